@@ -1,0 +1,123 @@
+//! The bound on the bytes of a whole bus, without a counter that every publish would fight for.
+//!
+//! A topic takes room from the [`Budget`] in blocks that grow with it and spends them by itself,
+//! so the shared counter is touched about once in every eighth of a topic's growth.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// All the room there is, in bytes.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        self.used
+            .fetch_update(Relaxed, Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= self.limit)
+            })
+            .is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Relaxed);
+    }
+}
+
+/// The part of a [`Budget`] that one topic holds; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    budget: Arc<Budget>,
+    held: u64,
+}
+
+impl Reservation {
+    /// The most that is taken in advance of need, in bytes.
+    const LARGEST_BLOCK: u64 = 1 << 20;
+
+    pub(crate) fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, held: 0 }
+    }
+
+    /// Bytes held, used or not.
+    pub(crate) fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// Bytes that the whole budget has.
+    pub(crate) fn limit(&self) -> u64 {
+        self.budget.limit()
+    }
+
+    /// Makes sure that `bytes` in all are held. Where the budget is too full for that, nothing
+    /// changes and the answer is `false`.
+    pub(crate) fn reserve(&mut self, bytes: u64) -> bool {
+        let Some(missing) = bytes.checked_sub(self.held).filter(|missing| *missing > 0) else {
+            return true;
+        };
+        for wanted in [missing.saturating_add(Self::block(bytes)), missing] {
+            if self.budget.take(wanted) {
+                self.held += wanted;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Gives back what is held far beyond `bytes`.
+    pub(crate) fn trim(&mut self, bytes: u64) {
+        let block = Self::block(bytes);
+        if self.held > bytes + 2 * block {
+            self.budget.give_back(self.held - bytes - block);
+            self.held = bytes + block;
+        }
+    }
+
+    fn block(bytes: u64) -> u64 {
+        (bytes / 8).min(Self::LARGEST_BLOCK)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.give_back(self.held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_blocks_and_at_the_limit_what_is_needed() {
+        let budget = Budget::new(1000);
+        let mut a = Reservation::new(Arc::clone(&budget));
+        assert!(a.reserve(800));
+        assert_eq!((a.held(), budget.used()), (900, 900));
+        assert!(a.reserve(1000), "the block does not fit, the need does");
+        assert!(!a.reserve(1001));
+        assert_eq!(budget.used(), 1000);
+
+        a.trim(80);
+        assert_eq!((a.held(), budget.used()), (90, 90));
+        drop(a);
+        assert_eq!(budget.used(), 0);
+    }
+}

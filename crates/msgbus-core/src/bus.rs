@@ -1,0 +1,342 @@
+//! The bus: the map of topics, and the only locks there are.
+//!
+//! Lock order: a shard of the map, then a topic. No lock is held while anyone is woken.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    task::Waker,
+    time::Instant,
+};
+
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+
+use crate::{
+    budget::{Budget, Reservation},
+    clock::Now,
+    error::{NoRoom, PublishError, SubscribeError},
+    message::{Draft, Message, TopicInfo},
+    name::TopicName,
+    options::Options,
+    stats::{BusStats, Counters, TopicStats},
+    subscription::{SubscribeOptions, Subscription},
+    topic::Topic,
+};
+
+/// A message bus: topics by name, each a bounded log that can be published to, pulled from and
+/// subscribed to. Cheap to clone; all clones are the same bus.
+///
+/// It starts no thread: memory of expired messages is given back by use, and by
+/// [`purge_expired`](Self::purge_expired), which a long-lived program calls every few seconds.
+#[derive(Debug, Clone)]
+pub struct MessageBus(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    shards: [RwLock<Shard>; SHARDS],
+    hasher: RandomState,
+    topics: AtomicUsize,
+    budget: Arc<Budget>,
+    last_epoch: AtomicU64,
+    closed: AtomicBool,
+}
+
+/// Enough that threads rarely meet at one lock, and few enough to walk.
+const SHARDS: usize = 16;
+
+#[derive(Debug, Default)]
+struct Shard {
+    topics: HashMap<TopicName, Arc<TopicCell>>,
+    /// What happened to the messages of topics that are gone.
+    gone: Counters,
+}
+
+/// A topic and the lock over it.
+#[derive(Debug)]
+pub(crate) struct TopicCell(Mutex<Topic>);
+
+impl TopicCell {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Topic> {
+        self.0.lock()
+    }
+}
+
+/// Where an accepted message went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The life of the topic, see [`TopicInfo::epoch`].
+    pub epoch: u64,
+    /// The number of the message in it.
+    pub id: u64,
+}
+
+/// What a sweep has dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Purged {
+    /// Expired messages.
+    pub messages: usize,
+    /// Topics that nobody used any more.
+    pub topics: usize,
+}
+
+impl MessageBus {
+    /// Makes an empty bus.
+    pub fn new(options: Options) -> Self {
+        Self(Arc::new(Shared {
+            budget: Budget::new(options.max_bytes),
+            options,
+            shards: Default::default(),
+            hasher: RandomState::new(),
+            topics: AtomicUsize::new(0),
+            last_epoch: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// The settings that the bus was made with.
+    pub fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    /// Publishes a message, creating the topic if need be. When this returns, the message has its
+    /// number and its place, and everyone who waits for it has been woken. It never blocks on a
+    /// subscriber.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn put(
+        &self,
+        topic: &TopicName,
+        message: impl Into<Draft>,
+    ) -> Result<Published, PublishError> {
+        let draft = message.into();
+        loop {
+            let cell = match self.find(topic) {
+                Some(cell) => cell,
+                None if self.is_closed() => return Err(PublishError::Closed),
+                None => self.find_or_create(topic)?,
+            };
+            let mut topic = cell.lock();
+            if topic.is_deleted() {
+                continue;
+            }
+            let id = topic.append(draft, Now::read())?;
+            let epoch = topic.info().epoch;
+            let sleepers = topic.sleepers();
+            drop(topic);
+            wake(sleepers);
+            return Ok(Published { epoch, id });
+        }
+    }
+
+    /// Pulls the oldest message of a topic that nobody has pulled yet; `None` when there is none.
+    /// Each message is pulled once at most. It stays in the log for subscriptions that replay it,
+    /// until it expires or a bound is reached.
+    pub fn get(&self, topic: &TopicName) -> Option<Message> {
+        self.find(topic)?.lock().take_next(Instant::now())
+    }
+
+    /// Subscribes to a topic, creating it if need be. From the return on, nothing that is
+    /// published escapes the subscription unannounced.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`].
+    pub fn subscribe(
+        &self,
+        topic: &TopicName,
+        options: impl Into<SubscribeOptions>,
+    ) -> Result<Subscription, SubscribeError> {
+        let SubscribeOptions { from, lag } = options.into();
+        loop {
+            if self.is_closed() {
+                return Err(SubscribeError::Closed);
+            }
+            let cell = self.find_or_create(topic)?;
+            let mut topic = cell.lock();
+            if topic.is_deleted() {
+                continue;
+            }
+            let (key, start) = topic.subscribe(from, lag, Now::read())?;
+            let info = Arc::clone(topic.info());
+            drop(topic);
+            return Ok(Subscription::new(cell, info, key, start));
+        }
+    }
+
+    /// The names of all topics, sorted.
+    pub fn topics(&self) -> Vec<TopicName> {
+        let mut names = Vec::new();
+        for shard in &self.0.shards {
+            names.extend(shard.read().topics.keys().cloned());
+        }
+        names.sort_unstable();
+        names
+    }
+
+    /// The counters of one topic; `None` when there is no such topic.
+    pub fn topic(&self, topic: &TopicName) -> Option<TopicStats> {
+        let cell = self.find(topic)?;
+        let mut topic = cell.lock();
+        (!topic.is_deleted()).then(|| topic.stats(Instant::now()))
+    }
+
+    /// The counters of the whole bus. Visits every topic.
+    pub fn stats(&self) -> BusStats {
+        let mut stats = BusStats { bytes: self.0.budget.used(), ..BusStats::default() };
+        for shard in &self.0.shards {
+            // The lock is kept while the topics are read, so that one which leaves is counted
+            // either there or in `gone`.
+            let shard = shard.read();
+            stats.counters += shard.gone;
+            stats.topics += shard.topics.len();
+            for topic in shard.topics.values() {
+                let topic = topic.lock().stats(Instant::now());
+                stats.counters += topic.counters;
+                stats.retained += topic.retained;
+                stats.subscribers += topic.subscribers;
+            }
+        }
+        stats
+    }
+
+    /// Deletes a topic with its messages and ends its subscriptions. Says whether there was one.
+    pub fn delete(&self, topic: &TopicName) -> bool {
+        let mut shard = self.shard(topic).write();
+        let Some(cell) = shard.topics.get(topic).map(Arc::clone) else { return false };
+        let sleepers = self.remove(&mut shard, &mut cell.lock());
+        drop(shard);
+        wake(sleepers);
+        true
+    }
+
+    /// Frees the memory of expired messages, and forgets topics that are not in use: without
+    /// messages, subscriptions, and any publish for ten times their ttl (10 minutes at least).
+    pub fn purge_expired(&self) -> Purged {
+        let mut purged = Purged::default();
+        for shard in &self.0.shards {
+            let topics: Vec<_> = shard.read().topics.values().map(Arc::clone).collect();
+            for cell in topics {
+                let mut topic = cell.lock();
+                let now = Instant::now();
+                purged.messages += topic.sweep(now);
+                let idle = topic.is_idle(now);
+                drop(topic);
+                if idle && self.forget(&mut shard.write(), &cell) {
+                    purged.topics += 1;
+                }
+            }
+        }
+        purged
+    }
+
+    /// Closes the bus: publishing and subscribing end at once; what is retained can still be
+    /// pulled, and received by subscriptions, which end after it.
+    pub fn close(&self) {
+        self.0.closed.store(true, Relaxed);
+        let mut sleepers = Vec::new();
+        for shard in &self.0.shards {
+            // Creating a topic takes the shard's lock for writing and looks at `closed` under it:
+            // whatever is created is either seen here, or not created.
+            for cell in shard.write().topics.values() {
+                let mut topic = cell.lock();
+                topic.close();
+                sleepers.append(&mut topic.sleepers());
+            }
+        }
+        wake(sleepers);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.closed.load(Relaxed)
+    }
+
+    fn shard(&self, topic: &TopicName) -> &RwLock<Shard> {
+        // The remainder is below SHARDS, so it fits.
+        #[expect(clippy::cast_possible_truncation, reason = "the remainder is below SHARDS")]
+        let index = (self.0.hasher.hash_one(topic) % SHARDS as u64) as usize;
+        &self.0.shards[index]
+    }
+
+    fn find(&self, topic: &TopicName) -> Option<Arc<TopicCell>> {
+        self.shard(topic).read().topics.get(topic).map(Arc::clone)
+    }
+
+    fn find_or_create(&self, name: &TopicName) -> Result<Arc<TopicCell>, NoRoom> {
+        if let Some(cell) = self.find(name) {
+            return Ok(cell);
+        }
+        let mut shard = self.shard(name).write();
+        if let Some(cell) = shard.topics.get(name) {
+            return Ok(Arc::clone(cell));
+        }
+        let limit = self.0.options.max_topics;
+        if self.0.topics.fetch_add(1, Relaxed) >= limit {
+            self.0.topics.fetch_sub(1, Relaxed);
+            return Err(NoRoom::Topics { limit });
+        }
+        let topic = self.new_topic(name).inspect_err(|_| {
+            self.0.topics.fetch_sub(1, Relaxed);
+        })?;
+        let cell = Arc::new(TopicCell(Mutex::new(topic)));
+        shard.topics.insert(name.clone(), Arc::clone(&cell));
+        Ok(cell)
+    }
+
+    fn new_topic(&self, name: &TopicName) -> Result<Topic, NoRoom> {
+        let now = Now::read();
+        let settings = self.0.options.settings_for(name);
+        let info = TopicInfo {
+            name: name.clone(),
+            epoch: self.next_epoch(now),
+            created: now.utc,
+            ttl: settings.ttl,
+        };
+        let room = Reservation::new(Arc::clone(&self.0.budget));
+        let mut topic = Topic::new(Arc::new(info), settings, room, now)?;
+        if self.is_closed() {
+            topic.close();
+        }
+        Ok(topic)
+    }
+
+    /// The time in nanoseconds, or one more than the last epoch where the clock has not moved on.
+    fn next_epoch(&self, now: Now) -> u64 {
+        let time = now.utc.timestamp_nanos_opt().and_then(|ns| u64::try_from(ns).ok()).unwrap_or(0);
+        let next = |last: u64| time.max(last + 1);
+        let last = self.0.last_epoch.fetch_update(Relaxed, Relaxed, |last| Some(next(last)));
+        next(last.unwrap_or_else(|last| last))
+    }
+
+    /// Takes an idle topic out of the map, unless it is in use again.
+    fn forget(&self, shard: &mut RwLockWriteGuard<'_, Shard>, cell: &TopicCell) -> bool {
+        let mut topic = cell.lock();
+        let idle = topic.is_idle(Instant::now());
+        if idle {
+            // Nobody sleeps where nobody subscribes.
+            let _ = self.remove(shard, &mut topic);
+        }
+        idle
+    }
+
+    /// Takes a topic out of the map and ends it. The sleepers are to be woken.
+    #[must_use]
+    fn remove(&self, shard: &mut RwLockWriteGuard<'_, Shard>, topic: &mut Topic) -> Vec<Waker> {
+        let now = Instant::now();
+        topic.delete(now);
+        shard.topics.remove(&topic.info().name);
+        shard.gone += topic.stats(now).counters;
+        self.0.topics.fetch_sub(1, Relaxed);
+        topic.sleepers()
+    }
+}
+
+fn wake(sleepers: Vec<Waker>) {
+    for sleeper in sleepers {
+        sleeper.wake();
+    }
+}

@@ -1,0 +1,205 @@
+//! The JSON of the wire, both ways: the only place that knows it. docs/protocol.md, section 3.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use base64::{Engine as _, display::Base64Display, engine::general_purpose::STANDARD};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize, Serializer};
+use thiserror::Error;
+
+use crate::{
+    message::{Message, TopicInfo},
+    name::NameError,
+    stats::TopicStats,
+};
+
+/// Why bytes are not a message.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum JsonError {
+    /// Not JSON, or not an object of the right shape.
+    #[error("not a message: {0}")]
+    Shape(#[from] serde_json::Error),
+    /// The topic has an impossible name.
+    #[error("not a message: {0}")]
+    Name(#[from] NameError),
+    /// The payload is not base64.
+    #[error("not a message: the payload is not base64: {0}")]
+    Payload(#[from] base64::DecodeError),
+}
+
+/// The time that stands for "never": the zero time of the ancestor's language.
+const NEVER: DateTime<Utc> = match DateTime::from_timestamp(-62_135_596_800, 0) {
+    Some(time) => time,
+    None => DateTime::<Utc>::MIN_UTC,
+};
+
+/// Appends a message as one JSON object, without a line end.
+pub fn write_message(out: &mut Vec<u8>, message: &Message) {
+    let wire = MessageObject {
+        id: message.id(),
+        // Fixed when the message was appended, so that a message has one encoding for ever.
+        topic: TopicObject::new(message.topic(), message.id().saturating_add(1)),
+        payload: Payload(message.payload()),
+        expires: Time(message.expires().unwrap_or(NEVER)),
+        created: Time(message.created()),
+    };
+    write(out, &wire);
+}
+
+/// Reads one message. Unknown fields are ignored; `expires`, and `ttl` of the topic, may be
+/// absent, as they are in later generations of the ancestor.
+///
+/// # Errors
+/// When `json` is not an object of that shape.
+pub fn read_message(json: &[u8]) -> Result<Message, JsonError> {
+    let wire: MessageIn<'_> = serde_json::from_slice(json)?;
+    let topic = TopicInfo {
+        name: wire.topic.name.parse()?,
+        epoch: 0,
+        created: wire.topic.created,
+        ttl: Some(Duration::from_nanos(wire.topic.ttl)).filter(|ttl| !ttl.is_zero()),
+    };
+    let payload = STANDARD.decode(wire.payload.as_bytes())?;
+    Ok(Message::new(
+        Arc::new(topic),
+        wire.id,
+        wire.created,
+        wire.expires.filter(|time| *time != NEVER),
+        None,
+        payload.into(),
+        None,
+    ))
+}
+
+/// Appends topics as one JSON object: name to topic object with counters, sorted by name.
+pub fn write_topics<'a>(out: &mut Vec<u8>, topics: impl IntoIterator<Item = &'a TopicStats>) {
+    let wire: BTreeMap<&str, TopicStatsObject<'_>> = topics
+        .into_iter()
+        .map(|stats| (stats.topic.name.as_str(), TopicStatsObject::new(stats)))
+        .collect();
+    write(out, &wire);
+}
+
+fn write(out: &mut Vec<u8>, wire: &impl Serialize) {
+    // These types have string keys and nothing that can fail, and neither can a Vec.
+    let _ = serde_json::to_writer(out, wire);
+}
+
+/// A time as the wire has it: RFC 3339, UTC, nanoseconds.
+pub fn format_time(time: DateTime<Utc>) -> String {
+    let format = if time == NEVER { SecondsFormat::Secs } else { SecondsFormat::Nanos };
+    time.to_rfc3339_opts(format, true)
+}
+
+/// The order of the fields is part of the contract.
+#[derive(Serialize)]
+struct MessageObject<'a> {
+    id: u64,
+    topic: TopicObject<'a>,
+    payload: Payload<'a>,
+    expires: Time,
+    created: Time,
+}
+
+#[derive(Serialize)]
+struct TopicObject<'a> {
+    name: &'a str,
+    /// Nanoseconds; 0 for ever.
+    ttl: u64,
+    seq: u64,
+    created: Time,
+}
+
+impl<'a> TopicObject<'a> {
+    fn new(topic: &'a TopicInfo, seq: u64) -> Self {
+        let ttl = topic.ttl.unwrap_or_default().as_nanos();
+        Self {
+            name: topic.name.as_str(),
+            // The ancestor's field is a signed 64-bit number.
+            ttl: u64::try_from(ttl).unwrap_or(u64::MAX).min(i64::MAX.cast_unsigned()),
+            seq,
+            created: Time(topic.created),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct TopicStatsObject<'a> {
+    #[serde(flatten)]
+    topic: TopicObject<'a>,
+    epoch: String,
+    first_id: u64,
+    next_id: u64,
+    retained: u64,
+    unpulled: u64,
+    bytes: u64,
+    subscribers: usize,
+    published: u64,
+    pulled: u64,
+    delivered: u64,
+    missed: u64,
+    expired: u64,
+    expired_unpulled: u64,
+    evicted: u64,
+    evicted_unpulled: u64,
+}
+
+impl<'a> TopicStatsObject<'a> {
+    fn new(stats: &'a TopicStats) -> Self {
+        let counters = stats.counters;
+        Self {
+            topic: TopicObject::new(&stats.topic, stats.next_id),
+            // Too large for the numbers of JavaScript, and opaque anyway.
+            epoch: stats.topic.epoch.to_string(),
+            first_id: stats.first_id,
+            next_id: stats.next_id,
+            retained: stats.retained,
+            unpulled: stats.unpulled,
+            bytes: stats.bytes,
+            subscribers: stats.subscribers,
+            published: counters.published,
+            pulled: counters.pulled,
+            delivered: counters.delivered,
+            missed: counters.missed,
+            expired: counters.expired.total,
+            expired_unpulled: counters.expired.unpulled,
+            evicted: counters.evicted.total,
+            evicted_unpulled: counters.evicted.unpulled,
+        }
+    }
+}
+
+struct Payload<'a>(&'a [u8]);
+
+impl Serialize for Payload<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Base64Display::new(self.0, &STANDARD))
+    }
+}
+
+struct Time(DateTime<Utc>);
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format_time(self.0))
+    }
+}
+
+#[derive(Deserialize)]
+struct MessageIn<'a> {
+    id: u64,
+    topic: TopicIn,
+    #[serde(borrow)]
+    payload: std::borrow::Cow<'a, str>,
+    expires: Option<DateTime<Utc>>,
+    created: DateTime<Utc>,
+}
+
+#[derive(Deserialize)]
+struct TopicIn {
+    name: String,
+    #[serde(default)]
+    ttl: u64,
+    created: DateTime<Utc>,
+}

@@ -1,0 +1,56 @@
+//! The engine of msgbus, for use inside a program: topics are bounded logs of numbered, expiring
+//! messages; pulling takes each message once, a subscription follows them all.
+//!
+//! It knows no socket and no async runtime, and starts no thread.
+//!
+//! ```
+//! use msgbus_core::{Event, MessageBus, Options, Position, TopicName};
+//!
+//! let bus = MessageBus::new(Options::default());
+//! let hello: TopicName = "hello".parse()?;
+//!
+//! let mut subscription = bus.subscribe(&hello, Position::New)?;
+//! bus.put(&hello, "hi there")?;
+//!
+//! let message = bus.get(&hello).expect("just published");
+//! assert_eq!(message.payload(), "hi there");
+//! assert!(bus.get(&hello).is_none(), "a message is pulled once");
+//!
+//! match subscription.recv_blocking()? {
+//!     Event::Message(message) => assert_eq!(message.id(), 0),
+//!     Event::Missed(count) => println!("{count} messages were gone before I got to them"),
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Everything is bounded, see [`Options`]; everything that leaves a bound is counted, see
+//! [`Counters`].
+
+mod budget;
+mod bus;
+mod clock;
+mod cursors;
+mod duration;
+mod error;
+pub mod json;
+mod log;
+mod message;
+mod name;
+mod options;
+mod pattern;
+mod position;
+mod stats;
+mod subscription;
+mod topic;
+
+pub use bus::{MessageBus, Published, Purged};
+pub use cursors::LagPolicy;
+pub use duration::{DurationError, format_duration, parse_duration};
+pub use error::{NoRoom, PublishError, RecvError, SubscribeError};
+pub use message::{Draft, Message, TopicInfo};
+pub use name::{NameError, TopicName};
+pub use options::{Options, Overflow, TopicRule, TopicSettings};
+pub use pattern::{PatternError, TopicPattern};
+pub use position::{Position, PositionError};
+pub use stats::{BusStats, Counters, Departed, SubscriptionStats, TopicStats};
+pub use subscription::{BatchLimit, Event, Start, SubscribeOptions, Subscription};

@@ -1,0 +1,154 @@
+//! Topic names: validated once, when made, and cheap to clone ever after.
+
+use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
+
+use thiserror::Error;
+
+/// The name of a topic: 1 to 255 bytes of UTF-8 in segments separated by `/`.
+///
+/// A value of this type is always valid; see [`NameError`] for what is refused. Cloning costs one
+/// atomic increment.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicName(Arc<str>);
+
+/// Why a text is not a topic name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum NameError {
+    /// Nothing is left of the name.
+    #[error("a topic name must not be empty")]
+    Empty,
+    /// More than [`TopicName::MAX_BYTES`] bytes.
+    #[error("a topic name has at most {max} bytes, this one has {0}", max = TopicName::MAX_BYTES)]
+    TooLong(usize),
+    /// A character of Unicode's class Cc, as line feed or NUL.
+    #[error("a topic name must not contain control characters")]
+    ControlCharacter,
+    /// An empty segment, or one that paths give another meaning.
+    #[error("a topic name must not contain an empty, \".\" or \"..\" segment")]
+    Segment,
+    /// `*` or `**` as a whole segment: they are kept for patterns.
+    #[error("\"*\" and \"**\" are patterns, not parts of a topic name")]
+    Wildcard,
+    /// A name that the server keeps for itself.
+    #[error("\"metrics\", \"healthz\" and everything under \"-/\" are reserved, never topics")]
+    Reserved,
+}
+
+impl TopicName {
+    /// The longest name, in bytes.
+    pub const MAX_BYTES: usize = 255;
+
+    /// Checks `name` and makes it a topic name. Slashes at its ends are an error here: a door that
+    /// is lenient about them trims them first.
+    ///
+    /// # Errors
+    /// The first rule of [`NameError`] that `name` breaks.
+    pub fn new(name: &str) -> Result<Self, NameError> {
+        check(name)?;
+        Ok(Self(name.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn check(name: &str) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if name.len() > TopicName::MAX_BYTES {
+        return Err(NameError::TooLong(name.len()));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(NameError::ControlCharacter);
+    }
+    if matches!(name, "metrics" | "healthz" | "-") || name.starts_with("-/") {
+        return Err(NameError::Reserved);
+    }
+    name.split('/').try_for_each(|segment| match segment {
+        "" | "." | ".." => Err(NameError::Segment),
+        "*" | "**" => Err(NameError::Wildcard),
+        _ => Ok(()),
+    })
+}
+
+impl FromStr for TopicName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        Self::new(name)
+    }
+}
+
+impl TryFrom<&str> for TopicName {
+    type Error = NameError;
+
+    fn try_from(name: &str) -> Result<Self, NameError> {
+        Self::new(name)
+    }
+}
+
+impl AsRef<str> for TopicName {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+/// Lets a map keyed by topic names be searched with a plain `&str`.
+impl Borrow<str> for TopicName {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl fmt::Display for TopicName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for TopicName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_inner_slashes_and_any_script() {
+        for name in ["a", "a/b/c", "größe", "日本/東京", "a b", "-", "…", "metrics/x", "-x", "a*b"]
+        {
+            let made = TopicName::new(name);
+            assert_eq!(made.is_ok(), name != "-", "{name}: {made:?}");
+        }
+        assert!(TopicName::new(&"x".repeat(255)).is_ok());
+    }
+
+    #[test]
+    fn names_the_broken_rule() {
+        for (name, why) in [
+            ("", NameError::Empty),
+            ("a\nb", NameError::ControlCharacter),
+            ("a\u{85}", NameError::ControlCharacter),
+            ("a//b", NameError::Segment),
+            ("/a", NameError::Segment),
+            ("a/", NameError::Segment),
+            ("a/./b", NameError::Segment),
+            ("..", NameError::Segment),
+            ("a/*", NameError::Wildcard),
+            ("**", NameError::Wildcard),
+            ("metrics", NameError::Reserved),
+            ("healthz", NameError::Reserved),
+            ("-/topics", NameError::Reserved),
+        ] {
+            assert_eq!(TopicName::new(name), Err(why), "{name:?}");
+        }
+        assert_eq!(TopicName::new(&"é".repeat(128)), Err(NameError::TooLong(256)));
+    }
+}

@@ -1,0 +1,138 @@
+//! Patterns over topic names, and which of two matching ones is the more specific.
+
+use std::{fmt, str::FromStr};
+
+use thiserror::Error;
+
+use crate::name::{NameError, TopicName};
+
+/// A pattern over topic names: `*` stands for one segment, `**` at the end for all the rest (one
+/// segment at least). A pattern without wildcards matches the topic of that very name.
+///
+/// Patterns are ordered from the most specific to the least: segment by segment, a literal comes
+/// before `*`, and `*` before `**`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TopicPattern(Vec<Segment>);
+
+/// The order of the variants is the order of specificity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Segment {
+    Literal(String),
+    One,
+    Rest,
+}
+
+/// Why a text is not a pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PatternError {
+    /// The pattern breaks a rule of topic names.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// `**` stands for the rest, so nothing can follow it.
+    #[error("\"**\" must be the last segment of a pattern")]
+    RestNotLast,
+}
+
+impl TopicPattern {
+    /// Whether `name` is one of the names that the pattern stands for.
+    pub fn matches(&self, name: &TopicName) -> bool {
+        let mut pattern = self.0.iter();
+        for segment in name.as_str().split('/') {
+            match pattern.next() {
+                Some(Segment::Literal(literal)) if literal == segment => {}
+                Some(Segment::One) => {}
+                Some(Segment::Rest) => return true,
+                Some(Segment::Literal(_)) | None => return false,
+            }
+        }
+        pattern.next().is_none()
+    }
+}
+
+impl FromStr for TopicPattern {
+    type Err = PatternError;
+
+    /// # Errors
+    /// The rule of [`PatternError`] that `text` breaks.
+    fn from_str(text: &str) -> Result<Self, PatternError> {
+        // What the wildcards stand for is a valid name, so a valid stand-in checks the rest.
+        let stand_in: Vec<&str> = text
+            .split('/')
+            .map(|part| if matches!(part, "*" | "**") { "x" } else { part })
+            .collect();
+        TopicName::new(&stand_in.join("/"))?;
+        let segments: Vec<Segment> = text
+            .split('/')
+            .map(|part| match part {
+                "*" => Segment::One,
+                "**" => Segment::Rest,
+                literal => Segment::Literal(literal.to_owned()),
+            })
+            .collect();
+        if segments.iter().rev().skip(1).any(|segment| *segment == Segment::Rest) {
+            return Err(PatternError::RestNotLast);
+        }
+        Ok(Self(segments))
+    }
+}
+
+impl fmt::Display for TopicPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, segment) in self.0.iter().enumerate() {
+            if at > 0 {
+                f.write_str("/")?;
+            }
+            f.write_str(match segment {
+                Segment::Literal(literal) => literal,
+                Segment::One => "*",
+                Segment::Rest => "**",
+            })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> TopicPattern {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_star_is_one_segment_and_two_are_the_rest() {
+        for (text, name, expected) in [
+            ("a", "a", true),
+            ("a", "a/b", false),
+            ("a/b", "a", false),
+            ("*", "a", true),
+            ("*", "a/b", false),
+            ("a/*", "a/b", true),
+            ("a/*", "a", false),
+            ("*/b", "a/b", true),
+            ("**", "a/b/c", true),
+            ("a/**", "a/b/c", true),
+            ("a/**", "a", false),
+            ("a/*/**", "a/b/c/d", true),
+        ] {
+            assert_eq!(pattern(text).matches(&name.parse().unwrap()), expected, "{text} on {name}");
+        }
+    }
+
+    #[test]
+    fn the_most_specific_comes_first() {
+        let mut patterns = ["**", "a/**", "*/b", "a/b", "*", "a/*", "a/*/c"].map(pattern);
+        patterns.sort();
+        let sorted: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+        assert_eq!(sorted, ["a/b", "a/*", "a/*/c", "a/**", "*", "*/b", "**"]);
+    }
+
+    #[test]
+    fn a_pattern_keeps_the_rules_of_names() {
+        for text in ["", "a//b", "**/a", "/", "metrics", "-/*"] {
+            assert!(text.parse::<TopicPattern>().is_err(), "{text}");
+        }
+    }
+}

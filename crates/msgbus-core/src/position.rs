@@ -1,0 +1,149 @@
+//! Where a subscription starts: the one parser of `since` and `index`, for servers and clients.
+
+use std::{str::FromStr, time::Duration};
+
+use chrono::{DateTime, Utc};
+use thiserror::Error;
+
+use crate::duration::parse_duration;
+
+/// A place in a topic's log at which a subscription starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Position {
+    /// Only what is published from now on.
+    #[default]
+    New,
+    /// Everything that is retained.
+    All,
+    /// The message with this id is the first one wanted.
+    Id(u64),
+    /// The first one wanted follows message `id` of the topic's life `epoch`. This is the position
+    /// to keep across restarts: ids begin anew with each epoch.
+    After {
+        /// The epoch of the topic in which `id` was received.
+        epoch: u64,
+        /// The last id received.
+        id: u64,
+    },
+    /// Everything retained that was created within this time before now.
+    Ago(Duration),
+    /// Everything retained that was created at this time or later.
+    At(DateTime<Utc>),
+}
+
+/// Why a text is not a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PositionError {
+    /// Not a value of `since`.
+    #[error(
+        "not a position: use all, new, an id, <epoch>-<id>, a duration back (10m) or an RFC 3339 time"
+    )]
+    Since,
+    /// Not a value of `index`.
+    #[error("not an index: use -1 for new messages, or the first id wanted")]
+    Index,
+    /// Not a value of `Last-Event-ID`.
+    #[error("not an event id: use <epoch>-<id>, as the server sent it")]
+    EventId,
+}
+
+impl Position {
+    /// Reads the ancestor's spelling of a position: `-1` for new messages, else the first id wanted.
+    ///
+    /// # Errors
+    /// When `text` is neither.
+    pub fn from_index(text: &str) -> Result<Self, PositionError> {
+        match text {
+            "-1" => Ok(Self::New),
+            _ => number(text).map(Self::Id).ok_or(PositionError::Index),
+        }
+    }
+
+    /// Reads `<epoch>-<id>`, the form in which a server names a message for resuming after it.
+    ///
+    /// # Errors
+    /// When `text` has another form.
+    pub fn from_event_id(text: &str) -> Result<Self, PositionError> {
+        text.split_once('-')
+            .and_then(|(epoch, id)| Some(Self::After { epoch: number(epoch)?, id: number(id)? }))
+            .ok_or(PositionError::EventId)
+    }
+}
+
+/// Reads a value of `since`: `all`, `new`, an id, `<epoch>-<id>`, a duration back or an RFC 3339
+/// time.
+impl FromStr for Position {
+    type Err = PositionError;
+
+    fn from_str(text: &str) -> Result<Self, PositionError> {
+        match text {
+            "all" => return Ok(Self::All),
+            "new" => return Ok(Self::New),
+            _ => {}
+        }
+        if let Some(id) = number(text) {
+            return Ok(Self::Id(id));
+        }
+        Self::from_event_id(text)
+            .ok()
+            .or_else(|| parse_duration(text).ok().map(Self::Ago))
+            .or_else(|| time(text).map(Self::At))
+            .ok_or(PositionError::Since)
+    }
+}
+
+/// Digits only: `u64::from_str` alone would take a leading `+`.
+fn number(text: &str) -> Option<u64> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+fn time(text: &str) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc3339(text)
+        // In a query string an unescaped `+02:00` arrives as ` 02:00`.
+        .or_else(|_| DateTime::parse_from_rfc3339(&text.replace(' ', "+")))
+        .ok()
+        .map(|time| time.to_utc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_has_six_forms() {
+        let noon = "2026-11-21T12:00:00Z".parse().unwrap();
+        for (text, position) in [
+            ("all", Position::All),
+            ("new", Position::New),
+            ("0", Position::Id(0)),
+            ("18446744073709551615", Position::Id(u64::MAX)),
+            ("17-4", Position::After { epoch: 17, id: 4 }),
+            ("10m", Position::Ago(Duration::from_secs(600))),
+            ("2026-11-21T12:00:00Z", Position::At(noon)),
+            ("2026-11-21T14:00:00+02:00", Position::At(noon)),
+            ("2026-11-21T14:00:00 02:00", Position::At(noon)),
+        ] {
+            assert_eq!(text.parse(), Ok(position), "{text}");
+        }
+    }
+
+    #[test]
+    fn since_refuses_the_rest() {
+        for text in
+            ["", "-1", "+1", "1-", "-", "1-2-3", "18446744073709551616", "ALL", "yesterday", "1.5"]
+        {
+            assert_eq!(text.parse::<Position>(), Err(PositionError::Since), "{text}");
+        }
+    }
+
+    #[test]
+    fn index_is_an_id_or_minus_one() {
+        assert_eq!(Position::from_index("-1"), Ok(Position::New));
+        assert_eq!(Position::from_index("7"), Ok(Position::Id(7)));
+        for text in ["", "-2", "all", "+1", "1-2"] {
+            assert_eq!(Position::from_index(text), Err(PositionError::Index), "{text}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! A subscription: a cursor of its own over a topic's log, and a wake-up. It holds no message that
+//! it has not handed out.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
+
+use futures_core::Stream;
+
+use crate::{
+    bus::TopicCell,
+    cursors::{CursorKey, LagPolicy},
+    error::RecvError,
+    message::{Message, TopicInfo},
+    position::Position,
+    stats::SubscriptionStats,
+    topic::Topic,
+};
+
+/// How to subscribe. A bare [`Position`] converts to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SubscribeOptions {
+    /// Where to start; by default with the next message published.
+    pub from: Position,
+    /// What to do after falling behind what is retained; by default go on and be told.
+    pub lag: LagPolicy,
+}
+
+impl From<Position> for SubscribeOptions {
+    fn from(from: Position) -> Self {
+        Self { from, ..Self::default() }
+    }
+}
+
+/// What a subscription receives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The next message.
+    Message(Message),
+    /// This many messages, next in the topic's order, were gone (expired or evicted) before the
+    /// subscription got to them.
+    Missed(u64),
+}
+
+/// Where a subscription started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// The id of the first message that it can receive.
+    pub next_id: u64,
+    /// How many messages, of those it asked for, were already gone. They are also its first
+    /// [`Event::Missed`].
+    pub missed: u64,
+    /// Whether the position was from another life of the topic, or ahead of this one. Then the
+    /// subscription starts with the first message of this life.
+    pub restarted: bool,
+}
+
+/// The bounds of one [`Subscription::recv_batch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimit {
+    /// The most events.
+    pub events: usize,
+    /// No further message is taken once the payloads come to this many bytes.
+    pub bytes: usize,
+}
+
+/// A live subscription to one topic.
+///
+/// It can be used from any executor ([`recv`](Self::recv), [`recv_batch`](Self::recv_batch), or as
+/// a [`Stream`] that ends when the subscription does), and from a thread without one
+/// ([`recv_blocking`](Self::recv_blocking), [`recv_timeout`](Self::recv_timeout),
+/// [`try_recv`](Self::try_recv)). Dropping it unsubscribes.
+#[derive(Debug)]
+pub struct Subscription {
+    topic: Arc<TopicCell>,
+    info: Arc<TopicInfo>,
+    key: CursorKey,
+    start: Start,
+}
+
+impl Subscription {
+    pub(crate) fn new(
+        topic: Arc<TopicCell>,
+        info: Arc<TopicInfo>,
+        key: CursorKey,
+        start: Start,
+    ) -> Self {
+        Self { topic, info, key, start }
+    }
+
+    /// The topic subscribed to.
+    pub fn topic(&self) -> &Arc<TopicInfo> {
+        &self.info
+    }
+
+    /// Where the subscription started.
+    pub fn start(&self) -> Start {
+        self.start
+    }
+
+    /// What it has received, missed and still before it.
+    pub fn stats(&self) -> SubscriptionStats {
+        self.topic.lock().subscription_stats(self.key, Instant::now())
+    }
+
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    /// When the subscription is over, see [`RecvError`].
+    ///
+    /// # Cancel safety
+    /// An event is taken only when the future completes: dropping it early loses nothing.
+    pub async fn recv(&mut self) -> Result<Event, RecvError> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// Waits until there is an event, and appends what there is to `events`, up to `limit`, but at
+    /// least one.
+    ///
+    /// # Errors
+    /// When the subscription is over, see [`RecvError`]. Then nothing was appended.
+    ///
+    /// # Cancel safety
+    /// As [`recv`](Self::recv).
+    pub async fn recv_batch(
+        &mut self,
+        events: &mut Vec<Event>,
+        limit: BatchLimit,
+    ) -> Result<(), RecvError> {
+        poll_fn(|cx| self.poll_with(Some(cx), |topic, key| take_batch(topic, key, events, limit)))
+            .await
+    }
+
+    /// Polls for the next event: [`recv`](Self::recv) for hand-written futures.
+    ///
+    /// # Errors
+    /// When the subscription is over, see [`RecvError`].
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, RecvError>> {
+        self.poll_with(Some(cx), Topic::next_event)
+    }
+
+    /// Takes the next event if there is one.
+    ///
+    /// # Errors
+    /// When the subscription is over, see [`RecvError`].
+    pub fn try_recv(&mut self) -> Result<Option<Event>, RecvError> {
+        match self.poll_with(None, Topic::next_event) {
+            Poll::Ready(event) => event.map(Some),
+            Poll::Pending => Ok(None),
+        }
+    }
+
+    /// Blocks the thread until there is an event. Not for use on an executor's threads.
+    ///
+    /// # Errors
+    /// When the subscription is over, see [`RecvError`].
+    pub fn recv_blocking(&mut self) -> Result<Event, RecvError> {
+        loop {
+            // Without a deadline there is always an answer.
+            if let Some(event) = self.recv_until(None)? {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Blocks the thread until there is an event, or for this long: then the answer is `None`.
+    ///
+    /// # Errors
+    /// When the subscription is over, see [`RecvError`].
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Option<Event>, RecvError> {
+        self.recv_until(Instant::now().checked_add(timeout))
+    }
+
+    fn recv_until(&mut self, deadline: Option<Instant>) -> Result<Option<Event>, RecvError> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut cx = Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(event) = self.poll_recv(&mut cx) {
+                return event.map(Some);
+            }
+            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return Ok(None),
+                Some(left) => thread::park_timeout(left),
+                None => thread::park(),
+            }
+        }
+    }
+
+    /// Runs `take` under the topic's lock. When it finds nothing, the task of `cx` is woken when
+    /// there is something: it is parked under the same lock, so no publish falls between.
+    fn poll_with<T>(
+        &mut self,
+        cx: Option<&mut Context<'_>>,
+        take: impl FnOnce(&mut Topic, CursorKey) -> Result<Option<T>, RecvError>,
+    ) -> Poll<Result<T, RecvError>> {
+        let mut topic = self.topic.lock();
+        topic.expire(Instant::now());
+        match take(&mut topic, self.key).transpose() {
+            Some(taken) => Poll::Ready(taken),
+            None => {
+                if let Some(cx) = cx {
+                    topic.park(self.key, cx.waker());
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Takes events up to the limit. An error behind some events waits for the next call, which finds
+/// it again.
+fn take_batch(
+    topic: &mut Topic,
+    key: CursorKey,
+    events: &mut Vec<Event>,
+    limit: BatchLimit,
+) -> Result<Option<()>, RecvError> {
+    let before = events.len();
+    let mut bytes = 0;
+    while events.len() - before < limit.events.max(1) && bytes < limit.bytes.max(1) {
+        match topic.next_event(key) {
+            Ok(Some(event)) => {
+                if let Event::Message(message) = &event {
+                    bytes += message.payload().len();
+                }
+                events.push(event);
+            }
+            Err(end) if events.len() == before => return Err(end),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    Ok((events.len() > before).then_some(()))
+}
+
+/// The events until the subscription is over, for whatever reason.
+impl Stream for Subscription {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.poll_recv(cx).map(Result::ok)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.topic.lock().unsubscribe(self.key);
+    }
+}
+
+/// Wakes a blocked thread as one wakes a task.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}

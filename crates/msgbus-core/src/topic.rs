@@ -1,0 +1,375 @@
+//! The rules of one topic. No lock and no clock here: callers hold the one and pass the other, so
+//! that everything can be tested with invented times.
+
+use std::{
+    sync::Arc,
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::{
+    budget::Reservation,
+    clock::Now,
+    cursors::{Cursor, CursorKey, Cursors, LagPolicy},
+    error::{NoRoom, PublishError, RecvError, SubscribeError},
+    log::Log,
+    message::{Draft, Message, TopicInfo},
+    options::{Overflow, TopicSettings},
+    position::Position,
+    stats::{Counters, SubscriptionStats, TopicStats},
+    subscription::{Event, Start},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// One topic: its log, the cursors over it, and the bounds.
+#[derive(Debug)]
+pub(crate) struct Topic {
+    info: Arc<TopicInfo>,
+    settings: TopicSettings,
+    life: Life,
+    log: Log,
+    /// The id of the next message to pull: of those retained, the ones below it were pulled.
+    pull_next: u64,
+    cursors: Cursors,
+    counters: Counters,
+    room: Reservation,
+    /// What the topic itself counts for in `room`, in bytes.
+    own_charge: u64,
+    last_created: DateTime<Utc>,
+    last_publish: Instant,
+}
+
+/// Whether a topic still takes messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Open,
+    /// The bus is closed: what is retained may still be read.
+    Closed,
+    /// The topic is out of the map: whoever still holds it has to look again.
+    Deleted,
+}
+
+impl Topic {
+    /// What a topic counts for in the bound of the bus beyond its name and messages, in bytes.
+    const OVERHEAD: u64 = 512;
+    /// A topic without use is forgotten after this many times its ttl, but not before the next.
+    const IDLE_TTLS: u32 = 10;
+    const SHORTEST_IDLE: Duration = Duration::from_secs(600);
+
+    /// # Errors
+    /// When the bus has no room for another topic.
+    pub(crate) fn new(
+        info: Arc<TopicInfo>,
+        settings: TopicSettings,
+        mut room: Reservation,
+        now: Now,
+    ) -> Result<Self, NoRoom> {
+        let own_charge = info.name.as_str().len() as u64 + Self::OVERHEAD;
+        if !room.reserve(own_charge) {
+            return Err(NoRoom::Bytes { limit: room.limit() });
+        }
+        Ok(Self {
+            last_created: info.created,
+            info,
+            settings,
+            life: Life::Open,
+            log: Log::default(),
+            pull_next: 0,
+            cursors: Cursors::default(),
+            counters: Counters::default(),
+            room,
+            own_charge,
+            last_publish: now.instant,
+        })
+    }
+
+    pub(crate) fn info(&self) -> &Arc<TopicInfo> {
+        &self.info
+    }
+
+    /// Whether the topic has left the map: its name may have a new one by now.
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.life == Life::Deleted
+    }
+
+    // Publishing
+
+    /// Appends a message: numbers it and makes it visible to everybody in one step. The caller
+    /// then wakes [`sleepers`](Self::sleepers).
+    pub(crate) fn append(&mut self, draft: Draft, now: Now) -> Result<u64, PublishError> {
+        if self.life != Life::Open {
+            return Err(PublishError::Closed);
+        }
+        self.expire(now.instant);
+        self.make_room(draft.charge())?;
+
+        let id = self.log.next_id();
+        let created = self.last_created.max(now.utc);
+        let ttl = match (self.settings.ttl, draft.ttl) {
+            (Some(longest), Some(asked)) => Some(asked.min(longest)),
+            (longest, asked) => asked.or(longest),
+        };
+        let expires = ttl
+            .and_then(|ttl| TimeDelta::from_std(ttl).ok())
+            .and_then(|ttl| created.checked_add_signed(ttl));
+        let message = Message::new(
+            Arc::clone(&self.info),
+            id,
+            created,
+            expires,
+            ttl.and_then(|ttl| now.instant.checked_add(ttl)),
+            draft.payload,
+            draft.content_type,
+        );
+        self.log.push(message, ttl != self.settings.ttl);
+        self.counters.published += 1;
+        self.last_created = created;
+        self.last_publish = now.instant;
+        Ok(id)
+    }
+
+    /// Sees to it that a message of this charge fits every bound, or refuses it.
+    fn make_room(&mut self, charge: u64) -> Result<(), PublishError> {
+        let TopicSettings { max_messages, max_bytes, .. } = self.settings;
+        if charge > max_bytes {
+            return Err(PublishError::TooLarge { size: charge, limit: max_bytes });
+        }
+        self.make_room_in_bus(charge)?;
+        while self.log.len() >= max_messages || self.log.bytes() + charge > max_bytes {
+            if !self.evict_one() {
+                return Err(PublishError::TopicFull);
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses before anything is evicted where evicting all would not be enough.
+    fn make_room_in_bus(&mut self, charge: u64) -> Result<(), NoRoom> {
+        let least = self.own_charge + charge;
+        if self.room.reserve(least + self.log.bytes()) {
+            return Ok(());
+        }
+        let full = NoRoom::Bytes { limit: self.room.limit() };
+        if !self.room.reserve(least) {
+            return Err(full);
+        }
+        while least + self.log.bytes() > self.room.held() {
+            if !self.evict_one() {
+                return Err(full);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the oldest message, if the policy lets it go.
+    fn evict_one(&mut self) -> bool {
+        let Some(oldest) = self.log.first() else { return false };
+        let was_pulled = oldest.id() < self.pull_next;
+        if self.settings.overflow == Overflow::Reject && !was_pulled {
+            return false;
+        }
+        self.log.pop();
+        self.counters.evicted.count(was_pulled);
+        true
+    }
+
+    // Expiry
+
+    /// Drops every message whose time is over and says how many they were.
+    pub(crate) fn expire(&mut self, now: Instant) -> usize {
+        let before = self.log.len();
+        while let Some(message) = self.log.pop_expired(now) {
+            self.counters.expired.count(message.id() < self.pull_next);
+        }
+        before - self.log.len()
+    }
+
+    /// As any read or publish does, but also gives memory back.
+    pub(crate) fn sweep(&mut self, now: Instant) -> usize {
+        let expired = self.expire(now);
+        self.log.shrink();
+        self.room.trim(self.own_charge + self.log.bytes());
+        expired
+    }
+
+    /// Whether nothing would be lost, and nobody would notice, if the topic were forgotten.
+    pub(crate) fn is_idle(&self, now: Instant) -> bool {
+        let patience = self.settings.ttl.map_or(Self::SHORTEST_IDLE, |ttl| {
+            ttl.saturating_mul(Self::IDLE_TTLS).max(Self::SHORTEST_IDLE)
+        });
+        self.life == Life::Open
+            && self.log.is_empty()
+            && self.cursors.len() == 0
+            && now.saturating_duration_since(self.last_publish) >= patience
+    }
+
+    // Pulling
+
+    /// Takes the oldest message that nobody has pulled.
+    pub(crate) fn take_next(&mut self, now: Instant) -> Option<Message> {
+        self.expire(now);
+        let message = self.log.from(self.pull_next).next()?.clone();
+        self.pull_next = message.id() + 1;
+        self.counters.pulled += 1;
+        Some(message)
+    }
+
+    // Subscribing
+
+    /// Adds a cursor at a position.
+    ///
+    /// # Errors
+    /// When the bus is closed.
+    pub(crate) fn subscribe(
+        &mut self,
+        position: Position,
+        lag: LagPolicy,
+        now: Now,
+    ) -> Result<(CursorKey, Start), SubscribeError> {
+        if self.life != Life::Open {
+            return Err(SubscribeError::Closed);
+        }
+        self.expire(now.instant);
+        let (wanted, restarted) = self.resolve(position, now.utc);
+        let next = wanted.max(self.log.first_id());
+        let key = self.cursors.insert(Cursor::new(wanted, next, lag));
+        Ok((key, Start { next_id: next, missed: next - wanted, restarted }))
+    }
+
+    /// The first id that a position asks for, and whether it must be from another life of the
+    /// topic: then everything is wanted from the start.
+    fn resolve(&mut self, position: Position, now: DateTime<Utc>) -> (u64, bool) {
+        let tail = self.log.next_id();
+        let since = |log: &mut Log, time| (log.first_created_at(time), false);
+        match position {
+            Position::New => (tail, false),
+            Position::All => (self.log.first_id(), false),
+            Position::Id(id) if id <= tail => (id, false),
+            Position::After { epoch, id } if epoch == self.info.epoch && id < tail => {
+                (id + 1, false)
+            }
+            Position::Id(_) | Position::After { .. } => (0, true),
+            Position::At(time) => since(&mut self.log, time),
+            Position::Ago(ago) => {
+                let time = TimeDelta::from_std(ago)
+                    .ok()
+                    .and_then(|ago| now.checked_sub_signed(ago))
+                    .unwrap_or(DateTime::<Utc>::MIN_UTC);
+                since(&mut self.log, time)
+            }
+        }
+    }
+
+    /// Moves a cursor over the next thing there is for it: a message, or a gap. The caller has
+    /// called [`expire`](Self::expire) under the same lock.
+    ///
+    /// # Errors
+    /// When the subscription is over; it is so at every later call.
+    pub(crate) fn next_event(&mut self, key: CursorKey) -> Result<Option<Event>, RecvError> {
+        if self.life == Life::Deleted {
+            return Err(RecvError::Deleted);
+        }
+        let cursor = self.cursors.get_mut(key);
+        let untold = std::mem::take(&mut cursor.untold);
+        if untold > 0 {
+            self.counters.missed += untold;
+            return Ok(Some(Event::Missed(untold)));
+        }
+        let message = self.log.from(cursor.next).next();
+        let reached = message.map_or(self.log.next_id(), Message::id);
+        let missed = reached - cursor.next;
+        if missed > 0 {
+            if cursor.lag == LagPolicy::Disconnect {
+                return Err(RecvError::Lagged { missed });
+            }
+            cursor.next = reached;
+            self.counters.missed += missed;
+            return Ok(Some(Event::Missed(missed)));
+        }
+        match message {
+            Some(message) => {
+                cursor.next = reached + 1;
+                cursor.received += 1;
+                self.counters.delivered += 1;
+                Ok(Some(Event::Message(message.clone())))
+            }
+            None if self.life == Life::Closed => Err(RecvError::Closed),
+            None => Ok(None),
+        }
+    }
+
+    /// Remembers whom to wake when there is something for this cursor.
+    pub(crate) fn park(&mut self, key: CursorKey, waker: &Waker) {
+        self.cursors.park(key, waker);
+    }
+
+    /// Everyone who waits for what has just happened. To be woken when the lock is released.
+    #[must_use]
+    pub(crate) fn sleepers(&mut self) -> Vec<Waker> {
+        self.cursors.unpark_all()
+    }
+
+    pub(crate) fn unsubscribe(&mut self, key: CursorKey) {
+        let cursor = self.cursors.get(key);
+        self.counters.missed += self.unnoticed(cursor);
+        self.cursors.remove(key);
+    }
+
+    /// Messages that are gone and that the subscription has not been told of.
+    fn unnoticed(&self, cursor: &Cursor) -> u64 {
+        cursor.untold + (self.log.next_id() - cursor.next) - self.log.count_from(cursor.next)
+    }
+
+    pub(crate) fn subscription_stats(&mut self, key: CursorKey, now: Instant) -> SubscriptionStats {
+        self.expire(now);
+        let cursor = self.cursors.get(key);
+        let pending = self.log.count_from(cursor.next);
+        let published = self.log.next_id() - cursor.start;
+        SubscriptionStats {
+            received: cursor.received,
+            missed: published - cursor.received - pending,
+            pending,
+        }
+    }
+
+    // Ending
+
+    /// Takes no more messages; what is retained can still be read.
+    pub(crate) fn close(&mut self) {
+        if self.life == Life::Open {
+            self.life = Life::Closed;
+        }
+    }
+
+    /// Drops the log. The caller takes the topic out of the map and wakes the sleepers.
+    pub(crate) fn delete(&mut self, now: Instant) {
+        self.expire(now);
+        self.life = Life::Deleted;
+        while let Some(message) = self.log.pop() {
+            self.counters.deleted.count(message.id() < self.pull_next);
+        }
+        self.sweep(now);
+    }
+
+    // Accounting
+
+    pub(crate) fn stats(&mut self, now: Instant) -> TopicStats {
+        self.expire(now);
+        let unnoticed: u64 = self.cursors.iter().map(|cursor| self.unnoticed(cursor)).sum();
+        TopicStats {
+            topic: Arc::clone(&self.info),
+            counters: Counters { missed: self.counters.missed + unnoticed, ..self.counters },
+            retained: self.log.len() as u64,
+            unpulled: self.log.count_from(self.pull_next),
+            bytes: self.log.bytes(),
+            max_messages: self.settings.max_messages,
+            first_id: self.log.first_id(),
+            next_id: self.log.next_id(),
+            subscribers: self.cursors.len(),
+        }
+    }
+}

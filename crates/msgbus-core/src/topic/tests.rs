@@ -1,0 +1,411 @@
+//! The rules held against a naive model: every message ever published in one `Vec`, every answer
+//! found by walking it. Times are invented.
+
+use std::{sync::Arc, time::Duration};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{budget::Budget, name::TopicName};
+
+const TTL: Duration = Duration::from_secs(100);
+
+#[derive(Debug, Clone)]
+enum Step {
+    Put { size: usize, ttl: Option<u64> },
+    Get,
+    Subscribe { position: Position, lag: LagPolicy },
+    Receive { subscriber: usize },
+    Unsubscribe { subscriber: usize },
+    Wait { seconds: u64 },
+    Sweep,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let position = prop_oneof![
+        Just(Position::New),
+        Just(Position::All),
+        (0..40u64).prop_map(Position::Id),
+        (0..2u64, 0..40u64).prop_map(|(epoch, id)| Position::After { epoch, id }),
+        (0..200u64).prop_map(|seconds| Position::Ago(Duration::from_secs(seconds))),
+    ];
+    let lag = prop_oneof![3 => Just(LagPolicy::Skip), 1 => Just(LagPolicy::Disconnect)];
+    prop_oneof![
+        8 => (0..300usize, prop::option::weighted(0.4, 0..150u64))
+            .prop_map(|(size, ttl)| Step::Put { size, ttl }),
+        3 => Just(Step::Get),
+        2 => (position, lag).prop_map(|(position, lag)| Step::Subscribe { position, lag }),
+        6 => (0..6usize).prop_map(|subscriber| Step::Receive { subscriber }),
+        1 => (0..6usize).prop_map(|subscriber| Step::Unsubscribe { subscriber }),
+        3 => (1..60u64).prop_map(|seconds| Step::Wait { seconds }),
+        1 => Just(Step::Sweep),
+    ]
+}
+
+fn settings() -> impl Strategy<Value = TopicSettings> {
+    let overflow = prop_oneof![Just(Overflow::DropOldest), Just(Overflow::Reject)];
+    (prop::option::weighted(0.8, Just(TTL)), 1..12usize, 200..3000u64, overflow).prop_map(
+        |(ttl, max_messages, max_bytes, overflow)| TopicSettings {
+            ttl,
+            max_messages,
+            max_bytes,
+            overflow,
+        },
+    )
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Retained,
+    Expired,
+    Evicted,
+}
+
+#[derive(Debug)]
+struct Record {
+    deadline: Option<Instant>,
+    created: DateTime<Utc>,
+    charge: u64,
+    pulled: bool,
+    fate: Fate,
+}
+
+#[derive(Debug)]
+struct Reader {
+    start: u64,
+    next: u64,
+    untold: u64,
+    received: u64,
+    lag: LagPolicy,
+}
+
+struct Model {
+    settings: TopicSettings,
+    epoch: u64,
+    all: Vec<Record>,
+    missed_by_the_gone: u64,
+    delivered: u64,
+}
+
+impl Model {
+    fn retained(&self) -> impl Iterator<Item = (u64, &Record)> {
+        self.all
+            .iter()
+            .enumerate()
+            .map(|(id, m)| (id as u64, m))
+            .filter(|(_, m)| m.fate == Fate::Retained)
+    }
+
+    fn first_from(&self, id: u64) -> Option<u64> {
+        self.retained().map(|(at, _)| at).find(|at| *at >= id)
+    }
+
+    fn tail(&self) -> u64 {
+        self.all.len() as u64
+    }
+
+    fn expire(&mut self, now: Instant) {
+        for message in &mut self.all {
+            if message.fate == Fate::Retained && message.deadline.is_some_and(|at| at <= now) {
+                message.fate = Fate::Expired;
+            }
+        }
+    }
+
+    fn put(&mut self, draft: &Draft, now: Now) -> Result<u64, PublishError> {
+        let limit = self.settings.max_bytes;
+        let charge = draft.payload.len() as u64 + 128;
+        if charge > limit {
+            return Err(PublishError::TooLarge { size: charge, limit });
+        }
+        loop {
+            let (count, bytes) = self
+                .retained()
+                .fold((0, 0), |(count, bytes), (_, m)| (count + 1, bytes + m.charge));
+            if count < self.settings.max_messages && bytes + charge <= limit {
+                break;
+            }
+            let oldest = self.all.iter_mut().find(|m| m.fate == Fate::Retained).unwrap();
+            if self.settings.overflow == Overflow::Reject && !oldest.pulled {
+                return Err(PublishError::TopicFull);
+            }
+            oldest.fate = Fate::Evicted;
+        }
+        let ttl = match (draft.ttl, self.settings.ttl) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.all.push(Record {
+            deadline: ttl.map(|ttl| now.instant + ttl),
+            created: now.utc,
+            charge,
+            pulled: false,
+            fate: Fate::Retained,
+        });
+        Ok(self.tail() - 1)
+    }
+
+    fn get(&mut self) -> Option<u64> {
+        let id = self.retained().find(|(_, m)| !m.pulled).map(|(id, _)| id)?;
+        self.all[usize::try_from(id).unwrap()].pulled = true;
+        Some(id)
+    }
+
+    fn subscribe(&self, position: Position, lag: LagPolicy, now: Now) -> (Reader, bool) {
+        let tail = self.tail();
+        let first_created_at =
+            |time| self.retained().find(|(_, m)| m.created >= time).map_or(tail, |(id, _)| id);
+        let (start, restarted) = match position {
+            Position::New => (tail, false),
+            Position::All => (self.first_from(0).unwrap_or(tail), false),
+            Position::Id(id) if id <= tail => (id, false),
+            Position::After { epoch, id } if epoch == self.epoch && id < tail => (id + 1, false),
+            Position::Id(_) | Position::After { .. } => (0, true),
+            Position::Ago(ago) => (first_created_at(now.utc - ago), false),
+            Position::At(time) => (first_created_at(time), false),
+        };
+        let next = start.max(self.first_from(0).unwrap_or(tail));
+        (Reader { start, next, untold: next - start, received: 0, lag }, restarted)
+    }
+
+    fn receive(&mut self, reader: &mut Reader) -> Result<Option<Result<u64, u64>>, RecvError> {
+        if reader.untold > 0 {
+            return Ok(Some(Err(std::mem::take(&mut reader.untold))));
+        }
+        let reached = self.first_from(reader.next).unwrap_or(self.tail());
+        let missed = reached - reader.next;
+        if missed > 0 && reader.lag == LagPolicy::Disconnect {
+            return Err(RecvError::Lagged { missed });
+        }
+        reader.next = reached;
+        if missed > 0 {
+            return Ok(Some(Err(missed)));
+        }
+        if reached == self.tail() {
+            return Ok(None);
+        }
+        reader.next += 1;
+        reader.received += 1;
+        self.delivered += 1;
+        Ok(Some(Ok(reached)))
+    }
+
+    fn pending(&self, reader: &Reader) -> u64 {
+        self.retained().filter(|(id, _)| *id >= reader.next).count() as u64
+    }
+
+    fn missed(&self, reader: &Reader) -> u64 {
+        self.tail() - reader.start - reader.received - self.pending(reader)
+    }
+
+    fn counters(&self, readers: &[(CursorKey, Reader)]) -> Counters {
+        let departed = |fate| {
+            let gone: Vec<_> = self.all.iter().filter(|m| m.fate == fate).collect();
+            crate::stats::Departed {
+                total: gone.len() as u64,
+                unpulled: gone.iter().filter(|m| !m.pulled).count() as u64,
+            }
+        };
+        Counters {
+            published: self.tail(),
+            pulled: self.all.iter().filter(|m| m.pulled).count() as u64,
+            delivered: self.delivered,
+            missed: self.missed_by_the_gone
+                + readers.iter().map(|(_, reader)| self.missed(reader)).sum::<u64>(),
+            expired: departed(Fate::Expired),
+            evicted: departed(Fate::Evicted),
+            deleted: crate::stats::Departed::default(),
+        }
+    }
+}
+
+fn now() -> Now {
+    Now { instant: Instant::now(), utc: DateTime::UNIX_EPOCH + Duration::from_secs(1_000_000) }
+}
+
+fn later(now: Now, by: Duration) -> Now {
+    Now { instant: now.instant + by, utc: now.utc + by }
+}
+
+fn topic(settings: TopicSettings, max_bytes: u64, now: Now) -> Topic {
+    let name: TopicName = "t".parse().unwrap();
+    let info = TopicInfo { name, epoch: 1, created: now.utc, ttl: settings.ttl };
+    Topic::new(Arc::new(info), settings, Reservation::new(Budget::new(max_bytes)), now).unwrap()
+}
+
+fn play(settings: TopicSettings, steps: Vec<Step>) {
+    let mut now = now();
+    let mut topic = topic(settings, u64::MAX, now);
+    let mut model =
+        Model { settings, epoch: 1, all: Vec::new(), missed_by_the_gone: 0, delivered: 0 };
+    let mut readers: Vec<(CursorKey, Reader)> = Vec::new();
+
+    for step in steps {
+        model.expire(now.instant);
+        match step {
+            Step::Put { size, ttl } => {
+                let draft =
+                    Draft { ttl: ttl.map(Duration::from_secs), ..Draft::new(vec![0; size]) };
+                let expected = model.put(&draft, now);
+                assert_eq!(topic.append(draft, now), expected);
+                model.expire(now.instant);
+            }
+            Step::Get => {
+                assert_eq!(topic.take_next(now.instant).map(|m| m.id()), model.get());
+            }
+            Step::Subscribe { position, lag } => {
+                let (reader, restarted) = model.subscribe(position, lag, now);
+                let (key, start) = topic.subscribe(position, lag, now).unwrap();
+                assert_eq!(
+                    (start.next_id, start.missed, start.restarted),
+                    (reader.next, reader.untold, restarted)
+                );
+                readers.push((key, reader));
+            }
+            Step::Receive { subscriber } => {
+                let Some((key, reader)) = readers.get_mut(subscriber) else { continue };
+                topic.expire(now.instant);
+                let event = topic.next_event(*key).map(|event| {
+                    event.map(|event| match event {
+                        Event::Message(message) => Ok(message.id()),
+                        Event::Missed(count) => Err(count),
+                    })
+                });
+                assert_eq!(event, model.receive(reader));
+            }
+            Step::Unsubscribe { subscriber } => {
+                if subscriber < readers.len() {
+                    let (key, reader) = readers.swap_remove(subscriber);
+                    topic.expire(now.instant);
+                    topic.unsubscribe(key);
+                    model.missed_by_the_gone += model.missed(&reader);
+                }
+            }
+            Step::Wait { seconds } => now = later(now, Duration::from_secs(seconds)),
+            Step::Sweep => {
+                topic.sweep(now.instant);
+            }
+        }
+        compare(&mut topic, &mut model, &readers, now);
+    }
+}
+
+fn compare(topic: &mut Topic, model: &mut Model, readers: &[(CursorKey, Reader)], now: Now) {
+    model.expire(now.instant);
+    let stats = topic.stats(now.instant);
+    let counters = stats.counters;
+    assert_eq!(counters, model.counters(readers));
+    assert_eq!(
+        counters.published,
+        stats.retained + counters.expired.total + counters.evicted.total + counters.deleted.total
+    );
+    assert_eq!(stats.retained, model.retained().count() as u64);
+    assert_eq!(stats.unpulled, model.retained().filter(|(_, m)| !m.pulled).count() as u64);
+    assert_eq!(stats.bytes, model.retained().map(|(_, m)| m.charge).sum::<u64>());
+    assert_eq!(stats.first_id, model.first_from(0).unwrap_or(model.tail()));
+    for (key, reader) in readers {
+        let stats = topic.subscription_stats(*key, now.instant);
+        assert_eq!(stats.received, reader.received);
+        assert_eq!(stats.pending, model.pending(reader));
+        assert_eq!(stats.received + stats.missed + stats.pending, model.tail() - reader.start);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_topic_does_what_the_naive_model_does(
+        settings in settings(),
+        steps in prop::collection::vec(step(), 1..120),
+    ) {
+        play(settings, steps);
+    }
+}
+
+#[test]
+fn an_early_death_leaves_ids_and_older_messages_alone() {
+    let mut now = now();
+    let mut topic = topic(TopicSettings::default(), u64::MAX, now);
+    topic.append(Draft::new("stays"), now).unwrap();
+    // Enough holes behind a living message that the log is compacted on the way.
+    for _ in 0..1000 {
+        topic.append(Draft::new("goes").ttl(Duration::from_secs(1)), now).unwrap();
+    }
+    now = later(now, Duration::from_secs(2));
+    assert_eq!(topic.append(Draft::new("last"), now), Ok(1001));
+
+    let stats = topic.stats(now.instant);
+    assert_eq!((stats.retained, stats.counters.expired.total), (2, 1000));
+    let (key, _) = topic.subscribe(Position::All, LagPolicy::Skip, now).unwrap();
+    let mut seen = Vec::new();
+    while let Some(event) = topic.next_event(key).unwrap() {
+        seen.push(match event {
+            Event::Message(message) => message.id(),
+            Event::Missed(count) => count * 1_000_000,
+        });
+    }
+    assert_eq!(seen, [0, 1_000_000_000, 1001]);
+}
+
+#[test]
+fn a_wall_clock_that_steps_back_is_not_shown() {
+    let start = now();
+    let mut topic = topic(TopicSettings::default(), u64::MAX, start);
+    topic.append(Draft::new("a"), start).unwrap();
+    let stepped = Now { instant: start.instant, utc: start.utc - Duration::from_secs(60) };
+    topic.append(Draft::new("b"), stepped).unwrap();
+    let created: Vec<_> =
+        std::iter::from_fn(|| topic.take_next(start.instant)).map(|m| m.created()).collect();
+    assert_eq!(created, [start.utc, start.utc]);
+}
+
+#[test]
+fn at_the_bound_of_the_bus_a_topic_gives_up_its_own_or_nothing() {
+    let start = now();
+    let settings = TopicSettings { max_bytes: 1 << 20, ..TopicSettings::default() };
+    let budget = Budget::new(4000);
+    let make = |name: &str| {
+        let info = TopicInfo {
+            name: name.parse().unwrap(),
+            epoch: 1,
+            created: start.utc,
+            ttl: settings.ttl,
+        };
+        Topic::new(Arc::new(info), settings, Reservation::new(Arc::clone(&budget)), start).unwrap()
+    };
+    let mut large = make("large");
+    let mut small = make("small");
+    while large.stats(start.instant).counters.evicted.total == 0 {
+        large.append(Draft::new(vec![0; 100]), start).unwrap();
+    }
+    let refused = small.append(Draft::new(vec![0; 2000]), start);
+    assert_eq!(refused, Err(PublishError::NoRoom(NoRoom::Bytes { limit: 4000 })));
+    let retained = large.stats(start.instant).retained;
+    let refused = large.append(Draft::new(vec![0; 8000]), start);
+    assert_eq!(refused, Err(PublishError::NoRoom(NoRoom::Bytes { limit: 4000 })));
+    assert_eq!(large.stats(start.instant).retained, retained, "a refused message evicts nothing");
+    assert!(budget.used() <= 4000);
+}
+
+#[test]
+fn idle_topics_are_known_by_ten_ttls_and_ten_minutes() {
+    let start = now();
+    let minutes = |count: u64| later(start, Duration::from_secs(60 * count)).instant;
+    let with_ttl = |ttl| topic(TopicSettings { ttl, ..TopicSettings::default() }, u64::MAX, start);
+
+    let mut hour = with_ttl(Some(Duration::from_secs(3600)));
+    assert!(!hour.is_idle(minutes(599)) && hour.is_idle(minutes(600)));
+    assert!(!with_ttl(Some(Duration::from_secs(1))).is_idle(minutes(9)));
+    assert!(with_ttl(Some(Duration::from_secs(1))).is_idle(minutes(10)));
+
+    let mut forever = with_ttl(None);
+    assert!(forever.is_idle(minutes(10)));
+    forever.append(Draft::new(""), start).unwrap();
+    assert!(!forever.is_idle(minutes(100_000)), "it still has a message");
+
+    let (key, _) = hour.subscribe(Position::New, LagPolicy::Skip, start).unwrap();
+    assert!(!hour.is_idle(minutes(600)), "somebody listens");
+    hour.unsubscribe(key);
+    assert!(hour.is_idle(minutes(600)));
+}

@@ -1,0 +1,385 @@
+//! What a program that embeds the bus relies on, through the public API alone and under real
+//! concurrency.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use std::{
+    collections::HashSet,
+    pin::Pin,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread,
+    time::{Duration, Instant},
+};
+
+use futures_core::Stream;
+use msgbus_core::{
+    BatchLimit, Draft, Event, LagPolicy, MessageBus, NoRoom, Options, Position, PublishError,
+    RecvError, SubscribeError, SubscribeOptions, Subscription, TopicName, TopicSettings, json,
+};
+
+fn name(text: &str) -> TopicName {
+    text.parse().unwrap()
+}
+
+fn id(event: &Event) -> u64 {
+    match event {
+        Event::Message(message) => message.id(),
+        Event::Missed(count) => panic!("{count} missed"),
+    }
+}
+
+/// Long enough for anything that is going to happen at all.
+const SOON: Duration = Duration::from_secs(20);
+
+fn next(subscription: &mut Subscription) -> u64 {
+    id(&subscription.recv_timeout(SOON).unwrap().expect("an event soon"))
+}
+
+#[test]
+fn concurrent_publishers_and_pullers_share_each_id_once_and_in_order() {
+    const PUBLISHERS: usize = 4;
+    const EACH: usize = 5_000;
+    let bus = MessageBus::new(Options::default());
+    let jobs = name("jobs");
+    let taken = Arc::new(AtomicUsize::new(0));
+
+    let pullers: Vec<_> = (0..3)
+        .map(|_| {
+            let (bus, jobs, taken) = (bus.clone(), jobs.clone(), Arc::clone(&taken));
+            thread::spawn(move || {
+                let mut mine = Vec::new();
+                while taken.load(SeqCst) < PUBLISHERS * EACH {
+                    if let Some(message) = bus.get(&jobs) {
+                        taken.fetch_add(1, SeqCst);
+                        mine.push(message.id());
+                    }
+                }
+                mine
+            })
+        })
+        .collect();
+    thread::scope(|scope| {
+        for _ in 0..PUBLISHERS {
+            scope.spawn(|| {
+                let mut last = None;
+                for _ in 0..EACH {
+                    let id = bus.put(&jobs, "job").unwrap().id;
+                    assert!(last < Some(id), "ids rise for each publisher");
+                    last = Some(id);
+                }
+            });
+        }
+    });
+
+    let mut all = HashSet::new();
+    for puller in pullers {
+        let mine = puller.join().unwrap();
+        assert!(mine.is_sorted(), "a puller sees ids in order");
+        for id in mine {
+            assert!(all.insert(id), "{id} was pulled twice");
+        }
+    }
+    assert_eq!(all.len(), PUBLISHERS * EACH);
+    assert_eq!(bus.topic(&jobs).unwrap().counters.pulled, (PUBLISHERS * EACH) as u64);
+}
+
+#[test]
+fn a_blocked_subscriber_sees_everything_in_order_while_others_come_and_go() {
+    const COUNT: u64 = 20_000;
+    let bus = MessageBus::new(Options::default());
+    let news = name("news");
+    let mut subscription = bus.subscribe(&news, Position::New).unwrap();
+    let done = AtomicBool::new(false);
+
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..COUNT {
+                bus.put(&news, "n").unwrap();
+            }
+        });
+        scope.spawn(|| {
+            while !done.load(SeqCst) {
+                let mut passer_by = bus.subscribe(&news, Position::All).unwrap();
+                let _ = passer_by.recv_timeout(Duration::from_micros(50));
+            }
+        });
+        for expected in 0..COUNT {
+            assert_eq!(next(&mut subscription), expected);
+        }
+        done.store(true, SeqCst);
+    });
+    assert_eq!(subscription.try_recv(), Ok(None));
+    assert_eq!(bus.topic(&news).unwrap().subscribers, 1);
+}
+
+#[test]
+fn no_accepted_message_is_lost_to_a_delete() {
+    const COUNT: u64 = 20_000;
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    let start = Barrier::new(3);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                start.wait();
+                for _ in 0..COUNT {
+                    bus.put(&topic, "x").unwrap();
+                }
+            });
+        }
+        start.wait();
+        for _ in 0..2_000 {
+            bus.delete(&topic);
+        }
+    });
+    let stats = bus.stats();
+    assert_eq!(stats.counters.published, 2 * COUNT);
+    assert_eq!(stats.retained + stats.counters.deleted.total, 2 * COUNT);
+    assert_eq!(stats.counters.deleted.unpulled, stats.counters.deleted.total);
+}
+
+#[test]
+fn epochs_rise_and_tell_a_restart_from_a_lag() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    let first = bus.put(&topic, "a").unwrap();
+    bus.delete(&topic);
+    let second = bus.put(&topic, "b").unwrap();
+    assert_eq!((first.id, second.id), (0, 0));
+    assert!(second.epoch > first.epoch);
+
+    let after = |published: msgbus_core::Published| Position::After {
+        epoch: published.epoch,
+        id: published.id,
+    };
+    let mut resumed = bus.subscribe(&topic, after(first)).unwrap();
+    assert!(resumed.start().restarted);
+    assert_eq!(next(&mut resumed), 0, "all of the new life is replayed");
+
+    let mut resumed = bus.subscribe(&topic, after(second)).unwrap();
+    assert!(!resumed.start().restarted);
+    assert_eq!(resumed.try_recv(), Ok(None));
+    assert!(bus.subscribe(&topic, Position::Id(2)).unwrap().start().restarted, "ahead of the log");
+}
+
+#[test]
+fn retention_overtakes_a_subscriber_and_tells_by_how_many() {
+    let topic_settings = TopicSettings { max_messages: 10, ..TopicSettings::default() };
+    let bus = MessageBus::new(Options { topic: topic_settings, ..Options::default() });
+    let topic = name("t");
+    let mut skips = bus.subscribe(&topic, Position::New).unwrap();
+    let strict = SubscribeOptions { lag: LagPolicy::Disconnect, ..SubscribeOptions::default() };
+    let mut ends = bus.subscribe(&topic, strict).unwrap();
+    for _ in 0..25 {
+        bus.put(&topic, "x").unwrap();
+    }
+
+    assert_eq!(skips.try_recv(), Ok(Some(Event::Missed(15))));
+    let mut events = Vec::new();
+    let limit = BatchLimit { events: 4, bytes: usize::MAX };
+    assert!(poll_once(skips.recv_batch(&mut events, limit)).is_ready());
+    assert_eq!(events.iter().map(id).collect::<Vec<_>>(), [15, 16, 17, 18]);
+    let stats = skips.stats();
+    assert_eq!((stats.received, stats.missed, stats.pending), (4, 15, 6));
+
+    assert_eq!(ends.try_recv(), Err(RecvError::Lagged { missed: 15 }));
+    assert_eq!(ends.try_recv(), Err(RecvError::Lagged { missed: 15 }), "and stays ended");
+
+    let mut late = bus.subscribe(&topic, Position::Id(3)).unwrap();
+    assert_eq!((late.start().missed, late.start().next_id), (12, 15));
+    assert_eq!(late.try_recv(), Ok(Some(Event::Missed(12))));
+    assert_eq!(next(&mut late), 15);
+}
+
+#[test]
+fn a_batch_ends_at_its_bytes() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    for _ in 0..10 {
+        bus.put(&topic, vec![0; 100]).unwrap();
+    }
+    let mut subscription = bus.subscribe(&topic, Position::All).unwrap();
+    for expected in [3, 3, 3, 1] {
+        let mut events = Vec::new();
+        let limit = BatchLimit { events: 64, bytes: 201 };
+        assert!(poll_once(subscription.recv_batch(&mut events, limit)).is_ready());
+        assert_eq!(events.len(), expected);
+    }
+}
+
+#[test]
+fn delete_ends_subscriptions_at_once_and_close_lets_them_drain() {
+    let bus = MessageBus::new(Options::default());
+    let (gone, kept) = (name("gone"), name("kept"));
+    for topic in [&gone, &kept] {
+        bus.put(topic, "1").unwrap();
+        bus.put(topic, "2").unwrap();
+    }
+    let mut deleted = bus.subscribe(&gone, Position::All).unwrap();
+    let mut drains = bus.subscribe(&kept, Position::All).unwrap();
+
+    assert!(bus.delete(&gone));
+    assert!(!bus.delete(&gone), "there is none any more");
+    assert_eq!(deleted.recv_blocking(), Err(RecvError::Deleted));
+    assert_eq!(deleted.stats().missed, 2);
+
+    bus.close();
+    assert_eq!(bus.put(&kept, "3"), Err(PublishError::Closed));
+    assert_eq!(bus.put(&name("new"), "1"), Err(PublishError::Closed));
+    assert_eq!(bus.subscribe(&kept, Position::All).err(), Some(SubscribeError::Closed));
+    assert_eq!(bus.get(&kept).unwrap().payload(), "1");
+    assert_eq!((next(&mut drains), next(&mut drains)), (0, 1));
+    assert_eq!(drains.recv_blocking(), Err(RecvError::Closed));
+}
+
+#[test]
+fn delete_and_close_wake_a_blocked_thread() {
+    for end in [MessageBus::close, |bus: &MessageBus| assert!(bus.delete(&name("t")))] {
+        let bus = MessageBus::new(Options::default());
+        let mut subscription = bus.subscribe(&name("t"), Position::New).unwrap();
+        let blocked = thread::spawn(move || subscription.recv_timeout(SOON));
+        // Whether it is asleep by now or not, it must end.
+        thread::yield_now();
+        end(&bus);
+        assert!(blocked.join().unwrap().is_err());
+    }
+}
+
+#[test]
+fn a_receive_with_a_deadline_ends_at_it() {
+    let bus = MessageBus::new(Options::default());
+    let mut subscription = bus.subscribe(&name("t"), Position::New).unwrap();
+    let start = Instant::now();
+    assert_eq!(subscription.recv_timeout(Duration::from_millis(30)), Ok(None));
+    assert!(start.elapsed() >= Duration::from_millis(30));
+}
+
+#[test]
+fn a_dropped_receive_takes_nothing_and_the_wake_is_not_lost() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    let mut subscription = bus.subscribe(&topic, Position::New).unwrap();
+    for expected in 0..3 {
+        // Parked, then dropped.
+        assert!(poll_once(subscription.recv()).is_pending());
+        assert!(poll_once(subscription.recv()).is_pending());
+        bus.put(&topic, "x").unwrap();
+        let Poll::Ready(event) = poll_once(subscription.recv()) else { panic!("pending") };
+        assert_eq!(id(&event.unwrap()), expected);
+    }
+}
+
+#[test]
+fn a_parked_task_is_woken_once_per_sleep() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    let mut subscription = bus.subscribe(&topic, Position::New).unwrap();
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&wakes));
+    let mut cx = Context::from_waker(&waker);
+
+    assert!(subscription.poll_recv(&mut cx).is_pending());
+    assert!(subscription.poll_recv(&mut cx).is_pending());
+    bus.put(&topic, "1").unwrap();
+    bus.put(&topic, "2").unwrap();
+    assert_eq!(wakes.0.load(SeqCst), 1, "awake already when the second came");
+
+    let mut stream = Pin::new(&mut subscription);
+    assert!(stream.as_mut().poll_next(&mut cx).is_ready());
+    assert!(stream.as_mut().poll_next(&mut cx).is_ready());
+    assert!(stream.as_mut().poll_next(&mut cx).is_pending());
+    bus.close();
+    assert_eq!(wakes.0.load(SeqCst), 2);
+    assert_eq!(stream.poll_next(&mut cx), Poll::Ready(None));
+}
+
+#[test]
+fn the_bus_bounds_its_topics_and_bytes() {
+    let options = Options { max_topics: 3, max_bytes: 4_000, ..Options::default() };
+    let bus = MessageBus::new(options);
+    for topic in ["a", "b", "c"] {
+        bus.put(&name(topic), "x").unwrap();
+    }
+    let full = NoRoom::Topics { limit: 3 };
+    assert_eq!(bus.put(&name("d"), "x"), Err(full.into()));
+    assert_eq!(bus.subscribe(&name("d"), Position::New).err(), Some(full.into()));
+    assert!(bus.get(&name("d")).is_none());
+    assert_eq!(bus.topics().len(), 3);
+
+    assert!(bus.delete(&name("c")));
+    bus.put(&name("d"), "x").unwrap();
+    let refused = bus.put(&name("d"), vec![0; 5_000]).unwrap_err();
+    assert_eq!(refused, NoRoom::Bytes { limit: 4_000 }.into());
+
+    for topic in ["a", "b", "d"] {
+        assert!(bus.delete(&name(topic)));
+    }
+    assert_eq!(bus.stats().bytes, 0, "everything set aside has been given back");
+}
+
+#[test]
+fn expired_messages_are_never_seen_and_purging_frees_them() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    bus.put(&topic, Draft::new("short").ttl(Duration::from_millis(20))).unwrap();
+    bus.put(&topic, "long").unwrap();
+    thread::sleep(Duration::from_millis(30)); // Real expiry needs real time.
+    assert_eq!(bus.purge_expired().messages, 1);
+    assert_eq!(bus.get(&topic).unwrap().payload(), "long");
+    let stats = bus.topic(&topic).unwrap();
+    assert_eq!((stats.counters.expired.total, stats.counters.expired.unpulled), (1, 1));
+    assert_eq!(stats.retained, 1, "pulled messages stay for replay");
+}
+
+#[test]
+fn a_message_reads_back_as_it_was_written() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("a/\"quoted\" & <odd>");
+    for payload in [&b""[..], b"hi", b"\x00\xff\n"] {
+        bus.put(&topic, payload).unwrap();
+        let sent = bus.get(&topic).unwrap();
+        let mut out = Vec::new();
+        json::write_message(&mut out, &sent);
+        let read = json::read_message(&out).unwrap();
+        assert_eq!((read.id(), read.payload()), (sent.id(), sent.payload()));
+        assert_eq!((read.created(), read.expires()), (sent.created(), sent.expires()));
+        assert_eq!(read.topic().name, topic);
+        assert_eq!(read.topic().ttl, sent.topic().ttl);
+    }
+}
+
+#[test]
+fn every_generation_of_the_ancestor_can_be_read() {
+    let shape_d = br#"{"id":0,"topic":{"name":"hello","seq":1,"created":"2018-05-14T01:02:03.123456-07:00"},"payload":"aGk=","created":"2018-05-14T01:02:03.123467-07:00"}"#;
+    let message = json::read_message(shape_d).unwrap();
+    assert_eq!(message.payload(), "hi");
+    assert_eq!((message.expires(), message.topic().ttl), (None, None));
+
+    let shape_a = br#"{"id":3,"topic":{"name":"hello","ttl":60000000000,"seq":9,"created":"2018-01-01T00:00:00Z"},"payload":"","expires":"0001-01-01T00:00:00Z","created":"2018-01-01T00:00:00Z","new":[]}"#;
+    let message = json::read_message(shape_a).unwrap();
+    assert_eq!(message.topic().ttl, Some(Duration::from_secs(60)));
+    assert_eq!(message.expires(), None);
+
+    for rubbish in
+        ["", "{}", "[]", "{\"id\":-1}", &String::from_utf8_lossy(shape_d).replace("aGk=", "a")]
+    {
+        assert!(json::read_message(rubbish.as_bytes()).is_err(), "{rubbish}");
+    }
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
+    std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
