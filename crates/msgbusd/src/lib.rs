@@ -1,1 +1,11 @@
+//! The msgbus daemon as a library: [`Server`] serves a bus over HTTP and websockets with a
+//! [`config::Config`]. The binary only wires the two, and tests start the real thing on port 0.
 
+pub mod config;
+mod frames;
+mod http;
+mod metrics;
+mod server;
+mod socket;
+
+pub use server::{Drained, Server};

@@ -1,0 +1,195 @@
+//! The file: settings by the names of their flags, and rules for topics in `[topics."pattern"]`.
+
+use std::{collections::HashMap, fs};
+
+use msgbus_core::{TopicPattern, TopicRule};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    ConfigError, Raw,
+    settings::{self, SETTINGS},
+    values,
+};
+
+pub(super) struct File {
+    pub(super) settings: HashMap<&'static str, Vec<Raw>>,
+    pub(super) rules: Vec<TopicRule>,
+}
+
+/// The text of a file, for naming the lines of what is wrong with it.
+struct Source<'a> {
+    path: &'a str,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn origin(&self, offset: usize) -> String {
+        let line = 1 + self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
+        format!("{}:{line}", self.path)
+    }
+
+    fn error(&self, offset: usize, problem: impl Into<String>) -> ConfigError {
+        ConfigError::new(self.origin(offset), problem)
+    }
+}
+
+const RULE_KEYS: [&str; 4] = ["ttl", "max-queue-size", "max-queue-bytes", "overflow"];
+
+impl File {
+    pub(super) fn read(path: &Raw) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(&path.value).map_err(|error| {
+            ConfigError::new(&path.origin, format!("cannot read {}: {error}", path.value))
+        })?;
+        Self::parse(&Source { path: &path.value, text: &text })
+    }
+
+    fn parse(source: &Source<'_>) -> Result<Self, ConfigError> {
+        let table = DeTable::parse(source.text).map_err(|error| {
+            let offset = error.span().map_or(0, |span| span.start);
+            source.error(offset, error.message().replace('\n', ", "))
+        })?;
+        let mut file = Self { settings: HashMap::new(), rules: Vec::new() };
+        for (key, value) in table.into_inner() {
+            let line = key.span().start;
+            if key.get_ref() == "topics" {
+                file.rules = rules(source, &value)?;
+                continue;
+            }
+            let setting = SETTINGS
+                .iter()
+                .find(|setting| setting.name == key.get_ref().as_ref())
+                // A file that names a file would be one too many.
+                .filter(|setting| setting.name != "config")
+                .ok_or_else(|| unknown_key(source, &key, settings::nearest(key.get_ref())))?;
+            let values = match value.get_ref() {
+                DeValue::Array(items) => items.iter().map(|item| scalar(source, item)).collect(),
+                _ => scalar(source, &value).map(|one| vec![one]),
+            }?;
+            if values.len() != 1 && setting.kind != settings::Kind::List {
+                return Err(source.error(line, format!("{}: takes one value", setting.name)));
+            }
+            let origin = format!("{}: {}", source.origin(line), setting.name);
+            let raw = |value| Raw { value, origin: origin.clone() };
+            file.settings.insert(setting.name, values.into_iter().map(raw).collect());
+        }
+        Ok(file)
+    }
+}
+
+fn unknown_key(
+    source: &Source<'_>,
+    key: &Spanned<impl AsRef<str>>,
+    near: Option<&str>,
+) -> ConfigError {
+    let name = key.get_ref().as_ref();
+    let hint = near.map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+    source.error(key.span().start, format!("no such setting: {name:?}{hint}"))
+}
+
+fn rules(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<TopicRule>, ConfigError> {
+    table(source, value)?
+        .iter()
+        .map(|(key, value)| {
+            let pattern: TopicPattern = key.get_ref().parse().map_err(|error| {
+                source.error(key.span().start, format!("topics.{:?}: {error}", key.get_ref()))
+            })?;
+            rule(source, pattern, table(source, value)?)
+        })
+        .collect()
+}
+
+fn rule(
+    source: &Source<'_>,
+    pattern: TopicPattern,
+    table: &DeTable<'_>,
+) -> Result<TopicRule, ConfigError> {
+    let mut rule = TopicRule::new(pattern);
+    for (key, value) in table {
+        let text = scalar(source, value)?;
+        let name = key.get_ref().as_ref();
+        let set = match name {
+            "ttl" => values::ttl(&text).map(|ttl| rule.ttl = Some(ttl)),
+            "max-queue-size" => values::count(&text).map(|count| rule.max_messages = Some(count)),
+            "max-queue-bytes" => values::size(&text).map(|size| rule.max_bytes = Some(size)),
+            "overflow" => values::overflow(&text).map(|policy| rule.overflow = Some(policy)),
+            _ => {
+                let near = settings::closest(name, RULE_KEYS.into_iter());
+                return Err(unknown_key(source, key, near.or(Some("ttl"))));
+            }
+        };
+        set.map_err(|problem| source.error(key.span().start, format!("{name}: {problem}")))?;
+    }
+    Ok(rule)
+}
+
+fn table<'a, 'i>(
+    source: &Source<'_>,
+    value: &'a Spanned<DeValue<'i>>,
+) -> Result<&'a DeTable<'i>, ConfigError> {
+    value.get_ref().as_table().ok_or_else(|| {
+        source.error(value.span().start, "write rules for topics as [topics.\"pattern\"]")
+    })
+}
+
+/// A value as one would write it for a flag.
+fn scalar(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<String, ConfigError> {
+    match value.get_ref() {
+        DeValue::String(text) => Ok(text.to_string()),
+        DeValue::Integer(number) => Ok(number.to_string()),
+        DeValue::Boolean(switch) => Ok(switch.to_string()),
+        other => {
+            let problem =
+                format!("a string, number or boolean is wanted, not a {}", other.type_str());
+            Err(source.error(value.span().start, problem))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<File, String> {
+        File::parse(&Source { path: "bus.toml", text }).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn settings_and_rules_are_read() {
+        let file = parse(
+            "ttl = \"2h\"\nmax-topics = 10\nallow-origin = [\"https://a.example\", \"https://b.example\"]\n\
+             [topics.\"orders/**\"]\nttl = 0\nmax-queue-size = 5\noverflow = \"reject\"\n",
+        )
+        .unwrap();
+        assert_eq!(file.settings["ttl"][0].value, "2h");
+        assert_eq!(file.settings["max-topics"][0].value, "10");
+        assert_eq!(file.settings["allow-origin"].len(), 2);
+        assert_eq!(file.rules[0].ttl, Some(None));
+        assert_eq!(file.rules[0].max_messages, Some(5));
+        assert_eq!(file.rules[0].max_bytes, None);
+    }
+
+    #[test]
+    fn faults_are_named_by_their_line() {
+        for (text, start) in [
+            (
+                "ttl = \"1h\"\ntll = \"1h\"\n",
+                "bus.toml:2: no such setting: \"tll\"; did you mean \"ttl\"?",
+            ),
+            ("ttl = ", "bus.toml:1: "),
+            ("\n[topics.\"a//b\"]\n", "bus.toml:2: topics.\"a//b\": a topic name must not"),
+            ("[topics.a]\nmax-queue-size = 0\n", "bus.toml:2: max-queue-size: must be 1 or more"),
+            ("[topics.a]\nmax-queue = 0\n", "bus.toml:2: no such setting: \"max-queue\""),
+            ("topics = 1\n", "bus.toml:1: write rules for topics as"),
+            ("ttl = 1.5\n", "bus.toml:1: a string, number or boolean"),
+            ("ttl = [\"1h\", \"2h\"]\n", "bus.toml:1: ttl: takes one value"),
+            ("config = \"x\"\n", "bus.toml:1: no such setting"),
+        ] {
+            let error = parse(text).err().expect(text);
+            assert!(error.starts_with(start), "{text:?} gave {error:?}");
+            assert!(!error.contains('\n'), "{error:?}");
+        }
+    }
+}

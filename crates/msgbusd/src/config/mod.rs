@@ -1,0 +1,295 @@
+//! What the daemon runs with: [`Config`], resolved from flags, environment, file and defaults, in
+//! this order. Each setting is described once, in [`settings`].
+
+mod file;
+mod settings;
+mod values;
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fmt::Write as _,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use msgbus_core::{Options, TopicRule};
+use pico_args::Arguments;
+use thiserror::Error;
+
+use self::{
+    file::File,
+    settings::{Kind, SETTINGS, Setting},
+};
+
+/// The resolved settings of a daemon. `Config::default()` is what a daemon runs with that is told
+/// nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen; port 0 picks a free one.
+    pub bind: SocketAddr,
+    /// Whether anybody who can reach an address beyond loopback may use the bus.
+    pub open: bool,
+    /// Foreign web origins that may use the bus, as a browser sends them: `https://example.com`.
+    pub allowed_origins: Vec<String>,
+    /// The bounds of the bus, and the rules for its topics.
+    pub bus: Options,
+    /// The largest payload, in bytes.
+    pub max_payload: usize,
+    /// The largest head of a request, in bytes.
+    pub max_header: usize,
+    /// The most connections at a time, websockets included.
+    pub max_connections: usize,
+    /// The most topics with series of their own in the metrics.
+    pub max_metric_topics: usize,
+    /// How long the bounded waits are.
+    pub timeouts: Timeouts,
+    /// Whether to log each request.
+    pub debug: bool,
+    /// What to tell the operator at the start about how the daemon was called.
+    pub notices: Vec<String>,
+}
+
+/// The bounds on waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a whole head of a request, from its first byte, or from the connection's start.
+    pub header: Duration,
+    /// For the next bytes of a body.
+    pub body: Duration,
+    /// For the next request on a connection.
+    pub idle: Duration,
+    /// For a peer to take any bytes that wait to be written.
+    pub write: Duration,
+    /// For the end of what is under way when the daemon is told to stop.
+    pub drain: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
+            open: false,
+            allowed_origins: Vec::new(),
+            bus: Options::default(),
+            max_payload: 1 << 20,
+            max_header: 16 << 10,
+            max_connections: 10_000,
+            max_metric_topics: 1_000,
+            timeouts: Timeouts {
+                header: Duration::from_secs(10),
+                body: Duration::from_secs(30),
+                idle: Duration::from_secs(75),
+                write: Duration::from_secs(10),
+                drain: Duration::from_secs(10),
+            },
+            debug: false,
+            notices: Vec::new(),
+        }
+    }
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Run the daemon.
+    Serve(Box<Config>),
+    /// Print [`help`].
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// A wrong flag, variable or file: one line that names it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{origin}: {problem}")]
+pub struct ConfigError {
+    /// Where the fault is: a flag, a variable, or a file and line.
+    origin: String,
+    problem: String,
+}
+
+impl ConfigError {
+    fn new(origin: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { origin: origin.into(), problem: problem.into() }
+    }
+}
+
+/// Reads a command line (without the program's name) and the environment, and the file that they
+/// name.
+///
+/// # Errors
+/// The first flag, variable or line of the file that is wrong.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Invocation, ConfigError> {
+    let mut args = Arguments::from_vec(args.into_iter().map(with_two_dashes).collect());
+    if args.contains(["-h", "--help"]) {
+        return Ok(Invocation::Help);
+    }
+    if args.contains(["-v", "--version"]) {
+        return Ok(Invocation::Version);
+    }
+    let environment: HashMap<OsString, OsString> = environment.into_iter().collect();
+    let flags = read_flags(&mut args)?;
+    if let Some(unknown) = args.finish().first() {
+        return Err(unknown_flag(&unknown.to_string_lossy()));
+    }
+    let mut raw: HashMap<&str, Vec<Raw>> = HashMap::new();
+    for (setting, values) in flags {
+        raw.insert(setting.name, values);
+    }
+    for setting in SETTINGS {
+        if let Some(values) = from_environment(setting, &environment)? {
+            raw.entry(setting.name).or_insert(values);
+        }
+    }
+    let mut rules = Vec::new();
+    if let Some(path) = raw.get("config").and_then(|values| values.first()) {
+        let file = File::read(path)?;
+        for (name, values) in file.settings {
+            raw.entry(name).or_insert(values);
+        }
+        rules = file.rules;
+    }
+    resolve(&raw, rules).map(|config| Invocation::Serve(Box::new(config)))
+}
+
+/// A value as it was written, and where.
+#[derive(Debug, Clone)]
+struct Raw {
+    value: String,
+    origin: String,
+}
+
+/// The ancestor's flags have one dash, whatever their length.
+fn with_two_dashes(arg: OsString) -> OsString {
+    let long = arg.to_str().and_then(|text| text.strip_prefix('-')).filter(|rest| {
+        let name = rest.split('=').next().unwrap_or(rest);
+        matches!(name, "help" | "version") || SETTINGS.iter().any(|setting| setting.name == name)
+    });
+    match long {
+        Some(rest) => format!("--{rest}").into(),
+        None => arg,
+    }
+}
+
+fn read_flags(args: &mut Arguments) -> Result<Vec<(&'static Setting, Vec<Raw>)>, ConfigError> {
+    let mut flags = Vec::new();
+    for setting in SETTINGS {
+        let flag = setting.flag();
+        let values = match setting.kind {
+            Kind::Switch => {
+                let given = match setting.short {
+                    Some(short) => args.contains([short, flag]),
+                    None => args.contains(flag),
+                };
+                if given { vec!["true".to_owned()] } else { Vec::new() }
+            }
+            Kind::Value | Kind::List => args
+                .values_from_str::<_, String>(flag)
+                .map_err(|error| ConfigError::new(flag, describe(&error)))?,
+        };
+        if values.len() > 1 && setting.kind != Kind::List {
+            return Err(ConfigError::new(flag, "given more than once"));
+        }
+        if !values.is_empty() {
+            let raw = |value| Raw { value, origin: flag.to_owned() };
+            flags.push((setting, values.into_iter().map(raw).collect()));
+        }
+    }
+    Ok(flags)
+}
+
+fn describe(error: &pico_args::Error) -> String {
+    match error {
+        pico_args::Error::OptionWithoutAValue(_) => "needs a value".to_owned(),
+        pico_args::Error::NonUtf8Argument => "the value is not UTF-8".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn unknown_flag(arg: &str) -> ConfigError {
+    if !arg.starts_with('-') {
+        return ConfigError::new(arg, "msgbusd takes flags only, see --help");
+    }
+    let name = arg.trim_start_matches('-').split('=').next().unwrap_or_default();
+    let hint = match settings::nearest(name) {
+        Some(near) => format!("no such flag; did you mean --{near}?"),
+        None => "no such flag, see --help".to_owned(),
+    };
+    ConfigError::new(arg, hint)
+}
+
+fn from_environment(
+    setting: &Setting,
+    environment: &HashMap<OsString, OsString>,
+) -> Result<Option<Vec<Raw>>, ConfigError> {
+    let variable = setting.variable();
+    let Some(value) = environment.get(&OsString::from(&variable)).filter(|text| !text.is_empty())
+    else {
+        return Ok(None);
+    };
+    let text = value.to_str().ok_or_else(|| ConfigError::new(&variable, "not UTF-8"))?;
+    let values = match setting.kind {
+        Kind::List => text.split(',').map(str::trim).collect(),
+        Kind::Value | Kind::Switch => vec![text],
+    };
+    let raw = |value: &str| Raw { value: value.to_owned(), origin: variable.clone() };
+    Ok(Some(values.into_iter().map(raw).collect()))
+}
+
+fn resolve(raw: &HashMap<&str, Vec<Raw>>, rules: Vec<TopicRule>) -> Result<Config, ConfigError> {
+    let mut config = Config::default();
+    config.bus.rules = rules;
+    for setting in SETTINGS {
+        for Raw { value, origin } in raw.get(setting.name).into_iter().flatten() {
+            (setting.apply)(&mut config, value)
+                .map_err(|problem| ConfigError::new(origin, problem))?;
+        }
+    }
+    if !config.bind.ip().is_loopback() && !config.open {
+        let origin = raw.get("bind").and_then(|values| values.first());
+        return Err(ConfigError::new(
+            origin.map_or("--bind", |raw| &raw.origin),
+            format!(
+                "{} can be reached from other machines, and anybody there may publish and read; \
+                 say --open if that is meant",
+                config.bind
+            ),
+        ));
+    }
+    Ok(config)
+}
+
+/// The text of `--help`.
+pub fn help() -> String {
+    let mut text = String::from(
+        "msgbusd: the message bus you can curl\n\n\
+         Usage: msgbusd [FLAGS]\n\n\
+         Publish with PUT or POST /<topic>, pull with GET /<topic>, subscribe with a websocket on\n\
+         /<topic>, list with GET /.\n\nFlags:\n",
+    );
+    for setting in SETTINGS {
+        let short = setting.short.map_or("    ".to_owned(), |short| format!("{short}, "));
+        let flag = format!("{short}{} {}", setting.flag(), setting.placeholder);
+        // Writing to a String cannot fail.
+        let _ = write!(text, "  {:<34}{}", flag.trim_end(), setting.help);
+        let _ = match setting.default {
+            "" => writeln!(text),
+            default => writeln!(text, " [{default}]"),
+        };
+    }
+    text.push_str(
+        "  -v, --version                     print the version\n  \
+           -h, --help                        print this\n\n\
+         Sizes are bytes, or have a unit: 64KiB, 1MiB, 2GiB. Durations: 500ms, 30s, 10m, 1h30m.\n\
+         Long flags may have one dash, as in the Go msgbusd. Each is also a variable of the\n\
+         environment (--max-topics: MSGBUSD_MAX_TOPICS) and a key of the file (max-topics = 10).\n\
+         A flag wins over a variable, a variable over the file.\n\n\
+         Exit codes: 0 stopped in order, 1 could not run or had to cut connections,\n\
+         2 wrong usage, 130 stopped by a second signal.\n",
+    );
+    text
+}

@@ -1,0 +1,188 @@
+//! The table of settings: flag, variable, key, default, help and effect of each, in one place.
+
+use super::{Config, values};
+
+/// One setting.
+pub(super) struct Setting {
+    /// The name: the flag without its dashes, and the key in the file.
+    pub(super) name: &'static str,
+    pub(super) short: Option<&'static str>,
+    pub(super) kind: Kind,
+    /// What the value is called in the help.
+    pub(super) placeholder: &'static str,
+    /// The default as one would write it; empty where there is none.
+    pub(super) default: &'static str,
+    pub(super) help: &'static str,
+    /// Puts a value into the configuration, or says what is wrong with it.
+    pub(super) apply: fn(&mut Config, &str) -> Result<(), String>,
+    flag: &'static str,
+}
+
+/// How a setting is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// With one value.
+    Value,
+    /// Any number of times; in a variable separated by commas, in the file as an array.
+    List,
+    /// Without a value; in a variable or the file `true` or `false`.
+    Switch,
+}
+
+impl Setting {
+    pub(super) fn flag(&self) -> &'static str {
+        self.flag
+    }
+
+    pub(super) fn variable(&self) -> String {
+        format!("MSGBUSD_{}", self.name.to_ascii_uppercase().replace('-', "_"))
+    }
+}
+
+macro_rules! setting {
+    ($kind:ident $name:literal $placeholder:literal $default:literal, $help:literal, $apply:expr) => {
+        setting!(None, $kind $name $placeholder $default, $help, $apply)
+    };
+    ($short:expr, $kind:ident $name:literal $placeholder:literal $default:literal, $help:literal, $apply:expr) => {
+        Setting {
+            name: $name,
+            short: $short,
+            kind: Kind::$kind,
+            placeholder: $placeholder,
+            default: $default,
+            help: $help,
+            apply: $apply,
+            flag: concat!("--", $name),
+        }
+    };
+}
+
+pub(super) const SETTINGS: &[Setting] = &[
+    setting!(Value "bind" "HOST:PORT" "127.0.0.1:8000", "where to listen; :PORT is all interfaces", |c, v| {
+        c.bind = values::address(v)?;
+        Ok(())
+    }),
+    setting!(Switch "open" "" "", "let anybody use an address beyond loopback", |c, v| {
+        c.open = values::switch(v)?;
+        Ok(())
+    }),
+    setting!(List "allow-origin" "ORIGIN" "", "a web origin that may use the bus; may be repeated", |c, v| {
+        c.allowed_origins.push(values::origin(v)?);
+        Ok(())
+    }),
+    setting!(Value "config" "FILE" "", "a TOML file with settings, and rules for topics", |_, _| Ok(())),
+    setting!(Value "ttl" "DURATION" "1h", "how long messages live; 0 is for ever", |c, v| {
+        c.bus.topic.ttl = values::ttl(v)?;
+        Ok(())
+    }),
+    setting!(Value "max-queue-size" "COUNT" "65536", "the most messages a topic keeps", |c, v| {
+        c.bus.topic.max_messages = values::count(v)?;
+        Ok(())
+    }),
+    setting!(Value "max-queue-bytes" "SIZE" "64MiB", "the most bytes a topic keeps", |c, v| {
+        c.bus.topic.max_bytes = values::size(v)?;
+        Ok(())
+    }),
+    setting!(Value "overflow" "POLICY" "drop-oldest", "at either bound: drop-oldest, or reject", |c, v| {
+        c.bus.topic.overflow = values::overflow(v)?;
+        Ok(())
+    }),
+    setting!(Value "max-payload-size" "SIZE" "1MiB", "the largest payload", |c, v| {
+        c.max_payload = usize::try_from(values::size(v)?).map_err(|_| "too large")?;
+        Ok(())
+    }),
+    setting!(Value "max-topics" "COUNT" "100000", "the most topics", |c, v| {
+        c.bus.max_topics = values::count(v)?;
+        Ok(())
+    }),
+    setting!(Value "max-total-bytes" "SIZE" "1GiB", "the most bytes all topics keep together", |c, v| {
+        c.bus.max_bytes = values::size(v)?;
+        Ok(())
+    }),
+    setting!(Value "max-connections" "COUNT" "10000", "the most connections, websockets included", |c, v| {
+        c.max_connections = values::count(v)?.min(MOST_CONNECTIONS);
+        Ok(())
+    }),
+    setting!(Value "max-header-size" "SIZE" "16KiB", "the largest head of a request", |c, v| {
+        let size = usize::try_from(values::size(v)?).map_err(|_| "too large")?;
+        if !(SMALLEST_HEADER..=LARGEST_HEADER).contains(&size) {
+            return Err("must be between 8KiB and 1MiB".to_owned());
+        }
+        c.max_header = size;
+        Ok(())
+    }),
+    setting!(Value "max-metric-topics" "COUNT" "1000", "the most topics with metrics of their own", |c, v| {
+        c.max_metric_topics = v.parse().map_err(|_| format!("not a whole number: {v:?}"))?;
+        Ok(())
+    }),
+    setting!(Value "header-timeout" "DURATION" "10s", "for the whole head of a request", |c, v| {
+        c.timeouts.header = values::duration(v)?;
+        Ok(())
+    }),
+    setting!(Value "body-timeout" "DURATION" "30s", "for the next bytes of a body", |c, v| {
+        c.timeouts.body = values::duration(v)?;
+        Ok(())
+    }),
+    setting!(Value "idle-timeout" "DURATION" "75s", "for the next request on a connection", |c, v| {
+        c.timeouts.idle = values::duration(v)?;
+        Ok(())
+    }),
+    setting!(Value "write-timeout" "DURATION" "10s", "for a peer that takes no bytes", |c, v| {
+        c.timeouts.write = values::duration(v)?;
+        Ok(())
+    }),
+    setting!(Value "drain-timeout" "DURATION" "10s", "for what is under way at the stop", |c, v| {
+        c.timeouts.drain = values::duration(v)?;
+        Ok(())
+    }),
+    setting!(Value "buffer-length" "COUNT" "", "accepted, no longer needed", |c, _| {
+        c.notices.push(
+            "--buffer-length is no longer needed: a subscription keeps no buffer, only its place \
+             in the topic's log, which --max-queue-size and --max-queue-bytes bound"
+                .to_owned(),
+        );
+        Ok(())
+    }),
+    setting!(Some("-d"), Switch "debug" "" "", "log each request", |c, v| {
+        c.debug = values::switch(v)?;
+        Ok(())
+    }),
+];
+
+/// What hyper needs at least, and what no client needs.
+const SMALLEST_HEADER: usize = 8 << 10;
+const LARGEST_HEADER: usize = 1 << 20;
+/// Far beyond what file descriptors allow, and within what a semaphore counts.
+const MOST_CONNECTIONS: usize = 1 << 24;
+
+/// The name that somebody may have meant.
+pub(super) fn nearest(name: &str) -> Option<&'static str> {
+    let names = SETTINGS.iter().map(|setting| setting.name).chain(["help", "version"]);
+    closest(name, names)
+}
+
+/// The one of `names` that differs from `name` in a few letters at most.
+pub(super) fn closest(
+    name: &str,
+    names: impl Iterator<Item = &'static str>,
+) -> Option<&'static str> {
+    names
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_in_the_help_are_the_defaults() {
+        let mut config = Config::default();
+        for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
+            (setting.apply)(&mut config, setting.default).unwrap();
+        }
+        assert_eq!(config, Config::default());
+    }
+}

@@ -1,0 +1,135 @@
+//! The parsers of values that settings share. Errors say what would be right.
+
+use std::{
+    net::{Ipv6Addr, SocketAddr, ToSocketAddrs},
+    time::Duration,
+};
+
+use msgbus_core::{Overflow, parse_duration};
+
+/// A whole number, 1 or more.
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be 1 or more".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err(format!("not a whole number: {text:?}")),
+    }
+}
+
+/// Bytes: a whole number with or without a unit, 1 or more.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("not a size: {text:?}; use bytes or a unit, as in 8192, 64KiB or 1MiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    match number.checked_mul(factor) {
+        Some(0) => Err("must be 1 or more".to_owned()),
+        Some(size) => Ok(size),
+        None => Err(wrong()),
+    }
+}
+
+/// A length of time above zero.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// How long messages live; 0 for ever.
+pub(super) fn ttl(text: &str) -> Result<Option<Duration>, String> {
+    let ttl = parse_duration(text).map_err(|error| error.to_string())?;
+    Ok(Some(ttl).filter(|ttl| !ttl.is_zero()))
+}
+
+pub(super) fn overflow(text: &str) -> Result<Overflow, String> {
+    match text {
+        "drop-oldest" => Ok(Overflow::DropOldest),
+        "reject" => Ok(Overflow::Reject),
+        _ => Err(format!("must be drop-oldest or reject, not {text:?}")),
+    }
+}
+
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(format!("must be true or false, not {text:?}")),
+    }
+}
+
+/// `HOST:PORT`, or `:PORT` for all interfaces. Of a name with several addresses, the first.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || format!("not an address: {text:?}; use HOST:PORT, or :PORT for all interfaces");
+    if let Some(port) = text.strip_prefix(':') {
+        let port = port.parse().map_err(|_| wrong())?;
+        return Ok(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let (_, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    port.parse::<u16>().map_err(|_| wrong())?;
+    let mut addresses =
+        text.to_socket_addrs().map_err(|error| format!("cannot resolve {text:?}: {error}"))?;
+    addresses.next().ok_or_else(|| format!("{text:?} has no address"))
+}
+
+/// A web origin as browsers send it: scheme, host and maybe a port.
+pub(super) fn origin(text: &str) -> Result<String, String> {
+    let wrong = || {
+        format!("not an origin: {text:?}; use scheme://host or scheme://host:port, without a path")
+    };
+    let (scheme, authority) = text.split_once("://").ok_or_else(wrong)?;
+    let fits = !scheme.is_empty()
+        && !authority.is_empty()
+        && !authority.contains(['/', '*', '@', '?', '#'])
+        && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if fits { Ok(text.to_ascii_lowercase()) } else { Err(wrong()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_binary_units() {
+        for (text, bytes) in
+            [("1", 1), ("8192", 8192), ("64KiB", 65_536), ("1 MiB", 1 << 20), ("2g", 2 << 30)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "-1", "1.5k", "KiB", "1TB", "99999999999999999999", "17179869184GiB"]
+        {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_have_a_host_or_all_of_them() {
+        assert_eq!(address("127.0.0.1:1").unwrap().to_string(), "127.0.0.1:1");
+        assert_eq!(address("[::1]:1").unwrap().to_string(), "[::1]:1");
+        assert!(address(":8000").unwrap().ip().is_unspecified());
+        assert!(address("localhost:8000").unwrap().ip().is_loopback());
+        for text in ["", ":", "8000", "localhost", "localhost:http", ":65536", "1.2.3.4"] {
+            assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn origins_have_no_path_and_no_wildcard() {
+        assert_eq!(origin("https://Example.com:8443").as_deref(), Ok("https://example.com:8443"));
+        for text in ["", "*", "example.com", "https://", "https://*.com", "https://a/", "://a"] {
+            assert!(origin(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Reading a payload: never more of it than is allowed, never longer than the peer sends.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::timeout;
+
+use super::error::Refusal;
+
+/// The bounds of a body.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BodyLimit {
+    /// In bytes, inclusive.
+    pub(super) size: usize,
+    /// How long the next bytes may take.
+    pub(super) patience: Duration,
+}
+
+/// Reads a whole body into a buffer of its exact size: a slice of the connection's read buffer
+/// would keep all of that alive for as long as the message lives.
+pub(super) async fn read(mut body: Incoming, limit: BodyLimit) -> Result<Bytes, Refusal> {
+    let too_large = Refusal::PayloadTooLarge { limit: limit.size };
+    if body.size_hint().lower() > limit.size as u64 {
+        return Err(too_large);
+    }
+    let mut first: Option<Bytes> = None;
+    let mut rest: Vec<u8> = Vec::new();
+    while !body.is_end_stream() {
+        let frame = match timeout(limit.patience, body.frame()).await {
+            Ok(Some(frame)) => frame.map_err(Refusal::Body)?,
+            Ok(None) => break,
+            Err(_) => return Err(Refusal::BodyTimeout(limit.patience)),
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        let read = first.as_ref().map_or(rest.len(), Bytes::len);
+        if data.len() > limit.size - read {
+            return Err(too_large);
+        }
+        // Most payloads come in one piece.
+        if first.is_none() && rest.is_empty() {
+            first = Some(data);
+        } else {
+            if let Some(first) = first.take() {
+                rest.extend_from_slice(&first);
+            }
+            rest.extend_from_slice(&data);
+        }
+    }
+    Ok(match first {
+        Some(only) => Bytes::copy_from_slice(&only),
+        None => rest.into_boxed_slice().into(),
+    })
+}

@@ -1,0 +1,179 @@
+//! What a client is told when it gets nothing: the only table from errors to status, text and code
+//! word. docs/protocol.md, section 8.
+
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::{
+    Response, StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+};
+use msgbus_core::{
+    DurationError, NameError, NoRoom, PositionError, PublishError, SubscribeError, TopicName,
+    format_duration,
+};
+use thiserror::Error;
+
+use super::Answer;
+
+/// Why a request was refused. The text is for people: what was wrong, and what would be right.
+#[derive(Debug, Error)]
+pub(super) enum Refusal {
+    #[error("bad percent-encoding in the path: use %XX with two hex digits, and UTF-8")]
+    PathEncoding,
+    #[error("bad topic name: {0}")]
+    Name(#[from] NameError),
+    #[error("there is no topic in the path: use /<topic>")]
+    NoTopic,
+    #[error("unknown parameter {name:?}: {}", allowed(.known))]
+    UnknownParameter { name: String, known: &'static [&'static str] },
+    #[error("parameter {0:?} is given more than once")]
+    RepeatedParameter(&'static str),
+    #[error("bad value of parameter {name:?}: {why}")]
+    Parameter { name: &'static str, why: String },
+    #[error("bad value of header {name}: {why}")]
+    Header { name: &'static str, why: &'static str },
+    #[error("{0}")]
+    Handshake(&'static str),
+    #[error("unsupported websocket version: use 13")]
+    WebsocketVersion,
+    #[error("there is nothing to subscribe to on /: open the websocket on /<topic>")]
+    WebsocketOnRoot,
+    #[error("this server does not stream here: open a websocket, or pull without that Accept")]
+    NotAcceptable,
+    #[error("requests from {origin} are not allowed: start msgbusd with --allow-origin {origin}")]
+    ForeignOrigin { origin: String },
+    #[error("requests that another site makes a browser send are not allowed")]
+    CrossSite,
+    #[error("no messages enqueued for topic: {0}")]
+    Empty(TopicName),
+    #[error("no such topic: {0}")]
+    NoSuchTopic(TopicName),
+    #[error("method not allowed: use {allow}")]
+    Method { allow: &'static str },
+    #[error("payload exceeds max-payload-size: at most {limit} bytes are allowed")]
+    PayloadTooLarge { limit: usize },
+    #[error("error reading payload: {0}")]
+    Body(hyper::Error),
+    #[error("error reading payload: nothing came for {}", format_duration(*.0))]
+    BodyTimeout(Duration),
+    #[error("{0}")]
+    Publish(#[from] PublishError),
+    #[error("{0}")]
+    Subscribe(#[from] SubscribeError),
+}
+
+fn allowed(known: &[&str]) -> String {
+    if known.is_empty() {
+        "none is known here".to_owned()
+    } else {
+        format!("known are {}", known.join(", "))
+    }
+}
+
+impl Refusal {
+    /// Status and code word.
+    fn kind(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::PathEncoding | Self::Name(_) | Self::NoTopic => {
+                (StatusCode::BAD_REQUEST, "bad_topic")
+            }
+            Self::UnknownParameter { .. } | Self::RepeatedParameter(_) | Self::Parameter { .. } => {
+                (StatusCode::BAD_REQUEST, "bad_parameter")
+            }
+            Self::Header { .. } => (StatusCode::BAD_REQUEST, "bad_header"),
+            Self::Handshake(_) | Self::WebsocketOnRoot => {
+                (StatusCode::BAD_REQUEST, "bad_handshake")
+            }
+            Self::WebsocketVersion => (StatusCode::UPGRADE_REQUIRED, "bad_websocket_version"),
+            Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
+            Self::ForeignOrigin { .. } | Self::CrossSite => {
+                (StatusCode::FORBIDDEN, "foreign_origin")
+            }
+            Self::Empty(_) => (StatusCode::NOT_FOUND, "empty"),
+            Self::NoSuchTopic(_) => (StatusCode::NOT_FOUND, "no_such_topic"),
+            Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
+            Self::Body(_) => (StatusCode::BAD_REQUEST, "bad_body"),
+            Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::Publish(error) => match error {
+                PublishError::TooLarge { .. } => {
+                    (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large")
+                }
+                PublishError::TopicFull => (StatusCode::INSUFFICIENT_STORAGE, "topic_full"),
+                PublishError::NoRoom(error) => no_room(error),
+                _ => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
+            },
+            Self::Subscribe(SubscribeError::NoRoom(error)) => no_room(error),
+            Self::Subscribe(_) => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
+        }
+    }
+
+    /// The headers that this refusal needs besides.
+    fn headers(&self, headers: &mut HeaderMap) {
+        let value = HeaderValue::from_static;
+        match self {
+            Self::Method { allow } => {
+                headers.insert(header::ALLOW, value(allow));
+            }
+            Self::WebsocketVersion => {
+                headers.insert(header::SEC_WEBSOCKET_VERSION, value("13"));
+                headers.insert(header::UPGRADE, value("websocket"));
+            }
+            // What is left of the body is not worth reading.
+            Self::PayloadTooLarge { .. } | Self::Body(_) | Self::BodyTimeout(_) => {
+                headers.insert(header::CONNECTION, value("close"));
+            }
+            Self::Publish(_) | Self::Subscribe(_)
+                if self.kind().0 == StatusCode::SERVICE_UNAVAILABLE =>
+            {
+                headers.insert(header::RETRY_AFTER, value("1"));
+            }
+            _ => {}
+        }
+    }
+
+    /// One line of text, or a problem document (RFC 9457) for those who prefer JSON.
+    pub(super) fn answer(&self, prefers_json: bool) -> Answer {
+        let (status, code) = self.kind();
+        let (content_type, body) = if prefers_json {
+            let problem = serde_json::json!({
+                "status": status.as_u16(),
+                "title": status.canonical_reason(),
+                "code": code,
+                "detail": self.to_string(),
+            });
+            ("application/problem+json", problem.to_string())
+        } else {
+            ("text/plain; charset=utf-8", format!("{self}\n"))
+        };
+        let mut response = Response::new(Full::from(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self.headers(headers);
+        response
+    }
+}
+
+fn no_room(error: &NoRoom) -> (StatusCode, &'static str) {
+    let code = match error {
+        NoRoom::Topics { .. } => "too_many_topics",
+        _ => "bus_full",
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, code)
+}
+
+impl From<DurationError> for Refusal {
+    fn from(error: DurationError) -> Self {
+        Self::Parameter { name: "ttl", why: error.to_string() }
+    }
+}
+
+impl Refusal {
+    pub(super) fn position(name: &'static str, error: PositionError) -> Self {
+        Self::Parameter { name, why: error.to_string() }
+    }
+}

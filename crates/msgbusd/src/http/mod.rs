@@ -1,0 +1,164 @@
+//! The HTTP door: from a request to exactly one handler. Each file beside this one is one door or
+//! one concern of theirs; doors do not know each other.
+
+mod admin;
+mod body;
+mod error;
+mod origin;
+mod publish;
+mod pull;
+mod query;
+mod topics;
+mod websocket;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderMap, HeaderValue},
+};
+use msgbus_core::{MessageBus, TopicName};
+use percent_encoding::percent_decode_str;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{error::Refusal, query::Query};
+use crate::{config::Config, frames::Frames, metrics::Metrics};
+
+type Answer = Response<Full<Bytes>>;
+
+/// What every door works with.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) bus: MessageBus,
+    pub(crate) config: Config,
+    pub(crate) metrics: Metrics,
+    pub(crate) frames: Frames,
+    pub(crate) tasks: Tasks,
+}
+
+/// What runs beside the accept loop, and how it is told to end.
+#[derive(Debug, Default)]
+pub(crate) struct Tasks {
+    pub(crate) tracker: TaskTracker,
+    /// Finish what is under way, then end.
+    pub(crate) drain: CancellationToken,
+    /// End now.
+    pub(crate) cut: CancellationToken,
+}
+
+impl Tasks {
+    /// Runs a task that the drain waits for and the cut ends.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let cut = self.cut.clone();
+        self.tracker.spawn(async move {
+            cut.run_until_cancelled_owned(task).await;
+        });
+    }
+}
+
+const TOPIC_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
+const READ_METHODS: &str = "GET, HEAD";
+
+/// Answers one request.
+pub(crate) async fn answer(app: &Arc<App>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+    app.metrics.request();
+    let prefers_json = accepts(request.headers(), "application/json")
+        || accepts(request.headers(), "application/problem+json");
+    let source = match origin::check(request.headers(), &app.config.allowed_origins) {
+        Ok(source) => source,
+        Err(refusal) => return refusal.answer(prefers_json),
+    };
+    let mut answer = if request.method() == Method::OPTIONS && source != origin::Source::Own {
+        let mut answer = empty(StatusCode::NO_CONTENT);
+        source.preflight(answer.headers_mut());
+        answer
+    } else {
+        let answer = route(app, peer, request).await;
+        answer.unwrap_or_else(|refusal| refusal.answer(prefers_json))
+    };
+    source.share(answer.headers_mut());
+    if !app.config.allowed_origins.is_empty() {
+        answer.headers_mut().insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    answer
+}
+
+async fn route(
+    app: &Arc<App>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Answer, Refusal> {
+    let path = request.uri().path();
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    match path {
+        "/" => {
+            return match *request.method() {
+                _ if is_read && websocket::is_wanted(&request) => Err(Refusal::WebsocketOnRoot),
+                _ if is_read => topics::list(app, &request),
+                Method::PUT | Method::POST | Method::DELETE => Err(Refusal::NoTopic),
+                _ => Err(Refusal::Method { allow: READ_METHODS }),
+            };
+        }
+        "/metrics" | "/healthz" if !is_read => return Err(Refusal::Method { allow: READ_METHODS }),
+        "/metrics" => return Ok(admin::metrics(app)),
+        "/healthz" => return Ok(admin::health(app)),
+        _ => {}
+    }
+    let topic = topic_name(path)?;
+    match *request.method() {
+        Method::PUT | Method::POST => publish::publish(app, peer, &topic, request).await,
+        Method::GET if websocket::is_wanted(&request) => {
+            websocket::subscribe(app, peer, &topic, request)
+        }
+        Method::GET => pull::pull(app, peer, &topic, &request),
+        Method::HEAD => topics::counters(app, &topic, &request),
+        Method::DELETE => topics::delete(app, peer, &topic, &request),
+        _ => Err(Refusal::Method { allow: TOPIC_METHODS }),
+    }
+}
+
+/// The topic that a path names: decoded once, without its outer slashes.
+fn topic_name(path: &str) -> Result<TopicName, Refusal> {
+    let bytes = path.as_bytes();
+    let is_escape = |at: usize| {
+        bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    if bytes.iter().enumerate().any(|(at, byte)| *byte == b'%' && !is_escape(at)) {
+        return Err(Refusal::PathEncoding);
+    }
+    let name = percent_decode_str(path).decode_utf8().map_err(|_| Refusal::PathEncoding)?;
+    Ok(TopicName::new(name.trim_matches('/'))?)
+}
+
+/// Whether the client names this media type among those it accepts.
+fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+    headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+        value.split(',').any(|item| {
+            let named = item.split(';').next().unwrap_or_default();
+            named.trim().eq_ignore_ascii_case(media_type)
+        })
+    })
+}
+
+fn query<B>(request: &Request<B>) -> Query<'_> {
+    Query::parse(request.uri().query())
+}
+
+fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = status;
+    answer
+}
+
+fn content(media_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    answer
+}
+
+fn no_store(answer: &mut Answer) {
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}

@@ -1,0 +1,101 @@
+//! `GET /`, `HEAD /<topic>`, `DELETE /<topic>`: topics as wholes. docs/protocol.md, section 7.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use hyper::{
+    Request, StatusCode,
+    header::{self, HeaderName, HeaderValue},
+};
+use msgbus_core::{TopicName, json};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tracing::debug;
+
+use super::{Answer, App, accepts, content, empty, error::Refusal, no_store, query};
+
+/// The most topics in one listing.
+const PAGE: usize = 10_000;
+
+/// Names, one a line; or objects with counters, for those who accept JSON.
+pub(super) fn list<B>(app: &Arc<App>, request: &Request<B>) -> Result<Answer, Refusal> {
+    let query = query(request).only(&["prefix", "after", "max"])?;
+    let prefix = query.get("prefix")?.unwrap_or_default();
+    let after = query.get("after")?.unwrap_or_default();
+    let max = query.count("max")?.unwrap_or(PAGE).min(PAGE);
+
+    let mut names = app.bus.topics();
+    names.retain(|name| name.as_str().starts_with(prefix) && name.as_str() > after);
+    let more = names.len() > max;
+    names.truncate(max);
+
+    let mut answer = if accepts(request.headers(), "application/json") {
+        let topics: Vec<_> = names.iter().filter_map(|name| app.bus.topic(name)).collect();
+        let mut body = Vec::new();
+        json::write_topics(&mut body, &topics);
+        content("application/json", body)
+    } else {
+        let mut body = String::new();
+        for name in &names {
+            body.push_str(name.as_str());
+            body.push('\n');
+        }
+        content("text/plain; charset=utf-8", body)
+    };
+    if let Some(last) = names.last().filter(|_| more) {
+        let escape = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+        let link = format!(
+            "</?prefix={}&after={}&max={max}>; rel=\"next\"",
+            escape(prefix),
+            escape(last.as_str())
+        );
+        if let Ok(link) = HeaderValue::try_from(link) {
+            answer.headers_mut().insert(header::LINK, link);
+        }
+    }
+    no_store(&mut answer);
+    Ok(answer)
+}
+
+/// The counters of one topic, as headers.
+pub(super) fn counters<B>(
+    app: &Arc<App>,
+    topic: &TopicName,
+    request: &Request<B>,
+) -> Result<Answer, Refusal> {
+    query(request).only(&[])?;
+    let stats = app.bus.topic(topic).ok_or_else(|| Refusal::NoSuchTopic(topic.clone()))?;
+    let counters = stats.counters;
+    let mut answer = empty(StatusCode::OK);
+    for (name, value) in [
+        ("msgbus-epoch", stats.topic.epoch),
+        ("msgbus-first-id", stats.first_id),
+        ("msgbus-next-id", stats.next_id),
+        ("msgbus-retained", stats.retained),
+        ("msgbus-unpulled", stats.unpulled),
+        ("msgbus-bytes", stats.bytes),
+        ("msgbus-subscribers", stats.subscribers as u64),
+        ("msgbus-published", counters.published),
+        ("msgbus-pulled", counters.pulled),
+        ("msgbus-delivered", counters.delivered),
+        ("msgbus-missed", counters.missed),
+        ("msgbus-expired", counters.expired.total),
+        ("msgbus-evicted", counters.evicted.total),
+    ] {
+        answer.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from(value));
+    }
+    no_store(&mut answer);
+    Ok(answer)
+}
+
+pub(super) fn delete<B>(
+    app: &Arc<App>,
+    peer: SocketAddr,
+    topic: &TopicName,
+    request: &Request<B>,
+) -> Result<Answer, Refusal> {
+    query(request).only(&[])?;
+    if !app.bus.delete(topic) {
+        return Err(Refusal::NoSuchTopic(topic.clone()));
+    }
+    debug!(%peer, %topic, "DELETE");
+    Ok(empty(StatusCode::NO_CONTENT))
+}

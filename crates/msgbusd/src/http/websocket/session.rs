@@ -1,0 +1,249 @@
+//! One subscriber on one websocket, from the handshake to the last close frame.
+
+use std::{net::SocketAddr, ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
+
+use chrono::Utc;
+use futures_util::{SinkExt as _, StreamExt as _};
+use msgbus_core::{BatchLimit, Event, RecvError, Subscription};
+use tokio::{
+    io::AsyncWriteExt as _,
+    select,
+    time::{Instant, interval_at, sleep, timeout},
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Error, Message, Utf8Bytes,
+        error::ProtocolError,
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
+    },
+};
+use tracing::debug;
+
+use crate::{frames::Ring, http::App, socket::Socket};
+
+/// How often the server asks whether the client is still there.
+const PING_EVERY: Duration = Duration::from_secs(54);
+/// How long a client may send nothing at all, not even the answer to a ping.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+/// How long the client's answer to a close frame is awaited.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// The largest frame and message from a client, in bytes. What it says is read and ignored.
+const LARGEST_FROM_CLIENT: usize = 64 << 10;
+/// What is written at once: a client that stops reading pins no more than this.
+const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
+/// The library's buffers, in bytes. The write buffer takes one batch before it is written.
+const READ_BUFFER: usize = 4 << 10;
+const WRITE_BUFFER: usize = 64 << 10;
+
+const TOPIC_DELETED: u16 = 4404;
+const TOO_FAR_BEHIND: u16 = 4408;
+
+pub(super) struct Session {
+    app: Arc<App>,
+    peer: SocketAddr,
+    subscription: Subscription,
+    socket: WebSocketStream<Socket>,
+    /// Whether payloads go out as they are, in binary frames.
+    raw: bool,
+    ring: Arc<Ring>,
+}
+
+/// Why a session ends.
+#[derive(Debug)]
+enum End {
+    /// The client has sent a close frame.
+    ClosedByClient,
+    /// The connection is broken, or the client takes no bytes.
+    Broken,
+    /// The client has broken the protocol.
+    Violation(CloseCode, &'static str),
+    /// Nothing has come from the client for too long.
+    Silent,
+    /// The server stops.
+    Drain,
+    /// The subscription is over.
+    Over(RecvError),
+}
+
+impl Session {
+    pub(super) async fn new(
+        app: &Arc<App>,
+        peer: SocketAddr,
+        subscription: Subscription,
+        raw: bool,
+        socket: Socket,
+        already_read: &[u8],
+    ) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(WRITE_BUFFER)
+            .max_message_size(Some(LARGEST_FROM_CLIENT))
+            .max_frame_size(Some(LARGEST_FROM_CLIENT));
+        Self {
+            app: Arc::clone(app),
+            peer,
+            ring: app.frames.ring(subscription.topic().epoch),
+            subscription,
+            raw,
+            socket: WebSocketStream::from_partially_read(
+                socket,
+                already_read.to_vec(),
+                Role::Server,
+                Some(config),
+            )
+            .await,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let end = match self.follow().await {
+            ControlFlow::Break(end) => end,
+            ControlFlow::Continue(never) => match never {},
+        };
+        let stats = self.subscription.stats();
+        debug!(
+            peer = %self.peer,
+            topic = %self.subscription.topic().name,
+            received = stats.received,
+            missed = stats.missed,
+            ?end,
+            "Unsubscribe"
+        );
+        // Nothing more is received: the place in the topic need not wait for the close.
+        let Self { app, subscription, socket, .. } = self;
+        drop(subscription);
+        if matches!(end, End::Broken) {
+            app.metrics.client_error();
+        } else {
+            close(socket, end.close_frame()).await;
+        }
+    }
+
+    /// Writes what the topic brings and reads what the client sends, until one of them ends it.
+    async fn follow(&mut self) -> ControlFlow<End, std::convert::Infallible> {
+        let app = Arc::clone(&self.app);
+        let mut drain = pin!(app.tasks.drain.cancelled());
+        let mut silence = pin!(sleep(LONGEST_SILENCE));
+        let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+        let mut events = Vec::new();
+        loop {
+            select! {
+                () = &mut drain => return ControlFlow::Break(End::Drain),
+                () = &mut silence => return ControlFlow::Break(End::Silent),
+                frame = self.socket.next() => {
+                    self.read(frame)?;
+                    silence.as_mut().reset(Instant::now() + LONGEST_SILENCE);
+                }
+                received = self.subscription.recv_batch(&mut events, BATCH) => {
+                    match received {
+                        Ok(()) => self.write(&mut events).await?,
+                        Err(end) => return ControlFlow::Break(End::Over(end)),
+                    }
+                }
+                _ = ping.tick() => self.ping().await?,
+            }
+        }
+    }
+
+    /// Writes a batch. What was missed shows in the ids: the frames stay the ancestor's.
+    async fn write(&mut self, events: &mut Vec<Event>) -> ControlFlow<End> {
+        for event in events.drain(..) {
+            let Event::Message(message) = event else { continue };
+            let frame = if self.raw {
+                Message::Binary(message.payload().clone())
+            } else {
+                Message::Text(self.ring.frame(&message))
+            };
+            broken(self.socket.feed(frame).await)?;
+        }
+        broken(self.socket.flush().await)
+    }
+
+    async fn ping(&mut self) -> ControlFlow<End> {
+        let now = Utc::now().timestamp_nanos_opt().unwrap_or_default();
+        broken(self.socket.send(Message::Ping(now.to_string().into())).await)
+    }
+
+    /// Takes note of a frame. Data is ignored; pings are answered by the library.
+    fn read(&mut self, frame: Option<Result<Message, Error>>) -> ControlFlow<End> {
+        match frame {
+            Some(Ok(Message::Pong(echo))) => {
+                self.measure(&echo);
+                ControlFlow::Continue(())
+            }
+            Some(Ok(Message::Close(_))) | None => ControlFlow::Break(End::ClosedByClient),
+            Some(Ok(_)) => ControlFlow::Continue(()),
+            Some(Err(error)) => ControlFlow::Break(End::from(error)),
+        }
+    }
+
+    /// A pong echoes the time of its ping. One that does not is nobody's loss.
+    fn measure(&self, echo: &[u8]) {
+        let sent: Option<i64> = std::str::from_utf8(echo).ok().and_then(|text| text.parse().ok());
+        let now = Utc::now().timestamp_nanos_opt();
+        if let (Some(sent), Some(now)) = (sent, now)
+            && let Ok(nanoseconds) = u64::try_from(now.saturating_sub(sent))
+        {
+            self.app.metrics.latency(Duration::from_nanos(nanoseconds).min(LONGEST_SILENCE));
+        }
+    }
+}
+
+fn broken(result: Result<(), Error>) -> ControlFlow<End> {
+    match result {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => ControlFlow::Break(End::broken(&error)),
+    }
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Capacity(_) => {
+                Self::Violation(CloseCode::Size, "frames of at most 65536 bytes are read")
+            }
+            Error::Utf8(_) => Self::Violation(CloseCode::Invalid, "text must be UTF-8"),
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Self::broken(&error),
+            Error::Protocol(_) => Self::Violation(CloseCode::Protocol, "websocket protocol error"),
+            other => Self::broken(&other),
+        }
+    }
+}
+
+impl End {
+    fn broken(error: &Error) -> Self {
+        debug!(%error, "websocket broken");
+        Self::Broken
+    }
+
+    /// What the client is told; `None` where it has closed first and is only answered.
+    fn close_frame(&self) -> Option<CloseFrame> {
+        let (code, reason) = match self {
+            Self::ClosedByClient | Self::Broken => return None,
+            Self::Violation(code, why) => (*code, Utf8Bytes::from_static(why)),
+            Self::Silent => (CloseCode::Away, "nothing came for 60 s, not even a pong".into()),
+            Self::Drain | Self::Over(RecvError::Closed) => {
+                (CloseCode::Away, "the server is shutting down".into())
+            }
+            Self::Over(RecvError::Lagged { .. }) => {
+                (CloseCode::from(TOO_FAR_BEHIND), "too far behind".into())
+            }
+            Self::Over(_) => (CloseCode::from(TOPIC_DELETED), "the topic has been deleted".into()),
+        };
+        Some(CloseFrame { code, reason })
+    }
+}
+
+/// Sends the close frame, or the answer to the client's, and waits a little for the client.
+async fn close(mut socket: WebSocketStream<Socket>, frame: Option<CloseFrame>) {
+    let farewell = async {
+        if frame.is_some() && socket.close(frame).await.is_err() {
+            return;
+        }
+        while let Some(Ok(_)) = socket.next().await {}
+    };
+    // Whether the client answers or not, the connection ends here.
+    let _ = timeout(CLOSE_PATIENCE, farewell).await;
+    let _ = socket.get_mut().shutdown().await;
+}

@@ -1,0 +1,143 @@
+//! `msgbusd`: reads its configuration, serves, and stops when it is told to.
+
+use std::{env, future::pending, io, process::ExitCode};
+
+use anyhow::Context as _;
+use msgbus_core::format_duration;
+use msgbusd::{
+    Server,
+    config::{self, Config, Invocation},
+};
+use tokio::{
+    runtime, select,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tracing::{Level, info, warn};
+
+const USAGE: u8 = 2;
+const STOPPED_BY_SIGNAL: u8 = 130;
+
+fn main() -> ExitCode {
+    match config::parse(env::args_os().skip(1), env::vars_os()) {
+        Ok(Invocation::Serve(config)) => serve(*config).unwrap_or_else(|error| {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }),
+        Ok(Invocation::Help) => print(&config::help()),
+        Ok(Invocation::Version) => print(concat!("msgbusd ", env!("CARGO_PKG_VERSION"), "\n")),
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+/// Prints what was asked for. Nobody reading it any more is no error.
+fn print(text: &str) -> ExitCode {
+    use io::Write as _;
+    let _ = io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+#[expect(clippy::print_stderr, reason = "there is no log yet, or it is not the place")]
+fn complain(problem: &str) {
+    eprintln!("msgbusd: {problem}");
+}
+
+fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    let level = if config.debug { Level::DEBUG } else { Level::INFO };
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+    let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let address = config.bind;
+    announce_notices(&config);
+    let started = started_line(&config);
+    let server = Server::bind(config).with_context(|| {
+        format!("cannot listen on {address}; choose another address with --bind")
+    })?;
+    info!(
+        "msgbusd {} listening on http://{} {started}",
+        env!("CARGO_PKG_VERSION"),
+        server.local_addr()
+    );
+
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let serving = server.run(async {
+        // The sender is gone only when it has sent.
+        let _ = stopped.await;
+    });
+    let twice = async {
+        let name = signals.next().await;
+        info!("{name}: stopping; once more ends at once");
+        let _ = stop.send(());
+        signals.next().await
+    };
+    select! {
+        drained = serving => {
+            info!("stopped");
+            Ok(if drained.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        name = twice => {
+            warn!("{name}: stopped at once, without waiting for what was under way");
+            Ok(ExitCode::from(STOPPED_BY_SIGNAL))
+        }
+    }
+}
+
+fn announce_notices(config: &Config) {
+    for notice in &config.notices {
+        warn!("{notice}");
+    }
+    if !config.bind.ip().is_loopback() {
+        warn!("--open: anybody who can reach {} may publish and read", config.bind);
+    }
+}
+
+/// What an operator wants to know at a glance: how long messages live, and the bounds.
+fn started_line(config: &Config) -> String {
+    let topic = config.bus.topic;
+    format!(
+        "(ttl {}, per topic {} messages and {} bytes, in all {} topics and {} bytes, payload {} \
+         bytes, {} connections)",
+        topic.ttl.map_or("unlimited".to_owned(), format_duration),
+        topic.max_messages,
+        topic.max_bytes,
+        config.bus.max_topics,
+        config.bus.max_bytes,
+        config.max_payload,
+        config.max_connections,
+    )
+}
+
+/// The signals that mean: stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next one and names it.
+    async fn next(&mut self) -> &'static str {
+        select! {
+            Some(()) = self.terminate.recv() => "SIGTERM",
+            Some(()) = self.interrupt.recv() => "SIGINT",
+            else => pending().await,
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The Prometheus text of `/metrics`: the ancestor's names with their types corrected, and new ones
+//! beside them. Written by hand because the client libraries append `_total` to a counter's name.
+
+use std::{
+    cmp::Reverse,
+    fmt::{Display, Write as _},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use msgbus_core::{MessageBus, TopicStats};
+use parking_lot::Mutex;
+
+/// What the daemon counts besides its bus.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    started: Instant,
+    requests: AtomicU64,
+    connections: AtomicU64,
+    refused_connections: AtomicU64,
+    client_errors: AtomicU64,
+    /// Round trips of pings, in nanoseconds.
+    latency: Mutex<Latency>,
+}
+
+#[derive(Debug)]
+struct Latency {
+    histogram: Histogram<u64>,
+    sum: Duration,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let histogram = Histogram::new(2).unwrap_or_else(|_| unreachable!("2 digits are allowed"));
+        Self {
+            started: Instant::now(),
+            requests: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            refused_connections: AtomicU64::new(0),
+            client_errors: AtomicU64::new(0),
+            latency: Mutex::new(Latency { histogram, sum: Duration::ZERO }),
+        }
+    }
+
+    pub(crate) fn request(&self) {
+        self.requests.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn connection(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn refused_connection(&self) {
+        self.refused_connections.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn client_error(&self) {
+        self.client_errors.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn latency(&self, round_trip: Duration) {
+        let mut latency = self.latency.lock();
+        let nanoseconds = u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX);
+        // The histogram grows by itself; without memory for that one sample is nothing.
+        let _ = latency.histogram.record(nanoseconds);
+        latency.sum += round_trip;
+    }
+
+    /// The exposition, with series for at most `max_topics` topics: those with the most published.
+    pub(crate) fn render(&self, bus: &MessageBus, max_topics: usize) -> String {
+        let mut page = Page(String::with_capacity(8 << 10));
+        self.server(&mut page);
+        bus_totals(&mut page, bus);
+        per_topic(&mut page, bus, max_topics);
+        page.0
+    }
+
+    fn server(&self, page: &mut Page) {
+        let uptime = self.started.elapsed();
+        page.counter("msgbus_server_uptime", "Nanoseconds since the start.", uptime.as_nanos());
+        let load = |counter: &AtomicU64| counter.load(Relaxed);
+        for (name, help, counter) in [
+            ("msgbus_server_requests", "HTTP requests.", &self.requests),
+            ("msgbus_server_connections", "Connections accepted.", &self.connections),
+            (
+                "msgbus_server_connections_refused",
+                "Connections turned away at --max-connections.",
+                &self.refused_connections,
+            ),
+            ("msgbus_client_errors", "Websockets that broke.", &self.client_errors),
+        ] {
+            page.counter(name, help, load(counter));
+        }
+        let latency = self.latency.lock();
+        let name = "msgbus_client_latency_seconds";
+        page.head(name, "Round trips of websocket pings.", "summary");
+        for quantile in [0.5, 0.9, 0.95, 0.99] {
+            let value = Duration::from_nanos(latency.histogram.value_at_quantile(quantile));
+            page.sample(name, Some(("quantile", &quantile.to_string())), value.as_secs_f64());
+        }
+        page.sample(&format!("{name}_sum"), None, latency.sum.as_secs_f64());
+        page.sample(&format!("{name}_count"), None, latency.histogram.len());
+    }
+}
+
+fn bus_totals(page: &mut Page, bus: &MessageBus) {
+    let stats = bus.stats();
+    let counters = stats.counters;
+    page.counter("msgbus_bus_messages", "Messages accepted.", counters.published);
+    page.counter("msgbus_bus_fetched", "Messages pulled.", counters.pulled);
+    page.counter(
+        "msgbus_bus_delivered",
+        "Messages handed to subscriptions, once for each.",
+        counters.delivered,
+    );
+    page.counter(
+        "msgbus_bus_dropped",
+        "Messages that left before a subscription got to them, once for each.",
+        counters.missed,
+    );
+    for (name, unpulled_name, help, departed) in [
+        ("msgbus_bus_expired", "msgbus_bus_expired_unpulled", "expired", counters.expired),
+        (
+            "msgbus_bus_evicted",
+            "msgbus_bus_evicted_unpulled",
+            "left because a bound was reached",
+            counters.evicted,
+        ),
+        (
+            "msgbus_bus_deleted",
+            "msgbus_bus_deleted_unpulled",
+            "left with their topic",
+            counters.deleted,
+        ),
+    ] {
+        page.counter(name, &format!("Messages that {help}."), departed.total);
+        let help = format!("Messages that {help} before anybody pulled them.");
+        page.counter(unpulled_name, &help, departed.unpulled);
+    }
+    let options = bus.options();
+    page.gauge("msgbus_bus_retained", "Messages kept.", stats.retained);
+    page.gauge("msgbus_bus_topics", "Topics.", stats.topics);
+    page.gauge("msgbus_bus_topics_limit", "The most topics.", options.max_topics);
+    page.gauge("msgbus_bus_subscribers", "Subscriptions.", stats.subscribers);
+    page.gauge("msgbus_bus_bytes", "Bytes set aside for topics and messages.", stats.bytes);
+    page.gauge("msgbus_bus_bytes_limit", "The most bytes.", options.max_bytes);
+}
+
+/// A family of series, one for each topic.
+type Family = (&'static str, &'static str, &'static str, fn(&TopicStats) -> u64);
+
+const FAMILIES: [Family; 7] = [
+    ("msgbus_queue_len", "Messages that wait to be pulled.", "gauge", |t| t.unpulled),
+    ("msgbus_queue_size", "The most messages kept.", "gauge", |t| t.max_messages as u64),
+    ("msgbus_topic_messages", "Messages accepted.", "counter", |t| t.counters.published),
+    ("msgbus_topic_retained", "Messages kept.", "gauge", |t| t.retained),
+    ("msgbus_topic_bytes", "Bytes kept.", "gauge", |t| t.bytes),
+    ("msgbus_topic_subscribers", "Subscriptions.", "gauge", |t| t.subscribers as u64),
+    ("msgbus_topic_dropped", "Messages that subscriptions missed.", "counter", |t| {
+        t.counters.missed
+    }),
+];
+
+fn per_topic(page: &mut Page, bus: &MessageBus, max_topics: usize) {
+    let mut topics: Vec<_> = bus.topics().iter().filter_map(|name| bus.topic(name)).collect();
+    if topics.len() > max_topics {
+        topics.sort_by_key(|topic| Reverse(topic.counters.published));
+        topics.truncate(max_topics);
+    }
+    if topics.is_empty() {
+        return;
+    }
+    for (name, help, kind, value) in FAMILIES {
+        page.head(name, help, kind);
+        for topic in &topics {
+            page.sample(name, Some(("topic", topic.topic.name.as_str())), value(topic));
+        }
+    }
+}
+
+/// The text format, version 0.0.4. Writing to a String cannot fail.
+struct Page(String);
+
+impl Page {
+    fn counter(&mut self, name: &str, help: &str, value: impl Display) {
+        self.head(name, help, "counter");
+        self.sample(name, None, value);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.head(name, help, "gauge");
+        self.sample(name, None, value);
+    }
+
+    fn head(&mut self, name: &str, help: &str, kind: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, label: Option<(&str, &str)>, value: impl Display) {
+        let _ = match label {
+            Some((key, text)) => {
+                let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                writeln!(self.0, "{name}{{{key}=\"{text}\"}} {value}")
+            }
+            None => writeln!(self.0, "{name} {value}"),
+        };
+    }
+}

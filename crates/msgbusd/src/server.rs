@@ -1,0 +1,223 @@
+//! The server: listening, accepting, the bound on connections, and an end that is in order.
+
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use hyper::{Request, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use msgbus_core::MessageBus;
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpListener,
+    select,
+    sync::Semaphore,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::Config,
+    frames::Frames,
+    http::{self, App, Tasks},
+    metrics::Metrics,
+    socket::Socket,
+};
+
+/// How often the memory of expired messages is freed at the latest.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long to wait when the system has no more sockets to give.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How many connections may be told at a time that there are too many; more are just closed.
+const MOST_REFUSALS: usize = 64;
+const BACKLOG: i32 = 1024;
+
+/// A bound server, not yet serving.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    app: Arc<App>,
+}
+
+/// What the end of a server cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections and websockets that were still at work at the deadline.
+    pub cut: usize,
+}
+
+impl Server {
+    /// Listens on the configured address, with an empty bus.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    ///
+    /// # Panics
+    /// When called outside a tokio runtime.
+    pub fn bind(config: Config) -> io::Result<Self> {
+        let listener = listen(config.bind)?;
+        let app = App {
+            bus: MessageBus::new(config.bus.clone()),
+            config,
+            metrics: Metrics::new(),
+            frames: Frames::default(),
+            tasks: Tasks::default(),
+        };
+        Ok(Self { address: listener.local_addr()?, listener, app: Arc::new(app) })
+    }
+
+    /// The address in use, with the port that was picked if none was given.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The bus behind the doors.
+    pub fn bus(&self) -> &MessageBus {
+        &self.app.bus
+    }
+
+    /// Serves until `shutdown` is ready, then stops accepting, lets requests finish, closes
+    /// websockets, and ends within the drain timeout.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
+        let Self { listener, app, .. } = self;
+        app.tasks.spawn(sweep(Arc::clone(&app)));
+        select! {
+            never = accept(&listener, &app) => match never {},
+            () = shutdown => {}
+        }
+        drop(listener);
+        drain(&app).await
+    }
+}
+
+/// All interfaces means those of both protocols, where the system has both.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket =
+        match RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)) {
+            Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
+                return listen(SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, address.port())));
+            }
+            socket => socket?,
+        };
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Frees what has expired. The bus does it by itself only where it is used.
+async fn sweep(app: Arc<App>) {
+    let mut ticks = interval(SWEEP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let sweeping = async {
+        loop {
+            ticks.tick().await;
+            let purged = app.bus.purge_expired();
+            if purged.topics > 0 {
+                debug!(topics = purged.topics, messages = purged.messages, "Sweep");
+            }
+        }
+    };
+    app.tasks.drain.run_until_cancelled(sweeping).await;
+}
+
+async fn accept(listener: &TcpListener, app: &Arc<App>) -> Infallible {
+    let permits = Arc::new(Semaphore::new(app.config.max_connections));
+    let refusals = Arc::new(Semaphore::new(MOST_REFUSALS));
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) if is_the_peers(&error) => continue,
+            Err(error) => {
+                warn!(%error, "cannot accept connections for now");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        app.metrics.connection();
+        if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+            let socket = Socket::new(stream, app.config.timeouts, permit);
+            app.tasks.spawn(serve(Arc::clone(app), socket, peer));
+            continue;
+        }
+        app.metrics.refused_connection();
+        if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+            let socket = Socket::new(stream, app.config.timeouts, permit);
+            app.tasks.spawn(refuse(socket));
+        }
+    }
+}
+
+/// Whether only the connection that was about to be accepted has failed.
+fn is_the_peers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// Serves one connection until it ends, or becomes a websocket.
+async fn serve(app: Arc<App>, socket: Socket, peer: SocketAddr) {
+    let conversation = socket.conversation();
+    let service = service_fn(|request: Request<_>| {
+        let (app, conversation) = (Arc::clone(&app), conversation.clone());
+        async move {
+            conversation.request_begins();
+            let answer = http::answer(&app, peer, request).await;
+            conversation.request_ends();
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let connection = http1::Builder::new()
+        // The socket has deadlines of its own, which tell an idle connection from a slow head.
+        .header_read_timeout(None)
+        .max_header_size(app.config.max_header)
+        .max_buf_size(app.config.max_header.max(MOST_BUFFERED))
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let ended = select! {
+        ended = connection.as_mut() => ended,
+        () = app.tasks.drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// The largest buffer of a connection, in bytes: for heads, and for what of a body is in flight.
+const MOST_BUFFERED: usize = 64 << 10;
+
+/// Tells a client that it is one too many.
+async fn refuse(mut socket: Socket) {
+    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+        Content-Type: text/plain; charset=utf-8\r\nContent-Length: 41\r\n\
+        Retry-After: 1\r\nConnection: close\r\n\r\n\
+        too many connections: try again in a bit\n";
+    if socket.write_all(ANSWER).await.is_ok() {
+        // The client may be gone, which is what is wanted.
+        let _ = socket.shutdown().await;
+    }
+}
+
+async fn drain(app: &App) -> Drained {
+    let Tasks { tracker, drain, cut } = &app.tasks;
+    let patience = app.config.timeouts.drain;
+    tracker.close();
+    info!(tasks = tracker.len(), ?patience, "draining");
+    drain.cancel();
+    let in_time = timeout(patience, tracker.wait()).await.is_ok();
+    let left = if in_time { 0 } else { tracker.len() };
+    app.bus.close();
+    cut.cancel();
+    tracker.wait().await;
+    if left > 0 {
+        warn!(connections = left, "cut at the end of --drain-timeout");
+    }
+    Drained { cut: left }
+}
