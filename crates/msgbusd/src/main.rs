@@ -3,7 +3,6 @@
 use std::{env, future::pending, io, process::ExitCode};
 
 use anyhow::Context as _;
-use msgbus_core::format_duration;
 use msgbusd::{
     Server,
     config::{self, Config, Invocation},
@@ -56,16 +55,17 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
     runtime.block_on(run(config))
 }
 
-async fn run(config: Config) -> anyhow::Result<ExitCode> {
+async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let address = config.bind;
     announce_notices(&config);
-    let started = started_line(&config);
+    fit_to_file_limit(&mut config);
+    let bounds = config.bounds();
     let server = Server::bind(config).with_context(|| {
         format!("cannot listen on {address}; choose another address with --bind")
     })?;
     info!(
-        "msgbusd {} listening on http://{} {started}",
+        "msgbusd {} listening on http://{} ({bounds})",
         env!("CARGO_PKG_VERSION"),
         server.local_addr()
     );
@@ -102,21 +102,23 @@ fn announce_notices(config: &Config) {
     }
 }
 
-/// What an operator wants to know at a glance: how long messages live, and the bounds.
-fn started_line(config: &Config) -> String {
-    let topic = config.bus.topic;
-    format!(
-        "(ttl {}, per topic {} messages and {} bytes, in all {} topics and {} bytes, payload {} \
-         bytes, {} connections)",
-        topic.ttl.map_or("unlimited".to_owned(), format_duration),
-        topic.max_messages,
-        topic.max_bytes,
-        config.bus.max_topics,
-        config.bus.max_bytes,
-        config.max_payload,
-        config.max_connections,
-    )
+/// Each connection is a file: takes as many as the system lets us have, and makes do with them.
+fn fit_to_file_limit(config: &mut Config) {
+    // Where there is no such limit nothing needs to fit.
+    let Ok(files) = rlimit::increase_nofile_limit(u64::MAX) else { return };
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let fit = files.saturating_sub(FILES_OF_OUR_OWN).max(1);
+    if config.max_connections > fit {
+        warn!(
+            "--max-connections is lowered to {fit}: the system lets us open {files} files (ulimit -n)"
+        );
+        config.max_connections = fit;
+    }
 }
+
+/// Files that are no connections: the listener, the log, the runtime's own, connections that are
+/// told that they are too many, and some to spare.
+const FILES_OF_OUR_OWN: usize = 100;
 
 /// The signals that mean: stop.
 struct Signals {

@@ -96,8 +96,12 @@ impl Metrics {
         let name = "msgbus_client_latency_seconds";
         page.head(name, "Round trips of websocket pings.", "summary");
         for quantile in [0.5, 0.9, 0.95, 0.99] {
-            let value = Duration::from_nanos(latency.histogram.value_at_quantile(quantile));
-            page.sample(name, Some(("quantile", &quantile.to_string())), value.as_secs_f64());
+            let value = match latency.histogram.len() {
+                0 => f64::NAN,
+                _ => Duration::from_nanos(latency.histogram.value_at_quantile(quantile))
+                    .as_secs_f64(),
+            };
+            page.sample(name, Some(("quantile", &quantile.to_string())), value);
         }
         page.sample(&format!("{name}_sum"), None, latency.sum.as_secs_f64());
         page.sample(&format!("{name}_count"), None, latency.histogram.len());

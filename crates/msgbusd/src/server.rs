@@ -80,12 +80,13 @@ impl Server {
     /// websockets, and ends within the drain timeout.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         let Self { listener, app, .. } = self;
-        app.tasks.spawn(sweep(Arc::clone(&app)));
+        let sweeper = tokio::spawn(sweep(app.bus.clone()));
         select! {
             never = accept(&listener, &app) => match never {},
             () = shutdown => {}
         }
         drop(listener);
+        sweeper.abort();
         drain(&app).await
     }
 }
@@ -110,19 +111,16 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Frees what has expired. The bus does it by itself only where it is used.
-async fn sweep(app: Arc<App>) {
+async fn sweep(bus: MessageBus) {
     let mut ticks = interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let sweeping = async {
-        loop {
-            ticks.tick().await;
-            let purged = app.bus.purge_expired();
-            if purged.topics > 0 {
-                debug!(topics = purged.topics, messages = purged.messages, "Sweep");
-            }
+    loop {
+        ticks.tick().await;
+        let purged = bus.purge_expired();
+        if purged.topics > 0 {
+            debug!(topics = purged.topics, messages = purged.messages, "Sweep");
         }
-    };
-    app.tasks.drain.run_until_cancelled(sweeping).await;
+    }
 }
 
 async fn accept(listener: &TcpListener, app: &Arc<App>) -> Infallible {
@@ -209,7 +207,7 @@ async fn drain(app: &App) -> Drained {
     let Tasks { tracker, drain, cut } = &app.tasks;
     let patience = app.config.timeouts.drain;
     tracker.close();
-    info!(tasks = tracker.len(), ?patience, "draining");
+    info!(connections = tracker.len(), ?patience, "draining");
     drain.cancel();
     let in_time = timeout(patience, tracker.wait()).await.is_ok();
     let left = if in_time { 0 } else { tracker.len() };

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use msgbus_core::{Options, TopicRule};
+use msgbus_core::{Options, TopicRule, format_duration};
 use pico_args::Arguments;
 use thiserror::Error;
 
@@ -86,6 +86,23 @@ impl Default for Config {
             debug: false,
             notices: Vec::new(),
         }
+    }
+}
+
+impl Config {
+    /// What an operator wants to know at a glance: how long messages live, and the bounds.
+    pub fn bounds(&self) -> String {
+        let topic = self.bus.topic;
+        format!(
+            "ttl {}, per topic {} messages and {}, in all {} topics and {}, payload {}, {} connections",
+            topic.ttl.map_or("unlimited".to_owned(), format_duration),
+            topic.max_messages,
+            values::format_size(topic.max_bytes),
+            self.bus.max_topics,
+            values::format_size(self.bus.max_bytes),
+            values::format_size(self.max_payload as u64),
+            self.max_connections,
+        )
     }
 }
 

@@ -36,6 +36,17 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Writes bytes as [`size`] reads them, in the largest unit that needs no fraction.
+pub(super) fn format_size(bytes: u64) -> String {
+    match [(30, "GiB"), (20, "MiB"), (10, "KiB")]
+        .into_iter()
+        .find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift)
+    {
+        Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
+        None => format!("{bytes}B"),
+    }
+}
+
 /// A length of time above zero.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
@@ -107,6 +118,9 @@ mod tests {
             [("1", 1), ("8192", 8192), ("64KiB", 65_536), ("1 MiB", 1 << 20), ("2g", 2 << 30)]
         {
             assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for (bytes, text) in [(0, "0B"), (1000, "1000B"), (8192, "8KiB"), (3 << 30, "3GiB")] {
+            assert_eq!(format_size(bytes), text);
         }
         for text in ["", "0", "-1", "1.5k", "KiB", "1TB", "99999999999999999999", "17179869184GiB"]
         {

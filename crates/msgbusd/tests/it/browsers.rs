@@ -1,0 +1,71 @@
+//! Section 9: what foreign pages may do through somebody's browser.
+
+use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest as _};
+
+use crate::support::Daemon;
+
+const FOREIGN: &str = "Origin: https://evil.example";
+
+#[tokio::test]
+async fn a_foreign_page_can_neither_publish_nor_pull_nor_delete() {
+    let daemon = Daemon::start();
+    daemon.put("/t", "x").await;
+    for method in ["PUT", "POST", "GET", "DELETE", "OPTIONS"] {
+        let reply = daemon.send(method, "/t", &[FOREIGN], b"").await;
+        reply.refuses(403, "--allow-origin https://evil.example");
+        assert_eq!(reply.header("Access-Control-Allow-Origin"), None);
+    }
+    daemon.send("GET", "/t", &["Origin: null"], b"").await.refuses(403, "not allowed");
+    daemon
+        .send("GET", "/t", &["Sec-Fetch-Site: cross-site"], b"")
+        .await
+        .refuses(403, "another site");
+    assert_eq!(daemon.get("/t").await.message().id(), 0, "nothing was eaten");
+}
+
+#[tokio::test]
+async fn a_foreign_page_cannot_subscribe() {
+    let daemon = Daemon::start();
+    let mut request = format!("ws://{}/t", daemon.address).into_client_request().unwrap();
+    request.headers_mut().insert("origin", "https://evil.example".parse().unwrap());
+    let stream = tokio::net::TcpStream::connect(daemon.address).await.unwrap();
+    match tokio_tungstenite::client_async(request, stream).await {
+        Err(tungstenite::Error::Http(response)) => assert_eq!(response.status(), 403),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(daemon.bus.topics(), []);
+}
+
+#[tokio::test]
+async fn the_servers_own_pages_and_links_to_it_are_fine() {
+    let daemon = Daemon::start();
+    let own = format!("Origin: http://{}", daemon.address);
+    assert_eq!(daemon.send("PUT", "/t", &[&own], b"x").await.status, 202);
+    let link = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"];
+    assert_eq!(daemon.send("GET", "/t", &link, b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_allowed_origin_gets_cors_answers() {
+    let daemon =
+        Daemon::with(|config| config.allowed_origins = vec!["https://app.example".to_owned()]);
+    let origin = "Origin: https://app.example";
+    let published = daemon.send("PUT", "/t", &[origin], b"x").await;
+    assert_eq!(published.status, 202);
+    assert_eq!(published.header("Access-Control-Allow-Origin"), Some("https://app.example"));
+    assert_eq!(published.header("Vary"), Some("origin"));
+    assert!(published.header("Access-Control-Expose-Headers").unwrap().contains("msgbus-id"));
+
+    let preflight =
+        daemon.send("OPTIONS", "/t", &[origin, "Access-Control-Request-Method: PUT"], b"").await;
+    assert_eq!(preflight.status, 204);
+    assert!(preflight.header("Access-Control-Allow-Methods").unwrap().contains("PUT"));
+
+    let error = daemon.send("GET", "/none", &[origin], b"").await;
+    assert_eq!(
+        (error.status, error.header("Access-Control-Allow-Origin")),
+        (404, Some("https://app.example"))
+    );
+    daemon.send("GET", "/t", &[FOREIGN], b"").await.refuses(403, "evil");
+    assert_eq!(daemon.get("/t").await.header("Vary"), Some("origin"));
+}

@@ -1,0 +1,182 @@
+//! Section 11: deadlines, the bound on connections, and the end.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+
+use crate::support::{Daemon, soon};
+
+const PUT: &[u8] = b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
+
+// The clock of these tests is paused: it jumps to the next deadline whenever all is quiet.
+
+#[tokio::test(start_paused = true)]
+async fn a_head_must_come_in_ten_seconds() {
+    let daemon = Daemon::start();
+    for sent in [&b""[..], b"GET", b"GET /t HTTP/1.1\r\nHost: a\r\n"] {
+        let mut connection = daemon.connect().await;
+        let start = Instant::now();
+        connection.write(sent).await;
+        assert_eq!(connection.rest().await, b"", "closed without an answer");
+        let waited = start.elapsed();
+        assert!((10..12).contains(&waited.as_secs()), "{waited:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_in_drops_gains_no_time() {
+    let daemon = Daemon::start();
+    let mut connection = daemon.connect().await;
+    let start = Instant::now();
+    for byte in b"GET /t HTTP/1.1\r\nHos" {
+        connection.write(&[*byte]).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(connection.rest().await, b"");
+    assert!(start.elapsed() >= Duration::from_secs(10));
+    assert_eq!(daemon.put("/t", "x").await.status, 202);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_kept_for_75_seconds_and_then_closed() {
+    let daemon = Daemon::start();
+    let mut connection = daemon.connect().await;
+    for _ in 0..3 {
+        connection.write(PUT).await;
+        connection.read_until(b"\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    connection.write(PUT).await;
+    connection.read_until(b"\r\n\r\n").await;
+    let start = Instant::now();
+    assert_eq!(connection.rest().await, b"");
+    let waited = start.elapsed();
+    assert!((74..77).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_head_has_its_ten_seconds_too() {
+    let daemon = Daemon::start();
+    let mut connection = daemon.connect().await;
+    connection.write(PUT).await;
+    connection.read_until(b"\r\n\r\n").await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    connection.write(b"GET /t HTT").await;
+    let start = Instant::now();
+    assert_eq!(connection.rest().await, b"");
+    let waited = start.elapsed();
+    assert!((10..12).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_is_408_and_publishes_nothing() {
+    let daemon = Daemon::start();
+    let mut connection = daemon.connect().await;
+    let start = Instant::now();
+    connection.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nha").await;
+    let reply = connection.reply().await;
+    reply.refuses(408, "nothing came for 30s");
+    assert!(start.elapsed() >= Duration::from_secs(30));
+    assert_eq!(daemon.bus.topics(), []);
+}
+
+#[tokio::test]
+async fn a_reader_of_answers_that_stalls_is_cut() {
+    let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_millis(200));
+    let payload = vec![0; 1 << 20];
+    for _ in 0..40 {
+        daemon.put("/t", &payload).await;
+    }
+    let mut greedy = daemon.connect().await;
+    greedy.write(&b"GET /t HTTP/1.1\r\nHost: a\r\n\r\n".repeat(40)).await;
+    soon(async {
+        let mut pulled = 0;
+        // It is cut when no more is pulled for it, long before all of it.
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = daemon.bus.stats().counters.pulled;
+            if now == pulled {
+                break assert!(now < 40, "{now}");
+            }
+            pulled = now;
+        }
+    })
+    .await;
+    let left = 40 - daemon.bus.stats().counters.pulled;
+    for _ in 0..left {
+        assert_eq!(daemon.get("/t").await.status, 200, "the rest is for others");
+    }
+}
+
+#[tokio::test]
+async fn requests_in_a_row_are_answered_in_order_on_one_connection() {
+    let daemon = Daemon::start();
+    let mut connection = daemon.connect().await;
+    connection.write(&PUT.repeat(50)).await;
+    for id in 0..50 {
+        let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+        assert!(head.contains(&format!("msgbus-id: {id}\r\n")), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_so_and_room_is_found_again() {
+    let daemon = Daemon::with(|config| config.max_connections = 2);
+    let subscriber = daemon.subscribe("/t").await;
+    let mut idle = daemon.connect().await;
+    idle.write(PUT).await;
+    idle.read_until(b"\r\n\r\n").await;
+
+    let refused = daemon.get("/healthz").await;
+    refused.refuses(503, "too many connections");
+    assert_eq!(refused.header("Retry-After"), Some("1"));
+    idle.write(PUT).await;
+    assert!(idle.read_until(b"\r\n\r\n").await.starts_with(b"HTTP/1.1 202"), "others go on");
+
+    drop(subscriber);
+    soon(async { while daemon.get("/healthz").await.status != 200 {} }).await;
+}
+
+#[tokio::test]
+async fn the_end_closes_websockets_and_finishes_requests() {
+    let daemon = Daemon::start();
+    let mut subscriber = daemon.subscribe("/t").await;
+    let mut idle = daemon.connect().await;
+    idle.write(PUT).await;
+    idle.read_until(b"\r\n\r\n").await;
+    let mut silent = daemon.connect().await;
+    let mut busy = daemon.connect().await;
+    busy.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+        .await;
+    busy.read_until(b"\r\n\r\n").await;
+    assert_eq!(subscriber.ids(1).await, [0]);
+
+    let address = daemon.address;
+    let bus = daemon.bus.clone();
+    let stopping = daemon.stop();
+    assert_eq!(subscriber.close_code().await, CloseCode::Away);
+    assert_eq!(idle.rest().await, b"");
+    assert_eq!(silent.rest().await, b"", "one that has not said anything holds nothing up");
+    assert!(tokio::net::TcpStream::connect(address).await.is_err(), "no new connections");
+    assert!(!stopping.is_finished());
+
+    busy.write(b"last").await;
+    assert_eq!(busy.reply().await.status, 202);
+    drop((subscriber, idle, silent, busy));
+    assert_eq!(soon(stopping).await.unwrap().cut, 0);
+    assert_eq!(bus.stats().counters.published, 2);
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_ever() {
+    let daemon = Daemon::with(|config| config.timeouts.drain = Duration::from_millis(100));
+    let mut half = daemon.connect().await;
+    half.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+        .await;
+    half.read_until(b"\r\n\r\n").await;
+    // It never answers the close frame.
+    let _mute = daemon.subscribe("/t").await;
+    let drained = soon(daemon.stop()).await.unwrap();
+    assert_eq!(drained.cut, 2);
+}

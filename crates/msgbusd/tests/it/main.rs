@@ -1,0 +1,14 @@
+//! The contract of docs/protocol.md and docs/operations.md, tested on the real server over real
+//! sockets. Each test names the sections that it holds the server to.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+mod browsers;
+mod connections;
+mod process;
+mod publish;
+mod pull;
+mod requests;
+mod support;
+mod topics;
+mod websocket;

@@ -1,0 +1,276 @@
+//! The binary itself: flags, variables and files, signals and exit codes. docs/operations.md.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+fn msgbusd(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msgbusd"));
+    command
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+/// Runs a command line that must be refused: one line on stderr, nothing on stdout, exit 2.
+#[track_caller]
+fn refuses(command: &mut Command, mention: &[&str]) {
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("msgbusd: "), "{text}");
+    for mention in mention {
+        assert!(text.contains(mention), "{text:?} does not say {mention:?}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+/// A daemon in a process of its own, killed when dropped.
+struct Running {
+    child: Child,
+    log: BufReader<std::process::ChildStderr>,
+    /// What it has logged up to the line that says where it listens.
+    opening: String,
+    address: SocketAddr,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut opening = String::new();
+        while !opening.contains("listening on") {
+            assert_ne!(log.read_line(&mut opening).unwrap(), 0, "it ended: {opening}");
+        }
+        let address = opening.split("http://").nth(1).unwrap().split(' ').next().unwrap();
+        Self { child, log, address: address.parse().unwrap(), opening }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    fn end(mut self) -> (ExitStatus, String) {
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap(), log)
+    }
+
+    fn say(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn wrong_flags_are_named_in_one_line() {
+    for (args, mention) in [
+        (&["--tll", "1h"][..], &["--tll", "did you mean --ttl?"][..]),
+        (&["--frobnicate"], &["--frobnicate", "see --help"]),
+        (&["serve"], &["serve", "flags only"]),
+        (&["--ttl"], &["--ttl", "needs a value"]),
+        (&["--ttl", "soon"], &["--ttl", "1h30m"]),
+        (&["--ttl", "1h", "--ttl", "2h"], &["--ttl", "more than once"]),
+        (&["-ttl=60"], &["--ttl", "not a duration"]),
+        (&["--max-queue-size", "0"], &["--max-queue-size", "1 or more"]),
+        (&["--max-payload-size", "huge"], &["--max-payload-size", "64KiB"]),
+        (&["--max-header-size", "1"], &["--max-header-size", "between"]),
+        (&["--overflow", "block"], &["--overflow", "drop-oldest or reject"]),
+        (&["--bind", "8000"], &["--bind", "HOST:PORT"]),
+        (&["--bind", ":0"], &["--bind", "--open"]),
+        (&["--bind", "0.0.0.0:0"], &["--bind", "other machines", "--open"]),
+        (&["--allow-origin", "*"], &["--allow-origin", "scheme://host"]),
+        (
+            &["--config", "/does/not/exist.toml"],
+            &["--config", "/does/not/exist.toml", "No such file"],
+        ),
+    ] {
+        refuses(&mut msgbusd(args), mention);
+    }
+}
+
+#[test]
+fn wrong_variables_and_files_are_named_in_one_line() {
+    refuses(msgbusd(&[]).env("MSGBUSD_TTL", "never"), &["MSGBUSD_TTL", "not a duration"]);
+    refuses(msgbusd(&[]).env("MSGBUSD_OPEN", "perhaps"), &["MSGBUSD_OPEN", "true or false"]);
+
+    for (text, mention) in [
+        (
+            "ttl = \"1h\"\nmax-topic = 5\n",
+            ":2: no such setting: \"max-topic\"; did you mean \"max-topics\"?",
+        ),
+        ("ttl = \"1h\n", ":1: "),
+        ("\n\n[topics.\"a/*\"]\nttl = \"x\"\n", ":4: ttl: not a duration"),
+        ("max-topics = -1\n", ":1: max-topics: not a whole number"),
+    ] {
+        let file = file(text);
+        let path = file.path().to_str().unwrap();
+        refuses(&mut msgbusd(&["--config", path]), &[&format!("{path}{mention}")]);
+    }
+}
+
+#[test]
+fn help_and_version_go_to_stdout() {
+    for flag in ["-h", "--help", "-help"] {
+        let output = msgbusd(&[flag]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success());
+        for flag in [
+            "--bind HOST:PORT",
+            "[127.0.0.1:8000]",
+            "-d, --debug",
+            "MSGBUSD_MAX_TOPICS",
+            "Exit codes",
+        ] {
+            assert!(text.contains(flag), "no {flag} in {text}");
+        }
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    }
+    for flag in ["-v", "--version", "-version"] {
+        let output = msgbusd(&[flag]).output().unwrap();
+        assert_eq!(output.stdout, concat!("msgbusd ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
+    }
+}
+
+#[test]
+fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
+    let file = file(
+        "ttl = \"1m\"\nmax-queue-size = 11\nmax-topics = 22\n[topics.\"a/**\"]\nttl = \"5s\"\n",
+    );
+    let mut command = msgbusd(&["-bind", "127.0.0.1:0", "--ttl=3m"]);
+    command
+        .env("MSGBUSD_CONFIG", file.path())
+        .env("MSGBUSD_TTL", "2m")
+        .env("MSGBUSD_MAX_QUEUE_SIZE", "33");
+    let daemon = Running::start(&mut command);
+    for said in ["ttl 3m", "per topic 33 messages", "in all 22 topics", "payload 1MiB"] {
+        assert!(daemon.opening.contains(said), "no {said:?} in {}", daemon.opening);
+    }
+    daemon.say("PUT /a/b");
+    assert!(daemon.say("GET /a/b").contains(r#""ttl":5000000000,"#), "the rule of the file");
+    daemon.say("PUT /b");
+    assert!(daemon.say("GET /b").contains(r#""ttl":180000000000,"#));
+}
+
+#[test]
+fn the_ancestors_command_line_works_and_is_explained() {
+    let daemon = Running::start(&mut msgbusd(&[
+        "-d",
+        "-bind",
+        "127.0.0.1:0",
+        "-buffer-length",
+        "100",
+        "-max-queue-size",
+        "1000",
+        "-max-payload-size=8192",
+        "-ttl",
+        "1m0s",
+    ]));
+    assert!(daemon.opening.contains("--buffer-length is no longer needed"), "{}", daemon.opening);
+    assert!(daemon.opening.contains("ttl 1m, per topic 1000 messages"), "{}", daemon.opening);
+    daemon.say("PUT /hello");
+    daemon.say("GET /hello");
+    daemon.signal("-TERM");
+    let (_, log) = daemon.end();
+    for line in ["DEBUG PUT", "DEBUG GET", "topic=hello id=0"] {
+        assert!(log.contains(line), "no {line:?} in {log}");
+    }
+}
+
+#[test]
+fn requests_are_not_logged_unless_asked_for() {
+    let daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0"]));
+    daemon.say("PUT /hello");
+    daemon.signal("-INT");
+    let (status, log) = daemon.end();
+    assert_eq!(status.code(), Some(0));
+    assert!(!log.contains("hello"), "{log}");
+    assert!(log.contains("SIGINT: stopping"), "{log}");
+}
+
+#[test]
+fn a_port_in_use_is_said_with_a_way_out() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = msgbusd(&["--bind", &address]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(
+        text.contains(&address) && text.contains("in use") && text.contains("--bind"),
+        "{text}"
+    );
+}
+
+#[test]
+fn all_interfaces_means_both_protocols_and_is_warned_of() {
+    let daemon = Running::start(&mut msgbusd(&["--bind", ":0", "--open"]));
+    assert!(daemon.opening.contains("anybody who can reach"), "{}", daemon.opening);
+    let port = daemon.address.port();
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_ok());
+    if TcpListener::bind("[::1]:0").is_ok() {
+        assert!(TcpStream::connect(("::1", port)).is_ok());
+    }
+}
+
+#[test]
+fn what_is_cut_at_the_end_is_said_and_a_second_signal_ends_at_once() {
+    let half = b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+    let hold = |daemon: &Running| {
+        let mut stream = TcpStream::connect(daemon.address).unwrap();
+        stream.write_all(half).unwrap();
+        let mut go_on = [0; 25];
+        stream.read_exact(&mut go_on).unwrap();
+        stream
+    };
+
+    let daemon =
+        Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--drain-timeout", "100ms"]));
+    let held = hold(&daemon);
+    daemon.signal("-TERM");
+    let (status, log) = daemon.end();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(
+        log.contains("cut at the end of --drain-timeout") && log.contains("connections=1"),
+        "{log}"
+    );
+    drop(held);
+
+    let mut daemon =
+        Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--drain-timeout", "1h"]));
+    let held = hold(&daemon);
+    daemon.signal("-TERM");
+    let mut log = String::new();
+    while !log.contains("draining") {
+        assert_ne!(daemon.log.read_line(&mut log).unwrap(), 0, "{log}");
+    }
+    daemon.signal("-TERM");
+    let (status, log) = daemon.end();
+    assert_eq!(status.code(), Some(130), "{log}");
+    assert!(log.contains("stopped at once"), "{log}");
+    drop(held);
+}

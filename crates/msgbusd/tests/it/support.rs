@@ -1,0 +1,242 @@
+//! The real server on a port of its own, and clients that can also misbehave.
+
+use std::{fmt::Write as _, net::SocketAddr, time::Duration};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use msgbus_core::{Message, MessageBus, json};
+use msgbusd::{Drained, Server, config::Config};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::oneshot,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        self, client::IntoClientRequest as _, handshake::client::Response,
+        protocol::frame::coding::CloseCode,
+    },
+};
+
+/// Long enough for anything that is going to happen at all.
+const SOON: Duration = Duration::from_secs(300);
+
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    timeout(SOON, future).await.expect("it takes too long")
+}
+
+/// A running server. Dropping it leaves it to the end of the test's runtime.
+pub(crate) struct Daemon {
+    pub(crate) address: SocketAddr,
+    pub(crate) bus: MessageBus,
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<Drained>,
+}
+
+impl Daemon {
+    pub(crate) fn start() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub(crate) fn with(set: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config { bind: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        set(&mut config);
+        let server = Server::bind(config).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        Self {
+            address: server.local_addr(),
+            bus: server.bus().clone(),
+            stop,
+            running: tokio::spawn(server.run(async {
+                let _ = stopped.await;
+            })),
+        }
+    }
+
+    /// Tells the server to stop; the handle waits for it.
+    pub(crate) fn stop(self) -> JoinHandle<Drained> {
+        self.stop.send(()).unwrap();
+        self.running
+    }
+
+    pub(crate) async fn connect(&self) -> Connection {
+        Connection(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// Sends one request on a connection of its own.
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[&str],
+        body: &[u8],
+    ) -> Reply {
+        let mut connection = self.connect().await;
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {}\r\n", self.address);
+        for header in headers {
+            head.push_str(header);
+            head.push_str("\r\n");
+        }
+        if !body.is_empty() {
+            write!(head, "Content-Length: {}\r\n", body.len()).unwrap();
+        }
+        head.push_str("Connection: close\r\n\r\n");
+        connection.write(head.as_bytes()).await;
+        connection.write(body).await;
+        connection.reply().await
+    }
+
+    pub(crate) async fn get(&self, target: &str) -> Reply {
+        self.send("GET", target, &[], b"").await
+    }
+
+    pub(crate) async fn put(&self, target: &str, body: impl AsRef<[u8]>) -> Reply {
+        self.send("PUT", target, &[], body.as_ref()).await
+    }
+
+    pub(crate) async fn subscribe(&self, target: &str) -> Subscriber {
+        self.subscribe_with(target, &[]).await.0
+    }
+
+    pub(crate) async fn subscribe_with(
+        &self,
+        target: &str,
+        headers: &[(&'static str, &str)],
+    ) -> (Subscriber, Response) {
+        let mut request = format!("ws://{}{target}", self.address).into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (socket, response) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+        (Subscriber(socket), response)
+    }
+}
+
+/// A connection on which anything can be said.
+pub(crate) struct Connection(pub(crate) TcpStream);
+
+impl Connection {
+    pub(crate) async fn write(&mut self, bytes: &[u8]) {
+        // A server that has seen enough may be gone: what counts is its answer.
+        let _ = self.0.write_all(bytes).await;
+    }
+
+    /// Everything until the server closes.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        soon(self.0.read_to_end(&mut bytes)).await.unwrap();
+        bytes
+    }
+
+    /// The answer on a connection that is closed after it.
+    pub(crate) async fn reply(&mut self) -> Reply {
+        Reply::parse(&self.rest().await)
+    }
+
+    /// Reads up to and including `end`.
+    pub(crate) async fn read_until(&mut self, end: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(end) {
+            bytes.push(soon(self.0.read_u8()).await.unwrap());
+        }
+        bytes
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    fn parse(bytes: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let end = text.find("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+        let head = text[..end].to_owned();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        if status == 100 {
+            return Self::parse(&bytes[end + 4..]);
+        }
+        Self { status, head, body: bytes[end + 4..].to_vec() }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    pub(crate) fn number(&self, name: &str) -> u64 {
+        self.header(name).unwrap_or_else(|| panic!("no {name} in {self:?}")).parse().unwrap()
+    }
+
+    pub(crate) fn message(&self) -> Message {
+        assert_eq!(self.status, 200, "{self:?}");
+        json::read_message(&self.body).unwrap()
+    }
+
+    /// Asserts the status, and that the text mentions something.
+    #[track_caller]
+    pub(crate) fn refuses(&self, status: u16, mention: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert!(self.text().contains(mention), "{:?} does not say {mention:?}", self.text());
+        assert!(
+            self.text().ends_with('\n') && self.text().lines().count() == 1,
+            "one line: {self:?}"
+        );
+    }
+}
+
+/// A websocket client.
+pub(crate) struct Subscriber(pub(crate) WebSocketStream<TcpStream>);
+
+impl Subscriber {
+    /// The next frame that is not a ping.
+    pub(crate) async fn frame(&mut self) -> tungstenite::Message {
+        loop {
+            match soon(self.0.next()).await.unwrap().unwrap() {
+                tungstenite::Message::Ping(_) => {}
+                frame => return frame,
+            }
+        }
+    }
+
+    pub(crate) async fn message(&mut self) -> Message {
+        let frame = self.frame().await;
+        let tungstenite::Message::Text(text) = frame else { panic!("not text: {frame:?}") };
+        assert!(text.ends_with("}\n"), "the JSON and a line feed: {text:?}");
+        json::read_message(text.as_bytes()).unwrap()
+    }
+
+    /// The ids of the next messages.
+    pub(crate) async fn ids(&mut self, count: usize) -> Vec<u64> {
+        let mut ids = Vec::new();
+        while ids.len() < count {
+            ids.push(self.message().await.id());
+        }
+        ids
+    }
+
+    pub(crate) async fn send(&mut self, frame: tungstenite::Message) {
+        self.0.send(frame).await.unwrap();
+    }
+
+    /// The code with which the server closes.
+    pub(crate) async fn close_code(&mut self) -> CloseCode {
+        let frame = self.frame().await;
+        let tungstenite::Message::Close(Some(close)) = frame else {
+            panic!("not a close: {frame:?}")
+        };
+        close.code
+    }
+}

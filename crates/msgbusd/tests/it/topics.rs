@@ -1,0 +1,135 @@
+//! Sections 7 and 10: topics as wholes, metrics and health.
+
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+
+use crate::support::Daemon;
+
+const JSON: &[&str] = &["Accept: application/json"];
+
+#[tokio::test]
+async fn the_list_is_sorted_and_comes_in_pages() {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.get("/").await.text(), "");
+    assert_eq!(daemon.send("GET", "/", JSON, b"").await.text(), "{}");
+    for topic in ["b", "a/2", "a/1", "a/3", "c"] {
+        daemon.put(&format!("/{topic}"), "x").await;
+    }
+    assert_eq!(daemon.get("/").await.text(), "a/1\na/2\na/3\nb\nc\n");
+    assert_eq!(daemon.get("/?prefix=a/").await.text(), "a/1\na/2\na/3\n");
+    assert_eq!(daemon.get("/?after=a/3").await.text(), "b\nc\n");
+    let all = daemon.get("/?max=5").await;
+    assert_eq!(all.header("Link"), None);
+
+    let mut target = "/?prefix=a%2F&max=2".to_owned();
+    let mut seen = String::new();
+    loop {
+        let page = daemon.get(&target).await;
+        seen.push_str(page.text());
+        let Some(link) = page.header("Link") else { break };
+        target =
+            link.split_once('<').unwrap().1.split_once(">; rel=\"next\"").unwrap().0.to_owned();
+    }
+    assert_eq!(seen, "a/1\na/2\na/3\n");
+}
+
+#[tokio::test]
+async fn the_json_list_has_the_counters_and_so_has_head() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 3);
+    let mut subscriber = daemon.subscribe("/t").await;
+    for _ in 0..5 {
+        daemon.put("/t", "12345678").await;
+    }
+    subscriber.ids(5).await;
+    daemon.get("/t").await;
+
+    let list = daemon.send("GET", "/", JSON, b"").await;
+    assert_eq!(list.header("Content-Type"), Some("application/json"));
+    let list: serde_json::Value = serde_json::from_slice(&list.body).unwrap();
+    let topic = &list["t"];
+    assert_eq!(topic["name"], "t");
+    assert_eq!(topic["ttl"], 3_600_000_000_000_u64);
+    let head = daemon.send("HEAD", "/t", &[], b"").await;
+    assert_eq!((head.status, &head.body[..]), (200, &b""[..]));
+    for (field, value) in [
+        ("seq", 5),
+        ("first_id", 2),
+        ("next_id", 5),
+        ("retained", 3),
+        ("unpulled", 2),
+        ("bytes", 3 * 136),
+        ("subscribers", 1),
+        ("published", 5),
+        ("pulled", 1),
+        ("delivered", 5),
+        ("missed", 0),
+        ("expired", 0),
+        ("evicted", 2),
+        ("evicted_unpulled", 2),
+    ] {
+        assert_eq!(topic[field], value, "{field}");
+        if !matches!(field, "seq" | "evicted_unpulled") {
+            let header = format!("Msgbus-{}", field.replace('_', "-"));
+            assert_eq!(head.number(&header), value, "{header}");
+        }
+    }
+    assert_eq!(topic["epoch"], head.header("Msgbus-Epoch").unwrap());
+    assert_eq!(daemon.send("HEAD", "/none", &[], b"").await.status, 404);
+}
+
+#[tokio::test]
+async fn delete_takes_the_messages_and_the_subscribers() {
+    let daemon = Daemon::start();
+    let epoch = daemon.put("/t", "x").await.number("Msgbus-Epoch");
+    let mut subscriber = daemon.subscribe("/t").await;
+    let reply = daemon.send("DELETE", "/t", &[], b"").await;
+    assert_eq!((reply.status, &reply.body[..]), (204, &b""[..]));
+    assert_eq!(subscriber.close_code().await, CloseCode::from(4404));
+    daemon.send("DELETE", "/t", &[], b"").await.refuses(404, "no such topic: t");
+    assert_eq!(daemon.get("/t").await.status, 404);
+
+    let again = daemon.put("/t", "y").await;
+    assert_eq!(again.number("Msgbus-Id"), 0);
+    assert!(again.number("Msgbus-Epoch") > epoch);
+}
+
+#[tokio::test]
+async fn metrics_have_the_ancestors_names_and_cap_the_topics() {
+    let daemon = Daemon::with(|config| config.max_metric_topics = 2);
+    let _subscriber = daemon.subscribe("/busy").await;
+    for topic in ["busy", "busy", "busy", "odd%22%5Cname", "odd%22%5Cname", "quiet"] {
+        daemon.put(&format!("/{topic}"), "x").await;
+    }
+    daemon.get("/busy").await;
+    let page = daemon.get("/metrics").await;
+    assert!(page.header("Content-Type").unwrap().starts_with("text/plain; version=0.0.4"));
+    let page = page.text();
+    for line in [
+        "# TYPE msgbus_server_uptime counter",
+        "# TYPE msgbus_server_requests counter",
+        "# TYPE msgbus_client_latency_seconds summary",
+        "# TYPE msgbus_bus_topics gauge",
+        "msgbus_client_errors 0",
+        "msgbus_bus_messages 6",
+        "msgbus_bus_dropped 0",
+        "msgbus_bus_fetched 1",
+        "msgbus_bus_topics 3",
+        "msgbus_bus_subscribers 1",
+        "msgbus_queue_len{topic=\"busy\"} 2",
+        "msgbus_queue_size{topic=\"busy\"} 65536",
+        "msgbus_queue_len{topic=\"odd\\\"\\\\name\"} 2",
+    ] {
+        assert!(page.lines().any(|l| l == line), "no {line:?} in\n{page}");
+    }
+    assert!(!page.contains("quiet"), "only the two busiest");
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let value = line.rsplit(' ').next().unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn health_is_ok_while_serving() {
+    let daemon = Daemon::start();
+    let reply = daemon.get("/healthz").await;
+    assert_eq!((reply.status, reply.text()), (200, "ok\n"));
+}

@@ -1,0 +1,403 @@
+//! Section 6: subscribing.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::{
+    Bytes, Message,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+use crate::support::{Connection, Daemon, soon};
+
+const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+/// A websocket by hand, for saying what no library would.
+async fn raw_websocket(daemon: &Daemon) -> Connection {
+    let mut connection = daemon.connect().await;
+    connection.write(format!("GET /t HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n").as_bytes()).await;
+    let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "RFC 6455, section 1.3: {head}");
+    connection
+}
+
+#[tokio::test]
+async fn new_messages_come_as_json_and_a_line_feed() {
+    let daemon = Daemon::start();
+    daemon.put("/t", "before").await;
+    let (mut subscriber, response) = daemon.subscribe_with("/t", &[]).await;
+    assert_eq!(response.headers()["msgbus-next-id"], "1");
+    let published = daemon.put("/t", "hi").await;
+    let message = subscriber.message().await;
+    assert_eq!((message.id(), &message.payload()[..]), (1, &b"hi"[..]));
+    assert_eq!(
+        response.headers()["msgbus-epoch"].to_str().unwrap(),
+        published.header("Msgbus-Epoch").unwrap()
+    );
+}
+
+#[tokio::test]
+async fn everyone_sees_everything_in_order_while_others_come_and_go() {
+    const COUNT: usize = 3000;
+    let daemon = Daemon::start();
+    let subscriptions = [daemon.subscribe("/t").await, daemon.subscribe("/t?since=all").await];
+    let publish = async {
+        let mut connection = daemon.connect().await;
+        for batch in 0..30 {
+            let request =
+                "PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi".repeat(COUNT / 30);
+            connection.write(request.as_bytes()).await;
+            for _ in 0..COUNT / 30 {
+                connection.read_until(b"\r\n\r\n").await;
+            }
+            // A passer-by that leaves without a word, and one that reads a little.
+            daemon.subscribe("/t?since=all").await;
+            assert_eq!(
+                daemon.subscribe("/t?since=all").await.ids(batch + 1).await.len(),
+                batch + 1
+            );
+        }
+    };
+    let follow = async |mut subscriber: crate::support::Subscriber| {
+        let expected: Vec<u64> = (0..COUNT as u64).collect();
+        assert_eq!(subscriber.ids(COUNT).await, expected);
+    };
+    let [one, two] = subscriptions;
+    tokio::join!(publish, follow(one), follow(two));
+}
+
+#[tokio::test]
+async fn raw_sends_payloads_as_binary_frames() {
+    let daemon = Daemon::start();
+    let mut subscriber = daemon.subscribe("/t?raw").await;
+    for payload in [&b""[..], b"\xff\x00\n"] {
+        daemon.put("/t", payload).await;
+        assert_eq!(subscriber.frame().await, Message::Binary(Bytes::copy_from_slice(payload)));
+    }
+}
+
+#[tokio::test]
+async fn large_messages_come_whole() {
+    let daemon = Daemon::start();
+    let mut subscriber = daemon.subscribe("/t").await;
+    let payload = vec![7; 1 << 20];
+    daemon.put("/t", &payload).await;
+    daemon.put("/t", "small").await;
+    assert_eq!(subscriber.message().await.payload(), &payload);
+    assert_eq!(subscriber.message().await.payload(), "small");
+}
+
+#[tokio::test]
+async fn every_position_starts_where_it_says() {
+    let daemon = Daemon::start();
+    let mut epoch = 0;
+    for id in 0..5 {
+        epoch = daemon.put("/t", id.to_string()).await.number("Msgbus-Epoch");
+    }
+    let created = daemon.bus.get(&"t".parse().unwrap()).unwrap().created();
+    let (before, after) = (created - Duration::from_secs(60), created + Duration::from_secs(60));
+    let time = |time: chrono::DateTime<chrono::Utc>| {
+        time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+    };
+    for (position, first) in [
+        ("since=all".to_owned(), 0),
+        ("since=0".to_owned(), 0),
+        ("since=3".to_owned(), 3),
+        ("since=5".to_owned(), 5),
+        ("since=new".to_owned(), 5),
+        (format!("since={epoch}-2"), 3),
+        (format!("since={epoch}-4"), 5),
+        ("since=1m".to_owned(), 0),
+        (format!("since={}", time(before)), 0),
+        (format!("since={}", time(after)), 5),
+        ("index=-1".to_owned(), 5),
+        ("index=2".to_owned(), 2),
+    ] {
+        let (mut subscriber, response) =
+            daemon.subscribe_with(&format!("/t?{position}"), &[]).await;
+        let headers = response.headers();
+        assert_eq!(headers["msgbus-next-id"], first.to_string(), "{position}");
+        assert!(!headers.contains_key("msgbus-restarted"), "{position}");
+        assert!(!headers.contains_key("msgbus-missed"), "{position}");
+        if first < 5 {
+            assert_eq!(subscriber.ids(1).await, [first], "{position}");
+        }
+    }
+    let resume = format!("{epoch}-1");
+    let headers = [("last-event-id", resume.as_str())];
+    let (mut subscriber, _) = daemon.subscribe_with("/t?since=all", &headers).await;
+    assert_eq!(subscriber.ids(3).await, [2, 3, 4], "the header wins");
+}
+
+#[tokio::test]
+async fn a_position_of_another_life_replays_all_and_says_so() {
+    let daemon = Daemon::start();
+    let epoch = daemon.put("/t", "0").await.number("Msgbus-Epoch");
+    for position in
+        [format!("since={}-0", epoch - 1), format!("since={epoch}-9"), "since=2".to_owned()]
+    {
+        let (mut subscriber, response) =
+            daemon.subscribe_with(&format!("/t?{position}"), &[]).await;
+        assert_eq!(response.headers()["msgbus-restarted"], "true", "{position}");
+        assert_eq!(subscriber.ids(1).await, [0]);
+    }
+}
+
+#[tokio::test]
+async fn a_position_that_retention_has_overtaken_says_what_is_missing() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 3);
+    for _ in 0..10 {
+        daemon.put("/t", "x").await;
+    }
+    let (mut subscriber, response) = daemon.subscribe_with("/t?since=2", &[]).await;
+    assert_eq!(response.headers()["msgbus-missed"], "5");
+    assert_eq!(subscriber.ids(3).await, [7, 8, 9]);
+}
+
+#[tokio::test]
+async fn bad_positions_are_refused_before_the_handshake() {
+    let daemon = Daemon::start();
+    for (target, mention) in [
+        ("/t?since=yesterday", "use all, new, an id"),
+        ("/t?since=-1", "since"),
+        ("/t?index=-2", "use -1"),
+        ("/t?since=1&index=1", "use one of them"),
+        ("/t?wait=1s", "known are since, index, raw"),
+    ] {
+        let mut connection = daemon.connect().await;
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n");
+        connection.write(request.as_bytes()).await;
+        let answer = connection.read_until(b"\n").await;
+        assert!(answer.starts_with(b"HTTP/1.1 400"), "{target}");
+        connection.read_until(b"\r\n\r\n").await;
+        let text = String::from_utf8(connection.read_until(b"\n").await).unwrap();
+        assert!(text.contains(mention), "{target}: {text}");
+    }
+    assert_eq!(daemon.bus.topics(), []);
+}
+
+#[tokio::test]
+async fn half_a_handshake_eats_no_message() {
+    let daemon = Daemon::start();
+    daemon.put("/t", "x").await;
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    let version = "Sec-WebSocket-Version: 13";
+    for (headers, status) in [
+        (&["Upgrade: websocket"][..], 400),
+        (&["Upgrade: WebSocket", "Connection: upgrade"], 426),
+        (&["Upgrade: websocket", "Connection: close", key, version], 400),
+        (&["Upgrade: websocket", "Connection: Upgrade", version], 400),
+        (&["Upgrade: websocket", "Connection: Upgrade", version, "Sec-WebSocket-Key: short"], 400),
+        (&["Upgrade: websocket", "Connection: Upgrade", version, key, key], 400),
+        (&["Upgrade: websocket", "Connection: Upgrade", key], 426),
+        (&["Upgrade: websocket", "Connection: Upgrade", key, "Sec-WebSocket-Version: 8"], 426),
+        (&[key, version], 400),
+        (&["Sec-WebSocket-Protocol: chat"], 400),
+        (&["Connection: Upgrade", "Upgrade: h2c", key, version], 400),
+    ] {
+        let reply = daemon.send("GET", "/t", headers, b"").await;
+        reply.refuses(status, "websocket");
+        if status == 426 {
+            assert_eq!(reply.header("Sec-WebSocket-Version"), Some("13"));
+        }
+    }
+    daemon.send("GET", "/", &["Upgrade: websocket"], b"").await.refuses(400, "/<topic>");
+    let other = daemon.send("GET", "/t", &["Upgrade: h2c", "Connection: Upgrade"], b"").await;
+    assert_eq!(other.message().id(), 0, "other upgrades are ignored, and nothing was eaten");
+}
+
+#[tokio::test]
+async fn upgrade_is_a_list_of_tokens_in_any_case() {
+    let daemon = Daemon::start();
+    for upgrade in ["WebSocket", "WEBSOCKET", "h2c, websocket"] {
+        let mut connection = daemon.connect().await;
+        let request = format!(
+            "GET /t HTTP/1.1\r\nHost: a\r\nUpgrade: {upgrade}\r\nConnection: keep-alive, Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        connection.write(request.as_bytes()).await;
+        let head = connection.read_until(b"\r\n\r\n").await;
+        assert!(head.starts_with(b"HTTP/1.1 101 "), "{upgrade}");
+    }
+}
+
+#[tokio::test]
+async fn frames_sent_right_behind_the_handshake_are_not_lost() {
+    let daemon = Daemon::start();
+    let mut connection = daemon.connect().await;
+    let mut bytes = format!("GET /t HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n").into_bytes();
+    bytes.extend_from_slice(b"\x89\x82\0\0\0\0hi"); // A masked ping.
+    connection.write(&bytes).await;
+    connection.read_until(b"\r\n\r\n").await;
+    assert_eq!(connection.read_until(b"hi").await, b"\x8a\x02hi");
+}
+
+#[tokio::test]
+async fn pings_are_answered_with_their_own_text_and_data_is_ignored() {
+    let daemon = Daemon::start();
+    let mut subscriber = daemon.subscribe("/t").await;
+    subscriber.send(Message::text("ignored")).await;
+    subscriber.send(Message::binary(vec![0; 64 << 10])).await;
+    subscriber.send(Message::Ping("1234567890".into())).await;
+    assert_eq!(subscriber.frame().await, Message::Pong("1234567890".into()));
+    daemon.put("/t", "x").await;
+    assert_eq!(subscriber.ids(1).await, [0]);
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_is_closed_with_its_code() {
+    let daemon = Daemon::start();
+    let mut subscriber = daemon.subscribe("/t").await;
+    subscriber.send(Message::binary(vec![0; (64 << 10) + 1])).await;
+    assert_eq!(subscriber.close_code().await, CloseCode::Size);
+
+    for (frame, code) in [
+        (&b"\x81\x02hi"[..], 1002_u16),      // Not masked.
+        (b"\xc1\x80\0\0\0\0", 1002),         // A reserved bit.
+        (b"\x81\x82\0\0\0\0\xff\xff", 1007), // Not UTF-8.
+        (b"\x89\xfe\x00\x7e\0\0\0\0", 1002), // A ping of 126 bytes.
+        (b"\x82\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", 1009), // 2^63 bytes announced.
+    ] {
+        let mut connection = raw_websocket(&daemon).await;
+        connection.write(frame).await;
+        if code == 1002 && frame[0] == 0x89 {
+            connection.write(&[0; 126]).await;
+        }
+        let answer = connection.rest().await;
+        assert_eq!(answer[0], 0x88, "{frame:x?}: {answer:x?}");
+        assert_eq!(answer[2..4], code.to_be_bytes(), "{frame:x?}: {answer:x?}");
+        assert_eq!(usize::from(answer[1]), answer.len() - 2, "one close frame and nothing else");
+    }
+    assert_eq!(daemon.put("/t", "x").await.status, 202);
+}
+
+#[tokio::test]
+async fn a_close_is_answered_once_with_the_same_code() {
+    let daemon = Daemon::start();
+    let mut connection = raw_websocket(&daemon).await;
+    connection.write(b"\x88\x82\0\0\0\0\x03\xe8").await;
+    assert_eq!(connection.rest().await, b"\x88\x02\x03\xe8");
+    let mut connection = raw_websocket(&daemon).await;
+    connection.write(b"\x88\x80\0\0\0\0").await;
+    assert_eq!(connection.rest().await, b"\x88\x00");
+
+    let mut subscriber = daemon.subscribe("/t").await;
+    let goodbye = CloseFrame { code: CloseCode::Normal, reason: "bye".into() };
+    subscriber.send(Message::Close(Some(goodbye))).await;
+    assert_eq!(subscriber.close_code().await, CloseCode::Normal);
+    gone(&daemon).await;
+}
+
+/// Waits until nobody subscribes.
+async fn gone(daemon: &Daemon) {
+    soon(async {
+        while daemon.bus.stats().subscribers > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_ends_the_subscription() {
+    let daemon = Daemon::start();
+    let subscriber = daemon.subscribe("/t").await;
+    let connection = raw_websocket(&daemon).await;
+    assert_eq!(daemon.bus.stats().subscribers, 2);
+    drop(subscriber);
+    drop(connection);
+    gone(&daemon).await;
+}
+
+// The clock of these tests is paused: it jumps to the next deadline whenever all is quiet.
+
+#[tokio::test(start_paused = true)]
+async fn the_server_pings_and_a_client_that_answers_stays() {
+    let daemon = Daemon::start();
+    let start = Instant::now();
+    let mut connection = raw_websocket(&daemon).await;
+    for round in 1..=3 {
+        let head = connection.read_until(b"\x13").await;
+        assert_eq!(head, b"\x89\x13", "a ping of 19 digits");
+        let mut digits = [0; 19];
+        tokio::io::AsyncReadExt::read_exact(&mut connection.0, &mut digits).await.unwrap();
+        assert!(digits.iter().all(u8::is_ascii_digit));
+        assert!(start.elapsed() >= Duration::from_secs(54 * round));
+        let mut pong = b"\x8a\x93\0\0\0\0".to_vec();
+        pong.extend_from_slice(&digits);
+        connection.write(&pong).await;
+    }
+    assert_eq!(daemon.bus.stats().subscribers, 1);
+    let page = daemon.get("/metrics").await;
+    assert!(page.text().contains("msgbus_client_latency_seconds_count 3"), "{}", page.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_client_is_closed_after_a_minute() {
+    let daemon = Daemon::start();
+    let start = Instant::now();
+    let mut connection = raw_websocket(&daemon).await;
+    let answer = connection.rest().await;
+    assert!(start.elapsed() >= Duration::from_secs(60));
+    let close = &answer[2 + 19..];
+    assert_eq!((close[0], &close[2..4]), (0x88, &1001_u16.to_be_bytes()[..]), "{answer:x?}");
+    assert_eq!(daemon.bus.stats().subscribers, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_frame_renews_the_minute() {
+    let daemon = Daemon::start();
+    let mut connection = raw_websocket(&daemon).await;
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        connection.write(b"\x81\x80\0\0\0\0").await;
+    }
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(daemon.bus.stats().subscribers, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_and_hurts_nobody() {
+    let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_millis(200));
+    let mut good = daemon.subscribe("/t").await;
+    let stalled = daemon.subscribe("/t").await;
+    let payload = vec![b'x'; 256 << 10];
+    // More than the buffers of both kernels' ends can hold.
+    for id in 0..100 {
+        assert_eq!(daemon.put("/t", &payload).await.status, 202);
+        assert_eq!(good.ids(1).await, [id]);
+    }
+    soon(async {
+        while daemon.bus.stats().subscribers > 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let page = daemon.get("/metrics").await;
+    assert!(page.text().contains("msgbus_client_errors 1"), "{}", page.text());
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn a_subscriber_that_lags_goes_on_with_the_oldest_there_is() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 10);
+    let mut slow = daemon.subscribe("/t").await;
+    let payload = vec![b'x'; 256 << 10];
+    for _ in 0..200 {
+        daemon.put("/t", &payload).await;
+    }
+    let mut last = slow.ids(1).await[0];
+    assert_eq!(last, 0);
+    let mut gap = 0;
+    while last < 199 {
+        let id = slow.ids(1).await[0];
+        assert!(id > last, "never back, never twice");
+        gap += id - last - 1;
+        last = id;
+    }
+    assert!(gap > 0, "the kernel cannot have held all of it");
+    let stats = daemon.bus.stats();
+    assert_eq!((stats.counters.missed, stats.counters.delivered), (gap, 200 - gap));
+}
