@@ -1,0 +1,12 @@
+# A static binary, and an image with nothing else in it.
+FROM rust:1-alpine AS build
+RUN apk add --no-cache musl-dev
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked -p msgbusd
+
+FROM scratch
+COPY --from=build /src/target/release/msgbusd /msgbusd
+USER 65534:65534
+EXPOSE 8000
+ENTRYPOINT ["/msgbusd", "--bind", ":8000", "--open"]
