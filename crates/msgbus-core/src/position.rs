@@ -1,11 +1,11 @@
 //! Where a subscription starts: the one parser of `since` and `index`, for servers and clients.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use thiserror::Error;
 
-use crate::duration::parse_duration;
+use crate::duration::{format_duration, parse_duration};
 
 /// A place in a topic's log at which a subscription starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,6 +94,20 @@ impl FromStr for Position {
     }
 }
 
+/// Writes a value of `since` that is read back as the same position.
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::New => f.write_str("new"),
+            Self::All => f.write_str("all"),
+            Self::Id(id) => write!(f, "{id}"),
+            Self::After { epoch, id } => write!(f, "{epoch}-{id}"),
+            Self::Ago(ago) => f.write_str(&format_duration(*ago)),
+            Self::At(time) => f.write_str(&time.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+        }
+    }
+}
+
 /// Digits only: `u64::from_str` alone would take a leading `+`.
 fn number(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
@@ -126,6 +140,7 @@ mod tests {
             ("2026-11-21T14:00:00 02:00", Position::At(noon)),
         ] {
             assert_eq!(text.parse(), Ok(position), "{text}");
+            assert_eq!(position.to_string().parse(), Ok(position), "{text}");
         }
     }
 

@@ -1,0 +1,41 @@
+//! How long to wait before the next try: longer each time, up to a cap, and never the same for all
+//! clients, who would otherwise come back together.
+
+use std::time::Duration;
+
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(500);
+    const CAP: Duration = Duration::from_secs(30);
+
+    /// Between half and all of the time that this failure, after those before it, is worth.
+    pub(crate) fn next(&mut self) -> Duration {
+        let full = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(Self::CAP);
+        self.failures += 1;
+        full.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_the_cap_and_begin_anew() {
+        let mut backoff = Backoff::default();
+        for full in [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000] {
+            let wait = backoff.next().as_millis();
+            assert!((full / 2..=full).contains(&wait), "{wait} of {full}");
+        }
+        backoff.reset();
+        assert!(backoff.next() <= Backoff::FIRST);
+    }
+}

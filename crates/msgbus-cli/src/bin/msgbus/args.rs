@@ -1,0 +1,394 @@
+//! From the command line to a request: raw arguments are split by the table of options, then read
+//! into [`Invocation`], whose values are all valid.
+
+use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
+
+use msgbus_client::{Client, Position, TopicName};
+use msgbus_core::parse_duration;
+use pico_args::Arguments;
+
+use crate::{
+    config,
+    failure::Failure,
+    options::{COMMANDS, Command, OPTIONS, OptionSpec, nearest},
+    output::{Color, Format},
+};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Invocation {
+    Pub(Pub),
+    Sub(Sub),
+    Pull(Pull),
+    Completion(Shell),
+    Man,
+    /// Of one command, or of all.
+    Help(Option<Command>),
+    Version,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pub {
+    pub(crate) client: Client,
+    pub(crate) topic: TopicName,
+    /// `None` for what comes on standard input.
+    pub(crate) message: Option<OsString>,
+    pub(crate) lines: bool,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) content_type: Option<String>,
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) struct Sub {
+    pub(crate) client: Client,
+    pub(crate) topic: TopicName,
+    /// A program and its arguments, to be run for each message.
+    pub(crate) command: Option<(OsString, Vec<OsString>)>,
+    pub(crate) since: Position,
+    pub(crate) cursor: Option<PathBuf>,
+    pub(crate) count: Option<u64>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) style: Style,
+    pub(crate) quiet: bool,
+    pub(crate) debug: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pull {
+    pub(crate) client: Client,
+    pub(crate) topic: TopicName,
+    pub(crate) count: u64,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) style: Style,
+    pub(crate) fail_empty: bool,
+}
+
+/// How messages are printed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Style {
+    /// `None` to decide by what standard output is.
+    pub(crate) format: Option<Format>,
+    pub(crate) newline: bool,
+    pub(crate) color: Color,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+impl FromStr for Shell {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "bash" => Ok(Self::Bash),
+            "zsh" => Ok(Self::Zsh),
+            "fish" => Ok(Self::Fish),
+            _ => Err("the shells are bash, zsh and fish"),
+        }
+    }
+}
+
+const DEFAULT_URI: &str = "http://localhost:8000";
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
+    let split = Split::new(args)?;
+    let mut options = Options(Arguments::from_vec(split.options));
+    let help = options.0.contains(["-h", "--help"]);
+    if options.0.contains(["-v", "--version"]) {
+        return Ok(Invocation::Version);
+    }
+    let Some(command) = split.command else {
+        return if help {
+            Ok(Invocation::Help(None))
+        } else {
+            Err(Failure::usage("no command given; see msgbus --help"))
+        };
+    };
+    if help {
+        return Ok(Invocation::Help(Some(command)));
+    }
+    let mut arguments = split.arguments.into_iter();
+    let invocation = match command {
+        Command::Pub => Invocation::Pub(options.publish(&mut arguments)?),
+        Command::Sub => Invocation::Sub(options.subscribe(&mut arguments, split.own_command)?),
+        Command::Pull => Invocation::Pull(options.pull(&mut arguments)?),
+        Command::Completion => {
+            let shell = text(arguments.next(), "which shell: bash, zsh or fish?")?;
+            Invocation::Completion(shell.parse().map_err(Failure::usage)?)
+        }
+        Command::Man => Invocation::Man,
+    };
+    options.end()?;
+    Ok(invocation)
+}
+
+/// The command line in its parts, each option known to the table.
+#[derive(Default)]
+struct Split {
+    command: Option<Command>,
+    options: Vec<OsString>,
+    arguments: Vec<OsString>,
+    /// What `sub` is to run, with everything that follows it.
+    own_command: Option<(OsString, Vec<OsString>)>,
+}
+
+impl Split {
+    fn new(args: impl IntoIterator<Item = OsString>) -> Result<Self, Failure> {
+        let mut split = Self::default();
+        let mut args = args.into_iter();
+        let mut only_arguments = false;
+        while let Some(arg) = args.next() {
+            if arg == "--" && !only_arguments {
+                only_arguments = true;
+                continue;
+            }
+            let option = arg
+                .to_str()
+                .filter(|text| !only_arguments && text.len() > 1 && text.starts_with('-'));
+            if let Some(option) = option {
+                let (name, value) = match option.split_once('=') {
+                    Some((name, value)) => (name, Some(value)),
+                    None => (option, None),
+                };
+                let spec = find(name, split.command)?;
+                match (spec.value, value) {
+                    (None, Some(_)) => {
+                        return Err(Failure::usage(format!("{name} takes no value")));
+                    }
+                    (Some(_), None) => {
+                        let value = args.next();
+                        let value =
+                            value.ok_or_else(|| Failure::usage(format!("{name} needs a value")))?;
+                        split.options.extend([spec.long.into(), value]);
+                    }
+                    (Some(_), Some(value)) => {
+                        split.options.extend([spec.long.into(), value.into()]);
+                    }
+                    (None, None) => split.options.push(spec.long.into()),
+                }
+                continue;
+            }
+            match split.command {
+                None => split.command = Some(command(&arg.to_string_lossy())?),
+                Some(known) if split.arguments.len() < known.spec().most_arguments => {
+                    split.arguments.push(arg);
+                }
+                Some(known) if known.spec().runs_a_command => {
+                    split.own_command = Some((arg, args.by_ref().collect()));
+                }
+                Some(known) => return Err(too_many(known, &arg)),
+            }
+        }
+        split.check_place()?;
+        Ok(split)
+    }
+
+    /// Refuses options of another command.
+    fn check_place(&self) -> Result<(), Failure> {
+        let Some(command) = self.command else { return Ok(()) };
+        let stray = OPTIONS
+            .iter()
+            .find(|spec| !spec.belongs_to(command) && self.options.iter().any(|o| o == spec.long));
+        match stray {
+            Some(spec) => Err(Failure::usage(format!(
+                "{} does not belong to msgbus {}; see msgbus {1} --help",
+                spec.long,
+                command.spec().name
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn command(name: &str) -> Result<Command, Failure> {
+    let known = COMMANDS.iter().find(|spec| spec.name == name || spec.alias == Some(name));
+    known.map(|spec| spec.command).ok_or_else(|| {
+        let names = COMMANDS.iter().flat_map(|spec| [Some(spec.name), spec.alias]).flatten();
+        Failure::usage(match nearest(name, names) {
+            Some(near) => format!("no such command: {name:?}; did you mean {near}?"),
+            None => format!("no such command: {name:?}; see msgbus --help"),
+        })
+    })
+}
+
+fn find(name: &str, command: Option<Command>) -> Result<&'static OptionSpec, Failure> {
+    let spec = OPTIONS.iter().find(|spec| spec.long == name || spec.short == Some(name));
+    spec.ok_or_else(|| {
+        let fits = |spec: &&OptionSpec| command.is_none_or(|command| spec.belongs_to(command));
+        let names = OPTIONS.iter().filter(fits).map(|spec| spec.long);
+        Failure::usage(match nearest(name, names).filter(|_| name.starts_with("--")) {
+            Some(near) => format!("no such option: {name}; did you mean {near}?"),
+            None if command == Some(Command::Pub) => {
+                format!("no such option: {name}; a message that begins with a dash goes behind --")
+            }
+            None => format!("no such option: {name}; see --help"),
+        })
+    })
+}
+
+fn too_many(command: Command, arg: &OsString) -> Failure {
+    let hint = match command {
+        Command::Pub => "; put a message with spaces in quotes",
+        _ => "",
+    };
+    Failure::usage(format!("one argument too many: {}{hint}", arg.to_string_lossy()))
+}
+
+fn text(arg: Option<OsString>, missing: &str) -> Result<String, Failure> {
+    let arg = arg.ok_or_else(|| Failure::usage(missing))?;
+    arg.into_string().map_err(|arg| Failure::usage(format!("not UTF-8: {}", arg.to_string_lossy())))
+}
+
+fn topic(arguments: &mut impl Iterator<Item = OsString>) -> Result<TopicName, Failure> {
+    let name = text(arguments.next(), "no topic given")?;
+    // As in a URL, the slashes around a name mean nothing.
+    TopicName::new(name.trim_matches('/'))
+        .map_err(|error| Failure::usage(format!("bad topic {name:?}: {error}")))
+}
+
+/// The options that are left to be read.
+struct Options(Arguments);
+
+impl Options {
+    fn publish(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pub, Failure> {
+        let topic = topic(arguments)?;
+        let message = arguments.next();
+        let lines = self.switch("--lines");
+        let from_input = message.as_ref().is_none_or(|message| message == "-");
+        if lines && !from_input {
+            return Err(Failure::usage("--lines reads standard input; leave the message out"));
+        }
+        // As the ancestor: it says nothing.
+        self.switch("--wait");
+        let (client, _) = self.client()?;
+        Ok(Pub {
+            topic,
+            message: message.filter(|_| !from_input),
+            lines,
+            ttl: self.value("--ttl", duration)?,
+            content_type: self.value("--content-type", media_type)?,
+            timeout: self.value("--timeout", duration)?.unwrap_or(PUBLISH_TIMEOUT),
+            client,
+        })
+    }
+
+    fn subscribe(
+        &mut self,
+        arguments: &mut impl Iterator<Item = OsString>,
+        command: Option<(OsString, Vec<OsString>)>,
+    ) -> Result<Sub, Failure> {
+        let topic = topic(arguments)?;
+        let (client, debug) = self.client()?;
+        let position = |text: &str| text.parse::<Position>().map_err(|error| error.to_string());
+        Ok(Sub {
+            topic,
+            command,
+            since: self.value("--since", position)?.unwrap_or_default(),
+            cursor: self.value("--cursor", |path| Ok(PathBuf::from(path)))?,
+            count: self.value("--count", count)?,
+            timeout: self.value("--timeout", duration)?,
+            style: self.style()?,
+            quiet: self.switch("--quiet"),
+            debug,
+            client,
+        })
+    }
+
+    fn pull(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pull, Failure> {
+        let topic = topic(arguments)?;
+        let (client, _) = self.client()?;
+        Ok(Pull {
+            topic,
+            count: self.value("--count", count)?.unwrap_or(1),
+            timeout: self.value("--timeout", duration)?,
+            style: self.style()?,
+            fail_empty: self.switch("--fail-empty"),
+            client,
+        })
+    }
+
+    fn style(&mut self) -> Result<Style, Failure> {
+        Ok(Style {
+            format: self.value("--output", str::parse)?,
+            newline: !self.switch("--no-newline"),
+            color: self.value("--color", str::parse)?.unwrap_or_default(),
+        })
+    }
+
+    /// The client of the server that option, environment, file or default name, in this order; and
+    /// whether to debug.
+    fn client(&mut self) -> Result<(Client, bool), Failure> {
+        let file = self.value("--config", |path| Ok(PathBuf::from(path)))?;
+        let defaults = config::read(file)?;
+        let debug = self.switch("--debug") || defaults.debug;
+        let uri = self.value("--uri", |text| Ok(text.to_owned()))?;
+        let (uri, origin) = match (uri, defaults.uri) {
+            (Some(uri), _) => (uri, "--uri".to_owned()),
+            (None, Some(default)) => default,
+            (None, None) => (DEFAULT_URI.to_owned(), "--uri".to_owned()),
+        };
+        let client =
+            Client::new(&uri).map_err(|error| Failure::usage(format!("{origin}: {error}")))?;
+        Ok((client, debug))
+    }
+
+    fn switch(&mut self, name: &'static str) -> bool {
+        let mut given = false;
+        while self.0.contains(name) {
+            given = true;
+        }
+        given
+    }
+
+    fn value<T>(
+        &mut self,
+        name: &'static str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Failure> {
+        let values: Vec<String> = self
+            .0
+            .values_from_str(name)
+            .map_err(|_| Failure::usage(format!("{name}: the value is not UTF-8")))?;
+        match &values[..] {
+            [] => Ok(None),
+            [value] => read(value)
+                .map(Some)
+                .map_err(|problem| Failure::usage(format!("{name}: {problem}"))),
+            _ => Err(Failure::usage(format!("{name} is given more than once"))),
+        }
+    }
+
+    /// Whatever is left was meant for nothing: the table and the reading above disagree.
+    fn end(self) -> Result<(), Failure> {
+        match self.0.finish().first() {
+            Some(left) => {
+                Err(Failure::usage(format!("{} is of no use here", left.to_string_lossy())))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn count(text: &str) -> Result<u64, String> {
+    let wrong = || format!("not a whole number, 1 or more: {text:?}");
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(wrong)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn media_type(text: &str) -> Result<String, String> {
+    let fits = text.contains('/') && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    if fits { Ok(text.to_owned()) } else { Err(format!("not a media type: {text:?}")) }
+}

@@ -1,0 +1,62 @@
+//! How a run can end badly, and the exit code that says so.
+
+use std::{io, process::ExitCode};
+
+use msgbus_client::ClientError;
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Client(#[from] ClientError),
+    #[error("{0}")]
+    Other(String),
+    /// Nobody reads our output any more. That is no error: it ends quietly.
+    #[error("standard output is closed")]
+    ClosedPipe,
+    #[error("cannot write: {0}")]
+    Output(io::Error),
+}
+
+impl Failure {
+    pub(crate) fn usage(text: impl Into<String>) -> Self {
+        Self::Usage(text.into())
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Usage(_) => Exit::Usage,
+            Self::Client(ClientError::Connect { .. }) => Exit::NoConnection,
+            Self::ClosedPipe => Exit::Done,
+            Self::Client(_) | Self::Other(_) | Self::Output(_) => Exit::Error,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::ClosedPipe,
+            _ => Self::Output(error),
+        }
+    }
+}
+
+/// The exit codes of the table in [`crate::options`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Done = 0,
+    Error = 1,
+    Usage = 2,
+    NoConnection = 3,
+    Nothing = 5,
+    SecondSignal = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}

@@ -1,0 +1,69 @@
+//! `msgbus`: the command for people and scripts.
+
+mod args;
+mod completion;
+mod config;
+mod cursor;
+mod failure;
+mod help;
+mod options;
+mod output;
+mod publish;
+mod pull;
+mod signals;
+mod subscribe;
+
+use std::{env, process::ExitCode};
+
+use tokio::runtime;
+
+use crate::{
+    args::Invocation,
+    failure::{Exit, Failure},
+    signals::Stop,
+};
+
+fn main() -> ExitCode {
+    let ended = args::parse(env::args_os().skip(1)).and_then(run);
+    let exit = ended.unwrap_or_else(|failure| {
+        if !matches!(failure, Failure::ClosedPipe) {
+            output::note(&failure.to_string());
+        }
+        failure.exit()
+    });
+    exit.into()
+}
+
+/// One command from its request to its end.
+fn run(invocation: Invocation) -> Result<Exit, Failure> {
+    match invocation {
+        Invocation::Help(command) => output::print(&help::help(command)).map(|()| Exit::Done),
+        Invocation::Man => output::print(&help::manual()).map(|()| Exit::Done),
+        Invocation::Completion(shell) => {
+            output::print(&completion::script(shell)).map(|()| Exit::Done)
+        }
+        Invocation::Version => {
+            output::print(concat!("msgbus ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| Exit::Done)
+        }
+        Invocation::Pub(args) => block_on(publish::run(args)),
+        Invocation::Pull(args) => block_on(async { pull::run(args, listen()?).await }),
+        Invocation::Sub(args) => block_on(async { subscribe::run(args, listen()?).await }),
+    }
+}
+
+fn listen() -> Result<Stop, Failure> {
+    Stop::listen().map_err(|error| Failure::Other(format!("cannot listen to signals: {error}")))
+}
+
+fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    // One more thread, so that a second Ctrl-C is heard while the first is stuck in a write.
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(format!("cannot start: {error}")))?;
+    let ended = runtime.block_on(command);
+    // A read of standard input may be under way for ever.
+    runtime.shutdown_background();
+    ended
+}

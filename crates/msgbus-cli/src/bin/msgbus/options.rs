@@ -1,0 +1,236 @@
+//! The table of commands and options. Parsing, help, completions and the manual are all made from
+//! it, so that none can know what the others do not.
+
+/// A command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    Pub,
+    Sub,
+    Pull,
+    Completion,
+    Man,
+}
+
+pub(crate) struct CommandSpec {
+    pub(crate) command: Command,
+    pub(crate) name: &'static str,
+    /// The ancestor's other name for it.
+    pub(crate) alias: Option<&'static str>,
+    pub(crate) arguments: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) details: &'static str,
+    /// How many arguments it takes, and whether anything after them belongs to a command of the
+    /// user's.
+    pub(crate) most_arguments: usize,
+    pub(crate) runs_a_command: bool,
+}
+
+pub(crate) const COMMANDS: [CommandSpec; 5] = [
+    CommandSpec {
+        command: Command::Pub,
+        name: "pub",
+        alias: Some("put"),
+        arguments: "TOPIC [MESSAGE|-]",
+        about: "Publish a message",
+        details: "Without MESSAGE, or with -, the message is what comes on standard input.\n\
+                  A MESSAGE that begins with a dash goes behind --.",
+        most_arguments: 2,
+        runs_a_command: false,
+    },
+    CommandSpec {
+        command: Command::Sub,
+        name: "sub",
+        alias: Some("reg"),
+        arguments: "TOPIC [COMMAND [ARG...]]",
+        about: "Follow a topic, or run a command for each message",
+        details: "Reconnects by itself, and goes on where it was: nothing that the server still has\n\
+                  is lost or repeated, and what it no longer has is said on standard error.\n\n\
+                  COMMAND is run once for each message, one at a time, in order, without a shell. It\n\
+                  finds the message as JSON on standard input, and MSGBUS_ID and MSGBUS_TOPIC in its\n\
+                  environment. Everything after COMMAND belongs to it, dashes included. When it fails,\n\
+                  that is said, and the next message is taken; with --cursor, msgbus ends instead, and\n\
+                  begins with that message when it is started again.",
+        most_arguments: 1,
+        runs_a_command: true,
+    },
+    CommandSpec {
+        command: Command::Pull,
+        name: "pull",
+        alias: Some("get"),
+        arguments: "TOPIC",
+        about: "Take the next message that nobody has taken",
+        details: "When there is none, nothing is printed, and that is no error but with --fail-empty.\n\
+                  With --timeout it waits that long for --count messages.",
+        most_arguments: 1,
+        runs_a_command: false,
+    },
+    CommandSpec {
+        command: Command::Completion,
+        name: "completion",
+        alias: None,
+        arguments: "bash|zsh|fish",
+        about: "Print completions for a shell",
+        details: "bash:  source <(msgbus completion bash)\n\
+                  zsh:   msgbus completion zsh > \"${fpath[1]}/_msgbus\"\n\
+                  fish:  msgbus completion fish > ~/.config/fish/completions/msgbus.fish",
+        most_arguments: 1,
+        runs_a_command: false,
+    },
+    CommandSpec {
+        command: Command::Man,
+        name: "man",
+        alias: None,
+        arguments: "",
+        about: "Print the manual page",
+        details: "Read it with: msgbus man | man -l -",
+        most_arguments: 0,
+        runs_a_command: false,
+    },
+];
+
+impl Command {
+    pub(crate) fn spec(self) -> &'static CommandSpec {
+        // Every command is in the table, as a test makes sure.
+        COMMANDS.iter().find(|spec| spec.command == self).unwrap_or(&COMMANDS[0])
+    }
+}
+
+/// An option.
+pub(crate) struct OptionSpec {
+    pub(crate) long: &'static str,
+    pub(crate) short: Option<&'static str>,
+    /// What its value is called; `None` where it takes none.
+    pub(crate) value: Option<&'static str>,
+    /// The values there are, where they are few.
+    pub(crate) values: &'static [&'static str],
+    pub(crate) help: &'static str,
+    /// Where it belongs; everywhere if empty.
+    pub(crate) commands: &'static [Command],
+}
+
+impl OptionSpec {
+    const fn new(long: &'static str, help: &'static str) -> Self {
+        Self { long, short: None, value: None, values: &[], help, commands: &[] }
+    }
+
+    const fn short(mut self, short: &'static str) -> Self {
+        self.short = Some(short);
+        self
+    }
+
+    const fn value(mut self, name: &'static str) -> Self {
+        self.value = Some(name);
+        self
+    }
+
+    const fn one_of(mut self, values: &'static [&'static str]) -> Self {
+        self.values = values;
+        self
+    }
+
+    const fn only(mut self, commands: &'static [Command]) -> Self {
+        self.commands = commands;
+        self
+    }
+
+    pub(crate) fn belongs_to(&self, command: Command) -> bool {
+        self.commands.is_empty() || self.commands.contains(&command)
+    }
+}
+
+use Command::{Pub, Pull, Sub};
+
+pub(crate) const OPTIONS: [OptionSpec; 18] = [
+    OptionSpec::new("--count", "end after so many messages [pull: 1]")
+        .short("-n")
+        .value("N")
+        .only(&[Sub, Pull]),
+    OptionSpec::new("--timeout", "end after this time, as in 30s [pub: 30s]")
+        .value("DURATION")
+        .only(&[Pub, Sub, Pull]),
+    OptionSpec::new("--output", "json, raw (the payload) or pretty [terminal: pretty, else json]")
+        .short("-o")
+        .value("FORMAT")
+        .one_of(&["json", "raw", "pretty"])
+        .only(&[Sub, Pull]),
+    OptionSpec::new("--no-newline", "no line end after a raw payload")
+        .short("-N")
+        .only(&[Sub, Pull]),
+    OptionSpec::new("--fail-empty", "exit with 5 when there was no message").only(&[Pull]),
+    OptionSpec::new("--since", "begin at all, new, an id, <epoch>-<id>, 10m ago or a time [new]")
+        .value("POSITION")
+        .only(&[Sub]),
+    OptionSpec::new("--cursor", "keep the position in FILE, and go on from it the next time")
+        .value("FILE")
+        .only(&[Sub]),
+    OptionSpec::new("--quiet", "say nothing of lost and new connections").short("-q").only(&[Sub]),
+    OptionSpec::new("--lines", "publish each line of standard input as a message")
+        .short("-l")
+        .only(&[Pub]),
+    OptionSpec::new("--ttl", "let the message expire after this time, as in 10m")
+        .value("DURATION")
+        .only(&[Pub]),
+    OptionSpec::new("--content-type", "say what the message is, as in text/plain")
+        .short("-t")
+        .value("TYPE")
+        .only(&[Pub]),
+    OptionSpec::new("--wait", "accepted as it was by the Go msgbus, where it did nothing")
+        .short("-w")
+        .only(&[Pub]),
+    OptionSpec::new("--uri", "the server [http://localhost:8000]").short("-u").value("URI"),
+    OptionSpec::new("--config", "a file with defaults [~/.msgbus.yaml]").value("FILE"),
+    OptionSpec::new("--debug", "say what happens").short("-d"),
+    OptionSpec::new("--color", "auto, always or never [auto]")
+        .value("WHEN")
+        .one_of(&["auto", "always", "never"])
+        .only(&[Sub, Pull]),
+    OptionSpec::new("--version", "print the version").short("-v"),
+    OptionSpec::new("--help", "print this").short("-h"),
+];
+
+/// What a script can tell from the exit code.
+pub(crate) const EXIT_CODES: [(u8, &str); 6] = [
+    (0, "done"),
+    (
+        1,
+        "an error: the server refused, a command failed with --cursor, output could not be written",
+    ),
+    (2, "wrong usage"),
+    (3, "cannot connect"),
+    (5, "nothing there (with --fail-empty), or --timeout before --count"),
+    (130, "ended by a second signal"),
+];
+
+pub(crate) const ENVIRONMENT: [(&str, &str); 2] = [
+    ("MSGBUS_URI", "the server, where --uri does not say it"),
+    ("MSGBUS_DEBUG", "1 or true, as --debug"),
+];
+
+/// The name among `names` that somebody may have meant.
+pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        // Of equals, the one of which it is the beginning.
+        .min_by_key(|(distance, candidate)| (*distance, !candidate.starts_with(name)))
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_whole() {
+        use Command::{Completion, Man};
+        for command in [Pub, Sub, Pull, Completion, Man] {
+            assert_eq!(command.spec().command, command);
+        }
+        let mut names: Vec<&str> =
+            OPTIONS.iter().flat_map(|o| [Some(o.long), o.short]).flatten().collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count, "each name once");
+    }
+}

@@ -1,0 +1,76 @@
+//! What can go wrong between a client and its server.
+
+use std::{io, time::Duration};
+
+use msgbus_core::json::JsonError;
+use thiserror::Error;
+
+use crate::uri::ServerUri;
+
+/// Why an operation failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// There is no connection to the server: it is not there, or it broke before its answer.
+    #[error("cannot connect to {server}: {reason}")]
+    Connect {
+        /// The server, as it was named.
+        server: String,
+        /// What the system or the connection says.
+        reason: String,
+    },
+    /// The server asks to come back later: it is at one of its bounds.
+    #[error("the server is busy: {text}")]
+    Busy {
+        /// What the server says.
+        text: String,
+        /// After how long to come back.
+        retry_after: Duration,
+    },
+    /// The server refuses.
+    #[error("the server says {status}: {text}")]
+    Refused {
+        /// The status of its answer.
+        status: u16,
+        /// What it says.
+        text: String,
+    },
+    /// The answer is none that a msgbus gives.
+    #[error("{server} does not answer like a msgbus: {reason}")]
+    NotMsgbus {
+        /// The server, as it was named.
+        server: String,
+        /// What is odd about the answer.
+        reason: String,
+    },
+    /// The server sent something that is no message.
+    #[error("the server sent something that is {0}")]
+    Message(#[from] JsonError),
+}
+
+impl ClientError {
+    /// Whether the same may work later without anything being changed.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Busy { .. } => true,
+            // What proxies say while the server behind them is away.
+            Self::Refused { status, .. } => matches!(status, 500 | 502 | 503 | 504),
+            Self::NotMsgbus { .. } | Self::Message(_) => false,
+        }
+    }
+
+    pub(crate) fn connect(server: &ServerUri, reason: &(dyn std::error::Error + 'static)) -> Self {
+        // The last cause is what the system said; the ones above say that it failed.
+        let mut cause = reason;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        let reason = match cause.downcast_ref::<io::Error>() {
+            Some(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                "connection refused; is msgbusd running there?".to_owned()
+            }
+            _ => cause.to_string(),
+        };
+        Self::Connect { server: server.to_string(), reason }
+    }
+}

@@ -1,0 +1,96 @@
+//! One websocket to one topic: connecting, and what its handshake says.
+
+use std::time::Duration;
+
+use hyper::{StatusCode, header::HeaderMap};
+use msgbus_core::TopicName;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{
+    WebSocketStream, client_async_with_config,
+    tungstenite::{Error, client::IntoClientRequest as _, protocol::WebSocketConfig},
+};
+
+use crate::{client::retry_after, error::ClientError, uri::ServerUri};
+
+pub(crate) type Websocket = WebSocketStream<TcpStream>;
+
+/// What the server says of the place at which a subscription starts. A server of another make says
+/// nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Start {
+    pub(crate) epoch: Option<u64>,
+    pub(crate) next_id: Option<u64>,
+    pub(crate) missed: u64,
+    pub(crate) restarted: bool,
+}
+
+/// How long a connection and its handshake may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest message that is read, in bytes: 1 GiB of payload in base64, and its frame.
+const LARGEST_MESSAGE: usize = 3 << 29;
+const READ_BUFFER: usize = 64 << 10;
+
+pub(crate) async fn connect(
+    server: &ServerUri,
+    topic: &TopicName,
+    query: &str,
+) -> Result<(Websocket, Start), ClientError> {
+    let broken = |error: &(dyn std::error::Error + 'static)| ClientError::connect(server, error);
+    let connecting = async {
+        let stream = TcpStream::connect(server.address()).await.map_err(|error| broken(&error))?;
+        // Small frames should not wait; a socket that refuses still works.
+        let _ = stream.set_nodelay(true);
+        let request = server
+            .topic("ws", topic, query)
+            .into_client_request()
+            .map_err(|error| broken(&error))?;
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER)
+            .max_message_size(Some(LARGEST_MESSAGE))
+            .max_frame_size(Some(LARGEST_MESSAGE));
+        match client_async_with_config(request, stream, Some(config)).await {
+            Ok((socket, response)) => Ok((socket, start(response.headers()))),
+            Err(Error::Http(response)) => Err(refusal(server, &response)),
+            Err(Error::Io(error)) => Err(broken(&error)),
+            Err(error) => Err(ClientError::NotMsgbus {
+                server: server.to_string(),
+                reason: error.to_string(),
+            }),
+        }
+    };
+    timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
+        Err(ClientError::Connect {
+            server: server.to_string(),
+            reason: "it does not answer".to_owned(),
+        })
+    })
+}
+
+fn start(headers: &HeaderMap) -> Start {
+    let number = |name| headers.get(name)?.to_str().ok()?.parse().ok();
+    Start {
+        epoch: number("msgbus-epoch"),
+        next_id: number("msgbus-next-id"),
+        missed: number("msgbus-missed").unwrap_or(0),
+        restarted: headers.contains_key("msgbus-restarted"),
+    }
+}
+
+fn refusal(server: &ServerUri, response: &hyper::Response<Option<Vec<u8>>>) -> ClientError {
+    let status = response.status();
+    let body = response.body().as_deref().unwrap_or_default();
+    let text = String::from_utf8_lossy(body).trim().to_owned();
+    match retry_after(response.headers()) {
+        Some(retry_after) if status == StatusCode::SERVICE_UNAVAILABLE => {
+            ClientError::Busy { text, retry_after }
+        }
+        // A web server that knows no websockets answers the GET.
+        _ if status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND => {
+            ClientError::NotMsgbus {
+                server: server.to_string(),
+                reason: format!("{status} instead of a websocket"),
+            }
+        }
+        _ => ClientError::Refused { status: status.as_u16(), text },
+    }
+}

@@ -1,0 +1,39 @@
+//! The msgbus client library: publish, pull, and subscribe with reconnecting.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use msgbus_client::{Client, Event, Position};
+//!
+//! let client = Client::new("http://localhost:8000")?;
+//! let hello = "hello".parse()?;
+//! client.publish(&hello, "hi there").await?;
+//!
+//! if let Some(message) = client.pull(&hello).await? {
+//!     println!("pulled {:?}", message.payload());
+//! }
+//!
+//! let mut subscription = client.subscribe(&hello, Position::New);
+//! loop {
+//!     match subscription.next().await? {
+//!         Event::Message(message) => println!("{:?}", message.payload()),
+//!         Event::Missed(count) => eprintln!("{count} messages were gone before I got to them"),
+//!         _ => {} // Connections come and go; nothing is lost by it.
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! Everything needs a tokio runtime with its clock and its network enabled.
+
+mod backoff;
+mod client;
+mod error;
+mod frames;
+mod subscription;
+mod uri;
+
+pub use client::{Client, Draft, Published};
+pub use error::ClientError;
+pub use msgbus_core::{Message, Position, TopicName};
+pub use subscription::{Event, Subscription};
+pub use uri::{ServerUri, UriError};

@@ -1,0 +1,292 @@
+//! Following a topic across broken connections and restarts of the server.
+
+use std::{convert::Infallible, pin::Pin, time::Duration};
+
+use futures_util::{SinkExt as _, Stream, StreamExt as _, stream};
+use msgbus_core::{Message, Position, TopicName, json};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::{
+    self,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+use crate::{
+    backoff::Backoff,
+    error::ClientError,
+    frames::{self, Start, Websocket},
+    uri::ServerUri,
+};
+
+/// What a subscription receives.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// The next message. None is ever repeated, and none comes out of order.
+    Message(Message),
+    /// This many messages were gone at the server before the subscription got to them.
+    Missed(u64),
+    /// The topic has begun anew, as after a restart of the server: ids start at 0 again, and
+    /// everything that it holds by now follows.
+    Restarted,
+    /// The connection stands.
+    Connected,
+    /// The connection is broken. It is tried again after this time, for ever.
+    Disconnected {
+        /// What went wrong.
+        error: ClientError,
+        /// How long until the next try.
+        retry_in: Duration,
+    },
+}
+
+/// A subscription to one topic that reconnects and resumes by itself.
+///
+/// The server keeps nothing for it: the position is here. What the server still has when the
+/// connection is back is received, exactly once and in order; what it no longer has is counted.
+#[derive(Debug)]
+pub struct Subscription {
+    server: ServerUri,
+    topic: TopicName,
+    /// Where the next connection starts.
+    position: Position,
+    link: Link,
+    backoff: Backoff,
+    /// Whether there has ever been a connection. Until then, failures are errors.
+    established: bool,
+    told: Told,
+}
+
+#[derive(Debug)]
+enum Link {
+    Down,
+    /// Until the next try.
+    Waiting(Pin<Box<Sleep>>),
+    Up(Box<Connection>),
+}
+
+#[derive(Debug)]
+struct Connection {
+    socket: Websocket,
+    epoch: Option<u64>,
+    /// The id that is next if nothing was missed.
+    expected: Option<u64>,
+    /// When the connection is given up for dead: the server pings more often than that.
+    silent_at: Instant,
+}
+
+/// What the last handshake said and the user has not been told yet.
+#[derive(Debug, Default)]
+struct Told {
+    restarted: bool,
+    missed: u64,
+    /// A message that came behind a gap: the gap is told first.
+    held: Option<Message>,
+}
+
+impl Subscription {
+    /// The server pings every 54 s.
+    const LONGEST_SILENCE: Duration = Duration::from_secs(80);
+    /// The server closes after 60 s in which nothing came from here.
+    const PING_EVERY: Duration = Duration::from_secs(25);
+    /// How long the server's answer to our close frame is awaited.
+    const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(server: ServerUri, topic: TopicName, from: Position) -> Self {
+        Self {
+            server,
+            topic,
+            position: from,
+            link: Link::Down,
+            backoff: Backoff::default(),
+            established: false,
+            told: Told::default(),
+        }
+    }
+
+    /// The position from which another subscription would go on after what this one has handed
+    /// out. As text it is a value of `since`.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Waits for the next event, connecting if need be.
+    ///
+    /// # Errors
+    /// When the first connection cannot be made, or when trying again would not help: the server
+    /// refuses, or is no msgbus. After an error the next call tries again.
+    ///
+    /// # Cancel safety
+    /// No event is lost when the future is dropped early; a connection that was being made is.
+    pub async fn next(&mut self) -> Result<Event, ClientError> {
+        loop {
+            if let Some(event) = self.take_told() {
+                return Ok(event);
+            }
+            match &mut self.link {
+                Link::Down => {
+                    if let Some(event) = self.connect().await? {
+                        return Ok(event);
+                    }
+                }
+                Link::Waiting(pause) => {
+                    pause.await;
+                    self.link = Link::Down;
+                }
+                Link::Up(connection) => match connection.receive(&self.server).await {
+                    Ok(message) => self.accept(message),
+                    Err(error @ ClientError::Message(_)) => return Err(error),
+                    Err(error) => return Ok(self.disconnect(error)),
+                },
+            }
+        }
+    }
+
+    /// The events as a stream. It ends after the first error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Event, ClientError>> {
+        stream::unfold(Some(self), |subscription| async {
+            let mut subscription = subscription?;
+            let event = subscription.next().await;
+            let next = event.is_ok().then_some(subscription);
+            Some((event, next))
+        })
+    }
+
+    /// Keeps the connection alive for somebody who is busy with the last event. Never ends; to be
+    /// dropped when the work is done.
+    pub async fn keep_alive(&mut self) -> Infallible {
+        loop {
+            sleep(Self::PING_EVERY).await;
+            if let Link::Up(connection) = &mut self.link {
+                // If it fails, the next receive finds the connection broken.
+                let _ = connection.socket.send(tungstenite::Message::Ping("0".into())).await;
+                connection.silent_at = Instant::now() + Self::LONGEST_SILENCE;
+            }
+        }
+    }
+
+    /// Ends the subscription with a close frame that the server sees.
+    pub async fn close(self) {
+        let Link::Up(connection) = self.link else { return };
+        let mut socket = connection.socket;
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        let farewell = async {
+            if socket.close(Some(frame)).await.is_ok() {
+                while let Some(Ok(_)) = socket.next().await {}
+            }
+        };
+        // Whether the server answers or not, this is the end.
+        let _ = timeout(Self::CLOSE_PATIENCE, farewell).await;
+    }
+
+    async fn connect(&mut self) -> Result<Option<Event>, ClientError> {
+        let query = query(self.position);
+        match frames::connect(&self.server, &self.topic, &query).await {
+            Ok((socket, start)) => {
+                self.established = true;
+                self.backoff.reset();
+                self.begin(socket, start);
+                Ok(Some(Event::Connected))
+            }
+            Err(error) if self.established && error.is_temporary() => {
+                Ok(Some(self.disconnect(error)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes over what the handshake said.
+    fn begin(&mut self, socket: Websocket, start: Start) {
+        if let (Some(epoch), Some(next_id)) = (start.epoch, start.next_id) {
+            // From now on the position is a certain one, even if no message ever comes.
+            self.position = match next_id.checked_sub(1) {
+                Some(id) => Position::After { epoch, id },
+                None => Position::Id(0),
+            };
+        }
+        self.told.restarted = start.restarted;
+        self.told.missed = start.missed;
+        self.link = Link::Up(Box::new(Connection {
+            socket,
+            epoch: start.epoch,
+            expected: start.next_id,
+            silent_at: Instant::now() + Self::LONGEST_SILENCE,
+        }));
+    }
+
+    fn disconnect(&mut self, error: ClientError) -> Event {
+        let mut retry_in = self.backoff.next();
+        if let ClientError::Busy { retry_after, .. } = &error {
+            retry_in = retry_in.max(*retry_after);
+        }
+        self.link = Link::Waiting(Box::pin(sleep(retry_in)));
+        Event::Disconnected { error, retry_in }
+    }
+
+    /// Takes note of a message that has come, and of the gap before it.
+    fn accept(&mut self, message: Message) {
+        if let Link::Up(connection) = &mut self.link {
+            let id = message.id();
+            let expected = connection.expected.unwrap_or(id);
+            self.told.missed += id.saturating_sub(expected);
+            connection.expected = Some(id.saturating_add(1));
+        }
+        self.told.held = Some(message);
+    }
+
+    fn take_told(&mut self) -> Option<Event> {
+        if std::mem::take(&mut self.told.restarted) {
+            return Some(Event::Restarted);
+        }
+        if self.told.missed > 0 {
+            return Some(Event::Missed(std::mem::take(&mut self.told.missed)));
+        }
+        let message = self.told.held.take()?;
+        // What has been handed out is not asked for again.
+        if let Link::Up(connection) = &self.link
+            && let Some(epoch) = connection.epoch
+        {
+            self.position = Position::After { epoch, id: message.id() };
+        }
+        Some(Event::Message(message))
+    }
+}
+
+impl Connection {
+    /// The next message.
+    ///
+    /// # Errors
+    /// [`ClientError::Message`] when what came is no message; else the connection is over.
+    async fn receive(&mut self, server: &ServerUri) -> Result<Message, ClientError> {
+        let over = |reason: &str| ClientError::Connect {
+            server: server.to_string(),
+            reason: reason.to_owned(),
+        };
+        loop {
+            let frame = tokio::select! {
+                frame = self.socket.next() => frame,
+                () = sleep_until(self.silent_at) => return Err(over("nothing comes any more")),
+            };
+            self.silent_at = Instant::now() + Subscription::LONGEST_SILENCE;
+            match frame {
+                Some(Ok(tungstenite::Message::Text(text))) => {
+                    return Ok(json::read_message(text.as_bytes())?);
+                }
+                Some(Ok(tungstenite::Message::Close(Some(close)))) if !close.reason.is_empty() => {
+                    return Err(over(&format!("closed, {}", close.reason)));
+                }
+                Some(Ok(tungstenite::Message::Close(_))) | None => return Err(over("closed")),
+                // Pings have been answered by the library.
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(ClientError::connect(server, &error)),
+            }
+        }
+    }
+}
+
+/// The parameter that says where to start.
+fn query(position: Position) -> String {
+    match position {
+        Position::New => String::new(),
+        position => format!("since={position}"),
+    }
+}
