@@ -68,7 +68,9 @@ impl FromStr for ServerUri {
         if authority.as_str().contains('@') || uri.query().is_some() {
             return Err(UriError::TooMuch(text.to_owned()));
         }
-        if authority.host().is_empty() || authority.as_str().ends_with(':') {
+        let has_bad_port =
+            authority.port_u16().is_none() && authority.as_str().len() > authority.host().len();
+        if authority.host().is_empty() || has_bad_port {
             return Err(syntax());
         }
         Ok(Self {

@@ -1,13 +1,13 @@
 //! `msgbus sub`.
 
 use std::{
-    future::pending,
+    future::{pending, poll_fn},
     io,
     pin::pin,
     process::{ExitStatus, Stdio},
+    task::Poll,
 };
 
-use futures_util::FutureExt as _;
 use msgbus_client::{Event, Message, Position, Subscription};
 use tokio::{
     io::AsyncWriteExt as _,
@@ -31,7 +31,7 @@ pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> 
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
     let output = Output::new(args.style);
     let mut follower =
-        Follower { args, subscription, output, cursor, handled: 0, connected: false };
+        Follower { args, subscription, output, cursor, handled: 0, place: None, connected: false };
     let mut timeout = pin!(async move {
         match deadline {
             Some(deadline) => sleep_until(deadline).await,
@@ -68,6 +68,8 @@ struct Follower {
     output: Output,
     cursor: Option<Cursor>,
     handled: u64,
+    /// The position after the last message that was dealt with.
+    place: Option<Position>,
     /// Whether there has been a connection before.
     connected: bool,
 }
@@ -75,11 +77,14 @@ struct Follower {
 impl Follower {
     /// The next event. Output waits for company, but not for events that are still to come.
     async fn next(&mut self) -> Result<Event, Failure> {
-        if let Some(event) = self.subscription.next().now_or_never() {
+        let mut next = pin!(self.subscription.next());
+        // The same future goes on: a connection that it has begun is not begun twice.
+        let at_once = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await;
+        if let Poll::Ready(event) = at_once {
             return Ok(event?);
         }
         self.output.flush().await?;
-        Ok(self.subscription.next().await?)
+        Ok(next.await?)
     }
 
     async fn handle(&mut self, event: Event) -> Result<(), Failure> {
@@ -91,6 +96,7 @@ impl Follower {
                     None => self.output.write(&message).await?,
                 }
                 self.handled += 1;
+                self.place = Some(self.subscription.position());
                 if self.cursor.is_some() {
                     self.settle().await?;
                 }
@@ -132,10 +138,8 @@ impl Follower {
     /// Brings out what has been printed, and then, not before, keeps the place.
     async fn settle(&mut self) -> Result<(), Failure> {
         self.output.flush().await?;
-        match (&mut self.cursor, self.subscription.position()) {
-            // A topic that was never reached has no place to keep.
-            (_, Position::New) | (None, _) => Ok(()),
-            (Some(cursor), position) if self.handled > 0 => cursor.save(position),
+        match (&mut self.cursor, self.place) {
+            (Some(cursor), Some(place)) => cursor.save(place),
             _ => Ok(()),
         }
     }

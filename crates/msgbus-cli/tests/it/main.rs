@@ -1,0 +1,12 @@
+//! The built `msgbus` and its library against the real daemon: through pipes, through a terminal,
+//! across cut connections and restarts. docs/cli.md.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+mod library;
+mod publish;
+mod pull;
+mod subscribe;
+mod support;
+mod terminal;
+mod usage;

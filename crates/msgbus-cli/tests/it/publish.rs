@@ -1,0 +1,91 @@
+//! `msgbus pub`.
+
+use std::{os::unix::ffi::OsStrExt as _, time::Duration};
+
+use crate::support::{Daemon, Finished, msgbus, name, run, run_with};
+
+async fn publish(daemon: &Daemon, args: &[&str], input: &[u8]) -> Finished {
+    let mut command = msgbus(&[&["pub"], args].concat());
+    command.env("MSGBUS_URI", daemon.uri());
+    run_with(command, input).await
+}
+
+fn pulled(daemon: &Daemon, topic: &str) -> Vec<Vec<u8>> {
+    std::iter::from_fn(|| daemon.bus.get(&name(topic))).map(|m| m.payload().to_vec()).collect()
+}
+
+#[tokio::test]
+async fn a_message_comes_from_the_argument_or_the_input() {
+    let daemon = Daemon::start();
+    publish(&daemon, &["t", "argument"], b"not read").await.is_silent();
+    publish(&daemon, &["t"], b"piped\n\x00\xff").await.is_silent();
+    publish(&daemon, &["t", "-"], b"dash").await.is_silent();
+    publish(&daemon, &["t", ""], b"not read").await.is_silent();
+    publish(&daemon, &["t", "--", "--dashes"], b"").await.is_silent();
+    publish(&daemon, &["/t/", "-w", "slashes"], b"").await.is_silent();
+    let expected: [&[u8]; 6] =
+        [b"argument", b"piped\n\x00\xff", b"dash", b"", b"--dashes", b"slashes"];
+    assert_eq!(pulled(&daemon, "t"), expected);
+}
+
+#[tokio::test]
+async fn an_argument_need_not_be_utf_8() {
+    let daemon = Daemon::start();
+    let mut command = msgbus(&["put", "t"]);
+    command.arg(std::ffi::OsStr::from_bytes(b"\xff\xfe")).env("MSGBUS_URI", daemon.uri());
+    run(command).await.is_silent();
+    assert_eq!(pulled(&daemon, "t"), [b"\xff\xfe"]);
+}
+
+#[tokio::test]
+async fn lines_are_messages() {
+    let daemon = Daemon::start();
+    publish(&daemon, &["t", "--lines"], b"one\r\ntwo\n\nfour").await.is_silent();
+    assert_eq!(pulled(&daemon, "t"), [&b"one"[..], b"two", b"", b"four"]);
+    publish(&daemon, &["t", "-l"], b"").await.is_silent();
+    assert_eq!(pulled(&daemon, "t"), [b""; 0]);
+}
+
+#[tokio::test]
+async fn of_lines_the_one_that_failed_is_named() {
+    let daemon = Daemon::with(|config| config.max_payload = 5);
+    let said = publish(&daemon, &["t", "-l"], b"one\ntoo long\nthree\n").await;
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("line 2 and what follows") && said.err.contains("413"), "{said:?}");
+    assert_eq!(pulled(&daemon, "t"), [b"one"]);
+}
+
+#[tokio::test]
+async fn ttl_and_content_type_go_with_it() {
+    let daemon = Daemon::start();
+    publish(&daemon, &["t", "x", "--ttl=90s", "-t", "text/plain"], b"").await.is_silent();
+    let message = daemon.bus.get(&name("t")).unwrap();
+    assert_eq!((message.expires().unwrap() - message.created()).num_seconds(), 90);
+    assert_eq!(message.content_type(), Some("text/plain"));
+}
+
+#[tokio::test]
+async fn odd_names_arrive_as_they_are() {
+    let daemon = Daemon::start();
+    for topic in ["größe/日本", "a b?c#d%20", "x+y&z=1"] {
+        publish(&daemon, &[topic, "x"], b"").await.is_silent();
+        assert_eq!(pulled(&daemon, topic).len(), 1, "{topic}");
+    }
+}
+
+#[tokio::test]
+async fn a_busy_server_is_waited_for_within_the_timeout() {
+    let daemon = Daemon::with(|config| config.bus.max_topics = 1);
+    daemon.put("full", "x");
+    let refused = publish(&daemon, &["t", "x", "--timeout", "500ms"], b"").await;
+    refused.fails(1, "the server is busy");
+
+    let patient = publish(&daemon, &["t", "x", "--timeout", "30s"], b"");
+    let make_room = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(daemon.bus.delete(&name("full")));
+    };
+    let (patient, ()) = tokio::join!(patient, make_room);
+    patient.is_silent();
+    assert_eq!(pulled(&daemon, "t"), [b"x"]);
+}

@@ -1,0 +1,88 @@
+//! `msgbus pull`, and how messages are printed.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Daemon, Finished, msgbus, run};
+
+async fn pull(daemon: &Daemon, args: &[&str]) -> Finished {
+    let mut command = msgbus(&[&["pull", "t"], args].concat());
+    command.env("MSGBUS_URI", daemon.uri()).env("TZ", "UTC");
+    run(command).await
+}
+
+#[tokio::test]
+async fn a_message_is_one_line_of_json_in_a_pipe() {
+    let daemon = Daemon::start();
+    daemon.put("t", "hi\nthere");
+    let said = pull(&daemon, &[]).await;
+    assert_eq!((said.code, &said.err[..]), (Some(0), ""));
+    let message = msgbus_core::json::read_message(said.out.as_bytes()).unwrap();
+    assert_eq!(message.payload(), "hi\nthere");
+    assert!(said.out.ends_with("}\n") && said.out.lines().count() == 1);
+}
+
+#[tokio::test]
+async fn nothing_there_is_silent_unless_asked_for() {
+    let daemon = Daemon::start();
+    pull(&daemon, &[]).await.is_silent();
+    assert_eq!(pull(&daemon, &["--fail-empty"]).await.code, Some(5));
+    daemon.put("t", "x");
+    assert_eq!(pull(&daemon, &["--fail-empty"]).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn raw_and_pretty_are_what_they_say() {
+    let daemon = Daemon::start();
+    for payload in [&b"a"[..], b"b\x1b[2J", b"\xff\x00", b""] {
+        daemon.put("t", payload);
+        daemon.put("t", payload);
+    }
+    let mut raw = Vec::new();
+    for _ in 0..2 {
+        let one = pull(&daemon, &["-o", "raw"]).await;
+        raw.push(one.out);
+    }
+    assert_eq!(raw, ["a\n", "a\n"]);
+    assert_eq!(pull(&daemon, &["-o", "raw", "-N"]).await.out, "b\x1b[2J");
+    let pretty = pull(&daemon, &["-o", "pretty", "-n", "10"]).await.out;
+    let shown: Vec<&str> = pretty.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!(
+        shown,
+        [
+            "t #3 b\\u{1b}[2J",
+            "t #4 (2 bytes) ff 00",
+            "t #5 (2 bytes) ff 00",
+            "t #6 (empty)",
+            "t #7 (empty)"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn count_takes_as_many_as_there_are() {
+    let daemon = Daemon::start();
+    for _ in 0..5 {
+        daemon.put("t", "x");
+    }
+    assert_eq!(pull(&daemon, &["-n", "3"]).await.out.lines().count(), 3);
+    let rest = pull(&daemon, &["-n", "3"]).await;
+    assert_eq!((rest.out.lines().count(), rest.code), (2, Some(0)));
+}
+
+#[tokio::test]
+async fn with_a_timeout_it_waits_for_the_count() {
+    let daemon = Daemon::start();
+    let start = Instant::now();
+    let short = pull(&daemon, &["--timeout", "200ms"]).await;
+    assert_eq!((short.code, &short.out[..]), (Some(5), ""));
+    assert!(start.elapsed() >= Duration::from_millis(200));
+
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        daemon.put("t", "1");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        daemon.put("t", "2");
+    };
+    let (both, ()) = tokio::join!(pull(&daemon, &["-n", "2", "--timeout", "50s"]), later);
+    assert_eq!((both.code, both.out.lines().count()), (Some(0), 2));
+}

@@ -1,0 +1,362 @@
+//! `msgbus sub`: printing, commands, cursors, cut connections, restarts, and the end.
+
+use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+
+use crate::support::{Daemon, Proxy, Running, msgbus, name, run, soon};
+
+fn sub(uri: &str, args: &[&str]) -> Running {
+    let mut command = msgbus(&[&["sub"], args].concat());
+    command.env("MSGBUS_URI", uri);
+    Running::start(command)
+}
+
+#[tokio::test]
+async fn messages_are_lines_of_json_as_they_come() {
+    let daemon = Daemon::start();
+    let mut running = sub(&daemon.uri(), &["t"]);
+    daemon.subscribers(1).await;
+    for id in 0..3 {
+        daemon.put("t", "x");
+        assert_eq!(running.ids(1).await, [id], "printed at once, not when a buffer is full");
+    }
+    let payload = vec![b'x'; 300_000];
+    daemon.put("t", payload);
+    assert_eq!(running.ids(1).await, [3]);
+}
+
+#[tokio::test]
+async fn count_and_timeout_end_it() {
+    let daemon = Daemon::start();
+    for _ in 0..5 {
+        daemon.put("t", "x");
+    }
+    let counted = sub(&daemon.uri(), &["t", "--since", "1", "-n", "3", "-o", "raw"]).end().await;
+    assert_eq!((counted.code, &counted.out[..], &counted.err[..]), (Some(0), "x\nx\nx\n", ""));
+    let late =
+        sub(&daemon.uri(), &["t", "--since=all", "-n", "9", "--timeout", "300ms"]).end().await;
+    assert_eq!((late.code, late.out.lines().count()), (Some(5), 5));
+    let ended = sub(&daemon.uri(), &["t", "--timeout", "100ms"]).end().await;
+    assert_eq!((ended.code, &ended.out[..]), (Some(0), ""));
+    daemon.subscribers(0).await;
+}
+
+#[tokio::test]
+async fn a_cut_connection_loses_and_repeats_nothing() {
+    let daemon = Daemon::start();
+    let proxy = Proxy::to(daemon.address).await;
+    let mut running = sub(&proxy.uri(), &["t"]);
+    daemon.subscribers(1).await;
+    let mut expected = 0;
+    for round in 0..4 {
+        for _ in 0..100 {
+            daemon.put("t", "x");
+        }
+        // Some are printed, some on the way, some not yet sent.
+        let some = running.ids(20 * round + 1).await;
+        proxy.cut();
+        for _ in 0..50 {
+            daemon.put("t", "y");
+        }
+        let rest = running.ids(150 - some.len()).await;
+        for id in some.into_iter().chain(rest) {
+            assert_eq!(id, expected);
+            expected += 1;
+        }
+        let note = running.note().await;
+        assert!(note.contains("trying again in 0."), "{note}");
+        assert_eq!(running.note().await, "msgbus: connected again\n");
+    }
+}
+
+#[tokio::test]
+async fn a_restart_of_the_server_is_noticed_and_followed() {
+    let daemon = Daemon::start();
+    let address = daemon.address;
+    let mut running = sub(&daemon.uri(), &["t"]);
+    daemon.subscribers(1).await;
+    daemon.put("t", "before");
+    daemon.put("t", "before");
+    assert_eq!(running.ids(2).await, [0, 1]);
+
+    daemon.stop().await;
+    let note = running.note().await;
+    assert!(note.contains("shutting down"), "{note}");
+    let daemon = Daemon::at(address, |_| {});
+    daemon.put("t", "after");
+    assert_eq!(running.ids(1).await, [0], "everything of the new life");
+    let mut notes = String::new();
+    while !notes.contains("begun anew") {
+        notes.push_str(&running.note().await);
+    }
+    assert!(notes.contains("connected again"), "{notes}");
+}
+
+#[tokio::test]
+async fn what_the_server_no_longer_has_is_said() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 10);
+    let proxy = Proxy::to(daemon.address).await;
+    let mut running = sub(&proxy.uri(), &["t", "-q"]);
+    daemon.subscribers(1).await;
+    daemon.put("t", "x");
+    assert_eq!(running.ids(1).await, [0]);
+    proxy.cut();
+    daemon.subscribers(0).await;
+    for _ in 0..30 {
+        daemon.put("t", "x");
+    }
+    assert_eq!(running.ids(10).await, (21..31).collect::<Vec<_>>());
+    let note = running.note().await;
+    assert_eq!(note, "msgbus: t: 20 messages were gone at the server before they came here\n");
+}
+
+#[tokio::test]
+async fn a_command_runs_once_per_message_in_order_one_at_a_time() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    // It would be seen if two ran at a time, or in another order.
+    let script = format!(
+        "echo \"begin $MSGBUS_ID $MSGBUS_TOPIC $1\" >> {0}; cat >> {0}; sleep 0.02; echo \"end $MSGBUS_ID\" >> {0}",
+        log.display()
+    );
+    let running = sub(&daemon.uri(), &["t/u", "-n", "3", "sh", "-c", &script, "-n", "--count"]);
+    daemon.subscribers(1).await;
+    for payload in ["a", "b", "c"] {
+        daemon.put("t/u", payload);
+    }
+    let ended = running.end().await;
+    assert_eq!((ended.code, &ended.out[..], &ended.err[..]), (Some(0), "", ""));
+    let log = std::fs::read_to_string(log).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines.len(), 9, "{log}");
+    for (id, part) in lines.chunks(3).enumerate() {
+        assert_eq!(part[0], format!("begin {id} t/u --count"), "the dashes are the command's");
+        let message = msgbus_core::json::read_message(part[1].as_bytes()).unwrap();
+        assert_eq!(message.id(), id as u64);
+        assert_eq!(part[2], format!("end {id}"));
+    }
+}
+
+#[tokio::test]
+async fn what_a_command_says_is_passed_on_and_its_failures_are_told() {
+    let daemon = Daemon::start();
+    for _ in 0..3 {
+        daemon.put("t", "x");
+    }
+    // It does not read its input, and fails on one of them.
+    let script = "echo out $MSGBUS_ID; echo err $MSGBUS_ID >&2; test $MSGBUS_ID != 1";
+    let ended =
+        sub(&daemon.uri(), &["t", "--since=all", "-n", "3", "--", "sh", "-c", script]).end().await;
+    assert_eq!((ended.code, &ended.out[..]), (Some(0), "out 0\nout 1\nout 2\n"));
+    assert!(ended.err.contains("err 2\n"), "{}", ended.err);
+    assert!(
+        ended.err.contains("msgbus: sh failed on message 1: exit status: 1\n"),
+        "{}",
+        ended.err
+    );
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_be_run_is_an_error() {
+    let daemon = Daemon::start();
+    daemon.put("t", "x");
+    let missing = sub(&daemon.uri(), &["t", "--since=all", "no-such-command"]).end().await;
+    missing.fails(1, "cannot run no-such-command: No such file");
+}
+
+#[tokio::test]
+async fn large_messages_pass_through_a_command_that_answers_as_it_reads() {
+    let daemon = Daemon::start();
+    daemon.put("t", vec![b'x'; 500_000]);
+    let ended = sub(&daemon.uri(), &["t", "--since=all", "-n", "1", "cat"]).end().await;
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(
+        msgbus_core::json::read_message(ended.out.as_bytes()).unwrap().payload().len(),
+        500_000
+    );
+}
+
+#[tokio::test]
+async fn a_cursor_goes_on_where_the_last_run_ended() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cursor");
+    let path = file.to_str().unwrap();
+    for _ in 0..10 {
+        daemon.put("t", "x");
+    }
+    let run = async |args: &[&str]| {
+        let args = [&["t", "--cursor", path, "-o", "json"], args].concat();
+        let ended = sub(&daemon.uri(), &args).end().await;
+        let ids: Vec<u64> = ended
+            .out
+            .lines()
+            .map(|line| msgbus_core::json::read_message(line.as_bytes()).unwrap().id())
+            .collect();
+        (ended.code, ids, ended.err)
+    };
+    assert_eq!(run(&["--since=all", "-n", "3"]).await, (Some(0), vec![0, 1, 2], String::new()));
+    let epoch = daemon.bus.topic(&name("t")).unwrap().topic.epoch;
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{epoch}-2\n"));
+    // The cursor wins over --since, once it is there.
+    assert_eq!(run(&["--since=all", "-n", "4"]).await.1, [3, 4, 5, 6]);
+    assert_eq!(run(&["--timeout", "300ms"]).await, (Some(0), vec![7, 8, 9], String::new()));
+
+    daemon.bus.delete(&name("t"));
+    daemon.put("t", "new");
+    let (code, ids, notes) = run(&["-n", "1"]).await;
+    assert_eq!((code, ids), (Some(0), vec![0]));
+    assert!(notes.contains("begun anew"), "{notes}");
+}
+
+#[tokio::test]
+async fn a_cursor_is_kept_from_the_first_connection_on() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cursor");
+    let args = ["t", "--cursor", file.to_str().unwrap()];
+    daemon.put("t", "old");
+    let idle = sub(&daemon.uri(), &args);
+    daemon.subscribers(1).await;
+    soon(async {
+        while !file.exists() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    drop(idle);
+    daemon.subscribers(0).await;
+    daemon.put("t", "in between");
+    let mut running = sub(&daemon.uri(), &args);
+    assert_eq!(running.ids(1).await, [1], "neither the old one, nor too late");
+}
+
+#[tokio::test]
+async fn a_killed_run_repeats_one_message_at_most() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cursor");
+    let args = ["t", "--since=all", "--cursor", file.to_str().unwrap()];
+    for _ in 0..1000 {
+        daemon.put("t", "x");
+    }
+    let mut next = 0;
+    for _ in 0..5 {
+        let mut running = sub(&daemon.uri(), &args);
+        let ids = running.ids(50).await;
+        assert!(ids[0] == next || ids[0] + 1 == next, "{} after {next}", ids[0]);
+        running.child.kill().await.unwrap();
+        // What it printed before it died counts as printed.
+        let rest = running.end().await.out;
+        let last = rest
+            .lines()
+            .filter_map(|l| msgbus_core::json::read_message(l.as_bytes()).ok())
+            .next_back();
+        next = last.map_or(ids[49], |message| message.id()) + 1;
+    }
+}
+
+#[tokio::test]
+async fn with_a_cursor_a_failed_command_is_tried_again_the_next_time() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cursor");
+    for _ in 0..3 {
+        daemon.put("t", "x");
+    }
+    let run = async |script: &str| {
+        let args = [
+            "t",
+            "--since=all",
+            "--cursor",
+            file.to_str().unwrap(),
+            "--timeout=500ms",
+            "sh",
+            "-c",
+            script,
+        ];
+        sub(&daemon.uri(), &args).end().await
+    };
+    let failed = run("echo $MSGBUS_ID; test $MSGBUS_ID != 1").await;
+    assert_eq!((failed.code, &failed.out[..]), (Some(1), "0\n1\n"));
+    assert!(failed.err.contains("sh failed on message 1"), "{}", failed.err);
+    assert_eq!(run("echo $MSGBUS_ID").await.out, "1\n2\n");
+}
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_used_is_named() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let rubbish = folder.path().join("rubbish");
+    std::fs::write(&rubbish, "what?\n").unwrap();
+    let bad = sub(&daemon.uri(), &["t", "--cursor", rubbish.to_str().unwrap()]).end().await;
+    bad.fails(2, "rubbish: not a position");
+
+    let nowhere = folder.path().join("no/such/folder");
+    let bad = sub(&daemon.uri(), &["t", "--cursor", nowhere.to_str().unwrap()]).end().await;
+    bad.fails(1, "cannot write --cursor");
+}
+
+#[tokio::test]
+async fn a_closed_pipe_ends_it_quietly() {
+    let daemon = Daemon::start();
+    let mut running = sub(&daemon.uri(), &["t"]);
+    daemon.subscribers(1).await;
+    daemon.put("t", "x");
+    running.ids(1).await;
+    let Running { mut child, out, .. } = running;
+    drop(out);
+    daemon.put("t", "y");
+    daemon.put("t", "z");
+    assert_eq!(soon(child.wait()).await.unwrap().code(), Some(0));
+    daemon.subscribers(0).await;
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_with_a_close_frame_and_after_the_command() {
+    let daemon = Daemon::start();
+    for signal in ["-INT", "-TERM"] {
+        let running = sub(&daemon.uri(), &["t"]);
+        daemon.subscribers(1).await;
+        running.signal(signal);
+        running.end().await.is_silent();
+        daemon.subscribers(0).await;
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let done = folder.path().join("done");
+    let script = format!("echo began; sleep 0.5; touch {}", done.display());
+    let mut running = sub(&daemon.uri(), &["t", "sh", "-c", &script]);
+    daemon.subscribers(1).await;
+    daemon.put("t", "x");
+    assert_eq!(running.line().await, "began\n");
+    running.signal("-TERM");
+    assert_eq!(running.end().await.code, Some(0));
+    assert!(done.exists(), "the command was let finish");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let daemon = Daemon::start();
+    daemon.put("t", "x");
+    let mut running =
+        sub(&daemon.uri(), &["t", "--since=all", "sh", "-c", "echo began; exec sleep 5"]);
+    assert_eq!(running.line().await, "began\n");
+    running.signal("-TERM");
+    running.signal("-TERM");
+    assert_eq!(soon(running.child.wait()).await.unwrap().code(), Some(130));
+}
+
+#[tokio::test]
+async fn a_script_can_be_the_command() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("on-message");
+    std::fs::write(&script, "#!/bin/sh\necho \"$1:$MSGBUS_ID\"\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    daemon.put("t", "x");
+    let mut command =
+        msgbus(&["reg", "-n", "1", "t", "--since", "all", script.to_str().unwrap(), "got"]);
+    command.env("MSGBUS_URI", daemon.uri());
+    assert_eq!(run(command).await.out, "got:0\n");
+}

@@ -1,0 +1,184 @@
+//! Help, wrong usage, and servers that are not there or are something else.
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
+use crate::support::{Daemon, msgbus, nowhere, run};
+
+#[tokio::test]
+async fn wrong_usage_is_told_in_one_line_and_exits_with_2() {
+    for (args, mention) in [
+        (&[][..], "no command given"),
+        (&["pul", "t"], "did you mean pull?"),
+        (&["subscribe"], "see msgbus --help"),
+        (&["pub"], "no topic given"),
+        (&["sub", "--count", "1"], "no topic given"),
+        (&["pull", "t", "--cont", "2"], "did you mean --count?"),
+        (&["pull", "t", "--lines"], "--lines does not belong to msgbus pull"),
+        (&["pull", "t", "extra"], "one argument too many: extra"),
+        (&["pub", "t", "two", "words"], "in quotes"),
+        (&["pub", "t", "-5"], "goes behind --"),
+        (&["pub", "t", "x", "--lines"], "leave the message out"),
+        (&["pull", "t", "--count"], "--count needs a value"),
+        (&["pull", "t", "--count=0"], "1 or more"),
+        (&["pull", "t", "-n", "1", "-n", "2"], "more than once"),
+        (&["pull", "t", "--fail-empty=yes"], "takes no value"),
+        (&["pull", "t", "--timeout", "5"], "1h30m"),
+        (&["pull", "t", "-o", "xml"], "json, raw or pretty"),
+        (&["sub", "t", "--since", "yesterday"], "not a position"),
+        (&["pub", "a//b", "x"], "bad topic"),
+        (&["pub", "metrics", "x"], "reserved"),
+        (&["pub", "t", "x", "-u", "ftp://host"], "--uri"),
+        (&["pub", "t", "x", "-u", "http://host:port"], "http://host:port"),
+        (&["pub", "t", "x", "--config", "/does/not/exist"], "/does/not/exist"),
+        (&["pub", "t", "x", "-t", "not-a-type"], "media type"),
+        (&["completion", "tcsh"], "bash, zsh and fish"),
+        (&["completion"], "which shell"),
+    ] {
+        run(msgbus(args)).await.fails(2, mention);
+    }
+}
+
+#[tokio::test]
+async fn help_is_there_for_all_and_each() {
+    for args in [&["--help"][..], &["-h"], &["pub", "--help"], &["sub", "-h"], &["get", "--help"]] {
+        let help = run(msgbus(args)).await;
+        assert_eq!((help.code, &help.err[..]), (Some(0), ""));
+        for part in ["Usage: msgbus ", "--uri URI", "Exit codes:", "MSGBUS_URI"] {
+            assert!(help.out.contains(part), "{args:?}: {}", help.out);
+        }
+    }
+    let version = run(msgbus(&["--version"])).await;
+    assert_eq!(version.out, concat!("msgbus ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+/// docs/cli.md shows the help of each command: it is the help.
+#[tokio::test]
+async fn the_documentation_shows_the_real_help() {
+    let page = include_str!("../../../../docs/cli.md");
+    for command in ["", "pub", "sub", "pull", "completion", "man"] {
+        let args: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let shown = format!("$ msgbus {}\n{}```", args.join(" "), run(msgbus(&args)).await.out);
+        assert!(page.contains(&shown), "docs/cli.md does not show this:\n{shown}");
+    }
+}
+
+#[tokio::test]
+async fn the_server_comes_from_option_environment_or_file() {
+    let daemon = Daemon::start();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, format!("uri: {}\n", daemon.uri()).as_bytes()).unwrap();
+    let path = file.path().to_str().unwrap();
+    let wrong = format!("http://{}", nowhere());
+
+    run(msgbus(&["pub", "t", "1", "--config", path])).await.is_silent();
+    let mut by_environment = msgbus(&["pub", "t", "2"]);
+    by_environment.env("MSGBUS_URI", daemon.uri());
+    run(by_environment).await.is_silent();
+    let uri = daemon.uri();
+    let mut by_option = msgbus(&["--uri", &uri, "pub", "t", "3", "--config", path]);
+    by_option.env("MSGBUS_URI", &wrong);
+    run(by_option).await.is_silent();
+    assert_eq!(daemon.bus.stats().counters.published, 3);
+
+    let mut bad = msgbus(&["pub", "t", "4"]);
+    bad.env("MSGBUS_URI", "https://secure");
+    run(bad).await.fails(2, "MSGBUS_URI: cannot speak \"https\"");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_exits_with_3() {
+    let uri = format!("http://{}", nowhere());
+    for args in [&["pub", "t", "x"][..], &["pull", "t"], &["sub", "t"]] {
+        let mut command = msgbus(args);
+        command.env("MSGBUS_URI", &uri);
+        run(command).await.fails(3, "connection refused; is msgbusd running there?");
+    }
+    let unknown = run(msgbus(&["pull", "t", "-u", "http://no-such-host.invalid"])).await;
+    unknown.fails(3, "cannot connect");
+}
+
+/// A server that says the same to everybody.
+async fn says(answer: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    uri
+}
+
+#[tokio::test]
+async fn a_server_that_is_something_else_is_recognised() {
+    let page = "HTTP/1.1 200 OK\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>";
+    let not_found =
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\nConnection: close\r\n\r\n<h1>404\n\n";
+    let redirect =
+        "HTTP/1.1 301 Moved\r\nLocation: /x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let ssh = "SSH-2.0-OpenSSH_9.2\r\n";
+    for (answer, command, code, mention) in [
+        (page, "pull", 1, "does not answer like a msgbus"),
+        (page, "sub", 1, "does not answer like a msgbus"),
+        (not_found, "pull", 1, "does not answer like a msgbus: 404"),
+        (not_found, "sub", 1, "instead of a websocket"),
+        (redirect, "pub", 1, "301"),
+        (redirect, "sub", 1, "301"),
+        (ssh, "pub", 3, "cannot connect"),
+        (ssh, "sub", 1, "does not answer like a msgbus"),
+    ] {
+        let uri = says(answer).await;
+        let args: &[&str] = if command == "pub" { &["pub", "t", "x"] } else { &[command, "t"] };
+        let mut command = msgbus(args);
+        command.env("MSGBUS_URI", uri);
+        run(command).await.fails(code, mention);
+    }
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_is_told_in_its_words() {
+    let daemon = Daemon::with(|config| config.max_payload = 10);
+    let mut command = msgbus(&["pub", "t", "more than ten bytes"]);
+    command.env("MSGBUS_URI", daemon.uri());
+    run(command).await.fails(1, "413: payload exceeds max-payload-size");
+}
+
+#[tokio::test]
+async fn completions_and_the_manual_know_every_option() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(msgbus(&["completion", shell])).await.out;
+        for option in ["cursor", "fail-empty", "content-type", "uri"] {
+            assert!(script.contains(option), "{shell}: no {option}");
+        }
+    }
+    let manual = run(msgbus(&["man"])).await.out;
+    assert!(manual.starts_with(".TH MSGBUS 1"));
+    assert!(manual.contains("\\fB\\-n, \\-\\-count\\fR \\fIN\\fR"), "{manual}");
+}
+
+#[tokio::test]
+async fn bash_completes_commands_options_and_values() {
+    let script = r#"
+        source <(msgbus completion bash)
+        try() { COMP_WORDS=(msgbus "$@"); COMP_CWORD=$#; _msgbus; echo "${COMPREPLY[*]}"; }
+        try pu; try sub --cu; try pull -o p; try -u x pul; try completion f; try get --fail
+    "#;
+    let mut bash = tokio::process::Command::new("bash");
+    let folder = std::path::Path::new(env!("CARGO_BIN_EXE_msgbus")).parent().unwrap();
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    bash.args(["-c", script]).env("PATH", path);
+    bash.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let said = run(bash).await;
+    assert_eq!(
+        said.out, "pub put pull\n--cursor\npretty\npull\nfish\n--fail-empty\n",
+        "{}",
+        said.err
+    );
+}
