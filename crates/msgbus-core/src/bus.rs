@@ -116,21 +116,24 @@ impl MessageBus {
     ) -> Result<Published, PublishError> {
         let draft = message.into();
         loop {
-            let cell = match self.find(topic) {
-                Some(cell) => cell,
-                None if self.is_closed() => return Err(PublishError::Closed),
-                None => self.find_or_create(topic)?,
+            let Some(cell) = self.find(topic) else {
+                let mut shard = self.shard(topic).write();
+                if shard.topics.contains_key(topic) {
+                    continue;
+                }
+                // Nobody sleeps at a topic that nobody knows yet.
+                let (_, published) = self.create(&mut shard, topic, |new| append(new, draft))?;
+                return Ok(published);
             };
             let mut topic = cell.lock();
             if topic.is_deleted() {
                 continue;
             }
-            let id = topic.append(draft, Now::read())?;
-            let epoch = topic.info().epoch;
+            let published = append(&mut topic, draft)?;
             let sleepers = topic.sleepers();
             drop(topic);
             wake(sleepers);
-            return Ok(Published { epoch, id });
+            return Ok(published);
         }
     }
 
@@ -152,18 +155,26 @@ impl MessageBus {
         options: impl Into<SubscribeOptions>,
     ) -> Result<Subscription, SubscribeError> {
         let SubscribeOptions { from, lag } = options.into();
-        loop {
-            if self.is_closed() {
-                return Err(SubscribeError::Closed);
-            }
-            let cell = self.find_or_create(topic)?;
-            let mut topic = cell.lock();
-            if topic.is_deleted() {
-                continue;
-            }
+        let begin = |topic: &mut Topic| -> Result<_, SubscribeError> {
             let (key, start) = topic.subscribe(from, lag, Now::read())?;
-            let info = Arc::clone(topic.info());
-            drop(topic);
+            Ok((Arc::clone(topic.info()), key, start))
+        };
+        loop {
+            let (cell, (info, key, start)) = if let Some(cell) = self.find(topic) {
+                let mut topic = cell.lock();
+                if topic.is_deleted() {
+                    continue;
+                }
+                let begun = begin(&mut topic)?;
+                drop(topic);
+                (cell, begun)
+            } else {
+                let mut shard = self.shard(topic).write();
+                if shard.topics.contains_key(topic) {
+                    continue;
+                }
+                self.create(&mut shard, topic, begin)?
+            };
             return Ok(Subscription::new(cell, info, key, start));
         }
     }
@@ -251,10 +262,6 @@ impl MessageBus {
         wake(sleepers);
     }
 
-    fn is_closed(&self) -> bool {
-        self.0.closed.load(Relaxed)
-    }
-
     fn shard(&self, topic: &TopicName) -> &RwLock<Shard> {
         // The remainder is below SHARDS, so it fits.
         #[expect(clippy::cast_possible_truncation, reason = "the remainder is below SHARDS")]
@@ -266,25 +273,32 @@ impl MessageBus {
         self.shard(topic).read().topics.get(topic).map(Arc::clone)
     }
 
-    fn find_or_create(&self, name: &TopicName) -> Result<Arc<TopicCell>, NoRoom> {
-        if let Some(cell) = self.find(name) {
-            return Ok(cell);
-        }
-        let mut shard = self.shard(name).write();
-        if let Some(cell) = shard.topics.get(name) {
-            return Ok(Arc::clone(cell));
-        }
+    /// Makes a topic, does with it what it is made for, and if that succeeds puts it into the map:
+    /// what is refused leaves nothing behind.
+    fn create<T, E: From<NoRoom>>(
+        &self,
+        shard: &mut RwLockWriteGuard<'_, Shard>,
+        name: &TopicName,
+        begin: impl FnOnce(&mut Topic) -> Result<T, E>,
+    ) -> Result<(Arc<TopicCell>, T), E> {
         let limit = self.0.options.max_topics;
         if self.0.topics.fetch_add(1, Relaxed) >= limit {
             self.0.topics.fetch_sub(1, Relaxed);
-            return Err(NoRoom::Topics { limit });
+            return Err(NoRoom::Topics { limit }.into());
         }
-        let topic = self.new_topic(name).inspect_err(|_| {
-            self.0.topics.fetch_sub(1, Relaxed);
-        })?;
-        let cell = Arc::new(TopicCell(Mutex::new(topic)));
-        shard.topics.insert(name.clone(), Arc::clone(&cell));
-        Ok(cell)
+        let begun = self.new_topic(name).map_err(E::from).and_then(|mut topic| {
+            let begun = begin(&mut topic)?;
+            Ok((Arc::new(TopicCell(Mutex::new(topic))), begun))
+        });
+        match &begun {
+            Ok((cell, _)) => {
+                shard.topics.insert(name.clone(), Arc::clone(cell));
+            }
+            Err(_) => {
+                self.0.topics.fetch_sub(1, Relaxed);
+            }
+        }
+        begun
     }
 
     fn new_topic(&self, name: &TopicName) -> Result<Topic, NoRoom> {
@@ -298,7 +312,7 @@ impl MessageBus {
         };
         let room = Reservation::new(Arc::clone(&self.0.budget));
         let mut topic = Topic::new(Arc::new(info), settings, room, now)?;
-        if self.is_closed() {
+        if self.0.closed.load(Relaxed) {
             topic.close();
         }
         Ok(topic)
@@ -333,6 +347,12 @@ impl MessageBus {
         self.0.topics.fetch_sub(1, Relaxed);
         topic.sleepers()
     }
+}
+
+/// Appends with the time at which the lock is held: deadlines in a log never go back.
+fn append(topic: &mut Topic, draft: Draft) -> Result<Published, PublishError> {
+    let id = topic.append(draft, Now::read())?;
+    Ok(Published { epoch: topic.info().epoch, id })
 }
 
 fn wake(sleepers: Vec<Waker>) {

@@ -50,9 +50,13 @@ impl Cursors {
         self.cursors.insert(cursor)
     }
 
-    pub(crate) fn remove(&mut self, key: CursorKey) {
-        self.unpark(key);
+    /// Removes a cursor. Its waker, if it sleeps, is to be dropped when no lock is held: what that
+    /// does is up to somebody else's executor.
+    #[must_use]
+    pub(crate) fn remove(&mut self, key: CursorKey) -> Option<Waker> {
+        let waker = self.unpark(key);
         self.cursors.remove(key);
+        waker
     }
 
     /// # Panics
@@ -75,13 +79,17 @@ impl Cursors {
         self.cursors.len()
     }
 
-    /// Remembers whom to wake when there is something for this cursor.
-    pub(crate) fn park(&mut self, key: CursorKey, waker: &Waker) {
+    /// Remembers whom to wake when there is something for this cursor. A waker that this replaces is
+    /// to be dropped when no lock is held.
+    #[must_use]
+    pub(crate) fn park(&mut self, key: CursorKey, waker: &Waker) -> Option<Waker> {
         match self.cursors[key].parked {
-            Some(place) => self.parked[place].1.clone_from(waker),
+            Some(place) if self.parked[place].1.will_wake(waker) => None,
+            Some(place) => Some(std::mem::replace(&mut self.parked[place].1, waker.clone())),
             None => {
                 self.cursors[key].parked = Some(self.parked.len());
                 self.parked.push((key, waker.clone()));
+                None
             }
         }
     }
@@ -99,11 +107,12 @@ impl Cursors {
             .collect()
     }
 
-    fn unpark(&mut self, key: CursorKey) {
-        let Some(place) = self.cursors[key].parked.take() else { return };
-        self.parked.swap_remove(place);
+    fn unpark(&mut self, key: CursorKey) -> Option<Waker> {
+        let place = self.cursors[key].parked.take()?;
+        let (_, waker) = self.parked.swap_remove(place);
         if let Some((moved, _)) = self.parked.get(place) {
             self.cursors[*moved].parked = Some(place);
         }
+        Some(waker)
     }
 }

@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 
-/// Why a message was not accepted. Nothing of it was kept, and no message left on its account,
-/// except that a topic at the bound of the whole bus may have given up messages of its own.
+/// Why a message was not accepted. Nothing of it was kept, no message left on its account, and no
+/// topic was made for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PublishError {

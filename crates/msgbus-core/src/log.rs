@@ -1,8 +1,8 @@
 //! The log of one topic: its retained messages in order, found by id, dropped by age.
 //!
 //! Ids rise from slot to slot. A message that expires before older ones leaves a hole in its slot,
-//! so that no slot has to move at once; when holes are the majority the log is compacted. Hence the
-//! place of an id is usually its distance from the first one, and otherwise a binary search away.
+//! so that no slot has to move at once; the holes are closed when they are the majority, or when
+//! somebody counts. Hence the place of an id is usually its distance from the first one, and otherwise a binary search away.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -105,7 +105,7 @@ impl Log {
         let message = self.slots.get_mut(at)?.message.take()?;
         self.forget(&message);
         if self.slots.len() - self.live > self.live + Self::HOLES_TOLERATED {
-            self.compact();
+            self.close_holes();
         }
         Some(message)
     }
@@ -115,8 +115,10 @@ impl Log {
         self.bytes -= message.charge();
     }
 
-    fn compact(&mut self) {
-        self.slots.retain(|slot| slot.message.is_some());
+    fn close_holes(&mut self) {
+        if self.live < self.slots.len() {
+            self.slots.retain(|slot| slot.message.is_some());
+        }
     }
 
     /// Gives back memory that a burst has left behind.
@@ -132,18 +134,22 @@ impl Log {
         self.slots.range(self.index_of(id)..).filter_map(|slot| slot.message.as_ref())
     }
 
-    /// How many messages there are from `id` on.
-    pub(crate) fn count_from(&self, id: u64) -> u64 {
-        let slots = self.slots.len() - self.index_of(id);
-        if self.live == self.slots.len() { slots as u64 } else { self.from(id).count() as u64 }
+    /// The messages, oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Message> {
+        self.slots.iter().filter_map(|slot| slot.message.as_ref())
+    }
+
+    /// How many messages there are from `id` on. Closes the holes first: counting around them would
+    /// cost as much each time.
+    pub(crate) fn count_from(&mut self, id: u64) -> u64 {
+        self.close_holes();
+        (self.slots.len() - self.index_of(id)) as u64
     }
 
     /// The id of the first message created at `time` or later; [`next_id`](Self::next_id) when
     /// there is none.
     pub(crate) fn first_created_at(&mut self, time: DateTime<Utc>) -> u64 {
-        if self.live < self.slots.len() {
-            self.compact();
-        }
+        self.close_holes();
         let before = |slot: &Slot| slot.message.as_ref().is_some_and(|m| m.created() < time);
         self.slots.get(self.slots.partition_point(before)).map_or(self.next_id, |slot| slot.id)
     }

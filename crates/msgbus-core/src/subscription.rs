@@ -203,9 +203,9 @@ impl Subscription {
         match take(&mut topic, self.key).transpose() {
             Some(taken) => Poll::Ready(taken),
             None => {
-                if let Some(cx) = cx {
-                    topic.park(self.key, cx.waker());
-                }
+                let replaced = cx.and_then(|cx| topic.park(self.key, cx.waker()));
+                drop(topic);
+                drop(replaced);
                 Poll::Pending
             }
         }
@@ -248,7 +248,8 @@ impl Stream for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.topic.lock().unsubscribe(self.key);
+        let waker = self.topic.lock().unsubscribe(self.key);
+        drop(waker);
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
 
 use crate::{
     budget::Reservation,
@@ -115,7 +115,9 @@ impl Topic {
         };
         let expires = ttl
             .and_then(|ttl| TimeDelta::from_std(ttl).ok())
-            .and_then(|ttl| created.checked_add_signed(ttl));
+            .and_then(|ttl| created.checked_add_signed(ttl))
+            // RFC 3339 has no later years. What expires then is shown as never expiring.
+            .filter(|expires| expires.year() <= 9999);
         let message = Message::new(
             Arc::clone(&self.info),
             id,
@@ -132,49 +134,52 @@ impl Topic {
         Ok(id)
     }
 
-    /// Sees to it that a message of this charge fits every bound, or refuses it.
+    /// Sees to it that a message of this charge fits every bound, or refuses it and changes nothing.
     fn make_room(&mut self, charge: u64) -> Result<(), PublishError> {
         let TopicSettings { max_messages, max_bytes, .. } = self.settings;
         if charge > max_bytes {
             return Err(PublishError::TooLarge { size: charge, limit: max_bytes });
         }
-        self.make_room_in_bus(charge)?;
-        while self.log.len() >= max_messages || self.log.bytes() + charge > max_bytes {
-            if !self.evict_one() {
-                return Err(PublishError::TopicFull);
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses before anything is evicted where evicting all would not be enough.
-    fn make_room_in_bus(&mut self, charge: u64) -> Result<(), NoRoom> {
         let least = self.own_charge + charge;
-        if self.room.reserve(least + self.log.bytes()) {
-            return Ok(());
+        let bus_is_full = !self.room.reserve(least + self.log.bytes());
+        let no_room = NoRoom::Bytes { limit: self.room.limit() };
+        if bus_is_full && !self.room.reserve(least) {
+            // Giving up everything of its own would not be enough.
+            return Err(no_room.into());
         }
-        let full = NoRoom::Bytes { limit: self.room.limit() };
-        if !self.room.reserve(least) {
-            return Err(full);
-        }
-        while least + self.log.bytes() > self.room.held() {
-            if !self.evict_one() {
-                return Err(full);
-            }
+        let held = self.room.held();
+        let fits = |messages: usize, bytes: u64| {
+            messages < max_messages && bytes + charge <= max_bytes && least + bytes <= held
+        };
+        let refusal = if bus_is_full { no_room.into() } else { PublishError::TopicFull };
+        let leaving = self.leaving_until(fits).ok_or(refusal)?;
+        for _ in 0..leaving {
+            self.evict_oldest();
         }
         Ok(())
     }
 
-    /// Drops the oldest message, if the policy lets it go.
-    fn evict_one(&mut self) -> bool {
-        let Some(oldest) = self.log.first() else { return false };
-        let was_pulled = oldest.id() < self.pull_next;
-        if self.settings.overflow == Overflow::Reject && !was_pulled {
-            return false;
+    /// How many of the oldest messages have to leave until the rest `fits`; `None` when the policy
+    /// does not let so many go.
+    fn leaving_until(&self, fits: impl Fn(usize, u64) -> bool) -> Option<usize> {
+        let (mut messages, mut bytes) = (self.log.len(), self.log.bytes());
+        let mut oldest = self.log.iter();
+        while !fits(messages, bytes) {
+            let message = oldest.next()?;
+            let was_pulled = message.id() < self.pull_next;
+            if self.settings.overflow == Overflow::Reject && !was_pulled {
+                return None;
+            }
+            messages -= 1;
+            bytes -= message.charge();
         }
-        self.log.pop();
-        self.counters.evicted.count(was_pulled);
-        true
+        Some(self.log.len() - messages)
+    }
+
+    fn evict_oldest(&mut self) {
+        if let Some(oldest) = self.log.pop() {
+            self.counters.evicted.count(oldest.id() < self.pull_next);
+        }
     }
 
     // Expiry
@@ -212,10 +217,11 @@ impl Topic {
     /// Takes the oldest message that nobody has pulled.
     pub(crate) fn take_next(&mut self, now: Instant) -> Option<Message> {
         self.expire(now);
-        let message = self.log.from(self.pull_next).next()?.clone();
-        self.pull_next = message.id() + 1;
-        self.counters.pulled += 1;
-        Some(message)
+        let message = self.log.from(self.pull_next).next().cloned();
+        // Past the holes before it, or past all of them: they are not looked at again.
+        self.pull_next = message.as_ref().map_or(self.log.next_id(), |message| message.id() + 1);
+        self.counters.pulled += u64::from(message.is_some());
+        message
     }
 
     // Subscribing
@@ -302,9 +308,11 @@ impl Topic {
         }
     }
 
-    /// Remembers whom to wake when there is something for this cursor.
-    pub(crate) fn park(&mut self, key: CursorKey, waker: &Waker) {
-        self.cursors.park(key, waker);
+    /// Remembers whom to wake when there is something for this cursor. To be dropped when the lock
+    /// is released: a waker that this replaces.
+    #[must_use]
+    pub(crate) fn park(&mut self, key: CursorKey, waker: &Waker) -> Option<Waker> {
+        self.cursors.park(key, waker)
     }
 
     /// Everyone who waits for what has just happened. To be woken when the lock is released.
@@ -313,15 +321,11 @@ impl Topic {
         self.cursors.unpark_all()
     }
 
-    pub(crate) fn unsubscribe(&mut self, key: CursorKey) {
-        let cursor = self.cursors.get(key);
-        self.counters.missed += self.unnoticed(cursor);
-        self.cursors.remove(key);
-    }
-
-    /// Messages that are gone and that the subscription has not been told of.
-    fn unnoticed(&self, cursor: &Cursor) -> u64 {
-        cursor.untold + (self.log.next_id() - cursor.next) - self.log.count_from(cursor.next)
+    /// Removes a cursor. To be dropped when the lock is released: its waker.
+    #[must_use]
+    pub(crate) fn unsubscribe(&mut self, key: CursorKey) -> Option<Waker> {
+        self.counters.missed += unnoticed(&mut self.log, self.cursors.get(key));
+        self.cursors.remove(key)
     }
 
     pub(crate) fn subscription_stats(&mut self, key: CursorKey, now: Instant) -> SubscriptionStats {
@@ -359,7 +363,8 @@ impl Topic {
 
     pub(crate) fn stats(&mut self, now: Instant) -> TopicStats {
         self.expire(now);
-        let unnoticed: u64 = self.cursors.iter().map(|cursor| self.unnoticed(cursor)).sum();
+        let log = &mut self.log;
+        let unnoticed: u64 = self.cursors.iter().map(|cursor| unnoticed(log, cursor)).sum();
         TopicStats {
             topic: Arc::clone(&self.info),
             counters: Counters { missed: self.counters.missed + unnoticed, ..self.counters },
@@ -372,4 +377,9 @@ impl Topic {
             subscribers: self.cursors.len(),
         }
     }
+}
+
+/// Messages that are gone and that the subscription has not been told of.
+fn unnoticed(log: &mut Log, cursor: &Cursor) -> u64 {
+    cursor.untold + (log.next_id() - cursor.next) - log.count_from(cursor.next)
 }

@@ -322,6 +322,37 @@ fn the_bus_bounds_its_topics_and_bytes() {
 }
 
 #[test]
+fn what_is_refused_makes_no_topic() {
+    let topic_settings = TopicSettings { max_bytes: 1_000, ..TopicSettings::default() };
+    let bus =
+        MessageBus::new(Options { topic: topic_settings, max_bytes: 10_000, ..Options::default() });
+    for n in 0..100 {
+        bus.put(&name(&format!("t{n}")), vec![0; 2_000]).unwrap_err();
+    }
+    assert_eq!((bus.topics().len(), bus.stats().bytes), (0, 0));
+    bus.put(&name("t"), "x").unwrap();
+}
+
+#[test]
+fn dropping_a_waker_that_owns_a_subscription_of_the_topic_does_not_hang() {
+    struct Owner(#[expect(dead_code, reason = "it is there to be dropped")] Subscription);
+    impl Wake for Owner {
+        fn wake(self: Arc<Self>) {}
+    }
+    let bus = MessageBus::new(Options::default());
+    let subscribe = || bus.subscribe(&name("t"), Position::New).unwrap();
+    let park = |subscription: &mut Subscription| {
+        let waker = Waker::from(Arc::new(Owner(subscribe())));
+        assert!(subscription.poll_recv(&mut Context::from_waker(&waker)).is_pending());
+    };
+    let mut subscription = subscribe();
+    park(&mut subscription);
+    park(&mut subscription);
+    drop(subscription);
+    assert_eq!(bus.stats().subscribers, 0);
+}
+
+#[test]
 fn expired_messages_are_never_seen_and_purging_frees_them() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
