@@ -47,6 +47,12 @@ pub fn write_message(out: &mut Vec<u8>, message: &Message) {
     write(out, &wire);
 }
 
+/// About how many bytes [`write_message`] will append, for an ordinary name.
+pub fn size_hint(message: &Message) -> usize {
+    const FIELDS: usize = 320;
+    message.payload().len() * 4 / 3 + FIELDS
+}
+
 /// Reads one message. Unknown fields are ignored; `expires`, and `ttl` of the topic, may be
 /// absent, as they are in later generations of the ancestor.
 ///

@@ -1,21 +1,44 @@
-//! Messages encoded once for all websockets that follow the same topic.
+//! Messages made into websocket frames once for everybody who follows the same topic.
+//!
+//! Frames of a server are not masked (RFC 6455, section 5.1), so the bytes on the wire are the same
+//! for all: header and payload are made once and shared.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
 };
 
+use bytes::Bytes;
 use msgbus_core::{Message, json};
 use parking_lot::Mutex;
-use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
+use tokio_tungstenite::tungstenite::protocol::frame::{
+    FrameHeader,
+    coding::{Data, OpCode},
+};
 
-/// The rings of all topics that somebody follows, by epoch: it is unique within a bus.
+/// What of a message goes into its frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Form {
+    /// The JSON and a line feed, as text.
+    Json,
+    /// The payload, as binary.
+    Raw,
+}
+
+/// The rings of all topics that somebody follows.
 #[derive(Debug, Default)]
-pub(crate) struct Frames(Mutex<Rings>);
+pub(crate) struct Frames {
+    rings: Mutex<Rings>,
+    room: Arc<Room>,
+}
 
 #[derive(Debug, Default)]
 struct Rings {
-    by_epoch: HashMap<u64, Weak<Ring>>,
+    /// By epoch, which is unique within a bus.
+    all: HashMap<(u64, Form), Weak<Ring>>,
     /// How many entries there may be before the dead ones are dropped.
     tidy_at: usize,
 }
@@ -24,66 +47,189 @@ impl Frames {
     const FEW: usize = 64;
 
     /// The ring of a topic, which lives as long as somebody holds it.
-    pub(crate) fn ring(&self, epoch: u64) -> Arc<Ring> {
-        let mut rings = self.0.lock();
-        if let Some(ring) = rings.by_epoch.get(&epoch).and_then(Weak::upgrade) {
+    pub(crate) fn ring(&self, epoch: u64, form: Form) -> Arc<Ring> {
+        let mut rings = self.rings.lock();
+        if let Some(ring) = rings.all.get(&(epoch, form)).and_then(Weak::upgrade) {
             return ring;
         }
-        if rings.by_epoch.len() >= rings.tidy_at {
-            rings.by_epoch.retain(|_, ring| ring.strong_count() > 0);
-            rings.tidy_at = (rings.by_epoch.len() * 2).max(Self::FEW);
+        if rings.all.len() >= rings.tidy_at {
+            rings.all.retain(|_, ring| ring.strong_count() > 0);
+            rings.tidy_at = (rings.all.len() * 2).max(Self::FEW);
         }
-        let ring = Arc::new(Ring::default());
-        rings.by_epoch.insert(epoch, Arc::downgrade(&ring));
+        let ring = Arc::new(Ring::new(form, Arc::clone(&self.room)));
+        rings.all.insert((epoch, form), Arc::downgrade(&ring));
         ring
+    }
+
+    /// Drops all frames, which serve those who follow closely and no longer: a message that has
+    /// expired is not to live on here.
+    pub(crate) fn clear(&self) {
+        let rings: Vec<_> = self.rings.lock().all.values().filter_map(Weak::upgrade).collect();
+        for ring in rings {
+            ring.clear();
+        }
     }
 }
 
-/// The latest frames of one topic. Those who follow closely share them; those who lag encode for
-/// themselves.
-#[derive(Debug)]
-pub(crate) struct Ring([Mutex<Option<(u64, Utf8Bytes)>>; Ring::FRAMES]);
+/// How many bytes all rings hold.
+#[derive(Debug, Default)]
+struct Room(AtomicUsize);
 
-impl Default for Ring {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| Mutex::default()))
+impl Room {
+    const MOST: usize = 64 << 20;
+
+    fn take(&self, bytes: usize) -> bool {
+        let taken = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= Self::MOST);
+        self.0.fetch_update(Relaxed, Relaxed, taken).is_ok()
     }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Relaxed);
+    }
+}
+
+/// The latest frames of one topic. Those who lag make their own.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    form: Form,
+    places: [Mutex<Option<Kept>>; Ring::PLACES],
+    /// Whether anything was kept since the last clearing.
+    used: AtomicBool,
+    room: Arc<Room>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    id: u64,
+    frame: Bytes,
 }
 
 impl Ring {
-    const FRAMES: usize = 64;
-    /// Larger frames are not kept, in bytes: a ring pins 1 MiB at most.
+    const PLACES: usize = 64;
+    /// Larger frames are not kept, in bytes.
     const LARGEST: usize = 16 << 10;
 
-    /// The text frame of a message: its JSON and a line feed.
-    pub(crate) fn frame(&self, message: &Message) -> Utf8Bytes {
+    fn new(form: Form, room: Arc<Room>) -> Self {
+        let places = std::array::from_fn(|_| Mutex::default());
+        Self { form, places, used: AtomicBool::new(false), room }
+    }
+
+    /// The frame of a message.
+    pub(crate) fn frame(&self, message: &Message) -> Bytes {
         if message.payload().len() > Self::LARGEST {
-            return encode(message);
+            return encode(message, self.form);
         }
         let id = message.id();
-        #[expect(clippy::cast_possible_truncation, reason = "the remainder is below FRAMES")]
-        let mut place = self.0[(id % Self::FRAMES as u64) as usize].lock();
+        #[expect(clippy::cast_possible_truncation, reason = "the remainder is below PLACES")]
+        let mut place = self.places[(id % Self::PLACES as u64) as usize].lock();
         match &*place {
-            Some((kept, frame)) if *kept == id => frame.clone(),
-            Some((kept, _)) if *kept > id => {
+            Some(kept) if kept.id == id => return kept.frame.clone(),
+            Some(kept) if kept.id > id => {
                 drop(place);
-                encode(message)
+                return encode(message, self.form);
             }
-            // Encoding under the lock: the others who are awake for this message wait for it.
-            _ => {
-                let frame = encode(message);
-                *place = Some((id, frame.clone()));
-                frame
+            // Made under the lock: the others who are awake for this message wait for it.
+            _ => {}
+        }
+        let frame = encode(message, self.form);
+        self.drop_kept(place.take());
+        if frame.len() <= Self::LARGEST && self.room.take(frame.len()) {
+            self.used.store(true, Relaxed);
+            *place = Some(Kept { id, frame: frame.clone() });
+        }
+        frame
+    }
+
+    fn clear(&self) {
+        if self.used.swap(false, Relaxed) {
+            for place in &self.places {
+                let kept = place.lock().take();
+                self.drop_kept(kept);
             }
+        }
+    }
+
+    fn drop_kept(&self, kept: Option<Kept>) {
+        if let Some(kept) = kept {
+            self.room.give_back(kept.frame.len());
         }
     }
 }
 
-fn encode(message: &Message) -> Utf8Bytes {
-    // Enough for the fields around a payload with an ordinary name.
-    let mut json = Vec::with_capacity(message.payload().len() * 4 / 3 + 320);
-    json::write_message(&mut json, message);
-    json.push(b'\n');
-    // JSON is UTF-8, so the default is never taken.
-    Utf8Bytes::try_from(Bytes::from(json)).unwrap_or_default()
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// A complete, final frame.
+fn encode(message: &Message, form: Form) -> Bytes {
+    let payload = message.payload();
+    match form {
+        Form::Raw => with_header(Data::Binary, payload),
+        Form::Json => {
+            let mut json = Vec::with_capacity(json::size_hint(message));
+            json::write_message(&mut json, message);
+            json.push(b'\n');
+            with_header(Data::Text, &json)
+        }
+    }
+}
+
+fn with_header(kind: Data, payload: &[u8]) -> Bytes {
+    const LONGEST_HEADER: usize = 10;
+    let header = FrameHeader { opcode: OpCode::Data(kind), ..FrameHeader::default() };
+    let mut frame = Vec::with_capacity(LONGEST_HEADER + payload.len());
+    // Writing to a Vec cannot fail.
+    let _ = header.format(payload.len() as u64, &mut frame);
+    frame.extend_from_slice(payload);
+    frame.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use msgbus_core::{MessageBus, Options, TopicName};
+
+    use super::*;
+
+    #[test]
+    fn frames_are_shared_while_fresh_and_gone_when_cleared() {
+        let bus = MessageBus::new(Options::default());
+        let topic: TopicName = "t".parse().unwrap();
+        let mut messages = Vec::new();
+        for n in 0..=Ring::PLACES {
+            bus.put(&topic, n.to_string()).unwrap();
+            messages.extend(bus.get(&topic));
+        }
+        let frames = Frames::default();
+        let ring = frames.ring(1, Form::Raw);
+        let first = ring.frame(&messages[0]);
+        assert_eq!(first, &b"\x82\x010"[..]);
+        assert_eq!(first.as_ptr(), frames.ring(1, Form::Raw).frame(&messages[0]).as_ptr());
+        assert_eq!(frames.room.0.load(Relaxed), 3);
+
+        // The last one has the place of the first.
+        ring.frame(&messages[Ring::PLACES]);
+        assert_ne!(first.as_ptr(), ring.frame(&messages[0]).as_ptr());
+        assert_eq!(frames.room.0.load(Relaxed), 4);
+
+        frames.clear();
+        assert_eq!(frames.room.0.load(Relaxed), 0);
+        ring.frame(&messages[1]);
+        drop(ring);
+        assert_eq!(frames.room.0.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_frame_is_what_the_library_would_send() {
+        for length in [0, 1, 125, 126, 65_535, 65_536] {
+            let payload = vec![b'x'; length];
+            let frame = with_header(Data::Text, &payload);
+            let (header, size) =
+                FrameHeader::parse(&mut std::io::Cursor::new(&frame)).unwrap().unwrap();
+            assert!(header.is_final && header.mask.is_none());
+            assert_eq!((header.opcode, size), (OpCode::Data(Data::Text), length as u64));
+            assert_eq!(&frame[header.len(size)..], payload);
+        }
+    }
 }

@@ -80,7 +80,7 @@ impl Server {
     /// websockets, and ends within the drain timeout.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         let Self { listener, app, .. } = self;
-        let sweeper = tokio::spawn(sweep(app.bus.clone()));
+        let sweeper = tokio::spawn(sweep(Arc::clone(&app)));
         select! {
             never = accept(&listener, &app) => match never {},
             () = shutdown => {}
@@ -111,12 +111,13 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Frees what has expired. The bus does it by itself only where it is used.
-async fn sweep(bus: MessageBus) {
+async fn sweep(app: Arc<App>) {
     let mut ticks = interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let purged = bus.purge_expired();
+        app.frames.clear();
+        let purged = app.bus.purge_expired();
         if purged.topics > 0 {
             debug!(topics = purged.topics, messages = purged.messages, "Sweep");
         }
@@ -138,13 +139,13 @@ async fn accept(listener: &TcpListener, app: &Arc<App>) -> Infallible {
         };
         app.metrics.connection();
         if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-            let socket = Socket::new(stream, app.config.timeouts, permit);
+            let socket = Socket::new(stream, app.config.timeouts.write, permit);
             app.tasks.spawn(serve(Arc::clone(app), socket, peer));
             continue;
         }
         app.metrics.refused_connection();
         if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
-            let socket = Socket::new(stream, app.config.timeouts, permit);
+            let socket = Socket::new(stream, app.config.timeouts.write, permit);
             app.tasks.spawn(refuse(socket));
         }
     }
@@ -158,7 +159,8 @@ fn is_the_peers(error: &io::Error) -> bool {
 
 /// Serves one connection until it ends, or becomes a websocket.
 async fn serve(app: Arc<App>, socket: Socket, peer: SocketAddr) {
-    let conversation = socket.conversation();
+    let waiting = socket.conversation();
+    let conversation = waiting.clone();
     let service = service_fn(|request: Request<_>| {
         let (app, conversation) = (Arc::clone(&app), conversation.clone());
         async move {
@@ -176,15 +178,23 @@ async fn serve(app: Arc<App>, socket: Socket, peer: SocketAddr) {
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     let mut connection = pin!(connection);
-    let ended = select! {
-        ended = connection.as_mut() => ended,
-        () = app.tasks.drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut draining = pin!(app.tasks.drain.cancelled());
+    let mut overdue = pin!(waiting.overdue(app.config.timeouts));
+    let mut is_draining = false;
+    loop {
+        select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    debug!(%peer, %error, "connection ended");
+                }
+                return;
+            }
+            () = &mut overdue => return debug!(%peer, "connection closed: nothing came in time"),
+            () = &mut draining, if !is_draining => {
+                is_draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
         }
-    };
-    if let Err(error) = ended {
-        debug!(%peer, %error, "connection ended");
     }
 }
 

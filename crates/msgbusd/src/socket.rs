@@ -6,12 +6,13 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -23,70 +24,98 @@ use crate::config::Timeouts;
 
 /// What is expected of the peer, which decides how long it may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 enum Phase {
     /// The head of a request.
     Head,
     /// Nothing: the next request, some time.
     Idle,
-    /// Whatever the door that serves the request says; the socket sets no deadline.
+    /// Whatever the door that serves the request says.
     Served,
 }
 
-/// The phase of a connection, shared between the socket and whoever serves its requests.
+/// Where a connection is between its requests, shared by the socket, which sees bytes, and the
+/// server, which sees requests.
 #[derive(Debug, Clone)]
-pub(crate) struct Conversation(Arc<AtomicU32>);
+pub(crate) struct Conversation(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    opened: Instant,
+    phase: AtomicU8,
+    /// When the phase began or, in [`Phase::Idle`], the peer last took bytes; in nanoseconds since
+    /// `opened`.
+    since: AtomicU64,
+    /// Whether bytes wait for the peer to take them: then the deadline of writing is the one.
+    writing: AtomicBool,
+}
 
 impl Conversation {
-    const PHASE_BITS: u32 = 2;
-    const PHASES: u32 = (1 << Self::PHASE_BITS) - 1;
-
     fn new() -> Self {
-        Self(Arc::new(AtomicU32::new(Phase::Head as u32)))
+        Self(Arc::new(State {
+            opened: Instant::now(),
+            phase: AtomicU8::new(Phase::Head as u8),
+            since: AtomicU64::new(0),
+            writing: AtomicBool::new(false),
+        }))
     }
 
-    /// A request has come whole with its head.
+    /// A request has come, with a whole head.
     pub(crate) fn request_begins(&self) {
-        self.enter(Phase::Served);
+        self.0.phase.store(Phase::Served as u8, Relaxed);
     }
 
-    /// The request has been answered.
+    /// The request has its answer, which may still have to be written.
     pub(crate) fn request_ends(&self) {
         self.enter(Phase::Idle);
     }
 
-    /// The upper bits count the turns, so that the socket sees that a phase is a new one.
     fn enter(&self, phase: Phase) {
-        let turn = (self.0.load(Relaxed) >> Self::PHASE_BITS).wrapping_add(1);
-        self.0.store(turn << Self::PHASE_BITS | phase as u32, Relaxed);
+        let since = u64::try_from(self.0.opened.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.0.since.store(since, Relaxed);
+        self.0.phase.store(phase as u8, Relaxed);
     }
 
-    fn turn(&self) -> u32 {
-        self.0.load(Relaxed)
+    fn is_idle(&self) -> bool {
+        self.0.phase.load(Relaxed) == Phase::Idle as u8
     }
 
-    fn phase(turn: u32) -> Phase {
-        match turn & Self::PHASES {
-            0 => Phase::Head,
-            1 => Phase::Idle,
-            _ => Phase::Served,
+    /// Waits until the peer is overdue with the head of a request, or with the next request.
+    ///
+    /// Nobody wakes this when the phase changes: it looks often enough that a deadline which begins
+    /// between two looks lies behind the next one.
+    pub(crate) async fn overdue(&self, timeouts: Timeouts) {
+        let look_every = timeouts.header.min(timeouts.idle);
+        loop {
+            let now = Instant::now();
+            let patience = match self.0.phase.load(Relaxed) {
+                _ if self.0.writing.load(Relaxed) => None,
+                phase if phase == Phase::Head as u8 => Some(timeouts.header),
+                phase if phase == Phase::Idle as u8 => Some(timeouts.idle),
+                _ => None,
+            };
+            let since = self.0.opened + Duration::from_nanos(self.0.since.load(Relaxed));
+            let deadline = patience.map(|patience| since + patience);
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return;
+            }
+            let next_look = now + look_every;
+            sleep_until(deadline.map_or(next_look, |deadline| deadline.min(next_look))).await;
         }
     }
 }
 
 /// A connection as the server uses it.
 ///
-/// Reading fails with [`io::ErrorKind::TimedOut`] when a request's head or the next request is
-/// overdue, writing when the peer takes no bytes. Shutting down sends what is left and then reads a
-/// little of what the peer still sends: closing at once would reset the connection, and the peer
-/// might never see the answer.
+/// Writing fails with [`io::ErrorKind::TimedOut`] when the peer takes no bytes for too long; reading
+/// is watched by [`Conversation::overdue`]. Shutting down sends what is left and then reads a little
+/// of what the peer still sends: closing at once would reset the connection, and the peer might
+/// never see the answer.
 #[derive(Debug)]
 pub(crate) struct Socket {
     stream: TcpStream,
     conversation: Conversation,
-    timeouts: Timeouts,
-    /// The turn that the reader waits in, and since when.
-    waiting: (u32, Instant),
-    read_timer: Timer,
+    write_timeout: Duration,
     /// Set while the peer takes no bytes.
     write_timer: Option<Pin<Box<Sleep>>>,
     linger: Option<Linger>,
@@ -106,16 +135,17 @@ impl Linger {
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream, timeouts: Timeouts, permit: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(
+        stream: TcpStream,
+        write_timeout: Duration,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
         // Latency is worth more than the few packets saved; a socket that refuses still works.
         let _ = stream.set_nodelay(true);
-        let conversation = Conversation::new();
         Self {
             stream,
-            waiting: (conversation.turn(), Instant::now()),
-            conversation,
-            timeouts,
-            read_timer: Timer::default(),
+            conversation: Conversation::new(),
+            write_timeout,
             write_timer: None,
             linger: None,
             _permit: permit,
@@ -126,41 +156,45 @@ impl Socket {
         self.conversation.clone()
     }
 
-    /// Hands the reading deadlines over to the door that has taken the connection.
-    pub(crate) fn upgrade(&mut self) {
-        self.conversation.request_begins();
-        self.read_timer = Timer::default();
-    }
-
-    /// Whether reading is overdue.
-    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let turn = self.conversation.turn();
-        if self.waiting.0 != turn {
-            self.waiting = (turn, Instant::now());
-        }
-        let patience = match Conversation::phase(turn) {
-            Phase::Head => self.timeouts.header,
-            Phase::Idle => self.timeouts.idle,
-            Phase::Served => return Poll::Pending,
-        };
-        self.read_timer.poll(cx, self.waiting.1 + patience)
-    }
-
     /// Passes a write's result on, unless it has been pending for too long.
-    fn watch_write<T>(
+    ///
+    /// The system calls a socket writable only when a good part of its buffer is free, so a slow
+    /// reader can look like none at all: before giving up, `attempt` finds out whether it takes
+    /// anything.
+    fn watch_write(
         &mut self,
         cx: &mut Context<'_>,
-        result: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+        result: Poll<io::Result<usize>>,
+        attempt: impl FnOnce(SockRef<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         if result.is_ready() {
-            self.write_timer = None;
+            self.write_ends();
             return result;
         }
-        let patience = self.timeouts.write;
+        self.conversation.0.writing.store(true, Relaxed);
+        let patience = self.write_timeout;
         let timer = self
             .write_timer
             .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + patience)));
-        timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        ready!(timer.as_mut().poll(cx));
+        match attempt(SockRef::from(&self.stream)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+            result => {
+                self.write_ends();
+                Poll::Ready(result)
+            }
+        }
+    }
+
+    fn write_ends(&mut self) {
+        if self.write_timer.take().is_some() {
+            self.conversation.0.writing.store(false, Relaxed);
+        }
+        if self.conversation.is_idle() {
+            self.conversation.enter(Phase::Idle);
+        }
     }
 }
 
@@ -171,13 +205,10 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if result.is_ready() {
-            if Conversation::phase(self.conversation.turn()) == Phase::Idle {
-                self.conversation.enter(Phase::Head);
-            }
-            return result;
+        if result.is_ready() && self.conversation.is_idle() {
+            self.conversation.enter(Phase::Head);
         }
-        self.poll_overdue(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        result
     }
 }
 
@@ -188,7 +219,7 @@ impl AsyncWrite for Socket {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watch_write(cx, result)
+        self.watch_write(cx, result, |socket| socket.send(bytes))
     }
 
     fn poll_write_vectored(
@@ -197,7 +228,7 @@ impl AsyncWrite for Socket {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.watch_write(cx, result)
+        self.watch_write(cx, result, |socket| socket.send_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -228,25 +259,5 @@ impl AsyncWrite for Socket {
             linger.bytes_left -= count;
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-/// A timer that is cheap to postpone: it fires early, looks at the deadline again, and goes on.
-#[derive(Debug, Default)]
-struct Timer(Option<Pin<Box<Sleep>>>);
-
-impl Timer {
-    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
-        }
-        loop {
-            ready!(sleep.as_mut().poll(cx));
-            if sleep.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
-        }
     }
 }

@@ -63,7 +63,16 @@ impl File {
                 .find(|setting| setting.name == key.get_ref().as_ref())
                 // A file that names a file would be one too many.
                 .filter(|setting| setting.name != "config")
-                .ok_or_else(|| unknown_key(source, &key, settings::nearest(key.get_ref())))?;
+                .ok_or_else(|| {
+                    unknown_key(
+                        source,
+                        &key,
+                        settings::closest(
+                            key.get_ref(),
+                            SETTINGS.iter().map(|setting| setting.name),
+                        ),
+                    )
+                })?;
             let values = match value.get_ref() {
                 DeValue::Array(items) => items.iter().map(|item| scalar(source, item)).collect(),
                 _ => scalar(source, &value).map(|one| vec![one]),
@@ -113,7 +122,7 @@ fn rule(
         let set = match name {
             "ttl" => values::ttl(&text).map(|ttl| rule.ttl = Some(ttl)),
             "max-queue-size" => values::count(&text).map(|count| rule.max_messages = Some(count)),
-            "max-queue-bytes" => values::size(&text).map(|size| rule.max_bytes = Some(size)),
+            "max-queue-bytes" => values::queue_bytes(&text).map(|size| rule.max_bytes = Some(size)),
             "overflow" => values::overflow(&text).map(|policy| rule.overflow = Some(policy)),
             _ => {
                 let near = settings::closest(name, RULE_KEYS.into_iter());

@@ -119,11 +119,17 @@ pub enum Invocation {
 
 /// A wrong flag, variable or file: one line that names it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{origin}: {problem}")]
+#[error("{}: {}", one_line(.origin), one_line(.problem))]
 pub struct ConfigError {
     /// Where the fault is: a flag, a variable, or a file and line.
     origin: String,
     problem: String,
+}
+
+/// What came from outside may have line ends in it.
+fn one_line(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    text.chars().map(escape).collect()
 }
 
 impl ConfigError {
@@ -141,7 +147,9 @@ pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Invocation, ConfigError> {
-    let mut args = Arguments::from_vec(args.into_iter().map(with_two_dashes).collect());
+    let args: Result<Vec<_>, _> =
+        args.into_iter().map(with_two_dashes).filter_map(plain_switch).collect();
+    let mut args = Arguments::from_vec(args?);
     if args.contains(["-h", "--help"]) {
         return Ok(Invocation::Help);
     }
@@ -192,17 +200,34 @@ fn with_two_dashes(arg: OsString) -> OsString {
     }
 }
 
+/// Go's flags take `-d=true` and `-d=false` for switches: the first is the switch, the second
+/// nothing.
+fn plain_switch(arg: OsString) -> Option<Result<OsString, ConfigError>> {
+    let split = arg.to_str().and_then(|text| text.split_once('='));
+    let Some((name, value)) = split else { return Some(Ok(arg)) };
+    let is_switch = |setting: &&Setting| {
+        setting.kind == Kind::Switch && (setting.flag() == name || setting.short == Some(name))
+    };
+    let Some(setting) = SETTINGS.iter().find(is_switch) else { return Some(Ok(arg)) };
+    match values::switch(value) {
+        Ok(true) => Some(Ok(setting.flag().into())),
+        Ok(false) => None,
+        Err(problem) => Some(Err(ConfigError::new(setting.flag(), problem))),
+    }
+}
+
 fn read_flags(args: &mut Arguments) -> Result<Vec<(&'static Setting, Vec<Raw>)>, ConfigError> {
     let mut flags = Vec::new();
     for setting in SETTINGS {
         let flag = setting.flag();
         let values = match setting.kind {
             Kind::Switch => {
-                let given = match setting.short {
-                    Some(short) => args.contains([short, flag]),
-                    None => args.contains(flag),
-                };
-                if given { vec!["true".to_owned()] } else { Vec::new() }
+                // Given twice it is no more than given.
+                let mut given = Vec::new();
+                while args.contains(flag) || setting.short.is_some_and(|s| args.contains(s)) {
+                    given = vec!["true".to_owned()];
+                }
+                given
             }
             Kind::Value | Kind::List => args
                 .values_from_str::<_, String>(flag)

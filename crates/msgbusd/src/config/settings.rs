@@ -80,7 +80,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         Ok(())
     }),
     setting!(Value "max-queue-bytes" "SIZE" "64MiB", "the most bytes a topic keeps", |c, v| {
-        c.bus.topic.max_bytes = values::size(v)?;
+        c.bus.topic.max_bytes = values::queue_bytes(v)?;
         Ok(())
     }),
     setting!(Value "overflow" "POLICY" "drop-oldest", "at either bound: drop-oldest, or reject", |c, v| {

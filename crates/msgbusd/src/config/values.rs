@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use msgbus_core::{Overflow, parse_duration};
+use msgbus_core::{Message, Overflow, parse_duration};
 
 /// A whole number, 1 or more.
 pub(super) fn count(text: &str) -> Result<usize, String> {
@@ -33,6 +33,14 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         Some(0) => Err("must be 1 or more".to_owned()),
         Some(size) => Ok(size),
         None => Err(wrong()),
+    }
+}
+
+/// Bytes that a topic may keep: enough for a message.
+pub(super) fn queue_bytes(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        size if size > Message::OVERHEAD => Ok(size),
+        _ => Err(format!("must be more than {}, which any message counts for", Message::OVERHEAD)),
     }
 }
 

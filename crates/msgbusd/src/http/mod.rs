@@ -107,6 +107,9 @@ async fn route(
         "/healthz" => return Ok(admin::health(app)),
         _ => {}
     }
+    if !TOPIC_METHODS.split(", ").any(|method| request.method() == method) {
+        return Err(Refusal::Method { allow: TOPIC_METHODS });
+    }
     let topic = topic_name(path)?;
     match *request.method() {
         Method::PUT | Method::POST => publish::publish(app, peer, &topic, request).await,
@@ -115,8 +118,7 @@ async fn route(
         }
         Method::GET => pull::pull(app, peer, &topic, &request),
         Method::HEAD => topics::counters(app, &topic, &request),
-        Method::DELETE => topics::delete(app, peer, &topic, &request),
-        _ => Err(Refusal::Method { allow: TOPIC_METHODS }),
+        _ => topics::delete(app, peer, &topic, &request),
     }
 }
 

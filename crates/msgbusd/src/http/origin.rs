@@ -6,7 +6,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use super::error::Refusal;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
 /// Where a request comes from, as far as browsers say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,9 +20,9 @@ pub(super) enum Source {
 /// Refuses what a foreign page has sent.
 pub(super) fn check(headers: &HeaderMap, allowed: &[String]) -> Result<Source, Refusal> {
     let Some(origin) = headers.get(header::ORIGIN) else {
-        // Images, scripts and forms carry no Origin on GET. Following a link is the user's doing.
+        // Images, scripts and frames carry no Origin on GET. Following a link is the user's doing.
         let is = |name, value: &str| headers.get(name).is_some_and(|header| header == value);
-        return if is(SEC_FETCH_SITE, "cross-site") && !is(SEC_FETCH_MODE, "navigate") {
+        return if is(SEC_FETCH_SITE, "cross-site") && !is(SEC_FETCH_DEST, "document") {
             Err(Refusal::CrossSite)
         } else {
             Ok(Source::Own)
@@ -34,7 +34,9 @@ pub(super) fn check(headers: &HeaderMap, allowed: &[String]) -> Result<Source, R
     }
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     match text.split_once("://") {
-        Some((_, authority)) if authority.eq_ignore_ascii_case(host) => Ok(Source::Own),
+        Some((_, authority)) if !host.is_empty() && authority.eq_ignore_ascii_case(host) => {
+            Ok(Source::Own)
+        }
         _ => Err(Refusal::ForeignOrigin { origin: text.chars().take(100).collect() }),
     }
 }

@@ -64,7 +64,8 @@ fn ttl<B>(request: &Request<B>) -> Result<Option<Duration>, Refusal> {
         return Ok(Some(ttl));
     }
     let Some(value) = request.headers().get(TTL) else { return Ok(None) };
-    let seconds = value.to_str().ok().and_then(|text| text.parse().ok()).filter(|s| *s > 0);
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    let seconds = digits.and_then(|text| text.parse().ok()).filter(|seconds| *seconds > 0);
     let why = "use a whole number of seconds, 1 or more";
     seconds.map(|s| Some(Duration::from_secs(s))).ok_or(Refusal::Header { name: "TTL", why })
 }

@@ -38,8 +38,7 @@ pub(super) fn pull<B>(
 }
 
 fn object(message: &Message) -> Answer {
-    // Enough for the fields around a payload with an ordinary name.
-    let mut body = Vec::with_capacity(message.payload().len() * 4 / 3 + 320);
+    let mut body = Vec::with_capacity(json::size_hint(message));
     json::write_message(&mut body, message);
     content("application/json", body)
 }

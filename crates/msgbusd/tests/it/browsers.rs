@@ -41,7 +41,9 @@ async fn the_servers_own_pages_and_links_to_it_are_fine() {
     let daemon = Daemon::start();
     let own = format!("Origin: http://{}", daemon.address);
     assert_eq!(daemon.send("PUT", "/t", &[&own], b"x").await.status, 202);
-    let link = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"];
+    let frame = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: iframe"];
+    assert_eq!(daemon.send("GET", "/t", &frame, b"").await.status, 403);
+    let link = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: document"];
     assert_eq!(daemon.send("GET", "/t", &link, b"").await.status, 200);
 }
 

@@ -56,6 +56,34 @@ async fn an_idle_connection_is_kept_for_75_seconds_and_then_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_idle_time_shorter_than_that_of_heads_is_kept_too() {
+    let daemon = Daemon::with(|config| config.timeouts.idle = Duration::from_secs(2));
+    let mut connection = daemon.connect().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    connection.write(PUT).await;
+    connection.read_until(b"\r\n\r\n").await;
+    let start = Instant::now();
+    assert_eq!(connection.rest().await, b"");
+    let waited = start.elapsed();
+    assert!((2..3).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_read_slowly_is_not_cut_for_being_idle() {
+    let daemon = Daemon::with(|config| {
+        config.max_payload = 64 << 20;
+        config.timeouts.idle = Duration::from_millis(300);
+    });
+    let size = 30 << 20;
+    daemon.bus.put(&"t".parse().unwrap(), vec![0; size]).unwrap();
+    let mut slow = daemon.connect().await;
+    slow.write(b"GET /t?raw HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    slow.read_until(b"\r\n\r\n").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(slow.rest().await.len(), size);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_next_head_has_its_ten_seconds_too() {
     let daemon = Daemon::start();
     let mut connection = daemon.connect().await;

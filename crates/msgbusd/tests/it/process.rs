@@ -99,6 +99,9 @@ fn wrong_flags_are_named_in_one_line() {
         (&["--max-queue-size", "0"], &["--max-queue-size", "1 or more"]),
         (&["--max-payload-size", "huge"], &["--max-payload-size", "64KiB"]),
         (&["--max-header-size", "1"], &["--max-header-size", "between"]),
+        (&["--max-queue-bytes", "128"], &["--max-queue-bytes", "more than 128"]),
+        (&["--open=perhaps"], &["--open", "true or false"]),
+        (&["--two\nlines"], &["--two\\nlines"]),
         (&["--overflow", "block"], &["--overflow", "drop-oldest or reject"]),
         (&["--bind", "8000"], &["--bind", "HOST:PORT"]),
         (&["--bind", ":0"], &["--bind", "--open"]),
@@ -180,6 +183,8 @@ fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
 fn the_ancestors_command_line_works_and_is_explained() {
     let daemon = Running::start(&mut msgbusd(&[
         "-d",
+        "-debug=true",
+        "-open=false",
         "-bind",
         "127.0.0.1:0",
         "-buffer-length",

@@ -66,6 +66,7 @@ async fn unknown_methods_are_refused_with_allow() {
         for (target, allow) in [
             ("/hello", "GET, HEAD, PUT, POST, DELETE"),
             ("/", "GET, HEAD"),
+            ("*", "GET, HEAD, PUT, POST, DELETE"),
             ("/metrics", "GET, HEAD"),
         ] {
             let reply = daemon.send(method, target, &[], b"").await;

@@ -381,6 +381,25 @@ async fn a_client_that_does_not_read_is_cut_and_hurts_nobody() {
 }
 
 #[tokio::test]
+async fn a_client_that_reads_slowly_but_steadily_is_not_cut() {
+    let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_millis(200));
+    let payload = vec![b'x'; 1 << 20];
+    for _ in 0..30 {
+        daemon.put("/t", &payload).await;
+    }
+    let mut slow = daemon.connect().await;
+    let request = format!("GET /t?since=all HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n");
+    slow.write(request.as_bytes()).await;
+    let mut piece = vec![0; 32 << 10];
+    // Ten times the timeout, at a pace at which the system calls the socket full for most of it.
+    for _ in 0..40 {
+        tokio::io::AsyncReadExt::read_exact(&mut slow.0, &mut piece).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(daemon.bus.stats().subscribers, 1);
+}
+
+#[tokio::test]
 async fn a_subscriber_that_lags_goes_on_with_the_oldest_there_is() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 10);
     let mut slow = daemon.subscribe("/t").await;

@@ -19,7 +19,7 @@ use tracing::debug;
 pub(super) use self::handshake::is_wanted;
 use self::session::Session;
 use super::{Answer, App, empty, error::Refusal, query};
-use crate::socket::Socket;
+use crate::{frames::Form, socket::Socket};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -32,7 +32,7 @@ pub(super) fn subscribe(
 ) -> Result<Answer, Refusal> {
     let accept = handshake::check(&request)?;
     let query = query(&request).only(&["since", "index", "raw"])?;
-    let raw = query.flag("raw")?;
+    let form = if query.flag("raw")? { Form::Raw } else { Form::Json };
     let position = position(query.get("since")?, query.get("index")?, request.headers())?;
     let subscription = app.bus.subscribe(topic, position)?;
 
@@ -59,9 +59,8 @@ pub(super) fn subscribe(
         // A client that is gone by now, or a connection that is not ours, has no session.
         let Ok(upgraded) = upgrade.await else { return };
         let Ok(parts) = upgraded.downcast::<TokioIo<Socket>>() else { return };
-        let mut socket = parts.io.into_inner();
-        socket.upgrade();
-        Session::new(&session_app, peer, subscription, raw, socket, &parts.read_buf)
+        let socket = parts.io.into_inner();
+        Session::new(&session_app, peer, subscription, form, socket, &parts.read_buf)
             .await
             .run()
             .await;

@@ -1,7 +1,15 @@
 //! One subscriber on one websocket, from the handshake to the last close frame.
 
-use std::{net::SocketAddr, ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
+use std::{
+    io::{ErrorKind, IoSlice},
+    net::SocketAddr,
+    ops::ControlFlow,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
+use bytes::Bytes;
 use chrono::Utc;
 use futures_util::{SinkExt as _, StreamExt as _};
 use msgbus_core::{BatchLimit, Event, RecvError, Subscription};
@@ -20,7 +28,11 @@ use tokio_tungstenite::{
 };
 use tracing::debug;
 
-use crate::{frames::Ring, http::App, socket::Socket};
+use crate::{
+    frames::{Form, Ring},
+    http::App,
+    socket::Socket,
+};
 
 /// How often the server asks whether the client is still there.
 const PING_EVERY: Duration = Duration::from_secs(54);
@@ -32,9 +44,9 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const LARGEST_FROM_CLIENT: usize = 64 << 10;
 /// What is written at once: a client that stops reading pins no more than this.
 const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
-/// The library's buffers, in bytes. The write buffer takes one batch before it is written.
+/// The library's buffers, in bytes. It writes control frames only.
 const READ_BUFFER: usize = 4 << 10;
-const WRITE_BUFFER: usize = 64 << 10;
+const CONTROL_BUFFER: usize = 4 << 10;
 
 const TOPIC_DELETED: u16 = 4404;
 const TOO_FAR_BEHIND: u16 = 4408;
@@ -44,8 +56,6 @@ pub(super) struct Session {
     peer: SocketAddr,
     subscription: Subscription,
     socket: WebSocketStream<Socket>,
-    /// Whether payloads go out as they are, in binary frames.
-    raw: bool,
     ring: Arc<Ring>,
 }
 
@@ -71,21 +81,21 @@ impl Session {
         app: &Arc<App>,
         peer: SocketAddr,
         subscription: Subscription,
-        raw: bool,
+        form: Form,
         socket: Socket,
         already_read: &[u8],
     ) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
-            .write_buffer_size(WRITE_BUFFER)
+            .write_buffer_size(0)
+            .max_write_buffer_size(CONTROL_BUFFER)
             .max_message_size(Some(LARGEST_FROM_CLIENT))
             .max_frame_size(Some(LARGEST_FROM_CLIENT));
         Self {
             app: Arc::clone(app),
             peer,
-            ring: app.frames.ring(subscription.topic().epoch),
+            ring: app.frames.ring(subscription.topic().epoch, form),
             subscription,
-            raw,
             socket: WebSocketStream::from_partially_read(
                 socket,
                 already_read.to_vec(),
@@ -129,8 +139,8 @@ impl Session {
         let mut events = Vec::new();
         loop {
             select! {
+                biased;
                 () = &mut drain => return ControlFlow::Break(End::Drain),
-                () = &mut silence => return ControlFlow::Break(End::Silent),
                 frame = self.socket.next() => {
                     self.read(frame)?;
                     silence.as_mut().reset(Instant::now() + LONGEST_SILENCE);
@@ -140,24 +150,42 @@ impl Session {
                         Ok(()) => self.write(&mut events).await?,
                         Err(end) => return ControlFlow::Break(End::Over(end)),
                     }
+                    // It has taken bytes just now.
+                    silence.as_mut().reset(Instant::now() + LONGEST_SILENCE);
                 }
                 _ = ping.tick() => self.ping().await?,
+                () = &mut silence => return ControlFlow::Break(End::Silent),
             }
         }
     }
 
-    /// Writes a batch. What was missed shows in the ids: the frames stay the ancestor's.
+    /// Writes a batch with as few system calls as possible. What was missed shows in the ids: the
+    /// frames stay the ancestor's.
+    ///
+    /// The frames go past the library, which would copy each into a buffer of its own: its buffer is
+    /// emptied first, and it is not asked for anything until the last frame is out.
     async fn write(&mut self, events: &mut Vec<Event>) -> ControlFlow<End> {
-        for event in events.drain(..) {
-            let Event::Message(message) = event else { continue };
-            let frame = if self.raw {
-                Message::Binary(message.payload().clone())
-            } else {
-                Message::Text(self.ring.frame(&message))
-            };
-            broken(self.socket.feed(frame).await)?;
+        broken(self.socket.flush().await)?;
+        let frames: Vec<Bytes> = events
+            .drain(..)
+            .filter_map(|event| match event {
+                Event::Message(message) => Some(self.ring.frame(&message)),
+                Event::Missed(_) => None,
+            })
+            .collect();
+        let mut slices = [IoSlice::new(&[]); BATCH.events];
+        for (slice, frame) in slices.iter_mut().zip(&frames) {
+            *slice = IoSlice::new(frame);
         }
-        broken(self.socket.flush().await)
+        let mut rest = &mut slices[..frames.len()];
+        while !rest.is_empty() {
+            match self.socket.get_mut().write_vectored(rest).await {
+                Ok(0) => return broken(Err(Error::Io(ErrorKind::WriteZero.into()))),
+                Ok(count) => IoSlice::advance_slices(&mut rest, count),
+                Err(error) => return broken(Err(Error::Io(error))),
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     async fn ping(&mut self) -> ControlFlow<End> {
