@@ -54,3 +54,8 @@ pub use pattern::{PatternError, TopicPattern};
 pub use position::{Position, PositionError};
 pub use stats::{BusStats, Counters, Departed, SubscriptionStats, TopicStats};
 pub use subscription::{BatchLimit, Event, Start, SubscribeOptions, Subscription};
+
+/// The examples of the README are tested too.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
