@@ -1,5 +1,5 @@
 //! What the daemon runs with: [`Config`], resolved from flags, environment, file and defaults, in
-//! this order. Each setting is described once, in [`settings`].
+//! this order. Each setting is described once, in the table of `settings.rs`.
 
 mod file;
 mod settings;
