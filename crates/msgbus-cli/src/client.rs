@@ -12,7 +12,7 @@ use hyper_util::{
 use msgbus_core::{Message, Position, TopicName, format_duration, json};
 
 use crate::{
-    error::ClientError,
+    error::{ClientError, retry_after},
     subscription::Subscription,
     uri::{ServerUri, UriError},
 };
@@ -199,10 +199,4 @@ impl Client {
             _ => self.not_msgbus(&status.to_string()),
         }
     }
-}
-
-/// The seconds of `Retry-After`; its other form, a date, is not for servers like these.
-pub(crate) fn retry_after(headers: &header::HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
 }

@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use hyper::header::{self, HeaderMap};
 use msgbus_core::json::JsonError;
 use thiserror::Error;
 
@@ -73,4 +74,10 @@ impl ClientError {
         };
         Self::Connect { server: server.to_string(), reason }
     }
+}
+
+/// The seconds of `Retry-After`; its other form, a date, is not for servers like these.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }

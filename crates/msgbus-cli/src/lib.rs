@@ -28,9 +28,9 @@
 mod backoff;
 mod client;
 mod error;
-mod frames;
 mod subscription;
 mod uri;
+mod websocket;
 
 pub use client::{Client, Draft, Published};
 pub use error::ClientError;

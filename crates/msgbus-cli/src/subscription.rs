@@ -13,8 +13,8 @@ use tokio_tungstenite::tungstenite::{
 use crate::{
     backoff::Backoff,
     error::ClientError,
-    frames::{self, Start, Websocket},
     uri::ServerUri,
+    websocket::{self, Start, Websocket},
 };
 
 /// What a subscription receives.
@@ -180,7 +180,7 @@ impl Subscription {
 
     async fn connect(&mut self) -> Result<Option<Event>, ClientError> {
         let query = query(self.position);
-        match frames::connect(&self.server, &self.topic, &query).await {
+        match websocket::connect(&self.server, &self.topic, &query).await {
             Ok((socket, start)) => {
                 self.established = true;
                 self.backoff.reset();

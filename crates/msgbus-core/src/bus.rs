@@ -1,4 +1,4 @@
-//! The bus: the map of topics, and the only locks there are.
+//! The bus: the map of topics, and the locks over its shards.
 //!
 //! Lock order: a shard of the map, then a topic. No lock is held while anyone is woken.
 
@@ -13,10 +13,11 @@ use std::{
     time::Instant,
 };
 
-use parking_lot::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::{
     budget::{Budget, Reservation},
+    cell::TopicCell,
     clock::Now,
     error::{NoRoom, PublishError, SubscribeError},
     message::{Draft, Message, TopicInfo},
@@ -54,16 +55,6 @@ struct Shard {
     topics: HashMap<TopicName, Arc<TopicCell>>,
     /// What happened to the messages of topics that are gone.
     gone: Counters,
-}
-
-/// A topic and the lock over it.
-#[derive(Debug)]
-pub(crate) struct TopicCell(Mutex<Topic>);
-
-impl TopicCell {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Topic> {
-        self.0.lock()
-    }
 }
 
 /// Where an accepted message went.
@@ -288,7 +279,7 @@ impl MessageBus {
         }
         let begun = self.new_topic(name).map_err(E::from).and_then(|mut topic| {
             let begun = begin(&mut topic)?;
-            Ok((Arc::new(TopicCell(Mutex::new(topic))), begun))
+            Ok((Arc::new(TopicCell::new(topic)), begun))
         });
         match &begun {
             Ok((cell, _)) => {

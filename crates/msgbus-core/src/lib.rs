@@ -28,10 +28,12 @@
 
 mod budget;
 mod bus;
+mod cell;
 mod clock;
 mod cursors;
 mod duration;
 mod error;
+mod event;
 pub mod json;
 mod log;
 mod message;
@@ -47,13 +49,14 @@ pub use bus::{MessageBus, Published, Purged};
 pub use cursors::LagPolicy;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use error::{NoRoom, PublishError, RecvError, SubscribeError};
+pub use event::{Event, Start};
 pub use message::{Draft, Message, TopicInfo};
 pub use name::{NameError, TopicName};
 pub use options::{Options, Overflow, TopicRule, TopicSettings};
 pub use pattern::{PatternError, TopicPattern};
 pub use position::{Position, PositionError};
 pub use stats::{BusStats, Counters, Departed, SubscriptionStats, TopicStats};
-pub use subscription::{BatchLimit, Event, Start, SubscribeOptions, Subscription};
+pub use subscription::{BatchLimit, SubscribeOptions, Subscription};
 
 /// The examples of the README are tested too.
 #[cfg(doctest)]

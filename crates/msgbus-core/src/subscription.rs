@@ -13,10 +13,11 @@ use std::{
 use futures_core::Stream;
 
 use crate::{
-    bus::TopicCell,
+    cell::TopicCell,
     cursors::{CursorKey, LagPolicy},
     error::RecvError,
-    message::{Message, TopicInfo},
+    event::{Event, Start},
+    message::TopicInfo,
     position::Position,
     stats::SubscriptionStats,
     topic::Topic,
@@ -35,29 +36,6 @@ impl From<Position> for SubscribeOptions {
     fn from(from: Position) -> Self {
         Self { from, ..Self::default() }
     }
-}
-
-/// What a subscription receives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The next message.
-    Message(Message),
-    /// This many messages, next in the topic's order, were gone (expired or evicted) before the
-    /// subscription got to them.
-    Missed(u64),
-}
-
-/// Where a subscription started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
-    /// The id of the first message that it can receive.
-    pub next_id: u64,
-    /// How many messages, of those it asked for, were already gone. They are also its first
-    /// [`Event::Missed`].
-    pub missed: u64,
-    /// Whether the position was from another life of the topic, or ahead of this one. Then the
-    /// subscription starts with the first message of this life.
-    pub restarted: bool,
 }
 
 /// The bounds of one [`Subscription::recv_batch`].

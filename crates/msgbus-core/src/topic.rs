@@ -14,12 +14,12 @@ use crate::{
     clock::Now,
     cursors::{Cursor, CursorKey, Cursors, LagPolicy},
     error::{NoRoom, PublishError, RecvError, SubscribeError},
+    event::{Event, Start},
     log::Log,
     message::{Draft, Message, TopicInfo},
     options::{Overflow, TopicSettings},
     position::Position,
     stats::{Counters, SubscriptionStats, TopicStats},
-    subscription::{Event, Start},
 };
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::{
     config,
     failure::Failure,
     options::{COMMANDS, Command, OPTIONS, OptionSpec, nearest},
-    output::{Color, Format},
+    output::Style,
 };
 
 /// What the command line asks for.
@@ -62,15 +62,6 @@ pub(crate) struct Pull {
     pub(crate) timeout: Option<Duration>,
     pub(crate) style: Style,
     pub(crate) fail_empty: bool,
-}
-
-/// How messages are printed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Style {
-    /// `None` to decide by what standard output is.
-    pub(crate) format: Option<Format>,
-    pub(crate) newline: bool,
-    pub(crate) color: Color,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,16 @@ use msgbus_client::Message;
 use msgbus_core::json;
 use tokio::io::{AsyncWriteExt as _, BufWriter, Stdout};
 
-use crate::{args::Style, failure::Failure};
+use crate::failure::Failure;
+
+/// How messages are printed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Style {
+    /// `None` to decide by what standard output is.
+    pub(crate) format: Option<Format>,
+    pub(crate) newline: bool,
+    pub(crate) color: Color,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {

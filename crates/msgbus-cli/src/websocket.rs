@@ -10,7 +10,10 @@ use tokio_tungstenite::{
     tungstenite::{Error, client::IntoClientRequest as _, protocol::WebSocketConfig},
 };
 
-use crate::{client::retry_after, error::ClientError, uri::ServerUri};
+use crate::{
+    error::{ClientError, retry_after},
+    uri::ServerUri,
+};
 
 pub(crate) type Websocket = WebSocketStream<TcpStream>;
 
