@@ -288,7 +288,11 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
                     model.missed_by_the_gone += model.missed(&reader);
                 }
             }
-            Step::Wait { seconds } => now = later(now, Duration::from_secs(seconds)),
+            Step::Wait { seconds } => {
+                now = later(now, Duration::from_secs(seconds));
+                // Looking at the books expires what is due, which the next step is to do by itself.
+                continue;
+            }
             Step::Sweep => {
                 topic.sweep(now.instant);
             }
