@@ -110,8 +110,20 @@ impl Subscription {
         events: &mut Vec<Event>,
         limit: BatchLimit,
     ) -> Result<(), RecvError> {
-        poll_fn(|cx| self.poll_with(Some(cx), |topic, key| take_batch(topic, key, events, limit)))
-            .await
+        poll_fn(|cx| self.poll_recv_batch(cx, events, limit)).await
+    }
+
+    /// Polls for a batch: [`recv_batch`](Self::recv_batch) for hand-written futures.
+    ///
+    /// # Errors
+    /// As [`recv_batch`](Self::recv_batch).
+    pub fn poll_recv_batch(
+        &mut self,
+        cx: &mut Context<'_>,
+        events: &mut Vec<Event>,
+        limit: BatchLimit,
+    ) -> Poll<Result<(), RecvError>> {
+        self.poll_with(Some(cx), |topic, key| take_batch(topic, key, events, limit))
     }
 
     /// Polls for the next event: [`recv`](Self::recv) for hand-written futures.

@@ -1,7 +1,7 @@
-//! Messages made into websocket frames once for everybody who follows the same topic.
+//! Messages made ready for the wire once for everybody who follows the same topic in the same form.
 //!
-//! Frames of a server are not masked (RFC 6455, section 5.1), so the bytes on the wire are the same
-//! for all: header and payload are made once and shared.
+//! Frames of a server are not masked (RFC 6455, section 5.1), so even for websockets the bytes are the
+//! same for all: header and payload are made once and shared.
 
 use std::{
     collections::HashMap,
@@ -19,13 +19,19 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
     coding::{Data, OpCode},
 };
 
-/// What of a message goes into its frame.
+/// What a message becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
-    /// The JSON and a line feed, as text.
-    Json,
-    /// The payload, as binary.
-    Raw,
+    /// A text frame with the JSON and a line feed.
+    Text,
+    /// A binary frame with the payload.
+    Binary,
+    /// A server-sent event with the JSON, and epoch and id for resuming.
+    Sse,
+    /// The JSON and a line feed.
+    JsonLine,
+    /// The payload and a line feed.
+    RawLine,
 }
 
 /// The rings of all topics that somebody follows.
@@ -162,20 +168,29 @@ impl Drop for Ring {
     }
 }
 
-/// A complete, final frame.
+/// The bytes of a message in this form, complete.
 fn encode(message: &Message, form: Form) -> Bytes {
-    let payload = message.payload();
     match form {
-        Form::Raw => with_header(Data::Binary, payload),
-        Form::Json => {
-            let mut json = Vec::with_capacity(json::size_hint(message));
-            json::write_message(&mut json, message);
-            json.push(b'\n');
-            with_header(Data::Text, &json)
+        Form::Text => with_header(Data::Text, &json_line(message, "", "\n")),
+        Form::Binary => with_header(Data::Binary, message.payload()),
+        Form::Sse => {
+            let head = format!("id: {}-{}\ndata: ", message.topic().epoch, message.id());
+            json_line(message, &head, "\n\n").into()
         }
+        Form::JsonLine => json_line(message, "", "\n").into(),
+        Form::RawLine => [&message.payload()[..], b"\n"].concat().into(),
     }
 }
 
+fn json_line(message: &Message, before: &str, behind: &str) -> Vec<u8> {
+    let mut line = Vec::with_capacity(json::size_hint(message) + before.len() + behind.len());
+    line.extend_from_slice(before.as_bytes());
+    json::write_message(&mut line, message);
+    line.extend_from_slice(behind.as_bytes());
+    line
+}
+
+/// A complete, final websocket frame.
 fn with_header(kind: Data, payload: &[u8]) -> Bytes {
     const LONGEST_HEADER: usize = 10;
     let header = FrameHeader { opcode: OpCode::Data(kind), ..FrameHeader::default() };
@@ -202,10 +217,10 @@ mod tests {
             messages.extend(bus.get(&topic));
         }
         let frames = Frames::default();
-        let ring = frames.ring(1, Form::Raw);
+        let ring = frames.ring(1, Form::Binary);
         let first = ring.frame(&messages[0]);
         assert_eq!(first, &b"\x82\x010"[..]);
-        assert_eq!(first.as_ptr(), frames.ring(1, Form::Raw).frame(&messages[0]).as_ptr());
+        assert_eq!(first.as_ptr(), frames.ring(1, Form::Binary).frame(&messages[0]).as_ptr());
         assert_eq!(frames.room.0.load(Relaxed), 3);
 
         // The last one has the place of the first.

@@ -1,8 +1,21 @@
 //! The server: listening, accepting, the bound on connections, and an end that is in order.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use hyper::{Request, server::conn::http1, service::service_fn};
+use hyper::{
+    Request,
+    body::{Body, Frame, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use msgbus_core::MessageBus;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
@@ -18,9 +31,9 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Config,
     frames::Frames,
-    http::{self, App, Tasks},
+    http::{self, AnswerBody, App, Tasks},
     metrics::Metrics,
-    socket::Socket,
+    socket::{Conversation, Socket},
 };
 
 /// How often the memory of expired messages is freed at the latest.
@@ -166,8 +179,7 @@ async fn serve(app: Arc<App>, socket: Socket, peer: SocketAddr) {
         async move {
             conversation.request_begins();
             let answer = http::answer(&app, peer, request).await;
-            conversation.request_ends();
-            Ok::<_, Infallible>(answer)
+            Ok::<_, Infallible>(answer.map(|body| Watched { body, conversation }))
         }
     });
     let connection = http1::Builder::new()
@@ -195,6 +207,38 @@ async fn serve(app: Arc<App>, socket: Socket, peer: SocketAddr) {
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// A body that ends its request when it has been given to the connection.
+struct Watched {
+    body: AnswerBody,
+    conversation: Conversation,
+}
+
+impl Body for Watched {
+    type Data = <AnswerBody as Body>::Data;
+    type Error = <AnswerBody as Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.conversation.request_ends();
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::{
     Response, StatusCode,
     header::{self, HeaderMap, HeaderValue},
@@ -39,8 +39,6 @@ pub(super) enum Refusal {
     WebsocketVersion,
     #[error("there is nothing to subscribe to on /: open the websocket on /<topic>")]
     WebsocketOnRoot,
-    #[error("this server does not stream here: open a websocket, or pull without that Accept")]
-    NotAcceptable,
     #[error("requests from {origin} are not allowed: start msgbusd with --allow-origin {origin}")]
     ForeignOrigin { origin: String },
     #[error("requests that another site makes a browser send are not allowed")]
@@ -86,7 +84,6 @@ impl Refusal {
                 (StatusCode::BAD_REQUEST, "bad_handshake")
             }
             Self::WebsocketVersion => (StatusCode::UPGRADE_REQUIRED, "bad_websocket_version"),
-            Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
             Self::ForeignOrigin { .. } | Self::CrossSite => {
                 (StatusCode::FORBIDDEN, "foreign_origin")
             }
@@ -147,7 +144,7 @@ impl Refusal {
         } else {
             ("text/plain; charset=utf-8", format!("{self}\n"))
         };
-        let mut response = Response::new(Full::from(body));
+        let mut response = Response::new(Either::Left(Full::from(body)));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

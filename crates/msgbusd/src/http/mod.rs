@@ -5,16 +5,18 @@ mod admin;
 mod body;
 mod error;
 mod origin;
+mod position;
 mod publish;
 mod pull;
 mod query;
+mod stream;
 mod topics;
 mod websocket;
 
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
@@ -27,7 +29,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{error::Refusal, query::Query};
 use crate::{config::Config, frames::Frames, metrics::Metrics};
 
-type Answer = Response<Full<Bytes>>;
+/// A whole body, or one that goes on.
+pub(crate) type AnswerBody = Either<Full<Bytes>, stream::Live>;
+type Answer = Response<AnswerBody>;
 
 /// What every door works with.
 #[derive(Debug)]
@@ -116,7 +120,10 @@ async fn route(
         Method::GET if websocket::is_wanted(&request) => {
             websocket::subscribe(app, peer, &topic, request)
         }
-        Method::GET => pull::pull(app, peer, &topic, &request),
+        Method::GET => match stream::wanted(&request)? {
+            Some(form) => stream::stream(app, peer, &topic, &request, form),
+            None => pull::pull(app, peer, &topic, &request),
+        },
         Method::HEAD => topics::counters(app, &topic, &request),
         _ => topics::delete(app, peer, &topic, &request),
     }
@@ -150,13 +157,13 @@ fn query<B>(request: &Request<B>) -> Query<'_> {
 }
 
 fn empty(status: StatusCode) -> Answer {
-    let mut answer = Response::new(Full::default());
+    let mut answer = Response::new(Either::Left(Full::default()));
     *answer.status_mut() = status;
     answer
 }
 
 fn content(media_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Either::Left(Full::new(body.into())));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     answer
 }

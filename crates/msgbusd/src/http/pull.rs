@@ -24,10 +24,6 @@ pub(super) fn pull<B>(
 ) -> Result<Answer, Refusal> {
     let raw = query(request).only(&["raw"])?.flag("raw")?;
     let headers = request.headers();
-    // A client that wants a stream would not read the message: it must not be eaten.
-    if accepts(headers, "text/event-stream") || accepts(headers, "application/x-ndjson") {
-        return Err(Refusal::NotAcceptable);
-    }
     let raw = raw || accepts(headers, OCTETS);
 
     let message = app.bus.get(topic).ok_or_else(|| Refusal::Empty(topic.clone()))?;

@@ -9,6 +9,7 @@ mod process;
 mod publish;
 mod pull;
 mod requests;
+mod stream;
 mod support;
 mod topics;
 mod websocket;

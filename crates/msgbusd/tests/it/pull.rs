@@ -128,18 +128,6 @@ async fn a_content_type_comes_back_but_runs_no_scripts() {
 }
 
 #[tokio::test]
-async fn a_client_that_wants_a_stream_eats_no_message() {
-    let daemon = Daemon::start();
-    daemon.put("/t", "x").await;
-    for accept in ["text/event-stream", "application/x-ndjson", "text/html, text/event-stream;q=1"]
-    {
-        let header = format!("Accept: {accept}");
-        daemon.send("GET", "/t", &[&header], b"").await.refuses(406, "websocket");
-    }
-    assert_eq!(daemon.get("/t").await.message().id(), 0);
-}
-
-#[tokio::test]
 async fn pulling_does_not_disturb_replay_nor_push_pulling() {
     let daemon = Daemon::start();
     let mut live = daemon.subscribe("/t").await;

@@ -57,6 +57,8 @@ pub(super) struct Session {
     subscription: Subscription,
     socket: WebSocketStream<Socket>,
     ring: Arc<Ring>,
+    /// The id of the last message written.
+    last_id: Option<u64>,
 }
 
 /// Why a session ends.
@@ -96,6 +98,7 @@ impl Session {
             peer,
             ring: app.frames.ring(subscription.topic().epoch, form),
             subscription,
+            last_id: None,
             socket: WebSocketStream::from_partially_read(
                 socket,
                 already_read.to_vec(),
@@ -121,12 +124,12 @@ impl Session {
             "Unsubscribe"
         );
         // Nothing more is received: the place in the topic need not wait for the close.
-        let Self { app, subscription, socket, .. } = self;
+        let Self { app, subscription, socket, last_id, .. } = self;
         drop(subscription);
         if matches!(end, End::Broken) {
             app.metrics.client_error();
         } else {
-            close(socket, end.close_frame()).await;
+            close(socket, end.close_frame(last_id)).await;
         }
     }
 
@@ -169,7 +172,10 @@ impl Session {
         let frames: Vec<Bytes> = events
             .drain(..)
             .filter_map(|event| match event {
-                Event::Message(message) => Some(self.ring.frame(&message)),
+                Event::Message(message) => {
+                    self.last_id = Some(message.id());
+                    Some(self.ring.frame(&message))
+                }
                 Event::Missed(_) => None,
             })
             .collect();
@@ -246,7 +252,7 @@ impl End {
     }
 
     /// What the client is told; `None` where it has closed first and is only answered.
-    fn close_frame(&self) -> Option<CloseFrame> {
+    fn close_frame(&self, last_id: Option<u64>) -> Option<CloseFrame> {
         let (code, reason) = match self {
             Self::ClosedByClient | Self::Broken => return None,
             Self::Violation(code, why) => (*code, Utf8Bytes::from_static(why)),
@@ -255,7 +261,11 @@ impl End {
                 (CloseCode::Away, "the server is shutting down".into())
             }
             Self::Over(RecvError::Lagged { .. }) => {
-                (CloseCode::from(TOO_FAR_BEHIND), "too far behind".into())
+                let reason = match last_id {
+                    Some(id) => format!("too far behind; the last id was {id}"),
+                    None => "too far behind; there was no message yet".to_owned(),
+                };
+                (CloseCode::from(TOO_FAR_BEHIND), reason.into())
             }
             Self::Over(_) => (CloseCode::from(TOPIC_DELETED), "the topic has been deleted".into()),
         };

@@ -1,0 +1,54 @@
+//! Where a subscriber starts, for every door that follows a topic. docs/protocol.md, section 6.3.
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use msgbus_core::{LagPolicy, Position, Subscription};
+
+use super::{error::Refusal, query::Query};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// What the request says. The header wins silently: it is what a client resumes with by itself.
+pub(super) fn requested(query: &Query<'_>, headers: &HeaderMap) -> Result<Position, Refusal> {
+    let (since, index) = (query.get("since")?, query.get("index")?);
+    if let Some(id) = headers.get(LAST_EVENT_ID) {
+        let position = id.to_str().ok().and_then(|id| Position::from_event_id(id).ok());
+        let why = "use <epoch>-<id>, as the server sent it";
+        return position.ok_or(Refusal::Header { name: "Last-Event-ID", why });
+    }
+    match (since, index) {
+        (Some(_), Some(_)) => Err(Refusal::Parameter {
+            name: "index",
+            why: "since says the same; use one of them".to_owned(),
+        }),
+        (Some(since), None) => since.parse().map_err(|error| Refusal::position("since", error)),
+        (None, Some(index)) => {
+            Position::from_index(index).map_err(|error| Refusal::position("index", error))
+        }
+        (None, None) => Ok(Position::New),
+    }
+}
+
+/// What to do with a subscriber that falls behind what is retained.
+pub(super) fn lag(query: &Query<'_>) -> Result<LagPolicy, Refusal> {
+    match query.get("lag")? {
+        None | Some("skip") => Ok(LagPolicy::Skip),
+        Some("disconnect") => Ok(LagPolicy::Disconnect),
+        Some(_) => {
+            Err(Refusal::Parameter { name: "lag", why: "use skip or disconnect".to_owned() })
+        }
+    }
+}
+
+/// Tells in the headers of the answer where the subscription starts.
+pub(super) fn tell(headers: &mut HeaderMap, subscription: &Subscription) {
+    let start = subscription.start();
+    let mut tell = |name, value: HeaderValue| headers.insert(HeaderName::from_static(name), value);
+    tell("msgbus-epoch", HeaderValue::from(subscription.topic().epoch));
+    tell("msgbus-next-id", HeaderValue::from(start.next_id));
+    if start.missed > 0 {
+        tell("msgbus-missed", HeaderValue::from(start.missed));
+    }
+    if start.restarted {
+        tell("msgbus-restarted", HeaderValue::from_static("true"));
+    }
+}

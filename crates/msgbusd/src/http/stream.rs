@@ -1,0 +1,229 @@
+//! `GET /<topic>` as a stream: server-sent events, JSON lines or raw lines. docs/protocol.md,
+//! sections 6.10 to 6.14.
+//!
+//! The answer's body is the subscription: hyper asks for the next piece when the last one is
+//! written, so a slow reader holds nothing but its place in the topic.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Either;
+use hyper::{
+    Request, Response,
+    body::{Body, Frame},
+    header::{self, HeaderName, HeaderValue},
+};
+use msgbus_core::{BatchLimit, Event, RecvError, SubscribeOptions, Subscription, TopicName};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tracing::debug;
+
+use super::{Answer, App, accepts, error::Refusal, position, query};
+use crate::frames::{Form, Ring};
+
+/// How long a stream is silent at most, where its format has a way to say nothing.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// What is made ready at once.
+const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// The format that the request asks for, if it asks for a stream at all.
+pub(super) fn wanted<B>(request: &Request<B>) -> Result<Option<Form>, Refusal> {
+    if let Some(format) = query(request).get("stream")? {
+        return match format {
+            "sse" => Ok(Some(Form::Sse)),
+            "ndjson" => Ok(Some(Form::JsonLine)),
+            "raw" => Ok(Some(Form::RawLine)),
+            _ => {
+                Err(Refusal::Parameter { name: "stream", why: "use sse, ndjson or raw".to_owned() })
+            }
+        };
+    }
+    let headers = request.headers();
+    Ok(if accepts(headers, "text/event-stream") {
+        Some(Form::Sse)
+    } else if accepts(headers, "application/x-ndjson") {
+        Some(Form::JsonLine)
+    } else {
+        None
+    })
+}
+
+/// Fixes the place in the topic, then answers: nothing falls between.
+pub(super) fn stream<B>(
+    app: &Arc<App>,
+    peer: SocketAddr,
+    topic: &TopicName,
+    request: &Request<B>,
+    form: Form,
+) -> Result<Answer, Refusal> {
+    let query = query(request).only(&["stream", "since", "index", "lag"])?;
+    let (from, note) = match position::requested(&query, request.headers()) {
+        // A browser cannot be told by a status: it would only ask again, with the same header.
+        Err(Refusal::Header { .. }) if form == Form::Sse => {
+            (msgbus_core::Position::New, ": Last-Event-ID is not of this server, and ignored\n\n")
+        }
+        position => (position?, ""),
+    };
+    let options = SubscribeOptions { from, lag: position::lag(&query)? };
+    let subscription = app.bus.subscribe(topic, options)?;
+    debug!(%peer, %topic, from = subscription.start().next_id, "Stream");
+
+    let content_type = match form {
+        Form::Sse => "text/event-stream",
+        Form::JsonLine => "application/x-ndjson",
+        _ => "application/octet-stream",
+    };
+    let mut answer = Response::new(Either::Right(Live::new(app, peer, subscription, form, note)));
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // Says to nginx not to hold the stream back.
+    headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    if let Either::Right(live) = answer.body() {
+        let mut told = header::HeaderMap::new();
+        position::tell(&mut told, &live.subscription);
+        answer.headers_mut().extend(told);
+    }
+    Ok(answer)
+}
+
+/// A body that ends when the subscription, the client or the server does.
+#[derive(Debug)]
+pub(crate) struct Live {
+    peer: SocketAddr,
+    subscription: Subscription,
+    form: Form,
+    ring: Arc<Ring>,
+    events: Vec<Event>,
+    /// What is ready to be written.
+    pieces: VecDeque<Bytes>,
+    keep_alive: Pin<Box<Sleep>>,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    over: bool,
+}
+
+impl Live {
+    fn new(
+        app: &App,
+        peer: SocketAddr,
+        subscription: Subscription,
+        form: Form,
+        note: &'static str,
+    ) -> Self {
+        let mut live = Self {
+            peer,
+            ring: app.frames.ring(subscription.topic().epoch, form),
+            form,
+            events: Vec::new(),
+            pieces: VecDeque::new(),
+            keep_alive: Box::pin(sleep(KEEP_ALIVE)),
+            draining: Box::pin(app.tasks.drain.clone().cancelled_owned()),
+            over: false,
+            subscription,
+        };
+        if !note.is_empty() {
+            live.pieces.push_back(Bytes::from_static(note.as_bytes()));
+        }
+        if live.subscription.start().restarted {
+            let epoch = live.subscription.topic().epoch;
+            live.say("restart", &format!("\"epoch\":\"{epoch}\""));
+        }
+        live
+    }
+
+    /// Says something that is no message, where the format has a way to.
+    fn say(&mut self, event: &str, fields: &str) {
+        let text = match self.form {
+            Form::Sse => format!("event: {event}\ndata: {{{fields}}}\n\n"),
+            Form::JsonLine if fields.is_empty() => format!("{{\"event\":\"{event}\"}}\n"),
+            Form::JsonLine => format!("{{\"event\":\"{event}\",{fields}}}\n"),
+            _ => return,
+        };
+        self.pieces.push_back(text.into());
+    }
+
+    fn take_note(&mut self, event: &Event) {
+        match event {
+            Event::Message(message) => self.pieces.push_back(self.ring.frame(message)),
+            Event::Missed(count) => self.say("gap", &format!("\"missed\":{count}")),
+        }
+    }
+
+    fn end(&mut self, end: RecvError) {
+        match end {
+            RecvError::Deleted => self.say("deleted", ""),
+            RecvError::Lagged { missed } => self.say("lagged", &format!("\"missed\":{missed}")),
+            _ => {}
+        }
+        self.over = true;
+    }
+
+    /// Waits for more pieces, or for the end.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.draining.as_mut().poll(cx).is_ready() {
+            self.over = true;
+            return Poll::Ready(());
+        }
+        let received = self.subscription.poll_recv_batch(cx, &mut self.events, BATCH);
+        if let Poll::Ready(received) = received {
+            let mut events = std::mem::take(&mut self.events);
+            for event in events.drain(..) {
+                self.take_note(&event);
+            }
+            self.events = events;
+            if let Err(end) = received {
+                self.end(end);
+            }
+            self.keep_alive.as_mut().reset(Instant::now() + KEEP_ALIVE);
+            return Poll::Ready(());
+        }
+        ready!(self.keep_alive.as_mut().poll(cx));
+        self.keep_alive.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        // The timer is set again, and has to be polled to wake this.
+        let _ = self.keep_alive.as_mut().poll(cx);
+        match self.form {
+            Form::Sse => self.pieces.push_back(Bytes::from_static(b":\n\n")),
+            Form::JsonLine => self.pieces.push_back(Bytes::from_static(b"\n")),
+            _ => return Poll::Pending,
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Body for Live {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            if self.over {
+                return Poll::Ready(None);
+            }
+            ready!(self.poll_more(cx));
+        }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let stats = self.subscription.stats();
+        let topic = &self.subscription.topic().name;
+        debug!(peer = %self.peer, %topic, received = stats.received, missed = stats.missed, "Stream ended");
+    }
+}

@@ -1,0 +1,288 @@
+//! Sections 6.10 to 6.14: streams for curl and browsers.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::support::{Connection, Daemon, soon};
+
+/// A stream, read as its lines without the chunks that HTTP puts around them.
+struct Stream {
+    connection: Connection,
+    head: String,
+    text: String,
+}
+
+impl Stream {
+    async fn open(daemon: &Daemon, target: &str, headers: &str) -> Self {
+        let mut connection = daemon.connect().await;
+        let request = format!("GET {target} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", daemon.address);
+        connection.write(request.as_bytes()).await;
+        let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+        Self { connection, head, text: String::new() }
+    }
+
+    /// The next line; `None` at the end of the stream.
+    async fn line(&mut self) -> Option<String> {
+        loop {
+            if let Some((line, rest)) = self.text.split_once('\n') {
+                let line = line.to_owned();
+                self.text = rest.to_owned();
+                return Some(line);
+            }
+            let size = String::from_utf8(self.connection.read_until(b"\r\n").await).unwrap();
+            let size = usize::from_str_radix(size.trim(), 16).unwrap();
+            let mut chunk = vec![0; size + 2];
+            soon(tokio::io::AsyncReadExt::read_exact(&mut self.connection.0, &mut chunk))
+                .await
+                .unwrap();
+            if size == 0 {
+                assert_eq!(self.text, "", "the stream ends with a line");
+                return None;
+            }
+            self.text.push_str(std::str::from_utf8(&chunk[..size]).unwrap());
+        }
+    }
+
+    async fn lines(&mut self, count: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        while lines.len() < count {
+            lines.push(self.line().await.expect("it goes on"));
+        }
+        lines
+    }
+
+    async fn is_over(&mut self) {
+        assert_eq!(self.line().await, None);
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
+fn id(json: &str) -> u64 {
+    msgbus_core::json::read_message(json.as_bytes()).unwrap().id()
+}
+
+#[tokio::test]
+async fn each_format_by_parameter_and_by_accept() {
+    let daemon = Daemon::start();
+    let epoch = daemon.put("/t", "first").await.number("Msgbus-Epoch");
+    let sse = "text/event-stream";
+    let ndjson = "application/x-ndjson";
+    for (target, headers, content_type) in [
+        ("/t?stream=sse&since=all", "", sse),
+        ("/t?since=all", "Accept: text/event-stream\r\n", sse),
+        ("/t?stream=ndjson&since=0", "", ndjson),
+        ("/t?index=0", "Accept: text/html, application/x-ndjson;q=0.5\r\n", ndjson),
+        ("/t?stream=raw&since=1h", "", "application/octet-stream"),
+        ("/t?stream=raw&since=all", "Accept: text/event-stream\r\n", "application/octet-stream"),
+    ] {
+        let mut stream = Stream::open(&daemon, target, headers).await;
+        assert!(stream.head.starts_with("HTTP/1.1 200 "), "{}", stream.head);
+        assert_eq!(stream.header("content-type"), Some(content_type), "{target}");
+        assert_eq!(stream.header("cache-control"), Some("no-store"));
+        assert_eq!(stream.header("x-accel-buffering"), Some("no"));
+        assert_eq!(stream.header("msgbus-epoch"), Some(&epoch.to_string()[..]));
+        assert_eq!(stream.header("msgbus-next-id"), Some("0"));
+        match content_type {
+            "text/event-stream" => {
+                let lines = stream.lines(3).await;
+                assert_eq!(lines[0], format!("id: {epoch}-0"));
+                assert_eq!(id(lines[1].strip_prefix("data: ").unwrap()), 0);
+                assert_eq!(lines[2], "");
+            }
+            "application/x-ndjson" => assert_eq!(id(&stream.lines(1).await[0]), 0),
+            _ => assert_eq!(stream.lines(1).await, ["first"]),
+        }
+    }
+    assert_eq!(daemon.get("/t").await.message().id(), 0, "none of them took it");
+}
+
+#[tokio::test]
+async fn the_headers_come_at_once_and_messages_as_they_are_published() {
+    let daemon = Daemon::start();
+    let mut stream = Stream::open(&daemon, "/t?stream=raw", "").await;
+    for payload in ["a", "b", "c"] {
+        daemon.put("/t", payload).await;
+        assert_eq!(stream.lines(1).await, [payload]);
+    }
+}
+
+#[tokio::test]
+async fn everything_comes_in_order_through_every_format() {
+    const COUNT: u64 = 5000;
+    let daemon = Daemon::start();
+    let mut ndjson = Stream::open(&daemon, "/t?stream=ndjson", "").await;
+    let mut sse = Stream::open(&daemon, "/t?stream=sse", "").await;
+    let publish = async {
+        for n in 0..COUNT {
+            daemon.bus.put(&"t".parse().unwrap(), n.to_string()).unwrap();
+            if n % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    let follow_ndjson = async {
+        for expected in 0..COUNT {
+            assert_eq!(id(&ndjson.lines(1).await[0]), expected);
+        }
+    };
+    let follow_sse = async {
+        for expected in 0..COUNT {
+            assert_eq!(id(sse.lines(3).await[1].strip_prefix("data: ").unwrap()), expected);
+        }
+    };
+    tokio::join!(publish, follow_ndjson, follow_sse);
+}
+
+#[tokio::test]
+async fn a_stream_resumes_where_it_was() {
+    let daemon = Daemon::start();
+    let mut epoch = 0;
+    for n in 0..4 {
+        epoch = daemon.put("/t", n.to_string()).await.number("Msgbus-Epoch");
+    }
+    let header = format!("Last-Event-ID: {epoch}-1\r\n");
+    let mut stream = Stream::open(&daemon, "/t?stream=raw&since=all", &header).await;
+    assert_eq!(stream.lines(2).await, ["2", "3"]);
+}
+
+#[tokio::test]
+async fn gaps_and_restarts_are_told() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 2);
+    let mut epoch = 0;
+    for n in 0..5 {
+        epoch = daemon.put("/t", n.to_string()).await.number("Msgbus-Epoch");
+    }
+    let mut ndjson = Stream::open(&daemon, "/t?stream=ndjson&since=1", "").await;
+    assert_eq!(ndjson.header("msgbus-missed"), Some("2"));
+    let lines = ndjson.lines(2).await;
+    assert_eq!(lines[0], r#"{"event":"gap","missed":2}"#);
+    assert_eq!(id(&lines[1]), 3);
+
+    let mut sse = Stream::open(&daemon, "/t?stream=sse&since=1-0", "").await;
+    assert_eq!(sse.header("msgbus-restarted"), Some("true"));
+    let restart = format!("data: {{\"epoch\":\"{epoch}\"}}");
+    assert_eq!(sse.lines(3).await, ["event: restart", &restart, ""]);
+    assert_eq!(sse.lines(3).await, ["event: gap", "data: {\"missed\":3}", ""]);
+    assert_eq!(sse.lines(1).await, [format!("id: {epoch}-3")]);
+
+    // Raw lines have no way to say it.
+    let mut raw = Stream::open(&daemon, "/t?stream=raw&since=0", "").await;
+    assert_eq!(raw.lines(1).await, ["3"]);
+}
+
+#[tokio::test]
+async fn a_strange_last_event_id_is_ignored_only_where_a_browser_could_not_react() {
+    let daemon = Daemon::start();
+    let header = "Last-Event-ID: 42\r\n";
+    let mut sse = Stream::open(&daemon, "/t?stream=sse", header).await;
+    assert!(sse.lines(1).await[0].starts_with(": Last-Event-ID is not of this server"));
+    for target in ["/t?stream=ndjson", "/t?stream=raw"] {
+        let reply = daemon.send("GET", target, &["Last-Event-ID: 42"], b"").await;
+        reply.refuses(400, "Last-Event-ID");
+    }
+}
+
+#[tokio::test]
+async fn bad_parameters_are_refused() {
+    let daemon = Daemon::start();
+    for (target, mention) in [
+        ("/t?stream=xml", "use sse, ndjson or raw"),
+        ("/t?stream=", "use sse, ndjson or raw"),
+        ("/t?stream=sse&raw", "unknown parameter \"raw\""),
+        ("/t?stream=sse&since=soon", "since"),
+        ("/t?stream=sse&lag=wait", "use skip or disconnect"),
+    ] {
+        daemon.get(target).await.refuses(400, mention);
+    }
+    assert_eq!(daemon.bus.topics(), []);
+}
+
+#[tokio::test]
+async fn delete_and_lag_end_a_stream_with_a_word() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 1);
+    let mut sse = Stream::open(&daemon, "/t?stream=sse", "").await;
+    let mut raw = Stream::open(&daemon, "/t?stream=raw", "").await;
+    daemon.send("DELETE", "/t", &[], b"").await;
+    assert_eq!(sse.lines(3).await, ["event: deleted", "data: {}", ""]);
+    sse.is_over().await;
+    raw.is_over().await;
+
+    let mut strict = Stream::open(&daemon, "/t?stream=ndjson&lag=disconnect", "").await;
+    // Published in one go, before the stream has a chance to follow.
+    for _ in 0..3 {
+        daemon.bus.put(&"t".parse().unwrap(), "x").unwrap();
+    }
+    assert_eq!(strict.lines(1).await, [r#"{"event":"lagged","missed":2}"#]);
+    strict.is_over().await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_ends_its_subscription() {
+    let daemon = Daemon::start();
+    let stream = Stream::open(&daemon, "/t?stream=sse", "").await;
+    assert_eq!(daemon.bus.stats().subscribers, 1);
+    drop(stream);
+    soon(async {
+        while daemon.bus.stats().subscribers > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_of_the_server_is_the_end_of_streams() {
+    let daemon = Daemon::start();
+    let mut stream = Stream::open(&daemon, "/t?stream=sse", "").await;
+    daemon.put("/t", "last").await;
+    stream.lines(3).await;
+    let stopping = daemon.stop();
+    stream.is_over().await;
+    drop(stream);
+    assert_eq!(soon(stopping).await.unwrap().cut, 0);
+}
+
+// The clock of this test is paused: it jumps to the next deadline whenever all is quiet.
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_is_kept_alive_beyond_every_deadline() {
+    let daemon = Daemon::start();
+    let start = Instant::now();
+    let mut sse = Stream::open(&daemon, "/t?stream=sse", "").await;
+    let mut ndjson = Stream::open(&daemon, "/t?stream=ndjson", "").await;
+    let mut raw = Stream::open(&daemon, "/t?stream=raw", "").await;
+    for round in 1..=10 {
+        assert_eq!(sse.lines(2).await, [":", ""]);
+        assert_eq!(ndjson.lines(1).await, [""]);
+        assert!(start.elapsed() >= Duration::from_secs(15 * round));
+    }
+    daemon.put("/t", "still there").await;
+    assert_eq!(raw.lines(1).await, ["still there"]);
+}
+
+#[tokio::test]
+async fn a_reader_that_stalls_is_cut_and_hurts_nobody() {
+    let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_millis(200));
+    let mut good = Stream::open(&daemon, "/t?stream=raw", "").await;
+    let mut stalled = Vec::new();
+    for format in ["sse", "ndjson", "raw"].iter().cycle().take(60) {
+        stalled.push(Stream::open(&daemon, &format!("/t?stream={format}"), "").await);
+    }
+    let payload = "x".repeat(256 << 10);
+    for _ in 0..40 {
+        daemon.put("/t", &payload).await;
+        assert_eq!(good.lines(1).await, [&payload[..]]);
+    }
+    soon(async {
+        while daemon.bus.stats().subscribers > 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    daemon.put("/t", "after").await;
+    assert_eq!(good.lines(1).await, ["after"]);
+}
