@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -20,12 +21,15 @@ use crate::{
     cell::TopicCell,
     clock::Now,
     error::{NoRoom, PublishError, SubscribeError},
+    event::Peek,
     message::{Draft, Message, TopicInfo},
     name::TopicName,
     options::Options,
+    position::Position,
+    pull::Pull,
     stats::{BusStats, Counters, TopicStats},
-    subscription::{SubscribeOptions, Subscription},
-    topic::Topic,
+    subscription::{BatchLimit, SubscribeOptions, Subscription},
+    topic::{BatchSize, Topic},
 };
 
 /// A message bus: topics by name, each a bounded log that can be published to, pulled from and
@@ -64,6 +68,15 @@ pub struct Published {
     pub epoch: u64,
     /// The number of the message in it.
     pub id: u64,
+}
+
+/// Where the messages of an accepted batch went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedBatch {
+    /// The life of the topic, see [`TopicInfo::epoch`].
+    pub epoch: u64,
+    /// The numbers of the messages in it.
+    pub ids: Range<u64>,
 }
 
 /// What a sweep has dropped.
@@ -106,6 +119,38 @@ impl MessageBus {
         message: impl Into<Draft>,
     ) -> Result<Published, PublishError> {
         let draft = message.into();
+        let size = BatchSize { count: 1, charge: draft.charge() };
+        let (epoch, id) = self.append(topic, [draft], size)?;
+        Ok(Published { epoch, id })
+    }
+
+    /// Publishes messages in one step, all or none: nobody sees some of them before the others, and
+    /// no other message comes between.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn put_all(
+        &self,
+        topic: &TopicName,
+        messages: Vec<Draft>,
+    ) -> Result<PublishedBatch, PublishError> {
+        let size = BatchSize::of(&messages);
+        let (epoch, first) = self.append(topic, messages, size)?;
+        Ok(PublishedBatch { epoch, ids: first..first + size.count as u64 })
+    }
+
+    /// Appends and wakes; the answer is the epoch and the first id.
+    fn append(
+        &self,
+        topic: &TopicName,
+        drafts: impl IntoIterator<Item = Draft>,
+        size: BatchSize,
+    ) -> Result<(u64, u64), PublishError> {
+        // The clock is read while the lock is held: deadlines in a log never go back.
+        let append = |topic: &mut Topic| -> Result<_, PublishError> {
+            let first = topic.append(drafts, size, Now::read())?;
+            Ok((topic.info().epoch, first))
+        };
         loop {
             let Some(cell) = self.find(topic) else {
                 let mut shard = self.shard(topic).write();
@@ -113,18 +158,18 @@ impl MessageBus {
                     continue;
                 }
                 // Nobody sleeps at a topic that nobody knows yet.
-                let (_, published) = self.create(&mut shard, topic, |new| append(new, draft))?;
-                return Ok(published);
+                let (_, appended) = self.create(&mut shard, topic, append)?;
+                return Ok(appended);
             };
             let mut topic = cell.lock();
             if topic.is_deleted() {
                 continue;
             }
-            let published = append(&mut topic, draft)?;
+            let appended = append(&mut topic)?;
             let sleepers = topic.sleepers();
             drop(topic);
             wake(sleepers);
-            return Ok(published);
+            return Ok(appended);
         }
     }
 
@@ -133,6 +178,34 @@ impl MessageBus {
     /// until it expires or a bound is reached.
     pub fn get(&self, topic: &TopicName) -> Option<Message> {
         self.find(topic)?.lock().take_next(Instant::now())
+    }
+
+    /// Pulls messages until a limit is reached or none is left; empty when there is none.
+    pub fn get_all(&self, topic: &TopicName, limit: BatchLimit) -> Vec<Message> {
+        self.find(topic)
+            .map(|cell| cell.lock().take_batch(limit, Instant::now()))
+            .unwrap_or_default()
+    }
+
+    /// Pulls messages as soon as there are any, creating the topic if need be. Those who wait are
+    /// served in order; a [`get`](Self::get) does not queue and may be faster.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`].
+    pub fn wait(&self, topic: &TopicName, limit: BatchLimit) -> Result<Pull, SubscribeError> {
+        let (cell, ticket) = self.enter(topic, Topic::wait)?;
+        Ok(Pull::new(cell, ticket, limit))
+    }
+
+    /// Looks at messages without taking them: from a position on, or those that nobody has pulled.
+    /// `None` when there is no such topic.
+    pub fn peek(
+        &self,
+        topic: &TopicName,
+        from: Option<Position>,
+        limit: BatchLimit,
+    ) -> Option<Peek> {
+        Some(self.find(topic)?.lock().peek(from, limit, Now::read()))
     }
 
     /// Subscribes to a topic, creating it if need be. From the return on, nothing that is
@@ -146,27 +219,34 @@ impl MessageBus {
         options: impl Into<SubscribeOptions>,
     ) -> Result<Subscription, SubscribeError> {
         let SubscribeOptions { from, lag } = options.into();
-        let begin = |topic: &mut Topic| -> Result<_, SubscribeError> {
+        let (cell, (info, key, start)) = self.enter(topic, |topic| {
             let (key, start) = topic.subscribe(from, lag, Now::read())?;
             Ok((Arc::clone(topic.info()), key, start))
-        };
+        })?;
+        Ok(Subscription::new(cell, info, key, start))
+    }
+
+    /// Does something with a topic that lasts, creating the topic if need be.
+    fn enter<T>(
+        &self,
+        topic: &TopicName,
+        begin: impl FnOnce(&mut Topic) -> Result<T, SubscribeError>,
+    ) -> Result<(Arc<TopicCell>, T), SubscribeError> {
         loop {
-            let (cell, (info, key, start)) = if let Some(cell) = self.find(topic) {
-                let mut topic = cell.lock();
-                if topic.is_deleted() {
-                    continue;
-                }
-                let begun = begin(&mut topic)?;
-                drop(topic);
-                (cell, begun)
-            } else {
+            let Some(cell) = self.find(topic) else {
                 let mut shard = self.shard(topic).write();
                 if shard.topics.contains_key(topic) {
                     continue;
                 }
-                self.create(&mut shard, topic, begin)?
+                return self.create(&mut shard, topic, begin);
             };
-            return Ok(Subscription::new(cell, info, key, start));
+            let mut topic = cell.lock();
+            if topic.is_deleted() {
+                continue;
+            }
+            let begun = begin(&mut topic)?;
+            drop(topic);
+            return Ok((cell, begun));
         }
     }
 
@@ -338,12 +418,6 @@ impl MessageBus {
         self.0.topics.fetch_sub(1, Relaxed);
         topic.sleepers()
     }
-}
-
-/// Appends with the time at which the lock is held: deadlines in a log never go back.
-fn append(topic: &mut Topic, draft: Draft) -> Result<Published, PublishError> {
-    let id = topic.append(draft, Now::read())?;
-    Ok(Published { epoch: topic.info().epoch, id })
 }
 
 fn wake(sleepers: Vec<Waker>) {

@@ -7,13 +7,21 @@ use thiserror::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The message alone is larger than its topic may be. It evicted nothing.
+    /// The message, or the batch, is larger than its topic may be. It evicted nothing.
     #[error("the message counts for {size} bytes, its topic holds at most {limit}")]
     TooLarge {
-        /// What the message counts for, in bytes.
+        /// What it counts for, in bytes.
         size: u64,
         /// The bound of the topic, in bytes.
         limit: u64,
+    },
+    /// There are more messages in the batch than its topic may hold. It evicted nothing.
+    #[error("the batch has {count} messages, its topic holds at most {limit}")]
+    TooMany {
+        /// Messages in the batch.
+        count: usize,
+        /// The bound of the topic, in messages.
+        limit: usize,
     },
     /// The topic is full of messages that nobody has pulled, and set to refuse then.
     #[error("the topic is full: nothing that was pulled is left to make room")]

@@ -1,4 +1,4 @@
-//! What a subscription is told.
+//! What those who read a topic are told.
 
 use crate::message::Message;
 
@@ -23,4 +23,13 @@ pub struct Start {
     /// Whether the position was from another life of the topic, or ahead of this one. Then the
     /// subscription starts with the first message of this life.
     pub restarted: bool,
+}
+
+/// What a look at a topic shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peek {
+    /// The messages, in order.
+    pub messages: Vec<Message>,
+    /// Where the look started, as a subscription from there would have.
+    pub start: Start,
 }

@@ -26,6 +26,7 @@
 //! Everything is bounded, see [`Options`]; everything that leaves a bound is counted, see
 //! [`Counters`].
 
+mod block;
 mod budget;
 mod bus;
 mod cell;
@@ -41,20 +42,23 @@ mod name;
 mod options;
 mod pattern;
 mod position;
+mod pull;
 mod stats;
 mod subscription;
 mod topic;
+mod waiters;
 
-pub use bus::{MessageBus, Published, Purged};
+pub use bus::{MessageBus, Published, PublishedBatch, Purged};
 pub use cursors::LagPolicy;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use error::{NoRoom, PublishError, RecvError, SubscribeError};
-pub use event::{Event, Start};
+pub use event::{Event, Peek, Start};
 pub use message::{Draft, Message, TopicInfo};
 pub use name::{NameError, TopicName};
 pub use options::{Options, Overflow, TopicRule, TopicSettings};
 pub use pattern::{PatternError, TopicPattern};
 pub use position::{Position, PositionError};
+pub use pull::Pull;
 pub use stats::{BusStats, Counters, Departed, SubscriptionStats, TopicStats};
 pub use subscription::{BatchLimit, SubscribeOptions, Subscription};
 

@@ -90,6 +90,8 @@ pub struct TopicStats {
     pub next_id: u64,
     /// Live subscriptions.
     pub subscribers: usize,
+    /// Pulls that wait.
+    pub waiters: usize,
 }
 
 /// A whole bus at one moment. Counters include the topics that are gone, so they never fall.

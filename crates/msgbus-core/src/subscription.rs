@@ -5,14 +5,14 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Wake, Waker},
-    thread::{self, Thread},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use futures_core::Stream;
 
 use crate::{
+    block::block_until,
     cell::TopicCell,
     cursors::{CursorKey, LagPolicy},
     error::RecvError,
@@ -38,10 +38,10 @@ impl From<Position> for SubscribeOptions {
     }
 }
 
-/// The bounds of one [`Subscription::recv_batch`].
+/// The bounds of what is taken at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimit {
-    /// The most events.
+    /// The most events, or messages; at least one is taken where there is one.
     pub events: usize,
     /// No further message is taken once the payloads come to this many bytes.
     pub bytes: usize,
@@ -167,18 +167,7 @@ impl Subscription {
     }
 
     fn recv_until(&mut self, deadline: Option<Instant>) -> Result<Option<Event>, RecvError> {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut cx = Context::from_waker(&waker);
-        loop {
-            if let Poll::Ready(event) = self.poll_recv(&mut cx) {
-                return event.map(Some);
-            }
-            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => return Ok(None),
-                Some(left) => thread::park_timeout(left),
-                None => thread::park(),
-            }
-        }
+        block_until(deadline, |cx| self.poll_recv(cx)).transpose()
     }
 
     /// Runs `take` under the topic's lock. When it finds nothing, the task of `cx` is woken when
@@ -240,18 +229,5 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let waker = self.topic.lock().unsubscribe(self.key);
         drop(waker);
-    }
-}
-
-/// Wakes a blocked thread as one wakes a task.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.0.unpark();
     }
 }

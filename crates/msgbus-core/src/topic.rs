@@ -14,12 +14,14 @@ use crate::{
     clock::Now,
     cursors::{Cursor, CursorKey, Cursors, LagPolicy},
     error::{NoRoom, PublishError, RecvError, SubscribeError},
-    event::{Event, Start},
+    event::{Event, Peek, Start},
     log::Log,
     message::{Draft, Message, TopicInfo},
     options::{Overflow, TopicSettings},
     position::Position,
     stats::{Counters, SubscriptionStats, TopicStats},
+    subscription::BatchLimit,
+    waiters::{Ticket, Waiters},
 };
 
 #[cfg(test)]
@@ -35,12 +37,28 @@ pub(crate) struct Topic {
     /// The id of the next message to pull: of those retained, the ones below it were pulled.
     pull_next: u64,
     cursors: Cursors,
+    waiters: Waiters,
     counters: Counters,
     room: Reservation,
     /// What the topic itself counts for in `room`, in bytes.
     own_charge: u64,
     last_created: DateTime<Utc>,
     last_publish: Instant,
+}
+
+/// How much is to be appended at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BatchSize {
+    /// In messages.
+    pub(crate) count: usize,
+    /// In bytes, as the bounds count them.
+    pub(crate) charge: u64,
+}
+
+impl BatchSize {
+    pub(crate) fn of(drafts: &[Draft]) -> Self {
+        Self { count: drafts.len(), charge: drafts.iter().map(Draft::charge).sum() }
+    }
 }
 
 /// Whether a topic still takes messages.
@@ -80,6 +98,7 @@ impl Topic {
             log: Log::default(),
             pull_next: 0,
             cursors: Cursors::default(),
+            waiters: Waiters::default(),
             counters: Counters::default(),
             room,
             own_charge,
@@ -98,16 +117,27 @@ impl Topic {
 
     // Publishing
 
-    /// Appends a message: numbers it and makes it visible to everybody in one step. The caller
-    /// then wakes [`sleepers`](Self::sleepers).
-    pub(crate) fn append(&mut self, draft: Draft, now: Now) -> Result<u64, PublishError> {
+    /// Appends messages, all or none: numbers them and makes them visible to everybody in one step.
+    /// The answer is the id of the first. The caller then wakes [`sleepers`](Self::sleepers).
+    pub(crate) fn append(
+        &mut self,
+        drafts: impl IntoIterator<Item = Draft>,
+        size: BatchSize,
+        now: Now,
+    ) -> Result<u64, PublishError> {
         if self.life != Life::Open {
             return Err(PublishError::Closed);
         }
         self.expire(now.instant);
-        self.make_room(draft.charge())?;
+        self.make_room(size)?;
+        let first = self.log.next_id();
+        for draft in drafts {
+            self.push(draft, now);
+        }
+        Ok(first)
+    }
 
-        let id = self.log.next_id();
+    fn push(&mut self, draft: Draft, now: Now) {
         let created = self.last_created.max(now.utc);
         let ttl = match (self.settings.ttl, draft.ttl) {
             (Some(longest), Some(asked)) => Some(asked.min(longest)),
@@ -120,7 +150,7 @@ impl Topic {
             .filter(|expires| expires.year() <= 9999);
         let message = Message::new(
             Arc::clone(&self.info),
-            id,
+            self.log.next_id(),
             created,
             expires,
             ttl.and_then(|ttl| now.instant.checked_add(ttl)),
@@ -131,12 +161,15 @@ impl Topic {
         self.counters.published += 1;
         self.last_created = created;
         self.last_publish = now.instant;
-        Ok(id)
     }
 
-    /// Sees to it that a message of this charge fits every bound, or refuses it and changes nothing.
-    fn make_room(&mut self, charge: u64) -> Result<(), PublishError> {
+    /// Sees to it that so much fits every bound, or refuses it and changes nothing.
+    fn make_room(&mut self, size: BatchSize) -> Result<(), PublishError> {
         let TopicSettings { max_messages, max_bytes, .. } = self.settings;
+        let BatchSize { count, charge } = size;
+        if count > max_messages {
+            return Err(PublishError::TooMany { count, limit: max_messages });
+        }
         if charge > max_bytes {
             return Err(PublishError::TooLarge { size: charge, limit: max_bytes });
         }
@@ -149,7 +182,7 @@ impl Topic {
         }
         let held = self.room.held();
         let fits = |messages: usize, bytes: u64| {
-            messages < max_messages && bytes + charge <= max_bytes && least + bytes <= held
+            messages + count <= max_messages && bytes + charge <= max_bytes && least + bytes <= held
         };
         let refusal = if bus_is_full { no_room.into() } else { PublishError::TopicFull };
         let leaving = self.leaving_until(fits).ok_or(refusal)?;
@@ -209,6 +242,7 @@ impl Topic {
         self.life == Life::Open
             && self.log.is_empty()
             && self.cursors.len() == 0
+            && self.waiters.len() == 0
             && now.saturating_duration_since(self.last_publish) >= patience
     }
 
@@ -222,6 +256,94 @@ impl Topic {
         self.pull_next = message.as_ref().map_or(self.log.next_id(), |message| message.id() + 1);
         self.counters.pulled += u64::from(message.is_some());
         message
+    }
+
+    /// Takes messages until a limit is reached or none is left.
+    pub(crate) fn take_batch(&mut self, limit: BatchLimit, now: Instant) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let mut bytes = 0;
+        while messages.len() < limit.events.max(1) && bytes < limit.bytes.max(1) {
+            let Some(message) = self.take_next(now) else { break };
+            bytes += message.payload().len();
+            messages.push(message);
+        }
+        messages
+    }
+
+    /// The messages from a position on, or those that nobody has pulled; they stay where they are.
+    pub(crate) fn peek(&mut self, from: Option<Position>, limit: BatchLimit, now: Now) -> Peek {
+        self.expire(now.instant);
+        let (wanted, restarted) = match from {
+            Some(position) => self.resolve(position, now.utc),
+            None => (self.pull_next.max(self.log.first_id()), false),
+        };
+        let next_id = wanted.max(self.log.first_id());
+        let mut bytes = 0;
+        let fits = |message: &&Message| {
+            let room = bytes < limit.bytes.max(1);
+            bytes += message.payload().len();
+            room
+        };
+        let from_there = self.log.from(next_id).take(limit.events.max(1));
+        Peek {
+            messages: from_there.take_while(fits).cloned().collect(),
+            start: Start { next_id, missed: next_id - wanted, restarted },
+        }
+    }
+
+    // Waiting to pull
+
+    /// Joins those who wait.
+    ///
+    /// # Errors
+    /// When the bus is closed.
+    pub(crate) fn wait(&mut self) -> Result<Ticket, SubscribeError> {
+        if self.life != Life::Open {
+            return Err(SubscribeError::Closed);
+        }
+        Ok(self.waiters.join())
+    }
+
+    /// Takes messages for one who waits, if it is its turn. What comes back empty is to be tried
+    /// again when woken.
+    ///
+    /// # Errors
+    /// When there is nothing to wait for any more.
+    pub(crate) fn take_waiting(
+        &mut self,
+        ticket: Ticket,
+        limit: BatchLimit,
+        now: Instant,
+    ) -> Result<Vec<Message>, RecvError> {
+        if self.life == Life::Deleted {
+            return Err(RecvError::Deleted);
+        }
+        if !self.waiters.is_first(ticket) {
+            return Ok(Vec::new());
+        }
+        let messages = self.take_batch(limit, now);
+        match self.life {
+            Life::Closed if messages.is_empty() => Err(RecvError::Closed),
+            _ => Ok(messages),
+        }
+    }
+
+    /// As [`park`](Self::park), for one who waits to pull.
+    #[must_use]
+    pub(crate) fn park_waiter(&mut self, ticket: Ticket, waker: &Waker) -> Option<Waker> {
+        self.waiters.park(ticket, waker)
+    }
+
+    /// Leaves those who wait. To be handled when the lock is released: its own waker, to be dropped,
+    /// and the waker of the one whose turn it is now, if there is something for it.
+    #[must_use]
+    pub(crate) fn leave(&mut self, ticket: Ticket) -> (Option<Waker>, Option<Waker>) {
+        let was_first = self.waiters.is_first(ticket);
+        let own = self.waiters.leave(ticket);
+        let is_something_left =
+            self.life != Life::Open || self.log.from(self.pull_next).next().is_some();
+        let next = if was_first && is_something_left { self.waiters.unpark_first() } else { None };
+        (own, next)
     }
 
     // Subscribing
@@ -315,10 +437,16 @@ impl Topic {
         self.cursors.park(key, waker)
     }
 
-    /// Everyone who waits for what has just happened. To be woken when the lock is released.
+    /// Everyone who waits for what has just happened: all who subscribe and, of those who wait to
+    /// pull, the first, or all if this is the end. To be woken when the lock is released.
     #[must_use]
     pub(crate) fn sleepers(&mut self) -> Vec<Waker> {
-        self.cursors.unpark_all()
+        let mut sleepers = self.cursors.unpark_all();
+        match self.life {
+            Life::Open => sleepers.extend(self.waiters.unpark_first()),
+            Life::Closed | Life::Deleted => sleepers.append(&mut self.waiters.unpark_all()),
+        }
+        sleepers
     }
 
     /// Removes a cursor. To be dropped when the lock is released: its waker.
@@ -375,6 +503,7 @@ impl Topic {
             first_id: self.log.first_id(),
             next_id: self.log.next_id(),
             subscribers: self.cursors.len(),
+            waiters: self.waiters.len(),
         }
     }
 }

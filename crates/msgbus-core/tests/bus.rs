@@ -352,6 +352,138 @@ fn dropping_a_waker_that_owns_a_subscription_of_the_topic_does_not_hang() {
     assert_eq!(bus.stats().subscribers, 0);
 }
 
+const ONE: BatchLimit = BatchLimit { events: 1, bytes: usize::MAX };
+
+#[test]
+fn those_who_wait_are_served_in_order_and_one_message_wakes_one() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    let wakes: Vec<_> = (0..3).map(|_| Arc::new(Wakes::default())).collect();
+    let wakers: Vec<_> = wakes.iter().map(|wakes| Waker::from(Arc::clone(wakes))).collect();
+    let mut waiting: Vec<_> = wakers
+        .iter()
+        .map(|waker| {
+            let mut pull = Box::pin(bus.wait(&topic, ONE).unwrap());
+            assert!(pull.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+            pull
+        })
+        .collect();
+    let woken = || wakes.iter().map(|wakes| wakes.0.load(SeqCst)).collect::<Vec<_>>();
+    let mut poll = |waiter: usize| {
+        let pull = waiting[waiter].as_mut();
+        match pull.poll(&mut Context::from_waker(&wakers[waiter])) {
+            Poll::Ready(messages) => Some(messages.unwrap()[0].id()),
+            Poll::Pending => None,
+        }
+    };
+    bus.put(&topic, "0").unwrap();
+    bus.put(&topic, "1").unwrap();
+    assert_eq!(woken(), [1, 0, 0]);
+    assert_eq!(poll(2), None, "it is not its turn");
+    assert_eq!(poll(0), Some(0));
+    drop(waiting.remove(0));
+    assert_eq!(woken(), [1, 1, 0], "the turn passes on");
+
+    // The one whose turn it is goes without taking.
+    drop(waiting.remove(0));
+    assert_eq!(woken(), [1, 1, 1]);
+    let last = waiting[0].as_mut().poll(&mut Context::from_waker(&wakers[2]));
+    assert!(matches!(last, Poll::Ready(Ok(messages)) if messages[0].id() == 1));
+}
+
+#[test]
+fn no_message_is_lost_or_repeated_by_waiters_that_vanish() {
+    const COUNT: u64 = 3_000;
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    let limit = BatchLimit { events: 3, bytes: usize::MAX };
+    let taken = AtomicUsize::new(0);
+    let all: Vec<u64> = thread::scope(|scope| {
+        let pullers: Vec<_> = (0..6)
+            .map(|n| {
+                let (bus, topic, taken) = (&bus, &topic, &taken);
+                scope.spawn(move || {
+                    let mut mine = Vec::new();
+                    while taken.load(SeqCst) < usize::try_from(COUNT).unwrap() {
+                        // Some give up before anything comes, some as it comes.
+                        let patience = Duration::from_micros(20 * n);
+                        let pull = bus.wait(topic, limit).unwrap();
+                        if let Some(messages) = pull.wait_timeout(patience).unwrap() {
+                            assert!(messages.len() <= 3);
+                            taken.fetch_add(messages.len(), SeqCst);
+                            mine.extend(messages.iter().map(msgbus_core::Message::id));
+                        }
+                    }
+                    assert!(mine.is_sorted());
+                    mine
+                })
+            })
+            .collect();
+        for n in 0..COUNT {
+            bus.put(&topic, "x").unwrap();
+            if n % 7 == 0 {
+                thread::sleep(Duration::from_micros(50));
+            }
+        }
+        pullers.into_iter().flat_map(|puller| puller.join().unwrap()).collect()
+    });
+    let unique: HashSet<u64> = all.iter().copied().collect();
+    assert_eq!((all.len() as u64, unique.len() as u64), (COUNT, COUNT));
+    assert_eq!(bus.topic(&topic).unwrap().waiters, 0);
+}
+
+#[test]
+fn waiting_ends_with_its_deadline_its_topic_or_its_bus() {
+    let bus = MessageBus::new(Options::default());
+    let wait = || bus.wait(&name("t"), ONE).unwrap();
+    assert_eq!(wait().wait_timeout(Duration::from_millis(10)), Ok(None));
+    let pull = wait();
+    bus.delete(&name("t"));
+    assert_eq!(pull.wait_timeout(SOON), Err(RecvError::Deleted));
+    let (first, second) = (wait(), wait());
+    bus.put(&name("t"), "left").unwrap();
+    bus.close();
+    assert_eq!(first.wait_timeout(SOON).unwrap().unwrap()[0].payload(), "left");
+    assert_eq!(second.wait_timeout(SOON), Err(RecvError::Closed));
+    assert_eq!(bus.wait(&name("t"), ONE).err(), Some(SubscribeError::Closed));
+}
+
+#[test]
+fn a_batch_is_published_whole_or_not_at_all() {
+    let settings = TopicSettings { max_messages: 5, ..TopicSettings::default() };
+    let bus = MessageBus::new(Options { topic: settings, ..Options::default() });
+    let topic = name("t");
+    let drafts = |count| (0..count).map(|n: u64| Draft::new(n.to_string())).collect::<Vec<_>>();
+    assert_eq!(bus.put_all(&topic, drafts(3)).unwrap().ids, 0..3);
+    assert_eq!(bus.put_all(&topic, drafts(4)).unwrap().ids, 3..7);
+    assert_eq!(bus.put_all(&topic, drafts(6)), Err(PublishError::TooMany { count: 6, limit: 5 }));
+    let limit = BatchLimit { events: 10, bytes: usize::MAX };
+    let ids: Vec<u64> = bus.get_all(&topic, limit).iter().map(msgbus_core::Message::id).collect();
+    assert_eq!(ids, [2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn peeking_takes_nothing() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    let limit = BatchLimit { events: 2, bytes: usize::MAX };
+    assert_eq!(bus.peek(&topic, None, limit), None);
+    for n in 0..4 {
+        bus.put(&topic, n.to_string()).unwrap();
+    }
+    bus.get(&topic).unwrap();
+    let ids = |from| {
+        let peek = bus.peek(&topic, from, limit).unwrap();
+        peek.messages.iter().map(msgbus_core::Message::id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(None), [1, 2]);
+    assert_eq!(ids(None), [1, 2]);
+    assert_eq!(ids(Some(Position::All)), [0, 1]);
+    assert_eq!(ids(Some(Position::Id(3))), [3]);
+    assert!(ids(Some(Position::New)).is_empty());
+    assert_eq!(bus.get(&topic).unwrap().id(), 1);
+}
+
 #[test]
 fn expired_messages_are_never_seen_and_purging_frees_them() {
     let bus = MessageBus::new(Options::default());

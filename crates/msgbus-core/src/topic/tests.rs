@@ -8,6 +8,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::{budget::Budget, name::TopicName};
 
+impl Topic {
+    fn put(&mut self, draft: Draft, now: Now) -> Result<u64, PublishError> {
+        let size = BatchSize { count: 1, charge: draft.charge() };
+        self.append([draft], size, now)
+    }
+}
+
 const TTL: Duration = Duration::from_secs(100);
 
 #[derive(Debug, Clone)]
@@ -254,7 +261,7 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
                 let draft =
                     Draft { ttl: ttl.map(Duration::from_secs), ..Draft::new(vec![0; size]) };
                 let expected = model.put(&draft, now);
-                assert_eq!(topic.append(draft, now), expected);
+                assert_eq!(topic.put(draft, now), expected);
                 model.expire(now.instant);
             }
             Step::Get => {
@@ -338,13 +345,13 @@ proptest! {
 fn an_early_death_leaves_ids_and_older_messages_alone() {
     let mut now = now();
     let mut topic = topic(TopicSettings::default(), u64::MAX, now);
-    topic.append(Draft::new("stays"), now).unwrap();
+    topic.put(Draft::new("stays"), now).unwrap();
     // Enough holes behind a living message that the log is compacted on the way.
     for _ in 0..1000 {
-        topic.append(Draft::new("goes").ttl(Duration::from_secs(1)), now).unwrap();
+        topic.put(Draft::new("goes").ttl(Duration::from_secs(1)), now).unwrap();
     }
     now = later(now, Duration::from_secs(2));
-    assert_eq!(topic.append(Draft::new("last"), now), Ok(1001));
+    assert_eq!(topic.put(Draft::new("last"), now), Ok(1001));
 
     let stats = topic.stats(now.instant);
     assert_eq!((stats.retained, stats.counters.expired.total), (2, 1000));
@@ -363,9 +370,9 @@ fn an_early_death_leaves_ids_and_older_messages_alone() {
 fn a_wall_clock_that_steps_back_is_not_shown() {
     let start = now();
     let mut topic = topic(TopicSettings::default(), u64::MAX, start);
-    topic.append(Draft::new("a"), start).unwrap();
+    topic.put(Draft::new("a"), start).unwrap();
     let stepped = Now { instant: start.instant, utc: start.utc - Duration::from_secs(60) };
-    topic.append(Draft::new("b"), stepped).unwrap();
+    topic.put(Draft::new("b"), stepped).unwrap();
     let created: Vec<_> =
         std::iter::from_fn(|| topic.take_next(start.instant)).map(|m| m.created()).collect();
     assert_eq!(created, [start.utc, start.utc]);
@@ -388,12 +395,12 @@ fn at_the_bound_of_the_bus_a_topic_gives_up_its_own_or_nothing() {
     let mut large = make("large");
     let mut small = make("small");
     while large.stats(start.instant).counters.evicted.total == 0 {
-        large.append(Draft::new(vec![0; 100]), start).unwrap();
+        large.put(Draft::new(vec![0; 100]), start).unwrap();
     }
-    let refused = small.append(Draft::new(vec![0; 2000]), start);
+    let refused = small.put(Draft::new(vec![0; 2000]), start);
     assert_eq!(refused, Err(PublishError::NoRoom(NoRoom::Bytes { limit: 4000 })));
     let retained = large.stats(start.instant).retained;
-    let refused = large.append(Draft::new(vec![0; 8000]), start);
+    let refused = large.put(Draft::new(vec![0; 8000]), start);
     assert_eq!(refused, Err(PublishError::NoRoom(NoRoom::Bytes { limit: 4000 })));
     assert_eq!(large.stats(start.instant).retained, retained, "a refused message evicts nothing");
     assert!(budget.used() <= 4000);
@@ -406,12 +413,12 @@ fn a_refused_message_takes_no_pulled_one_with_it() {
         TopicSettings { max_bytes: 1000, overflow: Overflow::Reject, ..TopicSettings::default() };
     let mut topic = topic(settings, u64::MAX, now);
     for _ in 0..3 {
-        topic.append(Draft::new(vec![0; 100]), now).unwrap();
+        topic.put(Draft::new(vec![0; 100]), now).unwrap();
     }
     topic.take_next(now.instant);
-    assert_eq!(topic.append(Draft::new(vec![0; 700]), now), Err(PublishError::TopicFull));
+    assert_eq!(topic.put(Draft::new(vec![0; 700]), now), Err(PublishError::TopicFull));
     assert_eq!(topic.stats(now.instant).retained, 3);
-    topic.append(Draft::new(vec![0; 300]), now).unwrap();
+    topic.put(Draft::new(vec![0; 300]), now).unwrap();
     assert_eq!(topic.stats(now.instant).retained, 3, "the pulled one made room");
 }
 
@@ -420,7 +427,7 @@ fn a_lifetime_beyond_the_calendar_is_shown_as_for_ever() {
     let now = now();
     let mut topic = topic(TopicSettings { ttl: None, ..TopicSettings::default() }, u64::MAX, now);
     for days in [1_000, 4_000_000, u64::MAX / 86_400] {
-        topic.append(Draft::new("").ttl(Duration::from_secs(days * 86_400)), now).unwrap();
+        topic.put(Draft::new("").ttl(Duration::from_secs(days * 86_400)), now).unwrap();
     }
     let shown: Vec<bool> = std::iter::from_fn(|| topic.take_next(now.instant))
         .map(|m| m.expires().is_some())
@@ -441,7 +448,7 @@ fn idle_topics_are_known_by_ten_ttls_and_ten_minutes() {
 
     let mut forever = with_ttl(None);
     assert!(forever.is_idle(minutes(10)));
-    forever.append(Draft::new(""), start).unwrap();
+    forever.put(Draft::new(""), start).unwrap();
     assert!(!forever.is_idle(minutes(100_000)), "it still has a message");
 
     let (key, _) = hour.subscribe(Position::New, LagPolicy::Skip, start).unwrap();

@@ -25,10 +25,9 @@ impl Stream {
     /// The next line; `None` at the end of the stream.
     async fn line(&mut self) -> Option<String> {
         loop {
-            if let Some((line, rest)) = self.text.split_once('\n') {
-                let line = line.to_owned();
-                self.text = rest.to_owned();
-                return Some(line);
+            if let Some(end) = self.text.find('\n') {
+                let line: String = self.text.drain(..=end).collect();
+                return Some(line.trim_end_matches('\n').to_owned());
             }
             let size = String::from_utf8(self.connection.read_until(b"\r\n").await).unwrap();
             let size = usize::from_str_radix(size.trim(), 16).unwrap();

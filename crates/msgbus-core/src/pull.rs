@@ -1,0 +1,74 @@
+//! Waiting to pull: a ticket in the topic's queue of those who wait.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    block::block_until, cell::TopicCell, error::RecvError, message::Message,
+    subscription::BatchLimit, waiters::Ticket,
+};
+
+/// A pull that waits for its messages: a future of at least one, up to a limit.
+///
+/// Those who wait on a topic are served in the order in which they began, each message going to one
+/// of them. Messages are taken when the future completes: dropping it earlier takes nothing, and
+/// lets the next one have them.
+#[derive(Debug)]
+pub struct Pull {
+    topic: Arc<TopicCell>,
+    ticket: Ticket,
+    limit: BatchLimit,
+}
+
+impl Pull {
+    pub(crate) fn new(topic: Arc<TopicCell>, ticket: Ticket, limit: BatchLimit) -> Self {
+        Self { topic, ticket, limit }
+    }
+
+    /// Blocks the thread until there are messages, or for this long: then the answer is `None`.
+    ///
+    /// # Errors
+    /// When the topic has been deleted or the bus closed.
+    pub fn wait_timeout(mut self, timeout: Duration) -> Result<Option<Vec<Message>>, RecvError> {
+        let deadline = Instant::now().checked_add(timeout);
+        block_until(deadline, |cx| self.poll_messages(cx)).transpose()
+    }
+
+    fn poll_messages(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Message>, RecvError>> {
+        let mut topic = self.topic.lock();
+        let messages = match topic.take_waiting(self.ticket, self.limit, Instant::now()) {
+            Ok(messages) => messages,
+            Err(end) => return Poll::Ready(Err(end)),
+        };
+        if !messages.is_empty() {
+            return Poll::Ready(Ok(messages));
+        }
+        let replaced = topic.park_waiter(self.ticket, cx.waker());
+        drop(topic);
+        drop(replaced);
+        Poll::Pending
+    }
+}
+
+impl Future for Pull {
+    type Output = Result<Vec<Message>, RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.poll_messages(cx)
+    }
+}
+
+/// Gives the place in the queue up; what this one was woken for goes to the next.
+impl Drop for Pull {
+    fn drop(&mut self) {
+        let (own, next) = self.topic.lock().leave(self.ticket);
+        drop(own);
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
+}
