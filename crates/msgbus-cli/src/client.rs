@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use msgbus_core::{Message, Position, TopicName, format_duration, json};
+use tokio::time::timeout;
 
 use crate::{
     error::{ClientError, retry_after},
@@ -64,9 +65,29 @@ pub struct Published {
     pub epoch: Option<u64>,
 }
 
+/// A message that the server has taken out and that is on its way: dropping this loses it.
+#[derive(Debug)]
+pub struct Pulled {
+    client: Client,
+    response: Response<Incoming>,
+}
+
+impl Pulled {
+    /// Receives the message.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. The message is lost then.
+    pub async fn message(self) -> Result<Message, ClientError> {
+        let body = self.client.body(self.response).await?;
+        json::read_message(&body).map_err(|_| self.client.not_msgbus("what came is no message"))
+    }
+}
+
 impl Client {
     /// How long a connection may take to be made.
     const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+    /// How long the server may say nothing while an answer is awaited.
+    const PATIENCE: Duration = Duration::from_secs(30);
     /// The largest answer that is read, in bytes: a message of 1 GiB in base64, and its frame.
     const LARGEST_ANSWER: usize = 3 << 29;
     /// What is shown of an answer that is no message, in bytes.
@@ -123,16 +144,23 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn pull(&self, topic: &TopicName) -> Result<Option<Message>, ClientError> {
+        match self.begin_pull(topic).await? {
+            Some(pulled) => pulled.message().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Pulls in two steps: when this returns, the server has taken a message out for us, which is
+    /// still on its way.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn begin_pull(&self, topic: &TopicName) -> Result<Option<Pulled>, ClientError> {
         let request =
             Request::builder().method(Method::GET).uri(self.server.topic("http", topic, ""));
         let response = self.send(request, Bytes::new()).await?;
         match response.status() {
-            StatusCode::OK => {
-                let body = self.body(response).await?;
-                json::read_message(&body)
-                    .map(Some)
-                    .map_err(|_| self.not_msgbus("what came is no message"))
-            }
+            StatusCode::OK => Ok(Some(Pulled { client: self.clone(), response })),
             StatusCode::NOT_FOUND => {
                 let text = self.text(response).await?;
                 // Any web server says 404; only this one says so of a topic.
@@ -159,7 +187,17 @@ impl Client {
     ) -> Result<Response<Incoming>, ClientError> {
         // A valid address and an escaped topic make a valid URI; a media type may be anything.
         let request = request.body(Full::new(payload)).map_err(|error| self.broken(&error))?;
-        self.http.request(request).await.map_err(|error| self.broken(&error))
+        match timeout(Self::PATIENCE, self.http.request(request)).await {
+            Ok(response) => response.map_err(|error| self.broken(&error)),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    fn silent(&self) -> ClientError {
+        ClientError::Lost {
+            server: self.server.to_string(),
+            reason: format!("nothing came for {}", format_duration(Self::PATIENCE)),
+        }
     }
 
     fn broken(&self, error: &(dyn std::error::Error + 'static)) -> ClientError {
@@ -170,9 +208,22 @@ impl Client {
         ClientError::NotMsgbus { server: self.server.to_string(), reason: reason.to_owned() }
     }
 
+    /// A whole body, however long it takes, as long as something comes.
     async fn body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
-        let body = Limited::new(response.into_body(), Self::LARGEST_ANSWER).collect().await;
-        body.map(http_body_util::Collected::to_bytes).map_err(|error| self.broken(&*error))
+        let mut body = response.into_body();
+        let mut bytes = Vec::new();
+        loop {
+            let frame = match timeout(Self::PATIENCE, body.frame()).await {
+                Ok(Some(frame)) => frame.map_err(|error| self.broken(&error))?,
+                Ok(None) => return Ok(bytes.into()),
+                Err(_) => return Err(self.silent()),
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > Self::LARGEST_ANSWER {
+                return Err(self.not_msgbus("it says too much"));
+            }
+            bytes.extend_from_slice(&data);
+        }
     }
 
     /// An answer for people, in one line.

@@ -20,6 +20,14 @@ pub enum ClientError {
         /// What the system or the connection says.
         reason: String,
     },
+    /// The connection to the server was there and is not any more.
+    #[error("lost the connection to {server}: {reason}")]
+    Lost {
+        /// The server, as it was named.
+        server: String,
+        /// How it was lost.
+        reason: String,
+    },
     /// The server asks to come back later: it is at one of its bounds.
     #[error("the server is busy: {text}")]
     Busy {
@@ -53,7 +61,7 @@ impl ClientError {
     /// Whether the same may work later without anything being changed.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Busy { .. } => true,
+            Self::Connect { .. } | Self::Lost { .. } | Self::Busy { .. } => true,
             // What proxies say while the server behind them is away.
             Self::Refused { status, .. } => matches!(status, 500 | 502 | 503 | 504),
             Self::NotMsgbus { .. } | Self::Message(_) => false,
@@ -76,8 +84,10 @@ impl ClientError {
     }
 }
 
-/// The seconds of `Retry-After`; its other form, a date, is not for servers like these.
+/// The seconds of `Retry-After`, an hour at most; its other form, a date, is not for servers like
+/// these.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    const LONGEST: u64 = 3600;
+    let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds.min(LONGEST)))
 }

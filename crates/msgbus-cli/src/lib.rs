@@ -32,7 +32,7 @@ mod subscription;
 mod uri;
 mod websocket;
 
-pub use client::{Client, Draft, Published};
+pub use client::{Client, Draft, Published, Pulled};
 pub use error::ClientError;
 pub use msgbus_core::{Message, Position, TopicName};
 pub use subscription::{Event, Subscription};

@@ -70,6 +70,9 @@ struct Connection {
     epoch: Option<u64>,
     /// The id that is next if nothing was missed.
     expected: Option<u64>,
+    opened: Instant,
+    /// Whether a message has come.
+    was_useful: bool,
     /// When the connection is given up for dead: the server pings more often than that.
     silent_at: Instant,
 }
@@ -88,6 +91,8 @@ impl Subscription {
     const LONGEST_SILENCE: Duration = Duration::from_secs(80);
     /// The server closes after 60 s in which nothing came from here.
     const PING_EVERY: Duration = Duration::from_secs(25);
+    /// A connection that has lasted so long was a good one, even if nothing came.
+    const LONG_ENOUGH: Duration = Duration::from_secs(10);
     /// How long the server's answer to our close frame is awaited.
     const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -183,14 +188,22 @@ impl Subscription {
         match websocket::connect(&self.server, &self.topic, &query).await {
             Ok((socket, start)) => {
                 self.established = true;
-                self.backoff.reset();
                 self.begin(socket, start);
                 Ok(Some(Event::Connected))
             }
-            Err(error) if self.established && error.is_temporary() => {
-                Ok(Some(self.disconnect(error)))
-            }
+            Err(error) if self.is_worth_another_try(&error) => Ok(Some(self.disconnect(error))),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Before there has been a connection, only a server that asks to come back later is tried
+    /// again. After it, everything that may pass by itself is, as a proxy that answers for a server
+    /// which is away.
+    fn is_worth_another_try(&self, error: &ClientError) -> bool {
+        match error {
+            ClientError::Busy { .. } => true,
+            ClientError::NotMsgbus { .. } => self.established,
+            error => self.established && error.is_temporary(),
         }
     }
 
@@ -209,11 +222,19 @@ impl Subscription {
             socket,
             epoch: start.epoch,
             expected: start.next_id,
+            opened: Instant::now(),
+            was_useful: false,
             silent_at: Instant::now() + Self::LONGEST_SILENCE,
         }));
     }
 
     fn disconnect(&mut self, error: ClientError) -> Event {
+        // A server that takes connections only to drop them is not asked more and more often.
+        if let Link::Up(connection) = &self.link
+            && (connection.was_useful || connection.opened.elapsed() > Self::LONG_ENOUGH)
+        {
+            self.backoff.reset();
+        }
         let mut retry_in = self.backoff.next();
         if let ClientError::Busy { retry_after, .. } = &error {
             retry_in = retry_in.max(*retry_after);
@@ -229,6 +250,7 @@ impl Subscription {
             let expected = connection.expected.unwrap_or(id);
             self.told.missed += id.saturating_sub(expected);
             connection.expected = Some(id.saturating_add(1));
+            connection.was_useful = true;
         }
         self.told.held = Some(message);
     }
@@ -257,7 +279,7 @@ impl Connection {
     /// # Errors
     /// [`ClientError::Message`] when what came is no message; else the connection is over.
     async fn receive(&mut self, server: &ServerUri) -> Result<Message, ClientError> {
-        let over = |reason: &str| ClientError::Connect {
+        let over = |reason: &str| ClientError::Lost {
             server: server.to_string(),
             reason: reason.to_owned(),
         };
@@ -277,7 +299,7 @@ impl Connection {
                 Some(Ok(tungstenite::Message::Close(_))) | None => return Err(over("closed")),
                 // Pings have been answered by the library.
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(ClientError::connect(server, &error)),
+                Some(Err(error)) => return Err(over(&error.to_string())),
             }
         }
     }

@@ -7,7 +7,10 @@ use msgbus_core::TopicName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
-    tungstenite::{Error, client::IntoClientRequest as _, protocol::WebSocketConfig},
+    tungstenite::{
+        Error, client::IntoClientRequest as _, error::ProtocolError::HandshakeIncomplete,
+        protocol::WebSocketConfig,
+    },
 };
 
 use crate::{
@@ -55,6 +58,10 @@ pub(crate) async fn connect(
             Ok((socket, response)) => Ok((socket, start(response.headers()))),
             Err(Error::Http(response)) => Err(refusal(server, &response)),
             Err(Error::Io(error)) => Err(broken(&error)),
+            // The server, or something before it, went away in the middle.
+            Err(error @ (Error::ConnectionClosed | Error::Protocol(HandshakeIncomplete))) => {
+                Err(broken(&error))
+            }
             Err(error) => Err(ClientError::NotMsgbus {
                 server: server.to_string(),
                 reason: error.to_string(),

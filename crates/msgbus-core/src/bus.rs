@@ -27,7 +27,7 @@ use crate::{
     options::Options,
     position::Position,
     pull::Pull,
-    stats::{BusStats, Counters, TopicStats},
+    stats::{BusStats, Counters, SubscriberStats, TopicStats},
     subscription::{BatchLimit, SubscribeOptions, Subscription},
     topic::{BatchSize, Topic},
 };
@@ -218,9 +218,9 @@ impl MessageBus {
         topic: &TopicName,
         options: impl Into<SubscribeOptions>,
     ) -> Result<Subscription, SubscribeError> {
-        let SubscribeOptions { from, lag } = options.into();
+        let options = options.into();
         let (cell, (info, key, start)) = self.enter(topic, |topic| {
-            let (key, start) = topic.subscribe(from, lag, Now::read())?;
+            let (key, start) = topic.subscribe(options, Now::read())?;
             Ok((Arc::clone(topic.info()), key, start))
         })?;
         Ok(Subscription::new(cell, info, key, start))
@@ -265,6 +265,11 @@ impl MessageBus {
         let cell = self.find(topic)?;
         let mut topic = cell.lock();
         (!topic.is_deleted()).then(|| topic.stats(Instant::now()))
+    }
+
+    /// The subscriptions of one topic; none when there is no such topic.
+    pub fn subscribers(&self, topic: &TopicName) -> Vec<SubscriberStats> {
+        self.find(topic).map(|cell| cell.lock().subscribers(Instant::now())).unwrap_or_default()
     }
 
     /// The counters of the whole bus. Visits every topic.

@@ -26,13 +26,14 @@ pub(crate) struct Cursor {
     /// Messages that were gone before the subscription began and that it has not been told of.
     pub(crate) untold: u64,
     pub(crate) lag: LagPolicy,
+    pub(crate) label: Option<Box<str>>,
     /// The place in [`Cursors::parked`] while the subscription sleeps.
     parked: Option<usize>,
 }
 
 impl Cursor {
-    pub(crate) fn new(start: u64, next: u64, lag: LagPolicy) -> Self {
-        Self { start, next, received: 0, untold: next - start, lag, parked: None }
+    pub(crate) fn new(start: u64, next: u64, lag: LagPolicy, label: Option<Box<str>>) -> Self {
+        Self { start, next, received: 0, untold: next - start, lag, label, parked: None }
     }
 }
 

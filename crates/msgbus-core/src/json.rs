@@ -10,7 +10,8 @@ use thiserror::Error;
 use crate::{
     message::{Message, TopicInfo},
     name::NameError,
-    stats::TopicStats,
+    options::Overflow,
+    stats::{BusStats, Counters, SubscriberStats, TopicStats},
 };
 
 /// Why bytes are not a message.
@@ -87,6 +88,57 @@ pub fn write_topics<'a>(out: &mut Vec<u8>, topics: impl IntoIterator<Item = &'a 
     write(out, &wire);
 }
 
+/// Appends one topic with its subscriptions as one JSON object.
+pub fn write_topic(out: &mut Vec<u8>, stats: &TopicStats, subscribers: &[SubscriberStats]) {
+    #[derive(Serialize)]
+    struct Inspected<'a> {
+        #[serde(flatten)]
+        topic: TopicStatsObject<'a>,
+        max_messages: usize,
+        max_bytes: u64,
+        overflow: &'static str,
+        subscriptions: Vec<SubscriberObject<'a>>,
+    }
+    let settings = stats.settings;
+    let wire = Inspected {
+        topic: TopicStatsObject::new(stats),
+        max_messages: settings.max_messages,
+        max_bytes: settings.max_bytes,
+        overflow: match settings.overflow {
+            Overflow::DropOldest => "drop-oldest",
+            Overflow::Reject => "reject",
+        },
+        subscriptions: subscribers.iter().map(SubscriberObject::new).collect(),
+    };
+    write(out, &wire);
+}
+
+/// Appends the books of a whole bus as one JSON object.
+pub fn write_stats(out: &mut Vec<u8>, stats: &BusStats) {
+    #[derive(Serialize)]
+    struct Books {
+        topics: usize,
+        subscribers: usize,
+        retained: u64,
+        bytes: u64,
+        #[serde(flatten)]
+        counters: CountersObject,
+        deleted: u64,
+        deleted_unpulled: u64,
+    }
+    let deleted = stats.counters.deleted;
+    let wire = Books {
+        topics: stats.topics,
+        subscribers: stats.subscribers,
+        retained: stats.retained,
+        bytes: stats.bytes,
+        counters: stats.counters.into(),
+        deleted: deleted.total,
+        deleted_unpulled: deleted.unpulled,
+    };
+    write(out, &wire);
+}
+
 fn write(out: &mut Vec<u8>, wire: &impl Serialize) {
     // These types have string keys and nothing that can fail, and neither can a Vec.
     let _ = serde_json::to_writer(out, wire);
@@ -141,19 +193,13 @@ struct TopicStatsObject<'a> {
     unpulled: u64,
     bytes: u64,
     subscribers: usize,
-    published: u64,
-    pulled: u64,
-    delivered: u64,
-    missed: u64,
-    expired: u64,
-    expired_unpulled: u64,
-    evicted: u64,
-    evicted_unpulled: u64,
+    waiters: usize,
+    #[serde(flatten)]
+    counters: CountersObject,
 }
 
 impl<'a> TopicStatsObject<'a> {
     fn new(stats: &'a TopicStats) -> Self {
-        let counters = stats.counters;
         Self {
             topic: TopicObject::new(&stats.topic, stats.next_id),
             // Too large for the numbers of JavaScript, and opaque anyway.
@@ -164,6 +210,27 @@ impl<'a> TopicStatsObject<'a> {
             unpulled: stats.unpulled,
             bytes: stats.bytes,
             subscribers: stats.subscribers,
+            waiters: stats.waiters,
+            counters: stats.counters.into(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct CountersObject {
+    published: u64,
+    pulled: u64,
+    delivered: u64,
+    missed: u64,
+    expired: u64,
+    expired_unpulled: u64,
+    evicted: u64,
+    evicted_unpulled: u64,
+}
+
+impl From<Counters> for CountersObject {
+    fn from(counters: Counters) -> Self {
+        Self {
             published: counters.published,
             pulled: counters.pulled,
             delivered: counters.delivered,
@@ -172,6 +239,27 @@ impl<'a> TopicStatsObject<'a> {
             expired_unpulled: counters.expired.unpulled,
             evicted: counters.evicted.total,
             evicted_unpulled: counters.evicted.unpulled,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct SubscriberObject<'a> {
+    peer: Option<&'a str>,
+    next_id: u64,
+    received: u64,
+    missed: u64,
+    lag: u64,
+}
+
+impl<'a> SubscriberObject<'a> {
+    fn new(subscriber: &'a SubscriberStats) -> Self {
+        Self {
+            peer: subscriber.label.as_deref(),
+            next_id: subscriber.next_id,
+            received: subscriber.stats.received,
+            missed: subscriber.stats.missed,
+            lag: subscriber.stats.pending,
         }
     }
 }

@@ -59,7 +59,7 @@ pub use options::{Options, Overflow, TopicRule, TopicSettings};
 pub use pattern::{PatternError, TopicPattern};
 pub use position::{Position, PositionError};
 pub use pull::Pull;
-pub use stats::{BusStats, Counters, Departed, SubscriptionStats, TopicStats};
+pub use stats::{BusStats, Counters, Departed, SubscriberStats, SubscriptionStats, TopicStats};
 pub use subscription::{BatchLimit, SubscribeOptions, Subscription};
 
 /// The examples of the README are tested too.

@@ -29,6 +29,9 @@ pub enum PatternError {
     /// The pattern breaks a rule of topic names.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// `*` is a whole segment or nothing: `logs-*` would match only the topic of that very name.
+    #[error("\"*\" stands for a whole segment, as in logs/*, not for a part of one")]
+    PartOfSegment,
     /// `**` stands for the rest, so nothing can follow it.
     #[error("\"**\" must be the last segment of a pattern")]
     RestNotLast,
@@ -70,6 +73,12 @@ impl FromStr for TopicPattern {
                 literal => Segment::Literal(literal.to_owned()),
             })
             .collect();
+        if segments
+            .iter()
+            .any(|segment| matches!(segment, Segment::Literal(text) if text.contains('*')))
+        {
+            return Err(PatternError::PartOfSegment);
+        }
         if segments.iter().rev().skip(1).any(|segment| *segment == Segment::Rest) {
             return Err(PatternError::RestNotLast);
         }
@@ -131,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_pattern_keeps_the_rules_of_names() {
-        for text in ["", "a//b", "**/a", "/", "metrics", "-/*"] {
+        for text in ["", "a//b", "**/a", "/", "metrics", "-/*", "logs-*"] {
             assert!(text.parse::<TopicPattern>().is_err(), "{text}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{iter::Sum, ops::AddAssign, sync::Arc};
 
-use crate::message::TopicInfo;
+use crate::{message::TopicInfo, options::TopicSettings};
 
 /// What happened to the messages of a topic or of a whole bus.
 ///
@@ -82,8 +82,8 @@ pub struct TopicStats {
     pub unpulled: u64,
     /// What the log counts for in the bounds by bytes.
     pub bytes: u64,
-    /// The most messages it may retain.
-    pub max_messages: usize,
+    /// The bounds it was made with.
+    pub settings: TopicSettings,
     /// The id of the oldest message in the log; `next_id` when the log is empty.
     pub first_id: u64,
     /// The id that the next message will get: how many were ever published.
@@ -92,6 +92,17 @@ pub struct TopicStats {
     pub subscribers: usize,
     /// Pulls that wait.
     pub waiters: usize,
+}
+
+/// One of a topic's subscriptions at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriberStats {
+    /// What it was called when it was made.
+    pub label: Option<Box<str>>,
+    /// The id of the next message it can receive; `next_id` of the topic when it has them all.
+    pub next_id: u64,
+    /// What it has received, missed and still before it: its lag.
+    pub stats: SubscriptionStats,
 }
 
 /// A whole bus at one moment. Counters include the topics that are gone, so they never fall.

@@ -24,12 +24,15 @@ use crate::{
 };
 
 /// How to subscribe. A bare [`Position`] converts to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SubscribeOptions {
     /// Where to start; by default with the next message published.
     pub from: Position,
     /// What to do after falling behind what is retained; by default go on and be told.
     pub lag: LagPolicy,
+    /// What the subscription is called in [`MessageBus::subscribers`](crate::MessageBus::subscribers),
+    /// as the address of a peer.
+    pub label: Option<Box<str>>,
 }
 
 impl From<Position> for SubscribeOptions {

@@ -19,8 +19,8 @@ use crate::{
     message::{Draft, Message, TopicInfo},
     options::{Overflow, TopicSettings},
     position::Position,
-    stats::{Counters, SubscriptionStats, TopicStats},
-    subscription::BatchLimit,
+    stats::{Counters, SubscriberStats, SubscriptionStats, TopicStats},
+    subscription::{BatchLimit, SubscribeOptions},
     waiters::{Ticket, Waiters},
 };
 
@@ -354,17 +354,17 @@ impl Topic {
     /// When the bus is closed.
     pub(crate) fn subscribe(
         &mut self,
-        position: Position,
-        lag: LagPolicy,
+        options: SubscribeOptions,
         now: Now,
     ) -> Result<(CursorKey, Start), SubscribeError> {
         if self.life != Life::Open {
             return Err(SubscribeError::Closed);
         }
         self.expire(now.instant);
-        let (wanted, restarted) = self.resolve(position, now.utc);
+        let SubscribeOptions { from, lag, label } = options;
+        let (wanted, restarted) = self.resolve(from, now.utc);
         let next = wanted.max(self.log.first_id());
-        let key = self.cursors.insert(Cursor::new(wanted, next, lag));
+        let key = self.cursors.insert(Cursor::new(wanted, next, lag, label));
         Ok((key, Start { next_id: next, missed: next - wanted, restarted }))
     }
 
@@ -458,14 +458,20 @@ impl Topic {
 
     pub(crate) fn subscription_stats(&mut self, key: CursorKey, now: Instant) -> SubscriptionStats {
         self.expire(now);
-        let cursor = self.cursors.get(key);
-        let pending = self.log.count_from(cursor.next);
-        let published = self.log.next_id() - cursor.start;
-        SubscriptionStats {
-            received: cursor.received,
-            missed: published - cursor.received - pending,
-            pending,
-        }
+        account(&mut self.log, self.cursors.get(key))
+    }
+
+    pub(crate) fn subscribers(&mut self, now: Instant) -> Vec<SubscriberStats> {
+        self.expire(now);
+        let log = &mut self.log;
+        self.cursors
+            .iter()
+            .map(|cursor| SubscriberStats {
+                label: cursor.label.clone(),
+                next_id: cursor.next.max(log.first_id()),
+                stats: account(log, cursor),
+            })
+            .collect()
     }
 
     // Ending
@@ -499,7 +505,7 @@ impl Topic {
             retained: self.log.len() as u64,
             unpulled: self.log.count_from(self.pull_next),
             bytes: self.log.bytes(),
-            max_messages: self.settings.max_messages,
+            settings: self.settings,
             first_id: self.log.first_id(),
             next_id: self.log.next_id(),
             subscribers: self.cursors.len(),
@@ -511,4 +517,15 @@ impl Topic {
 /// Messages that are gone and that the subscription has not been told of.
 fn unnoticed(log: &mut Log, cursor: &Cursor) -> u64 {
     cursor.untold + (log.next_id() - cursor.next) - log.count_from(cursor.next)
+}
+
+/// What a subscription has received, missed and still before it.
+fn account(log: &mut Log, cursor: &Cursor) -> SubscriptionStats {
+    let pending = log.count_from(cursor.next);
+    let published = log.next_id() - cursor.start;
+    SubscriptionStats {
+        received: cursor.received,
+        missed: published - cursor.received - pending,
+        pending,
+    }
 }

@@ -173,7 +173,7 @@ fn retention_overtakes_a_subscriber_and_tells_by_how_many() {
     let topic = name("t");
     let mut skips = bus.subscribe(&topic, Position::New).unwrap();
     let strict = SubscribeOptions { lag: LagPolicy::Disconnect, ..SubscribeOptions::default() };
-    let mut ends = bus.subscribe(&topic, strict).unwrap();
+    let mut ends = bus.subscribe(&topic, strict.clone()).unwrap();
     for _ in 0..25 {
         bus.put(&topic, "x").unwrap();
     }

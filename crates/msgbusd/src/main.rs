@@ -1,6 +1,6 @@
 //! `msgbusd`: reads its configuration, serves, and stops when it is told to.
 
-use std::{env, future::pending, io, process::ExitCode};
+use std::{env, future::pending, io, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use msgbusd::{
@@ -10,11 +10,14 @@ use msgbusd::{
 use tokio::{
     runtime, select,
     signal::unix::{Signal, SignalKind, signal},
+    time::sleep,
 };
 use tracing::{Level, info, warn};
 
 const USAGE: u8 = 2;
 const STOPPED_BY_SIGNAL: u8 = 130;
+/// How close signals are that mean the same.
+const ONE_WISH: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     match config::parse(env::args_os().skip(1), env::vars_os()) {
@@ -79,6 +82,8 @@ async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
         let name = signals.next().await;
         info!("{name}: stopping; once more ends at once");
         let _ = stop.send(());
+        // Some senders signal a process and its group: that is one wish, not two.
+        signals.ignore_for(ONE_WISH).await;
         signals.next().await
     };
     select! {
@@ -132,6 +137,18 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
+    }
+
+    /// Lets those that come within this time be part of the last one.
+    async fn ignore_for(&mut self, time: Duration) {
+        let end = sleep(time);
+        tokio::pin!(end);
+        loop {
+            select! {
+                _ = self.next() => {}
+                () = &mut end => return,
+            }
+        }
     }
 
     /// Waits for the next one and names it.

@@ -156,7 +156,7 @@ type Family = (&'static str, &'static str, &'static str, fn(&TopicStats) -> u64)
 
 const FAMILIES: [Family; 7] = [
     ("msgbus_queue_len", "Messages that wait to be pulled.", "gauge", |t| t.unpulled),
-    ("msgbus_queue_size", "The most messages kept.", "gauge", |t| t.max_messages as u64),
+    ("msgbus_queue_size", "The most messages kept.", "gauge", |t| t.settings.max_messages as u64),
     ("msgbus_topic_messages", "Messages accepted.", "counter", |t| t.counters.published),
     ("msgbus_topic_retained", "Messages kept.", "gauge", |t| t.retained),
     ("msgbus_topic_bytes", "Bytes kept.", "gauge", |t| t.bytes),

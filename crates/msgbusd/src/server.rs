@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use msgbus_core::MessageBus;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
     select,
     sync::Semaphore,
@@ -245,12 +245,17 @@ impl Drop for Watched {
 /// The largest buffer of a connection, in bytes: for heads, and for what of a body is in flight.
 const MOST_BUFFERED: usize = 64 << 10;
 
-/// Tells a client that it is one too many.
+/// Tells a client that it is one too many, once it has asked for something: an answer before the
+/// question confuses some.
 async fn refuse(mut socket: Socket) {
+    const PATIENCE: Duration = Duration::from_secs(1);
     const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
         Content-Type: text/plain; charset=utf-8\r\nContent-Length: 41\r\n\
         Retry-After: 1\r\nConnection: close\r\n\r\n\
         too many connections: try again in a bit\n";
+    let mut question = [0; 1024];
+    // What it asks for does not matter.
+    let _ = timeout(PATIENCE, socket.read(&mut question)).await;
     if socket.write_all(ANSWER).await.is_ok() {
         // The client may be gone, which is what is wanted.
         let _ = socket.shutdown().await;

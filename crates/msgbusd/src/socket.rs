@@ -159,8 +159,8 @@ impl Socket {
     /// Passes a write's result on, unless it has been pending for too long.
     ///
     /// The system calls a socket writable only when a good part of its buffer is free, so a slow
-    /// reader can look like none at all: before giving up, `attempt` finds out whether it takes
-    /// anything.
+    /// reader can look like none at all. Hence `attempt`, which writes without asking: once at the
+    /// beginning, after which the buffer is full, and again before giving up.
     fn watch_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -171,17 +171,21 @@ impl Socket {
             self.write_ends();
             return result;
         }
-        self.conversation.0.writing.store(true, Relaxed);
-        let patience = self.write_timeout;
-        let timer = self
-            .write_timer
-            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + patience)));
-        ready!(timer.as_mut().poll(cx));
-        match attempt(SockRef::from(&self.stream)) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+        if let Some(timer) = &mut self.write_timer {
+            ready!(timer.as_mut().poll(cx));
+        }
+        match (attempt(SockRef::from(&self.stream)), &self.write_timer) {
+            (Err(error), None) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.conversation.0.writing.store(true, Relaxed);
+                let timer = Box::pin(sleep_until(Instant::now() + self.write_timeout));
+                // Polled, so that it wakes this. It cannot be over yet.
+                let _ = self.write_timer.insert(timer).as_mut().poll(cx);
+                Poll::Pending
+            }
+            (Err(error), Some(_)) if error.kind() == io::ErrorKind::WouldBlock => {
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             }
-            result => {
+            (result, _) => {
                 self.write_ends();
                 Poll::Ready(result)
             }

@@ -86,3 +86,13 @@ async fn with_a_timeout_it_waits_for_the_count() {
     let (both, ()) = tokio::join!(pull(&daemon, &["-n", "2", "--timeout", "50s"]), later);
     assert_eq!((both.code, both.out.lines().count()), (Some(0), 2));
 }
+
+#[tokio::test]
+async fn a_server_that_hangs_is_given_up_at_the_timeout() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = msgbus(&["pull", "t", "--timeout", "200ms"]);
+    command.env("MSGBUS_URI", format!("http://{}", silent.local_addr().unwrap()));
+    let start = Instant::now();
+    assert_eq!(run(command).await.code, Some(5));
+    assert!(start.elapsed() < Duration::from_secs(15));
+}

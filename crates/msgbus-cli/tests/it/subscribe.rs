@@ -161,7 +161,10 @@ async fn a_command_that_cannot_be_run_is_an_error() {
     let daemon = Daemon::start();
     daemon.put("t", "x");
     let missing = sub(&daemon.uri(), &["t", "--since=all", "no-such-command"]).end().await;
-    missing.fails(1, "cannot run no-such-command: No such file");
+    missing.fails(1, "cannot run no-such-command: there is no such program");
+    assert_eq!(daemon.bus.topic(&name("t")).unwrap().counters.delivered, 0, "said at the start");
+    let line = sub(&daemon.uri(), &["t", "echo hi"]).end().await;
+    line.fails(1, "use sh -c");
 }
 
 #[tokio::test]
@@ -343,6 +346,8 @@ async fn a_second_signal_ends_at_once() {
         sub(&daemon.uri(), &["t", "--since=all", "sh", "-c", "echo began; exec sleep 5"]);
     assert_eq!(running.line().await, "began\n");
     running.signal("-TERM");
+    // Together with the first it would be no second one.
+    tokio::time::sleep(Duration::from_millis(400)).await;
     running.signal("-TERM");
     assert_eq!(soon(running.child.wait()).await.unwrap().code(), Some(130));
 }
@@ -359,4 +364,146 @@ async fn a_script_can_be_the_command() {
         msgbus(&["reg", "-n", "1", "t", "--since", "all", script.to_str().unwrap(), "got"]);
     command.env("MSGBUS_URI", daemon.uri());
     assert_eq!(run(command).await.out, "got:0\n");
+}
+
+#[tokio::test]
+async fn a_message_that_could_not_be_written_is_not_behind_the_cursor() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let cursor = folder.path().join("cursor");
+    for _ in 0..3 {
+        daemon.put("t", "x");
+    }
+    let shell = |script: &str| {
+        let mut sh = tokio::process::Command::new("sh");
+        sh.arg("-c")
+            .arg(script.replace("msgbus", env!("CARGO_BIN_EXE_msgbus")))
+            .env("MSGBUS_URI", daemon.uri())
+            .env("CURSOR", &cursor)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        sh
+    };
+    let full = run(shell("msgbus sub t --since 1 --cursor $CURSOR -o raw > /dev/full")).await;
+    assert_eq!(full.code, Some(1), "{full:?}");
+    assert!(full.err.contains("cannot write"), "{full:?}");
+    let epoch = daemon.bus.topic(&name("t")).unwrap().topic.epoch;
+    assert_eq!(std::fs::read_to_string(&cursor).unwrap(), format!("{epoch}-0\n"));
+
+    let rest = run(shell("msgbus sub t --cursor $CURSOR -n 2 -o json")).await;
+    assert_eq!(rest.out.lines().count(), 2, "{rest:?}");
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_ends_it_before_the_next_message() {
+    let daemon = Daemon::start();
+    daemon.put("t", "x");
+    let mut sh = tokio::process::Command::new("sh");
+    sh.arg("-c")
+        .arg(format!("{} sub t --since all -o raw | head -n 1", env!("CARGO_BIN_EXE_msgbus")));
+    sh.env("MSGBUS_URI", daemon.uri());
+    sh.stdin(std::process::Stdio::null());
+    sh.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let ended = run(sh).await;
+    assert_eq!((&ended.out[..], &ended.err[..]), ("x\n", ""));
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_within_its_handshake_is_tried_again() {
+    let daemon = Daemon::start();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    let server = daemon.address;
+    tokio::spawn(async move {
+        for turn in 0.. {
+            let (mut near, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
+                let (mut from_near, mut to_near) = near.split();
+                let (mut from_far, mut to_far) = far.split();
+                let request = tokio::io::copy(&mut from_near, &mut to_far);
+                // The first breaks among the messages, the next two in the answer's head.
+                let most = [700, 60, 0][..].get(turn).copied().unwrap_or(u64::MAX);
+                let mut limited = tokio::io::AsyncReadExt::take(&mut from_far, most);
+                let answer = tokio::io::copy(&mut limited, &mut to_near);
+                tokio::select! { _ = request => {}, _ = answer => {} }
+            });
+        }
+    });
+    for _ in 0..5 {
+        daemon.put("t", "x");
+    }
+    let mut running = sub(&uri, &["t", "--since", "all"]);
+    assert_eq!(running.ids(5).await, [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_busy_server_is_waited_for_at_the_start_too() {
+    let daemon = Daemon::with(|config| config.max_connections = 1);
+    let held = tokio::net::TcpStream::connect(daemon.address).await.unwrap();
+    let mut running = sub(&daemon.uri(), &["t", "--timeout", "50s"]);
+    let note = running.note().await;
+    assert!(note.contains("too many connections") && note.contains("trying again"), "{note}");
+    drop(held);
+    daemon.subscribers(1).await;
+}
+
+#[tokio::test]
+async fn no_connection_in_time_is_an_exit_of_3() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("http://{}", silent.local_addr().unwrap());
+    let ended = sub(&uri, &["t", "--timeout", "300ms"]).end().await;
+    ended.fails(3, "no connection within --timeout");
+}
+
+#[tokio::test]
+async fn what_a_command_leaves_behind_holds_nothing_up() {
+    let daemon = Daemon::start();
+    for _ in 0..2 {
+        daemon.put("t", vec![b'x'; 300_000]);
+    }
+    // A grandchild keeps the standard input open and does not read it.
+    let script = "sleep 20 > /dev/null 2>&1 & echo $MSGBUS_ID";
+    let ended =
+        sub(&daemon.uri(), &["t", "--since=all", "-n", "2", "sh", "-c", script]).end().await;
+    assert_eq!((ended.code, &ended.out[..]), (Some(0), "0\n1\n"));
+}
+
+#[tokio::test]
+async fn a_closed_standard_error_is_no_reason_to_end() {
+    let daemon = Daemon::start();
+    let proxy = Proxy::to(daemon.address).await;
+    let mut command = msgbus(&["sub", "t"]);
+    command.env("MSGBUS_URI", proxy.uri());
+    let mut child = command.spawn().unwrap();
+    drop(child.stderr.take());
+    daemon.subscribers(1).await;
+    proxy.cut();
+    daemon.subscribers(0).await;
+    daemon.subscribers(1).await;
+    daemon.put("t", "x");
+    let mut out = tokio::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    soon(tokio::io::AsyncBufReadExt::read_line(&mut out, &mut line)).await.unwrap();
+    assert_eq!(msgbus_core::json::read_message(line.as_bytes()).unwrap().id(), 0);
+}
+
+#[tokio::test]
+async fn a_cursor_keeps_its_link_and_its_mode() {
+    let daemon = Daemon::start();
+    daemon.put("t", "x");
+    let folder = tempfile::tempdir().unwrap();
+    let (real, link) = (folder.path().join("real"), folder.path().join("link"));
+    std::fs::write(&real, "0\n").unwrap();
+    std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let args = ["t", "-n", "1", "--cursor", link.to_str().unwrap()];
+    assert_eq!(sub(&daemon.uri(), &args).end().await.code, Some(0));
+    assert!(link.symlink_metadata().unwrap().is_symlink());
+    assert!(std::fs::read_to_string(&real).unwrap().ends_with("-0\n"));
+    assert_eq!(real.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+
+    std::fs::write(&real, "").unwrap();
+    sub(&daemon.uri(), &args).end().await.fails(2, "it is empty; remove it");
 }

@@ -77,6 +77,23 @@ async fn ctrl_c_on_the_terminal_ends_in_order() {
 }
 
 #[tokio::test]
+async fn ctrl_c_lets_a_command_finish() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let done = folder.path().join("done");
+    let script = format!("echo began; sleep 0.5; echo x > {}", done.display());
+    let mut running = on_terminal(&daemon, &format!("sub t sh -c '{script}'"));
+    daemon.subscribers(1).await;
+    daemon.put("t", "x");
+    assert_eq!(running.line().await, "began\r\n");
+    let mut keyboard = running.stdin.take().unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut keyboard, b"\x03").await.unwrap();
+    running.stdin = Some(keyboard);
+    assert_eq!(running.end().await.code, Some(0));
+    assert!(done.exists());
+}
+
+#[tokio::test]
 async fn the_help_fits_a_pipe_that_is_closed() {
     let mut sh = tokio::process::Command::new("sh");
     sh.arg("-c").arg(format!("{} --help | head -n 1", env!("CARGO_BIN_EXE_msgbus")));

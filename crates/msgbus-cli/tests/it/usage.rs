@@ -12,7 +12,11 @@ async fn wrong_usage_is_told_in_one_line_and_exits_with_2() {
     for (args, mention) in [
         (&[][..], "no command given"),
         (&["pul", "t"], "did you mean pull?"),
-        (&["subscribe"], "see msgbus --help"),
+        (&["subscribe"], "did you mean sub?"),
+        (&["publish"], "did you mean pub?"),
+        (&["frobnicate"], "see msgbus --help"),
+        (&["pull", "t", "-n0"], "1 or more"),
+        (&["sub", "t", "--cursor", "--debug", "--count"], "--count needs a value"),
         (&["pub"], "no topic given"),
         (&["sub", "--count", "1"], "no topic given"),
         (&["pull", "t", "--cont", "2"], "did you mean --count?"),
@@ -43,7 +47,15 @@ async fn wrong_usage_is_told_in_one_line_and_exits_with_2() {
 
 #[tokio::test]
 async fn help_is_there_for_all_and_each() {
-    for args in [&["--help"][..], &["-h"], &["pub", "--help"], &["sub", "-h"], &["get", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["-h"],
+        &["pub", "--help"],
+        &["sub", "-h"],
+        &["get", "--help"],
+        &["help"],
+        &["help", "pub"],
+    ] {
         let help = run(msgbus(args)).await;
         assert_eq!((help.code, &help.err[..]), (Some(0), ""));
         for part in ["Usage: msgbus ", "--uri URI", "Exit codes:", "MSGBUS_URI"] {
@@ -148,6 +160,33 @@ async fn what_the_server_refuses_is_told_in_its_words() {
     let mut command = msgbus(&["pub", "t", "more than ten bytes"]);
     command.env("MSGBUS_URI", daemon.uri());
     run(command).await.fails(1, "413: payload exceeds max-payload-size");
+}
+
+#[tokio::test]
+async fn a_value_is_never_taken_for_an_option() {
+    let daemon = Daemon::start();
+    let mut command = msgbus(&["pub", "t", "x", "--content-type", "--help"]);
+    command.env("MSGBUS_URI", daemon.uri());
+    run(command).await.fails(2, "not a media type: \"--help\"");
+    let folder = tempfile::tempdir().unwrap();
+    daemon.put("t", "x");
+    let mut command = msgbus(&["sub", "t", "--since=all", "-n1", "-oraw", "--cursor", "-v"]);
+    command.env("MSGBUS_URI", daemon.uri()).current_dir(folder.path());
+    assert_eq!(run(command).await.out, "x\n");
+    assert!(folder.path().join("-v").exists());
+}
+
+#[tokio::test]
+async fn a_wait_of_ages_is_no_panic() {
+    let busy = "HTTP/1.1 503 Busy\r\nRetry-After: 18446744073709551615\r\nContent-Length: 5\r\n\
+        Connection: close\r\n\r\nlater";
+    let uri = says(busy).await;
+    let mut command = msgbus(&["pub", "t", "x"]);
+    command.env("MSGBUS_URI", &uri);
+    run(command).await.fails(1, "the server is busy: later");
+    let mut command = msgbus(&["pull", "t", "--timeout", "300ms"]);
+    command.env("MSGBUS_URI", &uri);
+    assert_eq!(run(command).await.code, Some(5));
 }
 
 #[tokio::test]

@@ -233,6 +233,10 @@ impl Model {
     }
 }
 
+fn options(from: Position, lag: LagPolicy) -> SubscribeOptions {
+    SubscribeOptions { from, lag, label: None }
+}
+
 fn now() -> Now {
     Now { instant: Instant::now(), utc: DateTime::UNIX_EPOCH + Duration::from_secs(1_000_000) }
 }
@@ -269,7 +273,7 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
             }
             Step::Subscribe { position, lag } => {
                 let (reader, restarted) = model.subscribe(position, lag, now);
-                let (key, start) = topic.subscribe(position, lag, now).unwrap();
+                let (key, start) = topic.subscribe(options(position, lag), now).unwrap();
                 assert_eq!(
                     (start.next_id, start.missed, start.restarted),
                     (reader.next, reader.untold, restarted)
@@ -355,7 +359,7 @@ fn an_early_death_leaves_ids_and_older_messages_alone() {
 
     let stats = topic.stats(now.instant);
     assert_eq!((stats.retained, stats.counters.expired.total), (2, 1000));
-    let (key, _) = topic.subscribe(Position::All, LagPolicy::Skip, now).unwrap();
+    let (key, _) = topic.subscribe(Position::All.into(), now).unwrap();
     let mut seen = Vec::new();
     while let Some(event) = topic.next_event(key).unwrap() {
         seen.push(match event {
@@ -451,7 +455,7 @@ fn idle_topics_are_known_by_ten_ttls_and_ten_minutes() {
     forever.put(Draft::new(""), start).unwrap();
     assert!(!forever.is_idle(minutes(100_000)), "it still has a message");
 
-    let (key, _) = hour.subscribe(Position::New, LagPolicy::Skip, start).unwrap();
+    let (key, _) = hour.subscribe(Position::New.into(), start).unwrap();
     assert!(!hour.is_idle(minutes(600)), "somebody listens");
     drop(hour.unsubscribe(key));
     assert!(hour.is_idle(minutes(600)));

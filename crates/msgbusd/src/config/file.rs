@@ -69,7 +69,10 @@ impl File {
                         &key,
                         settings::closest(
                             key.get_ref(),
-                            SETTINGS.iter().map(|setting| setting.name),
+                            SETTINGS
+                                .iter()
+                                .map(|setting| setting.name)
+                                .filter(|name| *name != "config"),
                         ),
                     )
                 })?;
@@ -94,7 +97,7 @@ fn unknown_key(
     near: Option<&str>,
 ) -> ConfigError {
     let name = key.get_ref().as_ref();
-    let hint = near.map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+    let hint = near.map_or("; see --help".to_owned(), |near| format!("; did you mean {near:?}?"));
     source.error(key.span().start, format!("no such setting: {name:?}{hint}"))
 }
 
@@ -126,7 +129,7 @@ fn rule(
             "overflow" => values::overflow(&text).map(|policy| rule.overflow = Some(policy)),
             _ => {
                 let near = settings::closest(name, RULE_KEYS.into_iter());
-                return Err(unknown_key(source, key, near.or(Some("ttl"))));
+                return Err(unknown_key(source, key, near));
             }
         };
         set.map_err(|problem| source.error(key.span().start, format!("{name}: {problem}")))?;

@@ -178,7 +178,29 @@ pub fn parse(
         }
         rules = file.rules;
     }
-    resolve(&raw, rules).map(|config| Invocation::Serve(Box::new(config)))
+    let mut config = resolve(&raw, rules)?;
+    config.notices.extend(misspelt(&environment));
+    Ok(Invocation::Serve(Box::new(config)))
+}
+
+/// Others set variables of such names too (as for a service of the name msgbusd), so an unknown one
+/// is no error; but one that is nearly a setting was probably meant as one.
+fn misspelt(environment: &HashMap<OsString, OsString>) -> Vec<String> {
+    let unknown = environment.keys().filter_map(|key| key.to_str()).filter(|name| {
+        name.starts_with(settings::VARIABLE_PREFIX)
+            && SETTINGS.iter().all(|setting| setting.variable() != **name)
+    });
+    let mut notices: Vec<String> = unknown
+        .filter_map(|name| {
+            let plain =
+                name[settings::VARIABLE_PREFIX.len()..].to_ascii_lowercase().replace('_', "-");
+            let near = settings::closest(&plain, SETTINGS.iter().map(|setting| setting.name))?;
+            let near = SETTINGS.iter().find(|setting| setting.name == near)?.variable();
+            Some(format!("{name} is no setting; did you mean {near}?"))
+        })
+        .collect();
+    notices.sort_unstable();
+    notices
 }
 
 /// A value as it was written, and where.

@@ -2,6 +2,9 @@
 
 use super::{Config, values};
 
+/// What the names of all variables begin with.
+pub(super) const VARIABLE_PREFIX: &str = "MSGBUSD_";
+
 /// One setting.
 pub(super) struct Setting {
     /// The name: the flag without its dashes, and the key in the file.
@@ -35,7 +38,7 @@ impl Setting {
     }
 
     pub(super) fn variable(&self) -> String {
-        format!("MSGBUSD_{}", self.name.to_ascii_uppercase().replace('-', "_"))
+        format!("{VARIABLE_PREFIX}{}", self.name.to_ascii_uppercase().replace('-', "_"))
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) async fn read(mut body: Incoming, limit: BodyLimit) -> Result<Bytes, 
     let mut rest: Vec<u8> = Vec::new();
     while !body.is_end_stream() {
         let frame = match timeout(limit.patience, body.frame()).await {
-            Ok(Some(frame)) => frame.map_err(Refusal::Body)?,
+            Ok(Some(frame)) => frame.map_err(|_| Refusal::Body)?,
             Ok(None) => break,
             Err(_) => return Err(Refusal::BodyTimeout(limit.patience)),
         };

@@ -39,7 +39,7 @@ pub(super) enum Refusal {
     WebsocketVersion,
     #[error("there is nothing to subscribe to on /: open the websocket on /<topic>")]
     WebsocketOnRoot,
-    #[error("requests from {origin} are not allowed: start msgbusd with --allow-origin {origin}")]
+    #[error("requests from {origin} are not allowed; --allow-origin lets an origin in")]
     ForeignOrigin { origin: String },
     #[error("requests that another site makes a browser send are not allowed")]
     CrossSite,
@@ -47,12 +47,14 @@ pub(super) enum Refusal {
     Empty(TopicName),
     #[error("no such topic: {0}")]
     NoSuchTopic(TopicName),
+    #[error("there is nothing here: /-/stats and /-/topics/<topic> are known")]
+    NothingHere,
     #[error("method not allowed: use {allow}")]
     Method { allow: &'static str },
     #[error("payload exceeds max-payload-size: at most {limit} bytes are allowed")]
     PayloadTooLarge { limit: usize },
-    #[error("error reading payload: {0}")]
-    Body(hyper::Error),
+    #[error("error reading payload: it is broken, or ends too early")]
+    Body,
     #[error("error reading payload: nothing came for {}", format_duration(*.0))]
     BodyTimeout(Duration),
     #[error("{0}")]
@@ -88,13 +90,14 @@ impl Refusal {
                 (StatusCode::FORBIDDEN, "foreign_origin")
             }
             Self::Empty(_) => (StatusCode::NOT_FOUND, "empty"),
+            Self::NothingHere => (StatusCode::NOT_FOUND, "nothing_here"),
             Self::NoSuchTopic(_) => (StatusCode::NOT_FOUND, "no_such_topic"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
-            Self::Body(_) => (StatusCode::BAD_REQUEST, "bad_body"),
+            Self::Body => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::Publish(error) => match error {
-                PublishError::TooLarge { .. } => {
+                PublishError::TooLarge { .. } | PublishError::TooMany { .. } => {
                     (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large")
                 }
                 PublishError::TopicFull => (StatusCode::INSUFFICIENT_STORAGE, "topic_full"),
@@ -118,7 +121,7 @@ impl Refusal {
                 headers.insert(header::UPGRADE, value("websocket"));
             }
             // What is left of the body is not worth reading.
-            Self::PayloadTooLarge { .. } | Self::Body(_) | Self::BodyTimeout(_) => {
+            Self::PayloadTooLarge { .. } | Self::Body | Self::BodyTimeout(_) => {
                 headers.insert(header::CONNECTION, value("close"));
             }
             Self::Publish(_) | Self::Subscribe(_)

@@ -25,9 +25,14 @@ use hyper::{
 use msgbus_core::{MessageBus, TopicName};
 use percent_encoding::percent_decode_str;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Level, debug, enabled};
 
 use self::{error::Refusal, query::Query};
-use crate::{config::Config, frames::Frames, metrics::Metrics};
+use crate::{
+    config::Config,
+    frames::{Form, Frames},
+    metrics::Metrics,
+};
 
 /// A whole body, or one that goes on.
 pub(crate) type AnswerBody = Either<Full<Bytes>, stream::Live>;
@@ -71,17 +76,21 @@ pub(crate) async fn answer(app: &Arc<App>, peer: SocketAddr, request: Request<In
     app.metrics.request();
     let prefers_json = accepts(request.headers(), "application/json")
         || accepts(request.headers(), "application/problem+json");
+    let what = enabled!(Level::DEBUG).then(|| format!("{} {}", request.method(), request.uri()));
+    let refuse = |refusal: Refusal| {
+        debug!(%peer, what, %refusal, "refused");
+        refusal.answer(prefers_json)
+    };
     let source = match origin::check(request.headers(), &app.config.allowed_origins) {
         Ok(source) => source,
-        Err(refusal) => return refusal.answer(prefers_json),
+        Err(refusal) => return refuse(refusal),
     };
     let mut answer = if request.method() == Method::OPTIONS && source != origin::Source::Own {
         let mut answer = empty(StatusCode::NO_CONTENT);
         source.preflight(answer.headers_mut());
         answer
     } else {
-        let answer = route(app, peer, request).await;
-        answer.unwrap_or_else(|refusal| refusal.answer(prefers_json))
+        route(app, peer, request).await.unwrap_or_else(refuse)
     };
     source.share(answer.headers_mut());
     if !app.config.allowed_origins.is_empty() {
@@ -109,6 +118,7 @@ async fn route(
         "/metrics" | "/healthz" if !is_read => return Err(Refusal::Method { allow: READ_METHODS }),
         "/metrics" => return Ok(admin::metrics(app)),
         "/healthz" => return Ok(admin::health(app)),
+        _ if path.starts_with("/-/") => return admin::inspect(app, path, is_read),
         _ => {}
     }
     if !TOPIC_METHODS.split(", ").any(|method| request.method() == method) {
@@ -120,13 +130,22 @@ async fn route(
         Method::GET if websocket::is_wanted(&request) => {
             websocket::subscribe(app, peer, &topic, request)
         }
-        Method::GET => match stream::wanted(&request)? {
+        Method::GET => match stream_wanted(&request)? {
             Some(form) => stream::stream(app, peer, &topic, &request, form),
-            None => pull::pull(app, peer, &topic, &request),
+            None => pull::pull(app, peer, &topic, &request).await,
         },
         Method::HEAD => topics::counters(app, &topic, &request),
         _ => topics::delete(app, peer, &topic, &request),
     }
+}
+
+/// The form of the stream that a GET asks for, unless it asks for a pull.
+fn stream_wanted<B>(request: &Request<B>) -> Result<Option<Form>, Refusal> {
+    let query = query(request);
+    if pull::is_wanted(&query) {
+        return Ok(None);
+    }
+    stream::wanted(&query, request.headers())
 }
 
 /// The topic that a path names: decoded once, without its outer slashes.

@@ -1,12 +1,17 @@
 //! The Origin rule: a web page of another site must not use the bus through the browser of
 //! somebody who can reach it. docs/protocol.md, section 9.
 
+use std::net::IpAddr;
+
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::error::Refusal;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+/// What a page of an allowed origin may see of an answer.
+const EXPOSED: &str = "msgbus-id, msgbus-first-id, msgbus-last-id, msgbus-epoch, msgbus-next-id, \
+    msgbus-missed, msgbus-restarted, msgbus-topic, msgbus-created, msgbus-expires, retry-after";
 
 /// Where a request comes from, as far as browsers say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,26 +24,43 @@ pub(super) enum Source {
 
 /// Refuses what a foreign page has sent.
 pub(super) fn check(headers: &HeaderMap, allowed: &[String]) -> Result<Source, Refusal> {
-    let Some(origin) = headers.get(header::ORIGIN) else {
-        // Images, scripts and frames carry no Origin on GET. Following a link is the user's doing.
-        let is = |name, value: &str| headers.get(name).is_some_and(|header| header == value);
-        return if is(SEC_FETCH_SITE, "cross-site") && !is(SEC_FETCH_DEST, "document") {
-            Err(Refusal::CrossSite)
-        } else {
-            Ok(Source::Own)
+    let host = text(headers, &header::HOST).unwrap_or_default();
+    let Some(value) = headers.get(header::ORIGIN) else {
+        return match text(headers, &SEC_FETCH_SITE).as_deref() {
+            // No browser, or the user's own doing: an address typed, a link followed.
+            None | Some("none") => Ok(Source::Own),
+            _ if text(headers, &SEC_FETCH_DEST).as_deref() == Some("document") => Ok(Source::Own),
+            Some("same-origin") if is_ours(&host, allowed) => Ok(Source::Own),
+            // Images, scripts and frames carry no Origin on GET.
+            Some(_) => Err(Refusal::CrossSite),
         };
     };
-    let text = String::from_utf8_lossy(origin.as_bytes()).to_ascii_lowercase();
-    if allowed.contains(&text) {
-        return Ok(Source::Allowed(origin.clone()));
+    let origin = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+    if allowed.contains(&origin) {
+        return Ok(Source::Allowed(value.clone()));
     }
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    match text.split_once("://") {
-        Some((_, authority)) if !host.is_empty() && authority.eq_ignore_ascii_case(host) => {
-            Ok(Source::Own)
-        }
-        _ => Err(Refusal::ForeignOrigin { origin: text.chars().take(100).collect() }),
+    match origin.split_once("://") {
+        Some((_, authority)) if authority == host && is_ours(&host, allowed) => Ok(Source::Own),
+        _ => Err(Refusal::ForeignOrigin { origin: origin.chars().take(100).collect() }),
     }
+}
+
+/// Whether this can be nobody else's name: somebody else's may have been made to point here, and
+/// then a browser takes his pages and this server for one site.
+fn is_ours(host: &str, allowed: &[String]) -> bool {
+    let without_port = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = without_port.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost"
+        || name.ends_with(".localhost")
+        || name.parse::<IpAddr>().is_ok()
+        || allowed.iter().any(|origin| origin.split_once("://").is_some_and(|(_, own)| own == host))
+}
+
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    Some(headers.get(name)?.to_str().ok()?.to_ascii_lowercase())
 }
 
 impl Source {
@@ -46,10 +68,8 @@ impl Source {
     pub(super) fn share(&self, headers: &mut HeaderMap) {
         if let Self::Allowed(origin) = self {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-            headers.insert(
-                header::ACCESS_CONTROL_EXPOSE_HEADERS,
-                HeaderValue::from_static("msgbus-id, msgbus-epoch, retry-after"),
-            );
+            headers
+                .insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
         }
     }
 

@@ -1,7 +1,7 @@
 //! Where a subscriber starts, for every door that follows a topic. docs/protocol.md, section 6.3.
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use msgbus_core::{LagPolicy, Position, Subscription};
+use msgbus_core::{LagPolicy, Position, Start};
 
 use super::{error::Refusal, query::Query};
 
@@ -39,11 +39,10 @@ pub(super) fn lag(query: &Query<'_>) -> Result<LagPolicy, Refusal> {
     }
 }
 
-/// Tells in the headers of the answer where the subscription starts.
-pub(super) fn tell(headers: &mut HeaderMap, subscription: &Subscription) {
-    let start = subscription.start();
+/// Tells in the headers of the answer where the reading starts.
+pub(super) fn tell(headers: &mut HeaderMap, epoch: u64, start: Start) {
     let mut tell = |name, value: HeaderValue| headers.insert(HeaderName::from_static(name), value);
-    tell("msgbus-epoch", HeaderValue::from(subscription.topic().epoch));
+    tell("msgbus-epoch", HeaderValue::from(epoch));
     tell("msgbus-next-id", HeaderValue::from(start.next_id));
     if start.missed > 0 {
         tell("msgbus-missed", HeaderValue::from(start.missed));

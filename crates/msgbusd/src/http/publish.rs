@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use hyper::{
     Request, StatusCode,
     body::Incoming,
@@ -19,6 +20,8 @@ use super::{
 };
 
 const MSGBUS_ID: HeaderName = HeaderName::from_static("msgbus-id");
+const MSGBUS_FIRST_ID: HeaderName = HeaderName::from_static("msgbus-first-id");
+const MSGBUS_LAST_ID: HeaderName = HeaderName::from_static("msgbus-last-id");
 const MSGBUS_EPOCH: HeaderName = HeaderName::from_static("msgbus-epoch");
 const TTL: HeaderName = HeaderName::from_static("ttl");
 /// The longest media type that is kept with a message, in bytes.
@@ -33,24 +36,54 @@ pub(super) async fn publish(
     let ttl = ttl(&request)?;
     let content_type = content_type(request.headers());
     let limit = BodyLimit { size: app.config.max_payload, patience: app.config.timeouts.body };
+    let split = split(&request)?;
     let payload = body::read(request.into_body(), limit).await?;
 
     let size = payload.len();
-    let mut draft = Draft::new(payload);
-    if let Some(ttl) = ttl {
-        draft = draft.ttl(ttl);
-    }
-    if let Some(media_type) = content_type {
-        draft = draft.content_type(media_type);
-    }
-    let published = app.bus.put(topic, draft)?;
-    debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
-
+    let draft = |payload| {
+        let mut draft = Draft::new(payload);
+        if let Some(ttl) = ttl {
+            draft = draft.ttl(ttl);
+        }
+        if let Some(media_type) = &content_type {
+            draft = draft.content_type(media_type.clone());
+        }
+        draft
+    };
     let mut answer = empty(StatusCode::ACCEPTED);
     let headers = answer.headers_mut();
-    headers.insert(MSGBUS_ID, HeaderValue::from(published.id));
-    headers.insert(MSGBUS_EPOCH, HeaderValue::from(published.epoch));
+    if split {
+        // A slice of the body would keep all of it for as long as one line lives.
+        let lines: Vec<Draft> =
+            lines(&payload).map(|line| draft(Bytes::copy_from_slice(line))).collect();
+        let count = lines.len();
+        let published = app.bus.put_all(topic, lines)?;
+        debug!(%peer, %topic, first = published.ids.start, count, bytes = size, "PUT");
+        headers.insert(MSGBUS_FIRST_ID, HeaderValue::from(published.ids.start));
+        headers.insert(MSGBUS_LAST_ID, HeaderValue::from(published.ids.end - 1));
+        headers.insert(MSGBUS_EPOCH, HeaderValue::from(published.epoch));
+    } else {
+        let published = app.bus.put(topic, draft(payload))?;
+        debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
+        headers.insert(MSGBUS_ID, HeaderValue::from(published.id));
+        headers.insert(MSGBUS_EPOCH, HeaderValue::from(published.epoch));
+    }
     Ok(answer)
+}
+
+/// Whether the body is many messages.
+fn split<B>(request: &Request<B>) -> Result<bool, Refusal> {
+    match query(request).get("split")? {
+        None => Ok(false),
+        Some("lines") => Ok(true),
+        Some(_) => Err(Refusal::Parameter { name: "split", why: "use lines".to_owned() }),
+    }
+}
+
+/// The lines of a body: the last line end adds none, and an empty line is one.
+fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let body = body.strip_suffix(b"\n").unwrap_or(body);
+    body.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
 /// How long the message is to live, from the parameter or else the header (RFC 8030, section 5.2).

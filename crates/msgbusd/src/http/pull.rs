@@ -1,34 +1,131 @@
-//! `GET /<topic>`: pulling the next message. docs/protocol.md, section 5.
+//! `GET /<topic>`: pulling, waiting for it, several at a time, and only looking. docs/protocol.md,
+//! section 5.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::{
-    Request,
+    Request, StatusCode,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{Message, TopicName, json};
+use msgbus_core::{
+    BatchLimit, Message, RecvError, TopicName, format_duration, json, parse_duration,
+};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use tokio::{select, time::sleep};
 use tracing::debug;
 
-use super::{Answer, App, accepts, content, error::Refusal, no_store, query};
+use super::{
+    Answer, App, accepts, content, empty, error::Refusal, no_store, position, query, query::Query,
+};
 
 /// What a header value cannot have, and the escape itself.
-const HEADER_ESCAPES: &AsciiSet = &CONTROLS.add(b'%');
+const HEADER_ESCAPES: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
 const OCTETS: &str = "application/octet-stream";
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The most messages, and bytes of payload, in one answer.
+const MOST: BatchLimit = BatchLimit { events: 10_000, bytes: 8 << 20 };
 
-pub(super) fn pull<B>(
+/// Whether a parameter says that this is a pull, whatever the client accepts.
+pub(super) fn is_wanted(query: &Query<'_>) -> bool {
+    ["max", "wait", "peek"].into_iter().any(|name| query.has(name))
+}
+
+pub(super) async fn pull<B>(
     app: &Arc<App>,
     peer: SocketAddr,
     topic: &TopicName,
     request: &Request<B>,
 ) -> Result<Answer, Refusal> {
-    let raw = query(request).only(&["raw"])?.flag("raw")?;
-    let headers = request.headers();
-    let raw = raw || accepts(headers, OCTETS);
+    let query = query(request);
+    if query.flag("peek")? {
+        return peek(app, topic, &query.only(&["peek", "since", "max"])?, request.headers());
+    }
+    if query.has("since") {
+        let why = "it goes with ?peek, ?stream= or a websocket: a pull takes the oldest".to_owned();
+        return Err(Refusal::Parameter { name: "since", why });
+    }
+    let query = query.only(&["raw", "max", "wait", "peek"])?;
+    let wait = wait(&query)?;
+    let max = query.count("max")?;
+    let raw = query.flag("raw")? || (max.is_none() && accepts(request.headers(), OCTETS));
+    if raw && max.is_some() {
+        let why = "one payload is given at a time; leave max out".to_owned();
+        return Err(Refusal::Parameter { name: "raw", why });
+    }
+    let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
 
-    let message = app.bus.get(topic).ok_or_else(|| Refusal::Empty(topic.clone()))?;
-    debug!(%peer, %topic, id = message.id(), "GET");
-    let mut answer = if raw { payload(&message) } else { object(&message) };
+    let mut messages = app.bus.get_all(topic, limit);
+    if messages.is_empty() {
+        match wait {
+            Some(patience) => messages = wait_for(app, topic, limit, patience).await?,
+            None => return Err(Refusal::Empty(topic.clone())),
+        }
+    }
+    for message in &messages {
+        debug!(%peer, %topic, id = message.id(), "GET");
+    }
+    let mut answer = match &messages[..] {
+        [] => empty(StatusCode::NO_CONTENT),
+        _ if max.is_some() => lines(&messages),
+        [message, ..] if raw => payload(message),
+        [message, ..] => object(message),
+    };
+    no_store(&mut answer);
+    Ok(answer)
+}
+
+fn wait(query: &Query<'_>) -> Result<Option<Duration>, Refusal> {
+    let Some(text) = query.get("wait")? else { return Ok(None) };
+    match parse_duration(text) {
+        Ok(wait) if !wait.is_zero() && wait <= LONGEST_WAIT => Ok(Some(wait)),
+        Ok(_) => {
+            let why = format!("use more than 0, and at most {}", format_duration(LONGEST_WAIT));
+            Err(Refusal::Parameter { name: "wait", why })
+        }
+        Err(error) => Err(Refusal::Parameter { name: "wait", why: error.to_string() }),
+    }
+}
+
+/// Waits for messages; none, when the time is over or the server stops. A client that goes ends the
+/// wait, and what it waited for is for the next one.
+async fn wait_for(
+    app: &App,
+    topic: &TopicName,
+    limit: BatchLimit,
+    patience: Duration,
+) -> Result<Vec<Message>, Refusal> {
+    let deadline = sleep(patience);
+    tokio::pin!(deadline);
+    loop {
+        let pull = app.bus.wait(topic, limit)?;
+        select! {
+            biased;
+            () = app.tasks.drain.cancelled() => return Ok(Vec::new()),
+            pulled = pull => match pulled {
+                Ok(messages) => return Ok(messages),
+                // The next one of that name may have some.
+                Err(RecvError::Deleted) => {}
+                Err(_) => return Ok(Vec::new()),
+            },
+            () = &mut deadline => return Ok(Vec::new()),
+        }
+    }
+}
+
+fn peek(
+    app: &App,
+    topic: &TopicName,
+    query: &Query<'_>,
+    headers: &HeaderMap,
+) -> Result<Answer, Refusal> {
+    let from = if query.has("since") { Some(position::requested(query, headers)?) } else { None };
+    let max = query.count("max")?;
+    let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
+    let empty = || Refusal::Empty(topic.clone());
+    let peek = app.bus.peek(topic, from, limit).ok_or_else(empty)?;
+    let first = peek.messages.first().ok_or_else(empty)?;
+    let mut answer = if max.is_some() { lines(&peek.messages) } else { object(first) };
+    position::tell(answer.headers_mut(), first.topic().epoch, peek.start);
     no_store(&mut answer);
     Ok(answer)
 }
@@ -37,6 +134,15 @@ fn object(message: &Message) -> Answer {
     let mut body = Vec::with_capacity(json::size_hint(message));
     json::write_message(&mut body, message);
     content("application/json", body)
+}
+
+fn lines(messages: &[Message]) -> Answer {
+    let mut body = Vec::with_capacity(messages.iter().map(json::size_hint).sum());
+    for message in messages {
+        json::write_message(&mut body, message);
+        body.push(b'\n');
+    }
+    content("application/x-ndjson", body)
 }
 
 fn payload(message: &Message) -> Answer {

@@ -24,6 +24,11 @@ impl<'a> Query<'a> {
         }
     }
 
+    /// Whether a parameter is there, whatever its value.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(known, _)| known == name)
+    }
+
     /// The value of a parameter that may be given once.
     pub(super) fn get(&self, name: &'static str) -> Result<Option<&str>, Refusal> {
         let mut values = self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| value);

@@ -19,14 +19,14 @@ use http_body_util::Either;
 use hyper::{
     Request, Response,
     body::{Body, Frame},
-    header::{self, HeaderName, HeaderValue},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use msgbus_core::{BatchLimit, Event, RecvError, SubscribeOptions, Subscription, TopicName};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::debug;
 
-use super::{Answer, App, accepts, error::Refusal, position, query};
+use super::{Answer, App, accepts, error::Refusal, position, query, query::Query};
 use crate::frames::{Form, Ring};
 
 /// How long a stream is silent at most, where its format has a way to say nothing.
@@ -36,8 +36,8 @@ const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// The format that the request asks for, if it asks for a stream at all.
-pub(super) fn wanted<B>(request: &Request<B>) -> Result<Option<Form>, Refusal> {
-    if let Some(format) = query(request).get("stream")? {
+pub(super) fn wanted(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Form>, Refusal> {
+    if let Some(format) = query.get("stream")? {
         return match format {
             "sse" => Ok(Some(Form::Sse)),
             "ndjson" => Ok(Some(Form::JsonLine)),
@@ -47,7 +47,6 @@ pub(super) fn wanted<B>(request: &Request<B>) -> Result<Option<Form>, Refusal> {
             }
         };
     }
-    let headers = request.headers();
     Ok(if accepts(headers, "text/event-stream") {
         Some(Form::Sse)
     } else if accepts(headers, "application/x-ndjson") {
@@ -73,7 +72,11 @@ pub(super) fn stream<B>(
         }
         position => (position?, ""),
     };
-    let options = SubscribeOptions { from, lag: position::lag(&query)? };
+    let options = SubscribeOptions {
+        from,
+        lag: position::lag(&query)?,
+        label: Some(peer.to_string().into()),
+    };
     let subscription = app.bus.subscribe(topic, options)?;
     debug!(%peer, %topic, from = subscription.start().next_id, "Stream");
 
@@ -82,6 +85,7 @@ pub(super) fn stream<B>(
         Form::JsonLine => "application/x-ndjson",
         _ => "application/octet-stream",
     };
+    let (epoch, start) = (subscription.topic().epoch, subscription.start());
     let mut answer = Response::new(Either::Right(Live::new(app, peer, subscription, form, note)));
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -89,11 +93,7 @@ pub(super) fn stream<B>(
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Says to nginx not to hold the stream back.
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
-    if let Either::Right(live) = answer.body() {
-        let mut told = header::HeaderMap::new();
-        position::tell(&mut told, &live.subscription);
-        answer.headers_mut().extend(told);
-    }
+    position::tell(headers, epoch, start);
     Ok(answer)
 }
 

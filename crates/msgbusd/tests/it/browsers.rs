@@ -12,7 +12,7 @@ async fn a_foreign_page_can_neither_publish_nor_pull_nor_delete() {
     daemon.put("/t", "x").await;
     for method in ["PUT", "POST", "GET", "DELETE", "OPTIONS"] {
         let reply = daemon.send(method, "/t", &[FOREIGN], b"").await;
-        reply.refuses(403, "--allow-origin https://evil.example");
+        reply.refuses(403, "https://evil.example are not allowed; --allow-origin");
         assert_eq!(reply.header("Access-Control-Allow-Origin"), None);
     }
     daemon.send("GET", "/t", &["Origin: null"], b"").await.refuses(403, "not allowed");
@@ -45,6 +45,25 @@ async fn the_servers_own_pages_and_links_to_it_are_fine() {
     assert_eq!(daemon.send("GET", "/t", &frame, b"").await.status, 403);
     let link = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: document"];
     assert_eq!(daemon.send("GET", "/t", &link, b"").await.status, 200);
+}
+
+/// A foreign name that has been made to point here (DNS rebinding) is no name of this server.
+#[tokio::test]
+async fn a_page_is_not_our_own_for_using_a_name_that_points_here() {
+    let daemon = Daemon::start();
+    daemon.put("/t", "x").await;
+    let say = async |headers: &str| {
+        let mut connection = daemon.connect().await;
+        let head = format!("GET /t HTTP/1.1\r\nConnection: close\r\n{headers}\r\n");
+        connection.write(head.as_bytes()).await;
+        connection.reply().await.status
+    };
+    assert_eq!(say("Host: evil.example:80\r\nOrigin: http://evil.example:80\r\n").await, 403);
+    assert_eq!(say("Host: evil.example\r\nSec-Fetch-Site: same-origin\r\n").await, 403);
+    assert_eq!(say("Origin: http://\r\nHost: \r\n").await, 403);
+    assert_eq!(say("Host: localhost:80\r\nOrigin: http://localhost:80\r\n").await, 200);
+    assert_eq!(say("Host: [::1]\r\nSec-Fetch-Site: same-origin\r\n").await, 404);
+    assert_eq!(say("Host: bus.example\r\n").await, 404, "what is no browser may call us anything");
 }
 
 #[tokio::test]

@@ -137,6 +137,16 @@ fn wrong_variables_and_files_are_named_in_one_line() {
 }
 
 #[test]
+fn a_variable_that_is_nearly_a_setting_is_pointed_out() {
+    let mut command = msgbusd(&["--bind", "127.0.0.1:0"]);
+    command.env("MSGBUSD_MAX_TOPIC", "10").env("MSGBUSD_SERVICE_HOST", "10.0.0.1");
+    let daemon = Running::start(&mut command);
+    let warning = "MSGBUSD_MAX_TOPIC is no setting; did you mean MSGBUSD_MAX_TOPICS?";
+    assert!(daemon.opening.contains(warning), "{}", daemon.opening);
+    assert!(!daemon.opening.contains("SERVICE_HOST"), "{}", daemon.opening);
+}
+
+#[test]
 fn help_and_version_go_to_stdout() {
     for flag in ["-h", "--help", "-help"] {
         let output = msgbusd(&[flag]).output().unwrap();
@@ -199,9 +209,10 @@ fn the_ancestors_command_line_works_and_is_explained() {
     assert!(daemon.opening.contains("ttl 1m, per topic 1000 messages"), "{}", daemon.opening);
     daemon.say("PUT /hello");
     daemon.say("GET /hello");
+    daemon.say("GET /hello");
     daemon.signal("-TERM");
     let (_, log) = daemon.end();
-    for line in ["DEBUG PUT", "DEBUG GET", "topic=hello id=0"] {
+    for line in ["DEBUG PUT", "DEBUG GET", "topic=hello id=0", "refused", "no messages enqueued"] {
         assert!(log.contains(line), "no {line:?} in {log}");
     }
 }
@@ -273,6 +284,8 @@ fn what_is_cut_at_the_end_is_said_and_a_second_signal_ends_at_once() {
     while !log.contains("draining") {
         assert_ne!(daemon.log.read_line(&mut log).unwrap(), 0, "{log}");
     }
+    // At once it would be part of the first.
+    std::thread::sleep(std::time::Duration::from_millis(400));
     daemon.signal("-TERM");
     let (status, log) = daemon.end();
     assert_eq!(status.code(), Some(130), "{log}");

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use msgbus_core::{Overflow, TopicRule};
 
+use tokio::io::AsyncWriteExt as _;
+
 use crate::support::{Daemon, soon};
 
 #[tokio::test]
@@ -59,6 +61,19 @@ async fn a_huge_upload_gets_its_answer_before_it_is_read() {
     connection.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999\r\n\r\n").await;
     // No byte of the body has been sent, and some of it is sent all the same.
     connection.write(&vec![0; 100_000]).await;
+    connection.reply().await.refuses(413, "1048576");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_all_before_it_reads_gets_its_answer_too() {
+    let daemon = Daemon::start();
+    let mut connection = daemon.connect().await;
+    connection.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n").await;
+    for _ in 0..20 {
+        // A connection that is closed too early is reset by this.
+        soon(connection.0.write_all(&vec![0; 100_000])).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     connection.reply().await.refuses(413, "1048576");
 }
 
@@ -188,6 +203,29 @@ async fn ten_thousand_names_in_a_row_meet_the_bound_and_the_bus_goes_on() {
     daemon.put("/new", "x").await.refuses(503, "1000 topics");
     assert_eq!(daemon.send("DELETE", "/t0-0", &[], b"").await.status, 204);
     assert_eq!(daemon.put("/new", "x").await.status, 202);
+}
+
+#[tokio::test]
+async fn lines_are_published_as_messages_all_or_none() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 5);
+    let payloads = || {
+        std::iter::from_fn(|| daemon.bus.get(&"t".parse().unwrap()))
+            .map(|message| message.payload().to_vec())
+            .collect::<Vec<_>>()
+    };
+    let reply = daemon.put("/t?split=lines&ttl=10s", "one\r\ntwo\n\nfour\n").await;
+    assert_eq!(
+        (reply.status, reply.number("Msgbus-First-Id"), reply.number("Msgbus-Last-Id")),
+        (202, 0, 3)
+    );
+    assert!(reply.number("Msgbus-Epoch") > 0);
+    assert_eq!(payloads(), [&b"one"[..], b"two", b"", b"four"]);
+
+    daemon.put("/t?split=lines", "1\n2\n3\n4\n5\n6").await.refuses(413, "6 messages");
+    assert_eq!(daemon.bus.stats().counters.published, 4);
+    assert_eq!(daemon.put("/t?split=lines", "").await.number("Msgbus-Last-Id"), 4);
+    assert_eq!(payloads(), [b""], "an empty body is an empty line");
+    daemon.put("/t?split=words", "x").await.refuses(400, "use lines");
 }
 
 #[tokio::test]

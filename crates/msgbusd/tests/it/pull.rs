@@ -1,8 +1,10 @@
 //! Sections 3 and 5: pulling, and the JSON of messages.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
-use crate::support::Daemon;
+use tokio::time::Instant;
+
+use crate::support::{Daemon, soon};
 
 #[tokio::test]
 async fn a_message_has_these_fields_in_this_order() {
@@ -135,4 +137,143 @@ async fn pulling_does_not_disturb_replay_nor_push_pulling() {
     assert_eq!(live.ids(1).await, [0]);
     assert_eq!(daemon.get("/t").await.message().id(), 0, "pushed, and still to be pulled");
     assert_eq!(daemon.subscribe("/t?since=all").await.ids(1).await, [0], "pulled, and replayed");
+}
+
+fn ids(ndjson: &str) -> Vec<u64> {
+    let id = |line: &str| msgbus_core::json::read_message(line.as_bytes()).unwrap().id();
+    ndjson.lines().map(id).collect()
+}
+
+#[tokio::test]
+async fn several_come_as_lines_of_json() {
+    let daemon = Daemon::start();
+    for _ in 0..5 {
+        daemon.put("/t", "x").await;
+    }
+    let some = daemon.send("GET", "/t?max=3", &["Accept: text/event-stream"], b"").await;
+    assert_eq!(some.header("Content-Type"), Some("application/x-ndjson"));
+    assert_eq!(ids(some.text()), [0, 1, 2]);
+    assert_eq!(ids(daemon.get("/t?max=100").await.text()), [3, 4]);
+    assert_eq!(daemon.get("/t?max=100").await.status, 404);
+    for (target, mention) in
+        [("/t?max=0", "1 or more"), ("/t?max=all", "1 or more"), ("/t?max=2&raw", "leave max out")]
+    {
+        daemon.get(target).await.refuses(400, mention);
+    }
+}
+
+#[tokio::test]
+async fn a_pull_can_wait() {
+    let daemon = Daemon::start();
+    let publish = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        daemon.put("/t", "late").await;
+        daemon.put("/t", "later").await;
+    };
+    let (reply, ()) = tokio::join!(daemon.get("/t?wait=20s"), publish);
+    assert_eq!(reply.message().payload(), "late");
+    assert_eq!(
+        ids(daemon.get("/t?wait=20s&max=5").await.text()),
+        [1],
+        "what is there comes at once"
+    );
+    for (target, mention) in [
+        ("/t?wait=61s", "at most 1m"),
+        ("/t?wait=0", "at most 1m"),
+        ("/t?wait=20", "not a duration"),
+        ("/t?wait=1s&peek", "unknown parameter \"wait\""),
+        ("/t?wait=1s&stream=sse", "unknown parameter \"stream\""),
+        ("/t?since=all", "goes with"),
+    ] {
+        daemon.get(target).await.refuses(400, mention);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_is_over_is_204() {
+    let daemon = Daemon::start();
+    let start = Instant::now();
+    let reply = daemon.get("/t?wait=40s").await;
+    assert_eq!((reply.status, &reply.body[..]), (204, &b""[..]));
+    assert!((40..42).contains(&start.elapsed().as_secs()));
+}
+
+#[tokio::test]
+async fn those_who_wait_are_served_in_order_of_arrival() {
+    let daemon = Daemon::start();
+    let topic = "t".parse().unwrap();
+    let mut waiting = Vec::new();
+    for count in 1..=5 {
+        let mut connection = daemon.connect().await;
+        let request = b"GET /t?wait=60s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        connection.write(request).await;
+        waiting.push(connection);
+        soon(async {
+            while daemon.bus.topic(&topic).is_none_or(|stats| stats.waiters < count) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+    // The second one goes: the server sees it, and it takes nothing.
+    drop(waiting.remove(1));
+    soon(async {
+        while daemon.bus.topic(&topic).unwrap().waiters > 4 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    for _ in 0..4 {
+        daemon.put("/t", "x").await;
+    }
+    for (id, mut connection) in waiting.into_iter().enumerate() {
+        assert_eq!(connection.reply().await.message().id(), id as u64);
+    }
+}
+
+#[tokio::test]
+async fn a_wait_ends_with_the_server_and_survives_a_delete() {
+    let daemon = Daemon::start();
+    let topic = "t".parse().unwrap();
+    let mut waiting = daemon.connect().await;
+    waiting.write(b"GET /t?wait=60s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    let mut other = daemon.connect().await;
+    other.write(b"GET /other?wait=60s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    soon(async {
+        while daemon.bus.topics().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    daemon.bus.delete(&topic);
+    daemon.put("/t", "anew").await;
+    assert_eq!(waiting.reply().await.message().payload(), "anew");
+    let stopping = daemon.stop();
+    assert_eq!(other.reply().await.status, 204);
+    drop(other);
+    assert_eq!(soon(stopping).await.unwrap().cut, 0);
+}
+
+#[tokio::test]
+async fn peeking_takes_nothing() {
+    let daemon = Daemon::start();
+    daemon.get("/t?peek").await.refuses(404, "no messages");
+    assert_eq!(daemon.get("/").await.text(), "", "and creates nothing");
+    let mut epoch = 0;
+    for n in 0..4 {
+        epoch = daemon.put("/t", n.to_string()).await.number("Msgbus-Epoch");
+    }
+    for _ in 0..2 {
+        assert_eq!(daemon.get("/t?peek").await.message().id(), 0);
+    }
+    daemon.get("/t").await;
+    assert_eq!(daemon.get("/t?peek").await.message().id(), 1);
+    let looked = daemon.get("/t?peek&since=all&max=3").await;
+    assert_eq!(ids(looked.text()), [0, 1, 2]);
+    assert_eq!(looked.number("Msgbus-Epoch"), epoch);
+    assert_eq!(ids(daemon.get(&format!("/t?peek&since={epoch}-2&max=9")).await.text()), [3]);
+    let other = daemon.get("/t?peek&since=1-1").await;
+    assert_eq!(other.header("Msgbus-Restarted"), Some("true"));
+    assert_eq!(daemon.get("/t?peek&since=new").await.status, 404);
+    assert_eq!(daemon.get("/t").await.message().id(), 1);
 }

@@ -133,3 +133,41 @@ async fn health_is_ok_while_serving() {
     let reply = daemon.get("/healthz").await;
     assert_eq!((reply.status, reply.text()), (200, "ok\n"));
 }
+
+#[tokio::test]
+async fn topics_and_the_bus_can_be_inspected() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 3);
+    let mut subscriber = daemon.subscribe("/a/b").await;
+    for _ in 0..5 {
+        daemon.put("/a/b", "x").await;
+    }
+    subscriber.ids(5).await;
+    let _late = daemon.subscribe("/a/b?since=0").await;
+    let reply = daemon.get("/-/topics/a/b").await;
+    assert_eq!(reply.header("Content-Type"), Some("application/json"));
+    let topic: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+    for (field, value) in [
+        ("next_id", 5),
+        ("first_id", 2),
+        ("retained", 3),
+        ("evicted", 2),
+        ("max_messages", 3),
+        ("subscribers", 2),
+        ("waiters", 0),
+    ] {
+        assert_eq!(topic[field], value, "{field}");
+    }
+    assert_eq!(topic["overflow"], "drop-oldest");
+    let subscriptions = topic["subscriptions"].as_array().unwrap();
+    assert_eq!(subscriptions[0]["received"], 5);
+    assert_eq!(subscriptions[0]["lag"], 0);
+    assert!(subscriptions[0]["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+    assert_eq!(subscriptions[1]["missed"], 2);
+
+    let books: serde_json::Value =
+        serde_json::from_slice(&daemon.get("/-/stats").await.body).unwrap();
+    assert_eq!((&books["published"], &books["topics"]), (&5.into(), &1.into()));
+    daemon.get("/-/topics/none").await.refuses(404, "no such topic");
+    daemon.get("/-/elsewhere").await.refuses(404, "/-/stats");
+    daemon.put("/-/stats", "x").await.refuses(405, "GET, HEAD");
+}

@@ -1,11 +1,18 @@
 //! From the command line to a request: raw arguments are split by the table of options, then read
 //! into [`Invocation`], whose values are all valid.
 
-use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    future::pending,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use msgbus_client::{Client, Position, TopicName};
 use msgbus_core::parse_duration;
 use pico_args::Arguments;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     config,
@@ -37,6 +44,7 @@ pub(crate) struct Pub {
     pub(crate) ttl: Option<Duration>,
     pub(crate) content_type: Option<String>,
     pub(crate) timeout: Duration,
+    pub(crate) debug: bool,
 }
 
 #[derive(Debug)]
@@ -59,9 +67,18 @@ pub(crate) struct Pull {
     pub(crate) client: Client,
     pub(crate) topic: TopicName,
     pub(crate) count: u64,
-    pub(crate) timeout: Option<Duration>,
+    pub(crate) deadline: Option<Instant>,
     pub(crate) style: Style,
     pub(crate) fail_empty: bool,
+}
+
+impl Pull {
+    pub(crate) async fn out_of_time(&self) {
+        match self.deadline {
+            Some(deadline) => sleep_until(deadline).await,
+            None => pending().await,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +107,8 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
     let split = Split::new(args)?;
     let mut options = Options(Arguments::from_vec(split.options));
-    let help = options.0.contains(["-h", "--help"]);
-    if options.0.contains(["-v", "--version"]) {
+    let help = options.switch("--help") || split.wants_help;
+    if options.switch("--version") {
         return Ok(Invocation::Version);
     }
     let Some(command) = split.command else {
@@ -123,6 +140,8 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
 #[derive(Default)]
 struct Split {
     command: Option<Command>,
+    /// `msgbus help pub` is `msgbus pub --help`.
+    wants_help: bool,
     options: Vec<OsString>,
     arguments: Vec<OsString>,
     /// What `sub` is to run, with everything that follows it.
@@ -143,11 +162,7 @@ impl Split {
                 .to_str()
                 .filter(|text| !only_arguments && text.len() > 1 && text.starts_with('-'));
             if let Some(option) = option {
-                let (name, value) = match option.split_once('=') {
-                    Some((name, value)) => (name, Some(value)),
-                    None => (option, None),
-                };
-                let spec = find(name, split.command)?;
+                let (spec, name, value) = find(option, split.command)?;
                 match (spec.value, value) {
                     (None, Some(_)) => {
                         return Err(Failure::usage(format!("{name} takes no value")));
@@ -156,16 +171,15 @@ impl Split {
                         let value = args.next();
                         let value =
                             value.ok_or_else(|| Failure::usage(format!("{name} needs a value")))?;
-                        split.options.extend([spec.long.into(), value]);
+                        split.options.push(joined(spec, &value));
                     }
-                    (Some(_), Some(value)) => {
-                        split.options.extend([spec.long.into(), value.into()]);
-                    }
+                    (Some(_), Some(value)) => split.options.push(joined(spec, value.as_ref())),
                     (None, None) => split.options.push(spec.long.into()),
                 }
                 continue;
             }
             match split.command {
+                None if arg == "help" && !split.wants_help => split.wants_help = true,
                 None => split.command = Some(command(&arg.to_string_lossy())?),
                 Some(known) if split.arguments.len() < known.spec().most_arguments => {
                     split.arguments.push(arg);
@@ -183,10 +197,13 @@ impl Split {
     /// Refuses options of another command.
     fn check_place(&self) -> Result<(), Failure> {
         let Some(command) = self.command else { return Ok(()) };
-        let stray = OPTIONS
-            .iter()
-            .find(|spec| !spec.belongs_to(command) && self.options.iter().any(|o| o == spec.long));
-        match stray {
+        let is_given = |spec: &OptionSpec| {
+            self.options.iter().any(|option| {
+                let option = option.to_string_lossy();
+                option.split_once('=').map_or(&*option, |(name, _)| name) == spec.long
+            })
+        };
+        match OPTIONS.iter().find(|spec| !spec.belongs_to(command) && is_given(spec)) {
             Some(spec) => Err(Failure::usage(format!(
                 "{} does not belong to msgbus {}; see msgbus {1} --help",
                 spec.long,
@@ -195,6 +212,14 @@ impl Split {
             None => Ok(()),
         }
     }
+}
+
+/// An option and its value in one, so that no value can be taken for an option.
+fn joined(spec: &OptionSpec, value: &OsStr) -> OsString {
+    let mut option = OsString::from(spec.long);
+    option.push("=");
+    option.push(value);
+    option
 }
 
 fn command(name: &str) -> Result<Command, Failure> {
@@ -208,19 +233,35 @@ fn command(name: &str) -> Result<Command, Failure> {
     })
 }
 
-fn find(name: &str, command: Option<Command>) -> Result<&'static OptionSpec, Failure> {
-    let spec = OPTIONS.iter().find(|spec| spec.long == name || spec.short == Some(name));
-    spec.ok_or_else(|| {
-        let fits = |spec: &&OptionSpec| command.is_none_or(|command| spec.belongs_to(command));
-        let names = OPTIONS.iter().filter(fits).map(|spec| spec.long);
-        Failure::usage(match nearest(name, names).filter(|_| name.starts_with("--")) {
-            Some(near) => format!("no such option: {name}; did you mean {near}?"),
-            None if command == Some(Command::Pub) => {
-                format!("no such option: {name}; a message that begins with a dash goes behind --")
-            }
-            None => format!("no such option: {name}; see --help"),
-        })
-    })
+/// The option that an argument is, the name it has there, and the value that is part of it: after
+/// an equals sign, or right behind a short name.
+fn find(
+    option: &str,
+    command: Option<Command>,
+) -> Result<(&'static OptionSpec, &str, Option<&str>), Failure> {
+    let (name, value) = match option.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (option, None),
+    };
+    if let Some(spec) = OPTIONS.iter().find(|o| o.long == name || o.short == Some(name)) {
+        return Ok((spec, name, value));
+    }
+    let attached = OPTIONS.iter().filter(|spec| spec.value.is_some()).find_map(|spec| {
+        let short = spec.short?;
+        Some((spec, short, Some(option.strip_prefix(short)?)))
+    });
+    if let Some(found) = attached {
+        return Ok(found);
+    }
+    let fits = |spec: &&OptionSpec| command.is_none_or(|command| spec.belongs_to(command));
+    let names = OPTIONS.iter().filter(fits).map(|spec| spec.long);
+    Err(Failure::usage(match nearest(name, names).filter(|_| name.starts_with("--")) {
+        Some(near) => format!("no such option: {name}; did you mean {near}?"),
+        None if command == Some(Command::Pub) => {
+            format!("no such option: {name}; a message that begins with a dash goes behind --")
+        }
+        None => format!("no such option: {name}; see --help"),
+    }))
 }
 
 fn too_many(command: Command, arg: &OsString) -> Failure {
@@ -257,8 +298,9 @@ impl Options {
         }
         // As the ancestor: it says nothing.
         self.switch("--wait");
-        let (client, _) = self.client()?;
+        let (client, debug) = self.client()?;
         Ok(Pub {
+            debug,
             topic,
             message: message.filter(|_| !from_input),
             lines,
@@ -297,7 +339,7 @@ impl Options {
         Ok(Pull {
             topic,
             count: self.value("--count", count)?.unwrap_or(1),
-            timeout: self.value("--timeout", duration)?,
+            deadline: self.value("--timeout", duration)?.map(|timeout| Instant::now() + timeout),
             style: self.style()?,
             fail_empty: self.switch("--fail-empty"),
             client,

@@ -2,7 +2,7 @@
 //! `key: value` with the keys `uri` and `debug`.
 
 use std::{
-    env, fs, io,
+    env, fs,
     path::{Path, PathBuf},
 };
 
@@ -22,9 +22,8 @@ pub(crate) fn read(file: Option<PathBuf>) -> Result<Defaults, Failure> {
     let mut defaults = match path {
         Some(path) => match fs::read_to_string(&path) {
             Ok(text) => parse(&path, &text)?,
-            Err(error) if !asked_for && error.kind() == io::ErrorKind::NotFound => {
-                Defaults::default()
-            }
+            // Nobody said that there is one, or that it is for us.
+            Err(_) if !asked_for => Defaults::default(),
             Err(error) => {
                 return Err(Failure::usage(format!("cannot read {}: {error}", path.display())));
             }

@@ -1,15 +1,20 @@
 //! The file in which `sub --cursor` keeps its place: one line, a value of `since`.
 
 use std::{
-    fs,
+    fmt::Display,
+    fs::{self, Permissions},
     io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use msgbus_client::Position;
-use tempfile::NamedTempFile;
+use tempfile::Builder;
 
 use crate::failure::Failure;
+
+/// The mode of a file that was not there, before the umask.
+const NEW_FILE: u32 = 0o666;
 
 #[derive(Debug)]
 pub(crate) struct Cursor {
@@ -18,20 +23,21 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// Reads the file. One that is not there yet is as good as an empty one.
+    /// Reads the file, which need not be there yet.
     pub(crate) fn open(path: PathBuf) -> Result<Self, Failure> {
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => {
-                return Err(Failure::usage(format!("--cursor {}: {error}", path.display())));
-            }
+        // What a link leads to is replaced, not the link.
+        let path = fs::canonicalize(&path).unwrap_or(path);
+        let wrong = |problem: &dyn Display| {
+            Failure::usage(format!("--cursor {}: {problem}", path.display()))
         };
-        let saved = match text.trim() {
-            "" => None,
-            text => Some(text.parse().map_err(|error| {
-                Failure::usage(format!("--cursor {}: {error}", path.display()))
-            })?),
+        let saved = match fs::read_to_string(&path) {
+            // As a crash of the machine can leave it. Beginning anew would skip what was missed.
+            Ok(text) if text.trim().is_empty() => {
+                return Err(wrong(&"it is empty; remove it to begin with --since"));
+            }
+            Ok(text) => Some(text.trim().parse().map_err(|error| wrong(&error))?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(wrong(&error)),
         };
         Ok(Self { path, saved })
     }
@@ -56,7 +62,10 @@ impl Cursor {
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    let mode = fs::metadata(path).map_or(NEW_FILE, |old| old.permissions().mode());
+    let mut file = Builder::new()
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(folder.unwrap_or(Path::new(".")))?;
     file.write_all(text.as_bytes())?;
     file.persist(path)?;
     Ok(())

@@ -28,7 +28,9 @@ impl Failure {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
-            Self::Client(ClientError::Connect { .. }) => Exit::NoConnection,
+            Self::Client(ClientError::Connect { .. } | ClientError::Lost { .. }) => {
+                Exit::NoConnection
+            }
             Self::ClosedPipe => Exit::Done,
             Self::Client(_) | Self::Other(_) | Self::Output(_) => Exit::Error,
         }

@@ -167,7 +167,7 @@ pub(crate) const OPTIONS: [OptionSpec; 18] = [
     OptionSpec::new("--lines", "publish each line of standard input as a message")
         .short("-l")
         .only(&[Pub]),
-    OptionSpec::new("--ttl", "let the message expire after this time, as in 10m")
+    OptionSpec::new("--ttl", "let the message expire earlier than its topic says, as in 10m")
         .value("DURATION")
         .only(&[Pub]),
     OptionSpec::new("--content-type", "say what the message is, as in text/plain")
@@ -210,7 +210,9 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 2] = [
 pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .filter(|(distance, candidate)| {
+            *distance <= 1 + candidate.len() / 4 || name.starts_with(candidate)
+        })
         // Of equals, the one of which it is the beginning.
         .min_by_key(|(distance, candidate)| (*distance, !candidate.starts_with(name)))
         .map(|(_, candidate)| candidate)

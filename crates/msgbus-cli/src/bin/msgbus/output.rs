@@ -7,6 +7,11 @@ use chrono::Local;
 use msgbus_client::Message;
 use msgbus_core::json;
 use tokio::io::{AsyncWriteExt as _, BufWriter, Stdout};
+#[cfg(target_os = "linux")]
+use {
+    std::os::fd::AsFd as _,
+    tokio::{io::Interest, net::unix::pipe::Sender},
+};
 
 use crate::failure::Failure;
 
@@ -122,6 +127,27 @@ impl Output {
     }
 }
 
+/// Waits until nobody reads standard output any more, as far as that can be known: for a pipe.
+#[cfg(target_os = "linux")]
+pub(crate) async fn closed() {
+    let fd = std::io::stdout().as_fd().try_clone_to_owned().ok();
+    // Unchecked: it is only watched, and need neither be a pipe nor be made non-blocking for that.
+    match fd.and_then(|fd| Sender::from_owned_fd_unchecked(fd).ok()) {
+        Some(pipe) => {
+            // Whatever it says, there is nothing to wait for any more.
+            let _ = pipe.ready(Interest::ERROR).await;
+        }
+        // A file or the like: it is never closed.
+        None => std::future::pending().await,
+    }
+}
+
+/// Elsewhere the next write finds out.
+#[cfg(not(target_os = "linux"))]
+pub(crate) async fn closed() {
+    std::future::pending().await
+}
+
 /// A message as JSON, with a line end.
 pub(crate) fn write_json(out: &mut Vec<u8>, message: &Message) {
     json::write_message(out, message);
@@ -137,9 +163,10 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// Says something to the person who runs this, beside the output.
-#[expect(clippy::print_stderr, reason = "this is where notes are printed")]
 pub(crate) fn note(text: &str) {
-    eprintln!("msgbus: {}", printable(text));
+    use std::io::Write as _;
+    // Where nobody listens nothing needs to be said.
+    let _ = writeln!(std::io::stderr(), "msgbus: {}", printable(text));
 }
 
 /// Time, topic, id and payload in one line.
@@ -163,8 +190,13 @@ fn pretty(message: &Message, color: bool) -> String {
 /// direction of what follows, are written out.
 fn printable(text: &str) -> String {
     let is_odd = |c: char| {
+        // Controls, invisible spaces, ends of lines and paragraphs, marks of direction.
         c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            || matches!(
+                c,
+                '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+                    | '\u{2060}'..='\u{206f}' | '\u{feff}'
+            )
     };
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

@@ -72,7 +72,12 @@ async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
     loop {
         let published = timeout_at(deadline, args.client.publish(&args.topic, draft.clone())).await;
         match published {
-            Ok(Ok(_)) => return Ok(()),
+            Ok(Ok(published)) => {
+                if let (true, Some(id)) = (args.debug, published.id) {
+                    note(&format!("{}: published as message {id}", args.topic));
+                }
+                return Ok(());
+            }
             Ok(Err(ClientError::Busy { text, retry_after })) => {
                 wait_for_room(deadline, text, retry_after).await?;
             }
@@ -92,7 +97,7 @@ async fn wait_for_room(
     text: String,
     retry_after: Duration,
 ) -> Result<(), Failure> {
-    if Instant::now() + retry_after > deadline {
+    if retry_after > deadline.saturating_duration_since(Instant::now()) {
         return Err(ClientError::Busy { text, retry_after }.into());
     }
     sleep(retry_after).await;

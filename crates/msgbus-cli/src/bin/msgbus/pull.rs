@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use msgbus_client::ClientError;
+use msgbus_client::{ClientError, Message};
 use tokio::{
     select,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
@@ -17,53 +17,85 @@ use crate::{
 
 /// How often to look for messages that are waited for.
 const POLL_EVERY: Duration = Duration::from_millis(100);
-/// How long an answer may take when nothing else was said.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a request that is under way is let finish when the time is over: given up earlier, it
+/// might lose a message.
+const GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: Pull, mut stop: Stop) -> Result<Exit, Failure> {
     let mut output = Output::new(args.style);
-    let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
     let mut pulled = 0;
-    while pulled < args.count {
-        // A pull that is under way is not given up: its message would be lost.
-        match pull(&args).await? {
-            Some(message) => {
+    let ended = loop {
+        if pulled == args.count {
+            break Ended::Counted;
+        }
+        let next = Instant::now() + POLL_EVERY;
+        match pull(&args, &mut stop).await? {
+            Ok(Some(message)) => {
                 output.write(&message).await?;
                 output.flush().await?;
                 pulled += 1;
             }
-            None => match deadline {
-                Some(deadline) if Instant::now() < deadline => {
-                    select! {
-                        () = sleep_until(deadline.min(Instant::now() + POLL_EVERY)) => {}
-                        () = stop.requested() => break,
-                    }
+            Ok(None) if args.deadline.is_none() => break Ended::Empty,
+            Ok(None) => {
+                if let Some(ended) = pause(&args, &mut stop, next).await {
+                    break ended;
                 }
-                _ => break,
-            },
+            }
+            Err(ended) => break ended,
         }
-        if stop.is_requested() {
-            return Ok(Exit::Done);
-        }
-    }
-    let too_few = pulled < args.count && deadline.is_some();
-    let nothing = pulled == 0 && args.fail_empty;
-    Ok(if too_few || nothing { Exit::Nothing } else { Exit::Done })
+    };
+    Ok(match ended {
+        Ended::OutOfTime => Exit::Nothing,
+        Ended::Empty if pulled == 0 && args.fail_empty => Exit::Nothing,
+        Ended::Counted | Ended::Empty | Ended::Stopped => Exit::Done,
+    })
 }
 
-/// Pulls once. While the server asks to come back later, that is done, within the timeout.
-async fn pull(args: &Pull) -> Result<Option<msgbus_client::Message>, Failure> {
-    let deadline = Instant::now() + args.timeout.unwrap_or(PATIENCE).max(PATIENCE);
+/// Why no more is pulled.
+enum Ended {
+    Counted,
+    Empty,
+    OutOfTime,
+    Stopped,
+}
+
+/// Pulls once. While the server asks to come back later, that is done.
+async fn pull(args: &Pull, stop: &mut Stop) -> Result<Result<Option<Message>, Ended>, Failure> {
     loop {
-        let pulled = tokio::time::timeout_at(deadline, args.client.pull(&args.topic)).await;
-        match pulled {
-            Ok(Err(ClientError::Busy { retry_after, .. }))
-                if Instant::now() + retry_after < deadline =>
-            {
-                sleep(retry_after).await;
+        let mut begin = Box::pin(args.client.begin_pull(&args.topic));
+        let begun = select! {
+            begun = &mut begin => begun,
+            ended = end(args, stop) => match timeout(GRACE, begin).await {
+                Ok(begun) => begun,
+                Err(_) => return Ok(Err(ended)),
+            },
+        };
+        match begun {
+            // It is on its way: from here on it is waited for, whatever happens.
+            Ok(Some(pulled)) => return Ok(Ok(Some(pulled.message().await?))),
+            Ok(None) => return Ok(Ok(None)),
+            Err(ClientError::Busy { retry_after, .. }) => {
+                if let Some(ended) = pause(args, stop, Instant::now() + retry_after).await {
+                    return Ok(Err(ended));
+                }
             }
-            Ok(result) => return Ok(result?),
-            Err(_) => return Err(Failure::Other("the server does not answer".to_owned())),
+            Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// Waits until then, unless everything ends before.
+async fn pause(args: &Pull, stop: &mut Stop, until: Instant) -> Option<Ended> {
+    select! {
+        () = sleep_until(until) => None,
+        ended = end(args, stop) => Some(ended),
+    }
+}
+
+/// Waits for the end of the time, or for a signal.
+async fn end(args: &Pull, stop: &mut Stop) -> Ended {
+    select! {
+        () = args.out_of_time() => Ended::OutOfTime,
+        () = stop.requested() => Ended::Stopped,
     }
 }

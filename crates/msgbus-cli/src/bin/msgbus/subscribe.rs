@@ -1,76 +1,129 @@
 //! `msgbus sub`.
 
 use std::{
+    convert::Infallible,
+    env,
+    ffi::OsStr,
     future::{pending, poll_fn},
-    io,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
     pin::pin,
     process::{ExitStatus, Stdio},
     task::Poll,
+    time::Duration,
 };
 
-use msgbus_client::{Event, Message, Position, Subscription};
+use msgbus_client::{Event, Message, Subscription};
 use tokio::{
     io::AsyncWriteExt as _,
     process::Command,
     select,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
     args::Sub,
     cursor::Cursor,
     failure::{Exit, Failure},
-    output::{Output, note, write_json},
+    output::{self, Output, note, write_json},
     signals::Stop,
 };
 
+/// How long output that nobody takes is waited for at the end.
+const LAST_FLUSH: Duration = Duration::from_secs(1);
+
 pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> {
+    if let Some((program, _)) = &args.command {
+        check_program(program)?;
+    }
     let cursor = args.cursor.take().map(Cursor::open).transpose()?;
     let from = cursor.as_ref().and_then(Cursor::saved).unwrap_or(args.since);
-    let subscription = args.client.subscribe(&args.topic, from);
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
-    let output = Output::new(args.style);
-    let mut follower =
-        Follower { args, subscription, output, cursor, handled: 0, place: None, connected: false };
-    let mut timeout = pin!(async move {
-        match deadline {
-            Some(deadline) => sleep_until(deadline).await,
-            None => pending().await,
+    let runs_a_command = args.command.is_some();
+    let mut follower = Follower {
+        subscription: args.client.subscribe(&args.topic, from),
+        output: Output::new(args.style),
+        stop: stop.clone(),
+        args,
+        cursor,
+        handled: 0,
+        connected: false,
+    };
+    let mut end = pin!(async {
+        select! {
+            () = stop.requested() => Ok(Ended::Stopped),
+            () = sleep_until_some(deadline) => Ok(Ended::OutOfTime),
+            () = output::closed(), if !runs_a_command => Err(Failure::ClosedPipe),
         }
     });
-    let exit = loop {
+    let ended = loop {
         if follower.args.count.is_some_and(|count| follower.handled >= count) {
-            break Ok(Exit::Done);
+            break Ok(Ended::Counted);
         }
         let event = select! {
             biased;
-            () = stop.requested() => break Ok(Exit::Done),
-            () = &mut timeout => break Ok(follower.out_of_time()),
+            ended = &mut end => break ended,
             event = follower.next() => event,
         };
         let handled = match event {
-            Ok(event) => follower.handle(event).await,
+            // A command that runs is let finish.
+            Ok(event) if runs_a_command => follower.handle(event).await,
+            Ok(event) => select! {
+                biased;
+                handled = follower.handle(event) => handled,
+                ended = &mut end => break ended,
+            },
             Err(failure) => Err(failure),
         };
         if let Err(failure) = handled {
             break Err(failure);
         }
     };
-    let flushed = follower.settle().await;
-    follower.subscription.close().await;
-    // What ended it counts more than what failed at the end.
-    exit.and_then(|exit| flushed.map(|()| exit))
+    follower.finish(ended).await
+}
+
+/// Why it ends, when nothing is wrong.
+enum Ended {
+    Counted,
+    Stopped,
+    OutOfTime,
+}
+
+async fn sleep_until_some(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// Says at the start, and not at the first message, that a program is not there.
+fn check_program(program: &OsStr) -> Result<(), Failure> {
+    let is_program = |path: &Path| {
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    let name = program.to_string_lossy();
+    let path = env::var_os("PATH").unwrap_or_default();
+    let is_there = if name.contains('/') {
+        is_program(Path::new(program))
+    } else {
+        env::split_paths(&path).any(|folder| is_program(&folder.join(program)))
+    };
+    if is_there {
+        return Ok(());
+    }
+    let hint = if name.contains(' ') { "; for a line of shell use sh -c" } else { "" };
+    Err(Failure::Other(format!("cannot run {name}: there is no such program{hint}")))
 }
 
 struct Follower {
     args: Sub,
     subscription: Subscription,
     output: Output,
+    stop: Stop,
     cursor: Option<Cursor>,
+    /// Messages dealt with.
     handled: u64,
-    /// The position after the last message that was dealt with.
-    place: Option<Position>,
-    /// Whether there has been a connection before.
+    /// Whether there has been a connection.
     connected: bool,
 }
 
@@ -96,9 +149,10 @@ impl Follower {
                     None => self.output.write(&message).await?,
                 }
                 self.handled += 1;
-                self.place = Some(self.subscription.position());
-                if self.cursor.is_some() {
-                    self.settle().await?;
+                if let Some(cursor) = &mut self.cursor {
+                    // The place is kept when the message is out, and not before.
+                    self.output.flush().await?;
+                    cursor.save(self.subscription.position())?;
                 }
             }
             Event::Missed(count) => {
@@ -135,21 +189,27 @@ impl Follower {
         }
     }
 
-    /// Brings out what has been printed, and then, not before, keeps the place.
-    async fn settle(&mut self) -> Result<(), Failure> {
-        self.output.flush().await?;
-        match (&mut self.cursor, self.place) {
-            (Some(cursor), Some(place)) => cursor.save(place),
-            _ => Ok(()),
-        }
+    async fn finish(mut self, ended: Result<Ended, Failure>) -> Result<Exit, Failure> {
+        let flushed = match &ended {
+            Ok(_) => timeout(LAST_FLUSH, self.output.flush()).await.unwrap_or(Ok(())),
+            // What could not be written is not tried again.
+            Err(_) => Ok(()),
+        };
+        self.subscription.close().await;
+        let ended = ended?;
+        flushed?;
+        Ok(match ended {
+            Ended::OutOfTime if !self.connected => {
+                note("there was no connection within --timeout");
+                Exit::NoConnection
+            }
+            Ended::OutOfTime if self.args.count.is_some() => Exit::Nothing,
+            Ended::Counted | Ended::Stopped | Ended::OutOfTime => Exit::Done,
+        })
     }
 
-    fn out_of_time(&self) -> Exit {
-        if self.args.count.is_some() { Exit::Nothing } else { Exit::Done }
-    }
-
-    /// Runs the user's command for one message. A signal does not interrupt it: it ends, and then
-    /// so does this.
+    /// Runs the user's command for one message. It has a process group of its own: Ctrl-C is for us,
+    /// and we let it finish.
     async fn run_command(&mut self, message: &Message) -> Result<(), Failure> {
         let Some((program, arguments)) = &self.args.command else { return Ok(()) };
         let name = program.to_string_lossy().into_owned();
@@ -158,6 +218,7 @@ impl Follower {
             .env("MSGBUS_ID", message.id().to_string())
             .env("MSGBUS_TOPIC", message.topic().name.as_str())
             .stdin(Stdio::piped())
+            .process_group(0)
             .spawn()
             .map_err(|error| Failure::Other(format!("cannot run {name}: {error}")))?;
         let mut json = Vec::new();
@@ -168,21 +229,26 @@ impl Follower {
                 // A command need not read its input.
                 let _ = input.write_all(&json).await;
             }
+            pending::<Infallible>().await
         };
-        let work = async { tokio::join!(feed, child.wait()).1 };
         let status = select! {
-            status = work => status,
+            status = child.wait() => status.map_err(Failure::Output)?,
+            never = feed => match never {},
             never = self.subscription.keep_alive() => match never {},
+            () = self.stop.insisted() => {
+                // The process ends in a moment.
+                let _ = child.start_kill();
+                pending().await
+            }
         };
         self.judge(&name, message.id(), status)
     }
 
-    fn judge(&self, name: &str, id: u64, status: io::Result<ExitStatus>) -> Result<(), Failure> {
-        let problem = match status {
-            Ok(status) if status.success() => return Ok(()),
-            Ok(status) => format!("{name} failed on message {id}: {status}"),
-            Err(error) => format!("cannot wait for {name}: {error}"),
-        };
+    fn judge(&self, name: &str, id: u64, status: ExitStatus) -> Result<(), Failure> {
+        if status.success() {
+            return Ok(());
+        }
+        let problem = format!("{name} failed on message {id}: {status}");
         if self.cursor.is_some() {
             return Err(Failure::Other(format!("{problem}; it is the first one the next time")));
         }

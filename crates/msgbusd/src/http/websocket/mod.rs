@@ -32,7 +32,11 @@ pub(super) fn subscribe(
     let query = query(&request).only(&["since", "index", "raw", "lag"])?;
     let form = if query.flag("raw")? { Form::Binary } else { Form::Text };
     let from = position::requested(&query, request.headers())?;
-    let options = SubscribeOptions { from, lag: position::lag(&query)? };
+    let options = SubscribeOptions {
+        from,
+        lag: position::lag(&query)?,
+        label: Some(peer.to_string().into()),
+    };
     let subscription = app.bus.subscribe(topic, options)?;
 
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
@@ -40,7 +44,7 @@ pub(super) fn subscribe(
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    position::tell(headers, &subscription);
+    position::tell(headers, subscription.topic().epoch, subscription.start());
     debug!(%peer, %topic, from = subscription.start().next_id, "Subscribe");
 
     let upgrade = hyper::upgrade::on(&mut request);

@@ -149,12 +149,14 @@ impl Session {
                     silence.as_mut().reset(Instant::now() + LONGEST_SILENCE);
                 }
                 received = self.subscription.recv_batch(&mut events, BATCH) => {
-                    match received {
-                        Ok(()) => self.write(&mut events).await?,
-                        Err(end) => return ControlFlow::Break(End::Over(end)),
+                    if let Err(end) = received {
+                        return ControlFlow::Break(End::Over(end));
                     }
-                    // It has taken bytes just now.
-                    silence.as_mut().reset(Instant::now() + LONGEST_SILENCE);
+                    let start = Instant::now();
+                    self.write(&mut events).await?;
+                    // While it was slow to take bytes nothing was read from it, nor was it pinged.
+                    let until = silence.deadline() + start.elapsed();
+                    silence.as_mut().reset(until);
                 }
                 _ = ping.tick() => self.ping().await?,
                 () = &mut silence => return ControlFlow::Break(End::Silent),
