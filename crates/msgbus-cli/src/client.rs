@@ -1,6 +1,6 @@
 //! Publishing and pulling, over HTTP.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -10,6 +10,8 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use msgbus_core::{Message, Position, TopicName, format_duration, json};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use crate::{
@@ -65,7 +67,16 @@ pub struct Published {
     pub epoch: Option<u64>,
 }
 
-/// A message that the server has taken out and that is on its way: dropping this loses it.
+/// How to pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PullOptions {
+    /// At most so many messages at once; one if not given.
+    pub max: Option<usize>,
+    /// Wait for the first one for so long; the server takes a minute at most.
+    pub wait: Option<Duration>,
+}
+
+/// Messages that the server has taken out and that are on their way: dropping this loses them.
 #[derive(Debug)]
 pub struct Pulled {
     client: Client,
@@ -73,14 +84,81 @@ pub struct Pulled {
 }
 
 impl Pulled {
-    /// Receives the message.
+    /// Receives the messages, at least one.
     ///
     /// # Errors
-    /// See [`ClientError`]. The message is lost then.
-    pub async fn message(self) -> Result<Message, ClientError> {
+    /// See [`ClientError`]. The messages are lost then.
+    pub async fn messages(self) -> Result<Vec<Message>, ClientError> {
         let body = self.client.body(self.response).await?;
-        json::read_message(&body).map_err(|_| self.client.not_msgbus("what came is no message"))
+        let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let messages: Result<Vec<_>, _> = lines.map(json::read_message).collect();
+        messages.map_err(|_| self.client.not_msgbus("what came is no message"))
     }
+}
+
+/// What a look at a topic has shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peeked {
+    /// The messages, in order.
+    pub messages: Vec<Message>,
+    /// The life of the topic that they belong to.
+    pub epoch: Option<u64>,
+    /// How many of those asked for were gone.
+    pub missed: u64,
+    /// Whether the position was from another life of the topic.
+    pub restarted: bool,
+}
+
+/// A topic in a list, as the server describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "docs/protocol.md, section 7.1, describes the fields")]
+pub struct TopicSummary {
+    pub name: String,
+    /// Nanoseconds; 0 for ever.
+    pub ttl: u64,
+    pub created: String,
+    pub epoch: String,
+    pub first_id: u64,
+    pub next_id: u64,
+    pub retained: u64,
+    pub unpulled: u64,
+    pub bytes: u64,
+    pub subscribers: u64,
+    pub waiters: u64,
+    pub published: u64,
+    pub pulled: u64,
+    pub delivered: u64,
+    pub missed: u64,
+    pub expired: u64,
+    pub expired_unpulled: u64,
+    pub evicted: u64,
+    pub evicted_unpulled: u64,
+}
+
+/// A topic with its bounds and subscriptions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "docs/protocol.md, section 10.3, describes the fields")]
+pub struct TopicDetails {
+    #[serde(flatten)]
+    pub topic: TopicSummary,
+    pub max_messages: u64,
+    pub max_bytes: u64,
+    pub overflow: String,
+    pub subscriptions: Vec<SubscriberDetails>,
+}
+
+/// One subscription of a topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "docs/protocol.md, section 10.3, describes the fields")]
+pub struct SubscriberDetails {
+    pub peer: Option<String>,
+    pub next_id: u64,
+    pub received: u64,
+    pub missed: u64,
+    pub lag: u64,
 }
 
 impl Client {
@@ -123,14 +201,29 @@ impl Client {
         topic: &TopicName,
         message: impl Into<Draft>,
     ) -> Result<Published, ClientError> {
-        let Draft { payload, ttl, content_type } = message.into();
-        let query = ttl.map_or(String::new(), |ttl| format!("ttl={}", format_duration(ttl)));
-        let mut request =
-            Request::builder().method(Method::PUT).uri(self.server.topic("http", topic, &query));
+        self.put(topic, message.into(), "").await
+    }
+
+    async fn put(
+        &self,
+        topic: &TopicName,
+        message: Draft,
+        parameter: &str,
+    ) -> Result<Published, ClientError> {
+        let Draft { payload, ttl, content_type } = message;
+        let mut query = parameter.to_owned();
+        if let Some(ttl) = ttl {
+            query.push_str(&format!("&ttl={}", format_duration(ttl)));
+        }
+        let mut request = Request::builder().method(Method::PUT).uri(self.server.topic(
+            "http",
+            topic,
+            query.trim_start_matches('&'),
+        ));
         if let Some(media_type) = content_type {
             request = request.header(header::CONTENT_TYPE, media_type);
         }
-        let response = self.send(request, payload).await?;
+        let response = self.send(request, payload, Self::PATIENCE).await?;
         // The ancestor's first generations answered 200.
         if !matches!(response.status(), StatusCode::ACCEPTED | StatusCode::OK) {
             return Err(self.refusal(response).await);
@@ -144,23 +237,65 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn pull(&self, topic: &TopicName) -> Result<Option<Message>, ClientError> {
-        match self.begin_pull(topic).await? {
-            Some(pulled) => pulled.message().await.map(Some),
+        match self.begin_pull(topic, PullOptions::default()).await? {
+            Some(pulled) => Ok(pulled.messages().await?.pop()),
             None => Ok(None),
         }
     }
 
-    /// Pulls in two steps: when this returns, the server has taken a message out for us, which is
-    /// still on its way.
+    /// Pulls in two steps: when this returns, the server has taken messages out for us, which are
+    /// still on their way. `None` when there is none, or none came in time.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn begin_pull(&self, topic: &TopicName) -> Result<Option<Pulled>, ClientError> {
-        let request =
-            Request::builder().method(Method::GET).uri(self.server.topic("http", topic, ""));
-        let response = self.send(request, Bytes::new()).await?;
+    pub async fn begin_pull(
+        &self,
+        topic: &TopicName,
+        options: PullOptions,
+    ) -> Result<Option<Pulled>, ClientError> {
+        let max = options.max.map(|max| format!("max={max}"));
+        let wait = options.wait.map(|wait| format!("wait={}", format_duration(wait)));
+        let query: Vec<String> = max.into_iter().chain(wait).collect();
+        let patience = Self::PATIENCE + options.wait.unwrap_or_default();
+        self.get(topic, &query.join("&"), patience).await
+    }
+
+    /// Looks at messages without taking them: from a position on, or those that nobody has pulled.
+    /// Empty when there is none.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn peek(
+        &self,
+        topic: &TopicName,
+        from: Option<Position>,
+        max: usize,
+    ) -> Result<Peeked, ClientError> {
+        let since = from.map_or(String::new(), |from| format!("&since={from}"));
+        let query = format!("peek&max={max}{since}");
+        let Some(seen) = self.get(topic, &query, Self::PATIENCE).await? else {
+            return Ok(Peeked::default());
+        };
+        let headers = seen.response.headers();
+        let number = |name| headers.get(name)?.to_str().ok()?.parse().ok();
+        let (epoch, missed) = (number("msgbus-epoch"), number("msgbus-missed").unwrap_or(0));
+        let restarted = headers.contains_key("msgbus-restarted");
+        Ok(Peeked { messages: seen.messages().await?, epoch, missed, restarted })
+    }
+
+    /// A GET of a topic that may be answered with messages.
+    async fn get(
+        &self,
+        topic: &TopicName,
+        query: &str,
+        patience: Duration,
+    ) -> Result<Option<Pulled>, ClientError> {
+        let uri = self.server.topic("http", topic, query);
+        let request = Request::builder().method(Method::GET).uri(uri);
+        let response = self.send(request, Bytes::new(), patience).await?;
         match response.status() {
             StatusCode::OK => Ok(Some(Pulled { client: self.clone(), response })),
+            StatusCode::NO_CONTENT => Ok(None),
             StatusCode::NOT_FOUND => {
                 let text = self.text(response).await?;
                 // Any web server says 404; only this one says so of a topic.
@@ -174,6 +309,75 @@ impl Client {
         }
     }
 
+    /// The topics of the server whose names begin with `prefix`, sorted by name.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn topics(&self, prefix: &str) -> Result<Vec<TopicSummary>, ClientError> {
+        let escape = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let mut topics: Vec<TopicSummary> = Vec::new();
+        loop {
+            let after = topics.last().map_or("", |last| last.name.as_str());
+            let query = format!("prefix={}&after={}", escape(prefix), escape(after));
+            let request = Request::builder()
+                .method(Method::GET)
+                .uri(self.server.root(&query))
+                .header(header::ACCEPT, "application/json");
+            let response = self.send(request, Bytes::new(), Self::PATIENCE).await?;
+            if response.status() != StatusCode::OK {
+                return Err(self.refusal(response).await);
+            }
+            let is_last = !response.headers().contains_key(header::LINK);
+            let page: BTreeMap<String, TopicSummary> = self.json(response).await?;
+            topics.extend(page.into_values());
+            if is_last {
+                return Ok(topics);
+            }
+        }
+    }
+
+    /// Everything that the server says of one topic; `None` when there is no such topic.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn inspect(&self, topic: &TopicName) -> Result<Option<TopicDetails>, ClientError> {
+        let uri = self.server.inspection(topic);
+        let request = Request::builder().method(Method::GET).uri(uri);
+        let response = self.send(request, Bytes::new(), Self::PATIENCE).await?;
+        match response.status() {
+            StatusCode::OK => self.json(response).await.map(Some),
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(self.refusal(response).await),
+        }
+    }
+
+    /// Deletes a topic with its messages. Says whether there was one.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete(&self, topic: &TopicName) -> Result<bool, ClientError> {
+        let uri = self.server.topic("http", topic, "");
+        let request = Request::builder().method(Method::DELETE).uri(uri);
+        let response = self.send(request, Bytes::new(), Self::PATIENCE).await?;
+        match response.status() {
+            StatusCode::NO_CONTENT => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(self.refusal(response).await),
+        }
+    }
+
+    /// Publishes each line of `lines` as a message, all or none.
+    ///
+    /// # Errors
+    /// See [`ClientError`], and [`publish`](Self::publish).
+    pub async fn publish_lines(
+        &self,
+        topic: &TopicName,
+        lines: impl Into<Draft>,
+    ) -> Result<(), ClientError> {
+        self.put(topic, lines.into(), "split=lines").await.map(|_| ())
+    }
+
     /// Subscribes to a topic from a position on. It connects when it is first asked for an event,
     /// and again whenever the connection breaks, and goes on where it was.
     pub fn subscribe(&self, topic: &TopicName, from: Position) -> Subscription {
@@ -184,10 +388,11 @@ impl Client {
         &self,
         request: hyper::http::request::Builder,
         payload: Bytes,
+        patience: Duration,
     ) -> Result<Response<Incoming>, ClientError> {
         // A valid address and an escaped topic make a valid URI; a media type may be anything.
         let request = request.body(Full::new(payload)).map_err(|error| self.broken(&error))?;
-        match timeout(Self::PATIENCE, self.http.request(request)).await {
+        match timeout(patience, self.http.request(request)).await {
             Ok(response) => response.map_err(|error| self.broken(&error)),
             Err(_) => Err(self.silent()),
         }
@@ -224,6 +429,15 @@ impl Client {
             }
             bytes.extend_from_slice(&data);
         }
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        response: Response<Incoming>,
+    ) -> Result<T, ClientError> {
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| self.not_msgbus(&format!("odd JSON: {error}")))
     }
 
     /// An answer for people, in one line.

@@ -32,7 +32,10 @@ mod subscription;
 mod uri;
 mod websocket;
 
-pub use client::{Client, Draft, Published, Pulled};
+pub use client::{
+    Client, Draft, Peeked, Published, PullOptions, Pulled, SubscriberDetails, TopicDetails,
+    TopicSummary,
+};
 pub use error::ClientError;
 pub use msgbus_core::{Message, Position, TopicName};
 pub use subscription::{Event, Subscription};

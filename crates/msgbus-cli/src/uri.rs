@@ -42,6 +42,19 @@ impl ServerUri {
         (self.host.trim_start_matches('[').trim_end_matches(']'), self.port)
     }
 
+    /// The URI of the list of topics.
+    pub(crate) fn root(&self, query: &str) -> String {
+        let Self { host, port, prefix } = self;
+        format!("http://{host}:{port}{prefix}/?{query}")
+    }
+
+    /// The URI at which the server tells about a topic.
+    pub(crate) fn inspection(&self, topic: &TopicName) -> String {
+        let Self { host, port, prefix } = self;
+        let path = utf8_percent_encode(topic.as_str(), ESCAPED);
+        format!("http://{host}:{port}{prefix}/-/topics/{path}")
+    }
+
     /// The full URI of a topic. `query` is empty or what follows the question mark.
     pub(crate) fn topic(&self, scheme: &str, topic: &TopicName, query: &str) -> String {
         let Self { host, port, prefix } = self;

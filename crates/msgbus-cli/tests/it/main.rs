@@ -9,4 +9,5 @@ mod pull;
 mod subscribe;
 mod support;
 mod terminal;
+mod topics;
 mod usage;

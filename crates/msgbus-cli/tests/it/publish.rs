@@ -89,3 +89,23 @@ async fn a_busy_server_is_waited_for_within_the_timeout() {
     patient.is_silent();
     assert_eq!(pulled(&daemon, "t"), [b"x"]);
 }
+
+#[tokio::test]
+async fn many_lines_go_by_the_batch() {
+    let daemon = Daemon::start();
+    let lines: String = (0..2500).map(|n| n.to_string() + "\n").collect();
+    publish(&daemon, &["t", "--split"], lines.as_bytes()).await.is_silent();
+    let expected: Vec<Vec<u8>> = (0..2500).map(|n| n.to_string().into_bytes()).collect();
+    assert_eq!(pulled(&daemon, "t"), expected);
+    publish(&daemon, &["t", "--split"], b"").await.is_silent();
+    publish(&daemon, &["t", "--wait", "as ever"], b"").await.is_silent();
+    assert_eq!(pulled(&daemon, "t"), [b"as ever"]);
+
+    let small = Daemon::with(|config| config.bus.topic.max_messages = 1500);
+    let refused = publish(&small, &["t", "--split", "--timeout=1s"], lines.as_bytes()).await;
+    assert_eq!(refused.code, Some(0), "each batch fits: {refused:?}");
+    let tiny = Daemon::with(|config| config.bus.topic.max_messages = 10);
+    let refused = publish(&tiny, &["t", "--split"], lines.as_bytes()).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("line 1 and what follows"), "{refused:?}");
+}

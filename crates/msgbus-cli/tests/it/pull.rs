@@ -96,3 +96,25 @@ async fn a_server_that_hangs_is_given_up_at_the_timeout() {
     assert_eq!(run(command).await.code, Some(5));
     assert!(start.elapsed() < Duration::from_secs(15));
 }
+
+#[tokio::test]
+async fn max_wait_and_peek_are_the_servers() {
+    let daemon = Daemon::start();
+    for n in 0..5 {
+        daemon.put("t", n.to_string());
+    }
+    let raw = async |args: &[&str]| pull(&daemon, &[args, &["-o", "raw"]].concat()).await.out;
+    assert_eq!(raw(&["--peek"]).await, "0\n");
+    assert_eq!(raw(&["--peek", "--max", "3"]).await, "0\n1\n2\n");
+    assert_eq!(raw(&["--max", "3"]).await, "0\n1\n2\n");
+    assert_eq!(raw(&["--max", "30"]).await, "3\n4\n");
+    assert_eq!(pull(&daemon, &["--peek", "--fail-empty"]).await.code, Some(5));
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        daemon.put("t", "late");
+    };
+    let (waited, ()) = tokio::join!(raw(&["--wait", "20s"]), later);
+    assert_eq!(waited, "late\n");
+    let nothing = pull(&daemon, &["--wait", "100ms", "--fail-empty"]).await;
+    assert_eq!(nothing.code, Some(5));
+}

@@ -507,3 +507,71 @@ async fn a_cursor_keeps_its_link_and_its_mode() {
     std::fs::write(&real, "").unwrap();
     sub(&daemon.uri(), &args).end().await.fails(2, "it is empty; remove it");
 }
+
+#[tokio::test]
+async fn all_new_and_poll_say_where_to_begin_and_end() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cursor");
+    let path = file.to_str().unwrap();
+    for n in 0..2500 {
+        daemon.put("t", n.to_string());
+    }
+    let polled = sub(&daemon.uri(), &["t", "--all", "--poll", "-o", "raw"]).end().await;
+    assert_eq!((polled.code, polled.out.lines().count()), (Some(0), 2500));
+    assert_eq!(polled.out.lines().last(), Some("2499"));
+    assert_eq!(sub(&daemon.uri(), &["none", "--all", "--poll"]).end().await.code, Some(0));
+
+    // With a cursor, each poll goes on where the last one ended.
+    let poll = async |count: &str| {
+        let args = ["t", "--all", "--poll", "--cursor", path, "-n", count, "-o", "raw"];
+        sub(&daemon.uri(), &args).end().await.out
+    };
+    assert_eq!(poll("2").await, "0\n1\n");
+    assert_eq!(poll("1").await, "2\n");
+    let mut new = sub(&daemon.uri(), &["t", "--new", "--cursor", path]);
+    daemon.subscribers(1).await;
+    daemon.put("t", "newest");
+    assert_eq!(new.ids(1).await, [2500]);
+    sub(&daemon.uri(), &["t", "--all", "--since", "3"]).end().await.fails(2, "one of --since");
+    sub(&daemon.uri(), &["t", "--poll", "cat"]).end().await.fails(2, "runs no command");
+}
+
+#[tokio::test]
+async fn strict_makes_a_gap_an_exit_of_6() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 3);
+    for _ in 0..10 {
+        daemon.put("t", "x");
+    }
+    for how in [&["-n", "3"][..], &["--poll"], &["--timeout", "300ms"]] {
+        let args = [&["t", "--strict", "--since", "5"], how].concat();
+        let gap = sub(&daemon.uri(), &args).end().await;
+        assert_eq!(gap.code, Some(6), "{gap:?}");
+        assert!(gap.err.contains("2 messages were gone"), "{gap:?}");
+        let args = [&["t", "--strict", "--since", "7"], how].concat();
+        assert_eq!(sub(&daemon.uri(), &args).end().await.code, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn tail_shows_the_last_ones_and_goes_on() {
+    let daemon = Daemon::start();
+    let tail = |args: &[&str]| {
+        let mut command = msgbus(&[&["tail", "t"], args].concat());
+        command.env("MSGBUS_URI", daemon.uri());
+        Running::start(command)
+    };
+    let mut first = tail(&[]);
+    daemon.subscribers(1).await;
+    for _ in 0..20 {
+        daemon.put("t", "x");
+    }
+    assert_eq!(first.ids(20).await.len(), 20, "it was there from the first on");
+    let mut ten = tail(&[]);
+    assert_eq!(ten.ids(10).await, (10..20).collect::<Vec<_>>());
+    let mut three = tail(&["-n", "3"]);
+    assert_eq!(three.ids(3).await, [17, 18, 19]);
+    daemon.put("t", "x");
+    assert_eq!(three.ids(1).await, [20]);
+    assert_eq!(tail(&["-n", "100", "--timeout", "500ms"]).end().await.out.lines().count(), 21);
+}

@@ -70,7 +70,7 @@ async fn help_is_there_for_all_and_each() {
 #[tokio::test]
 async fn the_documentation_shows_the_real_help() {
     let page = include_str!("../../../../docs/cli.md");
-    for command in ["", "pub", "sub", "pull", "completion", "man"] {
+    for command in ["", "pub", "sub", "pull", "tail", "topics", "info", "rm", "completion", "man"] {
         let args: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let shown = format!("$ msgbus {}\n{}```", args.join(" "), run(msgbus(&args)).await.out);
         assert!(page.contains(&shown), "docs/cli.md does not show this:\n{shown}");

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     config,
+    cursor::Cursor,
     failure::Failure,
     options::{COMMANDS, Command, OPTIONS, OptionSpec, nearest},
     output::Style,
@@ -27,6 +28,9 @@ pub(crate) enum Invocation {
     Pub(Pub),
     Sub(Sub),
     Pull(Pull),
+    Topics(Topics),
+    Info(Info),
+    Rm(Rm),
     Completion(Shell),
     Man,
     /// Of one command, or of all.
@@ -41,6 +45,7 @@ pub(crate) struct Pub {
     /// `None` for what comes on standard input.
     pub(crate) message: Option<OsString>,
     pub(crate) lines: bool,
+    pub(crate) split: bool,
     pub(crate) ttl: Option<Duration>,
     pub(crate) content_type: Option<String>,
     pub(crate) timeout: Duration,
@@ -48,12 +53,18 @@ pub(crate) struct Pub {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are switches of the command line")]
 pub(crate) struct Sub {
     pub(crate) client: Client,
     pub(crate) topic: TopicName,
     /// A program and its arguments, to be run for each message.
     pub(crate) command: Option<(OsString, Vec<OsString>)>,
     pub(crate) since: Position,
+    /// Begin so many messages back, instead of at `since`.
+    pub(crate) back: Option<u64>,
+    /// End when everything that is there has been shown.
+    pub(crate) poll: bool,
+    pub(crate) strict: bool,
     pub(crate) cursor: Option<PathBuf>,
     pub(crate) count: Option<u64>,
     pub(crate) timeout: Option<Duration>,
@@ -67,6 +78,9 @@ pub(crate) struct Pull {
     pub(crate) client: Client,
     pub(crate) topic: TopicName,
     pub(crate) count: u64,
+    pub(crate) max: Option<usize>,
+    pub(crate) wait: Option<Duration>,
+    pub(crate) peek: bool,
     pub(crate) deadline: Option<Instant>,
     pub(crate) style: Style,
     pub(crate) fail_empty: bool,
@@ -79,6 +93,26 @@ impl Pull {
             None => pending().await,
         }
     }
+}
+
+#[derive(Debug)]
+pub(crate) struct Topics {
+    pub(crate) client: Client,
+    pub(crate) prefix: String,
+    pub(crate) json: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Info {
+    pub(crate) client: Client,
+    pub(crate) topic: TopicName,
+    pub(crate) json: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Rm {
+    pub(crate) client: Client,
+    pub(crate) topic: TopicName,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +160,20 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
         Command::Pub => Invocation::Pub(options.publish(&mut arguments)?),
         Command::Sub => Invocation::Sub(options.subscribe(&mut arguments, split.own_command)?),
         Command::Pull => Invocation::Pull(options.pull(&mut arguments)?),
+        Command::Tail => Invocation::Sub(options.tail(&mut arguments)?),
+        Command::Topics => Invocation::Topics(Topics {
+            prefix: arguments.next().map_or(Ok(String::new()), |prefix| text(Some(prefix), ""))?,
+            json: options.switch("--json"),
+            client: options.client()?.0,
+        }),
+        Command::Info => Invocation::Info(Info {
+            topic: topic(&mut arguments)?,
+            json: options.switch("--json"),
+            client: options.client()?.0,
+        }),
+        Command::Rm => {
+            Invocation::Rm(Rm { topic: topic(&mut arguments)?, client: options.client()?.0 })
+        }
         Command::Completion => {
             let shell = text(arguments.next(), "which shell: bash, zsh or fish?")?;
             Invocation::Completion(shell.parse().map_err(Failure::usage)?)
@@ -203,7 +251,11 @@ impl Split {
                 option.split_once('=').map_or(&*option, |(name, _)| name) == spec.long
             })
         };
-        match OPTIONS.iter().find(|spec| !spec.belongs_to(command) && is_given(spec)) {
+        // Two commands may have options of one name.
+        let belongs = |spec: &OptionSpec| {
+            OPTIONS.iter().any(|other| other.long == spec.long && other.belongs_to(command))
+        };
+        match OPTIONS.iter().find(|spec| !belongs(spec) && is_given(spec)) {
             Some(spec) => Err(Failure::usage(format!(
                 "{} does not belong to msgbus {}; see msgbus {1} --help",
                 spec.long,
@@ -243,7 +295,9 @@ fn find(
         Some((name, value)) => (name, Some(value)),
         None => (option, None),
     };
-    if let Some(spec) = OPTIONS.iter().find(|o| o.long == name || o.short == Some(name)) {
+    let fits = |spec: &&OptionSpec| command.is_none_or(|command| spec.belongs_to(command));
+    let named = || OPTIONS.iter().filter(|o| o.long == name || o.short == Some(name));
+    if let Some(spec) = named().find(fits).or_else(|| named().next()) {
         return Ok((spec, name, value));
     }
     let attached = OPTIONS.iter().filter(|spec| spec.value.is_some()).find_map(|spec| {
@@ -253,7 +307,6 @@ fn find(
     if let Some(found) = attached {
         return Ok(found);
     }
-    let fits = |spec: &&OptionSpec| command.is_none_or(|command| spec.belongs_to(command));
     let names = OPTIONS.iter().filter(fits).map(|spec| spec.long);
     Err(Failure::usage(match nearest(name, names).filter(|_| name.starts_with("--")) {
         Some(near) => format!("no such option: {name}; did you mean {near}?"),
@@ -291,10 +344,13 @@ impl Options {
     fn publish(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pub, Failure> {
         let topic = topic(arguments)?;
         let message = arguments.next();
-        let lines = self.switch("--lines");
+        let split = self.switch("--split");
+        let lines = self.switch("--lines") || split;
         let from_input = message.as_ref().is_none_or(|message| message == "-");
         if lines && !from_input {
-            return Err(Failure::usage("--lines reads standard input; leave the message out"));
+            return Err(Failure::usage(
+                "--lines and --split read standard input; leave the message out",
+            ));
         }
         // As the ancestor: it says nothing.
         self.switch("--wait");
@@ -304,6 +360,7 @@ impl Options {
             topic,
             message: message.filter(|_| !from_input),
             lines,
+            split,
             ttl: self.value("--ttl", duration)?,
             content_type: self.value("--content-type", media_type)?,
             timeout: self.value("--timeout", duration)?.unwrap_or(PUBLISH_TIMEOUT),
@@ -318,13 +375,57 @@ impl Options {
     ) -> Result<Sub, Failure> {
         let topic = topic(arguments)?;
         let (client, debug) = self.client()?;
-        let position = |text: &str| text.parse::<Position>().map_err(|error| error.to_string());
+        let (since, ignore_cursor) = self.since()?;
+        let cursor = self.value("--cursor", |path| Ok(PathBuf::from(path)))?;
+        let poll = self.switch("--poll");
+        if poll && command.is_some() {
+            return Err(Failure::usage("--poll shows messages; it runs no command"));
+        }
+        if ignore_cursor && let Some(path) = &cursor {
+            Cursor::forget(path)?;
+        }
         Ok(Sub {
             topic,
             command,
-            since: self.value("--since", position)?.unwrap_or_default(),
-            cursor: self.value("--cursor", |path| Ok(PathBuf::from(path)))?,
+            since,
+            back: None,
+            poll,
+            strict: self.switch("--strict"),
+            cursor,
             count: self.value("--count", count)?,
+            timeout: self.value("--timeout", duration)?,
+            style: self.style()?,
+            quiet: self.switch("--quiet"),
+            debug,
+            client,
+        })
+    }
+
+    /// Where to begin, of three ways to say it; and whether that is so whatever the cursor says.
+    fn since(&mut self) -> Result<(Position, bool), Failure> {
+        let position = |text: &str| text.parse::<Position>().map_err(|error| error.to_string());
+        let since = self.value("--since", position)?;
+        match (since, self.switch("--all"), self.switch("--new")) {
+            (since, false, false) => Ok((since.unwrap_or_default(), false)),
+            (None, true, false) => Ok((Position::All, false)),
+            (None, false, true) => Ok((Position::New, true)),
+            _ => Err(Failure::usage("give one of --since, --all and --new")),
+        }
+    }
+
+    fn tail(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Sub, Failure> {
+        const BACK: u64 = 10;
+        let topic = topic(arguments)?;
+        let (client, debug) = self.client()?;
+        Ok(Sub {
+            topic,
+            command: None,
+            since: Position::New,
+            back: Some(self.value("--count", count)?.unwrap_or(BACK)),
+            poll: false,
+            strict: self.switch("--strict"),
+            cursor: None,
+            count: None,
             timeout: self.value("--timeout", duration)?,
             style: self.style()?,
             quiet: self.switch("--quiet"),
@@ -336,9 +437,15 @@ impl Options {
     fn pull(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pull, Failure> {
         let topic = topic(arguments)?;
         let (client, _) = self.client()?;
+        let max = self.value("--max", count)?.map(|max| usize::try_from(max).unwrap_or(usize::MAX));
+        // One answer is what --max asks for, however many messages it has.
+        let count = self.value("--count", count)?.unwrap_or(1);
         Ok(Pull {
             topic,
-            count: self.value("--count", count)?.unwrap_or(1),
+            count,
+            max,
+            wait: self.value("--wait", duration)?,
+            peek: self.switch("--peek"),
             deadline: self.value("--timeout", duration)?.map(|timeout| Instant::now() + timeout),
             style: self.style()?,
             fail_empty: self.switch("--fail-empty"),

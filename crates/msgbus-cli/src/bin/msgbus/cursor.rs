@@ -42,6 +42,16 @@ impl Cursor {
         Ok(Self { path, saved })
     }
 
+    /// Removes the file, if there is one.
+    pub(crate) fn forget(path: &Path) -> Result<(), Failure> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Failure::usage(format!("--cursor {}: {error}", path.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What the file said, or what was written to it last.
     pub(crate) fn saved(&self) -> Option<Position> {
         self.saved

@@ -54,6 +54,7 @@ pub(crate) enum Exit {
     Usage = 2,
     NoConnection = 3,
     Nothing = 5,
+    Missed = 6,
     SecondSignal = 130,
 }
 

@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn help_names_everything_and_fits_the_screen() {
-        for command in [None, Some(Command::Pub), Some(Command::Sub), Some(Command::Pull)] {
+        for command in COMMANDS.iter().map(|spec| Some(spec.command)).chain([None]) {
             let text = help(command);
             for option in OPTIONS.iter().filter(|o| command.is_some_and(|c| o.belongs_to(c))) {
                 assert!(text.contains(option.long), "{command:?} {}", option.long);

@@ -12,6 +12,7 @@ mod publish;
 mod pull;
 mod signals;
 mod subscribe;
+mod topics;
 
 use std::{env, process::ExitCode};
 
@@ -47,6 +48,9 @@ fn run(invocation: Invocation) -> Result<Exit, Failure> {
         }
         Invocation::Pub(args) => block_on(publish::run(args)),
         Invocation::Pull(args) => block_on(async { pull::run(args, listen()?).await }),
+        Invocation::Topics(args) => block_on(topics::list(args)),
+        Invocation::Info(args) => block_on(topics::info(args)),
+        Invocation::Rm(args) => block_on(topics::remove(args)),
         Invocation::Sub(args) => block_on(async { subscribe::run(args, listen()?).await }),
     }
 }

@@ -7,6 +7,10 @@ pub(crate) enum Command {
     Pub,
     Sub,
     Pull,
+    Tail,
+    Topics,
+    Info,
+    Rm,
     Completion,
     Man,
 }
@@ -25,7 +29,7 @@ pub(crate) struct CommandSpec {
     pub(crate) runs_a_command: bool,
 }
 
-pub(crate) const COMMANDS: [CommandSpec; 5] = [
+pub(crate) const COMMANDS: [CommandSpec; 9] = [
     CommandSpec {
         command: Command::Pub,
         name: "pub",
@@ -61,6 +65,46 @@ pub(crate) const COMMANDS: [CommandSpec; 5] = [
         about: "Take the next message that nobody has taken",
         details: "When there is none, nothing is printed, and that is no error but with --fail-empty.\n\
                   With --timeout it waits that long for --count messages.",
+        most_arguments: 1,
+        runs_a_command: false,
+    },
+    CommandSpec {
+        command: Command::Tail,
+        name: "tail",
+        alias: None,
+        arguments: "TOPIC",
+        about: "Show the last messages, then follow the topic",
+        details: "As sub, but it begins with the last --count messages there are.",
+        most_arguments: 1,
+        runs_a_command: false,
+    },
+    CommandSpec {
+        command: Command::Topics,
+        name: "topics",
+        alias: Some("ls"),
+        arguments: "[PREFIX]",
+        about: "List the topics, with what is in them",
+        details: "With PREFIX, only those whose names begin with it.",
+        most_arguments: 1,
+        runs_a_command: false,
+    },
+    CommandSpec {
+        command: Command::Info,
+        name: "info",
+        alias: None,
+        arguments: "TOPIC",
+        about: "Show everything about a topic, and who follows it",
+        details: "lag is how many messages a subscriber has still before it.",
+        most_arguments: 1,
+        runs_a_command: false,
+    },
+    CommandSpec {
+        command: Command::Rm,
+        name: "rm",
+        alias: None,
+        arguments: "TOPIC",
+        about: "Delete a topic with its messages",
+        details: "Those who follow it are told.",
         most_arguments: 1,
         runs_a_command: false,
     },
@@ -138,34 +182,47 @@ impl OptionSpec {
     }
 }
 
-use Command::{Pub, Pull, Sub};
+use Command::{Info, Pub, Pull, Sub, Tail, Topics};
 
-pub(crate) const OPTIONS: [OptionSpec; 18] = [
-    OptionSpec::new("--count", "end after so many messages [pull: 1]")
+pub(crate) const OPTIONS: [OptionSpec; 27] = [
+    OptionSpec::new("--count", "end after so many messages [pull: 1]; tail: the last ones [10]")
         .short("-n")
         .value("N")
-        .only(&[Sub, Pull]),
+        .only(&[Sub, Pull, Tail]),
     OptionSpec::new("--timeout", "end after this time, as in 30s [pub: 30s]")
         .value("DURATION")
-        .only(&[Pub, Sub, Pull]),
+        .only(&[Pub, Sub, Pull, Tail]),
     OptionSpec::new("--output", "json, raw (the payload) or pretty [terminal: pretty, else json]")
         .short("-o")
         .value("FORMAT")
         .one_of(&["json", "raw", "pretty"])
-        .only(&[Sub, Pull]),
+        .only(&[Sub, Pull, Tail]),
     OptionSpec::new("--no-newline", "no line end after a raw payload")
         .short("-N")
-        .only(&[Sub, Pull]),
+        .only(&[Sub, Pull, Tail]),
+    OptionSpec::new("--wait", "let the server wait for a message, as in 20s, a minute at most")
+        .value("DURATION")
+        .only(&[Pull]),
+    OptionSpec::new("--max", "take up to so many at once").value("N").only(&[Pull]),
+    OptionSpec::new("--peek", "look, and take nothing").only(&[Pull]),
     OptionSpec::new("--fail-empty", "exit with 5 when there was no message").only(&[Pull]),
     OptionSpec::new("--since", "begin at all, new, an id, <epoch>-<id>, 10m ago or a time [new]")
         .value("POSITION")
         .only(&[Sub]),
+    OptionSpec::new("--all", "as --since all").only(&[Sub]),
+    OptionSpec::new("--new", "as --since new, and whatever --cursor says").only(&[Sub]),
+    OptionSpec::new("--poll", "end when everything that is there has been shown").only(&[Sub]),
+    OptionSpec::new("--strict", "exit with 6 when anything was missed").only(&[Sub, Tail]),
     OptionSpec::new("--cursor", "keep the position in FILE, and go on from it the next time")
         .value("FILE")
         .only(&[Sub]),
-    OptionSpec::new("--quiet", "say nothing of lost and new connections").short("-q").only(&[Sub]),
+    OptionSpec::new("--quiet", "say nothing of lost and new connections")
+        .short("-q")
+        .only(&[Sub, Tail]),
     OptionSpec::new("--lines", "publish each line of standard input as a message")
         .short("-l")
+        .only(&[Pub]),
+    OptionSpec::new("--split", "as --lines, but in batches that arrive whole or not at all")
         .only(&[Pub]),
     OptionSpec::new("--ttl", "let the message expire earlier than its topic says, as in 10m")
         .value("DURATION")
@@ -177,19 +234,20 @@ pub(crate) const OPTIONS: [OptionSpec; 18] = [
     OptionSpec::new("--wait", "accepted as it was by the Go msgbus, where it did nothing")
         .short("-w")
         .only(&[Pub]),
+    OptionSpec::new("--json", "one JSON object a line").only(&[Topics, Info]),
     OptionSpec::new("--uri", "the server [http://localhost:8000]").short("-u").value("URI"),
     OptionSpec::new("--config", "a file with defaults [~/.msgbus.yaml]").value("FILE"),
     OptionSpec::new("--debug", "say what happens").short("-d"),
     OptionSpec::new("--color", "auto, always or never [auto]")
         .value("WHEN")
         .one_of(&["auto", "always", "never"])
-        .only(&[Sub, Pull]),
+        .only(&[Sub, Pull, Tail]),
     OptionSpec::new("--version", "print the version").short("-v"),
     OptionSpec::new("--help", "print this").short("-h"),
 ];
 
 /// What a script can tell from the exit code.
-pub(crate) const EXIT_CODES: [(u8, &str); 6] = [
+pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
     (0, "done"),
     (
         1,
@@ -198,6 +256,7 @@ pub(crate) const EXIT_CODES: [(u8, &str); 6] = [
     (2, "wrong usage"),
     (3, "cannot connect"),
     (5, "nothing there (with --fail-empty), or --timeout before --count"),
+    (6, "something was missed (with --strict)"),
     (130, "ended by a second signal"),
 ];
 
@@ -224,15 +283,18 @@ mod tests {
 
     #[test]
     fn the_tables_are_whole() {
-        use Command::{Completion, Man};
-        for command in [Pub, Sub, Pull, Completion, Man] {
+        use Command::{Completion, Man, Rm};
+        for command in [Pub, Sub, Pull, Tail, Topics, Info, Rm, Completion, Man] {
             assert_eq!(command.spec().command, command);
         }
-        let mut names: Vec<&str> =
-            OPTIONS.iter().flat_map(|o| [Some(o.long), o.short]).flatten().collect();
-        let count = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), count, "each name once");
+        for command in COMMANDS {
+            let options = OPTIONS.iter().filter(|option| option.belongs_to(command.command));
+            let mut names: Vec<&str> =
+                options.flat_map(|o| [Some(o.long), o.short]).flatten().collect();
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), count, "each name once in {}", command.name);
+        }
     }
 }

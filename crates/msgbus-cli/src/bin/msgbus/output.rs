@@ -188,7 +188,7 @@ fn pretty(message: &Message, color: bool) -> String {
 
 /// Text that cannot do anything to a terminal: control characters, and those that turn the
 /// direction of what follows, are written out.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let is_odd = |c: char| {
         // Controls, invisible spaces, ends of lines and paragraphs, marks of direction.
         c.is_control()

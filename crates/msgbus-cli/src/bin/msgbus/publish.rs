@@ -15,6 +15,9 @@ use crate::{
     output::note,
 };
 
+/// The most lines, and about the most bytes, of one batch.
+const BATCH_LINES: u64 = 1_000;
+const BATCH_BYTES: usize = 256 << 10;
 /// The most that is read for one message, in bytes: more than any server takes.
 const LARGEST: u64 = 1 << 30;
 
@@ -25,6 +28,9 @@ pub(crate) async fn run(args: Pub) -> Result<Exit, Failure> {
     }
     if std::io::stdin().is_terminal() {
         note("reading the message from the terminal; end it with Ctrl-D");
+    }
+    if args.split {
+        return batches(&args).await;
     }
     if args.lines {
         return lines(&args).await;
@@ -59,6 +65,30 @@ async fn lines(args: &Pub) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Publishes lines by the batch; of a failure it says where.
+async fn batches(args: &Pub) -> Result<Exit, Failure> {
+    let mut input = BufReader::with_capacity(64 << 10, stdin());
+    let mut first = 1_u64;
+    loop {
+        let (mut batch, mut count) = (Vec::new(), 0);
+        while count < BATCH_LINES && batch.len() < BATCH_BYTES {
+            let mut limited = (&mut input).take(LARGEST);
+            if limited.read_until(b'\n', &mut batch).await.map_err(unreadable)? == 0 {
+                break;
+            }
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(Exit::Done);
+        }
+        if let Err(failure) = publish(args, batch.into()).await {
+            note(&format!("line {first} and what follows it have not been published"));
+            return Err(failure);
+        }
+        first += count;
+    }
+}
+
 /// Publishes one message. While the server asks to come back later, that is done.
 async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
     let deadline = Instant::now() + args.timeout;
@@ -70,10 +100,15 @@ async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
         draft = draft.content_type(media_type);
     }
     loop {
-        let published = timeout_at(deadline, args.client.publish(&args.topic, draft.clone())).await;
-        match published {
-            Ok(Ok(published)) => {
-                if let (true, Some(id)) = (args.debug, published.id) {
+        let once = async {
+            if args.split {
+                return args.client.publish_lines(&args.topic, draft.clone()).await.map(|()| None);
+            }
+            args.client.publish(&args.topic, draft.clone()).await.map(|published| published.id)
+        };
+        match timeout_at(deadline, once).await {
+            Ok(Ok(id)) => {
+                if let (true, Some(id)) = (args.debug, id) {
                     note(&format!("{}: published as message {id}", args.topic));
                 }
                 return Ok(());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use msgbus_client::{ClientError, Message};
+use msgbus_client::{ClientError, Message, PullOptions};
 use tokio::{
     select,
     time::{Instant, sleep_until, timeout},
@@ -17,26 +17,34 @@ use crate::{
 
 /// How often to look for messages that are waited for.
 const POLL_EVERY: Duration = Duration::from_millis(100);
+/// What a server may be asked to wait.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How long a request that is under way is let finish when the time is over: given up earlier, it
 /// might lose a message.
 const GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: Pull, mut stop: Stop) -> Result<Exit, Failure> {
     let mut output = Output::new(args.style);
+    if args.peek {
+        return peek(&args, &mut output).await;
+    }
     let mut pulled = 0;
     let ended = loop {
-        if pulled == args.count {
+        if pulled >= args.count {
             break Ended::Counted;
         }
         let next = Instant::now() + POLL_EVERY;
         match pull(&args, &mut stop).await? {
-            Ok(Some(message)) => {
-                output.write(&message).await?;
+            Ok(messages) if !messages.is_empty() => {
+                for message in &messages {
+                    output.write(message).await?;
+                }
                 output.flush().await?;
-                pulled += 1;
+                pulled += messages.len() as u64;
             }
-            Ok(None) if args.deadline.is_none() => break Ended::Empty,
-            Ok(None) => {
+            Ok(_) if args.deadline.is_none() => break Ended::Empty,
+            Ok(_) => {
                 if let Some(ended) = pause(&args, &mut stop, next).await {
                     break ended;
                 }
@@ -60,9 +68,13 @@ enum Ended {
 }
 
 /// Pulls once. While the server asks to come back later, that is done.
-async fn pull(args: &Pull, stop: &mut Stop) -> Result<Result<Option<Message>, Ended>, Failure> {
+async fn pull(args: &Pull, stop: &mut Stop) -> Result<Result<Vec<Message>, Ended>, Failure> {
+    let left = args.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    // A server that waits spares both sides the asking. One of another make answers at once.
+    let wait = args.wait.or(left).map(|wait| wait.clamp(SHORTEST_WAIT, LONGEST_WAIT));
+    let options = PullOptions { max: args.max, wait };
     loop {
-        let mut begin = Box::pin(args.client.begin_pull(&args.topic));
+        let mut begin = Box::pin(args.client.begin_pull(&args.topic, options));
         let begun = select! {
             begun = &mut begin => begun,
             ended = end(args, stop) => match timeout(GRACE, begin).await {
@@ -72,8 +84,8 @@ async fn pull(args: &Pull, stop: &mut Stop) -> Result<Result<Option<Message>, En
         };
         match begun {
             // It is on its way: from here on it is waited for, whatever happens.
-            Ok(Some(pulled)) => return Ok(Ok(Some(pulled.message().await?))),
-            Ok(None) => return Ok(Ok(None)),
+            Ok(Some(pulled)) => return Ok(Ok(pulled.messages().await?)),
+            Ok(None) => return Ok(Ok(Vec::new())),
             Err(ClientError::Busy { retry_after, .. }) => {
                 if let Some(ended) = pause(args, stop, Instant::now() + retry_after).await {
                     return Ok(Err(ended));
@@ -82,6 +94,18 @@ async fn pull(args: &Pull, stop: &mut Stop) -> Result<Result<Option<Message>, En
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Shows what would be pulled.
+async fn peek(args: &Pull, output: &mut Output) -> Result<Exit, Failure> {
+    let count = usize::try_from(args.count).unwrap_or(usize::MAX);
+    let seen = args.client.peek(&args.topic, None, args.max.unwrap_or(count)).await?;
+    for message in &seen.messages {
+        output.write(message).await?;
+    }
+    output.flush().await?;
+    let nothing = seen.messages.is_empty() && args.fail_empty;
+    Ok(if nothing { Exit::Nothing } else { Exit::Done })
 }
 
 /// Waits until then, unless everything ends before.

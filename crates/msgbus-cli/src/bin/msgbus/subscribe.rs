@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use msgbus_client::{Event, Message, Subscription};
+use msgbus_client::{Event, Message, Position, Subscription};
 use tokio::{
     io::AsyncWriteExt as _,
     process::Command,
@@ -37,6 +37,9 @@ pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> 
         check_program(program)?;
     }
     let cursor = args.cursor.take().map(Cursor::open).transpose()?;
+    if let Some(back) = args.back {
+        args.since = before(&args, back).await?;
+    }
     let from = cursor.as_ref().and_then(Cursor::saved).unwrap_or(args.since);
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
     let runs_a_command = args.command.is_some();
@@ -47,8 +50,13 @@ pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> 
         args,
         cursor,
         handled: 0,
+        missed: false,
         connected: false,
     };
+    if follower.args.poll {
+        let ended = follower.poll(from).await.map(|()| Ended::Counted);
+        return follower.finish(ended).await;
+    }
     let mut end = pin!(async {
         select! {
             () = stop.requested() => Ok(Ended::Stopped),
@@ -89,6 +97,13 @@ enum Ended {
     OutOfTime,
 }
 
+/// The position of the message that so many follow.
+async fn before(args: &Sub, back: u64) -> Result<Position, Failure> {
+    let Some(topic) = args.client.inspect(&args.topic).await? else { return Ok(Position::New) };
+    let topic = topic.topic;
+    Ok(Position::Id(topic.next_id.saturating_sub(back).max(topic.first_id)))
+}
+
 async fn sleep_until_some(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
@@ -123,6 +138,8 @@ struct Follower {
     cursor: Option<Cursor>,
     /// Messages dealt with.
     handled: u64,
+    /// Whether anything was gone before it came here.
+    missed: bool,
     /// Whether there has been a connection.
     connected: bool,
 }
@@ -144,22 +161,10 @@ impl Follower {
         let topic = &self.args.topic;
         match event {
             Event::Message(message) => {
-                match &self.args.command {
-                    Some(_) => self.run_command(&message).await?,
-                    None => self.output.write(&message).await?,
-                }
-                self.handled += 1;
-                if let Some(cursor) = &mut self.cursor {
-                    // The place is kept when the message is out, and not before.
-                    self.output.flush().await?;
-                    cursor.save(self.subscription.position())?;
-                }
+                let position = self.subscription.position();
+                self.deal_with(&message, position).await?;
             }
-            Event::Missed(count) => {
-                note(&format!(
-                    "{topic}: {count} messages were gone at the server before they came here"
-                ));
-            }
+            Event::Missed(count) => self.tell_missed(count),
             Event::Restarted => {
                 note(&format!(
                     "{topic}: the topic has begun anew at the server; ids start at 0 again"
@@ -173,6 +178,54 @@ impl Follower {
             _ => {}
         }
         Ok(())
+    }
+
+    async fn deal_with(&mut self, message: &Message, position: Position) -> Result<(), Failure> {
+        match &self.args.command {
+            Some(_) => self.run_command(message).await?,
+            None => self.output.write(message).await?,
+        }
+        self.handled += 1;
+        if let Some(cursor) = &mut self.cursor {
+            // The place is kept when the message is out, and not before.
+            self.output.flush().await?;
+            cursor.save(position)?;
+        }
+        Ok(())
+    }
+
+    fn tell_missed(&mut self, count: u64) {
+        self.missed = true;
+        let topic = &self.args.topic;
+        note(&format!("{topic}: {count} messages were gone at the server before they came here"));
+    }
+
+    /// Shows everything that is there, without waiting for more.
+    async fn poll(&mut self, mut from: Position) -> Result<(), Failure> {
+        const PAGE: usize = 1_000;
+        self.connected = true;
+        loop {
+            let left = self.args.count.map_or(u64::MAX, |count| count - self.handled);
+            let page = PAGE.min(usize::try_from(left).unwrap_or(PAGE));
+            if page == 0 {
+                return Ok(());
+            }
+            let seen = self.args.client.peek(&self.args.topic, Some(from), page).await?;
+            if seen.restarted {
+                self.handle(Event::Restarted).await?;
+            }
+            if seen.missed > 0 {
+                self.tell_missed(seen.missed);
+            }
+            let (Some(last), Some(epoch)) = (seen.messages.last(), seen.epoch) else {
+                return Ok(());
+            };
+            from = Position::After { epoch, id: last.id() };
+            for message in &seen.messages {
+                let position = Position::After { epoch, id: message.id() };
+                self.deal_with(message, position).await?;
+            }
+        }
     }
 
     fn greet(&mut self) -> Result<(), Failure> {
@@ -203,6 +256,7 @@ impl Follower {
                 note("there was no connection within --timeout");
                 Exit::NoConnection
             }
+            _ if self.missed && self.args.strict => Exit::Missed,
             Ended::OutOfTime if self.args.count.is_some() => Exit::Nothing,
             Ended::Counted | Ended::Stopped | Ended::OutOfTime => Exit::Done,
         })

@@ -1,0 +1,129 @@
+//! `msgbus topics`, `msgbus info` and `msgbus rm`.
+
+use std::time::Duration;
+
+use msgbus_client::{SubscriberDetails, TopicDetails, TopicSummary};
+use msgbus_core::format_duration;
+use serde::Serialize;
+
+use crate::{
+    args::{Info, Rm, Topics},
+    failure::{Exit, Failure},
+    output::{print, printable},
+};
+
+pub(crate) async fn list(args: Topics) -> Result<Exit, Failure> {
+    let topics = args.client.topics(&args.prefix).await?;
+    if args.json {
+        print(&topics.iter().map(json_line).collect::<String>())?;
+    } else {
+        let head = ["TOPIC", "MESSAGES", "TO PULL", "BYTES", "SUBSCRIBERS", "PUBLISHED", "MISSED"];
+        print(&table(head, topics.iter().map(row)))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn row(topic: &TopicSummary) -> [String; 7] {
+    [
+        printable(&topic.name),
+        topic.retained.to_string(),
+        topic.unpulled.to_string(),
+        topic.bytes.to_string(),
+        topic.subscribers.to_string(),
+        topic.published.to_string(),
+        topic.missed.to_string(),
+    ]
+}
+
+pub(crate) async fn info(args: Info) -> Result<Exit, Failure> {
+    let Some(details) = args.client.inspect(&args.topic).await? else {
+        return Err(Failure::Other(format!("no such topic: {}", args.topic)));
+    };
+    print(&if args.json { json_line(&details) } else { describe(&details) })?;
+    Ok(Exit::Done)
+}
+
+fn describe(details: &TopicDetails) -> String {
+    let topic = &details.topic;
+    let ttl = match topic.ttl {
+        0 => "for ever".to_owned(),
+        nanoseconds => format_duration(Duration::from_nanos(nanoseconds)),
+    };
+    let mut text = String::new();
+    for (name, value) in [
+        ("topic", printable(&topic.name)),
+        ("created", topic.created.clone()),
+        ("epoch", topic.epoch.clone()),
+        ("ttl", ttl),
+        ("bounds", bounds(details)),
+        ("ids", format!("{} up to, not including, {}", topic.first_id, topic.next_id)),
+        ("messages", format!("{}, {} of them to pull", topic.retained, topic.unpulled)),
+        ("bytes", topic.bytes.to_string()),
+        ("published", topic.published.to_string()),
+        ("pulled", topic.pulled.to_string()),
+        ("delivered", format!("{}, {} missed", topic.delivered, topic.missed)),
+        ("expired", format!("{}, {} never pulled", topic.expired, topic.expired_unpulled)),
+        ("evicted", format!("{}, {} never pulled", topic.evicted, topic.evicted_unpulled)),
+        ("waiting to pull", topic.waiters.to_string()),
+        ("subscribers", topic.subscribers.to_string()),
+    ] {
+        text.push_str(&format!("{name:<16} {value}\n"));
+    }
+    if !details.subscriptions.is_empty() {
+        let head = ["PEER", "NEXT ID", "RECEIVED", "MISSED", "LAG"];
+        text.push('\n');
+        text.push_str(&table(head, details.subscriptions.iter().map(subscriber)));
+    }
+    text
+}
+
+fn bounds(details: &TopicDetails) -> String {
+    let TopicDetails { max_messages, max_bytes, overflow, .. } = details;
+    format!("{max_messages} messages, {max_bytes} bytes, then {overflow}")
+}
+
+fn subscriber(subscription: &SubscriberDetails) -> [String; 5] {
+    [
+        subscription.peer.clone().unwrap_or_default(),
+        subscription.next_id.to_string(),
+        subscription.received.to_string(),
+        subscription.missed.to_string(),
+        subscription.lag.to_string(),
+    ]
+}
+
+pub(crate) async fn remove(args: Rm) -> Result<Exit, Failure> {
+    if args.client.delete(&args.topic).await? {
+        Ok(Exit::Done)
+    } else {
+        Err(Failure::Other(format!("no such topic: {}", args.topic)))
+    }
+}
+
+fn json_line(value: &impl Serialize) -> String {
+    // These types have string keys and nothing that can fail.
+    let mut line = serde_json::to_string(value).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+/// Columns as wide as what is in them: the first to the left, numbers to the right.
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let mut lines = vec![head.map(str::to_owned)];
+    lines.extend(rows);
+    let width = |column: usize| {
+        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default()
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for line in &lines {
+        for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
+            match column {
+                0 => text.push_str(&format!("{cell:<width$}")),
+                _ => text.push_str(&format!("  {cell:>width$}")),
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
