@@ -211,10 +211,7 @@ impl Subscription {
     fn begin(&mut self, socket: Websocket, start: Start) {
         if let (Some(epoch), Some(next_id)) = (start.epoch, start.next_id) {
             // From now on the position is a certain one, even if no message ever comes.
-            self.position = match next_id.checked_sub(1) {
-                Some(id) => Position::After { epoch, id },
-                None => Position::Id(0),
-            };
+            self.position = Position::before(epoch, next_id);
         }
         self.told.restarted = start.restarted;
         self.told.missed = start.missed;

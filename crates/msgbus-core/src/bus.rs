@@ -24,11 +24,11 @@ use crate::{
     event::Peek,
     message::{Draft, Message, TopicInfo},
     name::TopicName,
-    options::Options,
+    options::{BatchLimit, Options, SubscribeOptions},
     position::Position,
     pull::Pull,
     stats::{BusStats, Counters, SubscriberStats, TopicStats},
-    subscription::{BatchLimit, SubscribeOptions, Subscription},
+    subscription::Subscription,
     topic::{BatchSize, Topic},
 };
 

@@ -55,12 +55,12 @@ pub use error::{NoRoom, PublishError, RecvError, SubscribeError};
 pub use event::{Event, Peek, Start};
 pub use message::{Draft, Message, TopicInfo};
 pub use name::{NameError, TopicName};
-pub use options::{Options, Overflow, TopicRule, TopicSettings};
+pub use options::{BatchLimit, Options, Overflow, SubscribeOptions, TopicRule, TopicSettings};
 pub use pattern::{PatternError, TopicPattern};
 pub use position::{Position, PositionError};
 pub use pull::Pull;
 pub use stats::{BusStats, Counters, Departed, SubscriberStats, SubscriptionStats, TopicStats};
-pub use subscription::{BatchLimit, SubscribeOptions, Subscription};
+pub use subscription::Subscription;
 
 /// The examples of the README are tested too.
 #[cfg(doctest)]

@@ -1,8 +1,8 @@
-//! What a bus may be told when it is made: the bounds, and how long messages live.
+//! What a bus may be told: when it is made, and when somebody reads from it.
 
 use std::time::Duration;
 
-use crate::{name::TopicName, pattern::TopicPattern};
+use crate::{cursors::LagPolicy, name::TopicName, pattern::TopicPattern, position::Position};
 
 /// The settings of a bus. `Options::default()` is a bus that needs no thought.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +107,33 @@ impl Options {
             overflow: rule.overflow.unwrap_or(settings.overflow),
         })
     }
+}
+
+/// How to subscribe. A bare [`Position`] converts to it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SubscribeOptions {
+    /// Where to start; by default with the next message published.
+    pub from: Position,
+    /// What to do after falling behind what is retained; by default go on and be told.
+    pub lag: LagPolicy,
+    /// What the subscription is called in [`MessageBus::subscribers`](crate::MessageBus::subscribers),
+    /// as the address of a peer.
+    pub label: Option<Box<str>>,
+}
+
+impl From<Position> for SubscribeOptions {
+    fn from(from: Position) -> Self {
+        Self { from, ..Self::default() }
+    }
+}
+
+/// The bounds of what is taken at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimit {
+    /// The most events, or messages; at least one is taken where there is one.
+    pub events: usize,
+    /// No further message is taken once the payloads come to this many bytes.
+    pub bytes: usize,
 }
 
 #[cfg(test)]

@@ -26,6 +26,11 @@ pub enum Position {
         /// The last id received.
         id: u64,
     },
+    /// Everything of the topic's life `epoch`: the position to keep before a first message has come.
+    Start {
+        /// The epoch of the topic.
+        epoch: u64,
+    },
     /// Everything retained that was created within this time before now.
     Ago(Duration),
     /// Everything retained that was created at this time or later.
@@ -61,13 +66,25 @@ impl Position {
         }
     }
 
-    /// Reads `<epoch>-<id>`, the form in which a server names a message for resuming after it.
+    /// The position of one who has everything of the topic's life `epoch` before message `next_id`.
+    pub fn before(epoch: u64, next_id: u64) -> Self {
+        match next_id.checked_sub(1) {
+            Some(id) => Self::After { epoch, id },
+            None => Self::Start { epoch },
+        }
+    }
+
+    /// Reads `<epoch>-<id>`, the form in which a server names a message for resuming after it, or
+    /// `<epoch>-start`, before there has been one.
     ///
     /// # Errors
     /// When `text` has another form.
     pub fn from_event_id(text: &str) -> Result<Self, PositionError> {
         text.split_once('-')
-            .and_then(|(epoch, id)| Some(Self::After { epoch: number(epoch)?, id: number(id)? }))
+            .and_then(|(epoch, id)| match (number(epoch)?, id) {
+                (epoch, "start") => Some(Self::Start { epoch }),
+                (epoch, id) => Some(Self::After { epoch, id: number(id)? }),
+            })
             .ok_or(PositionError::EventId)
     }
 }
@@ -102,6 +119,7 @@ impl fmt::Display for Position {
             Self::All => f.write_str("all"),
             Self::Id(id) => write!(f, "{id}"),
             Self::After { epoch, id } => write!(f, "{epoch}-{id}"),
+            Self::Start { epoch } => write!(f, "{epoch}-start"),
             Self::Ago(ago) => f.write_str(&format_duration(*ago)),
             Self::At(time) => f.write_str(&time.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
         }
@@ -134,6 +152,7 @@ mod tests {
             ("0", Position::Id(0)),
             ("18446744073709551615", Position::Id(u64::MAX)),
             ("17-4", Position::After { epoch: 17, id: 4 }),
+            ("17-start", Position::Start { epoch: 17 }),
             ("10m", Position::Ago(Duration::from_secs(600))),
             ("2026-11-21T12:00:00Z", Position::At(noon)),
             ("2026-11-21T14:00:00+02:00", Position::At(noon)),

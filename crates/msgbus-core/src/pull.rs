@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    block::block_until, cell::TopicCell, error::RecvError, message::Message,
-    subscription::BatchLimit, waiters::Ticket,
+    block::block_until, cell::TopicCell, error::RecvError, message::Message, options::BatchLimit,
+    waiters::Ticket,
 };
 
 /// A pull that waits for its messages: a future of at least one, up to a limit.

@@ -14,41 +14,14 @@ use futures_core::Stream;
 use crate::{
     block::block_until,
     cell::TopicCell,
-    cursors::{CursorKey, LagPolicy},
+    cursors::CursorKey,
     error::RecvError,
     event::{Event, Start},
     message::TopicInfo,
-    position::Position,
+    options::BatchLimit,
     stats::SubscriptionStats,
     topic::Topic,
 };
-
-/// How to subscribe. A bare [`Position`] converts to it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SubscribeOptions {
-    /// Where to start; by default with the next message published.
-    pub from: Position,
-    /// What to do after falling behind what is retained; by default go on and be told.
-    pub lag: LagPolicy,
-    /// What the subscription is called in [`MessageBus::subscribers`](crate::MessageBus::subscribers),
-    /// as the address of a peer.
-    pub label: Option<Box<str>>,
-}
-
-impl From<Position> for SubscribeOptions {
-    fn from(from: Position) -> Self {
-        Self { from, ..Self::default() }
-    }
-}
-
-/// The bounds of what is taken at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatchLimit {
-    /// The most events, or messages; at least one is taken where there is one.
-    pub events: usize,
-    /// No further message is taken once the payloads come to this many bytes.
-    pub bytes: usize,
-}
 
 /// A live subscription to one topic.
 ///

@@ -17,10 +17,9 @@ use crate::{
     event::{Event, Peek, Start},
     log::Log,
     message::{Draft, Message, TopicInfo},
-    options::{Overflow, TopicSettings},
+    options::{BatchLimit, Overflow, SubscribeOptions, TopicSettings},
     position::Position,
     stats::{Counters, SubscriberStats, SubscriptionStats, TopicStats},
-    subscription::{BatchLimit, SubscribeOptions},
     waiters::{Ticket, Waiters},
 };
 
@@ -380,6 +379,7 @@ impl Topic {
             Position::After { epoch, id } if epoch == self.info.epoch && id < tail => {
                 (id + 1, false)
             }
+            Position::Start { epoch } => (0, epoch != self.info.epoch),
             Position::Id(_) | Position::After { .. } => (0, true),
             Position::At(time) => since(&mut self.log, time),
             Position::Ago(ago) => {

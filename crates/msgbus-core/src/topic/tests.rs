@@ -33,6 +33,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Position::New),
         Just(Position::All),
         (0..40u64).prop_map(Position::Id),
+        (0..3u64).prop_map(|epoch| Position::Start { epoch }),
         (0..2u64, 0..40u64).prop_map(|(epoch, id)| Position::After { epoch, id }),
         (0..200u64).prop_map(|seconds| Position::Ago(Duration::from_secs(seconds))),
     ];
@@ -174,6 +175,7 @@ impl Model {
             Position::All => (self.first_from(0).unwrap_or(tail), false),
             Position::Id(id) if id <= tail => (id, false),
             Position::After { epoch, id } if epoch == self.epoch && id < tail => (id + 1, false),
+            Position::Start { epoch } => (0, epoch != self.epoch),
             Position::Id(_) | Position::After { .. } => (0, true),
             Position::Ago(ago) => (first_created_at(now.utc - ago), false),
             Position::At(time) => (first_created_at(time), false),

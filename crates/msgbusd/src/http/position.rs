@@ -9,13 +9,16 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// What the request says. The header wins silently: it is what a client resumes with by itself.
 pub(super) fn requested(query: &Query<'_>, headers: &HeaderMap) -> Result<Position, Refusal> {
-    let (since, index) = (query.get("since")?, query.get("index")?);
-    if let Some(id) = headers.get(LAST_EVENT_ID) {
-        let position = id.to_str().ok().and_then(|id| Position::from_event_id(id).ok());
-        let why = "use <epoch>-<id>, as the server sent it";
-        return position.ok_or(Refusal::Header { name: "Last-Event-ID", why });
-    }
-    match (since, index) {
+    let by_query = by_query(query)?;
+    let Some(id) = headers.get(LAST_EVENT_ID) else { return Ok(by_query) };
+    let position = id.to_str().ok().and_then(|id| Position::from_event_id(id).ok());
+    let why = "use <epoch>-<id>, as the server sent it";
+    position.ok_or(Refusal::Header { name: "Last-Event-ID", why })
+}
+
+/// What the parameters alone say.
+pub(super) fn by_query(query: &Query<'_>) -> Result<Position, Refusal> {
+    match (query.get("since")?, query.get("index")?) {
         (Some(_), Some(_)) => Err(Refusal::Parameter {
             name: "index",
             why: "since says the same; use one of them".to_owned(),

@@ -21,7 +21,9 @@ use hyper::{
     body::{Body, Frame},
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{BatchLimit, Event, RecvError, SubscribeOptions, Subscription, TopicName};
+use msgbus_core::{
+    BatchLimit, Event, Position, RecvError, SubscribeOptions, Subscription, TopicName,
+};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::debug;
@@ -68,7 +70,8 @@ pub(super) fn stream<B>(
     let (from, note) = match position::requested(&query, request.headers()) {
         // A browser cannot be told by a status: it would only ask again, with the same header.
         Err(Refusal::Header { .. }) if form == Form::Sse => {
-            (msgbus_core::Position::New, ": Last-Event-ID is not of this server, and ignored\n\n")
+            let note = ": Last-Event-ID is not of this server, and ignored\n\n";
+            (position::by_query(&query)?, note)
         }
         position => (position?, ""),
     };
@@ -138,7 +141,20 @@ impl Live {
             let epoch = live.subscription.topic().epoch;
             live.say("restart", &format!("\"epoch\":\"{epoch}\""));
         }
+        if form == Form::Sse {
+            live.name_the_start();
+        }
         live
+    }
+
+    /// Tells a browser where it starts: cut off before the first message, it resumes there and not
+    /// wherever the topic is by then. An id without data is no event.
+    fn name_the_start(&mut self) {
+        let start = self.subscription.start();
+        // What was gone is told again to one who is cut off before it has been told.
+        let wanted = start.next_id - start.missed;
+        let position = Position::before(self.subscription.topic().epoch, wanted);
+        self.pieces.push_back(format!("id: {position}\n\n").into());
     }
 
     /// Says something that is no message, where the format has a way to.

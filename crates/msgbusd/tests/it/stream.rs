@@ -15,6 +15,16 @@ struct Stream {
 
 impl Stream {
     async fn open(daemon: &Daemon, target: &str, headers: &str) -> Self {
+        let mut stream = Self::open_whole(daemon, target, headers).await;
+        if stream.header("content-type") == Some("text/event-stream") {
+            // The start, whose id is tested by itself.
+            while stream.line().await.is_some_and(|line| !line.starts_with("id: ")) {}
+            stream.line().await;
+        }
+        stream
+    }
+
+    async fn open_whole(daemon: &Daemon, target: &str, headers: &str) -> Self {
         let mut connection = daemon.connect().await;
         let request = format!("GET {target} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", daemon.address);
         connection.write(request.as_bytes()).await;
@@ -161,10 +171,11 @@ async fn gaps_and_restarts_are_told() {
     assert_eq!(lines[0], r#"{"event":"gap","missed":2}"#);
     assert_eq!(id(&lines[1]), 3);
 
-    let mut sse = Stream::open(&daemon, "/t?stream=sse&since=1-0", "").await;
+    let mut sse = Stream::open_whole(&daemon, "/t?stream=sse&since=1-0", "").await;
     assert_eq!(sse.header("msgbus-restarted"), Some("true"));
     let restart = format!("data: {{\"epoch\":\"{epoch}\"}}");
     assert_eq!(sse.lines(3).await, ["event: restart", &restart, ""]);
+    assert_eq!(sse.lines(2).await, [&format!("id: {epoch}-start"), ""]);
     assert_eq!(sse.lines(3).await, ["event: gap", "data: {\"missed\":3}", ""]);
     assert_eq!(sse.lines(1).await, [format!("id: {epoch}-3")]);
 
@@ -173,12 +184,32 @@ async fn gaps_and_restarts_are_told() {
     assert_eq!(raw.lines(1).await, ["3"]);
 }
 
+/// An `EventSource` that is cut off before the first message sends back the id of the start.
+#[tokio::test]
+async fn a_browser_can_resume_before_it_has_seen_a_message() {
+    let daemon = Daemon::start();
+    for (published, id) in [(0, "start"), (1, "0"), (2, "1")] {
+        let mut sse = Stream::open_whole(&daemon, "/t?stream=sse", "").await;
+        let start = sse.lines(2).await;
+        assert!(start[0].starts_with("id: ") && start[0].ends_with(&format!("-{id}")), "{start:?}");
+        drop(sse);
+        daemon.put("/t", "while away").await;
+        let header = format!("Last-Event-ID: {}\r\n", start[0].trim_start_matches("id: "));
+        let mut resumed = Stream::open(&daemon, "/t?stream=ndjson", &header).await;
+        assert_eq!(self::id(&resumed.lines(1).await[0]), published);
+    }
+    let mut other_life = Stream::open(&daemon, "/t?stream=ndjson&since=1-start", "").await;
+    assert!(other_life.lines(1).await[0].contains("restart"));
+}
+
 #[tokio::test]
 async fn a_strange_last_event_id_is_ignored_only_where_a_browser_could_not_react() {
     let daemon = Daemon::start();
     let header = "Last-Event-ID: 42\r\n";
-    let mut sse = Stream::open(&daemon, "/t?stream=sse", header).await;
-    assert!(sse.lines(1).await[0].starts_with(": Last-Event-ID is not of this server"));
+    daemon.put("/t", "x").await;
+    let mut sse = Stream::open_whole(&daemon, "/t?stream=sse&since=all", header).await;
+    assert!(sse.lines(2).await[0].starts_with(": Last-Event-ID is not of this server"));
+    assert!(sse.lines(1).await[0].ends_with("-start"), "since counts then");
     for target in ["/t?stream=ndjson", "/t?stream=raw"] {
         let reply = daemon.send("GET", target, &["Last-Event-ID: 42"], b"").await;
         reply.refuses(400, "Last-Event-ID");

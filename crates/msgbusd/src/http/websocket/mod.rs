@@ -54,7 +54,10 @@ pub(super) fn subscribe(
         let Ok(upgraded) = upgrade.await else { return };
         let Ok(parts) = upgraded.downcast::<TokioIo<Socket>>() else { return };
         let socket = parts.io.into_inner();
-        Session::new(&session_app, peer, subscription, form, socket, &parts.read_buf)
+        // Most often nothing; but it keeps the connection's whole read buffer alive.
+        let already_read = parts.read_buf.to_vec();
+        drop(parts.read_buf);
+        Session::new(&session_app, peer, subscription, form, socket, already_read)
             .await
             .run()
             .await;

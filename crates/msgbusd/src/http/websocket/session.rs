@@ -45,8 +45,8 @@ const LARGEST_FROM_CLIENT: usize = 64 << 10;
 /// What is written at once: a client that stops reading pins no more than this.
 const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
 /// The library's buffers, in bytes. It writes control frames only.
-const READ_BUFFER: usize = 4 << 10;
-const CONTROL_BUFFER: usize = 4 << 10;
+const READ_BUFFER: usize = 1 << 10;
+const CONTROL_BUFFER: usize = 1 << 10;
 
 const TOPIC_DELETED: u16 = 4404;
 const TOO_FAR_BEHIND: u16 = 4408;
@@ -85,7 +85,7 @@ impl Session {
         subscription: Subscription,
         form: Form,
         socket: Socket,
-        already_read: &[u8],
+        already_read: Vec<u8>,
     ) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -101,7 +101,7 @@ impl Session {
             last_id: None,
             socket: WebSocketStream::from_partially_read(
                 socket,
-                already_read.to_vec(),
+                already_read,
                 Role::Server,
                 Some(config),
             )
