@@ -9,6 +9,7 @@ mod process;
 mod publish;
 mod pull;
 mod requests;
+mod resume;
 mod stream;
 mod support;
 mod topics;
