@@ -1,0 +1,279 @@
+#!/usr/bin/env node
+// Proves in a real browser what docs/protocol.md says in 6.10 to 6.13: that its EventSource resumes by
+// itself after the network and after the server went away, with nothing missed and nothing twice.
+//
+//     .ci/browser.mjs target/release/msgbusd
+//
+// The page talks to the server through a proxy that stands for the network, and so can be cut. What is
+// published goes to the server directly, and its answers say what the page has to see. The whole record
+// is compared each time: what came too often shows at the latest with the next step.
+import { execFileSync, spawn } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { createRequire } from "node:module";
+import net from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+
+const PLAYWRIGHT = "playwright-core@1.65.1";
+const CHROMIUM = "/usr/bin/chromium";
+const FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+];
+// Chromium tries again after 3 s. This is for a machine that is very busy.
+const PATIENCE = 30_000;
+const CUTS = 4;
+
+const [binary] = process.argv.slice(2);
+if (!binary) {
+    console.error("usage: .ci/browser.mjs <msgbusd>");
+    process.exit(2);
+}
+
+// Everything is cleaned up on exit, however it comes; playwright's own handler ends the browser.
+const temporary = mkdtempSync(join(tmpdir(), "msgbus-browser-"));
+process.env.TMPDIR = temporary;
+let server;
+process.on("exit", () => {
+    // One that never started has no pid, and node would kill this process's own group instead.
+    if (server?.pid) server.kill("SIGKILL");
+    rmSync(temporary, { recursive: true, force: true, maxRetries: 20 });
+});
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
+
+class Failed extends Error {}
+
+/** Waits until `ready` says so; it may throw to end the wait. */
+async function until(what, ready) {
+    const deadline = Date.now() + PATIENCE;
+    for (;;) {
+        const found = await ready();
+        if (found) return found;
+        if (Date.now() > deadline) throw new Failed(`expected: ${what}\ncame: nothing more in ${PATIENCE / 1000} s`);
+        await sleep(50);
+    }
+}
+
+// The server.
+
+let address = "127.0.0.1:0";
+
+async function startServer(...flags) {
+    let log = "";
+    server = spawn(binary, ["--bind", address, ...flags], { stdio: ["ignore", "ignore", "pipe"] });
+    let over = false;
+    server.on("error", (error) => {
+        log += error;
+        over = true;
+    });
+    server.on("exit", (code) => {
+        log += `exit code ${code}`;
+        over = true;
+    });
+    server.stderr.on("data", (data) => (log += data));
+    address = await until("a server that listens", () => {
+        if (over) throw new Failed(`expected: a server\ncame: ${log}`);
+        return /listening on http:\/\/(\S+)/.exec(log)?.[1];
+    });
+}
+
+async function killServer() {
+    const gone = new Promise((resolve) => server.once("exit", resolve));
+    server.kill("SIGKILL");
+    await gone;
+}
+
+let texts = 0;
+
+/** Publishes a message, and returns what the page is to see of it. */
+async function publish() {
+    const text = `message ${texts++}`;
+    const { status, headers } = await fetch(`http://${address}/news`, { method: "PUT", body: text });
+    if (status !== 202) throw new Failed(`expected: 202 to a publish\ncame: ${status}`);
+    const id = headers.get("msgbus-id");
+    return `${headers.get("msgbus-epoch")}-${id} ${id} ${text}`;
+}
+
+async function publishSome(count) {
+    const lines = [];
+    while (lines.length < count) lines.push(await publish());
+    return lines;
+}
+
+// The network.
+
+const network = {
+    down: false,
+    failed: 0,
+    /** What cuts the connection over which something comes next; half of that still gets through. */
+    tear: undefined,
+    clients: new Set(),
+
+    cut() {
+        for (const client of this.clients) client.destroy();
+    },
+};
+
+const proxy = net.createServer((client) => {
+    client.on("error", () => {});
+    if (network.down) {
+        network.failed++;
+        client.destroy();
+        return;
+    }
+    const upstream = net.connect(Number(address.split(":")[1]), "127.0.0.1");
+    network.clients.add(client);
+    upstream.on("error", () => network.failed++);
+    upstream.on("close", () => client.destroy());
+    client.on("close", () => {
+        network.clients.delete(client);
+        upstream.destroy();
+    });
+    client.on("data", (data) => upstream.write(data));
+    upstream.on("data", (data) => {
+        const { tear } = network;
+        if (!tear) return void client.write(data);
+        network.tear = undefined;
+        upstream.pause();
+        client.write(data.subarray(0, data.length / 2), () => tear(client));
+    });
+});
+
+// The page.
+
+async function openBrowser() {
+    const npm = ["install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", "--prefix", temporary];
+    execFileSync("npm", [...npm, PLAYWRIGHT], { stdio: ["ignore", "ignore", "inherit"] });
+    const { chromium } = createRequire(join(temporary, "/"))("playwright-core");
+    return chromium.launchPersistentContext(join(temporary, "profile"), {
+        executablePath: CHROMIUM,
+        args: FLAGS,
+        // What Chromium keeps outside its profile goes with the rest, too.
+        env: { ...process.env, HOME: temporary },
+        // Playwright would end this process without its exit handlers.
+        handleSIGINT: false,
+        handleSIGTERM: false,
+        handleSIGHUP: false,
+    });
+}
+
+/** Runs in the page: subscribes, and keeps a record. */
+function follow() {
+    const source = new EventSource("/news?since=all");
+    const record = { opened: 0, seen: [], source };
+    source.onopen = () => record.opened++;
+    source.onmessage = ({ lastEventId, data }) => {
+        const { id, payload } = JSON.parse(data);
+        record.seen.push(`${lastEventId} ${id} ${atob(payload)}`);
+    };
+    for (const event of ["gap", "restart", "deleted", "lagged"]) {
+        source.addEventListener(event, ({ data }) => record.seen.push(`${event} ${data}`));
+    }
+    window.record = record;
+}
+
+async function look(page) {
+    const record = await page.evaluate(() => {
+        const { opened, seen, source } = window.record;
+        return { opened, seen, givenUp: source.readyState === EventSource.CLOSED };
+    });
+    if (record.givenUp) throw new Failed("expected: an EventSource that tries again\ncame: one that has given up");
+    return record;
+}
+
+/** Waits until the page has seen just these. */
+async function sees(page, expected) {
+    let seen = [];
+    const differs = () => {
+        const at = expected.findIndex((line, index) => line !== seen[index]);
+        const from = at < 0 ? expected.length : at;
+        const show = (lines) => lines.slice(from, from + 5).join("\n    ") || "nothing more";
+        return new Failed(`expected, from event ${from}:\n    ${show(expected)}\ncame:\n    ${show(seen)}`);
+    };
+    await until("", async () => {
+        ({ seen } = await look(page));
+        if (seen.some((line, index) => line !== expected[index])) throw differs();
+        return seen.length === expected.length;
+    }).catch((error) => {
+        throw error instanceof Failed && seen.length < expected.length ? differs() : error;
+    });
+}
+
+const opened = (page, count) =>
+    until(`the EventSource open for the ${count}. time`, async () => (await look(page)).opened >= count);
+
+const failedAttempt = (before) =>
+    until("an attempt to connect that fails", () => network.failed > before);
+
+function proven(what) {
+    console.log(`${(performance.now() / 1000).toFixed(1).padStart(5)} s  ${what}`);
+}
+
+async function main() {
+    await startServer();
+    await new Promise((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+    const browser = await openBrowser();
+    const page = await browser.newPage();
+    await page.goto(`http://127.0.0.1:${proxy.address().port}/healthz`);
+
+    const expected = await publishSome(3);
+    await page.evaluate(follow);
+    await opened(page, 1);
+    expected.push(...(await publishSome(3)));
+    await sees(page, expected);
+    proven("an EventSource sees what was there, and what comes");
+
+    let publishing = true;
+    const publisher = (async () => {
+        while (publishing) {
+            expected.push(await publish());
+            await sleep(20);
+        }
+    })();
+    for (let cut = 1; cut <= CUTS; cut++) {
+        // By turns as if the other end had closed, and with a reset.
+        network.tear = cut % 2 ? (client) => client.destroySoon() : (client) => client.resetAndDestroy();
+        await opened(page, 1 + cut);
+    }
+    publishing = false;
+    await publisher;
+    await sees(page, expected);
+    proven(`cut ${CUTS} times in the middle of an event, it has seen all ${expected.length}, each once and in order`);
+
+    let failed = network.failed;
+    await killServer();
+    await failedAttempt(failed);
+    await startServer("--max-queue-size", "5");
+    const reborn = await publishSome(2);
+    const [epoch] = reborn[0].split("-");
+    expected.push(`restart {"epoch":"${epoch}"}`, ...reborn);
+    await sees(page, expected);
+    expected.push(...(await publishSome(3)));
+    await sees(page, expected);
+    if (!reborn[0].startsWith(`${epoch}-0 `)) throw new Failed(`expected: ids from 0\ncame: ${reborn[0]}`);
+    proven("the server killed and started anew: it is told of the restart, and sees all from id 0");
+
+    failed = network.failed;
+    network.down = true;
+    network.cut();
+    const unseen = await publishSome(20);
+    await failedAttempt(failed);
+    network.down = false;
+    expected.push(`gap {"missed":15}`, ...unseen.slice(15));
+    await sees(page, expected);
+    // Whatever else were under way would come before this.
+    expected.push(await publish());
+    await sees(page, expected);
+    proven("away while 20 messages came where 5 are kept: it is told that 15 are gone, and sees the others");
+
+    await browser.close();
+}
+
+try {
+    await main();
+    process.exit(0);
+} catch (error) {
+    console.error(error instanceof Failed ? error.message : error);
+    process.exit(1);
+}
