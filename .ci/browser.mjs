@@ -87,9 +87,9 @@ async function killServer() {
 let texts = 0;
 
 /** Publishes a message, and returns what the page is to see of it. */
-async function publish() {
+async function publish(topic = "news") {
     const text = `message ${texts++}`;
-    const { status, headers } = await fetch(`http://${address}/news`, { method: "PUT", body: text });
+    const { status, headers } = await fetch(`http://${address}/${topic}`, { method: "PUT", body: text });
     if (status !== 202) throw new Failed(`expected: 202 to a publish\ncame: ${status}`);
     const id = headers.get("msgbus-id");
     return `${headers.get("msgbus-epoch")}-${id} ${id} ${text}`;
@@ -159,8 +159,9 @@ async function openBrowser() {
 }
 
 /** Runs in the page: subscribes, and keeps a record. */
-function follow() {
-    const source = new EventSource("/news?since=all");
+function follow(target) {
+    window.record?.source.close();
+    const source = new EventSource(target);
     const record = { opened: 0, seen: [], source };
     source.onopen = () => record.opened++;
     source.onmessage = ({ lastEventId, data }) => {
@@ -218,7 +219,7 @@ async function main() {
     await page.goto(`http://127.0.0.1:${proxy.address().port}/healthz`);
 
     const expected = await publishSome(3);
-    await page.evaluate(follow);
+    await page.evaluate(follow, "/news?since=all");
     await opened(page, 1);
     expected.push(...(await publishSome(3)));
     await sees(page, expected);
@@ -266,6 +267,19 @@ async function main() {
     expected.push(await publish());
     await sees(page, expected);
     proven("away while 20 messages came where 5 are kept: it is told that 15 are gone, and sees the others");
+
+    await page.evaluate(follow, "/quiet");
+    await opened(page, 1);
+    failed = network.failed;
+    network.down = true;
+    network.cut();
+    const quiet = [await publish("quiet")];
+    await failedAttempt(failed);
+    network.down = false;
+    await sees(page, quiet);
+    quiet.push(await publish("quiet"));
+    await sees(page, quiet);
+    proven("away before it has seen anything at all: it sees what came meanwhile");
 
     await browser.close();
 }

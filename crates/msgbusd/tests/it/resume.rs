@@ -453,7 +453,11 @@ impl Subscriber {
         if event == ":" {
             return;
         }
-        let (first, data) = event.split_once("\ndata: ").unwrap();
+        let Some((first, data)) = event.split_once("\ndata: ") else {
+            let start = self.next.checked_sub(1).map_or("start".to_owned(), |id| id.to_string());
+            assert_eq!(event, format!("id: {}-{start}", self.epoch), "it begins with its start");
+            return;
+        };
         if let Some(id) = first.strip_prefix("id: ") {
             self.object(data);
             let (epoch, last) = self.last.unwrap();
