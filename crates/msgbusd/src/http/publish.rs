@@ -8,7 +8,7 @@ use hyper::{
     body::Incoming,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{Draft, TopicName, parse_duration};
+use msgbus_core::{Draft, PublishError, TopicName, parse_duration};
 use tracing::debug;
 
 use super::{
@@ -52,23 +52,38 @@ pub(super) async fn publish(
     };
     let mut answer = empty(StatusCode::ACCEPTED);
     let headers = answer.headers_mut();
-    if split {
-        // A slice of the body would keep all of it for as long as one line lives.
-        let lines: Vec<Draft> =
-            lines(&payload).map(|line| draft(Bytes::copy_from_slice(line))).collect();
-        let count = lines.len();
-        let published = app.bus.put_all(topic, lines)?;
-        debug!(%peer, %topic, first = published.ids.start, count, bytes = size, "PUT");
-        headers.insert(MSGBUS_FIRST_ID, HeaderValue::from(published.ids.start));
-        headers.insert(MSGBUS_LAST_ID, HeaderValue::from(published.ids.end - 1));
-        headers.insert(MSGBUS_EPOCH, HeaderValue::from(published.epoch));
+    let epoch = if split {
+        let published = app.bus.put_all(topic, split_lines(app, topic, &payload, draft)?)?;
+        let (first, last) = (published.ids.start, published.ids.end - 1);
+        debug!(%peer, %topic, first, last, bytes = size, "PUT");
+        headers.insert(MSGBUS_FIRST_ID, HeaderValue::from(first));
+        headers.insert(MSGBUS_LAST_ID, HeaderValue::from(last));
+        published.epoch
     } else {
         let published = app.bus.put(topic, draft(payload))?;
         debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
         headers.insert(MSGBUS_ID, HeaderValue::from(published.id));
-        headers.insert(MSGBUS_EPOCH, HeaderValue::from(published.epoch));
-    }
+        published.epoch
+    };
+    headers.insert(MSGBUS_EPOCH, HeaderValue::from(epoch));
     Ok(answer)
+}
+
+/// A message for each line, unless they are more than the topic may hold: a body of line ends alone
+/// would become very many before the bus could say so.
+fn split_lines(
+    app: &App,
+    topic: &TopicName,
+    body: &[u8],
+    draft: impl Fn(Bytes) -> Draft,
+) -> Result<Vec<Draft>, PublishError> {
+    let count = lines(body).count();
+    let limit = app.config.bus.settings_for(topic).max_messages;
+    if count > limit {
+        return Err(PublishError::TooMany { count, limit });
+    }
+    // A slice of the body would keep all of it for as long as one line lives.
+    Ok(lines(body).map(|line| draft(Bytes::copy_from_slice(line))).collect())
 }
 
 /// Whether the body is many messages.
