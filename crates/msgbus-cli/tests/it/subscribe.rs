@@ -575,3 +575,34 @@ async fn tail_shows_the_last_ones_and_goes_on() {
     assert_eq!(three.ids(1).await, [20]);
     assert_eq!(tail(&["-n", "100", "--timeout", "500ms"]).end().await.out.lines().count(), 21);
 }
+
+#[tokio::test]
+async fn a_poll_counts_what_expired_between_others() {
+    let daemon = Daemon::start();
+    let short = msgbus_core::Draft::new("gone").ttl(Duration::from_millis(1));
+    daemon.put("t", "0");
+    daemon.bus.put(&name("t"), short).unwrap();
+    daemon.put("t", "2");
+    soon(async {
+        while daemon.bus.topic(&name("t")).unwrap().retained > 2 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let polled = sub(&daemon.uri(), &["t", "--poll", "--since", "0", "--strict"]).end().await;
+    assert_eq!((polled.code, polled.out.lines().count()), (Some(6), 2));
+    assert!(polled.err.contains("1 messages were gone"), "{}", polled.err);
+}
+
+#[tokio::test]
+async fn a_cursor_survives_wrong_usage() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cursor");
+    std::fs::write(&file, "1-1\n").unwrap();
+    let path = file.to_str().unwrap();
+    let wrong = sub("localhost:1", &["t", "--new", "--cursor", path, "--count", "abc"]).end().await;
+    wrong.fails(2, "--count");
+    let away = sub("localhost:1", &["t", "--new", "--cursor", path]).end().await;
+    away.fails(3, "cannot connect");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "1-1\n");
+}

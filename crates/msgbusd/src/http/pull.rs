@@ -54,12 +54,13 @@ pub(super) async fn pull<B>(
     }
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
 
-    let mut messages = app.bus.get_all(topic, limit);
-    if messages.is_empty() {
-        match wait {
-            Some(patience) => messages = wait_for(app, topic, limit, patience).await?,
-            None => return Err(Refusal::Empty(topic.clone())),
-        }
+    let messages = match wait {
+        // Even for what is there it queues: others may have waited longer.
+        Some(patience) => wait_for(app, topic, limit, patience).await?,
+        None => app.bus.get_all(topic, limit),
+    };
+    if messages.is_empty() && wait.is_none() {
+        return Err(Refusal::Empty(topic.clone()));
     }
     for message in &messages {
         debug!(%peer, %topic, id = message.id(), "GET");

@@ -108,6 +108,8 @@ pub(crate) struct Live {
     form: Form,
     ring: Arc<Ring>,
     events: Vec<Event>,
+    /// The id that is next if nothing is missed.
+    next_id: u64,
     /// What is ready to be written.
     pieces: VecDeque<Bytes>,
     keep_alive: Pin<Box<Sleep>>,
@@ -128,6 +130,8 @@ impl Live {
             ring: app.frames.ring(subscription.topic().epoch, form),
             form,
             events: Vec::new(),
+            // What was gone is told again to one who is cut off before it has been told.
+            next_id: subscription.start().next_id - subscription.start().missed,
             pieces: VecDeque::new(),
             keep_alive: Box::pin(sleep(KEEP_ALIVE)),
             draining: Box::pin(app.tasks.drain.clone().cancelled_owned()),
@@ -150,11 +154,12 @@ impl Live {
     /// Tells a browser where it starts: cut off before the first message, it resumes there and not
     /// wherever the topic is by then. An id without data is no event.
     fn name_the_start(&mut self) {
-        let start = self.subscription.start();
-        // What was gone is told again to one who is cut off before it has been told.
-        let wanted = start.next_id - start.missed;
-        let position = Position::before(self.subscription.topic().epoch, wanted);
-        self.pieces.push_back(format!("id: {position}\n\n").into());
+        self.pieces.push_back(format!("id: {}\n\n", self.position()).into());
+    }
+
+    /// Of one who has everything so far.
+    fn position(&self) -> Position {
+        Position::before(self.subscription.topic().epoch, self.next_id)
     }
 
     /// Says something that is no message, where the format has a way to.
@@ -170,9 +175,25 @@ impl Live {
 
     fn take_note(&mut self, event: &Event) {
         match event {
-            Event::Message(message) => self.pieces.push_back(self.ring.frame(message)),
-            Event::Missed(count) => self.say("gap", &format!("\"missed\":{count}")),
+            Event::Message(message) => {
+                self.next_id = message.id() + 1;
+                self.pieces.push_back(self.ring.frame(message));
+            }
+            Event::Missed(count) => {
+                self.next_id += count;
+                self.say_gap(*count);
+            }
         }
+    }
+
+    /// Told once: who resumes behind it is not told again.
+    fn say_gap(&mut self, count: u64) {
+        let fields = format!("\"missed\":{count}");
+        if self.form != Form::Sse {
+            return self.say("gap", &fields);
+        }
+        let event = format!("event: gap\ndata: {{{fields}}}\nid: {}\n\n", self.position());
+        self.pieces.push_back(event.into());
     }
 
     fn end(&mut self, end: RecvError) {

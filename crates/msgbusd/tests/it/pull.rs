@@ -231,6 +231,29 @@ async fn those_who_wait_are_served_in_order_of_arrival() {
     }
 }
 
+/// One who asks later does not overtake, though it is quicker than the one who was woken.
+#[tokio::test]
+async fn a_wait_does_not_overtake_another() {
+    let daemon = Daemon::start();
+    for round in 0..20 {
+        let topic = format!("/t{round}");
+        let name = topic.trim_start_matches('/').parse().unwrap();
+        let wait = format!("GET {topic}?wait=60s HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut first = daemon.connect().await;
+        first.write(wait.as_bytes()).await;
+        soon(async {
+            while daemon.bus.topic(&name).is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        let mut second = daemon.connect().await;
+        let put = format!("PUT {topic} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
+        second.write((put + &wait).as_bytes()).await;
+        assert!(first.read_until(b"\r\n\r\n").await.starts_with(b"HTTP/1.1 200"));
+    }
+}
+
 #[tokio::test]
 async fn a_wait_ends_with_the_server_and_survives_a_delete() {
     let daemon = Daemon::start();

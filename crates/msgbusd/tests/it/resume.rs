@@ -464,6 +464,8 @@ impl Subscriber {
             assert_eq!(id, format!("{epoch}-{last}"));
         } else {
             assert!(["event: gap", "event: restart"].contains(&first), "{event}");
+            // Behind a gap comes the id to resume with.
+            let data = data.lines().next().unwrap();
             self.told(between(data, "{", "}").unwrap());
         }
     }

@@ -176,7 +176,8 @@ async fn gaps_and_restarts_are_told() {
     let restart = format!("data: {{\"epoch\":\"{epoch}\"}}");
     assert_eq!(sse.lines(3).await, ["event: restart", &restart, ""]);
     assert_eq!(sse.lines(2).await, [&format!("id: {epoch}-start"), ""]);
-    assert_eq!(sse.lines(3).await, ["event: gap", "data: {\"missed\":3}", ""]);
+    let resume = format!("id: {epoch}-2");
+    assert_eq!(sse.lines(4).await, ["event: gap", "data: {\"missed\":3}", &resume, ""]);
     assert_eq!(sse.lines(1).await, [format!("id: {epoch}-3")]);
 
     // Raw lines have no way to say it.

@@ -16,7 +16,6 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     config,
-    cursor::Cursor,
     failure::Failure,
     options::{COMMANDS, Command, OPTIONS, OptionSpec, nearest},
     output::Style,
@@ -60,6 +59,8 @@ pub(crate) struct Sub {
     /// A program and its arguments, to be run for each message.
     pub(crate) command: Option<(OsString, Vec<OsString>)>,
     pub(crate) since: Position,
+    /// Whether that is so whatever the cursor says.
+    pub(crate) ignore_cursor: bool,
     /// Begin so many messages back, instead of at `since`.
     pub(crate) back: Option<u64>,
     /// End when everything that is there has been shown.
@@ -381,13 +382,12 @@ impl Options {
         if poll && command.is_some() {
             return Err(Failure::usage("--poll shows messages; it runs no command"));
         }
-        if ignore_cursor && let Some(path) = &cursor {
-            Cursor::forget(path)?;
-        }
         Ok(Sub {
             topic,
             command,
-            since,
+            // Polling for what is new would never show anything.
+            since: if poll && since == Position::New { Position::All } else { since },
+            ignore_cursor,
             back: None,
             poll,
             strict: self.switch("--strict"),
@@ -421,6 +421,7 @@ impl Options {
             topic,
             command: None,
             since: Position::New,
+            ignore_cursor: false,
             back: Some(self.value("--count", count)?.unwrap_or(BACK)),
             poll: false,
             strict: self.switch("--strict"),

@@ -42,14 +42,9 @@ impl Cursor {
         Ok(Self { path, saved })
     }
 
-    /// Removes the file, if there is one.
-    pub(crate) fn forget(path: &Path) -> Result<(), Failure> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Failure::usage(format!("--cursor {}: {error}", path.display())))
-            }
-            _ => Ok(()),
-        }
+    /// A cursor to be written, whatever the file says.
+    pub(crate) fn anew(path: PathBuf) -> Self {
+        Self { path: fs::canonicalize(&path).unwrap_or(path), saved: None }
     }
 
     /// What the file said, or what was written to it last.

@@ -211,7 +211,8 @@ pub(crate) const OPTIONS: [OptionSpec; 27] = [
         .only(&[Sub]),
     OptionSpec::new("--all", "as --since all").only(&[Sub]),
     OptionSpec::new("--new", "as --since new, and whatever --cursor says").only(&[Sub]),
-    OptionSpec::new("--poll", "end when everything that is there has been shown").only(&[Sub]),
+    OptionSpec::new("--poll", "end when everything that is there has been shown; begins at all")
+        .only(&[Sub]),
     OptionSpec::new("--strict", "exit with 6 when anything was missed").only(&[Sub, Tail]),
     OptionSpec::new("--cursor", "keep the position in FILE, and go on from it the next time")
         .value("FILE")

@@ -36,7 +36,10 @@ pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> 
     if let Some((program, _)) = &args.command {
         check_program(program)?;
     }
-    let cursor = args.cursor.take().map(Cursor::open).transpose()?;
+    let cursor = match args.cursor.take() {
+        Some(path) if args.ignore_cursor => Some(Cursor::anew(path)),
+        path => path.map(Cursor::open).transpose()?,
+    };
     if let Some(back) = args.back {
         args.since = before(&args, back).await?;
     }
@@ -54,7 +57,12 @@ pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> 
         connected: false,
     };
     if follower.args.poll {
-        let ended = follower.poll(from).await.map(|()| Ended::Counted);
+        let ended = select! {
+            biased;
+            polled = follower.poll(from) => polled.map(|()| Ended::Counted),
+            () = stop.requested() => Ok(Ended::Stopped),
+            () = sleep_until_some(deadline) => Ok(Ended::OutOfTime),
+        };
         return follower.finish(ended).await;
     }
     let mut end = pin!(async {
@@ -99,7 +107,7 @@ enum Ended {
 
 /// The position of the message that so many follow.
 async fn before(args: &Sub, back: u64) -> Result<Position, Failure> {
-    let Some(topic) = args.client.inspect(&args.topic).await? else { return Ok(Position::New) };
+    let Some(topic) = args.client.inspect(&args.topic).await? else { return Ok(Position::All) };
     let topic = topic.topic;
     Ok(Position::Id(topic.next_id.saturating_sub(back).max(topic.first_id)))
 }
@@ -217,11 +225,23 @@ impl Follower {
             if seen.missed > 0 {
                 self.tell_missed(seen.missed);
             }
+            let mut expected = match from {
+                _ if seen.restarted => Some(seen.missed),
+                Position::Id(id) => Some(id + seen.missed),
+                Position::After { id, .. } => Some(id + 1 + seen.missed),
+                _ => None,
+            };
             let (Some(last), Some(epoch)) = (seen.messages.last(), seen.epoch) else {
                 return Ok(());
             };
             from = Position::After { epoch, id: last.id() };
             for message in &seen.messages {
+                // Those that expired before older ones leave gaps between.
+                let gap = message.id().saturating_sub(expected.unwrap_or(message.id()));
+                if gap > 0 {
+                    self.tell_missed(gap);
+                }
+                expected = Some(message.id() + 1);
                 let position = Position::After { epoch, id: message.id() };
                 self.deal_with(message, position).await?;
             }
