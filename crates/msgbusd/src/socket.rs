@@ -3,6 +3,8 @@
 
 use std::{
     io::{self, IoSlice},
+    mem::MaybeUninit,
+    net::Shutdown,
     pin::Pin,
     sync::{
         Arc,
@@ -41,6 +43,8 @@ pub(crate) struct Conversation(Arc<State>);
 
 #[derive(Debug)]
 struct State {
+    /// For asking whether the peer is still there.
+    stream: Arc<TcpStream>,
     opened: Instant,
     phase: AtomicU8,
     /// When the phase began or, in [`Phase::Idle`], the peer last took bytes; in nanoseconds since
@@ -51,8 +55,9 @@ struct State {
 }
 
 impl Conversation {
-    fn new() -> Self {
+    fn new(stream: Arc<TcpStream>) -> Self {
         Self(Arc::new(State {
+            stream,
             opened: Instant::now(),
             phase: AtomicU8::new(Phase::Head as u8),
             since: AtomicU64::new(0),
@@ -80,7 +85,8 @@ impl Conversation {
         self.0.phase.load(Relaxed) == Phase::Idle as u8
     }
 
-    /// Waits until the peer is overdue with the head of a request, or with the next request.
+    /// Waits until the peer is overdue with the head of a request or with the next request, or is gone
+    /// while it is served: hyper does not look for that while it has bytes of the peer left to read.
     ///
     /// Nobody wakes this when the phase changes: it looks often enough that a deadline which begins
     /// between two looks lies behind the next one.
@@ -96,11 +102,21 @@ impl Conversation {
             };
             let since = self.0.opened + Duration::from_nanos(self.0.since.load(Relaxed));
             let deadline = patience.map(|patience| since + patience);
-            if deadline.is_some_and(|deadline| deadline <= now) {
+            if deadline.is_some_and(|deadline| deadline <= now) || self.peer_is_gone() {
                 return;
             }
             let next_look = now + look_every;
             sleep_until(deadline.map_or(next_look, |deadline| deadline.min(next_look))).await;
+        }
+    }
+}
+
+impl Conversation {
+    fn peer_is_gone(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(&*self.0.stream).peek(&mut byte) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
         }
     }
 }
@@ -113,7 +129,7 @@ impl Conversation {
 /// never see the answer.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     conversation: Conversation,
     write_timeout: Duration,
     /// Set while the peer takes no bytes.
@@ -142,9 +158,10 @@ impl Socket {
     ) -> Self {
         // Latency is worth more than the few packets saved; a socket that refuses still works.
         let _ = stream.set_nodelay(true);
+        let stream = Arc::new(stream);
         Self {
+            conversation: Conversation::new(Arc::clone(&stream)),
             stream,
-            conversation: Conversation::new(),
             write_timeout,
             write_timer: None,
             linger: None,
@@ -174,7 +191,7 @@ impl Socket {
         if let Some(timer) = &mut self.write_timer {
             ready!(timer.as_mut().poll(cx));
         }
-        match (attempt(SockRef::from(&self.stream)), &self.write_timer) {
+        match (attempt(SockRef::from(&*self.stream)), &self.write_timer) {
             (Err(error), None) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.conversation.0.writing.store(true, Relaxed);
                 let timer = Box::pin(sleep_until(Instant::now() + self.write_timeout));
@@ -204,15 +221,15 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if result.is_ready() && self.conversation.is_idle() {
+        ready!(poll_read(&self.stream, cx, buffer))?;
+        if self.conversation.is_idle() {
             self.conversation.enter(Phase::Head);
         }
-        result
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -222,7 +239,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let result = poll_write(&self.stream, cx, |stream| stream.try_write(bytes));
         self.watch_write(cx, result, |socket| socket.send(bytes))
     }
 
@@ -231,22 +248,28 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let result = poll_write(&self.stream, cx, |stream| stream.try_write_vectored(slices));
         self.watch_write(cx, result, |socket| socket.send_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    /// There is nothing between this and the system.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { stream, linger, .. } = &mut *self;
         if linger.is_none() {
-            ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+            match SockRef::from(&**stream).shutdown(Shutdown::Write) {
+                Err(error) if error.kind() != io::ErrorKind::NotConnected => {
+                    return Poll::Ready(Err(error));
+                }
+                _ => {}
+            }
         }
         let linger = linger.get_or_insert_with(|| Linger {
             timer: Box::pin(sleep_until(Instant::now() + Linger::TIME)),
@@ -255,7 +278,7 @@ impl AsyncWrite for Socket {
         let mut scratch = [0; 4096];
         while linger.timer.as_mut().poll(cx).is_pending() {
             let mut buffer = ReadBuf::new(&mut scratch);
-            let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer));
+            let read = ready!(poll_read(stream, cx, &mut buffer));
             let count = buffer.filled().len();
             if read.is_err() || count == 0 || count > linger.bytes_left {
                 break;
@@ -263,5 +286,38 @@ impl AsyncWrite for Socket {
             linger.bytes_left -= count;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// As the stream's own, which wants it for itself alone.
+fn poll_read(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    buffer: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    loop {
+        ready!(stream.poll_read_ready(cx))?;
+        match stream.try_read(buffer.initialize_unfilled()) {
+            Ok(count) => {
+                buffer.advance(count);
+                return Poll::Ready(Ok(()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+}
+
+fn poll_write(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    write: impl Fn(&TcpStream) -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        match write(stream) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return Poll::Ready(result),
+        }
     }
 }

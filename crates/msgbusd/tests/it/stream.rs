@@ -265,6 +265,29 @@ async fn a_client_that_goes_ends_its_subscription() {
     .await;
 }
 
+/// A byte too many keeps hyper from looking for the end of the connection. The clock is paused.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_is_noticed_whatever_it_has_left_behind() {
+    let daemon = Daemon::start();
+    for target in ["/t?stream=raw", "/t?wait=60s"] {
+        let mut connection = daemon.connect().await;
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n\r\n");
+        connection.write(request.as_bytes()).await;
+        let topic = "t".parse().unwrap();
+        let there =
+            || daemon.bus.topic(&topic).map_or(0, |stats| stats.subscribers + stats.waiters);
+        soon(async {
+            while there() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        drop(connection);
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        assert_eq!(there(), 0, "{target}");
+    }
+}
+
 #[tokio::test]
 async fn the_end_of_the_server_is_the_end_of_streams() {
     let daemon = Daemon::start();
