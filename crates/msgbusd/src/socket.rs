@@ -85,6 +85,14 @@ impl Conversation {
         self.0.phase.load(Relaxed) == Phase::Idle as u8
     }
 
+    fn peer_is_gone(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(&*self.0.stream).peek(&mut byte) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
     /// Waits until the peer is overdue with the head of a request or with the next request, or is gone
     /// while it is served: hyper does not look for that while it has bytes of the peer left to read.
     ///
@@ -107,16 +115,6 @@ impl Conversation {
             }
             let next_look = now + look_every;
             sleep_until(deadline.map_or(next_look, |deadline| deadline.min(next_look))).await;
-        }
-    }
-}
-
-impl Conversation {
-    fn peer_is_gone(&self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        match SockRef::from(&*self.0.stream).peek(&mut byte) {
-            Ok(count) => count == 0,
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
         }
     }
 }

@@ -26,7 +26,7 @@ use tokio_tungstenite::{
         protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
-use tracing::debug;
+use tracing::{Level, debug, enabled};
 
 use crate::{
     frames::{Form, Ring},
@@ -114,6 +114,22 @@ impl Session {
             ControlFlow::Break(end) => end,
             ControlFlow::Continue(never) => match never {},
         };
+        self.log_end(&end);
+        // Nothing more is received: the place in the topic need not wait for the close.
+        let Self { app, subscription, socket, last_id, .. } = self;
+        drop(subscription);
+        if matches!(end, End::Broken) {
+            app.metrics.client_error();
+        } else {
+            close(socket, end.close_frame(last_id)).await;
+        }
+    }
+
+    /// The books take the topic's lock: not for a line that nobody reads.
+    fn log_end(&self, end: &End) {
+        if !enabled!(Level::DEBUG) {
+            return;
+        }
         let stats = self.subscription.stats();
         debug!(
             peer = %self.peer,
@@ -123,14 +139,6 @@ impl Session {
             ?end,
             "Unsubscribe"
         );
-        // Nothing more is received: the place in the topic need not wait for the close.
-        let Self { app, subscription, socket, last_id, .. } = self;
-        drop(subscription);
-        if matches!(end, End::Broken) {
-            app.metrics.client_error();
-        } else {
-            close(socket, end.close_frame(last_id)).await;
-        }
     }
 
     /// Writes what the topic brings and reads what the client sends, until one of them ends it.
