@@ -4,7 +4,8 @@ use crate::support::{Daemon, Running, msgbus, name, soon};
 
 /// The binary on a terminal of its own.
 fn on_terminal(daemon: &Daemon, args: &str) -> Running {
-    let command = format!("{} {args}", env!("CARGO_BIN_EXE_msgbus"));
+    // A shell that stayed in between would take Ctrl-C as its own end.
+    let command = format!("exec {} {args}", env!("CARGO_BIN_EXE_msgbus"));
     let mut script = tokio::process::Command::new("script");
     script.args(["-q", "-e", "-f", "-c", &command, "/dev/null"]);
     script
