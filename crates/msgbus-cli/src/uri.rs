@@ -38,8 +38,13 @@ const ESCAPED: &AsciiSet =
 
 impl ServerUri {
     /// Host and port, as connections need them.
-    pub(crate) fn address(&self) -> (&str, u16) {
+    pub fn address(&self) -> (&str, u16) {
         (self.host.trim_start_matches('[').trim_end_matches(']'), self.port)
+    }
+
+    /// What stands before the topics in a path: empty, or with a slash before and none behind it.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// The URI of the list of topics.

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+mod bench;
 mod library;
 mod publish;
 mod pull;

@@ -15,6 +15,7 @@ use pico_args::Arguments;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
+    bench::Bench,
     config,
     failure::Failure,
     options::{COMMANDS, Command, OPTIONS, OptionSpec, nearest},
@@ -30,6 +31,7 @@ pub(crate) enum Invocation {
     Topics(Topics),
     Info(Info),
     Rm(Rm),
+    Bench(Bench),
     Completion(Shell),
     Man,
     /// Of one command, or of all.
@@ -175,6 +177,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
         Command::Rm => {
             Invocation::Rm(Rm { topic: topic(&mut arguments)?, client: options.client()?.0 })
         }
+        Command::Bench => Invocation::Bench(Bench::parse(&mut options, arguments.next())?),
         Command::Completion => {
             let shell = text(arguments.next(), "which shell: bash, zsh or fish?")?;
             Invocation::Completion(shell.parse().map_err(Failure::usage)?)
@@ -339,7 +342,7 @@ fn topic(arguments: &mut impl Iterator<Item = OsString>) -> Result<TopicName, Fa
 }
 
 /// The options that are left to be read.
-struct Options(Arguments);
+pub(crate) struct Options(Arguments);
 
 impl Options {
     fn publish(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pub, Failure> {
@@ -464,7 +467,7 @@ impl Options {
 
     /// The client of the server that option, environment, file or default name, in this order; and
     /// whether to debug.
-    fn client(&mut self) -> Result<(Client, bool), Failure> {
+    pub(crate) fn client(&mut self) -> Result<(Client, bool), Failure> {
         let file = self.value("--config", |path| Ok(PathBuf::from(path)))?;
         let defaults = config::read(file)?;
         let debug = self.switch("--debug") || defaults.debug;
@@ -479,7 +482,7 @@ impl Options {
         Ok((client, debug))
     }
 
-    fn switch(&mut self, name: &'static str) -> bool {
+    pub(crate) fn switch(&mut self, name: &'static str) -> bool {
         let mut given = false;
         while self.0.contains(name) {
             given = true;
@@ -487,7 +490,7 @@ impl Options {
         given
     }
 
-    fn value<T>(
+    pub(crate) fn value<T>(
         &mut self,
         name: &'static str,
         read: impl Fn(&str) -> Result<T, String>,
@@ -516,12 +519,12 @@ impl Options {
     }
 }
 
-fn count(text: &str) -> Result<u64, String> {
+pub(crate) fn count(text: &str) -> Result<u64, String> {
     let wrong = || format!("not a whole number, 1 or more: {text:?}");
     text.parse().ok().filter(|count| *count > 0).ok_or_else(wrong)
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
         Ok(duration) => Ok(duration),

@@ -1,6 +1,7 @@
 //! `msgbus`: the command for people and scripts.
 
 mod args;
+mod bench;
 mod completion;
 mod config;
 mod cursor;
@@ -46,6 +47,7 @@ fn run(invocation: Invocation) -> Result<Exit, Failure> {
         Invocation::Version => {
             output::print(concat!("msgbus ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| Exit::Done)
         }
+        Invocation::Bench(args) => bench::run(args),
         Invocation::Pub(args) => block_on(publish::run(args)),
         Invocation::Pull(args) => block_on(async { pull::run(args, listen()?).await }),
         Invocation::Topics(args) => block_on(topics::list(args)),

@@ -11,6 +11,7 @@ pub(crate) enum Command {
     Topics,
     Info,
     Rm,
+    Bench,
     Completion,
     Man,
 }
@@ -29,7 +30,7 @@ pub(crate) struct CommandSpec {
     pub(crate) runs_a_command: bool,
 }
 
-pub(crate) const COMMANDS: [CommandSpec; 9] = [
+pub(crate) const COMMANDS: [CommandSpec; 10] = [
     CommandSpec {
         command: Command::Pub,
         name: "pub",
@@ -109,6 +110,26 @@ pub(crate) const COMMANDS: [CommandSpec; 9] = [
         runs_a_command: false,
     },
     CommandSpec {
+        command: Command::Bench,
+        name: "bench",
+        alias: None,
+        arguments: "pub|sub|pull|fanout|idle|latency",
+        about: "Measure a server, and account for every message",
+        details: "pub      clients publish\n\
+                  pull     clients pull what has been published before\n\
+                  fanout   subscribers receive what clients publish\n\
+                  latency  the same at a rate [1000] that leaves the server time\n\
+                  idle     subscribers to whom nothing comes; what they cost shows with --pid\n\
+                  sub      subscribers receive what another msgbus bench pub publishes\n\n\
+                  Latency is the time until the answer, and where there are subscribers until they\n\
+                  have the message; with --rate, from the time at which the request was due. It works\n\
+                  on topics of its own, and deletes them at the end, unless --topic names one.\n\
+                  It uses one thread, and shares the machine with a local server: start several for\n\
+                  more. Lost messages make the exit code 6.",
+        most_arguments: 1,
+        runs_a_command: false,
+    },
+    CommandSpec {
         command: Command::Completion,
         name: "completion",
         alias: None,
@@ -182,9 +203,9 @@ impl OptionSpec {
     }
 }
 
-use Command::{Info, Pub, Pull, Sub, Tail, Topics};
+use Command::{Bench, Info, Pub, Pull, Sub, Tail, Topics};
 
-pub(crate) const OPTIONS: [OptionSpec; 27] = [
+pub(crate) const OPTIONS: [OptionSpec; 41] = [
     OptionSpec::new("--count", "end after so many messages [pull: 1]; tail: the last ones [10]")
         .short("-n")
         .value("N")
@@ -235,7 +256,39 @@ pub(crate) const OPTIONS: [OptionSpec; 27] = [
     OptionSpec::new("--wait", "accepted as it was by the Go msgbus, where it did nothing")
         .short("-w")
         .only(&[Pub]),
-    OptionSpec::new("--json", "one JSON object a line").only(&[Topics, Info]),
+    OptionSpec::new("--json", "one JSON object a line").only(&[Topics, Info, Bench]),
+    OptionSpec::new("--csv", "a line of names, and a line of values").only(&[Bench]),
+    OptionSpec::new("--clients", "connections that publish or pull [16; fanout, latency: 1]")
+        .value("N")
+        .only(&[Bench]),
+    OptionSpec::new("--subs", "subscribers [fanout: 100, idle: 1000, otherwise 1]")
+        .value("N")
+        .only(&[Bench]),
+    OptionSpec::new("--msgs", "messages in all [100000; pull: 50000, fanout: 10000]")
+        .value("N")
+        .only(&[Bench]),
+    OptionSpec::new("--size", "bytes of a payload [128]").value("BYTES").only(&[Bench]),
+    OptionSpec::new("--rate", "messages in a second, in all [as many as the server takes]")
+        .value("N")
+        .only(&[Bench]),
+    OptionSpec::new("--duration", "end after this time [latency: 5s, idle: 1s]")
+        .value("DURATION")
+        .only(&[Bench]),
+    OptionSpec::new("--topics", "spread over so many topics [1]").value("N").only(&[Bench]),
+    OptionSpec::new("--topic", "the topic, or what is before the numbers of several")
+        .value("TOPIC")
+        .only(&[Bench]),
+    OptionSpec::new("--pipeline", "requests under way on each connection [1]")
+        .value("N")
+        .only(&[Bench]),
+    OptionSpec::new("--batch", "messages in each request, with ?split=lines [1]")
+        .value("N")
+        .only(&[Bench]),
+    OptionSpec::new("--raw", "subscribe to payloads instead of JSON").only(&[Bench]),
+    OptionSpec::new("--pid", "the server's process, to measure what it uses (Linux)")
+        .value("PID")
+        .only(&[Bench]),
+    OptionSpec::new("--no-progress", "no progress on a terminal").only(&[Bench]),
     OptionSpec::new("--uri", "the server [http://localhost:8000]").short("-u").value("URI"),
     OptionSpec::new("--config", "a file with defaults [~/.msgbus.yaml]").value("FILE"),
     OptionSpec::new("--debug", "say what happens").short("-d"),
@@ -257,7 +310,7 @@ pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
     (2, "wrong usage"),
     (3, "cannot connect"),
     (5, "nothing there (with --fail-empty), or --timeout before --count"),
-    (6, "something was missed (with --strict)"),
+    (6, "something was missed (with --strict, and by bench)"),
     (130, "ended by a second signal"),
 ];
 
@@ -285,7 +338,7 @@ mod tests {
     #[test]
     fn the_tables_are_whole() {
         use Command::{Completion, Man, Rm};
-        for command in [Pub, Sub, Pull, Tail, Topics, Info, Rm, Completion, Man] {
+        for command in [Pub, Sub, Pull, Tail, Topics, Info, Rm, Bench, Completion, Man] {
             assert_eq!(command.spec().command, command);
         }
         for command in COMMANDS {

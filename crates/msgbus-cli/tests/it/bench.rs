@@ -1,0 +1,103 @@
+//! `msgbus bench`: that the books balance and are right. No speed is asserted.
+
+use serde_json::Value;
+
+use crate::support::{Daemon, Finished, msgbus, name, run};
+
+async fn bench(daemon: &Daemon, args: &str) -> Finished {
+    let mut command = msgbus(&[&["bench"], &args.split(' ').collect::<Vec<_>>()[..]].concat());
+    command.env("MSGBUS_URI", daemon.uri());
+    run(command).await
+}
+
+/// The accounts of a run that ends well.
+async fn accounts(daemon: &Daemon, args: &str) -> Value {
+    let finished = bench(daemon, &format!("{args} --json")).await;
+    assert_eq!((finished.code, &finished.err[..]), (Some(0), ""), "{args}");
+    serde_json::from_str(&finished.out).unwrap()
+}
+
+#[tokio::test]
+async fn every_message_is_accounted_for() {
+    let daemon = Daemon::start();
+    for (args, operations, published, received) in [
+        ("pub --msgs 1000 --clients 4", 1000, 1000, 0),
+        ("pub --msgs 1000 --pipeline 8 --size 0", 1000, 1000, 0),
+        ("pub --msgs 1050 --batch 100 --topics 3", 1050, 1050, 0),
+        ("pub --msgs 200 --rate 20000", 200, 200, 0),
+        ("pull --msgs 1000 --clients 7 --topics 3", 1000, 1000, 1000),
+        ("fanout --msgs 100 --subs 10 --clients 3 --topics 2", 1000 / 2, 100, 1000 / 2),
+        ("fanout --msgs 100 --subs 4 --raw --batch 7", 400, 100, 400),
+        ("latency --msgs 50 --rate 5000 --subs 2", 100, 50, 100),
+        ("idle --subs 20 --duration 10ms", 20, 0, 0),
+    ] {
+        let report = accounts(&daemon, args).await;
+        let found = &report["accounts"];
+        assert_eq!(report["operations"], operations, "{args}: {report}");
+        assert_eq!(found["published"], published, "{args}: {report}");
+        assert_eq!(found["received"], received, "{args}: {report}");
+        for bad in ["lost", "repeated", "reordered", "refused"] {
+            assert_eq!(found[bad], 0, "{args}: {report}");
+        }
+        assert_eq!(report["latency"].is_null(), args.starts_with("idle"), "{report}");
+        assert_eq!(daemon.bus.topics(), [], "it cleans up: {args}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_lost_is_seen() {
+    // Many batches in one write, of which the log holds one: no subscriber gets to all of them.
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 10);
+    let finished = bench(&daemon, "fanout --msgs 5000 --batch 10 --pipeline 500 --subs 1").await;
+    let (before, _) = finished.out.split_once(" lost").unwrap();
+    let lost: u64 = before.rsplit([' ', '\n']).next().unwrap().replace(',', "").parse().unwrap();
+    assert!(lost > 0, "{}", finished.out);
+    assert_eq!(finished.code, Some(6), "{}", finished.out);
+}
+
+#[tokio::test]
+async fn two_of_them_measure_together() {
+    let daemon = Daemon::start();
+    let mut receiving = msgbus(&["bench", "sub", "--topic", "t", "--msgs", "500", "--json"]);
+    receiving.env("MSGBUS_URI", daemon.uri());
+    let receiving = tokio::spawn(run(receiving));
+    daemon.subscribers(1).await;
+    accounts(&daemon, "pub --topic t --msgs 500").await;
+    let report: Value = serde_json::from_str(&receiving.await.unwrap().out).unwrap();
+    assert_eq!(report["accounts"]["received"], 500);
+    assert_eq!(daemon.bus.topics(), [name("t")], "what was named stays");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_cost_of_a_process_shows_with_its_id() {
+    let daemon = Daemon::start();
+    let pid = std::process::id();
+    let report = accounts(&daemon, &format!("pub --msgs 500 --pid {pid}")).await;
+    assert!(report["server"]["cpu_per_operation"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["server"]["resident"].as_u64().unwrap() > 0, "{report}");
+
+    let csv = bench(&daemon, "pub --msgs 10 --csv").await.out;
+    let lines: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!((lines.len(), lines[0].len()), (2, lines[1].len()));
+    let place = lines[0].iter().position(|name| *name == "accounts_published").unwrap();
+    assert_eq!(lines[1][place], "10");
+}
+
+#[tokio::test]
+async fn wrong_wishes_are_refused() {
+    let daemon = Daemon::start();
+    for (args, hint) in [
+        ("fly", "not \"fly\""),
+        ("sub", "--topic"),
+        ("pull --msgs 1000000", "--topics"),
+        ("pub --rate 0", "--rate"),
+        ("pub --clients 0", "--clients"),
+        ("pub --json --csv", "one of"),
+        ("pub --pid 4294967295", "--pid"),
+    ] {
+        let finished = bench(&daemon, args).await;
+        assert_eq!(finished.code, Some(2), "{args}: {}", finished.err);
+        assert!(finished.err.contains(hint), "{args}: {}", finished.err);
+    }
+}

@@ -1,0 +1,262 @@
+//! What msgbus speaks: HTTP/1.1 and websockets.
+
+use std::io::{self, Cursor};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use memchr::memmem::Finder;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio_tungstenite::tungstenite::protocol::frame::{
+    FrameHeader,
+    coding::{Control, OpCode},
+};
+
+use crate::{
+    protocol::{Body, Follower, Heard, Outcome, Protocol, Requester},
+    stamp::Stamp,
+};
+
+/// A msgbus server, and whatever takes the same requests.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// The host, and the port if it is not 80.
+    pub host: String,
+    /// What stands before the topics in a path: empty, or with a slash before and none behind it.
+    pub prefix: String,
+    /// Whether to follow topics in binary frames with the bare payload.
+    pub raw: bool,
+}
+
+const PATH: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+impl Protocol for Http {
+    fn encode_topic(&self, topic: &str) -> String {
+        format!("{}/{}", self.prefix, utf8_percent_encode(topic, PATH))
+    }
+
+    fn requester(&self) -> Box<dyn Requester> {
+        Box::new(Client { server: self.clone() })
+    }
+
+    fn follower(&self, topic: &str) -> Box<dyn Follower> {
+        let query = if self.raw { "?raw" } else { "" };
+        let request = format!(
+            "GET {topic}{query} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n",
+            self.host
+        );
+        Box::new(Listener {
+            request,
+            raw: self.raw,
+            is_open: false,
+            payload: Finder::new(b"\"payload\":\""),
+        })
+    }
+}
+
+struct Client {
+    server: Http,
+}
+
+impl Requester for Client {
+    fn publish(&self, topic: &str, body: Body<'_>, out: &mut Vec<u8>) {
+        let (query, bytes) = match body {
+            Body::Message(bytes) => ("", bytes),
+            Body::Lines(bytes) => ("?split=lines", bytes),
+        };
+        let Http { host, .. } = &self.server;
+        for part in ["PUT ", topic, query, " HTTP/1.1\r\nHost: ", host] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.extend_from_slice(b"\r\nContent-Length: ");
+        out.extend_from_slice(bytes.len().to_string().as_bytes());
+        out.extend_from_slice(b"\r\n\r\n");
+        out.extend_from_slice(bytes);
+    }
+
+    fn pull(&self, topic: &str, out: &mut Vec<u8>) {
+        let Http { host, .. } = &self.server;
+        for part in ["GET ", topic, " HTTP/1.1\r\nHost: ", host, "\r\n\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    fn answers(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
+        let mut used = 0;
+        while let Some(head) = head(&input[used..])? {
+            let whole = head.length + head.body;
+            if input.len() - used < whole {
+                break;
+            }
+            each(match head.status {
+                200..=299 => Outcome::Done,
+                404 => Outcome::Empty,
+                _ => Outcome::Refused,
+            });
+            used += whole;
+        }
+        Ok(used)
+    }
+}
+
+/// The head of an answer.
+struct Head {
+    status: u16,
+    /// In bytes.
+    length: usize,
+    /// The length of what follows, in bytes.
+    body: usize,
+}
+
+/// Reads the head of an answer, if it is there whole.
+fn head(input: &[u8]) -> io::Result<Option<Head>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut answer = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(length) = answer.parse(input).map_err(invalid)? else {
+        return Ok(None);
+    };
+    let status = answer.code.unwrap_or_default();
+    let body = answer
+        .headers
+        .iter()
+        .find(|header| header.name.eq_ignore_ascii_case("content-length"))
+        .map(|header| std::str::from_utf8(header.value).unwrap_or_default().parse());
+    let body = match body {
+        Some(length) => length.map_err(invalid)?,
+        None if matches!(status, 101 | 204 | 304) => 0,
+        None => return Err(invalid("an answer without Content-Length")),
+    };
+    Ok(Some(Head { status, length, body }))
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+struct Listener {
+    request: String,
+    raw: bool,
+    is_open: bool,
+    payload: Finder<'static>,
+}
+
+impl Follower for Listener {
+    fn open(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.request.as_bytes());
+    }
+
+    fn hear(
+        &mut self,
+        input: &[u8],
+        reply: &mut Vec<u8>,
+        each: &mut dyn FnMut(Heard),
+    ) -> io::Result<usize> {
+        let mut used = 0;
+        if !self.is_open {
+            let Some(head) = head(input)? else { return Ok(0) };
+            if head.status != 101 {
+                return Err(invalid(format!("the server answers {}, not 101", head.status)));
+            }
+            self.is_open = true;
+            used = head.length;
+            each(Heard::Ready);
+        }
+        loop {
+            let mut rest = Cursor::new(&input[used..]);
+            let Some((header, length)) = FrameHeader::parse(&mut rest).map_err(invalid)? else {
+                return Ok(used);
+            };
+            // Both are positions in `input`.
+            let begin = used + usize::try_from(rest.position()).unwrap_or(usize::MAX);
+            let length = usize::try_from(length).map_err(invalid)?;
+            let Some(content) = input.get(begin..begin.saturating_add(length)) else {
+                return Ok(used);
+            };
+            match header.opcode {
+                OpCode::Data(_) => each(Heard::Message(self.stamp(content))),
+                OpCode::Control(Control::Ping) => pong(content, reply)?,
+                OpCode::Control(Control::Close) => {
+                    return Err(invalid(format!(
+                        "the server has closed: {}",
+                        String::from_utf8_lossy(content.get(2..).unwrap_or_default())
+                    )));
+                }
+                OpCode::Control(_) => {}
+            }
+            used = begin + length;
+        }
+    }
+}
+
+impl Listener {
+    /// Base64 has four characters for three bytes.
+    const ENCODED_STAMP: usize = Stamp::LENGTH.div_ceil(3) * 4;
+
+    fn stamp(&self, content: &[u8]) -> Option<Stamp> {
+        if self.raw {
+            return Stamp::read(content);
+        }
+        let begin = self.payload.find(content)? + self.payload.needle().len();
+        let encoded = content.get(begin..begin + Self::ENCODED_STAMP)?;
+        let mut stamp = [0; Self::ENCODED_STAMP];
+        let length = BASE64_STANDARD.decode_slice(encoded, &mut stamp).ok()?;
+        Stamp::read(&stamp[..length])
+    }
+}
+
+/// The answer to a ping, masked with zeros: it hides nothing.
+fn pong(content: &[u8], reply: &mut Vec<u8>) -> io::Result<()> {
+    let header = FrameHeader {
+        opcode: OpCode::Control(Control::Pong),
+        mask: Some([0; 4]),
+        ..FrameHeader::default()
+    };
+    header.format(content.len() as u64, reply).map_err(invalid)?;
+    reply.extend_from_slice(content);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn http(raw: bool) -> Http {
+        Http { host: "h".to_owned(), prefix: String::new(), raw }
+    }
+
+    #[test]
+    fn answers_are_read_one_by_one_and_only_whole() {
+        let mut client = http(false).requester();
+        let input = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n\
+            HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nno\n\
+            HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab";
+        let mut outcomes = Vec::new();
+        let used = client.answers(input, &mut |outcome| outcomes.push(outcome)).unwrap();
+        assert_eq!(outcomes, [Outcome::Done, Outcome::Empty]);
+        assert!(input[used..].starts_with(b"HTTP/1.1 200"));
+        assert!(client.answers(b"SSH-2.0-x\r\n\r\n", &mut |_| ()).is_err());
+    }
+
+    #[test]
+    fn a_follower_hears_frames_in_any_pieces() {
+        let stamp = Stamp { publisher: 1, sequence: 2, time: 3 };
+        let mut payload = [b'x'; 100];
+        stamp.write(&mut payload);
+        let json = format!("{{\"id\":0,\"payload\":\"{}\"}}\n", BASE64_STANDARD.encode(payload));
+        let mut input = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n".to_vec();
+        input.extend_from_slice(&[0x89, 2, b'h', b'i']);
+        input.extend_from_slice(&[0x81, 126, 0, u8::try_from(json.len()).unwrap()]);
+        input.extend_from_slice(json.as_bytes());
+
+        let mut follower = http(false).follower("t");
+        let (mut heard, mut reply, mut begin) = (Vec::new(), Vec::new(), 0);
+        for end in 1..=input.len() {
+            let listen = &mut |what| heard.push(what);
+            begin += follower.hear(&input[begin..end], &mut reply, listen).unwrap();
+        }
+        assert_eq!(begin, input.len());
+        assert_eq!(heard, [Heard::Ready, Heard::Message(Some(stamp))]);
+        assert_eq!(reply, [0x8a, 0x82, 0, 0, 0, 0, b'h', b'i']);
+        assert!(follower.hear(&[0x88, 2, 3, 0xe9], &mut reply, &mut |_| ()).is_err());
+    }
+}

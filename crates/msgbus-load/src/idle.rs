@@ -1,0 +1,32 @@
+//! Following topics on which nothing happens: what a connection costs in memory.
+
+use std::{io, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    deliveries::Crowd,
+    report::{Accounts, Latencies, Report},
+    requests::{Load, Meters, Target},
+};
+
+/// Time for the server to settle before and after, where no duration is given.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Opens connections that follow topics, and holds them open for `load.duration`. The operations
+/// are connections; `growth` divided by them is what one costs in memory.
+///
+/// # Errors
+/// When the server cannot be reached, or does not keep all connections open.
+pub async fn idle(target: &Target, load: &Load, followers: usize) -> io::Result<Report> {
+    let meters = Meters::start(target)?;
+    let begin = Instant::now();
+    let crowd = Crowd::gather(target, load, followers).await?;
+    let time = begin.elapsed();
+    sleep(load.duration.unwrap_or(SETTLE)).await;
+    if crowd.len() < followers {
+        let gone = followers - crowd.len();
+        return Err(io::Error::other(format!("{gone} of {followers} connections were closed")));
+    }
+    meters.report(time, followers as u64, Accounts::default(), &Latencies::new())
+}

@@ -1,0 +1,30 @@
+//! A load generator: what `msgbus bench` runs, and what msgbus is compared with others by.
+//!
+//! It shares the machine with the server it measures, so it is made cheap: one thread, requests
+//! written ready-made, one buffer to read into, and every message checked where it lies in that
+//! buffer. What a server speaks is a [`Protocol`], which knows bytes and no sockets.
+//!
+//! Every message carries a [`Stamp`]: who published it, its number there, and when. So each
+//! subscriber can tell what was lost, repeated or reordered, and how long it took.
+//!
+//! All of it needs a tokio runtime of the current thread, within a
+//! [`LocalSet`](tokio::task::LocalSet).
+
+mod connection;
+mod deliveries;
+mod http;
+mod idle;
+mod process;
+mod protocol;
+mod report;
+mod requests;
+mod stamp;
+
+pub use deliveries::{fan_out, follow};
+pub use http::Http;
+pub use idle::idle;
+pub use process::Server;
+pub use protocol::{Body, Follower, Heard, Outcome, Protocol, Requester};
+pub use report::{Accounts, Cost, Percentiles, Progress, Report};
+pub use requests::{Load, Target, publish, pull};
+pub use stamp::Stamp;
