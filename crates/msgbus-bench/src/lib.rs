@@ -1,0 +1,3 @@
+//! Measures msgbus.
+
+pub mod micro;

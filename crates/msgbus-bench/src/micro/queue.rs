@@ -1,0 +1,142 @@
+//! Publishing to a topic and pulling from it.
+
+use std::{
+    hint::black_box,
+    iter,
+    sync::Barrier,
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use msgbus_core::{Draft, MessageBus, Options, TopicName, TopicSettings};
+
+use super::pace::{Bench, clocked};
+
+/// Operations in a batch: few enough that their messages stay in a cache, as those of a server that
+/// has just read them do.
+pub(super) const BATCH: u32 = 1000;
+pub(super) const PAYLOAD: usize = 128;
+
+pub(super) fn measure(bench: &mut Bench) {
+    one_thread(bench);
+    leaving(bench);
+    two_threads(bench);
+}
+
+/// A payload as a server makes it: a buffer of its own, of the exact size.
+pub(super) fn payload() -> Bytes {
+    Bytes::copy_from_slice(&[b'x'; PAYLOAD])
+}
+
+pub(super) fn payloads() -> Vec<Bytes> {
+    iter::repeat_with(payload).take(BATCH as usize).collect()
+}
+
+pub(super) fn name(text: &str) -> TopicName {
+    text.parse().expect("a good name")
+}
+
+pub(super) fn put(bus: &MessageBus, topic: &TopicName, message: impl Into<Draft>) {
+    black_box(bus.put(topic, message).expect("nothing is full"));
+}
+
+fn one_thread(bench: &mut Bench) {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("orders/eu");
+    let start_again = || {
+        bus.delete(&topic);
+        put(&bus, &topic, payload());
+        bus.get(&topic);
+    };
+    bench.time("put", BATCH, || {
+        start_again();
+        let payloads = payloads();
+        clocked(|| payloads.into_iter().for_each(|payload| put(&bus, &topic, payload)))
+    });
+    bench.time("get", BATCH, || {
+        start_again();
+        for payload in payloads() {
+            put(&bus, &topic, payload);
+        }
+        clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&topic)))))
+    });
+    bench.time("put and get", BATCH, || {
+        start_again();
+        let payloads = payloads();
+        clocked(|| {
+            for payload in payloads {
+                put(&bus, &topic, payload);
+                black_box(bus.get(&topic));
+            }
+        })
+    });
+    bench.time("get, nothing there", BATCH, || {
+        start_again();
+        clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&topic)))))
+    });
+    let nowhere = name("nowhere");
+    bench.time("get, no topic", BATCH, || {
+        clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&nowhere)))))
+    });
+}
+
+/// Publishing while older messages leave.
+fn leaving(bench: &mut Bench) {
+    let topic = name("orders/eu");
+    let short = Duration::from_micros(50);
+    let mut puts = |name: &str, settings: TopicSettings, draft: &dyn Fn(Bytes) -> Draft| {
+        let bus = MessageBus::new(Options { topic: settings, ..Options::default() });
+        bench.time(name, BATCH, || {
+            let drafts: Vec<Draft> = payloads().into_iter().map(draft).collect();
+            clocked(|| drafts.into_iter().for_each(|draft| put(&bus, &topic, draft)))
+        });
+    };
+    let default = TopicSettings::default();
+    let small = TopicSettings { max_messages: 1000, ..default };
+    let brief = TopicSettings { ttl: Some(short), ..default };
+    puts("put, the oldest is evicted", small, &Draft::new);
+    puts("put, the oldest expires", brief, &Draft::new);
+    puts("put, all expire early", default, &|payload| Draft::new(payload).ttl(short));
+}
+
+fn two_threads(bench: &mut Bench) {
+    // The start of a thread is not to matter.
+    const LONG_BATCH: u32 = 20 * BATCH;
+    for (which, names) in [("one topic", ["a", "a"]), ("two topics", ["a", "b"])] {
+        let topics = names.map(name);
+        let bus = MessageBus::new(Options::default());
+        bench.time(&format!("put, two threads, {which}"), 2 * LONG_BATCH, || {
+            for topic in &topics {
+                bus.delete(topic);
+            }
+            let work = |topic| {
+                let payloads: Vec<_> =
+                    iter::repeat_with(payload).take(LONG_BATCH as usize).collect();
+                move |bus: &MessageBus| {
+                    for payload in payloads {
+                        put(bus, topic, payload);
+                    }
+                }
+            };
+            both(topics.each_ref().map(work), &bus)
+        });
+    }
+}
+
+/// Does two things at the same time, and says how long it took from the start of the first to the
+/// end of the last.
+fn both<T: FnOnce(&MessageBus) + Send>(work: [T; 2], bus: &MessageBus) -> Duration {
+    let ready = Barrier::new(2);
+    let run = |work: T| {
+        ready.wait();
+        let start = Instant::now();
+        work(bus);
+        (start, Instant::now())
+    };
+    let [(a, a_end), (b, b_end)] = thread::scope(|scope| {
+        let threads = work.map(|work| scope.spawn(|| run(work)));
+        threads.map(|thread| thread.join().expect("it does not panic"))
+    });
+    a_end.max(b_end) - a.min(b)
+}
