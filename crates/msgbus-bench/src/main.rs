@@ -1,16 +1,32 @@
 //! `msgbus-bench`: measures msgbus and prints what it found.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    thread,
+};
 
 use anyhow::{Context as _, bail};
-use msgbus_bench::micro;
+use msgbus_bench::{
+    bare::{self, Push},
+    compare, micro,
+};
+use msgbusd::Workers;
 use pico_args::Arguments;
+use tokio::runtime;
 
 const USAGE: &str = "\
 usage: msgbus-bench COMMAND
 
   micro [--quick] [--json] [FILTER]   the engine alone: time and memory for each operation whose name
                                       contains FILTER
+  compare [--quick] [--runs N] [--to FOLDER] [FILTER]
+                                      the same work on msgbusd, on bare servers, and on nginx with nchan,
+                                      redis-server and nats-server where they are there. Prints what it
+                                      found, and without FILTER writes it to FOLDER/performance.md [docs]
+  bare --bind ADDRESS [--push nowhere|each|batches] [--threads N] [--stealing]
+                                      a server that does nothing, or no more than push
 ";
 
 fn main() -> anyhow::Result<()> {
@@ -18,6 +34,8 @@ fn main() -> anyhow::Result<()> {
     let command = args.subcommand()?;
     let report = match command.as_deref() {
         Some("micro") => micro_report(args)?,
+        Some("compare") => comparison(args)?,
+        Some("bare") => return bare_server(args),
         None => USAGE.to_owned(),
         Some(other) => bail!("there is no {other}\n{USAGE}"),
     };
@@ -31,6 +49,37 @@ fn micro_report(mut args: Arguments) -> anyhow::Result<String> {
     end(args)?;
     let measures = micro::run(&options);
     Ok(if json { serde_json::to_string(&measures)? + "\n" } else { micro::table(&measures) })
+}
+
+fn comparison(mut args: Arguments) -> anyhow::Result<String> {
+    let quick = args.contains("--quick");
+    let runs = args.opt_value_from_str("--runs")?.unwrap_or(if quick { 1 } else { 3 });
+    let to: Option<PathBuf> = args.opt_value_from_str("--to")?;
+    let filter: String = args.opt_free_from_str()?.unwrap_or_default();
+    end(args)?;
+    // A page is whole, and not made in a hurry, unless it was asked for.
+    let folder = to.or((!quick && filter.is_empty()).then(|| PathBuf::from("docs")));
+    compare::run(&compare::Options { quick, runs, filter, folder })
+}
+
+fn bare_server(mut args: Arguments) -> anyhow::Result<()> {
+    let address: SocketAddr = args.value_from_str("--bind")?;
+    let push = args.opt_value_from_str("--push")?.unwrap_or(Push::Nowhere);
+    let threads = args
+        .opt_value_from_str("--threads")?
+        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let stealing = args.contains("--stealing");
+    end(args)?;
+    // Each connection is a file. Where that is not allowed, opening one will say so.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    if stealing {
+        let runtime =
+            runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+        runtime.block_on(async { bare::serve(address, push, Workers::current()).await })
+    } else {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(bare::serve(address, push, Workers::pinned(threads)?))
+    }
 }
 
 /// Everything that was said has to have been understood.

@@ -7,5 +7,7 @@ mod http;
 mod metrics;
 mod server;
 mod socket;
+mod workers;
 
 pub use server::{Drained, Server};
+pub use workers::Workers;

@@ -1,0 +1,150 @@
+//! What msgbus wants to reach, and how far it is.
+
+use super::{Findings, servers::Contender};
+use crate::compare::page::median;
+
+/// A goal and how it stands.
+#[derive(Debug)]
+pub(super) struct Goal {
+    pub(super) work: &'static str,
+    pub(super) wanted: String,
+    pub(super) found: String,
+    pub(super) is_met: bool,
+}
+
+impl Goal {
+    fn at_least(work: &'static str, what: &str, goal: f64, found: f64) -> Self {
+        Self {
+            work,
+            wanted: format!("{what} at least {}", short(goal)),
+            found: short(found),
+            is_met: found >= goal,
+        }
+    }
+
+    fn at_most(work: &'static str, what: &str, goal: f64, found: f64) -> Self {
+        Self {
+            work,
+            wanted: format!("{what} at most {}", short(goal)),
+            found: short(found),
+            is_met: found <= goal,
+        }
+    }
+}
+
+fn short(value: f64) -> String {
+    match value {
+        v if v >= 1e6 => format!("{:.2} M", v / 1e6),
+        v if v >= 1000.0 => format!("{v:.0}"),
+        v if v >= 10.0 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
+}
+
+/// What of a run a goal is about.
+type Figure = fn(&msgbus_load::Report) -> f64;
+
+fn rate(report: &msgbus_load::Report) -> f64 {
+    report.rate
+}
+
+fn cpu(report: &msgbus_load::Report) -> f64 {
+    report.server.map_or(f64::NAN, |cost| cost.cpu_per_operation)
+}
+
+fn p50(report: &msgbus_load::Report) -> f64 {
+    report.latency.map_or(f64::NAN, |latency| latency.p50)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "bytes of one thing")]
+fn growth(report: &msgbus_load::Report) -> f64 {
+    report.server.map_or(f64::NAN, |cost| cost.growth as f64 / report.operations as f64)
+}
+
+impl Findings {
+    fn reports(&self, key: &str, contender: Option<Contender>) -> &[msgbus_load::Report] {
+        let work = self.works.iter().find(|(work, _)| work.key == key);
+        let found = work.and_then(|(_, found)| match contender {
+            Some(contender) => found.iter().find(|(other, _)| *other == contender),
+            // The second is the one that sets the limit.
+            None => found.get(1),
+        });
+        found.map_or(&[], |(_, reports)| reports)
+    }
+
+    fn own(&self, key: &str, figure: Figure) -> f64 {
+        median(self.reports(key, Some(Contender::Msgbusd)).iter().map(figure))
+    }
+
+    /// msgbusd's figure as a part of the bare server's: the median over the runs, each compared
+    /// with the one beside it.
+    fn ratio(&self, key: &str, figure: Figure) -> f64 {
+        let own = self.reports(key, Some(Contender::Msgbusd)).iter();
+        let bare = self.reports(key, None).iter();
+        median(own.zip(bare).map(|(own, bare)| figure(own) / figure(bare)))
+    }
+
+    /// How many messages were lost, repeated or reordered in all runs of a work.
+    fn wrong(&self, key: &str) -> u64 {
+        let reports = self.reports(key, Some(Contender::Msgbusd)).iter();
+        reports.map(|r| r.accounts.lost + r.accounts.repeated + r.accounts.reordered).sum()
+    }
+
+    fn micro(&self, name: &str) -> f64 {
+        self.micro.get(name).map_or(f64::NAN, |measure| measure.value)
+    }
+}
+
+/// All goals whose works were done.
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
+pub(super) fn all(findings: &Findings) -> Vec<Goal> {
+    let f = findings;
+    let least = Goal::at_least;
+    let most = Goal::at_most;
+    let mut goals = vec![
+        least("put", "rate over bare", 0.85, f.ratio("put", rate)),
+        most("put", "CPU over bare", 1.25, f.ratio("put", cpu)),
+        least("put-pipelined", "rate over bare", 0.6, f.ratio("put-pipelined", rate)),
+        least("pull", "rate over bare", 0.75, f.ratio("pull", rate)),
+        least("split", "messages a second", 2e6, f.own("split", rate)),
+        least("fanout-100", "rate over bare", 0.9, f.ratio("fanout-100", rate)),
+        least("fanout-100-busy", "rate over bare", 0.7, f.ratio("fanout-100-busy", rate)),
+        most("fanout-100-busy", "CPU over bare", 1.4, f.ratio("fanout-100-busy", cpu)),
+        most(
+            "fanout-1000",
+            "CPU of a delivery, over that at 100",
+            1.3,
+            f.own("fanout-1000", cpu) / f.own("fanout-100-busy", cpu),
+        ),
+    ];
+    for key in ["fanout-100", "fanout-100-busy", "fanout-1000"] {
+        if !f.reports(key, None).is_empty() {
+            goals.push(most(key, "lost, repeated or reordered", 0.0, f.wrong(key) as f64));
+        }
+    }
+    goals.extend([
+        most("latency-1", "p50 over bare", 1.3, f.ratio("latency-1", p50)),
+        most("latency-100", "p50 over bare", 1.3, f.ratio("latency-100", p50)),
+        most("idle", "bytes of memory each", 6000.0, f.own("idle", growth)),
+        most(
+            "topics",
+            "bytes of memory each, beyond the payload",
+            700.0,
+            f.own("topics", growth) - 128.0,
+        ),
+    ]);
+    goals.extend(engine(findings));
+    goals.push(most("binary", "MB", 8.0, f.binary as f64 / 1e6));
+    goals.push(most("start", "ms until it listens", 20.0, median(f.startup.iter().copied())));
+    // What was not measured has no figure.
+    goals.retain(|goal| goal.found != "NaN");
+    goals
+}
+
+fn engine(f: &Findings) -> Vec<Goal> {
+    let most = Goal::at_most;
+    vec![
+        most("engine", "ns for a put by name", 150.0, f.micro("put")),
+        most("engine", "ns for a get by name", 90.0, f.micro("get")),
+    ]
+}

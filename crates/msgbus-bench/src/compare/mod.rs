@@ -1,0 +1,158 @@
+//! The same work on msgbusd, on bare servers and on what else there is on the machine, in turns.
+
+mod chart;
+mod goals;
+mod page;
+mod peers;
+mod servers;
+mod works;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, IsTerminal as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, ensure};
+use msgbus_load::Report;
+use tokio::{runtime, task::LocalSet};
+
+pub use self::servers::Contender;
+use self::works::Work;
+use crate::micro::{self, Measure};
+
+/// How to compare.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whether to do just enough to see that everything works.
+    pub quick: bool,
+    /// How many times each server does each work.
+    pub runs: usize,
+    /// Only works that have this in their key.
+    pub filter: String,
+    /// Where the page and its charts go; nowhere if `None`.
+    pub folder: Option<PathBuf>,
+}
+
+/// All runs of a work by each contender.
+type Runs = Vec<(Contender, Vec<Report>)>;
+
+/// Everything that was found.
+#[derive(Debug, Default)]
+struct Findings {
+    /// By work, then by contender, in the order of the works' lists.
+    works: Vec<(Work, Runs)>,
+    micro: BTreeMap<String, Measure>,
+    /// Of msgbusd's release binary, in bytes.
+    binary: u64,
+    /// From the start until it takes connections, in milliseconds.
+    startup: Vec<f64>,
+    /// What each contender says of its version.
+    versions: Vec<String>,
+}
+
+/// Compares, and says what was found.
+///
+/// # Errors
+/// When msgbusd or a bare server does not do its work. Peers that are not there are left out.
+pub fn run(options: &Options) -> anyhow::Result<String> {
+    build()?;
+    // Each connection is a file. Where that is not allowed, opening one will say so.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let mut findings = Findings {
+        binary: fs::metadata(servers::beside("msgbusd")?)?.len(),
+        ..Findings::default()
+    };
+    let works: Vec<Work> = works::all(options.quick)
+        .into_iter()
+        .filter(|work| work.key.contains(&options.filter))
+        .collect();
+    ensure!(!works.is_empty(), "no work has {:?} in its key", options.filter);
+    for work in works {
+        let found = measure(&work, options, &mut findings)?;
+        findings.works.push((work, found));
+    }
+    if options.filter.is_empty() {
+        note("the engine alone");
+        let measures = micro::run(&micro::Options { quick: options.quick, ..Default::default() });
+        findings.micro = measures.into_iter().map(|m| (m.name.clone(), m)).collect();
+    }
+    let text = page::text(&findings);
+    if let Some(folder) = &options.folder {
+        write(folder, &findings, &text)?;
+    }
+    Ok(text)
+}
+
+/// The servers of this project, as they are now.
+fn build() -> anyhow::Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(cargo)
+        .args(["build", "--release", "--quiet", "--locked", "-p", "msgbusd"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(built.success(), "msgbusd cannot be built");
+    Ok(())
+}
+
+/// All runs of a work: the contenders take turns, so that what else happens on the machine hits all
+/// of them alike.
+fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::Result<Runs> {
+    let mut found = Runs::new();
+    for contender in work.contenders {
+        match contender.version() {
+            Some(version) => {
+                if !findings.versions.contains(&version) {
+                    findings.versions.push(version);
+                }
+                found.push((*contender, Vec::new()));
+            }
+            None => note(&format!("{}: {} is not there, left out", work.key, contender.name())),
+        }
+    }
+    for run in 1..=options.runs {
+        for (contender, reports) in &mut found {
+            note(&format!("{}: {} ({run} of {})", work.key, contender.name(), options.runs));
+            let server = contender.start()?;
+            if *contender == Contender::Msgbusd {
+                findings.startup.push(server.startup.as_secs_f64() * 1e3);
+            }
+            let target = server.target(*contender)?;
+            // A runtime of its own for each: nothing is left over from the one before.
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let report = LocalSet::new().block_on(&runtime, work.run(&target));
+            let report = report.with_context(|| format!("{} at {}", contender.name(), work.key))?;
+            reports.push(report);
+        }
+    }
+    Ok(found)
+}
+
+fn write(folder: &Path, findings: &Findings, text: &str) -> anyhow::Result<()> {
+    let charts = folder.join("charts");
+    fs::create_dir_all(&charts)?;
+    for (work, found) in &findings.works {
+        fs::write(charts.join(format!("{}.svg", work.key)), chart::svg(work, found))?;
+    }
+    let path = folder.join("performance.md");
+    let page = fs::read_to_string(&path).unwrap_or_else(|_| page::EMPTY.to_owned());
+    fs::write(&path, page::renew(&page, text)?)?;
+    note(&format!("written: {}", path.display()));
+    Ok(())
+}
+
+/// Says what happens, where somebody looks or a log is kept.
+#[expect(clippy::print_stderr, reason = "this is a command")]
+fn note(text: &str) {
+    if io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{text}");
+        if text.starts_with("written") {
+            eprintln!();
+        }
+    } else {
+        eprintln!("{text}");
+    }
+}

@@ -1,0 +1,184 @@
+//! The page: tables in Markdown, between two marks, so that what people have written around them
+//! stays.
+
+use std::fmt::Write as _;
+
+use anyhow::Context as _;
+use msgbus_load::Report;
+
+use super::{Findings, goals, servers::Contender, works::Work};
+
+const BEGIN: &str =
+    "<!-- measured: from here to the end mark this is written by msgbus-bench compare -->";
+const END: &str = "<!-- measured: end -->";
+
+/// The page when there is none.
+pub(super) const EMPTY: &str = concat!(
+    "# Performance\n\n",
+    "<!-- measured: from here to the end mark this is written by msgbus-bench compare -->\n",
+    "<!-- measured: end -->\n"
+);
+
+/// The page with what was measured now.
+pub(super) fn renew(page: &str, measured: &str) -> anyhow::Result<String> {
+    let (before, rest) = page.split_once(BEGIN).context("the page has lost its begin mark")?;
+    let (_, after) = rest.split_once(END).context("the page has lost its end mark")?;
+    Ok(format!("{before}{BEGIN}\n\n{measured}\n{END}{after}"))
+}
+
+/// Everything that was found.
+pub(super) fn text(findings: &Findings) -> String {
+    let mut text = machine(findings);
+    text.push_str("\n## Goals\n\n| work | goal | found | |\n|---|---|---|---|\n");
+    for goal in goals::all(findings) {
+        let verdict = if goal.is_met { "met" } else { "**not met**" };
+        let _ = writeln!(text, "| {} | {} | {} | {verdict} |", goal.work, goal.wanted, goal.found);
+    }
+    for (work, found) in &findings.works {
+        let _ = write!(
+            text,
+            "\n## {}\n\n![{}](charts/{}.svg)\n\n{}",
+            work.title,
+            work.title,
+            work.key,
+            table(work, found)
+        );
+    }
+    if !findings.micro.is_empty() {
+        text.push_str(
+            "\n## The engine alone\n\n| operation | median | least | |\n|---|--:|--:|---|\n",
+        );
+        for (name, measure) in &findings.micro {
+            let _ = writeln!(
+                text,
+                "| {name} | {:.1} | {:.1} | {} |",
+                measure.value, measure.min, measure.unit
+            );
+        }
+    }
+    text
+}
+
+fn machine(findings: &Findings) -> String {
+    let line = |path: &str, key: &str| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with(key)).map(str::to_owned);
+        line.and_then(|line| {
+            Some(line.split_once([':', '='])?.1.trim().trim_matches('"').to_owned())
+        })
+        .unwrap_or_else(|| "unknown".to_owned())
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!(
+        "Measured on {cores} cores of an {}, Linux {}, {}; client and server share them. \
+         Beside each other: {}.\n\n\
+         Only what stands in one table can be compared: the machine, and what else it does, make the \
+         figures. Each is the median of all runs; a ratio is the median of the ratios of runs that were \
+         done one after the other. *CPU* is the processor time of the server for each operation.\n",
+        line("/proc/cpuinfo", "model name"),
+        kernel.trim(),
+        line("/etc/os-release", "PRETTY_NAME"),
+        findings.versions.join("; "),
+    )
+}
+
+fn table(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
+    let mut text = String::new();
+    let Some((_, limit)) = found.get(1) else { return own_table(found) };
+    if work.is_about_memory() {
+        text.push_str("| server | bytes each | CPU each | resident |\n|---|--:|--:|--:|\n");
+    } else {
+        text.push_str(
+            "| server | a second | of the limit | CPU | of the limit | p50 | p99 | p99.9 | wrong |\n\
+             |---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        );
+    }
+    for (contender, reports) in found {
+        let row = if work.is_about_memory() { memory_row(reports) } else { row(reports, limit) };
+        let _ = writeln!(text, "| {} {row}", contender.name());
+    }
+    text
+}
+
+fn own_table(found: &[(Contender, Vec<Report>)]) -> String {
+    let mut text = "| server | a second | CPU |\n|---|--:|--:|\n".to_owned();
+    for (contender, reports) in found {
+        let rate = median(reports.iter().map(|report| report.rate));
+        let _ =
+            writeln!(text, "| {} | {} | {} |", contender.name(), count(rate), time(cpu(reports)));
+    }
+    text
+}
+
+fn row(reports: &[Report], limit: &[Report]) -> String {
+    let pairs = || reports.iter().zip(limit);
+    let rate = median(reports.iter().map(|report| report.rate));
+    let of_rate = median(pairs().map(|(own, limit)| own.rate / limit.rate));
+    let of_cpu = median(pairs().map(|(own, limit)| server_cpu(own) / server_cpu(limit)));
+    let latency = |pick: fn(&msgbus_load::Percentiles) -> f64| {
+        time(median(reports.iter().filter_map(|report| report.latency.as_ref()).map(pick)))
+    };
+    let wrong: u64 = reports
+        .iter()
+        .map(|report| report.accounts)
+        .map(|a| a.lost + a.repeated + a.reordered + a.refused)
+        .sum();
+    format!(
+        "| {} | {of_rate:.2} | {} | {of_cpu:.2} | {} | {} | {} | {wrong} |",
+        count(rate),
+        time(cpu(reports)),
+        latency(|l| l.p50),
+        latency(|l| l.p99),
+        latency(|l| l.p999),
+    )
+}
+
+#[expect(clippy::cast_precision_loss, reason = "bytes of one thing")]
+fn memory_row(reports: &[Report]) -> String {
+    let each = reports
+        .iter()
+        .filter_map(|report| Some(report.server?.growth as f64 / report.operations as f64));
+    let resident = reports.iter().filter_map(|report| Some(report.server?.resident as f64 / 1e6));
+    format!("| {:.0} | {} | {:.1} MB |", median(each), time(cpu(reports)), median(resident))
+}
+
+fn server_cpu(report: &Report) -> f64 {
+    report.server.map_or(f64::NAN, |cost| cost.cpu_per_operation)
+}
+
+/// The median processor time for an operation, in microseconds.
+pub(super) fn cpu(reports: &[Report]) -> f64 {
+    median(reports.iter().map(server_cpu))
+}
+
+/// The value in the middle; not a number where there is none.
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+/// A time in microseconds, as people read it.
+pub(super) fn time(microseconds: f64) -> String {
+    match microseconds {
+        us if us.is_nan() => "-".to_owned(),
+        us if us < 10.0 => format!("{us:.2} us"),
+        us if us < 1e3 => format!("{us:.0} us"),
+        us => format!("{:.1} ms", us / 1e3),
+    }
+}
+
+/// A number in three digits or so.
+pub(super) fn count(number: f64) -> String {
+    match number {
+        n if n >= 1e6 => format!("{:.2} M", n / 1e6),
+        n if n >= 1e3 => format!("{:.1} k", n / 1e3),
+        n => format!("{n:.0}"),
+    }
+}

@@ -1,0 +1,255 @@
+//! The servers that are compared: how each is started, and what it speaks.
+
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    rc::Rc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use msgbus_load::{Http, Protocol, Server, Target};
+use tempfile::TempDir;
+
+use super::peers::{Nats, Redis};
+use crate::bare::Push;
+
+/// Who is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contender {
+    /// This project.
+    Msgbusd,
+    /// A bare server, which sets the limit.
+    Bare(Push),
+    /// nginx with nchan.
+    Nchan,
+    /// Redis as a queue.
+    RedisList,
+    /// Redis as a channel.
+    RedisChannel,
+    /// NATS core.
+    Nats,
+}
+
+impl Contender {
+    /// What it is called in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Msgbusd => "msgbusd",
+            Self::Bare(Push::Nowhere) => "bare hyper",
+            Self::Bare(Push::Each) => "bare, a write each",
+            Self::Bare(Push::Batches) => "bare, batches",
+            Self::Nchan => "nchan",
+            Self::RedisList => "redis (list)",
+            Self::RedisChannel => "redis (channel)",
+            Self::Nats => "nats",
+        }
+    }
+
+    /// The program to be found, and the words that make it tell its version.
+    fn program(self) -> Option<(&'static str, &'static [&'static str])> {
+        match self {
+            Self::Msgbusd | Self::Bare(_) => None,
+            Self::Nchan => Some(("nginx", &["-v"])),
+            Self::RedisList | Self::RedisChannel => Some(("redis-server", &["--version"])),
+            Self::Nats => Some(("nats-server", &["--version"])),
+        }
+    }
+
+    /// What it says of its version; `None` when it is not there.
+    pub fn version(self) -> Option<String> {
+        let Some((program, words)) = self.program() else {
+            return Some(format!("{} {}", self.name(), env!("CARGO_PKG_VERSION")));
+        };
+        if self == Self::Nchan && nchan_module().is_none() {
+            return None;
+        }
+        let output = Command::new(program).args(words).output().ok()?;
+        let said = [output.stdout, output.stderr].concat();
+        Some(String::from_utf8_lossy(&said).lines().next()?.trim().to_owned())
+    }
+
+    fn protocol(self, port: u16) -> Rc<dyn Protocol> {
+        let host = format!("127.0.0.1:{port}");
+        let http = |raw| Rc::new(Http { host: host.clone(), prefix: String::new(), raw });
+        match self {
+            Self::Msgbusd | Self::Bare(_) => http(false),
+            Self::Nchan => http(true),
+            Self::RedisList => Rc::new(Redis::List),
+            Self::RedisChannel => Rc::new(Redis::Channel),
+            Self::Nats => Rc::new(Nats),
+        }
+    }
+
+    /// Starts it on a port of its own, and waits until it takes connections.
+    ///
+    /// # Errors
+    /// When it cannot be started, or does not listen.
+    pub fn start(self) -> anyhow::Result<Running> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let port = free_port()?;
+        let folder = tempfile::tempdir()?;
+        let mut command = self.command(port, folder.path())?;
+        let log = fs::File::create(folder.path().join("log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let begin = Instant::now();
+        let child = command.spawn().with_context(|| format!("cannot start {}", self.name()))?;
+        let mut running =
+            Running { child, address: address(port), folder, startup: Duration::ZERO };
+        while TcpStream::connect(running.address).is_err() {
+            if let Some(status) = running.child.try_wait()? {
+                bail!("{} has ended with {status}: {}", self.name(), running.log());
+            }
+            if begin.elapsed() > PATIENCE {
+                bail!("{} does not listen: {}", self.name(), running.log());
+            }
+            sleep(Duration::from_micros(200));
+        }
+        running.startup = begin.elapsed();
+        Ok(running)
+    }
+
+    fn command(self, port: u16, folder: &Path) -> anyhow::Result<Command> {
+        let address = address(port).to_string();
+        Ok(match self {
+            Self::Msgbusd => {
+                let mut command = Command::new(beside("msgbusd")?);
+                command.args(["--bind", &address]);
+                command
+            }
+            Self::Bare(push) => {
+                let mut command = Command::new(env::current_exe()?);
+                let push = match push {
+                    Push::Nowhere => "nowhere",
+                    Push::Each => "each",
+                    Push::Batches => "batches",
+                };
+                command.args(["bare", "--bind", &address, "--push", push]);
+                command
+            }
+            Self::Nchan => {
+                let config = folder.join("nginx.conf");
+                fs::write(&config, nginx_config(&address, folder)?)?;
+                let mut command = Command::new("nginx");
+                command.arg("-p").arg(folder).arg("-c").arg(config);
+                command.args(["-e", "stderr"]);
+                command
+            }
+            Self::RedisList | Self::RedisChannel => {
+                let mut command = Command::new("redis-server");
+                command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
+                command.args(["--save", "", "--appendonly", "no"]);
+                command
+            }
+            Self::Nats => {
+                let mut command = Command::new("nats-server");
+                command.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
+                command
+            }
+        })
+    }
+}
+
+fn address(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(address(0))?.local_addr()?.port())
+}
+
+/// A program of this workspace: it is built to where this one is.
+pub(super) fn beside(name: &str) -> anyhow::Result<PathBuf> {
+    let path = env::current_exe()?.with_file_name(name);
+    if !path.exists() {
+        bail!("there is no {}: build the workspace first", path.display());
+    }
+    Ok(path)
+}
+
+fn nchan_module() -> Option<&'static str> {
+    ["/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/lib64/nginx/modules/ngx_nchan_module.so"]
+        .into_iter()
+        .find(|path| Path::new(path).exists())
+}
+
+/// One place that publishes and subscribes, at the same paths as msgbusd.
+fn nginx_config(address: &str, folder: &Path) -> anyhow::Result<String> {
+    let module = nchan_module().context("there is no nchan module")?;
+    let folder = folder.display();
+    Ok(format!(
+        "load_module {module};\n\
+         daemon off; pid {folder}/pid; error_log stderr; worker_processes auto;\n\
+         worker_rlimit_nofile 65536;\n\
+         events {{ worker_connections 32768; }}\n\
+         http {{\n\
+           access_log off; keepalive_requests 1000000000; client_body_temp_path {folder};\n\
+           proxy_temp_path {folder}; fastcgi_temp_path {folder}; uwsgi_temp_path {folder};\n\
+           scgi_temp_path {folder}; nchan_shared_memory_size 512M;\n\
+           server {{\n\
+             listen {address} backlog=4096;\n\
+             location / {{\n\
+               nchan_pubsub websocket http; nchan_channel_id $uri;\n\
+               nchan_message_buffer_length 65536; nchan_subscriber_first_message newest;\n\
+             }}\n\
+           }}\n\
+         }}\n"
+    ))
+}
+
+/// A server that runs, and ends when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    address: SocketAddr,
+    folder: TempDir,
+    /// From its start until it took a connection.
+    pub startup: Duration,
+}
+
+impl Running {
+    /// The server as a target for load.
+    ///
+    /// # Errors
+    /// When its processes cannot be looked at.
+    pub fn target(&self, contender: Contender) -> io::Result<Target> {
+        let mut pids = vec![self.child.id()];
+        pids.extend(children(self.child.id())?);
+        Ok(Target {
+            address: self.address,
+            protocol: contender.protocol(self.address.port()),
+            server: Some(Server::new(pids)),
+        })
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let pid = self.child.id().to_string();
+        // It is asked first, so that it takes its own children with it.
+        let _ = Command::new("kill").arg(&pid).status();
+        for _ in 0..100 {
+            match self.child.try_wait() {
+                Ok(None) => sleep(Duration::from_millis(20)),
+                _ => return,
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = io::stderr().flush();
+    }
+}
+
+/// The processes that a process has started.
+fn children(pid: u32) -> io::Result<Vec<u32>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    Ok(text.split_whitespace().filter_map(|word| word.parse().ok()).collect())
+}
