@@ -7,9 +7,7 @@ use hyper::{
     Request, StatusCode,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{
-    BatchLimit, Message, RecvError, TopicName, format_duration, json, parse_duration,
-};
+use msgbus_core::{BatchLimit, Message, TopicName, format_duration, json, parse_duration};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::{select, time::sleep};
 use tracing::debug;
@@ -87,30 +85,21 @@ fn wait(query: &Query<'_>) -> Result<Option<Duration>, Refusal> {
     }
 }
 
-/// Waits for messages; none, when the time is over or the server stops. A client that goes ends the
-/// wait, and what it waited for is for the next one.
+/// Waits for messages; none, when the time is over, the topic is deleted or the server stops. A
+/// client that goes ends the wait, and what it waited for is for the next one.
 async fn wait_for(
     app: &App,
     topic: &TopicName,
     limit: BatchLimit,
     patience: Duration,
 ) -> Result<Vec<Message>, Refusal> {
-    let deadline = sleep(patience);
-    tokio::pin!(deadline);
-    loop {
-        let pull = app.bus.wait(topic, limit)?;
-        select! {
-            biased;
-            () = app.tasks.drain.cancelled() => return Ok(Vec::new()),
-            pulled = pull => match pulled {
-                Ok(messages) => return Ok(messages),
-                // The next one of that name may have some.
-                Err(RecvError::Deleted) => {}
-                Err(_) => return Ok(Vec::new()),
-            },
-            () = &mut deadline => return Ok(Vec::new()),
-        }
-    }
+    let pull = app.bus.wait(topic, limit)?;
+    Ok(select! {
+        biased;
+        () = app.tasks.drain.cancelled() => Vec::new(),
+        pulled = pull => pulled.unwrap_or_default(),
+        () = sleep(patience) => Vec::new(),
+    })
 }
 
 fn peek(
