@@ -161,13 +161,22 @@ fn topic_name(path: &str) -> Result<TopicName, Refusal> {
     Ok(TopicName::new(name.trim_matches('/'))?)
 }
 
-/// Whether the client names this media type among those it accepts.
+/// Whether the client names this media type among those it accepts. A wildcard names none, and
+/// `;q=0` refuses.
 fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
     headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| {
         value.split(',').any(|item| {
-            let named = item.split(';').next().unwrap_or_default();
-            named.trim().eq_ignore_ascii_case(media_type)
+            let mut parts = item.split(';').map(str::trim);
+            parts.next().is_some_and(|named| named.eq_ignore_ascii_case(media_type))
+                && !parts.any(is_quality_0)
         })
+    })
+}
+
+/// Whether a parameter of an accepted type says that it is not acceptable (RFC 9110, section 12.4.2).
+fn is_quality_0(parameter: &str) -> bool {
+    parameter.split_once('=').is_some_and(|(name, value)| {
+        name.eq_ignore_ascii_case("q") && value.parse().is_ok_and(|quality: f32| quality <= 0.0)
     })
 }
 

@@ -117,6 +117,35 @@ async fn errors_are_problem_documents_for_those_who_prefer_json() {
     assert_eq!(reply.header("X-Content-Type-Options"), Some("nosniff"));
 }
 
+#[tokio::test]
+async fn a_type_of_quality_0_is_not_wanted() {
+    let daemon = Daemon::start();
+    daemon.put("/t", "x").await;
+    let content_type = async |target: &str, accept: &str| {
+        let mut connection = daemon.connect().await;
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n");
+        connection.write(request.as_bytes()).await;
+        let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+        let mut lines = head.lines();
+        lines.find_map(|line| line.strip_prefix("content-type: ")).unwrap().to_owned()
+    };
+    let (json, text) = ("application/json", "text/plain; charset=utf-8");
+    for (target, accept, expected) in [
+        ("/t?peek", "application/json;q=0", json),
+        ("/none", "application/json;q=0, */*", text),
+        ("/none", "application/problem+json; q=0.000", text),
+        ("/none", "application/json;q=0, application/problem+json", "application/problem+json"),
+        ("/none", "application/x-ndjson;q=0", text),
+        ("/none", "text/event-stream;charset=utf-8 ; Q=0., */*", text),
+        ("/none", "text/event-stream;q=0.001", "text/event-stream"),
+        ("/", "application/json;q=0", text),
+        ("/", "text/plain;q=0, application/json", json),
+        ("/t", "application/octet-stream;q=0.0, text/event-stream;q=0", json),
+    ] {
+        assert_eq!(content_type(target, accept).await, expected, "{target} for {accept}");
+    }
+}
+
 async fn say(daemon: &Daemon, bytes: &[u8]) -> Reply {
     let mut connection = daemon.connect().await;
     connection.write(bytes).await;
