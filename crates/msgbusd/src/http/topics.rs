@@ -14,6 +14,8 @@ use super::{Answer, App, accepts, content, empty, error::Refusal, no_store, quer
 
 /// The most topics in one listing.
 const PAGE: usize = 10_000;
+/// What a GET of a topic may have. A HEAD answers the same whatever they say.
+const OF_GET: &[&str] = &["raw", "max", "wait", "peek", "stream", "since", "index", "lag"];
 
 /// Names, one a line; or objects with counters, for those who accept JSON.
 pub(super) fn list<B>(app: &Arc<App>, request: &Request<B>) -> Result<Answer, Refusal> {
@@ -61,7 +63,7 @@ pub(super) fn counters<B>(
     topic: &TopicName,
     request: &Request<B>,
 ) -> Result<Answer, Refusal> {
-    query(request).only(&[])?;
+    query(request).only(OF_GET)?;
     let stats = app.bus.topic(topic).ok_or_else(|| Refusal::NoSuchTopic(topic.clone()))?;
     let counters = stats.counters;
     let mut answer = empty(StatusCode::OK);

@@ -77,6 +77,21 @@ async fn the_json_list_has_the_counters_and_so_has_head() {
 }
 
 #[tokio::test]
+async fn head_takes_what_get_takes_and_heeds_none_of_it() {
+    let daemon = Daemon::start();
+    daemon.put("/t", "x").await;
+    for query in ["raw", "max=2&wait=20s", "peek&since=all", "stream=sse&index=0&lag=disconnect"] {
+        let head = daemon.send("HEAD", &format!("/t?{query}"), &[], b"").await;
+        assert_eq!((head.status, head.number("Msgbus-Unpulled")), (200, 1), "{query}");
+        assert_eq!(daemon.send("HEAD", &format!("/none?{query}"), &[], b"").await.status, 404);
+    }
+    for query in ["rwa", "raw&ttl=1s"] {
+        assert_eq!(daemon.send("HEAD", &format!("/t?{query}"), &[], b"").await.status, 400);
+    }
+    assert_eq!(daemon.get("/").await.text(), "t\n", "none was created");
+}
+
+#[tokio::test]
 async fn delete_takes_the_messages_and_the_subscribers() {
     let daemon = Daemon::start();
     let epoch = daemon.put("/t", "x").await.number("Msgbus-Epoch");
