@@ -7,18 +7,22 @@ use super::{error::Refusal, query::Query};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// What the request says. The header wins silently: it is what a client resumes with by itself.
-pub(super) fn requested(query: &Query<'_>, headers: &HeaderMap) -> Result<Position, Refusal> {
+/// What the request says, if anything. The header wins silently: it is what a client resumes with by
+/// itself.
+pub(super) fn requested(
+    query: &Query<'_>,
+    headers: &HeaderMap,
+) -> Result<Option<Position>, Refusal> {
     let by_query = by_query(query)?;
     let Some(id) = headers.get(LAST_EVENT_ID) else { return Ok(by_query) };
     let position = id.to_str().ok().and_then(|id| Position::from_event_id(id).ok());
     let why = "use <epoch>-<id>, as the server sent it";
-    position.ok_or(Refusal::Header { name: "Last-Event-ID", why })
+    position.map(Some).ok_or(Refusal::Header { name: "Last-Event-ID", why })
 }
 
-/// What the parameters alone say.
-pub(super) fn by_query(query: &Query<'_>) -> Result<Position, Refusal> {
-    match (query.get("since")?, query.get("index")?) {
+/// What the parameters alone say, if anything.
+pub(super) fn by_query(query: &Query<'_>) -> Result<Option<Position>, Refusal> {
+    let position = match (query.get("since")?, query.get("index")?) {
         (Some(_), Some(_)) => Err(Refusal::Parameter {
             name: "index",
             why: "since says the same; use one of them".to_owned(),
@@ -27,8 +31,9 @@ pub(super) fn by_query(query: &Query<'_>) -> Result<Position, Refusal> {
         (None, Some(index)) => {
             Position::from_index(index).map_err(|error| Refusal::position("index", error))
         }
-        (None, None) => Ok(Position::New),
-    }
+        (None, None) => return Ok(None),
+    };
+    position.map(Some)
 }
 
 /// What to do with a subscriber that falls behind what is retained.

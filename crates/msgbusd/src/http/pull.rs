@@ -108,7 +108,7 @@ fn peek(
     query: &Query<'_>,
     headers: &HeaderMap,
 ) -> Result<Answer, Refusal> {
-    let from = if query.has("since") { Some(position::requested(query, headers)?) } else { None };
+    let from = position::requested(query, headers)?;
     let max = query.count("max")?;
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
     let empty = || Refusal::Empty(topic.clone());

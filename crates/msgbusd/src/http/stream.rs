@@ -76,7 +76,7 @@ pub(super) fn stream<B>(
         position => (position?, ""),
     };
     let options = SubscribeOptions {
-        from,
+        from: from.unwrap_or_default(),
         lag: position::lag(&query)?,
         label: Some(peer.to_string().into()),
     };

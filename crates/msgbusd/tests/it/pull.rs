@@ -294,6 +294,13 @@ async fn peeking_takes_nothing() {
     assert_eq!(ids(looked.text()), [0, 1, 2]);
     assert_eq!(looked.number("Msgbus-Epoch"), epoch);
     assert_eq!(ids(daemon.get(&format!("/t?peek&since={epoch}-2&max=9")).await.text()), [3]);
+    let header = format!("Last-Event-ID: {epoch}-1");
+    for target in ["/t?peek", "/t?peek&since=all"] {
+        let resumed = daemon.send("GET", target, &[&header], b"").await;
+        assert_eq!(resumed.message().id(), 2, "{target}: the header is a position");
+        assert_eq!(resumed.number("Msgbus-Next-Id"), 2);
+    }
+    daemon.send("GET", "/t?peek", &["Last-Event-ID: 1"], b"").await.refuses(400, "Last-Event-ID");
     let other = daemon.get("/t?peek&since=1-1").await;
     assert_eq!(other.header("Msgbus-Restarted"), Some("true"));
     assert_eq!(daemon.get("/t?peek&since=new").await.status, 404);

@@ -33,7 +33,7 @@ pub(super) fn subscribe(
     let form = if query.flag("raw")? { Form::Binary } else { Form::Text };
     let from = position::requested(&query, request.headers())?;
     let options = SubscribeOptions {
-        from,
+        from: from.unwrap_or_default(),
         lag: position::lag(&query)?,
         label: Some(peer.to_string().into()),
     };
