@@ -18,7 +18,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use msgbus_core::MessageBus;
-use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, Socket as RawSocket, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -43,6 +43,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How many connections may be told at a time that there are too many; more are just closed.
 const MOST_REFUSALS: usize = 64;
 const BACKLOG: i32 = 1024;
+/// Finds peers that have vanished without a word from connections on which nothing is said: a raw
+/// stream of a silent topic has no other way to notice.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
 
 /// A bound server, not yet serving.
 #[derive(Debug)]
@@ -117,6 +123,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
+    // Accepted connections inherit it, so that it costs none of them a call.
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -277,4 +285,27 @@ async fn drain(app: &App) -> Drained {
         warn!(connections = left, "cut at the end of --drain-timeout");
     }
     Drained { cut: left }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_connections_are_probed_when_they_are_silent() {
+        for bind in ["127.0.0.1:0", "[::]:0"] {
+            let listener = listen(bind.parse().unwrap()).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let _client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            let accepted = SockRef::from(&accepted);
+            assert!(accepted.keepalive().unwrap());
+            assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+            assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+            assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 4);
+        }
+    }
 }
