@@ -39,7 +39,7 @@ struct Inner {
     /// Expiry as it is decided; `expires` is for showing. `None` when the message never expires.
     deadline: Option<Instant>,
     payload: Bytes,
-    content_type: Option<Box<str>>,
+    content_type: Option<Arc<str>>,
 }
 
 impl Message {
@@ -50,7 +50,7 @@ impl Message {
         expires: Option<DateTime<Utc>>,
         deadline: Option<Instant>,
         payload: Bytes,
-        content_type: Option<Box<str>>,
+        content_type: Option<Arc<str>>,
     ) -> Self {
         Self(Arc::new(Inner { topic, id, created, expires, deadline, payload, content_type }))
     }
@@ -103,7 +103,7 @@ impl Message {
 pub struct Draft {
     pub(crate) payload: Bytes,
     pub(crate) ttl: Option<Duration>,
-    pub(crate) content_type: Option<Box<str>>,
+    pub(crate) content_type: Option<Arc<str>>,
 }
 
 impl Draft {
@@ -119,9 +119,9 @@ impl Draft {
         self
     }
 
-    /// Says what the payload is.
+    /// Says what the payload is. An `Arc<str>` is shared by the messages that get a clone of it.
     #[must_use]
-    pub fn content_type(mut self, media_type: impl Into<Box<str>>) -> Self {
+    pub fn content_type(mut self, media_type: impl Into<Arc<str>>) -> Self {
         self.content_type = Some(media_type.into());
         self
     }

@@ -46,7 +46,7 @@ pub(super) async fn publish(
             draft = draft.ttl(ttl);
         }
         if let Some(media_type) = &content_type {
-            draft = draft.content_type(media_type.clone());
+            draft = draft.content_type(Arc::clone(media_type));
         }
         draft
     };
@@ -119,11 +119,11 @@ fn ttl<B>(request: &Request<B>) -> Result<Option<Duration>, Refusal> {
 }
 
 /// What the payload is, unless it is only what curl says of any data.
-fn content_type(headers: &HeaderMap) -> Option<Box<str>> {
+fn content_type(headers: &HeaderMap) -> Option<Arc<str>> {
     headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .filter(|text| text.len() <= LONGEST_CONTENT_TYPE)
         .filter(|text| *text != "application/x-www-form-urlencoded")
-        .map(Box::from)
+        .map(Arc::from)
 }
