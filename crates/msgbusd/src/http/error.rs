@@ -72,6 +72,10 @@ fn allowed(known: &[&str]) -> String {
 }
 
 impl Refusal {
+    pub(super) fn position(name: &'static str, error: PositionError) -> Self {
+        Self::Parameter { name, why: error.to_string() }
+    }
+
     /// Status and code word.
     fn kind(&self) -> (StatusCode, &'static str) {
         match self {
@@ -169,11 +173,5 @@ fn no_room(error: &NoRoom) -> (StatusCode, &'static str) {
 impl From<DurationError> for Refusal {
     fn from(error: DurationError) -> Self {
         Self::Parameter { name: "ttl", why: error.to_string() }
-    }
-}
-
-impl Refusal {
-    pub(super) fn position(name: &'static str, error: PositionError) -> Self {
-        Self::Parameter { name, why: error.to_string() }
     }
 }
