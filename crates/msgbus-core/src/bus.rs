@@ -205,7 +205,9 @@ impl MessageBus {
         from: Option<Position>,
         limit: BatchLimit,
     ) -> Option<Peek> {
-        Some(self.find(topic)?.lock().peek(from, limit, Now::read()))
+        let cell = self.find(topic)?;
+        let mut topic = cell.lock();
+        (!topic.is_deleted()).then(|| topic.peek(from, limit, Now::read()))
     }
 
     /// Subscribes to a topic, creating it if need be. From the return on, nothing that is

@@ -30,6 +30,9 @@ pub struct Start {
 pub struct Peek {
     /// The messages, in order.
     pub messages: Vec<Message>,
-    /// Where the look started, as a subscription from there would have.
+    /// The life of the topic, see [`TopicInfo::epoch`](crate::TopicInfo::epoch).
+    pub epoch: u64,
+    /// Where the look started: `next_id` is the first message, or the next one to be published when
+    /// there is none, and `missed` is everything wanted that was gone before it.
     pub start: Start,
 }

@@ -274,20 +274,21 @@ impl Topic {
         self.expire(now.instant);
         let (wanted, restarted) = match from {
             Some(position) => self.resolve(position, now.utc),
-            None => (self.pull_next.max(self.log.first_id()), false),
+            None => (self.pull_next, false),
         };
-        let next_id = wanted.max(self.log.first_id());
         let mut bytes = 0;
         let fits = |message: &&Message| {
             let room = bytes < limit.bytes.max(1);
             bytes += message.payload().len();
             room
         };
-        let from_there = self.log.from(next_id).take(limit.events.max(1));
-        Peek {
-            messages: from_there.take_while(fits).cloned().collect(),
-            start: Start { next_id, missed: next_id - wanted, restarted },
-        }
+        let from_there = self.log.from(wanted).take(limit.events.max(1));
+        let messages: Vec<_> = from_there.take_while(fits).cloned().collect();
+        let next_id = messages.first().map_or(self.log.next_id(), Message::id);
+        // What nobody pulled in time was not asked for by anybody.
+        let missed = from.map_or(0, |_| next_id - wanted);
+        let start = Start { next_id, missed, restarted };
+        Peek { messages, epoch: self.info.epoch, start }
     }
 
     // Waiting to pull

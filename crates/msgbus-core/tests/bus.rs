@@ -481,6 +481,8 @@ fn peeking_takes_nothing() {
     assert_eq!(ids(Some(Position::All)), [0, 1]);
     assert_eq!(ids(Some(Position::Id(3))), [3]);
     assert!(ids(Some(Position::New)).is_empty());
+    let nothing = bus.peek(&topic, Some(Position::New), limit).unwrap();
+    assert_eq!((nothing.epoch, nothing.start.next_id), (bus.topic(&topic).unwrap().topic.epoch, 4));
     assert_eq!(bus.get(&topic).unwrap().id(), 1);
 }
 

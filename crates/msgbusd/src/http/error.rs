@@ -9,12 +9,12 @@ use hyper::{
     header::{self, HeaderMap, HeaderValue},
 };
 use msgbus_core::{
-    DurationError, NameError, NoRoom, PositionError, PublishError, SubscribeError, TopicName,
-    format_duration,
+    DurationError, NameError, NoRoom, PositionError, PublishError, Start, SubscribeError,
+    TopicName, format_duration,
 };
 use thiserror::Error;
 
-use super::Answer;
+use super::{Answer, position};
 
 /// Why a request was refused. The text is for people: what was wrong, and what would be right.
 #[derive(Debug, Error)]
@@ -45,6 +45,8 @@ pub(super) enum Refusal {
     CrossSite,
     #[error("no messages enqueued for topic: {0}")]
     Empty(TopicName),
+    #[error("no messages enqueued for topic: {topic}")]
+    NothingFrom { topic: TopicName, epoch: u64, start: Start },
     #[error("no such topic: {0}")]
     NoSuchTopic(TopicName),
     #[error("there is nothing here: /-/stats and /-/topics/<topic> are known")]
@@ -93,7 +95,7 @@ impl Refusal {
             Self::ForeignOrigin { .. } | Self::CrossSite => {
                 (StatusCode::FORBIDDEN, "foreign_origin")
             }
-            Self::Empty(_) => (StatusCode::NOT_FOUND, "empty"),
+            Self::Empty(_) | Self::NothingFrom { .. } => (StatusCode::NOT_FOUND, "empty"),
             Self::NothingHere => (StatusCode::NOT_FOUND, "nothing_here"),
             Self::NoSuchTopic(_) => (StatusCode::NOT_FOUND, "no_such_topic"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
@@ -117,6 +119,8 @@ impl Refusal {
     fn headers(&self, headers: &mut HeaderMap) {
         let value = HeaderValue::from_static;
         match self {
+            // All gone, or nothing new: the client can tell.
+            Self::NothingFrom { epoch, start, .. } => position::tell(headers, *epoch, *start),
             Self::Method { allow } => {
                 headers.insert(header::ALLOW, value(allow));
             }

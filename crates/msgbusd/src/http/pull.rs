@@ -7,7 +7,7 @@ use hyper::{
     Request, StatusCode,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{BatchLimit, Message, TopicName, format_duration, json, parse_duration};
+use msgbus_core::{BatchLimit, Message, Peek, TopicName, format_duration, json, parse_duration};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::{select, time::sleep};
 use tracing::debug;
@@ -111,11 +111,13 @@ fn peek(
     let from = position::requested(query, headers)?;
     let max = query.count("max")?;
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
-    let empty = || Refusal::Empty(topic.clone());
-    let peek = app.bus.peek(topic, from, limit).ok_or_else(empty)?;
-    let first = peek.messages.first().ok_or_else(empty)?;
-    let mut answer = if max.is_some() { lines(&peek.messages) } else { object(first) };
-    position::tell(answer.headers_mut(), first.topic().epoch, peek.start);
+    let Peek { messages, epoch, start } =
+        app.bus.peek(topic, from, limit).ok_or_else(|| Refusal::Empty(topic.clone()))?;
+    let Some(first) = messages.first() else {
+        return Err(Refusal::NothingFrom { topic: topic.clone(), epoch, start });
+    };
+    let mut answer = if max.is_some() { lines(&messages) } else { object(first) };
+    position::tell(answer.headers_mut(), epoch, start);
     no_store(&mut answer);
     Ok(answer)
 }

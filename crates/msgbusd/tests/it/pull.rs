@@ -306,3 +306,36 @@ async fn peeking_takes_nothing() {
     assert_eq!(daemon.get("/t?peek&since=new").await.status, 404);
     assert_eq!(daemon.get("/t").await.message().id(), 1);
 }
+
+/// All gone is not the same as nothing new.
+#[tokio::test]
+async fn peeking_tells_where_nothing_is() {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.get("/t?peek&since=0").await.header("Msgbus-Epoch"), None, "no such topic");
+    let epoch = daemon.put("/t", "stays").await.number("Msgbus-Epoch");
+    for _ in 0..3 {
+        daemon.put("/t?ttl=1ms", "goes").await;
+    }
+    tokio::time::sleep(Duration::from_millis(5)).await; // Real expiry needs real time.
+    for (target, missed) in [
+        ("/t?peek&since=1".to_owned(), Some("3")),
+        (format!("/t?peek&max=10&since={epoch}-1"), Some("2")),
+        (format!("/t?peek&since={epoch}-3"), None),
+        ("/t?peek&since=new".to_owned(), None),
+    ] {
+        let nothing = daemon.get(&target).await;
+        assert_eq!((nothing.number("Msgbus-Epoch"), nothing.number("Msgbus-Next-Id")), (epoch, 4));
+        assert_eq!(nothing.header("Msgbus-Missed"), missed, "{target}");
+        assert_eq!(nothing.header("Msgbus-Restarted"), None, "{target}");
+        nothing.refuses(404, "no messages enqueued for topic: t");
+    }
+    daemon.put("/t", "behind the gap").await;
+    let behind = daemon.get("/t?peek&since=2").await;
+    assert_eq!((behind.number("Msgbus-Next-Id"), behind.number("Msgbus-Missed")), (4, 2));
+
+    daemon.put("/u?ttl=1ms", "goes").await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let other_life = daemon.get("/u?peek&since=1-7").await;
+    assert_eq!((other_life.status, other_life.number("Msgbus-Missed")), (404, 1));
+    assert_eq!(other_life.header("Msgbus-Restarted"), Some("true"));
+}
