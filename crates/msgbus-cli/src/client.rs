@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderMap},
+};
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -16,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::{
     error::{ClientError, retry_after},
+    start::Start,
     subscription::Subscription,
     uri::{ServerUri, UriError},
 };
@@ -101,9 +106,11 @@ impl Pulled {
 pub struct Peeked {
     /// The messages, in order.
     pub messages: Vec<Message>,
-    /// The life of the topic that they belong to.
+    /// The life of the topic that they belong to; `None` when there is no such topic.
     pub epoch: Option<u64>,
-    /// How many of those asked for were gone.
+    /// The id of the first message, or of the next one to be published when there is none here.
+    pub next_id: Option<u64>,
+    /// How many of those asked for were gone before that one.
     pub missed: u64,
     /// Whether the position was from another life of the topic.
     pub restarted: bool,
@@ -257,11 +264,11 @@ impl Client {
         let wait = options.wait.map(|wait| format!("wait={}", format_duration(wait)));
         let query: Vec<String> = max.into_iter().chain(wait).collect();
         let patience = Self::PATIENCE + options.wait.unwrap_or_default();
-        self.get(topic, &query.join("&"), patience).await
+        Ok(self.get(topic, &query.join("&"), patience).await?.1)
     }
 
     /// Looks at messages without taking them: from a position on, or those that nobody has pulled.
-    /// Empty when there is none.
+    /// Also where there is none, it says how many are gone and what comes next.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -273,34 +280,34 @@ impl Client {
     ) -> Result<Peeked, ClientError> {
         let since = from.map_or(String::new(), |from| format!("&since={from}"));
         let query = format!("peek&max={max}{since}");
-        let Some(seen) = self.get(topic, &query, Self::PATIENCE).await? else {
-            return Ok(Peeked::default());
+        let (headers, seen) = self.get(topic, &query, Self::PATIENCE).await?;
+        let messages = match seen {
+            Some(seen) => seen.messages().await?,
+            None => Vec::new(),
         };
-        let headers = seen.response.headers();
-        let number = |name| headers.get(name)?.to_str().ok()?.parse().ok();
-        let (epoch, missed) = (number("msgbus-epoch"), number("msgbus-missed").unwrap_or(0));
-        let restarted = headers.contains_key("msgbus-restarted");
-        Ok(Peeked { messages: seen.messages().await?, epoch, missed, restarted })
+        let Start { epoch, next_id, missed, restarted } = Start::read(&headers);
+        Ok(Peeked { messages, epoch, next_id, missed, restarted })
     }
 
-    /// A GET of a topic that may be answered with messages.
+    /// A GET of a topic that may be answered with messages, and the headers of the answer.
     async fn get(
         &self,
         topic: &TopicName,
         query: &str,
         patience: Duration,
-    ) -> Result<Option<Pulled>, ClientError> {
+    ) -> Result<(HeaderMap, Option<Pulled>), ClientError> {
         let uri = self.server.topic("http", topic, query);
         let request = Request::builder().method(Method::GET).uri(uri);
         let response = self.send(request, Bytes::new(), patience).await?;
+        let headers = response.headers().clone();
         match response.status() {
-            StatusCode::OK => Ok(Some(Pulled { client: self.clone(), response })),
-            StatusCode::NO_CONTENT => Ok(None),
+            StatusCode::OK => Ok((headers, Some(Pulled { client: self.clone(), response }))),
+            StatusCode::NO_CONTENT => Ok((headers, None)),
             StatusCode::NOT_FOUND => {
                 let text = self.text(response).await?;
                 // Any web server says 404; only this one says so of a topic.
                 if text.contains("no messages enqueued") || text == "Not Found" {
-                    Ok(None)
+                    Ok((headers, None))
                 } else {
                     Err(self.not_msgbus(&format!("404 {text}")))
                 }

@@ -28,6 +28,7 @@
 mod backoff;
 mod client;
 mod error;
+mod start;
 mod subscription;
 mod uri;
 mod websocket;

@@ -13,8 +13,9 @@ use tokio_tungstenite::tungstenite::{
 use crate::{
     backoff::Backoff,
     error::ClientError,
+    start::Start,
     uri::ServerUri,
-    websocket::{self, Start, Websocket},
+    websocket::{self, Websocket},
 };
 
 /// What a subscription receives.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyper::{StatusCode, header::HeaderMap};
+use hyper::StatusCode;
 use msgbus_core::TopicName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
@@ -15,20 +15,11 @@ use tokio_tungstenite::{
 
 use crate::{
     error::{ClientError, retry_after},
+    start::Start,
     uri::ServerUri,
 };
 
 pub(crate) type Websocket = WebSocketStream<TcpStream>;
-
-/// What the server says of the place at which a subscription starts. A server of another make says
-/// nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Start {
-    pub(crate) epoch: Option<u64>,
-    pub(crate) next_id: Option<u64>,
-    pub(crate) missed: u64,
-    pub(crate) restarted: bool,
-}
 
 /// How long a connection and its handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,7 +46,7 @@ pub(crate) async fn connect(
             .max_message_size(Some(LARGEST_MESSAGE))
             .max_frame_size(Some(LARGEST_MESSAGE));
         match client_async_with_config(request, stream, Some(config)).await {
-            Ok((socket, response)) => Ok((socket, start(response.headers()))),
+            Ok((socket, response)) => Ok((socket, Start::read(response.headers()))),
             Err(Error::Http(response)) => Err(refusal(server, &response)),
             Err(Error::Io(error)) => Err(broken(&error)),
             // The server, or something before it, went away in the middle.
@@ -74,16 +65,6 @@ pub(crate) async fn connect(
             reason: "it does not answer".to_owned(),
         })
     })
-}
-
-fn start(headers: &HeaderMap) -> Start {
-    let number = |name| headers.get(name)?.to_str().ok()?.parse().ok();
-    Start {
-        epoch: number("msgbus-epoch"),
-        next_id: number("msgbus-next-id"),
-        missed: number("msgbus-missed").unwrap_or(0),
-        restarted: headers.contains_key("msgbus-restarted"),
-    }
 }
 
 fn refusal(server: &ServerUri, response: &hyper::Response<Option<Vec<u8>>>) -> ClientError {

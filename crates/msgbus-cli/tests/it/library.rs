@@ -1,9 +1,9 @@
 //! The client library.
 
-use std::pin::pin;
+use std::{pin::pin, time::Duration};
 
 use futures_util::StreamExt as _;
-use msgbus_client::{Client, ClientError, Draft, Event, Position};
+use msgbus_client::{Client, ClientError, Draft, Event, Peeked, Position};
 
 use crate::support::{Daemon, Proxy, name, nowhere, soon};
 
@@ -98,4 +98,20 @@ async fn a_path_in_front_of_the_topics_is_kept() {
     let client = Client::new(&format!("{}/front/", daemon.uri())).unwrap();
     client.publish(&name("t"), "x").await.unwrap();
     assert_eq!(daemon.bus.topics(), [name("front/t")]);
+}
+
+#[tokio::test]
+async fn a_look_tells_all_gone_from_nothing_new() {
+    let daemon = Daemon::with(|config| config.bus.topic.ttl = Some(Duration::from_millis(1)));
+    let client = daemon.client();
+    let look = async |from| client.peek(&name("t"), Some(from), 10).await.unwrap();
+    assert_eq!(look(Position::All).await, Peeked::default(), "no such topic");
+    let epoch = client.publish(&name("t"), "x").await.unwrap().epoch;
+    daemon.put("t", "x");
+    tokio::time::sleep(Duration::from_millis(5)).await; // Real expiry needs real time.
+    let nothing = Peeked { epoch, next_id: Some(2), ..Peeked::default() };
+    assert_eq!(look(Position::Id(0)).await, Peeked { missed: 2, ..nothing.clone() });
+    assert_eq!(look(Position::Id(2)).await, nothing);
+    let other_life = Peeked { missed: 2, restarted: true, ..nothing };
+    assert_eq!(look(Position::After { epoch: 1, id: 7 }).await, other_life);
 }
