@@ -2,7 +2,7 @@
 
 use std::{os::unix::ffi::OsStrExt as _, time::Duration};
 
-use crate::support::{Daemon, Finished, msgbus, name, run, run_with};
+use crate::support::{Daemon, Finished, msgbus, name, nowhere, run, run_with};
 
 async fn publish(daemon: &Daemon, args: &[&str], input: &[u8]) -> Finished {
     let mut command = msgbus(&[&["pub"], args].concat());
@@ -49,10 +49,15 @@ async fn lines_are_messages() {
 #[tokio::test]
 async fn of_lines_the_one_that_failed_is_named() {
     let daemon = Daemon::with(|config| config.max_payload = 5);
-    let said = publish(&daemon, &["t", "-l"], b"one\ntoo long\nthree\n").await;
-    assert_eq!(said.code, Some(1));
-    assert!(said.err.contains("line 2 and what follows") && said.err.contains("413"), "{said:?}");
-    assert_eq!(pulled(&daemon, "t"), [b"one"]);
+    for how in ["--lines", "--split"] {
+        let said = publish(&daemon, &["t", how], b"one\ntwo\ntoo long\nfour\n").await;
+        said.fails(1, "line 3 and what follows have not been published; lines 1 to 2 have been");
+        assert!(said.err.contains("413"), "{said:?}");
+        assert_eq!(pulled(&daemon, "t"), [b"one", b"two"]);
+    }
+    let away =
+        run_with(msgbus(&["pub", "t", "--split", "-u", &nowhere().to_string()]), b"one").await;
+    away.fails(3, "line 1 and what follows may not have been published");
 }
 
 #[tokio::test]
@@ -104,8 +109,31 @@ async fn many_lines_go_by_the_batch() {
     let small = Daemon::with(|config| config.bus.topic.max_messages = 1500);
     let refused = publish(&small, &["t", "--split", "--timeout=1s"], lines.as_bytes()).await;
     assert_eq!(refused.code, Some(0), "each batch fits: {refused:?}");
-    let tiny = Daemon::with(|config| config.bus.topic.max_messages = 10);
-    let refused = publish(&tiny, &["t", "--split"], lines.as_bytes()).await;
-    assert_eq!(refused.code, Some(1));
-    assert!(refused.err.contains("line 1 and what follows"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn batches_are_as_small_as_the_server_wants_them() {
+    let lines: Vec<Vec<u8>> = (0..2500).map(|n| format!("{n:0>100}").into_bytes()).collect();
+    let input = lines.join(&b'\n');
+    for daemon in [
+        Daemon::with(|config| config.max_payload = 3000),
+        Daemon::with(|config| config.bus.topic.max_bytes = 20_000),
+        Daemon::with(|config| config.bus.topic.max_messages = 10),
+    ] {
+        publish(&daemon, &["t", "--split"], &input).await.is_silent();
+        let stats = daemon.bus.topic(&name("t")).unwrap();
+        assert_eq!(stats.counters.published, 2500, "each once");
+        let last = pulled(&daemon, "t");
+        assert!(last.len() >= 10 && lines.ends_with(&last), "in order");
+    }
+}
+
+#[tokio::test]
+async fn a_long_line_goes_apart() {
+    let daemon = Daemon::start();
+    let short = vec![b"short".to_vec(); 200];
+    let longest = vec![b'x'; 1 << 20];
+    let lines = [short, vec![longest, vec![], b"last".to_vec()]].concat();
+    publish(&daemon, &["t", "--split"], &lines.join(&b'\n')).await.is_silent();
+    assert!(pulled(&daemon, "t") == lines);
 }

@@ -11,6 +11,11 @@ pub(crate) enum Failure {
     Usage(String),
     #[error("{0}")]
     Client(#[from] ClientError),
+    #[error("no answer within --timeout; the message may have been accepted")]
+    NoAnswer,
+    /// Some of what was to be done is done.
+    #[error("{failure}; {progress}")]
+    Partial { failure: Box<Failure>, progress: String },
     #[error("{0}")]
     Other(String),
     /// Nobody reads our output any more. That is no error: it ends quietly.
@@ -31,8 +36,9 @@ impl Failure {
             Self::Client(ClientError::Connect { .. } | ClientError::Lost { .. }) => {
                 Exit::NoConnection
             }
+            Self::Partial { failure, .. } => failure.exit(),
             Self::ClosedPipe => Exit::Done,
-            Self::Client(_) | Self::Other(_) | Self::Output(_) => Exit::Error,
+            Self::Client(_) | Self::NoAnswer | Self::Other(_) | Self::Output(_) => Exit::Error,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! `msgbus pub`.
 
-use std::{io::IsTerminal as _, os::unix::ffi::OsStringExt as _, time::Duration};
+use std::{
+    collections::VecDeque, io::IsTerminal as _, os::unix::ffi::OsStringExt as _, time::Duration,
+};
 
 use bytes::Bytes;
 use msgbus_client::{ClientError, Draft};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, stdin},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Stdin, stdin},
     time::{Instant, sleep, timeout_at},
 };
 
@@ -16,8 +18,10 @@ use crate::{
 };
 
 /// The most lines, and about the most bytes, of one batch.
-const BATCH_LINES: u64 = 1_000;
+const BATCH_LINES: usize = 1_000;
 const BATCH_BYTES: usize = 256 << 10;
+/// The status that says so of a message, or of a batch.
+const TOO_LARGE: u16 = 413;
 /// The most that is read for one message, in bytes: more than any server takes.
 const LARGEST: u64 = 1 << 30;
 
@@ -48,44 +52,93 @@ pub(crate) async fn run(args: Pub) -> Result<Exit, Failure> {
 async fn lines(args: &Pub) -> Result<Exit, Failure> {
     let mut input = BufReader::new(stdin());
     for number in 1_u64.. {
-        let mut line = Vec::new();
-        let mut limited = (&mut input).take(LARGEST);
-        limited.read_until(b'\n', &mut line).await.map_err(unreadable)?;
-        if line.is_empty() {
-            break;
-        }
+        let read = line(&mut input, number).await;
+        let Some(mut line) = read.map_err(|failure| at_line(number, failure))? else { break };
         if line.pop_if(|byte| *byte == b'\n').is_some() {
             line.pop_if(|byte| *byte == b'\r');
         }
-        if let Err(failure) = publish(args, line.into()).await {
-            note(&format!("line {number} and what follows it have not been published"));
-            return Err(failure);
-        }
+        publish(args, line.into()).await.map_err(|failure| at_line(number, failure))?;
     }
     Ok(Exit::Done)
 }
 
-/// Publishes lines by the batch; of a failure it says where.
+/// Publishes lines by the batch, and by the smaller batch where the server takes no larger one; of
+/// a failure it says where.
 async fn batches(args: &Pub) -> Result<Exit, Failure> {
     let mut input = BufReader::with_capacity(64 << 10, stdin());
-    let mut first = 1_u64;
+    let mut lines = VecDeque::new();
+    let (mut first, mut size, mut most) = (1_u64, 0, BATCH_LINES);
     loop {
-        let (mut batch, mut count) = (Vec::new(), 0);
-        while count < BATCH_LINES && batch.len() < BATCH_BYTES {
-            let mut limited = (&mut input).take(LARGEST);
-            if limited.read_until(b'\n', &mut batch).await.map_err(unreadable)? == 0 {
-                break;
-            }
-            count += 1;
+        while lines.len() < most && size < BATCH_BYTES {
+            let read = line(&mut input, first + lines.len() as u64).await;
+            let Some(line) = read.map_err(|failure| at_line(first, failure))? else { break };
+            size += line.len();
+            lines.push_back(line);
         }
+        let (batch, count) = batch(&lines, most);
         if count == 0 {
             return Ok(Exit::Done);
         }
-        if let Err(failure) = publish(args, batch.into()).await {
-            note(&format!("line {first} and what follows it have not been published"));
-            return Err(failure);
+        match publish(args, batch.into()).await {
+            Ok(()) => {
+                size -= lines.drain(..count).map(|line| line.len()).sum::<usize>();
+                first += count as u64;
+            }
+            Err(Failure::Client(ClientError::Refused { status: TOO_LARGE, .. })) if count > 1 => {
+                most = count / 2;
+            }
+            Err(failure) => return Err(at_line(first, failure)),
         }
-        first += count;
+    }
+}
+
+/// The first lines in one, and how many they are. A line that is too long for that goes apart.
+fn batch(lines: &VecDeque<Vec<u8>>, most: usize) -> (Vec<u8>, usize) {
+    let (mut batch, mut count) = (Vec::new(), 0);
+    for line in lines.iter().take(most) {
+        if count > 0 && batch.len() + line.len() > BATCH_BYTES {
+            break;
+        }
+        batch.extend_from_slice(line);
+        count += 1;
+    }
+    if count == 1 {
+        // It means nothing there, and would count for the server's limit.
+        batch.pop_if(|byte| *byte == b'\n');
+    }
+    (batch, count)
+}
+
+/// The next line with its end; `None` at the end of the input.
+async fn line(input: &mut BufReader<Stdin>, number: u64) -> Result<Option<Vec<u8>>, Failure> {
+    let mut line = Vec::new();
+    let mut limited = input.take(LARGEST + 1);
+    limited.read_until(b'\n', &mut line).await.map_err(unreadable)?;
+    if line.len() as u64 > LARGEST {
+        return Err(Failure::Other(format!("line {number} is larger than 1 GiB")));
+    }
+    Ok(if line.is_empty() { None } else { Some(line) })
+}
+
+/// A failure, with the line from which on nothing has been accepted.
+fn at_line(first: u64, failure: Failure) -> Failure {
+    let before = match first {
+        1 => String::new(),
+        2 => "; line 1 has been".to_owned(),
+        _ => format!("; lines 1 to {} have been", first - 1),
+    };
+    let verb = if is_known(&failure) { "have not" } else { "may not have" };
+    let progress = format!("line {first} and what follows {verb} been published{before}");
+    Failure::Partial { failure: Box::new(failure), progress }
+}
+
+/// Whether what failed has certainly not been accepted: where no answer came, nobody knows.
+fn is_known(failure: &Failure) -> bool {
+    match failure {
+        Failure::NoAnswer => false,
+        Failure::Client(ClientError::Busy { .. }) => true,
+        Failure::Client(error) => !error.is_temporary(),
+        _ => true,
     }
 }
 
@@ -117,11 +170,7 @@ async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
                 wait_for_room(deadline, text, retry_after).await?;
             }
             Ok(Err(error)) => return Err(error.into()),
-            Err(_) => {
-                return Err(Failure::Other(
-                    "no answer within --timeout; the message may have been accepted".to_owned(),
-                ));
-            }
+            Err(_) => return Err(Failure::NoAnswer),
         }
     }
 }
