@@ -2,7 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Finished, msgbus, run};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
+use crate::support::{Daemon, Finished, Running, msgbus, name, run, soon};
 
 async fn pull(daemon: &Daemon, args: &[&str]) -> Finished {
     let mut command = msgbus(&[&["pull", "t"], args].concat());
@@ -117,4 +122,55 @@ async fn max_wait_and_peek_are_the_servers() {
     assert_eq!(waited, "late\n");
     let nothing = pull(&daemon, &["--wait", "100ms", "--fail-empty"]).await;
     assert_eq!(nothing.code, Some(5));
+}
+
+#[tokio::test]
+async fn count_is_the_most_that_max_takes() {
+    let daemon = Daemon::start();
+    for n in 0..9 {
+        daemon.put("t", n.to_string());
+    }
+    let raw = async |args: &[&str]| pull(&daemon, &[args, &["-o", "raw"]].concat()).await.out;
+    assert_eq!(raw(&["--peek", "--max", "3", "--count", "2"]).await, "0\n1\n");
+    assert_eq!(raw(&["--max", "3", "--count", "4"]).await, "0\n1\n2\n3\n");
+    assert_eq!(raw(&["--max", "9", "--count", "1"]).await, "4\n");
+    assert_eq!(daemon.bus.topic(&name("t")).unwrap().unpulled, 4);
+}
+
+#[tokio::test]
+async fn a_peek_ends_at_the_timeout_and_at_a_signal() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = silent.local_addr().unwrap().to_string();
+    let timeout = run(msgbus(&["pull", "t", "--peek", "--timeout", "200ms", "-u", &uri])).await;
+    assert_eq!((timeout.code, &timeout.out[..], &timeout.err[..]), (Some(5), "", ""));
+
+    let peeking = Running::start(msgbus(&["pull", "t", "--peek", "-u", &uri]));
+    // When it has connected, it listens to signals. The connection before it is of the other run.
+    let _connections = (soon(silent.accept()).await.unwrap(), soon(silent.accept()).await.unwrap());
+    peeking.signal("-INT");
+    peeking.end().await.is_silent();
+}
+
+/// Answers one request, and says what was asked for.
+async fn answer(listener: &TcpListener, answer: &str) -> String {
+    let (mut stream, _) = soon(listener.accept()).await.unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(soon(stream.read_u8()).await.unwrap());
+    }
+    let answer = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n");
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    String::from_utf8(request).unwrap().lines().next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_wait_longer_than_the_servers_is_asked_for_again() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = server.local_addr().unwrap().to_string();
+    let waiting = Running::start(msgbus(&["pull", "t", "--wait", "5m", "-u", &uri]));
+    for _ in 0..3 {
+        assert_eq!(answer(&server, "204 No Content").await, "GET /t?wait=1m HTTP/1.1");
+    }
+    answer(&server, "410 Gone").await;
+    waiting.end().await.fails(1, "410");
 }

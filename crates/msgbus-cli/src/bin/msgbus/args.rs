@@ -80,8 +80,9 @@ pub(crate) struct Sub {
 pub(crate) struct Pull {
     pub(crate) client: Client,
     pub(crate) topic: TopicName,
-    pub(crate) count: u64,
-    pub(crate) max: Option<usize>,
+    pub(crate) count: Option<u64>,
+    /// The most in one answer.
+    pub(crate) max: Option<u64>,
     pub(crate) wait: Option<Duration>,
     pub(crate) peek: bool,
     pub(crate) deadline: Option<Instant>,
@@ -441,13 +442,10 @@ impl Options {
     fn pull(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pull, Failure> {
         let topic = topic(arguments)?;
         let (client, _) = self.client()?;
-        let max = self.value("--max", count)?.map(|max| usize::try_from(max).unwrap_or(usize::MAX));
-        // One answer is what --max asks for, however many messages it has.
-        let count = self.value("--count", count)?.unwrap_or(1);
         Ok(Pull {
             topic,
-            count,
-            max,
+            count: self.value("--count", count)?,
+            max: self.value("--max", count)?,
             wait: self.value("--wait", duration)?,
             peek: self.switch("--peek"),
             deadline: self.value("--timeout", duration)?.map(|timeout| Instant::now() + timeout),

@@ -221,7 +221,7 @@ pub(crate) const OPTIONS: [OptionSpec; 41] = [
     OptionSpec::new("--no-newline", "no line end after a raw payload")
         .short("-N")
         .only(&[Sub, Pull, Tail]),
-    OptionSpec::new("--wait", "let the server wait for a message, as in 20s, a minute at most")
+    OptionSpec::new("--wait", "wait so long for a message that is not there yet, as in 20s")
         .value("DURATION")
         .only(&[Pull]),
     OptionSpec::new("--max", "take up to so many at once").value("N").only(&[Pull]),

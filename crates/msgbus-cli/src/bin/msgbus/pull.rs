@@ -27,24 +27,36 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(crate) async fn run(args: Pull, mut stop: Stop) -> Result<Exit, Failure> {
     let mut output = Output::new(args.style);
     if args.peek {
-        return peek(&args, &mut output).await;
+        return select! {
+            biased;
+            shown = peek(&args, &mut output) => shown,
+            ended = end(&args, &mut stop) => Ok(ended.exit()),
+        };
     }
     let mut pulled = 0;
+    let mut patience = args.patience();
     let ended = loop {
-        if pulled >= args.count {
+        let left = args.left(pulled);
+        if left == 0 {
             break Ended::Counted;
         }
         let next = Instant::now() + POLL_EVERY;
-        match pull(&args, &mut stop).await? {
+        match pull(&args, left, patience, &mut stop).await? {
             Ok(messages) if !messages.is_empty() => {
                 for message in &messages {
                     output.write(message).await?;
                 }
                 output.flush().await?;
                 pulled += messages.len() as u64;
+                patience = args.patience();
             }
-            Ok(_) if args.deadline.is_none() => break Ended::Empty,
             Ok(_) => {
+                if patience.is_none_or(|end| end <= Instant::now()) {
+                    if args.deadline.is_none() {
+                        break Ended::Empty;
+                    }
+                    patience = args.patience();
+                }
                 if let Some(ended) = pause(&args, &mut stop, next).await {
                     break ended;
                 }
@@ -53,9 +65,8 @@ pub(crate) async fn run(args: Pull, mut stop: Stop) -> Result<Exit, Failure> {
         }
     };
     Ok(match ended {
-        Ended::OutOfTime => Exit::Nothing,
         Ended::Empty if pulled == 0 && args.fail_empty => Exit::Nothing,
-        Ended::Counted | Ended::Empty | Ended::Stopped => Exit::Done,
+        ended => ended.exit(),
     })
 }
 
@@ -67,12 +78,45 @@ enum Ended {
     Stopped,
 }
 
+impl Ended {
+    fn exit(self) -> Exit {
+        match self {
+            Self::OutOfTime => Exit::Nothing,
+            Self::Counted | Self::Empty | Self::Stopped => Exit::Done,
+        }
+    }
+}
+
+impl Pull {
+    /// When a wait for the next message that begins now is over.
+    fn patience(&self) -> Option<Instant> {
+        self.wait.map(|wait| Instant::now() + wait)
+    }
+
+    /// How many more are wanted. Without `--count` it is one answer, however many are in it.
+    fn left(&self, pulled: u64) -> u64 {
+        match self.count {
+            Some(count) => count.saturating_sub(pulled),
+            None if pulled > 0 => 0,
+            None => self.max.unwrap_or(1),
+        }
+    }
+}
+
 /// Pulls once. While the server asks to come back later, that is done.
-async fn pull(args: &Pull, stop: &mut Stop) -> Result<Result<Vec<Message>, Ended>, Failure> {
-    let left = args.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+async fn pull(
+    args: &Pull,
+    left: u64,
+    patience: Option<Instant>,
+    stop: &mut Stop,
+) -> Result<Result<Vec<Message>, Ended>, Failure> {
     // A server that waits spares both sides the asking. One of another make answers at once.
-    let wait = args.wait.or(left).map(|wait| wait.clamp(SHORTEST_WAIT, LONGEST_WAIT));
-    let options = PullOptions { max: args.max, wait };
+    let until = patience.into_iter().chain(args.deadline).min();
+    let wait = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let options = PullOptions {
+        max: args.max.map(|max| number(max.min(left))),
+        wait: wait.map(|wait| wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)),
+    };
     loop {
         let mut begin = Box::pin(args.client.begin_pull(&args.topic, options));
         let begun = select! {
@@ -98,8 +142,8 @@ async fn pull(args: &Pull, stop: &mut Stop) -> Result<Result<Vec<Message>, Ended
 
 /// Shows what would be pulled.
 async fn peek(args: &Pull, output: &mut Output) -> Result<Exit, Failure> {
-    let count = usize::try_from(args.count).unwrap_or(usize::MAX);
-    let seen = args.client.peek(&args.topic, None, args.max.unwrap_or(count)).await?;
+    let count = args.left(0).min(args.max.unwrap_or(u64::MAX));
+    let seen = args.client.peek(&args.topic, None, number(count)).await?;
     for message in &seen.messages {
         output.write(message).await?;
     }
@@ -122,4 +166,8 @@ async fn end(args: &Pull, stop: &mut Stop) -> Ended {
         () = args.out_of_time() => Ended::OutOfTime,
         () = stop.requested() => Ended::Stopped,
     }
+}
+
+fn number(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
