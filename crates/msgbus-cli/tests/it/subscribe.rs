@@ -606,3 +606,104 @@ async fn a_cursor_survives_wrong_usage() {
     away.fails(3, "cannot connect");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "1-1\n");
 }
+
+/// Waits until no more than so many messages of the topic are left.
+async fn retained(daemon: &Daemon, count: u64) {
+    soon(async {
+        while daemon.bus.topic(&name("t")).unwrap().retained > count {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+fn put_short(daemon: &Daemon) {
+    let short = msgbus_core::Draft::new("gone").ttl(Duration::from_millis(1));
+    daemon.bus.put(&name("t"), short).unwrap();
+}
+
+#[tokio::test]
+async fn a_poll_tells_once_that_everything_is_gone() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cursor");
+    let args = ["t", "--poll", "--strict", "--cursor", path.to_str().unwrap(), "-o", "raw"];
+    daemon.put("t", "stays");
+    assert_eq!(sub(&daemon.uri(), &args).end().await.out, "stays\n");
+    for _ in 0..3 {
+        put_short(&daemon);
+    }
+    retained(&daemon, 1).await;
+    let gone = sub(&daemon.uri(), &args).end().await;
+    gone.fails(6, "3 messages were gone");
+    sub(&daemon.uri(), &args).end().await.is_silent();
+
+    // As the first thing that a cursor sees, too.
+    std::fs::remove_file(&path).unwrap();
+    let since = [&args[..], &["--since", "2"]].concat();
+    sub(&daemon.uri(), &since).end().await.fails(6, "2 messages were gone");
+    let place = std::fs::read_to_string(&path).unwrap();
+    assert!(place.ends_with("-3\n"), "{place}");
+}
+
+#[tokio::test]
+async fn a_poll_ends_with_what_was_there_when_it_began() {
+    let daemon = Daemon::start();
+    for _ in 0..5000 {
+        daemon.put("t", "x");
+    }
+    let mut polling = sub(&daemon.uri(), &["t", "--poll"]);
+    let mut shown = 0;
+    while !polling.line().await.is_empty() {
+        shown += 1;
+        // Always ahead: what it prints waits for us in a pipe.
+        for _ in 0..2 {
+            daemon.put("t", "x");
+        }
+        assert!(shown < 20_000, "it has no end");
+    }
+    assert!(shown >= 5000, "{shown}");
+    assert_eq!(polling.end().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn tail_shows_the_last_ones_there_are_and_misses_no_other() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 5000);
+    daemon.put("t", "0");
+    for _ in 0..1500 {
+        put_short(&daemon);
+    }
+    daemon.put("t", "1501");
+    put_short(&daemon);
+    daemon.put("t", "1503");
+    put_short(&daemon);
+    retained(&daemon, 3).await;
+    let proxy = Proxy::to(daemon.address).await;
+    let tail = |args: &[&str]| {
+        let mut command = msgbus(&[&["tail", "t", "--strict"], args].concat());
+        command.env("MSGBUS_URI", proxy.uri());
+        Running::start(command)
+    };
+    for (count, expected) in [("1", &[1503][..]), ("2", &[1501, 1503]), ("3", &[0, 1501, 1503])] {
+        let mut last = tail(&["-n", count]);
+        assert_eq!(last.ids(expected.len()).await, expected);
+        daemon.subscribers(1).await;
+        last.signal("-INT");
+        last.end().await.is_silent();
+        daemon.subscribers(0).await;
+    }
+
+    // What is gone from then on was missed.
+    let mut last = tail(&["-n", "1"]);
+    assert_eq!(last.ids(1).await, [1503]);
+    daemon.subscribers(1).await;
+    daemon.put("t", "1505");
+    assert_eq!(last.ids(1).await, [1505]);
+    proxy.cut();
+    for _ in 0..5001 {
+        daemon.put("t", "x");
+    }
+    assert_eq!(last.ids(1).await, [1507]);
+    last.signal("-INT");
+    assert_eq!(last.end().await.code, Some(6));
+}

@@ -13,6 +13,7 @@ mod publish;
 mod pull;
 mod signals;
 mod subscribe;
+mod tail;
 mod topics;
 
 use std::{env, process::ExitCode};

@@ -5,6 +5,7 @@ use std::{
     env,
     ffi::OsStr,
     future::{pending, poll_fn},
+    ops::Range,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     pin::pin,
@@ -27,6 +28,7 @@ use crate::{
     failure::{Exit, Failure},
     output::{self, Output, note, write_json},
     signals::Stop,
+    tail::last,
 };
 
 /// How long output that nobody takes is waited for at the end.
@@ -40,9 +42,6 @@ pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> 
         Some(path) if args.ignore_cursor => Some(Cursor::anew(path)),
         path => path.map(Cursor::open).transpose()?,
     };
-    if let Some(back) = args.back {
-        args.since = before(&args, back).await?;
-    }
     let from = cursor.as_ref().and_then(Cursor::saved).unwrap_or(args.since);
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
     let runs_a_command = args.command.is_some();
@@ -54,17 +53,9 @@ pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> 
         cursor,
         handled: 0,
         missed: false,
+        reached: false,
         connected: false,
     };
-    if follower.args.poll {
-        let ended = select! {
-            biased;
-            polled = follower.poll(from) => polled.map(|()| Ended::Counted),
-            () = stop.requested() => Ok(Ended::Stopped),
-            () = sleep_until_some(deadline) => Ok(Ended::OutOfTime),
-        };
-        return follower.finish(ended).await;
-    }
     let mut end = pin!(async {
         select! {
             () = stop.requested() => Ok(Ended::Stopped),
@@ -72,6 +63,20 @@ pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> 
             () = output::closed(), if !runs_a_command => Err(Failure::ClosedPipe),
         }
     });
+    if follower.args.poll || follower.args.back.is_some() {
+        let shown = select! {
+            biased;
+            shown = follower.show(from) => shown,
+            ended = &mut end => return follower.finish(ended).await,
+        };
+        match shown {
+            Ok(place) if !follower.args.poll => {
+                let Sub { client, topic, .. } = &follower.args;
+                follower.subscription = client.subscribe(topic, place);
+            }
+            shown => return follower.finish(shown.map(|_| Ended::Counted)).await,
+        }
+    }
     let ended = loop {
         if follower.args.count.is_some_and(|count| follower.handled >= count) {
             break Ok(Ended::Counted);
@@ -103,13 +108,6 @@ enum Ended {
     Counted,
     Stopped,
     OutOfTime,
-}
-
-/// The position of the message that so many follow.
-async fn before(args: &Sub, back: u64) -> Result<Position, Failure> {
-    let Some(topic) = args.client.inspect(&args.topic).await? else { return Ok(Position::All) };
-    let topic = topic.topic;
-    Ok(Position::Id(topic.next_id.saturating_sub(back).max(topic.first_id)))
 }
 
 async fn sleep_until_some(deadline: Option<Instant>) {
@@ -148,7 +146,9 @@ struct Follower {
     handled: u64,
     /// Whether anything was gone before it came here.
     missed: bool,
-    /// Whether there has been a connection.
+    /// Whether the server has answered.
+    reached: bool,
+    /// Whether the subscription has ever been connected.
     connected: bool,
 }
 
@@ -194,12 +194,14 @@ impl Follower {
             None => self.output.write(message).await?,
         }
         self.handled += 1;
-        if let Some(cursor) = &mut self.cursor {
-            // The place is kept when the message is out, and not before.
-            self.output.flush().await?;
-            cursor.save(position)?;
-        }
-        Ok(())
+        self.keep(position).await
+    }
+
+    /// Keeps the place when the messages before it are out, and not before.
+    async fn keep(&mut self, place: Position) -> Result<(), Failure> {
+        let Some(cursor) = &mut self.cursor else { return Ok(()) };
+        self.output.flush().await?;
+        cursor.save(place)
     }
 
     fn tell_missed(&mut self, count: u64) {
@@ -208,43 +210,70 @@ impl Follower {
         note(&format!("{topic}: {count} messages were gone at the server before they came here"));
     }
 
-    /// Shows everything that is there, without waiting for more.
-    async fn poll(&mut self, mut from: Position) -> Result<(), Failure> {
+    /// Shows what is there by now, from a position or of the last ones, and says where to go on.
+    async fn show(&mut self, from: Position) -> Result<Position, Failure> {
         const PAGE: usize = 1_000;
-        self.connected = true;
+        let (client, topic) = (self.args.client.clone(), self.args.topic.clone());
+        let mut from = match self.args.back {
+            Some(count) => last(&client, &topic, count).await?,
+            None => from,
+        };
+        let mut tail = None;
         loop {
             let left = self.args.count.map_or(u64::MAX, |count| count - self.handled);
             let page = PAGE.min(usize::try_from(left).unwrap_or(PAGE));
             if page == 0 {
-                return Ok(());
+                return Ok(from);
             }
-            let seen = self.args.client.peek(&self.args.topic, Some(from), page).await?;
+            let seen = client.peek(&topic, Some(from), page).await?;
+            self.reached = true;
+            let (Some(epoch), Some(next_id)) = (seen.epoch, seen.next_id) else { return Ok(from) };
             if seen.restarted {
                 self.handle(Event::Restarted).await?;
             }
-            if seen.missed > 0 {
-                self.tell_missed(seen.missed);
+            self.tell_gap(seen.missed);
+            if tail.is_none_or(|(life, _)| life != epoch) && !seen.messages.is_empty() {
+                // What is published from now on is for another time, or there might be no end.
+                let now = client.peek(&topic, Some(Position::New), 1).await?;
+                tail = now.epoch.zip(now.next_id);
             }
-            let mut expected = match from {
-                _ if seen.restarted => Some(seen.missed),
-                Position::Id(id) => Some(id + seen.missed),
-                Position::After { id, .. } => Some(id + 1 + seen.missed),
-                _ => None,
-            };
-            let (Some(last), Some(epoch)) = (seen.messages.last(), seen.epoch) else {
-                return Ok(());
-            };
-            from = Position::After { epoch, id: last.id() };
-            for message in &seen.messages {
-                // Those that expired before older ones leave gaps between.
-                let gap = message.id().saturating_sub(expected.unwrap_or(message.id()));
-                if gap > 0 {
-                    self.tell_missed(gap);
-                }
-                expected = Some(message.id() + 1);
-                let position = Position::After { epoch, id: message.id() };
-                self.deal_with(message, position).await?;
+            let end = tail.filter(|(life, _)| *life == epoch).map_or(u64::MAX, |(_, end)| end);
+            let next = self.show_page(&seen.messages, epoch, next_id..end).await?;
+            from = Position::before(epoch, next);
+            if next >= end || seen.messages.is_empty() {
+                // Behind everything that is gone, too: it is not missed a second time.
+                self.keep(from).await?;
+                return Ok(from);
             }
+        }
+    }
+
+    /// Shows those of the messages that are in a range of ids, and says how far it has come.
+    async fn show_page(
+        &mut self,
+        messages: &[Message],
+        epoch: u64,
+        range: Range<u64>,
+    ) -> Result<u64, Failure> {
+        let mut next = range.start;
+        for message in messages {
+            // Those that expired before older ones leave gaps between.
+            let reached = message.id().min(range.end).max(next);
+            self.tell_gap(reached - next);
+            next = reached;
+            if message.id() >= range.end {
+                break;
+            }
+            next = message.id() + 1;
+            self.deal_with(message, Position::After { epoch, id: message.id() }).await?;
+        }
+        Ok(next)
+    }
+
+    /// Tells what was gone when it was asked for. tail asks for no more than there is.
+    fn tell_gap(&mut self, count: u64) {
+        if count > 0 && self.args.back.is_none() {
+            self.tell_missed(count);
         }
     }
 
@@ -254,6 +283,7 @@ impl Follower {
         } else if self.args.debug {
             note(&format!("following {} at {}", self.args.topic, self.args.client.server()));
         }
+        self.reached = true;
         self.connected = true;
         match &mut self.cursor {
             // From here on nothing is missed, even if this is ended before a message comes.
@@ -272,7 +302,7 @@ impl Follower {
         let ended = ended?;
         flushed?;
         Ok(match ended {
-            Ended::OutOfTime if !self.connected => {
+            Ended::OutOfTime if !self.reached => {
                 note("there was no connection within --timeout");
                 Exit::NoConnection
             }

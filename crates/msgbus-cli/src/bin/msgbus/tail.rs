@@ -1,0 +1,61 @@
+//! Where the last messages of a topic begin, for `msgbus tail`.
+
+use std::ops::Range;
+
+use msgbus_client::{Client, Position, TopicName};
+
+use crate::failure::Failure;
+
+/// The position of the last `count` messages there are. Ids are not messages: one that expired
+/// before older ones has left a hole.
+pub(crate) async fn last(
+    client: &Client,
+    topic: &TopicName,
+    count: u64,
+) -> Result<Position, Failure> {
+    let Some(details) = client.inspect(topic).await? else { return Ok(Position::All) };
+    let details = details.topic;
+    let (Range { start, end }, retained) = (details.first_id..details.next_id, details.retained);
+    let Ok(epoch) = details.epoch.parse() else { return Ok(Position::All) };
+    if retained <= count {
+        return Ok(Position::before(epoch, start));
+    }
+    if retained == end - start {
+        return Ok(Position::before(epoch, end - count));
+    }
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let mut ids = Vec::new();
+    let (mut begin, mut span) = (end, count as u64);
+    while ids.len() < count && begin > start {
+        let later = begin;
+        begin = begin.saturating_sub(span).max(start);
+        // Holes may be many: what is looked through grows, so that the looks stay few.
+        span = span.saturating_mul(2);
+        let mut earlier = ids_in(client, topic, epoch, begin..later).await?;
+        earlier.append(&mut ids);
+        ids = earlier;
+    }
+    let first = ids.get(ids.len().saturating_sub(count)).copied().unwrap_or(end);
+    Ok(Position::before(epoch, first))
+}
+
+/// The ids in a range that have a message.
+async fn ids_in(
+    client: &Client,
+    topic: &TopicName,
+    epoch: u64,
+    mut range: Range<u64>,
+) -> Result<Vec<u64>, Failure> {
+    const PAGE: u64 = 1_000;
+    let mut ids = Vec::new();
+    while !range.is_empty() {
+        let page = usize::try_from((range.end - range.start).min(PAGE)).unwrap_or(usize::MAX);
+        let seen = client.peek(topic, Some(Position::before(epoch, range.start)), page).await?;
+        // In another life of the topic these ids are other messages.
+        let Some(last) = seen.messages.last().filter(|_| seen.epoch == Some(epoch)) else { break };
+        let shown = seen.messages.iter().map(msgbus_client::Message::id);
+        ids.extend(shown.filter(|id| range.contains(id)));
+        range.start = last.id() + 1;
+    }
+    Ok(ids)
+}
