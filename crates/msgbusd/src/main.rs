@@ -1,11 +1,11 @@
 //! `msgbusd`: reads its configuration, serves, and stops when it is told to.
 
-use std::{env, future::pending, io, process::ExitCode, time::Duration};
+use std::{env, future::pending, io, process::ExitCode, thread, time::Duration};
 
 use anyhow::Context as _;
 use msgbusd::{
-    Server,
-    config::{self, Config, Invocation},
+    Server, Workers,
+    config::{self, Config, Invocation, Scheduler},
 };
 use tokio::{
     runtime, select,
@@ -54,19 +54,36 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
         .with_target(false)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .init();
-    let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(config))
+    let threads =
+        config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    match config.scheduler {
+        Scheduler::Pinned => {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let workers = Workers::pinned(threads)?;
+            runtime.block_on(run(config, Some(workers)))
+        }
+        Scheduler::Stealing => {
+            let runtime = runtime::Builder::new_multi_thread()
+                .worker_threads(threads)
+                .enable_all()
+                .build()?;
+            runtime.block_on(run(config, None))
+        }
+    }
 }
 
-async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
+async fn run(mut config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let address = config.bind;
     announce_notices(&config);
     fit_to_file_limit(&mut config);
     let bounds = config.bounds();
-    let server = Server::bind(config).with_context(|| {
+    let mut server = Server::bind(config).with_context(|| {
         format!("cannot listen on {address}; choose another address with --bind")
     })?;
+    if let Some(workers) = workers {
+        server = server.with_workers(workers);
+    }
     info!(
         "msgbusd {} listening on http://{} ({bounds})",
         env!("CARGO_PKG_VERSION"),

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream as StdTcpStream},
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -23,7 +23,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
     select,
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::{debug, info, warn};
@@ -34,6 +34,7 @@ use crate::{
     http::{self, AnswerBody, App, Tasks},
     metrics::Metrics,
     socket::{Conversation, Socket},
+    workers::Workers,
 };
 
 /// How often the memory of expired messages is freed at the latest.
@@ -56,6 +57,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     app: Arc<App>,
+    workers: Workers,
 }
 
 /// What the end of a server cut off.
@@ -82,7 +84,18 @@ impl Server {
             frames: Frames::default(),
             tasks: Tasks::default(),
         };
-        Ok(Self { address: listener.local_addr()?, listener, app: Arc::new(app) })
+        Ok(Self {
+            address: listener.local_addr()?,
+            listener,
+            app: Arc::new(app),
+            workers: Workers::current(),
+        })
+    }
+
+    /// Lets these threads serve the connections, instead of the runtime that accepts them.
+    #[must_use]
+    pub fn with_workers(self, workers: Workers) -> Self {
+        Self { workers, ..self }
     }
 
     /// The address in use, with the port that was picked if none was given.
@@ -98,10 +111,10 @@ impl Server {
     /// Serves until `shutdown` is ready, then stops accepting, lets requests finish, closes
     /// websockets, and ends within the drain timeout.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
-        let Self { listener, app, .. } = self;
+        let Self { listener, app, workers, .. } = self;
         let sweeper = tokio::spawn(sweep(Arc::clone(&app)));
         select! {
-            never = accept(&listener, &app) => match never {},
+            never = accept(&listener, &workers, &app) => match never {},
             () = shutdown => {}
         }
         drop(listener);
@@ -145,11 +158,11 @@ async fn sweep(app: Arc<App>) {
     }
 }
 
-async fn accept(listener: &TcpListener, app: &Arc<App>) -> Infallible {
+async fn accept(listener: &TcpListener, workers: &Workers, app: &Arc<App>) -> Infallible {
     let permits = Arc::new(Semaphore::new(app.config.max_connections));
     let refusals = Arc::new(Semaphore::new(MOST_REFUSALS));
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let (stream, peer) = match accept_one(listener).await {
             Ok(accepted) => accepted,
             Err(error) if is_the_peers(&error) => continue,
             Err(error) => {
@@ -160,16 +173,21 @@ async fn accept(listener: &TcpListener, app: &Arc<App>) -> Infallible {
         };
         app.metrics.connection();
         if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-            let socket = Socket::new(stream, app.config.timeouts.write, permit);
-            app.tasks.spawn(serve(Arc::clone(app), socket, peer));
+            let task = serve(Arc::clone(app), stream, permit, peer);
+            app.tasks.spawn_on(workers.next(), task);
             continue;
         }
         app.metrics.refused_connection();
         if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
-            let socket = Socket::new(stream, app.config.timeouts.write, permit);
-            app.tasks.spawn(refuse(socket));
+            app.tasks.spawn_on(workers.next(), refuse(stream, app.config.timeouts.write, permit));
         }
     }
+}
+
+/// Not tied to a runtime yet: that is up to the one that will serve it.
+async fn accept_one(listener: &TcpListener) -> io::Result<(StdTcpStream, SocketAddr)> {
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream.into_std()?, peer))
 }
 
 /// Whether only the connection that was about to be accepted has failed.
@@ -179,7 +197,16 @@ fn is_the_peers(error: &io::Error) -> bool {
 }
 
 /// Serves one connection until it ends, or becomes a websocket.
-async fn serve(app: Arc<App>, socket: Socket, peer: SocketAddr) {
+async fn serve(
+    app: Arc<App>,
+    stream: StdTcpStream,
+    permit: OwnedSemaphorePermit,
+    peer: SocketAddr,
+) {
+    let socket = match Socket::new(stream, app.config.timeouts.write, permit) {
+        Ok(socket) => socket,
+        Err(error) => return warn!(%peer, %error, "cannot serve a connection"),
+    };
     let waiting = socket.conversation();
     let conversation = waiting.clone();
     let service = service_fn(|request: Request<_>| {
@@ -255,12 +282,14 @@ const MOST_BUFFERED: usize = 64 << 10;
 
 /// Tells a client that it is one too many, once it has asked for something: an answer before the
 /// question confuses some.
-async fn refuse(mut socket: Socket) {
+async fn refuse(stream: StdTcpStream, write_timeout: Duration, permit: OwnedSemaphorePermit) {
     const PATIENCE: Duration = Duration::from_secs(1);
     const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
         Content-Type: text/plain; charset=utf-8\r\nContent-Length: 41\r\n\
         Retry-After: 1\r\nConnection: close\r\n\r\n\
         too many connections: try again in a bit\n";
+    // One that cannot even be refused is just closed.
+    let Ok(mut socket) = Socket::new(stream, write_timeout, permit) else { return };
     let mut question = [0; 1024];
     // What it asks for does not matter.
     let _ = timeout(PATIENCE, socket.read(&mut question)).await;

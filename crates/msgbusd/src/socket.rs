@@ -4,7 +4,7 @@
 use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
-    net::Shutdown,
+    net::{Shutdown, TcpStream as StdTcpStream},
     pin::Pin,
     sync::{
         Arc,
@@ -149,22 +149,27 @@ impl Linger {
 }
 
 impl Socket {
+    /// Ties a connection to the runtime that calls this.
+    ///
+    /// # Errors
+    /// When the system refuses.
     pub(crate) fn new(
-        stream: TcpStream,
+        stream: StdTcpStream,
         write_timeout: Duration,
         permit: OwnedSemaphorePermit,
-    ) -> Self {
+    ) -> io::Result<Self> {
+        let stream = TcpStream::from_std(stream)?;
         // Latency is worth more than the few packets saved; a socket that refuses still works.
         let _ = stream.set_nodelay(true);
         let stream = Arc::new(stream);
-        Self {
+        Ok(Self {
             conversation: Conversation::new(Arc::clone(&stream)),
             stream,
             write_timeout,
             write_timer: None,
             linger: None,
             _permit: permit,
-        }
+        })
     }
 
     pub(crate) fn conversation(&self) -> Conversation {

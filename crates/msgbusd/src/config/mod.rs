@@ -44,10 +44,24 @@ pub struct Config {
     pub max_metric_topics: usize,
     /// How long the bounded waits are.
     pub timeouts: Timeouts,
+    /// How many threads serve connections; as many as there are cores if `None`.
+    pub threads: Option<usize>,
+    /// How they share the work.
+    pub scheduler: Scheduler,
     /// Whether to log each request.
     pub debug: bool,
     /// What to tell the operator at the start about how the daemon was called.
     pub notices: Vec<String>,
+}
+
+/// How threads share the work of the connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheduler {
+    /// Each connection stays with one thread, and the threads take turns at new ones. What one has
+    /// to do for its connections no other takes from it.
+    Pinned,
+    /// Whichever thread is free does what is to be done.
+    Stealing,
 }
 
 /// The bounds on waiting.
@@ -83,6 +97,8 @@ impl Default for Config {
                 write: Duration::from_secs(10),
                 drain: Duration::from_secs(10),
             },
+            threads: None,
+            scheduler: Scheduler::Pinned,
             debug: false,
             notices: Vec::new(),
         }

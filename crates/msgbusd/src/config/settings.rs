@@ -102,6 +102,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.bus.max_bytes = values::size(v)?;
         Ok(())
     }),
+    setting!(Value "threads" "COUNT" "", "threads that serve connections [as many as cores]", |c, v| {
+        c.threads = Some(values::threads(v)?);
+        Ok(())
+    }),
+    setting!(Value "scheduler" "HOW" "pinned", "a connection stays with a thread: pinned, or stealing", |c, v| {
+        c.scheduler = values::scheduler(v)?;
+        Ok(())
+    }),
     setting!(Value "max-connections" "COUNT" "10000", "the most connections, websockets included", |c, v| {
         c.max_connections = values::count(v)?.min(MOST_CONNECTIONS);
         Ok(())

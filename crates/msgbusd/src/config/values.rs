@@ -7,6 +7,8 @@ use std::{
 
 use msgbus_core::{Message, Overflow, parse_duration};
 
+use super::Scheduler;
+
 /// A whole number, 1 or more.
 pub(super) fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -75,6 +77,22 @@ pub(super) fn overflow(text: &str) -> Result<Overflow, String> {
         "drop-oldest" => Ok(Overflow::DropOldest),
         "reject" => Ok(Overflow::Reject),
         _ => Err(format!("must be drop-oldest or reject, not {text:?}")),
+    }
+}
+
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1024;
+    match count(text)? {
+        threads if threads <= MOST => Ok(threads),
+        _ => Err(format!("must be {MOST} or less")),
+    }
+}
+
+pub(super) fn scheduler(text: &str) -> Result<Scheduler, String> {
+    match text {
+        "pinned" => Ok(Scheduler::Pinned),
+        "stealing" => Ok(Scheduler::Stealing),
+        _ => Err(format!("must be pinned or stealing, not {text:?}")),
     }
 }
 

@@ -24,7 +24,8 @@ use hyper::{
 };
 use msgbus_core::{MessageBus, TopicName};
 use percent_encoding::percent_decode_str;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::runtime::Handle;
+use tokio_util::{future::FutureExt as _, sync::CancellationToken, task::TaskTracker};
 use tracing::{Level, debug, enabled};
 
 use self::{error::Refusal, query::Query};
@@ -59,12 +60,19 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    /// Runs a task that the drain waits for and the cut ends.
+    /// Runs a task that the drain waits for and the cut ends, beside the one that calls this.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let cut = self.cut.clone();
-        self.tracker.spawn(async move {
-            cut.run_until_cancelled_owned(task).await;
-        });
+        self.spawn_on(&Handle::current(), task);
+    }
+
+    /// The same, on another runtime.
+    pub(crate) fn spawn_on(
+        &self,
+        runtime: &Handle,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        // Not `run_until_cancelled_owned`: an async fn would keep the task three times over.
+        self.tracker.spawn_on(task.with_cancellation_token_owned(self.cut.clone()), runtime);
     }
 }
 
