@@ -98,7 +98,9 @@ async fn answer(
         let frames = bare.frames.subscribe();
         tokio::spawn(follow(request, frames, bare.push));
     } else if request.method() == Method::GET {
-        *answer.body_mut() = Full::new(bare.ready.clone());
+        let has_no_topics = request.uri().path() == "/";
+        let body = if has_no_topics { Bytes::from_static(b"{}") } else { bare.ready.clone() };
+        *answer.body_mut() = Full::new(body);
     } else {
         let payload = request.into_body().collect().await?.to_bytes();
         if bare.push != Push::Nowhere {

@@ -2,7 +2,7 @@
 //! that lets the peer read the last answer. One place for all doors.
 
 use std::{
-    io::{self, IoSlice},
+    io::{self, ErrorKind, IoSlice},
     mem::MaybeUninit,
     net::{Shutdown, TcpStream as StdTcpStream},
     pin::Pin,
@@ -16,7 +16,7 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep_until},
@@ -89,7 +89,7 @@ impl Conversation {
         let mut byte = [MaybeUninit::uninit()];
         match SockRef::from(&*self.0.stream).peek(&mut byte) {
             Ok(count) => count == 0,
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
         }
     }
 
@@ -121,7 +121,7 @@ impl Conversation {
 
 /// A connection as the server uses it.
 ///
-/// Writing fails with [`io::ErrorKind::TimedOut`] when the peer takes no bytes for too long; reading
+/// Writing fails with [`ErrorKind::TimedOut`] when the peer takes no bytes for too long; reading
 /// is watched by [`Conversation::overdue`]. Shutting down sends what is left and then reads a little
 /// of what the peer still sends: closing at once would reset the connection, and the peer might
 /// never see the answer.
@@ -195,15 +195,15 @@ impl Socket {
             ready!(timer.as_mut().poll(cx));
         }
         match (attempt(SockRef::from(&*self.stream)), &self.write_timer) {
-            (Err(error), None) if error.kind() == io::ErrorKind::WouldBlock => {
+            (Err(error), None) if error.kind() == ErrorKind::WouldBlock => {
                 self.conversation.0.writing.store(true, Relaxed);
                 let timer = Box::pin(sleep_until(Instant::now() + self.write_timeout));
                 // Polled, so that it wakes this. It cannot be over yet.
                 let _ = self.write_timer.insert(timer).as_mut().poll(cx);
                 Poll::Pending
             }
-            (Err(error), Some(_)) if error.kind() == io::ErrorKind::WouldBlock => {
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            (Err(error), Some(_)) if error.kind() == ErrorKind::WouldBlock => {
+                Poll::Ready(Err(ErrorKind::TimedOut.into()))
             }
             (result, _) => {
                 self.write_ends();
@@ -268,7 +268,7 @@ impl AsyncWrite for Socket {
         let Self { stream, linger, .. } = &mut *self;
         if linger.is_none() {
             match SockRef::from(&**stream).shutdown(Shutdown::Write) {
-                Err(error) if error.kind() != io::ErrorKind::NotConnected => {
+                Err(error) if error.kind() != ErrorKind::NotConnected => {
                     return Poll::Ready(Err(error));
                 }
                 _ => {}
@@ -298,15 +298,23 @@ fn poll_read(
     cx: &mut Context<'_>,
     buffer: &mut ReadBuf<'_>,
 ) -> Poll<io::Result<()>> {
+    let before = buffer.filled().len();
     loop {
         ready!(stream.poll_read_ready(cx))?;
-        match stream.try_read(buffer.initialize_unfilled()) {
-            Ok(count) => {
-                buffer.advance(count);
-                return Poll::Ready(Ok(()));
+        let result = stream.try_io(Interest::READABLE, || {
+            let count = stream.try_read_buf(buffer)?;
+            // Where there is room left, nothing more has come: to say so saves the call that would
+            // find it out the next time.
+            let is_drained = count > 0 && buffer.remaining() > 0;
+            if is_drained { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match result {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                if buffer.filled().len() > before {
+                    return Poll::Ready(Ok(()));
+                }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Poll::Ready(Err(error)),
+            result => return Poll::Ready(result),
         }
     }
 }
@@ -319,7 +327,7 @@ fn poll_write(
     loop {
         ready!(stream.poll_write_ready(cx))?;
         match write(stream) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             result => return Poll::Ready(result),
         }
     }
