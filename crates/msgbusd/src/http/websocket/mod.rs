@@ -11,6 +11,7 @@ use hyper::{
     Request, StatusCode,
     body::Incoming,
     header::{self, HeaderValue},
+    upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
 use msgbus_core::{SubscribeOptions, TopicName};
@@ -51,16 +52,19 @@ pub(super) fn subscribe(
     let session_app = Arc::clone(app);
     app.tasks.spawn(async move {
         // A client that is gone by now, or a connection that is not ours, has no session.
-        let Ok(upgraded) = upgrade.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<Socket>>() else { return };
-        let socket = parts.io.into_inner();
-        // Most often nothing; but it keeps the connection's whole read buffer alive.
-        let already_read = parts.read_buf.to_vec();
-        drop(parts.read_buf);
-        Session::new(&session_app, peer, subscription, form, socket, already_read)
-            .await
-            .run()
-            .await;
+        let Some((socket, already_read)) = upgrade.await.ok().and_then(take_over) else { return };
+        let socket = session::accept(socket, already_read).await;
+        let mut session = Session::new(&session_app, peer, subscription, form, socket);
+        let end = session.follow().await;
+        // Boxed: it is soon over, and no session is to be larger for it.
+        Box::pin(session.end(end)).await;
     });
     Ok(answer)
+}
+
+/// The connection itself, and what the client has sent behind the handshake.
+fn take_over(upgraded: Upgraded) -> Option<(Socket, Vec<u8>)> {
+    let parts = upgraded.downcast::<TokioIo<Socket>>().ok()?;
+    // Most often nothing was read; but its slice keeps the connection's whole read buffer alive.
+    Some((parts.io.into_inner(), parts.read_buf.to_vec()))
 }

@@ -1,22 +1,25 @@
 //! One subscriber on one websocket, from the handshake to the last close frame.
 
 use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    future::poll_fn,
     io::{ErrorKind, IoSlice},
     net::SocketAddr,
     ops::ControlFlow,
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use chrono::Utc;
 use futures_util::{SinkExt as _, StreamExt as _};
 use msgbus_core::{BatchLimit, Event, RecvError, Subscription};
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncWrite as _, AsyncWriteExt as _},
     select,
-    time::{Instant, interval_at, sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -44,8 +47,10 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const LARGEST_FROM_CLIENT: usize = 64 << 10;
 /// What is written at once: a client that stops reading pins no more than this.
 const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
+/// For how many events there stays room once they are written.
+const FEW_EVENTS: usize = 4;
 /// The library's buffers, in bytes. It writes control frames only.
-const READ_BUFFER: usize = 1 << 10;
+const READ_BUFFER: usize = 256;
 const CONTROL_BUFFER: usize = 1 << 10;
 
 const TOPIC_DELETED: u16 = 4404;
@@ -63,7 +68,7 @@ pub(super) struct Session {
 
 /// Why a session ends.
 #[derive(Debug)]
-enum End {
+pub(super) enum End {
     /// The client has sent a close frame.
     ClosedByClient,
     /// The connection is broken, or the client takes no bytes.
@@ -79,41 +84,31 @@ enum End {
 }
 
 impl Session {
-    pub(super) async fn new(
+    pub(super) fn new(
         app: &Arc<App>,
         peer: SocketAddr,
         subscription: Subscription,
         form: Form,
-        socket: Socket,
-        already_read: Vec<u8>,
+        socket: WebSocketStream<Socket>,
     ) -> Self {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER)
-            .write_buffer_size(0)
-            .max_write_buffer_size(CONTROL_BUFFER)
-            .max_message_size(Some(LARGEST_FROM_CLIENT))
-            .max_frame_size(Some(LARGEST_FROM_CLIENT));
         Self {
             app: Arc::clone(app),
             peer,
             ring: app.frames.ring(subscription.topic().epoch, form),
             subscription,
+            socket,
             last_id: None,
-            socket: WebSocketStream::from_partially_read(
-                socket,
-                already_read,
-                Role::Server,
-                Some(config),
-            )
-            .await,
         }
     }
 
-    pub(super) async fn run(mut self) {
-        let end = match self.follow().await {
-            ControlFlow::Break(end) => end,
-            ControlFlow::Continue(never) => match never {},
-        };
+    /// Writes what the topic brings and reads what the client sends, until one of them ends it.
+    pub(super) async fn follow(&mut self) -> End {
+        let ControlFlow::Break(end) = self.try_follow().await;
+        end
+    }
+
+    /// Parts with the client.
+    pub(super) async fn end(self, end: End) {
         self.log_end(&end);
         // Nothing more is received: the place in the topic need not wait for the close.
         let Self { app, subscription, socket, last_id, .. } = self;
@@ -141,12 +136,13 @@ impl Session {
         );
     }
 
-    /// Writes what the topic brings and reads what the client sends, until one of them ends it.
-    async fn follow(&mut self) -> ControlFlow<End, std::convert::Infallible> {
+    async fn try_follow(&mut self) -> ControlFlow<End, Infallible> {
         let app = Arc::clone(&self.app);
         let mut drain = pin!(app.tasks.drain.cancelled());
-        let mut silence = pin!(sleep(LONGEST_SILENCE));
-        let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+        let mut ping_at = Instant::now() + PING_EVERY;
+        let mut silent_at = Instant::now() + LONGEST_SILENCE;
+        // Set again only when it rings: both deadlines only ever move away from it.
+        let mut alarm = pin!(sleep_until(ping_at));
         let mut events = Vec::new();
         loop {
             select! {
@@ -154,7 +150,7 @@ impl Session {
                 () = &mut drain => return ControlFlow::Break(End::Drain),
                 frame = self.socket.next() => {
                     self.read(frame)?;
-                    silence.as_mut().reset(Instant::now() + LONGEST_SILENCE);
+                    silent_at = Instant::now() + LONGEST_SILENCE;
                 }
                 received = self.subscription.recv_batch(&mut events, BATCH) => {
                     if let Err(end) = received {
@@ -162,12 +158,21 @@ impl Session {
                     }
                     let start = Instant::now();
                     self.write(&mut events).await?;
+                    events.shrink_to(FEW_EVENTS);
                     // While it was slow to take bytes nothing was read from it, nor was it pinged.
-                    let until = silence.deadline() + start.elapsed();
-                    silence.as_mut().reset(until);
+                    silent_at += start.elapsed();
                 }
-                _ = ping.tick() => self.ping().await?,
-                () = &mut silence => return ControlFlow::Break(End::Silent),
+                () = &mut alarm => {
+                    let now = Instant::now();
+                    if ping_at <= now {
+                        self.ping().await?;
+                        ping_at += PING_EVERY;
+                    }
+                    if silent_at <= now {
+                        return ControlFlow::Break(End::Silent);
+                    }
+                    alarm.as_mut().reset(ping_at.min(silent_at));
+                }
             }
         }
     }
@@ -179,7 +184,7 @@ impl Session {
     /// emptied first, and it is not asked for anything until the last frame is out.
     async fn write(&mut self, events: &mut Vec<Event>) -> ControlFlow<End> {
         broken(self.socket.flush().await)?;
-        let frames: Vec<Bytes> = events
+        let mut frames: VecDeque<Bytes> = events
             .drain(..)
             .filter_map(|event| match event {
                 Event::Message(message) => {
@@ -189,15 +194,17 @@ impl Session {
                 Event::Missed(_) => None,
             })
             .collect();
-        let mut slices = [IoSlice::new(&[]); BATCH.events];
-        for (slice, frame) in slices.iter_mut().zip(&frames) {
-            *slice = IoSlice::new(frame);
-        }
-        let mut rest = &mut slices[..frames.len()];
-        while !rest.is_empty() {
-            match self.socket.get_mut().write_vectored(rest).await {
+        while !frames.is_empty() {
+            let written = poll_fn(|cx| {
+                let mut slices = [IoSlice::new(&[]); BATCH.events];
+                for (slice, frame) in slices.iter_mut().zip(&frames) {
+                    *slice = IoSlice::new(frame);
+                }
+                Pin::new(self.socket.get_mut()).poll_write_vectored(cx, &slices[..frames.len()])
+            });
+            match written.await {
                 Ok(0) => return broken(Err(Error::Io(ErrorKind::WriteZero.into()))),
-                Ok(count) => IoSlice::advance_slices(&mut rest, count),
+                Ok(count) => advance(&mut frames, count),
                 Err(error) => return broken(Err(Error::Io(error))),
             }
         }
@@ -231,6 +238,31 @@ impl Session {
         {
             self.app.metrics.latency(Duration::from_nanos(nanoseconds).min(LONGEST_SILENCE));
         }
+    }
+}
+
+/// The server's end of a connection that has become a websocket.
+pub(super) fn accept(
+    socket: Socket,
+    already_read: Vec<u8>,
+) -> impl Future<Output = WebSocketStream<Socket>> {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_write_buffer_size(CONTROL_BUFFER)
+        .max_message_size(Some(LARGEST_FROM_CLIENT))
+        .max_frame_size(Some(LARGEST_FROM_CLIENT));
+    WebSocketStream::from_partially_read(socket, already_read, Role::Server, Some(config))
+}
+
+/// Drops the first bytes of the frames.
+fn advance(frames: &mut VecDeque<Bytes>, mut count: usize) {
+    while let Some(frame) = frames.front_mut() {
+        if count < frame.len() {
+            return frame.advance(count);
+        }
+        count -= frame.len();
+        frames.pop_front();
     }
 }
 
