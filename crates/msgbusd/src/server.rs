@@ -209,11 +209,11 @@ async fn serve(
     };
     let waiting = socket.conversation();
     let conversation = waiting.clone();
-    let service = service_fn(|request: Request<_>| {
+    let service = service_fn(|mut request: Request<_>| {
         let (app, conversation) = (Arc::clone(&app), conversation.clone());
         async move {
             conversation.request_begins();
-            let answer = http::answer(&app, peer, request).await;
+            let answer = http::answer(&app, peer, &mut request).await;
             Ok::<_, Infallible>(answer.map(|body| Watched { body, conversation }))
         }
     });
@@ -226,7 +226,7 @@ async fn serve(
         .with_upgrades();
     let mut connection = pin!(connection);
     let mut draining = pin!(app.tasks.drain.cancelled());
-    let mut overdue = pin!(waiting.overdue(app.config.timeouts));
+    let mut overdue = pin!(waiting.overdue(&app.config.timeouts));
     let mut is_draining = false;
     loop {
         select! {

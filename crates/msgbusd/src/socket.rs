@@ -98,7 +98,7 @@ impl Conversation {
     ///
     /// Nobody wakes this when the phase changes: it looks often enough that a deadline which begins
     /// between two looks lies behind the next one.
-    pub(crate) async fn overdue(&self, timeouts: Timeouts) {
+    pub(crate) async fn overdue(&self, timeouts: &Timeouts) {
         let look_every = timeouts.header.min(timeouts.idle);
         loop {
             let now = Instant::now();

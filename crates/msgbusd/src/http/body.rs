@@ -20,7 +20,7 @@ pub(super) struct BodyLimit {
 
 /// Reads a whole body into a buffer of its exact size: a slice of the connection's read buffer
 /// would keep all of that alive for as long as the message lives.
-pub(super) async fn read(mut body: Incoming, limit: BodyLimit) -> Result<Bytes, Refusal> {
+pub(super) async fn read(body: &mut Incoming, limit: BodyLimit) -> Result<Bytes, Refusal> {
     let too_large = Refusal::PayloadTooLarge { limit: limit.size };
     if body.size_hint().lower() > limit.size as u64 {
         return Err(too_large);

@@ -79,8 +79,13 @@ impl Tasks {
 const TOPIC_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
 const READ_METHODS: &str = "GET, HEAD";
 
-/// Answers one request.
-pub(crate) async fn answer(app: &Arc<App>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+/// Answers one request. It is borrowed all the way down: each async fn that took it would keep it twice,
+/// and hyper keeps the room for all of them as long as the connection is open.
+pub(crate) async fn answer(
+    app: &Arc<App>,
+    peer: SocketAddr,
+    request: &mut Request<Incoming>,
+) -> Answer {
     app.metrics.request();
     let prefers_json = accepts(request.headers(), "application/json")
         || accepts(request.headers(), "application/problem+json");
@@ -110,15 +115,15 @@ pub(crate) async fn answer(app: &Arc<App>, peer: SocketAddr, request: Request<In
 async fn route(
     app: &Arc<App>,
     peer: SocketAddr,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let path = request.uri().path();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     match path {
         "/" => {
             return match *request.method() {
-                _ if is_read && websocket::is_wanted(&request) => Err(Refusal::WebsocketOnRoot),
-                _ if is_read => topics::list(app, &request),
+                _ if is_read && websocket::is_wanted(request) => Err(Refusal::WebsocketOnRoot),
+                _ if is_read => topics::list(app, request),
                 Method::PUT | Method::POST | Method::DELETE => Err(Refusal::NoTopic),
                 _ => Err(Refusal::Method { allow: READ_METHODS }),
             };
@@ -135,15 +140,15 @@ async fn route(
     let topic = topic_name(path)?;
     match *request.method() {
         Method::PUT | Method::POST => publish::publish(app, peer, &topic, request).await,
-        Method::GET if websocket::is_wanted(&request) => {
+        Method::GET if websocket::is_wanted(request) => {
             websocket::subscribe(app, peer, &topic, request)
         }
-        Method::GET => match stream_wanted(&request)? {
-            Some(form) => stream::stream(app, peer, &topic, &request, form),
-            None => pull::pull(app, peer, &topic, &request).await,
+        Method::GET => match stream_wanted(request)? {
+            Some(form) => stream::stream(app, peer, &topic, request, form),
+            None => pull::pull(app, peer, &topic, request).await,
         },
-        Method::HEAD => topics::counters(app, &topic, &request),
-        _ => topics::delete(app, peer, &topic, &request),
+        Method::HEAD => topics::counters(app, &topic, request),
+        _ => topics::delete(app, peer, &topic, request),
     }
 }
 

@@ -31,13 +31,13 @@ pub(super) async fn publish(
     app: &Arc<App>,
     peer: SocketAddr,
     topic: &TopicName,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Answer, Refusal> {
-    let ttl = ttl(&request)?;
+    let ttl = ttl(request)?;
     let content_type = content_type(request.headers());
     let limit = BodyLimit { size: app.config.max_payload, patience: app.config.timeouts.body };
-    let split = split(&request)?;
-    let payload = body::read(request.into_body(), limit).await?;
+    let split = split(request)?;
+    let payload = body::read(request.body_mut(), limit).await?;
 
     let size = payload.len();
     let draft = |payload| {

@@ -27,10 +27,10 @@ pub(super) fn subscribe(
     app: &Arc<App>,
     peer: SocketAddr,
     topic: &TopicName,
-    mut request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Answer, Refusal> {
-    let accept = handshake::check(&request)?;
-    let query = query(&request).only(&["since", "index", "raw", "lag"])?;
+    let accept = handshake::check(request)?;
+    let query = query(request).only(&["since", "index", "raw", "lag"])?;
     let form = if query.flag("raw")? { Form::Binary } else { Form::Text };
     let from = position::requested(&query, request.headers())?;
     let options = SubscribeOptions {
@@ -48,7 +48,7 @@ pub(super) fn subscribe(
     position::tell(headers, subscription.topic().epoch, subscription.start());
     debug!(%peer, %topic, from = subscription.start().next_id, "Subscribe");
 
-    let upgrade = hyper::upgrade::on(&mut request);
+    let upgrade = hyper::upgrade::on(request);
     let session_app = Arc::clone(app);
     app.tasks.spawn(async move {
         // A client that is gone by now, or a connection that is not ours, has no session.

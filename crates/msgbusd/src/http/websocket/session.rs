@@ -47,7 +47,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const LARGEST_FROM_CLIENT: usize = 64 << 10;
 /// What is written at once: a client that stops reading pins no more than this.
 const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
-/// For how many events there stays room once they are written.
+/// For how many events there stays room when all have been written.
 const FEW_EVENTS: usize = 4;
 /// The library's buffers, in bytes. It writes control frames only.
 const READ_BUFFER: usize = 256;
@@ -157,8 +157,11 @@ impl Session {
                         return ControlFlow::Break(End::Over(end));
                     }
                     let start = Instant::now();
+                    let there_is_more = events.len() == BATCH.events;
                     self.write(&mut events).await?;
-                    events.shrink_to(FEW_EVENTS);
+                    if !there_is_more {
+                        events.shrink_to(FEW_EVENTS);
+                    }
                     // While it was slow to take bytes nothing was read from it, nor was it pinged.
                     silent_at += start.elapsed();
                 }
