@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -98,7 +98,8 @@ impl Room {
 #[derive(Debug)]
 pub(crate) struct Ring {
     form: Form,
-    places: [Mutex<Option<Kept>>; Ring::PLACES],
+    /// Made when there is somebody to share with: most topics may have one follower.
+    places: OnceLock<Box<[Mutex<Option<Kept>>]>>,
     /// Whether anything was kept since the last clearing.
     used: AtomicBool,
     room: Arc<Room>,
@@ -116,18 +117,20 @@ impl Ring {
     const LARGEST: usize = 16 << 10;
 
     fn new(form: Form, room: Arc<Room>) -> Self {
-        let places = std::array::from_fn(|_| Mutex::default());
-        Self { form, places, used: AtomicBool::new(false), room }
+        Self { form, places: OnceLock::new(), used: AtomicBool::new(false), room }
     }
 
     /// The frame of a message.
-    pub(crate) fn frame(&self, message: &Message) -> Bytes {
-        if message.payload().len() > Self::LARGEST {
+    pub(crate) fn frame(self: &Arc<Self>, message: &Message) -> Bytes {
+        let is_shared = Arc::strong_count(self) > 1;
+        if !is_shared || message.payload().len() > Self::LARGEST {
             return encode(message, self.form);
         }
         let id = message.id();
+        let places =
+            self.places.get_or_init(|| (0..Self::PLACES).map(|_| Mutex::default()).collect());
         #[expect(clippy::cast_possible_truncation, reason = "the remainder is below PLACES")]
-        let mut place = self.places[(id % Self::PLACES as u64) as usize].lock();
+        let mut place = places[(id % Self::PLACES as u64) as usize].lock();
         match &*place {
             Some(kept) if kept.id == id => return kept.frame.clone(),
             Some(kept) if kept.id > id => {
@@ -148,7 +151,7 @@ impl Ring {
 
     fn clear(&self) {
         if self.used.swap(false, Relaxed) {
-            for place in &self.places {
+            for place in self.places.get().into_iter().flatten() {
                 let kept = place.lock().take();
                 self.drop_kept(kept);
             }
@@ -218,9 +221,13 @@ mod tests {
         }
         let frames = Frames::default();
         let ring = frames.ring(1, Form::Binary);
+        ring.frame(&messages[0]);
+        assert_eq!(frames.room.0.load(Relaxed), 0, "nobody to share with");
+
+        let other = frames.ring(1, Form::Binary);
         let first = ring.frame(&messages[0]);
         assert_eq!(first, &b"\x82\x010"[..]);
-        assert_eq!(first.as_ptr(), frames.ring(1, Form::Binary).frame(&messages[0]).as_ptr());
+        assert_eq!(first.as_ptr(), other.frame(&messages[0]).as_ptr());
         assert_eq!(frames.room.0.load(Relaxed), 3);
 
         // The last one has the place of the first.
@@ -231,7 +238,7 @@ mod tests {
         frames.clear();
         assert_eq!(frames.room.0.load(Relaxed), 0);
         ring.frame(&messages[1]);
-        drop(ring);
+        drop((ring, other));
         assert_eq!(frames.room.0.load(Relaxed), 0);
     }
 
