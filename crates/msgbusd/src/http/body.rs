@@ -1,10 +1,10 @@
 //! Reading a payload: never more of it than is allowed, never longer than the peer sends.
 
-use std::time::Duration;
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use tokio::time::timeout;
 
 use super::error::Refusal;
@@ -28,10 +28,9 @@ pub(super) async fn read(body: &mut Incoming, limit: BodyLimit) -> Result<Bytes,
     let mut first: Option<Bytes> = None;
     let mut rest: Vec<u8> = Vec::new();
     while !body.is_end_stream() {
-        let frame = match timeout(limit.patience, body.frame()).await {
-            Ok(Some(frame)) => frame.map_err(|_| Refusal::Body)?,
-            Ok(None) => break,
-            Err(_) => return Err(Refusal::BodyTimeout(limit.patience)),
+        let frame = match next_frame(body, limit.patience).await? {
+            Some(frame) => frame.map_err(|_| Refusal::Body)?,
+            None => break,
         };
         let Ok(data) = frame.into_data() else { continue };
         let read = first.as_ref().map_or(rest.len(), Bytes::len);
@@ -52,4 +51,25 @@ pub(super) async fn read(body: &mut Incoming, limit: BodyLimit) -> Result<Bytes,
         Some(only) => Bytes::copy_from_slice(&only),
         None => rest.into_boxed_slice().into(),
     })
+}
+
+type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;
+
+/// Waits for the next piece. Most bodies have come with their head, and hyper hands them out when it
+/// is asked a second time: only then it is worth to set a timer.
+async fn next_frame(body: &mut Incoming, patience: Duration) -> Result<NextFrame, Refusal> {
+    let mut is_second_look = false;
+    let at_hand = poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
+        Poll::Ready(frame) => Poll::Ready(Some(frame)),
+        Poll::Pending if is_second_look => Poll::Ready(None),
+        Poll::Pending => {
+            is_second_look = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    });
+    match at_hand.await {
+        Some(frame) => Ok(frame),
+        None => timeout(patience, body.frame()).await.map_err(|_| Refusal::BodyTimeout(patience)),
+    }
 }

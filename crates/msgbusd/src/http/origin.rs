@@ -24,10 +24,16 @@ pub(super) enum Source {
 
 /// Refuses what a foreign page has sent.
 pub(super) fn check(headers: &HeaderMap, allowed: &[String]) -> Result<Source, Refusal> {
+    let origin = headers.get(header::ORIGIN);
+    let site = text(headers, &SEC_FETCH_SITE);
+    if origin.is_none() && site.is_none() {
+        // No browser.
+        return Ok(Source::Own);
+    }
     let host = text(headers, &header::HOST).unwrap_or_default();
-    let Some(value) = headers.get(header::ORIGIN) else {
-        return match text(headers, &SEC_FETCH_SITE).as_deref() {
-            // No browser, or the user's own doing: an address typed, a link followed.
+    let Some(value) = origin else {
+        return match site.as_deref() {
+            // The user's own doing: an address typed, a link followed.
             None | Some("none") => Ok(Source::Own),
             _ if text(headers, &SEC_FETCH_DEST).as_deref() == Some("document") => Ok(Source::Own),
             Some("same-origin") if is_ours(&host, allowed) => Ok(Source::Own),

@@ -3,7 +3,7 @@
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use msgbus_core::{LagPolicy, Position, Start};
 
-use super::{error::Refusal, query::Query};
+use super::{error::Refusal, number, query::Query};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -50,10 +50,10 @@ pub(super) fn lag(query: &Query<'_>) -> Result<LagPolicy, Refusal> {
 /// Tells in the headers of the answer where the reading starts.
 pub(super) fn tell(headers: &mut HeaderMap, epoch: u64, start: Start) {
     let mut tell = |name, value: HeaderValue| headers.insert(HeaderName::from_static(name), value);
-    tell("msgbus-epoch", HeaderValue::from(epoch));
-    tell("msgbus-next-id", HeaderValue::from(start.next_id));
+    tell("msgbus-epoch", number(epoch));
+    tell("msgbus-next-id", number(start.next_id));
     if start.missed > 0 {
-        tell("msgbus-missed", HeaderValue::from(start.missed));
+        tell("msgbus-missed", number(start.missed));
     }
     if start.restarted {
         tell("msgbus-restarted", HeaderValue::from_static("true"));

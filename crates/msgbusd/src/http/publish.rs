@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::{
     Request, StatusCode,
     body::Incoming,
-    header::{self, HeaderMap, HeaderName, HeaderValue},
+    header::{self, HeaderMap, HeaderName},
 };
 use msgbus_core::{Draft, PublishError, TopicName, parse_duration};
 use tracing::debug;
@@ -16,7 +16,8 @@ use super::{
     body::{self, BodyLimit},
     empty,
     error::Refusal,
-    query,
+    number, query,
+    query::Query,
 };
 
 const MSGBUS_ID: HeaderName = HeaderName::from_static("msgbus-id");
@@ -33,10 +34,11 @@ pub(super) async fn publish(
     topic: &TopicName,
     request: &mut Request<Incoming>,
 ) -> Result<Answer, Refusal> {
-    let ttl = ttl(request)?;
+    let parameters = query(request);
+    let ttl = ttl(&parameters, request.headers())?;
+    let split = split(&parameters)?;
     let content_type = content_type(request.headers());
     let limit = BodyLimit { size: app.config.max_payload, patience: app.config.timeouts.body };
-    let split = split(request)?;
     let payload = body::read(request.body_mut(), limit).await?;
 
     let size = payload.len();
@@ -56,16 +58,16 @@ pub(super) async fn publish(
         let published = app.bus.put_all(topic, split_lines(app, topic, &payload, draft)?)?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         debug!(%peer, %topic, first, last, bytes = size, "PUT");
-        headers.insert(MSGBUS_FIRST_ID, HeaderValue::from(first));
-        headers.insert(MSGBUS_LAST_ID, HeaderValue::from(last));
+        headers.insert(MSGBUS_FIRST_ID, number(first));
+        headers.insert(MSGBUS_LAST_ID, number(last));
         published.epoch
     } else {
         let published = app.bus.put(topic, draft(payload))?;
         debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
-        headers.insert(MSGBUS_ID, HeaderValue::from(published.id));
+        headers.insert(MSGBUS_ID, number(published.id));
         published.epoch
     };
-    headers.insert(MSGBUS_EPOCH, HeaderValue::from(epoch));
+    headers.insert(MSGBUS_EPOCH, number(epoch));
     Ok(answer)
 }
 
@@ -87,8 +89,8 @@ fn split_lines(
 }
 
 /// Whether the body is many messages.
-fn split<B>(request: &Request<B>) -> Result<bool, Refusal> {
-    match query(request).get("split")? {
+fn split(query: &Query<'_>) -> Result<bool, Refusal> {
+    match query.get("split")? {
         None => Ok(false),
         Some("lines") => Ok(true),
         Some(_) => Err(Refusal::Parameter { name: "split", why: "use lines".to_owned() }),
@@ -102,8 +104,8 @@ fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// How long the message is to live, from the parameter or else the header (RFC 8030, section 5.2).
-fn ttl<B>(request: &Request<B>) -> Result<Option<Duration>, Refusal> {
-    if let Some(text) = query(request).get("ttl")? {
+fn ttl(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
+    if let Some(text) = query.get("ttl")? {
         let ttl = parse_duration(text)?;
         if ttl.is_zero() {
             let why = "must be longer than 0".to_owned();
@@ -111,7 +113,7 @@ fn ttl<B>(request: &Request<B>) -> Result<Option<Duration>, Refusal> {
         }
         return Ok(Some(ttl));
     }
-    let Some(value) = request.headers().get(TTL) else { return Ok(None) };
+    let Some(value) = headers.get(TTL) else { return Ok(None) };
     let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
     let seconds = digits.and_then(|text| text.parse().ok()).filter(|seconds| *seconds > 0);
     let why = "use a whole number of seconds, 1 or more";
