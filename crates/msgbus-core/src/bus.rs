@@ -11,7 +11,6 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::Waker,
-    time::Instant,
 };
 
 use parking_lot::{RwLock, RwLockWriteGuard};
@@ -19,7 +18,7 @@ use parking_lot::{RwLock, RwLockWriteGuard};
 use crate::{
     budget::{Budget, Reservation},
     cell::TopicCell,
-    clock::Now,
+    clock::{Now, Tick},
     error::{NoRoom, PublishError, SubscribeError},
     event::Peek,
     message::{Draft, Message, TopicInfo},
@@ -177,14 +176,12 @@ impl MessageBus {
     /// Each message is pulled once at most. It stays in the log for subscriptions that replay it,
     /// until it expires or a bound is reached.
     pub fn get(&self, topic: &TopicName) -> Option<Message> {
-        self.find(topic)?.lock().take_next(Instant::now())
+        self.find(topic)?.lock().take_next(Tick::now())
     }
 
     /// Pulls messages until a limit is reached or none is left; empty when there is none.
     pub fn get_all(&self, topic: &TopicName, limit: BatchLimit) -> Vec<Message> {
-        self.find(topic)
-            .map(|cell| cell.lock().take_batch(limit, Instant::now()))
-            .unwrap_or_default()
+        self.find(topic).map(|cell| cell.lock().take_batch(limit, Tick::now())).unwrap_or_default()
     }
 
     /// Pulls messages as soon as there are any, creating the topic if need be. Those who wait are
@@ -266,12 +263,12 @@ impl MessageBus {
     pub fn topic(&self, topic: &TopicName) -> Option<TopicStats> {
         let cell = self.find(topic)?;
         let mut topic = cell.lock();
-        (!topic.is_deleted()).then(|| topic.stats(Instant::now()))
+        (!topic.is_deleted()).then(|| topic.stats(Tick::now()))
     }
 
     /// The subscriptions of one topic; none when there is no such topic.
     pub fn subscribers(&self, topic: &TopicName) -> Vec<SubscriberStats> {
-        self.find(topic).map(|cell| cell.lock().subscribers(Instant::now())).unwrap_or_default()
+        self.find(topic).map(|cell| cell.lock().subscribers(Tick::now())).unwrap_or_default()
     }
 
     /// The counters of the whole bus. Visits every topic.
@@ -284,7 +281,7 @@ impl MessageBus {
             stats.counters += shard.gone;
             stats.topics += shard.topics.len();
             for topic in shard.topics.values() {
-                let topic = topic.lock().stats(Instant::now());
+                let topic = topic.lock().stats(Tick::now());
                 stats.counters += topic.counters;
                 stats.retained += topic.retained;
                 stats.subscribers += topic.subscribers;
@@ -311,7 +308,7 @@ impl MessageBus {
             let topics: Vec<_> = shard.read().topics.values().map(Arc::clone).collect();
             for cell in topics {
                 let mut topic = cell.lock();
-                let now = Instant::now();
+                let now = Tick::now();
                 purged.messages += topic.sweep(now);
                 let idle = topic.is_idle(now);
                 drop(topic);
@@ -385,7 +382,7 @@ impl MessageBus {
         let info = TopicInfo {
             name: name.clone(),
             epoch: self.next_epoch(now),
-            created: now.utc,
+            created: now.wall.into(),
             ttl: settings.ttl,
         };
         let room = Reservation::new(Arc::clone(&self.0.budget));
@@ -398,8 +395,7 @@ impl MessageBus {
 
     /// The time in nanoseconds, or one more than the last epoch where the clock has not moved on.
     fn next_epoch(&self, now: Now) -> u64 {
-        let time = now.utc.timestamp_nanos_opt().and_then(|ns| u64::try_from(ns).ok()).unwrap_or(0);
-        let next = |last: u64| time.max(last + 1);
+        let next = |last: u64| now.wall.nanoseconds().max(last + 1);
         let last = self.0.last_epoch.fetch_update(Relaxed, Relaxed, |last| Some(next(last)));
         next(last.unwrap_or_else(|last| last))
     }
@@ -407,7 +403,7 @@ impl MessageBus {
     /// Takes an idle topic out of the map, unless it is in use again.
     fn forget(&self, shard: &mut RwLockWriteGuard<'_, Shard>, cell: &TopicCell) -> bool {
         let mut topic = cell.lock();
-        let idle = topic.is_idle(Instant::now());
+        let idle = topic.is_idle(Tick::now());
         if idle {
             // Nobody sleeps where nobody subscribes.
             let _ = self.remove(shard, &mut topic);
@@ -418,7 +414,7 @@ impl MessageBus {
     /// Takes a topic out of the map and ends it. The sleepers are to be woken.
     #[must_use]
     fn remove(&self, shard: &mut RwLockWriteGuard<'_, Shard>, topic: &mut Topic) -> Vec<Waker> {
-        let now = Instant::now();
+        let now = Tick::now();
         topic.delete(now);
         shard.topics.remove(&topic.info().name);
         shard.gone += topic.stats(now).counters;

@@ -67,13 +67,14 @@ pub fn read_message(json: &[u8]) -> Result<Message, JsonError> {
         created: wire.topic.created,
         ttl: Some(Duration::from_nanos(wire.topic.ttl)).filter(|ttl| !ttl.is_zero()),
     };
+    let expires = wire.expires.filter(|time| *time != NEVER);
+    let ttl = expires.map(|time| (time - wire.created).to_std().unwrap_or_default());
     let payload = STANDARD.decode(wire.payload.as_bytes())?;
     Ok(Message::new(
         Arc::new(topic),
         wire.id,
-        wire.created,
-        wire.expires.filter(|time| *time != NEVER),
-        None,
+        wire.created.into(),
+        ttl.into(),
         payload.into(),
         None,
     ))

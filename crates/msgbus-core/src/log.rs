@@ -2,16 +2,15 @@
 //!
 //! Ids rise from slot to slot. A message that expires before older ones leaves a hole in its slot,
 //! so that no slot has to move at once; the holes are closed when they are the majority, or when
-//! somebody counts. Hence the place of an id is usually its distance from the first one, and otherwise a binary search away.
+//! somebody counts. Hence the place of an id is usually its distance from the first one, and otherwise
+//! a binary search away.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    time::Instant,
+use std::collections::{BTreeSet, VecDeque};
+
+use crate::{
+    clock::{Tick, Wall},
+    message::Message,
 };
-
-use chrono::{DateTime, Utc};
-
-use crate::message::Message;
 
 #[derive(Debug, Default)]
 pub(crate) struct Log {
@@ -23,13 +22,29 @@ pub(crate) struct Log {
     bytes: u64,
     /// The messages that expire before an older one, by deadline. All others expire in the order
     /// of the log.
-    early: BTreeSet<(Instant, u64)>,
+    early: BTreeSet<(Tick, u64)>,
 }
 
 #[derive(Debug)]
-struct Slot {
-    id: u64,
-    message: Option<Message>,
+enum Slot {
+    Kept { deadline: Tick, message: Message },
+    Hole { id: u64 },
+}
+
+impl Slot {
+    fn id(&self) -> u64 {
+        match self {
+            Self::Kept { message, .. } => message.id(),
+            Self::Hole { id } => *id,
+        }
+    }
+
+    fn message(&self) -> Option<&Message> {
+        match self {
+            Self::Kept { message, .. } => Some(message),
+            Self::Hole { .. } => None,
+        }
+    }
 }
 
 impl Log {
@@ -44,7 +59,7 @@ impl Log {
 
     /// The id of the oldest message, or of the next one when there is none.
     pub(crate) fn first_id(&self) -> u64 {
-        self.slots.front().map_or(self.next_id, |slot| slot.id)
+        self.slots.front().map_or(self.next_id, Slot::id)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -62,29 +77,24 @@ impl Log {
 
     /// Appends a message whose id is [`next_id`](Self::next_id). `early` says that it may expire
     /// before an older one.
-    pub(crate) fn push(&mut self, message: Message, early: bool) {
+    pub(crate) fn push(&mut self, message: Message, deadline: Tick, early: bool) {
         debug_assert_eq!(message.id(), self.next_id, "ids are handed out by the log");
-        if let (true, Some(deadline)) = (early, message.deadline()) {
+        if early {
             self.early.insert((deadline, message.id()));
         }
         self.next_id += 1;
         self.live += 1;
         self.bytes += message.charge();
-        self.slots.push_back(Slot { id: message.id(), message: Some(message) });
-    }
-
-    /// The oldest message.
-    pub(crate) fn first(&self) -> Option<&Message> {
-        self.slots.front().and_then(|slot| slot.message.as_ref())
+        self.slots.push_back(Slot::Kept { deadline, message });
     }
 
     /// Takes the oldest message out.
     pub(crate) fn pop(&mut self) -> Option<Message> {
-        let message = self.slots.pop_front()?.message?;
-        while self.slots.front().is_some_and(|slot| slot.message.is_none()) {
+        let Slot::Kept { deadline, message } = self.slots.pop_front()? else { return None };
+        while let Some(Slot::Hole { .. }) = self.slots.front() {
             self.slots.pop_front();
         }
-        if let (false, Some(deadline)) = (self.early.is_empty(), message.deadline()) {
+        if !self.early.is_empty() {
             self.early.remove(&(deadline, message.id()));
         }
         self.forget(&message);
@@ -92,17 +102,20 @@ impl Log {
     }
 
     /// Takes out one message whose time is over at `now`; `None` when no such message is left.
-    pub(crate) fn pop_expired(&mut self, now: Instant) -> Option<Message> {
-        if self.first()?.is_expired(now) {
-            return self.pop();
+    pub(crate) fn pop_expired(&mut self, now: Tick) -> Option<Message> {
+        let is_over = |deadline: Tick| deadline <= now;
+        match self.slots.front()? {
+            Slot::Kept { deadline, .. } if is_over(*deadline) => return self.pop(),
+            _ => {}
         }
-        let (deadline, id) = *self.early.first()?;
-        if deadline > now {
-            return None;
-        }
+        let (_, id) = *self.early.first().filter(|(deadline, _)| is_over(*deadline))?;
         self.early.pop_first();
         let at = self.index_of(id);
-        let message = self.slots.get_mut(at)?.message.take()?;
+        let Slot::Kept { message, .. } =
+            std::mem::replace(self.slots.get_mut(at)?, Slot::Hole { id })
+        else {
+            return None;
+        };
         self.forget(&message);
         if self.slots.len() - self.live > self.live + Self::HOLES_TOLERATED {
             self.close_holes();
@@ -117,7 +130,7 @@ impl Log {
 
     fn close_holes(&mut self) {
         if self.live < self.slots.len() {
-            self.slots.retain(|slot| slot.message.is_some());
+            self.slots.retain(|slot| slot.message().is_some());
         }
     }
 
@@ -131,12 +144,12 @@ impl Log {
 
     /// The messages from `id` on.
     pub(crate) fn from(&self, id: u64) -> impl Iterator<Item = &Message> {
-        self.slots.range(self.index_of(id)..).filter_map(|slot| slot.message.as_ref())
+        self.slots.range(self.index_of(id)..).filter_map(Slot::message)
     }
 
     /// The messages, oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Message> {
-        self.slots.iter().filter_map(|slot| slot.message.as_ref())
+        self.slots.iter().filter_map(Slot::message)
     }
 
     /// How many messages there are from `id` on. Closes the holes first: counting around them would
@@ -148,18 +161,24 @@ impl Log {
 
     /// The id of the first message created at `time` or later; [`next_id`](Self::next_id) when
     /// there is none.
-    pub(crate) fn first_created_at(&mut self, time: DateTime<Utc>) -> u64 {
+    pub(crate) fn first_created_at(&mut self, time: Wall) -> u64 {
         self.close_holes();
-        let before = |slot: &Slot| slot.message.as_ref().is_some_and(|m| m.created() < time);
-        self.slots.get(self.slots.partition_point(before)).map_or(self.next_id, |slot| slot.id)
+        let before = |slot: &Slot| slot.message().is_some_and(|m| m.created_at() < time);
+        self.slots.get(self.slots.partition_point(before)).map_or(self.next_id, Slot::id)
     }
 
     /// The index of the first slot with this id or a higher one.
     fn index_of(&self, id: u64) -> usize {
-        let distance = usize::try_from(id.saturating_sub(self.first_id())).unwrap_or(usize::MAX);
-        match self.slots.get(distance) {
-            Some(slot) if slot.id == id => distance,
-            _ => self.slots.partition_point(|slot| slot.id < id),
+        let capped = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+        // Ids rise by one at least: its distance from either end bounds the place, and where no
+        // hole was closed is the place.
+        let slots = self.slots.len();
+        let mut low = slots.saturating_sub(capped(self.next_id.saturating_sub(id)));
+        let mut high = slots.min(capped(id.saturating_sub(self.first_id())));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.slots[middle].id() < id { low = middle + 1 } else { high = middle }
         }
+        low
     }
 }

@@ -1,14 +1,14 @@
 //! What travels: a [`Message`], and the [`TopicInfo`] that all messages of a topic share.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::name::TopicName;
+use crate::{
+    clock::{Span, Wall},
+    name::TopicName,
+};
 
 /// What never changes about a topic from its creation to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,25 +34,28 @@ pub struct Message(Arc<Inner>);
 struct Inner {
     topic: Arc<TopicInfo>,
     id: u64,
-    created: DateTime<Utc>,
-    expires: Option<DateTime<Utc>>,
-    /// Expiry as it is decided; `expires` is for showing. `None` when the message never expires.
-    deadline: Option<Instant>,
+    created: Wall,
+    ttl: Span,
     payload: Bytes,
-    content_type: Option<Arc<str>>,
+    attributes: Option<Arc<Attributes>>,
+}
+
+/// What few messages have. Those that say the same share it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    pub(crate) content_type: Arc<str>,
 }
 
 impl Message {
     pub(crate) fn new(
         topic: Arc<TopicInfo>,
         id: u64,
-        created: DateTime<Utc>,
-        expires: Option<DateTime<Utc>>,
-        deadline: Option<Instant>,
+        created: Wall,
+        ttl: Span,
         payload: Bytes,
-        content_type: Option<Arc<str>>,
+        attributes: Option<Arc<Attributes>>,
     ) -> Self {
-        Self(Arc::new(Inner { topic, id, created, expires, deadline, payload, content_type }))
+        Self(Arc::new(Inner { topic, id, created, ttl, payload, attributes }))
     }
 
     /// The topic that the message was published to.
@@ -72,25 +75,21 @@ impl Message {
 
     /// The media type that the publisher gave, if any.
     pub fn content_type(&self) -> Option<&str> {
-        self.0.content_type.as_deref()
+        self.0.attributes.as_ref().map(|attributes| &*attributes.content_type)
     }
 
     /// When the message was accepted. Within a topic it never decreases.
     pub fn created(&self) -> DateTime<Utc> {
-        self.0.created
+        self.0.created.into()
     }
 
-    /// When the message expires; `None` never.
+    /// When the message expires; `None` never. For showing: what decides is the monotonic clock.
     pub fn expires(&self) -> Option<DateTime<Utc>> {
-        self.0.expires
+        self.0.created.after(self.0.ttl)
     }
 
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.0.deadline
-    }
-
-    pub(crate) fn is_expired(&self, now: Instant) -> bool {
-        self.0.deadline.is_some_and(|deadline| deadline <= now)
+    pub(crate) fn created_at(&self) -> Wall {
+        self.0.created
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    block::block_until, cell::TopicCell, error::RecvError, message::Message, options::BatchLimit,
-    waiters::Ticket,
+    block::block_until, cell::TopicCell, clock::Tick, error::RecvError, message::Message,
+    options::BatchLimit, waiters::Ticket,
 };
 
 /// A pull that waits for its messages: a future of at least one, up to a limit.
@@ -40,7 +40,7 @@ impl Pull {
 
     fn poll_messages(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Message>, RecvError>> {
         let mut topic = self.topic.lock();
-        let messages = match topic.take_waiting(self.ticket, self.limit, Instant::now()) {
+        let messages = match topic.take_waiting(self.ticket, self.limit, Tick::now()) {
             Ok(messages) => messages,
             Err(end) => return Poll::Ready(Err(end)),
         };

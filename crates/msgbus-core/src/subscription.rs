@@ -14,6 +14,7 @@ use futures_core::Stream;
 use crate::{
     block::block_until,
     cell::TopicCell,
+    clock::Tick,
     cursors::CursorKey,
     error::RecvError,
     event::{Event, Start},
@@ -59,7 +60,7 @@ impl Subscription {
 
     /// What it has received, missed and still before it.
     pub fn stats(&self) -> SubscriptionStats {
-        self.topic.lock().subscription_stats(self.key, Instant::now())
+        self.topic.lock().subscription_stats(self.key, Tick::now())
     }
 
     /// Waits for the next event.
@@ -154,7 +155,7 @@ impl Subscription {
         take: impl FnOnce(&mut Topic, CursorKey) -> Result<Option<T>, RecvError>,
     ) -> Poll<Result<T, RecvError>> {
         let mut topic = self.topic.lock();
-        topic.expire(Instant::now());
+        topic.expire(Tick::now());
         match take(&mut topic, self.key).transpose() {
             Some(taken) => Poll::Ready(taken),
             None => {

@@ -1,22 +1,16 @@
 //! The rules of one topic. No lock and no clock here: callers hold the one and pass the other, so
 //! that everything can be tested with invented times.
 
-use std::{
-    sync::Arc,
-    task::Waker,
-    time::{Duration, Instant},
-};
-
-use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
+use std::{sync::Arc, task::Waker, time::Duration};
 
 use crate::{
     budget::Reservation,
-    clock::Now,
+    clock::{Now, Span, Tick, Wall},
     cursors::{Cursor, CursorKey, Cursors, LagPolicy},
     error::{NoRoom, PublishError, RecvError, SubscribeError},
     event::{Event, Peek, Start},
     log::Log,
-    message::{Draft, Message, TopicInfo},
+    message::{Attributes, Draft, Message, TopicInfo},
     options::{BatchLimit, Overflow, SubscribeOptions, TopicSettings},
     position::Position,
     stats::{Counters, SubscriberStats, SubscriptionStats, TopicStats},
@@ -31,6 +25,10 @@ mod tests;
 pub(crate) struct Topic {
     info: Arc<TopicInfo>,
     settings: TopicSettings,
+    /// Of the settings, as it is needed.
+    ttl: Span,
+    /// Of the last message that had any, to be shared by the next one.
+    attributes: Option<Arc<Attributes>>,
     life: Life,
     log: Log,
     /// The id of the next message to pull: of those retained, the ones below it were pulled.
@@ -41,8 +39,8 @@ pub(crate) struct Topic {
     room: Reservation,
     /// What the topic itself counts for in `room`, in bytes.
     own_charge: u64,
-    last_created: DateTime<Utc>,
-    last_publish: Instant,
+    last_created: Wall,
+    last_publish: Tick,
 }
 
 /// How much is to be appended at once.
@@ -90,9 +88,11 @@ impl Topic {
             return Err(NoRoom::Bytes { limit: room.limit() });
         }
         Ok(Self {
-            last_created: info.created,
+            last_created: now.wall,
             info,
             settings,
+            ttl: settings.ttl.into(),
+            attributes: None,
             life: Life::Open,
             log: Log::default(),
             pull_next: 0,
@@ -101,7 +101,7 @@ impl Topic {
             counters: Counters::default(),
             room,
             own_charge,
-            last_publish: now.instant,
+            last_publish: now.tick,
         })
     }
 
@@ -127,7 +127,7 @@ impl Topic {
         if self.life != Life::Open {
             return Err(PublishError::Closed);
         }
-        self.expire(now.instant);
+        self.expire(now.tick);
         self.make_room(size)?;
         let first = self.log.next_id();
         for draft in drafts {
@@ -137,29 +137,28 @@ impl Topic {
     }
 
     fn push(&mut self, draft: Draft, now: Now) {
-        let created = self.last_created.max(now.utc);
-        let ttl = match (self.settings.ttl, draft.ttl) {
-            (Some(longest), Some(asked)) => Some(asked.min(longest)),
-            (longest, asked) => asked.or(longest),
-        };
-        let expires = ttl
-            .and_then(|ttl| TimeDelta::from_std(ttl).ok())
-            .and_then(|ttl| created.checked_add_signed(ttl))
-            // RFC 3339 has no later years. What expires then is shown as never expiring.
-            .filter(|expires| expires.year() <= 9999);
+        let created = self.last_created.max(now.wall);
+        let ttl = draft.ttl.map_or(self.ttl, |asked| self.ttl.min(asked.into()));
         let message = Message::new(
             Arc::clone(&self.info),
             self.log.next_id(),
             created,
-            expires,
-            ttl.and_then(|ttl| now.instant.checked_add(ttl)),
+            ttl,
             draft.payload,
-            draft.content_type,
+            draft.content_type.map(|content_type| self.share(content_type)),
         );
-        self.log.push(message, ttl != self.settings.ttl);
+        self.log.push(message, now.tick.after(ttl), ttl < self.ttl);
         self.counters.published += 1;
         self.last_created = created;
-        self.last_publish = now.instant;
+        self.last_publish = now.tick;
+    }
+
+    /// Most messages of a topic are of one type.
+    fn share(&mut self, content_type: Arc<str>) -> Arc<Attributes> {
+        match &self.attributes {
+            Some(last) if last.content_type == content_type => Arc::clone(last),
+            _ => Arc::clone(self.attributes.insert(Arc::new(Attributes { content_type }))),
+        }
     }
 
     /// Sees to it that so much fits every bound, or refuses it and changes nothing.
@@ -217,7 +216,7 @@ impl Topic {
     // Expiry
 
     /// Drops every message whose time is over and says how many they were.
-    pub(crate) fn expire(&mut self, now: Instant) -> usize {
+    pub(crate) fn expire(&mut self, now: Tick) -> usize {
         let before = self.log.len();
         while let Some(message) = self.log.pop_expired(now) {
             self.counters.expired.count(message.id() < self.pull_next);
@@ -226,7 +225,7 @@ impl Topic {
     }
 
     /// As any read or publish does, but also gives memory back.
-    pub(crate) fn sweep(&mut self, now: Instant) -> usize {
+    pub(crate) fn sweep(&mut self, now: Tick) -> usize {
         let expired = self.expire(now);
         self.log.shrink();
         self.room.trim(self.own_charge + self.log.bytes());
@@ -234,7 +233,7 @@ impl Topic {
     }
 
     /// Whether nothing would be lost, and nobody would notice, if the topic were forgotten.
-    pub(crate) fn is_idle(&self, now: Instant) -> bool {
+    pub(crate) fn is_idle(&self, now: Tick) -> bool {
         let patience = self.settings.ttl.map_or(Self::SHORTEST_IDLE, |ttl| {
             ttl.saturating_mul(Self::IDLE_TTLS).max(Self::SHORTEST_IDLE)
         });
@@ -242,13 +241,13 @@ impl Topic {
             && self.log.is_empty()
             && self.cursors.len() == 0
             && self.waiters.len() == 0
-            && now.saturating_duration_since(self.last_publish) >= patience
+            && now.since(self.last_publish) >= patience
     }
 
     // Pulling
 
     /// Takes the oldest message that nobody has pulled.
-    pub(crate) fn take_next(&mut self, now: Instant) -> Option<Message> {
+    pub(crate) fn take_next(&mut self, now: Tick) -> Option<Message> {
         self.expire(now);
         let message = self.log.from(self.pull_next).next().cloned();
         // Past the holes before it, or past all of them: they are not looked at again.
@@ -258,7 +257,7 @@ impl Topic {
     }
 
     /// Takes messages until a limit is reached or none is left.
-    pub(crate) fn take_batch(&mut self, limit: BatchLimit, now: Instant) -> Vec<Message> {
+    pub(crate) fn take_batch(&mut self, limit: BatchLimit, now: Tick) -> Vec<Message> {
         let mut messages = Vec::new();
         let mut bytes = 0;
         while messages.len() < limit.events.max(1) && bytes < limit.bytes.max(1) {
@@ -271,9 +270,9 @@ impl Topic {
 
     /// The messages from a position on, or those that nobody has pulled; they stay where they are.
     pub(crate) fn peek(&mut self, from: Option<Position>, limit: BatchLimit, now: Now) -> Peek {
-        self.expire(now.instant);
+        self.expire(now.tick);
         let (wanted, restarted) = match from {
-            Some(position) => self.resolve(position, now.utc),
+            Some(position) => self.resolve(position, now.wall),
             None => (self.pull_next, false),
         };
         let mut bytes = 0;
@@ -313,7 +312,7 @@ impl Topic {
         &mut self,
         ticket: Ticket,
         limit: BatchLimit,
-        now: Instant,
+        now: Tick,
     ) -> Result<Vec<Message>, RecvError> {
         if self.life == Life::Deleted {
             return Err(RecvError::Deleted);
@@ -360,9 +359,9 @@ impl Topic {
         if self.life != Life::Open {
             return Err(SubscribeError::Closed);
         }
-        self.expire(now.instant);
+        self.expire(now.tick);
         let SubscribeOptions { from, lag, label } = options;
-        let (wanted, restarted) = self.resolve(from, now.utc);
+        let (wanted, restarted) = self.resolve(from, now.wall);
         let next = wanted.max(self.log.first_id());
         let key = self.cursors.insert(Cursor::new(wanted, next, lag, label));
         Ok((key, Start { next_id: next, missed: next - wanted, restarted }))
@@ -370,7 +369,7 @@ impl Topic {
 
     /// The first id that a position asks for, and whether it must be from another life of the
     /// topic: then everything is wanted from the start.
-    fn resolve(&mut self, position: Position, now: DateTime<Utc>) -> (u64, bool) {
+    fn resolve(&mut self, position: Position, now: Wall) -> (u64, bool) {
         let tail = self.log.next_id();
         let since = |log: &mut Log, time| (log.first_created_at(time), false);
         match position {
@@ -382,14 +381,8 @@ impl Topic {
             }
             Position::Start { epoch } => (0, epoch != self.info.epoch),
             Position::Id(_) | Position::After { .. } => (0, true),
-            Position::At(time) => since(&mut self.log, time),
-            Position::Ago(ago) => {
-                let time = TimeDelta::from_std(ago)
-                    .ok()
-                    .and_then(|ago| now.checked_sub_signed(ago))
-                    .unwrap_or(DateTime::<Utc>::MIN_UTC);
-                since(&mut self.log, time)
-            }
+            Position::At(time) => since(&mut self.log, time.into()),
+            Position::Ago(ago) => since(&mut self.log, now.before(ago.into())),
         }
     }
 
@@ -457,12 +450,12 @@ impl Topic {
         self.cursors.remove(key)
     }
 
-    pub(crate) fn subscription_stats(&mut self, key: CursorKey, now: Instant) -> SubscriptionStats {
+    pub(crate) fn subscription_stats(&mut self, key: CursorKey, now: Tick) -> SubscriptionStats {
         self.expire(now);
         account(&mut self.log, self.cursors.get(key))
     }
 
-    pub(crate) fn subscribers(&mut self, now: Instant) -> Vec<SubscriberStats> {
+    pub(crate) fn subscribers(&mut self, now: Tick) -> Vec<SubscriberStats> {
         self.expire(now);
         let log = &mut self.log;
         self.cursors
@@ -485,7 +478,7 @@ impl Topic {
     }
 
     /// Drops the log. The caller takes the topic out of the map and wakes the sleepers.
-    pub(crate) fn delete(&mut self, now: Instant) {
+    pub(crate) fn delete(&mut self, now: Tick) {
         self.expire(now);
         self.life = Life::Deleted;
         while let Some(message) = self.log.pop() {
@@ -496,7 +489,7 @@ impl Topic {
 
     // Accounting
 
-    pub(crate) fn stats(&mut self, now: Instant) -> TopicStats {
+    pub(crate) fn stats(&mut self, now: Tick) -> TopicStats {
         self.expire(now);
         let log = &mut self.log;
         let unnoticed: u64 = self.cursors.iter().map(|cursor| unnoticed(log, cursor)).sum();

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 
 use super::*;
@@ -73,8 +74,8 @@ enum Fate {
 
 #[derive(Debug)]
 struct Record {
-    deadline: Option<Instant>,
-    created: DateTime<Utc>,
+    deadline: Option<Tick>,
+    created: Wall,
     charge: u64,
     pulled: bool,
     fate: Fate,
@@ -114,7 +115,7 @@ impl Model {
         self.all.len() as u64
     }
 
-    fn expire(&mut self, now: Instant) {
+    fn expire(&mut self, now: Tick) {
         for message in &mut self.all {
             if message.fate == Fate::Retained && message.deadline.is_some_and(|at| at <= now) {
                 message.fate = Fate::Expired;
@@ -151,8 +152,8 @@ impl Model {
             (a, b) => a.or(b),
         };
         self.all.push(Record {
-            deadline: ttl.map(|ttl| now.instant + ttl),
-            created: now.utc,
+            deadline: ttl.map(|ttl| now.tick.after(ttl.into())),
+            created: now.wall,
             charge,
             pulled: false,
             fate: Fate::Retained,
@@ -177,8 +178,8 @@ impl Model {
             Position::After { epoch, id } if epoch == self.epoch && id < tail => (id + 1, false),
             Position::Start { epoch } => (0, epoch != self.epoch),
             Position::Id(_) | Position::After { .. } => (0, true),
-            Position::Ago(ago) => (first_created_at(now.utc - ago), false),
-            Position::At(time) => (first_created_at(time), false),
+            Position::Ago(ago) => (first_created_at(now.wall.before(ago.into())), false),
+            Position::At(time) => (first_created_at(time.into()), false),
         };
         let next = start.max(self.first_from(0).unwrap_or(tail));
         (Reader { start, next, untold: next - start, received: 0, lag }, restarted)
@@ -240,16 +241,16 @@ fn options(from: Position, lag: LagPolicy) -> SubscribeOptions {
 }
 
 fn now() -> Now {
-    Now { instant: Instant::now(), utc: DateTime::UNIX_EPOCH + Duration::from_secs(1_000_000) }
+    Now { tick: Tick::now(), wall: (DateTime::UNIX_EPOCH + Duration::from_secs(1_000_000)).into() }
 }
 
 fn later(now: Now, by: Duration) -> Now {
-    Now { instant: now.instant + by, utc: now.utc + by }
+    Now { tick: now.tick.after(by.into()), wall: (DateTime::<Utc>::from(now.wall) + by).into() }
 }
 
 fn topic(settings: TopicSettings, max_bytes: u64, now: Now) -> Topic {
     let name: TopicName = "t".parse().unwrap();
-    let info = TopicInfo { name, epoch: 1, created: now.utc, ttl: settings.ttl };
+    let info = TopicInfo { name, epoch: 1, created: now.wall.into(), ttl: settings.ttl };
     Topic::new(Arc::new(info), settings, Reservation::new(Budget::new(max_bytes)), now).unwrap()
 }
 
@@ -261,17 +262,17 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
     let mut readers: Vec<(CursorKey, Reader)> = Vec::new();
 
     for step in steps {
-        model.expire(now.instant);
+        model.expire(now.tick);
         match step {
             Step::Put { size, ttl } => {
                 let draft =
                     Draft { ttl: ttl.map(Duration::from_secs), ..Draft::new(vec![0; size]) };
                 let expected = model.put(&draft, now);
                 assert_eq!(topic.put(draft, now), expected);
-                model.expire(now.instant);
+                model.expire(now.tick);
             }
             Step::Get => {
-                assert_eq!(topic.take_next(now.instant).map(|m| m.id()), model.get());
+                assert_eq!(topic.take_next(now.tick).map(|m| m.id()), model.get());
             }
             Step::Subscribe { position, lag } => {
                 let (reader, restarted) = model.subscribe(position, lag, now);
@@ -284,7 +285,7 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
             }
             Step::Receive { subscriber } => {
                 let Some((key, reader)) = readers.get_mut(subscriber) else { continue };
-                topic.expire(now.instant);
+                topic.expire(now.tick);
                 let event = topic.next_event(*key).map(|event| {
                     event.map(|event| match event {
                         Event::Message(message) => Ok(message.id()),
@@ -296,7 +297,7 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
             Step::Unsubscribe { subscriber } => {
                 if subscriber < readers.len() {
                     let (key, reader) = readers.swap_remove(subscriber);
-                    topic.expire(now.instant);
+                    topic.expire(now.tick);
                     drop(topic.unsubscribe(key));
                     model.missed_by_the_gone += model.missed(&reader);
                 }
@@ -307,7 +308,7 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
                 continue;
             }
             Step::Sweep => {
-                topic.sweep(now.instant);
+                topic.sweep(now.tick);
             }
         }
         compare(&mut topic, &mut model, &readers, now);
@@ -315,8 +316,8 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
 }
 
 fn compare(topic: &mut Topic, model: &mut Model, readers: &[(CursorKey, Reader)], now: Now) {
-    model.expire(now.instant);
-    let stats = topic.stats(now.instant);
+    model.expire(now.tick);
+    let stats = topic.stats(now.tick);
     let counters = stats.counters;
     assert_eq!(counters, model.counters(readers));
     assert_eq!(
@@ -328,7 +329,7 @@ fn compare(topic: &mut Topic, model: &mut Model, readers: &[(CursorKey, Reader)]
     assert_eq!(stats.bytes, model.retained().map(|(_, m)| m.charge).sum::<u64>());
     assert_eq!(stats.first_id, model.first_from(0).unwrap_or(model.tail()));
     for (key, reader) in readers {
-        let stats = topic.subscription_stats(*key, now.instant);
+        let stats = topic.subscription_stats(*key, now.tick);
         assert_eq!(stats.received, reader.received);
         assert_eq!(stats.pending, model.pending(reader));
         assert_eq!(stats.received + stats.missed + stats.pending, model.tail() - reader.start);
@@ -359,7 +360,7 @@ fn an_early_death_leaves_ids_and_older_messages_alone() {
     now = later(now, Duration::from_secs(2));
     assert_eq!(topic.put(Draft::new("last"), now), Ok(1001));
 
-    let stats = topic.stats(now.instant);
+    let stats = topic.stats(now.tick);
     assert_eq!((stats.retained, stats.counters.expired.total), (2, 1000));
     let (key, _) = topic.subscribe(Position::All.into(), now).unwrap();
     let mut seen = Vec::new();
@@ -377,11 +378,11 @@ fn a_wall_clock_that_steps_back_is_not_shown() {
     let start = now();
     let mut topic = topic(TopicSettings::default(), u64::MAX, start);
     topic.put(Draft::new("a"), start).unwrap();
-    let stepped = Now { instant: start.instant, utc: start.utc - Duration::from_secs(60) };
+    let stepped = Now { wall: start.wall.before(Duration::from_secs(60).into()), ..start };
     topic.put(Draft::new("b"), stepped).unwrap();
     let created: Vec<_> =
-        std::iter::from_fn(|| topic.take_next(start.instant)).map(|m| m.created()).collect();
-    assert_eq!(created, [start.utc, start.utc]);
+        std::iter::from_fn(|| topic.take_next(start.tick)).map(|m| m.created_at()).collect();
+    assert_eq!(created, [start.wall, start.wall]);
 }
 
 #[test]
@@ -393,22 +394,22 @@ fn at_the_bound_of_the_bus_a_topic_gives_up_its_own_or_nothing() {
         let info = TopicInfo {
             name: name.parse().unwrap(),
             epoch: 1,
-            created: start.utc,
+            created: start.wall.into(),
             ttl: settings.ttl,
         };
         Topic::new(Arc::new(info), settings, Reservation::new(Arc::clone(&budget)), start).unwrap()
     };
     let mut large = make("large");
     let mut small = make("small");
-    while large.stats(start.instant).counters.evicted.total == 0 {
+    while large.stats(start.tick).counters.evicted.total == 0 {
         large.put(Draft::new(vec![0; 100]), start).unwrap();
     }
     let refused = small.put(Draft::new(vec![0; 2000]), start);
     assert_eq!(refused, Err(PublishError::NoRoom(NoRoom::Bytes { limit: 4000 })));
-    let retained = large.stats(start.instant).retained;
+    let retained = large.stats(start.tick).retained;
     let refused = large.put(Draft::new(vec![0; 8000]), start);
     assert_eq!(refused, Err(PublishError::NoRoom(NoRoom::Bytes { limit: 4000 })));
-    assert_eq!(large.stats(start.instant).retained, retained, "a refused message evicts nothing");
+    assert_eq!(large.stats(start.tick).retained, retained, "a refused message evicts nothing");
     assert!(budget.used() <= 4000);
 }
 
@@ -421,11 +422,11 @@ fn a_refused_message_takes_no_pulled_one_with_it() {
     for _ in 0..3 {
         topic.put(Draft::new(vec![0; 100]), now).unwrap();
     }
-    topic.take_next(now.instant);
+    topic.take_next(now.tick);
     assert_eq!(topic.put(Draft::new(vec![0; 700]), now), Err(PublishError::TopicFull));
-    assert_eq!(topic.stats(now.instant).retained, 3);
+    assert_eq!(topic.stats(now.tick).retained, 3);
     topic.put(Draft::new(vec![0; 300]), now).unwrap();
-    assert_eq!(topic.stats(now.instant).retained, 3, "the pulled one made room");
+    assert_eq!(topic.stats(now.tick).retained, 3, "the pulled one made room");
 }
 
 #[test]
@@ -435,16 +436,15 @@ fn a_lifetime_beyond_the_calendar_is_shown_as_for_ever() {
     for days in [1_000, 4_000_000, u64::MAX / 86_400] {
         topic.put(Draft::new("").ttl(Duration::from_secs(days * 86_400)), now).unwrap();
     }
-    let shown: Vec<bool> = std::iter::from_fn(|| topic.take_next(now.instant))
-        .map(|m| m.expires().is_some())
-        .collect();
+    let shown: Vec<bool> =
+        std::iter::from_fn(|| topic.take_next(now.tick)).map(|m| m.expires().is_some()).collect();
     assert_eq!(shown, [true, false, false]);
 }
 
 #[test]
 fn idle_topics_are_known_by_ten_ttls_and_ten_minutes() {
     let start = now();
-    let minutes = |count: u64| later(start, Duration::from_secs(60 * count)).instant;
+    let minutes = |count: u64| later(start, Duration::from_secs(60 * count)).tick;
     let with_ttl = |ttl| topic(TopicSettings { ttl, ..TopicSettings::default() }, u64::MAX, start);
 
     let mut hour = with_ttl(Some(Duration::from_secs(3600)));
