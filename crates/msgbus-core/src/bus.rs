@@ -3,7 +3,6 @@
 //! Lock order: a shard of the map, then a topic. No lock is held while anyone is woken.
 
 use std::{
-    collections::HashMap,
     hash::{BuildHasher, RandomState},
     ops::Range,
     sync::{
@@ -13,6 +12,7 @@ use std::{
     task::Waker,
 };
 
+use hashbrown::HashTable;
 use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::{
@@ -55,9 +55,22 @@ const SHARDS: usize = 16;
 
 #[derive(Debug, Default)]
 struct Shard {
-    topics: HashMap<TopicName, Arc<TopicCell>>,
+    topics: HashTable<Arc<TopicCell>>,
     /// What happened to the messages of topics that are gone.
     gone: Counters,
+}
+
+impl Shard {
+    fn find(&self, key: Key<'_>) -> Option<&Arc<TopicCell>> {
+        self.topics.find(key.hash, |cell| cell.name() == key.name)
+    }
+}
+
+/// A name, and its hash for shard and place.
+#[derive(Debug, Clone, Copy)]
+struct Key<'a> {
+    name: &'a TopicName,
+    hash: u64,
 }
 
 /// Where an accepted message went.
@@ -150,14 +163,15 @@ impl MessageBus {
             let first = topic.append(drafts, size, Now::read())?;
             Ok((topic.info().epoch, first))
         };
+        let key = self.key(topic);
         loop {
-            let Some(cell) = self.find(topic) else {
-                let mut shard = self.shard(topic).write();
-                if shard.topics.contains_key(topic) {
+            let Some(cell) = self.find(key) else {
+                let mut shard = self.shard(key).write();
+                if shard.find(key).is_some() {
                     continue;
                 }
                 // Nobody sleeps at a topic that nobody knows yet.
-                let (_, appended) = self.create(&mut shard, topic, append)?;
+                let (_, appended) = self.create(&mut shard, key, append)?;
                 return Ok(appended);
             };
             let mut topic = cell.lock();
@@ -176,12 +190,14 @@ impl MessageBus {
     /// Each message is pulled once at most. It stays in the log for subscriptions that replay it,
     /// until it expires or a bound is reached.
     pub fn get(&self, topic: &TopicName) -> Option<Message> {
-        self.find(topic)?.lock().take_next(Tick::now())
+        self.find(self.key(topic))?.lock().take_next(Tick::now())
     }
 
     /// Pulls messages until a limit is reached or none is left; empty when there is none.
     pub fn get_all(&self, topic: &TopicName, limit: BatchLimit) -> Vec<Message> {
-        self.find(topic).map(|cell| cell.lock().take_batch(limit, Tick::now())).unwrap_or_default()
+        self.find(self.key(topic))
+            .map(|cell| cell.lock().take_batch(limit, Tick::now()))
+            .unwrap_or_default()
     }
 
     /// Pulls messages as soon as there are any, creating the topic if need be. Those who wait are
@@ -202,7 +218,7 @@ impl MessageBus {
         from: Option<Position>,
         limit: BatchLimit,
     ) -> Option<Peek> {
-        let cell = self.find(topic)?;
+        let cell = self.find(self.key(topic))?;
         let mut topic = cell.lock();
         (!topic.is_deleted()).then(|| topic.peek(from, limit, Now::read()))
     }
@@ -231,13 +247,14 @@ impl MessageBus {
         topic: &TopicName,
         begin: impl FnOnce(&mut Topic) -> Result<T, SubscribeError>,
     ) -> Result<(Arc<TopicCell>, T), SubscribeError> {
+        let key = self.key(topic);
         loop {
-            let Some(cell) = self.find(topic) else {
-                let mut shard = self.shard(topic).write();
-                if shard.topics.contains_key(topic) {
+            let Some(cell) = self.find(key) else {
+                let mut shard = self.shard(key).write();
+                if shard.find(key).is_some() {
                     continue;
                 }
-                return self.create(&mut shard, topic, begin);
+                return self.create(&mut shard, key, begin);
             };
             let mut topic = cell.lock();
             if topic.is_deleted() {
@@ -253,7 +270,7 @@ impl MessageBus {
     pub fn topics(&self) -> Vec<TopicName> {
         let mut names = Vec::new();
         for shard in &self.0.shards {
-            names.extend(shard.read().topics.keys().cloned());
+            names.extend(shard.read().topics.iter().map(|cell| cell.name().clone()));
         }
         names.sort_unstable();
         names
@@ -261,14 +278,16 @@ impl MessageBus {
 
     /// The counters of one topic; `None` when there is no such topic.
     pub fn topic(&self, topic: &TopicName) -> Option<TopicStats> {
-        let cell = self.find(topic)?;
+        let cell = self.find(self.key(topic))?;
         let mut topic = cell.lock();
         (!topic.is_deleted()).then(|| topic.stats(Tick::now()))
     }
 
     /// The subscriptions of one topic; none when there is no such topic.
     pub fn subscribers(&self, topic: &TopicName) -> Vec<SubscriberStats> {
-        self.find(topic).map(|cell| cell.lock().subscribers(Tick::now())).unwrap_or_default()
+        self.find(self.key(topic))
+            .map(|cell| cell.lock().subscribers(Tick::now()))
+            .unwrap_or_default()
     }
 
     /// The counters of the whole bus. Visits every topic.
@@ -280,7 +299,7 @@ impl MessageBus {
             let shard = shard.read();
             stats.counters += shard.gone;
             stats.topics += shard.topics.len();
-            for topic in shard.topics.values() {
+            for topic in &shard.topics {
                 let topic = topic.lock().stats(Tick::now());
                 stats.counters += topic.counters;
                 stats.retained += topic.retained;
@@ -292,8 +311,9 @@ impl MessageBus {
 
     /// Deletes a topic with its messages and ends its subscriptions. Says whether there was one.
     pub fn delete(&self, topic: &TopicName) -> bool {
-        let mut shard = self.shard(topic).write();
-        let Some(cell) = shard.topics.get(topic).map(Arc::clone) else { return false };
+        let key = self.key(topic);
+        let mut shard = self.shard(key).write();
+        let Some(cell) = shard.find(key).map(Arc::clone) else { return false };
         let sleepers = self.remove(&mut shard, &mut cell.lock());
         drop(shard);
         wake(sleepers);
@@ -305,7 +325,7 @@ impl MessageBus {
     pub fn purge_expired(&self) -> Purged {
         let mut purged = Purged::default();
         for shard in &self.0.shards {
-            let topics: Vec<_> = shard.read().topics.values().map(Arc::clone).collect();
+            let topics: Vec<_> = shard.read().topics.iter().map(Arc::clone).collect();
             for cell in topics {
                 let mut topic = cell.lock();
                 let now = Tick::now();
@@ -328,7 +348,7 @@ impl MessageBus {
         for shard in &self.0.shards {
             // Creating a topic takes the shard's lock for writing and looks at `closed` under it:
             // whatever is created is either seen here, or not created.
-            for cell in shard.write().topics.values() {
+            for cell in &shard.write().topics {
                 let mut topic = cell.lock();
                 topic.close();
                 sleepers.append(&mut topic.sleepers());
@@ -337,15 +357,17 @@ impl MessageBus {
         wake(sleepers);
     }
 
-    fn shard(&self, topic: &TopicName) -> &RwLock<Shard> {
-        // The remainder is below SHARDS, so it fits.
-        #[expect(clippy::cast_possible_truncation, reason = "the remainder is below SHARDS")]
-        let index = (self.0.hasher.hash_one(topic) % SHARDS as u64) as usize;
-        &self.0.shards[index]
+    fn key<'a>(&self, name: &'a TopicName) -> Key<'a> {
+        Key { name, hash: self.0.hasher.hash_one(name) }
     }
 
-    fn find(&self, topic: &TopicName) -> Option<Arc<TopicCell>> {
-        self.shard(topic).read().topics.get(topic).map(Arc::clone)
+    /// Chosen by bits that the place in the shard does not depend on.
+    fn shard(&self, key: Key<'_>) -> &RwLock<Shard> {
+        &self.0.shards[(key.hash >> 32) as usize % SHARDS]
+    }
+
+    fn find(&self, key: Key<'_>) -> Option<Arc<TopicCell>> {
+        self.shard(key).read().find(key).map(Arc::clone)
     }
 
     /// Makes a topic, does with it what it is made for, and if that succeeds puts it into the map:
@@ -353,7 +375,7 @@ impl MessageBus {
     fn create<T, E: From<NoRoom>>(
         &self,
         shard: &mut RwLockWriteGuard<'_, Shard>,
-        name: &TopicName,
+        key: Key<'_>,
         begin: impl FnOnce(&mut Topic) -> Result<T, E>,
     ) -> Result<(Arc<TopicCell>, T), E> {
         let limit = self.0.options.max_topics;
@@ -361,13 +383,14 @@ impl MessageBus {
             self.0.topics.fetch_sub(1, Relaxed);
             return Err(NoRoom::Topics { limit }.into());
         }
-        let begun = self.new_topic(name).map_err(E::from).and_then(|mut topic| {
+        let begun = self.new_topic(key.name).map_err(E::from).and_then(|mut topic| {
             let begun = begin(&mut topic)?;
             Ok((Arc::new(TopicCell::new(topic)), begun))
         });
         match &begun {
             Ok((cell, _)) => {
-                shard.topics.insert(name.clone(), Arc::clone(cell));
+                let hash = |cell: &Arc<TopicCell>| self.key(cell.name()).hash;
+                shard.topics.insert_unique(key.hash, Arc::clone(cell), hash);
             }
             Err(_) => {
                 self.0.topics.fetch_sub(1, Relaxed);
@@ -416,7 +439,10 @@ impl MessageBus {
     fn remove(&self, shard: &mut RwLockWriteGuard<'_, Shard>, topic: &mut Topic) -> Vec<Waker> {
         let now = Tick::now();
         topic.delete(now);
-        shard.topics.remove(&topic.info().name);
+        let key = self.key(&topic.info().name);
+        if let Ok(entry) = shard.topics.find_entry(key.hash, |cell| cell.name() == key.name) {
+            entry.remove();
+        }
         shard.gone += topic.stats(now).counters;
         self.0.topics.fetch_sub(1, Relaxed);
         topic.sleepers()

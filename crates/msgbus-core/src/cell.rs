@@ -1,19 +1,28 @@
 //! The lock over one topic.
 
+use std::sync::Arc;
+
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::topic::Topic;
+use crate::{message::TopicInfo, name::TopicName, topic::Topic};
 
 /// A topic, as the map and its subscriptions share it.
 #[derive(Debug)]
-pub(crate) struct TopicCell(Mutex<Topic>);
+pub(crate) struct TopicCell {
+    info: Arc<TopicInfo>,
+    topic: Mutex<Topic>,
+}
 
 impl TopicCell {
     pub(crate) fn new(topic: Topic) -> Self {
-        Self(Mutex::new(topic))
+        Self { info: Arc::clone(topic.info()), topic: Mutex::new(topic) }
+    }
+
+    pub(crate) fn name(&self) -> &TopicName {
+        &self.info.name
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Topic> {
-        self.0.lock()
+        self.topic.lock()
     }
 }
