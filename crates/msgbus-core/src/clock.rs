@@ -1,7 +1,13 @@
 //! Time as the engine keeps it: whole nanoseconds in 64 bits.
 
 use std::{
-    sync::LazyLock,
+    sync::{
+        LazyLock,
+        atomic::{
+            AtomicI64, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -16,7 +22,39 @@ pub(crate) struct Now {
 
 impl Now {
     pub(crate) fn read() -> Self {
-        Self { tick: Tick::now(), wall: Wall::now() }
+        let tick = Tick::now();
+        Self { tick, wall: WALL.at(tick) }
+    }
+}
+
+/// The wall clock, told by the monotonic one: asking the system for both would double the price of
+/// the time, which is a good part of what a publish costs.
+struct WallClock {
+    /// How far the wall clock is ahead of the ticks.
+    ahead: AtomicI64,
+    /// The tick until which that holds.
+    good_until: AtomicU64,
+}
+
+static WALL: WallClock = WallClock { ahead: AtomicI64::new(0), good_until: AtomicU64::new(0) };
+
+impl WallClock {
+    /// How late a change of the wall clock may be seen, in nanoseconds.
+    const LATEST: u64 = 1_000_000;
+    /// How long the asking may take to be exact enough to be remembered, in nanoseconds.
+    const EXACT: u64 = 10_000;
+
+    fn at(&self, tick: Tick) -> Wall {
+        if tick.0 < self.good_until.load(Acquire) {
+            return Wall(self.ahead.load(Relaxed).saturating_add_unsigned(tick.0));
+        }
+        let wall = Wall::now();
+        if Tick::now().0 - tick.0 < Self::EXACT {
+            // Two threads may do this at the same time: what they store is equally good.
+            self.ahead.store(wall.0.saturating_sub_unsigned(tick.0), Relaxed);
+            self.good_until.store(tick.0 + Self::LATEST, Release);
+        }
+        wall
     }
 }
 
@@ -107,4 +145,20 @@ impl From<Option<Duration>> for Span {
 
 fn nanoseconds(length: Duration) -> u64 {
     u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wall_clock_is_told_right() {
+        let tolerance = Span::from(Duration::from_millis(2));
+        for _ in 0..100_000 {
+            let before = Wall::now();
+            let told = Now::read().wall;
+            let after = Wall::now();
+            assert!(before.before(tolerance) <= told && told.before(tolerance) <= after);
+        }
+    }
 }
