@@ -16,11 +16,13 @@ use hashbrown::HashTable;
 use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::{
+    access::Access,
     budget::{Budget, Reservation},
     cell::TopicCell,
     clock::{Now, Tick},
     error::{NoRoom, PublishError, SubscribeError},
     event::Peek,
+    handle::TopicHandle,
     message::{Draft, Message, TopicInfo},
     name::TopicName,
     options::{BatchLimit, Options, SubscribeOptions},
@@ -28,7 +30,7 @@ use crate::{
     pull::Pull,
     stats::{BusStats, Counters, SubscriberStats, TopicStats},
     subscription::Subscription,
-    topic::{BatchSize, Topic},
+    topic::Topic,
 };
 
 /// A message bus: topics by name, each a bounded log that can be published to, pulled from and
@@ -71,6 +73,49 @@ impl Shard {
 struct Key<'a> {
     name: &'a TopicName,
     hash: u64,
+}
+
+/// Where in the map a name belongs.
+pub(crate) enum Place<'a> {
+    Taken(Arc<TopicCell>),
+    Free(FreePlace<'a>),
+}
+
+/// Room in the map for a topic that there is not; nobody else makes it meanwhile.
+pub(crate) struct FreePlace<'a> {
+    bus: &'a MessageBus,
+    shard: RwLockWriteGuard<'a, Shard>,
+    key: Key<'a>,
+}
+
+impl FreePlace<'_> {
+    /// Makes a topic, does with it what it is made for, and if that succeeds puts it into the map:
+    /// what is refused leaves nothing behind.
+    pub(crate) fn create<T, E: From<NoRoom>>(
+        mut self,
+        begin: impl FnOnce(&mut Topic) -> Result<T, E>,
+    ) -> Result<(Arc<TopicCell>, T), E> {
+        let shared = &self.bus.0;
+        let limit = shared.options.max_topics;
+        if shared.topics.fetch_add(1, Relaxed) >= limit {
+            shared.topics.fetch_sub(1, Relaxed);
+            return Err(NoRoom::Topics { limit }.into());
+        }
+        let begun = self.bus.new_topic(self.key.name).map_err(E::from).and_then(|mut topic| {
+            let begun = begin(&mut topic)?;
+            Ok((Arc::new(TopicCell::new(topic)), begun))
+        });
+        match &begun {
+            Ok((cell, _)) => {
+                let hash = |cell: &Arc<TopicCell>| self.bus.key(cell.name()).hash;
+                self.shard.topics.insert_unique(self.key.hash, Arc::clone(cell), hash);
+            }
+            Err(_) => {
+                shared.topics.fetch_sub(1, Relaxed);
+            }
+        }
+        begun
+    }
 }
 
 /// Where an accepted message went.
@@ -130,10 +175,7 @@ impl MessageBus {
         topic: &TopicName,
         message: impl Into<Draft>,
     ) -> Result<Published, PublishError> {
-        let draft = message.into();
-        let size = BatchSize { count: 1, charge: draft.charge() };
-        let (epoch, id) = self.append(topic, [draft], size)?;
-        Ok(Published { epoch, id })
+        self.at(topic, &mut None).put(message.into())
     }
 
     /// Publishes messages in one step, all or none: nobody sees some of them before the others, and
@@ -146,58 +188,19 @@ impl MessageBus {
         topic: &TopicName,
         messages: Vec<Draft>,
     ) -> Result<PublishedBatch, PublishError> {
-        let size = BatchSize::of(&messages);
-        let (epoch, first) = self.append(topic, messages, size)?;
-        Ok(PublishedBatch { epoch, ids: first..first + size.count as u64 })
-    }
-
-    /// Appends and wakes; the answer is the epoch and the first id.
-    fn append(
-        &self,
-        topic: &TopicName,
-        drafts: impl IntoIterator<Item = Draft>,
-        size: BatchSize,
-    ) -> Result<(u64, u64), PublishError> {
-        // The clock is read while the lock is held: deadlines in a log never go back.
-        let append = |topic: &mut Topic| -> Result<_, PublishError> {
-            let first = topic.append(drafts, size, Now::read())?;
-            Ok((topic.info().epoch, first))
-        };
-        let key = self.key(topic);
-        loop {
-            let Some(cell) = self.find(key) else {
-                let mut shard = self.shard(key).write();
-                if shard.find(key).is_some() {
-                    continue;
-                }
-                // Nobody sleeps at a topic that nobody knows yet.
-                let (_, appended) = self.create(&mut shard, key, append)?;
-                return Ok(appended);
-            };
-            let mut topic = cell.lock();
-            if topic.is_deleted() {
-                continue;
-            }
-            let appended = append(&mut topic)?;
-            let sleepers = topic.sleepers();
-            drop(topic);
-            wake(sleepers);
-            return Ok(appended);
-        }
+        self.at(topic, &mut None).put_all(messages)
     }
 
     /// Pulls the oldest message of a topic that nobody has pulled yet; `None` when there is none.
     /// Each message is pulled once at most. It stays in the log for subscriptions that replay it,
     /// until it expires or a bound is reached.
     pub fn get(&self, topic: &TopicName) -> Option<Message> {
-        self.find(self.key(topic))?.lock().take_next(Tick::now())
+        self.at(topic, &mut None).get()
     }
 
     /// Pulls messages until a limit is reached or none is left; empty when there is none.
     pub fn get_all(&self, topic: &TopicName, limit: BatchLimit) -> Vec<Message> {
-        self.find(self.key(topic))
-            .map(|cell| cell.lock().take_batch(limit, Tick::now()))
-            .unwrap_or_default()
+        self.at(topic, &mut None).get_all(limit)
     }
 
     /// Pulls messages as soon as there are any, creating the topic if need be. Those who wait are
@@ -206,8 +209,7 @@ impl MessageBus {
     /// # Errors
     /// See [`SubscribeError`].
     pub fn wait(&self, topic: &TopicName, limit: BatchLimit) -> Result<Pull, SubscribeError> {
-        let (cell, ticket) = self.enter(topic, Topic::wait)?;
-        Ok(Pull::new(cell, ticket, limit))
+        self.at(topic, &mut None).wait(limit)
     }
 
     /// Looks at messages without taking them: from a position on, or those that nobody has pulled.
@@ -218,9 +220,7 @@ impl MessageBus {
         from: Option<Position>,
         limit: BatchLimit,
     ) -> Option<Peek> {
-        let cell = self.find(self.key(topic))?;
-        let mut topic = cell.lock();
-        (!topic.is_deleted()).then(|| topic.peek(from, limit, Now::read()))
+        self.at(topic, &mut None).peek(from, limit)
     }
 
     /// Subscribes to a topic, creating it if need be. From the return on, nothing that is
@@ -233,37 +233,17 @@ impl MessageBus {
         topic: &TopicName,
         options: impl Into<SubscribeOptions>,
     ) -> Result<Subscription, SubscribeError> {
-        let options = options.into();
-        let (cell, (info, key, start)) = self.enter(topic, |topic| {
-            let (key, start) = topic.subscribe(options, Now::read())?;
-            Ok((Arc::clone(topic.info()), key, start))
-        })?;
-        Ok(Subscription::new(cell, info, key, start))
+        self.at(topic, &mut None).subscribe(options.into())
     }
 
-    /// Does something with a topic that lasts, creating the topic if need be.
-    fn enter<T>(
-        &self,
-        topic: &TopicName,
-        begin: impl FnOnce(&mut Topic) -> Result<T, SubscribeError>,
-    ) -> Result<(Arc<TopicCell>, T), SubscribeError> {
-        let key = self.key(topic);
-        loop {
-            let Some(cell) = self.find(key) else {
-                let mut shard = self.shard(key).write();
-                if shard.find(key).is_some() {
-                    continue;
-                }
-                return self.create(&mut shard, key, begin);
-            };
-            let mut topic = cell.lock();
-            if topic.is_deleted() {
-                continue;
-            }
-            let begun = begin(&mut topic)?;
-            drop(topic);
-            return Ok((cell, begun));
-        }
+    /// A topic at hand: what is done through it need not be found by its name each time. There need
+    /// be no such topic, and none is made before one is needed.
+    pub fn handle(&self, topic: &TopicName) -> TopicHandle {
+        TopicHandle::new(self.clone(), topic.clone())
+    }
+
+    fn at<'a>(&'a self, name: &'a TopicName, cell: &'a mut Option<Arc<TopicCell>>) -> Access<'a> {
+        Access::new(self, name, cell)
     }
 
     /// The names of all topics, sorted.
@@ -278,16 +258,12 @@ impl MessageBus {
 
     /// The counters of one topic; `None` when there is no such topic.
     pub fn topic(&self, topic: &TopicName) -> Option<TopicStats> {
-        let cell = self.find(self.key(topic))?;
-        let mut topic = cell.lock();
-        (!topic.is_deleted()).then(|| topic.stats(Tick::now()))
+        self.at(topic, &mut None).look(|topic| topic.stats(Tick::now()))
     }
 
     /// The subscriptions of one topic; none when there is no such topic.
     pub fn subscribers(&self, topic: &TopicName) -> Vec<SubscriberStats> {
-        self.find(self.key(topic))
-            .map(|cell| cell.lock().subscribers(Tick::now()))
-            .unwrap_or_default()
+        self.at(topic, &mut None).look(|topic| topic.subscribers(Tick::now())).unwrap_or_default()
     }
 
     /// The counters of the whole bus. Visits every topic.
@@ -366,37 +342,23 @@ impl MessageBus {
         &self.0.shards[(key.hash >> 32) as usize % SHARDS]
     }
 
-    fn find(&self, key: Key<'_>) -> Option<Arc<TopicCell>> {
+    pub(crate) fn find(&self, name: &TopicName) -> Option<Arc<TopicCell>> {
+        let key = self.key(name);
         self.shard(key).read().find(key).map(Arc::clone)
     }
 
-    /// Makes a topic, does with it what it is made for, and if that succeeds puts it into the map:
-    /// what is refused leaves nothing behind.
-    fn create<T, E: From<NoRoom>>(
-        &self,
-        shard: &mut RwLockWriteGuard<'_, Shard>,
-        key: Key<'_>,
-        begin: impl FnOnce(&mut Topic) -> Result<T, E>,
-    ) -> Result<(Arc<TopicCell>, T), E> {
-        let limit = self.0.options.max_topics;
-        if self.0.topics.fetch_add(1, Relaxed) >= limit {
-            self.0.topics.fetch_sub(1, Relaxed);
-            return Err(NoRoom::Topics { limit }.into());
+    /// Finds a topic, or where it is to be.
+    pub(crate) fn place<'a>(&'a self, name: &'a TopicName) -> Place<'a> {
+        let key = self.key(name);
+        if let Some(cell) = self.shard(key).read().find(key) {
+            return Place::Taken(Arc::clone(cell));
         }
-        let begun = self.new_topic(key.name).map_err(E::from).and_then(|mut topic| {
-            let begun = begin(&mut topic)?;
-            Ok((Arc::new(TopicCell::new(topic)), begun))
-        });
-        match &begun {
-            Ok((cell, _)) => {
-                let hash = |cell: &Arc<TopicCell>| self.key(cell.name()).hash;
-                shard.topics.insert_unique(key.hash, Arc::clone(cell), hash);
-            }
-            Err(_) => {
-                self.0.topics.fetch_sub(1, Relaxed);
-            }
+        let shard = self.shard(key).write();
+        // Another thread may have made it in between.
+        match shard.find(key) {
+            Some(cell) => Place::Taken(Arc::clone(cell)),
+            None => Place::Free(FreePlace { bus: self, shard, key }),
         }
-        begun
     }
 
     fn new_topic(&self, name: &TopicName) -> Result<Topic, NoRoom> {
@@ -449,7 +411,7 @@ impl MessageBus {
     }
 }
 
-fn wake(sleepers: Vec<Waker>) {
+pub(crate) fn wake(sleepers: Vec<Waker>) {
     for sleeper in sleepers {
         sleeper.wake();
     }

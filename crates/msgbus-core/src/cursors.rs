@@ -98,6 +98,9 @@ impl Cursors {
     /// Everyone who sleeps, to be woken by the caller once it holds no lock.
     #[must_use]
     pub(crate) fn unpark_all(&mut self) -> Vec<Waker> {
+        if self.parked.is_empty() {
+            return Vec::new();
+        }
         let parked = std::mem::take(&mut self.parked);
         parked
             .into_iter()

@@ -26,6 +26,7 @@
 //! Everything is bounded, see [`Options`]; everything that leaves a bound is counted, see
 //! [`Counters`].
 
+mod access;
 mod block;
 mod budget;
 mod bus;
@@ -35,6 +36,7 @@ mod cursors;
 mod duration;
 mod error;
 mod event;
+mod handle;
 pub mod json;
 mod log;
 mod message;
@@ -53,6 +55,7 @@ pub use cursors::LagPolicy;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use error::{NoRoom, PublishError, RecvError, SubscribeError};
 pub use event::{Event, Peek, Start};
+pub use handle::TopicHandle;
 pub use message::{Draft, Message, TopicInfo};
 pub use name::{NameError, TopicName};
 pub use options::{BatchLimit, Options, Overflow, SubscribeOptions, TopicRule, TopicSettings};

@@ -123,14 +123,19 @@ fn no_accepted_message_is_lost_to_a_delete() {
     let topic = name("t");
     let start = Barrier::new(3);
     thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                start.wait();
-                for _ in 0..COUNT {
-                    bus.put(&topic, "x").unwrap();
-                }
-            });
-        }
+        scope.spawn(|| {
+            start.wait();
+            for _ in 0..COUNT {
+                bus.put(&topic, "x").unwrap();
+            }
+        });
+        scope.spawn(|| {
+            let mut handle = bus.handle(&topic);
+            start.wait();
+            for _ in 0..COUNT {
+                handle.put("x").unwrap();
+            }
+        });
         start.wait();
         for _ in 0..2_000 {
             bus.delete(&topic);
@@ -140,6 +145,24 @@ fn no_accepted_message_is_lost_to_a_delete() {
     assert_eq!(stats.counters.published, 2 * COUNT);
     assert_eq!(stats.retained + stats.counters.deleted.total, 2 * COUNT);
     assert_eq!(stats.counters.deleted.unpulled, stats.counters.deleted.total);
+}
+
+#[test]
+fn a_handle_is_as_good_as_the_name() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    let mut handle = bus.handle(&topic);
+    assert_eq!(handle.get(), None);
+    assert_eq!(bus.topics(), [], "a handle makes no topic");
+
+    let first = handle.put("a").unwrap();
+    assert_eq!(bus.get(&topic).unwrap().payload(), "a");
+    bus.delete(&topic);
+    let mut subscription = handle.subscribe(Position::New).unwrap();
+    let again = bus.put(&topic, "b").unwrap();
+    assert!(again.epoch > first.epoch);
+    assert_eq!(next(&mut subscription), 0);
+    assert_eq!(handle.get().unwrap().payload(), "b");
 }
 
 #[test]

@@ -75,6 +75,23 @@ fn one_thread(bench: &mut Bench) {
         start_again();
         clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&topic)))))
     });
+    let mut handle = bus.handle(&topic);
+    bench.time("put, by handle", BATCH, || {
+        start_again();
+        let payloads = payloads();
+        clocked(|| {
+            for payload in payloads {
+                black_box(handle.put(payload).expect("nothing is full"));
+            }
+        })
+    });
+    bench.time("get, by handle", BATCH, || {
+        start_again();
+        for payload in payloads() {
+            put(&bus, &topic, payload);
+        }
+        clocked(|| (0..BATCH).for_each(|_| drop(black_box(handle.get()))))
+    });
     let nowhere = name("nowhere");
     bench.time("get, no topic", BATCH, || {
         clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&nowhere)))))
