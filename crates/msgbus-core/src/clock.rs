@@ -144,7 +144,8 @@ impl From<Option<Duration>> for Span {
 }
 
 fn nanoseconds(length: Duration) -> u64 {
-    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+    let seconds = length.as_secs().saturating_mul(1_000_000_000);
+    seconds.saturating_add(length.subsec_nanos().into())
 }
 
 #[cfg(test)]

@@ -47,6 +47,10 @@ pub(crate) struct Cursors {
 }
 
 impl Cursors {
+    pub(crate) const fn new() -> Self {
+        Self { cursors: Slab::new(), parked: Vec::new() }
+    }
+
     pub(crate) fn insert(&mut self, cursor: Cursor) -> CursorKey {
         self.cursors.insert(cursor)
     }

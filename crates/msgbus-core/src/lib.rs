@@ -27,6 +27,7 @@
 //! [`Counters`].
 
 mod access;
+mod audience;
 mod block;
 mod budget;
 mod bus;

@@ -4,9 +4,10 @@
 use std::{sync::Arc, task::Waker, time::Duration};
 
 use crate::{
+    audience::Audience,
     budget::Reservation,
     clock::{Now, Span, Tick, Wall},
-    cursors::{Cursor, CursorKey, Cursors, LagPolicy},
+    cursors::{Cursor, CursorKey, LagPolicy},
     error::{NoRoom, PublishError, RecvError, SubscribeError},
     event::{Event, Peek, Start},
     log::Log,
@@ -14,7 +15,7 @@ use crate::{
     options::{BatchLimit, Overflow, SubscribeOptions, TopicSettings},
     position::Position,
     stats::{Counters, SubscriberStats, SubscriptionStats, TopicStats},
-    waiters::{Ticket, Waiters},
+    waiters::Ticket,
 };
 
 #[cfg(test)]
@@ -33,8 +34,7 @@ pub(crate) struct Topic {
     log: Log,
     /// The id of the next message to pull: of those retained, the ones below it were pulled.
     pull_next: u64,
-    cursors: Cursors,
-    waiters: Waiters,
+    audience: Audience,
     counters: Counters,
     room: Reservation,
     /// What the topic itself counts for in `room`, in bytes.
@@ -96,8 +96,7 @@ impl Topic {
             life: Life::Open,
             log: Log::default(),
             pull_next: 0,
-            cursors: Cursors::default(),
-            waiters: Waiters::default(),
+            audience: Audience::default(),
             counters: Counters::default(),
             room,
             own_charge,
@@ -239,8 +238,8 @@ impl Topic {
         });
         self.life == Life::Open
             && self.log.is_empty()
-            && self.cursors.len() == 0
-            && self.waiters.len() == 0
+            && self.audience.cursors.len() == 0
+            && self.audience.waiters.len() == 0
             && now.since(self.last_publish) >= patience
     }
 
@@ -300,7 +299,7 @@ impl Topic {
         if self.life != Life::Open {
             return Err(SubscribeError::Closed);
         }
-        Ok(self.waiters.join())
+        Ok(self.audience.waiters.join())
     }
 
     /// Takes messages for one who waits, if it is its turn. What comes back empty is to be tried
@@ -317,7 +316,7 @@ impl Topic {
         if self.life == Life::Deleted {
             return Err(RecvError::Deleted);
         }
-        if !self.waiters.is_first(ticket) {
+        if !self.audience.waiters.is_first(ticket) {
             return Ok(Vec::new());
         }
         let messages = self.take_batch(limit, now);
@@ -330,18 +329,22 @@ impl Topic {
     /// As [`park`](Self::park), for one who waits to pull.
     #[must_use]
     pub(crate) fn park_waiter(&mut self, ticket: Ticket, waker: &Waker) -> Option<Waker> {
-        self.waiters.park(ticket, waker)
+        self.audience.waiters.park(ticket, waker)
     }
 
     /// Leaves those who wait. To be handled when the lock is released: its own waker, to be dropped,
     /// and the waker of the one whose turn it is now, if there is something for it.
     #[must_use]
     pub(crate) fn leave(&mut self, ticket: Ticket) -> (Option<Waker>, Option<Waker>) {
-        let was_first = self.waiters.is_first(ticket);
-        let own = self.waiters.leave(ticket);
+        let was_first = self.audience.waiters.is_first(ticket);
+        let own = self.audience.waiters.leave(ticket);
         let is_something_left =
             self.life != Life::Open || self.log.from(self.pull_next).next().is_some();
-        let next = if was_first && is_something_left { self.waiters.unpark_first() } else { None };
+        let next = if was_first && is_something_left {
+            self.audience.waiters.unpark_first()
+        } else {
+            None
+        };
         (own, next)
     }
 
@@ -363,7 +366,7 @@ impl Topic {
         let SubscribeOptions { from, lag, label } = options;
         let (wanted, restarted) = self.resolve(from, now.wall);
         let next = wanted.max(self.log.first_id());
-        let key = self.cursors.insert(Cursor::new(wanted, next, lag, label));
+        let key = self.audience.cursors.insert(Cursor::new(wanted, next, lag, label));
         Ok((key, Start { next_id: next, missed: next - wanted, restarted }))
     }
 
@@ -395,7 +398,7 @@ impl Topic {
         if self.life == Life::Deleted {
             return Err(RecvError::Deleted);
         }
-        let cursor = self.cursors.get_mut(key);
+        let cursor = self.audience.cursors.get_mut(key);
         let untold = std::mem::take(&mut cursor.untold);
         if untold > 0 {
             self.counters.missed += untold;
@@ -428,17 +431,22 @@ impl Topic {
     /// is released: a waker that this replaces.
     #[must_use]
     pub(crate) fn park(&mut self, key: CursorKey, waker: &Waker) -> Option<Waker> {
-        self.cursors.park(key, waker)
+        self.audience.cursors.park(key, waker)
     }
 
     /// Everyone who waits for what has just happened: all who subscribe and, of those who wait to
     /// pull, the first, or all if this is the end. To be woken when the lock is released.
     #[must_use]
     pub(crate) fn sleepers(&mut self) -> Vec<Waker> {
-        let mut sleepers = self.cursors.unpark_all();
+        if self.audience.is_nobody() {
+            return Vec::new();
+        }
+        let mut sleepers = self.audience.cursors.unpark_all();
         match self.life {
-            Life::Open => sleepers.extend(self.waiters.unpark_first()),
-            Life::Closed | Life::Deleted => sleepers.append(&mut self.waiters.unpark_all()),
+            Life::Open => sleepers.extend(self.audience.waiters.unpark_first()),
+            Life::Closed | Life::Deleted => {
+                sleepers.append(&mut self.audience.waiters.unpark_all());
+            }
         }
         sleepers
     }
@@ -446,19 +454,20 @@ impl Topic {
     /// Removes a cursor. To be dropped when the lock is released: its waker.
     #[must_use]
     pub(crate) fn unsubscribe(&mut self, key: CursorKey) -> Option<Waker> {
-        self.counters.missed += unnoticed(&mut self.log, self.cursors.get(key));
-        self.cursors.remove(key)
+        self.counters.missed += unnoticed(&mut self.log, self.audience.cursors.get(key));
+        self.audience.cursors.remove(key)
     }
 
     pub(crate) fn subscription_stats(&mut self, key: CursorKey, now: Tick) -> SubscriptionStats {
         self.expire(now);
-        account(&mut self.log, self.cursors.get(key))
+        account(&mut self.log, self.audience.cursors.get(key))
     }
 
     pub(crate) fn subscribers(&mut self, now: Tick) -> Vec<SubscriberStats> {
         self.expire(now);
         let log = &mut self.log;
-        self.cursors
+        self.audience
+            .cursors
             .iter()
             .map(|cursor| SubscriberStats {
                 label: cursor.label.clone(),
@@ -492,7 +501,8 @@ impl Topic {
     pub(crate) fn stats(&mut self, now: Tick) -> TopicStats {
         self.expire(now);
         let log = &mut self.log;
-        let unnoticed: u64 = self.cursors.iter().map(|cursor| unnoticed(log, cursor)).sum();
+        let unnoticed: u64 =
+            self.audience.cursors.iter().map(|cursor| unnoticed(log, cursor)).sum();
         TopicStats {
             topic: Arc::clone(&self.info),
             counters: Counters { missed: self.counters.missed + unnoticed, ..self.counters },
@@ -502,8 +512,8 @@ impl Topic {
             settings: self.settings,
             first_id: self.log.first_id(),
             next_id: self.log.next_id(),
-            subscribers: self.cursors.len(),
-            waiters: self.waiters.len(),
+            subscribers: self.audience.cursors.len(),
+            waiters: self.audience.waiters.len(),
         }
     }
 }

@@ -12,6 +12,10 @@ pub(crate) struct Waiters {
 }
 
 impl Waiters {
+    pub(crate) const fn new() -> Self {
+        Self { queue: VecDeque::new(), next_ticket: 0 }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }

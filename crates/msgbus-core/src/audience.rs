@@ -1,0 +1,38 @@
+//! Those who follow one topic or wait to pull from it. Most topics have nobody, so there is memory for
+//! them only once somebody has come.
+
+use std::ops::{Deref, DerefMut};
+
+use crate::{cursors::Cursors, waiters::Waiters};
+
+#[derive(Debug, Default)]
+pub(crate) struct Audience(Option<Box<Members>>);
+
+#[derive(Debug, Default)]
+pub(crate) struct Members {
+    pub(crate) cursors: Cursors,
+    pub(crate) waiters: Waiters,
+}
+
+static NOBODY: Members = Members { cursors: Cursors::new(), waiters: Waiters::new() };
+
+impl Audience {
+    /// Whether nobody has ever come.
+    pub(crate) fn is_nobody(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl Deref for Audience {
+    type Target = Members;
+
+    fn deref(&self) -> &Members {
+        self.0.as_deref().unwrap_or(&NOBODY)
+    }
+}
+
+impl DerefMut for Audience {
+    fn deref_mut(&mut self) -> &mut Members {
+        self.0.get_or_insert_default()
+    }
+}
