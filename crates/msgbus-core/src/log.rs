@@ -5,7 +5,10 @@
 //! somebody counts. Hence the place of an id is usually its distance from the first one, and otherwise
 //! a binary search away.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+};
 
 use crate::{
     clock::{Tick, Wall},
@@ -20,9 +23,9 @@ pub(crate) struct Log {
     /// Slots that hold a message.
     live: usize,
     bytes: u64,
-    /// The messages that expire before an older one, by deadline. All others expire in the order
-    /// of the log.
-    early: BTreeSet<(Tick, u64)>,
+    /// The messages that may expire before an older one, the earliest deadline on top. All others
+    /// expire in the order of the log. Those that left as the oldest may still be here.
+    early: BinaryHeap<Reverse<(Tick, u64)>>,
 }
 
 #[derive(Debug)]
@@ -80,7 +83,7 @@ impl Log {
     pub(crate) fn push(&mut self, message: Message, deadline: Tick, early: bool) {
         debug_assert_eq!(message.id(), self.next_id, "ids are handed out by the log");
         if early {
-            self.early.insert((deadline, message.id()));
+            self.early.push(Reverse((deadline, message.id())));
         }
         self.next_id += 1;
         self.live += 1;
@@ -90,26 +93,35 @@ impl Log {
 
     /// Takes the oldest message out.
     pub(crate) fn pop(&mut self) -> Option<Message> {
-        let Slot::Kept { deadline, message } = self.slots.pop_front()? else { return None };
+        let Slot::Kept { message, .. } = self.slots.pop_front()? else { return None };
         while let Some(Slot::Hole { .. }) = self.slots.front() {
             self.slots.pop_front();
         }
-        if !self.early.is_empty() {
-            self.early.remove(&(deadline, message.id()));
-        }
         self.forget(&message);
+        if self.early.len() > 2 * self.live + Self::HOLES_TOLERATED {
+            let first = self.first_id();
+            self.early.retain(|Reverse((_, id))| *id >= first);
+        }
         Some(message)
     }
 
     /// Takes out one message whose time is over at `now`; `None` when no such message is left.
     pub(crate) fn pop_expired(&mut self, now: Tick) -> Option<Message> {
-        let is_over = |deadline: Tick| deadline <= now;
         match self.slots.front()? {
-            Slot::Kept { deadline, .. } if is_over(*deadline) => return self.pop(),
-            _ => {}
+            Slot::Kept { deadline, .. } if *deadline <= now => self.pop(),
+            _ => self.pop_early(now),
         }
-        let (_, id) = *self.early.first().filter(|(deadline, _)| is_over(*deadline))?;
-        self.early.pop_first();
+    }
+
+    fn pop_early(&mut self, now: Tick) -> Option<Message> {
+        let first = self.first_id();
+        let id = loop {
+            let Reverse((_, id)) = *self.early.peek().filter(|early| early.0.0 <= now)?;
+            self.early.pop();
+            if id >= first {
+                break id;
+            }
+        };
         let at = self.index_of(id);
         let Slot::Kept { message, .. } =
             std::mem::replace(self.slots.get_mut(at)?, Slot::Hole { id })
@@ -139,6 +151,7 @@ impl Log {
         let capacity = self.slots.capacity();
         if capacity > Self::SMALLEST_SHRUNK && self.slots.len() < capacity / 4 {
             self.slots.shrink_to(self.slots.len() * 2);
+            self.early.shrink_to(self.early.len() * 2);
         }
     }
 

@@ -374,6 +374,22 @@ fn an_early_death_leaves_ids_and_older_messages_alone() {
 }
 
 #[test]
+fn evicted_messages_leave_the_others_their_early_end() {
+    let mut now = now();
+    let mut topic =
+        topic(TopicSettings { max_messages: 10, ..TopicSettings::default() }, u64::MAX, now);
+    topic.put(Draft::new("stays"), now).unwrap();
+    for _ in 0..1000 {
+        topic.put(Draft::new("goes").ttl(Duration::from_secs(1)), now).unwrap();
+    }
+    topic.put(Draft::new("stays"), now).unwrap();
+    now = later(now, Duration::from_secs(1));
+    let stats = topic.stats(now.tick);
+    let counters = stats.counters;
+    assert_eq!((counters.evicted.total, counters.expired.total, stats.retained), (992, 9, 1));
+}
+
+#[test]
 fn a_wall_clock_that_steps_back_is_not_shown() {
     let start = now();
     let mut topic = topic(TopicSettings::default(), u64::MAX, start);
