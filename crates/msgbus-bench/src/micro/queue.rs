@@ -21,7 +21,7 @@ pub(super) const PAYLOAD: usize = 128;
 pub(super) fn measure(bench: &mut Bench) {
     one_thread(bench);
     leaving(bench);
-    two_threads(bench);
+    several_threads(bench);
 }
 
 /// A payload as a server makes it: a buffer of its own, of the exact size.
@@ -117,43 +117,48 @@ fn leaving(bench: &mut Bench) {
     puts("put, all expire early", default, &|payload| Draft::new(payload).ttl(short));
 }
 
-fn two_threads(bench: &mut Bench) {
+/// What threads cost each other. The figure is the time from start to end for each message of all.
+fn several_threads(bench: &mut Bench) {
     // The start of a thread is not to matter.
     const LONG_BATCH: u32 = 20 * BATCH;
-    for (which, names) in [("one topic", ["a", "a"]), ("two topics", ["a", "b"])] {
-        let topics = names.map(name);
+    let cases: [(&str, u32, &[&str]); 3] = [
+        ("one thread", 1, &["a"]),
+        ("two threads, one topic", 2, &["a", "a"]),
+        ("two threads, two topics", 2, &["a", "b"]),
+    ];
+    for (who, threads, names) in cases {
+        let topics: Vec<TopicName> = names.iter().map(|text| name(text)).collect();
         let bus = MessageBus::new(Options::default());
-        bench.time(&format!("put, two threads, {which}"), 2 * LONG_BATCH, || {
+        let bus = &bus;
+        bench.time(&format!("put, {who}"), threads * LONG_BATCH, || {
             for topic in &topics {
                 bus.delete(topic);
             }
-            let work = |topic| {
+            let work = topics.iter().map(|topic| {
                 let payloads: Vec<_> =
                     iter::repeat_with(payload).take(LONG_BATCH as usize).collect();
-                move |bus: &MessageBus| {
-                    for payload in payloads {
-                        put(bus, topic, payload);
-                    }
-                }
-            };
-            both(topics.each_ref().map(work), &bus)
+                move || payloads.into_iter().for_each(|payload| put(bus, topic, payload))
+            });
+            together(work.collect())
         });
     }
 }
 
-/// Does two things at the same time, and says how long it took from the start of the first to the
-/// end of the last.
-fn both<T: FnOnce(&MessageBus) + Send>(work: [T; 2], bus: &MessageBus) -> Duration {
-    let ready = Barrier::new(2);
+/// Does things at the same time, and says how long it took from the start of the first to the end of
+/// the last.
+fn together<T: FnOnce() + Send>(work: Vec<T>) -> Duration {
+    let ready = Barrier::new(work.len());
     let run = |work: T| {
         ready.wait();
         let start = Instant::now();
-        work(bus);
+        work();
         (start, Instant::now())
     };
-    let [(a, a_end), (b, b_end)] = thread::scope(|scope| {
-        let threads = work.map(|work| scope.spawn(|| run(work)));
-        threads.map(|thread| thread.join().expect("it does not panic"))
+    let times: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = work.into_iter().map(|work| scope.spawn(|| run(work))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
     });
-    a_end.max(b_end) - a.min(b)
+    let start = times.iter().map(|(start, _)| *start).min();
+    let end = times.iter().map(|(_, end)| *end).max();
+    start.zip(end).map_or(Duration::ZERO, |(start, end)| end - start)
 }
