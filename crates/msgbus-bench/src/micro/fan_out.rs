@@ -9,7 +9,7 @@ use msgbus_core::{BatchLimit, MessageBus, Options, Position, Subscription};
 
 use super::{
     pace::{Bench, clocked},
-    queue::{name, payload, put},
+    queue::{name, payloads, put},
 };
 
 const LIMIT: BatchLimit = BatchLimit { events: 64, bytes: 1 << 20 };
@@ -32,7 +32,7 @@ fn deliver(bench: &mut Bench, subscribers: u32, messages: u32) {
     let mut events = Vec::new();
     let name = format!("a delivery, {messages} to {subscribers} subscribers");
     bench.time(&name, subscribers * messages, || {
-        let payloads: Vec<_> = (0..messages).map(|_| payload()).collect();
+        let payloads = payloads(messages);
         clocked(|| {
             for payload in payloads {
                 put(&bus, &topic, payload);

@@ -29,8 +29,8 @@ pub(super) fn payload() -> Bytes {
     Bytes::copy_from_slice(&[b'x'; PAYLOAD])
 }
 
-pub(super) fn payloads() -> Vec<Bytes> {
-    iter::repeat_with(payload).take(BATCH as usize).collect()
+pub(super) fn payloads(count: u32) -> Vec<Bytes> {
+    iter::repeat_with(payload).take(count as usize).collect()
 }
 
 pub(super) fn name(text: &str) -> TopicName {
@@ -51,19 +51,19 @@ fn one_thread(bench: &mut Bench) {
     };
     bench.time("put", BATCH, || {
         start_again();
-        let payloads = payloads();
+        let payloads = payloads(BATCH);
         clocked(|| payloads.into_iter().for_each(|payload| put(&bus, &topic, payload)))
     });
     bench.time("get", BATCH, || {
         start_again();
-        for payload in payloads() {
+        for payload in payloads(BATCH) {
             put(&bus, &topic, payload);
         }
         clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&topic)))))
     });
     bench.time("put and get", BATCH, || {
         start_again();
-        let payloads = payloads();
+        let payloads = payloads(BATCH);
         clocked(|| {
             for payload in payloads {
                 put(&bus, &topic, payload);
@@ -78,7 +78,7 @@ fn one_thread(bench: &mut Bench) {
     let mut handle = bus.handle(&topic);
     bench.time("put, by handle", BATCH, || {
         start_again();
-        let payloads = payloads();
+        let payloads = payloads(BATCH);
         clocked(|| {
             for payload in payloads {
                 black_box(handle.put(payload).expect("nothing is full"));
@@ -87,7 +87,7 @@ fn one_thread(bench: &mut Bench) {
     });
     bench.time("get, by handle", BATCH, || {
         start_again();
-        for payload in payloads() {
+        for payload in payloads(BATCH) {
             put(&bus, &topic, payload);
         }
         clocked(|| (0..BATCH).for_each(|_| drop(black_box(handle.get()))))
@@ -105,7 +105,7 @@ fn leaving(bench: &mut Bench) {
     let mut puts = |name: &str, settings: TopicSettings, draft: &dyn Fn(Bytes) -> Draft| {
         let bus = MessageBus::new(Options { topic: settings, ..Options::default() });
         bench.time(name, BATCH, || {
-            let drafts: Vec<Draft> = payloads().into_iter().map(draft).collect();
+            let drafts: Vec<Draft> = payloads(BATCH).into_iter().map(draft).collect();
             clocked(|| drafts.into_iter().for_each(|draft| put(&bus, &topic, draft)))
         });
     };
@@ -128,34 +128,36 @@ fn several_threads(bench: &mut Bench) {
     ];
     for (who, threads, names) in cases {
         let topics: Vec<TopicName> = names.iter().map(|text| name(text)).collect();
-        let bus = MessageBus::new(Options::default());
-        let bus = &bus;
+        // The oldest leave, so that the threads share no growing memory.
+        let topic = TopicSettings { max_messages: 1000, ..TopicSettings::default() };
+        let bus = MessageBus::new(Options { topic, ..Options::default() });
         bench.time(&format!("put, {who}"), threads * LONG_BATCH, || {
-            for topic in &topics {
-                bus.delete(topic);
-            }
-            let work = topics.iter().map(|topic| {
-                let payloads: Vec<_> =
-                    iter::repeat_with(payload).take(LONG_BATCH as usize).collect();
-                move || payloads.into_iter().for_each(|payload| put(bus, topic, payload))
-            });
-            together(work.collect())
+            at_once(&topics, LONG_BATCH, |topic, payloads| {
+                for payload in payloads {
+                    put(&bus, topic, payload);
+                }
+            })
         });
     }
 }
 
-/// Does things at the same time, and says how long it took from the start of the first to the end of
-/// the last.
-fn together<T: FnOnce() + Send>(work: Vec<T>) -> Duration {
-    let ready = Barrier::new(work.len());
-    let run = |work: T| {
+/// Works in a thread for each topic with payloads that the thread has made, and says how long it took
+/// from the start of the first to the end of the last.
+fn at_once(
+    topics: &[TopicName],
+    count: u32,
+    work: impl Fn(&TopicName, Vec<Bytes>) + Sync,
+) -> Duration {
+    let ready = Barrier::new(topics.len());
+    let run = &|topic| {
+        let payloads = payloads(count);
         ready.wait();
         let start = Instant::now();
-        work();
+        work(topic, payloads);
         (start, Instant::now())
     };
     let times: Vec<_> = thread::scope(|scope| {
-        let threads: Vec<_> = work.into_iter().map(|work| scope.spawn(|| run(work))).collect();
+        let threads: Vec<_> = topics.iter().map(|topic| scope.spawn(move || run(topic))).collect();
         threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
     });
     let start = times.iter().map(|(start, _)| *start).min();

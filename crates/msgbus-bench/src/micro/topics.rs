@@ -23,13 +23,13 @@ pub(super) fn measure(bench: &mut Bench) {
             put(&bus, topic, payload());
         }
         bench.time(&to_one, BATCH, || {
-            let payloads = payloads();
+            let payloads = payloads(BATCH);
             clocked(|| payloads.into_iter().for_each(|payload| put(&bus, &topics[0], payload)))
         });
         let mut random = fastrand::Rng::with_seed(1);
         bench.time(&to_all, BATCH, || {
             let work: Vec<_> =
-                payloads().into_iter().map(|p| (p, &topics[random.usize(..count)])).collect();
+                payloads(BATCH).into_iter().map(|p| (p, &topics[random.usize(..count)])).collect();
             clocked(|| work.into_iter().for_each(|(payload, topic)| put(&bus, topic, payload)))
         });
     }
