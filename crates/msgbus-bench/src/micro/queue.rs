@@ -120,7 +120,7 @@ fn leaving(bench: &mut Bench) {
 /// What threads cost each other. The figure is the time from start to end for each message of all.
 fn several_threads(bench: &mut Bench) {
     // The start of a thread is not to matter.
-    const LONG_BATCH: u32 = 20 * BATCH;
+    const LONG_BATCH: u32 = 5 * BATCH;
     let cases: [(&str, u32, &[&str]); 3] = [
         ("one thread", 1, &["a"]),
         ("two threads, one topic", 2, &["a", "a"]),
