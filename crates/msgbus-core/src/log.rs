@@ -114,11 +114,10 @@ impl Log {
     }
 
     fn pop_early(&mut self, now: Tick) -> Option<Message> {
-        let first = self.first_id();
         let id = loop {
             let Reverse((_, id)) = *self.early.peek().filter(|early| early.0.0 <= now)?;
             self.early.pop();
-            if id >= first {
+            if id >= self.first_id() {
                 break id;
             }
         };
