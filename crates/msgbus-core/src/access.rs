@@ -63,7 +63,7 @@ impl<'a> Access<'a> {
     }
 
     pub(crate) fn get(&mut self) -> Option<Message> {
-        self.look(|topic| topic.take_next(Tick::now()))?
+        self.look(|topic| if topic.may_be_pulled() { topic.take_next(Tick::now()) } else { None })?
     }
 
     pub(crate) fn get_all(&mut self, limit: BatchLimit) -> Vec<Message> {

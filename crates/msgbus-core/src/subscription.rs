@@ -155,8 +155,12 @@ impl Subscription {
         take: impl FnOnce(&mut Topic, CursorKey) -> Result<Option<T>, RecvError>,
     ) -> Poll<Result<T, RecvError>> {
         let mut topic = self.topic.lock();
-        topic.expire(Tick::now());
-        match take(&mut topic, self.key).transpose() {
+        let mut taken = None;
+        if !topic.is_caught_up(self.key) {
+            topic.expire(Tick::now());
+            taken = take(&mut topic, self.key).transpose();
+        }
+        match taken {
             Some(taken) => Poll::Ready(taken),
             None => {
                 let replaced = cx.and_then(|cx| topic.park(self.key, cx.waker()));

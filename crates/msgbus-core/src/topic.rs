@@ -245,6 +245,11 @@ impl Topic {
 
     // Pulling
 
+    /// Whether anything was published after what was pulled, expired or not: known without a clock.
+    pub(crate) fn may_be_pulled(&self) -> bool {
+        self.pull_next < self.log.next_id()
+    }
+
     /// Takes the oldest message that nobody has pulled.
     pub(crate) fn take_next(&mut self, now: Tick) -> Option<Message> {
         self.expire(now);
@@ -387,6 +392,12 @@ impl Topic {
             Position::At(time) => since(&mut self.log, time.into()),
             Position::Ago(ago) => since(&mut self.log, now.before(ago.into())),
         }
+    }
+
+    /// Whether there is nothing for a cursor, not even an end: known without a clock.
+    pub(crate) fn is_caught_up(&self, key: CursorKey) -> bool {
+        let cursor = self.audience.cursors.get(key);
+        self.life == Life::Open && cursor.next == self.log.next_id() && cursor.untold == 0
     }
 
     /// Moves a cursor over the next thing there is for it: a message, or a gap. The caller has
