@@ -7,6 +7,7 @@ mod http;
 mod metrics;
 mod server;
 mod socket;
+mod wake;
 mod workers;
 
 pub use server::{Drained, Server};

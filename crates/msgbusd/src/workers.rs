@@ -11,6 +11,8 @@ use tokio::{
     sync::oneshot,
 };
 
+use crate::wake::Desk;
+
 /// Threads that serve connections, each connection belonging to one runtime for good. They end when
 /// this is dropped.
 #[derive(Debug)]
@@ -43,6 +45,7 @@ impl Workers {
             workers.runtimes.push(runtime.handle().clone());
             workers.stops.push(stop);
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                runtime.spawn(Desk::serve());
                 // Nothing is ever sent: the end of the sender is the message.
                 let _ = runtime.block_on(stopped);
             })?;

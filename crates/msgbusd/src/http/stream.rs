@@ -29,7 +29,10 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Level, debug, enabled};
 
 use super::{Answer, App, accepts, error::Refusal, position, query, query::Query};
-use crate::frames::{Form, Ring};
+use crate::{
+    frames::{Form, Ring},
+    wake::Caller,
+};
 
 /// How long a stream is silent at most, where its format has a way to say nothing.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -107,6 +110,7 @@ pub(crate) struct Live {
     subscription: Subscription,
     form: Form,
     ring: Arc<Ring>,
+    caller: Caller,
     events: Vec<Event>,
     /// The id that is next if nothing is missed.
     next_id: u64,
@@ -129,6 +133,7 @@ impl Live {
             peer,
             ring: app.frames.ring(subscription.topic().epoch, form),
             form,
+            caller: Caller::default(),
             events: Vec::new(),
             // What was gone is told again to one who is cut off before it has been told.
             next_id: subscription.start().next_id - subscription.start().missed,
@@ -211,7 +216,8 @@ impl Live {
             self.over = true;
             return Poll::Ready(());
         }
-        let received = self.subscription.poll_recv_batch(cx, &mut self.events, BATCH);
+        let Self { caller, subscription, events, .. } = self;
+        let received = caller.poll(cx, |cx| subscription.poll_recv_batch(cx, events, BATCH));
         if let Poll::Ready(received) = received {
             let mut events = std::mem::take(&mut self.events);
             for event in events.drain(..) {

@@ -12,5 +12,6 @@ mod requests;
 mod resume;
 mod stream;
 mod support;
+mod threads;
 mod topics;
 mod websocket;

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use msgbus_core::{Message, MessageBus, json};
-use msgbusd::{Drained, Server, config::Config};
+use msgbusd::{Drained, Server, Workers, config::Config};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -43,7 +43,17 @@ impl Daemon {
     pub(crate) fn with(set: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config { bind: ([127, 0, 0, 1], 0).into(), ..Config::default() };
         set(&mut config);
-        let server = Server::bind(config).unwrap();
+        Self::of(Server::bind(config).unwrap())
+    }
+
+    /// A server whose connections are on threads of their own, in turns.
+    pub(crate) fn on_threads(threads: usize) -> Self {
+        let config = Config { bind: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        let workers = Workers::pinned(threads).unwrap();
+        Self::of(Server::bind(config).unwrap().with_workers(workers))
+    }
+
+    fn of(server: Server) -> Self {
         let (stop, stopped) = oneshot::channel();
         Self {
             address: server.local_addr(),

@@ -35,6 +35,7 @@ use crate::{
     frames::{Form, Ring},
     http::App,
     socket::Socket,
+    wake::Caller,
 };
 
 /// How often the server asks whether the client is still there.
@@ -62,6 +63,7 @@ pub(super) struct Session {
     subscription: Subscription,
     socket: WebSocketStream<Socket>,
     ring: Arc<Ring>,
+    caller: Caller,
     /// The id of the last message written.
     last_id: Option<u64>,
 }
@@ -97,6 +99,7 @@ impl Session {
             ring: app.frames.ring(subscription.topic().epoch, form),
             subscription,
             socket,
+            caller: Caller::default(),
             last_id: None,
         }
     }
@@ -152,7 +155,10 @@ impl Session {
                     self.read(frame)?;
                     silent_at = Instant::now() + LONGEST_SILENCE;
                 }
-                received = self.subscription.recv_batch(&mut events, BATCH) => {
+                received = poll_fn(|cx| {
+                    let Self { caller, subscription, .. } = self;
+                    caller.poll(cx, |cx| subscription.poll_recv_batch(cx, &mut events, BATCH))
+                }) => {
                     if let Err(end) = received {
                         return ControlFlow::Break(End::Over(end));
                     }
