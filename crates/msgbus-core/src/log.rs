@@ -51,8 +51,8 @@ impl Slot {
 }
 
 impl Log {
-    /// Few holes are not worth moving anything for.
-    const HOLES_TOLERATED: usize = 64;
+    /// Few holes, and few deadlines of messages that are gone, are not worth moving anything for.
+    const LEFT_TOLERATED: usize = 64;
     const SMALLEST_SHRUNK: usize = 64;
 
     /// The id that the next message is to have.
@@ -98,10 +98,6 @@ impl Log {
             self.slots.pop_front();
         }
         self.forget(&message);
-        if self.early.len() > 2 * self.live + Self::HOLES_TOLERATED {
-            let first = self.first_id();
-            self.early.retain(|Reverse((_, id))| *id >= first);
-        }
         Some(message)
     }
 
@@ -128,15 +124,21 @@ impl Log {
             return None;
         };
         self.forget(&message);
-        if self.slots.len() - self.live > self.live + Self::HOLES_TOLERATED {
-            self.close_holes();
-        }
         Some(message)
     }
 
+    /// Counts a message as gone, and drops what the gone have left behind when it is the majority.
     fn forget(&mut self, message: &Message) {
         self.live -= 1;
         self.bytes -= message.charge();
+        let tolerated = 2 * self.live + Self::LEFT_TOLERATED;
+        if self.slots.len() > tolerated {
+            self.close_holes();
+        }
+        if self.early.len() > tolerated {
+            let first = self.first_id();
+            self.early.retain(|Reverse((_, id))| *id >= first);
+        }
     }
 
     fn close_holes(&mut self) {
@@ -147,9 +149,11 @@ impl Log {
 
     /// Gives back memory that a burst has left behind.
     pub(crate) fn shrink(&mut self) {
-        let capacity = self.slots.capacity();
-        if capacity > Self::SMALLEST_SHRUNK && self.slots.len() < capacity / 4 {
+        let is_oversized = |len, capacity| capacity > Self::SMALLEST_SHRUNK && len < capacity / 4;
+        if is_oversized(self.slots.len(), self.slots.capacity()) {
             self.slots.shrink_to(self.slots.len() * 2);
+        }
+        if is_oversized(self.early.len(), self.early.capacity()) {
             self.early.shrink_to(self.early.len() * 2);
         }
     }
@@ -192,5 +196,66 @@ impl Log {
             if self.slots[middle].id() < id { low = middle + 1 } else { high = middle }
         }
         low
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{clock::Now, message::TopicInfo};
+
+    /// Appends so many messages that live for so many seconds.
+    fn push(log: &mut Log, count: u64, seconds: u64, early: bool) {
+        let Now { tick, wall } = start();
+        let ttl = Duration::from_secs(seconds).into();
+        let info =
+            TopicInfo { name: "t".parse().unwrap(), epoch: 1, created: wall.into(), ttl: None };
+        let info = Arc::new(info);
+        for _ in 0..count {
+            let info = Arc::clone(&info);
+            let message = Message::new(info, log.next_id(), wall, ttl, "".into(), None);
+            log.push(message, tick.after(ttl), early);
+        }
+    }
+
+    fn start() -> Now {
+        static START: std::sync::LazyLock<Now> = std::sync::LazyLock::new(Now::read);
+        *START
+    }
+
+    fn expire(log: &mut Log, seconds: u64) -> usize {
+        let now = start().tick.after(Duration::from_secs(seconds).into());
+        std::iter::from_fn(|| log.pop_expired(now)).count()
+    }
+
+    #[test]
+    fn holes_go_with_the_messages_before_them() {
+        let mut log = Log::default();
+        push(&mut log, 1000, 100, false);
+        push(&mut log, 1000, 1, true);
+        assert_eq!(expire(&mut log, 1), 1000);
+        while log.len() > 1 {
+            log.pop();
+        }
+        assert!(log.slots.len() < 100, "{} slots for one message", log.slots.len());
+    }
+
+    #[test]
+    fn early_deadlines_go_with_their_messages() {
+        let mut log = Log::default();
+        push(&mut log, 1000, 50, true);
+        push(&mut log, 1, 100, false);
+        push(&mut log, 999, 1, true);
+        while log.first_id() < 1000 {
+            log.pop();
+        }
+        assert_eq!(expire(&mut log, 1), 999);
+        assert!(log.early.len() < 100, "{} deadlines for one message", log.early.len());
+        log.pop();
+        log.shrink();
+        let memory = (log.slots.capacity(), log.early.capacity());
+        assert!(memory.0 < 100 && memory.1 < 200, "{memory:?}");
     }
 }
