@@ -23,6 +23,7 @@ use crate::{
     error::{NoRoom, PublishError, SubscribeError},
     event::Peek,
     handle::TopicHandle,
+    log::Log,
     message::{Draft, Message, TopicInfo},
     name::TopicName,
     options::{BatchLimit, Options, SubscribeOptions},
@@ -290,9 +291,10 @@ impl MessageBus {
         let key = self.key(topic);
         let mut shard = self.shard(key).write();
         let Some(cell) = shard.find(key).map(Arc::clone) else { return false };
-        let sleepers = self.remove(&mut shard, &mut cell.lock());
+        let (sleepers, retained) = self.remove(&mut shard, &mut cell.lock());
         drop(shard);
         wake(sleepers);
+        drop(retained);
         true
     }
 
@@ -386,28 +388,29 @@ impl MessageBus {
     }
 
     /// Takes an idle topic out of the map, unless it is in use again.
-    fn forget(&self, shard: &mut RwLockWriteGuard<'_, Shard>, cell: &TopicCell) -> bool {
+    fn forget(&self, shard: &mut Shard, cell: &TopicCell) -> bool {
         let mut topic = cell.lock();
         let idle = topic.is_idle(Tick::now());
         if idle {
-            // Nobody sleeps where nobody subscribes.
+            // Nobody sleeps where nobody subscribes, and nothing is retained.
             let _ = self.remove(shard, &mut topic);
         }
         idle
     }
 
-    /// Takes a topic out of the map and ends it. The sleepers are to be woken.
+    /// Takes a topic out of the map and ends it. When the locks are released, the sleepers are to be
+    /// woken and the messages dropped: freeing many takes a while.
     #[must_use]
-    fn remove(&self, shard: &mut RwLockWriteGuard<'_, Shard>, topic: &mut Topic) -> Vec<Waker> {
+    fn remove(&self, shard: &mut Shard, topic: &mut Topic) -> (Vec<Waker>, Log) {
         let now = Tick::now();
-        topic.delete(now);
+        let retained = topic.delete(now);
         let key = self.key(&topic.info().name);
         if let Ok(entry) = shard.topics.find_entry(key.hash, |cell| cell.name() == key.name) {
             entry.remove();
         }
         shard.gone += topic.stats(now).counters;
         self.0.topics.fetch_sub(1, Relaxed);
-        topic.sleepers()
+        (topic.sleepers(), retained)
     }
 }
 

@@ -101,6 +101,13 @@ impl Log {
         Some(message)
     }
 
+    /// Takes everything out.
+    #[must_use]
+    pub(crate) fn take_all(&mut self) -> Self {
+        let next_id = self.next_id;
+        std::mem::replace(self, Self { next_id, ..Self::default() })
+    }
+
     /// Takes out one message whose time is over at `now`; `None` when no such message is left.
     pub(crate) fn pop_expired(&mut self, now: Tick) -> Option<Message> {
         match self.slots.front()? {

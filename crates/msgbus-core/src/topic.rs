@@ -497,14 +497,17 @@ impl Topic {
         }
     }
 
-    /// Drops the log. The caller takes the topic out of the map and wakes the sleepers.
-    pub(crate) fn delete(&mut self, now: Tick) {
+    /// Gives the messages up, which are to be dropped when the locks are released. The caller takes
+    /// the topic out of the map and wakes the sleepers.
+    #[must_use]
+    pub(crate) fn delete(&mut self, now: Tick) -> Log {
         self.expire(now);
         self.life = Life::Deleted;
-        while let Some(message) = self.log.pop() {
-            self.counters.deleted.count(message.id() < self.pull_next);
-        }
-        self.sweep(now);
+        self.counters.deleted.total += self.log.len() as u64;
+        self.counters.deleted.unpulled += self.log.count_from(self.pull_next);
+        let retained = self.log.take_all();
+        self.room.trim(self.own_charge);
+        retained
     }
 
     // Accounting

@@ -9,16 +9,19 @@ use std::{
     sync::{
         Arc, Barrier,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        mpsc,
     },
     task::{Context, Poll, Wake, Waker},
     thread,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_core::Stream;
 use msgbus_core::{
-    BatchLimit, Draft, Event, LagPolicy, MessageBus, NoRoom, Options, Position, PublishError,
-    RecvError, SubscribeError, SubscribeOptions, Subscription, TopicName, TopicSettings, json,
+    BatchLimit, BusStats, Draft, Event, LagPolicy, MessageBus, NoRoom, Options, Position,
+    PublishError, RecvError, SubscribeError, SubscribeOptions, Subscription, TopicName,
+    TopicSettings, json,
 };
 
 fn name(text: &str) -> TopicName {
@@ -373,6 +376,27 @@ fn dropping_a_waker_that_owns_a_subscription_of_the_topic_does_not_hang() {
     park(&mut subscription);
     drop(subscription);
     assert_eq!(bus.stats().subscribers, 0);
+}
+
+#[test]
+fn messages_that_leave_with_their_topic_are_dropped_outside_its_locks() {
+    struct Looks(MessageBus, mpsc::Sender<BusStats>);
+    impl AsRef<[u8]> for Looks {
+        fn as_ref(&self) -> &[u8] {
+            b"payload"
+        }
+    }
+    impl Drop for Looks {
+        fn drop(&mut self) {
+            self.1.send(self.0.stats()).unwrap();
+        }
+    }
+    let bus = MessageBus::new(Options::default());
+    let (sender, dropped) = mpsc::channel();
+    bus.put(&name("t"), Bytes::from_owner(Looks(bus.clone(), sender))).unwrap();
+    thread::spawn(move || bus.delete(&name("t")));
+    let stats = dropped.recv_timeout(SOON).unwrap();
+    assert_eq!((stats.topics, stats.counters.deleted.unpulled), (0, 1));
 }
 
 const ONE: BatchLimit = BatchLimit { events: 1, bytes: usize::MAX };
