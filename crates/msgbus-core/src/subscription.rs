@@ -208,7 +208,7 @@ impl Stream for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let waker = self.topic.lock().unsubscribe(self.key);
+        let waker = self.topic.lock().unsubscribe(self.key, Tick::now());
         drop(waker);
     }
 }

@@ -464,7 +464,8 @@ impl Topic {
 
     /// Removes a cursor. To be dropped when the lock is released: its waker.
     #[must_use]
-    pub(crate) fn unsubscribe(&mut self, key: CursorKey) -> Option<Waker> {
+    pub(crate) fn unsubscribe(&mut self, key: CursorKey, now: Tick) -> Option<Waker> {
+        self.expire(now);
         self.counters.missed += unnoticed(&mut self.log, self.audience.cursors.get(key));
         self.audience.cursors.remove(key)
     }

@@ -297,8 +297,7 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
             Step::Unsubscribe { subscriber } => {
                 if subscriber < readers.len() {
                     let (key, reader) = readers.swap_remove(subscriber);
-                    topic.expire(now.tick);
-                    drop(topic.unsubscribe(key));
+                    drop(topic.unsubscribe(key, now.tick));
                     model.missed_by_the_gone += model.missed(&reader);
                 }
             }
@@ -475,6 +474,6 @@ fn idle_topics_are_known_by_ten_ttls_and_ten_minutes() {
 
     let (key, _) = hour.subscribe(Position::New.into(), start).unwrap();
     assert!(!hour.is_idle(minutes(600)), "somebody listens");
-    drop(hour.unsubscribe(key));
+    drop(hour.unsubscribe(key, start.tick));
     assert!(hour.is_idle(minutes(600)));
 }
