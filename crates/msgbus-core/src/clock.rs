@@ -41,16 +41,17 @@ static WALL: WallClock = WallClock { ahead: AtomicI64::new(0), good_until: Atomi
 impl WallClock {
     /// How late a change of the wall clock may be seen, in nanoseconds.
     const LATEST: u64 = 1_000_000;
-    /// How long the asking may take to be exact enough to be remembered, in nanoseconds.
-    const EXACT: u64 = 10_000;
+    /// How long the asking may take to be exact enough to be remembered.
+    const EXACT: Duration = Duration::from_micros(10);
 
     fn at(&self, tick: Tick) -> Wall {
         if tick.0 < self.good_until.load(Acquire) {
             return Wall(self.ahead.load(Relaxed).saturating_add_unsigned(tick.0));
         }
         let wall = Wall::now();
-        if Tick::now().0 - tick.0 < Self::EXACT {
-            // Two threads may do this at the same time: what they store is equally good.
+        if Tick::now().since(tick) < Self::EXACT {
+            // Of two threads that do this at the same time the slower one may undo what the other has
+            // learnt, until the next asking.
             self.ahead.store(wall.0.saturating_sub_unsigned(tick.0), Relaxed);
             self.good_until.store(tick.0 + Self::LATEST, Release);
         }
