@@ -1,5 +1,5 @@
 //! Those who follow one topic or wait to pull from it. Most topics have nobody, so there is memory for
-//! them only once somebody has come.
+//! them only from when somebody comes until a sweep finds that all have left.
 
 use std::ops::{Deref, DerefMut};
 
@@ -17,9 +17,16 @@ pub(crate) struct Members {
 static NOBODY: Members = Members { cursors: Cursors::new(), waiters: Waiters::new() };
 
 impl Audience {
-    /// Whether nobody has ever come.
+    /// Whether nobody has come, or a [`shrink`](Self::shrink) has found that all have left.
     pub(crate) fn is_nobody(&self) -> bool {
         self.0.is_none()
+    }
+
+    /// Gives the memory of those who have left back, if all have.
+    pub(crate) fn shrink(&mut self) {
+        if self.cursors.len() == 0 && self.waiters.len() == 0 {
+            self.0 = None;
+        }
     }
 }
 

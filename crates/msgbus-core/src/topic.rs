@@ -227,6 +227,7 @@ impl Topic {
     pub(crate) fn sweep(&mut self, now: Tick) -> usize {
         let expired = self.expire(now);
         self.log.shrink();
+        self.audience.shrink();
         self.room.trim(self.own_charge + self.log.bytes());
         expired
     }

@@ -477,3 +477,18 @@ fn idle_topics_are_known_by_ten_ttls_and_ten_minutes() {
     drop(hour.unsubscribe(key, start.tick));
     assert!(hour.is_idle(minutes(600)));
 }
+
+#[test]
+fn a_sweep_frees_the_places_of_those_who_have_left() {
+    let now = now();
+    let mut topic = topic(TopicSettings::default(), u64::MAX, now);
+    let (key, _) = topic.subscribe(Position::New.into(), now).unwrap();
+    let ticket = topic.wait().unwrap();
+    topic.sweep(now.tick);
+    drop(topic.unsubscribe(key, now.tick));
+    topic.sweep(now.tick);
+    assert!(!topic.audience.is_nobody(), "somebody waits");
+    drop(topic.leave(ticket));
+    topic.sweep(now.tick);
+    assert!(topic.audience.is_nobody());
+}
