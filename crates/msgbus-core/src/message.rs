@@ -47,6 +47,10 @@ pub(crate) struct Attributes {
 }
 
 impl Message {
+    /// What a message counts for in the bounds by bytes beyond its payload and attributes, in
+    /// bytes.
+    pub const OVERHEAD: u64 = 128;
+
     pub(crate) fn new(
         topic: Arc<TopicInfo>,
         id: u64,
@@ -90,6 +94,10 @@ impl Message {
 
     pub(crate) fn created_at(&self) -> Wall {
         self.0.created
+    }
+
+    pub(crate) fn charge(&self) -> u64 {
+        charge(self.payload(), self.content_type())
     }
 }
 
@@ -136,16 +144,6 @@ impl Draft {
 impl<T: Into<Bytes>> From<T> for Draft {
     fn from(payload: T) -> Self {
         Self::new(payload)
-    }
-}
-
-impl Message {
-    /// What a message counts for in the bounds by bytes beyond its payload and attributes, in
-    /// bytes.
-    pub const OVERHEAD: u64 = 128;
-
-    pub(crate) fn charge(&self) -> u64 {
-        charge(self.payload(), self.content_type())
     }
 }
 
