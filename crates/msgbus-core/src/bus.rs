@@ -96,26 +96,17 @@ impl FreePlace<'_> {
         mut self,
         begin: impl FnOnce(&mut Topic) -> Result<T, E>,
     ) -> Result<(Arc<TopicCell>, T), E> {
-        let shared = &self.bus.0;
-        let limit = shared.options.max_topics;
-        if shared.topics.fetch_add(1, Relaxed) >= limit {
-            shared.topics.fetch_sub(1, Relaxed);
+        let mut topic = self.bus.new_topic(self.key.name)?;
+        let begun = begin(&mut topic)?;
+        let limit = self.bus.0.options.max_topics;
+        let one_more = |topics| (topics < limit).then_some(topics + 1);
+        if self.bus.0.topics.fetch_update(Relaxed, Relaxed, one_more).is_err() {
             return Err(NoRoom::Topics { limit }.into());
         }
-        let begun = self.bus.new_topic(self.key.name).map_err(E::from).and_then(|mut topic| {
-            let begun = begin(&mut topic)?;
-            Ok((Arc::new(TopicCell::new(topic)), begun))
-        });
-        match &begun {
-            Ok((cell, _)) => {
-                let hash = |cell: &Arc<TopicCell>| self.bus.key(cell.name()).hash;
-                self.shard.topics.insert_unique(self.key.hash, Arc::clone(cell), hash);
-            }
-            Err(_) => {
-                shared.topics.fetch_sub(1, Relaxed);
-            }
-        }
-        begun
+        let cell = Arc::new(TopicCell::new(topic));
+        let hash = |cell: &Arc<TopicCell>| self.bus.key(cell.name()).hash;
+        self.shard.topics.insert_unique(self.key.hash, Arc::clone(&cell), hash);
+        Ok((cell, begun))
     }
 }
 

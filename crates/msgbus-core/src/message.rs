@@ -105,8 +105,8 @@ impl Message {
 ///
 /// Anything that converts to [`Bytes`] converts to a draft, so a plain payload needs no ceremony.
 /// The payload is kept as it is: pass a `Bytes` of its own rather than a slice of a large buffer,
-/// which would be kept alive whole. A payload that expires or is evicted may be dropped under a lock of
-/// the bus: the drop of an owner given to [`Bytes::from_owner`] must not use the bus.
+/// which would be kept alive whole. A payload that is refused, expires or is evicted may be dropped under
+/// a lock of the bus: the drop of an owner given to [`Bytes::from_owner`] must not use the bus.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Draft {
     pub(crate) payload: Bytes,

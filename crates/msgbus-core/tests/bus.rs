@@ -348,6 +348,29 @@ fn the_bus_bounds_its_topics_and_bytes() {
 }
 
 #[test]
+fn what_is_refused_takes_no_room_from_others_meanwhile() {
+    let topic_settings = TopicSettings { max_bytes: 1_000, ..TopicSettings::default() };
+    let bus =
+        MessageBus::new(Options { topic: topic_settings, max_topics: 1, ..Options::default() });
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let large = Bytes::from(vec![0; 2_000]);
+            while !done.load(SeqCst) {
+                bus.put(&name("large"), large.clone()).unwrap_err();
+            }
+        });
+        let accepted = (0..20_000).all(|_| {
+            let accepted = bus.put(&name("small"), "x").is_ok();
+            bus.delete(&name("small"));
+            accepted
+        });
+        done.store(true, SeqCst);
+        assert!(accepted);
+    });
+}
+
+#[test]
 fn what_is_refused_makes_no_topic() {
     let topic_settings = TopicSettings { max_bytes: 1_000, ..TopicSettings::default() };
     let bus =
