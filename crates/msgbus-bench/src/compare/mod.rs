@@ -8,7 +8,6 @@ mod servers;
 mod works;
 
 use std::{
-    collections::BTreeMap,
     fs,
     io::{self, IsTerminal as _},
     path::{Path, PathBuf},
@@ -44,7 +43,7 @@ type Runs = Vec<(Contender, Vec<Report>)>;
 struct Findings {
     /// By work, then by contender, in the order of the works' lists.
     works: Vec<(Work, Runs)>,
-    micro: BTreeMap<String, Measure>,
+    micro: Vec<Measure>,
     /// Of msgbusd's release binary, in bytes.
     binary: u64,
     /// From the start until it takes connections, in milliseconds.
@@ -76,8 +75,7 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
     }
     if options.filter.is_empty() {
         note("the engine alone");
-        let measures = micro::run(&micro::Options { quick: options.quick, ..Default::default() });
-        findings.micro = measures.into_iter().map(|m| (m.name.clone(), m)).collect();
+        findings.micro = micro::run(&micro::Options { quick: options.quick, ..Default::default() });
     }
     let text = page::text(&findings);
     if let Some(folder) = &options.folder {
@@ -113,9 +111,10 @@ fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::R
             None => note(&format!("{}: {} is not there, left out", work.key, contender.name())),
         }
     }
-    for run in 1..=options.runs {
+    let runs = if options.quick { 1 } else { options.runs.max(work.least_runs()) };
+    for run in 1..=runs {
         for (contender, reports) in &mut found {
-            note(&format!("{}: {} ({run} of {})", work.key, contender.name(), options.runs));
+            note(&format!("{}: {} ({run} of {runs})", work.key, contender.name()));
             let server = contender.start()?;
             if *contender == Contender::Msgbusd {
                 findings.startup.push(server.startup.as_secs_f64() * 1e3);

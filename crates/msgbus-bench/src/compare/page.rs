@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use msgbus_load::Report;
 
 use super::{Findings, goals, servers::Contender, works::Work};
+use crate::micro::Measure;
 
 const BEGIN: &str =
     "<!-- measured: from here to the end mark this is written by msgbus-bench compare -->";
@@ -48,12 +49,8 @@ pub(super) fn text(findings: &Findings) -> String {
         text.push_str(
             "\n## The engine alone\n\n| operation | median | least | |\n|---|--:|--:|---|\n",
         );
-        for (name, measure) in &findings.micro {
-            let _ = writeln!(
-                text,
-                "| {name} | {:.1} | {:.1} | {} |",
-                measure.value, measure.min, measure.unit
-            );
+        for Measure { name, unit, value, min } in &findings.micro {
+            let _ = writeln!(text, "| {name} | {value:.1} | {min:.1} | {unit} |");
         }
     }
     text

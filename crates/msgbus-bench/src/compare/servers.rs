@@ -110,6 +110,9 @@ impl Contender {
             sleep(Duration::from_micros(200));
         }
         running.startup = begin.elapsed();
+        if self == Self::Nchan {
+            running.wait_for_workers()?;
+        }
         Ok(running)
     }
 
@@ -224,6 +227,19 @@ impl Running {
             protocol: contender.protocol(self.address.port()),
             server: Some(Server::new(pids)),
         })
+    }
+
+    /// nginx listens before those are there who serve, and they need a moment to find each other.
+    fn wait_for_workers(&self) -> anyhow::Result<()> {
+        const MOMENT: Duration = Duration::from_millis(500);
+        for _ in 0..100 {
+            if !children(self.child.id())?.is_empty() {
+                sleep(MOMENT);
+                return Ok(());
+            }
+            sleep(Duration::from_millis(20));
+        }
+        bail!("nginx has no workers: {}", self.log())
     }
 
     fn log(&self) -> String {

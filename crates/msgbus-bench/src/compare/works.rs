@@ -67,6 +67,12 @@ impl Work {
         self.load.rate.is_some()
     }
 
+    /// How many runs it takes until the figures mean something: the long tail of a latency comes and
+    /// goes.
+    pub(super) fn least_runs(&self) -> usize {
+        if self.is_about_latency() { 5 } else { 1 }
+    }
+
     pub(super) async fn run(&self, target: &Target) -> io::Result<Report> {
         match self.kind {
             Kind::Publish => msgbus_load::publish(target, &self.load).await,
