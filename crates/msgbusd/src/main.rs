@@ -46,7 +46,7 @@ fn complain(problem: &str) {
     eprintln!("msgbusd: {problem}");
 }
 
-fn serve(config: Config) -> anyhow::Result<ExitCode> {
+fn serve(mut config: Config) -> anyhow::Result<ExitCode> {
     let level = if config.debug { Level::DEBUG } else { Level::INFO };
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
@@ -58,11 +58,14 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
         config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     match config.scheduler {
         Scheduler::Pinned => {
+            fit_to_file_limit(&mut config, threads);
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            let workers = Workers::pinned(threads)?;
+            let workers = Workers::pinned(threads)
+                .with_context(|| format!("cannot start {threads} threads; see --threads"))?;
             runtime.block_on(run(config, Some(workers)))
         }
         Scheduler::Stealing => {
+            fit_to_file_limit(&mut config, 0);
             let runtime = runtime::Builder::new_multi_thread()
                 .worker_threads(threads)
                 .enable_all()
@@ -72,11 +75,10 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn run(mut config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCode> {
+async fn run(config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let address = config.bind;
     announce_notices(&config);
-    fit_to_file_limit(&mut config);
     let bounds = config.bounds();
     let mut server = Server::bind(config).with_context(|| {
         format!("cannot listen on {address}; choose another address with --bind")
@@ -124,12 +126,13 @@ fn announce_notices(config: &Config) {
     }
 }
 
-/// Each connection is a file: takes as many as the system lets us have, and makes do with them.
-fn fit_to_file_limit(config: &mut Config) {
+/// Each connection is a file: takes as many as the system lets us have, and makes do with
+/// what the runtimes of these threads leave.
+fn fit_to_file_limit(config: &mut Config, threads: usize) {
     // Where there is no such limit nothing needs to fit.
     let Ok(files) = rlimit::increase_nofile_limit(u64::MAX) else { return };
     let files = usize::try_from(files).unwrap_or(usize::MAX);
-    let fit = files.saturating_sub(FILES_OF_OUR_OWN).max(1);
+    let fit = files.saturating_sub(FILES_OF_OUR_OWN + threads * FILES_OF_A_THREAD).max(1);
     if config.max_connections > fit {
         warn!(
             "--max-connections is lowered to {fit}: the system lets us open {files} files (ulimit -n)"
@@ -141,6 +144,8 @@ fn fit_to_file_limit(config: &mut Config) {
 /// Files that are no connections: the listener, the log, the runtime's own, connections that are
 /// told that they are too many, and some to spare.
 const FILES_OF_OUR_OWN: usize = 100;
+/// Of a runtime that has its own events.
+const FILES_OF_A_THREAD: usize = 4;
 
 /// The signals that mean: stop.
 struct Signals {

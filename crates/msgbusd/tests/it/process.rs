@@ -228,6 +228,28 @@ fn requests_are_not_logged_unless_asked_for() {
     assert!(log.contains("SIGINT: stopping"), "{log}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn connections_are_as_many_as_files_beside_those_of_the_threads() {
+    let limited = |args: &str| {
+        let binary = env!("CARGO_BIN_EXE_msgbusd");
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n 400; exec {binary} --bind 127.0.0.1:0 {args}");
+        command.args(["-c", &script]).stderr(Stdio::piped());
+        command
+    };
+    let running = Running::start(&mut limited("--threads 64"));
+    let threads = format!("/proc/{}/fd", running.child.id());
+    let own = std::fs::read_dir(threads).unwrap().count();
+    let connections = running.opening.split("lowered to ").nth(1).unwrap();
+    let connections: usize = connections.split(':').next().unwrap().parse().unwrap();
+    assert!(own + connections <= 400, "{own} files besides {connections} connections");
+
+    let output = limited("--threads 1000").output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("see --threads"), "{text}");
+}
+
 #[test]
 fn a_port_in_use_is_said_with_a_way_out() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
