@@ -2,6 +2,8 @@
 
 use std::{
     cell::{Cell, RefCell},
+    convert::Infallible,
+    future::pending,
     io,
     rc::Rc,
     time::Duration,
@@ -9,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::watch,
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{Instant, sleep, timeout},
 };
 
@@ -34,26 +36,33 @@ const OPENED_AT_ONCE: usize = 64;
 /// a message was to be sent until a follower has it.
 ///
 /// # Errors
-/// When the server cannot be reached, or a publisher's connection breaks.
+/// When the server cannot be reached or stops answering, or a connection breaks.
 pub async fn fan_out(target: &Target, load: &Load, followers: usize) -> io::Result<Report> {
-    let crowd = Crowd::gather(target, load, followers).await?;
+    let mut crowd = Crowd::gather(target, load, followers).await?;
+    let heard = Rc::clone(&crowd.heard);
     let sent = Rc::new(Sent::new(load));
     // The operations are what is delivered, not what is published.
     let publishing = Load { progress: Progress::default(), ..load.clone() };
     let clients = requests::connect(target, &publishing).await?;
     let meters = Meters::start(target)?;
     let begin = Instant::now();
-    requests::drive(clients, &publishing, &sent, Work::Publish).await?;
-
-    let expected: u64 = (0..followers).map(|i| sent.by_topic[i % load.topics.len()].get()).sum();
-    let heard = &crowd.heard;
-    let (mut seen, mut since) = (0, Instant::now());
-    while heard.received() < expected && since.elapsed() < QUIET {
-        sleep(LOOK_EVERY).await;
-        if heard.received() > seen {
-            (seen, since) = (heard.received(), Instant::now());
+    let work = async {
+        requests::drive(clients, &publishing, &sent, Work::Publish).await?;
+        let topic = |follower| follower % load.topics.len();
+        let expected: u64 = (0..followers).map(|i| sent.by_topic[topic(i)].get()).sum();
+        let (mut seen, mut since) = (0, Instant::now());
+        while heard.received() < expected && since.elapsed() < QUIET {
+            sleep(LOOK_EVERY).await;
+            if heard.received() > seen {
+                (seen, since) = (heard.received(), Instant::now());
+            }
         }
-    }
+        Ok(expected)
+    };
+    let expected = tokio::select! {
+        expected = work => expected,
+        error = crowd.ended() => Err(error),
+    }?;
     let accounts = Accounts {
         lost: expected.saturating_sub(heard.received()),
         ..heard.accounts(sent.accounts.get())
@@ -66,26 +75,27 @@ pub async fn fan_out(target: &Target, load: &Load, followers: usize) -> io::Resu
 /// `load.duration` is over, or `stop` is ready.
 ///
 /// # Errors
-/// When the server cannot be reached.
+/// When the server cannot be reached, or a connection breaks.
 pub async fn follow(
     target: &Target,
     load: &Load,
     followers: usize,
     stop: impl Future<Output = ()>,
 ) -> io::Result<Report> {
-    let crowd = Crowd::gather(target, load, followers).await?;
-    let heard = &crowd.heard;
+    let mut crowd = Crowd::gather(target, load, followers).await?;
+    let heard = Rc::clone(&crowd.heard);
     let meters = Meters::start(target)?;
     let begin = Instant::now();
     let enough = async {
         let is_over = || load.duration.is_some_and(|duration| begin.elapsed() >= duration);
-        while heard.received() < load.messages && !is_over() && !crowd.is_empty() {
+        while heard.received() < load.messages && !is_over() {
             sleep(LOOK_EVERY).await;
         }
     };
     tokio::select! {
         () = enough => {}
         () = stop => {}
+        error = crowd.ended() => return Err(error),
     }
     let accounts = heard.accounts(Accounts::default());
     // Before the first message there was nothing to do.
@@ -96,7 +106,7 @@ pub async fn follow(
 
 /// Connections that follow topics; they end when this is dropped.
 pub(crate) struct Crowd {
-    tasks: JoinSet<io::Result<()>>,
+    tasks: JoinSet<io::Result<Infallible>>,
     heard: Rc<Everything>,
 }
 
@@ -129,19 +139,24 @@ impl Crowd {
                 Ok(_) => Ok(()),
                 Err(_) => Err(io::Error::other("the server lets no more subscribers in")),
             },
-            Some(ended) = self.tasks.join_next() => match ended {
-                Ok(Err(error)) => Err(error),
-                _ => Err(io::Error::other("a subscriber has ended")),
-            },
+            Some(ended) = self.tasks.join_next() => Err(why(ended)),
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.tasks.len()
+    /// Waits until one of them follows no longer, and says why.
+    pub(crate) async fn ended(&mut self) -> io::Error {
+        match self.tasks.join_next().await {
+            Some(ended) => why(ended),
+            None => pending().await,
+        }
     }
+}
 
-    fn is_empty(&self) -> bool {
-        self.tasks.is_empty()
+fn why(ended: Result<io::Result<Infallible>, JoinError>) -> io::Error {
+    match ended {
+        Ok(Ok(never)) => match never {},
+        Ok(Err(error)) => error,
+        Err(error) => io::Error::other(error),
     }
 }
 
@@ -151,7 +166,7 @@ async fn listen(
     index: usize,
     heard: &Everything,
     ready: &watch::Sender<usize>,
-) -> io::Result<()> {
+) -> io::Result<Infallible> {
     let mut out = Vec::new();
     follower.open(&mut out);
     connection.write(&out).await?;

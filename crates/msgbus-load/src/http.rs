@@ -91,6 +91,15 @@ impl Requester for Client {
             each(match head.status {
                 200..=299 => Outcome::Done,
                 404 => Outcome::Empty,
+                // Neither will the next one be right.
+                status @ 400..=499 => {
+                    let text = &input[used + head.length..used + whole];
+                    let text = String::from_utf8_lossy(text);
+                    return Err(invalid(format!(
+                        "the server answers {status}: {}",
+                        text.trim_end()
+                    )));
+                }
                 _ => Outcome::Refused,
             });
             used += whole;

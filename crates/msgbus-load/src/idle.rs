@@ -2,7 +2,10 @@
 
 use std::{io, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    select,
+    time::{Instant, sleep},
+};
 
 use crate::{
     deliveries::Crowd,
@@ -21,12 +24,11 @@ const SETTLE: Duration = Duration::from_secs(1);
 pub async fn idle(target: &Target, load: &Load, followers: usize) -> io::Result<Report> {
     let meters = Meters::start(target)?;
     let begin = Instant::now();
-    let crowd = Crowd::gather(target, load, followers).await?;
+    let mut crowd = Crowd::gather(target, load, followers).await?;
     let time = begin.elapsed();
-    sleep(load.duration.unwrap_or(SETTLE)).await;
-    if crowd.len() < followers {
-        let gone = followers - crowd.len();
-        return Err(io::Error::other(format!("{gone} of {followers} connections were closed")));
+    select! {
+        () = sleep(load.duration.unwrap_or(SETTLE)) => {}
+        error = crowd.ended() => return Err(error),
     }
     meters.report(time, followers as u64, Accounts::default(), &Latencies::new())
 }

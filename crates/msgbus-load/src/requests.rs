@@ -10,8 +10,10 @@ use std::{
 };
 
 use tokio::{
+    select,
+    sync::Notify,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, interval, sleep_until},
 };
 
 use crate::{
@@ -21,6 +23,9 @@ use crate::{
     report::{Accounts, Latencies, Meter, Progress, Report},
     stamp::Stamp,
 };
+
+/// How long the server may answer nothing at all of what it was asked.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The server under load.
 #[derive(Debug, Clone)]
@@ -64,7 +69,8 @@ pub struct Load {
 /// requests that it held back (coordinated omission).
 ///
 /// # Errors
-/// When the server cannot be reached, or a connection breaks.
+/// When the server cannot be reached, stops answering, or calls a request wrong; or when a connection
+/// breaks.
 pub async fn publish(target: &Target, load: &Load) -> io::Result<Report> {
     let sent = Rc::new(Sent::new(load));
     let clients = connect(target, load).await?;
@@ -80,12 +86,15 @@ pub async fn publish(target: &Target, load: &Load) -> io::Result<Report> {
 /// As [`publish`].
 pub async fn pull(target: &Target, load: &Load) -> io::Result<Report> {
     const LINES: usize = 200;
+    let each = load.messages / load.topics.len() as u64;
+    let lines = if load.size * LINES <= 512 << 10 { LINES } else { 1 };
     let filling = Load {
-        clients: load.topics.len().min(load.clients),
+        // A single one goes round the topics in order, so that they have the same number, or nearly.
+        clients: 1,
         rate: None,
         duration: None,
         pipeline: 1,
-        batch: if load.size * LINES <= 512 << 10 { LINES } else { 1 },
+        batch: lines.min(usize::try_from(each / 4).unwrap_or(lines)).max(1),
         progress: Progress::default(),
         ..load.clone()
     };
@@ -102,6 +111,10 @@ pub async fn pull(target: &Target, load: &Load) -> io::Result<Report> {
     let mut report = sent.report(begin.elapsed(), meter)?;
     report.accounts.received = report.accounts.published;
     report.accounts.published = filled.accounts.published;
+    if load.duration.is_none() {
+        let Accounts { published, received, .. } = report.accounts;
+        report.accounts.lost = published.saturating_sub(received);
+    }
     Ok(report)
 }
 
@@ -117,6 +130,11 @@ pub(crate) enum Work {
 pub(crate) struct Sent {
     /// Messages that have not been given to a client yet.
     left: Cell<u64>,
+    /// Wakes the clients whose turn will not come any more.
+    none_left: Notify,
+    /// Requests sent, and answered.
+    asked: Cell<u64>,
+    answered: Cell<u64>,
     latencies: RefCell<Latencies>,
     pub(crate) accounts: Cell<Accounts>,
     /// Messages accepted, by topic.
@@ -127,6 +145,9 @@ impl Sent {
     pub(crate) fn new(load: &Load) -> Self {
         Self {
             left: Cell::new(load.messages),
+            none_left: Notify::new(),
+            asked: Cell::new(0),
+            answered: Cell::new(0),
             latencies: RefCell::new(Latencies::new()),
             accounts: Cell::default(),
             by_topic: vec![Cell::new(0); load.topics.len()],
@@ -136,7 +157,22 @@ impl Sent {
     fn take(&self, most: usize) -> usize {
         let taken = self.left.get().min(most as u64);
         self.left.set(self.left.get() - taken);
+        if self.left.get() == 0 {
+            self.none_left.notify_waiters();
+        }
         usize::try_from(taken).unwrap_or(most)
+    }
+
+    /// Waits until the server has answered nothing for too long.
+    async fn silence(&self) {
+        let mut looks = interval(Duration::from_secs(1));
+        let (mut answered, mut since) = (0, Instant::now());
+        while since.elapsed() < PATIENCE {
+            looks.tick().await;
+            if self.answered.get() > answered || self.answered.get() == self.asked.get() {
+                (answered, since) = (self.answered.get(), Instant::now());
+            }
+        }
     }
 
     fn report(&self, time: Duration, meters: Meters) -> io::Result<Report> {
@@ -200,6 +236,7 @@ pub(crate) async fn connect(target: &Target, load: &Load) -> io::Result<Vec<Clie
             turn: Turn::new(index, load),
             topics: Rc::clone(&topics),
             under_way: VecDeque::new(),
+            fruitless: 0,
         });
     }
     Ok(clients)
@@ -217,13 +254,23 @@ pub(crate) async fn drive(
         let (load, sent) = (load.clone(), Rc::clone(sent));
         tasks.spawn_local(async move { client.run(&load, &sent, work, begin).await });
     }
-    while let Some(ended) = tasks.join_next().await {
-        ended.map_err(io::Error::other)??;
+    let done = async {
+        while let Some(ended) = tasks.join_next().await {
+            ended.map_err(io::Error::other)??;
+        }
+        Ok(())
+    };
+    select! {
+        done = done => done,
+        () = sent.silence() => {
+            let text = format!("the server has answered nothing for {} s", PATIENCE.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        }
     }
-    Ok(())
 }
 
-/// Whose turn it is: each client goes round all topics.
+/// Whose turn it is: each client goes round all topics, and they begin as far apart as can be, or
+/// those that pull would come to what another has just emptied.
 #[derive(Debug)]
 struct Turn {
     topic: usize,
@@ -235,7 +282,7 @@ struct Turn {
 impl Turn {
     fn new(index: usize, load: &Load) -> Self {
         let count = load.topics.len();
-        let first = index % count;
+        let first = index * count / load.clients;
         Self { topic: first, first, count, round: 0 }
     }
 
@@ -257,6 +304,8 @@ pub(crate) struct Client {
     turn: Turn,
     topics: Rc<[String]>,
     under_way: VecDeque<Asked>,
+    /// Pulls in a row that found nothing.
+    fruitless: usize,
 }
 
 /// A request under way.
@@ -291,24 +340,36 @@ impl Client {
                 }
                 // A timer that is late is not the server's fault; a connection in use is.
                 let since = if due < free { due } else { now };
+                sent.asked.set(sent.asked.get() + 1);
                 self.ask(work, messages, &mut payload, now - since, since);
             }
-            if !self.out.is_empty() {
-                self.connection.write(&self.out).await?;
+            if !self.out.is_empty()
+                && let Err(error) = self.connection.write(&self.out).await
+            {
+                // The server may have said why it takes no more.
+                self.hear(load, sent).await?;
+                return Err(error);
             }
             if self.under_way.is_empty() {
                 if is_over || sent.left.get() == 0 {
                     return Ok(());
                 }
                 if let Some(schedule) = &schedule {
-                    sleep_until(schedule.due).await;
+                    select! {
+                        () = sleep_until(end.map_or(schedule.due, |end| end.min(schedule.due))) => {}
+                        () = sent.none_left.notified() => {}
+                    }
                 }
                 continue;
             }
-            let Self { connection, requester, under_way, .. } = &mut self;
-            connection.read(|input| answers(requester, under_way, load, sent, input)).await?;
+            self.hear(load, sent).await?;
             free = Instant::now();
         }
+    }
+
+    async fn hear(&mut self, load: &Load, sent: &Sent) -> io::Result<()> {
+        let Self { connection, requester, under_way, fruitless, .. } = self;
+        connection.read(|input| answers(requester, under_way, fruitless, load, sent, input)).await
     }
 
     fn ask(
@@ -336,6 +397,7 @@ impl Client {
 fn answers(
     requester: &mut Box<dyn Requester>,
     under_way: &mut VecDeque<Asked>,
+    fruitless: &mut usize,
     load: &Load,
     sent: &Sent,
     input: &[u8],
@@ -351,18 +413,26 @@ fn answers(
         };
         let time = now.saturating_duration_since(asked.since);
         latencies.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-        load.progress.add(asked.messages);
+        sent.answered.set(sent.answered.get() + 1);
+        if outcome != Outcome::Empty {
+            load.progress.add(asked.messages);
+        }
         match outcome {
             Outcome::Done => {
+                *fruitless = 0;
                 accounts.published += asked.messages;
                 let topic = &sent.by_topic[asked.topic];
                 topic.set(topic.get() + asked.messages);
             }
             Outcome::Empty => {
                 accounts.empty += 1;
-                // Another topic may still have it; a server that has lost everything ends it too.
-                if accounts.empty <= load.messages {
+                *fruitless += 1;
+                // Another topic may still have it, unless this client has been to all of them.
+                if *fruitless < load.topics.len() {
                     sent.left.set(sent.left.get() + asked.messages);
+                } else {
+                    sent.left.set(0);
+                    sent.none_left.notify_waiters();
                 }
             }
             Outcome::Refused => accounts.refused += 1,

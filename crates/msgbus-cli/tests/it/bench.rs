@@ -26,6 +26,8 @@ async fn every_message_is_accounted_for() {
         ("pub --msgs 1050 --batch 100 --topics 3", 1050, 1050, 0),
         ("pub --msgs 200 --rate 20000", 200, 200, 0),
         ("pull --msgs 1000 --clients 7 --topics 3", 1000, 1000, 1000),
+        ("pull --msgs 500 --clients 16 --topics 500", 500, 500, 500),
+        ("pull --msgs 900 --clients 16 --topics 50 --pipeline 3", 900, 900, 900),
         ("fanout --msgs 100 --subs 10 --clients 3 --topics 2", 1000 / 2, 100, 1000 / 2),
         ("fanout --msgs 100 --subs 4 --raw --batch 7", 400, 100, 400),
         ("latency --msgs 50 --rate 5000 --subs 2", 100, 50, 100),
@@ -53,6 +55,37 @@ async fn what_is_lost_is_seen() {
     let lost: u64 = before.rsplit([' ', '\n']).next().unwrap().replace(',', "").parse().unwrap();
     assert!(lost > 0, "{}", finished.out);
     assert_eq!(finished.code, Some(6), "{}", finished.out);
+
+    let finished = bench(&daemon, "pull --msgs 60 --topics 2").await;
+    assert!(finished.out.contains("20 received, 40 lost"), "{}", finished.out);
+    assert_eq!(finished.code, Some(6), "{}", finished.out);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_turn_that_will_not_come() {
+    let daemon = Daemon::start();
+    // The second client is due after a quarter of an hour.
+    for end in ["--msgs 1", "--duration 50ms"] {
+        let report = accounts(&daemon, &format!("pub --clients 2 --rate 0.001 {end}")).await;
+        assert_eq!(report["operations"], 1, "{end}");
+    }
+}
+
+#[tokio::test]
+async fn it_says_what_is_wrong_and_ends() {
+    let daemon = Daemon::start();
+    for args in ["pub --size 2000000", "pub --size 100000 --batch 100", "fanout --size 2000000"] {
+        bench(&daemon, args).await.fails(1, "413: payload exceeds max-payload-size");
+        assert_eq!(daemon.bus.topics(), [], "it cleans up: {args}");
+    }
+    for args in ["sub --topic t", "idle --topic t --duration 1h", "fanout --topic t --rate 1"] {
+        let mut command = msgbus(&[&["bench"], &args.split(' ').collect::<Vec<_>>()[..]].concat());
+        command.env("MSGBUS_URI", daemon.uri()).args(["--subs", "2"]);
+        let running = tokio::spawn(run(command));
+        daemon.subscribers(2).await;
+        daemon.bus.delete(&name("t"));
+        running.await.unwrap().fails(1, "the topic has been deleted");
+    }
 }
 
 #[tokio::test]
@@ -91,7 +124,10 @@ async fn wrong_wishes_are_refused() {
         ("fly", "not \"fly\""),
         ("sub", "--topic"),
         ("pull --msgs 1000000", "--topics"),
+        ("pull --msgs 10 --topics 11", "--topics"),
         ("pub --rate 0", "--rate"),
+        ("pub --rate 1e-30", "--rate"),
+        ("pub --size 1000000000 --batch 100000", "--batch"),
         ("pub --clients 0", "--clients"),
         ("pub --json --csv", "one of"),
         ("pub --pid 4294967295", "--pid"),

@@ -12,10 +12,10 @@ use std::{
     time::Duration,
 };
 
-use msgbus_client::{Client, ClientError, TopicName};
+use msgbus_client::{Client, TopicName};
 use msgbus_load::{Http, Load, Progress, Server, Target};
 use serde::Serialize;
-use tokio::{net::lookup_host, runtime, select, task::LocalSet};
+use tokio::{net::lookup_host, runtime, select, task::LocalSet, time::timeout};
 
 use crate::{
     args::{Options, count, duration},
@@ -84,6 +84,12 @@ pub(crate) struct Bench {
 /// More would be a mistake: each is a file and a task.
 const MOST_CONNECTIONS: u64 = 60_000;
 const MOST_TOPICS: u64 = 1_000_000;
+/// The most in a request, in bytes.
+const LARGEST: usize = 1 << 30;
+/// Messages in a second. A smaller one would take longer than clocks reach.
+const LEAST_RATE: f64 = 0.001;
+/// How long the server may take to delete a topic at the end.
+const DELETE_PATIENCE: Duration = Duration::from_secs(5);
 /// What a topic holds where it is not configured otherwise.
 const TOPIC_HOLDS: u64 = 65_536;
 
@@ -114,7 +120,7 @@ impl Bench {
             subscribers: options.value("--subs", number(MOST_CONNECTIONS))?.unwrap_or(subscribers),
             messages,
             size: options.value("--size", size)?.unwrap_or(128),
-            rate: options.value("--rate", positive)?.or(rate),
+            rate: options.value("--rate", rate_of)?.or(rate),
             duration: duration.or(time.filter(|_| asked.is_none())),
             pipeline: options.value("--pipeline", number(10_000))?.unwrap_or(1),
             batch: options.value("--batch", number(100_000))?.unwrap_or(1),
@@ -144,6 +150,12 @@ impl Bench {
             return Err(Failure::usage(format!(
                 "a topic holds {TOPIC_HOLDS} messages: spread them with --topics"
             )));
+        }
+        if self.work == Work::Pull && self.messages.is_some_and(|all| all < topics) {
+            return Err(Failure::usage("--topics is more than --msgs: some would have nothing"));
+        }
+        if self.size.saturating_mul(self.batch) > LARGEST {
+            return Err(Failure::usage("--size times --batch is more than 1 GiB in a request"));
         }
         if self.work == Work::Pull && self.batch > 1 {
             return Err(Failure::usage("--batch publishes; bench pull has no use for it"));
@@ -188,12 +200,12 @@ fn number(most: u64) -> impl Fn(&str) -> Result<usize, String> {
 }
 
 fn size(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|size| *size <= 1 << 30).ok_or_else(|| not_a_number(text))
+    text.parse().ok().filter(|size| *size <= LARGEST).ok_or_else(|| not_a_number(text))
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+fn rate_of(text: &str) -> Result<f64, String> {
     let rate: Option<f64> = text.parse().ok();
-    rate.filter(|rate| rate.is_finite() && *rate > 0.0).ok_or_else(|| not_a_number(text))
+    rate.filter(|rate| rate.is_finite() && *rate >= LEAST_RATE).ok_or_else(|| not_a_number(text))
 }
 
 fn not_a_number(text: &str) -> String {
@@ -242,8 +254,10 @@ async fn measure(bench: Bench) -> Result<Exit, Failure> {
     if shown {
         show::clear_line();
     }
-    if bench.topic.is_none() {
-        remove(&bench.client, &topics).await?;
+    if bench.topic.is_none()
+        && let Err(error) = remove(&bench.client, &topics).await
+    {
+        note(&format!("topics of its own may be left at the server: {error}"));
     }
     let Some(report) = report else { return Err(Failure::Other("ended by a signal".to_owned())) };
     let report = report.map_err(|error| Failure::Other(format!("bench: {error}")))?;
@@ -290,9 +304,10 @@ async fn reachable(addresses: &mut impl Iterator<Item = SocketAddr>) -> Option<S
     None
 }
 
-async fn remove(client: &Client, topics: &[TopicName]) -> Result<(), ClientError> {
+async fn remove(client: &Client, topics: &[TopicName]) -> Result<(), Failure> {
     for topic in topics {
-        client.delete(topic).await?;
+        let deleted = timeout(DELETE_PATIENCE, client.delete(topic)).await;
+        deleted.map_err(|_| Failure::Other("no answer".to_owned()))??;
     }
     Ok(())
 }
