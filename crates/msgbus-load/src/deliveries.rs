@@ -18,8 +18,8 @@ use tokio::{
 use crate::{
     connection::Connection,
     protocol::{Follower, Heard},
-    report::{Accounts, Latencies, Progress, Report},
-    requests::{self, Load, Meters, Sent, Target, Work},
+    report::{Accounts, Latencies, Meters, Progress, Report},
+    requests::{self, Load, Sent, Target, Work},
     stamp::{Ledger, Stamp},
 };
 

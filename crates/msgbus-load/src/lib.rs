@@ -10,10 +10,12 @@
 //! All of it needs a tokio runtime of the current thread, within a
 //! [`LocalSet`](tokio::task::LocalSet).
 
+mod client;
 mod connection;
 mod deliveries;
 mod http;
 mod idle;
+mod plan;
 mod process;
 mod protocol;
 mod report;

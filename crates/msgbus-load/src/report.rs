@@ -12,7 +12,7 @@ use std::{
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::process::Server;
+use crate::{process::Server, requests::Target};
 
 /// The findings of a run.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -92,14 +92,14 @@ impl Progress {
 
 /// Measures what processes use while something runs.
 #[derive(Debug)]
-pub(crate) struct Meter {
+struct Meter {
     server: Server,
     processor_time: Duration,
     resident: u64,
 }
 
 impl Meter {
-    pub(crate) fn start(server: &Server) -> io::Result<Self> {
+    fn start(server: &Server) -> io::Result<Self> {
         Ok(Self {
             processor_time: server.processor_time()?,
             resident: server.resident()?,
@@ -108,13 +108,49 @@ impl Meter {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
-    pub(crate) fn stop(self, operations: u64) -> io::Result<Cost> {
+    fn stop(self, operations: u64) -> io::Result<Cost> {
         let used = self.server.processor_time()?.saturating_sub(self.processor_time);
         let resident = self.server.resident()?;
         Ok(Cost {
             cpu_per_operation: used.as_secs_f64() * 1e6 / operations.max(1) as f64,
             resident,
             growth: resident.cast_signed() - self.resident.cast_signed(),
+        })
+    }
+}
+
+/// What is measured beside the work.
+#[derive(Debug)]
+pub(crate) struct Meters {
+    server: Option<Meter>,
+    generator: Option<Meter>,
+}
+
+impl Meters {
+    pub(crate) fn start(target: &Target) -> io::Result<Self> {
+        Ok(Self {
+            server: target.server.as_ref().map(Meter::start).transpose()?,
+            // Nobody has asked for it: where it cannot be known, it is left out.
+            generator: Meter::start(&Server::own()).ok(),
+        })
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
+    pub(crate) fn report(
+        self,
+        time: Duration,
+        operations: u64,
+        accounts: Accounts,
+        latencies: &Latencies,
+    ) -> io::Result<Report> {
+        Ok(Report {
+            seconds: time.as_secs_f64(),
+            operations,
+            rate: operations as f64 / time.as_secs_f64(),
+            latency: latencies.percentiles(),
+            accounts,
+            server: self.server.map(|meter| meter.stop(operations)).transpose()?,
+            generator: self.generator.and_then(|meter| meter.stop(operations).ok()),
         })
     }
 }

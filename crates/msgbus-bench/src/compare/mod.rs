@@ -8,7 +8,7 @@ mod servers;
 mod works;
 
 use std::{
-    fs,
+    env, fs,
     io::{self, IsTerminal as _},
     path::{Path, PathBuf},
     process::Command,
@@ -20,7 +20,7 @@ use tokio::{runtime, task::LocalSet};
 
 pub use self::servers::Contender;
 use self::works::Work;
-use crate::micro::{self, Measure};
+use crate::micro::Measure;
 
 /// How to compare.
 #[derive(Debug, Clone)]
@@ -75,7 +75,7 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
     }
     if options.filter.is_empty() {
         note("the engine alone");
-        findings.micro = micro::run(&micro::Options { quick: options.quick, ..Default::default() });
+        findings.micro = engine(options.quick)?;
     }
     let text = page::text(&findings);
     if let Some(folder) = &options.folder {
@@ -86,7 +86,7 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
 
 /// The servers of this project, as they are now.
 fn build() -> anyhow::Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
         .args(["build", "--release", "--quiet", "--locked", "-p", "msgbusd"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -96,7 +96,20 @@ fn build() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All runs of a work: the contenders take turns, so that what else happens on the machine hits all
+/// The engine alone, in a process of its own: what memory it takes can be seen only where nothing has
+/// been given back before.
+fn engine(quick: bool) -> anyhow::Result<Vec<Measure>> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["micro", "--json"]);
+    if quick {
+        command.arg("--quick");
+    }
+    let output = command.output()?;
+    ensure!(output.status.success(), "micro: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// All runs of a work the contenders take turns, so that what else happens on the machine hits all
 /// of them alike.
 fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::Result<Runs> {
     let mut found = Runs::new();

@@ -68,7 +68,7 @@ fn machine(findings: &Findings) -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!(
-        "Measured on {cores} cores of an {}, Linux {}, {}; client and server share them. \
+        "Measured on {cores} cores ({}), Linux {}, {}; client and server share them. \
          Beside each other: {}.\n\n\
          Only what stands in one table can be compared: the machine, and what else it does, make the \
          figures. Each is the median of all runs; a ratio is the median of the ratios of runs that were \

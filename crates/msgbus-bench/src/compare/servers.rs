@@ -63,7 +63,7 @@ impl Contender {
     /// What it says of its version; `None` when it is not there.
     pub fn version(self) -> Option<String> {
         let Some((program, words)) = self.program() else {
-            return Some(format!("{} {}", self.name(), env!("CARGO_PKG_VERSION")));
+            return Some(concat!("msgbus ", env!("CARGO_PKG_VERSION")).to_owned());
         };
         if self == Self::Nchan && nchan_module().is_none() {
             return None;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 mod fan_out;
 mod memory;
@@ -22,12 +22,12 @@ pub struct Options {
 }
 
 /// One figure.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measure {
     /// What was measured.
     pub name: String,
     /// What `value` and `min` count: `ns` for each operation, or `B` (bytes) for each thing kept.
-    pub unit: &'static str,
+    pub unit: String,
     /// The median of all batches.
     pub value: f64,
     /// The least of all batches: what it takes when nothing else disturbs the machine.

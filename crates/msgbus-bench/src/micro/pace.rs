@@ -51,8 +51,8 @@ impl Bench {
         self.push(name, "ns", each(times[times.len() / 2]), each(times[0]));
     }
 
-    pub(super) fn push(&mut self, name: &str, unit: &'static str, value: f64, min: f64) {
-        self.measures.push(Measure { name: name.to_owned(), unit, value, min });
+    pub(super) fn push(&mut self, name: &str, unit: &str, value: f64, min: f64) {
+        self.measures.push(Measure { name: name.to_owned(), unit: unit.to_owned(), value, min });
     }
 
     pub(super) fn into_measures(self) -> Vec<Measure> {

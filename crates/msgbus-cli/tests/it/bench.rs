@@ -129,6 +129,7 @@ async fn wrong_wishes_are_refused() {
         ("pub --rate 1e-30", "--rate"),
         ("pub --size 1000000000 --batch 100000", "--batch"),
         ("pub --clients 0", "--clients"),
+        ("pub --subs 3", "no use for --subs"),
         ("pub --json --csv", "one of"),
         ("pub --pid 4294967295", "--pid"),
     ] {

@@ -1,216 +1,30 @@
 //! `msgbus bench`: measuring a server. The work is done by `msgbus_load`; here it is chosen, and its
 //! results are shown.
 
+mod plan;
 mod show;
 
 use std::{
-    ffi::OsString,
     io::{self, IsTerminal as _},
     net::SocketAddr,
     rc::Rc,
-    str::FromStr,
     time::Duration,
 };
 
 use msgbus_client::{Client, TopicName};
-use msgbus_load::{Http, Load, Progress, Server, Target};
-use serde::Serialize;
+use msgbus_load::{Http, Progress, Server, Target};
 use tokio::{net::lookup_host, runtime, select, task::LocalSet, time::timeout};
 
+pub(crate) use self::plan::Bench;
+use self::plan::{Show, Work};
 use crate::{
-    args::{Options, count, duration},
     failure::{Exit, Failure},
     output::{note, print},
     signals::Stop,
 };
 
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Work {
-    Pub,
-    Sub,
-    Pull,
-    Fanout,
-    Idle,
-    Latency,
-}
-
-impl FromStr for Work {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "pub" => Ok(Self::Pub),
-            "sub" => Ok(Self::Sub),
-            "pull" => Ok(Self::Pull),
-            "fanout" => Ok(Self::Fanout),
-            "idle" => Ok(Self::Idle),
-            "latency" => Ok(Self::Latency),
-            _ => Err(format!("bench knows pub, sub, pull, fanout, idle and latency, not {text:?}")),
-        }
-    }
-}
-
-/// How the result is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Show {
-    Table,
-    Json,
-    Csv,
-}
-
-#[derive(Debug)]
-pub(crate) struct Bench {
-    work: Work,
-    client: Client,
-    /// `None` for topics of its own, which are deleted at the end.
-    topic: Option<TopicName>,
-    topics: usize,
-    clients: usize,
-    subscribers: usize,
-    messages: Option<u64>,
-    size: usize,
-    rate: Option<f64>,
-    duration: Option<Duration>,
-    pipeline: usize,
-    batch: usize,
-    raw: bool,
-    pid: Option<u32>,
-    show: Show,
-    progress: bool,
-}
-
-/// More would be a mistake: each is a file and a task.
-const MOST_CONNECTIONS: u64 = 60_000;
-const MOST_TOPICS: u64 = 1_000_000;
-/// The most in a request, in bytes.
-const LARGEST: usize = 1 << 30;
-/// Messages in a second. A smaller one would take longer than clocks reach.
-const LEAST_RATE: f64 = 0.001;
 /// How long the server may take to delete a topic at the end.
 const DELETE_PATIENCE: Duration = Duration::from_secs(5);
-/// What a topic holds where it is not configured otherwise.
-const TOPIC_HOLDS: u64 = 65_536;
-
-impl Bench {
-    pub(crate) fn parse(options: &mut Options, work: Option<OsString>) -> Result<Self, Failure> {
-        let work = work.ok_or_else(|| Failure::usage("measure what: see msgbus bench --help"))?;
-        let work: Work = work.to_string_lossy().parse().map_err(Failure::usage)?;
-        let topics = options.value("--topics", number(MOST_TOPICS))?.unwrap_or(1);
-        let (clients, subscribers, messages, rate, time) = match work {
-            Work::Pub => (16, 0, Some(100_000), None, None),
-            Work::Sub => (0, 1, None, None, None),
-            Work::Pull => (16, 0, Some(50_000), None, None),
-            Work::Fanout => (1, 100, Some(10_000), None, None),
-            Work::Idle => (0, 1000, None, None, Some(Duration::from_secs(1))),
-            Work::Latency => (1, 1, None, Some(1000.0), Some(Duration::from_secs(5))),
-        };
-        let asked = options.value("--msgs", count)?;
-        let duration = options.value("--duration", duration)?;
-        // A time alone is meant to be the only end.
-        let messages = asked.or(messages.filter(|_| duration.is_none() || work == Work::Pull));
-        let bench = Self {
-            work,
-            topic: options.value("--topic", |name| {
-                TopicName::new(name.trim_matches('/')).map_err(|error| error.to_string())
-            })?,
-            topics,
-            clients: options.value("--clients", number(MOST_CONNECTIONS))?.unwrap_or(clients),
-            subscribers: options.value("--subs", number(MOST_CONNECTIONS))?.unwrap_or(subscribers),
-            messages,
-            size: options.value("--size", size)?.unwrap_or(128),
-            rate: options.value("--rate", rate_of)?.or(rate),
-            duration: duration.or(time.filter(|_| asked.is_none())),
-            pipeline: options.value("--pipeline", number(10_000))?.unwrap_or(1),
-            batch: options.value("--batch", number(100_000))?.unwrap_or(1),
-            raw: options.switch("--raw"),
-            pid: options.value("--pid", |text| text.parse().map_err(|_| not_a_number(text)))?,
-            show: match (options.switch("--json"), options.switch("--csv")) {
-                (false, false) => Show::Table,
-                (true, false) => Show::Json,
-                (false, true) => Show::Csv,
-                (true, true) => return Err(Failure::usage("give one of --json and --csv")),
-            },
-            progress: !options.switch("--no-progress"),
-            client: options.client()?.0,
-        };
-        bench.check()?;
-        Ok(bench)
-    }
-
-    fn check(&self) -> Result<(), Failure> {
-        if self.work == Work::Sub && self.topic.is_none() {
-            return Err(Failure::usage(
-                "bench sub needs --topic: the one that msgbus bench pub --topic publishes to",
-            ));
-        }
-        let topics = self.topics as u64;
-        if self.work == Work::Pull && self.messages.is_some_and(|all| all / topics > TOPIC_HOLDS) {
-            return Err(Failure::usage(format!(
-                "a topic holds {TOPIC_HOLDS} messages: spread them with --topics"
-            )));
-        }
-        if self.work == Work::Pull && self.messages.is_some_and(|all| all < topics) {
-            return Err(Failure::usage("--topics is more than --msgs: some would have nothing"));
-        }
-        if self.size.saturating_mul(self.batch) > LARGEST {
-            return Err(Failure::usage("--size times --batch is more than 1 GiB in a request"));
-        }
-        if self.work == Work::Pull && self.batch > 1 {
-            return Err(Failure::usage("--batch publishes; bench pull has no use for it"));
-        }
-        Ok(())
-    }
-
-    fn load(&self, topics: &[TopicName], progress: &Progress) -> Load {
-        Load {
-            clients: self.clients,
-            topics: topics.iter().map(ToString::to_string).collect(),
-            messages: self.messages.unwrap_or(u64::MAX),
-            duration: self.duration,
-            size: self.size,
-            rate: self.rate,
-            pipeline: self.pipeline,
-            batch: self.batch,
-            progress: progress.clone(),
-        }
-    }
-
-    fn topic_names(&self) -> Result<Vec<TopicName>, Failure> {
-        let base = match &self.topic {
-            Some(topic) => topic.to_string(),
-            None => format!("bench-{:08x}", fastrand::u32(..)),
-        };
-        let name = |text: String| {
-            TopicName::new(&text).map_err(|error| Failure::usage(format!("--topic: {error}")))
-        };
-        match self.topics {
-            1 => Ok(vec![name(base)?]),
-            many => (0..many).map(|n| name(format!("{base}/{n}"))).collect(),
-        }
-    }
-}
-
-fn number(most: u64) -> impl Fn(&str) -> Result<usize, String> {
-    move |text| match count(text)? {
-        number if number <= most => usize::try_from(number).map_err(|_| not_a_number(text)),
-        _ => Err(format!("{most} at most")),
-    }
-}
-
-fn size(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|size| *size <= LARGEST).ok_or_else(|| not_a_number(text))
-}
-
-fn rate_of(text: &str) -> Result<f64, String> {
-    let rate: Option<f64> = text.parse().ok();
-    rate.filter(|rate| rate.is_finite() && *rate >= LEAST_RATE).ok_or_else(|| not_a_number(text))
-}
-
-fn not_a_number(text: &str) -> String {
-    format!("not a number that fits: {text:?}")
-}
 
 pub(crate) fn run(bench: Bench) -> Result<Exit, Failure> {
     // One thread: what it does not use is the server's.
