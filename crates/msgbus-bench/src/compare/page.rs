@@ -81,31 +81,32 @@ fn machine(findings: &Findings) -> String {
 }
 
 fn table(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
-    let mut text = String::new();
-    let Some((_, limit)) = found.get(1) else { return own_table(found) };
-    if work.is_about_memory() {
-        text.push_str("| server | bytes each | CPU each | resident |\n|---|--:|--:|--:|\n");
-    } else {
-        text.push_str(
+    let (head, rows): (_, Vec<String>) = match found.get(1) {
+        _ if work.is_about_memory() => (
+            "| server | bytes each | CPU each | resident |\n|---|--:|--:|--:|\n",
+            found.iter().map(|(_, reports)| memory_row(reports)).collect(),
+        ),
+        Some((Contender::Bare(_), limit)) => (
             "| server | a second | of the limit | CPU | of the limit | p50 | p99 | p99.9 | wrong |\n\
              |---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
-        );
-    }
-    for (contender, reports) in found {
-        let row = if work.is_about_memory() { memory_row(reports) } else { row(reports, limit) };
+            found.iter().map(|(_, reports)| row(reports, limit)).collect(),
+        ),
+        // Nothing sets a limit.
+        _ => (
+            "| server | a second | CPU |\n|---|--:|--:|\n",
+            found.iter().map(|(_, reports)| plain_row(reports)).collect(),
+        ),
+    };
+    let mut text = head.to_owned();
+    for ((contender, _), row) in found.iter().zip(rows) {
         let _ = writeln!(text, "| {} {row}", contender.name());
     }
     text
 }
 
-fn own_table(found: &[(Contender, Vec<Report>)]) -> String {
-    let mut text = "| server | a second | CPU |\n|---|--:|--:|\n".to_owned();
-    for (contender, reports) in found {
-        let rate = median(reports.iter().map(|report| report.rate));
-        let _ =
-            writeln!(text, "| {} | {} | {} |", contender.name(), count(rate), time(cpu(reports)));
-    }
-    text
+fn plain_row(reports: &[Report]) -> String {
+    let rate = median(reports.iter().map(|report| report.rate));
+    format!("| {} | {} |", count(rate), time(cpu(reports)))
 }
 
 fn row(reports: &[Report], limit: &[Report]) -> String {
