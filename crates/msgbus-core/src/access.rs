@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::{
-    bus::{MessageBus, Place, Published, PublishedBatch, wake},
     cell::TopicCell,
     clock::{Now, Tick},
     error::{NoRoom, PublishError, SubscribeError},
     event::Peek,
-    message::{Draft, Message},
+    map::{Place, TopicMap, wake},
+    message::{Draft, Message, Published, PublishedBatch},
     name::TopicName,
     options::{BatchLimit, SubscribeOptions},
     position::Position,
@@ -19,18 +19,18 @@ use crate::{
 
 /// A topic by its name, and by where it was when it was last used.
 pub(crate) struct Access<'a> {
-    bus: &'a MessageBus,
+    map: &'a TopicMap,
     name: &'a TopicName,
     cell: &'a mut Option<Arc<TopicCell>>,
 }
 
 impl<'a> Access<'a> {
     pub(crate) fn new(
-        bus: &'a MessageBus,
+        map: &'a TopicMap,
         name: &'a TopicName,
         cell: &'a mut Option<Arc<TopicCell>>,
     ) -> Self {
-        Self { bus, name, cell }
+        Self { map, name, cell }
     }
 
     pub(crate) fn put(&mut self, draft: Draft) -> Result<Published, PublishError> {
@@ -98,7 +98,7 @@ impl<'a> Access<'a> {
         loop {
             let cell = match self.cell.take() {
                 Some(cell) => cell,
-                None => self.bus.find(self.name)?,
+                None => self.map.find(self.name)?,
             };
             let mut topic = cell.lock();
             if topic.is_deleted() {
@@ -119,7 +119,7 @@ impl<'a> Access<'a> {
         loop {
             let cell = match self.cell.take() {
                 Some(cell) => cell,
-                None => match self.bus.place(self.name) {
+                None => match self.map.place(self.name) {
                     Place::Taken(cell) => cell,
                     Place::Free(place) => return place.create(act),
                 },

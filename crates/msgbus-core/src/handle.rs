@@ -4,32 +4,32 @@ use std::sync::Arc;
 
 use crate::{
     access::Access,
-    bus::{MessageBus, Published, PublishedBatch},
     cell::TopicCell,
     error::{PublishError, SubscribeError},
-    message::{Draft, Message},
+    map::TopicMap,
+    message::{Draft, Message, Published, PublishedBatch},
     name::TopicName,
     options::{BatchLimit, SubscribeOptions},
     pull::Pull,
     subscription::Subscription,
 };
 
-/// A topic of a [`MessageBus`], for those who use the same one often: it is not looked up by its name
+/// A topic of a [`MessageBus`](crate::MessageBus), for those who use the same one often: it is not looked up by its name
 /// each time.
 ///
 /// It is as good as the name: a topic that was deleted is made anew by the next publish, and is not
 /// kept from being forgotten. For another thread, clone it.
 #[derive(Debug, Clone)]
 pub struct TopicHandle {
-    bus: MessageBus,
+    map: Arc<TopicMap>,
     name: TopicName,
     /// Where the topic was when it was last used.
     cell: Option<Arc<TopicCell>>,
 }
 
 impl TopicHandle {
-    pub(crate) fn new(bus: MessageBus, name: TopicName) -> Self {
-        Self { bus, name, cell: None }
+    pub(crate) fn new(map: Arc<TopicMap>, name: TopicName) -> Self {
+        Self { map, name, cell: None }
     }
 
     /// The topic's name.
@@ -37,7 +37,7 @@ impl TopicHandle {
         &self.name
     }
 
-    /// Publishes a message, as [`MessageBus::put`] does.
+    /// Publishes a message, as [`MessageBus::put`](crate::MessageBus::put) does.
     ///
     /// # Errors
     /// See [`PublishError`].
@@ -45,7 +45,7 @@ impl TopicHandle {
         self.access().put(message.into())
     }
 
-    /// Publishes messages in one step, as [`MessageBus::put_all`] does.
+    /// Publishes messages in one step, as [`MessageBus::put_all`](crate::MessageBus::put_all) does.
     ///
     /// # Errors
     /// See [`PublishError`].
@@ -53,17 +53,17 @@ impl TopicHandle {
         self.access().put_all(messages)
     }
 
-    /// Pulls the oldest message that nobody has pulled yet, as [`MessageBus::get`] does.
+    /// Pulls the oldest message that nobody has pulled yet, as [`MessageBus::get`](crate::MessageBus::get) does.
     pub fn get(&mut self) -> Option<Message> {
         self.access().get()
     }
 
-    /// Pulls messages until a limit is reached or none is left, as [`MessageBus::get_all`] does.
+    /// Pulls messages until a limit is reached or none is left, as [`MessageBus::get_all`](crate::MessageBus::get_all) does.
     pub fn get_all(&mut self, limit: BatchLimit) -> Vec<Message> {
         self.access().get_all(limit)
     }
 
-    /// Pulls messages as soon as there are any, as [`MessageBus::wait`] does.
+    /// Pulls messages as soon as there are any, as [`MessageBus::wait`](crate::MessageBus::wait) does.
     ///
     /// # Errors
     /// See [`SubscribeError`].
@@ -71,7 +71,7 @@ impl TopicHandle {
         self.access().wait(limit)
     }
 
-    /// Subscribes to the topic, as [`MessageBus::subscribe`] does.
+    /// Subscribes to the topic, as [`MessageBus::subscribe`](crate::MessageBus::subscribe) does.
     ///
     /// # Errors
     /// See [`SubscribeError`].
@@ -83,6 +83,6 @@ impl TopicHandle {
     }
 
     fn access(&mut self) -> Access<'_> {
-        Access::new(&self.bus, &self.name, &mut self.cell)
+        Access::new(&self.map, &self.name, &mut self.cell)
     }
 }

@@ -40,6 +40,7 @@ mod event;
 mod handle;
 pub mod json;
 mod log;
+mod map;
 mod message;
 mod name;
 mod options;
@@ -51,19 +52,21 @@ mod subscription;
 mod topic;
 mod waiters;
 
-pub use bus::{MessageBus, Published, PublishedBatch, Purged};
+pub use bus::MessageBus;
 pub use cursors::LagPolicy;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use error::{NoRoom, PublishError, RecvError, SubscribeError};
 pub use event::{Event, Peek, Start};
 pub use handle::TopicHandle;
-pub use message::{Draft, Message, TopicInfo};
+pub use message::{Draft, Message, Published, PublishedBatch, TopicInfo};
 pub use name::{NameError, TopicName};
 pub use options::{BatchLimit, Options, Overflow, SubscribeOptions, TopicRule, TopicSettings};
 pub use pattern::{PatternError, TopicPattern};
 pub use position::{Position, PositionError};
 pub use pull::Pull;
-pub use stats::{BusStats, Counters, Departed, SubscriberStats, SubscriptionStats, TopicStats};
+pub use stats::{
+    BusStats, Counters, Departed, Purged, SubscriberStats, SubscriptionStats, TopicStats,
+};
 pub use subscription::Subscription;
 
 /// The examples of the README are tested too.

@@ -1,6 +1,6 @@
 //! What travels: a [`Message`], and the [`TopicInfo`] that all messages of a topic share.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -149,4 +149,22 @@ impl<T: Into<Bytes>> From<T> for Draft {
 
 fn charge(payload: &Bytes, content_type: Option<&str>) -> u64 {
     payload.len() as u64 + content_type.map_or(0, |text| text.len() as u64) + Message::OVERHEAD
+}
+
+/// Where an accepted message went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The life of the topic, see [`TopicInfo::epoch`].
+    pub epoch: u64,
+    /// The number of the message in it.
+    pub id: u64,
+}
+
+/// Where the messages of an accepted batch went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedBatch {
+    /// The life of the topic, see [`TopicInfo::epoch`].
+    pub epoch: u64,
+    /// The numbers of the messages in it.
+    pub ids: Range<u64>,
 }

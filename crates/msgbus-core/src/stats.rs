@@ -131,3 +131,12 @@ pub struct SubscriptionStats {
     /// Messages in the log that wait to be received.
     pub pending: u64,
 }
+
+/// What a sweep has dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Purged {
+    /// Expired messages.
+    pub messages: usize,
+    /// Topics that nobody used any more.
+    pub topics: usize,
+}

@@ -9,9 +9,10 @@ use tokio::{
 
 use crate::{
     connection::Connection,
+    load::{Load, Target},
     plan::{Payload, Schedule, Turn},
     protocol::{Outcome, Requester},
-    requests::{Load, Sent, Target, Work},
+    sent::{Sent, Work},
 };
 
 /// A connection at work.

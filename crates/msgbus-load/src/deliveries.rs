@@ -17,9 +17,12 @@ use tokio::{
 
 use crate::{
     connection::Connection,
+    load::{Load, Target},
+    progress::Progress,
     protocol::{Follower, Heard},
-    report::{Accounts, Latencies, Meters, Progress, Report},
-    requests::{self, Load, Sent, Target, Work},
+    report::{Accounts, Latencies, Meters, Report},
+    requests,
+    sent::{Sent, Work},
     stamp::{Ledger, Stamp},
 };
 

@@ -9,8 +9,8 @@ use tokio::{
 
 use crate::{
     deliveries::Crowd,
+    load::{Load, Target},
     report::{Accounts, Latencies, Meters, Report},
-    requests::{Load, Target},
 };
 
 /// Time for the server to settle before and after, where no duration is given.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{protocol::Body, requests::Load, stamp::Stamp};
+use crate::{load::Load, protocol::Body, stamp::Stamp};
 
 /// Whose turn it is: each client goes round all topics, and they begin as far apart as can be, or
 /// those that pull would come to what another has just emptied.

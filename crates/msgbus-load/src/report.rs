@@ -1,18 +1,11 @@
 //! What a run has found out.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::{process::Server, requests::Target};
+use crate::{load::Target, process::Server};
 
 /// The findings of a run.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -73,21 +66,6 @@ pub struct Cost {
     pub resident: u64,
     /// How much more memory that is than at the beginning, in bytes.
     pub growth: i64,
-}
-
-/// How far a run is, for whoever shows it.
-#[derive(Debug, Clone, Default)]
-pub struct Progress(Arc<AtomicU64>);
-
-impl Progress {
-    /// Operations done so far.
-    pub fn done(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-
-    pub(crate) fn add(&self, operations: u64) {
-        self.0.fetch_add(operations, Relaxed);
-    }
 }
 
 /// Measures what processes use while something runs.

@@ -1,64 +1,16 @@
 //! Publishing and pulling as fast as the server answers, or at a given rate.
 
-use std::{
-    cell::{Cell, RefCell},
-    io,
-    net::SocketAddr,
-    rc::Rc,
-    time::Duration,
-};
+use std::{io, rc::Rc};
 
-use tokio::{
-    select,
-    sync::Notify,
-    task::JoinSet,
-    time::{Instant, interval},
-};
+use tokio::{select, task::JoinSet, time::Instant};
 
 use crate::{
     client::Client,
-    process::Server,
-    protocol::Protocol,
-    report::{Accounts, Latencies, Meters, Progress, Report},
+    load::{Load, Target},
+    progress::Progress,
+    report::{Accounts, Meters, Report},
+    sent::{PATIENCE, Sent, Work},
 };
-
-/// How long the server may answer nothing at all of what it was asked.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The server under load.
-#[derive(Debug, Clone)]
-pub struct Target {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// What it speaks.
-    pub protocol: Rc<dyn Protocol>,
-    /// Its processes, where they are to be measured.
-    pub server: Option<Server>,
-}
-
-/// What is asked of the server.
-#[derive(Debug, Clone)]
-pub struct Load {
-    /// Connections that publish or pull.
-    pub clients: usize,
-    /// The topics, which the clients share between them.
-    pub topics: Vec<String>,
-    /// How many messages, by all clients together.
-    pub messages: u64,
-    /// Ends earlier after this time.
-    pub duration: Option<Duration>,
-    /// The size of a payload, in bytes.
-    pub size: usize,
-    /// How many messages in a second, by all clients together; as many as the server takes if
-    /// `None`.
-    pub rate: Option<f64>,
-    /// How many requests a connection has under way.
-    pub pipeline: usize,
-    /// How many messages a request publishes.
-    pub batch: usize,
-    /// Counts the operations while they are done.
-    pub progress: Progress,
-}
 
 /// Publishes.
 ///
@@ -114,71 +66,6 @@ pub async fn pull(target: &Target, load: &Load) -> io::Result<Report> {
         report.accounts.lost = published.saturating_sub(received);
     }
     Ok(report)
-}
-
-/// What a request is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Work {
-    Publish,
-    Pull,
-}
-
-/// What all clients of a run share.
-#[derive(Debug)]
-pub(crate) struct Sent {
-    /// Messages that have not been given to a client yet.
-    pub(crate) left: Cell<u64>,
-    /// Wakes the clients whose turn will not come any more.
-    pub(crate) none_left: Notify,
-    /// Requests sent, and answered.
-    pub(crate) asked: Cell<u64>,
-    pub(crate) answered: Cell<u64>,
-    pub(crate) latencies: RefCell<Latencies>,
-    pub(crate) accounts: Cell<Accounts>,
-    /// Messages accepted, by topic.
-    pub(crate) by_topic: Vec<Cell<u64>>,
-}
-
-impl Sent {
-    pub(crate) fn new(load: &Load) -> Self {
-        Self {
-            left: Cell::new(load.messages),
-            none_left: Notify::new(),
-            asked: Cell::new(0),
-            answered: Cell::new(0),
-            latencies: RefCell::new(Latencies::new()),
-            accounts: Cell::default(),
-            by_topic: vec![Cell::new(0); load.topics.len()],
-        }
-    }
-
-    /// Takes as many messages as there are left, but not more.
-    pub(crate) fn take(&self, most: usize) -> usize {
-        let taken = self.left.get().min(most as u64);
-        self.left.set(self.left.get() - taken);
-        if self.left.get() == 0 {
-            self.none_left.notify_waiters();
-        }
-        usize::try_from(taken).unwrap_or(most)
-    }
-
-    /// Waits until the server has answered nothing for too long.
-    async fn silence(&self) {
-        let mut looks = interval(Duration::from_secs(1));
-        let (mut answered, mut since) = (0, Instant::now());
-        while since.elapsed() < PATIENCE {
-            looks.tick().await;
-            if self.answered.get() > answered || self.answered.get() == self.asked.get() {
-                (answered, since) = (self.answered.get(), Instant::now());
-            }
-        }
-    }
-
-    fn report(&self, time: Duration, meters: Meters) -> io::Result<Report> {
-        let accounts = self.accounts.get();
-        let operations = accounts.published;
-        meters.report(time, operations, accounts, &self.latencies.borrow())
-    }
 }
 
 pub(crate) async fn connect(target: &Target, load: &Load) -> io::Result<Vec<Client>> {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use msgbus_load::Report;
 
 use super::{
-    page::{count, cpu, median, time},
+    figures::{count, cpu, median, time},
     servers::Contender,
     works::Work,
 };

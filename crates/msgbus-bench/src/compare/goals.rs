@@ -1,6 +1,10 @@
 //! What msgbus wants to reach, and how far it is.
 
-use super::{Findings, page::median, servers::Contender};
+use super::{
+    Findings,
+    figures::{median, server_cpu},
+    servers::Contender,
+};
 use crate::micro::Measure;
 
 /// A goal and how it stands.
@@ -46,10 +50,6 @@ type Figure = fn(&msgbus_load::Report) -> f64;
 
 fn rate(report: &msgbus_load::Report) -> f64 {
     report.rate
-}
-
-fn cpu(report: &msgbus_load::Report) -> f64 {
-    report.server.map_or(f64::NAN, |cost| cost.cpu_per_operation)
 }
 
 fn p50(report: &msgbus_load::Report) -> f64 {
@@ -113,18 +113,18 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
     let most = Goal::at_most;
     let mut goals = vec![
         least("put", "rate over bare", 0.85, f.ratio("put", rate)),
-        most("put", "CPU over bare", 1.25, f.ratio("put", cpu)),
+        most("put", "CPU over bare", 1.25, f.ratio("put", server_cpu)),
         least("put-pipelined", "rate over bare", 0.6, f.ratio("put-pipelined", rate)),
         least("pull", "rate over bare", 0.75, f.ratio("pull", rate)),
         least("split", "messages a second", 2e6, f.own("split", rate)),
         least("fanout-100", "rate over bare", 0.9, f.ratio("fanout-100", rate)),
         least("fanout-100-busy", "rate over bare", 0.7, f.ratio("fanout-100-busy", rate)),
-        most("fanout-100-busy", "CPU over bare", 1.4, f.ratio("fanout-100-busy", cpu)),
+        most("fanout-100-busy", "CPU over bare", 1.4, f.ratio("fanout-100-busy", server_cpu)),
         most(
             "fanout-1000",
             "CPU of a delivery, over that at 100",
             1.3,
-            f.own("fanout-1000", cpu) / f.own("fanout-100-busy", cpu),
+            f.own("fanout-1000", server_cpu) / f.own("fanout-100-busy", server_cpu),
         ),
     ];
     for key in ["fanout-100", "fanout-100-busy", "fanout-1000"] {

@@ -1,6 +1,7 @@
 //! The same work on msgbusd, on bare servers and on what else there is on the machine, in turns.
 
 mod chart;
+mod figures;
 mod goals;
 mod page;
 mod peers;

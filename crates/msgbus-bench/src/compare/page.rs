@@ -6,7 +6,13 @@ use std::fmt::Write as _;
 use anyhow::Context as _;
 use msgbus_load::Report;
 
-use super::{Findings, goals, servers::Contender, works::Work};
+use super::{
+    Findings,
+    figures::{count, cpu, median, server_cpu, time},
+    goals,
+    servers::Contender,
+    works::Work,
+};
 use crate::micro::Measure;
 
 const BEGIN: &str =
@@ -139,44 +145,4 @@ fn memory_row(reports: &[Report]) -> String {
         .filter_map(|report| Some(report.server?.growth as f64 / report.operations as f64));
     let resident = reports.iter().filter_map(|report| Some(report.server?.resident as f64 / 1e6));
     format!("| {:.0} | {} | {:.1} MB |", median(each), time(cpu(reports)), median(resident))
-}
-
-fn server_cpu(report: &Report) -> f64 {
-    report.server.map_or(f64::NAN, |cost| cost.cpu_per_operation)
-}
-
-/// The median processor time for an operation, in microseconds.
-pub(super) fn cpu(reports: &[Report]) -> f64 {
-    median(reports.iter().map(server_cpu))
-}
-
-/// The value in the middle; not a number where there is none.
-pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => values[middle],
-        _ => f64::midpoint(values[middle - 1], values[middle]),
-    }
-}
-
-/// A time in microseconds, as people read it.
-pub(super) fn time(microseconds: f64) -> String {
-    match microseconds {
-        us if us.is_nan() => "-".to_owned(),
-        us if us < 10.0 => format!("{us:.2} us"),
-        us if us < 1e3 => format!("{us:.0} us"),
-        us => format!("{:.1} ms", us / 1e3),
-    }
-}
-
-/// A number in three digits or so.
-pub(super) fn count(number: f64) -> String {
-    match number {
-        n if n >= 1e6 => format!("{:.2} M", n / 1e6),
-        n if n >= 1e3 => format!("{:.1} k", n / 1e3),
-        n => format!("{n:.0}"),
-    }
 }

@@ -14,7 +14,7 @@ use msgbus_core::{
 };
 use thiserror::Error;
 
-use super::{Answer, position};
+use super::{Answer, answers};
 
 /// Why a request was refused. The text is for people: what was wrong, and what would be right.
 #[derive(Debug, Error)]
@@ -120,7 +120,7 @@ impl Refusal {
         let value = HeaderValue::from_static;
         match self {
             // All gone, or nothing new: the client can tell.
-            Self::NothingFrom { epoch, start, .. } => position::tell(headers, *epoch, *start),
+            Self::NothingFrom { epoch, start, .. } => answers::tell_start(headers, *epoch, *start),
             Self::Method { allow } => {
                 headers.insert(header::ALLOW, value(allow));
             }

@@ -2,8 +2,10 @@
 //! one concern of theirs; doors do not know each other.
 
 mod admin;
+mod answers;
 mod body;
 mod error;
+
 mod origin;
 mod position;
 mod publish;
@@ -217,12 +219,6 @@ fn content(media_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Either::Left(Full::new(body.into())));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     answer
-}
-
-/// A number as a header's value: in one allocation, where the library's own way takes two.
-fn number(number: u64) -> HeaderValue {
-    HeaderValue::from_str(itoa::Buffer::new().format(number))
-        .unwrap_or_else(|_| HeaderValue::from(number))
 }
 
 fn no_store(answer: &mut Answer) {

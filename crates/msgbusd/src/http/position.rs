@@ -1,9 +1,9 @@
 //! Where a subscriber starts, for every door that follows a topic. docs/protocol.md, section 6.3.
 
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use msgbus_core::{LagPolicy, Position, Start};
+use hyper::header::{HeaderMap, HeaderName};
+use msgbus_core::{LagPolicy, Position};
 
-use super::{error::Refusal, number, query::Query};
+use super::{error::Refusal, query::Query};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -44,18 +44,5 @@ pub(super) fn lag(query: &Query<'_>) -> Result<LagPolicy, Refusal> {
         Some(_) => {
             Err(Refusal::Parameter { name: "lag", why: "use skip or disconnect".to_owned() })
         }
-    }
-}
-
-/// Tells in the headers of the answer where the reading starts.
-pub(super) fn tell(headers: &mut HeaderMap, epoch: u64, start: Start) {
-    let mut tell = |name, value: HeaderValue| headers.insert(HeaderName::from_static(name), value);
-    tell("msgbus-epoch", number(epoch));
-    tell("msgbus-next-id", number(start.next_id));
-    if start.missed > 0 {
-        tell("msgbus-missed", number(start.missed));
-    }
-    if start.restarted {
-        tell("msgbus-restarted", HeaderValue::from_static("true"));
     }
 }

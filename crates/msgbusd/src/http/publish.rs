@@ -12,11 +12,11 @@ use msgbus_core::{Draft, PublishError, TopicName, parse_duration};
 use tracing::debug;
 
 use super::{
-    Answer, App,
+    Answer, App, answers,
     body::{self, BodyLimit},
     empty,
     error::Refusal,
-    number, query,
+    query,
     query::Query,
 };
 
@@ -58,16 +58,16 @@ pub(super) async fn publish(
         let published = app.bus.put_all(topic, split_lines(app, topic, &payload, draft)?)?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         debug!(%peer, %topic, first, last, bytes = size, "PUT");
-        headers.insert(MSGBUS_FIRST_ID, number(first));
-        headers.insert(MSGBUS_LAST_ID, number(last));
+        headers.insert(MSGBUS_FIRST_ID, answers::number(first));
+        headers.insert(MSGBUS_LAST_ID, answers::number(last));
         published.epoch
     } else {
         let published = app.bus.put(topic, draft(payload))?;
         debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
-        headers.insert(MSGBUS_ID, number(published.id));
+        headers.insert(MSGBUS_ID, answers::number(published.id));
         published.epoch
     };
-    headers.insert(MSGBUS_EPOCH, number(epoch));
+    headers.insert(MSGBUS_EPOCH, answers::number(epoch));
     Ok(answer)
 }
 

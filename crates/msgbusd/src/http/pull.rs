@@ -13,7 +13,8 @@ use tokio::{select, time::sleep};
 use tracing::debug;
 
 use super::{
-    Answer, App, accepts, content, empty, error::Refusal, no_store, position, query, query::Query,
+    Answer, App, accepts, answers, content, empty, error::Refusal, no_store, position, query,
+    query::Query,
 };
 
 /// What a header value cannot have, and the escape itself.
@@ -117,7 +118,7 @@ fn peek(
         return Err(Refusal::NothingFrom { topic: topic.clone(), epoch, start });
     };
     let mut answer = if max.is_some() { lines(&messages) } else { object(first) };
-    position::tell(answer.headers_mut(), epoch, start);
+    answers::tell_start(answer.headers_mut(), epoch, start);
     no_store(&mut answer);
     Ok(answer)
 }

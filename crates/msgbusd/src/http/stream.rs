@@ -28,7 +28,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Level, debug, enabled};
 
-use super::{Answer, App, accepts, error::Refusal, position, query, query::Query};
+use super::{Answer, App, accepts, answers, error::Refusal, position, query, query::Query};
 use crate::{
     frames::{Form, Ring},
     wake::Caller,
@@ -99,7 +99,7 @@ pub(super) fn stream<B>(
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Says to nginx not to hold the stream back.
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
-    position::tell(headers, epoch, start);
+    answers::tell_start(headers, epoch, start);
     Ok(answer)
 }
 

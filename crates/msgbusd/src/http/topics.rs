@@ -10,7 +10,7 @@ use msgbus_core::{TopicName, json};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tracing::debug;
 
-use super::{Answer, App, accepts, content, empty, error::Refusal, no_store, number, query};
+use super::{Answer, App, accepts, answers, content, empty, error::Refusal, no_store, query};
 
 /// The most topics in one listing.
 const PAGE: usize = 10_000;
@@ -82,7 +82,7 @@ pub(super) fn counters<B>(
         ("msgbus-expired", counters.expired.total),
         ("msgbus-evicted", counters.evicted.total),
     ] {
-        answer.headers_mut().insert(HeaderName::from_static(name), number(value));
+        answer.headers_mut().insert(HeaderName::from_static(name), answers::number(value));
     }
     no_store(&mut answer);
     Ok(answer)

@@ -19,7 +19,7 @@ use tracing::debug;
 
 pub(super) use self::handshake::is_wanted;
 use self::session::Session;
-use super::{Answer, App, empty, error::Refusal, position, query};
+use super::{Answer, App, answers, empty, error::Refusal, position, query};
 use crate::{frames::Form, socket::Socket};
 
 /// Fixes the place in the topic, then answers the handshake: nothing falls between.
@@ -45,7 +45,7 @@ pub(super) fn subscribe(
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    position::tell(headers, subscription.topic().epoch, subscription.start());
+    answers::tell_start(headers, subscription.topic().epoch, subscription.start());
     debug!(%peer, %topic, from = subscription.start().next_id, "Subscribe");
 
     let upgrade = hyper::upgrade::on(request);
