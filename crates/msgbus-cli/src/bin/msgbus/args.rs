@@ -10,16 +10,15 @@ use std::{
 };
 
 use msgbus_client::{Client, Position, TopicName};
-use msgbus_core::parse_duration;
 use pico_args::Arguments;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
     bench::Bench,
-    config,
     failure::Failure,
     options::{COMMANDS, Command, OPTIONS, OptionSpec, nearest},
     output::Style,
+    reader::{Options, count, duration, media_type},
 };
 
 /// What the command line asks for.
@@ -139,12 +138,11 @@ impl FromStr for Shell {
     }
 }
 
-const DEFAULT_URI: &str = "http://localhost:8000";
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
     let split = Split::new(args)?;
-    let mut options = Options(Arguments::from_vec(split.options));
+    let mut options = Options::new(Arguments::from_vec(split.options));
     let help = options.switch("--help") || split.wants_help;
     if options.switch("--version") {
         return Ok(Invocation::Version);
@@ -342,9 +340,6 @@ fn topic(arguments: &mut impl Iterator<Item = OsString>) -> Result<TopicName, Fa
         .map_err(|error| Failure::usage(format!("bad topic {name:?}: {error}")))
 }
 
-/// The options that are left to be read.
-pub(crate) struct Options(Arguments);
-
 impl Options {
     fn publish(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pub, Failure> {
         let topic = topic(arguments)?;
@@ -454,83 +449,4 @@ impl Options {
             client,
         })
     }
-
-    fn style(&mut self) -> Result<Style, Failure> {
-        Ok(Style {
-            format: self.value("--output", str::parse)?,
-            newline: !self.switch("--no-newline"),
-            color: self.value("--color", str::parse)?.unwrap_or_default(),
-        })
-    }
-
-    /// The client of the server that option, environment, file or default name, in this order; and
-    /// whether to debug.
-    pub(crate) fn client(&mut self) -> Result<(Client, bool), Failure> {
-        let file = self.value("--config", |path| Ok(PathBuf::from(path)))?;
-        let defaults = config::read(file)?;
-        let debug = self.switch("--debug") || defaults.debug;
-        let uri = self.value("--uri", |text| Ok(text.to_owned()))?;
-        let (uri, origin) = match (uri, defaults.uri) {
-            (Some(uri), _) => (uri, "--uri".to_owned()),
-            (None, Some(default)) => default,
-            (None, None) => (DEFAULT_URI.to_owned(), "--uri".to_owned()),
-        };
-        let client =
-            Client::new(&uri).map_err(|error| Failure::usage(format!("{origin}: {error}")))?;
-        Ok((client, debug))
-    }
-
-    pub(crate) fn switch(&mut self, name: &'static str) -> bool {
-        let mut given = false;
-        while self.0.contains(name) {
-            given = true;
-        }
-        given
-    }
-
-    pub(crate) fn value<T>(
-        &mut self,
-        name: &'static str,
-        read: impl Fn(&str) -> Result<T, String>,
-    ) -> Result<Option<T>, Failure> {
-        let values: Vec<String> = self
-            .0
-            .values_from_str(name)
-            .map_err(|_| Failure::usage(format!("{name}: the value is not UTF-8")))?;
-        match &values[..] {
-            [] => Ok(None),
-            [value] => read(value)
-                .map(Some)
-                .map_err(|problem| Failure::usage(format!("{name}: {problem}"))),
-            _ => Err(Failure::usage(format!("{name} is given more than once"))),
-        }
-    }
-
-    /// Whatever is left was meant for nothing: the table and the reading above disagree.
-    fn end(self) -> Result<(), Failure> {
-        match self.0.finish().first() {
-            Some(left) => {
-                Err(Failure::usage(format!("{} is of no use here", left.to_string_lossy())))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-pub(crate) fn count(text: &str) -> Result<u64, String> {
-    let wrong = || format!("not a whole number, 1 or more: {text:?}");
-    text.parse().ok().filter(|count| *count > 0).ok_or_else(wrong)
-}
-
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    match parse_duration(text) {
-        Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn media_type(text: &str) -> Result<String, String> {
-    let fits = text.contains('/') && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
-    if fits { Ok(text.to_owned()) } else { Err(format!("not a media type: {text:?}")) }
 }

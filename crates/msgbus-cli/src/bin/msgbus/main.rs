@@ -11,6 +11,7 @@ mod options;
 mod output;
 mod publish;
 mod pull;
+mod reader;
 mod signals;
 mod subscribe;
 mod tail;

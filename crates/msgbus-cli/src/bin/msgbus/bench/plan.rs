@@ -7,8 +7,8 @@ use msgbus_load::{Load, Progress};
 use serde::Serialize;
 
 use crate::{
-    args::{Options, count, duration},
     failure::Failure,
+    reader::{Options, count, duration},
 };
 
 /// What is measured.

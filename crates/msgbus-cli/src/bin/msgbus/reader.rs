@@ -1,0 +1,99 @@
+//! The options of a command line, read one by one.
+
+use std::{path::PathBuf, time::Duration};
+
+use msgbus_client::Client;
+use msgbus_core::parse_duration;
+use pico_args::Arguments;
+
+use crate::{config, failure::Failure, output::Style};
+
+const DEFAULT_URI: &str = "http://localhost:8000";
+
+/// The options that are left to be read.
+pub(crate) struct Options(Arguments);
+
+impl Options {
+    pub(crate) fn new(arguments: Arguments) -> Self {
+        Self(arguments)
+    }
+
+    pub(crate) fn style(&mut self) -> Result<Style, Failure> {
+        Ok(Style {
+            format: self.value("--output", str::parse)?,
+            newline: !self.switch("--no-newline"),
+            color: self.value("--color", str::parse)?.unwrap_or_default(),
+        })
+    }
+
+    /// The client of the server that option, environment, file or default name, in this order; and
+    /// whether to debug.
+    pub(crate) fn client(&mut self) -> Result<(Client, bool), Failure> {
+        let file = self.value("--config", |path| Ok(PathBuf::from(path)))?;
+        let defaults = config::read(file)?;
+        let debug = self.switch("--debug") || defaults.debug;
+        let uri = self.value("--uri", |text| Ok(text.to_owned()))?;
+        let (uri, origin) = match (uri, defaults.uri) {
+            (Some(uri), _) => (uri, "--uri".to_owned()),
+            (None, Some(default)) => default,
+            (None, None) => (DEFAULT_URI.to_owned(), "--uri".to_owned()),
+        };
+        let client =
+            Client::new(&uri).map_err(|error| Failure::usage(format!("{origin}: {error}")))?;
+        Ok((client, debug))
+    }
+
+    pub(crate) fn switch(&mut self, name: &'static str) -> bool {
+        let mut given = false;
+        while self.0.contains(name) {
+            given = true;
+        }
+        given
+    }
+
+    pub(crate) fn value<T>(
+        &mut self,
+        name: &'static str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Failure> {
+        let values: Vec<String> = self
+            .0
+            .values_from_str(name)
+            .map_err(|_| Failure::usage(format!("{name}: the value is not UTF-8")))?;
+        match &values[..] {
+            [] => Ok(None),
+            [value] => read(value)
+                .map(Some)
+                .map_err(|problem| Failure::usage(format!("{name}: {problem}"))),
+            _ => Err(Failure::usage(format!("{name} is given more than once"))),
+        }
+    }
+
+    /// Whatever is left was meant for nothing: the table and the reading above disagree.
+    pub(crate) fn end(self) -> Result<(), Failure> {
+        match self.0.finish().first() {
+            Some(left) => {
+                Err(Failure::usage(format!("{} is of no use here", left.to_string_lossy())))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn count(text: &str) -> Result<u64, String> {
+    let wrong = || format!("not a whole number, 1 or more: {text:?}");
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(wrong)
+}
+
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(crate) fn media_type(text: &str) -> Result<String, String> {
+    let fits = text.contains('/') && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    if fits { Ok(text.to_owned()) } else { Err(format!("not a media type: {text:?}")) }
+}
