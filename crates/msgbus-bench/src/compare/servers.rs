@@ -1,8 +1,7 @@
 //! The servers that are compared: how each is started, and what it speaks.
 
 use std::{
-    env, fs,
-    io::{self, Write as _},
+    env, fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -249,9 +248,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let pid = self.child.id().to_string();
-        // It is asked first, so that it takes its own children with it.
-        let _ = Command::new("kill").arg(&pid).status();
+        // It is asked first, so that it takes its own children with it. Every shell can do that; the
+        // program of this name is not everywhere.
+        let _ = Command::new("sh").args(["-c", &format!("kill {}", self.child.id())]).status();
         for _ in 0..100 {
             match self.child.try_wait() {
                 Ok(None) => sleep(Duration::from_millis(20)),
@@ -260,7 +259,6 @@ impl Drop for Running {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = io::stderr().flush();
     }
 }
 
