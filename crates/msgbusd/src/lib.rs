@@ -4,6 +4,7 @@
 pub mod config;
 mod frames;
 mod http;
+pub mod keys;
 mod metrics;
 mod server;
 mod socket;

@@ -1,11 +1,12 @@
 //! `msgbusd`: reads its configuration, serves, and stops when it is told to.
 
-use std::{env, future::pending, io, process::ExitCode, thread, time::Duration};
+use std::{env, future::pending, io, process::ExitCode, sync::Arc, thread, time::Duration};
 
 use anyhow::Context as _;
 use msgbusd::{
     Server, Workers,
     config::{self, Config, Invocation, Scheduler},
+    keys::{Keyring, NewKey},
 };
 use tokio::{
     runtime, select,
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
         }),
         Ok(Invocation::Help) => print(&config::help()),
         Ok(Invocation::Version) => print(concat!("msgbusd ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Invocation::KeyHelp) => print(&config::key_help()),
+        Ok(Invocation::NewKey(key)) => show(&key),
         Err(error) => {
             complain(&error.to_string());
             ExitCode::from(USAGE)
@@ -39,6 +42,13 @@ fn print(text: &str) -> ExitCode {
     use io::Write as _;
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
+}
+
+/// The secret apart from the lines for the file, so that neither need ever be where the other is.
+#[expect(clippy::print_stderr, reason = "it is where the secret is shown")]
+fn show(key: &NewKey) -> ExitCode {
+    eprintln!("{}", key.secret);
+    print(&key.lines)
 }
 
 #[expect(clippy::print_stderr, reason = "there is no log yet, or it is not the place")]
@@ -92,6 +102,11 @@ async fn run(config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCod
         server.local_addr()
     );
 
+    if let Some(keyring) = server.keyring() {
+        info!("{} keys from {}", keyring.len(), keyring.path().display());
+        tokio::spawn(reload(Arc::clone(keyring), signal(SignalKind::hangup())?));
+    }
+
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.run(async {
         // The sender is gone only when it has sent.
@@ -121,8 +136,23 @@ fn announce_notices(config: &Config) {
     for notice in &config.notices {
         warn!("{notice}");
     }
-    if !config.bind.ip().is_loopback() {
+    if config.bind.ip().is_loopback() {
+        return;
+    }
+    if config.keys.is_some() {
+        warn!("keys come to {} as they are: let nobody read along, put TLS in front", config.bind);
+    } else {
         warn!("--open: anybody who can reach {} may publish and read", config.bind);
+    }
+}
+
+/// Reads the keys again at each signal.
+async fn reload(keyring: Arc<Keyring>, mut hangups: Signal) {
+    while hangups.recv().await.is_some() {
+        match keyring.reload() {
+            Ok(()) => info!("SIGHUP: {} keys from {}", keyring.len(), keyring.path().display()),
+            Err(error) => warn!("SIGHUP: {error}; the keys stay as they were"),
+        }
     }
 }
 

@@ -32,6 +32,7 @@ use crate::{
     config::Config,
     frames::Frames,
     http::{self, AnswerBody, App, Tasks},
+    keys::Keyring,
     metrics::Metrics,
     socket::{Conversation, Socket},
     workers::Workers,
@@ -79,6 +80,7 @@ impl Server {
         let listener = listen(config.bind)?;
         let app = App {
             bus: MessageBus::new(config.bus.clone()),
+            keyring: config.keys.clone().map(|file| Arc::new(Keyring::new(file))),
             config,
             metrics: Metrics::new(),
             frames: Frames::default(),
@@ -101,6 +103,11 @@ impl Server {
     /// The address in use, with the port that was picked if none was given.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The keys in force; `None` where everybody may do everything.
+    pub fn keyring(&self) -> Option<&Arc<Keyring>> {
+        self.app.keyring.as_ref()
     }
 
     /// The bus behind the doors.

@@ -2,6 +2,7 @@
 //! this order. Each setting is described once, in the table of `settings.rs`.
 
 mod file;
+mod key;
 mod settings;
 mod values;
 
@@ -21,6 +22,7 @@ use self::{
     file::File,
     settings::{Kind, SETTINGS, Setting},
 };
+use crate::keys::{KeyFile, NewKey};
 
 /// The resolved settings of a daemon. `Config::default()` is what a daemon runs with that is told
 /// nothing.
@@ -30,6 +32,8 @@ pub struct Config {
     pub bind: SocketAddr,
     /// Whether anybody who can reach an address beyond loopback may use the bus.
     pub open: bool,
+    /// Who may do what; everybody everything if `None`.
+    pub keys: Option<KeyFile>,
     /// Foreign web origins that may use the bus, as a browser sends them: `https://example.com`.
     pub allowed_origins: Vec<String>,
     /// The bounds of the bus, and the rules for its topics.
@@ -84,6 +88,7 @@ impl Default for Config {
         Self {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             open: false,
+            keys: None,
             allowed_origins: Vec::new(),
             bus: Options::default(),
             max_payload: 1 << 20,
@@ -131,6 +136,10 @@ pub enum Invocation {
     Help,
     /// Print the version.
     Version,
+    /// Print a new key.
+    NewKey(NewKey),
+    /// Print [`key_help`].
+    KeyHelp,
 }
 
 /// A wrong flag, variable or file: one line that names it.
@@ -163,8 +172,11 @@ pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Invocation, ConfigError> {
-    let args: Result<Vec<_>, _> =
-        args.into_iter().map(with_two_dashes).filter_map(plain_switch).collect();
+    let mut args = args.into_iter().peekable();
+    if args.next_if(|arg| arg == "key").is_some() {
+        return key::parse(args.collect());
+    }
+    let args: Result<Vec<_>, _> = args.map(with_two_dashes).filter_map(plain_switch).collect();
     let mut args = Arguments::from_vec(args?);
     if args.contains(["-h", "--help"]) {
         return Ok(Invocation::Help);
@@ -329,13 +341,13 @@ fn resolve(raw: &HashMap<&str, Vec<Raw>>, rules: Vec<TopicRule>) -> Result<Confi
                 .map_err(|problem| ConfigError::new(origin, problem))?;
         }
     }
-    if !config.bind.ip().is_loopback() && !config.open {
+    if !config.bind.ip().is_loopback() && !config.open && config.keys.is_none() {
         let origin = raw.get("bind").and_then(|values| values.first());
         return Err(ConfigError::new(
             origin.map_or("--bind", |raw| &raw.origin),
             format!(
                 "{} can be reached from other machines, and anybody there may publish and read; \
-                 say --open if that is meant",
+                 say who may with --keys, or --open if that is meant",
                 config.bind
             ),
         ));
@@ -343,11 +355,17 @@ fn resolve(raw: &HashMap<&str, Vec<Raw>>, rules: Vec<TopicRule>) -> Result<Confi
     Ok(config)
 }
 
+/// The text of `key --help`.
+pub fn key_help() -> String {
+    key::HELP.to_owned()
+}
+
 /// The text of `--help`.
 pub fn help() -> String {
     let mut text = String::from(
         "msgbusd: the message bus you can curl\n\n\
-         Usage: msgbusd [FLAGS]\n\n\
+         Usage: msgbusd [FLAGS]\n       \
+         msgbusd key new NAME --allow ACTION:TOPIC...\n\n\
          Publish with PUT or POST /<topic>, pull with GET /<topic>, subscribe with a websocket on\n\
          /<topic>, list with GET /.\n\nFlags:\n",
     );

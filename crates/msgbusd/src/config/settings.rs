@@ -1,6 +1,7 @@
 //! The table of settings: flag, variable, key, default, help and effect of each, in one place.
 
 use super::{Config, values};
+use crate::keys::KeyFile;
 
 /// What the names of all variables begin with.
 pub(super) const VARIABLE_PREFIX: &str = "MSGBUSD_";
@@ -67,6 +68,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     }),
     setting!(Switch "open" "" "", "let anybody use an address beyond loopback", |c, v| {
         c.open = values::switch(v)?;
+        Ok(())
+    }),
+    setting!(Value "keys" "FILE" "", "keys and what each allows; read again at SIGHUP", |c, v| {
+        c.keys = Some(KeyFile::read(v).map_err(|error| error.to_string())?);
         Ok(())
     }),
     setting!(List "allow-origin" "ORIGIN" "", "a web origin that may use the bus; may be repeated", |c, v| {

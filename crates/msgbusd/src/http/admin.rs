@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use hyper::StatusCode;
-use msgbus_core::json;
+use hyper::{Method, Request, StatusCode};
+use msgbus_core::{TopicName, json};
 
-use super::{Answer, App, READ_METHODS, content, error::Refusal, no_store, topic_name};
+use super::{Answer, App, content, error::Refusal, no_store};
+use crate::keys::{Caller, TICKET_LIVES, TooManyTickets};
 
 pub(super) fn metrics(app: &Arc<App>) -> Answer {
     let body = app.metrics.render(&app.bus, app.config.max_metric_topics);
@@ -26,23 +27,41 @@ pub(super) fn health(app: &Arc<App>) -> Answer {
     answer
 }
 
-/// `/-/stats` and `/-/topics/<topic>`: the books as JSON.
-pub(super) fn inspect(app: &Arc<App>, path: &str, is_read: bool) -> Result<Answer, Refusal> {
+/// `/-/stats`: the books of the whole bus, as JSON.
+pub(super) fn stats(app: &Arc<App>) -> Answer {
     let mut body = Vec::new();
-    if path == "/-/stats" {
-        json::write_stats(&mut body, &app.bus.stats());
-    } else if let Some(topic) = path.strip_prefix("/-/topics/") {
-        let topic = topic_name(topic)?;
-        let missing = || Refusal::NoSuchTopic(topic.clone());
-        let stats = app.bus.topic(&topic).ok_or_else(missing)?;
-        json::write_topic(&mut body, &stats, &app.bus.subscribers(&topic));
-    } else {
+    json::write_stats(&mut body, &app.bus.stats());
+    object(body)
+}
+
+/// `/-/topics/<topic>`: the books of a topic.
+pub(super) fn inspect(app: &Arc<App>, topic: &TopicName) -> Result<Answer, Refusal> {
+    let missing = || Refusal::NoSuchTopic(topic.clone());
+    let stats = app.bus.topic(topic).ok_or_else(missing)?;
+    let mut body = Vec::new();
+    json::write_topic(&mut body, &stats, &app.bus.subscribers(topic));
+    Ok(object(body))
+}
+
+/// `/-/ticket`: what stands for the caller's key in one URL, once. docs/protocol.md, section 13.6.
+pub(super) fn ticket<B>(
+    app: &Arc<App>,
+    request: &Request<B>,
+    caller: Option<Arc<Caller>>,
+) -> Result<Answer, Refusal> {
+    let (Some(keyring), Some(caller)) = (&app.keyring, caller) else {
         return Err(Refusal::NothingHere);
+    };
+    if request.method() != Method::POST {
+        return Err(Refusal::Method { allow: "POST" });
     }
-    if !is_read {
-        return Err(Refusal::Method { allow: READ_METHODS });
-    }
+    let ticket = keyring.open_ticket(caller).map_err(|TooManyTickets| Refusal::TooManyTickets)?;
+    let body = serde_json::json!({ "ticket": ticket, "expires_in": TICKET_LIVES.as_secs() });
+    Ok(object(body.to_string().into_bytes()))
+}
+
+fn object(body: Vec<u8>) -> Answer {
     let mut answer = content("application/json", body);
     no_store(&mut answer);
-    Ok(answer)
+    answer
 }

@@ -14,7 +14,7 @@ use msgbus_core::{
 };
 use thiserror::Error;
 
-use super::{Answer, answers};
+use super::{Answer, answers, auth};
 
 /// Why a request was refused. The text is for people: what was wrong, and what would be right.
 #[derive(Debug, Error)]
@@ -43,6 +43,16 @@ pub(super) enum Refusal {
     ForeignOrigin { origin: String },
     #[error("requests that another site makes a browser send are not allowed")]
     CrossSite,
+    #[error("{need} needs a key: send it as Authorization: Bearer KEY")]
+    KeyNeeded { need: String },
+    #[error("the key is not known here: send a known one as Authorization: Bearer KEY")]
+    WrongKey,
+    #[error("the ticket is not known: each is for one use within 30 seconds, from POST /-/ticket")]
+    WrongTicket,
+    #[error("the key {key:?} does not allow {need}")]
+    NotGranted { key: String, need: String },
+    #[error("too many tickets are open: each is gone after 30 seconds")]
+    TooManyTickets,
     #[error("no messages enqueued for topic: {0}")]
     Empty(TopicName),
     #[error("no messages enqueued for topic: {topic}")]
@@ -95,6 +105,11 @@ impl Refusal {
             Self::ForeignOrigin { .. } | Self::CrossSite => {
                 (StatusCode::FORBIDDEN, "foreign_origin")
             }
+            Self::KeyNeeded { .. } => (StatusCode::UNAUTHORIZED, "key_needed"),
+            Self::WrongKey => (StatusCode::UNAUTHORIZED, "wrong_key"),
+            Self::WrongTicket => (StatusCode::UNAUTHORIZED, "wrong_ticket"),
+            Self::NotGranted { .. } => (StatusCode::FORBIDDEN, "not_granted"),
+            Self::TooManyTickets => (StatusCode::SERVICE_UNAVAILABLE, "too_many_tickets"),
             Self::Empty(_) | Self::NothingFrom { .. } => (StatusCode::NOT_FOUND, "empty"),
             Self::NothingHere => (StatusCode::NOT_FOUND, "nothing_here"),
             Self::NoSuchTopic(_) => (StatusCode::NOT_FOUND, "no_such_topic"),
@@ -128,11 +143,14 @@ impl Refusal {
                 headers.insert(header::SEC_WEBSOCKET_VERSION, value("13"));
                 headers.insert(header::UPGRADE, value("websocket"));
             }
+            Self::KeyNeeded { .. } | Self::WrongKey | Self::WrongTicket => {
+                headers.insert(header::WWW_AUTHENTICATE, auth::CHALLENGE);
+            }
             // What is left of the body is not worth reading.
             Self::PayloadTooLarge { .. } | Self::Body | Self::BodyTimeout(_) => {
                 headers.insert(header::CONNECTION, value("close"));
             }
-            Self::Publish(_) | Self::Subscribe(_)
+            Self::Publish(_) | Self::Subscribe(_) | Self::TooManyTickets
                 if self.kind().0 == StatusCode::SERVICE_UNAVAILABLE =>
             {
                 headers.insert(header::RETRY_AFTER, value("1"));

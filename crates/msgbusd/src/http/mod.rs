@@ -3,14 +3,15 @@
 
 mod admin;
 mod answers;
+mod auth;
 mod body;
 mod error;
-
 mod origin;
 mod position;
 mod publish;
 mod pull;
 mod query;
+mod routes;
 mod stream;
 mod topics;
 mod websocket;
@@ -22,18 +23,18 @@ use http_body_util::{Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{self, HeaderMap, HeaderValue},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{MessageBus, TopicName};
-use percent_encoding::percent_decode_str;
+use msgbus_core::MessageBus;
 use tokio::runtime::Handle;
 use tokio_util::{future::FutureExt as _, sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-use self::{error::Refusal, query::Query};
+use self::{error::Refusal, query::Query, routes::Route};
 use crate::{
     config::Config,
-    frames::{Form, Frames},
+    frames::Frames,
+    keys::{Action, Keyring},
     metrics::Metrics,
 };
 
@@ -46,6 +47,8 @@ type Answer = Response<AnswerBody>;
 pub(crate) struct App {
     pub(crate) bus: MessageBus,
     pub(crate) config: Config,
+    /// `None` where everybody may do everything.
+    pub(crate) keyring: Option<Arc<Keyring>>,
     pub(crate) metrics: Metrics,
     pub(crate) frames: Frames,
     pub(crate) tasks: Tasks,
@@ -109,7 +112,8 @@ pub(crate) async fn answer(
 }
 
 fn refuse(refusal: &Refusal, peer: SocketAddr, request: &Request<Incoming>) -> Answer {
-    debug!(%peer, method = %request.method(), uri = %request.uri(), %refusal, "refused");
+    // Not the rest of the URL: a ticket may be in it, and what somebody took for the place of a key.
+    debug!(%peer, method = %request.method(), path = request.uri().path(), %refusal, "refused");
     let headers = request.headers();
     let prefers_json =
         accepts(headers, "application/json") || accepts(headers, "application/problem+json");
@@ -121,66 +125,33 @@ async fn route(
     peer: SocketAddr,
     request: &mut Request<Incoming>,
 ) -> Result<Answer, Refusal> {
-    let path = request.uri().path();
-    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-    match path {
-        "/" => {
-            return match *request.method() {
-                _ if is_read && websocket::is_wanted(request) => Err(Refusal::WebsocketOnRoot),
-                _ if is_read => topics::list(app, request),
-                Method::PUT | Method::POST | Method::DELETE => Err(Refusal::NoTopic),
-                _ => Err(Refusal::Method { allow: READ_METHODS }),
-            };
+    let route = Route::of(request)?;
+    // Before anything of a body is read, and whatever there is.
+    let caller = auth::check(app, &route, request)?;
+    match route {
+        Route::Publish(topic) => publish::publish(app, peer, &topic, request).await,
+        Route::Pull(topic) => {
+            let permit = auth::permit(app, caller, Action::Pull, &topic);
+            pull::pull(app, peer, &topic, request, permit).await
         }
-        "/metrics" | "/healthz" if !is_read => return Err(Refusal::Method { allow: READ_METHODS }),
-        "/metrics" => return Ok(admin::metrics(app)),
-        "/healthz" => return Ok(admin::health(app)),
-        _ if path.starts_with("/-/") => return admin::inspect(app, path, is_read),
-        _ => {}
-    }
-    let topic = match *request.method() {
-        Method::GET | Method::HEAD | Method::PUT | Method::POST | Method::DELETE => {
-            topic_name(path)?
+        Route::Peek(topic) => pull::peek(app, &topic, request),
+        Route::Websocket(topic) => {
+            let permit = auth::permit(app, caller, Action::Subscribe, &topic);
+            websocket::subscribe(app, peer, &topic, request, permit)
         }
-        _ => return Err(Refusal::Method { allow: TOPIC_METHODS }),
-    };
-    match *request.method() {
-        Method::PUT | Method::POST => publish::publish(app, peer, &topic, request).await,
-        Method::GET if websocket::is_wanted(request) => {
-            websocket::subscribe(app, peer, &topic, request)
+        Route::Stream(topic, form) => {
+            let permit = auth::permit(app, caller, Action::Subscribe, &topic);
+            stream::stream(app, peer, &topic, request, form, permit)
         }
-        Method::GET => match stream_wanted(request)? {
-            Some(form) => stream::stream(app, peer, &topic, request, form),
-            None => pull::pull(app, peer, &topic, request).await,
-        },
-        Method::HEAD => topics::counters(app, &topic, request),
-        _ => topics::delete(app, peer, &topic, request),
+        Route::Counters(topic) => topics::counters(app, &topic, request),
+        Route::Delete(topic) => topics::delete(app, peer, &topic, request),
+        Route::List => topics::list(app, request, caller.as_deref()),
+        Route::Inspect(topic) => admin::inspect(app, &topic),
+        Route::Stats => Ok(admin::stats(app)),
+        Route::Metrics => Ok(admin::metrics(app)),
+        Route::Health => Ok(admin::health(app)),
+        Route::Ticket => admin::ticket(app, request, caller),
     }
-}
-
-/// The form of the stream that a GET asks for, unless it asks for a pull.
-fn stream_wanted<B>(request: &Request<B>) -> Result<Option<Form>, Refusal> {
-    let query = query(request);
-    if pull::is_wanted(&query) {
-        return Ok(None);
-    }
-    stream::wanted(&query, request.headers())
-}
-
-/// The topic that a path names: decoded once, without its outer slashes.
-fn topic_name(path: &str) -> Result<TopicName, Refusal> {
-    if !path.contains('%') {
-        return Ok(TopicName::new(path.trim_matches('/'))?);
-    }
-    let bytes = path.as_bytes();
-    let is_escape = |at: usize| {
-        bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-    };
-    if bytes.iter().enumerate().any(|(at, byte)| *byte == b'%' && !is_escape(at)) {
-        return Err(Refusal::PathEncoding);
-    }
-    let name = percent_decode_str(path).decode_utf8().map_err(|_| Refusal::PathEncoding)?;
-    Ok(TopicName::new(name.trim_matches('/'))?)
 }
 
 /// Whether the client names this media type among those it accepts. A wildcard names none, and
@@ -203,6 +174,12 @@ fn is_quality_0(parameter: &str) -> bool {
     parameter.split_once('=').is_some_and(|(name, value)| {
         name.eq_ignore_ascii_case("q") && value.parse().is_ok_and(|quality: f32| quality <= 0.0)
     })
+}
+
+/// The items of a header that is a list.
+fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
 fn query<B>(request: &Request<B>) -> Query<'_> {

@@ -84,7 +84,10 @@ impl Source {
         self.share(headers);
         for (name, value) in [
             (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, PUT, POST, DELETE"),
-            (header::ACCESS_CONTROL_ALLOW_HEADERS, "content-type, ttl, last-event-id"),
+            (
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                "authorization, content-type, ttl, last-event-id",
+            ),
             (header::ACCESS_CONTROL_MAX_AGE, "600"),
         ] {
             headers.insert(name, HeaderValue::from_static(value));

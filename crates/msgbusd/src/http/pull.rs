@@ -16,6 +16,7 @@ use super::{
     Answer, App, accepts, answers, content, empty, error::Refusal, no_store, position, query,
     query::Query,
 };
+use crate::keys::Permit;
 
 /// What a header value cannot have, and the escape itself.
 const HEADER_ESCAPES: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
@@ -34,11 +35,9 @@ pub(super) async fn pull<B>(
     peer: SocketAddr,
     topic: &TopicName,
     request: &Request<B>,
+    permit: Permit,
 ) -> Result<Answer, Refusal> {
     let query = query(request);
-    if query.flag("peek")? {
-        return peek(app, topic, &query.only(&["peek", "since", "max"])?, request.headers());
-    }
     if query.has("since") {
         let why = "it goes with ?peek, ?stream= or a websocket: a pull takes the oldest".to_owned();
         return Err(Refusal::Parameter { name: "since", why });
@@ -55,7 +54,7 @@ pub(super) async fn pull<B>(
 
     let messages = match wait {
         // Even for what is there it queues: others may have waited longer.
-        Some(patience) => wait_for(app, topic, limit, patience).await?,
+        Some(patience) => wait_for(app, topic, limit, patience, permit).await?,
         None => app.bus.get_all(topic, limit),
     };
     if messages.is_empty() && wait.is_none() {
@@ -86,30 +85,33 @@ fn wait(query: &Query<'_>) -> Result<Option<Duration>, Refusal> {
     }
 }
 
-/// Waits for messages; none, when the time is over, the topic is deleted or the server stops. A
-/// client that goes ends the wait, and what it waited for is for the next one.
+/// Waits for messages; none, when the time is over, the topic is deleted, the server stops or the keys no
+/// longer allow it. A client that goes ends the wait, and what it waited for is for the next one.
 async fn wait_for(
     app: &App,
     topic: &TopicName,
     limit: BatchLimit,
     patience: Duration,
+    mut permit: Permit,
 ) -> Result<Vec<Message>, Refusal> {
     let pull = app.bus.wait(topic, limit)?;
     Ok(select! {
         biased;
         () = app.tasks.drain.cancelled() => Vec::new(),
+        () = permit.revoked() => Vec::new(),
         pulled = pull => pulled.unwrap_or_default(),
         () = sleep(patience) => Vec::new(),
     })
 }
 
-fn peek(
+/// Shows what would be pulled, or what there is from a position on.
+pub(super) fn peek<B>(
     app: &App,
     topic: &TopicName,
-    query: &Query<'_>,
-    headers: &HeaderMap,
+    request: &Request<B>,
 ) -> Result<Answer, Refusal> {
-    let from = position::requested(query, headers)?;
+    let query = query(request).only(&["peek", "since", "max"])?;
+    let from = position::requested(&query, request.headers())?;
     let max = query.count("max")?;
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
     let Peek { messages, epoch, start } =

@@ -31,6 +31,7 @@ use tracing::{Level, debug, enabled};
 use super::{Answer, App, accepts, answers, error::Refusal, position, query, query::Query};
 use crate::{
     frames::{Form, Ring},
+    keys::Permit,
     wake::Caller,
 };
 
@@ -68,8 +69,9 @@ pub(super) fn stream<B>(
     topic: &TopicName,
     request: &Request<B>,
     form: Form,
+    permit: Permit,
 ) -> Result<Answer, Refusal> {
-    let query = query(request).only(&["stream", "since", "index", "lag"])?;
+    let query = query(request).only(&["stream", "since", "index", "lag", "ticket"])?;
     let (from, note) = match position::requested(&query, request.headers()) {
         // A browser cannot be told by a status: it would only ask again, with the same header.
         Err(Refusal::Header { .. }) if form == Form::Sse => {
@@ -92,7 +94,8 @@ pub(super) fn stream<B>(
         _ => "application/octet-stream",
     };
     let (epoch, start) = (subscription.topic().epoch, subscription.start());
-    let mut answer = Response::new(Either::Right(Live::new(app, peer, subscription, form, note)));
+    let live = Live::new(app, peer, subscription, form, note, permit);
+    let mut answer = Response::new(Either::Right(live));
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -108,6 +111,7 @@ pub(super) fn stream<B>(
 pub(crate) struct Live {
     peer: SocketAddr,
     subscription: Subscription,
+    permit: Permit,
     form: Form,
     ring: Arc<Ring>,
     caller: Caller,
@@ -128,9 +132,11 @@ impl Live {
         subscription: Subscription,
         form: Form,
         note: &'static str,
+        permit: Permit,
     ) -> Self {
         let mut live = Self {
             peer,
+            permit,
             ring: app.frames.ring(subscription.topic().epoch, form),
             form,
             caller: Caller::default(),
@@ -213,6 +219,11 @@ impl Live {
     /// Waits for more pieces, or for the end.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.draining.as_mut().poll(cx).is_ready() {
+            self.over = true;
+            return Poll::Ready(());
+        }
+        if self.permit.poll_revoked(cx).is_ready() {
+            self.say("revoked", "");
             self.over = true;
             return Poll::Ready(());
         }

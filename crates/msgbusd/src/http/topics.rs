@@ -11,14 +11,21 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tracing::debug;
 
 use super::{Answer, App, accepts, answers, content, empty, error::Refusal, no_store, query};
+use crate::keys::{Action, Caller, Need};
 
 /// The most topics in one listing.
 const PAGE: usize = 10_000;
 /// What a GET of a topic may have. A HEAD answers the same whatever they say.
-const OF_GET: &[&str] = &["raw", "max", "wait", "peek", "stream", "since", "index", "lag"];
+const OF_GET: &[&str] =
+    &["raw", "max", "wait", "peek", "stream", "since", "index", "lag", "ticket"];
 
-/// Names, one a line; or objects with counters, for those who accept JSON.
-pub(super) fn list<B>(app: &Arc<App>, request: &Request<B>) -> Result<Answer, Refusal> {
+/// Names, one a line; or objects with counters, for those who accept JSON. Only those that the caller may
+/// inspect, where there are keys.
+pub(super) fn list<B>(
+    app: &Arc<App>,
+    request: &Request<B>,
+    caller: Option<&Caller>,
+) -> Result<Answer, Refusal> {
     let query = query(request).only(&["prefix", "after", "max"])?;
     let prefix = query.get("prefix")?.unwrap_or_default();
     let after = query.get("after")?.unwrap_or_default();
@@ -26,6 +33,9 @@ pub(super) fn list<B>(app: &Arc<App>, request: &Request<B>) -> Result<Answer, Re
 
     let mut names = app.bus.topics();
     names.retain(|name| name.as_str().starts_with(prefix) && name.as_str() > after);
+    if let Some(caller) = caller {
+        names.retain(|name| caller.may(Need::Topic(Action::Inspect, name)));
+    }
     let more = names.len() > max;
     names.truncate(max);
 

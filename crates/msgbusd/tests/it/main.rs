@@ -5,6 +5,7 @@
 
 mod browsers;
 mod connections;
+mod keys;
 mod process;
 mod publish;
 mod pull;

@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
-fn msgbusd(args: &[&str]) -> Command {
+pub(crate) fn msgbusd(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_msgbusd"));
     command
         .args(args)
@@ -25,7 +25,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 
 /// Runs a command line that must be refused: one line on stderr, nothing on stdout, exit 2.
 #[track_caller]
-fn refuses(command: &mut Command, mention: &[&str]) {
+pub(crate) fn refuses(command: &mut Command, mention: &[&str]) {
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{text}");
@@ -38,16 +38,16 @@ fn refuses(command: &mut Command, mention: &[&str]) {
 }
 
 /// A daemon in a process of its own, killed when dropped.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     log: BufReader<std::process::ChildStderr>,
     /// What it has logged up to the line that says where it listens.
-    opening: String,
-    address: SocketAddr,
+    pub(crate) opening: String,
+    pub(crate) address: SocketAddr,
 }
 
 impl Running {
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut opening = String::new();
@@ -58,20 +58,35 @@ impl Running {
         Self { child, log, address: address.parse().unwrap(), opening }
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
-    fn end(mut self) -> (ExitStatus, String) {
+    pub(crate) fn end(mut self) -> (ExitStatus, String) {
         let mut log = String::new();
         self.log.read_to_string(&mut log).unwrap();
         (self.child.wait().unwrap(), log)
     }
 
-    fn say(&self, request: &str) -> String {
+    /// Reads the log on, up to a line that has this in it.
+    pub(crate) fn logs(&mut self, text: &str) -> String {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert_ne!(self.log.read_line(&mut line).unwrap(), 0, "it ended without {text:?}");
+        }
+        line
+    }
+
+    pub(crate) fn say(&self, request: &str) -> String {
+        self.say_with(request, "Accept: */*")
+    }
+
+    pub(crate) fn say_with(&self, request: &str, header: &str) -> String {
         let mut stream = TcpStream::connect(self.address).unwrap();
-        write!(stream, "{request} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let headers = format!("Host: a\r\nConnection: close\r\n{header}\r\n");
+        write!(stream, "{request} HTTP/1.1\r\n{headers}\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer

@@ -1,10 +1,10 @@
 //! The real server on a port of its own, and clients that can also misbehave.
 
-use std::{fmt::Write as _, net::SocketAddr, time::Duration};
+use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use msgbus_core::{Message, MessageBus, json};
-use msgbusd::{Drained, Server, Workers, config::Config};
+use msgbusd::{Drained, Server, Workers, config::Config, keys::Keyring};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -31,6 +31,7 @@ pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
 pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
     pub(crate) bus: MessageBus,
+    pub(crate) keyring: Option<Arc<Keyring>>,
     stop: oneshot::Sender<()>,
     running: JoinHandle<Drained>,
 }
@@ -58,6 +59,7 @@ impl Daemon {
         Self {
             address: server.local_addr(),
             bus: server.bus().clone(),
+            keyring: server.keyring().cloned(),
             stop,
             running: tokio::spawn(server.run(async {
                 let _ = stopped.await;

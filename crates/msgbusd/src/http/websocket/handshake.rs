@@ -9,7 +9,7 @@ use hyper::{
 };
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::http::error::Refusal;
+use crate::http::{error::Refusal, items};
 
 /// Whether the client wants a websocket, however badly it says so.
 pub(in crate::http) fn is_wanted<B>(request: &Request<B>) -> bool {
@@ -51,9 +51,5 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
 
 /// Whether a header that is a list has this item, in any case.
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case(token)))
+    items(headers, name).any(|item| item.eq_ignore_ascii_case(token))
 }

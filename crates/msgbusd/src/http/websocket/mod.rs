@@ -19,8 +19,10 @@ use tracing::debug;
 
 pub(super) use self::handshake::is_wanted;
 use self::session::Session;
-use super::{Answer, App, answers, empty, error::Refusal, position, query};
-use crate::{frames::Form, socket::Socket};
+use super::{
+    Answer, App, answers, auth::SUBPROTOCOL, empty, error::Refusal, items, position, query,
+};
+use crate::{frames::Form, keys::Permit, socket::Socket};
 
 /// Fixes the place in the topic, then answers the handshake: nothing falls between.
 pub(super) fn subscribe(
@@ -28,9 +30,10 @@ pub(super) fn subscribe(
     peer: SocketAddr,
     topic: &TopicName,
     request: &mut Request<Incoming>,
+    permit: Permit,
 ) -> Result<Answer, Refusal> {
     let accept = handshake::check(request)?;
-    let query = query(request).only(&["since", "index", "raw", "lag"])?;
+    let query = query(request).only(&["since", "index", "raw", "lag", "ticket"])?;
     let form = if query.flag("raw")? { Form::Binary } else { Form::Text };
     let from = position::requested(&query, request.headers())?;
     let options = SubscribeOptions {
@@ -45,6 +48,9 @@ pub(super) fn subscribe(
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    if items(request.headers(), &header::SEC_WEBSOCKET_PROTOCOL).any(|offer| offer == SUBPROTOCOL) {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
     answers::tell_start(headers, subscription.topic().epoch, subscription.start());
     debug!(%peer, %topic, from = subscription.start().next_id, "Subscribe");
 
@@ -54,7 +60,7 @@ pub(super) fn subscribe(
         // A client that is gone by now, or a connection that is not ours, has no session.
         let Some((socket, already_read)) = upgrade.await.ok().and_then(take_over) else { return };
         let socket = session::accept(socket, already_read).await;
-        let mut session = Session::new(&session_app, peer, subscription, form, socket);
+        let mut session = Session::new(&session_app, peer, subscription, form, socket, permit);
         let end = session.follow().await;
         // Boxed: it is soon over, and no session is to be larger for it.
         Box::pin(session.end(end)).await;

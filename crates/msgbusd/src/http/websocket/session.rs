@@ -34,6 +34,7 @@ use tracing::{Level, debug, enabled};
 use crate::{
     frames::{Form, Ring},
     http::App,
+    keys::Permit,
     socket::Socket,
     wake::Caller,
 };
@@ -54,6 +55,7 @@ const FEW_EVENTS: usize = 4;
 const READ_BUFFER: usize = 256;
 const CONTROL_BUFFER: usize = 1 << 10;
 
+const NOT_ALLOWED: u16 = 4403;
 const TOPIC_DELETED: u16 = 4404;
 const TOO_FAR_BEHIND: u16 = 4408;
 
@@ -62,6 +64,7 @@ pub(super) struct Session {
     peer: SocketAddr,
     subscription: Subscription,
     socket: WebSocketStream<Socket>,
+    permit: Permit,
     ring: Arc<Ring>,
     caller: Caller,
     /// The id of the last message written.
@@ -81,6 +84,8 @@ pub(super) enum End {
     Silent,
     /// The server stops.
     Drain,
+    /// The keys no longer allow it.
+    Revoked,
     /// The subscription is over.
     Over(RecvError),
 }
@@ -92,6 +97,7 @@ impl Session {
         subscription: Subscription,
         form: Form,
         socket: WebSocketStream<Socket>,
+        permit: Permit,
     ) -> Self {
         Self {
             app: Arc::clone(app),
@@ -99,6 +105,7 @@ impl Session {
             ring: app.frames.ring(subscription.topic().epoch, form),
             subscription,
             socket,
+            permit,
             caller: Caller::default(),
             last_id: None,
         }
@@ -151,6 +158,7 @@ impl Session {
             select! {
                 biased;
                 () = &mut drain => return ControlFlow::Break(End::Drain),
+                () = self.permit.revoked() => return ControlFlow::Break(End::Revoked),
                 frame = self.socket.next() => {
                     self.read(frame)?;
                     silent_at = Instant::now() + LONGEST_SILENCE;
@@ -310,6 +318,9 @@ impl End {
             Self::Silent => (CloseCode::Away, "nothing came for 60 s, not even a pong".into()),
             Self::Drain | Self::Over(RecvError::Closed) => {
                 (CloseCode::Away, "the server is shutting down".into())
+            }
+            Self::Revoked => {
+                (CloseCode::from(NOT_ALLOWED), "the keys no longer allow this subscription".into())
             }
             Self::Over(RecvError::Lagged { .. }) => {
                 let reason = match last_id {

@@ -1,0 +1,57 @@
+//! `msgbusd key new`: a new key for the file of `--keys`.
+
+use std::ffi::OsString;
+
+use pico_args::Arguments;
+
+use super::{ConfigError, Invocation, describe};
+use crate::keys::{Grant, NewKey};
+
+const USAGE: &str = "use msgbusd key new NAME --allow ACTION:TOPIC, see msgbusd key --help";
+
+pub(super) const HELP: &str = "\
+Make a key for the file of --keys
+
+Usage: msgbusd key new NAME --allow ACTION:TOPIC...
+
+The secret goes to standard error and is kept nowhere: give it to its holder. What the
+file needs, with a hash of the secret, goes to standard output:
+
+    msgbusd key new deploy --allow 'publish:orders/**' >> keys.toml
+
+Actions: publish, pull, subscribe, delete, inspect, and * for all of them.
+Topics: a name, or a pattern in which * is one segment and ** the rest.
+
+Flags:
+      --allow ACTION:TOPIC          what the key allows; may be repeated
+  -h, --help                        print this
+";
+
+/// Reads what follows `key`.
+pub(super) fn parse(args: Vec<OsString>) -> Result<Invocation, ConfigError> {
+    let mut args = Arguments::from_vec(args);
+    if args.contains(["-h", "--help"]) {
+        return Ok(Invocation::KeyHelp);
+    }
+    let allow: Vec<String> = args
+        .values_from_str("--allow")
+        .map_err(|error| ConfigError::new("--allow", describe(&error)))?;
+    let words: Vec<String> =
+        args.finish().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let name = match &words[..] {
+        [new, name] if new == "new" && !name.starts_with('-') => name,
+        _ => return Err(ConfigError::new("key", USAGE)),
+    };
+    if allow.is_empty() {
+        return Err(ConfigError::new("--allow", format!("a key that allows nothing; {USAGE}")));
+    }
+    let grants: Result<Vec<Grant>, ConfigError> = allow
+        .iter()
+        .map(|text| {
+            text.parse().map_err(|why| ConfigError::new("--allow", format!("{text:?}: {why}")))
+        })
+        .collect();
+    NewKey::make(name, &grants?)
+        .map(Invocation::NewKey)
+        .map_err(|error| ConfigError::new(format!("key new {name}"), error.to_string()))
+}

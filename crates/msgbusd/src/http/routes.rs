@@ -1,0 +1,116 @@
+//! What a request asks for: one thing, found by its method and its path, and the grant that it takes.
+
+use hyper::{Method, Request};
+use msgbus_core::TopicName;
+use percent_encoding::percent_decode_str;
+
+use super::{READ_METHODS, TOPIC_METHODS, error::Refusal, pull, query, stream, websocket};
+use crate::{
+    frames::Form,
+    keys::{Action, Need},
+};
+
+/// One of the things that can be asked for.
+#[derive(Debug)]
+pub(super) enum Route {
+    List,
+    Metrics,
+    Health,
+    Stats,
+    Ticket,
+    Inspect(TopicName),
+    Publish(TopicName),
+    Pull(TopicName),
+    Peek(TopicName),
+    Websocket(TopicName),
+    Stream(TopicName, Form),
+    Counters(TopicName),
+    Delete(TopicName),
+}
+
+impl Route {
+    pub(super) fn of<B>(request: &Request<B>) -> Result<Self, Refusal> {
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let read = |route| {
+            if is_read { Ok(route) } else { Err(Refusal::Method { allow: READ_METHODS }) }
+        };
+        match request.uri().path() {
+            "/" => match *request.method() {
+                _ if is_read && websocket::is_wanted(request) => Err(Refusal::WebsocketOnRoot),
+                Method::PUT | Method::POST | Method::DELETE => Err(Refusal::NoTopic),
+                _ => read(Self::List),
+            },
+            "/metrics" => read(Self::Metrics),
+            "/healthz" => read(Self::Health),
+            "/-/stats" => read(Self::Stats),
+            "/-/ticket" => Ok(Self::Ticket),
+            path => match path.strip_prefix("/-/") {
+                Some(rest) => {
+                    let topic = rest.strip_prefix("topics/").ok_or(Refusal::NothingHere)?;
+                    read(Self::Inspect(topic_name(topic)?))
+                }
+                None => Self::of_topic(request, path),
+            },
+        }
+    }
+
+    fn of_topic<B>(request: &Request<B>, path: &str) -> Result<Self, Refusal> {
+        Ok(match *request.method() {
+            Method::PUT | Method::POST => Self::Publish(topic_name(path)?),
+            Method::GET => Self::of_get(request, topic_name(path)?)?,
+            Method::HEAD => Self::Counters(topic_name(path)?),
+            Method::DELETE => Self::Delete(topic_name(path)?),
+            _ => return Err(Refusal::Method { allow: TOPIC_METHODS }),
+        })
+    }
+
+    fn of_get<B>(request: &Request<B>, topic: TopicName) -> Result<Self, Refusal> {
+        if websocket::is_wanted(request) {
+            return Ok(Self::Websocket(topic));
+        }
+        let query = query(request);
+        if query.flag("peek")? {
+            return Ok(Self::Peek(topic));
+        }
+        if pull::is_wanted(&query) {
+            return Ok(Self::Pull(topic));
+        }
+        Ok(match stream::wanted(&query, request.headers())? {
+            Some(form) => Self::Stream(topic, form),
+            None => Self::Pull(topic),
+        })
+    }
+
+    /// What it takes; `None` for what is open to everybody.
+    pub(super) fn needs(&self) -> Option<Need<'_>> {
+        Some(match self {
+            Self::Health => return None,
+            Self::List => Need::SomeTopic(Action::Inspect),
+            Self::Metrics | Self::Stats => Need::EveryTopic(Action::Inspect),
+            Self::Ticket => Need::Key,
+            Self::Inspect(topic) | Self::Counters(topic) => Need::Topic(Action::Inspect, topic),
+            Self::Publish(topic) => Need::Topic(Action::Publish, topic),
+            Self::Pull(topic) => Need::Topic(Action::Pull, topic),
+            Self::Peek(topic) | Self::Websocket(topic) | Self::Stream(topic, _) => {
+                Need::Topic(Action::Subscribe, topic)
+            }
+            Self::Delete(topic) => Need::Topic(Action::Delete, topic),
+        })
+    }
+}
+
+/// The topic that a path names: decoded once, without its outer slashes.
+fn topic_name(path: &str) -> Result<TopicName, Refusal> {
+    if !path.contains('%') {
+        return Ok(TopicName::new(path.trim_matches('/'))?);
+    }
+    let bytes = path.as_bytes();
+    let is_escape = |at: usize| {
+        bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    if bytes.iter().enumerate().any(|(at, byte)| *byte == b'%' && !is_escape(at)) {
+        return Err(Refusal::PathEncoding);
+    }
+    let name = percent_decode_str(path).decode_utf8().map_err(|_| Refusal::PathEncoding)?;
+    Ok(TopicName::new(name.trim_matches('/'))?)
+}

@@ -1,0 +1,252 @@
+//! The file of keys: `[anonymous]` and `[keys.NAME]`, each with what it allows.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use thiserror::Error;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    Caller, Keys,
+    grant::Grant,
+    secret::{self, Hash},
+};
+
+/// A file of keys that has been read, and has been found right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyFile {
+    pub(super) path: PathBuf,
+    pub(super) keys: Keys,
+}
+
+/// What is wrong with a file of keys: one line that names the file, the line, the key and the grant.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{place}: {problem}")]
+pub struct KeyFileError {
+    place: String,
+    problem: String,
+}
+
+impl KeyFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the first thing in it that is wrong.
+    pub fn read(path: impl Into<PathBuf>) -> Result<Self, KeyFileError> {
+        let path = path.into();
+        let text = fs::read_to_string(&path).map_err(|error| KeyFileError {
+            place: path.display().to_string(),
+            problem: format!("cannot read it: {error}"),
+        })?;
+        let keys = Source { path: &path, text: &text }.keys()?;
+        Ok(Self { path, keys })
+    }
+}
+
+type Table<'a> = DeTable<'a>;
+type Value<'a> = Spanned<DeValue<'a>>;
+
+/// The text of a file, for naming the lines of what is wrong with it.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn error(&self, offset: usize, problem: impl Into<String>) -> KeyFileError {
+        let line = 1 + self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
+        let problem: String = problem.into().replace('\n', ", ");
+        KeyFileError { place: format!("{}:{line}", self.path.display()), problem }
+    }
+
+    fn keys(&self) -> Result<Keys, KeyFileError> {
+        let table = DeTable::parse(self.text).map_err(|error| {
+            self.error(error.span().map_or(0, |span| span.start), error.message())
+        })?;
+        let table = table.into_inner();
+        let mut everybodys = Vec::new();
+        let mut keys: Option<&Value<'_>> = None;
+        for (name, value) in &table {
+            match name.get_ref().as_ref() {
+                "anonymous" => everybodys = self.anonymous(value)?,
+                "keys" => keys = Some(value),
+                other => {
+                    let problem =
+                        format!("no such entry: {other:?}; there are [anonymous] and [keys.NAME]");
+                    return Err(self.error(name.span().start, problem));
+                }
+            }
+        }
+        let by_hash = match keys {
+            Some(keys) => self.named(keys, &everybodys)?,
+            None => HashMap::new(),
+        };
+        Ok(Keys { anonymous: Arc::new(Caller { key: None, grants: everybodys }), by_hash })
+    }
+
+    fn anonymous(&self, value: &Value<'_>) -> Result<Vec<Grant>, KeyFileError> {
+        let mut grants = Vec::new();
+        for (field, value) in self.table(value, "anonymous")? {
+            match field.get_ref().as_ref() {
+                "allow" => grants = self.grants(value, "anonymous")?,
+                other => {
+                    let problem = format!("anonymous: no such setting: {other:?}; there is allow");
+                    return Err(self.error(field.span().start, problem));
+                }
+            }
+        }
+        Ok(grants)
+    }
+
+    fn named(
+        &self,
+        keys: &Value<'_>,
+        everybodys: &[Grant],
+    ) -> Result<HashMap<Hash, Arc<Caller>>, KeyFileError> {
+        let mut by_hash: HashMap<Hash, Arc<Caller>> = HashMap::new();
+        for (name, value) in self.table(keys, "keys")? {
+            let at = name.span().start;
+            let name = name.get_ref().as_ref();
+            secret::check_name(name)
+                .map_err(|why| self.error(at, format!("keys.{name:?}: {why}")))?;
+            let place = format!("keys.{name}");
+            let (mut hash, mut grants) = (None, None);
+            for (field, value) in self.table(value, &place)? {
+                match field.get_ref().as_ref() {
+                    "hash" => hash = Some(self.hash(value, &place)?),
+                    "allow" => grants = Some(self.grants(value, &place)?),
+                    other => {
+                        let problem = format!(
+                            "{place}: no such setting: {other:?}; there are hash and allow"
+                        );
+                        return Err(self.error(field.span().start, problem));
+                    }
+                }
+            }
+            let missing = |what| self.error(at, format!("{place}: {what} is missing"));
+            let hash = hash.ok_or_else(|| missing("hash"))?;
+            let mut grants = grants.ok_or_else(|| missing("allow"))?;
+            grants.extend_from_slice(everybodys);
+            let caller = Caller { key: Some((name.to_owned(), hash)), grants };
+            if let Some(other) = by_hash.insert(hash, Arc::new(caller)) {
+                let other = other.key_name().unwrap_or_default().to_owned();
+                let problem =
+                    format!("{place}: its hash is that of keys.{other} too; make a key for each");
+                return Err(self.error(at, problem));
+            }
+        }
+        Ok(by_hash)
+    }
+
+    fn hash(&self, value: &Value<'_>, place: &str) -> Result<Hash, KeyFileError> {
+        let text = value.get_ref().as_str().unwrap_or_default();
+        text.parse().map_err(|why| self.error(value.span().start, format!("{place}: hash: {why}")))
+    }
+
+    fn grants(&self, value: &Value<'_>, place: &str) -> Result<Vec<Grant>, KeyFileError> {
+        let wrong = |value: &Value<'_>| {
+            let problem =
+                format!("{place}: allow: write it as a list, as in [\"publish:orders/**\"]");
+            self.error(value.span().start, problem)
+        };
+        let DeValue::Array(items) = value.get_ref() else { return Err(wrong(value)) };
+        items
+            .iter()
+            .map(|item| {
+                let text = item.get_ref().as_str().ok_or_else(|| wrong(item))?;
+                text.parse().map_err(|why| {
+                    self.error(item.span().start, format!("{place}: {text:?}: {why}"))
+                })
+            })
+            .collect()
+    }
+
+    fn table<'v, 'i>(
+        &self,
+        value: &'v Value<'i>,
+        place: &str,
+    ) -> Result<&'v Table<'i>, KeyFileError> {
+        value.get_ref().as_table().ok_or_else(|| {
+            let shape =
+                if place == "keys" { "[keys.NAME]".to_owned() } else { format!("[{place}]") };
+            self.error(value.span().start, format!("{place}: write it as {shape}"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::grant::{Action, Need},
+        *,
+    };
+
+    fn parse(text: &str) -> Result<Keys, String> {
+        let source = Source { path: Path::new("keys.toml"), text };
+        source.keys().map_err(|error| error.to_string())
+    }
+
+    fn entry(name: &str, secret: &str, allow: &str) -> String {
+        format!("[keys.{name}]\nhash = \"{}\"\nallow = [{allow}]\n", Hash::of(secret))
+    }
+
+    #[test]
+    fn keys_have_their_own_grants_and_everybodys() {
+        let text = format!(
+            "{}[anonymous]\nallow = [\"subscribe:public/**\"]\n{}",
+            entry("deploy", "s", "\"publish:orders/**\""),
+            entry("idle", "t", "")
+        );
+        let keys = parse(&text).unwrap();
+        let caller = |secret: &str| &keys.by_hash[&Hash::of(secret)];
+        let (orders, public) = ("orders/eu".parse().unwrap(), "public/x".parse().unwrap());
+        let publish = Need::Topic(Action::Publish, &orders);
+        let subscribe = Need::Topic(Action::Subscribe, &public);
+        assert!(caller("s").may(publish) && caller("s").may(subscribe));
+        assert!(!caller("t").may(publish) && caller("t").may(subscribe));
+        assert!(!keys.anonymous.may(publish) && keys.anonymous.may(subscribe));
+        assert!(caller("t").may(Need::Key) && !keys.anonymous.may(Need::Key));
+        assert_eq!(caller("s").key_name(), Some("deploy"));
+        assert!(parse("").unwrap().by_hash.is_empty());
+    }
+
+    #[test]
+    fn faults_are_named_by_line_key_and_grant() {
+        let twice = format!("{}{}", entry("a", "s", ""), entry("b", "s", ""));
+        let grant = entry("deploy", "s", "\"pull:a\", \"publsh:b\"");
+        let pattern = entry("deploy", "s", "\"pull:a//b\"");
+        let named = entry("'two words'", "s", "");
+        for (text, start) in [
+            (&*grant, "keys.toml:3: keys.deploy: \"publsh:b\": no such action: \"publsh\"; there"),
+            (&pattern, "keys.toml:3: keys.deploy: \"pull:a//b\": a topic name must not"),
+            (&twice, "keys.toml:4: keys.b: its hash is that of keys.a too"),
+            (&named, "keys.toml:1: keys.\"two words\": a name of a key has"),
+            ("[anonymous]\nallow = [\"pull\"]\n", "keys.toml:2: anonymous: \"pull\": write it as"),
+            ("[anonymous]\nallow = \"pull:a\"\n", "keys.toml:2: anonymous: allow: write it as a"),
+            ("[anonymous]\nallow = [1]\n", "keys.toml:2: anonymous: allow: write it as a list"),
+            ("[anonymous]\nhash = \"x\"\n", "keys.toml:2: anonymous: no such setting: \"hash\""),
+            ("anonymous = 1\n", "keys.toml:1: anonymous: write it as [anonymous]"),
+            ("keys = 1\n", "keys.toml:1: keys: write it as [keys.NAME]"),
+            ("[keys]\na = 1\n", "keys.toml:2: keys.a: write it as [keys.a]"),
+            ("[key.a]\n", "keys.toml:1: no such entry: \"key\"; there are [anonymous] and"),
+            ("\n[keys.a]\nallow = []\n", "keys.toml:2: keys.a: hash is missing"),
+            ("[keys.a]\nhash = \"sha256:0\"\n", "keys.toml:2: keys.a: hash: write it as sha256:"),
+            ("[keys.a]\nhash = 1\n", "keys.toml:2: keys.a: hash: write it as sha256:"),
+            ("[keys.a]\nsecret = \"x\"\n", "keys.toml:2: keys.a: no such setting: \"secret\""),
+            ("[keys.a\n", "keys.toml:1: "),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(error.starts_with(start), "{text:?} gave {error:?}");
+            assert!(!error.contains('\n'), "{error:?}");
+        }
+        let secret = parse("[keys.a]\nhash = \"mbk_secret\"\n").expect_err("no hash");
+        assert!(!secret.contains("mbk_secret"), "{secret}");
+    }
+}

@@ -1,0 +1,66 @@
+//! Keys, and what each of them allows. It knows no socket and no HTTP: a secret or a ticket comes as
+//! text, and who may do what is decided here. docs/protocol.md, section 13.
+
+mod file;
+mod grant;
+mod permit;
+mod ring;
+mod secret;
+mod tickets;
+
+use std::{collections::HashMap, sync::Arc};
+
+pub use self::{
+    file::{KeyFile, KeyFileError},
+    grant::Grant,
+    ring::Keyring,
+    secret::{NewKey, NewKeyError},
+};
+pub(crate) use self::{
+    grant::{Action, Need},
+    permit::Permit,
+    secret::Hash,
+    tickets::{TICKET_LIVES, TooManyTickets},
+};
+
+/// Who asks: the holder of a key, or anybody.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// The name and the hash of the key; `None` for anybody.
+    key: Option<(String, Hash)>,
+    /// Those of anybody included: to leave the key away would give no more.
+    grants: Vec<Grant>,
+}
+
+impl Caller {
+    /// The name of the key; `None` for anybody.
+    pub(crate) fn key_name(&self) -> Option<&str> {
+        self.key.as_ref().map(|(name, _)| name.as_str())
+    }
+
+    pub(crate) fn may(&self, need: Need<'_>) -> bool {
+        match need {
+            Need::Key => self.key.is_some(),
+            need => self.grants.iter().any(|grant| grant.gives(need)),
+        }
+    }
+}
+
+/// What a file of keys says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Keys {
+    anonymous: Arc<Caller>,
+    /// Looked up by the hash of what a client says. How long that takes may tell something about the
+    /// hashes here, and nobody can make a secret of a hash.
+    by_hash: HashMap<Hash, Arc<Caller>>,
+}
+
+impl Keys {
+    /// Who this caller is by now; `None` where the key is gone.
+    fn same(&self, caller: &Caller) -> Option<&Arc<Caller>> {
+        match &caller.key {
+            Some((_, hash)) => self.by_hash.get(hash),
+            None => Some(&self.anonymous),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The keys in force: found by what a client says, replaced while the server runs.
+
+use std::{path::Path, sync::Arc};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Caller, KeyFile, KeyFileError, Keys,
+    secret::Hash,
+    tickets::{Tickets, TooManyTickets},
+};
+
+/// The keys in force, and the tickets that their holders have asked for.
+#[derive(Debug)]
+pub struct Keyring {
+    path: Box<Path>,
+    reading: RwLock<Arc<Reading>>,
+    tickets: Mutex<Tickets>,
+}
+
+/// What the file said when it was read.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) keys: Keys,
+    /// Cancelled when the next reading has taken its place.
+    pub(super) superseded: CancellationToken,
+}
+
+impl Reading {
+    fn new(keys: Keys) -> Arc<Self> {
+        Arc::new(Self { keys, superseded: CancellationToken::new() })
+    }
+}
+
+impl Keyring {
+    pub(crate) fn new(file: KeyFile) -> Self {
+        Self {
+            path: file.path.into(),
+            reading: RwLock::new(Reading::new(file.keys)),
+            tickets: Mutex::default(),
+        }
+    }
+
+    /// The file that the keys are from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.reading.read().keys.by_hash.len()
+    }
+
+    /// Whether there is no key at all, so that everybody may only what anybody may.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads the file again. Who follows a topic and no longer may is told so.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is wrong: then the keys stay as they were.
+    pub fn reload(&self) -> Result<(), KeyFileError> {
+        let new = Reading::new(KeyFile::read(&*self.path)?.keys);
+        let old = std::mem::replace(&mut *self.reading.write(), new);
+        old.superseded.cancel();
+        Ok(())
+    }
+
+    pub(super) fn reading(&self) -> Arc<Reading> {
+        Arc::clone(&self.reading.read())
+    }
+
+    /// Who has no key.
+    pub(crate) fn anybody(&self) -> Arc<Caller> {
+        Arc::clone(&self.reading.read().keys.anonymous)
+    }
+
+    /// Who has this secret.
+    pub(crate) fn holder(&self, secret: &str) -> Option<Arc<Caller>> {
+        let hash = Hash::of(secret);
+        self.reading.read().keys.by_hash.get(&hash).cloned()
+    }
+
+    /// Makes a ticket that says the same as the key of this caller.
+    pub(crate) fn open_ticket(&self, caller: Arc<Caller>) -> Result<String, TooManyTickets> {
+        self.tickets.lock().open(caller, Instant::now())
+    }
+
+    /// Who has asked for this ticket, with what the key allows by now. The ticket is used up.
+    pub(crate) fn redeem(&self, ticket: &str) -> Option<Arc<Caller>> {
+        let caller = self.tickets.lock().redeem(ticket, Instant::now())?;
+        self.reading.read().keys.same(&caller).cloned()
+    }
+}

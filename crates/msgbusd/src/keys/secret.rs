@@ -1,0 +1,152 @@
+//! Secrets: how they are made, and the hash that is all the server keeps of one.
+//!
+//! A secret is 256 bits of the system's randomness, so nobody guesses one, and a fast hash is right: a
+//! slow one makes guessing dear, which is for passwords that people think of, and would be paid for
+//! with every request.
+
+use std::{fmt, str::FromStr};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+use super::grant::Grant;
+
+/// What a secret begins with, so that whoever finds one knows what it is.
+const PREFIX: &str = "mbk_";
+/// In bytes.
+const SECRET: usize = 32;
+const HASH_PREFIX: &str = "sha256:";
+
+/// The SHA-256 of a secret, as text `sha256:` and 64 hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Hash([u8; 32]);
+
+impl Hash {
+    pub(super) fn of(secret: &str) -> Self {
+        Self(Sha256::digest(secret.as_bytes()).into())
+    }
+}
+
+impl FromStr for Hash {
+    /// What would be right. What is there is not repeated: it may be the secret itself.
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "write it as sha256: and 64 hex digits, as msgbusd key new prints it";
+        let digits = text.strip_prefix(HASH_PREFIX).ok_or(wrong)?;
+        let mut hash = [0; 32];
+        if digits.len() != 2 * hash.len() || !digits.bytes().all(|d| d.is_ascii_hexdigit()) {
+            return Err(wrong);
+        }
+        for (at, byte) in hash.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).map_err(|_| wrong)?;
+        }
+        Ok(Self(hash))
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HASH_PREFIX)?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Something that nobody guesses: bytes of the system's randomness, in base64url.
+///
+/// # Errors
+/// When the system has none to give.
+pub(super) fn random<const BYTES: usize>(prefix: &str) -> Result<String, getrandom::Error> {
+    let mut bytes = [0; BYTES];
+    getrandom::fill(&mut bytes)?;
+    Ok(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes)))
+}
+
+/// Why a name is none for a key.
+pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if !name.is_empty() && name.len() <= 64 && name.bytes().all(fits) {
+        Ok(())
+    } else {
+        Err("a name of a key has up to 64 letters, digits, - and _")
+    }
+}
+
+/// A key that has just been made.
+pub struct NewKey {
+    /// What its holder has to say. It is kept nowhere else.
+    pub secret: String,
+    /// The lines for the file.
+    pub lines: String,
+}
+
+/// Why there is no new key.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NewKeyError {
+    /// The name could not stand in the file.
+    #[error("{0}")]
+    Name(&'static str),
+    /// The system has no randomness to give.
+    #[error("cannot make a secret: {0}")]
+    Randomness(String),
+}
+
+impl NewKey {
+    /// Makes a key of this name.
+    ///
+    /// # Errors
+    /// When the name could not stand in the file, or the system has no randomness to give.
+    pub fn make(name: &str, grants: &[Grant]) -> Result<Self, NewKeyError> {
+        check_name(name).map_err(NewKeyError::Name)?;
+        let secret =
+            random::<SECRET>(PREFIX).map_err(|error| NewKeyError::Randomness(error.to_string()))?;
+        let allow: Vec<String> =
+            grants.iter().map(|grant| toml_string(&grant.to_string())).collect();
+        let lines = format!(
+            "[keys.{name}]\nhash = \"{}\"\nallow = [{}]\n",
+            Hash::of(&secret),
+            allow.join(", ")
+        );
+        Ok(Self { secret, lines })
+    }
+}
+
+/// Without the secret.
+impl fmt::Debug for NewKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewKey").field("lines", &self.lines).finish_non_exhaustive()
+    }
+}
+
+/// A grant has no control characters: only these two have a meaning in TOML.
+fn toml_string(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_that_of_sha256sum() {
+        let text = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(Hash::of("abc").to_string(), text);
+        assert_eq!(text.parse(), Ok(Hash::of("abc")));
+        assert_eq!(text.to_uppercase().replace("SHA256", "sha256").parse(), Ok(Hash::of("abc")));
+        for wrong in ["", "abc", "sha256:", &text[1..], &text[..70], &text.replace("ba", "+a")] {
+            assert!(wrong.parse::<Hash>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn each_secret_is_another_one_and_long() {
+        let make = || NewKey::make("a", &["pull:a".parse().unwrap()]).unwrap();
+        let (one, other) = (make(), make());
+        assert_ne!(one.secret, other.secret);
+        assert_eq!(one.secret.len(), PREFIX.len() + 43);
+        assert!(one.secret.starts_with(PREFIX));
+        assert!(!format!("{one:?}").contains(&one.secret));
+    }
+}
