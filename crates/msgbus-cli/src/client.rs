@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::{
     error::{ClientError, retry_after},
+    key::Key,
     start::Start,
     subscription::Subscription,
     uri::{ServerUri, UriError},
@@ -29,6 +30,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Client {
     server: ServerUri,
+    key: Option<Key>,
     http: HttpClient<HttpConnector, Full<Bytes>>,
 }
 
@@ -190,7 +192,18 @@ impl Client {
         let http = HttpClient::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .build(connector);
-        Ok(Self { server, http })
+        Ok(Self { server, key: None, http })
+    }
+
+    /// The same client with a key, which goes with every request.
+    #[must_use]
+    pub fn with_key(self, key: Key) -> Self {
+        Self { key: Some(key), ..self }
+    }
+
+    /// The key that goes with every request, if there is one.
+    pub fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
     }
 
     /// The server's address.
@@ -388,15 +401,18 @@ impl Client {
     /// Subscribes to a topic from a position on. It connects when it is first asked for an event,
     /// and again whenever the connection breaks, and goes on where it was.
     pub fn subscribe(&self, topic: &TopicName, from: Position) -> Subscription {
-        Subscription::new(self.server.clone(), topic.clone(), from)
+        Subscription::new(self.clone(), topic.clone(), from)
     }
 
     async fn send(
         &self,
-        request: hyper::http::request::Builder,
+        mut request: hyper::http::request::Builder,
         payload: Bytes,
         patience: Duration,
     ) -> Result<Response<Incoming>, ClientError> {
+        if let Some(key) = &self.key {
+            request = request.header(header::AUTHORIZATION, key.authorization());
+        }
         // A valid address and an escaped topic make a valid URI; a media type may be anything.
         let request = request.body(Full::new(payload)).map_err(|error| self.broken(&error))?;
         match timeout(patience, self.http.request(request)).await {

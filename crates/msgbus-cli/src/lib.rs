@@ -28,6 +28,7 @@
 mod backoff;
 mod client;
 mod error;
+mod key;
 mod start;
 mod subscription;
 mod uri;
@@ -38,6 +39,7 @@ pub use client::{
     TopicSummary,
 };
 pub use error::ClientError;
+pub use key::{Key, KeyError};
 pub use msgbus_core::{Message, Position, TopicName};
 pub use subscription::{Event, Subscription};
 pub use uri::{ServerUri, UriError};

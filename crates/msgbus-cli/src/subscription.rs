@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::{
     backoff::Backoff,
+    client::Client,
     error::ClientError,
     start::Start,
     uri::ServerUri,
@@ -46,7 +47,7 @@ pub enum Event {
 /// connection is back is received, exactly once and in order; what it no longer has is counted.
 #[derive(Debug)]
 pub struct Subscription {
-    server: ServerUri,
+    client: Client,
     topic: TopicName,
     /// Where the next connection starts.
     position: Position,
@@ -97,9 +98,9 @@ impl Subscription {
     /// How long the server's answer to our close frame is awaited.
     const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
-    pub(crate) fn new(server: ServerUri, topic: TopicName, from: Position) -> Self {
+    pub(crate) fn new(client: Client, topic: TopicName, from: Position) -> Self {
         Self {
-            server,
+            client,
             topic,
             position: from,
             link: Link::Down,
@@ -138,7 +139,7 @@ impl Subscription {
                     pause.await;
                     self.link = Link::Down;
                 }
-                Link::Up(connection) => match connection.receive(&self.server).await {
+                Link::Up(connection) => match connection.receive(self.client.server()).await {
                     Ok(message) => self.accept(message),
                     Err(error @ ClientError::Message(_)) => return Err(error),
                     Err(error) => return Ok(self.disconnect(error)),
@@ -186,7 +187,7 @@ impl Subscription {
 
     async fn connect(&mut self) -> Result<Option<Event>, ClientError> {
         let query = query(self.position);
-        match websocket::connect(&self.server, &self.topic, &query).await {
+        match websocket::connect(&self.client, &self.topic, &query).await {
             Ok((socket, start)) => {
                 self.established = true;
                 self.begin(socket, start);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyper::StatusCode;
+use hyper::{StatusCode, header};
 use msgbus_core::TopicName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
@@ -14,6 +14,7 @@ use tokio_tungstenite::{
 };
 
 use crate::{
+    client::Client,
     error::{ClientError, retry_after},
     start::Start,
     uri::ServerUri,
@@ -28,19 +29,23 @@ const LARGEST_MESSAGE: usize = 3 << 29;
 const READ_BUFFER: usize = 64 << 10;
 
 pub(crate) async fn connect(
-    server: &ServerUri,
+    client: &Client,
     topic: &TopicName,
     query: &str,
 ) -> Result<(Websocket, Start), ClientError> {
+    let server = client.server();
     let broken = |error: &(dyn std::error::Error + 'static)| ClientError::connect(server, error);
     let connecting = async {
         let stream = TcpStream::connect(server.address()).await.map_err(|error| broken(&error))?;
         // Small frames should not wait; a socket that refuses still works.
         let _ = stream.set_nodelay(true);
-        let request = server
+        let mut request = server
             .topic("ws", topic, query)
             .into_client_request()
             .map_err(|error| broken(&error))?;
+        if let Some(key) = client.key() {
+            request.headers_mut().insert(header::AUTHORIZATION, key.authorization().clone());
+        }
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .max_message_size(Some(LARGEST_MESSAGE))

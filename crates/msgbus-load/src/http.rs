@@ -1,6 +1,9 @@
 //! What msgbus speaks: HTTP/1.1 and websockets.
 
-use std::io::{self, Cursor};
+use std::{
+    fmt,
+    io::{self, Cursor},
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use memchr::memmem::Finder;
@@ -16,7 +19,7 @@ use crate::{
 };
 
 /// A msgbus server, and whatever takes the same requests.
-#[derive(Debug, Clone)]
+#[derive(Clone, Default)]
 pub struct Http {
     /// The host, and the port if it is not 80.
     pub host: String,
@@ -24,6 +27,28 @@ pub struct Http {
     pub prefix: String,
     /// Whether to follow topics in binary frames with the bare payload.
     pub raw: bool,
+    /// What `Authorization` says, if it says something.
+    pub authorization: Option<String>,
+}
+
+/// Without what is nobody's business.
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, prefix, raw, .. } = self;
+        let mut shown = f.debug_struct("Http");
+        shown.field("host", host).field("prefix", prefix).field("raw", raw).finish_non_exhaustive()
+    }
+}
+
+impl Http {
+    /// The headers that go with every request, each with its line end.
+    fn headers(&self) -> String {
+        let mut headers = format!("Host: {}\r\n", self.host);
+        if let Some(authorization) = &self.authorization {
+            headers.push_str(&format!("Authorization: {authorization}\r\n"));
+        }
+        headers
+    }
 }
 
 const PATH: &AsciiSet =
@@ -35,15 +60,15 @@ impl Protocol for Http {
     }
 
     fn requester(&self) -> Box<dyn Requester> {
-        Box::new(Client { server: self.clone() })
+        Box::new(Client { headers: self.headers() })
     }
 
     fn follower(&self, topic: &str) -> Box<dyn Follower> {
         let query = if self.raw { "?raw" } else { "" };
         let request = format!(
-            "GET {topic}{query} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            "GET {topic}{query} HTTP/1.1\r\n{}Connection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n",
-            self.host
+            self.headers()
         );
         Box::new(Listener {
             request,
@@ -55,7 +80,7 @@ impl Protocol for Http {
 }
 
 struct Client {
-    server: Http,
+    headers: String,
 }
 
 impl Requester for Client {
@@ -64,19 +89,17 @@ impl Requester for Client {
             Body::Message(bytes) => ("", bytes),
             Body::Lines(bytes) => ("?split=lines", bytes),
         };
-        let Http { host, .. } = &self.server;
-        for part in ["PUT ", topic, query, " HTTP/1.1\r\nHost: ", host] {
+        for part in ["PUT ", topic, query, " HTTP/1.1\r\n", &self.headers] {
             out.extend_from_slice(part.as_bytes());
         }
-        out.extend_from_slice(b"\r\nContent-Length: ");
+        out.extend_from_slice(b"Content-Length: ");
         out.extend_from_slice(bytes.len().to_string().as_bytes());
         out.extend_from_slice(b"\r\n\r\n");
         out.extend_from_slice(bytes);
     }
 
     fn pull(&self, topic: &str, out: &mut Vec<u8>) {
-        let Http { host, .. } = &self.server;
-        for part in ["GET ", topic, " HTTP/1.1\r\nHost: ", host, "\r\n\r\n"] {
+        for part in ["GET ", topic, " HTTP/1.1\r\n", &self.headers, "\r\n"] {
             out.extend_from_slice(part.as_bytes());
         }
     }
@@ -230,7 +253,7 @@ mod tests {
     use super::*;
 
     fn http(raw: bool) -> Http {
-        Http { host: "h".to_owned(), prefix: String::new(), raw }
+        Http { host: "h".to_owned(), raw, ..Http::default() }
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Contender {
 
     fn protocol(self, port: u16) -> Rc<dyn Protocol> {
         let host = format!("127.0.0.1:{port}");
-        let http = |raw| Rc::new(Http { host: host.clone(), prefix: String::new(), raw });
+        let http = |raw| Rc::new(Http { host: host.clone(), raw, ..Http::default() });
         match self {
             Self::Msgbusd | Self::Bare(_) => http(false),
             Self::Nchan => http(true),

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod bench;
+mod keys;
 mod library;
 mod publish;
 mod pull;

@@ -4,12 +4,13 @@
 use std::{
     net::{SocketAddr, TcpListener as StdListener},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
 use msgbus_client::{Client, TopicName};
 use msgbus_core::MessageBus;
-use msgbusd::{Drained, Server, config::Config};
+use msgbusd::{Drained, Server, config::Config, keys::Keyring};
 use tokio::{
     io::{
         AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, copy_bidirectional,
@@ -35,6 +36,7 @@ pub(crate) fn name(text: &str) -> TopicName {
 pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
     pub(crate) bus: MessageBus,
+    pub(crate) keyring: Option<Arc<Keyring>>,
     stop: oneshot::Sender<()>,
     running: JoinHandle<Drained>,
 }
@@ -57,6 +59,7 @@ impl Daemon {
         Self {
             address: server.local_addr(),
             bus: server.bus().clone(),
+            keyring: server.keyring().cloned(),
             stop,
             running: tokio::spawn(server.run(async {
                 let _ = stopped.await;

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use msgbus_client::Key;
+
 use crate::failure::Failure;
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,6 +40,15 @@ pub(crate) fn read(file: Option<PathBuf>) -> Result<Defaults, Failure> {
         defaults.debug = debug == "1" || debug == "true";
     }
     Ok(defaults)
+}
+
+/// The key that the environment names.
+pub(crate) fn key() -> Result<Option<Key>, Failure> {
+    let Some(text) = env::var_os("MSGBUS_KEY").filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let key = text.to_str().unwrap_or_default().parse();
+    key.map(Some).map_err(|error| Failure::usage(format!("MSGBUS_KEY: {error}")))
 }
 
 fn parse(path: &Path, text: &str) -> Result<Defaults, Failure> {

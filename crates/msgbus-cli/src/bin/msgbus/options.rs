@@ -205,7 +205,7 @@ impl OptionSpec {
 
 use Command::{Bench, Info, Pub, Pull, Sub, Tail, Topics};
 
-pub(crate) const OPTIONS: [OptionSpec; 41] = [
+pub(crate) const OPTIONS: [OptionSpec; 43] = [
     OptionSpec::new("--count", "end after so many messages [pull: 1]; tail: the last ones [10]")
         .short("-n")
         .value("N")
@@ -290,6 +290,8 @@ pub(crate) const OPTIONS: [OptionSpec; 41] = [
         .only(&[Bench]),
     OptionSpec::new("--no-progress", "no progress on a terminal").only(&[Bench]),
     OptionSpec::new("--uri", "the server [http://localhost:8000]").short("-u").value("URI"),
+    OptionSpec::new("--key", "the key that the server wants; others may see it here").value("KEY"),
+    OptionSpec::new("--key-file", "a file with nothing but the key").value("FILE"),
     OptionSpec::new("--config", "a file with defaults [~/.msgbus.yaml]").value("FILE"),
     OptionSpec::new("--debug", "say what happens").short("-d"),
     OptionSpec::new("--color", "auto, always or never [auto]")
@@ -314,8 +316,9 @@ pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
     (130, "ended by a second signal"),
 ];
 
-pub(crate) const ENVIRONMENT: [(&str, &str); 2] = [
+pub(crate) const ENVIRONMENT: [(&str, &str); 3] = [
     ("MSGBUS_URI", "the server, where --uri does not say it"),
+    ("MSGBUS_KEY", "the key, where neither --key nor --key-file says it"),
     ("MSGBUS_DEBUG", "1 or true, as --debug"),
 ];
 

@@ -1,8 +1,8 @@
 //! The options of a command line, read one by one.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
-use msgbus_client::Client;
+use msgbus_client::{Client, Key};
 use msgbus_core::parse_duration;
 use pico_args::Arguments;
 
@@ -38,9 +38,27 @@ impl Options {
             (None, Some(default)) => default,
             (None, None) => (DEFAULT_URI.to_owned(), "--uri".to_owned()),
         };
-        let client =
+        let mut client =
             Client::new(&uri).map_err(|error| Failure::usage(format!("{origin}: {error}")))?;
+        if let Some(key) = self.key()? {
+            client = client.with_key(key);
+        }
         Ok((client, debug))
+    }
+
+    /// The key that option, file or environment name. No error repeats any of it.
+    fn key(&mut self) -> Result<Option<Key>, Failure> {
+        let read = |text: &str| text.parse::<Key>().map_err(|error| error.to_string());
+        let given = self.value("--key", read)?;
+        let from_file = self.value("--key-file", |path| {
+            let text = fs::read_to_string(path);
+            read(text.map_err(|error| format!("cannot read {path}: {error}"))?.trim())
+        })?;
+        match (given, from_file) {
+            (Some(_), Some(_)) => Err(Failure::usage("give one of --key and --key-file")),
+            (None, None) => config::key(),
+            (given, from_file) => Ok(given.or(from_file)),
+        }
     }
 
     pub(crate) fn switch(&mut self, name: &'static str) -> bool {

@@ -104,7 +104,13 @@ async fn target(bench: &Bench) -> Result<Target, Failure> {
             .map_err(|error| Failure::usage(format!("--pid: cannot look at {pid}: {error}")))?;
     }
     let prefix = server.prefix().to_owned();
-    let http = Http { host: format!("{host}:{port}"), prefix, raw: bench.raw };
+    let key = bench.client.key().and_then(|key| key.authorization().to_str().ok());
+    let http = Http {
+        host: format!("{host}:{port}"),
+        prefix,
+        raw: bench.raw,
+        authorization: key.map(str::to_owned),
+    };
     Ok(Target { address, protocol: Rc::new(http), server: server_process })
 }
 
