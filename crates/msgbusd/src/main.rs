@@ -96,16 +96,15 @@ async fn run(config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCod
     if let Some(workers) = workers {
         server = server.with_workers(workers);
     }
+    if let Some(keyring) = server.keyring() {
+        info!("keys: {} from {}", keyring.count(), keyring.path().display());
+        tokio::spawn(reload(Arc::clone(keyring), signal(SignalKind::hangup())?));
+    }
     info!(
         "msgbusd {} listening on http://{} ({bounds})",
         env!("CARGO_PKG_VERSION"),
         server.local_addr()
     );
-
-    if let Some(keyring) = server.keyring() {
-        info!("{} keys from {}", keyring.len(), keyring.path().display());
-        tokio::spawn(reload(Arc::clone(keyring), signal(SignalKind::hangup())?));
-    }
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.run(async {
@@ -150,7 +149,9 @@ fn announce_notices(config: &Config) {
 async fn reload(keyring: Arc<Keyring>, mut hangups: Signal) {
     while hangups.recv().await.is_some() {
         match keyring.reload() {
-            Ok(()) => info!("SIGHUP: {} keys from {}", keyring.len(), keyring.path().display()),
+            Ok(()) => {
+                info!("SIGHUP: keys: {} from {}", keyring.count(), keyring.path().display());
+            }
             Err(error) => warn!("SIGHUP: {error}; the keys stay as they were"),
         }
     }

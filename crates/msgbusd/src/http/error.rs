@@ -130,6 +130,15 @@ impl Refusal {
         }
     }
 
+    /// What a log may have of it: not what came in the query, where somebody may have put a key.
+    pub(super) fn for_the_log(&self) -> String {
+        match self {
+            Self::UnknownParameter { .. } => "unknown parameter".to_owned(),
+            Self::Parameter { name, .. } => format!("bad value of parameter {name:?}"),
+            other => other.to_string(),
+        }
+    }
+
     /// The headers that this refusal needs besides.
     fn headers(&self, headers: &mut HeaderMap) {
         let value = HeaderValue::from_static;

@@ -28,7 +28,7 @@ use hyper::{
 use msgbus_core::MessageBus;
 use tokio::runtime::Handle;
 use tokio_util::{future::FutureExt as _, sync::CancellationToken, task::TaskTracker};
-use tracing::debug;
+use tracing::{Level, debug, enabled};
 
 use self::{error::Refusal, query::Query, routes::Route};
 use crate::{
@@ -112,8 +112,11 @@ pub(crate) async fn answer(
 }
 
 fn refuse(refusal: &Refusal, peer: SocketAddr, request: &Request<Incoming>) -> Answer {
-    // Not the rest of the URL: a ticket may be in it, and what somebody took for the place of a key.
-    debug!(%peer, method = %request.method(), path = request.uri().path(), %refusal, "refused");
+    if enabled!(Level::DEBUG) {
+        // Not the rest of the URL: a ticket may be in it, or a key that is there by mistake.
+        let (path, refusal) = (request.uri().path(), refusal.for_the_log());
+        debug!(%peer, method = %request.method(), path, refusal, "refused");
+    }
     let headers = request.headers();
     let prefers_json =
         accepts(headers, "application/json") || accepts(headers, "application/problem+json");

@@ -49,13 +49,8 @@ impl Keyring {
     }
 
     /// How many keys there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.reading.read().keys.by_hash.len()
-    }
-
-    /// Whether there is no key at all, so that everybody may only what anybody may.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Reads the file again. Who follows a topic and no longer may is told so.
