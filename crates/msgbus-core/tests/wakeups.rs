@@ -1,0 +1,277 @@
+//! No wake-up is lost, whatever happens at the same moment: messages one by one and more than the
+//! topic keeps, deletes, subscriptions that come, go and change hands.
+//!
+//! A wake-up that is lost is made good by the next one, which hides it. So after each step the
+//! publisher waits until everybody has got there: who sleeps through one step sleeps for good.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use std::{
+    env,
+    hint::spin_loop,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread,
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use msgbus_core::{
+    Event, LagPolicy, MessageBus, Options, Position, RecvError, SubscribeError, SubscribeOptions,
+    Subscription, TopicName, TopicSettings,
+};
+
+const STEPS: u64 = 10_000;
+const COLLISIONS: u64 = 150_000;
+const FOLLOWERS: usize = 3;
+const KEPT: u64 = 8;
+const SEED: u64 = 0x6d73_6762_7573;
+/// Long enough for anything that is going to happen at all.
+const SOON: Duration = Duration::from_secs(20);
+
+fn seed() -> u64 {
+    env::var("MSGBUS_TEST_SEED").map_or(SEED, |seed| seed.parse().unwrap())
+}
+
+fn small_bus() -> (MessageBus, TopicName) {
+    let settings =
+        TopicSettings { max_messages: usize::try_from(KEPT).unwrap(), ..TopicSettings::default() };
+    let bus = MessageBus::new(Options { topic: settings, ..Options::default() });
+    (bus, "t".parse().unwrap())
+}
+
+/// How far somebody has come: in which life of the topic, and to which id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    life: u64,
+    next: u64,
+}
+
+impl Place {
+    fn to_bits(self) -> u64 {
+        self.life << 32 | self.next
+    }
+}
+
+/// Follows the topic to wherever the publisher goes, now and then with another subscription.
+struct Follower<'a> {
+    bus: &'a MessageBus,
+    topic: &'a TopicName,
+    rng: Rng,
+    place: Place,
+    subscription: Subscription,
+}
+
+impl<'a> Follower<'a> {
+    fn new(bus: &'a MessageBus, topic: &'a TopicName, rng: Rng) -> Self {
+        let subscription = bus.subscribe(topic, Position::New).unwrap();
+        Self { bus, topic, rng, place: Place { life: 0, next: 0 }, subscription }
+    }
+
+    /// Follows until the bus is closed.
+    fn follow(mut self, reached: &AtomicU64) {
+        while self.step().is_continue() {
+            reached.store(self.place.to_bits(), SeqCst);
+        }
+    }
+
+    fn step(&mut self) -> ControlFlow<()> {
+        if self.rng.u8(0..16) == 0 {
+            return self.subscribe_again();
+        }
+        if self.rng.u8(0..4) == 0 {
+            // It falls asleep in hands that wake nobody, and is then taken by others.
+            let mut nobody = Context::from_waker(Waker::noop());
+            if let Poll::Ready(event) = self.subscription.poll_recv(&mut nobody) {
+                return self.take(event);
+            }
+        }
+        let event = self.subscription.recv_timeout(SOON).transpose();
+        self.take(event.expect("a wake-up, of the publisher or of the end"))
+    }
+
+    fn take(&mut self, event: Result<Event, RecvError>) -> ControlFlow<()> {
+        match event {
+            Ok(Event::Message(message)) => {
+                assert_eq!(message.id(), self.place.next);
+                self.place.next += 1;
+            }
+            Ok(Event::Missed(count)) => self.place.next += count,
+            Err(RecvError::Closed) => return ControlFlow::Break(()),
+            Err(_) => return self.subscribe_again(),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Goes on from the same place, be it in another life of the topic.
+    fn subscribe_again(&mut self) -> ControlFlow<()> {
+        let epoch = self.subscription.topic().epoch;
+        let from = match self.place.next.checked_sub(1) {
+            Some(id) => Position::After { epoch, id },
+            None => Position::Start { epoch },
+        };
+        let lag = if self.rng.bool() { LagPolicy::Skip } else { LagPolicy::Disconnect };
+        match self.bus.subscribe(self.topic, SubscribeOptions { from, lag, label: None }) {
+            Ok(subscription) => self.subscription = subscription,
+            Err(SubscribeError::Closed) => return ControlFlow::Break(()),
+            Err(error) => panic!("{error}"),
+        }
+        let start = self.subscription.start();
+        self.place.next = start.next_id - start.missed;
+        self.place.life += u64::from(self.subscription.topic().epoch != epoch);
+        ControlFlow::Continue(())
+    }
+}
+
+/// Subscribes, sleeps and goes, so that those who stay sleep now here, now there in the list.
+fn pass_by(bus: &MessageBus, topic: &TopicName, mut rng: Rng) {
+    let mut crowd = Vec::new();
+    while let Ok(mut subscription) = bus.subscribe(topic, Position::New) {
+        let _ = subscription.poll_recv(&mut Context::from_waker(Waker::noop()));
+        crowd.push(subscription);
+        while crowd.len() > 3 {
+            crowd.swap_remove(rng.usize(..crowd.len()));
+        }
+        thread::yield_now();
+    }
+}
+
+/// Publishes, and deletes now and then. The answer is where everybody has to get.
+fn act(bus: &MessageBus, topic: &TopicName, rng: &mut Rng, place: Place) -> Place {
+    let put = |count| {
+        for _ in 0..count {
+            bus.put(topic, "x").unwrap();
+        }
+    };
+    let count = match rng.u8(0..20) {
+        0 => {
+            put(rng.u64(0..2 * KEPT));
+            assert!(bus.delete(topic));
+            let next = rng.u64(0..3);
+            put(next);
+            return Place { life: place.life + 1, next };
+        }
+        1 => rng.u64(KEPT..3 * KEPT),
+        2..=4 => rng.u64(2..=KEPT),
+        _ => 1,
+    };
+    put(count);
+    Place { next: place.next + count, ..place }
+}
+
+/// Closes the bus at the end, in order or not: everybody else ends with it.
+struct Close<'a>(&'a MessageBus);
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+#[test]
+fn nobody_sleeps_through_anything() {
+    let seed = seed();
+    let mut rng = Rng::with_seed(seed);
+    let (bus, topic) = small_bus();
+    let reached: [AtomicU64; FOLLOWERS] = Default::default();
+
+    thread::scope(|scope| {
+        let close = Close(&bus);
+        for reached in &reached {
+            let follower = Follower::new(&bus, &topic, rng.fork());
+            scope.spawn(|| follower.follow(reached));
+        }
+        let passer_by = rng.fork();
+        scope.spawn(|| pass_by(&bus, &topic, passer_by));
+
+        let mut place = Place { life: 0, next: 0 };
+        for step in 0..STEPS {
+            place = act(&bus, &topic, &mut rng, place);
+            let start = Instant::now();
+            for reached in &reached {
+                while reached.load(SeqCst) != place.to_bits() {
+                    assert!(
+                        start.elapsed() < SOON,
+                        "with MSGBUS_TEST_SEED={seed}: somebody sleeps through step {step}, {place:?}"
+                    );
+                    thread::yield_now();
+                }
+            }
+        }
+        drop(close);
+    });
+    let stats = bus.topic(&topic).unwrap();
+    assert_eq!(stats.subscribers, 0);
+    assert_eq!(stats.counters.published, stats.next_id);
+}
+
+#[derive(Default)]
+struct Wakes(AtomicU64);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// Waits for another thread, which is most often at work on another core right now.
+fn meet(clock: &AtomicU64, round: u64) {
+    let start = Instant::now();
+    while clock.load(SeqCst) < round {
+        for _ in 0..50 {
+            spin_loop();
+        }
+        thread::yield_now();
+        assert!(start.elapsed() < SOON, "the other one has failed");
+    }
+}
+
+/// One polls and one publishes at the same moment, over and over: the poll finds what was published,
+/// or its waker is called for it, once.
+#[test]
+fn a_poll_beside_a_publish_finds_it_or_is_woken() {
+    let mut rng = Rng::with_seed(seed());
+    let (bus, topic) = small_bus();
+    let (begun, published, polled) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let mut of_publisher = rng.fork();
+    let dawdle = |rng: &mut Rng| (0..rng.u8(0..40)).for_each(|_| spin_loop());
+
+    thread::scope(|scope| {
+        let mut subscription = bus.subscribe(&topic, Position::New).unwrap();
+        scope.spawn(|| {
+            let rng = &mut of_publisher;
+            for round in 1..=COLLISIONS {
+                meet(&polled, round - 1);
+                begun.store(round, SeqCst);
+                dawdle(rng);
+                match rng.u8(0..32) {
+                    0 => assert!(bus.delete(&topic)),
+                    1 => drop(bus.put_all(&topic, vec!["x".into(); 8]).unwrap()),
+                    _ => drop(bus.put(&topic, "x")),
+                }
+                published.store(round, SeqCst);
+            }
+        });
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        for round in 1..=COLLISIONS {
+            meet(&begun, round);
+            dawdle(&mut rng);
+            let first = subscription.poll_recv(&mut Context::from_waker(&waker));
+            meet(&published, round);
+            assert_eq!(wakes.0.swap(0, SeqCst), u64::from(first.is_pending()), "in round {round}");
+            loop {
+                match subscription.try_recv() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(_) => subscription = bus.subscribe(&topic, Position::New).unwrap(),
+                }
+            }
+            polled.store(round, SeqCst);
+        }
+    });
+}
