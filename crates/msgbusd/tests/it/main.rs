@@ -11,6 +11,7 @@ mod publish;
 mod pull;
 mod requests;
 mod resume;
+mod rfc6455;
 mod stream;
 mod support;
 mod threads;

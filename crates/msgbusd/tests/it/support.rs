@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use msgbus_core::{Message, MessageBus, json};
 use msgbusd::{Drained, Server, Workers, config::Config, keys::Keyring};
 use tokio::{
@@ -25,6 +25,21 @@ const SOON: Duration = Duration::from_secs(300);
 
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
     timeout(SOON, future).await.expect("it takes too long")
+}
+
+/// The headers of RFC 6455, section 1.3.
+pub(crate) const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+/// The length of a websocket frame as its second byte and those behind it say it.
+pub(crate) fn frame_length(length: usize) -> Vec<u8> {
+    if let Ok(length @ ..126) = u8::try_from(length) {
+        vec![length]
+    } else if let Ok(length) = u16::try_from(length) {
+        [&[126][..], &length.to_be_bytes()].concat()
+    } else {
+        [&[127][..], &(length as u64).to_be_bytes()].concat()
+    }
 }
 
 /// A running server. Dropping it leaves it to the end of the test's runtime.
@@ -75,6 +90,17 @@ impl Daemon {
 
     pub(crate) async fn connect(&self) -> Connection {
         Connection(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// A websocket by hand, for saying what no library would.
+    pub(crate) async fn raw_websocket(&self, target: &str) -> Connection {
+        let mut connection = self.connect().await;
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n");
+        connection.write(request.as_bytes()).await;
+        let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "RFC 6455, section 1.3: {head}");
+        connection
     }
 
     /// Sends one request on a connection of its own.
@@ -146,6 +172,27 @@ impl Connection {
     /// The answer on a connection that is closed after it.
     pub(crate) async fn reply(&mut self) -> Reply {
         Reply::parse(&self.rest().await)
+    }
+
+    /// The next frame of a websocket: its first byte and its payload.
+    pub(crate) async fn frame(&mut self) -> (u8, Vec<u8>) {
+        let [first, form] = self.bytes().await;
+        assert_eq!(first & 0x70, 0, "a reserved bit");
+        let length = match form {
+            126 => u16::from_be_bytes(self.bytes().await).into(),
+            127 => usize::try_from(u64::from_be_bytes(self.bytes().await)).unwrap(),
+            short => short.into(),
+        };
+        assert_eq!(form, frame_length(length)[0], "not masked, and as short as it can be");
+        let mut payload = vec![0; length];
+        soon(self.0.read_exact(&mut payload)).await.unwrap();
+        (first, payload)
+    }
+
+    async fn bytes<const COUNT: usize>(&mut self) -> [u8; COUNT] {
+        let mut bytes = [0; COUNT];
+        soon(self.0.read_exact(&mut bytes)).await.unwrap();
+        bytes
     }
 
     /// Reads up to and including `end`.
@@ -237,10 +284,6 @@ impl Subscriber {
             ids.push(self.message().await.id());
         }
         ids
-    }
-
-    pub(crate) async fn send(&mut self, frame: tungstenite::Message) {
-        self.0.send(frame).await.unwrap();
     }
 
     /// The code with which the server closes.

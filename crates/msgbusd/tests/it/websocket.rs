@@ -1,27 +1,11 @@
-//! Section 6: subscribing.
+//! Section 6: subscribing. What clients say is in rfc6455.rs.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::{
-    Bytes, Message,
-    protocol::{CloseFrame, frame::coding::CloseCode},
-};
+use tokio_tungstenite::tungstenite::{Bytes, Message, protocol::frame::coding::CloseCode};
 
-use crate::support::{Connection, Daemon, soon};
-
-const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
-    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-
-/// A websocket by hand, for saying what no library would.
-async fn raw_websocket(daemon: &Daemon) -> Connection {
-    let mut connection = daemon.connect().await;
-    connection.write(format!("GET /t HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n").as_bytes()).await;
-    let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
-    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-    assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "RFC 6455, section 1.3: {head}");
-    connection
-}
+use crate::support::{Daemon, HANDSHAKE, soon};
 
 #[tokio::test]
 async fn new_messages_come_as_json_and_a_line_feed() {
@@ -264,90 +248,13 @@ async fn frames_sent_right_behind_the_handshake_are_not_lost() {
     assert_eq!(connection.read_until(b"hi").await, b"\x8a\x02hi");
 }
 
-#[tokio::test]
-async fn pings_are_answered_with_their_own_text_and_data_is_ignored() {
-    let daemon = Daemon::start();
-    let mut subscriber = daemon.subscribe("/t").await;
-    subscriber.send(Message::text("ignored")).await;
-    subscriber.send(Message::binary(vec![0; 64 << 10])).await;
-    subscriber.send(Message::Ping("1234567890".into())).await;
-    assert_eq!(subscriber.frame().await, Message::Pong("1234567890".into()));
-    daemon.put("/t", "x").await;
-    assert_eq!(subscriber.ids(1).await, [0]);
-}
-
-#[tokio::test]
-async fn what_breaks_the_protocol_is_closed_with_its_code() {
-    let daemon = Daemon::start();
-    let mut subscriber = daemon.subscribe("/t").await;
-    subscriber.send(Message::binary(vec![0; (64 << 10) + 1])).await;
-    assert_eq!(subscriber.close_code().await, CloseCode::Size);
-
-    for (frame, code) in [
-        (&b"\x81\x02hi"[..], 1002_u16),      // Not masked.
-        (b"\xc1\x80\0\0\0\0", 1002),         // A reserved bit.
-        (b"\x81\x82\0\0\0\0\xff\xff", 1007), // Not UTF-8.
-        (b"\x89\xfe\x00\x7e\0\0\0\0", 1002), // A ping of 126 bytes.
-        (b"\x82\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", 1009), // 2^63 bytes announced.
-    ] {
-        let mut connection = raw_websocket(&daemon).await;
-        connection.write(frame).await;
-        if code == 1002 && frame[0] == 0x89 {
-            connection.write(&[0; 126]).await;
-        }
-        let answer = connection.rest().await;
-        assert_eq!(answer[0], 0x88, "{frame:x?}: {answer:x?}");
-        assert_eq!(answer[2..4], code.to_be_bytes(), "{frame:x?}: {answer:x?}");
-        assert_eq!(usize::from(answer[1]), answer.len() - 2, "one close frame and nothing else");
-    }
-    assert_eq!(daemon.put("/t", "x").await.status, 202);
-}
-
-#[tokio::test]
-async fn a_close_is_answered_once_with_the_same_code() {
-    let daemon = Daemon::start();
-    let mut connection = raw_websocket(&daemon).await;
-    connection.write(b"\x88\x82\0\0\0\0\x03\xe8").await;
-    assert_eq!(connection.rest().await, b"\x88\x02\x03\xe8");
-    let mut connection = raw_websocket(&daemon).await;
-    connection.write(b"\x88\x80\0\0\0\0").await;
-    assert_eq!(connection.rest().await, b"\x88\x00");
-
-    let mut subscriber = daemon.subscribe("/t").await;
-    let goodbye = CloseFrame { code: CloseCode::Normal, reason: "bye".into() };
-    subscriber.send(Message::Close(Some(goodbye))).await;
-    assert_eq!(subscriber.close_code().await, CloseCode::Normal);
-    gone(&daemon).await;
-}
-
-/// Waits until nobody subscribes.
-async fn gone(daemon: &Daemon) {
-    soon(async {
-        while daemon.bus.stats().subscribers > 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_connection_that_breaks_ends_the_subscription() {
-    let daemon = Daemon::start();
-    let subscriber = daemon.subscribe("/t").await;
-    let connection = raw_websocket(&daemon).await;
-    assert_eq!(daemon.bus.stats().subscribers, 2);
-    drop(subscriber);
-    drop(connection);
-    gone(&daemon).await;
-}
-
 // The clock of these tests is paused: it jumps to the next deadline whenever all is quiet.
 
 #[tokio::test(start_paused = true)]
 async fn the_server_pings_and_a_client_that_answers_stays() {
     let daemon = Daemon::start();
     let start = Instant::now();
-    let mut connection = raw_websocket(&daemon).await;
+    let mut connection = daemon.raw_websocket("/t").await;
     for round in 1..=3 {
         let head = connection.read_until(b"\x13").await;
         assert_eq!(head, b"\x89\x13", "a ping of 19 digits");
@@ -368,7 +275,7 @@ async fn the_server_pings_and_a_client_that_answers_stays() {
 async fn a_silent_client_is_closed_after_a_minute() {
     let daemon = Daemon::start();
     let start = Instant::now();
-    let mut connection = raw_websocket(&daemon).await;
+    let mut connection = daemon.raw_websocket("/t").await;
     let answer = connection.rest().await;
     assert!(start.elapsed() >= Duration::from_secs(60));
     let close = &answer[2 + 19..];
@@ -379,7 +286,7 @@ async fn a_silent_client_is_closed_after_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn any_frame_renews_the_minute() {
     let daemon = Daemon::start();
-    let mut connection = raw_websocket(&daemon).await;
+    let mut connection = daemon.raw_websocket("/t").await;
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_secs(50)).await;
         connection.write(b"\x81\x80\0\0\0\0").await;
