@@ -10,7 +10,8 @@ use msgbusd::keys::{KeyFile, NewKey};
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 use crate::{
-    process::{Running, msgbusd, refuses},
+    binary::{Running, msgbusd},
+    process::refuses,
     support::{Connection, Daemon, Subscriber, soon},
 };
 

@@ -3,8 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+mod binary;
 mod browsers;
 mod connections;
+#[cfg(target_os = "linux")]
+mod faults;
 mod keys;
 mod process;
 mod publish;

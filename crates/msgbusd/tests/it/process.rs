@@ -1,21 +1,12 @@
 //! The binary itself: flags, variables and files, signals and exit codes. docs/operations.md.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, ExitStatus, Stdio},
+    io::{BufRead as _, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    process::Command,
 };
 
-pub(crate) fn msgbusd(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_msgbusd"));
-    command
-        .args(args)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
+use crate::binary::{Running, msgbusd};
 
 fn file(text: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -35,70 +26,6 @@ pub(crate) fn refuses(command: &mut Command, mention: &[&str]) {
         assert!(text.contains(mention), "{text:?} does not say {mention:?}");
     }
     assert!(output.stdout.is_empty());
-}
-
-/// A daemon in a process of its own, killed when dropped.
-pub(crate) struct Running {
-    child: Child,
-    log: BufReader<std::process::ChildStderr>,
-    /// What it has logged up to the line that says where it listens.
-    pub(crate) opening: String,
-    pub(crate) address: SocketAddr,
-}
-
-impl Running {
-    pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut opening = String::new();
-        while !opening.contains("listening on") {
-            assert_ne!(log.read_line(&mut opening).unwrap(), 0, "it ended: {opening}");
-        }
-        let address = opening.split("http://").nth(1).unwrap().split(' ').next().unwrap();
-        Self { child, log, address: address.parse().unwrap(), opening }
-    }
-
-    pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
-    }
-
-    pub(crate) fn end(mut self) -> (ExitStatus, String) {
-        let mut log = String::new();
-        self.log.read_to_string(&mut log).unwrap();
-        (self.child.wait().unwrap(), log)
-    }
-
-    /// Reads the log on, up to a line that has this in it.
-    pub(crate) fn logs(&mut self, text: &str) -> String {
-        let mut line = String::new();
-        while !line.contains(text) {
-            line.clear();
-            assert_ne!(self.log.read_line(&mut line).unwrap(), 0, "it ended without {text:?}");
-        }
-        line
-    }
-
-    pub(crate) fn say(&self, request: &str) -> String {
-        self.say_with(request, "Accept: */*")
-    }
-
-    pub(crate) fn say_with(&self, request: &str, header: &str) -> String {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        let headers = format!("Host: a\r\nConnection: close\r\n{header}\r\n");
-        write!(stream, "{request} HTTP/1.1\r\n{headers}\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]
@@ -246,21 +173,15 @@ fn requests_are_not_logged_unless_asked_for() {
 #[cfg(target_os = "linux")]
 #[test]
 fn connections_are_as_many_as_files_beside_those_of_the_threads() {
-    let limited = |args: &str| {
-        let binary = env!("CARGO_BIN_EXE_msgbusd");
-        let mut command = Command::new("sh");
-        let script = format!("ulimit -n 400; exec {binary} --bind 127.0.0.1:0 {args}");
-        command.args(["-c", &script]).stderr(Stdio::piped());
-        command
-    };
-    let running = Running::start(&mut limited("--threads 64"));
+    use crate::binary::msgbusd_of_files;
+    let running = Running::start(&mut msgbusd_of_files(400, "--threads 64"));
     let threads = format!("/proc/{}/fd", running.child.id());
     let own = std::fs::read_dir(threads).unwrap().count();
     let connections = running.opening.split("lowered to ").nth(1).unwrap();
     let connections: usize = connections.split(':').next().unwrap().parse().unwrap();
     assert!(own + connections <= 400, "{own} files besides {connections} connections");
 
-    let output = limited("--threads 1000").output().unwrap();
+    let output = msgbusd_of_files(400, "--threads 1000").output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("see --threads"), "{text}");
 }

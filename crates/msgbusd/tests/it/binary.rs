@@ -1,0 +1,92 @@
+//! The binary in a process of its own.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+};
+
+pub(crate) fn msgbusd(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msgbusd"));
+    command
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// One that may open so many files and no more, on a port of its own.
+#[cfg(target_os = "linux")]
+pub(crate) fn msgbusd_of_files(files: usize, args: &str) -> Command {
+    let binary = env!("CARGO_BIN_EXE_msgbusd");
+    let script = format!("ulimit -n {files}; exec {binary} --bind 127.0.0.1:0 {args}");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).stderr(Stdio::piped());
+    command
+}
+
+/// A daemon in a process of its own, killed when dropped.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    pub(crate) log: BufReader<ChildStderr>,
+    /// What it has logged up to the line that says where it listens.
+    pub(crate) opening: String,
+    pub(crate) address: SocketAddr,
+}
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut opening = String::new();
+        while !opening.contains("listening on") {
+            assert_ne!(log.read_line(&mut opening).unwrap(), 0, "it ended: {opening}");
+        }
+        let address = opening.split("http://").nth(1).unwrap().split(' ').next().unwrap();
+        Self { child, log, address: address.parse().unwrap(), opening }
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    pub(crate) fn end(mut self) -> (ExitStatus, String) {
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap(), log)
+    }
+
+    /// Reads the log on, up to a line that has this in it.
+    pub(crate) fn logs(&mut self, text: &str) -> String {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert_ne!(self.log.read_line(&mut line).unwrap(), 0, "it ended without {text:?}");
+        }
+        line
+    }
+
+    pub(crate) fn say(&self, request: &str) -> String {
+        self.say_with(request, "Accept: */*")
+    }
+
+    pub(crate) fn say_with(&self, request: &str, header: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        let headers = format!("Host: a\r\nConnection: close\r\n{header}\r\n");
+        write!(stream, "{request} HTTP/1.1\r\n{headers}\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
