@@ -1,5 +1,6 @@
-//! Measures msgbus: its engine, and it beside others.
+//! Measures msgbus: its engine, and it beside others. And wears it: the soak.
 
 pub mod bare;
 pub mod compare;
 pub mod micro;
+pub mod soak;

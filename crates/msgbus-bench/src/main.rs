@@ -1,16 +1,17 @@
-//! `msgbus-bench`: measures msgbus and prints what it found.
+//! `msgbus-bench`: measures msgbus, or wears it, and prints what it found.
 
 use std::{
     io::{self, Write as _},
     net::SocketAddr,
     path::PathBuf,
+    process::ExitCode,
     thread,
 };
 
 use anyhow::{Context as _, bail};
 use msgbus_bench::{
     bare::{self, Push},
-    compare, micro,
+    compare, micro, soak,
 };
 use msgbusd::Workers;
 use pico_args::Arguments;
@@ -25,20 +26,29 @@ usage: msgbus-bench COMMAND
                                       the same work on msgbusd, on bare servers, and on nginx with nchan,
                                       redis-server and nats-server where they are there. Prints what it
                                       found, and without FILTER writes it to FOLDER/performance.md [docs]
+  soak [--minutes N] [--seed S]       every kind of client, decent or not, against msgbusd with small bounds
+                                      for so many minutes [5]; then accounts for every message, and for
+                                      memory and open files. Exit 1 when a book does not balance
   bare --bind ADDRESS [--push nowhere|each|batches] [--threads N] [--stealing]
                                       a server that does nothing, or no more than push
 ";
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let mut args = Arguments::from_env();
     let command = args.subcommand()?;
     let report = match command.as_deref() {
         Some("micro") => micro_report(args)?,
         Some("compare") => comparison(args)?,
-        Some("bare") => return bare_server(args),
+        Some("soak") => return worn(args),
+        Some("bare") => return bare_server(args).map(|()| ExitCode::SUCCESS),
         None => USAGE.to_owned(),
         Some(other) => bail!("there is no {other}\n{USAGE}"),
     };
+    print(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(report: &str) -> anyhow::Result<()> {
     io::stdout().write_all(report.as_bytes()).context("cannot print")
 }
 
@@ -60,6 +70,15 @@ fn comparison(mut args: Arguments) -> anyhow::Result<String> {
     // A page is whole, and not made in a hurry, unless it was asked for.
     let folder = to.or((!quick && filter.is_empty()).then(|| PathBuf::from("docs")));
     compare::run(&compare::Options { quick, runs, filter, folder })
+}
+
+fn worn(mut args: Arguments) -> anyhow::Result<ExitCode> {
+    let minutes = args.opt_value_from_str("--minutes")?.unwrap_or(5.0);
+    let seed = args.opt_value_from_str("--seed")?.unwrap_or_else(|| fastrand::u64(..));
+    end(args)?;
+    let worn = soak::run(&soak::Options { minutes, seed })?;
+    print(&worn.report)?;
+    Ok(if worn.balances { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn bare_server(mut args: Arguments) -> anyhow::Result<()> {

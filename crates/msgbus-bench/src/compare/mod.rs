@@ -5,7 +5,7 @@ mod figures;
 mod goals;
 mod page;
 mod peers;
-mod servers;
+pub(crate) mod servers;
 mod works;
 
 use std::{
@@ -86,7 +86,7 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
 }
 
 /// The servers of this project, as they are now.
-fn build() -> anyhow::Result<()> {
+pub(crate) fn build() -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
         .args(["build", "--release", "--quiet", "--locked", "-p", "msgbusd"])

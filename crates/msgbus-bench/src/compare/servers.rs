@@ -4,7 +4,7 @@ use std::{
     env, fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     rc::Rc,
     thread::sleep,
     time::{Duration, Instant},
@@ -89,26 +89,7 @@ impl Contender {
     /// # Errors
     /// When it cannot be started, or does not listen.
     pub fn start(self) -> anyhow::Result<Running> {
-        const PATIENCE: Duration = Duration::from_secs(10);
-        let port = free_port()?;
-        let folder = tempfile::tempdir()?;
-        let mut command = self.command(port, folder.path())?;
-        let log = fs::File::create(folder.path().join("log"))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let begin = Instant::now();
-        let child = command.spawn().with_context(|| format!("cannot start {}", self.name()))?;
-        let mut running =
-            Running { child, address: address(port), folder, startup: Duration::ZERO };
-        while TcpStream::connect(running.address).is_err() {
-            if let Some(status) = running.child.try_wait()? {
-                bail!("{} has ended with {status}: {}", self.name(), running.log());
-            }
-            if begin.elapsed() > PATIENCE {
-                bail!("{} does not listen: {}", self.name(), running.log());
-            }
-            sleep(Duration::from_micros(200));
-        }
-        running.startup = begin.elapsed();
+        let running = Running::start(self.name(), |port, folder| self.command(port, folder))?;
         if self == Self::Nchan {
             running.wait_for_workers()?;
         }
@@ -165,7 +146,7 @@ fn free_port() -> io::Result<u16> {
 }
 
 /// A program of this workspace: it is built to where this one is.
-pub(super) fn beside(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let path = env::current_exe()?.with_file_name(name);
     if !path.exists() {
         bail!("there is no {}: build the workspace first", path.display());
@@ -214,6 +195,63 @@ pub struct Running {
 }
 
 impl Running {
+    /// Starts a server on a port of its own, by the command for that port and a folder that lives as
+    /// long as it, and waits until it takes connections.
+    pub(crate) fn start(
+        name: &str,
+        command: impl FnOnce(u16, &Path) -> anyhow::Result<Command>,
+    ) -> anyhow::Result<Self> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let port = free_port()?;
+        let folder = tempfile::tempdir()?;
+        let mut command = command(port, folder.path())?;
+        let log = fs::File::create(folder.path().join("log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let begin = Instant::now();
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let mut running = Self { child, address: address(port), folder, startup: Duration::ZERO };
+        while TcpStream::connect(running.address).is_err() {
+            if let Some(status) = running.child.try_wait()? {
+                bail!("{name} has ended with {status}: {}", running.log());
+            }
+            if begin.elapsed() > PATIENCE {
+                bail!("{name} does not listen: {}", running.log());
+            }
+            sleep(Duration::from_micros(200));
+        }
+        running.startup = begin.elapsed();
+        Ok(running)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks the server to stop, and says how it ended; `None` when it had to be killed.
+    pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
+        const PATIENCE: Duration = Duration::from_secs(15);
+        if let Ok(Some(status)) = self.child.try_wait() {
+            return Some(status);
+        }
+        // Every shell can do that; the program of this name is not everywhere.
+        let _ = Command::new("sh").args(["-c", &format!("kill {}", self.child.id())]).status();
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            match self.child.try_wait() {
+                Ok(None) => sleep(Duration::from_millis(20)),
+                Ok(status) => return status,
+                Err(_) => break,
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        None
+    }
+
     /// The server as a target for load.
     ///
     /// # Errors
@@ -241,24 +279,16 @@ impl Running {
         bail!("nginx has no workers: {}", self.log())
     }
 
-    fn log(&self) -> String {
+    /// What it has said.
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It is asked first, so that it takes its own children with it. Every shell can do that; the
-        // program of this name is not everywhere.
-        let _ = Command::new("sh").args(["-c", &format!("kill {}", self.child.id())]).status();
-        for _ in 0..100 {
-            match self.child.try_wait() {
-                Ok(None) => sleep(Duration::from_millis(20)),
-                _ => return,
-            }
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // It is asked first, so that it takes its own children with it.
+        self.stop();
     }
 }
 

@@ -1,0 +1,186 @@
+//! The ways to follow a topic: how each is asked for, and what comes.
+
+use std::io::{self, Cursor};
+
+use bytes::{Bytes, BytesMut};
+use memchr::memmem;
+use msgbus_core::{Message, json};
+use serde::Deserialize;
+use tokio_tungstenite::tungstenite::protocol::frame::{
+    FrameHeader,
+    coding::{Control, Data, OpCode},
+};
+
+use super::wire::invalid;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Websocket,
+    WebsocketRaw,
+    Sse,
+    Ndjson,
+    RawStream,
+}
+
+/// Something that came.
+#[derive(Debug)]
+pub(super) enum Item {
+    Message(Message),
+    /// A message of which only the payload came.
+    Payload(Bytes),
+    /// So many messages are gone.
+    Gap(u64),
+    /// To be answered with the same.
+    Ping(Bytes),
+    /// The subscription is over, and the server says why.
+    End,
+    /// Nothing that matters.
+    Other,
+}
+
+/// What is no message in NDJSON and in SSE.
+#[derive(Deserialize)]
+struct Note {
+    event: Option<String>,
+    missed: Option<u64>,
+}
+
+impl Transport {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Websocket, Self::WebsocketRaw, Self::Sse, Self::Ndjson, Self::RawStream];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Websocket => "subscriptions by websocket",
+            Self::WebsocketRaw => "subscriptions by websocket, raw",
+            Self::Sse => "subscriptions by server-sent events",
+            Self::Ndjson => "subscriptions by NDJSON",
+            Self::RawStream => "subscriptions by raw lines",
+        }
+    }
+
+    pub(super) fn is_websocket(self) -> bool {
+        matches!(self, Self::Websocket | Self::WebsocketRaw)
+    }
+
+    /// Whether messages come with their ids.
+    pub(super) fn has_ids(self) -> bool {
+        !matches!(self, Self::WebsocketRaw | Self::RawStream)
+    }
+
+    /// Whether a gap is an event of its own.
+    pub(super) fn tells_gaps(self) -> bool {
+        matches!(self, Self::Sse | Self::Ndjson)
+    }
+
+    /// The request for a topic with more of a query. Streams are asked for by HTTP/1.0, so that they
+    /// come without chunks.
+    pub(super) fn request(self, topic: &str, query: &str) -> String {
+        const UPGRADE: &str = " HTTP/1.1\r\nHost: soak\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n";
+        const STREAM: &str = " HTTP/1.0\r\nHost: soak\r\n\r\n";
+        let (own, rest) = match self {
+            Self::Websocket => ("", UPGRADE),
+            Self::WebsocketRaw => ("raw&", UPGRADE),
+            Self::Sse => ("stream=sse&", STREAM),
+            Self::Ndjson => ("stream=ndjson&", STREAM),
+            Self::RawStream => ("stream=raw&", STREAM),
+        };
+        let query = format!("{own}{query}");
+        format!("GET /{topic}?{}{rest}", query.trim_end_matches('&'))
+    }
+
+    /// Takes the next thing that has come whole.
+    pub(super) fn next(self, input: &mut BytesMut) -> io::Result<Option<Item>> {
+        match self {
+            Self::Websocket | Self::WebsocketRaw => frame(input),
+            Self::Sse => Ok(match until(input, b"\n\n") {
+                Some(event) => Some(sse(&event)?),
+                None => None,
+            }),
+            Self::Ndjson => Ok(match until(input, b"\n") {
+                Some(line) => Some(ndjson(&line)?),
+                None => None,
+            }),
+            Self::RawStream => Ok(until(input, b"\n").map(Item::Payload)),
+        }
+    }
+}
+
+fn until(input: &mut BytesMut, end: &[u8]) -> Option<Bytes> {
+    let length = memmem::find(input, end)?;
+    let piece = input.split_to(length).freeze();
+    let _ = input.split_to(end.len());
+    Some(piece)
+}
+
+fn frame(input: &mut BytesMut) -> io::Result<Option<Item>> {
+    let mut rest = Cursor::new(&input[..]);
+    let Some((header, length)) = FrameHeader::parse(&mut rest).map_err(invalid)? else {
+        return Ok(None);
+    };
+    let begin = usize::try_from(rest.position()).map_err(invalid)?;
+    let length = usize::try_from(length).map_err(invalid)?;
+    if input.len() < begin + length {
+        return Ok(None);
+    }
+    let _ = input.split_to(begin);
+    let content = input.split_to(length).freeze();
+    Ok(Some(match header.opcode {
+        OpCode::Data(Data::Text) => message(&content)?,
+        OpCode::Data(Data::Binary) => Item::Payload(content),
+        OpCode::Control(Control::Ping) => Item::Ping(content),
+        OpCode::Control(Control::Close) => Item::End,
+        other => return Err(invalid(format!("a frame of kind {other}"))),
+    }))
+}
+
+fn message(json: &[u8]) -> io::Result<Item> {
+    json::read_message(json).map(Item::Message).map_err(invalid)
+}
+
+fn ndjson(line: &Bytes) -> io::Result<Item> {
+    if line.is_empty() {
+        return Ok(Item::Other);
+    }
+    if !line.starts_with(b"{\"event\":") {
+        return message(line);
+    }
+    let note: Note = serde_json::from_slice(line).map_err(invalid)?;
+    noted(note.event.as_deref(), note.missed, line)
+}
+
+fn sse(event: &Bytes) -> io::Result<Item> {
+    let (mut name, mut data, mut id) = (None, None, None);
+    for line in event.split(|byte| *byte == b'\n') {
+        if let Some(text) = line.strip_prefix(b"event: ") {
+            name = std::str::from_utf8(text).ok();
+        } else if let Some(text) = line.strip_prefix(b"data: ") {
+            data = Some(text);
+        } else if let Some(text) = line.strip_prefix(b"id: ") {
+            id = std::str::from_utf8(text).ok();
+        }
+    }
+    let Some(data) = data else { return Ok(Item::Other) };
+    if name.is_some() {
+        let note: Note = serde_json::from_slice(data).map_err(invalid)?;
+        return noted(name, note.missed, event);
+    }
+    let item = message(data)?;
+    if let Item::Message(message) = &item {
+        let end = format!("-{}", message.id());
+        if !id.is_some_and(|id| id.ends_with(&end)) {
+            return Err(invalid(format!("#{} has the event id {id:?}", message.id())));
+        }
+    }
+    Ok(item)
+}
+
+fn noted(event: Option<&str>, missed: Option<u64>, whole: &Bytes) -> io::Result<Item> {
+    match (event, missed) {
+        (Some("gap"), Some(count)) => Ok(Item::Gap(count)),
+        (Some("restart"), _) => Ok(Item::Other),
+        (Some("deleted" | "lagged"), _) => Ok(Item::End),
+        _ => Err(invalid(format!("an event of no known kind: {}", String::from_utf8_lossy(whole)))),
+    }
+}

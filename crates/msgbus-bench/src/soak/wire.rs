@@ -1,0 +1,148 @@
+//! A connection that does as it is told, also what no decent client does.
+
+use std::{collections::HashMap, future::Future, io, net::SocketAddr, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+/// How long the server may take for anything before that counts as no answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What a slow reader's system takes for it, in bytes.
+const SMALL_BUFFER: u32 = 4 << 10;
+const READ_AT_ONCE: usize = 64 << 10;
+
+/// How a client leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// The connection is reset.
+    Reset,
+    /// It is closed in order, whatever was under way.
+    Close,
+}
+
+pub(super) struct Wire {
+    stream: TcpStream,
+    /// What has come and was not taken yet.
+    pub(super) input: BytesMut,
+}
+
+/// The head of an answer.
+pub(super) struct Head {
+    pub(super) status: u16,
+    headers: HashMap<String, String>,
+}
+
+impl Head {
+    /// A header's number.
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        self.headers.get(name)?.parse().ok()
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.headers.contains_key(name)
+    }
+
+    /// Whether the connection takes another request.
+    pub(super) fn goes_on(&self) -> bool {
+        self.headers.get("connection").is_none_or(|value| !value.eq_ignore_ascii_case("close"))
+    }
+}
+
+impl Wire {
+    pub(super) async fn open(address: SocketAddr) -> io::Result<Self> {
+        Self::with(TcpSocket::new_v4()?, address).await
+    }
+
+    /// One that the server finds full soon.
+    pub(super) async fn open_narrow(address: SocketAddr) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(SMALL_BUFFER)?;
+        Self::with(socket, address).await
+    }
+
+    async fn with(socket: TcpSocket, address: SocketAddr) -> io::Result<Self> {
+        let stream = patiently(socket.connect(address)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, input: BytesMut::new() })
+    }
+
+    /// How the server calls this client.
+    pub(super) fn name(&self) -> io::Result<String> {
+        Ok(self.stream.local_addr()?.to_string())
+    }
+
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        patiently(self.stream.write_all(bytes)).await
+    }
+
+    /// Reads once; 0 is the end. Nothing is lost when it is dropped.
+    pub(super) async fn more(&mut self) -> io::Result<usize> {
+        self.input.reserve(READ_AT_ONCE);
+        self.stream.read_buf(&mut self.input).await
+    }
+
+    /// The head of an answer. What follows it stays in `input`.
+    pub(super) async fn head(&mut self) -> io::Result<Head> {
+        loop {
+            if let Some((head, length)) = parse(&self.input)? {
+                let _ = self.input.split_to(length);
+                return Ok(head);
+            }
+            self.wait_for_more().await?;
+        }
+    }
+
+    /// An answer whose length is known.
+    pub(super) async fn answer(&mut self, has_body: bool) -> io::Result<(Head, Bytes)> {
+        let head = self.head().await?;
+        let length = if has_body { head.number("content-length").unwrap_or(0) } else { 0 };
+        let length = usize::try_from(length).map_err(invalid)?;
+        while self.input.len() < length {
+            self.wait_for_more().await?;
+        }
+        Ok((head, self.input.split_to(length).freeze()))
+    }
+
+    async fn wait_for_more(&mut self) -> io::Result<()> {
+        match patiently(self.more()).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn cut(self, how: Cut) {
+        if how == Cut::Reset {
+            // Where the server was faster there is nothing left to reset.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+async fn patiently<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(PATIENCE, work).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+fn parse(input: &[u8]) -> io::Result<Option<(Head, usize)>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut answer = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(length) = answer.parse(input).map_err(invalid)? else {
+        return Ok(None);
+    };
+    let headers = answer
+        .headers
+        .iter()
+        .map(|header| {
+            let value = String::from_utf8_lossy(header.value).into_owned();
+            (header.name.to_ascii_lowercase(), value)
+        })
+        .collect();
+    Ok(Some((Head { status: answer.code.unwrap_or_default(), headers }, length)))
+}
+
+pub(super) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
