@@ -14,7 +14,7 @@ use super::{
     topics::Topic,
     track::Track,
     transport::{Item, Transport},
-    wire::{Cut, Wire},
+    wire::Wire,
 };
 
 /// How well somebody reads.
@@ -36,7 +36,9 @@ pub(super) struct Follower {
 enum End {
     /// The follower has had enough.
     Left,
-    /// The server has ended it.
+    /// The server has ended it, and said so.
+    Told,
+    /// The server has ended it without a word, as it does with those who take no bytes.
     Ended,
     /// The soak is over.
     Over,
@@ -57,7 +59,7 @@ impl Follower {
             loop {
                 let end = self.connect(&mut track, reading).await;
                 let goes_on = track.transport.has_ids() && self.rng.u8(..10) < 7;
-                if end.is_err() || end.is_ok_and(|end| end == End::Ended) {
+                if !matches!(end, Ok(End::Left)) {
                     sleep(Duration::from_millis(self.rng.u64(5..100))).await;
                 }
                 if !self.soak.is_loading() || !goes_on || track.place.is_none() {
@@ -82,7 +84,8 @@ impl Follower {
             Reading::InTime => Wire::open(self.soak.address).await?,
             Reading::Slowly | Reading::Stops => Wire::open_narrow(self.soak.address).await?,
         };
-        let request = track.transport.request(track.topic.name(), &self.query(track));
+        let (query, version) = (self.query(track), self.rng.u8(..2));
+        let request = track.transport.request(track.topic.name(), &query, version);
         wire.send(request.as_bytes()).await?;
         if self.rng.u8(..40) == 0 {
             self.soak.books.borrow_mut().count("subscriptions left in the handshake", 1);
@@ -105,13 +108,24 @@ impl Follower {
             });
             return Ok(End::Ended);
         }
+        if head.has("transfer-encoding") {
+            wire.expect_chunks()?;
+        }
         let name = wire.name()?;
         track.begin(&self.soak, &head, &name);
         let end = self.follow(track, reading, &mut wire, &name).await;
         self.soak.live.borrow_mut().remove(&name);
-        match end {
-            Ok(End::Left) => self.part(track.transport, reading, wire).await,
-            _ => wire.cut(Cut::Close),
+        let by_server = match end {
+            Ok(End::Left) => {
+                self.part(track.transport, reading, wire).await;
+                None
+            }
+            Ok(End::Over) => None,
+            Ok(End::Told) => Some("subscriptions ended by the server, and told so"),
+            Ok(End::Ended) | Err(_) => Some("subscriptions cut by the server"),
+        };
+        if let Some(what) = by_server {
+            self.soak.books.borrow_mut().count(what, 1);
         }
         if let Err(error) = &end {
             // What is not understood is the server's fault; that it may cut is in the contract.
@@ -154,7 +168,7 @@ impl Follower {
             while let Some(item) = track.transport.next(&mut wire.input)? {
                 match item {
                     Item::Ping(text) => wire.send(&pong(&text)).await?,
-                    Item::End => return Ok(End::Ended),
+                    Item::End => return Ok(End::Told),
                     item => track.take(&self.soak, name, item),
                 }
             }

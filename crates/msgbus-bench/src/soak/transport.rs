@@ -73,21 +73,26 @@ impl Transport {
         matches!(self, Self::Sse | Self::Ndjson)
     }
 
-    /// The request for a topic with more of a query. Streams are asked for by HTTP/1.0, so that they
-    /// come without chunks.
-    pub(super) fn request(self, topic: &str, query: &str) -> String {
-        const UPGRADE: &str = " HTTP/1.1\r\nHost: soak\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n";
-        const STREAM: &str = " HTTP/1.0\r\nHost: soak\r\n\r\n";
-        let (own, rest) = match self {
-            Self::Websocket => ("", UPGRADE),
-            Self::WebsocketRaw => ("raw&", UPGRADE),
-            Self::Sse => ("stream=sse&", STREAM),
-            Self::Ndjson => ("stream=ndjson&", STREAM),
-            Self::RawStream => ("stream=raw&", STREAM),
+    /// The request for a topic with more of a query. Streams are asked for in HTTP/1.`version`: by 1.1
+    /// they come in chunks.
+    pub(super) fn request(self, topic: &str, query: &str, version: u8) -> String {
+        let own = match self {
+            Self::Websocket => "",
+            Self::WebsocketRaw => "raw&",
+            Self::Sse => "stream=sse&",
+            Self::Ndjson => "stream=ndjson&",
+            Self::RawStream => "stream=raw&",
         };
         let query = format!("{own}{query}");
-        format!("GET /{topic}?{}{rest}", query.trim_end_matches('&'))
+        let target = format!("/{topic}?{}", query.trim_end_matches('&'));
+        if self.is_websocket() {
+            format!(
+                "GET {target} HTTP/1.1\r\nHost: soak\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n"
+            )
+        } else {
+            format!("GET {target} HTTP/1.{version}\r\nHost: soak\r\n\r\n")
+        }
     }
 
     /// Takes the next thing that has come whole.

@@ -1,8 +1,9 @@
 //! A connection that does as it is told, also what no decent client does.
 
-use std::{collections::HashMap, future::Future, io, net::SocketAddr, time::Duration};
+use std::{collections::HashMap, io, mem, net::SocketAddr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use memchr::memmem;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -28,6 +29,9 @@ pub(super) struct Wire {
     stream: TcpStream,
     /// What has come and was not taken yet.
     pub(super) input: BytesMut,
+    /// What has come of a body in chunks and is not in `input` yet.
+    chunks: Option<BytesMut>,
+    is_at_end: bool,
 }
 
 /// The head of an answer.
@@ -67,7 +71,7 @@ impl Wire {
     async fn with(socket: TcpSocket, address: SocketAddr) -> io::Result<Self> {
         let stream = patiently(socket.connect(address)).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, input: BytesMut::new() })
+        Ok(Self { stream, input: BytesMut::new(), chunks: None, is_at_end: false })
     }
 
     /// How the server calls this client.
@@ -81,8 +85,40 @@ impl Wire {
 
     /// Reads once; 0 is the end. Nothing is lost when it is dropped.
     pub(super) async fn more(&mut self) -> io::Result<usize> {
-        self.input.reserve(READ_AT_ONCE);
-        self.stream.read_buf(&mut self.input).await
+        if self.is_at_end {
+            return Ok(0);
+        }
+        let buffer = self.chunks.as_mut().unwrap_or(&mut self.input);
+        buffer.reserve(READ_AT_ONCE);
+        let count = self.stream.read_buf(buffer).await?;
+        self.take_chunks()?;
+        Ok(count)
+    }
+
+    /// Takes what comes from now on, and has come behind the head, for a body in chunks.
+    pub(super) fn expect_chunks(&mut self) -> io::Result<()> {
+        self.chunks = Some(mem::take(&mut self.input));
+        self.take_chunks()
+    }
+
+    /// Moves the content of whole chunks to `input`.
+    fn take_chunks(&mut self) -> io::Result<()> {
+        let Some(chunks) = &mut self.chunks else { return Ok(()) };
+        while let Some(head) = memmem::find(chunks, b"\r\n") {
+            let length = str::from_utf8(&chunks[..head]).map_err(invalid)?;
+            let length = usize::from_str_radix(length, 16).map_err(invalid)?;
+            let begin = head + 2;
+            if chunks.len() < begin + length + 2 {
+                break;
+            }
+            let chunk = chunks.split_to(begin + length + 2);
+            if !chunk.ends_with(b"\r\n") {
+                return Err(invalid("a chunk without an end"));
+            }
+            self.input.extend_from_slice(&chunk[begin..begin + length]);
+            self.is_at_end |= length == 0;
+        }
+        Ok(())
     }
 
     /// The head of an answer. What follows it stays in `input`.
