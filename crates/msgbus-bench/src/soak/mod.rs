@@ -160,6 +160,7 @@ pub fn run(options: &Options) -> anyhow::Result<Worn> {
     let costs = LocalSet::new().block_on(&runtime, rounds).with_context(|| {
         format!("seed {}; the server has said: {}", options.seed, running.log())
     })?;
+    report::end_progress();
     let end = running.stop();
     let mut books = soak.books.borrow_mut();
     books.check(Book::End, end.is_some_and(|status| status.success()), || {

@@ -59,11 +59,20 @@ fn mega(bytes: u64) -> f64 {
 }
 
 /// Says what happens, where somebody looks.
-#[expect(clippy::print_stderr, reason = "this is a command")]
 pub(super) fn progress(books: &Books, what: &str) {
+    let faults = if books.are_sound() { "" } else { ", some books do not balance" };
+    let published = books.all_published().told;
+    show(&format!("{what}: {published} published, {} received{faults}", books.received));
+}
+
+/// Makes room for the report.
+pub(super) fn end_progress() {
+    show("");
+}
+
+#[expect(clippy::print_stderr, reason = "this is a command")]
+fn show(text: &str) {
     if io::stderr().is_terminal() {
-        let faults = if books.are_sound() { "" } else { ", some books do not balance" };
-        let published = books.all_published().told;
-        eprint!("\r\x1b[K{what}: {published} published, {} received{faults}", books.received);
+        eprint!("\r\x1b[K{text}");
     }
 }
