@@ -130,11 +130,11 @@ impl Refusal {
         }
     }
 
-    /// What a log may have of it: not what came in the query, where somebody may have put a key.
+    /// What a log may have of it: nothing of the query, where a key may be by mistake. Only the name of an
+    /// unknown parameter is repeated at all.
     pub(super) fn for_the_log(&self) -> String {
         match self {
             Self::UnknownParameter { .. } => "unknown parameter".to_owned(),
-            Self::Parameter { name, .. } => format!("bad value of parameter {name:?}"),
             other => other.to_string(),
         }
     }
