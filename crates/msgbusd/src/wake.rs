@@ -83,9 +83,9 @@ impl Wake for Task {
 
 /// Polls for one task what another thread may make ready.
 #[derive(Debug, Default)]
-pub(crate) struct Caller(Option<(Arc<Task>, Waker)>);
+pub(crate) struct Relay(Option<(Arc<Task>, Waker)>);
 
-impl Caller {
+impl Relay {
     /// Polls with a waker that goes by the desk of this thread, where it has one.
     pub(crate) fn poll<T>(
         &mut self,

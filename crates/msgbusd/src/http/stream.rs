@@ -32,7 +32,7 @@ use super::{Answer, App, accepts, answers, error::Refusal, position, query, quer
 use crate::{
     frames::{Form, Ring},
     keys::Permit,
-    wake::Caller,
+    wake::Relay,
 };
 
 /// How long a stream is silent at most, where its format has a way to say nothing.
@@ -114,7 +114,7 @@ pub(crate) struct Live {
     permit: Permit,
     form: Form,
     ring: Arc<Ring>,
-    caller: Caller,
+    relay: Relay,
     events: Vec<Event>,
     /// The id that is next if nothing is missed.
     next_id: u64,
@@ -139,7 +139,7 @@ impl Live {
             permit,
             ring: app.frames.ring(subscription.topic().epoch, form),
             form,
-            caller: Caller::default(),
+            relay: Relay::default(),
             events: Vec::new(),
             // What was gone is told again to one who is cut off before it has been told.
             next_id: subscription.start().next_id - subscription.start().missed,
@@ -227,8 +227,8 @@ impl Live {
             self.over = true;
             return Poll::Ready(());
         }
-        let Self { caller, subscription, events, .. } = self;
-        let received = caller.poll(cx, |cx| subscription.poll_recv_batch(cx, events, BATCH));
+        let Self { relay, subscription, events, .. } = self;
+        let received = relay.poll(cx, |cx| subscription.poll_recv_batch(cx, events, BATCH));
         if let Poll::Ready(received) = received {
             let mut events = std::mem::take(&mut self.events);
             for event in events.drain(..) {

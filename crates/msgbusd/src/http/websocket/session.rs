@@ -36,7 +36,7 @@ use crate::{
     http::App,
     keys::Permit,
     socket::Socket,
-    wake::Caller,
+    wake::Relay,
 };
 
 /// How often the server asks whether the client is still there.
@@ -66,7 +66,7 @@ pub(super) struct Session {
     socket: WebSocketStream<Socket>,
     permit: Permit,
     ring: Arc<Ring>,
-    caller: Caller,
+    relay: Relay,
     /// The id of the last message written.
     last_id: Option<u64>,
 }
@@ -106,7 +106,7 @@ impl Session {
             subscription,
             socket,
             permit,
-            caller: Caller::default(),
+            relay: Relay::default(),
             last_id: None,
         }
     }
@@ -164,8 +164,8 @@ impl Session {
                     silent_at = Instant::now() + LONGEST_SILENCE;
                 }
                 received = poll_fn(|cx| {
-                    let Self { caller, subscription, .. } = self;
-                    caller.poll(cx, |cx| subscription.poll_recv_batch(cx, &mut events, BATCH))
+                    let Self { relay, subscription, .. } = self;
+                    relay.poll(cx, |cx| subscription.poll_recv_batch(cx, &mut events, BATCH))
                 }) => {
                     if let Err(end) = received {
                         return ControlFlow::Break(End::Over(end));
