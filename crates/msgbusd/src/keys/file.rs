@@ -147,7 +147,10 @@ impl Source<'_> {
 
     fn hash(&self, value: &Value<'_>, place: &str) -> Result<Hash, KeyFileError> {
         let text = value.get_ref().as_str().unwrap_or_default();
-        text.parse().map_err(|why| self.error(value.span().start, format!("{place}: hash: {why}")))
+        let wrong = |why| self.error(value.span().start, format!("{place}: hash: {why}"));
+        let hash = text.parse().map_err(wrong)?;
+        // Of a variable that was not set: whoever shows an empty password would have this key.
+        if hash == Hash::of("") { Err(wrong("it is that of no secret at all")) } else { Ok(hash) }
     }
 
     fn grants(&self, value: &Value<'_>, place: &str) -> Result<Vec<Grant>, KeyFileError> {
@@ -246,6 +249,8 @@ mod tests {
             assert!(error.starts_with(start), "{text:?} gave {error:?}");
             assert!(!error.contains('\n'), "{error:?}");
         }
+        let empty = parse(&entry("a", "", "\"*:**\"")).expect_err("everybody has it");
+        assert_eq!(empty, "keys.toml:2: keys.a: hash: it is that of no secret at all");
         let secret = parse("[keys.a]\nhash = \"mbk_secret\"\n").expect_err("no hash");
         assert!(!secret.contains("mbk_secret"), "{secret}");
     }
