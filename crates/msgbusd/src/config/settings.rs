@@ -71,6 +71,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         Ok(())
     }),
     setting!(Value "keys" "FILE" "", "keys and what each allows; read again at SIGHUP", |c, v| {
+        if v.is_empty() {
+            return Err("it names no file".to_owned());
+        }
         c.keys = Some(KeyFile::read(v).map_err(|error| error.to_string())?);
         Ok(())
     }),

@@ -415,6 +415,9 @@ fn a_file_that_is_wrong_is_told_in_one_line() {
     let mention = [&format!("--keys: {path}:2: anonymous: \"publsh:b\": no such action")[..]];
     refuses(&mut msgbusd(&["--keys", path]), &mention);
     refuses(msgbusd(&[]).env("MSGBUSD_KEYS", path), &[&format!("MSGBUSD_KEYS: {path}:2: ")]);
+    // An address that nobody has, so that it ends in any case.
+    let mut unnamed = msgbusd(&["--open", "--bind", "192.0.2.1:1"]);
+    refuses(unnamed.env("MSGBUSD_KEYS", ""), &["MSGBUSD_KEYS: it names no file"]);
     refuses(&mut msgbusd(&["--keys", "/does/not/exist"]), &["/does/not/exist", "No such file"]);
     refuses(&mut msgbusd(&["--bind", ":0"]), &["--keys", "--open"]);
 
