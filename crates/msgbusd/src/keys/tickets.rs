@@ -1,6 +1,6 @@
 //! Tickets: what a web page says in the place of a key where it can send no header.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -10,13 +10,22 @@ use super::{Caller, secret};
 pub(crate) const TICKET_LIVES: Duration = Duration::from_secs(30);
 /// The most that are open at a time.
 const MOST: usize = 10_000;
+/// The most of one key: its holder is not to take them all from the others.
+const MOST_OF_A_KEY: usize = 1_000;
 const PREFIX: &str = "mbt_";
 /// In bytes: more than can be tried in half a minute.
 const SIZE: usize = 16;
 
 /// The tickets that nobody has used yet.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Tickets(HashMap<String, Ticket>);
+
+/// Without the tickets: who reads one may use it.
+impl fmt::Debug for Tickets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tickets({})", self.0.len())
+    }
+}
 
 #[derive(Debug)]
 struct Ticket {
@@ -30,15 +39,22 @@ pub(crate) struct TooManyTickets;
 
 impl Tickets {
     pub(super) fn open(&mut self, of: Arc<Caller>, now: Instant) -> Result<String, TooManyTickets> {
-        if self.0.len() >= MOST {
+        if self.is_full_for(&of) {
             self.0.retain(|_, ticket| ticket.ends > now);
         }
-        if self.0.len() >= MOST {
+        if self.is_full_for(&of) {
             return Err(TooManyTickets);
         }
         let text = secret::random::<SIZE>(PREFIX).map_err(|_| TooManyTickets)?;
         self.0.insert(text.clone(), Ticket { of, ends: now + TICKET_LIVES });
         Ok(text)
+    }
+
+    fn is_full_for(&self, caller: &Caller) -> bool {
+        let is_own = |ticket: &&Ticket| ticket.of.key == caller.key;
+        // They are counted only where they can be too many.
+        let own = || self.0.values().filter(is_own).count();
+        self.0.len() >= MOST || (self.0.len() >= MOST_OF_A_KEY && own() >= MOST_OF_A_KEY)
     }
 
     /// Uses a ticket up.
@@ -50,7 +66,7 @@ impl Tickets {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Hash, *};
 
     #[test]
     fn a_ticket_is_for_once_and_not_for_long() {
@@ -65,14 +81,23 @@ mod tests {
     }
 
     #[test]
-    fn there_are_only_so_many_and_old_ones_make_room() {
-        let caller = Arc::new(Caller { key: None, grants: Vec::new() });
+    fn a_key_has_only_so_many_and_all_of_them_too() {
+        let holder = |name: String| {
+            let hash = Hash::of(&name);
+            Arc::new(Caller { key: Some((name, hash)), grants: Vec::new() })
+        };
         let (mut tickets, now) = (Tickets::default(), Instant::now());
-        for _ in 0..MOST {
-            tickets.open(Arc::clone(&caller), now).unwrap();
+        for key in 0..MOST / MOST_OF_A_KEY {
+            let caller = holder(key.to_string());
+            for _ in 0..MOST_OF_A_KEY {
+                tickets.open(Arc::clone(&caller), now).unwrap();
+            }
+            assert_eq!(tickets.open(caller, now), Err(TooManyTickets));
         }
-        assert_eq!(tickets.open(Arc::clone(&caller), now), Err(TooManyTickets));
-        assert!(tickets.open(caller, now + TICKET_LIVES).is_ok());
-        assert_eq!(tickets.0.len(), 1);
+        let other = holder("other".to_owned());
+        assert_eq!(tickets.open(Arc::clone(&other), now), Err(TooManyTickets));
+        let text = tickets.open(other, now + TICKET_LIVES).unwrap();
+        assert_eq!(tickets.0.len(), 1, "old ones make room");
+        assert!(!format!("{tickets:?}").contains(&text));
     }
 }
