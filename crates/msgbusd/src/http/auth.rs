@@ -13,7 +13,7 @@ use hyper::{
 use msgbus_core::TopicName;
 
 use super::{App, error::Refusal, items, query, routes::Route};
-use crate::keys::{Action, Caller, Keyring, Permit};
+use crate::keys::{Action, Caller, Keyring, Need, Permit};
 
 /// What a page offers beside its key, and is answered.
 pub(super) const SUBPROTOCOL: &str = "msgbus";
@@ -29,8 +29,23 @@ pub(super) fn check<B>(
     let Some(keyring) = &app.keyring else { return Ok(None) };
     let Some(need) = route.needs() else { return Ok(None) };
     let caller = caller(keyring, route, request)?;
+    allow(&caller, need)?;
+    Ok(Some(caller))
+}
+
+/// The same of a caller that was let in, with the keys as they are by now.
+pub(super) fn check_again(
+    app: &App,
+    caller: Option<&Caller>,
+    need: Need<'_>,
+) -> Result<(), Refusal> {
+    let (Some(keyring), Some(caller)) = (&app.keyring, caller) else { return Ok(()) };
+    allow(&*keyring.by_now(caller).ok_or(Refusal::WrongKey)?, need)
+}
+
+fn allow(caller: &Caller, need: Need<'_>) -> Result<(), Refusal> {
     if caller.may(need) {
-        return Ok(Some(caller));
+        return Ok(());
     }
     let need = need.to_string();
     Err(match caller.key_name() {

@@ -132,7 +132,9 @@ async fn route(
     // Before anything of a body is read, and whatever there is.
     let caller = auth::check(app, &route, request)?;
     match route {
-        Route::Publish(topic) => publish::publish(app, peer, &topic, request).await,
+        Route::Publish(topic) => {
+            publish::publish(app, peer, &topic, request, caller.as_deref()).await
+        }
         Route::Pull(topic) => {
             let permit = auth::permit(app, caller, Action::Pull, &topic);
             pull::pull(app, peer, &topic, request, permit).await

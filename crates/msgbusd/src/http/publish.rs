@@ -12,13 +12,14 @@ use msgbus_core::{Draft, PublishError, TopicName, parse_duration};
 use tracing::debug;
 
 use super::{
-    Answer, App, answers,
+    Answer, App, answers, auth,
     body::{self, BodyLimit},
     empty,
     error::Refusal,
     query,
     query::Query,
 };
+use crate::keys::{Action, Caller, Need};
 
 const MSGBUS_ID: HeaderName = HeaderName::from_static("msgbus-id");
 const MSGBUS_FIRST_ID: HeaderName = HeaderName::from_static("msgbus-first-id");
@@ -33,6 +34,7 @@ pub(super) async fn publish(
     peer: SocketAddr,
     topic: &TopicName,
     request: &mut Request<Incoming>,
+    caller: Option<&Caller>,
 ) -> Result<Answer, Refusal> {
     let parameters = query(request);
     let ttl = ttl(&parameters, request.headers())?;
@@ -40,6 +42,8 @@ pub(super) async fn publish(
     let content_type = content_type(request.headers());
     let limit = BodyLimit { size: app.config.max_payload, patience: app.config.timeouts.body };
     let payload = body::read(request.body_mut(), limit).await?;
+    // A body can take as long as its sender likes, and the key may have been taken back meanwhile.
+    auth::check_again(app, caller, Need::Topic(Action::Publish, topic))?;
 
     let size = payload.len();
     let draft = |payload| {

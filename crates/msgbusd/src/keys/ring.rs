@@ -87,6 +87,11 @@ impl Keyring {
     /// Who has asked for this ticket, with what the key allows by now. The ticket is used up.
     pub(crate) fn redeem(&self, ticket: &str) -> Option<Arc<Caller>> {
         let caller = self.tickets.lock().redeem(ticket, Instant::now())?;
-        self.reading.read().keys.same(&caller).cloned()
+        self.by_now(&caller)
+    }
+
+    /// The same caller, with what the key allows by now; `None` where the key is gone.
+    pub(crate) fn by_now(&self, caller: &Caller) -> Option<Arc<Caller>> {
+        self.reading.read().keys.same(caller).cloned()
     }
 }

@@ -372,6 +372,34 @@ async fn a_key_that_loses_a_grant_keeps_the_others() {
 }
 
 #[tokio::test]
+async fn a_body_that_outlives_its_key_is_not_published() {
+    let (gone, less) = (key("gone", &["publish:t"]), key("less", &["publish:t"]));
+    let file = File::new(&[], &[&gone, &less]);
+    let daemon = file.daemon();
+    let mut connections = Vec::new();
+    for (key, status) in [(&gone, 401), (&less, 403)] {
+        let mut connection = daemon.connect().await;
+        let head = format!(
+            "PUT /t HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\n\
+             Content-Length: 4\r\n{}\r\n\r\n",
+            bearer(key)
+        );
+        connection.write(head.as_bytes()).await;
+        // It was let in: the body is asked for.
+        connection.read_until(b"100 Continue\r\n\r\n").await;
+        connections.push((connection, status));
+    }
+    let text = less.lines.replace("publish:t", "publish:u");
+    fs::write(file.path(), text).unwrap();
+    daemon.keyring.as_ref().unwrap().reload().unwrap();
+    for (mut connection, status) in connections {
+        connection.write(b"late").await;
+        assert_eq!(connection.reply().await.status, status);
+    }
+    assert!(daemon.bus.topics().is_empty());
+}
+
+#[tokio::test]
 async fn an_allowed_page_may_send_a_key() {
     let key = key("k", &["publish:t"]);
     let file = File::new(&[], &[&key]);
