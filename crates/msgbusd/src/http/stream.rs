@@ -216,6 +216,11 @@ impl Live {
         self.over = true;
     }
 
+    fn revoke(&mut self) {
+        self.say("revoked", "");
+        self.over = true;
+    }
+
     /// Waits for more pieces, or for the end.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.draining.as_mut().poll(cx).is_ready() {
@@ -223,13 +228,17 @@ impl Live {
             return Poll::Ready(());
         }
         if self.permit.poll_revoked(cx).is_ready() {
-            self.say("revoked", "");
-            self.over = true;
+            self.revoke();
             return Poll::Ready(());
         }
         let Self { relay, subscription, events, .. } = self;
         let received = relay.poll(cx, |cx| subscription.poll_recv_batch(cx, events, BATCH));
         if let Poll::Ready(received) = received {
+            // It may have been published since the keys were looked at above.
+            if self.permit.poll_revoked(cx).is_ready() {
+                self.revoke();
+                return Poll::Ready(());
+            }
             let mut events = std::mem::take(&mut self.events);
             for event in events.drain(..) {
                 self.take_note(&event);

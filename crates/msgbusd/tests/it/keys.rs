@@ -371,6 +371,34 @@ async fn a_key_that_loses_a_grant_keeps_the_others() {
     assert_eq!(b.message().await.payload(), "x");
 }
 
+/// Whatever the sessions are just doing: many tries find what one does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn nothing_published_after_a_reload_slips_through() {
+    let key = key("goes", &["subscribe:t"]);
+    let file = File::new(&[], &[&key]);
+    let daemon = file.daemon();
+    let keyring = daemon.keyring.clone().unwrap();
+    for _ in 0..1_500 {
+        file.write(&[], &[&key]);
+        keyring.reload().unwrap();
+        let mut going = follow(&daemon, "/t?raw", &key).await;
+        file.write(&[], &[]);
+        let (keyring, bus) = (keyring.clone(), daemon.bus.clone());
+        let publisher = tokio::task::spawn_blocking(move || {
+            let topic = "t".parse().unwrap();
+            for _ in 0..20 {
+                bus.put(&topic, "before").unwrap();
+            }
+            keyring.reload().unwrap();
+            bus.put(&topic, "after").unwrap();
+        });
+        while let Message::Binary(payload) = going.frame().await {
+            assert_eq!(payload, "before");
+        }
+        publisher.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_body_that_outlives_its_key_is_not_published() {
     let (gone, less) = (key("gone", &["publish:t"]), key("less", &["publish:t"]));

@@ -9,6 +9,7 @@ use std::{
     ops::ControlFlow,
     pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -167,6 +168,10 @@ impl Session {
                     let Self { relay, subscription, .. } = self;
                     relay.poll(cx, |cx| subscription.poll_recv_batch(cx, &mut events, BATCH))
                 }) => {
+                    // It may have been published since the keys were looked at above.
+                    if poll_fn(|cx| Poll::Ready(self.permit.poll_revoked(cx).is_ready())).await {
+                        return ControlFlow::Break(End::Revoked);
+                    }
                     if let Err(end) = received {
                         return ControlFlow::Break(End::Over(end));
                     }
