@@ -92,7 +92,7 @@ pub(crate) async fn answer(
     request: &mut Request<Incoming>,
 ) -> Answer {
     app.metrics.request();
-    let source = match origin::check(request.headers(), &app.config.allowed_origins) {
+    let source = match origin::check(request, &app.config.allowed_origins) {
         Ok(source) => source,
         Err(refusal) => return refuse(&refusal, peer, request),
     };

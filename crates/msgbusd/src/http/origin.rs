@@ -3,7 +3,10 @@
 
 use std::net::IpAddr;
 
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{
+    Method, Request,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+};
 
 use super::error::Refusal;
 
@@ -23,7 +26,8 @@ pub(super) enum Source {
 }
 
 /// Refuses what a foreign page has sent.
-pub(super) fn check(headers: &HeaderMap, allowed: &[String]) -> Result<Source, Refusal> {
+pub(super) fn check<B>(request: &Request<B>, allowed: &[String]) -> Result<Source, Refusal> {
+    let headers = request.headers();
     let origin = headers.get(header::ORIGIN);
     let site = text(headers, &SEC_FETCH_SITE);
     if origin.is_none() && site.is_none() {
@@ -35,7 +39,7 @@ pub(super) fn check(headers: &HeaderMap, allowed: &[String]) -> Result<Source, R
         return match site.as_deref() {
             // The user's own doing: an address typed, a link followed.
             None | Some("none") => Ok(Source::Own),
-            _ if text(headers, &SEC_FETCH_DEST).as_deref() == Some("document") => Ok(Source::Own),
+            _ if is_link(request) => Ok(Source::Own),
             Some("same-origin") if is_ours(&host, allowed) => Ok(Source::Own),
             // Images, scripts and frames carry no Origin on GET.
             Some(_) => Err(Refusal::CrossSite),
@@ -49,6 +53,12 @@ pub(super) fn check(headers: &HeaderMap, allowed: &[String]) -> Result<Source, R
         Some((_, authority)) if authority == host && is_ours(&host, allowed) => Ok(Source::Own),
         _ => Err(Refusal::ForeignOrigin { origin: origin.chars().take(100).collect() }),
     }
+}
+
+/// Whether a page is to be shown, which takes nothing but a GET.
+fn is_link<B>(request: &Request<B>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && text(request.headers(), &SEC_FETCH_DEST).as_deref() == Some("document")
 }
 
 /// Whether this can be nobody else's name: somebody else's may have been made to point here, and

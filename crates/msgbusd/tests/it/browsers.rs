@@ -45,6 +45,7 @@ async fn the_servers_own_pages_and_links_to_it_are_fine() {
     assert_eq!(daemon.send("GET", "/t", &frame, b"").await.status, 403);
     let link = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: document"];
     assert_eq!(daemon.send("GET", "/t", &link, b"").await.status, 200);
+    assert_eq!(daemon.send("POST", "/t", &link, b"x").await.status, 403, "no link publishes");
 }
 
 /// A foreign name that has been made to point here (DNS rebinding) is no name of this server.
