@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use msgbus_load::Report;
 
 use super::{
-    figures::{count, cpu, median, time},
+    figures::{count, growth, median, p50, rate, server_cpu, time},
     servers::Contender,
     works::Work,
 };
@@ -20,13 +20,18 @@ const TOP: f64 = 30.0;
 /// What a work is judged by: the rate and the processor time, or one thing alone.
 pub(super) fn svg(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     let panels: Vec<Panel> = if work.is_about_memory() {
-        vec![Panel::new("bytes of memory each (less is better)", found, memory, count)]
+        vec![Panel::new("bytes of memory each (less is better)", found, growth, count)]
     } else if work.is_about_latency() {
         vec![Panel::new("p50 until received (less is better)", found, p50, time)]
     } else {
         vec![
             Panel::new("in a second (more is better)", found, rate, count),
-            Panel::new("processor time of the server for each (less is better)", found, cpu, time),
+            Panel::new(
+                "processor time of the server for each (less is better)",
+                found,
+                server_cpu,
+                time,
+            ),
         ]
     };
     let height: f64 = panels.iter().map(Panel::height).sum();
@@ -44,23 +49,6 @@ pub(super) fn svg(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     svg
 }
 
-fn rate(reports: &[Report]) -> f64 {
-    median(reports.iter().map(|report| report.rate))
-}
-
-fn p50(reports: &[Report]) -> f64 {
-    median(reports.iter().filter_map(|report| Some(report.latency?.p50)))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "bytes of one thing")]
-fn memory(reports: &[Report]) -> f64 {
-    median(
-        reports
-            .iter()
-            .filter_map(|report| Some(report.server?.growth as f64 / report.operations as f64)),
-    )
-}
-
 /// Bars of one kind of figure.
 struct Panel {
     title: &'static str,
@@ -72,10 +60,15 @@ impl Panel {
     fn new(
         title: &'static str,
         found: &[(Contender, Vec<Report>)],
-        figure: fn(&[Report]) -> f64,
+        figure: fn(&Report) -> f64,
         show: fn(f64) -> String,
     ) -> Self {
-        let bars = found.iter().map(|(who, reports)| (*who, figure(reports).max(0.0))).collect();
+        let bars = found
+            .iter()
+            .map(|(who, reports)| {
+                (*who, median(reports.iter().map(figure).filter(|value| !value.is_nan())).max(0.0))
+            })
+            .collect();
         Self { title, bars, show }
     }
 

@@ -2,14 +2,25 @@
 
 use msgbus_load::Report;
 
+/// Operations in a second.
+pub(super) fn rate(report: &Report) -> f64 {
+    report.rate
+}
+
+/// The median latency, in microseconds.
+pub(super) fn p50(report: &Report) -> f64 {
+    report.latency.map_or(f64::NAN, |latency| latency.p50)
+}
+
+/// The memory that the server has taken for each operation, in bytes.
+#[expect(clippy::cast_precision_loss, reason = "bytes of one thing")]
+pub(super) fn growth(report: &Report) -> f64 {
+    report.server.map_or(f64::NAN, |cost| cost.growth as f64 / report.operations as f64)
+}
+
 /// The processor time for an operation, in microseconds.
 pub(super) fn server_cpu(report: &Report) -> f64 {
     report.server.map_or(f64::NAN, |cost| cost.cpu_per_operation)
-}
-
-/// The median processor time for an operation, in microseconds.
-pub(super) fn cpu(reports: &[Report]) -> f64 {
-    median(reports.iter().map(server_cpu))
 }
 
 /// The value in the middle; not a number where there is none.

@@ -2,7 +2,7 @@
 
 use super::{
     Findings,
-    figures::{median, server_cpu},
+    figures::{growth, median, p50, rate, server_cpu},
     servers::Contender,
 };
 use crate::micro::Measure;
@@ -47,19 +47,6 @@ fn short(value: f64) -> String {
 
 /// What of a run a goal is about.
 type Figure = fn(&msgbus_load::Report) -> f64;
-
-fn rate(report: &msgbus_load::Report) -> f64 {
-    report.rate
-}
-
-fn p50(report: &msgbus_load::Report) -> f64 {
-    report.latency.map_or(f64::NAN, |latency| latency.p50)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "bytes of one thing")]
-fn growth(report: &msgbus_load::Report) -> f64 {
-    report.server.map_or(f64::NAN, |cost| cost.growth as f64 / report.operations as f64)
-}
 
 impl Findings {
     fn reports(&self, key: &str, contender: Option<Contender>) -> &[msgbus_load::Report] {

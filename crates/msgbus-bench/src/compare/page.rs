@@ -8,7 +8,7 @@ use msgbus_load::Report;
 
 use super::{
     Findings,
-    figures::{count, cpu, median, server_cpu, time},
+    figures::{count, growth, median, rate, server_cpu, time},
     goals,
     servers::Contender,
     works::Work,
@@ -111,13 +111,15 @@ fn table(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
 }
 
 fn plain_row(reports: &[Report]) -> String {
-    let rate = median(reports.iter().map(|report| report.rate));
-    format!("| {} | {} |", count(rate), time(cpu(reports)))
+    format!(
+        "| {} | {} |",
+        count(median(reports.iter().map(rate))),
+        time(median(reports.iter().map(server_cpu)))
+    )
 }
 
 fn row(reports: &[Report], limit: &[Report]) -> String {
     let pairs = || reports.iter().zip(limit);
-    let rate = median(reports.iter().map(|report| report.rate));
     let of_rate = median(pairs().map(|(own, limit)| own.rate / limit.rate));
     let of_cpu = median(pairs().map(|(own, limit)| server_cpu(own) / server_cpu(limit)));
     let latency = |pick: fn(&msgbus_load::Percentiles) -> f64| {
@@ -130,8 +132,8 @@ fn row(reports: &[Report], limit: &[Report]) -> String {
         .sum();
     format!(
         "| {} | {of_rate:.2} | {} | {of_cpu:.2} | {} | {} | {} | {wrong} |",
-        count(rate),
-        time(cpu(reports)),
+        count(median(reports.iter().map(rate))),
+        time(median(reports.iter().map(server_cpu))),
         latency(|l| l.p50),
         latency(|l| l.p99),
         latency(|l| l.p999),
@@ -140,9 +142,11 @@ fn row(reports: &[Report], limit: &[Report]) -> String {
 
 #[expect(clippy::cast_precision_loss, reason = "bytes of one thing")]
 fn memory_row(reports: &[Report]) -> String {
-    let each = reports
-        .iter()
-        .filter_map(|report| Some(report.server?.growth as f64 / report.operations as f64));
     let resident = reports.iter().filter_map(|report| Some(report.server?.resident as f64 / 1e6));
-    format!("| {:.0} | {} | {:.1} MB |", median(each), time(cpu(reports)), median(resident))
+    format!(
+        "| {:.0} | {} | {:.1} MB |",
+        median(reports.iter().map(growth)),
+        time(median(reports.iter().map(server_cpu))),
+        median(resident)
+    )
 }
