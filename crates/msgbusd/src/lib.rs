@@ -2,14 +2,21 @@
 //! [`config::Config`]. The binary only wires the two, and tests start the real thing on port 0.
 
 pub mod config;
+mod connection;
 mod frames;
 mod http;
 pub mod keys;
+mod listener;
 mod metrics;
+mod peer;
 mod server;
 mod socket;
+mod stream;
+mod tls;
 mod wake;
 mod workers;
 
-pub use server::{Drained, Server};
+pub use listener::Bind;
+pub use server::{Drained, Server, StartError};
+pub use tls::{Certificate, CertificateError, CertificateFiles};
 pub use workers::Workers;

@@ -2,9 +2,9 @@
 
 use std::{env, future::pending, io, process::ExitCode, sync::Arc, thread, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use msgbusd::{
-    Server, Workers,
+    Certificate, Server, StartError, Workers,
     config::{self, Config, Invocation, Scheduler},
     keys::{Keyring, NewKey},
 };
@@ -87,24 +87,24 @@ fn serve(mut config: Config) -> anyhow::Result<ExitCode> {
 
 async fn run(config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let address = config.bind;
     announce_notices(&config);
     let bounds = config.bounds();
-    let mut server = Server::bind(config).with_context(|| {
-        format!("cannot listen on {address}; choose another address with --bind")
+    let mut server = Server::bind(config).map_err(|error| match error {
+        StartError::Listen { .. } => anyhow!("{error}; choose another place with --bind"),
+        error => error.into(),
     })?;
     if let Some(workers) = workers {
         server = server.with_workers(workers);
     }
-    if let Some(keyring) = server.keyring() {
+    let (keyring, certificate) = (server.keyring().cloned(), server.certificate().cloned());
+    if let Some(keyring) = &keyring {
         info!("keys: {} from {}", keyring.count(), keyring.path().display());
-        tokio::spawn(reload(Arc::clone(keyring), signal(SignalKind::hangup())?));
     }
-    info!(
-        "msgbusd {} listening on http://{} ({bounds})",
-        env!("CARGO_PKG_VERSION"),
-        server.local_addr()
-    );
+    if keyring.is_some() || certificate.is_some() {
+        tokio::spawn(reload(keyring, certificate, signal(SignalKind::hangup())?));
+    }
+    let places: Vec<String> = server.places().iter().map(|place| server.uri(place)).collect();
+    info!("msgbusd {} listening on {} ({bounds})", env!("CARGO_PKG_VERSION"), places.join(" and "));
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.run(async {
@@ -135,24 +135,35 @@ fn announce_notices(config: &Config) {
     for notice in &config.notices {
         warn!("{notice}");
     }
-    if config.bind.ip().is_loopback() {
-        return;
-    }
-    if config.keys.is_some() {
-        warn!("keys come to {} as they are: let nobody read along, put TLS in front", config.bind);
-    } else {
-        warn!("--open: anybody who can reach {} may publish and read", config.bind);
+    for place in config.bind.iter().filter(|bind| bind.is_reachable()) {
+        if config.keys.is_none() {
+            warn!("--open: anybody who can reach {place} may publish and read");
+        } else if config.certificate.is_none() {
+            warn!("keys come to {place} in the clear: use --tls-cert, or put TLS in front");
+        }
     }
 }
 
-/// Reads the keys again at each signal.
-async fn reload(keyring: Arc<Keyring>, mut hangups: Signal) {
+/// Reads the keys and the certificate again at each signal.
+async fn reload(
+    keyring: Option<Arc<Keyring>>,
+    certificate: Option<Arc<Certificate>>,
+    mut hangups: Signal,
+) {
     while hangups.recv().await.is_some() {
-        match keyring.reload() {
-            Ok(()) => {
-                info!("SIGHUP: keys: {} from {}", keyring.count(), keyring.path().display());
+        if let Some(keyring) = &keyring {
+            match keyring.reload() {
+                Ok(()) => {
+                    info!("SIGHUP: keys: {} from {}", keyring.count(), keyring.path().display());
+                }
+                Err(error) => warn!("SIGHUP: {error}; the keys stay as they were"),
             }
-            Err(error) => warn!("SIGHUP: {error}; the keys stay as they were"),
+        }
+        if let Some(certificate) = &certificate {
+            match certificate.reload() {
+                Ok(()) => info!("SIGHUP: certificate: from {}", certificate.path().display()),
+                Err(error) => warn!("SIGHUP: {error}; the certificate stays as it was"),
+            }
         }
     }
 }

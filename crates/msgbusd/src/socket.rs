@@ -1,14 +1,14 @@
-//! A TCP connection that does not wait for ever: the deadlines of reading and writing, and a close
-//! that lets the peer read the last answer. One place for all doors.
+//! A connection that does not wait for ever: the deadlines of reading and writing, and a close that
+//! lets the peer read the last answer. One place for all doors.
 
 use std::{
     io::{self, ErrorKind, IoSlice},
     mem::MaybeUninit,
-    net::{Shutdown, TcpStream as StdTcpStream},
+    net::Shutdown,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -16,13 +16,15 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep_until},
 };
 
-use crate::config::Timeouts;
+use crate::{
+    config::Timeouts,
+    stream::{Accepted, Stream},
+};
 
 /// What is expected of the peer, which decides how long it may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub(crate) struct Conversation(Arc<State>);
 #[derive(Debug)]
 struct State {
     /// For asking whether the peer is still there.
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     opened: Instant,
     phase: AtomicU8,
     /// When the phase began or, in [`Phase::Idle`], the peer last took bytes; in nanoseconds since
@@ -52,27 +54,49 @@ struct State {
     since: AtomicU64,
     /// Whether bytes wait for the peer to take them: then the deadline of writing is the one.
     writing: AtomicBool,
+    /// Requests that have come and have no whole answer yet.
+    under_way: AtomicU32,
+    /// Whether there may be several, and bytes that are no part of any (HTTP/2): then only the end of
+    /// the last one begins [`Phase::Idle`], and only a whole head ends it.
+    is_multiplexed: AtomicBool,
+}
+
+/// A request under way, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Exchange(Conversation);
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.0.0.under_way.fetch_sub(1, Relaxed) == 1 {
+            self.0.enter(Phase::Idle);
+        }
+    }
 }
 
 impl Conversation {
-    fn new(stream: Arc<TcpStream>) -> Self {
+    fn new(stream: Arc<Stream>) -> Self {
         Self(Arc::new(State {
             stream,
             opened: Instant::now(),
             phase: AtomicU8::new(Phase::Head as u8),
             since: AtomicU64::new(0),
             writing: AtomicBool::new(false),
+            under_way: AtomicU32::new(0),
+            is_multiplexed: AtomicBool::new(false),
         }))
     }
 
-    /// A request has come, with a whole head.
-    pub(crate) fn request_begins(&self) {
-        self.0.phase.store(Phase::Served as u8, Relaxed);
+    /// From now on requests come as they do in HTTP/2.
+    pub(crate) fn multiplex(&self) {
+        self.0.is_multiplexed.store(true, Relaxed);
     }
 
-    /// The request has its answer, which may still have to be written.
-    pub(crate) fn request_ends(&self) {
-        self.enter(Phase::Idle);
+    /// A request has come, with a whole head. It ends when it has its answer, which may still have to be
+    /// written.
+    pub(crate) fn begin(&self) -> Exchange {
+        self.0.under_way.fetch_add(1, Relaxed);
+        self.0.phase.store(Phase::Served as u8, Relaxed);
+        Exchange(self.clone())
     }
 
     fn enter(&self, phase: Phase) {
@@ -81,8 +105,12 @@ impl Conversation {
         self.0.phase.store(phase as u8, Relaxed);
     }
 
-    fn is_idle(&self) -> bool {
-        self.0.phase.load(Relaxed) == Phase::Idle as u8
+    /// Bytes have been read or written.
+    fn moves_to(&self, phase: Phase) {
+        let is_idle = self.0.phase.load(Relaxed) == Phase::Idle as u8;
+        if is_idle && !self.0.is_multiplexed.load(Relaxed) {
+            self.enter(phase);
+        }
     }
 
     fn peer_is_gone(&self) -> bool {
@@ -127,7 +155,7 @@ impl Conversation {
 /// never see the answer.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     conversation: Conversation,
     write_timeout: Duration,
     /// Set while the peer takes no bytes.
@@ -154,14 +182,11 @@ impl Socket {
     /// # Errors
     /// When the system refuses.
     pub(crate) fn new(
-        stream: StdTcpStream,
+        accepted: Accepted,
         write_timeout: Duration,
         permit: OwnedSemaphorePermit,
     ) -> io::Result<Self> {
-        let stream = TcpStream::from_std(stream)?;
-        // Latency is worth more than the few packets saved; a socket that refuses still works.
-        let _ = stream.set_nodelay(true);
-        let stream = Arc::new(stream);
+        let stream = Arc::new(Stream::new(accepted)?);
         Ok(Self {
             conversation: Conversation::new(Arc::clone(&stream)),
             stream,
@@ -174,6 +199,10 @@ impl Socket {
 
     pub(crate) fn conversation(&self) -> Conversation {
         self.conversation.clone()
+    }
+
+    pub(crate) fn stream(&self) -> &Stream {
+        &self.stream
     }
 
     /// Passes a write's result on, unless it has been pending for too long.
@@ -216,9 +245,7 @@ impl Socket {
         if self.write_timer.take().is_some() {
             self.conversation.0.writing.store(false, Relaxed);
         }
-        if self.conversation.is_idle() {
-            self.conversation.enter(Phase::Idle);
-        }
+        self.conversation.moves_to(Phase::Idle);
     }
 }
 
@@ -228,10 +255,8 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        ready!(poll_read(&self.stream, cx, buffer))?;
-        if self.conversation.is_idle() {
-            self.conversation.enter(Phase::Head);
-        }
+        ready!(self.stream.poll_read(cx, buffer))?;
+        self.conversation.moves_to(Phase::Head);
         Poll::Ready(Ok(()))
     }
 }
@@ -242,7 +267,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = poll_write(&self.stream, cx, |stream| stream.try_write(bytes));
+        let result = self.stream.poll_write(cx, |stream| stream.try_write(bytes));
         self.watch_write(cx, result, |socket| socket.send(bytes))
     }
 
@@ -251,7 +276,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = poll_write(&self.stream, cx, |stream| stream.try_write_vectored(slices));
+        let result = self.stream.poll_write(cx, |stream| stream.try_write_vectored(slices));
         self.watch_write(cx, result, |socket| socket.send_vectored(slices))
     }
 
@@ -281,7 +306,7 @@ impl AsyncWrite for Socket {
         let mut scratch = [0; 4096];
         while linger.timer.as_mut().poll(cx).is_pending() {
             let mut buffer = ReadBuf::new(&mut scratch);
-            let read = ready!(poll_read(stream, cx, &mut buffer));
+            let read = ready!(stream.poll_read(cx, &mut buffer));
             let count = buffer.filled().len();
             if read.is_err() || count == 0 || count > linger.bytes_left {
                 break;
@@ -289,46 +314,5 @@ impl AsyncWrite for Socket {
             linger.bytes_left -= count;
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-/// As the stream's own, which wants it for itself alone.
-fn poll_read(
-    stream: &TcpStream,
-    cx: &mut Context<'_>,
-    buffer: &mut ReadBuf<'_>,
-) -> Poll<io::Result<()>> {
-    let before = buffer.filled().len();
-    loop {
-        ready!(stream.poll_read_ready(cx))?;
-        let result = stream.try_io(Interest::READABLE, || {
-            let count = stream.try_read_buf(buffer)?;
-            // Where there is room left, nothing more has come: to say so saves the call that would
-            // find it out the next time.
-            let is_drained = count > 0 && buffer.remaining() > 0;
-            if is_drained { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
-        match result {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if buffer.filled().len() > before {
-                    return Poll::Ready(Ok(()));
-                }
-            }
-            result => return Poll::Ready(result),
-        }
-    }
-}
-
-fn poll_write(
-    stream: &TcpStream,
-    cx: &mut Context<'_>,
-    write: impl Fn(&TcpStream) -> io::Result<usize>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_write_ready(cx))?;
-        match write(stream) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            result => return Poll::Ready(result),
-        }
     }
 }

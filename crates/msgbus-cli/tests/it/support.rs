@@ -10,7 +10,7 @@ use std::{
 
 use msgbus_client::{Client, TopicName};
 use msgbus_core::MessageBus;
-use msgbusd::{Drained, Server, config::Config, keys::Keyring};
+use msgbusd::{Bind, Drained, Server, config::Config, keys::Keyring};
 use tokio::{
     io::{
         AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, copy_bidirectional,
@@ -51,13 +51,13 @@ impl Daemon {
     }
 
     pub(crate) fn at(bind: SocketAddr, set: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config { bind, ..Config::default() };
+        let mut config = Config { bind: vec![Bind::Tcp(bind)], ..Config::default() };
         config.timeouts.drain = Duration::from_secs(1);
         set(&mut config);
         let server = Server::bind(config).unwrap();
         let (stop, stopped) = oneshot::channel();
         Self {
-            address: server.local_addr(),
+            address: server.local_addr().unwrap(),
             bus: server.bus().clone(),
             keyring: server.keyring().cloned(),
             stop,

@@ -6,13 +6,7 @@ mod key;
 mod settings;
 mod values;
 
-use std::{
-    collections::HashMap,
-    ffi::OsString,
-    fmt::Write as _,
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::HashMap, ffi::OsString, fmt::Write as _, net::Ipv4Addr, time::Duration};
 
 use msgbus_core::{Options, TopicRule, format_duration};
 use pico_args::Arguments;
@@ -22,14 +16,19 @@ use self::{
     file::File,
     settings::{Kind, SETTINGS, Setting},
 };
-use crate::keys::{KeyFile, NewKey};
+use crate::{
+    Bind, CertificateFiles,
+    keys::{KeyFile, NewKey},
+};
 
 /// The resolved settings of a daemon. `Config::default()` is what a daemon runs with that is told
 /// nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen; port 0 picks a free one.
-    pub bind: SocketAddr,
+    /// Where to listen.
+    pub bind: Vec<Bind>,
+    /// What to speak TLS with on all addresses; in the clear if `None`.
+    pub certificate: Option<CertificateFiles>,
     /// Whether anybody who can reach an address beyond loopback may use the bus.
     pub open: bool,
     /// Who may do what; everybody everything if `None`.
@@ -86,7 +85,8 @@ pub struct Timeouts {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
+            bind: vec![Bind::Tcp((Ipv4Addr::LOCALHOST, 8000).into())],
+            certificate: None,
             open: false,
             keys: None,
             allowed_origins: Vec::new(),
@@ -319,8 +319,9 @@ fn from_environment(
     environment: &HashMap<OsString, OsString>,
 ) -> Result<Option<Vec<Raw>>, ConfigError> {
     let variable = setting.variable();
-    // To lose the name of the file of keys is not to open the server to everybody.
-    let counts = |text: &&OsString| !text.is_empty() || setting.name == "keys";
+    // To lose the name of such a file is not to open the server, or to let others read along.
+    let is_guard = matches!(setting.name, "keys" | "tls-cert" | "tls-key");
+    let counts = |text: &&OsString| !text.is_empty() || is_guard;
     let Some(value) = environment.get(&OsString::from(&variable)).filter(counts) else {
         return Ok(None);
     };
@@ -336,24 +337,60 @@ fn from_environment(
 fn resolve(raw: &HashMap<&str, Vec<Raw>>, rules: Vec<TopicRule>) -> Result<Config, ConfigError> {
     let mut config = Config::default();
     config.bus.rules = rules;
+    if raw.contains_key("bind") {
+        config.bind.clear();
+    }
     for setting in SETTINGS {
         for Raw { value, origin } in raw.get(setting.name).into_iter().flatten() {
             (setting.apply)(&mut config, value)
                 .map_err(|problem| ConfigError::new(origin, problem))?;
         }
     }
-    if !config.bind.ip().is_loopback() && !config.open && config.keys.is_none() {
-        let origin = raw.get("bind").and_then(|values| values.first());
-        return Err(ConfigError::new(
-            origin.map_or("--bind", |raw| &raw.origin),
-            format!(
-                "{} can be reached from other machines, and anybody there may publish and read; \
-                 say who may with --keys, or --open if that is meant",
-                config.bind
-            ),
-        ));
-    }
+    check_reach(&config, raw)?;
+    check_certificate(&mut config, raw)?;
     Ok(config)
+}
+
+/// Where a setting is from, for naming what is wrong with it.
+fn origin<'a>(raw: &'a HashMap<&str, Vec<Raw>>, name: &str, flag: &'a str) -> &'a str {
+    raw.get(name).and_then(|values| values.first()).map_or(flag, |raw| &raw.origin)
+}
+
+/// Nobody opens a server to other machines without saying for whom.
+fn check_reach(config: &Config, raw: &HashMap<&str, Vec<Raw>>) -> Result<(), ConfigError> {
+    let reachable = config.bind.iter().find(|bind| bind.is_reachable());
+    match reachable {
+        Some(bind) if !config.open && config.keys.is_none() => Err(ConfigError::new(
+            origin(raw, "bind", "--bind"),
+            format!(
+                "{bind} can be reached from other machines, and anybody there may publish and read; \
+                 say who may with --keys, or --open if that is meant"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Both files, and they belong together: what is wrong shows before the server runs.
+fn check_certificate(
+    config: &mut Config,
+    raw: &HashMap<&str, Vec<Raw>>,
+) -> Result<(), ConfigError> {
+    let Some(files) = &config.certificate else { return Ok(()) };
+    let (chain, key) = (origin(raw, "tls-cert", "--tls-cert"), origin(raw, "tls-key", "--tls-key"));
+    if files.key.as_os_str().is_empty() {
+        return Err(ConfigError::new(chain, "its private key is missing: name it with --tls-key"));
+    }
+    if files.chain.as_os_str().is_empty() {
+        return Err(ConfigError::new(key, "the certificate is missing: name it with --tls-cert"));
+    }
+    files.read().map_err(|error| {
+        ConfigError::new(if error.is_of(&files.key) { key } else { chain }, error.to_string())
+    })?;
+    if !config.bind.iter().any(|bind| matches!(bind, Bind::Tcp(_))) {
+        config.notices.push("--tls-cert does nothing: unix sockets speak no TLS".to_owned());
+    }
+    Ok(())
 }
 
 /// The text of `key --help`.

@@ -62,8 +62,11 @@ macro_rules! setting {
 }
 
 pub(super) const SETTINGS: &[Setting] = &[
-    setting!(Value "bind" "HOST:PORT" "127.0.0.1:8000", "where to listen; :PORT is all interfaces", |c, v| {
-        c.bind = values::address(v)?;
+    setting!(List "bind" "PLACE" "127.0.0.1:8000", "HOST:PORT, :PORT or unix:PATH; may be repeated", |c, v| {
+        let bind = values::bind(v)?;
+        if !c.bind.contains(&bind) {
+            c.bind.push(bind);
+        }
         Ok(())
     }),
     setting!(Switch "open" "" "", "let anybody use an address beyond loopback", |c, v| {
@@ -71,10 +74,15 @@ pub(super) const SETTINGS: &[Setting] = &[
         Ok(())
     }),
     setting!(Value "keys" "FILE" "", "keys and what each allows; read again at SIGHUP", |c, v| {
-        if v.is_empty() {
-            return Err("it names no file".to_owned());
-        }
-        c.keys = Some(KeyFile::read(v).map_err(|error| error.to_string())?);
+        c.keys = Some(KeyFile::read(values::file(v)?).map_err(|error| error.to_string())?);
+        Ok(())
+    }),
+    setting!(Value "tls-cert" "FILE" "", "speak TLS with this certificate; read again at SIGHUP", |c, v| {
+        c.certificate.get_or_insert_default().chain = values::file(v)?;
+        Ok(())
+    }),
+    setting!(Value "tls-key" "FILE" "", "the private key of --tls-cert", |c, v| {
+        c.certificate.get_or_insert_default().key = values::file(v)?;
         Ok(())
     }),
     setting!(List "allow-origin" "ORIGIN" "", "a web origin that may use the bus; may be repeated", |c, v| {

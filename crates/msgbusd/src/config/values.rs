@@ -2,12 +2,14 @@
 
 use std::{
     net::{Ipv6Addr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
     time::Duration,
 };
 
 use msgbus_core::{Message, Overflow, parse_duration};
 
 use super::Scheduler;
+use crate::Bind;
 
 /// A whole number, 1 or more.
 pub(super) fn count(text: &str) -> Result<usize, String> {
@@ -104,9 +106,24 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+/// The name of a file.
+pub(super) fn file(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("it names no file".to_owned()) } else { Ok(text.into()) }
+}
+
+/// An address, or `unix:PATH`.
+pub(super) fn bind(text: &str) -> Result<Bind, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) => file(path).map(Bind::Unix),
+        None => address(text).map(Bind::Tcp),
+    }
+}
+
 /// `HOST:PORT`, or `:PORT` for all interfaces. Of a name with several addresses, the first.
-pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
-    let wrong = || format!("not an address: {text:?}; use HOST:PORT, or :PORT for all interfaces");
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || {
+        format!("not an address: {text:?}; use HOST:PORT, :PORT for all interfaces, or unix:PATH")
+    };
     if let Some(port) = text.strip_prefix(':') {
         let port = port.parse().map_err(|_| wrong())?;
         return Ok(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));

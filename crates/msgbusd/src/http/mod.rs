@@ -16,7 +16,7 @@ mod stream;
 mod topics;
 mod websocket;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
@@ -36,6 +36,7 @@ use crate::{
     frames::Frames,
     keys::{Action, Keyring},
     metrics::Metrics,
+    peer::Peer,
 };
 
 /// A whole body, or one that goes on.
@@ -86,13 +87,9 @@ const READ_METHODS: &str = "GET, HEAD";
 
 /// Answers one request. It is borrowed all the way down: each async fn that took it would keep it twice,
 /// and hyper keeps the room for all of them as long as the connection is open.
-pub(crate) async fn answer(
-    app: &Arc<App>,
-    peer: SocketAddr,
-    request: &mut Request<Incoming>,
-) -> Answer {
+pub(crate) async fn answer(app: &Arc<App>, peer: Peer, request: &mut Request<Incoming>) -> Answer {
     app.metrics.request();
-    let source = match origin::check(request, &app.config.allowed_origins) {
+    let source = match origin::check(request, peer, &app.config.allowed_origins) {
         Ok(source) => source,
         Err(refusal) => return refuse(&refusal, peer, request),
     };
@@ -111,7 +108,7 @@ pub(crate) async fn answer(
     answer
 }
 
-fn refuse(refusal: &Refusal, peer: SocketAddr, request: &Request<Incoming>) -> Answer {
+fn refuse(refusal: &Refusal, peer: Peer, request: &Request<Incoming>) -> Answer {
     if enabled!(Level::DEBUG) {
         // Not the rest of the URL: a ticket may be in it, or a key that is there by mistake.
         let (path, refusal) = (request.uri().path(), refusal.for_the_log());
@@ -125,7 +122,7 @@ fn refuse(refusal: &Refusal, peer: SocketAddr, request: &Request<Incoming>) -> A
 
 async fn route(
     app: &Arc<App>,
-    peer: SocketAddr,
+    peer: Peer,
     request: &mut Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let route = Route::of(request)?;

@@ -9,6 +9,7 @@ use hyper::{
 };
 
 use super::error::Refusal;
+use crate::peer::Peer;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
@@ -26,7 +27,11 @@ pub(super) enum Source {
 }
 
 /// Refuses what a foreign page has sent.
-pub(super) fn check<B>(request: &Request<B>, allowed: &[String]) -> Result<Source, Refusal> {
+pub(super) fn check<B>(
+    request: &Request<B>,
+    peer: Peer,
+    allowed: &[String],
+) -> Result<Source, Refusal> {
     let headers = request.headers();
     let origin = headers.get(header::ORIGIN);
     let site = text(headers, &SEC_FETCH_SITE);
@@ -34,13 +39,14 @@ pub(super) fn check<B>(request: &Request<B>, allowed: &[String]) -> Result<Sourc
         // No browser.
         return Ok(Source::Own);
     }
-    let host = text(headers, &header::HOST).unwrap_or_default();
+    let host = host(request);
+    let is_ours = peer.has_tls || is_ours(&host, allowed);
     let Some(value) = origin else {
         return match site.as_deref() {
             // The user's own doing: an address typed, a link followed.
             None | Some("none") => Ok(Source::Own),
             _ if is_link(request) => Ok(Source::Own),
-            Some("same-origin") if is_ours(&host, allowed) => Ok(Source::Own),
+            Some("same-origin") if is_ours => Ok(Source::Own),
             // Images, scripts and frames carry no Origin on GET.
             Some(_) => Err(Refusal::CrossSite),
         };
@@ -50,7 +56,7 @@ pub(super) fn check<B>(request: &Request<B>, allowed: &[String]) -> Result<Sourc
         return Ok(Source::Allowed(value.clone()));
     }
     match origin.split_once("://") {
-        Some((_, authority)) if authority == host && is_ours(&host, allowed) => Ok(Source::Own),
+        Some((_, authority)) if authority == host && is_ours => Ok(Source::Own),
         _ => Err(Refusal::ForeignOrigin { origin: origin.chars().take(100).collect() }),
     }
 }
@@ -61,8 +67,17 @@ fn is_link<B>(request: &Request<B>) -> bool {
         && text(request.headers(), &SEC_FETCH_DEST).as_deref() == Some("document")
 }
 
+/// The server's name as the browser knows it. HTTP/2 has it in the URI (RFC 9113, section 8.3.1).
+fn host<B>(request: &Request<B>) -> String {
+    match request.uri().authority() {
+        Some(authority) => authority.as_str().to_ascii_lowercase(),
+        None => text(request.headers(), &header::HOST).unwrap_or_default(),
+    }
+}
+
 /// Whether this can be nobody else's name: somebody else's may have been made to point here, and
-/// then a browser takes his pages and this server for one site.
+/// then a browser takes his pages and this server for one site. Not so with TLS: for his name there is no
+/// certificate here.
 fn is_ours(host: &str, allowed: &[String]) -> bool {
     let without_port = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,

@@ -1,6 +1,6 @@
 //! `PUT|POST /<topic>`: publishing. docs/protocol.md, section 4.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
@@ -19,7 +19,10 @@ use super::{
     query,
     query::Query,
 };
-use crate::keys::{Action, Caller, Need};
+use crate::{
+    keys::{Action, Caller, Need},
+    peer::Peer,
+};
 
 const MSGBUS_ID: HeaderName = HeaderName::from_static("msgbus-id");
 const MSGBUS_FIRST_ID: HeaderName = HeaderName::from_static("msgbus-first-id");
@@ -31,7 +34,7 @@ const LONGEST_CONTENT_TYPE: usize = 255;
 
 pub(super) async fn publish(
     app: &Arc<App>,
-    peer: SocketAddr,
+    peer: Peer,
     topic: &TopicName,
     request: &mut Request<Incoming>,
     caller: Option<&Caller>,

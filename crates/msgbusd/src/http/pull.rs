@@ -1,7 +1,7 @@
 //! `GET /<topic>`: pulling, waiting for it, several at a time, and only looking. docs/protocol.md,
 //! section 5.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hyper::{
     Request, StatusCode,
@@ -16,7 +16,7 @@ use super::{
     Answer, App, accepts, answers, content, empty, error::Refusal, no_store, position, query,
     query::Query,
 };
-use crate::keys::Permit;
+use crate::{keys::Permit, peer::Peer};
 
 /// What a header value cannot have, and the escape itself.
 const HEADER_ESCAPES: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
@@ -32,7 +32,7 @@ pub(super) fn is_wanted(query: &Query<'_>) -> bool {
 
 pub(super) async fn pull<B>(
     app: &Arc<App>,
-    peer: SocketAddr,
+    peer: Peer,
     topic: &TopicName,
     request: &Request<B>,
     permit: Permit,

@@ -7,7 +7,6 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -32,6 +31,7 @@ use super::{Answer, App, accepts, answers, error::Refusal, position, query, quer
 use crate::{
     frames::{Form, Ring},
     keys::Permit,
+    peer::Peer,
     wake::Relay,
 };
 
@@ -65,7 +65,7 @@ pub(super) fn wanted(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Fo
 /// Fixes the place in the topic, then answers: nothing falls between.
 pub(super) fn stream<B>(
     app: &Arc<App>,
-    peer: SocketAddr,
+    peer: Peer,
     topic: &TopicName,
     request: &Request<B>,
     form: Form,
@@ -109,7 +109,7 @@ pub(super) fn stream<B>(
 /// A body that ends when the subscription, the client or the server does.
 #[derive(Debug)]
 pub(crate) struct Live {
-    peer: SocketAddr,
+    peer: Peer,
     subscription: Subscription,
     permit: Permit,
     form: Form,
@@ -128,7 +128,7 @@ pub(crate) struct Live {
 impl Live {
     fn new(
         app: &App,
-        peer: SocketAddr,
+        peer: Peer,
         subscription: Subscription,
         form: Form,
         note: &'static str,

@@ -1,6 +1,6 @@
 //! `GET /`, `HEAD /<topic>`, `DELETE /<topic>`: topics as wholes. docs/protocol.md, section 7.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use hyper::{
     Request, StatusCode,
@@ -11,7 +11,10 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tracing::debug;
 
 use super::{Answer, App, accepts, answers, content, empty, error::Refusal, no_store, query};
-use crate::keys::{Action, Caller, Need};
+use crate::{
+    keys::{Action, Caller, Need},
+    peer::Peer,
+};
 
 /// The most topics in one listing.
 const PAGE: usize = 10_000;
@@ -100,7 +103,7 @@ pub(super) fn counters<B>(
 
 pub(super) fn delete<B>(
     app: &Arc<App>,
-    peer: SocketAddr,
+    peer: Peer,
     topic: &TopicName,
     request: &Request<B>,
 ) -> Result<Answer, Refusal> {

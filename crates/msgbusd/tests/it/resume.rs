@@ -547,7 +547,7 @@ async fn publish(world: &World, bus: &MessageBus, life: u64, rng: &mut Rng) -> (
 
 fn start(address: SocketAddr) -> Daemon {
     Daemon::with(|config| {
-        config.bind = address;
+        config.bind = vec![msgbusd::Bind::Tcp(address)];
         config.bus.topic.max_messages = usize::try_from(KEPT).unwrap();
         config.timeouts.drain = Duration::from_millis(300);
     })

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use msgbus_core::{Message, MessageBus, json};
-use msgbusd::{Drained, Server, Workers, config::Config, keys::Keyring};
+use msgbusd::{Bind, Drained, Server, Workers, config::Config, keys::Keyring};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -57,14 +57,16 @@ impl Daemon {
     }
 
     pub(crate) fn with(set: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config { bind: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        let mut config =
+            Config { bind: vec![Bind::Tcp(([127, 0, 0, 1], 0).into())], ..Config::default() };
         set(&mut config);
         Self::of(Server::bind(config).unwrap())
     }
 
     /// A server whose connections are on threads of their own, in turns.
     pub(crate) fn on_threads(threads: usize) -> Self {
-        let config = Config { bind: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        let config =
+            Config { bind: vec![Bind::Tcp(([127, 0, 0, 1], 0).into())], ..Config::default() };
         let workers = Workers::pinned(threads).unwrap();
         Self::of(Server::bind(config).unwrap().with_workers(workers))
     }
@@ -72,7 +74,7 @@ impl Daemon {
     fn of(server: Server) -> Self {
         let (stop, stopped) = oneshot::channel();
         Self {
-            address: server.local_addr(),
+            address: server.local_addr().unwrap(),
             bus: server.bus().clone(),
             keyring: server.keyring().cloned(),
             stop,

@@ -5,7 +5,7 @@
 mod handshake;
 mod session;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use hyper::{
     Request, StatusCode,
@@ -22,12 +22,12 @@ use self::session::Session;
 use super::{
     Answer, App, answers, auth::SUBPROTOCOL, empty, error::Refusal, items, position, query,
 };
-use crate::{frames::Form, keys::Permit, socket::Socket};
+use crate::{connection::Connection, frames::Form, keys::Permit, peer::Peer};
 
 /// Fixes the place in the topic, then answers the handshake: nothing falls between.
 pub(super) fn subscribe(
     app: &Arc<App>,
-    peer: SocketAddr,
+    peer: Peer,
     topic: &TopicName,
     request: &mut Request<Incoming>,
     permit: Permit,
@@ -69,8 +69,8 @@ pub(super) fn subscribe(
 }
 
 /// The connection itself, and what the client has sent behind the handshake.
-fn take_over(upgraded: Upgraded) -> Option<(Socket, Vec<u8>)> {
-    let parts = upgraded.downcast::<TokioIo<Socket>>().ok()?;
+fn take_over(upgraded: Upgraded) -> Option<(Connection, Vec<u8>)> {
+    let parts = upgraded.downcast::<TokioIo<Connection>>().ok()?;
     // Most often nothing was read; but its slice keeps the connection's whole read buffer alive.
     Some((parts.io.into_inner(), parts.read_buf.to_vec()))
 }

@@ -5,7 +5,6 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     io::{ErrorKind, IoSlice},
-    net::SocketAddr,
     ops::ControlFlow,
     pin::{Pin, pin},
     sync::Arc,
@@ -33,10 +32,11 @@ use tokio_tungstenite::{
 use tracing::{Level, debug, enabled};
 
 use crate::{
+    connection::Connection,
     frames::{Form, Ring},
     http::App,
     keys::Permit,
-    socket::Socket,
+    peer::Peer,
     wake::Relay,
 };
 
@@ -62,9 +62,9 @@ const TOO_FAR_BEHIND: u16 = 4408;
 
 pub(super) struct Session {
     app: Arc<App>,
-    peer: SocketAddr,
+    peer: Peer,
     subscription: Subscription,
-    socket: WebSocketStream<Socket>,
+    socket: WebSocketStream<Connection>,
     permit: Permit,
     ring: Arc<Ring>,
     relay: Relay,
@@ -94,10 +94,10 @@ pub(super) enum End {
 impl Session {
     pub(super) fn new(
         app: &Arc<App>,
-        peer: SocketAddr,
+        peer: Peer,
         subscription: Subscription,
         form: Form,
-        socket: WebSocketStream<Socket>,
+        socket: WebSocketStream<Connection>,
         permit: Permit,
     ) -> Self {
         Self {
@@ -230,7 +230,9 @@ impl Session {
                 Err(error) => return broken(Err(Error::Io(error))),
             }
         }
-        ControlFlow::Continue(())
+        // TLS may still have some of it.
+        let flushed = poll_fn(|cx| Pin::new(self.socket.get_mut()).poll_flush(cx)).await;
+        broken(flushed.map_err(Error::Io))
     }
 
     async fn ping(&mut self) -> ControlFlow<End> {
@@ -265,16 +267,16 @@ impl Session {
 
 /// The server's end of a connection that has become a websocket.
 pub(super) fn accept(
-    socket: Socket,
+    connection: Connection,
     already_read: Vec<u8>,
-) -> impl Future<Output = WebSocketStream<Socket>> {
+) -> impl Future<Output = WebSocketStream<Connection>> {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
         .max_write_buffer_size(CONTROL_BUFFER)
         .max_message_size(Some(LARGEST_FROM_CLIENT))
         .max_frame_size(Some(LARGEST_FROM_CLIENT));
-    WebSocketStream::from_partially_read(socket, already_read, Role::Server, Some(config))
+    WebSocketStream::from_partially_read(connection, already_read, Role::Server, Some(config))
 }
 
 /// Drops the first bytes of the frames.
@@ -341,7 +343,7 @@ impl End {
 }
 
 /// Sends the close frame, or the answer to the client's, and waits a little for the client.
-async fn close(mut socket: WebSocketStream<Socket>, frame: Option<CloseFrame>) {
+async fn close(mut socket: WebSocketStream<Connection>, frame: Option<CloseFrame>) {
     let farewell = async {
         if frame.is_some() && socket.close(frame).await.is_err() {
             return;

@@ -1,0 +1,283 @@
+//! Serving one connection: in the clear or in TLS, HTTP/1.1 or HTTP/2, until it ends or becomes a
+//! websocket.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper::{
+    Request, Response,
+    body::{Body, Frame, Incoming, SizeHint},
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    select,
+};
+use tokio_rustls::{rustls::ServerConfig, server::TlsStream};
+use tracing::debug;
+
+use crate::{
+    http::{self, AnswerBody, App},
+    peer::Peer,
+    socket::{Conversation, Exchange, Socket},
+    tls,
+};
+
+/// The largest buffer of a connection, in bytes: for heads, and for what of a body is in flight.
+const MOST_BUFFERED: usize = 64 << 10;
+/// The most requests at a time on one connection of HTTP/2, and so subscriptions.
+const MOST_STREAMS: u32 = 100;
+/// What a client of HTTP/2 may send of one body, and of all, before somebody has read it, in bytes.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// How often a client of HTTP/2 is asked whether it is still there, and how long it has to answer.
+const PING_EVERY: Duration = Duration::from_secs(54);
+const PING_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A connection as the doors use it.
+#[derive(Debug)]
+pub(crate) enum Connection {
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
+}
+
+/// Serves one connection until it ends, or becomes a websocket.
+pub(crate) async fn serve(
+    app: Arc<App>,
+    socket: Socket,
+    tls: Option<Arc<ServerConfig>>,
+    peer: Peer,
+) {
+    let conversation = socket.conversation();
+    let connection = match tls {
+        None => Connection::Plain(socket),
+        // Boxed, as all that most connections do without: they are not to be larger for it.
+        Some(settings) => match Box::pin(encrypt(&app, settings, socket, &conversation)).await {
+            Ok(connection) => connection,
+            Err(error) => return debug!(%peer, %error, "no TLS"),
+        },
+    };
+    if connection.is_http2() {
+        Box::pin(serve_http2(&app, connection, &conversation, peer)).await;
+    } else {
+        serve_http1(&app, connection, &conversation, peer).await;
+    }
+}
+
+async fn encrypt(
+    app: &App,
+    settings: Arc<ServerConfig>,
+    socket: Socket,
+    conversation: &Conversation,
+) -> io::Result<Connection> {
+    select! {
+        stream = tls::begin(settings, socket) => Ok(Connection::Tls(Box::new(stream?))),
+        () = conversation.overdue(&app.config.timeouts) => Err(io::ErrorKind::TimedOut.into()),
+        () = app.tasks.drain.cancelled() => Err(io::Error::other("the server stops")),
+    }
+}
+
+async fn serve_http1(
+    app: &Arc<App>,
+    connection: Connection,
+    conversation: &Conversation,
+    peer: Peer,
+) {
+    let service =
+        service_fn(|request| answer(Arc::clone(app), conversation.clone(), peer, request));
+    let connection = http1::Builder::new()
+        // The socket has deadlines of its own, which tell an idle connection from a slow head.
+        .header_read_timeout(None)
+        .max_header_size(app.config.max_header)
+        .max_buf_size(app.config.max_header.max(MOST_BUFFERED))
+        .serve_connection(TokioIo::new(connection), service)
+        .with_upgrades();
+    let connection = pin!(connection);
+    let ended =
+        attend(app, conversation, connection, http1::UpgradeableConnection::graceful_shutdown);
+    log_end(peer, ended.await);
+}
+
+async fn serve_http2(
+    app: &Arc<App>,
+    connection: Connection,
+    conversation: &Conversation,
+    peer: Peer,
+) {
+    conversation.multiplex();
+    let service =
+        service_fn(|request| answer(Arc::clone(app), conversation.clone(), peer, request));
+    let header_size = u32::try_from(app.config.max_header).unwrap_or(u32::MAX);
+    let connection = http2::Builder::new(Streams(Arc::clone(app)))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MOST_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(MOST_BUFFERED)
+        .max_header_list_size(header_size)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_PATIENCE)
+        .serve_connection(TokioIo::new(connection), service);
+    let connection = pin!(connection);
+    let ended = attend(app, conversation, connection, http2::Connection::graceful_shutdown);
+    log_end(peer, ended.await);
+}
+
+/// Why a connection is no longer served.
+enum End {
+    /// By itself.
+    Over(hyper::Result<()>),
+    /// Nothing came in time.
+    Overdue,
+}
+
+fn log_end(peer: Peer, end: End) {
+    match end {
+        End::Over(Ok(())) => {}
+        End::Over(Err(error)) => debug!(%peer, %error, "connection ended"),
+        End::Overdue => debug!(%peer, "connection closed: nothing came in time"),
+    }
+}
+
+/// Lets a connection go on until it ends or nothing comes in time; tells it when the server stops.
+async fn attend<C: Future<Output = hyper::Result<()>>>(
+    app: &App,
+    conversation: &Conversation,
+    mut connection: Pin<&mut C>,
+    stop: impl Fn(Pin<&mut C>),
+) -> End {
+    let mut draining = pin!(app.tasks.drain.cancelled());
+    let mut overdue = pin!(conversation.overdue(&app.config.timeouts));
+    let mut is_draining = false;
+    loop {
+        select! {
+            ended = connection.as_mut() => return End::Over(ended),
+            () = &mut overdue => return End::Overdue,
+            () = &mut draining, if !is_draining => {
+                is_draining = true;
+                stop(connection.as_mut());
+            }
+        }
+    }
+}
+
+async fn answer(
+    app: Arc<App>,
+    conversation: Conversation,
+    peer: Peer,
+    mut request: Request<Incoming>,
+) -> Result<Response<Watched>, Infallible> {
+    let exchange = conversation.begin();
+    let answer = http::answer(&app, peer, &mut request).await;
+    Ok(answer.map(|body| Watched { body, _exchange: exchange }))
+}
+
+/// A body that ends its exchange when it has been given to the connection.
+struct Watched {
+    body: AnswerBody,
+    _exchange: Exchange,
+}
+
+impl Body for Watched {
+    type Data = <AnswerBody as Body>::Data;
+    type Error = <AnswerBody as Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Runs the exchanges of HTTP/2, so that the end of the server waits for each.
+#[derive(Clone)]
+struct Streams(Arc<App>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        self.0.tasks.spawn(stream);
+    }
+}
+
+impl Connection {
+    fn is_http2(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2),
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
