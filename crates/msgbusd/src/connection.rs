@@ -11,8 +11,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::{Body, Frame, Incoming, SizeHint},
     rt::Executor,
     server::conn::{http1, http2},
@@ -22,6 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     select,
+    time::timeout,
 };
 use tokio_rustls::{rustls::ServerConfig, server::TlsStream};
 use tracing::debug;
@@ -29,7 +32,7 @@ use tracing::debug;
 use crate::{
     http::{self, AnswerBody, App},
     peer::Peer,
-    socket::{Conversation, Exchange, Socket},
+    socket::{Conversation, Exchange, Linger, Socket},
     tls,
 };
 
@@ -179,7 +182,26 @@ async fn answer(
 ) -> Result<Response<Watched>, Infallible> {
     let exchange = conversation.begin();
     let answer = http::answer(&app, peer, &mut request).await;
+    if request.version() == Version::HTTP_2 && !request.body().is_end_stream() {
+        app.tasks.spawn(linger(request.into_body()));
+    }
     Ok(answer.map(|body| Watched { body, _exchange: exchange }))
+}
+
+/// Reads a little of what nobody wants, as a socket does when it is closed: reset at once, some clients
+/// do not look at the answer.
+async fn linger(mut body: Incoming) {
+    let reading = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > Linger::BYTES {
+                return;
+            }
+        }
+    };
+    // The answer is out: who is slower has to make do with it.
+    let _ = timeout(Linger::TIME, reading).await;
 }
 
 /// A body that ends its exchange when it has been given to the connection.

@@ -14,6 +14,9 @@ use tokio::{
     time::sleep,
 };
 use tracing::{Level, info, warn};
+use tracing_subscriber::{
+    filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 const USAGE: u8 = 2;
 const STOPPED_BY_SIGNAL: u8 = 130;
@@ -58,11 +61,15 @@ fn complain(problem: &str) {
 
 fn serve(mut config: Config) -> anyhow::Result<ExitCode> {
     let level = if config.debug { Level::DEBUG } else { Level::INFO };
+    // Ours alone: the libraries tell of every frame.
+    let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), level);
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_max_level(level)
         .with_target(false)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .finish()
+        .with(ours)
         .init();
     let threads =
         config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
@@ -91,7 +98,7 @@ async fn run(config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCod
     let bounds = config.bounds();
     let mut server = Server::bind(config).map_err(|error| match error {
         StartError::Listen { .. } => anyhow!("{error}; choose another place with --bind"),
-        error => error.into(),
+        error @ StartError::Certificate(_) => error.into(),
     })?;
     if let Some(workers) = workers {
         server = server.with_workers(workers);

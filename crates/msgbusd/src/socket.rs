@@ -165,15 +165,16 @@ pub(crate) struct Socket {
     _permit: OwnedSemaphorePermit,
 }
 
+/// How much of a peer is read that has its answer and still sends.
 #[derive(Debug)]
-struct Linger {
+pub(crate) struct Linger {
     timer: Pin<Box<Sleep>>,
     bytes_left: usize,
 }
 
 impl Linger {
-    const TIME: Duration = Duration::from_secs(1);
-    const BYTES: usize = 4 << 20;
+    pub(crate) const TIME: Duration = Duration::from_secs(1);
+    pub(crate) const BYTES: usize = 4 << 20;
 }
 
 impl Socket {

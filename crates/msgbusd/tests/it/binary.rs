@@ -44,7 +44,7 @@ impl Running {
         while !opening.contains("listening on") {
             assert_ne!(log.read_line(&mut opening).unwrap(), 0, "it ended: {opening}");
         }
-        let address = opening.split("http://").nth(1).unwrap().split(' ').next().unwrap();
+        let address = opening.split("://").nth(1).unwrap().split(' ').next().unwrap();
         Self { child, log, address: address.parse().unwrap(), opening }
     }
 

@@ -18,5 +18,6 @@ mod rfc6455;
 mod stream;
 mod support;
 mod threads;
+mod tls;
 mod topics;
 mod websocket;

@@ -21,7 +21,7 @@ pub(in crate::http) fn is_wanted<B>(request: &Request<B>) -> bool {
 /// The value of `Sec-WebSocket-Accept`, if the handshake is right.
 pub(super) fn check<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     let headers = request.headers();
-    if request.version() < Version::HTTP_11 {
+    if request.version() != Version::HTTP_11 {
         return Err(Refusal::Handshake("bad websocket handshake: HTTP/1.1 is needed"));
     }
     if !has_token(headers, &header::UPGRADE, "websocket") {

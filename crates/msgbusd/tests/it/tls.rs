@@ -1,0 +1,502 @@
+//! docs/operations.md, TLS and unix sockets: HTTP/1.1 and HTTP/2 over TLS, a certificate that is read
+//! again, several doors at once.
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    Request, Response, StatusCode, Version,
+    body::Incoming,
+    client::conn::http2::{self, SendRequest},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use msgbus_core::json;
+use msgbusd::{Bind, CertificateFiles};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+    time::{Instant, sleep},
+};
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    },
+};
+use tokio_tungstenite::tungstenite;
+
+use crate::{
+    binary::{Running, msgbusd},
+    support::{Daemon, soon},
+};
+
+/// A certificate for localhost in two files.
+struct Files {
+    folder: TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        let files = Self { folder: tempfile::tempdir().unwrap() };
+        files.renew();
+        files
+    }
+
+    /// Puts another certificate there.
+    fn renew(&self) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        fs::write(self.chain(), made.cert.pem()).unwrap();
+        fs::write(self.key(), made.signing_key.serialize_pem()).unwrap();
+    }
+
+    fn chain(&self) -> PathBuf {
+        self.folder.path().join("cert.pem")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.folder.path().join("key.pem")
+    }
+
+    fn config(&self) -> CertificateFiles {
+        CertificateFiles { chain: self.chain(), key: self.key() }
+    }
+
+    fn flags(&self) -> String {
+        format!("--tls-cert={} --tls-key={}", self.chain().display(), self.key().display())
+    }
+
+    /// A client that trusts the certificate that is there now, and no other.
+    fn client(&self, protocol: &str) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.chain()).unwrap()).unwrap();
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        if !protocol.is_empty() {
+            config.alpn_protocols = vec![protocol.into()];
+        }
+        Arc::new(config).into()
+    }
+
+    async fn connect(&self, daemon: &Daemon, protocol: &str) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(daemon.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        soon(self.client(protocol).connect(name, stream)).await.unwrap()
+    }
+
+    fn daemon(&self) -> Daemon {
+        Daemon::with(|config| config.certificate = Some(self.config()))
+    }
+}
+
+/// What a server answers on a connection that it then closes.
+async fn ask(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+type Http2 = SendRequest<Full<Bytes>>;
+
+async fn http2(files: &Files, daemon: &Daemon) -> Http2 {
+    let stream = files.connect(daemon, "h2").await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (client, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn send(
+    client: &mut Http2,
+    method: &str,
+    path: &str,
+    body: impl Into<Bytes>,
+) -> Response<Incoming> {
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("https://localhost{path}"))
+        .body(Full::new(body.into()))
+        .unwrap();
+    soon(client.send_request(request)).await.unwrap()
+}
+
+async fn text(response: Response<Incoming>) -> String {
+    let body = soon(response.into_body().collect()).await.unwrap().to_bytes();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn http_1_and_websockets_are_spoken_in_tls() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    for protocol in ["http/1.1", ""] {
+        let mut stream = files.connect(&daemon, protocol).await;
+        let put = "PUT /t HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                   Content-Length: 2\r\n\r\nhi";
+        assert!(ask(&mut stream, put).await.starts_with("HTTP/1.1 202 "));
+    }
+    let stream = files.connect(&daemon, "http/1.1").await;
+    let (mut socket, _) =
+        tokio_tungstenite::client_async("wss://localhost/t?since=all", stream).await.unwrap();
+    // More than TLS takes at once: what is left over must not wait for the next message.
+    let large = vec![b'x'; 900 << 10];
+    daemon.bus.put(&"t".parse().unwrap(), large.clone()).unwrap();
+    for expected in [&b"hi"[..], b"hi", &large] {
+        let frame = soon(socket.next()).await.unwrap().unwrap();
+        let message = json::read_message(&frame.into_data()).unwrap();
+        assert_eq!(message.payload(), expected);
+    }
+    socket.send(tungstenite::Message::Ping("a".into())).await.unwrap();
+    let pong = soon(socket.next()).await.unwrap().unwrap();
+    assert_eq!(pong, tungstenite::Message::Pong("a".into()));
+}
+
+#[tokio::test]
+async fn everything_but_websockets_is_spoken_in_http_2() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    let mut client = http2(&files, &daemon).await;
+
+    let answer = send(&mut client, "GET", "/a/b?stream=ndjson&since=all", "").await;
+    assert_eq!((answer.status(), answer.version()), (StatusCode::OK, Version::HTTP_2));
+    let mut following = answer.into_body();
+    let waiting = {
+        let mut client = client.clone();
+        tokio::spawn(async move { send(&mut client, "GET", "/w?wait=60s", "").await })
+    };
+    // All on one connection, at the same time.
+    let answer = send(&mut client, "PUT", "/a/b", "x".repeat(1 << 20)).await;
+    assert_eq!(answer.status(), StatusCode::ACCEPTED);
+    assert_eq!(answer.headers()["msgbus-id"], "0");
+    assert_eq!(send(&mut client, "POST", "/w", "now").await.status(), StatusCode::ACCEPTED);
+    assert!(text(waiting.await.unwrap()).await.contains("bm93"));
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let piece = soon(following.frame()).await.unwrap().unwrap();
+        line.extend_from_slice(&piece.into_data().unwrap());
+    }
+    assert_eq!(json::read_message(&line).unwrap().payload().len(), 1 << 20);
+
+    let pulled = text(send(&mut client, "GET", "/a/b?raw", "").await).await;
+    assert_eq!(pulled.len(), 1 << 20);
+    assert_eq!(send(&mut client, "GET", "/a/b", "").await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(text(send(&mut client, "GET", "/", "").await).await, "a/b\nw\n");
+    let deleted = send(&mut client, "DELETE", "/a/b", "").await;
+    assert_eq!(deleted.status(), StatusCode::NO_CONTENT);
+    let told = soon(following.frame()).await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(told, "{\"event\":\"deleted\"}\n");
+
+    let mut handshake = Request::get("https://localhost/w").body(Full::default()).unwrap();
+    handshake.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
+    let refused = soon(client.send_request(handshake)).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+    assert!(text(refused).await.contains("HTTP/1.1"), "it says what would be right");
+}
+
+#[tokio::test]
+async fn a_body_that_is_refused_does_not_hide_why() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    let mut client = http2(&files, &daemon).await;
+    let answer = send(&mut client, "PUT", "/t", vec![0; 3 << 20]).await;
+    assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(text(answer).await.contains("at most 1048576 bytes"));
+    assert_eq!(send(&mut client, "PUT", "/t", "x").await.status(), StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn one_connection_has_at_most_100_requests_at_a_time() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    let mut client = http2(&files, &daemon).await;
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        streams.push(send(&mut client, "GET", "/t?stream=sse", "").await);
+    }
+    let mut one_more = {
+        let mut client = client.clone();
+        tokio::spawn(async move { send(&mut client, "PUT", "/t", "x").await })
+    };
+    // The others get what there is, while this one waits for its turn.
+    let mut other = http2(&files, &daemon).await;
+    assert_eq!(send(&mut other, "PUT", "/t", "y").await.status(), StatusCode::ACCEPTED);
+    for stream in &mut streams {
+        let mut seen = Vec::new();
+        while !seen.windows(4).any(|bytes| bytes == b"data") {
+            seen.extend(soon(stream.frame()).await.unwrap().unwrap().into_data().unwrap());
+        }
+    }
+    assert!(!one_more.is_finished());
+    drop(streams.pop());
+    assert_eq!(soon(&mut one_more).await.unwrap().status(), StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    let mut client = http2(&files, &daemon).await;
+    let request = Request::get("https://localhost/t")
+        .header("x", "x".repeat(17 << 10))
+        .body(Full::default())
+        .unwrap();
+    // The client may know the bound and refuse by itself.
+    if let Ok(answer) = soon(client.send_request(request)).await {
+        assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    }
+    assert_eq!(send(&mut client, "PUT", "/t", "x").await.status(), StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn who_speaks_no_tls_is_told_in_the_clear() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    daemon.get("/").await.refuses(400, "https://");
+    let mut connection = daemon.connect().await;
+    connection.write(b"\x16\x03\x01 rubbish").await;
+    connection.rest().await;
+    assert_eq!(send(&mut http2(&files, &daemon).await, "GET", "/", "").await.status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_must_come_in_ten_seconds() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    for sent in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01"] {
+        let mut connection = daemon.connect().await;
+        let start = Instant::now();
+        connection.write(sent).await;
+        assert_eq!(connection.rest().await, b"");
+        let waited = start.elapsed();
+        assert!((10..12).contains(&waited.as_secs()), "{waited:?}");
+    }
+}
+
+/// What a client says that is no request does not keep its connection.
+#[tokio::test]
+async fn an_idle_connection_of_http_2_is_closed() {
+    let files = Files::new();
+    let daemon = Daemon::with(|config| {
+        config.certificate = Some(files.config());
+        config.timeouts.idle = Duration::from_millis(300);
+    });
+    let mut stream = files.connect(&daemon, "h2").await;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    // GET / in HPACK (RFC 7541, appendix A): method, scheme, path, and an authority of one letter.
+    let head = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x87\x84\x41\x01a";
+    stream.write_all(head).await.unwrap();
+    let ping = b"\0\0\x08\x06\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let mut bytes = [0; 4096];
+    soon(async {
+        loop {
+            if stream.write_all(ping).await.is_err() {
+                return;
+            }
+            match stream.read(&mut bytes).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn at_the_bound_on_connections_tls_is_closed_without_a_word() {
+    let files = Files::new();
+    let daemon = Daemon::with(|config| {
+        config.certificate = Some(files.config());
+        config.max_connections = 1;
+    });
+    let mut only = http2(&files, &daemon).await;
+    assert_eq!(send(&mut only, "GET", "/", "").await.status(), StatusCode::OK);
+    assert_eq!(daemon.connect().await.rest().await, b"");
+    assert_eq!(send(&mut only, "GET", "/", "").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_end_lets_http_2_finish() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    let mut client = http2(&files, &daemon).await;
+    let mut following = send(&mut client, "GET", "/t?stream=sse", "").await.into_body();
+    assert_eq!(send(&mut client, "PUT", "/t", "x").await.status(), StatusCode::ACCEPTED);
+    let waiting = {
+        let mut client = client.clone();
+        tokio::spawn(async move { send(&mut client, "GET", "/w?wait=60s", "").await })
+    };
+    soon(async {
+        while daemon.bus.topic(&"w".parse().unwrap()).is_none_or(|topic| topic.waiters == 0) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let stopped = daemon.stop();
+    while let Some(Ok(_)) = soon(following.frame()).await {}
+    assert_eq!(soon(waiting).await.unwrap().status(), StatusCode::NO_CONTENT);
+    assert_eq!(soon(stopped).await.unwrap().cut, 0);
+}
+
+#[tokio::test]
+async fn a_stalled_reader_in_tls_is_cut() {
+    let files = Files::new();
+    let daemon = Daemon::with(|config| {
+        config.certificate = Some(files.config());
+        config.timeouts.write = Duration::from_millis(100);
+    });
+    let topic = "t".parse().unwrap();
+    let stream = files.connect(&daemon, "http/1.1").await;
+    let (socket, _) = tokio_tungstenite::client_async("wss://localhost/t", stream).await.unwrap();
+    soon(async {
+        while daemon.bus.topic(&topic).unwrap().subscribers > 0 {
+            daemon.bus.put(&topic, vec![0; 1 << 20]).unwrap();
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    drop(socket);
+}
+
+/// Over TLS a name is this server's, or there would be no certificate for it.
+#[tokio::test]
+async fn a_page_of_the_server_itself_needs_no_allow_origin() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    for (origin, status) in [("https://localhost", 202), ("https://evil.example", 403)] {
+        let mut stream = files.connect(&daemon, "http/1.1").await;
+        let put = format!(
+            "PUT /t HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nConnection: close\r\n\r\n"
+        );
+        let answer = ask(&mut stream, &put).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+
+        let request = Request::put("https://localhost/t").header("origin", origin);
+        let request = request.body(Full::default()).unwrap();
+        let mut client = http2(&files, &daemon).await;
+        assert_eq!(soon(client.send_request(request)).await.unwrap().status(), status);
+    }
+    // In HTTP/2 the name is in the URI; over TLS one of a domain is ours too.
+    let mut client = http2(&files, &daemon).await;
+    let request = Request::put("https://bus.example/t").header("origin", "https://bus.example");
+    let answer = client.send_request(request.body(Full::default()).unwrap());
+    assert_eq!(soon(answer).await.unwrap().status(), 202);
+}
+
+#[test]
+fn a_signal_reads_the_certificate_again() {
+    let files = Files::new();
+    let flags = files.flags();
+    let args: Vec<&str> =
+        ["-d", "--bind", "127.0.0.1:0"].into_iter().chain(flags.split(' ')).collect();
+    let mut daemon = Running::start(&mut msgbusd(&args));
+    let address = daemon.address;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let connect = |client: TlsConnector| {
+        runtime.block_on(async {
+            let stream = TcpStream::connect(address).await.unwrap();
+            soon(client.connect(ServerName::try_from("localhost").unwrap(), stream)).await
+        })
+    };
+    let old = files.client("http/1.1");
+    let mut open = connect(old.clone()).unwrap();
+
+    fs::write(files.key(), "rubbish").unwrap();
+    daemon.signal("-HUP");
+    let line = daemon.logs("the certificate stays as it was");
+    assert!(line.contains("key.pem"), "{line}");
+    assert!(connect(old.clone()).is_ok());
+
+    files.renew();
+    daemon.signal("-HUP");
+    daemon.logs("SIGHUP: certificate: from");
+    assert!(connect(files.client("http/1.1")).is_ok());
+    assert!(connect(old).is_err(), "it does not trust the new one");
+    let answer = runtime
+        .block_on(ask(&mut open, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "open connections go on: {answer}");
+}
+
+#[test]
+fn files_that_do_not_fit_are_named_in_one_line() {
+    let (files, others) = (Files::new(), Files::new());
+    let empty = files.folder.path().join("empty.pem");
+    fs::write(&empty, "").unwrap();
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let (chain, key, empty) = (text(files.chain()), text(files.key()), text(empty));
+    let other_key = text(others.key());
+    for (args, mention) in [
+        (&["--tls-cert", &chain][..], &["--tls-cert", "--tls-key"][..]),
+        (&["--tls-key", &key], &["--tls-key", "--tls-cert"]),
+        (&["--tls-cert", "/not/there", "--tls-key", &key], &["--tls-cert: /not/there", "No such"]),
+        (&["--tls-cert", &chain, "--tls-key", &other_key], &["--tls-key", "not the key of"]),
+        (&["--tls-cert", &chain, "--tls-key", &chain], &["--tls-key", "no private key"]),
+        (&["--tls-cert", &empty, "--tls-key", &key], &["--tls-cert", "no certificate"]),
+        (&["--tls-cert", "", "--tls-key", &key], &["--tls-cert", "names no file"]),
+    ] {
+        let output = msgbusd(args).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        for part in mention {
+            assert!(text.contains(part), "{text:?} does not say {part:?}");
+        }
+    }
+    let output = msgbusd(&[]).env("MSGBUSD_TLS_CERT", "").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "not in the clear by mistake");
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_a_door_beside_the_others() {
+    let files = Files::new();
+    let path = files.folder.path().join("bus.sock");
+    let daemon = Daemon::with(|config| {
+        config.bind.push(Bind::Unix(path.clone()));
+        config.certificate = Some(files.config());
+    });
+    let mut tls = http2(&files, &daemon).await;
+    assert_eq!(send(&mut tls, "PUT", "/t", "hi").await.status(), StatusCode::ACCEPTED);
+
+    // No TLS on this side: nobody can read along.
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    stream.write_all(b"GET /t?raw HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nhi"), "{answer}");
+
+    let stream = UnixStream::connect(&path).await.unwrap();
+    let (mut socket, _) =
+        tokio_tungstenite::client_async("ws://localhost/t", stream).await.unwrap();
+    assert_eq!(send(&mut tls, "PUT", "/t", "you").await.status(), StatusCode::ACCEPTED);
+    let frame = soon(socket.next()).await.unwrap().unwrap();
+    assert_eq!(json::read_message(&frame.into_data()).unwrap().payload(), "you");
+    let inspected = text(send(&mut tls, "GET", "/-/topics/t", "").await).await;
+    assert!(inspected.contains("\"peer\":\"unix\""), "{inspected}");
+
+    drop((socket, tls));
+    assert_eq!(soon(daemon.stop()).await.unwrap().cut, 0);
+    assert!(!path.exists(), "it takes its file along");
+}
+
+#[test]
+fn a_unix_socket_in_use_or_of_another_kind_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    for path in [file, folder.path().join("not/there")] {
+        let bind = format!("unix:{}", path.display());
+        let output = msgbusd(&["--bind", &bind]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(&bind) && text.contains("--bind"), "{text}");
+    }
+}
