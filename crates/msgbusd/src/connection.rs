@@ -46,6 +46,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 /// How often a client of HTTP/2 is asked whether it is still there, and how long it has to answer.
 const PING_EVERY: Duration = Duration::from_secs(54);
 const PING_PATIENCE: Duration = Duration::from_secs(20);
+/// How long the close of an idle connection of HTTP/2 may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection as the doors use it.
 #[derive(Debug)]
@@ -131,9 +133,15 @@ async fn serve_http2(
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_PATIENCE)
         .serve_connection(TokioIo::new(connection), service);
-    let connection = pin!(connection);
-    let ended = attend(app, conversation, connection, http2::Connection::graceful_shutdown);
-    log_end(peer, ended.await);
+    let mut connection = pin!(connection);
+    let stop = http2::Connection::graceful_shutdown;
+    let end = attend(app, conversation, connection.as_mut(), stop).await;
+    if matches!(end, End::Overdue) {
+        // A request may be on its way: its client is told that nobody will look at it.
+        stop(connection.as_mut());
+        let _ = timeout(FAREWELL, connection).await;
+    }
+    log_end(peer, end);
 }
 
 /// Why a connection is no longer served.

@@ -282,6 +282,9 @@ async fn a_handshake_must_come_in_ten_seconds() {
     }
 }
 
+/// RFC 9113, section 6.8.
+const GOAWAY: u8 = 7;
+
 /// What a client says that is no request does not keep its connection.
 #[tokio::test]
 async fn an_idle_connection_of_http_2_is_closed() {
@@ -296,19 +299,23 @@ async fn an_idle_connection_of_http_2_is_closed() {
     let head = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x87\x84\x41\x01a";
     stream.write_all(head).await.unwrap();
     let ping = b"\0\0\x08\x06\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    let mut bytes = [0; 4096];
+    let mut said = Vec::new();
     soon(async {
-        loop {
-            if stream.write_all(ping).await.is_err() {
-                return;
-            }
-            match stream.read(&mut bytes).await {
+        while stream.write_all(ping).await.is_ok() {
+            match stream.read_buf(&mut said).await {
                 Ok(0) | Err(_) => return,
                 Ok(_) => sleep(Duration::from_millis(20)).await,
             }
         }
     })
     .await;
+    let mut frames = &said[..];
+    let mut kinds = Vec::new();
+    while let [a, b, c, kind, ..] = *frames {
+        kinds.push(kind);
+        frames = &frames[9 + usize::from(c) + (usize::from(b) << 8) + (usize::from(a) << 16)..];
+    }
+    assert!(kinds.contains(&GOAWAY), "{kinds:?}");
 }
 
 #[tokio::test]
