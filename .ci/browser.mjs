@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 // Proves in a real browser what docs/protocol.md says in 6.10 to 6.13: that its EventSource resumes by
-// itself after the network and after the server went away, with nothing missed and nothing twice.
+// itself after the network and after the server went away, with nothing missed and nothing twice; and that
+// all of it works in TLS, where browsers speak HTTP/2, and HTTP/1.1 for websockets.
 //
 //     .ci/browser.mjs target/release/msgbusd
 //
@@ -74,7 +75,7 @@ async function startServer(...flags) {
     server.stderr.on("data", (data) => (log += data));
     address = await until("a server that listens", () => {
         if (over) throw new Failed(`expected: a server\ncame: ${log}`);
-        return /listening on http:\/\/(\S+)/.exec(log)?.[1];
+        return /listening on https?:\/\/(\S+)/.exec(log)?.[1];
     });
 }
 
@@ -151,6 +152,7 @@ async function openBrowser() {
         args: FLAGS,
         // What Chromium keeps outside its profile goes with the rest, too.
         env: { ...process.env, HOME: temporary },
+        ignoreHTTPSErrors: true,
         // Playwright would end this process without its exit handlers.
         handleSIGINT: false,
         handleSIGTERM: false,
@@ -206,6 +208,31 @@ const opened = (page, count) =>
 
 const failedAttempt = (before) =>
     until("an attempt to connect that fails", () => network.failed > before);
+
+async function speaksTls(page) {
+    const [cert, key] = ["cert.pem", "key.pem"].map((name) => join(temporary, name));
+    const made = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"];
+    const kind = ["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+    execFileSync("openssl", [...kind, ...made, "-keyout", key, "-out", cert], { stdio: "ignore" });
+    address = "127.0.0.1:0";
+    await startServer("--tls-cert", cert, "--tls-key", key);
+    // By a name, as others would have it; no --allow-origin.
+    await page.goto(`https://localhost:${address.split(":")[1]}/healthz`);
+    const came = await page.evaluate(async () => {
+        const next = (source) => new Promise((resolve) => (source.onmessage = ({ data }) => resolve(data)));
+        const open = (source) => new Promise((resolve) => (source.onopen = resolve));
+        const stream = new EventSource("/news");
+        const socket = new WebSocket(`wss://${location.host}/news`);
+        await Promise.all([open(stream), open(socket)]);
+        const coming = Promise.all([next(stream), next(socket)]);
+        const { status } = await fetch("/news", { method: "PUT", body: "in TLS" });
+        const seen = (await coming).map((data) => atob(JSON.parse(data).payload));
+        const protocols = performance.getEntriesByType("resource").map((entry) => entry.nextHopProtocol);
+        return JSON.stringify({ status, seen, protocol: protocols.find((name) => name.startsWith("h")) });
+    });
+    const expected = JSON.stringify({ status: 202, seen: ["in TLS", "in TLS"], protocol: "h2" });
+    if (came !== expected) throw new Failed(`expected: ${expected}\ncame: ${came}`);
+}
 
 function proven(what) {
     console.log(`${(performance.now() / 1000).toFixed(1).padStart(5)} s  ${what}`);
@@ -280,6 +307,10 @@ async function main() {
     quiet.push(await publish("quiet"));
     await sees(page, quiet);
     proven("away before it has seen anything at all: it sees what came meanwhile");
+
+    await killServer();
+    await speaksTls(await browser.newPage());
+    proven("over TLS its own page publishes and follows in HTTP/2, and opens a websocket beside it");
 
     await browser.close();
 }
