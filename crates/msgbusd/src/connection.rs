@@ -99,7 +99,7 @@ async fn serve_http1(
     peer: Peer,
 ) {
     let service =
-        service_fn(|request| answer(Arc::clone(app), conversation.clone(), peer, request));
+        service_fn(|request| answer(app, conversation, peer, request));
     let connection = http1::Builder::new()
         // The socket has deadlines of its own, which tell an idle connection from a slow head.
         .header_read_timeout(None)
@@ -121,7 +121,7 @@ async fn serve_http2(
 ) {
     conversation.multiplex();
     let service =
-        service_fn(|request| answer(Arc::clone(app), conversation.clone(), peer, request));
+        service_fn(|request| answer(app, conversation, peer, request));
     let header_size = u32::try_from(app.config.max_header).unwrap_or(u32::MAX);
     let connection = http2::Builder::new(Streams(Arc::clone(app)))
         .timer(TokioTimer::new())
@@ -182,18 +182,22 @@ async fn attend<C: Future<Output = hyper::Result<()>>>(
     }
 }
 
-async fn answer(
-    app: Arc<App>,
-    conversation: Conversation,
+/// No async fn, which would keep the request twice.
+fn answer(
+    app: &Arc<App>,
+    conversation: &Conversation,
     peer: Peer,
     mut request: Request<Incoming>,
-) -> Result<Response<Watched>, Infallible> {
+) -> impl Future<Output = Result<Response<Watched>, Infallible>> + use<> {
+    let app = Arc::clone(app);
     let exchange = conversation.begin();
-    let answer = http::answer(&app, peer, &mut request).await;
-    if request.version() == Version::HTTP_2 && !request.body().is_end_stream() {
-        app.tasks.spawn(linger(request.into_body()));
+    async move {
+        let answer = http::answer(&app, peer, &mut request).await;
+        if request.version() == Version::HTTP_2 && !request.body().is_end_stream() {
+            app.tasks.spawn(linger(request.into_body()));
+        }
+        Ok(answer.map(|body| Watched { body, _exchange: exchange }))
     }
-    Ok(answer.map(|body| Watched { body, _exchange: exchange }))
 }
 
 /// Reads a little of what nobody wants, as a socket does when it is closed: reset at once, some clients
