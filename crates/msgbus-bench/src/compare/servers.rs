@@ -231,14 +231,19 @@ impl Running {
         self.child.id()
     }
 
+    /// Its own, for as long as this lives.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Asks the server to stop, and says how it ended; `None` when it had to be killed.
     pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
         const PATIENCE: Duration = Duration::from_secs(15);
         if let Ok(Some(status)) = self.child.try_wait() {
             return Some(status);
         }
-        // Every shell can do that; the program of this name is not everywhere.
-        let _ = Command::new("sh").args(["-c", &format!("kill {}", self.child.id())]).status();
+        // Where it cannot be asked it is killed.
+        let _ = signal(self.child.id(), "TERM");
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
             match self.child.try_wait() {
@@ -283,6 +288,13 @@ impl Running {
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
+}
+
+/// Sends a signal to a process that was started here.
+pub(crate) fn signal(pid: u32, name: &str) -> io::Result<()> {
+    // Every shell can do that; the program of this name is not everywhere.
+    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status()?;
+    if sent.success() { Ok(()) } else { Err(io::Error::other(format!("cannot send {name}"))) }
 }
 
 impl Drop for Running {

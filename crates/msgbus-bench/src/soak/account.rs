@@ -74,14 +74,14 @@ pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
     let give_up = Instant::now() + PATIENCE;
     let mut wire = Wire::open(soak.address).await?;
     let topics = loop {
-        let topics = topics(&mut wire).await?;
+        let topics = topics(soak, &mut wire).await?;
         let is_quiet = topics.iter().all(|details| is_quiet(soak, details));
         if is_quiet || Instant::now() > give_up {
             break topics;
         }
         sleep(LOOK_EVERY).await;
     };
-    let totals: Totals = get(&mut wire, "/-/stats").await?;
+    let totals: Totals = get(soak, &mut wire, "/-/stats").await?;
     let mut books = soak.books.borrow_mut();
     for details in &topics {
         check_topic(&mut books, details);
@@ -104,12 +104,12 @@ pub(super) async fn clear(soak: &Soak) -> io::Result<()> {
     let give_up = Instant::now() + PATIENCE;
     let mut wire = Wire::open(soak.address).await?;
     let totals = loop {
-        for name in names(&mut wire).await? {
-            let request = format!("DELETE /{name} HTTP/1.1\r\nHost: soak\r\n\r\n");
+        for name in names(soak, &mut wire).await? {
+            let request = soak.request("DELETE", &format!("/{name}"));
             wire.send(request.as_bytes()).await?;
             wire.answer(true).await?;
         }
-        let totals: Totals = get(&mut wire, "/-/stats").await?;
+        let totals: Totals = get(soak, &mut wire, "/-/stats").await?;
         let is_empty = (totals.topics, totals.subscribers, totals.bytes) == (0, 0, 0);
         if is_empty || Instant::now() > give_up {
             break totals;
@@ -124,12 +124,16 @@ pub(super) async fn clear(soak: &Soak) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether all that this topic has for its subscribers has been received.
+/// Whether all that this topic has for its subscribers has been received, and who may not follow it is
+/// gone.
 fn is_quiet(soak: &Soak, details: &TopicDetails) -> bool {
     let live = soak.live.borrow();
+    let keys = soak.keys.borrow();
     details.subscriptions.iter().all(|there| {
         let here = there.peer.as_ref().and_then(|peer| live.get(peer));
-        there.lag == 0 && here.is_some_and(|here| here.received == there.received)
+        there.lag == 0
+            && here
+                .is_some_and(|here| here.received == there.received && !keys.is_over(&here.claim))
     })
 }
 
@@ -169,6 +173,9 @@ fn compare_subscriptions(soak: &Soak, books: &mut Books, details: &TopicDetails)
             });
             continue;
         };
+        books.check(Book::NotAllowed, !soak.keys.borrow().is_over(&here.claim), || {
+            format!("{}: {:?} follows it, {:?}", topic.name, there.peer, here.claim)
+        });
         let since_start = topic.next_id.saturating_sub(here.start);
         // What is missed at the end shows in no id yet.
         let is_in_reach = here.next.is_none_or(|next| next <= topic.next_id);
@@ -196,23 +203,22 @@ fn created(text: &str) -> u64 {
     }
 }
 
-async fn topics(wire: &mut Wire) -> io::Result<Vec<TopicDetails>> {
+async fn topics(soak: &Soak, wire: &mut Wire) -> io::Result<Vec<TopicDetails>> {
     let mut topics = Vec::new();
-    for name in names(wire).await? {
-        topics.push(get(wire, &format!("/-/topics/{name}")).await?);
+    for name in names(soak, wire).await? {
+        topics.push(get(soak, wire, &format!("/-/topics/{name}")).await?);
     }
     Ok(topics)
 }
 
-async fn names(wire: &mut Wire) -> io::Result<Vec<String>> {
-    wire.send(b"GET / HTTP/1.1\r\nHost: soak\r\n\r\n").await?;
+async fn names(soak: &Soak, wire: &mut Wire) -> io::Result<Vec<String>> {
+    wire.send(soak.request("GET", "/").as_bytes()).await?;
     let (_, body) = wire.answer(true).await?;
     Ok(String::from_utf8_lossy(&body).lines().map(str::to_owned).collect())
 }
 
-async fn get<T: DeserializeOwned>(wire: &mut Wire, path: &str) -> io::Result<T> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: soak\r\n\r\n");
-    wire.send(request.as_bytes()).await?;
+async fn get<T: DeserializeOwned>(soak: &Soak, wire: &mut Wire, path: &str) -> io::Result<T> {
+    wire.send(soak.request("GET", path).as_bytes()).await?;
     let (_, body) = wire.answer(true).await?;
     Ok(serde_json::from_slice(&body)?)
 }

@@ -16,6 +16,9 @@ pub(super) enum Book {
     Order,
     Payloads,
     Answers,
+    StillAllowed,
+    NotAllowed,
+    Reloads,
     GivenBack,
     Descriptors,
     Memory,
@@ -23,7 +26,7 @@ pub(super) enum Book {
 }
 
 impl Book {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Topics,
         Self::Pulls,
         Self::Bus,
@@ -33,6 +36,9 @@ impl Book {
         Self::Order,
         Self::Payloads,
         Self::Answers,
+        Self::StillAllowed,
+        Self::NotAllowed,
+        Self::Reloads,
         Self::GivenBack,
         Self::Descriptors,
         Self::Memory,
@@ -53,6 +59,11 @@ impl Book {
             Self::Order => "ids rise, and so do the messages of each publisher",
             Self::Payloads => "payloads are whole and of their topic",
             Self::Answers => "each request is answered, and as the contract says",
+            Self::StillAllowed => "who may by the keys is let in, and not ended by a reload",
+            Self::NotAllowed => {
+                "who may not is refused, and gets nothing published after the reload"
+            }
+            Self::Reloads => "each reload of the keys takes effect, or is said to be a mistake",
             Self::GivenBack => "without topics, nothing is set aside and nobody subscribes",
             Self::Descriptors => "open files of the server are as many as before",
             Self::Memory => "memory of the server is what it was after the first round",

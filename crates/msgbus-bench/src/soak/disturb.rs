@@ -1,6 +1,6 @@
 //! Those who disturb: who deletes, crowds, looks at everything, and speaks badly.
 
-use std::{io, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use fastrand::Rng;
 use tokio::{task::JoinSet, time::sleep};
@@ -9,8 +9,9 @@ use super::{
     Soak,
     account::{Totals, check_bus, check_topic},
     books::Book,
+    show,
     topics::{LARGEST_PAYLOAD, MOST_CONNECTIONS, Topic},
-    wire::{Cut, Wire},
+    wire::{Wire, ask},
 };
 
 /// Deletes topics.
@@ -18,13 +19,21 @@ pub(super) async fn delete(soak: Rc<Soak>, mut rng: Rng) {
     while soak.is_loading() {
         sleep(Duration::from_millis(rng.u64(20..400))).await;
         let topic = Topic::any(&mut rng);
-        let request = format!("DELETE /{} HTTP/1.1\r\nHost: soak\r\n\r\n", topic.name());
-        match ask(&soak, request.as_bytes(), true).await {
-            Ok((204, _)) => soak.books.borrow_mut().count("topics deleted", 1),
+        let name = topic.name();
+        let (claim, header) = {
+            let keys = soak.keys.borrow();
+            let who = keys.some(&mut rng);
+            (keys.claim(who, &topic), show::header(&keys, who, &mut rng))
+        };
+        let request = format!("DELETE /{name} HTTP/1.1\r\nHost: soak\r\n{header}\r\n");
+        match ask(soak.address, request.as_bytes(), true).await {
             Ok((status, _)) => {
-                let what = || format!("DELETE {}: {status}", topic.name());
-                let is_right = matches!(status, 404 | 503);
-                soak.books.borrow_mut().check(Book::Answers, is_right, what);
+                let mut books = soak.books.borrow_mut();
+                let what = format!("DELETE {name}");
+                let is_refused = soak.keys.borrow().check_answer(&mut books, &claim, status, &what);
+                let is_right = is_refused || matches!(status, 204 | 404 | 503);
+                books.check(Book::Answers, is_right, || format!("{what}: {status}"));
+                books.count("topics deleted", u64::from(status == 204));
             }
             Err(error) => soak.note_silence(&error, "a delete"),
         }
@@ -43,8 +52,8 @@ pub(super) async fn look(soak: Rc<Soak>, mut rng: Rng) {
             4 => ("GET", "/metrics".to_owned()),
             _ => ("GET", "/?max=100".to_owned()),
         };
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: soak\r\n\r\n");
-        let (status, body) = match ask(&soak, request.as_bytes(), method == "GET").await {
+        let request = soak.request(method, &path);
+        let (status, body) = match ask(soak.address, request.as_bytes(), method == "GET").await {
             Ok(answer) => answer,
             Err(error) => {
                 soak.note_silence(&error, "a look");
@@ -119,9 +128,9 @@ type Misfit = (Vec<u8>, &'static [u16]);
 pub(super) async fn misbehave(soak: Rc<Soak>, mut rng: Rng) {
     while soak.is_loading() {
         sleep(Duration::from_millis(rng.u64(10..200))).await;
-        let (request, statuses) = misfit(&mut rng);
+        let (request, statuses) = misfit(&soak, &mut rng);
         soak.books.borrow_mut().count("requests that are wrong, too large or not whole", 1);
-        match ask(&soak, &request, true).await {
+        match ask(soak.address, &request, true).await {
             Ok((503, _)) => {}
             Ok((status, text)) => {
                 soak.books.borrow_mut().check(Book::Answers, statuses.contains(&status), || {
@@ -135,11 +144,12 @@ pub(super) async fn misbehave(soak: Rc<Soak>, mut rng: Rng) {
     }
 }
 
-fn misfit(rng: &mut Rng) -> Misfit {
+fn misfit(soak: &Soak, rng: &mut Rng) -> Misfit {
     let topic = Topic::any(rng);
     let name = topic.name();
     let excess = vec![b'x'; LARGEST_PAYLOAD + rng.usize(1..LARGEST_PAYLOAD)];
-    let put = format!("PUT /{name} HTTP/1.1\r\nHost: soak\r\n");
+    let who = &soak.steady;
+    let put = format!("PUT /{name} HTTP/1.1\r\nHost: soak\r\n{who}");
     match rng.u8(..10) {
         0 => {
             let head = format!("{put}Content-Length: {}\r\n\r\n", excess.len());
@@ -153,28 +163,18 @@ fn misfit(rng: &mut Rng) -> Misfit {
         3 => (put.into_bytes(), &[]),
         4 => (format!("{put}Large: {}\r\n\r\n", "x".repeat(20 << 10)).into_bytes(), &[431]),
         5 => (b"not HTTP\r\n\r\n".to_vec(), &[400]),
-        6 => (format!("PATCH /{name} HTTP/1.1\r\nHost: soak\r\n\r\n").into_bytes(), &[405]),
-        7 => (format!("GET /{name}?wait=never HTTP/1.1\r\nHost: soak\r\n\r\n").into(), &[400]),
+        6 => (soak.request("PATCH", &format!("/{name}")).into_bytes(), &[405]),
+        7 => (soak.request("GET", &format!("/{name}?wait=never")).into_bytes(), &[400]),
         8 => {
             let lines = "\n".repeat(30_000);
-            let head = format!("PUT /{name}?split=lines HTTP/1.1\r\nHost: soak\r\n");
+            let head = format!("PUT /{name}?split=lines HTTP/1.1\r\nHost: soak\r\n{who}");
             let request = format!("{head}Content-Length: {}\r\n\r\n{lines}", lines.len());
             (request.into_bytes(), &[413])
         }
         _ => {
             let request =
-                format!("GET /{name} HTTP/1.1\r\nHost: soak\r\nUpgrade: websocket\r\n\r\n");
+                format!("GET /{name} HTTP/1.1\r\nHost: soak\r\n{who}Upgrade: websocket\r\n\r\n");
             (request.into_bytes(), &[400])
         }
     }
-}
-
-/// One request on a connection of its own: the status and the body of the answer.
-async fn ask(soak: &Soak, request: &[u8], has_body: bool) -> io::Result<(u16, bytes::Bytes)> {
-    let mut wire = Wire::open(soak.address).await?;
-    // What is refused is answered before all of it is sent.
-    let _ = wire.send(request).await;
-    let (head, body) = wire.answer(has_body).await?;
-    wire.cut(Cut::Close);
-    Ok((head.status, body))
 }

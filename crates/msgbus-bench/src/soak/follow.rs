@@ -11,6 +11,7 @@ use tokio::{
 use super::{
     Phase, Soak,
     books::Book,
+    show,
     topics::Topic,
     track::Track,
     transport::{Item, Transport},
@@ -38,6 +39,8 @@ enum End {
     Left,
     /// The server has ended it, and said so.
     Told,
+    /// The server has ended it because of the keys, and said so.
+    Revoked,
     /// The server has ended it without a word, as it does with those who take no bytes.
     Ended,
     /// The soak is over.
@@ -53,7 +56,11 @@ impl Follower {
         while self.soak.is_loading() {
             let topic = Topic::any(&mut self.rng);
             let transport = Transport::ALL[self.rng.usize(..Transport::ALL.len())];
-            let mut track = Track::new(topic, transport);
+            let claim = {
+                let keys = self.soak.keys.borrow();
+                keys.claim(keys.some(&mut self.rng), &topic)
+            };
+            let mut track = Track::new(topic, transport, claim);
             let reading = self.some_reading();
             self.soak.books.borrow_mut().count(track.transport.name(), 1);
             loop {
@@ -80,12 +87,17 @@ impl Follower {
 
     /// One connection, from the request to its end.
     async fn connect(&mut self, track: &mut Track, reading: Reading) -> io::Result<End> {
+        let shown =
+            show::to_follow(&self.soak, track.claim.who, track.transport, &mut self.rng).await?;
+        let Some(shown) = shown else { return Ok(End::Ended) };
         let mut wire = match reading {
             Reading::InTime => Wire::open(self.soak.address).await?,
             Reading::Slowly | Reading::Stops => Wire::open_narrow(self.soak.address).await?,
         };
-        let (query, version) = (self.query(track), self.rng.u8(..2));
-        let request = track.transport.request(track.topic.name(), &query, version);
+        let (query, version) = (self.query(track, shown.query), self.rng.u8(..2));
+        let name = track.topic.name();
+        let request = track.transport.request(name, &query, &shown.headers, version);
+        track.claim = self.soak.keys.borrow().again(&track.claim);
         wire.send(request.as_bytes()).await?;
         if self.rng.u8(..40) == 0 {
             self.soak.books.borrow_mut().count("subscriptions left in the handshake", 1);
@@ -99,10 +111,18 @@ impl Follower {
                 return Err(error);
             }
         };
+        let is_refused = {
+            let mut books = self.soak.books.borrow_mut();
+            let what = format!("following {name}");
+            let keys = self.soak.keys.borrow();
+            keys.check_answer(&mut books, &track.claim, head.status, &what)
+        };
+        if is_refused {
+            return Ok(End::Ended);
+        }
         if !matches!(head.status, 101 | 200) {
             let mut books = self.soak.books.borrow_mut();
             books.count("subscriptions refused at a bound", 1);
-            let name = track.topic.name();
             books.check(Book::Answers, head.status == 503, || {
                 format!("subscribing to {name}: {}", head.status)
             });
@@ -120,12 +140,19 @@ impl Follower {
                 self.part(track.transport, reading, wire).await;
                 None
             }
-            Ok(End::Over) => None,
+            Ok(End::Over | End::Revoked) => None,
             Ok(End::Told) => Some("subscriptions ended by the server, and told so"),
             Ok(End::Ended) | Err(_) => Some("subscriptions cut by the server"),
         };
         if let Some(what) = by_server {
             self.soak.books.borrow_mut().count(what, 1);
+        }
+        // Without a word only those are cut who take no bytes; the end of raw lines is told to nobody.
+        if reading == Reading::InTime && track.transport != Transport::RawStream {
+            let is_cut = matches!(end, Ok(End::Ended) | Err(_));
+            self.soak.books.borrow_mut().check(Book::StillAllowed, !is_cut, || {
+                format!("following {} by {:?}: {end:?}", track.topic.name(), track.transport)
+            });
         }
         if let Err(error) = &end {
             // What is not understood is the server's fault; that it may cut is in the contract.
@@ -137,7 +164,7 @@ impl Follower {
         end
     }
 
-    fn query(&mut self, track: &Track) -> String {
+    fn query(&mut self, track: &Track, ticket: String) -> String {
         let since = match track.place {
             Some((epoch, 0)) => format!("since={epoch}-start"),
             Some((epoch, next)) => format!("since={epoch}-{}", next - 1),
@@ -148,10 +175,10 @@ impl Follower {
                 _ => String::new(),
             },
         };
-        match self.rng.u8(..8) {
-            0 => format!("{since}&lag=disconnect").trim_start_matches('&').to_owned(),
-            _ => since,
-        }
+        let lag = if self.rng.u8(..8) == 0 { "lag=disconnect" } else { "" };
+        let mut parts = vec![since, lag.to_owned(), ticket];
+        parts.retain(|part| !part.is_empty());
+        parts.join("&")
     }
 
     /// Reads until one of the two has had enough.
@@ -169,6 +196,12 @@ impl Follower {
                 match item {
                     Item::Ping(text) => wire.send(&pong(&text)).await?,
                     Item::End => return Ok(End::Told),
+                    Item::Revoked => {
+                        let mut books = self.soak.books.borrow_mut();
+                        let keys = self.soak.keys.borrow();
+                        keys.check_revoked(&mut books, &track.claim, track.topic.name());
+                        return Ok(End::Revoked);
+                    }
                     item => track.take(&self.soak, name, item),
                 }
             }

@@ -7,13 +7,18 @@
 
 mod account;
 mod books;
+mod claims;
+mod cost;
 mod disturb;
 mod follow;
 mod ids;
+mod keys;
 mod payload;
 mod publish;
 mod pull;
+mod reload;
 mod report;
+mod show;
 mod topics;
 mod track;
 mod transport;
@@ -24,7 +29,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     rc::Rc,
     time::Duration,
@@ -32,7 +37,6 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
-use msgbus_load::Server;
 use tokio::{
     runtime,
     sync::watch,
@@ -42,7 +46,9 @@ use tokio::{
 
 use self::{
     books::{Book, Books},
+    cost::Cost,
     follow::Follower,
+    keys::Keys,
     payload::Origin,
     publish::Publisher,
     pull::Puller,
@@ -78,14 +84,8 @@ const ROUND: Duration = Duration::from_secs(60);
 const PUBLISHERS: usize = 8;
 const PULLERS: usize = 8;
 const FOLLOWERS: usize = 32;
-/// A connection that nobody uses any more is closed in less: the timeouts in [`topics::CONFIG`], a
-/// second to part, and a sweep.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(20);
-/// The server frees memory in sweeps, every five seconds.
-const SWEEPS: Duration = Duration::from_secs(6);
-/// What the memory may grow by from the first round on: so many percent, and bytes.
-const GROWTH_PERCENT: u64 = 25;
-const GROWTH_BYTES: u64 = 4 << 20;
+/// In the folder of the server.
+const KEY_FILE: &str = "keys.toml";
 
 /// What the clients are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,12 +98,18 @@ enum Phase {
 
 /// What all clients share.
 struct Soak {
+    server: RefCell<Running>,
     address: SocketAddr,
     phase: watch::Sender<Phase>,
     books: RefCell<Books>,
     /// Own subscriptions that are there now, by the name that the server has for them.
     live: RefCell<BTreeMap<String, Live>>,
     publishers: Cell<u64>,
+    keys: RefCell<Keys>,
+    /// The file that the server has them from.
+    key_file: PathBuf,
+    /// The header of one who may do everything all the time.
+    steady: String,
 }
 
 impl Soak {
@@ -111,10 +117,15 @@ impl Soak {
         *self.phase.borrow() == Phase::Load
     }
 
+    /// A request of one who may do everything all the time.
+    fn request(&self, method: &str, target: &str) -> String {
+        format!("{method} {target} HTTP/1.1\r\nHost: soak\r\n{}\r\n", self.steady)
+    }
+
     /// A publisher that there was not yet.
     fn new_origin(&self) -> Origin {
         self.publishers.set(self.publishers.get() + 1);
-        Origin { publisher: self.publishers.get(), sequence: 0 }
+        Origin { publisher: self.publishers.get(), sequence: 0, reloads: 0 }
     }
 
     fn some_cut(&self, rng: &mut Rng) -> Cut {
@@ -147,90 +158,60 @@ pub fn run(options: &Options) -> anyhow::Result<Worn> {
     build()?;
     // Each connection is a file. Where that is not allowed, opening one will say so.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let mut running = Running::start("msgbusd", server_command)?;
+    let mut rng = Rng::with_seed(options.seed);
+    let keys = Keys::make()?;
+    let text = keys.text(&mut rng);
+    let running = Running::start("msgbusd", |port, folder| server_command(port, folder, &text))?;
     let soak = Rc::new(Soak {
         address: running.address(),
+        key_file: running.folder().join(KEY_FILE),
+        server: RefCell::new(running),
+        steady: show::bearer(keys.steady_secret()),
+        keys: RefCell::new(keys),
         phase: watch::Sender::new(Phase::Over),
         books: RefCell::default(),
         live: RefCell::default(),
         publishers: Cell::default(),
     });
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let rounds = rounds(&soak, running.pid(), time, options.seed);
+    let rounds = rounds(&soak, rng, time);
     let costs = LocalSet::new().block_on(&runtime, rounds).with_context(|| {
-        format!("seed {}; the server has said: {}", options.seed, running.log())
+        format!("seed {}; the server has said: {}", options.seed, soak.server.borrow().log())
     })?;
     report::end_progress();
-    let end = running.stop();
+    let end = soak.server.borrow_mut().stop();
     let mut books = soak.books.borrow_mut();
     books.check(Book::End, end.is_some_and(|status| status.success()), || {
-        format!("{end:?}: {}", running.log())
+        format!("{end:?}: {}", soak.server.borrow().log())
     });
     Ok(Worn { report: report::text(&books, &costs, options), balances: books.balance() })
 }
 
-fn server_command(port: u16, folder: &Path) -> anyhow::Result<Command> {
+fn server_command(port: u16, folder: &Path, keys: &str) -> anyhow::Result<Command> {
     let config = folder.join("soak.toml");
+    let key_file = folder.join(KEY_FILE);
     fs::write(&config, topics::CONFIG)?;
+    fs::write(&key_file, keys)?;
     let mut command = Command::new(beside("msgbusd")?);
     command.arg("--bind").arg(format!("127.0.0.1:{port}")).arg("--config").arg(config);
+    command.arg("--keys").arg(key_file);
     Ok(command)
 }
 
-/// What the server costs at rest, after each round and before the first.
-#[derive(Debug, Clone, Copy)]
-struct Cost {
-    /// In bytes.
-    memory: u64,
-    files: usize,
-}
-
-impl Cost {
-    fn of(pid: u32) -> io::Result<Self> {
-        let files = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
-        Ok(Self { memory: Server::new([pid]).resident()?, files })
-    }
-}
-
-async fn rounds(soak: &Rc<Soak>, pid: u32, mut left: Duration, seed: u64) -> io::Result<Vec<Cost>> {
-    let mut rng = Rng::with_seed(seed);
-    let mut costs = vec![rest(pid, 0).await?];
+async fn rounds(soak: &Rc<Soak>, mut rng: Rng, mut left: Duration) -> io::Result<Vec<Cost>> {
+    let pid = soak.server.borrow().pid();
+    let mut costs = vec![cost::rest(pid, 0).await?];
     let mut length = FIRST_ROUND.min(left / 4);
     while !length.is_zero() {
         round(soak, &mut rng, length, left).await?;
         report::progress(&soak.books.borrow(), "quiet");
         account::clear(soak).await?;
-        costs.push(rest(pid, costs[0].files).await?);
-        compare(&mut soak.books.borrow_mut(), &costs);
+        costs.push(cost::rest(pid, costs[0].files).await?);
+        cost::compare(&mut soak.books.borrow_mut(), &costs);
         left = left.saturating_sub(length);
         length = ROUND.min(left);
     }
     Ok(costs)
-}
-
-/// Waits until the server has no more files open than these, but not for ever, and has swept.
-async fn rest(pid: u32, files: usize) -> io::Result<Cost> {
-    let begin = Instant::now();
-    sleep(SWEEPS).await;
-    while files > 0 && Cost::of(pid)?.files > files && begin.elapsed() < CLOSE_PATIENCE {
-        sleep(Duration::from_millis(100)).await;
-    }
-    Cost::of(pid)
-}
-
-fn compare(books: &mut Books, costs: &[Cost]) {
-    let [start, first, rest @ ..] = costs else { return };
-    let now = rest.last().unwrap_or(first);
-    books.check(Book::Descriptors, now.files == start.files, || {
-        format!("{} at the start, now {}", start.files, now.files)
-    });
-    if rest.is_empty() {
-        return;
-    }
-    let most = first.memory + first.memory * GROWTH_PERCENT / 100 + GROWTH_BYTES;
-    books.check(Book::Memory, now.memory <= most, || {
-        format!("{} bytes after the first round, now {}", first.memory, now.memory)
-    });
 }
 
 /// Load for so long, then quiet, then the books.
@@ -253,6 +234,7 @@ async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration)
     }
     workers.spawn_local(disturb::delete(Rc::clone(soak), rng.fork()));
     workers.spawn_local(disturb::crowd(Rc::clone(soak), rng.fork()));
+    workers.spawn_local(reload::reload(Rc::clone(soak), rng.fork()));
 
     let begin = Instant::now();
     while begin.elapsed() < length {

@@ -8,7 +8,9 @@ use tokio::time::sleep;
 use super::{
     Soak,
     books::Book,
+    claims::Claim,
     payload::{self, Origin},
+    show,
     topics::Topic,
     wire::{Cut, Head, Wire},
 };
@@ -31,6 +33,7 @@ pub(super) struct Publisher {
 struct Request {
     bytes: Vec<u8>,
     topic: Topic,
+    claim: Claim,
     count: u64,
 }
 
@@ -61,6 +64,12 @@ impl Publisher {
 
     fn request(&mut self) -> Request {
         let topic = Topic::any(&mut self.rng);
+        let (claim, who) = {
+            let keys = self.soak.keys.borrow();
+            let who = keys.some(&mut self.rng);
+            self.origin.reloads = keys.reloads();
+            (keys.claim(who, &topic), show::header(&keys, who, &mut self.rng))
+        };
         let lines = (self.rng.u8(..5) == 0).then(|| self.rng.usize(1..=MOST_LINES));
         let mut body = Vec::new();
         for _ in 0..lines.unwrap_or(1) {
@@ -83,12 +92,12 @@ impl Publisher {
         }
         let name = topic.name();
         let head = format!(
-            "PUT /{name}?{} HTTP/1.1\r\nHost: soak\r\nContent-Length: {}\r\n\r\n",
+            "PUT /{name}?{} HTTP/1.1\r\nHost: soak\r\n{who}Content-Length: {}\r\n\r\n",
             query.trim_start_matches('&'),
             body.len()
         );
         let bytes = [head.into_bytes(), body].concat();
-        Request { bytes, topic, count: lines.unwrap_or(1) as u64 }
+        Request { bytes, topic, claim, count: lines.unwrap_or(1) as u64 }
     }
 
     /// A body that stops half-way publishes nothing, so nothing is noted.
@@ -137,6 +146,10 @@ impl Publisher {
     fn note(&self, request: &Request, head: &Head, text: &[u8]) {
         let mut books = self.soak.books.borrow_mut();
         let name = request.topic.name();
+        let keys = self.soak.keys.borrow();
+        if keys.check_answer(&mut books, &request.claim, head.status, &format!("PUT {name}")) {
+            return;
+        }
         let ids = match (head.number("msgbus-id"), head.number("msgbus-first-id")) {
             (Some(id), _) => Some(id..=id),
             (None, Some(first)) => head.number("msgbus-last-id").map(|last| first..=last),

@@ -9,7 +9,8 @@ use tokio::time::sleep;
 use super::{
     Soak,
     books::Book,
-    payload,
+    claims::Claim,
+    payload, show,
     topics::Topic,
     wire::{Head, Wire},
 };
@@ -24,6 +25,9 @@ pub(super) struct Puller {
 
 struct Request {
     topic: Topic,
+    claim: Claim,
+    /// The header that says who asks.
+    who: String,
     query: String,
     /// The most messages that it takes.
     most: u64,
@@ -64,13 +68,17 @@ impl Puller {
             8 => (format!("max={max}&wait={wait}ms"), max, false),
             _ => (format!("peek&max={max}"), 0, true),
         };
-        Request { topic, query, most, is_look, leaves }
+        let keys = self.soak.keys.borrow();
+        let who = keys.some(&mut self.rng);
+        let claim = keys.claim(who, &topic);
+        let who = show::header(&keys, who, &mut self.rng);
+        Request { topic, claim, who, query, most, is_look, leaves }
     }
 
     async fn pull(&mut self, request: &Request) -> io::Result<()> {
-        let Request { topic, query, most, .. } = request;
+        let Request { topic, who, query, most, .. } = request;
         let name = topic.name();
-        let head = format!("GET /{name}?{query} HTTP/1.1\r\nHost: soak\r\n\r\n");
+        let head = format!("GET /{name}?{query} HTTP/1.1\r\nHost: soak\r\n{who}\r\n");
         let mut wire = match self.wire.take() {
             Some(wire) => wire,
             None => Wire::open(self.soak.address).await?,
@@ -102,7 +110,14 @@ impl Puller {
 
     fn note(&mut self, request: &Request, head: &Head, body: &[u8]) {
         let name = request.topic.name();
+        let what = format!("GET {name}?{}", request.query);
+        let is_refused = {
+            let mut books = self.soak.books.borrow_mut();
+            let keys = self.soak.keys.borrow();
+            keys.check_answer(&mut books, &request.claim, head.status, &what)
+        };
         match head.status {
+            _ if is_refused => {}
             200 => {
                 for line in body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                     match json::read_message(line) {
@@ -120,8 +135,11 @@ impl Puller {
     fn take(&mut self, request: &Request, message: &Message) {
         let name = request.topic.name();
         let mut books = self.soak.books.borrow_mut();
-        let is_right = message.topic().name.as_str() == name
-            && payload::read(message.payload(), name).is_some();
+        let origin = payload::read(message.payload(), name);
+        if let Some(origin) = origin {
+            self.soak.keys.borrow().check_message(&mut books, &request.claim, origin, name);
+        }
+        let is_right = message.topic().name.as_str() == name && origin.is_some();
         books.check(Book::Payloads, is_right, || format!("GET {name}: #{}", message.id()));
         if request.is_look {
             return books.count("messages only looked at", 1);

@@ -3,8 +3,9 @@
 use std::io::{self, IsTerminal as _};
 
 use super::{
-    Cost, GROWTH_BYTES, GROWTH_PERCENT, Options,
+    Options,
     books::{Book, Books},
+    cost::{Cost, GROWTH_BYTES, GROWTH_PERCENT},
 };
 
 /// The tables, and the verdict.

@@ -64,6 +64,10 @@ impl Topic {
         &self.0
     }
 
+    pub(super) fn is_quick(&self) -> bool {
+        self.0.starts_with("quick/")
+    }
+
     /// Whether nothing leaves it before it is deleted: it refuses, has no ttl, and nobody pulls.
     pub(super) fn is_kept(&self) -> bool {
         self.0.starts_with("keep/")

@@ -7,6 +7,8 @@ use msgbus_core::Message;
 use super::{
     Soak,
     books::{Book, Books},
+    claims::Claim,
+    keys::Keys,
     payload,
     topics::Topic,
     transport::{Item, Transport},
@@ -16,6 +18,7 @@ use super::{
 /// An own subscription that is there now, for comparison with what the server says of it.
 #[derive(Debug, Clone)]
 pub(super) struct Live {
+    pub(super) claim: Claim,
     pub(super) topic: String,
     pub(super) epoch: u64,
     /// The first id that was asked for.
@@ -31,6 +34,8 @@ pub(super) struct Live {
 pub(super) struct Track {
     pub(super) topic: Topic,
     pub(super) transport: Transport,
+    /// Of the connection that there is now.
+    pub(super) claim: Claim,
     /// Epoch and next id, once they are known.
     pub(super) place: Option<(u64, u64)>,
     /// What each publisher said last.
@@ -38,8 +43,8 @@ pub(super) struct Track {
 }
 
 impl Track {
-    pub(super) fn new(topic: Topic, transport: Transport) -> Self {
-        Self { topic, transport, place: None, sequences: HashMap::new() }
+    pub(super) fn new(topic: Topic, transport: Transport, claim: Claim) -> Self {
+        Self { topic, transport, claim, place: None, sequences: HashMap::new() }
     }
 
     /// Notes where the server says that the reading starts, on a connection that it calls `name`.
@@ -71,7 +76,8 @@ impl Track {
         // Websockets leave the gap to the ids; in streams it comes again as an event.
         self.place = Some((epoch, start));
         let next = self.transport.has_ids().then_some(start);
-        let live = Live { topic: topic.to_owned(), epoch, start, received: 0, next };
+        let claim = self.claim;
+        let live = Live { topic: topic.to_owned(), claim, epoch, start, received: 0, next };
         soak.live.borrow_mut().insert(name.to_owned(), live);
     }
 
@@ -80,11 +86,11 @@ impl Track {
         let mut books = soak.books.borrow_mut();
         match item {
             Item::Message(message) => {
-                self.take_message(&mut books, &message);
+                self.take_message(&soak.keys.borrow(), &mut books, &message);
                 books.received += 1;
             }
             Item::Payload(payload) => {
-                self.check_payload(&mut books, &payload);
+                self.check_payload(&soak.keys.borrow(), &mut books, &payload);
                 books.received += 1;
             }
             Item::Gap(count) => {
@@ -95,7 +101,7 @@ impl Track {
                 }
                 return self.show(soak, name, 0);
             }
-            Item::Ping(_) | Item::End | Item::Other => return,
+            Item::Ping(_) | Item::End | Item::Revoked | Item::Other => return,
         }
         self.show(soak, name, 1);
     }
@@ -108,7 +114,7 @@ impl Track {
         }
     }
 
-    fn take_message(&mut self, books: &mut Books, message: &Message) {
+    fn take_message(&mut self, keys: &Keys, books: &mut Books, message: &Message) {
         let topic = self.topic.name();
         let (epoch, next) = self.place.unwrap_or_default();
         let id = message.id();
@@ -125,7 +131,7 @@ impl Track {
         books.check(Book::Payloads, named == topic, || format!("#{id} of {named} came in {topic}"));
         self.may_miss(books, gap);
         self.place = Some((epoch, id + 1));
-        self.check_payload(books, message.payload());
+        self.check_payload(keys, books, message.payload());
     }
 
     /// Nothing leaves a topic that is kept.
@@ -138,7 +144,7 @@ impl Track {
         }
     }
 
-    fn check_payload(&mut self, books: &mut Books, payload: &[u8]) {
+    fn check_payload(&mut self, keys: &Keys, books: &mut Books, payload: &[u8]) {
         let topic = self.topic.name();
         let origin = payload::read(payload, topic);
         books.check(Book::Payloads, origin.is_some(), || {
@@ -146,6 +152,7 @@ impl Track {
             format!("following {topic}: {}", String::from_utf8_lossy(begin))
         });
         let Some(origin) = origin else { return };
+        keys.check_message(books, &self.claim, origin, topic);
         let last = self.sequences.insert(origin.publisher, origin.sequence);
         books.check(Book::Order, last.is_none_or(|last| last < origin.sequence), || {
             format!(

@@ -13,6 +13,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
 
 use super::wire::invalid;
 
+/// The close code 4403.
+const REVOKED: [u8; 2] = 4403_u16.to_be_bytes();
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {
     Websocket,
@@ -34,6 +37,8 @@ pub(super) enum Item {
     Ping(Bytes),
     /// The subscription is over, and the server says why.
     End,
+    /// It is over because the keys no longer allow it.
+    Revoked,
     /// Nothing that matters.
     Other,
 }
@@ -73,9 +78,9 @@ impl Transport {
         matches!(self, Self::Sse | Self::Ndjson)
     }
 
-    /// The request for a topic with more of a query. Streams are asked for in HTTP/1.`version`: by 1.1
+    /// The request for a topic with more of a query and of headers. Streams are asked for in HTTP/1.`version`: by 1.1
     /// they come in chunks.
-    pub(super) fn request(self, topic: &str, query: &str, version: u8) -> String {
+    pub(super) fn request(self, topic: &str, query: &str, headers: &str, version: u8) -> String {
         let own = match self {
             Self::Websocket => "",
             Self::WebsocketRaw => "raw&",
@@ -88,10 +93,10 @@ impl Transport {
         if self.is_websocket() {
             format!(
                 "GET {target} HTTP/1.1\r\nHost: soak\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n"
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n{headers}\r\n"
             )
         } else {
-            format!("GET {target} HTTP/1.{version}\r\nHost: soak\r\n\r\n")
+            format!("GET {target} HTTP/1.{version}\r\nHost: soak\r\n{headers}\r\n")
         }
     }
 
@@ -135,6 +140,7 @@ fn frame(input: &mut BytesMut) -> io::Result<Option<Item>> {
         OpCode::Data(Data::Text) => message(&content)?,
         OpCode::Data(Data::Binary) => Item::Payload(content),
         OpCode::Control(Control::Ping) => Item::Ping(content),
+        OpCode::Control(Control::Close) if content.starts_with(&REVOKED) => Item::Revoked,
         OpCode::Control(Control::Close) => Item::End,
         other => return Err(invalid(format!("a frame of kind {other}"))),
     }))
@@ -186,6 +192,7 @@ fn noted(event: Option<&str>, missed: Option<u64>, whole: &Bytes) -> io::Result<
         (Some("gap"), Some(count)) => Ok(Item::Gap(count)),
         (Some("restart"), _) => Ok(Item::Other),
         (Some("deleted" | "lagged"), _) => Ok(Item::End),
+        (Some("revoked"), _) => Ok(Item::Revoked),
         _ => Err(invalid(format!("an event of no known kind: {}", String::from_utf8_lossy(whole)))),
     }
 }

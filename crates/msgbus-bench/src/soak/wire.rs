@@ -158,6 +158,20 @@ impl Wire {
     }
 }
 
+/// One request on a connection of its own: the status and the body of the answer.
+pub(super) async fn ask(
+    address: SocketAddr,
+    request: &[u8],
+    has_body: bool,
+) -> io::Result<(u16, Bytes)> {
+    let mut wire = Wire::open(address).await?;
+    // What is refused is answered before all of it is sent.
+    let _ = wire.send(request).await;
+    let (head, body) = wire.answer(has_body).await?;
+    wire.cut(Cut::Close);
+    Ok((head.status, body))
+}
+
 async fn patiently<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(PATIENCE, work).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
