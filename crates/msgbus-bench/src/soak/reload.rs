@@ -57,7 +57,8 @@ async fn mistake(soak: &Soak, rng: &mut Rng) -> io::Result<()> {
     match wrong(rng) {
         Some(text) => hand_over(soak, text, rng)?,
         None => {
-            fs::remove_file(&soak.key_file)?;
+            // The last mistake may have been this one.
+            let _ = fs::remove_file(&soak.key_file);
             hang_up(soak, rng)?;
         }
     }
