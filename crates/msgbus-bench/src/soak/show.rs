@@ -1,6 +1,6 @@
 //! The ways to say who asks.
 
-use std::io;
+use std::{io, time::Duration};
 
 use base64::{
     Engine as _,
@@ -8,6 +8,7 @@ use base64::{
 };
 use fastrand::Rng;
 use serde::Deserialize;
+use tokio::time::sleep;
 
 use super::{
     Soak,
@@ -58,7 +59,11 @@ pub(super) async fn to_follow(
     match (secret, rng.u8(..3)) {
         (None, _) => {}
         (Some(secret), 0) => match ticket(soak, who, &secret).await? {
-            Some(ticket) => shown.query = format!("ticket={ticket}"),
+            Some(ticket) => {
+                // Meanwhile the key may go.
+                sleep(Duration::from_millis(rng.u64(..1000))).await;
+                shown.query = format!("ticket={ticket}");
+            }
             None => return Ok(None),
         },
         (Some(secret), 1) if transport.is_websocket() => {
