@@ -86,6 +86,7 @@ impl Panel {
             let length = value / longest * (WIDTH - NAMES - FIGURES);
             let color = match who {
                 Contender::Msgbusd => "#d9534f",
+                Contender::With(_) => "#e59a97",
                 Contender::Bare(_) => "#999999",
                 _ => "#5b8fc7",
             };

@@ -6,6 +6,7 @@ mod goals;
 mod page;
 mod peers;
 pub(crate) mod servers;
+mod variants;
 mod works;
 
 use std::{
@@ -19,8 +20,8 @@ use anyhow::{Context as _, ensure};
 use msgbus_load::Report;
 use tokio::{runtime, task::LocalSet};
 
-pub use self::servers::Contender;
 use self::works::Work;
+pub use self::{servers::Contender, variants::Variant};
 use crate::micro::Measure;
 
 /// How to compare.

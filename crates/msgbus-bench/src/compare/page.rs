@@ -87,27 +87,38 @@ fn machine(findings: &Findings) -> String {
 }
 
 fn table(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
-    let (head, rows): (_, Vec<String>) = match found.get(1) {
+    let (head, rows): (_, Vec<String>) = match yardstick(found) {
         _ if work.is_about_memory() => (
-            "| server | bytes each | CPU each | resident |\n|---|--:|--:|--:|\n",
+            "| server | bytes each | CPU each | resident |\n|---|--:|--:|--:|\n".to_owned(),
             found.iter().map(|(_, reports)| memory_row(reports)).collect(),
         ),
-        Some((Contender::Bare(_), limit)) => (
-            "| server | a second | of the limit | CPU | of the limit | p50 | p99 | p99.9 | wrong |\n\
-             |---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
-            found.iter().map(|(_, reports)| row(reports, limit)).collect(),
+        Some((name, yardstick)) => (
+            format!(
+                "| server | a second | of {name} | CPU | of {name} | p50 | p99 | p99.9 | wrong |\n\
+                 |---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+            ),
+            found.iter().map(|(_, reports)| row(reports, yardstick)).collect(),
         ),
-        // Nothing sets a limit.
-        _ => (
-            "| server | a second | CPU |\n|---|--:|--:|\n",
+        None => (
+            "| server | a second | CPU |\n|---|--:|--:|\n".to_owned(),
             found.iter().map(|(_, reports)| plain_row(reports)).collect(),
         ),
     };
-    let mut text = head.to_owned();
+    let mut text = head;
     for ((contender, _), row) in found.iter().zip(rows) {
         let _ = writeln!(text, "| {} {row}", contender.name());
     }
     text
+}
+
+/// What all of them are measured against: the server that sets a limit, or msgbusd with nothing switched
+/// on.
+fn yardstick(found: &[(Contender, Vec<Report>)]) -> Option<(&'static str, &[Report])> {
+    match found {
+        [_, (Contender::Bare(_), limit), ..] => Some(("the limit", limit)),
+        [(Contender::Msgbusd, plain), (Contender::With(_), _), ..] => Some(("plain", plain)),
+        _ => None,
+    }
 }
 
 fn plain_row(reports: &[Report]) -> String {
@@ -118,10 +129,10 @@ fn plain_row(reports: &[Report]) -> String {
     )
 }
 
-fn row(reports: &[Report], limit: &[Report]) -> String {
-    let pairs = || reports.iter().zip(limit);
-    let of_rate = median(pairs().map(|(own, limit)| own.rate / limit.rate));
-    let of_cpu = median(pairs().map(|(own, limit)| server_cpu(own) / server_cpu(limit)));
+fn row(reports: &[Report], yardstick: &[Report]) -> String {
+    let pairs = || reports.iter().zip(yardstick);
+    let of_rate = median(pairs().map(|(own, other)| own.rate / other.rate));
+    let of_cpu = median(pairs().map(|(own, other)| server_cpu(own) / server_cpu(other)));
     let latency = |pick: fn(&msgbus_load::Percentiles) -> f64| {
         time(median(reports.iter().filter_map(|report| report.latency.as_ref()).map(pick)))
     };

@@ -14,7 +14,10 @@ use anyhow::{Context as _, bail};
 use msgbus_load::{Http, Protocol, Server, Target};
 use tempfile::TempDir;
 
-use super::peers::{Nats, Redis};
+use super::{
+    peers::{Nats, Redis},
+    variants::{self, Variant},
+};
 use crate::bare::Push;
 
 /// Who is measured.
@@ -22,6 +25,8 @@ use crate::bare::Push;
 pub enum Contender {
     /// This project.
     Msgbusd,
+    /// The same with something switched on.
+    With(&'static Variant),
     /// A bare server, which sets the limit.
     Bare(Push),
     /// nginx with nchan.
@@ -39,6 +44,7 @@ impl Contender {
     pub fn name(self) -> &'static str {
         match self {
             Self::Msgbusd => "msgbusd",
+            Self::With(variant) => variant.name,
             Self::Bare(Push::Nowhere) => "bare hyper",
             Self::Bare(Push::Each) => "bare, a write each",
             Self::Bare(Push::Batches) => "bare, batches",
@@ -52,7 +58,7 @@ impl Contender {
     /// The program to be found, and the words that make it tell its version.
     fn program(self) -> Option<(&'static str, &'static [&'static str])> {
         match self {
-            Self::Msgbusd | Self::Bare(_) => None,
+            Self::Msgbusd | Self::With(_) | Self::Bare(_) => None,
             Self::Nchan => Some(("nginx", &["-v"])),
             Self::RedisList | Self::RedisChannel => Some(("redis-server", &["--version"])),
             Self::Nats => Some(("nats-server", &["--version"])),
@@ -74,10 +80,14 @@ impl Contender {
 
     fn protocol(self, port: u16) -> Rc<dyn Protocol> {
         let host = format!("127.0.0.1:{port}");
-        let http = |raw| Rc::new(Http { host: host.clone(), raw, ..Http::default() });
+        let http = Http { host, ..Http::default() };
         match self {
-            Self::Msgbusd | Self::Bare(_) => http(false),
-            Self::Nchan => http(true),
+            Self::Msgbusd | Self::Bare(_) => Rc::new(http),
+            Self::With(variant) => {
+                let authorization = variant.authorization.map(str::to_owned);
+                Rc::new(Http { authorization, ..http })
+            }
+            Self::Nchan => Rc::new(Http { raw: true, ..http }),
             Self::RedisList => Rc::new(Redis::List),
             Self::RedisChannel => Rc::new(Redis::Channel),
             Self::Nats => Rc::new(Nats),
@@ -102,6 +112,12 @@ impl Contender {
             Self::Msgbusd => {
                 let mut command = Command::new(beside("msgbusd")?);
                 command.args(["--bind", &address]);
+                command
+            }
+            Self::With(variant) => {
+                variants::write_files(folder)?;
+                let mut command = Self::Msgbusd.command(port, folder)?;
+                command.args(variant.flags).current_dir(folder);
                 command
             }
             Self::Bare(push) => {

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use msgbus_load::{Load, Progress, Report, Target};
 
-use super::servers::Contender;
+use super::{servers::Contender, variants};
 use crate::bare::Push;
 
 /// A piece of work.
@@ -95,13 +95,20 @@ const BATCHES: Contender = Bare(Push::Batches);
 
 /// All works; quick ones do the least that shows whether they work.
 pub(super) fn all(quick: bool) -> Vec<Work> {
+    let mut works = beside_others();
+    works.extend(works.iter().filter_map(Work::in_safety).collect::<Vec<_>>());
+    if quick { works.into_iter().map(Work::quick).collect() } else { works }
+}
+
+/// The works of msgbusd beside what limits it and beside others.
+fn beside_others() -> Vec<Work> {
     let latency = |load: &mut Load| {
         load.clients = 1;
         load.rate = Some(1000.0);
         load.messages = u64::MAX;
         load.duration = Some(Duration::from_secs(4));
     };
-    let works = vec![
+    vec![
         Work::new(
             "put",
             "Publish: 64 connections, 128 B",
@@ -193,11 +200,24 @@ pub(super) fn all(quick: bool) -> Vec<Work> {
             load.topics = topics(100_000);
             load.messages = 100_000;
         }),
-    ];
-    if quick { works.into_iter().map(Work::quick).collect() } else { works }
+    ]
 }
 
 impl Work {
+    /// The same work, where it shows what safety costs.
+    fn in_safety(&self) -> Option<Self> {
+        let (key, title) = match self.key {
+            "put" => ("safe-put", "What safety costs: publish, 64 connections, 128 B"),
+            "pull" => ("safe-pull", "What safety costs: pull, 64 connections, 128 B"),
+            "fanout-100-busy" => {
+                ("safe-fanout", "What safety costs: 8 publishers, 100 subscribers, 128 B")
+            }
+            "idle" => ("safe-idle", "What safety costs: 5,000 idle subscribers"),
+            _ => return None,
+        };
+        Some(Self { key, title, contenders: variants::BESIDE_PLAIN, ..self.clone() })
+    }
+
     fn quick(mut self) -> Self {
         self.kind = match self.kind {
             Kind::FanOut(subscribers) => Kind::FanOut(subscribers.min(20)),
