@@ -147,3 +147,66 @@ impl Keys {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+
+    use super::*;
+
+    /// The faults of the two books after an answer to each claim.
+    fn faults(keys: &Keys, claim: &Claim, status: u16) -> [u64; 2] {
+        let mut books = Books::default();
+        keys.check_answer(&mut books, claim, status, "");
+        [Book::StillAllowed, Book::NotAllowed]
+            .map(|book| books.standing(book).map_or(0, |standing| standing.faults))
+    }
+
+    #[test]
+    fn either_answer_is_right_only_while_the_keys_change() {
+        let mut rng = Rng::with_seed(1);
+        let mut keys = Keys::make().unwrap();
+        let who = loop {
+            let who = keys.some(&mut rng);
+            if keys.fate(who) == Fate::ComesAndGoes {
+                break who;
+            }
+        };
+        let before = keys.claim_to_be_known(who);
+        assert_eq!((faults(&keys, &before, 202), faults(&keys, &before, 401)), ([0, 0], [1, 0]));
+        while keys.verdict(who).right != Right::Unsettled {
+            keys.change(&mut rng).unwrap();
+        }
+        let meanwhile = keys.claim_to_be_known(who);
+        for claim in [&before, &meanwhile] {
+            assert_eq!((faults(&keys, claim, 202), faults(&keys, claim, 401)), ([0, 0], [0, 0]));
+        }
+        keys.settle();
+        assert!(keys.is_over(&before));
+        let after = keys.claim_to_be_known(who);
+        assert_eq!((faults(&keys, &after, 202), faults(&keys, &after, 401)), ([0, 1], [0, 0]));
+        assert_eq!((faults(&keys, &before, 202), faults(&keys, &before, 401)), ([0, 0], [0, 0]));
+    }
+
+    #[test]
+    fn who_may_no_longer_gets_only_what_was_published_before() {
+        let mut rng = Rng::with_seed(1);
+        let mut keys = Keys::make().unwrap();
+        let topic = Topic::any_to_pull(&mut rng);
+        let who = loop {
+            let who = keys.some(&mut rng);
+            keys.change(&mut rng).unwrap();
+            keys.settle();
+            if keys.is_over(&keys.claim(who, &topic)) && keys.fate(who) != Fate::Anybody {
+                break who;
+            }
+        };
+        let claim = keys.claim(who, &topic);
+        let mut books = Books::default();
+        let origin = |reloads| Origin { publisher: 1, sequence: 1, reloads };
+        keys.check_message(&mut books, &claim, origin(claim.verdict.since - 1), topic.name());
+        assert!(books.are_sound());
+        keys.check_message(&mut books, &claim, origin(claim.verdict.since), topic.name());
+        assert!(!books.are_sound());
+    }
+}

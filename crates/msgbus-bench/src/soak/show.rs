@@ -47,7 +47,8 @@ pub(super) fn header(keys: &Keys, who: Who, rng: &mut Rng) -> String {
     }
 }
 
-/// As one may say it who wants to follow a topic. `None` when that one has got no ticket.
+/// As one may say it who wants to follow a topic. `None` when that one has got no ticket, or got it too
+/// late.
 pub(super) async fn to_follow(
     soak: &Soak,
     who: Who,
@@ -62,6 +63,9 @@ pub(super) async fn to_follow(
             Some(ticket) => {
                 // Meanwhile the key may go.
                 sleep(Duration::from_millis(rng.u64(..1000))).await;
+                if !soak.is_loading() {
+                    return Ok(None);
+                }
                 shown.query = format!("ticket={ticket}");
             }
             None => return Ok(None),
