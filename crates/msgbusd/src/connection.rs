@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{
-    Request, Response, Version,
+    Request,
     body::{Body, Frame, Incoming, SizeHint},
     rt::Executor,
     server::conn::{http1, http2},
@@ -98,8 +98,14 @@ async fn serve_http1(
     conversation: &Conversation,
     peer: Peer,
 ) {
-    let service =
-        service_fn(|request| answer(app, conversation, peer, request));
+    // Its own for each protocol: shared by both it would be copied more often.
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let (app, exchange) = (Arc::clone(app), conversation.begin());
+        async move {
+            let answer = http::answer(&app, peer, &mut request).await;
+            Ok::<_, Infallible>(answer.map(|body| Watched { body, _exchange: exchange }))
+        }
+    });
     let connection = http1::Builder::new()
         // The socket has deadlines of its own, which tell an idle connection from a slow head.
         .header_read_timeout(None)
@@ -120,8 +126,16 @@ async fn serve_http2(
     peer: Peer,
 ) {
     conversation.multiplex();
-    let service =
-        service_fn(|request| answer(app, conversation, peer, request));
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let (app, exchange) = (Arc::clone(app), conversation.begin());
+        async move {
+            let answer = http::answer(&app, peer, &mut request).await;
+            if !request.body().is_end_stream() {
+                app.tasks.spawn(linger(request.into_body()));
+            }
+            Ok::<_, Infallible>(answer.map(|body| Watched { body, _exchange: exchange }))
+        }
+    });
     let header_size = u32::try_from(app.config.max_header).unwrap_or(u32::MAX);
     let connection = http2::Builder::new(Streams(Arc::clone(app)))
         .timer(TokioTimer::new())
@@ -179,24 +193,6 @@ async fn attend<C: Future<Output = hyper::Result<()>>>(
                 stop(connection.as_mut());
             }
         }
-    }
-}
-
-/// No async fn, which would keep the request twice.
-fn answer(
-    app: &Arc<App>,
-    conversation: &Conversation,
-    peer: Peer,
-    mut request: Request<Incoming>,
-) -> impl Future<Output = Result<Response<Watched>, Infallible>> + use<> {
-    let app = Arc::clone(app);
-    let exchange = conversation.begin();
-    async move {
-        let answer = http::answer(&app, peer, &mut request).await;
-        if request.version() == Version::HTTP_2 && !request.body().is_end_stream() {
-            app.tasks.spawn(linger(request.into_body()));
-        }
-        Ok(answer.map(|body| Watched { body, _exchange: exchange }))
     }
 }
 
