@@ -10,7 +10,7 @@ use hyper::{
     header::{self, HeaderMap},
 };
 use hyper_util::{
-    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    client::legacy::Client as HttpClient,
     rt::{TokioExecutor, TokioTimer},
 };
 use msgbus_core::{Message, Position, TopicName, format_duration, json};
@@ -19,10 +19,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use crate::{
+    connection::Connector,
     error::{ClientError, retry_after},
     key::Key,
     start::Start,
     subscription::Subscription,
+    tls::Roots,
     uri::{ServerUri, UriError},
 };
 
@@ -31,7 +33,8 @@ use crate::{
 pub struct Client {
     server: ServerUri,
     key: Option<Key>,
-    http: HttpClient<HttpConnector, Full<Bytes>>,
+    connector: Connector,
+    http: HttpClient<Connector, Full<Bytes>>,
 }
 
 /// A message to publish: a payload, and what may be said about it. Anything that converts to
@@ -171,8 +174,6 @@ pub struct SubscriberDetails {
 }
 
 impl Client {
-    /// How long a connection may take to be made.
-    const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
     /// How long the server may say nothing while an answer is awaited.
     const PATIENCE: Duration = Duration::from_secs(30);
     /// The largest answer that is read, in bytes: a message of 1 GiB in base64, and its frame.
@@ -186,13 +187,16 @@ impl Client {
     /// When `uri` is no address of a server.
     pub fn new(uri: &str) -> Result<Self, UriError> {
         let server = uri.parse()?;
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Self::CONNECT_TIMEOUT));
-        let http = HttpClient::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        Ok(Self { server, key: None, http })
+        let connector = Connector::new(&server);
+        Ok(Self { http: pool(&connector), server, key: None, connector })
+    }
+
+    /// The same client with other roots, which are trusted instead of the system's. They matter to
+    /// `https` only.
+    #[must_use]
+    pub fn with_roots(self, roots: Roots) -> Self {
+        let connector = self.connector.with_roots(roots);
+        Self { http: pool(&connector), connector, ..self }
     }
 
     /// The same client with a key, which goes with every request.
@@ -209,6 +213,11 @@ impl Client {
     /// The server's address.
     pub fn server(&self) -> &ServerUri {
         &self.server
+    }
+
+    /// What makes the connections to the server.
+    pub fn connector(&self) -> &Connector {
+        &self.connector
     }
 
     /// Publishes a message. When this returns, the server has accepted it.
@@ -487,4 +496,8 @@ impl Client {
             _ => self.not_msgbus(&status.to_string()),
         }
     }
+}
+
+fn pool(connector: &Connector) -> HttpClient<Connector, Full<Bytes>> {
+    HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector.clone())
 }

@@ -27,10 +27,12 @@
 
 mod backoff;
 mod client;
+mod connection;
 mod error;
 mod key;
 mod start;
 mod subscription;
+mod tls;
 mod uri;
 mod websocket;
 
@@ -38,8 +40,10 @@ pub use client::{
     Client, Draft, Peeked, Published, PullOptions, Pulled, SubscriberDetails, TopicDetails,
     TopicSummary,
 };
+pub use connection::{Connection, Connector};
 pub use error::ClientError;
 pub use key::{Key, KeyError};
 pub use msgbus_core::{Message, Position, TopicName};
 pub use subscription::{Event, Subscription};
+pub use tls::{Roots, RootsError};
 pub use uri::{ServerUri, UriError};

@@ -1,20 +1,37 @@
-//! Where a server is: an address, and maybe a path in front of its topics.
+//! Where a server is: an address, and maybe a path in front of its topics; or a unix socket.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use hyper::Uri;
 use msgbus_core::TopicName;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use thiserror::Error;
 
-/// The address of a server: `http://host:port`, with a path in front of the topics where a proxy
-/// wants one. Without a scheme, `http` is meant; without a port, 80.
+/// The address of a server: `https://host:port` or `http://host:port`, with a path in front of the
+/// topics where a proxy wants one, or `unix:/path/of/a/socket`. Without a scheme, `http` is meant;
+/// without a port, 443 and 80.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerUri {
-    host: String,
-    port: u16,
+    place: Place,
     /// Begins with a slash, or is empty; does not end with one.
     prefix: String,
+}
+
+/// Where connections go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    Host {
+        secure: bool,
+        /// As in a URI: an IPv6 address is in brackets.
+        host: String,
+        port: u16,
+    },
+    Socket(PathBuf),
 }
 
 /// Why a text is no address of a server.
@@ -22,10 +39,10 @@ pub struct ServerUri {
 #[non_exhaustive]
 pub enum UriError {
     /// It cannot be parsed.
-    #[error("not a server's URI: {0:?}; use http://host:port")]
+    #[error("not a server's URI: {0:?}; use http://host:port, https://host or unix:/path")]
     Syntax(String),
-    /// Another scheme than http.
-    #[error("cannot speak {0:?}: use http://host:port")]
+    /// A scheme that is not spoken here.
+    #[error("cannot speak {0:?}: use http://host:port, https://host or unix:/path")]
     Scheme(String),
     /// There is a query, or a user.
     #[error("a server's URI has no user, query or fragment: {0:?}")]
@@ -37,9 +54,19 @@ const ESCAPED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl ServerUri {
-    /// Host and port, as connections need them.
-    pub fn address(&self) -> (&str, u16) {
-        (self.host.trim_start_matches('[').trim_end_matches(']'), self.port)
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// What requests name as their host: with the port where it is not the usual one, and
+    /// `localhost` for a socket.
+    pub fn authority(&self) -> String {
+        match &self.place {
+            Place::Host { secure: true, host, port: 443 }
+            | Place::Host { secure: false, host, port: 80 } => host.clone(),
+            Place::Host { host, port, .. } => format!("{host}:{port}"),
+            Place::Socket(_) => "localhost".to_owned(),
+        }
     }
 
     /// What stands before the topics in a path: empty, or with a slash before and none behind it.
@@ -47,26 +74,50 @@ impl ServerUri {
         &self.prefix
     }
 
+    /// Whether what is said is encrypted, to a server that has proved its name.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.place, Place::Host { secure: true, .. })
+    }
+
+    /// Whether what is said stays on this machine.
+    pub fn is_local(&self) -> bool {
+        match &self.place {
+            Place::Host { host, .. } => match bare(host).parse::<IpAddr>() {
+                Ok(address) => address.to_canonical().is_loopback(),
+                Err(_) => host.eq_ignore_ascii_case("localhost"),
+            },
+            Place::Socket(_) => true,
+        }
+    }
+
     /// The URI of the list of topics.
     pub(crate) fn root(&self, query: &str) -> String {
-        let Self { host, port, prefix } = self;
-        format!("http://{host}:{port}{prefix}/?{query}")
+        format!("{}/?{query}", self.base("http"))
     }
 
     /// The URI at which the server tells about a topic.
     pub(crate) fn inspection(&self, topic: &TopicName) -> String {
-        let Self { host, port, prefix } = self;
         let path = utf8_percent_encode(topic.as_str(), ESCAPED);
-        format!("http://{host}:{port}{prefix}/-/topics/{path}")
+        format!("{}/-/topics/{path}", self.base("http"))
     }
 
-    /// The full URI of a topic. `query` is empty or what follows the question mark.
+    /// The full URI of a topic. `scheme` is `http` or `ws`, which get an `s` where it belongs.
+    /// `query` is empty or what follows the question mark.
     pub(crate) fn topic(&self, scheme: &str, topic: &TopicName, query: &str) -> String {
-        let Self { host, port, prefix } = self;
         let path = utf8_percent_encode(topic.as_str(), ESCAPED);
         let mark = if query.is_empty() { "" } else { "?" };
-        format!("{scheme}://{host}:{port}{prefix}/{path}{mark}{query}")
+        format!("{}/{path}{mark}{query}", self.base(scheme))
     }
+
+    fn base(&self, scheme: &str) -> String {
+        let s = if self.is_encrypted() { "s" } else { "" };
+        format!("{scheme}{s}://{}{}", self.authority(), self.prefix)
+    }
+}
+
+/// A host as connections need it.
+pub(crate) fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 impl FromStr for ServerUri {
@@ -74,14 +125,21 @@ impl FromStr for ServerUri {
 
     fn from_str(text: &str) -> Result<Self, UriError> {
         let syntax = || UriError::Syntax(text.to_owned());
+        // Nothing in a path has a meaning of its own. A host called unix has a port behind it.
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| path.starts_with('/')) {
+            let path = Path::new("/").join(path.trim_start_matches('/'));
+            return Ok(Self { place: Place::Socket(path), prefix: String::new() });
+        }
         let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         if full.contains('#') {
             return Err(UriError::TooMuch(text.to_owned()));
         }
         let uri: Uri = full.parse().map_err(|_| syntax())?;
-        if let Some(scheme) = uri.scheme_str().filter(|scheme| *scheme != "http") {
-            return Err(UriError::Scheme(scheme.to_owned()));
-        }
+        let secure = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") | None => false,
+            Some(other) => return Err(UriError::Scheme(other.to_owned())),
+        };
         let authority = uri.authority().ok_or_else(syntax)?;
         if authority.as_str().contains('@') || uri.query().is_some() {
             return Err(UriError::TooMuch(text.to_owned()));
@@ -92,8 +150,11 @@ impl FromStr for ServerUri {
             return Err(syntax());
         }
         Ok(Self {
-            host: authority.host().to_owned(),
-            port: authority.port_u16().unwrap_or(80),
+            place: Place::Host {
+                secure,
+                host: authority.host().to_owned(),
+                port: authority.port_u16().unwrap_or(if secure { 443 } else { 80 }),
+            },
             prefix: uri.path().trim_end_matches('/').to_owned(),
         })
     }
@@ -101,8 +162,13 @@ impl FromStr for ServerUri {
 
 impl fmt::Display for ServerUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port, prefix } = self;
-        write!(f, "http://{host}:{port}{prefix}")
+        match &self.place {
+            Place::Host { secure, host, port } => {
+                let s = if *secure { "s" } else { "" };
+                write!(f, "http{s}://{host}:{port}{}", self.prefix)
+            }
+            Place::Socket(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 
@@ -119,11 +185,16 @@ mod tests {
             ("example.com", "http://example.com:80"),
             ("http://[::1]:8000", "http://[::1]:8000"),
             ("http://example.com/bus/", "http://example.com:80/bus"),
+            ("https://example.com/bus/", "https://example.com:443/bus"),
+            ("HTTPS://example.com:8443", "https://example.com:8443"),
+            ("unix:/run/a b.sock", "unix:/run/a b.sock"),
+            ("unix:///run/x?y#z", "unix:/run/x?y#z"),
+            ("unix:8000", "http://unix:8000"),
         ] {
             assert_eq!(text.parse::<ServerUri>().unwrap().to_string(), shown, "{text}");
         }
         let uri: ServerUri = "http://[::1]:8000/bus".parse().unwrap();
-        assert_eq!(uri.address(), ("::1", 8000));
+        assert_eq!(uri.authority(), "[::1]:8000");
         let topic = "a b/größe?".parse().unwrap();
         assert_eq!(uri.topic("ws", &topic, ""), "ws://[::1]:8000/bus/a%20b/gr%C3%B6%C3%9Fe%3F");
         assert_eq!(
@@ -133,12 +204,45 @@ mod tests {
     }
 
     #[test]
+    fn requests_go_to_the_scheme_and_the_host_of_the_server() {
+        let topic = "t".parse().unwrap();
+        for (text, host, http, ws) in [
+            ("http://a", "a", "http://a/t", "ws://a/t"),
+            ("https://a", "a", "https://a/t", "wss://a/t"),
+            ("https://a:80/b", "a:80", "https://a:80/b/t", "wss://a:80/b/t"),
+            ("unix:/run/s", "localhost", "http://localhost/t", "ws://localhost/t"),
+        ] {
+            let uri: ServerUri = text.parse().unwrap();
+            assert_eq!(uri.authority(), host);
+            assert_eq!(uri.topic("http", &topic, ""), http);
+            assert_eq!(uri.topic("ws", &topic, ""), ws);
+        }
+    }
+
+    #[test]
+    fn what_stays_on_this_machine_is_known() {
+        for (text, local) in [
+            ("localhost:8000", true),
+            ("http://127.0.0.2", true),
+            ("http://[::1]:1", true),
+            ("http://[::ffff:127.0.0.1]:1", true),
+            ("unix:/run/s", true),
+            ("http://10.0.0.1", false),
+            ("http://localhost.example.com", false),
+            ("http://[fe80::1]", false),
+        ] {
+            assert_eq!(text.parse::<ServerUri>().unwrap().is_local(), local, "{text}");
+        }
+    }
+
+    #[test]
     fn the_rest_is_refused_with_a_hint() {
         for text in [
             "",
             "http://",
-            "https://localhost",
             "ftp://a",
+            "unix:run/s",
+            "unix:",
             "http://u:p@host",
             "http://a?b",
             "http://a#b",

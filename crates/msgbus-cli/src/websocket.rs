@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::{StatusCode, header};
 use msgbus_core::TopicName;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{
@@ -15,12 +15,13 @@ use tokio_tungstenite::{
 
 use crate::{
     client::Client,
+    connection::Connection,
     error::{ClientError, retry_after},
     start::Start,
     uri::ServerUri,
 };
 
-pub(crate) type Websocket = WebSocketStream<TcpStream>;
+pub(crate) type Websocket = WebSocketStream<Connection>;
 
 /// How long a connection and its handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,9 +37,7 @@ pub(crate) async fn connect(
     let server = client.server();
     let broken = |error: &(dyn std::error::Error + 'static)| ClientError::connect(server, error);
     let connecting = async {
-        let stream = TcpStream::connect(server.address()).await.map_err(|error| broken(&error))?;
-        // Small frames should not wait; a socket that refuses still works.
-        let _ = stream.set_nodelay(true);
+        let stream = client.connector().connect().await.map_err(|error| broken(&error))?;
         let mut request = server
             .topic("ws", topic, query)
             .into_client_request()

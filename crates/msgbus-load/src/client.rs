@@ -43,7 +43,7 @@ impl Client {
         topics: Rc<[String]>,
     ) -> io::Result<Self> {
         let requester = target.protocol.requester();
-        let mut connection = Connection::open(target.address).await?;
+        let mut connection = Connection::open(&*target.dial).await?;
         let mut out = Vec::new();
         requester.open(&mut out);
         connection.write(&out).await?;

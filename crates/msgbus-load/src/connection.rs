@@ -1,7 +1,8 @@
-//! A connection that is read with one buffer for all of them.
+//! A connection that is read with one buffer for all of them; and how it is made.
 
 use std::{
     cell::RefCell,
+    fmt::Debug,
     future::poll_fn,
     io,
     net::SocketAddr,
@@ -11,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
     time::timeout,
 };
@@ -24,24 +25,49 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_AT_ONCE]);
 }
 
+/// What bytes go through, both ways.
+pub trait Stream: AsyncRead + AsyncWrite + Debug + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Debug + Unpin> Stream for T {}
+
+/// A stream that is being made.
+pub type Dialing<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + 'a>>;
+
+/// How a server is reached. An address is reached by TCP.
+pub trait Dial: Debug {
+    /// Makes a connection.
+    fn dial(&self) -> Dialing<'_>;
+}
+
+impl Dial for SocketAddr {
+    fn dial(&self) -> Dialing<'_> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(self).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     /// The beginning of something that has not come whole.
     rest: Vec<u8>,
 }
 
 impl Connection {
-    pub(crate) async fn open(address: SocketAddr) -> io::Result<Self> {
-        let stream = timeout(CONNECT_PATIENCE, TcpStream::connect(address))
+    pub(crate) async fn open(server: &dyn Dial) -> io::Result<Self> {
+        let stream = timeout(CONNECT_PATIENCE, server.dial())
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        stream.set_nodelay(true)?;
         Ok(Self { stream, rest: Vec::new() })
     }
 
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes).await
+        self.stream.write_all(bytes).await?;
+        // What is encrypted may have been kept back.
+        self.stream.flush().await
     }
 
     /// Reads once, and lets `parse` take of it what is whole: it says how many bytes that is.

@@ -123,7 +123,7 @@ impl Crowd {
         for index in 0..followers {
             let topic = target.protocol.encode_topic(&load.topics[index % load.topics.len()]);
             let follower = target.protocol.follower(&topic);
-            let connection = Connection::open(target.address).await?;
+            let connection = Connection::open(&*target.dial).await?;
             let (heard, ready) = (Rc::clone(&crowd.heard), Rc::clone(&ready));
             crowd.tasks.spawn_local(async move {
                 listen(connection, follower, index, &heard, &ready).await

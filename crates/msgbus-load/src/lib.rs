@@ -25,6 +25,7 @@ mod requests;
 mod sent;
 mod stamp;
 
+pub use connection::{Dial, Dialing, Stream};
 pub use deliveries::{fan_out, follow};
 pub use http::Http;
 pub use idle::idle;

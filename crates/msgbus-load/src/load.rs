@@ -1,14 +1,14 @@
 //! What a server is given to do.
 
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
-use crate::{process::Server, progress::Progress, protocol::Protocol};
+use crate::{connection::Dial, process::Server, progress::Progress, protocol::Protocol};
 
 /// The server under load.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// How it is reached.
+    pub dial: Rc<dyn Dial>,
     /// What it speaks.
     pub protocol: Rc<dyn Protocol>,
     /// Its processes, where they are to be measured.

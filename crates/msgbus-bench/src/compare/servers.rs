@@ -281,7 +281,7 @@ impl Running {
         let mut pids = vec![self.child.id()];
         pids.extend(children(self.child.id())?);
         Ok(Target {
-            address: self.address,
+            dial: Rc::new(self.address),
             protocol: contender.protocol(self.address.port()),
             server: Some(Server::new(pids)),
         })

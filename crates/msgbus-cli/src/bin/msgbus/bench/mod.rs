@@ -6,14 +6,13 @@ mod show;
 
 use std::{
     io::{self, IsTerminal as _},
-    net::SocketAddr,
     rc::Rc,
     time::Duration,
 };
 
-use msgbus_client::{Client, TopicName};
-use msgbus_load::{Http, Progress, Server, Target};
-use tokio::{net::lookup_host, runtime, select, task::LocalSet, time::timeout};
+use msgbus_client::{Client, ClientError, Connector, TopicName};
+use msgbus_load::{Dial, Dialing, Http, Progress, Server, Stream, Target};
+use tokio::{runtime, select, task::LocalSet, time::timeout};
 
 pub(crate) use self::plan::Bench;
 use self::plan::{Show, Work};
@@ -90,38 +89,35 @@ async fn measure(bench: Bench) -> Result<Exit, Failure> {
 
 async fn target(bench: &Bench) -> Result<Target, Failure> {
     let server = bench.client.server();
-    let (host, port) = server.address();
-    let unknown = |error: Option<io::Error>| {
-        let why = error.map_or(String::new(), |error| format!(": {error}"));
-        Failure::Other(format!("cannot find {host}{why}"))
-    };
-    let mut addresses = lookup_host((host, port)).await.map_err(|error| unknown(Some(error)))?;
-    let address: SocketAddr = reachable(&mut addresses).await.ok_or_else(|| unknown(None))?;
+    let settled = bench.client.connector().clone().settled().await;
+    let connector = settled.map_err(|error| ClientError::Connect {
+        server: server.to_string(),
+        reason: error.to_string(),
+    })?;
     let server_process = bench.pid.map(|pid| Server::new([pid]));
     if let (Some(process), Some(pid)) = (&server_process, bench.pid) {
         process
             .processor_time()
             .map_err(|error| Failure::usage(format!("--pid: cannot look at {pid}: {error}")))?;
     }
-    let prefix = server.prefix().to_owned();
     let key = bench.client.key().and_then(|key| key.authorization().to_str().ok());
     let http = Http {
-        host: format!("{host}:{port}"),
-        prefix,
+        host: server.authority(),
+        prefix: server.prefix().to_owned(),
         raw: bench.raw,
         authorization: key.map(str::to_owned),
     };
-    Ok(Target { address, protocol: Rc::new(http), server: server_process })
+    Ok(Target { dial: Rc::new(Dialer(connector)), protocol: Rc::new(http), server: server_process })
 }
 
-/// Of the addresses of a name, the first that answers: localhost has two, and one may be nobody's.
-async fn reachable(addresses: &mut impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
-    for address in addresses {
-        if tokio::net::TcpStream::connect(address).await.is_ok() {
-            return Some(address);
-        }
+/// Connections as the client's own.
+#[derive(Debug)]
+struct Dialer(Connector);
+
+impl Dial for Dialer {
+    fn dial(&self) -> Dialing<'_> {
+        Box::pin(async { Ok(Box::new(self.0.connect().await?) as Box<dyn Stream>) })
     }
-    None
 }
 
 async fn remove(client: &Client, topics: &[TopicName]) -> Result<(), Failure> {
