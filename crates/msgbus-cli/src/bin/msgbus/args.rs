@@ -394,7 +394,7 @@ impl Options {
             count: self.value("--count", count)?,
             timeout: self.value("--timeout", duration)?,
             style: self.style()?,
-            quiet: self.switch("--quiet"),
+            quiet: self.quiet,
             debug,
             client,
         })
@@ -428,7 +428,7 @@ impl Options {
             count: None,
             timeout: self.value("--timeout", duration)?,
             style: self.style()?,
-            quiet: self.switch("--quiet"),
+            quiet: self.quiet,
             debug,
             client,
         })

@@ -1,5 +1,5 @@
 //! Defaults from the environment and from `~/.msgbus.yaml`, the ancestor's file: lines of
-//! `key: value` with the keys `uri` and `debug`.
+//! `key: value` with the keys `uri`, `ca-file` and `debug`.
 
 use std::{
     env, fs,
@@ -14,6 +14,8 @@ use crate::failure::Failure;
 pub(crate) struct Defaults {
     /// The server, and where it was named.
     pub(crate) uri: Option<(String, String)>,
+    /// Whom to trust, and where that was said.
+    pub(crate) ca_file: Option<(PathBuf, String)>,
     pub(crate) debug: bool,
 }
 
@@ -35,6 +37,9 @@ pub(crate) fn read(file: Option<PathBuf>) -> Result<Defaults, Failure> {
     if let Some(uri) = env::var_os("MSGBUS_URI").filter(|uri| !uri.is_empty()) {
         let uri = uri.into_string().map_err(|_| Failure::usage("MSGBUS_URI is not UTF-8"))?;
         defaults.uri = Some((uri, "MSGBUS_URI".to_owned()));
+    }
+    if let Some(path) = env::var_os("MSGBUS_CA_FILE").filter(|path| !path.is_empty()) {
+        defaults.ca_file = Some((path.into(), "MSGBUS_CA_FILE".to_owned()));
     }
     if let Some(debug) = env::var_os("MSGBUS_DEBUG") {
         defaults.debug = debug == "1" || debug == "true";
@@ -65,10 +70,11 @@ fn parse(path: &Path, text: &str) -> Result<Defaults, Failure> {
         let value = value.trim().trim_matches(['"', '\'']).to_owned();
         match key.trim() {
             "uri" => defaults.uri = Some((value, origin)),
+            "ca-file" => defaults.ca_file = Some((value.into(), origin)),
             "debug" => defaults.debug = value == "true",
             key => {
                 return Err(Failure::usage(format!(
-                    "{origin}: no such setting: {key:?}; there are uri and debug"
+                    "{origin}: no such setting: {key:?}; there are uri, ca-file and debug"
                 )));
             }
         }
@@ -83,9 +89,11 @@ mod tests {
     #[test]
     fn the_ancestors_file_is_read() {
         let path = Path::new("f");
-        let text = "---\n# a comment\nuri: \"http://bus:8000\" # there\n\ndebug: true\n";
+        let text = "---\n# a comment\nuri: \"http://bus:8000\" # there\n\ndebug: true\n\
+            ca-file: /etc/ca.pem\n";
         let defaults = parse(path, text).unwrap();
         assert_eq!(defaults.uri, Some(("http://bus:8000".to_owned(), "f:3".to_owned())));
+        assert_eq!(defaults.ca_file, Some(("/etc/ca.pem".into(), "f:6".to_owned())));
         assert!(defaults.debug);
 
         for (text, mention) in [("uri\n", "f:1: write it"), ("\nurl: x\n", "f:2: no such setting")]

@@ -205,7 +205,7 @@ impl OptionSpec {
 
 use Command::{Bench, Info, Pub, Pull, Sub, Tail, Topics};
 
-pub(crate) const OPTIONS: [OptionSpec; 43] = [
+pub(crate) const OPTIONS: [OptionSpec; 44] = [
     OptionSpec::new("--count", "end after so many messages [pull: 1]; tail: the last ones [10]")
         .short("-n")
         .value("N")
@@ -238,9 +238,6 @@ pub(crate) const OPTIONS: [OptionSpec; 43] = [
     OptionSpec::new("--cursor", "keep the position in FILE, and go on from it the next time")
         .value("FILE")
         .only(&[Sub]),
-    OptionSpec::new("--quiet", "say nothing of lost and new connections")
-        .short("-q")
-        .only(&[Sub, Tail]),
     OptionSpec::new("--lines", "publish each line of standard input as a message")
         .short("-l")
         .only(&[Pub]),
@@ -289,10 +286,16 @@ pub(crate) const OPTIONS: [OptionSpec; 43] = [
         .value("PID")
         .only(&[Bench]),
     OptionSpec::new("--no-progress", "no progress on a terminal").only(&[Bench]),
-    OptionSpec::new("--uri", "the server [http://localhost:8000]").short("-u").value("URI"),
+    OptionSpec::new("--uri", "http://HOST:PORT, https:// or unix:/PATH [http://localhost:8000]")
+        .short("-u")
+        .value("URI"),
     OptionSpec::new("--key", "the key that the server wants; others may see it here").value("KEY"),
     OptionSpec::new("--key-file", "a file with nothing but the key").value("FILE"),
+    OptionSpec::new("--ca-file", "certificates to trust at https, instead of the system's (PEM)")
+        .value("FILE"),
     OptionSpec::new("--config", "a file with defaults [~/.msgbus.yaml]").value("FILE"),
+    OptionSpec::new("--quiet", "say nothing of connections, nor of a key that others may read")
+        .short("-q"),
     OptionSpec::new("--debug", "say what happens").short("-d"),
     OptionSpec::new("--color", "auto, always or never [auto]")
         .value("WHEN")
@@ -316,9 +319,10 @@ pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
     (130, "ended by a second signal"),
 ];
 
-pub(crate) const ENVIRONMENT: [(&str, &str); 3] = [
+pub(crate) const ENVIRONMENT: [(&str, &str); 4] = [
     ("MSGBUS_URI", "the server, where --uri does not say it"),
     ("MSGBUS_KEY", "the key, where neither --key nor --key-file says it"),
+    ("MSGBUS_CA_FILE", "the certificates, where --ca-file does not say them"),
     ("MSGBUS_DEBUG", "1 or true, as --debug"),
 ];
 

@@ -1,21 +1,35 @@
 //! The options of a command line, read one by one.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use msgbus_client::{Client, Key};
+use msgbus_client::{Client, Key, Roots};
 use msgbus_core::parse_duration;
 use pico_args::Arguments;
 
-use crate::{config, failure::Failure, output::Style};
+use crate::{
+    config,
+    failure::Failure,
+    output::{Style, note},
+};
 
 const DEFAULT_URI: &str = "http://localhost:8000";
 
 /// The options that are left to be read.
-pub(crate) struct Options(Arguments);
+pub(crate) struct Options {
+    arguments: Arguments,
+    /// Whether nothing is to be said that does not end the command.
+    pub(crate) quiet: bool,
+}
 
 impl Options {
     pub(crate) fn new(arguments: Arguments) -> Self {
-        Self(arguments)
+        let mut options = Self { arguments, quiet: false };
+        options.quiet = options.switch("--quiet");
+        options
     }
 
     pub(crate) fn style(&mut self) -> Result<Style, Failure> {
@@ -40,7 +54,18 @@ impl Options {
         };
         let mut client =
             Client::new(&uri).map_err(|error| Failure::usage(format!("{origin}: {error}")))?;
+        let ca_file = self.value("--ca-file", |path| Ok(PathBuf::from(path)))?;
+        let ca_file = ca_file.map(|path| (path, "--ca-file".to_owned())).or(defaults.ca_file);
+        if let Some((path, origin)) = ca_file
+            && client.server().is_encrypted()
+        {
+            client = client.with_roots(roots(&path, &origin)?);
+        }
         if let Some(key) = self.key()? {
+            let server = client.server();
+            if !(self.quiet || server.is_encrypted() || server.is_local()) {
+                note(&format!("the key goes to {server} in the clear, for all on the way to read"));
+            }
             client = client.with_key(key);
         }
         Ok((client, debug))
@@ -63,7 +88,7 @@ impl Options {
 
     pub(crate) fn switch(&mut self, name: &'static str) -> bool {
         let mut given = false;
-        while self.0.contains(name) {
+        while self.arguments.contains(name) {
             given = true;
         }
         given
@@ -75,7 +100,7 @@ impl Options {
         read: impl Fn(&str) -> Result<T, String>,
     ) -> Result<Option<T>, Failure> {
         let values: Vec<String> = self
-            .0
+            .arguments
             .values_from_str(name)
             .map_err(|_| Failure::usage(format!("{name}: the value is not UTF-8")))?;
         match &values[..] {
@@ -89,13 +114,20 @@ impl Options {
 
     /// Whatever is left was meant for nothing: the table and the reading above disagree.
     pub(crate) fn end(self) -> Result<(), Failure> {
-        match self.0.finish().first() {
+        match self.arguments.finish().first() {
             Some(left) => {
                 Err(Failure::usage(format!("{} is of no use here", left.to_string_lossy())))
             }
             None => Ok(()),
         }
     }
+}
+
+fn roots(path: &Path, origin: &str) -> Result<Roots, Failure> {
+    let name = path.display();
+    let pem = fs::read(path)
+        .map_err(|error| Failure::usage(format!("{origin}: cannot read {name}: {error}")))?;
+    Roots::from_pem(&pem).map_err(|error| Failure::usage(format!("{origin}: {name}: {error}")))
 }
 
 pub(crate) fn count(text: &str) -> Result<u64, String> {
