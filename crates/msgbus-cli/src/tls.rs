@@ -126,7 +126,8 @@ fn in_words(error: &io::Error) -> io::Error {
 
 fn certificate(problem: &CertificateError) -> String {
     match problem {
-        CertificateError::UnknownIssuer => {
+        // A bad signature is most often that of another authority of the same name.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "nobody who is trusted vouches for its certificate; if you trust it yourself, name its \
              authority with --ca-file"
                 .to_owned()

@@ -5,7 +5,10 @@ use std::{fs, path::PathBuf};
 use msgbus_client::{Client, ClientError, Event, Key, Position};
 use msgbusd::keys::{KeyFile, NewKey};
 
-use crate::support::{Daemon, Finished, Running, msgbus, name, run, soon};
+use crate::{
+    relay::{Authority, UnixRelay},
+    support::{Daemon, Finished, Running, msgbus, name, run, soon},
+};
 
 /// A server that wants to know who asks, and a key to it.
 struct Guarded {
@@ -76,6 +79,30 @@ async fn every_command_shows_the_key() {
         let finished = guarded.run(&args, key).await;
         assert_eq!((finished.code, &*finished.err), (Some(0), ""), "{args:?}");
         guarded.run(&args, None).await.fails(1, "needs a key");
+    }
+}
+
+#[tokio::test]
+async fn the_key_goes_over_tls_and_sockets_too() {
+    let guarded = Guarded::start(&["publish:t", "subscribe:t", "pull:t"]);
+    let authority = Authority::new();
+    let tls = authority.relay(guarded.daemon.address).await;
+    let socket = UnixRelay::start(guarded.daemon.address);
+    for uri in [tls.uri(), socket.uri()] {
+        for (args, out) in [
+            (&["pub", "t", "hi"][..], ""),
+            (&["sub", "t", "--all", "-n1", "-oraw"], "hi\n"),
+            (&["pull", "t", "-oraw"], "hi\n"),
+        ] {
+            let mut command = msgbus(args);
+            command.args(["-u", &uri, "--ca-file", &authority.file()]);
+            run(command).await.fails(1, "the server says 401: ");
+            let mut command = msgbus(args);
+            command.args(["-u", &uri, "--ca-file", &authority.file()]);
+            command.env("MSGBUS_KEY", &guarded.key.secret);
+            let said = run(command).await;
+            assert_eq!((said.code, &*said.out, &*said.err), (Some(0), out, ""), "{args:?}");
+        }
     }
 }
 
