@@ -114,3 +114,20 @@ impl Connection {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, BufStream, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_that_is_written_is_kept_back() {
+        let (near, mut far) = duplex(64);
+        let stream = Box::new(BufStream::new(near));
+        let mut connection = Connection { stream, rest: Vec::new() };
+        connection.write(b"x").await.unwrap();
+        let read = timeout(Duration::ZERO, far.read_u8()).await;
+        assert_eq!(read.expect("it should be there already").unwrap(), b'x');
+    }
+}

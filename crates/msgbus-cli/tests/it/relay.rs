@@ -3,7 +3,9 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair,
+};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncWrite, copy_bidirectional},
@@ -57,13 +59,7 @@ impl Authority {
         set(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let mut config = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        TlsRelay::start(config, to).await
+        TlsRelay::start(&certificate, &key, to).await
     }
 }
 
@@ -73,7 +69,21 @@ pub(crate) struct TlsRelay {
 }
 
 impl TlsRelay {
-    async fn start(config: ServerConfig, to: SocketAddr) -> Self {
+    /// A relay whose certificate nobody vouches for, and the certificate in PEM.
+    pub(crate) async fn self_signed(to: SocketAddr) -> (Self, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        (Self::start(&certificate, &key, to).await, certificate.pem())
+    }
+
+    async fn start(certificate: &Certificate, key: &KeyPair, to: SocketAddr) -> Self {
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let mut config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let acceptor = TlsAcceptor::from(Arc::new(config));

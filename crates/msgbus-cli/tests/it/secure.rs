@@ -7,7 +7,7 @@ use rcgen::{BasicConstraints, IsCa, date_time_ymd};
 use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
 use crate::{
-    relay::Authority,
+    relay::{Authority, TlsRelay},
     support::{Daemon, Finished, Proxy, Running, msgbus, name, run},
 };
 
@@ -117,6 +117,16 @@ async fn a_file_without_certificates_is_told() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_nobody_vouches_for_can_be_trusted_itself() {
+    let daemon = Daemon::start();
+    let (relay, certificate) = TlsRelay::self_signed(daemon.address).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), certificate).unwrap();
+    ask(&relay.uri(), "", &["pub", "t", "x"]).await.fails(3, "--ca-file");
+    ask(&relay.uri(), file.path().to_str().unwrap(), &["pub", "t", "x"]).await.is_silent();
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_a_certificate_is_told() {
     let (daemon, authority) = (Daemon::start(), Authority::new());
     let to = daemon.address;
@@ -174,7 +184,6 @@ async fn a_server_of_the_other_scheme_is_told() {
 
 #[tokio::test]
 async fn a_key_in_the_clear_is_told_where_others_may_read_it() {
-    let warning = "the key goes to http://no-such-host.invalid:80 in the clear";
     let clear = "http://no-such-host.invalid";
     for (uri, args, warned) in [
         (clear, &["pub", "t", "x"][..], true),
@@ -187,7 +196,9 @@ async fn a_key_in_the_clear_is_told_where_others_may_read_it() {
         command.env("MSGBUS_URI", uri).env("MSGBUS_KEY", "mbk_secret");
         let said = run(command).await;
         assert_eq!(said.code, Some(3), "{said:?}");
+        let warning = "the key goes to http://no-such-host.invalid:80 in the clear";
         assert_eq!(said.err.contains(warning), warned, "{uri} {args:?} {said:?}");
+        assert_eq!(said.err.lines().count(), 1 + usize::from(warned), "{uri} {args:?} {said:?}");
         assert!(!said.err.contains("mbk_"), "{said:?}");
     }
 }
