@@ -2,7 +2,8 @@
 //!
 //! It shares the machine with the server it measures, so it is made cheap: one thread, requests
 //! written ready-made, one buffer to read into, and every message checked where it lies in that
-//! buffer. What a server speaks is a [`Protocol`], which knows bytes and no sockets.
+//! buffer. What a server speaks is a [`Protocol`], which knows bytes and no sockets; how it is reached,
+//! a [`Dial`], which may add encryption.
 //!
 //! Every message carries a [`Stamp`]: who published it, its number there, and when. So each
 //! subscriber can tell what was lost, repeated or reordered, and how long it took.
