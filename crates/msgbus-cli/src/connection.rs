@@ -5,6 +5,7 @@ use std::{
     future::poll_fn,
     io::{self, IoSlice},
     net::SocketAddr,
+    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -54,7 +55,7 @@ pub struct Connector(Kind);
 #[derive(Debug, Clone)]
 enum Kind {
     Host { route: Route, tls: Option<Tls> },
-    Socket(Arc<std::path::Path>),
+    Socket(Arc<Path>),
 }
 
 #[derive(Debug, Clone)]
@@ -74,19 +75,7 @@ impl Connector {
     pub(crate) fn new(server: &ServerUri) -> Self {
         Self(match server.place() {
             Place::Host { secure, host, port } => {
-                let mut tcp = HttpConnector::new();
-                tcp.set_nodelay(true);
-                tcp.set_connect_timeout(Some(Self::PATIENCE));
-                // What the name stands for is all that is asked of this one; TLS comes on top.
-                let uri = Uri::builder().scheme("http").authority(format!("{host}:{port}"));
-                Kind::Host {
-                    // Host and port come from a URI.
-                    route: Route::Name {
-                        tcp,
-                        uri: uri.path_and_query("/").build().unwrap_or_default(),
-                    },
-                    tls: secure.then(|| Tls::new(host)),
-                }
+                Kind::Host { route: Route::to(host, *port), tls: secure.then(|| Tls::new(host)) }
             }
             Place::Socket(path) => Kind::Socket(path.as_path().into()),
         })
@@ -134,24 +123,37 @@ impl Connector {
                 let stream = tls.handshake(route.reach().await?).await?;
                 Ok(Connection(Stream::Tls(Box::new(stream))))
             }
-            Kind::Socket(path) => match UnixStream::connect(path).await {
-                Ok(stream) => Ok(Connection(Stream::Unix(stream))),
-                Err(error) => Err(match error.kind() {
-                    io::ErrorKind::NotFound => {
-                        io::Error::new(error.kind(), "there is no such socket; is msgbusd running?")
-                    }
-                    io::ErrorKind::PermissionDenied => io::Error::new(
-                        error.kind(),
-                        "permission denied; the socket is for other users of this machine",
-                    ),
-                    _ => error,
-                }),
-            },
+            Kind::Socket(path) => {
+                let stream = UnixStream::connect(path).await.map_err(no_socket)?;
+                Ok(Connection(Stream::Unix(stream)))
+            }
         }
     }
 }
 
+fn no_socket(error: io::Error) -> io::Error {
+    let text = match error.kind() {
+        io::ErrorKind::NotFound => "there is no such socket; is msgbusd running?",
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; the socket is for other users of this machine"
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), text)
+}
+
 impl Route {
+    /// The host is as in a URI.
+    fn to(host: &str, port: u16) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(Connector::PATIENCE));
+        // The address is all that is asked of this connector; TLS comes on top.
+        let uri = Uri::builder().scheme("http").authority(format!("{host}:{port}"));
+        // What was part of a URI is good for another one.
+        Self::Name { tcp, uri: uri.path_and_query("/").build().unwrap_or_default() }
+    }
+
     async fn reach(&self) -> io::Result<TcpStream> {
         match self {
             Self::Name { tcp, uri } => {
