@@ -147,7 +147,7 @@ fn certificate(problem: &CertificateError) -> String {
         }
         // What `openssl req -x509` makes when it is told no more.
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-            "its certificate is an authority's and not a server's (CA:TRUE)".to_owned()
+            "its certificate is an authority's (CA:TRUE); a server's has to say CA:FALSE".to_owned()
         }
         other => format!("its certificate is not good: {other}"),
     }

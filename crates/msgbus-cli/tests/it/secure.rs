@@ -149,7 +149,7 @@ async fn what_is_wrong_with_a_certificate_is_told() {
         (none, "its certificate is for no name at all, not for localhost"),
         (old, "its certificate has expired: 2020-02-29 00:00 UTC"),
         (young, "its certificate is not valid yet: 3000-01-02 00:00 UTC"),
-        (own, "its certificate is an authority's and not a server's"),
+        (own, "its certificate is an authority's (CA:TRUE); a server's has to say CA:FALSE"),
     ] {
         for args in [&["pub", "t", "x"][..], &["pull", "t"], &["sub", "t"], &["bench", "pub"]] {
             ask(&relay.uri(), &authority.file(), args).await.fails(3, mention);
