@@ -3,6 +3,7 @@
 use std::fs;
 
 use msgbus_client::{Client, ClientError, Roots};
+use msgbusd::{Bind, CertificateFiles};
 use rcgen::{BasicConstraints, IsCa, date_time_ymd};
 use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
@@ -45,6 +46,36 @@ async fn every_command_speaks_tls() {
     let uri = format!("https://127.0.0.1:{}/front", relay.port);
     ask(&uri, &authority.file(), &["pub", "t", "x"]).await.is_silent();
     assert_eq!(daemon.bus.topics(), [name("front/t")]);
+}
+
+#[tokio::test]
+async fn the_daemon_speaks_tls_and_listens_on_a_socket_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let [chain, key, socket] = ["chain", "key", "socket"].map(|name| folder.path().join(name));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(&chain, made.cert.pem()).unwrap();
+    fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let ca_file = chain.to_str().unwrap().to_owned();
+    let daemon = Daemon::with(|config| {
+        config.bind.push(Bind::Unix(socket.clone()));
+        config.certificate = Some(CertificateFiles { chain, key });
+    });
+    let port = daemon.address.port();
+    let secure = format!("https://localhost:{port}");
+    for uri in [&secure, &format!("unix:{}", socket.display())] {
+        ask(uri, &ca_file, &["pub", "t", "hi"]).await.is_silent();
+        for args in [&["sub", "t", "--all", "-n1", "-oraw"][..], &["pull", "t", "-oraw"]] {
+            let said = ask(uri, &ca_file, args).await;
+            assert_eq!((said.code, &*said.out, &*said.err), (Some(0), "hi\n", ""), "{args:?}");
+        }
+        let bench = ["bench", "fanout", "--msgs", "100", "--subs", "3"];
+        let said = ask(uri, &ca_file, &bench).await;
+        assert_eq!((said.code, &*said.err), (Some(0), ""), "{said:?}");
+    }
+    for args in [&["pub", "t", "x"][..], &["sub", "t"]] {
+        let said = ask(&format!("http://localhost:{port}"), &ca_file, args).await;
+        said.fails(1, "400: this port speaks TLS: use https://");
+    }
 }
 
 #[tokio::test]
