@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Daemon, Finished, msgbus, name, run};
+use crate::support::{Daemon, Finished, Running, msgbus, name, run};
 
 async fn bench(daemon: &Daemon, args: &str) -> Finished {
     let mut command = msgbus(&[&["bench"], &args.split(' ').collect::<Vec<_>>()[..]].concat());
@@ -105,8 +105,13 @@ async fn two_of_them_measure_together() {
 #[tokio::test]
 async fn the_cost_of_a_process_shows_with_its_id() {
     let daemon = Daemon::start();
-    let pid = std::process::id();
-    let report = accounts(&daemon, &format!("pub --msgs 500 --pid {pid}")).await;
+    // Not this process: what the threads of other tests have used is gone when they end.
+    let mut following = msgbus(&["sub", "t"]);
+    following.env("MSGBUS_URI", daemon.uri());
+    let following = Running::start(following);
+    daemon.subscribers(1).await;
+    let pid = following.child.id().unwrap();
+    let report = accounts(&daemon, &format!("pub --topic t --msgs 500 --pid {pid}")).await;
     assert!(report["server"]["cpu_per_operation"].as_f64().unwrap() > 0.0, "{report}");
     assert!(report["server"]["resident"].as_u64().unwrap() > 0, "{report}");
 
