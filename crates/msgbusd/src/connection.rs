@@ -3,6 +3,7 @@
 
 use std::{
     convert::Infallible,
+    error::Error,
     future::Future,
     io,
     pin::{Pin, pin},
@@ -27,12 +28,15 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{rustls::ServerConfig, server::TlsStream};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::{
     http::{self, AnswerBody, App},
+    metrics::Deadline,
     peer::Peer,
+    places::Place,
     socket::{Conversation, Exchange, Linger, Socket},
+    stream::Accepted,
     tls,
 };
 
@@ -59,10 +63,15 @@ pub(crate) enum Connection {
 /// Serves one connection until it ends, or becomes a websocket.
 pub(crate) async fn serve(
     app: Arc<App>,
-    socket: Socket,
+    accepted: Accepted,
+    place: Place,
     tls: Option<Arc<ServerConfig>>,
     peer: Peer,
 ) {
+    let socket = match Socket::new(accepted, app.config.timeouts.write, place) {
+        Ok(socket) => socket,
+        Err(error) => return warn!(%peer, %error, "cannot serve a connection"),
+    };
     let conversation = socket.conversation();
     let connection = match tls {
         None => Connection::Plain(socket),
@@ -87,7 +96,10 @@ async fn encrypt(
 ) -> io::Result<Connection> {
     select! {
         stream = tls::begin(settings, socket) => Ok(Connection::Tls(Box::new(stream?))),
-        () = conversation.overdue(&app.config.timeouts) => Err(io::ErrorKind::TimedOut.into()),
+        late = conversation.overdue(&app.config.timeouts) => {
+            late.inspect(|deadline| app.metrics.timeout(*deadline));
+            Err(io::ErrorKind::TimedOut.into())
+        }
         () = app.tasks.drain.cancelled() => Err(io::Error::other("the server stops")),
     }
 }
@@ -116,7 +128,7 @@ async fn serve_http1(
     let connection = pin!(connection);
     let ended =
         attend(app, conversation, connection, http1::UpgradeableConnection::graceful_shutdown);
-    log_end(peer, ended.await);
+    note_end(app, peer, ended.await);
 }
 
 async fn serve_http2(
@@ -150,28 +162,42 @@ async fn serve_http2(
     let mut connection = pin!(connection);
     let stop = http2::Connection::graceful_shutdown;
     let end = attend(app, conversation, connection.as_mut(), stop).await;
-    if matches!(end, End::Overdue) {
+    if matches!(end, End::Overdue(_)) {
         // A request may be on its way: its client is told that nobody will look at it.
         stop(connection.as_mut());
         let _ = timeout(FAREWELL, connection).await;
     }
-    log_end(peer, end);
+    note_end(app, peer, end);
 }
 
 /// Why a connection is no longer served.
 enum End {
     /// By itself.
     Over(hyper::Result<()>),
-    /// Nothing came in time.
-    Overdue,
+    /// Nothing came in time; or, where no deadline is named, the peer is gone.
+    Overdue(Option<Deadline>),
 }
 
-fn log_end(peer: Peer, end: End) {
+fn note_end(app: &App, peer: Peer, end: End) {
     match end {
         End::Over(Ok(())) => {}
-        End::Over(Err(error)) => debug!(%peer, %error, "connection ended"),
-        End::Overdue => debug!(%peer, "connection closed: nothing came in time"),
+        End::Over(Err(error)) => {
+            if is_timeout(&error) {
+                app.metrics.timeout(Deadline::Write);
+            }
+            debug!(%peer, %error, "connection ended");
+        }
+        End::Overdue(deadline) => {
+            deadline.inspect(|deadline| app.metrics.timeout(*deadline));
+            debug!(%peer, ?deadline, "connection closed: nothing came in time, or it is gone");
+        }
     }
+}
+
+/// Whether the peer took no bytes for too long, see [`Socket`].
+fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    let is_one = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+    error.downcast_ref().is_some_and(is_one) || error.source().is_some_and(is_timeout)
 }
 
 /// Lets a connection go on until it ends or nothing comes in time; tells it when the server stops.
@@ -187,7 +213,7 @@ async fn attend<C: Future<Output = hyper::Result<()>>>(
     loop {
         select! {
             ended = connection.as_mut() => return End::Over(ended),
-            () = &mut overdue => return End::Overdue,
+            deadline = &mut overdue => return End::Overdue(deadline),
             () = &mut draining, if !is_draining => {
                 is_draining = true;
                 stop(connection.as_mut());

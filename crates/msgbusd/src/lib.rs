@@ -1,14 +1,19 @@
 //! The msgbus daemon as a library: [`Server`] serves a bus over HTTP and websockets with a
 //! [`config::Config`]. The binary only wires the two, and tests start the real thing on port 0.
 
+mod bound;
 pub mod config;
 mod connection;
 mod frames;
 mod http;
+mod inflight;
 pub mod keys;
 mod listener;
 mod metrics;
+mod network;
 mod peer;
+mod places;
+mod rates;
 mod server;
 mod socket;
 mod stream;

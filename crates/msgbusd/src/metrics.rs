@@ -12,6 +12,55 @@ use hdrhistogram::Histogram;
 use msgbus_core::{MessageBus, TopicStats};
 use parking_lot::Mutex;
 
+/// The code words of all refusals, and of connections. What is most frequent comes first.
+const CODES: [&str; 27] = [
+    "empty",
+    "too_many_messages",
+    "topic_full",
+    "too_much_in_flight",
+    "too_many_subscriptions",
+    "too_many_topics",
+    "bus_full",
+    "payload_too_large",
+    "no_such_topic",
+    "key_needed",
+    "wrong_key",
+    "wrong_ticket",
+    "not_granted",
+    "foreign_origin",
+    "too_many_connections",
+    "too_many_connections_of_address",
+    "too_many_tickets",
+    "bad_topic",
+    "bad_parameter",
+    "bad_header",
+    "bad_handshake",
+    "bad_websocket_version",
+    "bad_body",
+    "body_timeout",
+    "method_not_allowed",
+    "nothing_here",
+    "closed",
+];
+
+/// What a connection was too slow with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Deadline {
+    Header,
+    Idle,
+    Write,
+    Silence,
+}
+
+impl Deadline {
+    const ALL: [(Self, &str); 4] = [
+        (Self::Header, "header"),
+        (Self::Idle, "idle"),
+        (Self::Write, "write"),
+        (Self::Silence, "silence"),
+    ];
+}
+
 /// What the daemon counts besides its bus.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -20,6 +69,9 @@ pub(crate) struct Metrics {
     connections: AtomicU64,
     refused_connections: AtomicU64,
     client_errors: AtomicU64,
+    /// By the code word of the refusal.
+    refused: [AtomicU64; CODES.len()],
+    timeouts: [AtomicU64; Deadline::ALL.len()],
     /// Round trips of pings, in nanoseconds.
     latency: Mutex<Latency>,
 }
@@ -39,6 +91,8 @@ impl Metrics {
             connections: AtomicU64::new(0),
             refused_connections: AtomicU64::new(0),
             client_errors: AtomicU64::new(0),
+            refused: [const { AtomicU64::new(0) }; CODES.len()],
+            timeouts: [const { AtomicU64::new(0) }; Deadline::ALL.len()],
             latency: Mutex::new(Latency { histogram, sum: Duration::ZERO }),
         }
     }
@@ -51,8 +105,27 @@ impl Metrics {
         self.connections.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn refused_connection(&self) {
+    /// A connection was turned away; `code` says at which bound.
+    pub(crate) fn refused_connection(&self, code: &str) {
         self.refused_connections.fetch_add(1, Relaxed);
+        self.refusal(code);
+    }
+
+    pub(crate) fn refusal(&self, code: &str) {
+        let index = CODES.iter().position(|known| *known == code);
+        debug_assert!(index.is_some(), "{code} is not counted");
+        if let Some(index) = index {
+            self.refused[index].fetch_add(1, Relaxed);
+        }
+    }
+
+    fn refused(&self, code: &str) -> u64 {
+        let index = CODES.iter().position(|known| *known == code);
+        index.map_or(0, |index| self.refused[index].load(Relaxed))
+    }
+
+    pub(crate) fn timeout(&self, deadline: Deadline) {
+        self.timeouts[deadline as usize].fetch_add(1, Relaxed);
     }
 
     pub(crate) fn client_error(&self) {
@@ -68,12 +141,37 @@ impl Metrics {
     }
 
     /// The exposition, with series for at most `max_topics` topics: those with the most published.
-    pub(crate) fn render(&self, bus: &MessageBus, max_topics: usize) -> String {
+    pub(crate) fn render(
+        &self,
+        bus: &MessageBus,
+        gauges: &[(&str, &str, usize)],
+        max_topics: usize,
+    ) -> String {
         let mut page = Page(String::with_capacity(8 << 10));
         self.server(&mut page);
+        for (name, help, value) in gauges {
+            page.gauge(name, help, value);
+        }
+        self.refusals(&mut page);
         bus_totals(&mut page, bus);
         per_topic(&mut page, bus, max_topics);
         page.0
+    }
+
+    fn refusals(&self, page: &mut Page) {
+        let name = "msgbus_server_refused";
+        page.head(name, "Requests and connections refused, by the code of the error.", "counter");
+        for code in CODES {
+            page.sample(name, Some(("code", code)), self.refused(code));
+        }
+        let name = "msgbus_server_timeouts";
+        page.head(name, "Connections closed because somebody was too slow.", "counter");
+        for (deadline, which) in Deadline::ALL {
+            let count = self.timeouts[deadline as usize].load(Relaxed);
+            page.sample(name, Some(("which", which)), count);
+        }
+        // Told with a 408.
+        page.sample(name, Some(("which", "body")), self.refused("body_timeout"));
     }
 
     fn server(&self, page: &mut Page) {
@@ -85,7 +183,7 @@ impl Metrics {
             ("msgbus_server_connections", "Connections accepted.", &self.connections),
             (
                 "msgbus_server_connections_refused",
-                "Connections turned away at --max-connections.",
+                "Connections turned away at their bound, in all or of one address.",
                 &self.refused_connections,
             ),
             ("msgbus_client_errors", "Websockets that broke.", &self.client_errors),

@@ -8,21 +8,24 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     select,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::rustls::ServerConfig;
 use tracing::{debug, info, warn};
 
 use crate::{
+    bound::Bound,
     config::Config,
     connection,
     frames::Frames,
     http::{App, Tasks},
+    inflight::Inflight,
     keys::Keyring,
     listener::{Bind, Listener},
     metrics::Metrics,
     peer::Peer,
+    places::{NoPlace, PerAddress, Place, Places},
+    rates::Rates,
     socket::Socket,
     stream::Accepted,
     tls::{self, Certificate, CertificateError},
@@ -33,6 +36,8 @@ use crate::{
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long to wait when the system has no more sockets to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often the log says so.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How many connections may be told at a time that there are too many; more are just closed.
 const MOST_REFUSALS: usize = 64;
 /// A bound server, not yet serving.
@@ -101,10 +106,14 @@ impl Server {
         let app = App {
             bus: MessageBus::new(config.bus.clone()),
             keyring: config.keys.clone().map(|file| Arc::new(Keyring::new(file))),
-            config,
             metrics: Metrics::new(),
             frames: Frames::default(),
+            inflight: Inflight::new(config.max_inflight_bytes),
+            subscriptions: Bound::new(config.max_subscriptions),
+            connections: Places::new(config.max_connections, per_address(&config)),
+            rates: Rates::new(config.publish_rate),
             tasks: Tasks::default(),
+            config,
         };
         Ok(Self { doors, places, certificate, app: Arc::new(app), workers: Workers::current() })
     }
@@ -169,6 +178,11 @@ impl Server {
     }
 }
 
+fn per_address(config: &Config) -> PerAddress {
+    const DEFAULT: usize = 1000;
+    config.max_connections_per_address.map_or(PerAddress::MostOfOthers(DEFAULT), PerAddress::Most)
+}
+
 /// Frees what has expired. The bus does it by itself only where it is used.
 async fn sweep(app: Arc<App>) {
     let mut ticks = interval(SWEEP_EVERY);
@@ -187,23 +201,25 @@ async fn sweep(app: Arc<App>) {
 struct Entrance<'a> {
     app: &'a Arc<App>,
     workers: &'a Workers,
-    permits: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
+    refusals: Arc<Places>,
 }
 
 impl<'a> Entrance<'a> {
     fn new(app: &'a Arc<App>, workers: &'a Workers) -> Self {
-        let permits = Arc::new(Semaphore::new(app.config.max_connections));
-        Self { app, workers, permits, refusals: Arc::new(Semaphore::new(MOST_REFUSALS)) }
+        Self { app, workers, refusals: Places::new(MOST_REFUSALS, PerAddress::All) }
     }
 
     async fn open(&self, door: &Door) -> Infallible {
+        let mut told = None;
         loop {
             match door.listener.accept().await {
                 Ok((accepted, address)) => self.admit(door, accepted, address),
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
-                    warn!(%error, "cannot accept connections for now");
+                    if told.is_none_or(|told: Instant| told.elapsed() >= TELL_EVERY) {
+                        warn!(%error, "cannot accept connections for now");
+                        told = Some(Instant::now());
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -211,36 +227,27 @@ impl<'a> Entrance<'a> {
     }
 
     fn admit(&self, door: &Door, accepted: Accepted, address: Option<SocketAddr>) {
-        let Self { app, workers, permits, refusals } = self;
+        let Self { app, workers, refusals } = self;
         app.metrics.connection();
         let peer = Peer { address, has_tls: door.tls.is_some() };
-        if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
-            let serving = serve(Arc::clone(app), accepted, permit, door.tls.clone(), peer);
-            app.tasks.spawn_on(workers.next(), serving);
-            return;
-        }
-        app.metrics.refused_connection();
+        let why = match app.connections.take(peer.ip()) {
+            Ok(place) => {
+                let (app, tls) = (Arc::clone(app), door.tls.clone());
+                let serving = connection::serve(app, accepted, place, tls, peer);
+                self.app.tasks.spawn_on(workers.next(), serving);
+                return;
+            }
+            Err(why) => why,
+        };
+        app.metrics.refused_connection(why.code());
         // In TLS it would take a handshake to say so, which costs more than a request does.
         if peer.has_tls {
             return;
         }
-        if let Ok(permit) = Arc::clone(refusals).try_acquire_owned() {
-            let refusing = refuse(accepted, app.config.timeouts.write, permit);
+        if let Ok(place) = refusals.take(None) {
+            let refusing = refuse(accepted, app.config.timeouts.write, place, why);
             app.tasks.spawn_on(workers.next(), refusing);
         }
-    }
-}
-
-async fn serve(
-    app: Arc<App>,
-    accepted: Accepted,
-    permit: OwnedSemaphorePermit,
-    tls: Option<Arc<ServerConfig>>,
-    peer: Peer,
-) {
-    match Socket::new(accepted, app.config.timeouts.write, permit) {
-        Ok(socket) => connection::serve(app, socket, tls, peer).await,
-        Err(error) => warn!(%peer, %error, "cannot serve a connection"),
     }
 }
 
@@ -252,18 +259,21 @@ fn is_the_peers(error: &io::Error) -> bool {
 
 /// Tells a client that it is one too many, once it has asked for something: an answer before the
 /// question confuses some.
-async fn refuse(accepted: Accepted, write_timeout: Duration, permit: OwnedSemaphorePermit) {
+async fn refuse(accepted: Accepted, write_timeout: Duration, place: Place, why: NoPlace) {
     const PATIENCE: Duration = Duration::from_secs(1);
-    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-        Content-Type: text/plain; charset=utf-8\r\nContent-Length: 41\r\n\
-        Retry-After: 1\r\nConnection: close\r\n\r\n\
-        too many connections: try again in a bit\n";
+    let text = why.text();
+    let length = text.len();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\n\
+         Content-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
+         Retry-After: 1\r\nConnection: close\r\n\r\n{text}"
+    );
     // One that cannot even be refused is just closed.
-    let Ok(mut socket) = Socket::new(accepted, write_timeout, permit) else { return };
+    let Ok(mut socket) = Socket::new(accepted, write_timeout, place) else { return };
     let mut question = [0; 1024];
     // What it asks for does not matter.
     let _ = timeout(PATIENCE, socket.read(&mut question)).await;
-    if socket.write_all(ANSWER).await.is_ok() {
+    if socket.write_all(answer.as_bytes()).await.is_ok() {
         // The client may be gone, which is what is wanted.
         let _ = socket.shutdown().await;
     }

@@ -17,12 +17,13 @@ use std::{
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep_until},
 };
 
 use crate::{
     config::Timeouts,
+    metrics::Deadline,
+    places::Place,
     stream::{Accepted, Stream},
 };
 
@@ -122,24 +123,27 @@ impl Conversation {
     }
 
     /// Waits until the peer is overdue with the head of a request or with the next request, or is gone
-    /// while it is served: hyper does not look for that while it has bytes of the peer left to read.
+    /// while it is served (`None`): hyper does not look for that while it has bytes of the peer left to read.
     ///
     /// Nobody wakes this when the phase changes: it looks often enough that a deadline which begins
     /// between two looks lies behind the next one.
-    pub(crate) async fn overdue(&self, timeouts: &Timeouts) {
+    pub(crate) async fn overdue(&self, timeouts: &Timeouts) -> Option<Deadline> {
         let look_every = timeouts.header.min(timeouts.idle);
         loop {
             let now = Instant::now();
             let patience = match self.0.phase.load(Relaxed) {
                 _ if self.0.writing.load(Relaxed) => None,
-                phase if phase == Phase::Head as u8 => Some(timeouts.header),
-                phase if phase == Phase::Idle as u8 => Some(timeouts.idle),
+                phase if phase == Phase::Head as u8 => Some((Deadline::Header, timeouts.header)),
+                phase if phase == Phase::Idle as u8 => Some((Deadline::Idle, timeouts.idle)),
                 _ => None,
             };
             let since = self.0.opened + Duration::from_nanos(self.0.since.load(Relaxed));
-            let deadline = patience.map(|patience| since + patience);
-            if deadline.is_some_and(|deadline| deadline <= now) || self.peer_is_gone() {
-                return;
+            let deadline = patience.map(|(_, patience)| since + patience);
+            if self.peer_is_gone() {
+                return None;
+            }
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return patience.map(|(which, _)| which);
             }
             let next_look = now + look_every;
             sleep_until(deadline.map_or(next_look, |deadline| deadline.min(next_look))).await;
@@ -162,7 +166,7 @@ pub(crate) struct Socket {
     write_timer: Option<Pin<Box<Sleep>>>,
     linger: Option<Linger>,
     /// Counts the connection for as long as it is open, whatever it has become.
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// How much of a peer is read that has its answer and still sends.
@@ -185,7 +189,7 @@ impl Socket {
     pub(crate) fn new(
         accepted: Accepted,
         write_timeout: Duration,
-        permit: OwnedSemaphorePermit,
+        place: Place,
     ) -> io::Result<Self> {
         let stream = Arc::new(Stream::new(accepted)?);
         Ok(Self {
@@ -194,7 +198,7 @@ impl Socket {
             write_timeout,
             write_timer: None,
             linger: None,
-            _permit: permit,
+            _place: place,
         })
     }
 

@@ -6,7 +6,10 @@ mod key;
 mod settings;
 mod values;
 
-use std::{collections::HashMap, ffi::OsString, fmt::Write as _, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::HashMap, ffi::OsString, fmt::Write as _, net::Ipv4Addr, num::NonZeroU32,
+    time::Duration,
+};
 
 use msgbus_core::{Options, TopicRule, format_duration};
 use pico_args::Arguments;
@@ -43,6 +46,14 @@ pub struct Config {
     pub max_header: usize,
     /// The most connections at a time, websockets included.
     pub max_connections: usize,
+    /// The most of one address; where nothing is said, 1000 but for loopback.
+    pub max_connections_per_address: Option<usize>,
+    /// The most websockets and streams at a time.
+    pub max_subscriptions: usize,
+    /// How many messages per second a key, or an address without one, may publish; any number if `None`.
+    pub publish_rate: Option<NonZeroU32>,
+    /// The most bytes of bodies, answers and frames on their way, over all connections.
+    pub max_inflight_bytes: usize,
     /// The most topics with series of their own in the metrics.
     pub max_metric_topics: usize,
     /// How long the bounded waits are.
@@ -94,6 +105,10 @@ impl Default for Config {
             max_payload: 1 << 20,
             max_header: 16 << 10,
             max_connections: 10_000,
+            max_connections_per_address: None,
+            max_subscriptions: 10_000,
+            publish_rate: None,
+            max_inflight_bytes: 256 << 20,
             max_metric_topics: 1_000,
             timeouts: Timeouts {
                 header: Duration::from_secs(10),
@@ -207,28 +222,37 @@ pub fn parse(
         rules = file.rules;
     }
     let mut config = resolve(&raw, rules)?;
-    config.notices.extend(misspelt(&environment));
+    for (name, near) in misspelt(&environment) {
+        if near.name == "keys" && config.open && config.keys.is_none() {
+            let problem = format!(
+                "is no setting; {} is, and without it --open lets anybody in: set it, or unset this",
+                near.variable()
+            );
+            return Err(ConfigError::new(name, problem));
+        }
+        let notice = format!("{name} is no setting; did you mean {}?", near.variable());
+        config.notices.push(notice);
+    }
     Ok(Invocation::Serve(Box::new(config)))
 }
 
 /// Others set variables of such names too (as for a service of the name msgbusd), so an unknown one
 /// is no error; but one that is nearly a setting was probably meant as one.
-fn misspelt(environment: &HashMap<OsString, OsString>) -> Vec<String> {
+fn misspelt(environment: &HashMap<OsString, OsString>) -> Vec<(&str, &'static Setting)> {
     let unknown = environment.keys().filter_map(|key| key.to_str()).filter(|name| {
         name.starts_with(settings::VARIABLE_PREFIX)
             && SETTINGS.iter().all(|setting| setting.variable() != **name)
     });
-    let mut notices: Vec<String> = unknown
+    let mut misspelt: Vec<_> = unknown
         .filter_map(|name| {
             let plain =
                 name[settings::VARIABLE_PREFIX.len()..].to_ascii_lowercase().replace('_', "-");
             let near = settings::closest(&plain, SETTINGS.iter().map(|setting| setting.name))?;
-            let near = SETTINGS.iter().find(|setting| setting.name == near)?.variable();
-            Some(format!("{name} is no setting; did you mean {near}?"))
+            Some((name, SETTINGS.iter().find(|setting| setting.name == near)?))
         })
         .collect();
-    notices.sort_unstable();
-    notices
+    misspelt.sort_unstable_by_key(|(name, _)| *name);
+    misspelt
 }
 
 /// A value as it was written, and where.
@@ -348,6 +372,7 @@ fn resolve(raw: &HashMap<&str, Vec<Raw>>, rules: Vec<TopicRule>) -> Result<Confi
     }
     check_reach(&config, raw)?;
     check_certificate(&mut config, raw)?;
+    check_inflight(&config, raw)?;
     Ok(config)
 }
 
@@ -369,6 +394,23 @@ fn check_reach(config: &Config, raw: &HashMap<&str, Vec<Raw>>) -> Result<(), Con
         )),
         _ => Ok(()),
     }
+}
+
+/// A payload that is allowed can be received.
+fn check_inflight(config: &Config, raw: &HashMap<&str, Vec<Raw>>) -> Result<(), ConfigError> {
+    if config.max_inflight_bytes >= config.max_payload {
+        return Ok(());
+    }
+    let said =
+        ["max-inflight-bytes", "max-payload-size"].into_iter().find(|name| raw.contains_key(name));
+    Err(ConfigError::new(
+        origin(raw, said.unwrap_or_default(), "--max-inflight-bytes"),
+        format!(
+            "--max-inflight-bytes ({}) must be at least --max-payload-size ({})",
+            values::format_size(config.max_inflight_bytes as u64),
+            values::format_size(config.max_payload as u64)
+        ),
+    ))
 }
 
 /// Both files, and they belong together: what is wrong shows before the server runs.

@@ -130,6 +130,22 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.max_connections = values::count(v)?.min(MOST_CONNECTIONS);
         Ok(())
     }),
+    setting!(Value "max-connections-per-address" "COUNT" "", "the most of one address [1000, but not of loopback]", |c, v| {
+        c.max_connections_per_address = Some(values::count(v)?);
+        Ok(())
+    }),
+    setting!(Value "max-subscriptions" "COUNT" "10000", "the most websockets and streams at a time", |c, v| {
+        c.max_subscriptions = values::count(v)?;
+        Ok(())
+    }),
+    setting!(Value "publish-rate" "COUNT" "", "messages per second of each key, or address without one", |c, v| {
+        c.publish_rate = Some(values::rate(v)?);
+        Ok(())
+    }),
+    setting!(Value "max-inflight-bytes" "SIZE" "256MiB", "the most bytes of bodies and answers on their way", |c, v| {
+        c.max_inflight_bytes = usize::try_from(values::size(v)?).map_err(|_| "too large")?;
+        Ok(())
+    }),
     setting!(Value "max-header-size" "SIZE" "16KiB", "the largest head of a request", |c, v| {
         let size = usize::try_from(values::size(v)?).map_err(|_| "too large")?;
         if !(SMALLEST_HEADER..=LARGEST_HEADER).contains(&size) {

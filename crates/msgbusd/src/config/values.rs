@@ -9,7 +9,10 @@ use std::{
 use msgbus_core::{Message, Overflow, parse_duration};
 
 use super::Scheduler;
-use crate::Bind;
+use crate::{
+    Bind,
+    rates::{self, Rate},
+};
 
 /// A whole number, 1 or more.
 pub(super) fn count(text: &str) -> Result<usize, String> {
@@ -18,6 +21,15 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
         Ok(count) => Ok(count),
         Err(_) => Err(format!("not a whole number: {text:?}")),
     }
+}
+
+/// Messages per second.
+pub(super) fn rate(text: &str) -> Result<Rate, String> {
+    let rate = text.parse().ok().filter(|rate: &Rate| rate.get() <= rates::HIGHEST);
+    rate.ok_or_else(|| {
+        let most = rates::HIGHEST;
+        format!("not a whole number of 1 to {most}: {text:?}; leave it away for no limit")
+    })
 }
 
 /// Bytes: a whole number with or without a unit, 1 or more.

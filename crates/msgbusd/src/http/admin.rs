@@ -10,8 +10,26 @@ use super::{Answer, App, content, error::Refusal, no_store};
 use crate::keys::{Caller, TICKET_LIVES, TooManyTickets};
 
 pub(super) fn metrics(app: &Arc<App>) -> Answer {
-    let body = app.metrics.render(&app.bus, app.config.max_metric_topics);
-    let mut answer = content("text/plain; version=0.0.4; charset=utf-8", body);
+    let (connections, subscriptions) = (&app.connections, &app.subscriptions);
+    let inflight = app.inflight.bound();
+    let gauges = [
+        (
+            "msgbus_server_connections_open",
+            "Connections, websockets included.",
+            connections.taken(),
+        ),
+        ("msgbus_server_connections_limit", "The most connections.", connections.limit()),
+        ("msgbus_server_subscriptions", "Websockets and streams.", subscriptions.used()),
+        ("msgbus_server_subscriptions_limit", "The most of them.", subscriptions.limit()),
+        (
+            "msgbus_server_inflight_bytes",
+            "Bytes of bodies, answers and frames on their way.",
+            inflight.used(),
+        ),
+        ("msgbus_server_inflight_bytes_limit", "The most of them.", inflight.limit()),
+    ];
+    let body = app.metrics.render(&app.bus, &gauges, app.config.max_metric_topics);
+    let mut answer = content(app, "text/plain; version=0.0.4; charset=utf-8", body);
     no_store(&mut answer);
     answer
 }
@@ -19,7 +37,7 @@ pub(super) fn metrics(app: &Arc<App>) -> Answer {
 pub(super) fn health(app: &Arc<App>) -> Answer {
     let draining = app.tasks.drain.is_cancelled();
     let text = if draining { "draining\n" } else { "ok\n" };
-    let mut answer = content("text/plain; charset=utf-8", text);
+    let mut answer = content(app, "text/plain; charset=utf-8", text);
     if draining {
         *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
@@ -31,7 +49,7 @@ pub(super) fn health(app: &Arc<App>) -> Answer {
 pub(super) fn stats(app: &Arc<App>) -> Answer {
     let mut body = Vec::new();
     json::write_stats(&mut body, &app.bus.stats());
-    object(body)
+    object(app, body)
 }
 
 /// `/-/topics/<topic>`: the books of a topic.
@@ -40,7 +58,7 @@ pub(super) fn inspect(app: &Arc<App>, topic: &TopicName) -> Result<Answer, Refus
     let stats = app.bus.topic(topic).ok_or_else(missing)?;
     let mut body = Vec::new();
     json::write_topic(&mut body, &stats, &app.bus.subscribers(topic));
-    Ok(object(body))
+    Ok(object(app, body))
 }
 
 /// `/-/ticket`: what stands for the caller's key in one URL, once. docs/protocol.md, section 13.6.
@@ -57,11 +75,11 @@ pub(super) fn ticket<B>(
     }
     let ticket = keyring.open_ticket(caller).map_err(|TooManyTickets| Refusal::TooManyTickets)?;
     let body = serde_json::json!({ "ticket": ticket, "expires_in": TICKET_LIVES.as_secs() });
-    Ok(object(body.to_string().into_bytes()))
+    Ok(object(app, body.to_string().into_bytes()))
 }
 
-fn object(body: Vec<u8>) -> Answer {
-    let mut answer = content("application/json", body);
+fn object(app: &App, body: Vec<u8>) -> Answer {
+    let mut answer = content(app, "application/json", body);
     no_store(&mut answer);
     answer
 }

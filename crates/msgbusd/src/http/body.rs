@@ -8,6 +8,7 @@ use hyper::body::{Body as _, Frame, Incoming};
 use tokio::time::timeout;
 
 use super::error::Refusal;
+use crate::{bound::Hold, inflight::Inflight};
 
 /// The bounds of a body.
 #[derive(Debug, Clone, Copy)]
@@ -20,13 +21,23 @@ pub(super) struct BodyLimit {
 
 /// Reads a whole body into a buffer of its exact size: a slice of the connection's read buffer
 /// would keep all of that alive for as long as the message lives.
-pub(super) async fn read(body: &mut Incoming, limit: BodyLimit) -> Result<Bytes, Refusal> {
+///
+/// Beside it there is what it counts as in flight, to be dropped when the bus has it.
+pub(super) async fn read(
+    body: &mut Incoming,
+    limit: BodyLimit,
+    inflight: &Inflight,
+) -> Result<(Bytes, Option<Hold>), Refusal> {
     let too_large = Refusal::PayloadTooLarge { limit: limit.size };
     if body.size_hint().lower() > limit.size as u64 {
         return Err(too_large);
     }
     let mut first: Option<Bytes> = None;
     let mut rest: Vec<u8> = Vec::new();
+    let mut hold = None;
+    // What is announced is not yet there: room is taken as it comes.
+    let most = body.size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    let most = most.unwrap_or(limit.size);
     while !body.is_end_stream() {
         let frame = match next_frame(body, limit.patience).await? {
             Some(frame) => frame.map_err(|_| Refusal::Body)?,
@@ -41,16 +52,25 @@ pub(super) async fn read(body: &mut Incoming, limit: BodyLimit) -> Result<Bytes,
         if first.is_none() && rest.is_empty() {
             first = Some(data);
         } else {
+            let size = read + data.len();
+            if size > rest.capacity() {
+                let capacity = (2 * rest.capacity()).min(most).max(size);
+                if !inflight.make_room(&mut hold, capacity) {
+                    return Err(Refusal::NoRoomForPayload);
+                }
+                rest.reserve_exact(capacity - rest.len());
+            }
             if let Some(first) = first.take() {
                 rest.extend_from_slice(&first);
             }
             rest.extend_from_slice(&data);
         }
     }
-    Ok(match first {
+    let payload = match first {
         Some(only) => Bytes::copy_from_slice(&only),
         None => rest.into_boxed_slice().into(),
-    })
+    };
+    Ok((payload, hold))
 }
 
 type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;

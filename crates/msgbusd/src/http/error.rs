@@ -69,6 +69,14 @@ pub(super) enum Refusal {
     Body,
     #[error("error reading payload: nothing came for {}", format_duration(*.0))]
     BodyTimeout(Duration),
+    #[error("too much is in flight to read this payload: try again in a bit")]
+    NoRoomForPayload,
+    #[error("too much is in flight for this answer: try again in a bit")]
+    TooMuchInFlight,
+    #[error("too many subscriptions: at most {limit} are open at a time")]
+    TooManySubscriptions { limit: usize },
+    #[error("too many messages: the next one may come in {retry_after} s")]
+    TooManyMessages { retry_after: u64 },
     #[error("{0}")]
     Publish(#[from] PublishError),
     #[error("{0}")]
@@ -86,6 +94,11 @@ fn allowed(known: &[&str]) -> String {
 impl Refusal {
     pub(super) fn position(name: &'static str, error: PositionError) -> Self {
         Self::Parameter { name, why: error.to_string() }
+    }
+
+    /// In whole seconds, so that it is never too early.
+    pub(super) fn too_many_messages(wait: Duration) -> Self {
+        Self::TooManyMessages { retry_after: wait.as_secs() + u64::from(wait.subsec_nanos() > 0) }
     }
 
     /// Status and code word.
@@ -117,6 +130,13 @@ impl Refusal {
             Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
             Self::Body => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::NoRoomForPayload | Self::TooMuchInFlight => {
+                (StatusCode::SERVICE_UNAVAILABLE, "too_much_in_flight")
+            }
+            Self::TooManySubscriptions { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "too_many_subscriptions")
+            }
+            Self::TooManyMessages { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_messages"),
             Self::Publish(error) => match error {
                 PublishError::TooLarge { .. } | PublishError::TooMany { .. } => {
                     (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large")
@@ -128,6 +148,11 @@ impl Refusal {
             Self::Subscribe(SubscribeError::NoRoom(error)) => no_room(error),
             Self::Subscribe(_) => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
         }
+    }
+
+    /// The stable word for programs.
+    pub(super) fn code(&self) -> &'static str {
+        self.kind().1
     }
 
     /// What a log may have of it: nothing of the query, where a key may be by mistake. Only the name of an
@@ -156,15 +181,19 @@ impl Refusal {
                 headers.insert(header::WWW_AUTHENTICATE, auth::CHALLENGE);
             }
             // What is left of the body is not worth reading.
-            Self::PayloadTooLarge { .. } | Self::Body | Self::BodyTimeout(_) => {
+            Self::PayloadTooLarge { .. }
+            | Self::Body
+            | Self::BodyTimeout(_)
+            | Self::NoRoomForPayload => {
                 headers.insert(header::CONNECTION, value("close"));
             }
-            Self::Publish(_) | Self::Subscribe(_) | Self::TooManyTickets
-                if self.kind().0 == StatusCode::SERVICE_UNAVAILABLE =>
-            {
-                headers.insert(header::RETRY_AFTER, value("1"));
+            Self::TooManyMessages { retry_after } => {
+                headers.insert(header::RETRY_AFTER, answers::number(*retry_after));
             }
             _ => {}
+        }
+        if self.kind().0 == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, value("1"));
         }
     }
 

@@ -11,6 +11,7 @@ mod position;
 mod publish;
 mod pull;
 mod query;
+mod room;
 mod routes;
 mod stream;
 mod topics;
@@ -32,11 +33,15 @@ use tracing::{Level, debug, enabled};
 
 use self::{error::Refusal, query::Query, routes::Route};
 use crate::{
+    bound::{Bound, Hold},
     config::Config,
     frames::Frames,
+    inflight::Inflight,
     keys::{Action, Keyring},
     metrics::Metrics,
     peer::Peer,
+    places::Places,
+    rates::Rates,
 };
 
 /// A whole body, or one that goes on.
@@ -52,6 +57,11 @@ pub(crate) struct App {
     pub(crate) keyring: Option<Arc<Keyring>>,
     pub(crate) metrics: Metrics,
     pub(crate) frames: Frames,
+    pub(crate) inflight: Inflight,
+    /// Websockets and streams.
+    pub(crate) subscriptions: Arc<Bound>,
+    pub(crate) connections: Arc<Places>,
+    pub(crate) rates: Rates,
     pub(crate) tasks: Tasks,
 }
 
@@ -91,7 +101,7 @@ pub(crate) async fn answer(app: &Arc<App>, peer: Peer, request: &mut Request<Inc
     app.metrics.request();
     let source = match origin::check(request, peer, &app.config.allowed_origins) {
         Ok(source) => source,
-        Err(refusal) => return refuse(&refusal, peer, request),
+        Err(refusal) => return refuse(app, &refusal, peer, request),
     };
     let mut answer = if request.method() == Method::OPTIONS && source != origin::Source::Own {
         let mut answer = empty(StatusCode::NO_CONTENT);
@@ -99,7 +109,7 @@ pub(crate) async fn answer(app: &Arc<App>, peer: Peer, request: &mut Request<Inc
         answer
     } else {
         let routed = route(app, peer, request).await;
-        routed.unwrap_or_else(|refusal| refuse(&refusal, peer, request))
+        routed.unwrap_or_else(|refusal| refuse(app, &refusal, peer, request))
     };
     source.share(answer.headers_mut());
     if !app.config.allowed_origins.is_empty() {
@@ -108,7 +118,8 @@ pub(crate) async fn answer(app: &Arc<App>, peer: Peer, request: &mut Request<Inc
     answer
 }
 
-fn refuse(refusal: &Refusal, peer: Peer, request: &Request<Incoming>) -> Answer {
+fn refuse(app: &App, refusal: &Refusal, peer: Peer, request: &Request<Incoming>) -> Answer {
+    app.metrics.refusal(refusal.code());
     if enabled!(Level::DEBUG) {
         // Not the rest of the URL: a ticket may be in it, or a key that is there by mistake.
         let (path, refusal) = (request.uri().path(), refusal.for_the_log());
@@ -156,6 +167,12 @@ async fn route(
     }
 }
 
+/// The place of one more who follows a topic.
+fn seat(app: &App) -> Result<Hold, Refusal> {
+    let limit = app.subscriptions.limit();
+    app.subscriptions.take(1).ok_or(Refusal::TooManySubscriptions { limit })
+}
+
 /// Whether the client names this media type among those it accepts. A wildcard names none, and
 /// `;q=0` refuses.
 fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
@@ -194,8 +211,10 @@ fn empty(status: StatusCode) -> Answer {
     answer
 }
 
-fn content(media_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Either::Left(Full::new(body.into())));
+/// An answer whose body counts as in flight until it is written.
+fn content(app: &App, media_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let body = app.inflight.track(body.into());
+    let mut answer = Response::new(Either::Left(Full::new(body)));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     answer
 }

@@ -44,7 +44,12 @@ pub(super) async fn publish(
     let split = split(&parameters)?;
     let content_type = content_type(request.headers());
     let limit = BodyLimit { size: app.config.max_payload, patience: app.config.timeouts.body };
-    let payload = body::read(request.body_mut(), limit).await?;
+    let account = app.rates.account(caller, peer.ip());
+    if let Some(account) = account {
+        app.rates.take(account).map_err(Refusal::too_many_messages)?;
+    }
+    // Held until the bus has it or has refused it.
+    let (payload, _in_flight) = body::read(request.body_mut(), limit, &app.inflight).await?;
     // A body can take as long as its sender likes, and the key may have been taken back meanwhile.
     auth::check_again(app, caller, Need::Topic(Action::Publish, topic))?;
 
@@ -65,6 +70,10 @@ pub(super) async fn publish(
         let published = app.bus.put_all(topic, split_lines(app, topic, &payload, draft)?)?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         debug!(%peer, %topic, first, last, bytes = size, "PUT");
+        if let Some(account) = account {
+            // Beside the one that was taken before.
+            app.rates.charge(account, usize::try_from(last - first).unwrap_or(usize::MAX));
+        }
         headers.insert(MSGBUS_FIRST_ID, answers::number(first));
         headers.insert(MSGBUS_LAST_ID, answers::number(last));
         published.epoch

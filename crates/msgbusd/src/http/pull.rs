@@ -1,7 +1,7 @@
 //! `GET /<topic>`: pulling, waiting for it, several at a time, and only looking. docs/protocol.md,
 //! section 5.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::ready, time::Duration};
 
 use hyper::{
     Request, StatusCode,
@@ -13,8 +13,11 @@ use tokio::{select, time::sleep};
 use tracing::debug;
 
 use super::{
-    Answer, App, accepts, answers, content, empty, error::Refusal, no_store, position, query,
+    Answer, App, accepts, answers, content, empty,
+    error::Refusal,
+    no_store, position, query,
     query::Query,
+    room::{self, Patience},
 };
 use crate::{keys::Permit, peer::Peer};
 
@@ -55,7 +58,10 @@ pub(super) async fn pull<B>(
     let messages = match wait {
         // Even for what is there it queues: others may have waited longer.
         Some(patience) => wait_for(app, topic, limit, patience, permit).await?,
-        None => app.bus.get_all(topic, limit),
+        None => {
+            let room = room::find(app, topic, None, limit).ok_or(Refusal::TooMuchInFlight)?;
+            app.bus.get_all(topic, room)
+        }
     };
     if messages.is_empty() && wait.is_none() {
         return Err(Refusal::Empty(topic.clone()));
@@ -65,9 +71,9 @@ pub(super) async fn pull<B>(
     }
     let mut answer = match &messages[..] {
         [] => empty(StatusCode::NO_CONTENT),
-        _ if max.is_some() => lines(&messages),
-        [message, ..] if raw => payload(message),
-        [message, ..] => object(message),
+        _ if max.is_some() => lines(app, &messages),
+        [message, ..] if raw => payload(app, message),
+        [message, ..] => object(app, message),
     };
     no_store(&mut answer);
     Ok(answer)
@@ -94,7 +100,13 @@ async fn wait_for(
     patience: Duration,
     mut permit: Permit,
 ) -> Result<Vec<Message>, Refusal> {
-    let pull = app.bus.wait(topic, limit)?;
+    let mut pull = pin!(app.bus.wait(topic, limit)?);
+    let mut room = Patience::default();
+    let has_room = || room::find(app, topic, None, limit).filter(|room| *room == limit);
+    let pull = poll_fn(|cx| {
+        ready!(room.poll(cx, has_room));
+        pull.as_mut().poll(cx)
+    });
     Ok(select! {
         biased;
         () = app.tasks.drain.cancelled() => Vec::new(),
@@ -114,34 +126,35 @@ pub(super) fn peek<B>(
     let from = position::requested(&query, request.headers())?;
     let max = query.count("max")?;
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
+    let limit = room::find(app, topic, from, limit).ok_or(Refusal::TooMuchInFlight)?;
     let Peek { messages, epoch, start } =
         app.bus.peek(topic, from, limit).ok_or_else(|| Refusal::Empty(topic.clone()))?;
     let Some(first) = messages.first() else {
         return Err(Refusal::NothingFrom { topic: topic.clone(), epoch, start });
     };
-    let mut answer = if max.is_some() { lines(&messages) } else { object(first) };
+    let mut answer = if max.is_some() { lines(app, &messages) } else { object(app, first) };
     answers::tell_start(answer.headers_mut(), epoch, start);
     no_store(&mut answer);
     Ok(answer)
 }
 
-fn object(message: &Message) -> Answer {
+fn object(app: &App, message: &Message) -> Answer {
     let mut body = Vec::with_capacity(json::size_hint(message));
     json::write_message(&mut body, message);
-    content("application/json", body)
+    content(app, "application/json", body)
 }
 
-fn lines(messages: &[Message]) -> Answer {
+fn lines(app: &App, messages: &[Message]) -> Answer {
     let mut body = Vec::with_capacity(messages.iter().map(json::size_hint).sum());
     for message in messages {
         json::write_message(&mut body, message);
         body.push(b'\n');
     }
-    content("application/x-ndjson", body)
+    content(app, "application/x-ndjson", body)
 }
 
-fn payload(message: &Message) -> Answer {
-    let mut answer = content(OCTETS, message.payload().clone());
+fn payload(app: &App, message: &Message) -> Answer {
+    let mut answer = content(app, OCTETS, message.payload().clone());
     let headers = answer.headers_mut();
     if let Some(media_type) = message.content_type() {
         set(headers, header::CONTENT_TYPE, media_type);

@@ -27,8 +27,16 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Level, debug, enabled};
 
-use super::{Answer, App, accepts, answers, error::Refusal, position, query, query::Query};
+use super::{
+    Answer, App, accepts, answers,
+    error::Refusal,
+    position, query,
+    query::Query,
+    room::{self, Patience},
+    seat,
+};
 use crate::{
+    bound::Hold,
     frames::{Form, Ring},
     keys::Permit,
     peer::Peer,
@@ -85,6 +93,7 @@ pub(super) fn stream<B>(
         lag: position::lag(&query)?,
         label: Some(peer.to_string().into()),
     };
+    let seat = seat(app)?;
     let subscription = app.bus.subscribe(topic, options)?;
     debug!(%peer, %topic, from = subscription.start().next_id, "Stream");
 
@@ -94,7 +103,7 @@ pub(super) fn stream<B>(
         _ => "application/octet-stream",
     };
     let (epoch, start) = (subscription.topic().epoch, subscription.start());
-    let live = Live::new(app, peer, subscription, form, note, permit);
+    let live = Live::new(app, peer, subscription, form, note, permit, seat);
     let mut answer = Response::new(Either::Right(live));
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -109,12 +118,15 @@ pub(super) fn stream<B>(
 /// A body that ends when the subscription, the client or the server does.
 #[derive(Debug)]
 pub(crate) struct Live {
+    app: Arc<App>,
     peer: Peer,
     subscription: Subscription,
     permit: Permit,
+    _seat: Hold,
     form: Form,
     ring: Arc<Ring>,
     relay: Relay,
+    room: Patience,
     events: Vec<Event>,
     /// The id that is next if nothing is missed.
     next_id: u64,
@@ -127,19 +139,23 @@ pub(crate) struct Live {
 
 impl Live {
     fn new(
-        app: &App,
+        app: &Arc<App>,
         peer: Peer,
         subscription: Subscription,
         form: Form,
         note: &'static str,
         permit: Permit,
+        seat: Hold,
     ) -> Self {
         let mut live = Self {
+            app: Arc::clone(app),
             peer,
             permit,
+            _seat: seat,
             ring: app.frames.ring(subscription.topic().epoch, form),
             form,
             relay: Relay::default(),
+            room: Patience::default(),
             events: Vec::new(),
             // What was gone is told again to one who is cut off before it has been told.
             next_id: subscription.start().next_id - subscription.start().missed,
@@ -188,7 +204,8 @@ impl Live {
         match event {
             Event::Message(message) => {
                 self.next_id = message.id() + 1;
-                self.pieces.push_back(self.ring.frame(message));
+                let frame = self.ring.frame(message);
+                self.pieces.push_back(self.app.inflight.track(frame));
             }
             Event::Missed(count) => {
                 self.next_id += count;
@@ -231,8 +248,15 @@ impl Live {
             self.revoke();
             return Poll::Ready(());
         }
-        let Self { relay, subscription, events, .. } = self;
-        let received = relay.poll(cx, |cx| subscription.poll_recv_batch(cx, events, BATCH));
+        let Self { app, room, relay, subscription, events, next_id, .. } = self;
+        let find =
+            || room::find(app, &subscription.topic().name, Some(Position::Id(*next_id)), BATCH);
+        let received = match room.poll(cx, find) {
+            Poll::Ready(batch) => {
+                relay.poll(cx, |cx| subscription.poll_recv_batch(cx, events, batch))
+            }
+            Poll::Pending => Poll::Pending,
+        };
         if let Poll::Ready(received) = received {
             // It may have been published since the keys were looked at above.
             if self.permit.poll_revoked(cx).is_ready() {

@@ -18,6 +18,8 @@ use crate::{
 
 /// The most topics in one listing.
 const PAGE: usize = 10_000;
+/// So many are not large, whatever is told of them.
+const SMALL_PAGE: usize = 50;
 /// What a GET of a topic may have. A HEAD answers the same whatever they say.
 const OF_GET: &[&str] =
     &["raw", "max", "wait", "peek", "stream", "since", "index", "lag", "ticket"];
@@ -41,19 +43,22 @@ pub(super) fn list<B>(
     }
     let more = names.len() > max;
     names.truncate(max);
+    if names.len() > SMALL_PAGE && app.inflight.is_full() {
+        return Err(Refusal::TooMuchInFlight);
+    }
 
     let mut answer = if accepts(request.headers(), "application/json") {
         let topics: Vec<_> = names.iter().filter_map(|name| app.bus.topic(name)).collect();
         let mut body = Vec::new();
         json::write_topics(&mut body, &topics);
-        content("application/json", body)
+        content(app, "application/json", body)
     } else {
         let mut body = String::new();
         for name in &names {
             body.push_str(name.as_str());
             body.push('\n');
         }
-        content("text/plain; charset=utf-8", body)
+        content(app, "text/plain; charset=utf-8", body)
     };
     if let Some(last) = names.last().filter(|_| more) {
         let escape = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);

@@ -18,6 +18,7 @@ use super::{
     grant::Grant,
     secret::{self, Hash},
 };
+use crate::rates::{self, Rate};
 
 /// A file of keys that has been read, and has been found right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +51,15 @@ impl KeyFile {
     }
 }
 
+const RATE: &str = "publish-rate";
+
 type Table<'a> = DeTable<'a>;
 type Value<'a> = Spanned<DeValue<'a>>;
+
+/// A word of the file as an error repeats it.
+fn quoted(word: &str) -> String {
+    if secret::may_be_one(word) { "(what may be a secret)".to_owned() } else { format!("{word:?}") }
+}
 
 /// The text of a file, for naming the lines of what is wrong with it.
 struct Source<'a> {
@@ -71,38 +79,44 @@ impl Source<'_> {
             self.error(error.span().map_or(0, |span| span.start), error.message())
         })?;
         let table = table.into_inner();
-        let mut everybodys = Vec::new();
+        let mut anybody = Caller { key: None, grants: Vec::new(), publish_rate: None };
         let mut keys: Option<&Value<'_>> = None;
         for (name, value) in &table {
             match name.get_ref().as_ref() {
-                "anonymous" => everybodys = self.anonymous(value)?,
+                "anonymous" => anybody = self.anonymous(value)?,
                 "keys" => keys = Some(value),
                 other => {
-                    let problem =
-                        format!("no such entry: {other:?}; there are [anonymous] and [keys.NAME]");
+                    let problem = format!(
+                        "no such entry: {}; there are [anonymous] and [keys.NAME]",
+                        quoted(other)
+                    );
                     return Err(self.error(name.span().start, problem));
                 }
             }
         }
         let by_hash = match keys {
-            Some(keys) => self.named(keys, &everybodys)?,
+            Some(keys) => self.named(keys, &anybody.grants)?,
             None => HashMap::new(),
         };
-        Ok(Keys { anonymous: Arc::new(Caller { key: None, grants: everybodys }), by_hash })
+        Ok(Keys { anonymous: Arc::new(anybody), by_hash })
     }
 
-    fn anonymous(&self, value: &Value<'_>) -> Result<Vec<Grant>, KeyFileError> {
-        let mut grants = Vec::new();
+    fn anonymous(&self, value: &Value<'_>) -> Result<Caller, KeyFileError> {
+        let (mut grants, mut publish_rate) = (Vec::new(), None);
         for (field, value) in self.table(value, "anonymous")? {
             match field.get_ref().as_ref() {
                 "allow" => grants = self.grants(value, "anonymous")?,
+                RATE => publish_rate = Some(self.rate(value, "anonymous")?),
                 other => {
-                    let problem = format!("anonymous: no such setting: {other:?}; there is allow");
+                    let problem = format!(
+                        "anonymous: no such setting: {}; there are allow and {RATE}",
+                        quoted(other)
+                    );
                     return Err(self.error(field.span().start, problem));
                 }
             }
         }
-        Ok(grants)
+        Ok(Caller { key: None, grants, publish_rate })
     }
 
     fn named(
@@ -115,16 +129,18 @@ impl Source<'_> {
             let at = name.span().start;
             let name = name.get_ref().as_ref();
             secret::check_name(name)
-                .map_err(|why| self.error(at, format!("keys.{name:?}: {why}")))?;
+                .map_err(|why| self.error(at, format!("keys.{}: {why}", quoted(name))))?;
             let place = format!("keys.{name}");
-            let (mut hash, mut grants) = (None, None);
+            let (mut hash, mut grants, mut publish_rate) = (None, None, None);
             for (field, value) in self.table(value, &place)? {
                 match field.get_ref().as_ref() {
                     "hash" => hash = Some(self.hash(value, &place)?),
                     "allow" => grants = Some(self.grants(value, &place)?),
+                    RATE => publish_rate = Some(self.rate(value, &place)?),
                     other => {
                         let problem = format!(
-                            "{place}: no such setting: {other:?}; there are hash and allow"
+                            "{place}: no such setting: {}; there are hash, allow and {RATE}",
+                            quoted(other)
                         );
                         return Err(self.error(field.span().start, problem));
                     }
@@ -134,7 +150,7 @@ impl Source<'_> {
             let hash = hash.ok_or_else(|| missing("hash"))?;
             let mut grants = grants.ok_or_else(|| missing("allow"))?;
             grants.extend_from_slice(everybodys);
-            let caller = Caller { key: Some((name.to_owned(), hash)), grants };
+            let caller = Caller { key: Some((name.to_owned(), hash)), grants, publish_rate };
             if let Some(other) = by_hash.insert(hash, Arc::new(caller)) {
                 let other = other.key_name().unwrap_or_default().to_owned();
                 let problem =
@@ -153,6 +169,18 @@ impl Source<'_> {
         if hash == Hash::of("") { Err(wrong("it is that of no secret at all")) } else { Ok(hash) }
     }
 
+    fn rate(&self, value: &Value<'_>, place: &str) -> Result<Rate, KeyFileError> {
+        let number = value.get_ref().as_integer().and_then(|number| number.as_str().parse().ok());
+        number.filter(|rate: &Rate| rate.get() <= rates::HIGHEST).ok_or_else(|| {
+            let problem = format!(
+                "{place}: {RATE}: write a whole number of messages per second, 1 to {}; who is to \
+                 publish nothing gets no grant for it",
+                rates::HIGHEST
+            );
+            self.error(value.span().start, problem)
+        })
+    }
+
     fn grants(&self, value: &Value<'_>, place: &str) -> Result<Vec<Grant>, KeyFileError> {
         let wrong = |value: &Value<'_>| {
             let problem =
@@ -164,8 +192,11 @@ impl Source<'_> {
             .iter()
             .map(|item| {
                 let text = item.get_ref().as_str().ok_or_else(|| wrong(item))?;
-                text.parse().map_err(|why| {
-                    self.error(item.span().start, format!("{place}: {text:?}: {why}"))
+                text.parse().map_err(|why: String| {
+                    // It repeats a part of the text.
+                    let why = if secret::may_be_one(text) { Grant::SHAPE } else { &why };
+                    let problem = format!("{place}: {}: {why}", quoted(text));
+                    self.error(item.span().start, problem)
                 })
             })
             .collect()

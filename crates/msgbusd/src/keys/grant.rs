@@ -52,6 +52,8 @@ pub(crate) enum Need<'a> {
 }
 
 impl Grant {
+    pub(super) const SHAPE: &str = "write it as ACTION:TOPIC, as in publish:orders/** or *:**";
+
     pub(super) fn gives(&self, need: Need<'_>) -> bool {
         let is_for = |action| self.action.is_none_or(|own| own == action);
         match need {
@@ -68,9 +70,7 @@ impl FromStr for Grant {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (action, pattern) = text
-            .split_once(':')
-            .ok_or("write it as ACTION:TOPIC, as in publish:orders/** or *:**")?;
+        let (action, pattern) = text.split_once(':').ok_or(Self::SHAPE)?;
         let known = Action::ALL.into_iter().find(|known| known.name() == action);
         if known.is_none() && action != "*" {
             let names = Action::ALL.map(Action::name).join(", ");

@@ -23,6 +23,8 @@ pub(crate) use self::{
     tickets::{TICKET_LIVES, TooManyTickets},
 };
 
+use crate::rates::Rate;
+
 /// Who asks: the holder of a key, or anybody.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
@@ -30,12 +32,22 @@ pub(crate) struct Caller {
     key: Option<(String, Hash)>,
     /// Those of anybody included: to leave the key away would give no more.
     grants: Vec<Grant>,
+    /// How fast it may publish, if the file says so.
+    publish_rate: Option<Rate>,
 }
 
 impl Caller {
     /// The name of the key; `None` for anybody.
     pub(crate) fn key_name(&self) -> Option<&str> {
         self.key.as_ref().map(|(name, _)| name.as_str())
+    }
+
+    pub(crate) fn hash(&self) -> Option<Hash> {
+        self.key.as_ref().map(|(_, hash)| *hash)
+    }
+
+    pub(crate) fn publish_rate(&self) -> Option<Rate> {
+        self.publish_rate
     }
 
     pub(crate) fn may(&self, need: Need<'_>) -> bool {

@@ -53,6 +53,14 @@ impl fmt::Display for Hash {
     }
 }
 
+/// Whether this may be a secret that is in the wrong place, and is not to be repeated in an error.
+pub(super) fn may_be_one(text: &str) -> bool {
+    const SHORTEST: usize = 32;
+    let is_of_one = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '+' | '=');
+    let mut words = text.split(|c| !is_of_one(c));
+    text.contains(PREFIX) || words.any(|word| word.len() >= SHORTEST)
+}
+
 /// Something that nobody guesses: bytes of the system's randomness, in base64url.
 ///
 /// # Errors
@@ -66,6 +74,9 @@ pub(super) fn random<const BYTES: usize>(prefix: &str) -> Result<String, getrand
 /// Why a name is none for a key.
 pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if name.contains(PREFIX) {
+        return Err("a secret is no name for a key");
+    }
     if !name.is_empty() && name.len() <= 64 && name.bytes().all(fits) {
         Ok(())
     } else {

@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_ticket_is_for_once_and_not_for_long() {
-        let caller = Arc::new(Caller { key: None, grants: Vec::new() });
+        let caller = Arc::new(Caller { key: None, grants: Vec::new(), publish_rate: None });
         let (mut tickets, now) = (Tickets::default(), Instant::now());
         let once = tickets.open(Arc::clone(&caller), now).unwrap();
         let late = tickets.open(Arc::clone(&caller), now).unwrap();
@@ -84,7 +84,7 @@ mod tests {
     fn a_key_has_only_so_many_and_all_of_them_too() {
         let holder = |name: String| {
             let hash = Hash::of(&name);
-            Arc::new(Caller { key: Some((name, hash)), grants: Vec::new() })
+            Arc::new(Caller { key: Some((name, hash)), grants: Vec::new(), publish_rate: None })
         };
         let (mut tickets, now) = (Tickets::default(), Instant::now());
         for key in 0..MOST / MOST_OF_A_KEY {

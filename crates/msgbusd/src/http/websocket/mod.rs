@@ -20,7 +20,7 @@ use tracing::debug;
 pub(super) use self::handshake::is_wanted;
 use self::session::Session;
 use super::{
-    Answer, App, answers, auth::SUBPROTOCOL, empty, error::Refusal, items, position, query,
+    Answer, App, answers, auth::SUBPROTOCOL, empty, error::Refusal, items, position, query, seat,
 };
 use crate::{connection::Connection, frames::Form, keys::Permit, peer::Peer};
 
@@ -41,6 +41,7 @@ pub(super) fn subscribe(
         lag: position::lag(&query)?,
         label: Some(peer.to_string().into()),
     };
+    let seat = seat(app)?;
     let subscription = app.bus.subscribe(topic, options)?;
 
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
@@ -60,7 +61,8 @@ pub(super) fn subscribe(
         // A client that is gone by now, or a connection that is not ours, has no session.
         let Some((socket, already_read)) = upgrade.await.ok().and_then(take_over) else { return };
         let socket = session::accept(socket, already_read).await;
-        let mut session = Session::new(&session_app, peer, subscription, form, socket, permit);
+        let mut session =
+            Session::new(&session_app, peer, subscription, form, socket, permit, seat);
         let end = session.follow().await;
         // Boxed: it is soon over, and no session is to be larger for it.
         Box::pin(session.end(end)).await;

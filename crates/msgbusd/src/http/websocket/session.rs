@@ -8,14 +8,14 @@ use std::{
     ops::ControlFlow,
     pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Poll, ready},
     time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
 use chrono::Utc;
 use futures_util::{SinkExt as _, StreamExt as _};
-use msgbus_core::{BatchLimit, Event, RecvError, Subscription};
+use msgbus_core::{BatchLimit, Event, Position, RecvError, Subscription};
 use tokio::{
     io::{AsyncWrite as _, AsyncWriteExt as _},
     select,
@@ -32,10 +32,15 @@ use tokio_tungstenite::{
 use tracing::{Level, debug, enabled};
 
 use crate::{
+    bound::Hold,
     connection::Connection,
     frames::{Form, Ring},
-    http::App,
+    http::{
+        App,
+        room::{self, Patience},
+    },
     keys::Permit,
+    metrics::Deadline,
     peer::Peer,
     wake::Relay,
 };
@@ -68,6 +73,8 @@ pub(super) struct Session {
     permit: Permit,
     ring: Arc<Ring>,
     relay: Relay,
+    seat: Hold,
+    room: Patience,
     /// The id of the last message written.
     last_id: Option<u64>,
 }
@@ -77,8 +84,10 @@ pub(super) struct Session {
 pub(super) enum End {
     /// The client has sent a close frame.
     ClosedByClient,
-    /// The connection is broken, or the client takes no bytes.
+    /// The connection is broken.
     Broken,
+    /// The client takes no bytes.
+    Stuck,
     /// The client has broken the protocol.
     Violation(CloseCode, &'static str),
     /// Nothing has come from the client for too long.
@@ -99,6 +108,7 @@ impl Session {
         form: Form,
         socket: WebSocketStream<Connection>,
         permit: Permit,
+        seat: Hold,
     ) -> Self {
         Self {
             app: Arc::clone(app),
@@ -108,6 +118,8 @@ impl Session {
             socket,
             permit,
             relay: Relay::default(),
+            seat,
+            room: Patience::default(),
             last_id: None,
         }
     }
@@ -122,9 +134,14 @@ impl Session {
     pub(super) async fn end(self, end: End) {
         self.log_end(&end);
         // Nothing more is received: the place in the topic need not wait for the close.
-        let Self { app, subscription, socket, last_id, .. } = self;
-        drop(subscription);
-        if matches!(end, End::Broken) {
+        let Self { app, subscription, socket, last_id, seat, .. } = self;
+        drop((subscription, seat));
+        match end {
+            End::Stuck => app.metrics.timeout(Deadline::Write),
+            End::Silent => app.metrics.timeout(Deadline::Silence),
+            _ => {}
+        }
+        if matches!(end, End::Broken | End::Stuck) {
             app.metrics.client_error();
         } else {
             close(socket, end.close_frame(last_id)).await;
@@ -165,8 +182,12 @@ impl Session {
                     silent_at = Instant::now() + LONGEST_SILENCE;
                 }
                 received = poll_fn(|cx| {
-                    let Self { relay, subscription, .. } = self;
-                    relay.poll(cx, |cx| subscription.poll_recv_batch(cx, &mut events, BATCH))
+                    let Self { app, room, relay, subscription, last_id, .. } = self;
+                    let batch = ready!(room.poll(cx, || {
+                        let next = last_id.map_or(subscription.start().next_id, |id| id + 1);
+                        room::find(app, &subscription.topic().name, Some(Position::Id(next)), BATCH)
+                    }));
+                    relay.poll(cx, |cx| subscription.poll_recv_batch(cx, &mut events, batch))
                 }) => {
                     // It may have been published since the keys were looked at above.
                     if poll_fn(|cx| Poll::Ready(self.permit.poll_revoked(cx).is_ready())).await {
@@ -211,7 +232,7 @@ impl Session {
             .filter_map(|event| match event {
                 Event::Message(message) => {
                     self.last_id = Some(message.id());
-                    Some(self.ring.frame(&message))
+                    Some(self.app.inflight.track(self.ring.frame(&message)))
                 }
                 Event::Missed(_) => None,
             })
@@ -314,13 +335,16 @@ impl From<Error> for End {
 impl End {
     fn broken(error: &Error) -> Self {
         debug!(%error, "websocket broken");
-        Self::Broken
+        match error {
+            Error::Io(error) if error.kind() == ErrorKind::TimedOut => Self::Stuck,
+            _ => Self::Broken,
+        }
     }
 
     /// What the client is told; `None` where it has closed first and is only answered.
     fn close_frame(&self, last_id: Option<u64>) -> Option<CloseFrame> {
         let (code, reason) = match self {
-            Self::ClosedByClient | Self::Broken => return None,
+            Self::ClosedByClient | Self::Broken | Self::Stuck => return None,
             Self::Violation(code, why) => (*code, Utf8Bytes::from_static(why)),
             Self::Silent => (CloseCode::Away, "nothing came for 60 s, not even a pong".into()),
             Self::Drain | Self::Over(RecvError::Closed) => {

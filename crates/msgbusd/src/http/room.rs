@@ -1,0 +1,58 @@
+//! Room for what is about to be taken out of a topic. At `--max-inflight-bytes` that is one small message
+//! at a time: nobody who reads slowly stops what is small, and nothing large is begun.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use msgbus_core::{BatchLimit, Position, TopicName};
+use tokio::time::{Sleep, sleep};
+
+use super::App;
+use crate::inflight::Inflight;
+
+/// How often somebody who waits for room looks again.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Of which JSON makes no more than what is not counted.
+const SMALL_PAYLOAD: usize = Inflight::SMALL / 2;
+
+/// How much of `limit` may be taken from here on, or, without a position, pulled; `None` for nothing.
+pub(in crate::http) fn find(
+    app: &App,
+    topic: &TopicName,
+    from: Option<Position>,
+    limit: BatchLimit,
+) -> Option<BatchLimit> {
+    if !app.inflight.is_full() {
+        return Some(limit);
+    }
+    let one = BatchLimit { events: 1, ..limit };
+    let next = app.bus.peek(topic, from, one).and_then(|peek| peek.messages.into_iter().next());
+    next.is_none_or(|message| message.payload().len() <= SMALL_PAYLOAD).then_some(one)
+}
+
+/// Somebody who may have to wait for room.
+#[derive(Debug, Default)]
+pub(in crate::http) struct Patience(Option<Pin<Box<Sleep>>>);
+
+impl Patience {
+    /// Looks for room, again and again.
+    pub(in crate::http) fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut find: impl FnMut() -> Option<T>,
+    ) -> Poll<T> {
+        loop {
+            let found = find();
+            if let Some(found) = found {
+                self.0 = None;
+                return Poll::Ready(found);
+            }
+            let timer = self.0.get_or_insert_with(|| Box::pin(sleep(LOOK_EVERY)));
+            ready!(timer.as_mut().poll(cx));
+            self.0 = None;
+        }
+    }
+}
