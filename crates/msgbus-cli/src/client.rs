@@ -487,9 +487,10 @@ impl Client {
             Err(error) => return error,
         };
         match (status, retry_after) {
-            (StatusCode::SERVICE_UNAVAILABLE, Some(retry_after)) => {
-                ClientError::Busy { text, retry_after }
-            }
+            (
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS,
+                Some(retry_after),
+            ) => ClientError::Busy { text, retry_after },
             _ if status.is_client_error() || status.is_server_error() => {
                 ClientError::Refused { status: status.as_u16(), text }
             }

@@ -76,7 +76,12 @@ fn refusal(server: &ServerUri, response: &hyper::Response<Option<Vec<u8>>>) -> C
     let body = response.body().as_deref().unwrap_or_default();
     let text = String::from_utf8_lossy(body).trim().to_owned();
     match retry_after(response.headers()) {
-        Some(retry_after) if status == StatusCode::SERVICE_UNAVAILABLE => {
+        Some(retry_after)
+            if matches!(
+                status,
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+            ) =>
+        {
             ClientError::Busy { text, retry_after }
         }
         // A web server that knows no websockets answers the GET.

@@ -1,6 +1,6 @@
 //! The client library.
 
-use std::{pin::pin, time::Duration};
+use std::{num::NonZeroU32, pin::pin, time::Duration};
 
 use futures_util::StreamExt as _;
 use msgbus_client::{Client, ClientError, Draft, Event, Peeked, Position};
@@ -37,6 +37,16 @@ async fn errors_tell_what_may_help() {
     daemon.put("t", "x");
     let error = daemon.client().publish(&name("u"), "x").await.unwrap_err();
     assert!(matches!(error, ClientError::Busy { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn who_publishes_too_fast_is_told_when_to_come_back() {
+    let daemon = Daemon::with(|config| config.publish_rate = NonZeroU32::new(1));
+    let client = daemon.client();
+    let lines = "x\n".repeat(3600);
+    client.publish_lines(&name("t"), lines).await.unwrap();
+    let error = client.publish(&name("t"), "x").await.unwrap_err();
+    assert!(matches!(error, ClientError::Busy { .. }) && error.is_temporary(), "{error}");
 }
 
 #[tokio::test]

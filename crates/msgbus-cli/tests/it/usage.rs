@@ -177,6 +177,16 @@ async fn a_value_is_never_taken_for_an_option() {
 }
 
 #[tokio::test]
+async fn who_publishes_too_fast_waits_as_long_as_the_server_says() {
+    let daemon = Daemon::with(|config| config.publish_rate = std::num::NonZeroU32::new(1));
+    for _ in 0..3 {
+        let mut command = msgbus(&["pub", "t", "x"]);
+        command.env("MSGBUS_URI", daemon.uri());
+        assert_eq!(run(command).await.code, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn a_wait_of_ages_is_no_panic() {
     let busy = "HTTP/1.1 503 Busy\r\nRetry-After: 18446744073709551615\r\nContent-Length: 5\r\n\
         Connection: close\r\n\r\nlater";

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod binary;
+mod bounds;
 mod browsers;
 mod connections;
 #[cfg(target_os = "linux")]

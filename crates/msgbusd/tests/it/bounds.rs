@@ -1,0 +1,412 @@
+//! The bounds on memory in flight, connections of an address, subscriptions and publish rates: what the
+//! client sees at each, that the bus is alive behind it, and what the metrics say. docs/operations.md,
+//! "Bounds".
+
+use std::{fs, net::IpAddr, num::NonZeroU32, time::Duration};
+
+use msgbusd::keys::{KeyFile, NewKey};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::support::{Connection, Daemon, HANDSHAKE, Reply, soon};
+
+const MIB: usize = 1 << 20;
+
+/// The value of a series.
+fn metric(page: &Reply, series: &str) -> u64 {
+    let line = page.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {series}")).parse().unwrap()
+}
+
+impl Daemon {
+    async fn metric(&self, series: &str) -> u64 {
+        metric(&self.get("/metrics").await, series)
+    }
+
+    async fn wait_for_metric(&self, series: &str, is_it: impl Fn(u64) -> bool) {
+        soon(async { while !is_it(self.metric(series).await) {} }).await;
+    }
+
+    async fn refused(&self, code: &str) -> u64 {
+        self.metric(&format!("msgbus_server_refused{{code=\"{code}\"}}")).await
+    }
+
+    /// Asks for something and does not read the answer, so that it stays in flight.
+    async fn ask_and_not_read(&self, target: &str) -> Connection {
+        let socket = TcpSocket::new_v4().unwrap();
+        // So that the system takes little of it.
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut connection = Connection(socket.connect(self.address).await.unwrap());
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        connection.write(request.as_bytes()).await;
+        connection
+    }
+
+    /// Fills a topic with messages of 1 MiB.
+    fn fill(&self, topic: &str, count: usize) {
+        for _ in 0..count {
+            self.bus.put(&topic.parse().unwrap(), vec![b'x'; MIB]).unwrap();
+        }
+    }
+}
+
+const INFLIGHT: &str = "msgbus_server_inflight_bytes";
+
+#[tokio::test]
+async fn at_the_bound_of_memory_in_flight_nothing_large_is_begun_and_nothing_is_lost() {
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
+    daemon.fill("large", 16);
+    daemon.put("/small", "hi").await;
+    let mut greedy = daemon.ask_and_not_read("/large?max=8").await;
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes > 8 * MIB as u64).await;
+
+    for target in ["/large", "/large?raw", "/large?max=2", "/large?peek", "/large?peek&since=all"] {
+        let refused = daemon.get(target).await;
+        refused.refuses(503, "too much is in flight");
+        assert_eq!(refused.number("Retry-After"), 1, "{target}");
+    }
+    let problem = daemon.send("GET", "/large", &["Accept: application/json"], b"").await;
+    assert!(problem.text().contains("\"too_much_in_flight\""), "{problem:?}");
+    assert_eq!(daemon.bus.stats().counters.pulled, 8, "nothing more was taken");
+    assert_eq!(daemon.refused("too_much_in_flight").await, 6);
+
+    // What is small goes on.
+    assert_eq!(daemon.get("/small?max=10&peek").await.status, 200);
+    assert_eq!(&daemon.get("/small").await.message().payload()[..], b"hi");
+    assert_eq!(daemon.put("/small", vec![b'x'; 48 << 10]).await.status, 202);
+    assert_eq!(daemon.get("/").await.text(), "large\nsmall\n");
+
+    let answer = greedy.reply().await;
+    assert_eq!(answer.body.iter().filter(|byte| **byte == b'\n').count(), 8);
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes == 0).await;
+    assert_eq!(daemon.get("/large").await.message().id(), 8, "the next one, none between");
+}
+
+#[tokio::test]
+async fn an_answer_counts_until_its_connection_is_gone() {
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
+    daemon.fill("large", 8);
+    let greedy = daemon.ask_and_not_read("/large?max=8").await;
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes > 8 * MIB as u64).await;
+    drop(greedy);
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes == 0).await;
+}
+
+#[tokio::test]
+async fn bodies_beyond_the_memory_in_flight_are_refused_and_the_others_come_through() {
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = 2 * MIB);
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let mut connection = daemon.connect().await;
+        let head = format!("PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: {MIB}\r\n\r\n");
+        connection.write(head.as_bytes()).await;
+        connection.write(&vec![b'x'; MIB - 1]).await;
+        slow.push(connection);
+    }
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes == 2 * MIB as u64).await;
+
+    let refused = daemon.put("/t", vec![b'y'; MIB]).await;
+    refused.refuses(503, "too much is in flight to read this payload");
+    assert_eq!(refused.number("Retry-After"), 1);
+    assert_eq!(refused.header("Connection"), Some("close"));
+    assert_eq!(daemon.put("/t", "small").await.number("Msgbus-Id"), 0);
+
+    let finished = &mut slow[0];
+    finished.write(b"x").await;
+    let head = String::from_utf8(finished.read_until(b"\r\n\r\n").await).unwrap();
+    assert!(head.starts_with("HTTP/1.1 202 "), "{head}");
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes == MIB as u64).await;
+    assert_eq!(daemon.put("/t", vec![b'y'; MIB]).await.status, 202);
+    drop(slow);
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes == 0).await;
+}
+
+#[tokio::test]
+async fn a_body_that_was_announced_takes_no_room_before_it_comes() {
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = MIB);
+    let mut waiting = daemon.connect().await;
+    let head = format!("PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: {MIB}\r\n");
+    waiting.write(format!("{head}Expect: 100-continue\r\n\r\n").as_bytes()).await;
+    waiting.read_until(b"\r\n\r\n").await;
+    assert_eq!(daemon.metric(INFLIGHT).await, 0);
+    assert_eq!(daemon.put("/t", vec![b'y'; MIB]).await.status, 202);
+}
+
+#[tokio::test]
+async fn who_follows_waits_for_room_with_what_is_large_and_gets_what_is_small() {
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
+    daemon.fill("large", 8);
+    let mut websocket = daemon.subscribe("/t").await;
+    let mut stream = daemon.connect().await;
+    stream.write(b"GET /t?stream=ndjson HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    stream.read_until(b"\r\n\r\n").await;
+    let mut greedy = daemon.ask_and_not_read("/large?max=8").await;
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes > 8 * MIB as u64).await;
+
+    daemon.put("/t", "0").await;
+    assert_eq!(websocket.ids(1).await, [0]);
+    stream.read_until(b"}\n\r\n").await;
+    daemon.fill("t", 1);
+    daemon.put("/t", "2").await;
+    let waited = daemon.get("/-/topics/t").await;
+    assert!(waited.text().contains("\"lag\":2"), "{}", waited.text());
+    let delivered = daemon.metric("msgbus_bus_delivered").await;
+    // Both have been woken, and look for room.
+    for _ in 0..10 {
+        assert_eq!(daemon.metric("msgbus_bus_delivered").await, delivered, "nothing is taken");
+    }
+
+    greedy.rest().await;
+    assert_eq!(websocket.ids(2).await, [1, 2]);
+    stream.read_until(b"}\n\r\n").await;
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes == 0).await;
+}
+
+#[tokio::test]
+async fn frames_that_are_not_read_count() {
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
+    let mut stuck = Vec::new();
+    for target in ["/t", "/t?raw"] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n");
+        let mut connection = daemon.connect().await;
+        connection.write(request.as_bytes()).await;
+        connection.read_until(b"\r\n\r\n").await;
+        stuck.push(connection);
+    }
+    for form in ["sse", "ndjson", "raw"] {
+        let request = format!("GET /t?stream={form} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut connection = daemon.connect().await;
+        connection.write(request.as_bytes()).await;
+        connection.read_until(b"\r\n\r\n").await;
+        stuck.push(connection);
+    }
+    // The system takes some of them; who is stuck holds one message.
+    daemon.fill("t", 60);
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes >= 4 * MIB as u64).await;
+    assert!(daemon.metric(INFLIGHT).await < 8 * MIB as u64);
+    drop(stuck);
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes == 0).await;
+}
+
+#[tokio::test]
+async fn a_pull_that_waits_waits_for_room_too() {
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
+    daemon.fill("large", 8);
+    let mut greedy = daemon.ask_and_not_read("/large?max=8").await;
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes > 8 * MIB as u64).await;
+    daemon.fill("large", 1);
+    assert_eq!(daemon.get("/large?wait=100ms").await.status, 204);
+    let waits = async { daemon.get("/large?wait=60s").await.message().id() };
+    let makes_room = async { greedy.rest().await.len() };
+    let (id, read) = tokio::join!(waits, makes_room);
+    assert!(id == 8 && read > 8 * MIB, "{id} {read}");
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_connections_and_what_was_a_websocket_leaves_room() {
+    let daemon = Daemon::with(|config| {
+        config.max_connections_per_address = Some(2);
+        config.bind = ([127, 0, 0, 1], 0).into();
+    });
+    let subscriber = daemon.subscribe("/t").await;
+    let other = daemon.connect().await;
+    let refused = daemon.get("/healthz").await;
+    refused.refuses(503, "too many connections from this address");
+    assert_eq!(refused.number("Retry-After"), 1);
+
+    // The bus is there for others.
+    let from_elsewhere = from(daemon.address.port(), [127, 0, 0, 2].into()).await;
+    let mut elsewhere = Connection(from_elsewhere);
+    elsewhere.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    let page = elsewhere.reply().await;
+    assert_eq!(metric(&page, "msgbus_server_connections_open"), 3);
+    let code = "msgbus_server_refused{code=\"too_many_connections_of_address\"}";
+    assert_eq!(metric(&page, code), 1);
+    assert_eq!(metric(&page, "msgbus_server_connections_refused"), 1);
+
+    drop(subscriber);
+    soon(async { while daemon.get("/healthz").await.status != 200 {} }).await;
+    drop(other);
+    daemon.wait_for_metric("msgbus_server_connections_open", |open| open == 1).await;
+}
+
+async fn from(port: u16, own: IpAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((own, 0).into()).unwrap();
+    socket.connect(([127, 0, 0, 1], port).into()).await.unwrap()
+}
+
+#[tokio::test]
+async fn this_machine_is_not_counted_unless_that_is_said() {
+    let daemon = Daemon::start();
+    let mut all = Vec::new();
+    for _ in 0..1100 {
+        all.push(daemon.connect().await);
+    }
+    assert_eq!(daemon.get("/healthz").await.status, 200);
+    assert_eq!(daemon.metric("msgbus_server_connections_limit").await, 10_000);
+}
+
+#[tokio::test]
+async fn subscriptions_are_so_many_and_room_is_found_again() {
+    let daemon = Daemon::with(|config| config.max_subscriptions = 2);
+    let websocket = daemon.subscribe("/t").await;
+    let mut stream = daemon.connect().await;
+    stream.write(b"GET /t?stream=raw HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    stream.read_until(b"\r\n\r\n").await;
+
+    let handshake: Vec<&str> = HANDSHAKE.trim_end().split("\r\n").collect();
+    for (target, headers) in [("/new", &handshake[..]), ("/new?stream=sse", &[])] {
+        let refused = daemon.send("GET", target, headers, b"").await;
+        refused.refuses(503, "too many subscriptions: at most 2");
+        assert_eq!(refused.number("Retry-After"), 1);
+    }
+    assert_eq!(daemon.refused("too_many_subscriptions").await, 2);
+    assert_eq!(daemon.metric("msgbus_server_subscriptions").await, 2);
+    assert_eq!(daemon.get("/").await.text(), "t\n", "no topic was made");
+    daemon.put("/t", "hi").await;
+    assert_eq!(stream.read_until(b"hi\n").await, b"3\r\nhi\n");
+    assert_eq!(daemon.get("/t?wait=1s").await.status, 200, "a pull is no subscription");
+
+    drop(websocket);
+    daemon.wait_for_metric("msgbus_server_subscriptions", |open| open == 1).await;
+    let _websocket = daemon.subscribe("/t").await;
+    drop(stream);
+    daemon.wait_for_metric("msgbus_server_subscriptions", |open| open == 1).await;
+}
+
+fn rate(rate: u32) -> Option<NonZeroU32> {
+    NonZeroU32::new(rate)
+}
+
+/// So many lines that no time that a test takes makes up for them.
+fn many_lines() -> String {
+    "x\n".repeat(10_000)
+}
+
+#[tokio::test]
+async fn an_address_publishes_so_many_messages_a_second() {
+    let daemon = Daemon::with(|config| config.publish_rate = rate(2));
+    assert_eq!(daemon.put("/t?split=lines", many_lines()).await.status, 202, "it had begun");
+    let refused = daemon.put("/t", "x").await;
+    refused.refuses(429, "too many messages: the next one may come in ");
+    assert!((4000..=5000).contains(&refused.number("Retry-After")), "{refused:?}");
+    let problem = daemon.send("PUT", "/t", &["Accept: application/json"], b"x").await;
+    assert!(problem.text().contains("\"too_many_messages\""), "{problem:?}");
+    assert_eq!(daemon.refused("too_many_messages").await, 2);
+    assert_eq!(daemon.bus.stats().counters.published, 10_000);
+    assert_eq!(daemon.get("/t").await.status, 200, "pulls are free");
+
+    let mut other = Connection(from(daemon.address.port(), [127, 0, 0, 2].into()).await);
+    let put = b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    other.write(put).await;
+    assert_eq!(other.reply().await.status, 202, "another address");
+}
+
+#[tokio::test]
+async fn who_waits_as_long_as_was_said_may_publish_again() {
+    let daemon = Daemon::with(|config| config.publish_rate = rate(1));
+    let mut accepted = 0;
+    soon(async {
+        while accepted < 3 {
+            let reply = daemon.put("/t", "x").await;
+            if reply.status == 202 {
+                accepted += 1;
+                continue;
+            }
+            assert_eq!(reply.number("Retry-After"), 1);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(daemon.put("/t", "x").await.status, 202);
+            accepted += 1;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_is_refused_is_told_before_the_body() {
+    let daemon = Daemon::with(|config| config.publish_rate = rate(1));
+    daemon.put("/t?split=lines", many_lines()).await;
+    let mut connection = daemon.connect().await;
+    let head = "PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+    connection.write(head.as_bytes()).await;
+    let answer = connection.read_until(b"\r\n\r\n").await;
+    assert!(answer.starts_with(b"HTTP/1.1 429 "), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[tokio::test]
+async fn clients_that_are_too_slow_are_counted_by_what_they_were_slow_with() {
+    let daemon = Daemon::with(|config| {
+        let moment = Duration::from_millis(200);
+        config.timeouts.header = moment;
+        config.timeouts.idle = moment;
+        config.timeouts.body = moment;
+        config.timeouts.write = moment;
+    });
+    daemon.fill("large", 30);
+    let mut late = [daemon.connect().await, daemon.connect().await, daemon.connect().await];
+    late[0].write(b"GET /t HT").await;
+    late[1].write(b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nh").await;
+    late[2].write(b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi").await;
+    let _stuck = daemon.ask_and_not_read("/large?max=20").await;
+    let mut websocket = daemon.raw_websocket("/large?since=all").await;
+    for which in ["header", "body", "idle"] {
+        let series = format!("msgbus_server_timeouts{{which=\"{which}\"}}");
+        daemon.wait_for_metric(&series, |count| count >= 1).await;
+    }
+    daemon.wait_for_metric("msgbus_server_timeouts{which=\"write\"}", |count| count >= 2).await;
+    websocket.rest().await;
+    assert_eq!(daemon.put("/t", "x").await.status, 202);
+}
+
+#[tokio::test]
+async fn every_refusal_has_a_series_from_the_beginning() {
+    let daemon = Daemon::start();
+    let page = daemon.get("/metrics").await;
+    let contract = include_str!("../../../../docs/protocol.md");
+    let (_, section) = contract.split_once("| status | code | when |").unwrap();
+    let (table, _) = section.split_once("\n\n").unwrap();
+    let mut count = 0;
+    for cell in table.lines().skip(2).map(|line| line.split('|').nth(2).unwrap()) {
+        for code in cell.split('`').skip(1).step_by(2) {
+            metric(&page, &format!("msgbus_server_refused{{code=\"{code}\"}}"));
+            count += 1;
+        }
+    }
+    let series = page.text().matches("msgbus_server_refused{").count();
+    assert_eq!(count, series, "the table in protocol.md and the metrics");
+}
+
+#[tokio::test]
+async fn keys_have_rates_of_their_own_which_a_reload_leaves_alone() {
+    let key = |name| NewKey::make(name, &["publish:**".parse().unwrap()]).unwrap();
+    let (slow, plain) = (key("slow"), key("plain"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |rate_of_slow: u32| {
+        let anonymous = "[anonymous]\nallow = [\"publish:t\"]\npublish-rate = 1\n";
+        let slow = format!("{}publish-rate = {rate_of_slow}\n", slow.lines);
+        fs::write(file.path(), format!("{anonymous}{slow}{}", plain.lines)).unwrap();
+    };
+    write(2);
+    let daemon = Daemon::with(|config| {
+        config.keys = Some(KeyFile::read(file.path()).unwrap());
+        config.publish_rate = rate(5);
+    });
+    let keyring = daemon.keyring.as_ref().unwrap();
+    let put = async |header: &str, body: String| {
+        daemon.send("PUT", "/t?split=lines", &[header], body.as_bytes()).await
+    };
+    let bearer = |key: &NewKey| format!("Authorization: Bearer {}", key.secret);
+    let (slow, plain, anonymous) = (bearer(&slow), bearer(&plain), "X: y".to_owned());
+    for (header, seconds) in [(&slow, 5000), (&plain, 2000), (&anonymous, 10_000)] {
+        assert_eq!(put(header, many_lines()).await.status, 202, "{seconds}");
+        let refused = put(header, "x".to_owned()).await;
+        refused.refuses(429, "too many messages");
+        let wait = refused.number("Retry-After");
+        assert!((seconds - 500..=seconds).contains(&wait), "{wait} instead of {seconds}");
+    }
+    keyring.reload().unwrap();
+    put(&slow, "x".to_owned()).await.refuses(429, "too many messages");
+    write(1_000_000);
+    keyring.reload().unwrap();
+    assert_eq!(put(&slow, "x".to_owned()).await.status, 202, "a new rate begins anew");
+}
