@@ -274,6 +274,8 @@ mod tests {
             ("[keys.a]\nhash = \"sha256:0\"\n", "keys.toml:2: keys.a: hash: write it as sha256:"),
             ("[keys.a]\nhash = 1\n", "keys.toml:2: keys.a: hash: write it as sha256:"),
             ("[keys.a]\nsecret = \"x\"\n", "keys.toml:2: keys.a: no such setting: \"secret\""),
+            ("[anonymous]\npublish-rate = 0\n", "keys.toml:2: anonymous: publish-rate: write a"),
+            ("[keys.a]\npublish-rate = \"9\"\n", "keys.toml:2: keys.a: publish-rate: write a"),
             ("[keys.a\n", "keys.toml:1: "),
         ] {
             let error = parse(text).expect_err(text);
@@ -282,7 +284,24 @@ mod tests {
         }
         let empty = parse(&entry("a", "", "\"*:**\"")).expect_err("everybody has it");
         assert_eq!(empty, "keys.toml:2: keys.a: hash: it is that of no secret at all");
-        let secret = parse("[keys.a]\nhash = \"mbk_secret\"\n").expect_err("no hash");
-        assert!(!secret.contains("mbk_secret"), "{secret}");
+        for secret in ["mbk_secret", "AbCdEfGhIjKlMnOpQrStUvWxYz0123456789"] {
+            for text in [
+                format!("[keys.a]\nhash = \"{secret}\"\n"),
+                format!("[keys.a]\nallow = [\"{secret}\"]\n"),
+                format!("[keys.a]\nallow = [\"pull:a\", \"{secret}:b\"]\n"),
+                format!("[keys.a]\n{secret} = 1\n"),
+                format!("[anonymous]\n{secret} = 1\n"),
+                format!("[keys.'{secret} ']\n"),
+                format!("{secret} = 1\n"),
+            ] {
+                let error = parse(&text).expect_err("no place for a secret");
+                assert!(!error.contains(secret), "{error}");
+            }
+        }
+        let named = parse("[keys.mbk_secret]\n").expect_err("no name");
+        assert_eq!(
+            named,
+            "keys.toml:1: keys.(what may be a secret): a secret is no name for a key"
+        );
     }
 }

@@ -129,6 +129,7 @@ fn without_files_those_who_are_there_are_served_and_others_later() {
     let id = i32::try_from(daemon.child.id()).unwrap();
     rlimit::prlimit(id, Resource::NOFILE, Some((most, most)), None).unwrap();
 
+    let start = Instant::now();
     let flood: Vec<_> = (0..4 * ROOM).map(|_| daemon.connect()).collect();
     daemon.wait_for_log("cannot accept connections for now");
     let before = daemon.work();
@@ -142,6 +143,11 @@ fn without_files_those_who_are_there_are_served_and_others_later() {
     drop(flood);
     assert_eq!(daemon.health(), Some(200));
     regulars.are_served();
+    daemon.signal("-KILL");
+    let mut log = String::new();
+    daemon.log.read_to_string(&mut log).unwrap();
+    let told = log.matches("cannot accept").count() as u64;
+    assert!(told <= start.elapsed().as_secs() / 5 + 1, "not ten times a second: {log}");
 }
 
 #[test]

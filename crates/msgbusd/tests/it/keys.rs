@@ -463,6 +463,23 @@ async fn programs_can_tell_the_refusals_apart() {
     assert!(reply.text().contains("\"wrong_ticket\""), "{reply:?}");
 }
 
+#[tokio::test]
+async fn a_key_has_so_many_tickets_and_the_bus_goes_on() {
+    let key = key("page", &["subscribe:t"]);
+    let daemon = File::new(&["publish:t"], &[&key]).daemon();
+    let mut connection = daemon.connect().await;
+    let request = format!("POST /-/ticket HTTP/1.1\r\nHost: a\r\n{}\r\n\r\n", bearer(&key));
+    for _ in 0..1000 {
+        connection.write(request.as_bytes()).await;
+        let ticket = connection.read_until(b"\"}").await;
+        assert!(ticket.starts_with(b"HTTP/1.1 200 "));
+    }
+    let refused = daemon.send("POST", "/-/ticket", &[&bearer(&key)], b"").await;
+    refused.refuses(503, "too many tickets");
+    assert_eq!(refused.number("Retry-After"), 1);
+    assert_eq!(daemon.put("/t", "x").await.status, 202);
+}
+
 #[test]
 fn a_file_that_is_wrong_is_told_in_one_line() {
     let file = File::new(&["pull:a", "publsh:b"], &[]);
@@ -474,6 +491,10 @@ fn a_file_that_is_wrong_is_told_in_one_line() {
     // An address that nobody has, so that it ends in any case.
     let mut unnamed = msgbusd(&["--open", "--bind", "192.0.2.1:1"]);
     refuses(unnamed.env("MSGBUSD_KEYS", ""), &["MSGBUSD_KEYS: it names no file"]);
+    // Without it --open would let anybody in.
+    let mut misspelt = msgbusd(&["--open", "--bind", "192.0.2.1:1"]);
+    let mention = ["MSGBUSD_KEY: is no setting", "MSGBUSD_KEYS is", "--open"];
+    refuses(misspelt.env("MSGBUSD_KEY", path), &mention);
     refuses(&mut msgbusd(&["--keys", "/does/not/exist"]), &["/does/not/exist", "No such file"]);
     refuses(&mut msgbusd(&["--bind", ":0"]), &["--keys", "--open"]);
 

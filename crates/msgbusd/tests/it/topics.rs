@@ -33,6 +33,18 @@ async fn the_list_is_sorted_and_comes_in_pages() {
 }
 
 #[tokio::test]
+async fn a_list_has_at_most_ten_thousand_names_and_leads_on() {
+    let daemon = Daemon::start();
+    for n in 0..10_001 {
+        daemon.bus.put(&format!("{n:05}").parse().unwrap(), "x").unwrap();
+    }
+    let page = daemon.get("/?max=20000").await;
+    assert_eq!(page.text().lines().count(), 10_000);
+    let next = page.header("Link").unwrap().split(['<', '>']).nth(1).unwrap();
+    assert_eq!(daemon.get(next).await.text(), "10000\n");
+}
+
+#[tokio::test]
 async fn the_json_list_has_the_counters_and_so_has_head() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 3);
     let mut subscriber = daemon.subscribe("/t").await;
