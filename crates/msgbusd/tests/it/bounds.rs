@@ -76,7 +76,7 @@ async fn at_the_bound_of_memory_in_flight_nothing_large_is_begun_and_nothing_is_
     assert_eq!(daemon.get("/").await.text(), "large\nsmall\n");
 
     let answer = greedy.reply().await;
-    assert_eq!(answer.body.iter().filter(|byte| **byte == b'\n').count(), 8);
+    assert_eq!(answer.text().lines().count(), 8);
     daemon.wait_for_metric(INFLIGHT, |bytes| bytes == 0).await;
     assert_eq!(daemon.get("/large").await.message().id(), 8, "the next one, none between");
 }
