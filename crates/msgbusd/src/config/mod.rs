@@ -442,6 +442,8 @@ pub fn key_help() -> String {
 
 /// The text of `--help`.
 pub fn help() -> String {
+    /// Of the column of flags.
+    const WIDTH: usize = 34;
     let mut text = String::from(
         "msgbusd: the message bus you can curl\n\n\
          Usage: msgbusd [FLAGS]\n       \
@@ -452,8 +454,14 @@ pub fn help() -> String {
     for setting in SETTINGS {
         let short = setting.short.map_or("    ".to_owned(), |short| format!("{short}, "));
         let flag = format!("{short}{} {}", setting.flag(), setting.placeholder);
+        let mut flag = flag.trim_end().to_owned();
+        if flag.len() >= WIDTH {
+            // It has a line of its own.
+            flag.push_str("\n  ");
+            flag.push_str(&" ".repeat(WIDTH));
+        }
         // Writing to a String cannot fail.
-        let _ = write!(text, "  {:<34}{}", flag.trim_end(), setting.help);
+        let _ = write!(text, "  {flag:<WIDTH$}{}", setting.help);
         let _ = match setting.default {
             "" => writeln!(text),
             default => writeln!(text, " [{default}]"),

@@ -237,6 +237,8 @@ async fn from(port: u16, own: IpAddr) -> TcpStream {
 
 #[tokio::test]
 async fn this_machine_is_not_counted_unless_that_is_said() {
+    // Both ends of each connection are files of this process.
+    rlimit::increase_nofile_limit(4096).unwrap();
     let daemon = Daemon::start();
     let mut all = Vec::new();
     for _ in 0..1100 {

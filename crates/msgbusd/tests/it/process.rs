@@ -102,9 +102,14 @@ fn help_and_version_go_to_stdout() {
         let output = msgbusd(&[flag]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success());
-        for flag in
-            ["--bind PLACE", "[127.0.0.1:8000]", "-d, --debug", "MSGBUSD_MAX_TOPICS", "Exit codes"]
-        {
+        for flag in [
+            "--bind PLACE",
+            "[127.0.0.1:8000]",
+            "-d, --debug",
+            "--max-connections-per-address COUNT\n",
+            "MSGBUSD_MAX_TOPICS",
+            "Exit codes",
+        ] {
             assert!(text.contains(flag), "no {flag} in {text}");
         }
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
