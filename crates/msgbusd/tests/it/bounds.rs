@@ -204,7 +204,7 @@ async fn a_pull_that_waits_waits_for_room_too() {
 async fn an_address_has_so_many_connections_and_what_was_a_websocket_leaves_room() {
     let daemon = Daemon::with(|config| {
         config.max_connections_per_address = Some(2);
-        config.bind = ([127, 0, 0, 1], 0).into();
+        config.bind = vec![msgbusd::Bind::Tcp(([127, 0, 0, 1], 0).into())];
     });
     let subscriber = daemon.subscribe("/t").await;
     let other = daemon.connect().await;
