@@ -17,6 +17,7 @@ use hyper_util::{
     client::legacy::connect::{self, Connected, HttpConnector},
     rt::TokioIo,
 };
+use msgbus_load::{Dial, Dialing};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -128,6 +129,12 @@ impl Connector {
                 Ok(Connection(Stream::Unix(stream)))
             }
         }
+    }
+}
+
+impl Dial for Connector {
+    fn dial(&self) -> Dialing<'_> {
+        Box::pin(async { Ok(Box::new(self.connect().await?) as Box<dyn msgbus_load::Stream>) })
     }
 }
 

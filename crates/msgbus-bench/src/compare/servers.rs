@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::{
     peers::{Nats, Redis},
-    variants::{self, Variant},
+    variants::{self, Door, Variant},
 };
 use crate::bare::Push;
 
@@ -76,6 +76,13 @@ impl Contender {
         let output = Command::new(program).args(words).output().ok()?;
         let said = [output.stdout, output.stderr].concat();
         Some(String::from_utf8_lossy(&said).lines().next()?.trim().to_owned())
+    }
+
+    fn door(self) -> Door {
+        match self {
+            Self::With(variant) => variant.door,
+            _ => Door::Plain,
+        }
     }
 
     fn protocol(self, port: u16) -> Rc<dyn Protocol> {
@@ -277,11 +284,11 @@ impl Running {
     ///
     /// # Errors
     /// When its processes cannot be looked at.
-    pub fn target(&self, contender: Contender) -> io::Result<Target> {
+    pub fn target(&self, contender: Contender) -> anyhow::Result<Target> {
         let mut pids = vec![self.child.id()];
         pids.extend(children(self.child.id())?);
         Ok(Target {
-            dial: Rc::new(self.address),
+            dial: contender.door().dial(self.address, self.folder())?,
             protocol: contender.protocol(self.address.port()),
             server: Some(Server::new(pids)),
         })

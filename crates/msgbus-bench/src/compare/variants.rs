@@ -1,6 +1,9 @@
 //! msgbusd with what makes it safe, one thing at a time: each is measured beside the plain one.
 
-use std::{fs, io, path::Path};
+use std::{fs, net::SocketAddr, path::Path, rc::Rc};
+
+use msgbus_client::{Client, Roots};
+use msgbus_load::Dial;
 
 use super::servers::Contender::{self, Msgbusd, With};
 
@@ -13,26 +16,82 @@ pub struct Variant {
     pub(super) flags: &'static [&'static str],
     /// What clients say in `Authorization`.
     pub(super) authorization: Option<&'static str>,
+    /// What clients connect to.
+    pub(super) door: Door,
+}
+
+/// A way in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    /// TCP, in the clear.
+    Plain,
+    /// TLS, with HTTP/1.1 in it.
+    Tls,
+    /// The unix socket in its folder.
+    Unix,
 }
 
 /// The plain one, and all others.
 pub(super) const BESIDE_PLAIN: &[Contender] = &[
     Msgbusd,
-    With(&Variant { name: "msgbusd, keys", flags: &["--keys", KEYS], authorization: Some(KEY) }),
+    With(&Variant {
+        name: "msgbusd, keys",
+        flags: &["--keys", KEYS],
+        authorization: Some(BEARER),
+        ..PLAIN
+    }),
+    // Of one bucket for all clients, which is the dearest there is.
+    With(&Variant { name: "msgbusd, rate", flags: &["--publish-rate", "10000000"], ..PLAIN }),
+    With(&Variant {
+        name: "msgbusd, TLS",
+        flags: &["--tls-cert", CERTIFICATE, "--tls-key", PRIVATE_KEY],
+        door: Door::Tls,
+        ..PLAIN
+    }),
+    With(&Variant {
+        name: "msgbusd, unix",
+        flags: &["--bind", "unix:bus.sock"],
+        door: Door::Unix,
+        ..PLAIN
+    }),
 ];
 
-const KEY: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";
+const PLAIN: Variant = Variant { name: "", flags: &[], authorization: None, door: Door::Plain };
+
+const BEARER: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";
 const KEYS: &str = "keys.toml";
+const KEYS_TEXT: &str = "[keys.bench]\n\
+    hash = \"sha256:15584a45d917fc513d19b776647258f2c7c5ac75b375641f7afa3a30eb82a483\"\n\
+    allow = [\"*:bench-00000000\", \"*:bench/*\"]\n";
+const CERTIFICATE: &str = "cert.pem";
+const PRIVATE_KEY: &str = "key.pem";
+const SOCKET: &str = "bus.sock";
 
-/// What the flags name, and where: the servers are started there.
-const FILES: [(&str, &str); 1] = [(
-    KEYS,
-    "[keys.bench]\n\
-     hash = \"sha256:15584a45d917fc513d19b776647258f2c7c5ac75b375641f7afa3a30eb82a483\"\n\
-     allow = [\"*:bench-00000000\", \"*:bench/*\"]\n",
-)];
+/// Writes what the flags name to a folder, where the server is started.
+pub(super) fn write_files(folder: &Path) -> anyhow::Result<()> {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
+    let files = [
+        (KEYS, KEYS_TEXT.to_owned()),
+        (CERTIFICATE, made.cert.pem()),
+        (PRIVATE_KEY, made.signing_key.serialize_pem()),
+    ];
+    for (name, text) in files {
+        fs::write(folder.join(name), text)?;
+    }
+    Ok(())
+}
 
-/// Writes what the flags name to a folder.
-pub(super) fn write_files(folder: &Path) -> io::Result<()> {
-    FILES.iter().try_for_each(|(name, text)| fs::write(folder.join(name), text))
+impl Door {
+    /// How a server is reached that listens at this address, and was started in this folder.
+    pub(super) fn dial(self, address: SocketAddr, folder: &Path) -> anyhow::Result<Rc<dyn Dial>> {
+        let client = match self {
+            Self::Plain => return Ok(Rc::new(address)),
+            Self::Tls => {
+                let roots = Roots::from_pem(&fs::read(folder.join(CERTIFICATE))?)?;
+                Client::new(&format!("https://{address}"))?.with_roots(roots)
+            }
+            Self::Unix => Client::new(&format!("unix:{}", folder.join(SOCKET).display()))?,
+        };
+        Ok(Rc::new(client.connector().clone()))
+    }
 }

@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use msgbus_client::{Client, ClientError, Connector, TopicName};
-use msgbus_load::{Dial, Dialing, Http, Progress, Server, Stream, Target};
+use msgbus_client::{Client, ClientError, TopicName};
+use msgbus_load::{Http, Progress, Server, Target};
 use tokio::{runtime, select, task::LocalSet, time::timeout};
 
 pub(crate) use self::plan::Bench;
@@ -107,17 +107,7 @@ async fn target(bench: &Bench) -> Result<Target, Failure> {
         raw: bench.raw,
         authorization: key.map(str::to_owned),
     };
-    Ok(Target { dial: Rc::new(Dialer(connector)), protocol: Rc::new(http), server: server_process })
-}
-
-/// Connections as the client's own.
-#[derive(Debug)]
-struct Dialer(Connector);
-
-impl Dial for Dialer {
-    fn dial(&self) -> Dialing<'_> {
-        Box::pin(async { Ok(Box::new(self.0.connect().await?) as Box<dyn Stream>) })
-    }
+    Ok(Target { dial: Rc::new(connector), protocol: Rc::new(http), server: server_process })
 }
 
 async fn remove(client: &Client, topics: &[TopicName]) -> Result<(), Failure> {
