@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike as _, SecondsFormat, Utc};
 use thiserror::Error;
 
 use crate::duration::{format_duration, parse_duration};
@@ -137,6 +137,8 @@ fn time(text: &str) -> Option<DateTime<Utc>> {
         .or_else(|_| DateTime::parse_from_rfc3339(&text.replace(' ', "+")))
         .ok()
         .map(|time| time.to_utc())
+        // In UTC it may be in a year that RFC 3339 cannot write.
+        .filter(|time| (0..=9999).contains(&time.year()))
 }
 
 #[cfg(test)]
@@ -165,9 +167,21 @@ mod tests {
 
     #[test]
     fn since_refuses_the_rest() {
-        for text in
-            ["", "-1", "+1", "1-", "-", "1-2-3", "18446744073709551616", "ALL", "yesterday", "1.5"]
-        {
+        for text in [
+            "",
+            "-1",
+            "+1",
+            "1-",
+            "-",
+            "1-2-3",
+            "18446744073709551616",
+            "ALL",
+            "yesterday",
+            "1.5",
+            // In the years 10000 and -1 of UTC.
+            "9999-12-31T23:59:59-01:00",
+            "0000-01-01T00:00:00+01:00",
+        ] {
             assert_eq!(text.parse::<Position>(), Err(PositionError::Since), "{text}");
         }
     }
