@@ -469,7 +469,7 @@ impl Client {
     ) -> Result<T, ClientError> {
         let body = self.body(response).await?;
         serde_json::from_slice(&body)
-            .map_err(|error| self.not_msgbus(&format!("odd JSON: {error}")))
+            .map_err(|error| self.not_msgbus(&format!("odd JSON: {}", json::brief(&error))))
     }
 
     /// An answer for people, in one line.

@@ -19,7 +19,7 @@ use crate::{
 #[non_exhaustive]
 pub enum JsonError {
     /// Not JSON, or not an object of the right shape.
-    #[error("not a message: {0}")]
+    #[error("not a message: {}", brief(.0))]
     Shape(#[from] serde_json::Error),
     /// The topic has an impossible name.
     #[error("not a message: {0}")]
@@ -29,11 +29,25 @@ pub enum JsonError {
     Payload(#[from] base64::DecodeError),
 }
 
+/// The parser repeats what it did not want, however long that is: only the first 200 characters are kept
+/// of what it says.
+pub fn brief(error: &serde_json::Error) -> String {
+    const MOST: usize = 200;
+    let text = error.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
 /// The time that stands for "never": the zero time of the ancestor's language.
 const NEVER: DateTime<Utc> = match DateTime::from_timestamp(-62_135_596_800, 0) {
     Some(time) => time,
     None => DateTime::<Utc>::MIN_UTC,
 };
+
+/// In nanoseconds: the ancestor's field is a signed 64-bit number.
+const LONGEST_TTL: u64 = i64::MAX.cast_unsigned();
 
 /// Appends a message as one JSON object, without a line end.
 pub fn write_message(out: &mut Vec<u8>, message: &Message) {
@@ -65,7 +79,8 @@ pub fn read_message(json: &[u8]) -> Result<Message, JsonError> {
         name: wire.topic.name.parse()?,
         epoch: 0,
         created: wire.topic.created,
-        ttl: Some(Duration::from_nanos(wire.topic.ttl)).filter(|ttl| !ttl.is_zero()),
+        ttl: Some(Duration::from_nanos(wire.topic.ttl.min(LONGEST_TTL)))
+            .filter(|ttl| !ttl.is_zero()),
     };
     let expires = wire.expires.filter(|time| *time != NEVER);
     let ttl = expires.map(|time| (time - wire.created).to_std().unwrap_or_default());
@@ -175,8 +190,7 @@ impl<'a> TopicObject<'a> {
         let ttl = topic.ttl.unwrap_or_default().as_nanos();
         Self {
             name: topic.name.as_str(),
-            // The ancestor's field is a signed 64-bit number.
-            ttl: u64::try_from(ttl).unwrap_or(u64::MAX).min(i64::MAX.cast_unsigned()),
+            ttl: u64::try_from(ttl).unwrap_or(u64::MAX).min(LONGEST_TTL),
             seq,
             created: Time(topic.created),
         }
@@ -297,4 +311,17 @@ struct TopicIn {
     #[serde(default)]
     ttl: u64,
     created: DateTime<Utc>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_message_is_not_repeated_whole() {
+        let json = format!("{{\"id\":\"{}\"}}", "é".repeat(1 << 20));
+        let error = read_message(json.as_bytes()).expect_err("no number").to_string();
+        assert!(error.starts_with("not a message: invalid type: string \"éé"), "{error}");
+        assert!(error.len() < 500 && error.ends_with("é…"), "{error}");
+    }
 }
