@@ -39,7 +39,7 @@ pub(super) enum Refusal {
     WebsocketVersion,
     #[error("there is nothing to subscribe to on /: open the websocket on /<topic>")]
     WebsocketOnRoot,
-    #[error("requests from {origin} are not allowed; --allow-origin lets an origin in")]
+    #[error("requests from {origin:?} are not allowed; --allow-origin lets an origin in")]
     ForeignOrigin { origin: String },
     #[error("requests that another site makes a browser send are not allowed")]
     CrossSite,

@@ -12,7 +12,7 @@ async fn a_foreign_page_can_neither_publish_nor_pull_nor_delete() {
     daemon.put("/t", "x").await;
     for method in ["PUT", "POST", "GET", "DELETE", "OPTIONS"] {
         let reply = daemon.send(method, "/t", &[FOREIGN], b"").await;
-        reply.refuses(403, "https://evil.example are not allowed; --allow-origin");
+        reply.refuses(403, "\"https://evil.example\" are not allowed; --allow-origin");
         assert_eq!(reply.header("Access-Control-Allow-Origin"), None);
     }
     daemon.send("GET", "/t", &["Origin: null"], b"").await.refuses(403, "not allowed");
