@@ -84,6 +84,8 @@ fn parse(path: &Path, text: &str) -> Result<Defaults, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -99,6 +101,27 @@ mod tests {
         for (text, mention) in [("uri\n", "f:1: write it"), ("\nurl: x\n", "f:2: no such setting")]
         {
             assert!(parse(path, text).unwrap_err().to_string().starts_with(mention));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_is_in_the_file_it_is_read_or_named_in_one_line(
+            lines in prop::collection::vec("(uri|debug|[a-z]{0,3})(: ?|)[^\n]{0,9}( #.{0,3})?", 0..4)
+        ) {
+            match parse(Path::new("f"), &lines.join("\n")) {
+                Ok(defaults) => {
+                    let origin = defaults.uri.map(|(_, origin)| origin);
+                    prop_assert!(origin.is_none_or(|origin| origin.starts_with("f:")));
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    prop_assert!(text.starts_with("f:"), "{}", text);
+                    prop_assert!(!text.contains(char::is_control), "{:?}", text);
+                }
+            }
         }
     }
 }

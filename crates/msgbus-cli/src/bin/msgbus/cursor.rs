@@ -75,3 +75,35 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     file.persist(path)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_is_in_the_file_it_is_kept_or_named_in_one_line(
+            text in " ?([0-9]{1,20}(-([0-9]{1,20}|start))?|[0-9]{1,4}[mhd]|all|new|.{0,9})\n?"
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let (file, other) = (folder.path().join("cursor"), folder.path().join("other"));
+            fs::write(&file, &text).unwrap();
+            match Cursor::open(file) {
+                Ok(cursor) => {
+                    let position = cursor.saved().expect("the file was there");
+                    Cursor::anew(other.clone()).save(position).unwrap();
+                    prop_assert_eq!(Cursor::open(other).unwrap().saved(), Some(position));
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    prop_assert!(error.starts_with("--cursor "), "{}", error);
+                    prop_assert!(!error.contains(char::is_control), "{:?}", error);
+                }
+            }
+        }
+    }
+}
