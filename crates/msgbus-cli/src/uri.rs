@@ -124,7 +124,7 @@ impl FromStr for ServerUri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
-        let syntax = || UriError::Syntax(text.to_owned());
+        let syntax = || UriError::Syntax(without_user(text));
         // Nothing in a path has a meaning of its own. A host called unix has a port behind it.
         if let Some(path) = text.strip_prefix("unix:").filter(|path| path.starts_with('/')) {
             let path = Path::new("/").join(path.trim_start_matches('/'));
@@ -132,7 +132,7 @@ impl FromStr for ServerUri {
         }
         let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         if full.contains('#') {
-            return Err(UriError::TooMuch(text.to_owned()));
+            return Err(UriError::TooMuch(without_user(text)));
         }
         let uri: Uri = full.parse().map_err(|_| syntax())?;
         let secure = match uri.scheme_str() {
@@ -142,11 +142,11 @@ impl FromStr for ServerUri {
         };
         let authority = uri.authority().ok_or_else(syntax)?;
         if authority.as_str().contains('@') || uri.query().is_some() {
-            return Err(UriError::TooMuch(text.to_owned()));
+            return Err(UriError::TooMuch(without_user(text)));
         }
         let has_bad_port =
             authority.port_u16().is_none() && authority.as_str().len() > authority.host().len();
-        if authority.host().is_empty() || has_bad_port {
+        if authority.host().trim_matches(['[', ']']).is_empty() || has_bad_port {
             return Err(syntax());
         }
         Ok(Self {
@@ -158,6 +158,11 @@ impl FromStr for ServerUri {
             prefix: uri.path().trim_end_matches('/').to_owned(),
         })
     }
+}
+
+/// What an error may show: before an @ there may be a password.
+fn without_user(text: &str) -> String {
+    text.rsplit_once('@').map_or(text.to_owned(), |(_, rest)| format!("…@{rest}"))
 }
 
 impl fmt::Display for ServerUri {
@@ -251,9 +256,14 @@ mod tests {
             "http://a:",
             "a b",
             ":8000",
+            "[]:8000",
         ] {
             let error = text.parse::<ServerUri>().expect_err(text).to_string();
             assert!(error.contains("http://host:port") || error.contains("no user"), "{error}");
+        }
+        for text in ["http://u:secret@host", "u:secret is@host", "http://u:secret@host#a"] {
+            let error = text.parse::<ServerUri>().expect_err(text).to_string();
+            assert!(!error.contains("secret"), "{error}");
         }
     }
 }
