@@ -29,6 +29,9 @@ mod backoff;
 mod client;
 mod connection;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod key;
 mod start;
 mod subscription;

@@ -37,6 +37,9 @@ mod cursors;
 mod duration;
 mod error;
 mod event;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 pub mod json;
 mod log;

@@ -5,6 +5,9 @@ mod bound;
 pub mod config;
 mod connection;
 mod frames;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod inflight;
 pub mod keys;

@@ -43,7 +43,11 @@ impl File {
         let text = fs::read_to_string(&path.value).map_err(|error| {
             ConfigError::new(&path.origin, format!("cannot read {}: {error}", path.value))
         })?;
-        Self::parse(&Source { path: &path.value, text: &text })
+        Self::parse_text(&path.value, &text)
+    }
+
+    pub(super) fn parse_text(path: &str, text: &str) -> Result<Self, ConfigError> {
+        Self::parse(&Source { path, text })
     }
 
     fn parse(source: &Source<'_>) -> Result<Self, ConfigError> {

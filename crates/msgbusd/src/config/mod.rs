@@ -2,6 +2,8 @@
 //! this order. Each setting is described once, in the table of `settings.rs`.
 
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod key;
 mod settings;
 mod values;

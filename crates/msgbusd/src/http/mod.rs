@@ -6,6 +6,8 @@ mod answers;
 mod auth;
 mod body;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod origin;
 mod position;
 mod publish;

@@ -46,7 +46,11 @@ impl KeyFile {
             place: path.display().to_string(),
             problem: format!("cannot read it: {error}"),
         })?;
-        let keys = Source { path: &path, text: &text }.keys()?;
+        Self::parse(path, &text)
+    }
+
+    pub(super) fn parse(path: PathBuf, text: &str) -> Result<Self, KeyFileError> {
+        let keys = Source { path: &path, text }.keys()?;
         Ok(Self { path, keys })
     }
 }

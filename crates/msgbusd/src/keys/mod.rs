@@ -2,6 +2,8 @@
 //! text, and who may do what is decided here. docs/protocol.md, section 13.
 
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod grant;
 mod permit;
 mod ring;

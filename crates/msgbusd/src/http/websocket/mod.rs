@@ -2,6 +2,8 @@
 //!
 //! [`handshake`] decides, this file takes the connection over, [`session`] follows the topic.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod handshake;
 mod session;
 

@@ -17,7 +17,7 @@ use chrono::Utc;
 use futures_util::{SinkExt as _, StreamExt as _};
 use msgbus_core::{BatchLimit, Event, Position, RecvError, Subscription};
 use tokio::{
-    io::{AsyncWrite as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     select,
     time::{Instant, sleep_until, timeout},
 };
@@ -287,10 +287,10 @@ impl Session {
 }
 
 /// The server's end of a connection that has become a websocket.
-pub(super) fn accept(
-    connection: Connection,
+pub(super) fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: S,
     already_read: Vec<u8>,
-) -> impl Future<Output = WebSocketStream<Connection>> {
+) -> impl Future<Output = WebSocketStream<S>> {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
@@ -342,7 +342,7 @@ impl End {
     }
 
     /// What the client is told; `None` where it has closed first and is only answered.
-    fn close_frame(&self, last_id: Option<u64>) -> Option<CloseFrame> {
+    pub(super) fn close_frame(&self, last_id: Option<u64>) -> Option<CloseFrame> {
         let (code, reason) = match self {
             Self::ClosedByClient | Self::Broken | Self::Stuck => return None,
             Self::Violation(code, why) => (*code, Utf8Bytes::from_static(why)),
@@ -367,7 +367,10 @@ impl End {
 }
 
 /// Sends the close frame, or the answer to the client's, and waits a little for the client.
-async fn close(mut socket: WebSocketStream<Connection>, frame: Option<CloseFrame>) {
+pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
+    mut socket: WebSocketStream<S>,
+    frame: Option<CloseFrame>,
+) {
     let farewell = async {
         if frame.is_some() && socket.close(frame).await.is_err() {
             return;

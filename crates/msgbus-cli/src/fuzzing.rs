@@ -1,0 +1,85 @@
+//! What has to hold for any bytes from outside: the fuzz target of this crate. `fuzz/` runs it with bytes
+//! that it makes up, and the test here with those that were worth keeping.
+
+#[path = "../../../fuzz/common.rs"]
+mod common;
+
+use std::{collections::BTreeMap, fmt::Debug, str};
+
+use hyper::Uri;
+use msgbus_core::{TopicName, json};
+use percent_encoding::percent_decode_str;
+use serde::{Serialize, de::DeserializeOwned};
+
+use self::common::is_a_line;
+use crate::{Key, ServerUri, TopicDetails, TopicSummary};
+
+/// Read as what a server says of topics, as the address of a server, and as a key: what is printed is read
+/// back as the same, what is wrong is one line, and a key is in none.
+///
+/// # Panics
+/// When one of that is not so.
+pub fn client(data: &[u8]) {
+    answer::<BTreeMap<String, TopicSummary>>(data);
+    answer::<TopicDetails>(data);
+    let Ok(text) = str::from_utf8(data) else { return };
+    address(text);
+    key(text);
+}
+
+fn answer<T: Serialize + DeserializeOwned + PartialEq + Debug>(data: &[u8]) {
+    match serde_json::from_slice::<T>(data) {
+        Ok(answer) => {
+            let json = serde_json::to_vec(&answer).expect("it has names for keys");
+            let back: T = serde_json::from_slice(&json).expect("it was just written");
+            assert_eq!(back, answer);
+        }
+        Err(error) => is_a_line(&json::brief(&error), 1000),
+    }
+}
+
+fn address(text: &str) {
+    let server: ServerUri = match text.parse() {
+        Ok(server) => server,
+        Err(error) => {
+            let shown = text.rsplit_once('@').map_or(text, |(_, host)| host);
+            assert!(shown.contains("mbk_") || !error.to_string().contains("mbk_"), "{error}");
+            return is_a_line(&error, 300 + 10 * text.len());
+        }
+    };
+    let shown = server.to_string();
+    assert_eq!(shown.parse().as_ref(), Ok(&server), "{shown}");
+    let (host, port) = server.address();
+    assert!(!host.is_empty() && !host.contains(['@', '/']), "{host}");
+    let (line, _) = text.split_once('\n').unwrap_or((text, ""));
+    for name in ["a b/größe?", "a%2Fb#c", line] {
+        let Ok(topic) = TopicName::new(name) else { continue };
+        let uri: Uri = server.topic("http", &topic, "max=1").parse().expect("a URI");
+        assert_eq!(uri.port_u16(), Some(port));
+        assert_eq!(uri.query(), Some("max=1"));
+        let path = uri.path().strip_prefix(server.prefix()).expect("the prefix is first");
+        let decoded = percent_decode_str(path).decode_utf8().expect("UTF-8");
+        assert_eq!(decoded.strip_prefix('/'), Some(name));
+    }
+}
+
+fn key(text: &str) {
+    match text.parse::<Key>() {
+        Ok(key) => {
+            assert_eq!(key.authorization(), &*format!("Bearer {text}"));
+            assert_eq!(format!("{key:?}"), "Key(..)");
+            assert!(key.authorization().is_sensitive());
+        }
+        Err(error) => is_a_line(&error, 100),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::common::replay;
+
+    #[test]
+    fn client() {
+        replay("client", super::client);
+    }
+}
