@@ -146,13 +146,15 @@ impl FromStr for ServerUri {
         }
         let has_bad_port =
             authority.port_u16().is_none() && authority.as_str().len() > authority.host().len();
-        if authority.host().trim_matches(['[', ']']).is_empty() || has_bad_port {
+        let host = authority.host();
+        let name = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        if name.is_empty() || name.contains(['[', ']']) || has_bad_port {
             return Err(syntax());
         }
         Ok(Self {
             place: Place::Host {
                 secure,
-                host: authority.host().to_owned(),
+                host: host.to_owned(),
                 port: authority.port_u16().unwrap_or(if secure { 443 } else { 80 }),
             },
             prefix: uri.path().trim_end_matches('/').to_owned(),
@@ -257,6 +259,7 @@ mod tests {
             "a b",
             ":8000",
             "[]:8000",
+            "a[::1]b:8000",
         ] {
             let error = text.parse::<ServerUri>().expect_err(text).to_string();
             assert!(error.contains("http://host:port") || error.contains("no user"), "{error}");
