@@ -3,7 +3,7 @@ use hyper::{
     Request,
     header::{self, HeaderMap, HeaderValue},
 };
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::{
     super::{
@@ -48,6 +48,9 @@ fn is_routed(request: &Request<()>, route: &Route) {
     }
     let Some(Need::Topic(_, topic)) = route.needs() else { return };
     let place = if matches!(route, Route::Inspect(_)) { "/-/topics/" } else { "/" };
+    let path = request.uri().path().strip_prefix(place).expect("it is routed by that");
+    let once = percent_decode_str(path).decode_utf8().expect("a name is UTF-8");
+    assert_eq!(topic.as_str(), once.trim_matches('/'));
     let path = utf8_percent_encode(topic.as_str(), NON_ALPHANUMERIC);
     let query = Serializer::new(String::new()).extend_pairs(pairs(request)).finish();
     let mut other = Request::builder()
