@@ -11,19 +11,16 @@ use hyper::{
     Request,
     header::{self, HeaderValue},
 };
-use msgbus_core::MessageBus;
 use percent_encoding::percent_decode_str;
 
 use super::{
-    super::{App, Tasks, auth, error::Refusal, routes::Route},
+    super::{App, auth, error::Refusal, routes::Route},
     LONGEST_REFUSAL, head,
 };
 use crate::{
     config::Config,
-    frames::Frames,
     fuzzing::common::is_a_line,
     keys::{self, Keyring},
-    metrics::Metrics,
 };
 
 /// The secret of the one key: it may publish to `orders/**` and follow everything.
@@ -41,14 +38,8 @@ allow = ["publish:orders/**", "subscribe:**"]
 
 static APP: LazyLock<App> = LazyLock::new(|| {
     let file = keys::fuzzing::read(&KEYS.replace("HASH", &keys::fuzzing::hash(SECRET)));
-    App {
-        bus: MessageBus::new(msgbus_core::Options::default()),
-        config: Config::default(),
-        keyring: Some(Arc::new(Keyring::new(file.expect("it is right")))),
-        metrics: Metrics::new(),
-        frames: Frames::default(),
-        tasks: Tasks::default(),
-    }
+    let keyring = Keyring::new(file.expect("it is right"));
+    super::app(Config::default(), Some(Arc::new(keyring)))
 });
 
 /// Who asks: nobody is the holder of a key who has not said its secret or a ticket of it, a ticket is good

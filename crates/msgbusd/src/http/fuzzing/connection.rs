@@ -13,7 +13,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use msgbus_core::{Draft, MessageBus, Options, TopicName, json};
+use msgbus_core::{Draft, MessageBus, TopicName, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     select,
@@ -21,10 +21,10 @@ use tokio::{
 };
 
 use super::{
-    super::{Answer, App, Tasks, answer},
+    super::{Answer, App, answer},
     LONGEST_REFUSAL, block_on,
 };
-use crate::{config::Config, frames::Frames, fuzzing::common::is_a_line, metrics::Metrics};
+use crate::{config::Config, fuzzing::common::is_a_line};
 
 const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 /// How long a client listens: longer than any wait.
@@ -74,21 +74,15 @@ async fn serve(data: &[u8]) {
 fn app() -> App {
     let mut config = Config { max_payload: 4 << 10, ..Config::default() };
     config.bus.topic.max_messages = 8;
+    config.bus.max_topics = 4;
     config.allowed_origins.push("https://good.example".to_owned());
-    let bus = MessageBus::new(Options { max_topics: 4, ..config.bus.clone() });
+    let app = super::app(config, None);
     let topic: TopicName = "a".parse().expect("a name");
     for payload in ["one", "two\n", ""] {
         let draft = Draft::new(payload).content_type("text/html");
-        bus.put(&topic, draft).expect("there is room");
+        app.bus.put(&topic, draft).expect("there is room");
     }
-    App {
-        bus,
-        config,
-        keyring: None,
-        metrics: Metrics::new(),
-        frames: Frames::default(),
-        tasks: Tasks::default(),
-    }
+    app
 }
 
 async fn client_says(client: DuplexStream, data: &[u8]) {

@@ -5,15 +5,19 @@ mod connection;
 mod origin;
 mod request;
 
-use std::cell::RefCell;
+use std::{cell::RefCell, sync::Arc};
 
 use hyper::{Method, Request, header::HeaderValue};
+use msgbus_core::MessageBus;
 use tokio::runtime::{Builder, Runtime};
 
 pub use self::{
     authorization::authorization, connection::connection, origin::origin, request::request,
 };
 pub use super::websocket::fuzzing::websocket;
+
+use super::{App, Tasks};
+use crate::{config::Config, frames::Frames, keys::Keyring, metrics::Metrics};
 
 /// The most bytes of a refusal: a name of a topic may be in it, and the start of what was wrong.
 const LONGEST_REFUSAL: usize = 1000;
@@ -31,6 +35,17 @@ fn head(data: &[u8]) -> Option<Request<()>> {
         request = request.header(&line[..colon], value);
     }
     request.body(()).ok()
+}
+
+fn app(config: Config, keyring: Option<Arc<Keyring>>) -> App {
+    App {
+        bus: MessageBus::new(config.bus.clone()),
+        config,
+        keyring,
+        metrics: Metrics::new(),
+        frames: Frames::default(),
+        tasks: Tasks::default(),
+    }
 }
 
 thread_local! {
