@@ -14,18 +14,13 @@ use tokio_rustls::rustls::ServerConfig;
 use tracing::{debug, info, warn};
 
 use crate::{
-    bound::Bound,
     config::Config,
     connection,
-    frames::Frames,
     http::{App, Tasks},
-    inflight::Inflight,
     keys::Keyring,
     listener::{Bind, Listener},
-    metrics::Metrics,
     peer::Peer,
     places::{NoPlace, PerAddress, Place, Places},
-    rates::Rates,
     socket::Socket,
     stream::Accepted,
     tls::{self, Certificate, CertificateError},
@@ -103,19 +98,9 @@ impl Server {
             let tls = tls.clone().filter(|_| matches!(bind, Bind::Tcp(_)));
             doors.push(Door { listener, tls });
         }
-        let app = App {
-            bus: MessageBus::new(config.bus.clone()),
-            keyring: config.keys.clone().map(|file| Arc::new(Keyring::new(file))),
-            metrics: Metrics::new(),
-            frames: Frames::default(),
-            inflight: Inflight::new(config.max_inflight_bytes),
-            subscriptions: Bound::new(config.max_subscriptions),
-            connections: Places::new(config.max_connections, per_address(&config)),
-            rates: Rates::new(config.publish_rate),
-            tasks: Tasks::default(),
-            config,
-        };
-        Ok(Self { doors, places, certificate, app: Arc::new(app), workers: Workers::current() })
+        let keyring = config.keys.clone().map(|file| Arc::new(Keyring::new(file)));
+        let app = Arc::new(App::new(config, keyring));
+        Ok(Self { doors, places, certificate, app, workers: Workers::current() })
     }
 
     /// Lets these threads serve the connections, instead of the runtime that accepts them.
@@ -176,11 +161,6 @@ impl Server {
         sweeper.abort();
         drain(&app).await
     }
-}
-
-fn per_address(config: &Config) -> PerAddress {
-    const DEFAULT: usize = 1000;
-    config.max_connections_per_address.map_or(PerAddress::MostOfOthers(DEFAULT), PerAddress::Most)
 }
 
 /// Frees what has expired. The bus does it by itself only where it is used.

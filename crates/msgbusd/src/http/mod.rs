@@ -42,7 +42,7 @@ use crate::{
     keys::{Action, Keyring},
     metrics::Metrics,
     peer::Peer,
-    places::Places,
+    places::{PerAddress, Places},
     rates::Rates,
 };
 
@@ -65,6 +65,28 @@ pub(crate) struct App {
     pub(crate) connections: Arc<Places>,
     pub(crate) rates: Rates,
     pub(crate) tasks: Tasks,
+}
+
+impl App {
+    pub(crate) fn new(config: Config, keyring: Option<Arc<Keyring>>) -> Self {
+        const OF_ANOTHER_MACHINE: usize = 1000;
+        let per_address = match config.max_connections_per_address {
+            Some(most) => PerAddress::Most(most),
+            None => PerAddress::MostOfOthers(OF_ANOTHER_MACHINE),
+        };
+        Self {
+            bus: MessageBus::new(config.bus.clone()),
+            keyring,
+            metrics: Metrics::new(),
+            frames: Frames::default(),
+            inflight: Inflight::new(config.max_inflight_bytes),
+            subscriptions: Bound::new(config.max_subscriptions),
+            connections: Places::new(config.max_connections, per_address),
+            rates: Rates::new(config.publish_rate),
+            tasks: Tasks::default(),
+            config,
+        }
+    }
 }
 
 /// What runs beside the accept loop, and how it is told to end.

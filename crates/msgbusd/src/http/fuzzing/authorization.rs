@@ -39,7 +39,7 @@ allow = ["publish:orders/**", "subscribe:**"]
 static APP: LazyLock<App> = LazyLock::new(|| {
     let file = keys::fuzzing::read(&KEYS.replace("HASH", &keys::fuzzing::hash(SECRET)));
     let keyring = Keyring::new(file.expect("it is right"));
-    super::app(Config::default(), Some(Arc::new(keyring)))
+    App::new(Config::default(), Some(Arc::new(keyring)))
 });
 
 /// Who asks: nobody is the holder of a key who has not said its secret or a ticket of it, a ticket is good

@@ -1,9 +1,4 @@
-use std::{
-    convert::Infallible,
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt as _, Either};
 use hyper::{
@@ -22,11 +17,10 @@ use tokio::{
 
 use super::{
     super::{Answer, App, answer},
-    LONGEST_REFUSAL, block_on,
+    LONGEST_REFUSAL, PEER, block_on,
 };
 use crate::{config::Config, fuzzing::common::is_a_line};
 
-const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 /// How long a client listens: longer than any wait.
 const PATIENCE: Duration = Duration::from_secs(62);
 /// The most bytes of an answer that are under way, and of what a client hears.
@@ -76,7 +70,7 @@ fn app() -> App {
     config.bus.topic.max_messages = 8;
     config.bus.max_topics = 4;
     config.allowed_origins.push("https://good.example".to_owned());
-    let app = super::app(config, None);
+    let app = App::new(config, None);
     let topic: TopicName = "a".parse().expect("a name");
     for payload in ["one", "two\n", ""] {
         let draft = Draft::new(payload).content_type("text/html");

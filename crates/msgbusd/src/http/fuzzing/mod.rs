@@ -5,10 +5,9 @@ mod connection;
 mod origin;
 mod request;
 
-use std::{cell::RefCell, sync::Arc};
+use std::cell::RefCell;
 
 use hyper::{Method, Request, header::HeaderValue};
-use msgbus_core::MessageBus;
 use tokio::runtime::{Builder, Runtime};
 
 pub use self::{
@@ -16,8 +15,7 @@ pub use self::{
 };
 pub use super::websocket::fuzzing::websocket;
 
-use super::{App, Tasks};
-use crate::{config::Config, frames::Frames, keys::Keyring, metrics::Metrics};
+use crate::peer::Peer;
 
 /// The most bytes of a refusal: a name of a topic may be in it, and the start of what was wrong.
 const LONGEST_REFUSAL: usize = 1000;
@@ -37,16 +35,8 @@ fn head(data: &[u8]) -> Option<Request<()>> {
     request.body(()).ok()
 }
 
-fn app(config: Config, keyring: Option<Arc<Keyring>>) -> App {
-    App {
-        bus: MessageBus::new(config.bus.clone()),
-        config,
-        keyring,
-        metrics: Metrics::new(),
-        frames: Frames::default(),
-        tasks: Tasks::default(),
-    }
-}
+/// In the clear, and by no address, so that nothing is counted for it.
+const PEER: Peer = Peer { address: None, has_tls: false };
 
 thread_local! {
     static RUNTIME: RefCell<Runtime> = RefCell::new(

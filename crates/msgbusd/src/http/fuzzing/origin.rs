@@ -7,9 +7,9 @@ use hyper::{
 
 use super::{
     super::origin::{Source, check},
-    LONGEST_REFUSAL, head,
+    LONGEST_REFUSAL, PEER, head,
 };
-use crate::fuzzing::common::is_a_line;
+use crate::{fuzzing::common::is_a_line, peer::Peer};
 
 /// Where a request comes from: a page that is let in is of an origin that was allowed, or of a host that
 /// can be nobody else's.
@@ -27,8 +27,16 @@ pub fn origin(data: &[u8]) {
         headers.get(name).map(text)
     };
     let origin = lower(header::ORIGIN);
-    let host = lower(header::HOST).unwrap_or_default();
-    match check(&request, &allowed) {
+    let host = match request.uri().authority() {
+        Some(authority) => authority.as_str().to_lowercase(),
+        None => lower(header::HOST).unwrap_or_default(),
+    };
+    if let (Ok(Source::Own), Some(origin)) =
+        (check(&request, Peer { has_tls: true, ..PEER }, &allowed), &origin)
+    {
+        assert!(origin.ends_with(&format!("://{host}")), "{origin} at {host}");
+    }
+    match check(&request, PEER, &allowed) {
         Ok(Source::Allowed(value)) => {
             assert!(origin.is_some_and(|origin| allowed.contains(&origin)));
             let mut answer = HeaderMap::new();
@@ -56,7 +64,7 @@ pub fn origin(data: &[u8]) {
     let mut request = request;
     request.headers_mut().remove(header::ORIGIN);
     request.headers_mut().remove("sec-fetch-site");
-    assert_eq!(check(&request, &allowed).ok(), Some(Source::Own));
+    assert_eq!(check(&request, PEER, &allowed).ok(), Some(Source::Own));
 }
 
 /// The same, by the library's own reader of hosts and ports. What it does not read no browser sends.
