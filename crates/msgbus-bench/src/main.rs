@@ -26,7 +26,8 @@ usage: msgbus-bench COMMAND
                                       the same work on msgbusd, on bare servers, and on nginx with nchan,
                                       redis-server and nats-server where they are there. Prints what it
                                       found, and without FILTER writes it to FOLDER/performance.md [docs]
-  soak [--minutes N] [--seed S]       every kind of client, decent or not, against msgbusd with small bounds
+  soak [--minutes N] [--seed S] [--tls]
+                                      every kind of client, decent or not, against msgbusd with small bounds
                                       for so many minutes [5]; then accounts for every message, and for
                                       memory and open files. Exit 1 when a book does not balance
   bare --bind ADDRESS [--push nowhere|each|batches] [--threads N] [--stealing]
@@ -75,8 +76,9 @@ fn comparison(mut args: Arguments) -> anyhow::Result<String> {
 fn worn(mut args: Arguments) -> anyhow::Result<ExitCode> {
     let minutes = args.opt_value_from_str("--minutes")?.unwrap_or(5.0);
     let seed = args.opt_value_from_str("--seed")?.unwrap_or_else(|| fastrand::u64(..));
+    let tls = args.contains("--tls");
     end(args)?;
-    let worn = soak::run(&soak::Options { minutes, seed })?;
+    let worn = soak::run(&soak::Options { minutes, seed, tls })?;
     print(&worn.report)?;
     Ok(if worn.balances { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -6,6 +6,7 @@ use msgbus_client::{Client, Roots};
 use msgbus_load::Dial;
 
 use super::servers::Contender::{self, Msgbusd, With};
+use crate::certificate::{self, Certificate};
 
 /// msgbusd with something switched on, and clients that know of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,12 +43,7 @@ pub(super) const BESIDE_PLAIN: &[Contender] = &[
     }),
     // Of one bucket for all clients, which is the dearest there is.
     With(&Variant { name: "msgbusd, rate", flags: &["--publish-rate", "10000000"], ..PLAIN }),
-    With(&Variant {
-        name: "msgbusd, TLS",
-        flags: &["--tls-cert", CERTIFICATE, "--tls-key", PRIVATE_KEY],
-        door: Door::Tls,
-        ..PLAIN
-    }),
+    With(&Variant { name: "msgbusd, TLS", flags: certificate::FLAGS, door: Door::Tls, ..PLAIN }),
     With(&Variant {
         name: "msgbusd, unix",
         flags: &["--bind", "unix:bus.sock"],
@@ -63,22 +59,12 @@ const KEYS: &str = "keys.toml";
 const KEYS_TEXT: &str = "[keys.bench]\n\
     hash = \"sha256:15584a45d917fc513d19b776647258f2c7c5ac75b375641f7afa3a30eb82a483\"\n\
     allow = [\"*:bench-00000000\", \"*:bench/*\"]\n";
-const CERTIFICATE: &str = "cert.pem";
-const PRIVATE_KEY: &str = "key.pem";
 const SOCKET: &str = "bus.sock";
 
 /// Writes what the flags name to a folder, where the server is started.
 pub(super) fn write_files(folder: &Path) -> anyhow::Result<()> {
-    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
-    let files = [
-        (KEYS, KEYS_TEXT.to_owned()),
-        (CERTIFICATE, made.cert.pem()),
-        (PRIVATE_KEY, made.signing_key.serialize_pem()),
-    ];
-    for (name, text) in files {
-        fs::write(folder.join(name), text)?;
-    }
-    Ok(())
+    fs::write(folder.join(KEYS), KEYS_TEXT)?;
+    Ok(Certificate::make()?.write(folder)?)
 }
 
 impl Door {
@@ -87,7 +73,7 @@ impl Door {
         let client = match self {
             Self::Plain => return Ok(Rc::new(address)),
             Self::Tls => {
-                let roots = Roots::from_pem(&fs::read(folder.join(CERTIFICATE))?)?;
+                let roots = Roots::from_pem(&fs::read(folder.join(certificate::CHAIN))?)?;
                 Client::new(&format!("https://{address}"))?.with_roots(roots)
             }
             Self::Unix => Client::new(&format!("unix:{}", folder.join(SOCKET).display()))?,

@@ -72,7 +72,7 @@ pub(super) fn check_bus(books: &mut Books, totals: &Totals) {
 /// Waits until nothing is on its way, then compares all books.
 pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
     let give_up = Instant::now() + PATIENCE;
-    let mut wire = Wire::open(soak.address).await?;
+    let mut wire = Wire::open(&soak.place).await?;
     let topics = loop {
         let topics = topics(soak, &mut wire).await?;
         let is_quiet = topics.iter().all(|details| is_quiet(soak, details));
@@ -102,7 +102,7 @@ pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
 /// Deletes all topics: nothing is to be left of them, nor of those who followed them.
 pub(super) async fn clear(soak: &Soak) -> io::Result<()> {
     let give_up = Instant::now() + PATIENCE;
-    let mut wire = Wire::open(soak.address).await?;
+    let mut wire = Wire::open(&soak.place).await?;
     let totals = loop {
         for name in names(soak, &mut wire).await? {
             let request = soak.request("DELETE", &format!("/{name}"));

@@ -26,7 +26,7 @@ pub(super) async fn delete(soak: Rc<Soak>, mut rng: Rng) {
             (keys.claim(who, &topic), show::header(&keys, who, &mut rng))
         };
         let request = format!("DELETE /{name} HTTP/1.1\r\nHost: soak\r\n{header}\r\n");
-        match ask(soak.address, request.as_bytes(), true).await {
+        match ask(&soak.place, request.as_bytes(), true).await {
             Ok((status, _)) => {
                 let mut books = soak.books.borrow_mut();
                 let what = format!("DELETE {name}");
@@ -53,7 +53,7 @@ pub(super) async fn look(soak: Rc<Soak>, mut rng: Rng) {
             _ => ("GET", "/?max=100".to_owned()),
         };
         let request = soak.request(method, &path);
-        let (status, body) = match ask(soak.address, request.as_bytes(), method == "GET").await {
+        let (status, body) = match ask(&soak.place, request.as_bytes(), method == "GET").await {
             Ok(answer) => answer,
             Err(error) => {
                 soak.note_silence(&error, "a look");
@@ -99,7 +99,7 @@ pub(super) async fn crowd(soak: Rc<Soak>, mut rng: Rng) {
 }
 
 async fn one_of_many(soak: Rc<Soak>, mut rng: Rng) {
-    let Ok(mut wire) = Wire::open(soak.address).await else { return };
+    let Ok(mut wire) = Wire::open(&soak.place).await else { return };
     let request: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: soak\r\n\r\n";
     let is_whole = rng.u8(..4) > 0;
     let said = if is_whole { request } else { &request[..rng.usize(..request.len())] };
@@ -130,7 +130,7 @@ pub(super) async fn misbehave(soak: Rc<Soak>, mut rng: Rng) {
         sleep(Duration::from_millis(rng.u64(10..200))).await;
         let (request, statuses) = misfit(&soak, &mut rng);
         soak.books.borrow_mut().count("requests that are wrong, too large or not whole", 1);
-        match ask(soak.address, &request, true).await {
+        match ask(&soak.place, &request, true).await {
             Ok((503, _)) => {}
             Ok((status, text)) => {
                 soak.books.borrow_mut().check(Book::Answers, statuses.contains(&status), || {

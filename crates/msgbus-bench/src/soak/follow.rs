@@ -91,8 +91,8 @@ impl Follower {
             show::to_follow(&self.soak, track.claim.who, track.transport, &mut self.rng).await?;
         let Some(shown) = shown else { return Ok(End::Ended) };
         let mut wire = match reading {
-            Reading::InTime => Wire::open(self.soak.address).await?,
-            Reading::Slowly | Reading::Stops => Wire::open_narrow(self.soak.address).await?,
+            Reading::InTime => Wire::open(&self.soak.place).await?,
+            Reading::Slowly | Reading::Stops => Wire::open_narrow(&self.soak.place).await?,
         };
         let (query, version) = (self.query(track, shown.query), self.rng.u8(..2));
         let name = track.topic.name();

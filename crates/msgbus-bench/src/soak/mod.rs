@@ -28,7 +28,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     fs, io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     rc::Rc,
@@ -53,11 +52,14 @@ use self::{
     publish::Publisher,
     pull::Puller,
     track::Live,
-    wire::Cut,
+    wire::{Cut, Place},
 };
-use crate::compare::{
-    build,
-    servers::{Running, beside},
+use crate::{
+    certificate::{self, Certificate},
+    compare::{
+        build,
+        servers::{Running, beside},
+    },
 };
 
 /// How long to soak.
@@ -67,6 +69,8 @@ pub struct Options {
     pub minutes: f64,
     /// What the clients' dice begin with.
     pub seed: u64,
+    /// Whether all speak TLS.
+    pub tls: bool,
 }
 
 /// What was found.
@@ -99,7 +103,7 @@ enum Phase {
 /// What all clients share.
 struct Soak {
     server: RefCell<Running>,
-    address: SocketAddr,
+    place: Place,
     phase: watch::Sender<Phase>,
     books: RefCell<Books>,
     /// Own subscriptions that are there now, by the name that the server has for them.
@@ -161,9 +165,13 @@ pub fn run(options: &Options) -> anyhow::Result<Worn> {
     let mut rng = Rng::with_seed(options.seed);
     let keys = Keys::make()?;
     let text = keys.text(&mut rng);
-    let running = Running::start("msgbusd", |port, folder| server_command(port, folder, &text))?;
+    let certificate = options.tls.then(Certificate::make).transpose()?;
+    let running = Running::start("msgbusd", |port, folder| {
+        server_command(port, folder, &text, certificate.as_ref())
+    })?;
+    let tls = certificate.as_ref().map(Certificate::connector).transpose()?;
     let soak = Rc::new(Soak {
-        address: running.address(),
+        place: Place { address: running.address(), tls },
         key_file: running.folder().join(KEY_FILE),
         server: RefCell::new(running),
         steady: show::bearer(keys.steady_secret()),
@@ -187,7 +195,12 @@ pub fn run(options: &Options) -> anyhow::Result<Worn> {
     Ok(Worn { report: report::text(&books, &costs, options), balances: books.balance() })
 }
 
-fn server_command(port: u16, folder: &Path, keys: &str) -> anyhow::Result<Command> {
+fn server_command(
+    port: u16,
+    folder: &Path,
+    keys: &str,
+    certificate: Option<&Certificate>,
+) -> anyhow::Result<Command> {
     let config = folder.join("soak.toml");
     let key_file = folder.join(KEY_FILE);
     fs::write(&config, topics::CONFIG)?;
@@ -195,6 +208,10 @@ fn server_command(port: u16, folder: &Path, keys: &str) -> anyhow::Result<Comman
     let mut command = Command::new(beside("msgbusd")?);
     command.arg("--bind").arg(format!("127.0.0.1:{port}")).arg("--config").arg(config);
     command.arg("--keys").arg(key_file);
+    if let Some(certificate) = certificate {
+        command.args(certificate::FLAGS).current_dir(folder);
+        certificate.write(folder)?;
+    }
     Ok(command)
 }
 

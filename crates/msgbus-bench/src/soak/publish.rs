@@ -181,7 +181,7 @@ impl Publisher {
     async fn take_wire(&mut self) -> io::Result<Wire> {
         match self.wire.take() {
             Some(wire) => Ok(wire),
-            None => Wire::open(self.soak.address).await,
+            None => Wire::open(&self.soak.place).await,
         }
     }
 }

@@ -81,7 +81,7 @@ impl Puller {
         let head = format!("GET /{name}?{query} HTTP/1.1\r\nHost: soak\r\n{who}\r\n");
         let mut wire = match self.wire.take() {
             Some(wire) => wire,
-            None => Wire::open(self.soak.address).await?,
+            None => Wire::open(&self.soak.place).await?,
         };
         wire.send(head.as_bytes()).await?;
         if request.leaves {

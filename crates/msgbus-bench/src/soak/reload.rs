@@ -108,7 +108,7 @@ async fn is_known(soak: &Soak, secret: &str) -> io::Result<bool> {
     let request = format!("GET /-/stats HTTP/1.1\r\nHost: soak\r\n{}\r\n", bearer(secret));
     let begin = Instant::now();
     loop {
-        match ask(soak.address, request.as_bytes(), true).await {
+        match ask(&soak.place, request.as_bytes(), true).await {
             Ok((401, _)) => return Ok(false),
             Ok((403, _)) => return Ok(true),
             Ok((503, _)) => {}

@@ -85,7 +85,7 @@ async fn ticket(soak: &Soak, who: Who, secret: &str) -> io::Result<Option<String
         "POST /-/ticket HTTP/1.1\r\nHost: soak\r\n{}Content-Length: 0\r\n\r\n",
         bearer(secret)
     );
-    let (status, body) = ask(soak.address, request.as_bytes(), true).await?;
+    let (status, body) = ask(&soak.place, request.as_bytes(), true).await?;
     let mut books = soak.books.borrow_mut();
     soak.keys.borrow().check_answer(&mut books, &claim, status, "POST /-/ticket");
     books.check(Book::Answers, matches!(status, 200 | 401 | 503), || {

@@ -1,14 +1,22 @@
 //! A connection that does as it is told, also what no decent client does.
 
-use std::{collections::HashMap, io, mem, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    io, mem,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
+use tokio_rustls::{TlsConnector, client::TlsStream, rustls::pki_types::ServerName};
 
 /// How long the server may take for anything before that counts as no answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,8 +33,21 @@ pub(super) enum Cut {
     Close,
 }
 
+/// Where the server is, and what is spoken there.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) address: SocketAddr,
+    /// Begins TLS, where it is spoken.
+    pub(super) tls: Option<TlsConnector>,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     /// What has come and was not taken yet.
     pub(super) input: BytesMut,
     /// What has come of a body in chunks and is not in `input` yet.
@@ -57,30 +78,41 @@ impl Head {
 }
 
 impl Wire {
-    pub(super) async fn open(address: SocketAddr) -> io::Result<Self> {
-        Self::with(TcpSocket::new_v4()?, address).await
+    pub(super) async fn open(place: &Place) -> io::Result<Self> {
+        Self::with(TcpSocket::new_v4()?, place).await
     }
 
     /// One that the server finds full soon.
-    pub(super) async fn open_narrow(address: SocketAddr) -> io::Result<Self> {
+    pub(super) async fn open_narrow(place: &Place) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(SMALL_BUFFER)?;
-        Self::with(socket, address).await
+        Self::with(socket, place).await
     }
 
-    async fn with(socket: TcpSocket, address: SocketAddr) -> io::Result<Self> {
-        let stream = patiently(socket.connect(address)).await?;
+    async fn with(socket: TcpSocket, place: &Place) -> io::Result<Self> {
+        let stream = patiently(socket.connect(place.address)).await?;
         stream.set_nodelay(true)?;
+        let stream = match &place.tls {
+            None => Stream::Plain(stream),
+            Some(tls) => {
+                let name = ServerName::IpAddress(place.address.ip().into());
+                Stream::Tls(Box::new(patiently(tls.connect(name, stream)).await?))
+            }
+        };
         Ok(Self { stream, input: BytesMut::new(), chunks: None, is_at_end: false })
     }
 
     /// How the server calls this client.
     pub(super) fn name(&self) -> io::Result<String> {
-        Ok(self.stream.local_addr()?.to_string())
+        Ok(self.stream.tcp().local_addr()?.to_string())
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        patiently(self.stream.write_all(bytes)).await
+        patiently(async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        })
+        .await
     }
 
     /// Reads once; 0 is the end. Nothing is lost when it is dropped.
@@ -153,18 +185,63 @@ impl Wire {
     pub(super) fn cut(self, how: Cut) {
         if how == Cut::Reset {
             // Where the server was faster there is nothing left to reset.
-            let _ = self.stream.set_zero_linger();
+            let _ = self.stream.tcp().set_zero_linger();
+        }
+    }
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
 
 /// One request on a connection of its own: the status and the body of the answer.
-pub(super) async fn ask(
-    address: SocketAddr,
-    request: &[u8],
-    has_body: bool,
-) -> io::Result<(u16, Bytes)> {
-    let mut wire = Wire::open(address).await?;
+pub(super) async fn ask(place: &Place, request: &[u8], has_body: bool) -> io::Result<(u16, Bytes)> {
+    let mut wire = Wire::open(place).await?;
     // What is refused is answered before all of it is sent.
     let _ = wire.send(request).await;
     let (head, body) = wire.answer(has_body).await?;
