@@ -182,7 +182,12 @@ fn note_end(app: &App, peer: Peer, end: End) {
     match end {
         End::Over(Ok(())) => {}
         End::Over(Err(error)) => {
-            if is_timeout(&error) {
+            // hyper has answered by itself.
+            if error.is_parse_too_large() {
+                app.metrics.refusal("header_too_large");
+            } else if error.is_parse() {
+                app.metrics.refusal("bad_http");
+            } else if is_timeout(&error) {
                 app.metrics.timeout(Deadline::Write);
             }
             debug!(%peer, %error, "connection ended");

@@ -12,8 +12,9 @@ use hdrhistogram::Histogram;
 use msgbus_core::{MessageBus, TopicStats};
 use parking_lot::Mutex;
 
-/// The code words of all refusals, and of connections. What is most frequent comes first.
-const CODES: [&str; 27] = [
+/// The code words of all refusals, of connections and of what is said on them. What is most frequent comes
+/// first.
+const CODES: [&str; 32] = [
     "empty",
     "too_many_messages",
     "topic_full",
@@ -41,6 +42,11 @@ const CODES: [&str; 27] = [
     "method_not_allowed",
     "nothing_here",
     "closed",
+    "bad_http",
+    "header_too_large",
+    "websocket_too_large",
+    "websocket_not_utf8",
+    "websocket_violation",
 ];
 
 /// What a connection was too slow with.

@@ -360,6 +360,34 @@ async fn clients_that_are_too_slow_are_counted_by_what_they_were_slow_with() {
 }
 
 #[tokio::test]
+async fn what_is_said_wrongly_is_counted_and_the_bus_goes_on() {
+    let daemon = Daemon::start();
+    let large = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(17 << 10));
+    for (said, status, code) in
+        [(large.as_str(), "431", "header_too_large"), ("what?\r\n\r\n", "400", "bad_http")]
+    {
+        let mut connection = daemon.connect().await;
+        connection.write(said.as_bytes()).await;
+        let answer = String::from_utf8(connection.rest().await).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        let series = format!("msgbus_server_refused{{code=\"{code}\"}}");
+        daemon.wait_for_metric(&series, |count| count == 1).await;
+    }
+    let too_large = [&[0x82, 0xff][..], &(65_537_u64).to_be_bytes(), &[0; 4]].concat();
+    for (frame, code) in [
+        (&too_large[..], "websocket_too_large"),
+        (b"\x81\x81\0\0\0\0\xff", "websocket_not_utf8"),
+        (b"\x83\x80\0\0\0\0", "websocket_violation"),
+    ] {
+        let mut websocket = daemon.raw_websocket("/t").await;
+        websocket.write(frame).await;
+        let series = format!("msgbus_server_refused{{code=\"{code}\"}}");
+        daemon.wait_for_metric(&series, |count| count == 1).await;
+    }
+    assert_eq!(daemon.put("/t", "x").await.status, 202);
+}
+
+#[tokio::test]
 async fn every_refusal_has_a_series_from_the_beginning() {
     let daemon = Daemon::start();
     let page = daemon.get("/metrics").await;

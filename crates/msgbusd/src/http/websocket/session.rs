@@ -139,6 +139,9 @@ impl Session {
         match end {
             End::Stuck => app.metrics.timeout(Deadline::Write),
             End::Silent => app.metrics.timeout(Deadline::Silence),
+            End::Violation(CloseCode::Size, _) => app.metrics.refusal("websocket_too_large"),
+            End::Violation(CloseCode::Invalid, _) => app.metrics.refusal("websocket_not_utf8"),
+            End::Violation(..) => app.metrics.refusal("websocket_violation"),
             _ => {}
         }
         if matches!(end, End::Broken | End::Stuck) {
