@@ -87,6 +87,9 @@ impl File {
             if values.len() != 1 && setting.kind != settings::Kind::List {
                 return Err(source.error(line, format!("{}: takes one value", setting.name)));
             }
+            if values.is_empty() && setting.name == "bind" {
+                return Err(source.error(line, "bind: name one place at least"));
+            }
             let origin = format!("{}: {}", source.origin(line), setting.name);
             let raw = |value| Raw { value, origin: origin.clone() };
             file.settings.insert(setting.name, values.into_iter().map(raw).collect());
@@ -202,6 +205,7 @@ mod tests {
             ("ttl = 1.5\n", "bus.toml:1: a string, number or boolean"),
             ("ttl = [\"1h\", \"2h\"]\n", "bus.toml:1: ttl: takes one value"),
             ("config = \"x\"\n", "bus.toml:1: no such setting"),
+            ("bind = []\n", "bus.toml:1: bind: name one place at least"),
         ] {
             let error = parse(text).err().expect(text);
             assert!(error.starts_with(start), "{text:?} gave {error:?}");

@@ -80,6 +80,7 @@ fn of_file(text: &str) {
             values.retain(|raw| !names_something(setting, &raw.value));
         }
     }
+    settings.retain(|_, values| !values.is_empty());
     let config = resolve(&settings, rules.clone());
     if let Err(error) = &config {
         is_a_line(error, most(error));

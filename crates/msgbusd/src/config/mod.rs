@@ -30,7 +30,7 @@ use crate::{
 /// nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen.
+    /// Where to listen; one place at least.
     pub bind: Vec<Bind>,
     /// What to speak TLS with on all addresses; in the clear if `None`.
     pub certificate: Option<CertificateFiles>,
