@@ -4,15 +4,12 @@ use std::{
     fmt, fs,
     io::{self, ErrorKind},
     net::{Ipv4Addr, SocketAddr},
-    os::unix::{
-        fs::{FileTypeExt as _, MetadataExt as _},
-        net::UnixStream as StdUnixStream,
-    },
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket as RawSocket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::stream::Accepted;
@@ -130,8 +127,13 @@ fn listen_at(path: &Path) -> io::Result<UnixListener> {
 
 fn is_left_over(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    let connected = StdUnixStream::connect(path);
-    is_socket && connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    let connect = || {
+        let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+        // One who has no time for those who come is there all the same.
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    is_socket && connect().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// The file of a unix socket, which goes with the listener.
@@ -164,6 +166,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::mpsc, thread};
+
     use socket2::SockRef;
     use tokio::net::TcpStream;
 
@@ -201,6 +205,29 @@ mod tests {
         fs::write(path, "precious").unwrap();
         assert_eq!(Listener::new(&bind).unwrap_err().kind(), ErrorKind::AddrInUse);
         assert_eq!(fs::read(path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_socket_whose_queue_is_full_is_in_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bus.sock");
+        let address = SockAddr::unix(&path).unwrap();
+        let unix = || RawSocket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        let busy = unix();
+        busy.bind(&address).unwrap();
+        busy.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let socket = unix();
+            socket.set_nonblocking(true).unwrap();
+            if socket.connect(&address).is_err() {
+                break;
+            }
+            waiting.push(socket);
+        }
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || tell.send(is_left_over(&path)));
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(false));
     }
 
     #[tokio::test]
