@@ -8,7 +8,10 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -57,8 +60,8 @@ struct State {
     writing: AtomicBool,
     /// Requests that have come and have no whole answer yet.
     under_way: AtomicU32,
-    /// Whether there may be several, and bytes that are no part of any (HTTP/2): then only the end of
-    /// the last one begins [`Phase::Idle`], and only a whole head ends it.
+    /// Whether there may be several, and bytes that are no part of any (HTTP/2): then only a whole head ends
+    /// [`Phase::Idle`].
     is_multiplexed: AtomicBool,
 }
 
@@ -68,9 +71,10 @@ pub(crate) struct Exchange(Conversation);
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if self.0.0.under_way.fetch_sub(1, Relaxed) == 1 {
-            self.0.enter(Phase::Idle);
-        }
+        // Another may begin meanwhile on another thread: whether any is under way the count alone says, and
+        // who sees that none is sees since when.
+        self.0.enter(Phase::Idle);
+        self.0.0.under_way.fetch_sub(1, Release);
     }
 }
 
@@ -134,7 +138,9 @@ impl Conversation {
             let patience = match self.0.phase.load(Relaxed) {
                 _ if self.0.writing.load(Relaxed) => None,
                 phase if phase == Phase::Head as u8 => Some((Deadline::Header, timeouts.header)),
-                phase if phase == Phase::Idle as u8 => Some((Deadline::Idle, timeouts.idle)),
+                phase if phase == Phase::Idle as u8 && self.0.under_way.load(Acquire) == 0 => {
+                    Some((Deadline::Idle, timeouts.idle))
+                }
                 _ => None,
             };
             let since = self.0.opened + Duration::from_nanos(self.0.since.load(Relaxed));
