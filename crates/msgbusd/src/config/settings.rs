@@ -127,7 +127,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         Ok(())
     }),
     setting!(Value "max-connections" "COUNT" "10000", "the most connections, websockets included", |c, v| {
-        c.max_connections = values::count(v)?.min(MOST_CONNECTIONS);
+        c.max_connections = values::count(v)?;
         Ok(())
     }),
     setting!(Value "max-connections-per-address" "COUNT" "", "the most of one address [1000, but not of loopback]", |c, v| {
@@ -195,8 +195,6 @@ pub(super) const SETTINGS: &[Setting] = &[
 /// What hyper needs at least, and what no client needs.
 const SMALLEST_HEADER: usize = 8 << 10;
 const LARGEST_HEADER: usize = 1 << 20;
-/// Far beyond what file descriptors allow, and within what a semaphore counts.
-const MOST_CONNECTIONS: usize = 1 << 24;
 
 /// The name that somebody may have meant.
 pub(super) fn nearest(name: &str) -> Option<&'static str> {
