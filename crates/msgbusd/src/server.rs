@@ -35,6 +35,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How many connections may be told at a time that there are too many; more are just closed.
 const MOST_REFUSALS: usize = 64;
+
 /// A bound server, not yet serving.
 #[derive(Debug)]
 pub struct Server {
@@ -148,6 +149,9 @@ impl Server {
 
     /// Serves until `shutdown` is ready, then stops accepting, lets requests finish, closes
     /// websockets, and ends within the drain timeout.
+    ///
+    /// # Panics
+    /// When there is no place to listen on.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         let Self { doors, app, workers, .. } = self;
         let sweeper = tokio::spawn(sweep(Arc::clone(&app)));
