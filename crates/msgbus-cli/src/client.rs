@@ -481,20 +481,17 @@ impl Client {
 
     async fn refusal(&self, response: Response<Incoming>) -> ClientError {
         let status = response.status();
-        let retry_after = retry_after(response.headers());
+        let retry_after = retry_after(status, response.headers());
         let text = match self.text(response).await {
             Ok(text) => text,
             Err(error) => return error,
         };
-        match (status, retry_after) {
-            (
-                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS,
-                Some(retry_after),
-            ) => ClientError::Busy { text, retry_after },
-            _ if status.is_client_error() || status.is_server_error() => {
+        match retry_after {
+            Some(retry_after) => ClientError::Busy { text, retry_after },
+            None if status.is_client_error() || status.is_server_error() => {
                 ClientError::Refused { status: status.as_u16(), text }
             }
-            _ => self.not_msgbus(&status.to_string()),
+            None => self.not_msgbus(&status.to_string()),
         }
     }
 }

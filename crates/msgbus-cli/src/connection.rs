@@ -27,6 +27,7 @@ use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use crate::{
+    error::root_cause,
     tls::{Roots, Tls},
     uri::{Place, ServerUri},
 };
@@ -181,12 +182,9 @@ impl Route {
     }
 }
 
-/// What the system said, without those who say that it did.
+/// Only what the system said.
 fn cause(error: &(dyn Error + 'static)) -> io::Error {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
+    let cause = root_cause(error);
     let system = cause.downcast_ref::<io::Error>();
     io::Error::new(system.map_or(io::ErrorKind::Other, io::Error::kind), cause.to_string())
 }

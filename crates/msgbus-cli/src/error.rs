@@ -2,7 +2,10 @@
 
 use std::{io, time::Duration};
 
-use hyper::header::{self, HeaderMap};
+use hyper::{
+    StatusCode,
+    header::{self, HeaderMap},
+};
 use msgbus_core::json::JsonError;
 use thiserror::Error;
 
@@ -69,11 +72,7 @@ impl ClientError {
     }
 
     pub(crate) fn connect(server: &ServerUri, reason: &(dyn std::error::Error + 'static)) -> Self {
-        // The last cause is what the system said; the ones above say that it failed.
-        let mut cause = reason;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
-        }
+        let cause = root_cause(reason);
         let reason = match cause.downcast_ref::<io::Error>() {
             Some(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 "connection refused; is msgbusd running there?".to_owned()
@@ -84,10 +83,23 @@ impl ClientError {
     }
 }
 
-/// The seconds of `Retry-After`, an hour at most; its other form, a date, is not for servers like
-/// these.
-pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+/// What the system said; the errors above say that it did.
+pub(crate) fn root_cause<'a>(
+    mut error: &'a (dyn std::error::Error + 'static),
+) -> &'a (dyn std::error::Error + 'static) {
+    while let Some(deeper) = error.source() {
+        error = deeper;
+    }
+    error
+}
+
+/// After how long to come back, where that is what an answer asks for: the seconds of `Retry-After`, an hour
+/// at most; its other form, a date, is not for servers like these.
+pub(crate) fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     const LONGEST: u64 = 3600;
+    if !matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+        return None;
+    }
     let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds.min(LONGEST)))
 }

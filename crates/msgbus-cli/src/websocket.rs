@@ -75,15 +75,8 @@ fn refusal(server: &ServerUri, response: &hyper::Response<Option<Vec<u8>>>) -> C
     let status = response.status();
     let body = response.body().as_deref().unwrap_or_default();
     let text = String::from_utf8_lossy(body).trim().to_owned();
-    match retry_after(response.headers()) {
-        Some(retry_after)
-            if matches!(
-                status,
-                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
-            ) =>
-        {
-            ClientError::Busy { text, retry_after }
-        }
+    match retry_after(status, response.headers()) {
+        Some(retry_after) => ClientError::Busy { text, retry_after },
         // A web server that knows no websockets answers the GET.
         _ if status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND => {
             ClientError::NotMsgbus {
