@@ -16,6 +16,7 @@ mod metrics;
 mod network;
 mod peer;
 mod places;
+mod rate;
 mod rates;
 mod server;
 mod socket;

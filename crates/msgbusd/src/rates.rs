@@ -3,7 +3,7 @@
 //! A bucket holds the tokens of one second. It is known by the moment at which it is full again, so there
 //! is nothing to do as time goes by, and one that is full need not be kept.
 
-use std::{collections::HashMap, net::IpAddr, num::NonZeroU32, time::Duration};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -11,13 +11,9 @@ use tokio::time::Instant;
 use crate::{
     keys::{Caller, Hash},
     network::Network,
+    rate::Rate,
 };
 
-/// Messages per second.
-pub(crate) type Rate = NonZeroU32;
-
-/// The highest rate that can be set: beyond it there is no measuring.
-pub(crate) const HIGHEST: u32 = 10_000_000;
 const BURST: Duration = Duration::from_secs(1);
 /// How many addresses have a bucket of their own; all others have one together.
 const MOST_ADDRESSES: usize = 100_000;
@@ -161,6 +157,7 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rate::HIGHEST;
 
     fn rate(rate: u32) -> Rate {
         Rate::new(rate).unwrap()

@@ -5,7 +5,6 @@ use std::{fs, net::SocketAddr, path::Path, rc::Rc};
 use msgbus_client::{Client, Roots};
 use msgbus_load::Dial;
 
-use super::servers::Contender::{self, Msgbusd, With};
 use crate::certificate::{self, Certificate};
 
 /// msgbusd with something switched on, and clients that know of it.
@@ -32,25 +31,24 @@ pub(super) enum Door {
     Unix,
 }
 
-/// The plain one, and all others.
-pub(super) const BESIDE_PLAIN: &[Contender] = &[
-    Msgbusd,
-    With(&Variant {
-        name: "msgbusd, keys",
-        flags: &["--keys", KEYS],
-        authorization: Some(BEARER),
-        ..PLAIN
-    }),
-    // Of one bucket for all clients, which is the dearest there is.
-    With(&Variant { name: "msgbusd, rate", flags: &["--publish-rate", "10000000"], ..PLAIN }),
-    With(&Variant { name: "msgbusd, TLS", flags: certificate::FLAGS, door: Door::Tls, ..PLAIN }),
-    With(&Variant {
-        name: "msgbusd, unix",
-        flags: &["--bind", "unix:bus.sock"],
-        door: Door::Unix,
-        ..PLAIN
-    }),
-];
+/// Each request shows a key.
+pub(super) const WITH_KEYS: &Variant = &Variant {
+    name: "msgbusd, keys",
+    flags: &["--keys", KEYS],
+    authorization: Some(BEARER),
+    ..PLAIN
+};
+/// All clients share a bucket, which is the dearest there is, and never empty.
+pub(super) const WITH_RATE: &Variant =
+    &Variant { name: "msgbusd, rate", flags: &["--publish-rate", "10000000"], ..PLAIN };
+pub(super) const WITH_TLS: &Variant =
+    &Variant { name: "msgbusd, TLS", flags: certificate::FLAGS, door: Door::Tls, ..PLAIN };
+pub(super) const WITH_UNIX: &Variant = &Variant {
+    name: "msgbusd, unix",
+    flags: &["--bind", "unix:bus.sock"],
+    door: Door::Unix,
+    ..PLAIN
+};
 
 const PLAIN: Variant = Variant { name: "", flags: &[], authorization: None, door: Door::Plain };
 

@@ -4,7 +4,10 @@ use std::{io, time::Duration};
 
 use msgbus_load::{Load, Progress, Report, Target};
 
-use super::{servers::Contender, variants};
+use super::{
+    servers::Contender,
+    variants::{WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX},
+};
 use crate::bare::Push;
 
 /// A piece of work.
@@ -29,7 +32,11 @@ enum Kind {
     Idle(usize),
 }
 
-use Contender::{Bare, Msgbusd, Nats, Nchan, RedisChannel, RedisList};
+use Contender::{Bare, Msgbusd, Nats, Nchan, RedisChannel, RedisList, With};
+
+/// The plain one, and it with one thing more.
+const BESIDE_PLAIN: &[Contender] =
+    &[Msgbusd, With(WITH_KEYS), With(WITH_RATE), With(WITH_TLS), With(WITH_UNIX)];
 
 impl Work {
     fn new(
@@ -215,7 +222,7 @@ impl Work {
             "idle" => ("safe-idle", "What safety costs: 5,000 idle subscribers"),
             _ => return None,
         };
-        Some(Self { key, title, contenders: variants::BESIDE_PLAIN, ..self.clone() })
+        Some(Self { key, title, contenders: BESIDE_PLAIN, ..self.clone() })
     }
 
     fn quick(mut self) -> Self {

@@ -2,26 +2,10 @@
 
 use super::{
     books::{Book, Books},
-    keys::{Fate, Keys, Who},
+    keys::{Fate, Keys, Right, Verdict, Who},
     payload::Origin,
     topics::Topic,
 };
-
-/// What the keys say of a wish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Right {
-    Allowed,
-    Refused,
-    /// The file says something else by now, and the server may have read it or not.
-    Unsettled,
-}
-
-/// A right, and the number of the reload that gave it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Verdict {
-    pub(super) right: Right,
-    pub(super) since: u64,
-}
 
 /// What decides over a wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

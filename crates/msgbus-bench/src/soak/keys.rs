@@ -5,8 +5,6 @@ use std::io;
 use fastrand::Rng;
 use msgbusd::keys::NewKey;
 
-use super::claims::{Right, Verdict};
-
 /// What happens in the file to somebody who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -62,6 +60,22 @@ pub(super) struct Keys {
     newest: Key,
     /// How many times the server has read a file.
     reloads: u64,
+}
+
+/// What the keys say of a wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Right {
+    Allowed,
+    Refused,
+    /// The file says something else by now, and the server may have read it or not.
+    Unsettled,
+}
+
+/// A right, and the number of the reload that gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) right: Right,
+    pub(super) since: u64,
 }
 
 impl Keys {

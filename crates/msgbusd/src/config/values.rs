@@ -11,7 +11,7 @@ use msgbus_core::{Message, Overflow, parse_duration};
 use super::Scheduler;
 use crate::{
     Bind,
-    rates::{self, Rate},
+    rate::{self, Rate},
 };
 
 /// A whole number, 1 or more.
@@ -25,9 +25,8 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
 
 /// Messages per second.
 pub(super) fn rate(text: &str) -> Result<Rate, String> {
-    let rate = text.parse().ok().filter(|rate: &Rate| rate.get() <= rates::HIGHEST);
-    rate.ok_or_else(|| {
-        let most = rates::HIGHEST;
+    rate::parse(text).ok_or_else(|| {
+        let most = rate::HIGHEST;
         format!("not a whole number of 1 to {most}: {text:?}; leave it away for no limit")
     })
 }

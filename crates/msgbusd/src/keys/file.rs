@@ -18,7 +18,7 @@ use super::{
     grant::Grant,
     secret::{self, Hash},
 };
-use crate::rates::{self, Rate};
+use crate::rate::{self, Rate};
 
 /// A file of keys that has been read, and has been found right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,12 +174,12 @@ impl Source<'_> {
     }
 
     fn rate(&self, value: &Value<'_>, place: &str) -> Result<Rate, KeyFileError> {
-        let number = value.get_ref().as_integer().and_then(|number| number.as_str().parse().ok());
-        number.filter(|rate: &Rate| rate.get() <= rates::HIGHEST).ok_or_else(|| {
+        let rate = value.get_ref().as_integer().and_then(|number| rate::parse(number.as_str()));
+        rate.ok_or_else(|| {
             let problem = format!(
                 "{place}: {RATE}: write a whole number of messages per second, 1 to {}; who is to \
                  publish nothing gets no grant for it",
-                rates::HIGHEST
+                rate::HIGHEST
             );
             self.error(value.span().start, problem)
         })

@@ -25,7 +25,7 @@ pub(crate) use self::{
     tickets::{TICKET_LIVES, TooManyTickets},
 };
 
-use crate::rates::Rate;
+use crate::rate::Rate;
 
 /// Who asks: the holder of a key, or anybody.
 #[derive(Debug, PartialEq, Eq)]
