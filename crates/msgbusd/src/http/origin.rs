@@ -56,9 +56,15 @@ pub(super) fn check<B>(
         return Ok(Source::Allowed(value.clone()));
     }
     match origin.split_once("://") {
+        // A page in the clear is whoever's is on the way to it, and no page of a server that speaks TLS.
+        Some((scheme, _)) if peer.has_tls && scheme != "https" => Err(foreign(&origin)),
         Some((_, authority)) if authority == host && is_ours => Ok(Source::Own),
-        _ => Err(Refusal::ForeignOrigin { origin: origin.chars().take(100).collect() }),
+        _ => Err(foreign(&origin)),
     }
+}
+
+fn foreign(origin: &str) -> Refusal {
+    Refusal::ForeignOrigin { origin: origin.chars().take(100).collect() }
 }
 
 /// Whether a page is to be shown, which takes nothing but a GET.

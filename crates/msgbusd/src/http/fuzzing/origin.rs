@@ -34,7 +34,7 @@ pub fn origin(data: &[u8]) {
     if let (Ok(Source::Own), Some(origin)) =
         (check(&request, Peer { has_tls: true, ..PEER }, &allowed), &origin)
     {
-        assert!(origin.ends_with(&format!("://{host}")), "{origin} at {host}");
+        assert_eq!(*origin, format!("https://{host}"));
     }
     match check(&request, PEER, &allowed) {
         Ok(Source::Allowed(value)) => {
