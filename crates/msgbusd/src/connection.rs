@@ -8,12 +8,13 @@ use std::{
     io,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
+use futures_util::FutureExt as _;
+use http_body_util::{BodyExt as _, Either};
 use hyper::{
     Request,
     body::{Body, Frame, Incoming, SizeHint},
@@ -25,7 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     select,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{rustls::ServerConfig, server::TlsStream};
 use tracing::{debug, warn};
@@ -35,7 +36,7 @@ use crate::{
     metrics::Deadline,
     peer::Peer,
     places::Place,
-    socket::{Conversation, Exchange, Linger, Socket},
+    socket::{Conversation, Exchange, Linger, Socket, Untaken},
     stream::Accepted,
     tls,
 };
@@ -43,10 +44,14 @@ use crate::{
 /// The largest buffer of a connection, in bytes: for heads, and for what of a body is in flight.
 const MOST_BUFFERED: usize = 64 << 10;
 /// The most requests at a time on one connection of HTTP/2, and so subscriptions.
-const MOST_STREAMS: u32 = 100;
+pub(crate) const MOST_STREAMS: u32 = 100;
 /// What a client of HTTP/2 may send of one body, and of all, before somebody has read it, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What of an answer is given to a connection of HTTP/2 at a time, in bytes.
+const MOST_OFFERED: usize = 16 << 10;
+/// As in HTTP/1.1.
+const MOST_HEADERS: usize = 100;
 /// How often a client of HTTP/2 is asked whether it is still there, and how long it has to answer.
 const PING_EVERY: Duration = Duration::from_secs(54);
 const PING_PATIENCE: Duration = Duration::from_secs(20);
@@ -140,12 +145,18 @@ async fn serve_http2(
     conversation.multiplex();
     let service = service_fn(|mut request: Request<Incoming>| {
         let (app, exchange) = (Arc::clone(app), conversation.begin());
+        let conversation = conversation.clone();
         async move {
-            let answer = http::answer(&app, peer, &mut request).await;
+            let answer = if request.headers().len() > MOST_HEADERS {
+                http::too_many_headers(&app)
+            } else {
+                http::answer(&app, peer, &mut request).await
+            };
             if !request.body().is_end_stream() {
                 app.tasks.spawn(linger(request.into_body()));
             }
-            Ok::<_, Infallible>(answer.map(|body| Watched { body, _exchange: exchange }))
+            let body = |body| Offered::new(&app, conversation, exchange, body);
+            Ok::<_, Infallible>(answer.map(body))
         }
     });
     let header_size = u32::try_from(app.config.max_header).unwrap_or(u32::MAX);
@@ -154,7 +165,7 @@ async fn serve_http2(
         .max_concurrent_streams(MOST_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(MOST_BUFFERED)
+        .max_send_buf_size(MOST_OFFERED)
         .max_header_list_size(header_size)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_PATIENCE)
@@ -223,6 +234,12 @@ async fn attend<C: Future<Output = hyper::Result<()>>>(
                 is_draining = true;
                 stop(connection.as_mut());
             }
+            // One of HTTP/2 has to agree to its end.
+            () = sleep(FAREWELL), if is_draining => {
+                if conversation.is_quiet() {
+                    return End::Over(Ok(()));
+                }
+            }
         }
     }
 }
@@ -266,6 +283,83 @@ impl Body for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// A body for HTTP/2, which ends its exchange likewise. It is given out in parts, and watched until the peer
+/// has taken the last of them: a whole one could lie in the connection's buffers for ever.
+struct Offered {
+    body: AnswerBody,
+    /// What the body has given, and this has not.
+    rest: Bytes,
+    conversation: Conversation,
+    /// While the next part waits until the peer has room for it.
+    untaken: Option<Untaken>,
+    _exchange: Exchange,
+}
+
+impl Offered {
+    fn new(
+        app: &App,
+        conversation: Conversation,
+        exchange: Exchange,
+        mut body: AnswerBody,
+    ) -> Self {
+        let mut rest = Bytes::new();
+        if let Either::Left(whole) = &mut body {
+            let data = whole.frame().now_or_never().flatten();
+            let data = data.and_then(|frame| frame.ok()?.into_data().ok());
+            rest = app.inflight.track_one_of_many(data.unwrap_or_default());
+        }
+        let untaken = (!rest.is_empty()).then(|| conversation.offer());
+        Self { body, rest, conversation, untaken, _exchange: exchange }
+    }
+}
+
+impl Body for Offered {
+    type Data = Bytes;
+    type Error = <AnswerBody as Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        this.untaken = None;
+        while this.rest.is_empty() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => this.rest = frame.into_data().unwrap_or_default(),
+                end => return Poll::Ready(end),
+            }
+        }
+        let bytes = this.rest.split_to(this.rest.len().min(MOST_OFFERED));
+        let part = Part { bytes, _untaken: this.conversation.offer() };
+        if !this.is_end_stream() {
+            this.untaken = Some(this.conversation.offer());
+        }
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(part)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.body {
+            Either::Left(_) => SizeHint::with_exact(self.rest.len() as u64),
+            Either::Right(live) => live.size_hint(),
+        }
+    }
+}
+
+struct Part {
+    bytes: Bytes,
+    _untaken: Untaken,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

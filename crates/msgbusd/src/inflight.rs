@@ -4,8 +4,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hyper::Version;
 
-use crate::bound::{Bound, Hold};
+use crate::{
+    bound::{Bound, Hold},
+    connection::MOST_STREAMS,
+};
 
 /// Bytes in flight over all connections.
 #[derive(Debug)]
@@ -14,6 +18,13 @@ pub(crate) struct Inflight(Arc<Bound>);
 impl Inflight {
     /// What is not larger is not counted, in bytes: connections × this bounds it.
     pub(crate) const SMALL: usize = 64 << 10;
+    /// The same on a connection of HTTP/2, which has that many requests at a time.
+    const SMALL_OF_MANY: usize = Self::SMALL / MOST_STREAMS as usize;
+
+    /// What is small for a request of this protocol, in bytes.
+    pub(crate) fn small(version: Version) -> usize {
+        if version == Version::HTTP_2 { Self::SMALL_OF_MANY } else { Self::SMALL }
+    }
 
     /// For so many bytes.
     pub(crate) fn new(limit: usize) -> Self {
@@ -31,8 +42,8 @@ impl Inflight {
     }
 
     /// Room for a body that has come to so many bytes; `held` is what it has already.
-    pub(crate) fn make_room(&self, held: &mut Option<Hold>, bytes: usize) -> bool {
-        if bytes <= Self::SMALL {
+    pub(crate) fn make_room(&self, held: &mut Option<Hold>, bytes: usize, small: usize) -> bool {
+        if bytes <= small {
             return true;
         }
         match held {
@@ -49,6 +60,18 @@ impl Inflight {
         if bytes.len() <= Self::SMALL {
             return bytes;
         }
+        self.hold(bytes)
+    }
+
+    /// Counts an answer in HTTP/2, which `track` has counted if it is large.
+    pub(crate) fn track_one_of_many(&self, bytes: Bytes) -> Bytes {
+        if !(Self::SMALL_OF_MANY + 1..=Self::SMALL).contains(&bytes.len()) {
+            return bytes;
+        }
+        self.hold(bytes)
+    }
+
+    fn hold(&self, bytes: Bytes) -> Bytes {
         let hold = self.0.take_anyway(bytes.len());
         Bytes::from_owner(Tracked { bytes, _hold: hold })
     }
@@ -87,9 +110,9 @@ mod tests {
     fn a_body_has_room_as_it_grows() {
         let inflight = Inflight::new(200 << 10);
         let mut held = None;
-        assert!(inflight.make_room(&mut held, Inflight::SMALL) && held.is_none());
-        assert!(inflight.make_room(&mut held, 128 << 10));
-        assert!(!inflight.make_room(&mut held, 256 << 10));
+        assert!(inflight.make_room(&mut held, Inflight::SMALL, Inflight::SMALL) && held.is_none());
+        assert!(inflight.make_room(&mut held, 128 << 10, Inflight::SMALL));
+        assert!(!inflight.make_room(&mut held, 256 << 10, Inflight::SMALL));
         assert_eq!(inflight.bound().used(), 128 << 10);
         drop(held);
         assert_eq!(inflight.bound().used(), 0);

@@ -58,6 +58,11 @@ struct State {
     since: AtomicU64,
     /// Whether bytes wait for the peer to take them: then the deadline of writing is the one.
     writing: AtomicBool,
+    /// Parts of answers in HTTP/2 that the peer has not taken: there it can leave an answer alone and still
+    /// take all bytes that are sent.
+    untaken: AtomicU32,
+    /// When it took one, or the first was ready for it; in nanoseconds since `opened`.
+    taken_at: AtomicU64,
     /// Requests that have come and have no whole answer yet.
     under_way: AtomicU32,
     /// Whether there may be several, and bytes that are no part of any (HTTP/2): then only a whole head ends
@@ -78,6 +83,17 @@ impl Drop for Exchange {
     }
 }
 
+/// A part of an answer in HTTP/2, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Untaken(Conversation);
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        self.0.0.taken_at.store(self.0.now(), Relaxed);
+        self.0.0.untaken.fetch_sub(1, Relaxed);
+    }
+}
+
 impl Conversation {
     fn new(stream: Arc<Stream>) -> Self {
         Self(Arc::new(State {
@@ -86,6 +102,8 @@ impl Conversation {
             phase: AtomicU8::new(Phase::Head as u8),
             since: AtomicU64::new(0),
             writing: AtomicBool::new(false),
+            untaken: AtomicU32::new(0),
+            taken_at: AtomicU64::new(0),
             under_way: AtomicU32::new(0),
             is_multiplexed: AtomicBool::new(false),
         }))
@@ -104,9 +122,28 @@ impl Conversation {
         Exchange(self.clone())
     }
 
+    /// A part of an answer is ready for the peer.
+    pub(crate) fn offer(&self) -> Untaken {
+        if self.0.untaken.load(Relaxed) == 0 {
+            self.0.taken_at.store(self.now(), Relaxed);
+        }
+        self.0.untaken.fetch_add(1, Relaxed);
+        Untaken(self.clone())
+    }
+
+    /// Whether in HTTP/2 nothing is asked, and all answers are taken.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let State { is_multiplexed, under_way, untaken, .. } = &*self.0;
+        is_multiplexed.load(Relaxed) && under_way.load(Relaxed) == 0 && untaken.load(Relaxed) == 0
+    }
+
+    /// In nanoseconds since it was opened.
+    fn now(&self) -> u64 {
+        u64::try_from(self.0.opened.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     fn enter(&self, phase: Phase) {
-        let since = u64::try_from(self.0.opened.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.0.since.store(since, Relaxed);
+        self.0.since.store(self.now(), Relaxed);
         self.0.phase.store(phase as u8, Relaxed);
     }
 
@@ -126,24 +163,29 @@ impl Conversation {
         }
     }
 
-    /// Waits until the peer is overdue with the head of a request or with the next request, or is gone
-    /// while it is served (`None`): hyper does not look for that while it has bytes of the peer left to read.
+    /// Waits until the peer is overdue with the head of a request, with the next request or with taking what
+    /// it has asked for, or is gone while it is served (`None`): hyper does not look for that while it has bytes of the peer left to read.
     ///
     /// Nobody wakes this when the phase changes: it looks often enough that a deadline which begins
     /// between two looks lies behind the next one.
     pub(crate) async fn overdue(&self, timeouts: &Timeouts) -> Option<Deadline> {
-        let look_every = timeouts.header.min(timeouts.idle);
+        let look_every = timeouts.header.min(timeouts.idle).min(timeouts.write);
         loop {
             let now = Instant::now();
+            let mut since = self.0.since.load(Relaxed);
             let patience = match self.0.phase.load(Relaxed) {
                 _ if self.0.writing.load(Relaxed) => None,
+                _ if self.0.untaken.load(Relaxed) > 0 => {
+                    since = self.0.taken_at.load(Relaxed);
+                    Some((Deadline::Write, timeouts.write))
+                }
                 phase if phase == Phase::Head as u8 => Some((Deadline::Header, timeouts.header)),
                 phase if phase == Phase::Idle as u8 && self.0.under_way.load(Acquire) == 0 => {
                     Some((Deadline::Idle, timeouts.idle))
                 }
                 _ => None,
             };
-            let since = self.0.opened + Duration::from_nanos(self.0.since.load(Relaxed));
+            let since = self.0.opened + Duration::from_nanos(since);
             let deadline = patience.map(|(_, patience)| since + patience);
             if self.peer_is_gone() {
                 return None;

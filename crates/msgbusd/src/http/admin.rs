@@ -9,6 +9,9 @@ use msgbus_core::{TopicName, json};
 use super::{Answer, App, content, error::Refusal, no_store};
 use crate::keys::{Caller, TICKET_LIVES, TooManyTickets};
 
+/// Of so many an answer is small.
+const FEW_SUBSCRIBERS: usize = 100;
+
 pub(super) fn metrics(app: &Arc<App>) -> Answer {
     let (connections, subscriptions) = (&app.connections, &app.subscriptions);
     let inflight = app.inflight.bound();
@@ -28,7 +31,9 @@ pub(super) fn metrics(app: &Arc<App>) -> Answer {
         ),
         ("msgbus_server_inflight_bytes_limit", "The most of them.", inflight.limit()),
     ];
-    let body = app.metrics.render(&app.bus, &gauges, app.config.max_metric_topics);
+    // They can be large, and this is answered in any case.
+    let topics = if app.inflight.is_full() { 0 } else { app.config.max_metric_topics };
+    let body = app.metrics.render(&app.bus, &gauges, topics);
     let mut answer = content(app, "text/plain; version=0.0.4; charset=utf-8", body);
     no_store(&mut answer);
     answer
@@ -56,6 +61,9 @@ pub(super) fn stats(app: &Arc<App>) -> Answer {
 pub(super) fn inspect(app: &Arc<App>, topic: &TopicName) -> Result<Answer, Refusal> {
     let missing = || Refusal::NoSuchTopic(topic.clone());
     let stats = app.bus.topic(topic).ok_or_else(missing)?;
+    if stats.subscribers > FEW_SUBSCRIBERS && app.inflight.is_full() {
+        return Err(Refusal::TooMuchInFlight);
+    }
     let mut body = Vec::new();
     json::write_topic(&mut body, &stats, &app.bus.subscribers(topic));
     Ok(object(app, body))

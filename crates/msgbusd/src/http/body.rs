@@ -17,6 +17,8 @@ pub(super) struct BodyLimit {
     pub(super) size: usize,
     /// How long the next bytes may take.
     pub(super) patience: Duration,
+    /// Up to what it is not counted as in flight, in bytes.
+    pub(super) small: usize,
 }
 
 /// Reads a whole body into a buffer of its exact size: a slice of the connection's read buffer
@@ -50,12 +52,15 @@ pub(super) async fn read(
         }
         // Most payloads come in one piece.
         if first.is_none() && rest.is_empty() {
+            if !inflight.make_room(&mut hold, data.len(), limit.small) {
+                return Err(Refusal::NoRoomForPayload);
+            }
             first = Some(data);
         } else {
             let size = read + data.len();
             if size > rest.capacity() {
                 let capacity = (2 * rest.capacity()).min(most).max(size);
-                if !inflight.make_room(&mut hold, capacity) {
+                if !inflight.make_room(&mut hold, capacity, limit.small) {
                     return Err(Refusal::NoRoomForPayload);
                 }
                 rest.reserve_exact(capacity - rest.len());

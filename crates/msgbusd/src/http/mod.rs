@@ -142,6 +142,12 @@ pub(crate) async fn answer(app: &Arc<App>, peer: Peer, request: &mut Request<Inc
     answer
 }
 
+/// What hyper answers by itself in HTTP/1.1.
+pub(crate) fn too_many_headers(app: &App) -> Answer {
+    app.metrics.request();
+    empty(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+}
+
 fn refuse(app: &App, refusal: &Refusal, peer: Peer, request: &Request<Incoming>) -> Answer {
     app.metrics.refusal(refusal.code());
     if enabled!(Level::DEBUG) {

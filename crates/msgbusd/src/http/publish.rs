@@ -20,6 +20,7 @@ use super::{
     query::Query,
 };
 use crate::{
+    inflight::Inflight,
     keys::{Action, Caller, Need},
     peer::Peer,
 };
@@ -43,7 +44,11 @@ pub(super) async fn publish(
     let ttl = ttl(&parameters, request.headers())?;
     let split = split(&parameters)?;
     let content_type = content_type(request.headers());
-    let limit = BodyLimit { size: app.config.max_payload, patience: app.config.timeouts.body };
+    let limit = BodyLimit {
+        size: app.config.max_payload,
+        patience: app.config.timeouts.body,
+        small: Inflight::small(request.version()),
+    };
     let account = app.rates.account(caller, peer.ip());
     if let Some(account) = account {
         app.rates.take(account).map_err(Refusal::too_many_messages)?;

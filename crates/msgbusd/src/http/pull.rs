@@ -19,7 +19,7 @@ use super::{
     query::Query,
     room::{self, Patience},
 };
-use crate::{keys::Permit, peer::Peer};
+use crate::{inflight::Inflight, keys::Permit, peer::Peer};
 
 /// What a header value cannot have, and the escape itself.
 const HEADER_ESCAPES: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
@@ -55,11 +55,13 @@ pub(super) async fn pull<B>(
     }
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
 
+    let small = Inflight::small(request.version());
     let messages = match wait {
         // Even for what is there it queues: others may have waited longer.
-        Some(patience) => wait_for(app, topic, limit, patience, permit).await?,
+        Some(patience) => wait_for(app, topic, limit, small, patience, permit).await?,
         None => {
-            let room = room::find(app, topic, None, limit).ok_or(Refusal::TooMuchInFlight)?;
+            let room =
+                room::find(app, topic, None, limit, small).ok_or(Refusal::TooMuchInFlight)?;
             app.bus.get_all(topic, room)
         }
     };
@@ -97,12 +99,13 @@ async fn wait_for(
     app: &App,
     topic: &TopicName,
     limit: BatchLimit,
+    small: usize,
     patience: Duration,
     mut permit: Permit,
 ) -> Result<Vec<Message>, Refusal> {
     let mut pull = pin!(app.bus.wait(topic, limit)?);
     let mut room = Patience::default();
-    let has_room = || room::find(app, topic, None, limit).filter(|room| *room == limit);
+    let has_room = || room::find(app, topic, None, limit, small).filter(|room| *room == limit);
     let pull = poll_fn(|cx| {
         ready!(room.poll(cx, has_room));
         pull.as_mut().poll(cx)
@@ -126,7 +129,8 @@ pub(super) fn peek<B>(
     let from = position::requested(&query, request.headers())?;
     let max = query.count("max")?;
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
-    let limit = room::find(app, topic, from, limit).ok_or(Refusal::TooMuchInFlight)?;
+    let small = Inflight::small(request.version());
+    let limit = room::find(app, topic, from, limit, small).ok_or(Refusal::TooMuchInFlight)?;
     let Peek { messages, epoch, start } =
         app.bus.peek(topic, from, limit).ok_or_else(|| Refusal::Empty(topic.clone()))?;
     let Some(first) = messages.first() else {

@@ -11,26 +11,26 @@ use msgbus_core::{BatchLimit, Position, TopicName};
 use tokio::time::{Sleep, sleep};
 
 use super::App;
-use crate::inflight::Inflight;
 
 /// How often somebody who waits for room looks again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Of which JSON makes no more than what is not counted.
-const SMALL_PAYLOAD: usize = Inflight::SMALL / 2;
 
 /// How much of `limit` may be taken from here on, or, without a position, pulled; `None` for nothing.
+/// `small` is what is not counted as in flight, in bytes.
 pub(in crate::http) fn find(
     app: &App,
     topic: &TopicName,
     from: Option<Position>,
     limit: BatchLimit,
+    small: usize,
 ) -> Option<BatchLimit> {
     if !app.inflight.is_full() {
         return Some(limit);
     }
     let one = BatchLimit { events: 1, ..limit };
     let next = app.bus.peek(topic, from, one).and_then(|peek| peek.messages.into_iter().next());
-    next.is_none_or(|message| message.payload().len() <= SMALL_PAYLOAD).then_some(one)
+    // Half of it: JSON makes more of a payload.
+    next.is_none_or(|message| message.payload().len() <= small / 2).then_some(one)
 }
 
 /// Somebody who may have to wait for room.

@@ -38,6 +38,7 @@ use super::{
 use crate::{
     bound::Hold,
     frames::{Form, Ring},
+    inflight::Inflight,
     keys::Permit,
     peer::Peer,
     wake::Relay,
@@ -249,8 +250,15 @@ impl Live {
             return Poll::Ready(());
         }
         let Self { app, room, relay, subscription, events, next_id, .. } = self;
-        let find =
-            || room::find(app, &subscription.topic().name, Some(Position::Id(*next_id)), BATCH);
+        let find = || {
+            room::find(
+                app,
+                &subscription.topic().name,
+                Some(Position::Id(*next_id)),
+                BATCH,
+                Inflight::SMALL,
+            )
+        };
         let received = match room.poll(cx, find) {
             Poll::Ready(batch) => {
                 relay.poll(cx, |cx| subscription.poll_recv_batch(cx, events, batch))

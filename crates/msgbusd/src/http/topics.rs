@@ -12,14 +12,15 @@ use tracing::debug;
 
 use super::{Answer, App, accepts, answers, content, empty, error::Refusal, no_store, query};
 use crate::{
+    inflight::Inflight,
     keys::{Action, Caller, Need},
     peer::Peer,
 };
 
 /// The most topics in one listing.
 const PAGE: usize = 10_000;
-/// So many are not large, whatever is told of them.
-const SMALL_PAGE: usize = 50;
+/// Of one topic, whatever is told of it, in bytes.
+const MOST_OF_ONE: usize = 1 << 10;
 /// What a GET of a topic may have. A HEAD answers the same whatever they say.
 const OF_GET: &[&str] =
     &["raw", "max", "wait", "peek", "stream", "since", "index", "lag", "ticket"];
@@ -43,7 +44,8 @@ pub(super) fn list<B>(
     }
     let more = names.len() > max;
     names.truncate(max);
-    if names.len() > SMALL_PAGE && app.inflight.is_full() {
+    let most = names.len() * MOST_OF_ONE;
+    if most > Inflight::small(request.version()) && app.inflight.is_full() {
         return Err(Refusal::TooMuchInFlight);
     }
 

@@ -69,6 +69,8 @@ async fn at_the_bound_of_memory_in_flight_nothing_large_is_begun_and_nothing_is_
     assert_eq!(daemon.bus.stats().counters.pulled, 8, "nothing more was taken");
     assert_eq!(daemon.refused("too_much_in_flight").await, 6);
 
+    // What may be large is not told.
+    assert!(!daemon.get("/metrics").await.text().contains("topic=\"small\""));
     // What is small goes on.
     assert_eq!(daemon.get("/small?max=10&peek").await.status, 200);
     assert_eq!(&daemon.get("/small").await.message().payload()[..], b"hi");

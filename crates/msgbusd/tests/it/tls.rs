@@ -1,15 +1,24 @@
 //! docs/operations.md, TLS and unix sockets: HTTP/1.1 and HTTP/2 over TLS, a certificate that is read
 //! again, several doors at once.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fs,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Request, Response, StatusCode, Version,
-    body::Incoming,
+    body::{Body, Frame, Incoming},
     client::conn::http2::{self, SendRequest},
+    header::{HeaderName, HeaderValue},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use msgbus_core::json;
@@ -379,7 +388,8 @@ async fn a_stalled_reader_in_tls_is_cut() {
 async fn a_page_of_the_server_itself_needs_no_allow_origin() {
     let files = Files::new();
     let daemon = files.daemon();
-    for (origin, status) in [("https://localhost", 202), ("https://evil.example", 403)] {
+    let foreign = ["https://evil.example", "http://localhost"];
+    for (origin, status) in [("https://localhost", 202), (foreign[0], 403), (foreign[1], 403)] {
         let mut stream = files.connect(&daemon, "http/1.1").await;
         let put = format!(
             "PUT /t HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nConnection: close\r\n\r\n"
@@ -506,4 +516,190 @@ fn a_unix_socket_in_use_or_of_another_kind_is_an_error_that_names_it() {
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains(&bind) && text.contains("--bind"), "{text}");
     }
+}
+
+/// A body that begins and does not go on.
+struct Unfinished(Option<Bytes>);
+
+impl Body for Unfinished {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.take().map_or(Poll::Pending, |bytes| Poll::Ready(Some(Ok(Frame::data(bytes)))))
+    }
+}
+
+const INFLIGHT: &str = "msgbus_server_inflight_bytes";
+
+#[tokio::test]
+async fn who_leaves_an_answer_alone_is_cut_in_http_2_too() {
+    let files = Files::new();
+    let daemon = Daemon::with(|config| {
+        config.certificate = Some(files.config());
+        config.timeouts.write = Duration::from_millis(500);
+        let path = files.folder.path().join("bus.sock");
+        config.bind.push(Bind::Unix(path));
+    });
+    let topic = "t".parse().unwrap();
+    for _ in 0..8 {
+        daemon.bus.put(&topic, vec![b'x'; 1 << 20]).unwrap();
+    }
+    // Not one part of the first is taken; of the others some, and of a stream that goes on.
+    for (target, window) in
+        [("/t?peek&max=8", 0), ("/t?peek&max=8", 60_000), ("/t?stream=raw&since=all", 60_000)]
+    {
+        let stream = files.connect(&daemon, "h2").await;
+        let (mut client, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(window)
+            .handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        let connection = tokio::spawn(connection);
+        let _waits = client.send_request(
+            Request::get("https://localhost/none?wait=60s").body(Full::<Bytes>::default()).unwrap(),
+        );
+        let unread = send(&mut client, "GET", target, "").await;
+        assert_eq!(unread.status(), 200);
+        assert!(number(&files, INFLIGHT).await > 1 << 19, "{target}");
+        let _ = soon(connection).await;
+        soon(async { while number(&files, INFLIGHT).await > 0 {} }).await;
+        assert_eq!(number(&files, "msgbus_server_subscriptions").await, 0);
+    }
+    assert_eq!(number(&files, "msgbus_server_timeouts{which=\"write\"}").await, 3);
+}
+
+/// The value of a series, asked for on the unix socket.
+async fn number(files: &Files, series: &str) -> u64 {
+    let mut stream = UnixStream::connect(files.folder.path().join("bus.sock")).await.unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut page = String::new();
+    soon(stream.read_to_string(&mut page)).await.unwrap();
+    let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn who_takes_an_answer_slowly_in_http_2_gets_all_of_it() {
+    let files = Files::new();
+    let daemon = Daemon::with(|config| {
+        config.certificate = Some(files.config());
+        config.timeouts.write = Duration::from_secs(1);
+    });
+    let topic = "t".parse().unwrap();
+    daemon.bus.put(&topic, vec![b'x'; 200_000]).unwrap();
+    let mut client = http2(&files, &daemon).await;
+    let mut answer = send(&mut client, "GET", "/t?raw", "").await.into_body();
+    let mut count = 0;
+    while let Some(frame) = soon(answer.frame()).await {
+        count += frame.unwrap().into_data().unwrap().len();
+        // Long in all, not for a part.
+        sleep(Duration::from_millis(150)).await;
+    }
+    assert_eq!(count, 200_000);
+    // A stream on which nothing happens is nobody's fault.
+    let stream = send(&mut client, "GET", "/t?stream=raw", "").await;
+    sleep(Duration::from_millis(1500)).await;
+    daemon.bus.put(&topic, "hi").unwrap();
+    let frame = soon(stream.into_body().frame()).await.unwrap().unwrap();
+    assert_eq!(frame.into_data().unwrap(), "hi\n");
+}
+
+#[tokio::test]
+async fn what_is_small_counts_where_a_connection_has_many_requests() {
+    const EACH: usize = 40_000;
+    let files = Files::new();
+    let daemon = Daemon::with(|config| {
+        config.certificate = Some(files.config());
+        config.max_inflight_bytes = 1 << 20;
+        config.bind.push(Bind::Unix(files.folder.path().join("bus.sock")));
+    });
+    let stream = files.connect(&daemon, "h2").await;
+    let (mut client, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut bodies = Vec::new();
+    for _ in 0..90 {
+        let body = Unfinished(Some(vec![b'x'; EACH].into()));
+        let request = Request::put("https://localhost/t").body(body).unwrap();
+        bodies.push(tokio::spawn(client.send_request(request)));
+    }
+    // Those for which there is no room are refused.
+    soon(async {
+        while number(&files, "msgbus_server_refused{code=\"too_much_in_flight\"}").await < 50 {}
+    })
+    .await;
+    assert!(number(&files, INFLIGHT).await <= 1 << 20);
+    drop((client, bodies));
+    soon(async { while number(&files, INFLIGHT).await > 0 {} }).await;
+
+    // So are answers that nobody takes.
+    daemon.bus.put(&"t".parse().unwrap(), vec![b'x'; EACH]).unwrap();
+    daemon.bus.put(&"tiny".parse().unwrap(), "hi").unwrap();
+    let stream = files.connect(&daemon, "h2").await;
+    let (mut client, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let mut answers = Vec::new();
+    for _ in 0..90 {
+        answers.push(send(&mut client, "GET", "/t?peek", "").await);
+    }
+    let taken = answers.iter().filter(|answer| answer.status() == 200).count();
+    assert!(taken < 40, "{taken}");
+    assert!(number(&files, INFLIGHT).await < 2 << 20);
+    let tiny = send(&mut client, "GET", "/tiny", "").await;
+    assert_eq!(tiny.status(), 200, "what is tiny goes on");
+}
+
+#[tokio::test]
+async fn a_head_has_at_most_100_headers_in_http_2_too() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    let mut client = http2(&files, &daemon).await;
+    for (count, status) in [(100, 202), (101, 431)] {
+        let mut request = Request::put("https://localhost/t").body(Full::default()).unwrap();
+        for n in 0..count {
+            let name = format!("x-{n}").parse::<HeaderName>().unwrap();
+            request.headers_mut().insert(name, HeaderValue::from_static("y"));
+        }
+        // What the client adds by itself.
+        request.headers_mut().remove("x-0");
+        request.headers_mut().insert("content-length", HeaderValue::from_static("0"));
+        assert_eq!(soon(client.send_request(request)).await.unwrap().status(), status, "{count}");
+    }
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_an_idle_client_that_says_nothing() {
+    let files = Files::new();
+    let daemon = Daemon::with(|config| {
+        config.certificate = Some(files.config());
+        config.timeouts.drain = Duration::from_secs(30);
+    });
+    let mut mute = files.connect(&daemon, "h2").await;
+    mute.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    mute.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    // PUT /t, without a body.
+    let head = b"\x42\x03PUT\x87\x44\x02/t\x41\x01a";
+    mute.write_all(
+        &[&[0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1], &head[..]].concat(),
+    )
+    .await
+    .unwrap();
+    soon(async {
+        while daemon.bus.topics().is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(soon(daemon.stop()).await.unwrap().cut, 0);
 }

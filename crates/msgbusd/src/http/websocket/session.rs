@@ -39,6 +39,7 @@ use crate::{
         App,
         room::{self, Patience},
     },
+    inflight::Inflight,
     keys::Permit,
     metrics::Deadline,
     peer::Peer,
@@ -188,7 +189,7 @@ impl Session {
                     let Self { app, room, relay, subscription, last_id, .. } = self;
                     let batch = ready!(room.poll(cx, || {
                         let next = last_id.map_or(subscription.start().next_id, |id| id + 1);
-                        room::find(app, &subscription.topic().name, Some(Position::Id(next)), BATCH)
+                        room::find(app, &subscription.topic().name, Some(Position::Id(next)), BATCH, Inflight::SMALL)
                     }));
                     relay.poll(cx, |cx| subscription.poll_recv_batch(cx, &mut events, batch))
                 }) => {
