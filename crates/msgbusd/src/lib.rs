@@ -18,6 +18,7 @@ mod peer;
 mod places;
 mod rate;
 mod rates;
+mod serve;
 mod server;
 mod socket;
 mod stream;

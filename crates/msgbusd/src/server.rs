@@ -15,12 +15,12 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
-    connection,
     http::{App, Tasks},
     keys::Keyring,
     listener::{Bind, Listener},
     peer::Peer,
     places::{NoPlace, PerAddress, Place, Places},
+    serve,
     socket::Socket,
     stream::Accepted,
     tls::{self, Certificate, CertificateError},
@@ -217,7 +217,7 @@ impl<'a> Entrance<'a> {
         let why = match app.connections.take(peer.ip()) {
             Ok(place) => {
                 let (app, tls) = (Arc::clone(app), door.tls.clone());
-                let serving = connection::serve(app, accepted, place, tls, peer);
+                let serving = serve::serve(app, accepted, place, tls, peer);
                 self.app.tasks.spawn_on(workers.next(), serving);
                 return;
             }
