@@ -8,15 +8,13 @@ use base64::{
 };
 use hyper::{
     Request,
-    header::{self, HeaderMap, HeaderValue},
+    header::{self, HeaderMap},
 };
 use msgbus_core::TopicName;
 
 use super::{App, error::Refusal, items, query, routes::Route};
 use crate::keys::{Action, Caller, Keyring, Need, Permit};
 
-/// What a page offers beside its key, and is answered.
-pub(super) const SUBPROTOCOL: &str = "msgbus";
 const BEARER_SUBPROTOCOL: &str = "bearer.";
 
 /// Refuses what the caller may not do, whether there is such a topic or not. Without keys there is no
@@ -112,7 +110,3 @@ fn authorization(headers: &HeaderMap) -> Option<String> {
 fn text(decoded: Result<Vec<u8>, base64::DecodeError>) -> Option<String> {
     String::from_utf8(decoded.ok()?).ok()
 }
-
-/// What a 401 asks for. Basic is taken but not asked for: a browser would ask its user for the key, and
-/// from then on send it with whatever any page makes it request here.
-pub(super) const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"msgbus\"");

@@ -14,7 +14,11 @@ use msgbus_core::{
 };
 use thiserror::Error;
 
-use super::{Answer, answers, auth};
+use super::{Answer, answers};
+
+/// What a 401 asks for. Basic is taken but not asked for: a browser would ask its user for the key, and
+/// from then on send it with whatever any page makes it request here.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"msgbus\"");
 
 /// Why a request was refused. The text is for people: what was wrong, and what would be right.
 #[derive(Debug, Error)]
@@ -178,7 +182,7 @@ impl Refusal {
                 headers.insert(header::UPGRADE, value("websocket"));
             }
             Self::KeyNeeded { .. } | Self::WrongKey | Self::WrongTicket => {
-                headers.insert(header::WWW_AUTHENTICATE, auth::CHALLENGE);
+                headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
             }
             // What is left of the body is not worth reading.
             Self::PayloadTooLarge { .. }

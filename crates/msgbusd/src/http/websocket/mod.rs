@@ -21,10 +21,11 @@ use tracing::debug;
 
 pub(super) use self::handshake::is_wanted;
 use self::session::Session;
-use super::{
-    Answer, App, answers, auth::SUBPROTOCOL, empty, error::Refusal, items, position, query, seat,
-};
+use super::{Answer, App, answers, empty, error::Refusal, items, position, query, seat};
 use crate::{connection::Connection, frames::Form, keys::Permit, peer::Peer};
+
+/// What a page offers beside its key, and is answered.
+const SUBPROTOCOL: &str = "msgbus";
 
 /// Fixes the place in the topic, then answers the handshake: nothing falls between.
 pub(super) fn subscribe(
