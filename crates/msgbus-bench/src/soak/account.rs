@@ -126,15 +126,20 @@ pub(super) async fn clear(soak: &Soak) -> io::Result<()> {
 
 /// Whether all that this topic has for its subscribers has been received, and who may not follow it is
 /// gone.
+/// Whether everybody who follows has all, and those who were just cut have seen it.
 fn is_quiet(soak: &Soak, details: &TopicDetails) -> bool {
     let live = soak.live.borrow();
     let keys = soak.keys.borrow();
-    details.subscriptions.iter().all(|there| {
-        let here = there.peer.as_ref().and_then(|peer| live.get(peer));
-        there.lag == 0
-            && here
-                .is_some_and(|here| here.received == there.received && !keys.is_over(&here.claim))
-    })
+    let here = live.values().filter(|live| live.topic == details.topic.name).count();
+    let nobody_is_unaware = here == details.subscriptions.len();
+    nobody_is_unaware
+        && details.subscriptions.iter().all(|there| {
+            let here = there.peer.as_ref().and_then(|peer| live.get(peer));
+            there.lag == 0
+                && here.is_some_and(|here| {
+                    here.received == there.received && !keys.is_over(&here.claim)
+                })
+        })
 }
 
 fn compare_topic(books: &mut Books, details: &TopicDetails) {
