@@ -40,7 +40,8 @@ pub(super) fn check<B>(
         return Ok(Source::Own);
     }
     let host = host(request);
-    let is_ours = peer.has_tls || is_ours(&host, allowed);
+    // A name that cannot be read is nobody's, even with TLS.
+    let is_ours = !host.is_empty() && (peer.has_tls || is_ours(&host, allowed));
     let Some(value) = origin else {
         return match site.as_deref() {
             // The user's own doing: an address typed, a link followed.
