@@ -46,7 +46,7 @@ use crate::{
 const MOST_BUFFERED: usize = 64 << 10;
 /// What a client of HTTP/2 may send of one body, and of all, before somebody has read it, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 /// As in HTTP/1.1.
 const MOST_HEADERS: usize = 100;
 /// How often a client of HTTP/2 is asked whether it is still there, and how long it has to answer.
