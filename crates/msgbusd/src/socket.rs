@@ -116,10 +116,10 @@ impl Conversation {
 
     /// A request has come, with a whole head. It ends when it has its answer, which may still have to be
     /// written.
-    pub(crate) fn begin(&self) -> Exchange {
+    pub(crate) fn begin(self) -> Exchange {
         self.0.under_way.fetch_add(1, Relaxed);
         self.0.phase.store(Phase::Served as u8, Relaxed);
-        Exchange(self.clone())
+        Exchange(self)
     }
 
     /// A part of an answer is ready for the peer.

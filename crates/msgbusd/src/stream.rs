@@ -59,6 +59,7 @@ impl Stream {
     }
 
     /// As the system's own stream, which wants to be the only one.
+    #[inline]
     pub(crate) fn poll_read(
         &self,
         cx: &mut Context<'_>,
@@ -86,6 +87,7 @@ impl Stream {
     }
 
     /// Writes when the system says that there is room.
+    #[inline]
     pub(crate) fn poll_write(
         &self,
         cx: &mut Context<'_>,
@@ -100,6 +102,7 @@ impl Stream {
         }
     }
 
+    #[inline]
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => stream.poll_read_ready(cx),
@@ -107,6 +110,7 @@ impl Stream {
         }
     }
 
+    #[inline]
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => stream.poll_write_ready(cx),
@@ -114,6 +118,7 @@ impl Stream {
         }
     }
 
+    #[inline]
     fn try_io<R>(
         &self,
         interest: Interest,
@@ -125,6 +130,7 @@ impl Stream {
         }
     }
 
+    #[inline]
     fn try_read_buf(&self, buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_read_buf(buffer),

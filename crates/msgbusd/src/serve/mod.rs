@@ -107,8 +107,9 @@ async fn serve_http1(
 ) {
     // Its own for each protocol: shared by both it would be copied more often.
     let service = service_fn(|mut request: Request<Incoming>| {
-        let (app, exchange) = (Arc::clone(app), conversation.begin());
+        let (app, conversation) = (Arc::clone(app), conversation.clone());
         async move {
+            let exchange = conversation.begin();
             let answer = http::answer(&app, peer, &mut request).await;
             Ok::<_, Infallible>(answer.map(|body| Watched::new(exchange, body)))
         }
@@ -134,9 +135,9 @@ async fn serve_http2(
 ) {
     conversation.multiplex();
     let service = service_fn(|mut request: Request<Incoming>| {
-        let (app, exchange) = (Arc::clone(app), conversation.begin());
-        let conversation = conversation.clone();
+        let (app, conversation) = (Arc::clone(app), conversation.clone());
         async move {
+            let exchange = conversation.clone().begin();
             let answer = if request.headers().len() > MOST_HEADERS {
                 http::too_many_headers(&app)
             } else {
