@@ -95,6 +95,9 @@ async fn next_frame(body: &mut Incoming, patience: Duration) -> Result<NextFrame
     });
     match at_hand.await {
         Some(frame) => Ok(frame),
-        None => timeout(patience, body.frame()).await.map_err(|_| Refusal::BodyTimeout(patience)),
+        // Boxed, so that requests that need no timer are not larger for it.
+        None => Box::pin(timeout(patience, body.frame()))
+            .await
+            .map_err(|_| Refusal::BodyTimeout(patience)),
     }
 }

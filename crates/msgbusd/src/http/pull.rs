@@ -58,7 +58,10 @@ pub(super) async fn pull<B>(
     let small = Inflight::small(request.version());
     let messages = match wait {
         // Even for what is there it queues: others may have waited longer.
-        Some(patience) => wait_for(app, topic, limit, small, patience, permit).await?,
+        Some(patience) => {
+            // Boxed, so that no other request is larger for it.
+            Box::pin(wait_for(app, topic, limit, small, patience, permit)).await?
+        }
         None => {
             let room =
                 room::find(app, topic, None, limit, small).ok_or(Refusal::TooMuchInFlight)?;
