@@ -73,6 +73,10 @@ pub(super) fn check_bus(books: &mut Books, totals: &Totals) {
 pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
     let give_up = Instant::now() + PATIENCE;
     let mut wire = Wire::open(&soak.place).await?;
+    // By now nobody sets out any more.
+    while soak.connecting.get() > 0 && Instant::now() < give_up {
+        sleep(LOOK_EVERY).await;
+    }
     let topics = loop {
         let topics = topics(soak, &mut wire).await?;
         let is_quiet = topics.iter().all(|details| is_quiet(soak, details));

@@ -47,6 +47,22 @@ enum End {
     Over,
 }
 
+/// Somebody whom the server may know already, and the books not yet.
+struct Connecting(Rc<Soak>);
+
+impl Connecting {
+    fn new(soak: &Rc<Soak>) -> Self {
+        soak.connecting.update(|count| count + 1);
+        Self(Rc::clone(soak))
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        self.0.connecting.update(|count| count - 1);
+    }
+}
+
 impl Follower {
     pub(super) fn new(soak: &Rc<Soak>, rng: Rng) -> Self {
         Self { soak: Rc::clone(soak), rng }
@@ -87,6 +103,7 @@ impl Follower {
 
     /// One connection, from the request to its end.
     async fn connect(&mut self, track: &mut Track, reading: Reading) -> io::Result<End> {
+        let connecting = Connecting::new(&self.soak);
         let shown =
             show::to_follow(&self.soak, track.claim.who, track.transport, &mut self.rng).await?;
         let Some(shown) = shown else { return Ok(End::Ended) };
@@ -133,6 +150,7 @@ impl Follower {
         }
         let name = wire.name()?;
         track.begin(&self.soak, &head, &name);
+        drop(connecting);
         let end = self.follow(track, reading, &mut wire, &name).await;
         self.soak.live.borrow_mut().remove(&name);
         let by_server = match end {

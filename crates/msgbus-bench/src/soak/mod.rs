@@ -108,6 +108,8 @@ struct Soak {
     books: RefCell<Books>,
     /// Own subscriptions that are there now, by the name that the server has for them.
     live: RefCell<BTreeMap<String, Live>>,
+    /// Followers on their way to a subscription.
+    connecting: Cell<usize>,
     publishers: Cell<u64>,
     keys: RefCell<Keys>,
     /// The file that the server has them from.
@@ -179,6 +181,7 @@ pub fn run(options: &Options) -> anyhow::Result<Worn> {
         phase: watch::Sender::new(Phase::Over),
         books: RefCell::default(),
         live: RefCell::default(),
+        connecting: Cell::default(),
         publishers: Cell::default(),
     });
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
