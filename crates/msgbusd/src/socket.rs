@@ -131,10 +131,9 @@ impl Conversation {
         Untaken(self.clone())
     }
 
-    /// Whether in HTTP/2 nothing is asked, and all answers are taken.
+    /// Whether nothing is asked, and in HTTP/2 all answers are taken.
     pub(crate) fn is_quiet(&self) -> bool {
-        let State { is_multiplexed, under_way, untaken, .. } = &*self.0;
-        is_multiplexed.load(Relaxed) && under_way.load(Relaxed) == 0 && untaken.load(Relaxed) == 0
+        self.0.under_way.load(Relaxed) == 0 && self.0.untaken.load(Relaxed) == 0
     }
 
     /// In nanoseconds since it was opened.

@@ -1,22 +1,16 @@
 //! A connection that does as it is told, also what no decent client does.
 
-use std::{
-    collections::HashMap,
-    io, mem,
-    net::SocketAddr,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{collections::HashMap, io, mem, net::SocketAddr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream, rustls::pki_types::ServerName};
+use tokio_util::either::Either;
 
 /// How long the server may take for anything before that counts as no answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,10 +35,7 @@ pub(super) struct Place {
     pub(super) tls: Option<TlsConnector>,
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
+type Stream = Either<TcpStream, TlsStream<TcpStream>>;
 
 pub(super) struct Wire {
     stream: Stream,
@@ -93,10 +84,10 @@ impl Wire {
         let stream = patiently(socket.connect(place.address)).await?;
         stream.set_nodelay(true)?;
         let stream = match &place.tls {
-            None => Stream::Plain(stream),
+            None => Either::Left(stream),
             Some(tls) => {
                 let name = ServerName::IpAddress(place.address.ip().into());
-                Stream::Tls(Box::new(patiently(tls.connect(name, stream)).await?))
+                Either::Right(patiently(tls.connect(name, stream)).await?)
             }
         };
         Ok(Self { stream, input: BytesMut::new(), chunks: None, is_at_end: false })
@@ -104,7 +95,7 @@ impl Wire {
 
     /// How the server calls this client.
     pub(super) fn name(&self) -> io::Result<String> {
-        Ok(self.stream.tcp().local_addr()?.to_string())
+        Ok(tcp(&self.stream).local_addr()?.to_string())
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -185,57 +176,16 @@ impl Wire {
     pub(super) fn cut(self, how: Cut) {
         if how == Cut::Reset {
             // Where the server was faster there is nothing left to reset.
-            let _ = self.stream.tcp().set_zero_linger();
+            let _ = tcp(&self.stream).set_zero_linger();
         }
     }
 }
 
-impl Stream {
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
-        }
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+/// What is below, in the clear or not.
+fn tcp(stream: &Stream) -> &TcpStream {
+    match stream {
+        Either::Left(stream) => stream,
+        Either::Right(stream) => stream.get_ref().0,
     }
 }
 

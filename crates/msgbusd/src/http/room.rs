@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
-use msgbus_core::{BatchLimit, Position, TopicName};
+use msgbus_core::{BatchLimit, Position, Subscription, TopicName};
 use tokio::time::{Sleep, sleep};
 
 use super::App;
+use crate::inflight::Inflight;
 
 /// How often somebody who waits for room looks again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -31,6 +32,17 @@ pub(in crate::http) fn find(
     let next = app.bus.peek(topic, from, one).and_then(|peek| peek.messages.into_iter().next());
     // Half of it: JSON makes more of a payload.
     next.is_none_or(|message| message.payload().len() <= small / 2).then_some(one)
+}
+
+/// The same for somebody who follows a topic and has come to this id.
+pub(in crate::http) fn to_follow(
+    app: &App,
+    subscription: &Subscription,
+    next_id: u64,
+    limit: BatchLimit,
+) -> Option<BatchLimit> {
+    let topic = &subscription.topic().name;
+    find(app, topic, Some(Position::Id(next_id)), limit, Inflight::SMALL)
 }
 
 /// Somebody who may have to wait for room.

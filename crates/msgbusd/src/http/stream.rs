@@ -38,7 +38,6 @@ use super::{
 use crate::{
     bound::Hold,
     frames::{Form, Ring},
-    inflight::Inflight,
     keys::Permit,
     peer::Peer,
     wake::Relay,
@@ -250,15 +249,7 @@ impl Live {
             return Poll::Ready(());
         }
         let Self { app, room, relay, subscription, events, next_id, .. } = self;
-        let find = || {
-            room::find(
-                app,
-                &subscription.topic().name,
-                Some(Position::Id(*next_id)),
-                BATCH,
-                Inflight::SMALL,
-            )
-        };
+        let find = || room::to_follow(app, subscription, *next_id, BATCH);
         let received = match room.poll(cx, find) {
             Poll::Ready(batch) => {
                 relay.poll(cx, |cx| subscription.poll_recv_batch(cx, events, batch))

@@ -28,11 +28,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::rustls::ServerConfig;
+use tokio_util::either::Either;
 use tracing::{debug, warn};
 
 use self::bodies::{MOST_OFFERED, Offered, Watched};
 use crate::{
-    connection::{Connection, MOST_STREAMS},
+    connection::{self, Connection, MOST_STREAMS},
     http::{self, App},
     metrics::Deadline,
     peer::Peer,
@@ -69,14 +70,14 @@ pub(crate) async fn serve(
     };
     let conversation = socket.conversation();
     let connection = match tls {
-        None => Connection::Plain(socket),
+        None => Either::Left(socket),
         // Boxed, as all that most connections do without: they are not to be larger for it.
         Some(settings) => match Box::pin(encrypt(&app, settings, socket, &conversation)).await {
             Ok(connection) => connection,
             Err(error) => return debug!(%peer, %error, "no TLS"),
         },
     };
-    if connection.is_http2() {
+    if connection::is_http2(&connection) {
         Box::pin(serve_http2(&app, connection, &conversation, peer)).await;
     } else {
         serve_http1(&app, connection, &conversation, peer).await;
@@ -90,7 +91,7 @@ async fn encrypt(
     conversation: &Conversation,
 ) -> io::Result<Connection> {
     select! {
-        stream = tls::begin(settings, socket) => Ok(Connection::Tls(Box::new(stream?))),
+        stream = tls::begin(settings, socket) => Ok(Either::Right(Box::new(stream?))),
         late = conversation.overdue(&app.config.timeouts) => {
             late.inspect(|deadline| app.metrics.timeout(*deadline));
             Err(io::ErrorKind::TimedOut.into())
@@ -163,7 +164,20 @@ async fn serve_http2(
         .serve_connection(TokioIo::new(connection), service);
     let mut connection = pin!(connection);
     let stop = http2::Connection::graceful_shutdown;
-    let end = attend(app, conversation, connection.as_mut(), stop).await;
+    // It has to agree to its end, and may not answer any more.
+    let quiet_at_the_end = async {
+        app.tasks.drain.cancelled().await;
+        loop {
+            sleep(FAREWELL).await;
+            if conversation.is_quiet() {
+                return;
+            }
+        }
+    };
+    let end = select! {
+        end = attend(app, conversation, connection.as_mut(), stop) => end,
+        () = quiet_at_the_end => End::Over(Ok(())),
+    };
     if matches!(end, End::Overdue(_)) {
         // A request may be on its way: its client is told that nobody will look at it.
         stop(connection.as_mut());
@@ -224,12 +238,6 @@ async fn attend<C: Future<Output = hyper::Result<()>>>(
             () = &mut draining, if !is_draining => {
                 is_draining = true;
                 stop(connection.as_mut());
-            }
-            // One of HTTP/2 has to agree to its end.
-            () = sleep(FAREWELL), if is_draining => {
-                if conversation.is_quiet() {
-                    return End::Over(Ok(()));
-                }
             }
         }
     }

@@ -15,7 +15,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use chrono::Utc;
 use futures_util::{SinkExt as _, StreamExt as _};
-use msgbus_core::{BatchLimit, Event, Position, RecvError, Subscription};
+use msgbus_core::{BatchLimit, Event, RecvError, Subscription};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     select,
@@ -39,7 +39,6 @@ use crate::{
         App,
         room::{self, Patience},
     },
-    inflight::Inflight,
     keys::Permit,
     metrics::Deadline,
     peer::Peer,
@@ -189,7 +188,7 @@ impl Session {
                     let Self { app, room, relay, subscription, last_id, .. } = self;
                     let batch = ready!(room.poll(cx, || {
                         let next = last_id.map_or(subscription.start().next_id, |id| id + 1);
-                        room::find(app, &subscription.topic().name, Some(Position::Id(next)), BATCH, Inflight::SMALL)
+                        room::to_follow(app, subscription, next, BATCH)
                     }));
                     relay.poll(cx, |cx| subscription.poll_recv_batch(cx, &mut events, batch))
                 }) => {
