@@ -2,59 +2,31 @@
 //! websocket.
 
 mod bodies;
+mod http1;
+mod http2;
 
 use std::{
-    convert::Infallible,
     error::Error,
-    future::Future,
     io,
     pin::{Pin, pin},
     sync::Arc,
-    time::Duration,
 };
 
-use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use hyper::{
-    Request,
-    body::{Body as _, Incoming},
-    rt::Executor,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    select,
-    time::{sleep, timeout},
-};
+use tokio::select;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::either::Either;
 use tracing::{debug, warn};
 
-use self::bodies::{MOST_OFFERED, Offered, Watched};
 use crate::{
-    connection::{self, Connection, MOST_STREAMS},
-    http::{self, App},
+    connection::{self, Connection},
+    http::App,
     metrics::Deadline,
     peer::Peer,
     places::Place,
-    socket::{Conversation, Linger, Socket},
+    socket::{Conversation, Socket},
     stream::Accepted,
     tls,
 };
-
-/// The largest buffer of a connection, in bytes: for heads, and for what of a body is in flight.
-const MOST_BUFFERED: usize = 64 << 10;
-/// What a client of HTTP/2 may send of one body, and of all, before somebody has read it, in bytes.
-const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 256 << 10;
-/// As in HTTP/1.1.
-const MOST_HEADERS: usize = 100;
-/// How often a client of HTTP/2 is asked whether it is still there, and how long it has to answer.
-const PING_EVERY: Duration = Duration::from_secs(54);
-const PING_PATIENCE: Duration = Duration::from_secs(20);
-/// How long the close of an idle connection of HTTP/2 may take.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Serves one connection until it ends, or becomes a websocket.
 pub(crate) async fn serve(
@@ -78,9 +50,9 @@ pub(crate) async fn serve(
         },
     };
     if connection::is_http2(&connection) {
-        Box::pin(serve_http2(&app, connection, &conversation, peer)).await;
+        Box::pin(http2::serve(&app, connection, &conversation, peer)).await;
     } else {
-        serve_http1(&app, connection, &conversation, peer).await;
+        http1::serve(&app, connection, &conversation, peer).await;
     }
 }
 
@@ -98,92 +70,6 @@ async fn encrypt(
         }
         () = app.tasks.drain.cancelled() => Err(io::Error::other("the server stops")),
     }
-}
-
-async fn serve_http1(
-    app: &Arc<App>,
-    connection: Connection,
-    conversation: &Conversation,
-    peer: Peer,
-) {
-    // Its own for each protocol: shared by both it would be copied more often.
-    let service = service_fn(|mut request: Request<Incoming>| {
-        let (app, conversation) = (Arc::clone(app), conversation.clone());
-        async move {
-            let exchange = conversation.begin();
-            let answer = http::answer(&app, peer, &mut request).await;
-            Ok::<_, Infallible>(answer.map(|body| Watched::new(exchange, body)))
-        }
-    });
-    let connection = http1::Builder::new()
-        // The socket has deadlines of its own, which tell an idle connection from a slow head.
-        .header_read_timeout(None)
-        .max_header_size(app.config.max_header)
-        .max_buf_size(app.config.max_header.max(MOST_BUFFERED))
-        .serve_connection(TokioIo::new(connection), service)
-        .with_upgrades();
-    let connection = pin!(connection);
-    let ended =
-        attend(app, conversation, connection, http1::UpgradeableConnection::graceful_shutdown);
-    note_end(app, peer, ended.await);
-}
-
-async fn serve_http2(
-    app: &Arc<App>,
-    connection: Connection,
-    conversation: &Conversation,
-    peer: Peer,
-) {
-    conversation.multiplex();
-    let service = service_fn(|mut request: Request<Incoming>| {
-        let (app, conversation) = (Arc::clone(app), conversation.clone());
-        async move {
-            let exchange = conversation.clone().begin();
-            let answer = if request.headers().len() > MOST_HEADERS {
-                http::too_many_headers(&app)
-            } else {
-                http::answer(&app, peer, &mut request).await
-            };
-            if !request.body().is_end_stream() {
-                app.tasks.spawn(linger(request.into_body()));
-            }
-            let body = |body| Offered::new(&app, conversation, exchange, body);
-            Ok::<_, Infallible>(answer.map(body))
-        }
-    });
-    let header_size = u32::try_from(app.config.max_header).unwrap_or(u32::MAX);
-    let connection = http2::Builder::new(Streams(Arc::clone(app)))
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MOST_STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(MOST_OFFERED)
-        .max_header_list_size(header_size)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_PATIENCE)
-        .serve_connection(TokioIo::new(connection), service);
-    let mut connection = pin!(connection);
-    let stop = http2::Connection::graceful_shutdown;
-    // It has to agree to its end, and may not answer any more.
-    let quiet_at_the_end = async {
-        app.tasks.drain.cancelled().await;
-        loop {
-            sleep(FAREWELL).await;
-            if conversation.is_quiet() {
-                return;
-            }
-        }
-    };
-    let end = select! {
-        end = attend(app, conversation, connection.as_mut(), stop) => end,
-        () = quiet_at_the_end => End::Over(Ok(())),
-    };
-    if matches!(end, End::Overdue(_)) {
-        // A request may be on its way: its client is told that nobody will look at it.
-        stop(connection.as_mut());
-        let _ = timeout(FAREWELL, connection).await;
-    }
-    note_end(app, peer, end);
 }
 
 /// Why a connection is no longer served.
@@ -240,31 +126,5 @@ async fn attend<C: Future<Output = hyper::Result<()>>>(
                 stop(connection.as_mut());
             }
         }
-    }
-}
-
-/// Reads a little of what nobody wants, as a socket does when it is closed: reset at once, some clients
-/// do not look at the answer.
-async fn linger(mut body: Incoming) {
-    let reading = async {
-        let mut bytes = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > Linger::BYTES {
-                return;
-            }
-        }
-    };
-    // The answer is out: who is slower has to make do with it.
-    let _ = timeout(Linger::TIME, reading).await;
-}
-
-/// Runs the exchanges of HTTP/2, so that the end of the server waits for each.
-#[derive(Clone)]
-struct Streams(Arc<App>);
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
-    fn execute(&self, stream: F) {
-        self.0.tasks.spawn(stream);
     }
 }
