@@ -29,6 +29,12 @@ impl Pull {
         Self { topic, ticket, limit }
     }
 
+    /// The size of the oldest payload that nobody has pulled, in bytes; `None` when there is none, or the
+    /// topic has been deleted. Takes nothing.
+    pub fn next_size(&self) -> Option<usize> {
+        self.topic.lock().next_unpulled_size(Tick::now())
+    }
+
     /// Blocks the thread until there are messages, or for this long: then the answer is `None`.
     ///
     /// # Errors

@@ -63,6 +63,14 @@ impl Subscription {
         self.topic.lock().subscription_stats(self.key, Tick::now())
     }
 
+    /// The size of the payload that comes next, in bytes; `None` when the next event is no message, or
+    /// there is none yet. Takes nothing.
+    pub fn next_size(&self) -> Option<usize> {
+        let mut topic = self.topic.lock();
+        topic.expire(Tick::now());
+        topic.next_size(self.key)
+    }
+
     /// Waits for the next event.
     ///
     /// # Errors

@@ -251,6 +251,12 @@ impl Topic {
         self.pull_next < self.log.next_id()
     }
 
+    /// The size of the oldest payload that nobody has pulled, in bytes.
+    pub(crate) fn next_unpulled_size(&mut self, now: Tick) -> Option<usize> {
+        self.expire(now);
+        self.log.from(self.pull_next).next().map(|message| message.payload().len())
+    }
+
     /// Takes the oldest message that nobody has pulled.
     pub(crate) fn take_next(&mut self, now: Tick) -> Option<Message> {
         self.expire(now);
@@ -399,6 +405,15 @@ impl Topic {
     pub(crate) fn is_caught_up(&self, key: CursorKey) -> bool {
         let cursor = self.audience.cursors.get(key);
         self.life == Life::Open && cursor.next == self.log.next_id() && cursor.untold == 0
+    }
+
+    /// The size of the payload that a cursor comes to next, in bytes; `None` when that is a gap, an end, or
+    /// nothing yet. The caller has called [`expire`](Self::expire) under the same lock.
+    pub(crate) fn next_size(&mut self, key: CursorKey) -> Option<usize> {
+        let cursor = self.audience.cursors.get(key);
+        let message = self.log.from(cursor.next).next()?;
+        let is_next = cursor.untold == 0 && message.id() == cursor.next;
+        is_next.then(|| message.payload().len())
     }
 
     /// Moves a cursor over the next thing there is for it: a message, or a gap. The caller has

@@ -5,16 +5,20 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
+use tokio::sync::{Notify, futures::OwnedNotified};
+
 /// How much there may be of something, and how much there is.
 #[derive(Debug)]
 pub(crate) struct Bound {
     limit: usize,
     used: AtomicUsize,
+    /// Wakes one waiter when the limit is no longer reached.
+    freed: Arc<Notify>,
 }
 
 impl Bound {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicUsize::new(0) })
+        Arc::new(Self { limit, used: AtomicUsize::new(0), freed: Arc::default() })
     }
 
     pub(crate) fn limit(&self) -> usize {
@@ -27,6 +31,20 @@ impl Bound {
 
     pub(crate) fn is_full(&self) -> bool {
         self.used() >= self.limit
+    }
+
+    /// Ready when the limit is no longer reached. Waiters are woken in order, one at a time: each one that
+    /// goes on calls [`wake_next`](Self::wake_next), and one that finds the limit reached again waits anew.
+    /// One that is dropped instead lets the next one go.
+    pub(crate) fn freed(&self) -> OwnedNotified {
+        Arc::clone(&self.freed).notified_owned()
+    }
+
+    /// Wakes the next waiter, unless the limit is reached: then whoever gives something back does.
+    pub(crate) fn wake_next(&self) {
+        if !self.is_full() {
+            self.freed.notify_one();
+        }
     }
 
     /// Takes so much, if it is there.
@@ -65,12 +83,20 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.bound.used.fetch_sub(self.amount, Relaxed);
+        let before = self.bound.used.fetch_sub(self.amount, Relaxed);
+        let limit = self.bound.limit;
+        if before >= limit && before - self.amount < limit {
+            self.bound.freed.notify_one();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -86,5 +112,29 @@ mod tests {
         drop(one);
         assert_eq!(bound.used(), 0);
         assert!(bound.take(10).is_some());
+    }
+
+    #[test]
+    fn waiters_go_on_in_order_until_the_limit_is_reached_again() {
+        let bound = Bound::new(10);
+        let full = bound.take(10).unwrap();
+        let mut waiters = [bound.freed(), bound.freed(), bound.freed()].map(Box::pin);
+        assert!(waiters.iter_mut().all(|waiter| waiter.now_or_never().is_none()));
+        drop(full);
+        let woken = |waiter: &mut Pin<Box<OwnedNotified>>| waiter.now_or_never().is_some();
+        assert!(!woken(&mut waiters[1]), "one at a time");
+        assert!(woken(&mut waiters[0]));
+        let _half = bound.take(5).unwrap();
+        bound.wake_next();
+        assert!(woken(&mut waiters[1]));
+        let rest = bound.take(5).unwrap();
+        bound.wake_next();
+        assert!(!woken(&mut waiters[2]), "there is nothing for it");
+        let mut fourth = Box::pin(bound.freed());
+        assert!(!woken(&mut fourth));
+        drop(rest);
+        let [.., third] = waiters;
+        drop(third);
+        assert!(woken(&mut fourth), "one that leaves lets the next one go");
     }
 }

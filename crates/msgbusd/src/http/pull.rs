@@ -108,9 +108,8 @@ async fn wait_for(
 ) -> Result<Vec<Message>, Refusal> {
     let mut pull = pin!(app.bus.wait(topic, limit)?);
     let mut room = Patience::default();
-    let has_room = || room::find(app, topic, None, limit, small).filter(|room| *room == limit);
     let pull = poll_fn(|cx| {
-        ready!(room.poll(cx, has_room));
+        ready!(room.poll_pull(cx, app, &pull, limit, small));
         pull.as_mut().poll(cx)
     });
     Ok(select! {

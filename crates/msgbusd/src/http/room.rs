@@ -1,20 +1,25 @@
-//! Room for what is about to be taken out of a topic. At `--max-inflight-bytes` that is one small message
-//! at a time: nobody who reads slowly stops what is small, and nothing large is begun.
+//! Back-pressure: what may be taken out of a topic while memory in flight is at `--max-inflight-bytes`.
+//! That is one small message at a time: nobody who reads slowly stops what is small, and nothing large is
+//! begun.
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use msgbus_core::{BatchLimit, Position, Subscription, TopicName};
-use tokio::time::{Sleep, sleep};
+use msgbus_core::{BatchLimit, Position, Pull, Subscription, TopicName};
+use tokio::{
+    sync::futures::OwnedNotified,
+    time::{Sleep, sleep},
+};
 
 use super::App;
 use crate::inflight::Inflight;
 
-/// How often somebody who waits for room looks again.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often a waiter looks whether its topic has changed: the large message may have expired, or the topic
+/// be gone.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How much of `limit` may be taken from here on, or, without a position, pulled; `None` for nothing.
 /// `small` is what is not counted as in flight, in bytes.
@@ -25,46 +30,96 @@ pub(in crate::http) fn find(
     limit: BatchLimit,
     small: usize,
 ) -> Option<BatchLimit> {
-    if !app.inflight.is_full() {
+    let one = BatchLimit { events: 1, ..limit };
+    let next_size = || {
+        let next = app.bus.peek(topic, from, one)?.messages.into_iter().next()?;
+        Some(next.payload().len())
+    };
+    admit(&app.inflight, limit, small, next_size)
+}
+
+/// The same, where the size of the next payload is known to something else.
+fn admit(
+    inflight: &Inflight,
+    limit: BatchLimit,
+    small: usize,
+    next_size: impl FnOnce() -> Option<usize>,
+) -> Option<BatchLimit> {
+    if !inflight.is_full() {
         return Some(limit);
     }
-    let one = BatchLimit { events: 1, ..limit };
-    let next = app.bus.peek(topic, from, one).and_then(|peek| peek.messages.into_iter().next());
     // Half of it: JSON makes more of a payload.
-    next.is_none_or(|message| message.payload().len() <= small / 2).then_some(one)
+    let is_small = next_size().is_none_or(|size| size <= small / 2);
+    is_small.then_some(BatchLimit { events: 1, ..limit })
 }
 
-/// The same for somebody who follows a topic and has come to this id.
-pub(in crate::http) fn to_follow(
-    app: &App,
-    subscription: &Subscription,
-    next_id: u64,
-    limit: BatchLimit,
-) -> Option<BatchLimit> {
-    let topic = &subscription.topic().name;
-    find(app, topic, Some(Position::Id(next_id)), limit, Inflight::SMALL)
-}
-
-/// Somebody who may have to wait for room.
+/// One that may have to wait for memory.
 #[derive(Debug, Default)]
-pub(in crate::http) struct Patience(Option<Pin<Box<Sleep>>>);
+pub(in crate::http) struct Patience(Option<Box<Wait>>);
+
+#[derive(Debug)]
+struct Wait {
+    /// Its turn, in the order of waiting.
+    freed: Pin<Box<OwnedNotified>>,
+    look_again: Pin<Box<Sleep>>,
+}
 
 impl Patience {
-    /// Looks for room, again and again.
-    pub(in crate::http) fn poll<T>(
+    /// Waits until a subscription may receive, and says how much.
+    pub(in crate::http) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        mut find: impl FnMut() -> Option<T>,
+        app: &App,
+        subscription: &Subscription,
+        limit: BatchLimit,
+    ) -> Poll<BatchLimit> {
+        let next_size = || subscription.next_size();
+        self.poll(cx, &app.inflight, || admit(&app.inflight, limit, Inflight::SMALL, next_size))
+    }
+
+    /// Waits until a pull may take all of its limit, or has nothing to take yet.
+    pub(in crate::http) fn poll_pull(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &App,
+        pull: &Pull,
+        limit: BatchLimit,
+        small: usize,
+    ) -> Poll<()> {
+        self.poll(cx, &app.inflight, || {
+            let next = pull.next_size();
+            let may = admit(&app.inflight, limit, small, || next);
+            (next.is_none() || may == Some(limit)).then_some(())
+        })
+    }
+
+    fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        inflight: &Inflight,
+        admit: impl Fn() -> Option<T>,
     ) -> Poll<T> {
         loop {
-            let found = find();
-            if let Some(found) = found {
-                self.0 = None;
-                return Poll::Ready(found);
+            if let Some(admitted) = admit() {
+                if self.0.take().is_some() {
+                    inflight.bound().wake_next();
+                }
+                return Poll::Ready(admitted);
             }
-            let timer = self.0.get_or_insert_with(|| Box::pin(sleep(LOOK_EVERY)));
-            ready!(timer.as_mut().poll(cx));
-            self.0 = None;
+            let wait = self.0.get_or_insert_with(|| Box::new(Wait::new(inflight)));
+            if wait.freed.as_mut().poll(cx).is_ready() {
+                wait.freed.set(inflight.bound().freed());
+            } else if wait.look_again.as_mut().poll(cx).is_ready() {
+                wait.look_again.set(sleep(LOOK_EVERY));
+            } else {
+                return Poll::Pending;
+            }
         }
+    }
+}
+
+impl Wait {
+    fn new(inflight: &Inflight) -> Self {
+        Self { freed: Box::pin(inflight.bound().freed()), look_again: Box::pin(sleep(LOOK_EVERY)) }
     }
 }

@@ -28,11 +28,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Level, debug, enabled};
 
 use super::{
-    Answer, App, accepts, answers,
-    error::Refusal,
-    position, query,
-    query::Query,
-    room::{self, Patience},
+    Answer, App, accepts, answers, error::Refusal, position, query, query::Query, room::Patience,
     seat,
 };
 use crate::{
@@ -248,9 +244,8 @@ impl Live {
             self.revoke();
             return Poll::Ready(());
         }
-        let Self { app, room, relay, subscription, events, next_id, .. } = self;
-        let find = || room::to_follow(app, subscription, *next_id, BATCH);
-        let received = match room.poll(cx, find) {
+        let Self { app, room, relay, subscription, events, .. } = self;
+        let received = match room.poll_receive(cx, app, subscription, BATCH) {
             Poll::Ready(batch) => {
                 relay.poll(cx, |cx| subscription.poll_recv_batch(cx, events, batch))
             }

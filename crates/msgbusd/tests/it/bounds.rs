@@ -163,6 +163,46 @@ async fn who_follows_waits_for_room_with_what_is_large_and_gets_what_is_small() 
 }
 
 #[tokio::test]
+async fn who_waits_for_memory_looks_at_its_own_topic_and_not_at_the_next_of_that_name() {
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
+    daemon.fill("large", 8);
+    let mut websocket = daemon.subscribe("/t").await;
+    let _greedy = daemon.ask_and_not_read("/large?max=8").await;
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes > 8 * MIB as u64).await;
+    daemon.fill("t", 1);
+    daemon.put("/t2", "x").await;
+    assert!(daemon.bus.delete(&"t".parse().unwrap()));
+    daemon.fill("t", 1);
+    assert_eq!(u16::from(websocket.close_code().await), 4404);
+}
+
+#[tokio::test]
+async fn many_that_wait_for_memory_all_go_on() {
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = 2 * MIB);
+    daemon.fill("large", 4);
+    let mut greedy = daemon.ask_and_not_read("/large?max=4").await;
+    daemon.wait_for_metric(INFLIGHT, |bytes| bytes > 4 * MIB as u64).await;
+    daemon.fill("large", 20);
+    let waiters = (0..20).map(|_| daemon.get("/large?wait=60s"));
+    let waiting = futures_util::future::join_all(waiters);
+    let makes_room = async {
+        let waiting = |topic: msgbus_core::TopicStats| topic.waiters;
+        let topic = "large".parse().unwrap();
+        soon(async {
+            while daemon.bus.topic(&topic).map(waiting) != Some(20) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        greedy.rest().await
+    };
+    let (answers, _) = tokio::join!(waiting, makes_room);
+    let mut ids: Vec<_> = answers.iter().map(|answer| answer.message().id()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (4..24).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn frames_that_are_not_read_count() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
     let mut stuck = Vec::new();

@@ -35,10 +35,7 @@ use crate::{
     bound::Hold,
     connection::Connection,
     frames::{Form, Ring},
-    http::{
-        App,
-        room::{self, Patience},
-    },
+    http::{App, room::Patience},
     keys::Permit,
     metrics::Deadline,
     peer::Peer,
@@ -185,11 +182,8 @@ impl Session {
                     silent_at = Instant::now() + LONGEST_SILENCE;
                 }
                 received = poll_fn(|cx| {
-                    let Self { app, room, relay, subscription, last_id, .. } = self;
-                    let batch = ready!(room.poll(cx, || {
-                        let next = last_id.map_or(subscription.start().next_id, |id| id + 1);
-                        room::to_follow(app, subscription, next, BATCH)
-                    }));
+                    let Self { app, room, relay, subscription, .. } = self;
+                    let batch = ready!(room.poll_receive(cx, app, subscription, BATCH));
                     relay.poll(cx, |cx| subscription.poll_recv_batch(cx, &mut events, batch))
                 }) => {
                     // It may have been published since the keys were looked at above.
