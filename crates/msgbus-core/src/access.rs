@@ -7,7 +7,7 @@ use crate::{
     clock::{Now, Tick},
     error::{NoRoom, PublishError, SubscribeError},
     event::Peek,
-    map::{Place, TopicMap, wake},
+    map::{Place, TopicMap},
     message::{Draft, Message, Published, PublishedBatch},
     name::TopicName,
     options::{BatchLimit, SubscribeOptions},
@@ -54,11 +54,11 @@ impl<'a> Access<'a> {
         let append = |topic: &mut Topic| -> Result<_, PublishError> {
             // The clock is read while the lock is held: deadlines in a log never go back.
             let first = topic.append(drafts, size, Now::read())?;
-            Ok(((topic.info().epoch, first), topic.sleepers()))
+            Ok(((topic.info().epoch, first), topic.take_wakers()))
         };
-        let (cell, (appended, sleepers)) = self.enter(append)?;
+        let (cell, (appended, wakes)) = self.enter(append)?;
         *self.cell = Some(cell);
-        wake(sleepers);
+        self.map.wakes.wake(wakes);
         Ok(appended)
     }
 

@@ -26,6 +26,8 @@ impl Audience {
     pub(crate) fn shrink(&mut self) {
         if self.cursors.len() == 0 && self.waiters.len() == 0 {
             self.0 = None;
+        } else if let Some(members) = &mut self.0 {
+            members.cursors.shrink();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The bus as programs use it.
 
-use std::sync::Arc;
+use std::{convert::Infallible, future::poll_fn, sync::Arc};
 
 use crate::{
     access::Access,
@@ -17,6 +17,7 @@ use crate::{
     pull::Pull,
     stats::{BusStats, Purged, SubscriberStats, TopicStats},
     subscription::Subscription,
+    wakes::Driver,
 };
 
 /// A message bus: topics by name, each a bounded log that can be published to, pulled from and
@@ -39,8 +40,8 @@ impl MessageBus {
     }
 
     /// Publishes a message, creating the topic if need be. When this returns, the message has its
-    /// number and its place, and everyone who waits for it has been woken. It never blocks on a
-    /// subscriber.
+    /// number and its place, and everyone who waits for it has been woken, or will be by a
+    /// [driver](Self::drive_wakes). It never blocks on a subscriber.
     ///
     /// # Errors
     /// See [`PublishError`].
@@ -149,6 +150,19 @@ impl MessageBus {
     /// messages, subscriptions, and any publish for ten times their ttl (10 minutes at least).
     pub fn purge_expired(&self) -> Purged {
         self.0.purge_expired()
+    }
+
+    /// Wakes subscribers that publishes have left to it; runs until it is dropped.
+    ///
+    /// While this future is polled by some executor, a publish wakes up to 128 sleeping subscribers
+    /// itself and leaves the rest to it, which wakes as many at each poll. Without it, a publish wakes
+    /// all of them before it returns. Worth a task in a program with hundreds of subscribers to a topic.
+    ///
+    /// # Cancel safety
+    /// When it is dropped, it wakes whoever is left. When it is kept and not polled, they sleep on.
+    pub async fn drive_wakes(&self) -> Infallible {
+        let driver = Driver::new(&self.0.wakes);
+        poll_fn(|cx| driver.poll(cx)).await
     }
 
     /// Closes the bus: publishing and subscribing end at once; what is retained can still be

@@ -27,32 +27,68 @@ pub(crate) struct Cursor {
     pub(crate) untold: u64,
     pub(crate) lag: LagPolicy,
     pub(crate) label: Option<Box<str>>,
-    /// The place in [`Cursors::parked`] while the subscription sleeps.
-    parked: Option<usize>,
+    /// Where in [`Cursors::parked`] its waker is, if it sleeps.
+    parked: ParkedAt,
 }
 
 impl Cursor {
     pub(crate) fn new(start: u64, next: u64, lag: LagPolicy, label: Option<Box<str>>) -> Self {
-        Self { start, next, received: 0, untold: next - start, lag, label, parked: None }
+        Self {
+            start,
+            next,
+            received: 0,
+            untold: next - start,
+            lag,
+            label,
+            parked: ParkedAt::NOWHERE,
+        }
     }
 }
 
 /// Names a [`Cursor`] within its topic.
 pub(crate) type CursorKey = usize;
 
+/// The waker of a cursor that sleeps.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    key: CursorKey,
+    pub(crate) waker: Waker,
+}
+
+impl Parked {
+    /// For a waker that belongs to no cursor and is about to be woken.
+    pub(crate) fn other(waker: Waker) -> Self {
+        Self { key: CursorKey::MAX, waker }
+    }
+}
+
+/// An index in [`Cursors::parked`], good until that generation is taken out. So taking all of them out
+/// writes nothing into the cursors.
+#[derive(Debug, Clone, Copy)]
+struct ParkedAt {
+    generation: u64,
+    index: usize,
+}
+
+impl ParkedAt {
+    const NOWHERE: Self = Self { generation: 0, index: usize::MAX };
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Cursors {
-    cursors: Slab<Cursor>,
-    parked: Vec<(CursorKey, Waker)>,
+    slots: Slab<Cursor>,
+    parked: Vec<Parked>,
+    /// How often all wakers were taken out.
+    generation: u64,
 }
 
 impl Cursors {
     pub(crate) const fn new() -> Self {
-        Self { cursors: Slab::new(), parked: Vec::new() }
+        Self { slots: Slab::new(), parked: Vec::new(), generation: 0 }
     }
 
     pub(crate) fn insert(&mut self, cursor: Cursor) -> CursorKey {
-        self.cursors.insert(cursor)
+        self.slots.insert(cursor)
     }
 
     /// Removes a cursor. Its waker, if it sleeps, is to be dropped when no lock is held: what that
@@ -60,66 +96,77 @@ impl Cursors {
     #[must_use]
     pub(crate) fn remove(&mut self, key: CursorKey) -> Option<Waker> {
         let waker = self.unpark(key);
-        self.cursors.remove(key);
+        self.slots.remove(key);
         waker
     }
 
     /// # Panics
     /// When there is no such cursor: a subscription outlives its cursor never.
     pub(crate) fn get_mut(&mut self, key: CursorKey) -> &mut Cursor {
-        &mut self.cursors[key]
+        &mut self.slots[key]
     }
 
     /// # Panics
     /// As [`get_mut`](Self::get_mut).
     pub(crate) fn get(&self, key: CursorKey) -> &Cursor {
-        &self.cursors[key]
+        &self.slots[key]
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Cursor> {
-        self.cursors.iter().map(|(_, cursor)| cursor)
+        self.slots.iter().map(|(_, cursor)| cursor)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.cursors.len()
+        self.slots.len()
     }
 
     /// Remembers whom to wake when there is something for this cursor. A waker that this replaces is
     /// to be dropped when no lock is held.
     #[must_use]
     pub(crate) fn park(&mut self, key: CursorKey, waker: &Waker) -> Option<Waker> {
-        match self.cursors[key].parked {
-            Some(place) if self.parked[place].1.will_wake(waker) => None,
-            Some(place) => Some(std::mem::replace(&mut self.parked[place].1, waker.clone())),
-            None => {
-                self.cursors[key].parked = Some(self.parked.len());
-                self.parked.push((key, waker.clone()));
-                None
-            }
+        let Some(index) = self.parked_at(key) else {
+            let at = ParkedAt { generation: self.generation, index: self.parked.len() };
+            self.slots[key].parked = at;
+            self.parked.push(Parked { key, waker: waker.clone() });
+            return None;
+        };
+        let parked = &mut self.parked[index].waker;
+        if parked.will_wake(waker) {
+            return None;
         }
+        Some(std::mem::replace(parked, waker.clone()))
     }
 
-    /// Everyone who sleeps, to be woken by the caller once it holds no lock.
+    /// The wakers of all who sleep, in one step however many they are: `spare`, which is empty, takes
+    /// their place. To be woken by the caller once it holds no lock.
     #[must_use]
-    pub(crate) fn unpark_all(&mut self) -> Vec<Waker> {
+    pub(crate) fn take_parked(&mut self, spare: impl FnOnce() -> Vec<Parked>) -> Vec<Parked> {
         if self.parked.is_empty() {
             return Vec::new();
         }
-        let parked = std::mem::take(&mut self.parked);
-        parked
-            .into_iter()
-            .map(|(key, waker)| {
-                self.cursors[key].parked = None;
-                waker
-            })
-            .collect()
+        self.generation += 1;
+        std::mem::replace(&mut self.parked, spare())
+    }
+
+    /// Gives back memory that many sleepers have left behind.
+    pub(crate) fn shrink(&mut self) {
+        if self.parked.capacity() > 4 * self.slots.len().max(16) {
+            self.parked.shrink_to(self.slots.len());
+        }
+    }
+
+    fn parked_at(&self, key: CursorKey) -> Option<usize> {
+        let at = self.slots[key].parked;
+        (at.generation == self.generation && at.index != usize::MAX).then_some(at.index)
     }
 
     fn unpark(&mut self, key: CursorKey) -> Option<Waker> {
-        let place = self.cursors[key].parked.take()?;
-        let (_, waker) = self.parked.swap_remove(place);
-        if let Some((moved, _)) = self.parked.get(place) {
-            self.cursors[*moved].parked = Some(place);
+        let index = self.parked_at(key)?;
+        self.slots[key].parked = ParkedAt::NOWHERE;
+        let Parked { waker, .. } = self.parked.swap_remove(index);
+        if let Some(moved) = self.parked.get(index) {
+            let at = ParkedAt { generation: self.generation, index };
+            self.slots[moved.key].parked = at;
         }
         Some(waker)
     }

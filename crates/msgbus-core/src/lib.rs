@@ -54,6 +54,7 @@ mod stats;
 mod subscription;
 mod topic;
 mod waiters;
+mod wakes;
 
 pub use bus::MessageBus;
 pub use cursors::LagPolicy;

@@ -8,7 +8,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    task::Waker,
 };
 
 use hashbrown::HashTable;
@@ -25,6 +24,7 @@ use crate::{
     options::Options,
     stats::{BusStats, Counters, Purged},
     topic::Topic,
+    wakes::{WakeQueue, Wakes},
 };
 
 /// All topics of a bus by their names.
@@ -35,6 +35,7 @@ pub(crate) struct TopicMap {
     hasher: RandomState,
     topics: AtomicUsize,
     budget: Arc<Budget>,
+    pub(crate) wakes: WakeQueue,
     last_epoch: AtomicU64,
     closed: AtomicBool,
 }
@@ -104,6 +105,7 @@ impl TopicMap {
             shards: Default::default(),
             hasher: RandomState::new(),
             topics: AtomicUsize::new(0),
+            wakes: WakeQueue::default(),
             last_epoch: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         }
@@ -144,9 +146,9 @@ impl TopicMap {
         let key = self.key(name);
         let mut shard = self.shard(key).write();
         let Some(cell) = shard.find(key).map(Arc::clone) else { return false };
-        let (sleepers, retained) = self.remove(&mut shard, &mut cell.lock());
+        let (wakes, retained) = self.remove(&mut shard, &mut cell.lock());
         drop(shard);
-        wake(sleepers);
+        self.wakes.wake(wakes);
         drop(retained);
         true
     }
@@ -171,17 +173,18 @@ impl TopicMap {
 
     pub(crate) fn close(&self) {
         self.closed.store(true, Relaxed);
-        let mut sleepers = Vec::new();
         for shard in &self.shards {
             // Creating a topic takes the shard's lock for writing and looks at `closed` under it:
-            // whatever is created is either seen here, or not created.
-            for cell in &shard.write().topics {
+            // whatever is created is either seen here, or born closed.
+            let cells: Vec<_> = shard.write().topics.iter().map(Arc::clone).collect();
+            for cell in cells {
                 let mut topic = cell.lock();
                 topic.close();
-                sleepers.append(&mut topic.sleepers());
+                let wakes = topic.take_wakers();
+                drop(topic);
+                self.wakes.wake(wakes);
             }
         }
-        wake(sleepers);
     }
 
     fn key<'a>(&self, name: &'a TopicName) -> Key<'a> {
@@ -247,10 +250,9 @@ impl TopicMap {
         idle
     }
 
-    /// Takes a topic out of the map and ends it. When the locks are released, the sleepers are to be
+    /// Takes a topic out of the map and ends it. When the locks are released, the wakers are to be
     /// woken and the messages dropped: freeing many takes a while.
-    #[must_use]
-    fn remove(&self, shard: &mut Shard, topic: &mut Topic) -> (Vec<Waker>, Log) {
+    fn remove(&self, shard: &mut Shard, topic: &mut Topic) -> (Wakes, Log) {
         let now = Tick::now();
         let retained = topic.delete(now);
         let key = self.key(&topic.info().name);
@@ -259,12 +261,6 @@ impl TopicMap {
         }
         shard.gone += topic.stats(now).counters;
         self.topics.fetch_sub(1, Relaxed);
-        (topic.sleepers(), retained)
-    }
-}
-
-pub(crate) fn wake(sleepers: Vec<Waker>) {
-    for sleeper in sleepers {
-        sleeper.wake();
+        (topic.take_wakers(), retained)
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     audience::Audience,
     budget::Reservation,
     clock::{Now, Span, Tick, Wall},
-    cursors::{Cursor, CursorKey, LagPolicy},
+    cursors::{Cursor, CursorKey, LagPolicy, Parked},
     error::{NoRoom, PublishError, RecvError, SubscribeError},
     event::{Event, Peek, Start},
     log::Log,
@@ -16,6 +16,7 @@ use crate::{
     position::Position,
     stats::{Counters, SubscriberStats, SubscriptionStats, TopicStats},
     waiters::Ticket,
+    wakes::{self, Wakes},
 };
 
 #[cfg(test)]
@@ -116,7 +117,7 @@ impl Topic {
     // Publishing
 
     /// Appends messages, all or none: numbers them and makes them visible to everybody in one step.
-    /// The answer is the id of the first. The caller then wakes [`sleepers`](Self::sleepers).
+    /// The answer is the id of the first. The caller then wakes [`take_wakers`](Self::take_wakers).
     pub(crate) fn append(
         &mut self,
         drafts: impl IntoIterator<Item = Draft>,
@@ -461,21 +462,21 @@ impl Topic {
         self.audience.cursors.park(key, waker)
     }
 
-    /// Everyone who waits for what has just happened: all who subscribe and, of those who wait to
-    /// pull, the first, or all if this is the end. To be woken when the lock is released.
-    #[must_use]
-    pub(crate) fn sleepers(&mut self) -> Vec<Waker> {
+    /// The wakers of everyone who waits for what has just happened: of all who subscribe and, of those
+    /// who wait to pull, of the first, or of all if this is the end. To be woken when the lock is released.
+    pub(crate) fn take_wakers(&mut self) -> Wakes {
         if self.audience.is_nobody() {
-            return Vec::new();
+            return Wakes::default();
         }
-        let mut sleepers = self.audience.cursors.unpark_all();
+        let mut wakes =
+            Wakes { parked: self.audience.cursors.take_parked(wakes::spare), ..Wakes::default() };
         match self.life {
-            Life::Open => sleepers.extend(self.audience.waiters.unpark_first()),
+            Life::Open => wakes.waiter = self.audience.waiters.unpark_first(),
             Life::Closed | Life::Deleted => {
-                sleepers.append(&mut self.audience.waiters.unpark_all());
+                wakes.parked.extend(self.audience.waiters.unpark_all().map(Parked::other));
             }
         }
-        sleepers
+        wakes
     }
 
     /// Removes a cursor. To be dropped when the lock is released: its waker.

@@ -58,9 +58,8 @@ impl Waiters {
     }
 
     /// The wakers of all: there is nothing to wait for any more.
-    #[must_use]
-    pub(crate) fn unpark_all(&mut self) -> Vec<Waker> {
-        self.queue.iter_mut().filter_map(|(_, waker)| waker.take()).collect()
+    pub(crate) fn unpark_all(&mut self) -> impl Iterator<Item = Waker> {
+        self.queue.iter_mut().filter_map(|(_, waker)| waker.take())
     }
 
     /// Tickets rise along the queue.

@@ -10,9 +10,10 @@ use std::{
     env,
     hint::spin_loop,
     ops::ControlFlow,
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     task::{Context, Poll, Wake, Waker},
     thread,
@@ -29,6 +30,9 @@ const STEPS: u64 = 10_000;
 const COLLISIONS: u64 = 150_000;
 const FOLLOWERS: usize = 3;
 const KEPT: u64 = 8;
+/// More than a publish wakes by itself.
+const CROWD: usize = 500;
+const ROUNDS: usize = 150;
 const SEED: u64 = 0x6d73_6762_7573;
 /// Long enough for anything that is going to happen at all.
 const SOON: Duration = Duration::from_secs(20);
@@ -274,4 +278,156 @@ fn a_poll_beside_a_publish_finds_it_or_is_woken() {
             polled.store(round, SeqCst);
         }
     });
+}
+
+/// A waker that says whether it was called.
+#[derive(Default)]
+struct Alarm(AtomicBool);
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// A subscription that sleeps, and the alarm that its last poll has left.
+struct Sleeper {
+    subscription: Subscription,
+    alarm: Arc<Alarm>,
+}
+
+impl Sleeper {
+    fn new(bus: &MessageBus, topic: &TopicName) -> Self {
+        let subscription = bus.subscribe(topic, Position::New).unwrap();
+        let mut sleeper = Self { subscription, alarm: Arc::default() };
+        sleeper.fall_asleep();
+        sleeper
+    }
+
+    /// Receives what there is and sleeps, now and then with another waker.
+    fn fall_asleep(&mut self) {
+        let waker = Waker::from(Arc::clone(&self.alarm));
+        self.alarm.0.store(false, SeqCst);
+        let mut cx = Context::from_waker(&waker);
+        while let Poll::Ready(event) = self.subscription.poll_recv(&mut cx) {
+            event.unwrap();
+        }
+    }
+
+    fn is_awake(&self) -> bool {
+        self.alarm.0.load(SeqCst)
+    }
+}
+
+/// Between a publish and its wakes, some who are about to be woken leave, some poll for another reason
+/// and sleep again, and some are woken and do nothing: the others are woken all the same.
+fn nobody_of_a_crowd_is_left_asleep(bus: &MessageBus, topic: &TopicName, rng: &mut Rng) {
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| Sleeper::new(bus, topic)).collect();
+    for round in 0..ROUNDS {
+        bus.put(topic, "x").unwrap();
+        for _ in 0..rng.usize(0..20) {
+            let one = rng.usize(..crowd.len());
+            match rng.u8(0..4) {
+                0 => crowd[one] = Sleeper::new(bus, topic),
+                1 => drop(crowd.swap_remove(one)),
+                2 => crowd[one].alarm = Arc::default(),
+                _ => bus.put(topic, "x").map(drop).unwrap(),
+            }
+            if let Some(one) = crowd.get_mut(one) {
+                one.fall_asleep();
+            }
+        }
+        bus.put(topic, "x").unwrap();
+        let start = Instant::now();
+        while !crowd.iter().all(Sleeper::is_awake) {
+            assert!(start.elapsed() < SOON, "somebody sleeps through round {round}");
+            thread::yield_now();
+        }
+        crowd.resize_with(CROWD, || Sleeper::new(bus, topic));
+        for one in &mut crowd {
+            // Some were woken and are not polled: they are not in the way of the others.
+            if rng.u8(0..8) > 0 {
+                one.fall_asleep();
+            }
+        }
+    }
+}
+
+#[test]
+fn without_a_driver_a_publish_wakes_everybody_itself() {
+    let (bus, topic) = small_bus();
+    let crowd: Vec<_> = (0..CROWD).map(|_| Sleeper::new(&bus, &topic)).collect();
+    bus.put(&topic, "x").unwrap();
+    assert!(crowd.iter().all(Sleeper::is_awake));
+    nobody_of_a_crowd_is_left_asleep(&bus, &topic, &mut Rng::with_seed(seed()));
+}
+
+#[test]
+fn with_a_driver_a_publish_wakes_a_few_itself_and_the_driver_the_rest() {
+    let (bus, topic) = small_bus();
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&wakes));
+    let mut cx = Context::from_waker(&waker);
+    let mut driver = Box::pin(bus.drive_wakes());
+    assert!(driver.as_mut().poll(&mut cx).is_pending());
+
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| Sleeper::new(&bus, &topic)).collect();
+    let awake = |crowd: &[Sleeper]| crowd.iter().filter(|one| one.is_awake()).count();
+    bus.put(&topic, "x").unwrap();
+    let first = awake(&crowd);
+    assert!(first > 0 && first < CROWD / 2, "{first} are woken by the publish");
+    let mut polls = 0;
+    while wakes.0.swap(0, SeqCst) > 0 {
+        assert!(driver.as_mut().poll(&mut cx).is_pending());
+        polls += 1;
+    }
+    assert_eq!(awake(&crowd), CROWD);
+    assert!(polls > 2, "the driver lets others run");
+
+    crowd.iter_mut().for_each(Sleeper::fall_asleep);
+    bus.put(&topic, "x").unwrap();
+    assert!(awake(&crowd) < CROWD);
+    drop(driver);
+    assert_eq!(awake(&crowd), CROWD, "the driver leaves nobody asleep");
+
+    crowd.iter_mut().for_each(Sleeper::fall_asleep);
+    bus.put(&topic, "x").unwrap();
+    assert_eq!(awake(&crowd), CROWD, "there is no driver any more");
+}
+
+/// Drivers that come and go at any moment lose nobody.
+#[test]
+fn drivers_that_come_and_go_leave_nobody_asleep() {
+    let mut rng = Rng::with_seed(seed());
+    let (bus, topic) = small_bus();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            let mut rng = rng.fork();
+            let (bus, done) = (&bus, &done);
+            scope.spawn(move || {
+                while !done.load(SeqCst) {
+                    drive(bus, rng.usize(1..50), done);
+                }
+            });
+        }
+        nobody_of_a_crowd_is_left_asleep(&bus, &topic, &mut rng);
+        done.store(true, SeqCst);
+    });
+}
+
+/// Runs a driver for some polls, each when it was woken.
+fn drive(bus: &MessageBus, polls: usize, done: &AtomicBool) {
+    let alarm = Arc::new(Alarm::default());
+    let waker = Waker::from(Arc::clone(&alarm));
+    let mut driver = pin!(bus.drive_wakes());
+    for _ in 0..polls {
+        assert!(driver.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        while !alarm.0.swap(false, SeqCst) {
+            if done.load(SeqCst) {
+                return;
+            }
+            thread::yield_now();
+        }
+    }
 }

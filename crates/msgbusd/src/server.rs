@@ -155,6 +155,8 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         let Self { doors, app, workers, .. } = self;
         let sweeper = tokio::spawn(sweep(Arc::clone(&app)));
+        let bus = app.bus.clone();
+        let waking = tokio::spawn(async move { bus.drive_wakes().await });
         let entrance = Entrance::new(&app, &workers);
         let accepting = doors.iter().map(|door| Box::pin(entrance.open(door)));
         select! {
@@ -163,7 +165,9 @@ impl Server {
         }
         drop(doors);
         sweeper.abort();
-        drain(&app).await
+        let drained = drain(&app).await;
+        waking.abort();
+        drained
     }
 }
 

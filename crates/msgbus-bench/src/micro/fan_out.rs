@@ -2,7 +2,9 @@
 
 use std::{
     hint::black_box,
+    pin::pin,
     task::{Context, Waker},
+    time::Duration,
 };
 
 use msgbus_core::{BatchLimit, MessageBus, Options, Position, Subscription};
@@ -20,6 +22,37 @@ pub(super) fn measure(bench: &mut Bench) {
             deliver(bench, subscribers, messages);
         }
     }
+    for subscribers in [1, 100, 10_000] {
+        publish(bench, subscribers);
+    }
+}
+
+/// Publishes to subscribers that sleep, as a publisher feels it: most are woken by a driver, later.
+fn publish(bench: &mut Bench, subscribers: u32) {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("orders/eu");
+    let subscribe = |_| bus.subscribe(&topic, Position::New).expect("the bus is open");
+    let mut all: Vec<Subscription> = (0..subscribers).map(subscribe).collect();
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut driver = pin!(bus.drive_wakes());
+    let mut events = Vec::new();
+    let rounds = 1000_u32.div_ceil(subscribers);
+    bench.time(&format!("a publish to {subscribers} sleeping subscribers"), rounds, || {
+        let mut taken = Duration::ZERO;
+        for payload in payloads(rounds) {
+            for subscription in &mut all {
+                while subscription.poll_recv_batch(&mut cx, &mut events, LIMIT).is_ready() {
+                    events.clear();
+                }
+            }
+            taken += clocked(|| put(&bus, &topic, payload));
+            // It takes a slice of them at each poll.
+            for _ in 0..=subscribers / 64 {
+                let _ = driver.as_mut().poll(&mut cx);
+            }
+        }
+        taken
+    });
 }
 
 /// Publishes some messages to subscribers that sleep, and lets each receive them and sleep again.
