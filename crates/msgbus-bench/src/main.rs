@@ -30,7 +30,7 @@ usage: msgbus-bench COMMAND
                                       every kind of client, decent or not, against msgbusd with small bounds
                                       for so many minutes [5]; then accounts for every message, and for
                                       memory and open files. Exit 1 when a book does not balance
-  bare --bind ADDRESS [--push nowhere|each|batches] [--threads N] [--stealing]
+  bare --bind ADDRESS [--push nowhere|each|batches|at-once] [--threads N] [--stealing]
                                       a server that does nothing, or no more than push
 ";
 

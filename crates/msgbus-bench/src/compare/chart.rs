@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use msgbus_load::Report;
 
 use super::{
-    figures::{count, growth, median, p50, rate, server_cpu, time},
+    figures::{count, growth, median, p50, p99, rate, server_cpu, time},
     servers::Contender,
     works::Work,
 };
@@ -22,7 +22,10 @@ pub(super) fn svg(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     let panels: Vec<Panel> = if work.is_about_memory() {
         vec![Panel::new("bytes of memory each (less is better)", found, growth, count)]
     } else if work.is_about_latency() {
-        vec![Panel::new("p50 until received (less is better)", found, p50, time)]
+        vec![
+            Panel::new("p50 until received (less is better)", found, p50, time),
+            Panel::new("p99 until received (less is better)", found, p99, time),
+        ]
     } else {
         vec![
             Panel::new("in a second (more is better)", found, rate, count),

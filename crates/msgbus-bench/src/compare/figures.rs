@@ -12,6 +12,11 @@ pub(super) fn p50(report: &Report) -> f64 {
     report.latency.map_or(f64::NAN, |latency| latency.p50)
 }
 
+/// What 99 of 100 did not exceed, in microseconds.
+pub(super) fn p99(report: &Report) -> f64 {
+    report.latency.map_or(f64::NAN, |latency| latency.p99)
+}
+
 /// The memory that the server has taken for each operation, in bytes.
 #[expect(clippy::cast_precision_loss, reason = "bytes of one thing")]
 pub(super) fn growth(report: &Report) -> f64 {

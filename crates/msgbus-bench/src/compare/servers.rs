@@ -48,6 +48,7 @@ impl Contender {
             Self::Bare(Push::Nowhere) => "bare hyper",
             Self::Bare(Push::Each) => "bare, a write each",
             Self::Bare(Push::Batches) => "bare, batches",
+            Self::Bare(Push::AtOnce) => "bare, at once",
             Self::Nchan => "nchan",
             Self::RedisList => "redis (list)",
             Self::RedisChannel => "redis (channel)",
@@ -129,12 +130,7 @@ impl Contender {
             }
             Self::Bare(push) => {
                 let mut command = Command::new(env::current_exe()?);
-                let push = match push {
-                    Push::Nowhere => "nowhere",
-                    Push::Each => "each",
-                    Push::Batches => "batches",
-                };
-                command.args(["bare", "--bind", &address, "--push", push]);
+                command.args(["bare", "--bind", &address, "--push", push.name()]);
                 command
             }
             Self::Nchan => {

@@ -99,6 +99,7 @@ fn topics(count: usize) -> Vec<String> {
 const HYPER: Contender = Bare(Push::Nowhere);
 const EACH: Contender = Bare(Push::Each);
 const BATCHES: Contender = Bare(Push::Batches);
+const AT_ONCE: Contender = Bare(Push::AtOnce);
 
 /// All works; quick ones do the least that shows whether they work.
 pub(super) fn all(quick: bool) -> Vec<Work> {
@@ -179,14 +180,14 @@ fn beside_others() -> Vec<Work> {
         Work::new(
             "latency-1",
             "Latency: 1,000 messages a second to 1 subscriber",
-            &[Msgbusd, EACH, Nchan, RedisChannel, Nats],
+            &[Msgbusd, AT_ONCE, EACH, Nchan, RedisChannel, Nats],
             Kind::FanOut(1),
         )
         .with(latency),
         Work::new(
             "latency-100",
             "Latency: 1,000 messages a second to 100 subscribers",
-            &[Msgbusd, EACH, Nchan, RedisChannel, Nats],
+            &[Msgbusd, AT_ONCE, EACH, Nchan, RedisChannel, Nats],
             Kind::FanOut(100),
         )
         .with(latency),

@@ -1,0 +1,42 @@
+//! Requests that are answered, by hyper, and no more: the limit for publishing and pulling.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::frame::json;
+
+/// What a pull is answered with.
+pub(super) fn ready_answer() -> Bytes {
+    json(&[b'x'; 128]).into()
+}
+
+pub(super) async fn serve(stream: TcpStream, ready: Bytes) -> hyper::Result<()> {
+    http1::Builder::new()
+        .header_read_timeout(None)
+        // What came together is answered together: else each answer is a write of its own.
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(stream), service_fn(|request| answer(request, &ready)))
+        .await
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    ready: &Bytes,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    if request.method() == Method::GET {
+        let has_no_topics = request.uri().path() == "/";
+        let body = if has_no_topics { Bytes::from_static(b"{}") } else { ready.clone() };
+        return Ok(Response::new(Full::new(body)));
+    }
+    let payload = request.into_body().collect().await?.to_bytes();
+    // It has to come whole, and is not left out because nobody looks.
+    std::hint::black_box(&payload);
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::ACCEPTED;
+    Ok(answer)
+}
