@@ -11,7 +11,7 @@ use chrono::DateTime;
 use self::common::is_a_line;
 use crate::{
     Message, Position, TopicInfo, TopicName, TopicPattern, clock::Wall, format_duration, json,
-    parse_duration,
+    message::Headers, parse_duration,
 };
 
 /// The most bytes in an error, whatever it is about.
@@ -131,7 +131,7 @@ fn is_read_back(message: &Message) {
     assert_eq!(encode(&back), json);
 }
 
-/// A message of four numbers, a name and a payload.
+/// A message of four numbers, a name and a payload, which is its headers too where the first number says so.
 fn made_of(data: &[u8]) -> Option<Message> {
     let mut rest = data;
     let mut number = || {
@@ -150,8 +150,11 @@ fn made_of(data: &[u8]) -> Option<Message> {
     };
     let created = Wall::from(DateTime::from_timestamp_nanos(created));
     let ttl = (ttl != 0).then(|| Duration::from_nanos(ttl));
-    let payload = rest[end + 1..].to_vec().into();
-    Some(Message::new(Arc::new(topic), id, created, ttl.into(), payload, None))
+    let payload = rest[end + 1..].to_vec();
+    let text = |is_there: bool| is_there.then(|| String::from_utf8_lossy(&payload).into());
+    let headers = Headers { content_type: text(id % 2 == 1), content_encoding: text(id % 4 > 1) };
+    let headers = (headers != Headers::default()).then(|| Arc::new(headers));
+    Some(Message::new(Arc::new(topic), id, created, ttl.into(), payload.into(), headers))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::{
-    message::{Message, TopicInfo},
+    message::{Headers, Message, TopicInfo},
     name::NameError,
     options::Overflow,
     stats::{BusStats, Counters, SubscriberStats, TopicStats},
@@ -58,6 +58,7 @@ pub fn write_message(out: &mut Vec<u8>, message: &Message) {
         payload: Payload(message.payload()),
         expires: Time(message.expires().unwrap_or(NEVER)),
         created: Time(message.created()),
+        headers: message.headers().map(HeadersObject),
     };
     write(out, &wire);
 }
@@ -65,10 +66,15 @@ pub fn write_message(out: &mut Vec<u8>, message: &Message) {
 /// About how many bytes [`write_message`] will append, for an ordinary name.
 pub fn size_hint(message: &Message) -> usize {
     const FIELDS: usize = 320;
-    message.payload().len() * 4 / 3 + FIELDS
+    message.payload().len() * 4 / 3 + FIELDS + message.headers().map_or(0, headers_size)
 }
 
-/// Reads one message. Unknown fields are ignored; `expires`, and `ttl` of the topic, may be
+fn headers_size(headers: &Headers) -> usize {
+    const QUOTES: usize = 6;
+    headers.iter().map(|(name, value)| name.len() + value.len() + QUOTES).sum::<usize>() + 14
+}
+
+/// Reads one message. Unknown fields and headers are ignored; `expires`, and `ttl` of the topic, may be
 /// absent, as they are in later generations of the ancestor.
 ///
 /// # Errors
@@ -91,7 +97,7 @@ pub fn read_message(json: &[u8]) -> Result<Message, JsonError> {
         wire.created.into(),
         ttl.into(),
         payload.into(),
-        None,
+        wire.headers.and_then(HeadersIn::into_headers),
     ))
 }
 
@@ -174,6 +180,17 @@ struct MessageObject<'a> {
     payload: Payload<'a>,
     expires: Time,
     created: Time,
+    /// Absent where there are none, as the ancestor knows none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    headers: Option<HeadersObject<'a>>,
+}
+
+struct HeadersObject<'a>(&'a Headers);
+
+impl Serialize for HeadersObject<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter())
+    }
 }
 
 #[derive(Serialize)]
@@ -303,6 +320,23 @@ struct MessageIn<'a> {
     payload: std::borrow::Cow<'a, str>,
     expires: Option<DateTime<Utc>>,
     created: DateTime<Utc>,
+    headers: Option<HeadersIn>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct HeadersIn {
+    content_type: Option<Box<str>>,
+    content_encoding: Option<Box<str>>,
+}
+
+impl HeadersIn {
+    /// `None` when all are unknown here: a message has headers or no field for them.
+    fn into_headers(self) -> Option<Arc<Headers>> {
+        let Self { content_type, content_encoding } = self;
+        let headers = Headers { content_type, content_encoding };
+        (headers != Headers::default()).then(|| Arc::new(headers))
+    }
 }
 
 #[derive(Deserialize)]

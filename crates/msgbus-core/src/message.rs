@@ -37,18 +37,36 @@ struct Inner {
     created: Wall,
     ttl: Span,
     payload: Bytes,
-    attributes: Option<Arc<Attributes>>,
+    headers: Option<Arc<Headers>>,
 }
 
-/// What few messages have. Those that say the same share it.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    pub(crate) content_type: Arc<str>,
+/// The headers of a message. Most messages have none; equal ones of successive messages are shared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Headers {
+    pub(crate) content_type: Option<Box<str>>,
+    pub(crate) content_encoding: Option<Box<str>>,
+}
+
+impl Headers {
+    /// What keeping them costs beyond their bytes where no other message shares them, in bytes.
+    const OVERHEAD: u64 = 96;
+
+    /// Names and values, in the order of the JSON.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [("content-type", &self.content_type), ("content-encoding", &self.content_encoding)]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+    }
+
+    /// Shared ones are charged in full: what they share with may be gone before them.
+    fn charge(&self) -> u64 {
+        let length: usize = self.iter().map(|(name, value)| name.len() + value.len()).sum();
+        Self::OVERHEAD + length as u64
+    }
 }
 
 impl Message {
-    /// What a message counts for in the bounds by bytes beyond its payload and attributes, in
-    /// bytes.
+    /// What a message counts for in the bounds by bytes beyond its payload and headers, in bytes.
     pub const OVERHEAD: u64 = 128;
 
     pub(crate) fn new(
@@ -57,9 +75,9 @@ impl Message {
         created: Wall,
         ttl: Span,
         payload: Bytes,
-        attributes: Option<Arc<Attributes>>,
+        headers: Option<Arc<Headers>>,
     ) -> Self {
-        Self(Arc::new(Inner { topic, id, created, ttl, payload, attributes }))
+        Self(Arc::new(Inner { topic, id, created, ttl, payload, headers }))
     }
 
     /// The topic that the message was published to.
@@ -79,7 +97,12 @@ impl Message {
 
     /// The media type that the publisher gave, if any.
     pub fn content_type(&self) -> Option<&str> {
-        self.0.attributes.as_ref().map(|attributes| &*attributes.content_type)
+        self.headers()?.content_type.as_deref()
+    }
+
+    /// The codings that the publisher applied to the payload, such as `gzip`, if any.
+    pub fn content_encoding(&self) -> Option<&str> {
+        self.headers()?.content_encoding.as_deref()
     }
 
     /// When the message was accepted. Within a topic it never decreases.
@@ -96,8 +119,12 @@ impl Message {
         self.0.created
     }
 
+    pub(crate) fn headers(&self) -> Option<&Headers> {
+        self.0.headers.as_deref()
+    }
+
     pub(crate) fn charge(&self) -> u64 {
-        charge(self.payload(), self.content_type())
+        charge(self.payload(), self.headers())
     }
 }
 
@@ -111,7 +138,7 @@ impl Message {
 pub struct Draft {
     pub(crate) payload: Bytes,
     pub(crate) ttl: Option<Duration>,
-    pub(crate) content_type: Option<Arc<str>>,
+    pub(crate) headers: Option<Arc<Headers>>,
 }
 
 impl Draft {
@@ -127,17 +154,35 @@ impl Draft {
         self
     }
 
-    /// Says what the payload is. An `Arc<str>` is shared by the messages that get a clone of it.
+    /// Replaces the payload. Clones of one draft with payloads of their own share its headers.
     #[must_use]
-    pub fn content_type(mut self, media_type: impl Into<Arc<str>>) -> Self {
-        self.content_type = Some(media_type.into());
+    pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
+        self.payload = payload.into();
         self
     }
 
-    /// What the message counts for in the bounds by bytes: its payload and attributes, and
+    /// Gives the payload's media type.
+    #[must_use]
+    pub fn content_type(mut self, media_type: impl Into<Box<str>>) -> Self {
+        self.headers_mut().content_type = Some(media_type.into());
+        self
+    }
+
+    /// Names the codings that were applied to the payload, such as `gzip`: the payload is kept as it is.
+    #[must_use]
+    pub fn content_encoding(mut self, codings: impl Into<Box<str>>) -> Self {
+        self.headers_mut().content_encoding = Some(codings.into());
+        self
+    }
+
+    fn headers_mut(&mut self) -> &mut Headers {
+        Arc::make_mut(self.headers.get_or_insert_default())
+    }
+
+    /// What the message counts for in the bounds by bytes: its payload and headers, and
     /// [`Message::OVERHEAD`] for what keeping it costs besides.
     pub(crate) fn charge(&self) -> u64 {
-        charge(&self.payload, self.content_type.as_deref())
+        charge(&self.payload, self.headers.as_deref())
     }
 }
 
@@ -147,8 +192,8 @@ impl<T: Into<Bytes>> From<T> for Draft {
     }
 }
 
-fn charge(payload: &Bytes, content_type: Option<&str>) -> u64 {
-    payload.len() as u64 + content_type.map_or(0, |text| text.len() as u64) + Message::OVERHEAD
+fn charge(payload: &Bytes, headers: Option<&Headers>) -> u64 {
+    payload.len() as u64 + headers.map_or(0, Headers::charge) + Message::OVERHEAD
 }
 
 /// Where an accepted message went.

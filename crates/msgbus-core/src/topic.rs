@@ -11,7 +11,7 @@ use crate::{
     error::{NoRoom, PublishError, RecvError, SubscribeError},
     event::{Event, Peek, Start},
     log::Log,
-    message::{Attributes, Draft, Message, TopicInfo},
+    message::{Draft, Headers, Message, TopicInfo},
     options::{BatchLimit, Overflow, SubscribeOptions, TopicSettings},
     position::Position,
     stats::{Counters, SubscriberStats, SubscriptionStats, TopicStats},
@@ -29,8 +29,8 @@ pub(crate) struct Topic {
     settings: TopicSettings,
     /// Of the settings, as it is needed.
     ttl: Span,
-    /// Of the last message that had any, to be shared by the next one.
-    attributes: Option<Arc<Attributes>>,
+    /// Headers of the latest message that had any, shared with the next one if equal.
+    headers: Option<Arc<Headers>>,
     life: Life,
     log: Log,
     /// The id of the next message to pull: of those retained, the ones below it were pulled.
@@ -93,7 +93,7 @@ impl Topic {
             info,
             settings,
             ttl: settings.ttl.into(),
-            attributes: None,
+            headers: None,
             life: Life::Open,
             log: Log::default(),
             pull_next: 0,
@@ -145,7 +145,7 @@ impl Topic {
             created,
             ttl,
             draft.payload,
-            draft.content_type.map(|content_type| self.share(content_type)),
+            draft.headers.map(|headers| self.share(headers)),
         );
         self.log.push(message, now.tick.after(ttl), ttl < self.ttl);
         self.counters.published += 1;
@@ -153,11 +153,11 @@ impl Topic {
         self.last_publish = now.tick;
     }
 
-    /// Most messages of a topic are of one type.
-    fn share(&mut self, content_type: Arc<str>) -> Arc<Attributes> {
-        match &self.attributes {
-            Some(last) if last.content_type == content_type => Arc::clone(last),
-            _ => Arc::clone(self.attributes.insert(Arc::new(Attributes { content_type }))),
+    /// Most messages of a topic have the same headers.
+    fn share(&mut self, headers: Arc<Headers>) -> Arc<Headers> {
+        match &self.headers {
+            Some(last) if *last == headers => Arc::clone(last),
+            _ => Arc::clone(self.headers.insert(headers)),
         }
     }
 
@@ -229,6 +229,9 @@ impl Topic {
         let expired = self.expire(now);
         self.log.shrink();
         self.audience.shrink();
+        if self.log.is_empty() {
+            self.headers = None;
+        }
         self.room.trim(self.own_charge + self.log.bytes());
         expired
     }

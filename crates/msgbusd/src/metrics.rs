@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 /// The code words of all refusals, of connections and of what is said on them. What is most frequent comes
 /// first.
-const CODES: [&str; 32] = [
+const CODES: [&str; 33] = [
     "empty",
     "too_many_messages",
     "topic_full",
@@ -38,6 +38,7 @@ const CODES: [&str; 32] = [
     "bad_handshake",
     "bad_websocket_version",
     "bad_body",
+    "encoded_lines",
     "body_timeout",
     "method_not_allowed",
     "nothing_here",

@@ -73,6 +73,8 @@ pub(super) enum Refusal {
     Body,
     #[error("error reading payload: nothing came for {}", format_duration(*.0))]
     BodyTimeout(Duration),
+    #[error("lines of an encoded payload cannot be split: leave out ?split or Content-Encoding")]
+    EncodedLines,
     #[error("too much is in flight to read this payload: try again in a bit")]
     NoRoomForPayload,
     #[error("too much is in flight for this answer: try again in a bit")]
@@ -132,6 +134,7 @@ impl Refusal {
             Self::NoSuchTopic(_) => (StatusCode::NOT_FOUND, "no_such_topic"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
+            Self::EncodedLines => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded_lines"),
             Self::Body => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::NoRoomForPayload | Self::TooMuchInFlight => {
@@ -190,6 +193,9 @@ impl Refusal {
             | Self::BodyTimeout(_)
             | Self::NoRoomForPayload => {
                 headers.insert(header::CONNECTION, value("close"));
+            }
+            Self::EncodedLines => {
+                headers.insert(header::ACCEPT_ENCODING, value("identity"));
             }
             Self::TooManyMessages { retry_after } => {
                 headers.insert(header::RETRY_AFTER, answers::number(*retry_after));

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::{
     Request, StatusCode,
     body::Incoming,
-    header::{self, HeaderMap, HeaderName},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use msgbus_core::{Draft, PublishError, TopicName, parse_duration};
 use tracing::debug;
@@ -30,8 +30,8 @@ const MSGBUS_FIRST_ID: HeaderName = HeaderName::from_static("msgbus-first-id");
 const MSGBUS_LAST_ID: HeaderName = HeaderName::from_static("msgbus-last-id");
 const MSGBUS_EPOCH: HeaderName = HeaderName::from_static("msgbus-epoch");
 const TTL: HeaderName = HeaderName::from_static("ttl");
-/// The longest media type that is kept with a message, in bytes.
-const LONGEST_CONTENT_TYPE: usize = 255;
+/// The longest value of a header that is kept with a message, in bytes.
+const LONGEST_KEPT: usize = 255;
 
 pub(super) async fn publish(
     app: &Arc<App>,
@@ -43,7 +43,7 @@ pub(super) async fn publish(
     let parameters = query(request);
     let ttl = ttl(&parameters, request.headers())?;
     let split = split(&parameters)?;
-    let content_type = content_type(request.headers());
+    let draft = draft(ttl, split, request.headers())?;
     let limit = BodyLimit {
         size: app.config.max_payload,
         patience: app.config.timeouts.body,
@@ -59,20 +59,10 @@ pub(super) async fn publish(
     auth::check_again(app, caller, Need::Topic(Action::Publish, topic))?;
 
     let size = payload.len();
-    let draft = |payload| {
-        let mut draft = Draft::new(payload);
-        if let Some(ttl) = ttl {
-            draft = draft.ttl(ttl);
-        }
-        if let Some(media_type) = &content_type {
-            draft = draft.content_type(Arc::clone(media_type));
-        }
-        draft
-    };
     let mut answer = empty(StatusCode::ACCEPTED);
     let headers = answer.headers_mut();
     let epoch = if split {
-        let published = app.bus.put_all(topic, split_lines(app, topic, &payload, draft)?)?;
+        let published = app.bus.put_all(topic, split_lines(app, topic, &payload, &draft)?)?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         debug!(%peer, %topic, first, last, bytes = size, "PUT");
         if let Some(account) = account {
@@ -83,7 +73,7 @@ pub(super) async fn publish(
         headers.insert(MSGBUS_LAST_ID, answers::number(last));
         published.epoch
     } else {
-        let published = app.bus.put(topic, draft(payload))?;
+        let published = app.bus.put(topic, draft.payload(payload))?;
         debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
         headers.insert(MSGBUS_ID, answers::number(published.id));
         published.epoch
@@ -98,7 +88,7 @@ fn split_lines(
     app: &App,
     topic: &TopicName,
     body: &[u8],
-    draft: impl Fn(Bytes) -> Draft,
+    draft: &Draft,
 ) -> Result<Vec<Draft>, PublishError> {
     let count = lines(body).count();
     let limit = app.config.bus.settings_for(topic).max_messages;
@@ -106,7 +96,8 @@ fn split_lines(
         return Err(PublishError::TooMany { count, limit });
     }
     // A slice of the body would keep all of it for as long as one line lives.
-    Ok(lines(body).map(|line| draft(Bytes::copy_from_slice(line))).collect())
+    let message = |line| draft.clone().payload(Bytes::copy_from_slice(line));
+    Ok(lines(body).map(message).collect())
 }
 
 /// Whether the body is many messages.
@@ -141,12 +132,47 @@ fn ttl(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Duration>, Refus
     seconds.map(|s| Some(Duration::from_secs(s))).ok_or(Refusal::Header { name: "TTL", why })
 }
 
-/// What the payload is, unless it is only what curl says of any data.
-fn content_type(headers: &HeaderMap) -> Option<Arc<str>> {
+/// A message as the request describes it, without its payload yet.
+fn draft(ttl: Option<Duration>, split: bool, headers: &HeaderMap) -> Result<Draft, Refusal> {
+    let mut draft = Draft::default();
+    if let Some(ttl) = ttl {
+        draft = draft.ttl(ttl);
+    }
+    if let Some(media_type) = content_type(headers) {
+        draft = draft.content_type(media_type);
+    }
+    if let Some(codings) = content_encoding(headers)? {
+        if split {
+            return Err(Refusal::EncodedLines);
+        }
+        draft = draft.content_encoding(codings);
+    }
+    Ok(draft)
+}
+
+/// The media type of the payload, unless it is only what curl says of any data.
+fn content_type(headers: &HeaderMap) -> Option<&str> {
     headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
-        .filter(|text| text.len() <= LONGEST_CONTENT_TYPE)
+        .filter(|text| text.len() <= LONGEST_KEPT)
         .filter(|text| *text != "application/x-www-form-urlencoded")
-        .map(Arc::from)
+}
+
+/// The codings of the payload, which is kept encoded: one that cannot be kept is refused, for nobody could
+/// decode the payload without it.
+fn content_encoding(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    if !headers.contains_key(header::CONTENT_ENCODING) {
+        return Ok(None);
+    }
+    let values = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::to_str);
+    let bad = |why| Refusal::Header { name: "Content-Encoding", why };
+    // Several lines are one list (RFC 9110, section 5.3).
+    let codings: Result<Vec<_>, _> = values.collect();
+    let codings = codings.map_err(|_| bad("use names of codings, such as gzip"))?.join(", ");
+    if codings.len() > LONGEST_KEPT {
+        return Err(bad("at most 255 bytes can be kept"));
+    }
+    let is_none = codings.is_empty() || codings.eq_ignore_ascii_case("identity");
+    Ok(Some(codings).filter(|_| !is_none))
 }

@@ -162,6 +162,9 @@ fn lines(app: &App, messages: &[Message]) -> Answer {
 fn payload(app: &App, message: &Message) -> Answer {
     let mut answer = content(app, OCTETS, message.payload().clone());
     let headers = answer.headers_mut();
+    if let Some(codings) = message.content_encoding() {
+        set(headers, header::CONTENT_ENCODING, codings);
+    }
     if let Some(media_type) = message.content_type() {
         set(headers, header::CONTENT_TYPE, media_type);
         // Whoever may publish is not to run scripts as this server.

@@ -9,6 +9,7 @@ mod browsers;
 mod connections;
 #[cfg(target_os = "linux")]
 mod faults;
+mod headers;
 mod keys;
 mod process;
 mod publish;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use msgbus_core::{BatchLimit, Overflow, TopicRule};
+use msgbus_core::{Overflow, TopicRule};
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -226,18 +226,6 @@ async fn lines_are_published_as_messages_all_or_none() {
     assert_eq!(daemon.put("/t?split=lines", "").await.number("Msgbus-Last-Id"), 4);
     assert_eq!(payloads(), [b""], "an empty body is an empty line");
     daemon.put("/t?split=words", "x").await.refuses(400, "use lines");
-}
-
-#[tokio::test]
-async fn the_messages_of_a_batch_share_their_content_type() {
-    let daemon = Daemon::start();
-    daemon.send("PUT", "/t?split=lines", &["Content-Type: text/csv"], b"1,2\n3,4").await;
-    let limit = BatchLimit { events: 2, bytes: usize::MAX };
-    let messages = daemon.bus.get_all(&"t".parse().unwrap(), limit);
-    let content_types: Vec<_> = messages.iter().map(|message| message.content_type()).collect();
-    assert_eq!(content_types, [Some("text/csv"); 2]);
-    let kept = |content_type: Option<&str>| content_type.unwrap().as_ptr();
-    assert_eq!(kept(content_types[0]), kept(content_types[1]), "it is kept once");
 }
 
 #[tokio::test]
