@@ -93,6 +93,8 @@ pub struct Timeouts {
     pub write: Duration,
     /// For the end of what is under way when the daemon is told to stop.
     pub drain: Duration,
+    /// How often a websocket is pinged; also the longest silence of a stream whose format has a keep-alive.
+    pub ping: Duration,
 }
 
 impl Default for Config {
@@ -118,6 +120,7 @@ impl Default for Config {
                 idle: Duration::from_secs(75),
                 write: Duration::from_secs(10),
                 drain: Duration::from_secs(10),
+                ping: Duration::from_secs(25),
             },
             threads: None,
             scheduler: Scheduler::Pinned,

@@ -178,6 +178,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.timeouts.drain = values::duration(v)?;
         Ok(())
     }),
+    setting!(Value "ping-interval" "DURATION" "25s", "ping websockets this often; proxies cut silent ones", |c, v| {
+        c.timeouts.ping = values::ping_interval(v)?;
+        Ok(())
+    }),
     setting!(Value "buffer-length" "COUNT" "", "accepted, no longer needed", |c, _| {
         c.notices.push(
             "--buffer-length is no longer needed: a subscription keeps no buffer, only its place \

@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv6Addr, SocketAddr, ToSocketAddrs},
+    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
@@ -76,6 +77,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// How often to ping, in a range in which the deadlines that follow from it can be computed.
+pub(super) fn ping_interval(text: &str) -> Result<Duration, String> {
+    const RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+    let interval = duration(text)?;
+    if RANGE.contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("must be between 1s and 1h".to_owned())
     }
 }
 

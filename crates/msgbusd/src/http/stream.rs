@@ -28,8 +28,8 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Level, debug, enabled};
 
 use super::{
-    Answer, App, accepts, answers, error::Refusal, position, query, query::Query, room::Patience,
-    seat,
+    Answer, App, accepts, answers, error::Refusal, items, position, query, query::Query,
+    room::Patience, seat,
 };
 use crate::{
     bound::Hold,
@@ -39,8 +39,10 @@ use crate::{
     wake::Relay,
 };
 
-/// How long a stream is silent at most, where its format has a way to say nothing.
+/// The longest silence of a stream whose format has a keep-alive, if `--ping-interval` is not shorter.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A comment without an empty line behind it: some parsers take every empty line for an event.
+const SSE_KEEP_ALIVE: &[u8] = b":\n";
 /// What is made ready at once.
 const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -79,7 +81,7 @@ pub(super) fn stream<B>(
     let (from, note) = match position::requested(&query, request.headers()) {
         // A browser cannot be told by a status: it would only ask again, with the same header.
         Err(Refusal::Header { .. }) if form == Form::Sse => {
-            let note = ": Last-Event-ID is not of this server, and ignored\n\n";
+            let note = ": Last-Event-ID is not of this server, and ignored\n";
             (position::by_query(&query)?, note)
         }
         position => (position?, ""),
@@ -99,7 +101,10 @@ pub(super) fn stream<B>(
         _ => "application/octet-stream",
     };
     let (epoch, start) = (subscription.topic().epoch, subscription.start());
-    let live = Live::new(app, peer, subscription, form, note, permit, seat);
+    let mut live = Live::new(app, peer, subscription, form, note, permit, seat);
+    if form == Form::Sse && is_event_source(request.headers()) {
+        live.name_the_start();
+    }
     let mut answer = Response::new(Either::Right(live));
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -109,6 +114,17 @@ pub(super) fn stream<B>(
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     answers::tell_start(headers, epoch, start);
     Ok(answer)
+}
+
+fn keep_alive(app: &App) -> Duration {
+    KEEP_ALIVE.min(app.config.timeouts.ping)
+}
+
+/// Whether the client is an `EventSource`: it fetches with the cache mode `no-store`, for which the Fetch
+/// standard adds this header. Other clients that read server-sent events take the block that names the start
+/// for an empty event, and do not need it.
+fn is_event_source(headers: &HeaderMap) -> bool {
+    items(headers, &header::CACHE_CONTROL).any(|item| item.eq_ignore_ascii_case("no-cache"))
 }
 
 /// A body that ends when the subscription, the client or the server does.
@@ -156,7 +172,7 @@ impl Live {
             // What was gone is told again to one who is cut off before it has been told.
             next_id: subscription.start().next_id - subscription.start().missed,
             pieces: VecDeque::new(),
-            keep_alive: Box::pin(sleep(KEEP_ALIVE)),
+            keep_alive: Box::pin(sleep(keep_alive(app))),
             draining: Box::pin(app.tasks.drain.clone().cancelled_owned()),
             over: false,
             subscription,
@@ -167,9 +183,6 @@ impl Live {
         if live.subscription.start().restarted {
             let epoch = live.subscription.topic().epoch;
             live.say("restart", &format!("\"epoch\":\"{epoch}\""));
-        }
-        if form == Form::Sse {
-            live.name_the_start();
         }
         live
     }
@@ -265,15 +278,15 @@ impl Live {
             if let Err(end) = received {
                 self.end(end);
             }
-            self.keep_alive.as_mut().reset(Instant::now() + KEEP_ALIVE);
+            self.keep_alive.as_mut().reset(Instant::now() + keep_alive(&self.app));
             return Poll::Ready(());
         }
         ready!(self.keep_alive.as_mut().poll(cx));
-        self.keep_alive.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        self.keep_alive.as_mut().reset(Instant::now() + keep_alive(&self.app));
         // The timer is set again, and has to be polled to wake this.
         let _ = self.keep_alive.as_mut().poll(cx);
         match self.form {
-            Form::Sse => self.pieces.push_back(Bytes::from_static(b":\n\n")),
+            Form::Sse => self.pieces.push_back(Bytes::from_static(SSE_KEEP_ALIVE)),
             Form::JsonLine => self.pieces.push_back(Bytes::from_static(b"\n")),
             _ => return Poll::Pending,
         }

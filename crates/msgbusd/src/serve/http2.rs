@@ -34,8 +34,7 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// As in HTTP/1.1.
 const MOST_HEADERS: usize = 100;
-/// How often a client of HTTP/2 is asked whether it is still there, and how long it has to answer.
-const PING_EVERY: Duration = Duration::from_secs(54);
+/// How long a client of HTTP/2 has to answer a ping.
 const PING_PATIENCE: Duration = Duration::from_secs(20);
 /// How long the close of an idle connection of HTTP/2 may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -71,7 +70,7 @@ pub(super) async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(MOST_OFFERED)
         .max_header_list_size(header_size)
-        .keep_alive_interval(PING_EVERY)
+        .keep_alive_interval(app.config.timeouts.ping)
         .keep_alive_timeout(PING_PATIENCE)
         .serve_connection(TokioIo::new(connection), service);
     let mut connection = pin!(connection);

@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::support::{Connection, Daemon, soon};
+use crate::support::{Connection, Daemon, EVENT_SOURCE, soon};
 
 /// What the topic retains: few enough that readers are overtaken.
 const KEPT: u64 = 256;
@@ -367,7 +367,10 @@ impl Subscriber {
                 );
                 "lag=skip"
             }
-            Door::Sse => "stream=sse",
+            Door::Sse => {
+                headers.push_str(EVENT_SOURCE);
+                "stream=sse"
+            }
             Door::Ndjson => "stream=ndjson",
             Door::Raw => "stream=raw",
         };
@@ -450,9 +453,7 @@ impl Subscriber {
     }
 
     fn event(&mut self, event: &str) {
-        if event == ":" {
-            return;
-        }
+        let event = event.trim_start_matches(":\n");
         let Some((first, data)) = event.split_once("\ndata: ") else {
             let start = self.next.checked_sub(1).map_or("start".to_owned(), |id| id.to_string());
             assert_eq!(event, format!("id: {}-{start}", self.epoch), "it begins with its start");

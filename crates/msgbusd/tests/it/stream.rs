@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::support::{Connection, Daemon, soon};
+use crate::support::{Connection, Daemon, EVENT_SOURCE, soon};
 
 /// A stream, read as its lines without the chunks that HTTP puts around them.
 struct Stream {
@@ -15,16 +15,6 @@ struct Stream {
 
 impl Stream {
     async fn open(daemon: &Daemon, target: &str, headers: &str) -> Self {
-        let mut stream = Self::open_whole(daemon, target, headers).await;
-        if stream.header("content-type") == Some("text/event-stream") {
-            // The start, whose id is tested by itself.
-            while stream.line().await.is_some_and(|line| !line.starts_with("id: ")) {}
-            stream.line().await;
-        }
-        stream
-    }
-
-    async fn open_whole(daemon: &Daemon, target: &str, headers: &str) -> Self {
         let mut connection = daemon.connect().await;
         let request = format!("GET {target} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", daemon.address);
         connection.write(request.as_bytes()).await;
@@ -171,7 +161,7 @@ async fn gaps_and_restarts_are_told() {
     assert_eq!(lines[0], r#"{"event":"gap","missed":2}"#);
     assert_eq!(id(&lines[1]), 3);
 
-    let mut sse = Stream::open_whole(&daemon, "/t?stream=sse&since=1-0", "").await;
+    let mut sse = Stream::open(&daemon, "/t?stream=sse&since=1-0", EVENT_SOURCE).await;
     assert_eq!(sse.header("msgbus-restarted"), Some("true"));
     let restart = format!("data: {{\"epoch\":\"{epoch}\"}}");
     assert_eq!(sse.lines(3).await, ["event: restart", &restart, ""]);
@@ -190,7 +180,7 @@ async fn gaps_and_restarts_are_told() {
 async fn a_browser_can_resume_before_it_has_seen_a_message() {
     let daemon = Daemon::start();
     for (published, id) in [(0, "start"), (1, "0"), (2, "1")] {
-        let mut sse = Stream::open_whole(&daemon, "/t?stream=sse", "").await;
+        let mut sse = Stream::open(&daemon, "/t?stream=sse", EVENT_SOURCE).await;
         let start = sse.lines(2).await;
         assert!(start[0].starts_with("id: ") && start[0].ends_with(&format!("-{id}")), "{start:?}");
         drop(sse);
@@ -206,10 +196,10 @@ async fn a_browser_can_resume_before_it_has_seen_a_message() {
 #[tokio::test]
 async fn a_strange_last_event_id_is_ignored_only_where_a_browser_could_not_react() {
     let daemon = Daemon::start();
-    let header = "Last-Event-ID: 42\r\n";
+    let header = format!("Last-Event-ID: 42\r\n{EVENT_SOURCE}");
     daemon.put("/t", "x").await;
-    let mut sse = Stream::open_whole(&daemon, "/t?stream=sse&since=all", header).await;
-    assert!(sse.lines(2).await[0].starts_with(": Last-Event-ID is not of this server"));
+    let mut sse = Stream::open(&daemon, "/t?stream=sse&since=all", &header).await;
+    assert!(sse.lines(1).await[0].starts_with(": Last-Event-ID is not of this server"));
     assert!(sse.lines(1).await[0].ends_with("-start"), "since counts then");
     for target in ["/t?stream=ndjson", "/t?stream=raw"] {
         let reply = daemon.send("GET", target, &["Last-Event-ID: 42"], b"").await;
@@ -310,12 +300,34 @@ async fn a_silent_stream_is_kept_alive_beyond_every_deadline() {
     let mut ndjson = Stream::open(&daemon, "/t?stream=ndjson", "").await;
     let mut raw = Stream::open(&daemon, "/t?stream=raw", "").await;
     for round in 1..=10 {
-        assert_eq!(sse.lines(2).await, [":", ""]);
+        assert_eq!(sse.lines(1).await, [":"]);
         assert_eq!(ndjson.lines(1).await, [""]);
         assert!(start.elapsed() >= Duration::from_secs(15 * round));
     }
     daemon.put("/t", "still there").await;
     assert_eq!(raw.lines(1).await, ["still there"]);
+}
+
+/// Parsers that take every empty line for an event: they see none but those of messages.
+#[tokio::test(start_paused = true)]
+async fn an_empty_line_ends_an_event_and_nothing_else() {
+    let daemon = Daemon::start();
+    let mut sse = Stream::open(&daemon, "/t?stream=sse", "Last-Event-ID: strange\r\n").await;
+    let comment = sse.lines(2).await;
+    assert!(comment[0].starts_with(": Last-Event-ID") && comment[1] == ":", "{comment:?}");
+    daemon.put("/t", "x").await;
+    let event = sse.lines(3).await;
+    assert!(event[0].starts_with("id: ") && event[1].starts_with("data: ") && event[2].is_empty());
+    assert_eq!(sse.lines(2).await, [":", ":"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keep_alives_are_as_frequent_as_pings_are_asked_to_be() {
+    let daemon = Daemon::with(|config| config.timeouts.ping = Duration::from_secs(5));
+    let start = Instant::now();
+    let mut sse = Stream::open(&daemon, "/t?stream=sse", "").await;
+    assert_eq!(sse.lines(3).await, [":", ":", ":"]);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 /// 200 readers of all kinds that read nothing, beside one good one: it misses nothing, the server

@@ -31,6 +31,9 @@ pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
 pub(crate) const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
+/// What the Fetch standard adds to the request of an `EventSource`.
+pub(crate) const EVENT_SOURCE: &str = "Cache-Control: no-cache\r\nPragma: no-cache\r\n";
+
 /// The length of a websocket frame as its second byte and those behind it say it.
 pub(crate) fn frame_length(length: usize) -> Vec<u8> {
     if let Ok(length @ ..126) = u8::try_from(length) {

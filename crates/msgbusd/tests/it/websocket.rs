@@ -261,7 +261,7 @@ async fn the_server_pings_and_a_client_that_answers_stays() {
         let mut digits = [0; 19];
         tokio::io::AsyncReadExt::read_exact(&mut connection.0, &mut digits).await.unwrap();
         assert!(digits.iter().all(u8::is_ascii_digit));
-        assert!(start.elapsed() >= Duration::from_secs(54 * round));
+        assert!(start.elapsed() >= Duration::from_secs(25 * round));
         let mut pong = b"\x8a\x93\0\0\0\0".to_vec();
         pong.extend_from_slice(&digits);
         connection.write(&pong).await;
@@ -278,7 +278,7 @@ async fn a_silent_client_is_closed_after_a_minute() {
     let mut connection = daemon.raw_websocket("/t").await;
     let answer = connection.rest().await;
     assert!(start.elapsed() >= Duration::from_secs(60));
-    let close = &answer[2 + 19..];
+    let close = &answer[2 * (2 + 19)..];
     assert_eq!((close[0], &close[2..4]), (0x88, &1001_u16.to_be_bytes()[..]), "{answer:x?}");
     assert_eq!(daemon.bus.stats().subscribers, 0);
 }

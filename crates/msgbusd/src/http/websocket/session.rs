@@ -42,10 +42,10 @@ use crate::{
     wake::Relay,
 };
 
-/// How often the server asks whether the client is still there.
-const PING_EVERY: Duration = Duration::from_secs(54);
-/// How long a client may send nothing at all, not even the answer to a ping.
-const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+/// How long a ping has to be answered.
+const PONG_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most that a latency counts in the metrics, whatever a client echoes.
+const MAX_LATENCY: Duration = Duration::from_secs(60);
 /// How long the client's answer to a close frame is awaited.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// The largest frame and message from a client, in bytes. What it says is read and ignored.
@@ -167,8 +167,11 @@ impl Session {
     async fn try_follow(&mut self) -> ControlFlow<End, Infallible> {
         let app = Arc::clone(&self.app);
         let mut drain = pin!(app.tasks.drain.cancelled());
-        let mut ping_at = Instant::now() + PING_EVERY;
-        let mut silent_at = Instant::now() + LONGEST_SILENCE;
+        let ping_every = app.config.timeouts.ping;
+        // The answers to two pings, and time for the second.
+        let longest_silence = 2 * ping_every + PONG_TIMEOUT;
+        let mut ping_at = Instant::now() + ping_every;
+        let mut silent_at = Instant::now() + longest_silence;
         // Set again only when it rings: both deadlines only ever move away from it.
         let mut alarm = pin!(sleep_until(ping_at));
         let mut events = Vec::new();
@@ -179,7 +182,7 @@ impl Session {
                 () = self.permit.revoked() => return ControlFlow::Break(End::Revoked),
                 frame = self.socket.next() => {
                     self.read(frame)?;
-                    silent_at = Instant::now() + LONGEST_SILENCE;
+                    silent_at = Instant::now() + longest_silence;
                 }
                 received = poll_fn(|cx| {
                     let Self { app, room, relay, subscription, .. } = self;
@@ -206,7 +209,7 @@ impl Session {
                     let now = Instant::now();
                     if ping_at <= now {
                         self.ping().await?;
-                        ping_at += PING_EVERY;
+                        ping_at += ping_every;
                     }
                     if silent_at <= now {
                         return ControlFlow::Break(End::Silent);
@@ -278,7 +281,7 @@ impl Session {
         if let (Some(sent), Some(now)) = (sent, now)
             && let Ok(nanoseconds) = u64::try_from(now.saturating_sub(sent))
         {
-            self.app.metrics.latency(Duration::from_nanos(nanoseconds).min(LONGEST_SILENCE));
+            self.app.metrics.latency(Duration::from_nanos(nanoseconds).min(MAX_LATENCY));
         }
     }
 }
@@ -343,7 +346,9 @@ impl End {
         let (code, reason) = match self {
             Self::ClosedByClient | Self::Broken | Self::Stuck => return None,
             Self::Violation(code, why) => (*code, Utf8Bytes::from_static(why)),
-            Self::Silent => (CloseCode::Away, "nothing came for 60 s, not even a pong".into()),
+            Self::Silent => {
+                (CloseCode::Away, "the client was silent for too long and answered no ping".into())
+            }
             Self::Drain | Self::Over(RecvError::Closed) => {
                 (CloseCode::Away, "the server is shutting down".into())
             }
