@@ -12,6 +12,7 @@ mod http;
 mod inflight;
 pub mod keys;
 mod listener;
+pub mod logging;
 mod metrics;
 mod network;
 mod peer;

@@ -12,6 +12,8 @@ use hdrhistogram::Histogram;
 use msgbus_core::{MessageBus, TopicStats};
 use parking_lot::Mutex;
 
+use crate::logging;
+
 /// The code words of all refusals, of connections and of what is said on them. What is most frequent comes
 /// first.
 const CODES: [&str; 33] = [
@@ -197,6 +199,11 @@ impl Metrics {
         ] {
             page.counter(name, help, load(counter));
         }
+        page.counter(
+            "msgbus_server_log_lines_dropped",
+            "Lines of the log that could not be written.",
+            logging::dropped(),
+        );
         let latency = self.latency.lock();
         let name = "msgbus_client_latency_seconds";
         page.head(name, "Round trips of websocket pings.", "summary");

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::select_all;
-use msgbus_core::MessageBus;
+use msgbus_core::{MessageBus, format_duration};
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -33,8 +33,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the log says so.
 const TELL_EVERY: Duration = Duration::from_secs(5);
-/// How many connections may be told at a time that there are too many; more are just closed.
+/// How many connections may be told at a time that there are too many; more are just closed. Half as many
+/// as may be served: where files are few, these do not take all the others.
 const MOST_REFUSALS: usize = 64;
+const FEWEST_REFUSALS: usize = 8;
 
 /// A bound server, not yet serving.
 #[derive(Debug)]
@@ -194,7 +196,8 @@ struct Entrance<'a> {
 
 impl<'a> Entrance<'a> {
     fn new(app: &'a Arc<App>, workers: &'a Workers) -> Self {
-        Self { app, workers, refusals: Places::new(MOST_REFUSALS, PerAddress::All) }
+        let refusals = (app.config.max_connections / 2).clamp(FEWEST_REFUSALS, MOST_REFUSALS);
+        Self { app, workers, refusals: Places::new(refusals, PerAddress::All) }
     }
 
     async fn open(&self, door: &Door) -> Infallible {
@@ -269,11 +272,13 @@ async fn refuse(accepted: Accepted, write_timeout: Duration, place: Place, why: 
 
 async fn drain(app: &App) -> Drained {
     let Tasks { tracker, drain, cut } = &app.tasks;
-    let patience = app.config.timeouts.drain;
+    let limit = app.config.timeouts.drain;
     tracker.close();
-    info!(connections = tracker.len(), ?patience, "draining");
+    let connections = tracker.len();
+    let plural = if connections == 1 { "" } else { "s" };
+    info!("draining {connections} connection{plural}, up to {}", format_duration(limit));
     drain.cancel();
-    let in_time = timeout(patience, tracker.wait()).await.is_ok();
+    let in_time = timeout(limit, tracker.wait()).await.is_ok();
     let left = if in_time { 0 } else { tracker.len() };
     app.bus.close();
     cut.cancel();

@@ -580,7 +580,7 @@ fn a_signal_reads_the_keys_again_and_no_log_has_a_secret() {
     }
     daemon.signal("-TERM");
     log += &daemon.end().1;
-    assert!(log.contains("refused") && log.contains("path=\"/t\""), "{log}");
+    assert!(log.contains("refused") && log.contains("path=/t "), "{log}");
     for key in [&one, &two] {
         assert!(!log.contains(&key.secret[..20]), "{log}");
     }

@@ -11,6 +11,8 @@ mod connections;
 mod faults;
 mod headers;
 mod keys;
+#[cfg(target_os = "linux")]
+mod log;
 mod process;
 mod publish;
 mod pull;

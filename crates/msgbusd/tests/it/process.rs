@@ -176,7 +176,7 @@ fn requests_are_not_logged_unless_asked_for() {
     let (status, log) = daemon.end();
     assert_eq!(status.code(), Some(0));
     assert!(!log.contains("hello"), "{log}");
-    assert!(log.contains("SIGINT: stopping"), "{log}");
+    assert!(log.contains("received SIGINT, shutting down"), "{log}");
 }
 
 #[cfg(target_os = "linux")]

@@ -1,0 +1,187 @@
+//! `msgbusd`: reads its configuration, serves, and stops when a signal says so.
+
+mod files;
+mod reload;
+mod signals;
+
+use std::{env, io, process::ExitCode, thread, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use msgbus_core::MessageBus;
+use msgbusd::{
+    Server, StartError, Workers,
+    config::{self, Config, Invocation, Scheduler},
+    keys::NewKey,
+    logging::Log,
+};
+use tokio::{runtime, select};
+use tracing::{info, warn};
+
+use self::signals::Signals;
+
+const USAGE: u8 = 2;
+const STOPPED_BY_SIGNAL: u8 = 130;
+/// Signals within this time of the first one are the same request to stop.
+const SAME_REQUEST: Duration = Duration::from_millis(200);
+/// How long the exit waits for the last lines of the log.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    match config::parse(env::args_os().skip(1), env::vars_os()) {
+        Ok(Invocation::Serve(config)) => serve(*config),
+        Ok(Invocation::Help) => print(&config::help()),
+        Ok(Invocation::Version) => print(concat!("msgbusd ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Invocation::KeyHelp) => print(&config::key_help()),
+        Ok(Invocation::NewKey(key)) => print_key(&key),
+        Err(error) => fail(&error.to_string(), USAGE),
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    let Ok(log) = Log::to_stderr() else { return ExitCode::FAILURE };
+    log.install(config.debug);
+    let code = start(config).unwrap_or_else(|error| {
+        log.line(&format!("msgbusd: {error:#}"));
+        ExitCode::FAILURE
+    });
+    log.flush(FLUSH_TIMEOUT);
+    code
+}
+
+/// Prints what was asked for. That nobody reads it any more is no error.
+fn print(text: &str) -> ExitCode {
+    match write(io::stdout(), text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(&format!("cannot write to standard output: {error}"), 1)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// The secret goes apart from the lines for the file, so that neither need ever be where the other is;
+/// and only when these are written, because without them it opens nothing.
+fn print_key(key: &NewKey) -> ExitCode {
+    if let Err(error) = write(io::stdout(), &key.lines) {
+        return fail(&format!("cannot write the key to standard output: {error}"), 1);
+    }
+    match write(io::stderr(), &format!("{}\n", key.secret)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("cannot write the secret to standard error: {error}"), 1),
+    }
+}
+
+fn write(mut to: impl io::Write, text: &str) -> io::Result<()> {
+    to.write_all(text.as_bytes())?;
+    to.flush()
+}
+
+/// Says what is wrong, as far as anybody listens.
+fn fail(problem: &str, code: u8) -> ExitCode {
+    if let Ok(log) = Log::to_stderr() {
+        log.line(&format!("msgbusd: {problem}"));
+        log.flush(FLUSH_TIMEOUT);
+    }
+    ExitCode::from(code)
+}
+
+fn start(mut config: Config) -> anyhow::Result<ExitCode> {
+    let threads =
+        config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let pinned = if config.scheduler == Scheduler::Pinned { threads } else { 0 };
+    let limit = files::raise_limit();
+    if let Some(limit) = limit {
+        files::fit(&mut config, limit, pinned);
+    }
+    let served = match config.scheduler {
+        Scheduler::Pinned => pinned_runtime(threads)
+            .and_then(|(runtime, workers)| runtime.block_on(run(config, Some(workers)))),
+        Scheduler::Stealing => {
+            stealing_runtime(threads).and_then(|runtime| runtime.block_on(run(config, None)))
+        }
+    };
+    served.map_err(|error| files::explain(error, limit))
+}
+
+fn pinned_runtime(threads: usize) -> anyhow::Result<(runtime::Runtime, Workers)> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let workers = Workers::pinned(threads)
+        .with_context(|| format!("cannot start {threads} threads; see --threads"))?;
+    Ok((runtime, workers))
+}
+
+fn stealing_runtime(threads: usize) -> anyhow::Result<runtime::Runtime> {
+    Ok(runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?)
+}
+
+async fn run(config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    announce_notices(&config);
+    let bounds = config.bounds();
+    let mut server = Server::bind(config).map_err(|error| match error {
+        StartError::Listen { .. } if !files::are_used_up(&error) => {
+            anyhow!("{error}; choose another address with --bind")
+        }
+        error => error.into(),
+    })?;
+    if let Some(workers) = workers {
+        server = server.with_workers(workers);
+    }
+    reload::on_hangup(&server)?;
+    let bus = server.bus().clone();
+    let places: Vec<String> = server.places().iter().map(|place| server.uri(place)).collect();
+    info!("msgbusd {} listening on {} ({bounds})", env!("CARGO_PKG_VERSION"), places.join(" and "));
+
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let serving = server.run(async {
+        // The sender is gone only when it has sent.
+        let _ = stopped.await;
+    });
+    let second_signal = async {
+        let name = signals.next().await;
+        info!("received {name}, shutting down (repeat to exit immediately)");
+        let _ = stop.send(());
+        // Some senders signal a process and its group.
+        signals.ignore_for(SAME_REQUEST).await;
+        signals.next().await
+    };
+    select! {
+        drained = serving => {
+            info!("stopped; {}", discarded(&bus));
+            Ok(if drained.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        name = second_signal => {
+            warn!("received {name} again, stopped at once without draining; {}", discarded(&bus));
+            Ok(ExitCode::from(STOPPED_BY_SIGNAL))
+        }
+    }
+}
+
+/// What the end of the process takes with it.
+fn discarded(bus: &MessageBus) -> String {
+    let stats = bus.stats();
+    match stats.retained {
+        0 => "no messages were in memory".to_owned(),
+        messages => {
+            let plural = |count| if count == 1 { "" } else { "s" };
+            let topics = stats.topics as u64;
+            format!(
+                "discarded {messages} message{} in memory, in {topics} topic{}",
+                plural(messages),
+                plural(topics)
+            )
+        }
+    }
+}
+
+fn announce_notices(config: &Config) {
+    for notice in &config.notices {
+        warn!("{notice}");
+    }
+    for place in config.bind.iter().filter(|bind| bind.is_reachable()) {
+        if config.keys.is_none() {
+            warn!("--open: anybody who can reach {place} may publish and read");
+        } else if config.certificate.is_none() {
+            warn!("keys come to {place} in the clear: use --tls-cert, or put TLS in front");
+        }
+    }
+}
