@@ -170,7 +170,8 @@ impl Route {
                     poll_fn(|cx| tcp.poll_ready(cx)).await?;
                     tcp.call(uri.clone()).await
                 };
-                connected.await.map(TokioIo::into_inner).map_err(|error| cause(&error))
+                let host = uri.host().unwrap_or_default();
+                connected.await.map(TokioIo::into_inner).map_err(|error| cause(&error, host))
             }
             Self::Address(address) => {
                 let stream = TcpStream::connect(address).await?;
@@ -183,8 +184,18 @@ impl Route {
 }
 
 /// Only what the system said.
-fn cause(error: &(dyn Error + 'static)) -> io::Error {
+fn cause(error: &(dyn Error + 'static), host: &str) -> io::Error {
     let cause = root_cause(error);
+    // The connector says no more of what failed.
+    if error.to_string().starts_with("dns error") {
+        return match cause.to_string() {
+            text if text.contains("Temporary failure") => {
+                let text = format!("cannot resolve {host}: temporary failure in name resolution");
+                io::Error::new(io::ErrorKind::HostUnreachable, text)
+            }
+            _ => io::Error::other(format!("unknown host {host}")),
+        };
+    }
     let system = cause.downcast_ref::<io::Error>();
     io::Error::new(system.map_or(io::ErrorKind::Other, io::Error::kind), cause.to_string())
 }

@@ -15,20 +15,28 @@ use crate::uri::ServerUri;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// There is no connection to the server: it is not there, or it broke before its answer.
+    /// No connection could be made. Nothing was sent.
     #[error("cannot connect to {server}: {reason}")]
     Connect {
         /// The server, as it was named.
         server: String,
         /// What the system or the connection says.
         reason: String,
+        /// The kind of the system's error.
+        kind: io::ErrorKind,
     },
-    /// The connection to the server was there and is not any more.
+    /// The connection broke. The server may have acted on what was sent.
     #[error("lost the connection to {server}: {reason}")]
     Lost {
         /// The server, as it was named.
         server: String,
         /// How it was lost.
+        reason: String,
+    },
+    /// The request cannot be sent, as with a line end in a media type.
+    #[error("cannot send the request: {reason}")]
+    Request {
+        /// What is wrong with it.
         reason: String,
     },
     /// The server asks to come back later: it is at one of its bounds.
@@ -48,7 +56,7 @@ pub enum ClientError {
         text: String,
     },
     /// The answer is none that a msgbus gives.
-    #[error("{server} does not answer like a msgbus: {reason}")]
+    #[error("unexpected response from {server}: {reason}")]
     NotMsgbus {
         /// The server, as it was named.
         server: String,
@@ -67,19 +75,43 @@ impl ClientError {
             Self::Connect { .. } | Self::Lost { .. } | Self::Busy { .. } => true,
             // What proxies say while the server behind them is away.
             Self::Refused { status, .. } => matches!(status, 500 | 502 | 503 | 504),
-            Self::NotMsgbus { .. } | Self::Message(_) => false,
+            Self::NotMsgbus { .. } | Self::Message(_) | Self::Request { .. } => false,
         }
+    }
+
+    /// Whether no connection could be made for a reason that may pass, as while the server
+    /// restarts. Nothing was sent, so nothing can happen twice when it is tried again.
+    pub fn is_unreachable(&self) -> bool {
+        use io::ErrorKind::{
+            ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkDown,
+            NetworkUnreachable, NotFound, TimedOut,
+        };
+        let Self::Connect { kind, .. } = self else { return false };
+        matches!(
+            kind,
+            ConnectionRefused
+                | ConnectionReset
+                | ConnectionAborted
+                | TimedOut
+                | HostUnreachable
+                | NetworkUnreachable
+                | NetworkDown
+                // A unix socket that is not there.
+                | NotFound
+        )
     }
 
     pub(crate) fn connect(server: &ServerUri, reason: &(dyn std::error::Error + 'static)) -> Self {
         let cause = root_cause(reason);
-        let reason = match cause.downcast_ref::<io::Error>() {
-            Some(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        let system = cause.downcast_ref::<io::Error>();
+        let kind = system.map_or(io::ErrorKind::Other, io::Error::kind);
+        let reason = match kind {
+            io::ErrorKind::ConnectionRefused => {
                 "connection refused; is msgbusd running there?".to_owned()
             }
             _ => cause.to_string(),
         };
-        Self::Connect { server: server.to_string(), reason }
+        Self::Connect { server: server.to_string(), reason, kind }
     }
 }
 

@@ -16,7 +16,7 @@
 //! loop {
 //!     match subscription.next().await? {
 //!         Event::Message(message) => println!("{:?}", message.payload()),
-//!         Event::Missed(count) => eprintln!("{count} messages were gone before I got to them"),
+//!         Event::Missed(count) => eprintln!("missed {count} messages"),
 //!         _ => {} // Connections come and go; nothing is lost by it.
 //!     }
 //! }
@@ -36,17 +36,17 @@ mod key;
 mod start;
 mod subscription;
 mod tls;
+mod topics;
+mod transport;
 mod uri;
 mod websocket;
 
-pub use client::{
-    Client, Draft, Peeked, Published, PullOptions, Pulled, SubscriberDetails, TopicDetails,
-    TopicSummary,
-};
+pub use client::{Client, Draft, Peeked, Published, PullOptions, Pulled};
 pub use connection::{Connection, Connector};
 pub use error::ClientError;
 pub use key::{Key, KeyError};
 pub use msgbus_core::{Message, Position, TopicName};
 pub use subscription::{Event, Subscription};
 pub use tls::{Roots, RootsError};
+pub use topics::{SubscriberDetails, TopicDetails, TopicSummary};
 pub use uri::{ServerUri, UriError};

@@ -56,7 +56,7 @@ impl Roots {
         if roots.is_empty() {
             let why = found.errors.first().map_or(String::new(), |error| format!(": {error}"));
             return Err(io::Error::other(format!(
-                "this system trusts nobody (install ca-certificates, or use --ca-file){why}"
+                "no system root certificates found (install ca-certificates, or use --ca-file){why}"
             )));
         }
         Ok(Self(Arc::new(roots)))
@@ -128,8 +128,8 @@ fn certificate(problem: &CertificateError) -> String {
     match problem {
         // A bad signature is most often that of another authority of the same name.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            "nobody who is trusted vouches for its certificate; if you trust it yourself, name its \
-             authority with --ca-file"
+            "its certificate is signed by an unknown authority; if you trust it, name the \
+             authority's certificate with --ca-file"
                 .to_owned()
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
@@ -147,7 +147,9 @@ fn certificate(problem: &CertificateError) -> String {
         }
         // What `openssl req -x509` makes when it is told no more.
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-            "its certificate is an authority's (CA:TRUE); a server's has to say CA:FALSE".to_owned()
+            "its certificate is an authority's (CA:TRUE); make the server's with openssl req -x509 \
+             -addext basicConstraints=critical,CA:FALSE"
+                .to_owned()
         }
         other => format!("its certificate is not good: {other}"),
     }

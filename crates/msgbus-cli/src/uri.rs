@@ -44,6 +44,9 @@ pub enum UriError {
     /// A scheme that is not spoken here.
     #[error("cannot speak {0:?}: use http://host:port, https://host or unix:/path")]
     Scheme(String),
+    /// The port is no number from 1 to 65535.
+    #[error("port {0} is out of range: a port is 1 to 65535")]
+    Port(String),
     /// There is a query, or a user.
     #[error("a server's URI has no user, query or fragment: {0:?}")]
     TooMuch(String),
@@ -95,6 +98,11 @@ impl ServerUri {
         format!("{}/?{query}", self.base("http"))
     }
 
+    /// The URI that says whether the server is healthy.
+    pub(crate) fn health(&self) -> String {
+        format!("{}/healthz", self.base("http"))
+    }
+
     /// The URI at which the server tells about a topic.
     pub(crate) fn inspection(&self, topic: &TopicName) -> String {
         let path = utf8_percent_encode(topic.as_str(), ESCAPED);
@@ -134,15 +142,20 @@ impl FromStr for ServerUri {
         if full.contains('#') {
             return Err(UriError::TooMuch(without_user(text)));
         }
-        let uri: Uri = full.parse().map_err(|_| syntax())?;
+        let uri: Uri =
+            full.parse().map_err(|_| bad_port(&full).map_or_else(syntax, UriError::Port))?;
         let secure = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") | None => false,
+            // What follows topics speaks websocket to the same address.
+            Some("https" | "wss") => true,
+            Some("http" | "ws") | None => false,
             Some(other) => return Err(UriError::Scheme(other.to_owned())),
         };
         let authority = uri.authority().ok_or_else(syntax)?;
         if authority.as_str().contains('@') || uri.query().is_some() {
             return Err(UriError::TooMuch(without_user(text)));
+        }
+        if let Some(port) = bad_port(&full) {
+            return Err(UriError::Port(port));
         }
         let has_bad_port =
             authority.port_u16().is_none() && authority.as_str().len() > authority.host().len();
@@ -160,6 +173,15 @@ impl FromStr for ServerUri {
             prefix: uri.path().trim_end_matches('/').to_owned(),
         })
     }
+}
+
+/// A port that is a number, and no port.
+fn bad_port(uri: &str) -> Option<String> {
+    let authority = uri.split_once("://")?.1.split('/').next()?;
+    let (_, port) = authority.rsplit_once(':')?;
+    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);
+    (is_number && !is_port && port.len() <= 20).then(|| port.to_owned())
 }
 
 /// What an error may show: before an @ there may be a password.
@@ -197,6 +219,8 @@ mod tests {
             ("unix:/run/a b.sock", "unix:/run/a b.sock"),
             ("unix:///run/x?y#z", "unix:/run/x?y#z"),
             ("unix:8000", "http://unix:8000"),
+            ("ws://a:1", "http://a:1"),
+            ("wss://a", "https://a:443"),
         ] {
             assert_eq!(text.parse::<ServerUri>().unwrap().to_string(), shown, "{text}");
         }
@@ -254,7 +278,6 @@ mod tests {
             "http://a?b",
             "http://a#b",
             "http://a:b",
-            "http://a:99999",
             "http://a:",
             "a b",
             ":8000",
@@ -263,6 +286,10 @@ mod tests {
         ] {
             let error = text.parse::<ServerUri>().expect_err(text).to_string();
             assert!(error.contains("http://host:port") || error.contains("no user"), "{error}");
+        }
+        for text in ["http://a:99999", "a:0", "[::1]:65536/x", "https://a:99999999999"] {
+            let error = text.parse::<ServerUri>().expect_err(text).to_string();
+            assert!(error.contains("is out of range"), "{error}");
         }
         for text in ["http://u:secret@host", "u:secret is@host", "http://u:secret@host#a"] {
             let error = text.parse::<ServerUri>().expect_err(text).to_string();

@@ -1,6 +1,6 @@
 //! One websocket to one topic: connecting, and what its handshake says.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use hyper::{StatusCode, header};
 use msgbus_core::TopicName;
@@ -16,7 +16,7 @@ use tokio_tungstenite::{
 use crate::{
     client::Client,
     connection::Connection,
-    error::{ClientError, retry_after},
+    error::{ClientError, retry_after, root_cause},
     start::Start,
     uri::ServerUri,
 };
@@ -35,13 +35,13 @@ pub(crate) async fn connect(
     query: &str,
 ) -> Result<(Websocket, Start), ClientError> {
     let server = client.server();
-    let broken = |error: &(dyn std::error::Error + 'static)| ClientError::connect(server, error);
     let connecting = async {
-        let stream = client.connector().connect().await.map_err(|error| broken(&error))?;
+        let connected = client.connector().connect().await;
+        let stream = connected.map_err(|error| ClientError::connect(server, &error))?;
         let mut request = server
             .topic("ws", topic, query)
             .into_client_request()
-            .map_err(|error| broken(&error))?;
+            .map_err(|error| ClientError::Request { reason: error.to_string() })?;
         if let Some(key) = client.key() {
             request.headers_mut().insert(header::AUTHORIZATION, key.authorization().clone());
         }
@@ -52,11 +52,15 @@ pub(crate) async fn connect(
         match client_async_with_config(request, stream, Some(config)).await {
             Ok((socket, response)) => Ok((socket, Start::read(response.headers()))),
             Err(Error::Http(response)) => Err(refusal(server, &response)),
-            Err(Error::Io(error)) => Err(broken(&error)),
             // The server, or something before it, went away in the middle.
-            Err(error @ (Error::ConnectionClosed | Error::Protocol(HandshakeIncomplete))) => {
-                Err(broken(&error))
-            }
+            Err(
+                error @ (Error::Io(_)
+                | Error::ConnectionClosed
+                | Error::Protocol(HandshakeIncomplete)),
+            ) => Err(ClientError::Lost {
+                server: server.to_string(),
+                reason: root_cause(&error).to_string(),
+            }),
             Err(error) => Err(ClientError::NotMsgbus {
                 server: server.to_string(),
                 reason: error.to_string(),
@@ -67,6 +71,7 @@ pub(crate) async fn connect(
         Err(ClientError::Connect {
             server: server.to_string(),
             reason: "it does not answer".to_owned(),
+            kind: io::ErrorKind::TimedOut,
         })
     })
 }

@@ -2,7 +2,11 @@
 
 use std::{os::unix::ffi::OsStrExt as _, time::Duration};
 
-use crate::support::{Daemon, Finished, msgbus, name, nowhere, run, run_with};
+use tokio::{io::AsyncReadExt as _, net::TcpListener};
+
+use crate::support::{
+    Daemon, Finished, Running, in_memory, msgbus, name, nowhere, run, run_with, soon,
+};
 
 async fn publish(daemon: &Daemon, args: &[&str], input: &[u8]) -> Finished {
     let mut command = msgbus(&[&["pub"], args].concat());
@@ -51,13 +55,13 @@ async fn of_lines_the_one_that_failed_is_named() {
     let daemon = Daemon::with(|config| config.max_payload = 5);
     for how in ["--lines", "--split"] {
         let said = publish(&daemon, &["t", how], b"one\ntwo\ntoo long\nfour\n").await;
-        said.fails(1, "line 3 and what follows have not been published; lines 1 to 2 have been");
+        said.fails(1, "line 3 and those after it were not published; lines 1 to 2 were");
         assert!(said.err.contains("413"), "{said:?}");
         assert_eq!(pulled(&daemon, "t"), [b"one", b"two"]);
     }
-    let away =
-        run_with(msgbus(&["pub", "t", "--split", "-u", &nowhere().to_string()]), b"one").await;
-    away.fails(3, "line 1 and what follows may not have been published");
+    let args = ["pub", "t", "--split", "--timeout", "100ms", "-u", &nowhere().to_string()];
+    let away = run_with(msgbus(&args), b"one").await;
+    away.fails(3, "line 1 and those after it were not published");
 }
 
 #[tokio::test]
@@ -136,4 +140,109 @@ async fn a_long_line_goes_apart() {
     let lines = [short, vec![longest, vec![], b"last".to_vec()]].concat();
     publish(&daemon, &["t", "--split"], &lines.join(&b'\n')).await.is_silent();
     assert!(pulled(&daemon, "t") == lines);
+}
+
+/// CASES A16: what the server does not take is not read first.
+#[tokio::test]
+async fn an_input_without_end_is_refused_early_and_in_little_memory() {
+    let daemon = Daemon::start();
+    for args in [&["t"][..], &["t", "--lines"], &["t", "--split"]] {
+        let mut command = in_memory(24_000, &[&["pub"], args].concat());
+        command.env("MSGBUS_URI", daemon.uri()).stdin(std::process::Stdio::piped());
+        let mut running = Running::start(command);
+        let mut stdin = running.stdin.take().unwrap();
+        let fed = soon(async {
+            let mut fed = 0_u64;
+            while tokio::io::AsyncWriteExt::write_all(&mut stdin, &[0; 1 << 14]).await.is_ok() {
+                fed += 1 << 14;
+            }
+            fed
+        })
+        .await;
+        assert!(fed < 8 << 20, "{fed} bytes were taken");
+        let ended = running.end().await;
+        ended.fails(1, "413: payload exceeds max-payload-size");
+        assert_eq!(pulled(&daemon, "t"), [b""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_larger_than_memory_may_hold_is_streamed() {
+    let daemon = Daemon::with(|config| config.max_payload = 32 << 20);
+    let long = |end: &[u8]| [&vec![b'x'; 12 << 20][..], end].concat();
+    let publish = async |args: &[&str], input: &[u8]| {
+        let mut command = in_memory(24_000, &[&["pub", "t"], args].concat());
+        command.env("MSGBUS_URI", daemon.uri());
+        run_with(command, input).await.is_silent();
+    };
+    publish(&[], &long(b"\r\n")).await;
+    assert!(pulled(&daemon, "t") == [long(b"\r\n")]);
+    let lines = [b"first\n", &long(b"\r\n")[..], b"\r\r\n", &long(b"\ry\n"), &long(b"\r")].concat();
+    for how in ["--lines", "--split"] {
+        publish(&[how], &lines).await;
+        let expected = [b"first".to_vec(), long(b""), b"\r".to_vec(), long(b"\ry"), long(b"\r")];
+        assert!(pulled(&daemon, "t") == expected, "{how}");
+    }
+}
+
+/// CASES C10: a restart of the server is waited for.
+#[tokio::test]
+async fn a_server_that_is_away_is_waited_for_within_the_timeout() {
+    let address = nowhere();
+    let uri = format!("http://{address}");
+    for (args, input) in
+        [(&["pub", "t", "x"][..], vec![]), (&["pub", "-q", "t"], vec![b'x'; 3 << 20])]
+    {
+        let mut command = msgbus(args);
+        command.env("MSGBUS_URI", &uri).stdin(std::process::Stdio::piped());
+        let mut running = Running::start(command);
+        let mut stdin = running.stdin.take().unwrap();
+        if args.contains(&"-q") {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        } else {
+            let note = running.note().await;
+            assert!(note.contains("connection refused; is msgbusd running there?"), "{note}");
+            assert!(note.contains("(retrying for up to 30s)"), "{note}");
+        }
+        let daemon = Daemon::at(address, |config| config.max_payload = 4 << 20);
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, &input).await.unwrap();
+        drop(stdin);
+        running.end().await.is_silent();
+        assert_eq!(daemon.bus.stats().counters.published, 1);
+        daemon.stop().await;
+    }
+    let mut command = msgbus(&["pub", "t", "x", "--timeout", "600ms", "-q"]);
+    command.env("MSGBUS_URI", &uri);
+    run(command).await.fails(3, "connection refused");
+}
+
+#[tokio::test]
+async fn what_may_have_been_accepted_is_not_sent_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    let mut command = msgbus(&["pub", "t", "x"]);
+    command.env("MSGBUS_URI", &uri);
+    let cut = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+    };
+    let (ended, ()) = tokio::join!(run(command), cut);
+    ended.fails(3, "lost the connection to ");
+    let again = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
+    assert!(again.is_err(), "it came twice");
+}
+
+#[tokio::test]
+async fn content_encoding_goes_with_it() {
+    let mut command = msgbus(&["pub", "t", "x", "--content-encoding", "gzip"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    command.env("MSGBUS_URI", format!("http://{}", listener.local_addr().unwrap()));
+    let request = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 4096];
+        let length = stream.read(&mut request).await.unwrap();
+        String::from_utf8_lossy(&request[..length]).to_lowercase()
+    };
+    let (_, request) = tokio::join!(run(command), request);
+    assert!(request.contains("content-encoding: gzip\r\n"), "{request}");
 }

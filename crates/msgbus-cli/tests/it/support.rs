@@ -155,6 +155,22 @@ pub(crate) fn msgbus(args: &[&str]) -> Command {
     command
 }
 
+/// The same with no more data than this, in KiB: it is killed by an allocation beyond it.
+pub(crate) fn in_memory(kib: u32, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -d {kib}; exec \"$@\"");
+    command
+        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_msgbus")])
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,

@@ -103,13 +103,16 @@ async fn the_server_comes_from_option_environment_or_file() {
 #[tokio::test]
 async fn a_server_that_is_not_there_exits_with_3() {
     let uri = format!("http://{}", nowhere());
-    for args in [&["pub", "t", "x"][..], &["pull", "t"], &["sub", "t"]] {
+    for args in [&["pub", "t", "x", "--timeout=1ms"][..], &["pull", "t"], &["sub", "t"]] {
         let mut command = msgbus(args);
         command.env("MSGBUS_URI", &uri);
         run(command).await.fails(3, "connection refused; is msgbusd running there?");
     }
     let unknown = run(msgbus(&["pull", "t", "-u", "http://no-such-host.invalid"])).await;
-    unknown.fails(3, "cannot connect");
+    // Without a name server it is another one.
+    unknown.fails(3, "no-such-host.invalid");
+    let is_known = ["unknown host ", "cannot resolve "].iter().any(|say| unknown.err.contains(say));
+    assert!(is_known, "{unknown:?}");
 }
 
 /// A server that says the same to everybody.
@@ -137,14 +140,14 @@ async fn a_server_that_is_something_else_is_recognised() {
         "HTTP/1.1 301 Moved\r\nLocation: /x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let ssh = "SSH-2.0-OpenSSH_9.2\r\n";
     for (answer, command, code, mention) in [
-        (page, "pull", 1, "does not answer like a msgbus"),
-        (page, "sub", 1, "does not answer like a msgbus"),
-        (not_found, "pull", 1, "does not answer like a msgbus: 404"),
+        (page, "pull", 1, "unexpected response from"),
+        (page, "sub", 1, "unexpected response from"),
+        (not_found, "pull", 1, "unexpected response from http://"),
         (not_found, "sub", 1, "instead of a websocket"),
         (redirect, "pub", 1, "301"),
         (redirect, "sub", 1, "301"),
-        (ssh, "pub", 3, "cannot connect"),
-        (ssh, "sub", 1, "does not answer like a msgbus"),
+        (ssh, "pub", 1, "unexpected response from"),
+        (ssh, "sub", 1, "unexpected response from"),
     ] {
         let uri = says(answer).await;
         let args: &[&str] = if command == "pub" { &["pub", "t", "x"] } else { &[command, "t"] };

@@ -18,7 +18,7 @@ use crate::{
     failure::Failure,
     options::{COMMANDS, Command, OPTIONS, OptionSpec, nearest},
     output::Style,
-    reader::{Options, count, duration, media_type},
+    reader::{Options, coding, count, duration, media_type},
 };
 
 /// What the command line asks for.
@@ -39,6 +39,7 @@ pub(crate) enum Invocation {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are switches of the command line")]
 pub(crate) struct Pub {
     pub(crate) client: Client,
     pub(crate) topic: TopicName,
@@ -48,7 +49,9 @@ pub(crate) struct Pub {
     pub(crate) split: bool,
     pub(crate) ttl: Option<Duration>,
     pub(crate) content_type: Option<String>,
+    pub(crate) content_encoding: Option<String>,
     pub(crate) timeout: Duration,
+    pub(crate) quiet: bool,
     pub(crate) debug: bool,
 }
 
@@ -363,6 +366,8 @@ impl Options {
             split,
             ttl: self.value("--ttl", duration)?,
             content_type: self.value("--content-type", media_type)?,
+            content_encoding: self.value("--content-encoding", coding)?,
+            quiet: self.quiet,
             timeout: self.value("--timeout", duration)?.unwrap_or(PUBLISH_TIMEOUT),
             client,
         })

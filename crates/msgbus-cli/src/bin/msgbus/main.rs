@@ -7,6 +7,7 @@ mod config;
 mod cursor;
 mod failure;
 mod help;
+mod input;
 mod options;
 mod output;
 mod publish;

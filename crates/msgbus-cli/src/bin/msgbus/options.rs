@@ -205,7 +205,7 @@ impl OptionSpec {
 
 use Command::{Bench, Info, Pub, Pull, Sub, Tail, Topics};
 
-pub(crate) const OPTIONS: [OptionSpec; 44] = [
+pub(crate) const OPTIONS: [OptionSpec; 45] = [
     OptionSpec::new("--count", "end after so many messages [pull: 1]; tail: the last ones [10]")
         .short("-n")
         .value("N")
@@ -249,6 +249,9 @@ pub(crate) const OPTIONS: [OptionSpec; 44] = [
     OptionSpec::new("--content-type", "say what the message is, as in text/plain")
         .short("-t")
         .value("TYPE")
+        .only(&[Pub]),
+    OptionSpec::new("--content-encoding", "say how the message is compressed, as in gzip")
+        .value("CODING")
         .only(&[Pub]),
     OptionSpec::new("--wait", "accepted as it was by the Go msgbus, where it did nothing")
         .short("-w")

@@ -1,79 +1,98 @@
 //! `msgbus pub`.
 
 use std::{
-    collections::VecDeque, io::IsTerminal as _, os::unix::ffi::OsStringExt as _, time::Duration,
+    collections::VecDeque,
+    io::{self, IsTerminal as _},
+    os::unix::ffi::OsStringExt as _,
+    time::Duration,
 };
 
 use bytes::Bytes;
-use msgbus_client::{ClientError, Draft};
+use futures_util::{Stream, stream};
+use msgbus_client::{ClientError, Draft, Published};
+use msgbus_core::format_duration;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Stdin, stdin},
-    time::{Instant, sleep, timeout_at},
+    select,
+    sync::mpsc,
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     args::Pub,
     failure::{Exit, Failure},
+    input::{Chunk, Input, Piece, without_end},
     output::note,
+    pull::RETRY_AFTER,
 };
 
 /// The most lines, and about the most bytes, of one batch.
 const BATCH_LINES: usize = 1_000;
 const BATCH_BYTES: usize = 256 << 10;
+/// How many chunks of a long message may be on their way from the input to the connection.
+const CHUNKS: usize = 2;
 /// The status that says so of a message, or of a batch.
 const TOO_LARGE: u16 = 413;
-/// The most that is read for one message, in bytes: more than any server takes.
-const LARGEST: u64 = 1 << 30;
 
 pub(crate) async fn run(args: Pub) -> Result<Exit, Failure> {
     if let Some(message) = &args.message {
         publish(&args, Bytes::from(message.clone().into_vec())).await?;
         return Ok(Exit::Done);
     }
-    if std::io::stdin().is_terminal() {
+    if io::stdin().is_terminal() {
         note("reading the message from the terminal; end it with Ctrl-D");
     }
+    let mut input = Input::new();
     if args.split {
-        return batches(&args).await;
+        return batches(&args, &mut input).await;
     }
     if args.lines {
-        return lines(&args).await;
+        return lines(&args, &mut input).await;
     }
-    let mut payload = Vec::new();
-    stdin().take(LARGEST + 1).read_to_end(&mut payload).await.map_err(unreadable)?;
-    if payload.len() as u64 > LARGEST {
-        return Err(Failure::Other("the message is larger than 1 GiB".to_owned()));
+    match input.all().await? {
+        Piece::Whole(payload) => publish(&args, payload.into()).await?,
+        Piece::Long(head) => publish_long(&args, head, &mut input).await?,
     }
-    publish(&args, payload.into()).await?;
     Ok(Exit::Done)
 }
 
-/// Publishes each line; of a failure it says which one.
-async fn lines(args: &Pub) -> Result<Exit, Failure> {
-    let mut input = BufReader::new(stdin());
+/// Publishes each line. An error names the line.
+async fn lines(args: &Pub, input: &mut Input) -> Result<Exit, Failure> {
     for number in 1_u64.. {
-        let read = line(&mut input, number).await;
-        let Some(mut line) = read.map_err(|failure| at_line(number, failure))? else { break };
-        if line.pop_if(|byte| *byte == b'\n').is_some() {
-            line.pop_if(|byte| *byte == b'\r');
-        }
-        publish(args, line.into()).await.map_err(|failure| at_line(number, failure))?;
+        let line = input.line().await.map_err(|failure| at_line(number, failure))?;
+        let published = match line {
+            None => break,
+            Some(Piece::Whole(line)) => publish(args, without_end(line).into()).await,
+            Some(Piece::Long(head)) => publish_long(args, head, input).await,
+        };
+        published.map_err(|failure| at_line(number, failure))?;
     }
     Ok(Exit::Done)
 }
 
-/// Publishes lines by the batch, and by the smaller batch where the server takes no larger one; of
-/// a failure it says where.
-async fn batches(args: &Pub) -> Result<Exit, Failure> {
-    let mut input = BufReader::with_capacity(64 << 10, stdin());
+/// Publishes lines in batches, and in smaller ones where the server accepts no larger one. An error
+/// names the first line that is not published.
+async fn batches(args: &Pub, input: &mut Input) -> Result<Exit, Failure> {
     let mut lines = VecDeque::new();
     let (mut first, mut size, mut most) = (1_u64, 0, BATCH_LINES);
     loop {
-        while lines.len() < most && size < BATCH_BYTES {
-            let read = line(&mut input, first + lines.len() as u64).await;
-            let Some(line) = read.map_err(|failure| at_line(first, failure))? else { break };
+        // What follows the beginning of a long line is the rest of it.
+        while lines.len() < most
+            && size < BATCH_BYTES
+            && !matches!(lines.back(), Some(Piece::Long(_)))
+        {
+            let Some(line) = input.line().await.map_err(|failure| at_line(first, failure))? else {
+                break;
+            };
             size += line.len();
             lines.push_back(line);
+        }
+        if matches!(lines.front(), Some(Piece::Long(_)))
+            && let Some(Piece::Long(head)) = lines.pop_front()
+        {
+            size -= head.len();
+            publish_long(args, head, input).await.map_err(|failure| at_line(first, failure))?;
+            first += 1;
+            continue;
         }
         let (batch, count) = batch(&lines, most);
         if count == 0 {
@@ -92,10 +111,11 @@ async fn batches(args: &Pub) -> Result<Exit, Failure> {
     }
 }
 
-/// The first lines in one, and how many they are. A line that is too long for that goes apart.
-fn batch(lines: &VecDeque<Vec<u8>>, most: usize) -> (Vec<u8>, usize) {
+/// The first lines joined, and how many they are. A line that is too long for that goes by itself.
+fn batch(lines: &VecDeque<Piece>, most: usize) -> (Vec<u8>, usize) {
     let (mut batch, mut count) = (Vec::new(), 0);
     for line in lines.iter().take(most) {
+        let Piece::Whole(line) = line else { break };
         if count > 0 && batch.len() + line.len() > BATCH_BYTES {
             break;
         }
@@ -103,48 +123,101 @@ fn batch(lines: &VecDeque<Vec<u8>>, most: usize) -> (Vec<u8>, usize) {
         count += 1;
     }
     if count == 1 {
-        // It means nothing there, and would count for the server's limit.
+        // It means nothing there, and would count towards the server's limit.
         batch.pop_if(|byte| *byte == b'\n');
     }
     (batch, count)
 }
 
-/// The next line with its end; `None` at the end of the input.
-async fn line(input: &mut BufReader<Stdin>, number: u64) -> Result<Option<Vec<u8>>, Failure> {
-    let mut line = Vec::new();
-    let mut limited = input.take(LARGEST + 1);
-    limited.read_until(b'\n', &mut line).await.map_err(unreadable)?;
-    if line.len() as u64 > LARGEST {
-        return Err(Failure::Other(format!("line {number} is larger than 1 GiB")));
-    }
-    Ok(if line.is_empty() { None } else { Some(line) })
-}
-
-/// A failure, with the line from which on nothing has been accepted.
+/// A failure, with the first line that has not been accepted.
 fn at_line(first: u64, failure: Failure) -> Failure {
     let before = match first {
         1 => String::new(),
-        2 => "; line 1 has been".to_owned(),
-        _ => format!("; lines 1 to {} have been", first - 1),
+        2 => "; line 1 was".to_owned(),
+        _ => format!("; lines 1 to {} were", first - 1),
     };
-    let verb = if is_known(&failure) { "have not" } else { "may not have" };
-    let progress = format!("line {first} and what follows {verb} been published{before}");
+    let verb = if is_known(&failure) { "were not" } else { "may not have been" };
+    let progress = format!("line {first} and those after it {verb} published{before}");
     Failure::Partial { failure: Box::new(failure), progress }
 }
 
-/// Whether what failed has certainly not been accepted: where no answer came, nobody knows.
+/// Whether what failed has certainly not been accepted. Without a response, nobody knows.
 fn is_known(failure: &Failure) -> bool {
     match failure {
         Failure::NoAnswer => false,
-        Failure::Client(ClientError::Busy { .. }) => true,
+        Failure::Client(ClientError::Busy { .. } | ClientError::Connect { .. }) => true,
         Failure::Client(error) => !error.is_temporary(),
         _ => true,
     }
 }
 
-/// Publishes one message. While the server asks to come back later, that is done.
+/// Publishes one message. Within `--timeout` it is sent again as long as it has certainly not been
+/// accepted: while no connection can be made, and while the server answers with Retry-After.
 async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
     let deadline = Instant::now() + args.timeout;
+    let mut outage = Outage::default();
+    let draft = draft(args, payload);
+    loop {
+        let once = async {
+            if args.split {
+                return args.client.publish_lines(&args.topic, draft.clone()).await.map(|()| None);
+            }
+            args.client.publish(&args.topic, draft.clone()).await.map(Some)
+        };
+        match timeout_at(deadline, once).await {
+            Ok(Ok(published)) => {
+                say_published(args, published);
+                return Ok(());
+            }
+            Ok(Err(error)) => outage.wait(args, error, deadline).await?,
+            Err(_) => return Err(Failure::NoAnswer),
+        }
+    }
+}
+
+/// Publishes a message that goes on in the input: to its end, or to that of the line. It is read
+/// while it is sent, and not sent again. `--timeout` is how long the server may take for nothing.
+async fn publish_long(args: &Pub, head: Vec<u8>, input: &mut Input) -> Result<(), Failure> {
+    // What has been read cannot be sent again, so the server is found first.
+    let (deadline, mut outage) = (Instant::now() + args.timeout, Outage::default());
+    while let Err(error) = args.client.ping().await {
+        if !error.is_unreachable() {
+            break;
+        }
+        outage.wait(args, error, deadline).await?;
+    }
+    let (sender, receiver) = mpsc::channel(CHUNKS);
+    let draft = draft(args, head.into());
+    let mut request =
+        Box::pin(args.client.publish_stream(&args.topic, draft, message_of(receiver)));
+    let is_line = args.lines || args.split;
+    let response = select! {
+        biased;
+        // Before its end, it is refused.
+        response = &mut request => response,
+        passed_on = input.pass_on(is_line, &sender) => {
+            passed_on?;
+            timeout(args.timeout, request).await.map_err(|_| Failure::NoAnswer)?
+        }
+    };
+    say_published(args, Some(response?));
+    Ok(())
+}
+
+/// The chunks of a message, up to its end. Without an end it is not published.
+fn message_of(
+    chunks: mpsc::Receiver<Chunk>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::unfold(chunks, |mut chunks| async {
+        match chunks.recv().await {
+            Some(Chunk::Data(data)) => Some((Ok(data), chunks)),
+            Some(Chunk::End) => None,
+            None => Some((Err(io::Error::other("the input has not ended")), chunks)),
+        }
+    })
+}
+
+fn draft(args: &Pub, payload: Bytes) -> Draft {
     let mut draft = Draft::from(payload);
     if let Some(ttl) = args.ttl {
         draft = draft.ttl(ttl);
@@ -152,43 +225,58 @@ async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
     if let Some(media_type) = &args.content_type {
         draft = draft.content_type(media_type);
     }
-    loop {
-        let once = async {
-            if args.split {
-                return args.client.publish_lines(&args.topic, draft.clone()).await.map(|()| None);
-            }
-            args.client.publish(&args.topic, draft.clone()).await.map(|published| published.id)
+    if let Some(coding) = &args.content_encoding {
+        draft = draft.content_encoding(coding);
+    }
+    draft
+}
+
+fn say_published(args: &Pub, published: Option<Published>) {
+    if let (true, Some(id)) = (args.debug, published.and_then(|published| published.id)) {
+        note(&format!("{}: published as message {id}", args.topic));
+    }
+}
+
+/// What is said and waited for while the server accepts nothing.
+#[derive(Default)]
+struct Outage {
+    is_told: bool,
+}
+
+impl Outage {
+    /// Waits before another try.
+    ///
+    /// # Errors
+    /// The error, if there is no time for another try, or none would be safe or help.
+    async fn wait(
+        &mut self,
+        args: &Pub,
+        error: ClientError,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let pause = match &error {
+            ClientError::Busy { retry_after, .. } => *retry_after,
+            error if error.is_unreachable() => RETRY_AFTER,
+            _ => return Err(error.into()),
         };
-        match timeout_at(deadline, once).await {
-            Ok(Ok(id)) => {
-                if let (true, Some(id)) = (args.debug, id) {
-                    note(&format!("{}: published as message {id}", args.topic));
-                }
-                return Ok(());
-            }
-            Ok(Err(ClientError::Busy { text, retry_after })) => {
-                wait_for_room(deadline, text, retry_after).await?;
-            }
-            Ok(Err(error)) => return Err(error.into()),
-            Err(_) => return Err(Failure::NoAnswer),
+        if pause > deadline.saturating_duration_since(Instant::now()) {
+            return Err(error.into());
         }
+        if !(self.is_told || args.quiet || matches!(error, ClientError::Busy { .. })) {
+            self.is_told = true;
+            let time = format_duration(rounded(deadline - Instant::now()));
+            note(&format!("{error} (retrying for up to {time})"));
+        }
+        sleep(pause).await;
+        Ok(())
     }
 }
 
-/// Waits as long as the server asks for, if there is that much time.
-async fn wait_for_room(
-    deadline: Instant,
-    text: String,
-    retry_after: Duration,
-) -> Result<(), Failure> {
-    if retry_after > deadline.saturating_duration_since(Instant::now()) {
-        return Err(ClientError::Busy { text, retry_after }.into());
+/// To be read: seconds, where there is more than one.
+fn rounded(time: Duration) -> Duration {
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    match millis {
+        ..1_000 => Duration::from_millis(millis),
+        _ => Duration::from_secs(millis.div_ceil(1_000)),
     }
-    sleep(retry_after).await;
-    Ok(())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn unreadable(error: std::io::Error) -> Failure {
-    Failure::Other(format!("cannot read standard input: {error}"))
 }

@@ -17,6 +17,8 @@ use crate::{
 
 /// How often to look for messages that are waited for.
 const POLL_EVERY: Duration = Duration::from_millis(100);
+/// How long to wait before another try while the server cannot be reached.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
 /// What a server may be asked to wait.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -103,21 +105,22 @@ impl Pull {
     }
 }
 
-/// Pulls once. While the server asks to come back later, that is done.
+/// Pulls once. Retries for as long as the server answers with Retry-After, and, where there is a
+/// time to wait, while no connection can be made: nothing has been taken then.
 async fn pull(
     args: &Pull,
     left: u64,
     patience: Option<Instant>,
     stop: &mut Stop,
 ) -> Result<Result<Vec<Message>, Ended>, Failure> {
-    // A server that waits spares both sides the asking. One of another make answers at once.
     let until = patience.into_iter().chain(args.deadline).min();
-    let wait = until.map(|until| until.saturating_duration_since(Instant::now()));
-    let options = PullOptions {
-        max: args.max.map(|max| number(max.min(left))),
-        wait: wait.map(|wait| wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)),
-    };
     loop {
+        // A server that waits spares both sides the asking. One of another make answers at once.
+        let wait = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let options = PullOptions {
+            max: args.max.map(|max| number(max.min(left))),
+            wait: wait.map(|wait| wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)),
+        };
         let mut begin = Box::pin(args.client.begin_pull(&args.topic, options));
         let begun = select! {
             begun = &mut begin => begun,
@@ -126,16 +129,18 @@ async fn pull(
                 Err(_) => return Ok(Err(ended)),
             },
         };
-        match begun {
+        let retry_after = match begun {
             // It is on its way: from here on it is waited for, whatever happens.
             Ok(Some(pulled)) => return Ok(Ok(pulled.messages().await?)),
             Ok(None) => return Ok(Ok(Vec::new())),
-            Err(ClientError::Busy { retry_after, .. }) => {
-                if let Some(ended) = pause(args, stop, Instant::now() + retry_after).await {
-                    return Ok(Err(ended));
-                }
+            Err(ClientError::Busy { retry_after, .. }) => retry_after,
+            Err(error) if error.is_unreachable() && until > Some(Instant::now() + RETRY_AFTER) => {
+                RETRY_AFTER
             }
             Err(error) => return Err(error.into()),
+        };
+        if let Some(ended) = pause(args, stop, Instant::now() + retry_after).await {
+            return Ok(Err(ended));
         }
     }
 }

@@ -147,3 +147,9 @@ pub(crate) fn media_type(text: &str) -> Result<String, String> {
     let fits = text.contains('/') && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
     if fits { Ok(text.to_owned()) } else { Err(format!("not a media type: {text:?}")) }
 }
+
+/// A coding of HTTP, or several: the server decides which it keeps.
+pub(crate) fn coding(text: &str) -> Result<String, String> {
+    let fits = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~, ".contains(&b));
+    if fits { Ok(text.to_owned()) } else { Err(format!("not a content coding: {text:?}")) }
+}

@@ -93,6 +93,7 @@ async fn target(bench: &Bench) -> Result<Target, Failure> {
     let connector = settled.map_err(|error| ClientError::Connect {
         server: server.to_string(),
         reason: error.to_string(),
+        kind: error.kind(),
     })?;
     let server_process = bench.pid.map(|pid| Server::new([pid]));
     if let (Some(process), Some(pid)) = (&server_process, bench.pid) {

@@ -1,0 +1,167 @@
+//! HTTP requests and their responses. Every wait and every response has a limit.
+
+use std::{error::Error, io, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    Response, StatusCode,
+    body::{Frame, Incoming},
+    header,
+    http::request::Builder,
+};
+use hyper_util::{
+    client::legacy::{Client as HttpClient, Error as HttpError},
+    rt::{TokioExecutor, TokioTimer},
+};
+use msgbus_core::{format_duration, json};
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use crate::{
+    client::Client,
+    connection::Connector,
+    error::{ClientError, retry_after, root_cause},
+};
+
+/// How long the server may send nothing while a response is awaited.
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest response that is read, in bytes: a message of 1 GiB in base64, and its frame.
+const MAX_RESPONSE: usize = 3 << 29;
+/// How much of a response that is not a message is shown, in bytes.
+const MAX_TEXT: usize = 300;
+
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
+pub(crate) type Pool = HttpClient<Connector, RequestBody>;
+
+pub(crate) fn pool(connector: &Connector) -> Pool {
+    HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector.clone())
+}
+
+/// A body that is in memory. Its size is announced.
+pub(crate) fn whole(payload: Bytes) -> RequestBody {
+    Full::new(payload).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body that is read while it is sent, in chunks. An error ends the request without an end of its
+/// body, so that the server cannot take it for a whole one.
+pub(crate) fn streamed(
+    chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+) -> RequestBody {
+    UnsyncBoxBody::new(StreamBody::new(chunks.map(|chunk| chunk.map(Frame::data))))
+}
+
+impl Client {
+    pub(crate) async fn send(
+        &self,
+        request: Builder,
+        limit: Duration,
+    ) -> Result<Response<Incoming>, ClientError> {
+        self.send_payload(request, whole(Bytes::new()), limit).await
+    }
+
+    pub(crate) async fn send_payload(
+        &self,
+        request: Builder,
+        payload: RequestBody,
+        limit: Duration,
+    ) -> Result<Response<Incoming>, ClientError> {
+        timeout(limit, self.send_unlimited(request, payload))
+            .await
+            .unwrap_or_else(|_| Err(self.silent(limit)))
+    }
+
+    /// Waits for as long as the payload takes.
+    pub(crate) async fn send_unlimited(
+        &self,
+        mut request: Builder,
+        payload: RequestBody,
+    ) -> Result<Response<Incoming>, ClientError> {
+        if let Some(key) = self.key() {
+            request = request.header(header::AUTHORIZATION, key.authorization());
+        }
+        // A valid address and an escaped topic make a valid URI; a media type may be anything.
+        let request = request
+            .body(payload)
+            .map_err(|error| ClientError::Request { reason: error.to_string() })?;
+        self.pool().request(request).await.map_err(|error| self.failed(&error))
+    }
+
+    /// Whether there was a connection decides whether the server may have acted on the request.
+    fn failed(&self, error: &HttpError) -> ClientError {
+        if error.is_connect() {
+            return ClientError::connect(self.server(), error);
+        }
+        match error.source().and_then(|source| source.downcast_ref::<hyper::Error>()) {
+            Some(error) if error.is_parse() => self.not_msgbus(&error.to_string()),
+            _ => self.lost(&root_cause(error).to_string()),
+        }
+    }
+
+    fn silent(&self, limit: Duration) -> ClientError {
+        self.lost(&format!("no response within {}", format_duration(limit)))
+    }
+
+    fn lost(&self, reason: &str) -> ClientError {
+        ClientError::Lost { server: self.server().to_string(), reason: reason.to_owned() }
+    }
+
+    pub(crate) fn not_msgbus(&self, reason: &str) -> ClientError {
+        ClientError::NotMsgbus { server: self.server().to_string(), reason: reason.to_owned() }
+    }
+
+    /// A whole body. It may take any time, as long as something arrives.
+    pub(crate) async fn body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let mut body = response.into_body();
+        let mut bytes = Vec::new();
+        loop {
+            let frame = match timeout(RESPONSE_TIMEOUT, body.frame()).await {
+                Ok(Some(frame)) => {
+                    frame.map_err(|error| self.lost(&root_cause(&error).to_string()))?
+                }
+                Ok(None) => return Ok(bytes.into()),
+                Err(_) => return Err(self.silent(RESPONSE_TIMEOUT)),
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > MAX_RESPONSE {
+                return Err(self.not_msgbus("body too large"));
+            }
+            bytes.extend_from_slice(&data);
+        }
+    }
+
+    pub(crate) async fn json<T: DeserializeOwned>(
+        &self,
+        response: Response<Incoming>,
+    ) -> Result<T, ClientError> {
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| self.not_msgbus(&format!("invalid JSON: {}", json::brief(&error))))
+    }
+
+    /// A response for people, in one line.
+    pub(crate) async fn text(&self, response: Response<Incoming>) -> Result<String, ClientError> {
+        let body = self.body(response).await?;
+        let text = String::from_utf8_lossy(&body[..body.len().min(MAX_TEXT)]);
+        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
+    pub(crate) async fn refusal(&self, response: Response<Incoming>) -> ClientError {
+        let status = response.status();
+        let retry_after = retry_after(status, response.headers());
+        let text = match self.text(response).await {
+            Ok(text) => text,
+            // The connection may end after the head that says all there is to know.
+            Err(_) if status == StatusCode::PAYLOAD_TOO_LARGE => "payload too large".to_owned(),
+            Err(error) => return error,
+        };
+        match retry_after {
+            Some(retry_after) => ClientError::Busy { text, retry_after },
+            None if status.is_client_error() || status.is_server_error() => {
+                ClientError::Refused { status: status.as_u16(), text }
+            }
+            None => self.not_msgbus(&status.to_string()),
+        }
+    }
+}
