@@ -18,6 +18,7 @@ use crate::{
     stats::{BusStats, Purged, SubscriberStats, TopicStats},
     subscription::Subscription,
     wakes::Driver,
+    walk::{StatsWalk, TopicPage},
 };
 
 /// A message bus: topics by name, each a bounded log that can be published to, pulled from and
@@ -31,7 +32,7 @@ pub struct MessageBus(Arc<TopicMap>);
 impl MessageBus {
     /// Makes an empty bus.
     pub fn new(options: Options) -> Self {
-        Self(Arc::new(TopicMap::new(options)))
+        Self(TopicMap::new(options))
     }
 
     /// The settings that the bus was made with.
@@ -54,7 +55,8 @@ impl MessageBus {
     }
 
     /// Publishes messages in one step, all or none: nobody sees some of them before the others, and
-    /// no other message comes between.
+    /// no other message comes between. An empty batch creates no topic; it is told where the next message
+    /// would go, and epoch 0 where there is no topic.
     ///
     /// # Errors
     /// See [`PublishError`].
@@ -78,8 +80,8 @@ impl MessageBus {
         self.at(topic, &mut None).get_all(limit)
     }
 
-    /// Pulls messages as soon as there are any, creating the topic if need be. Those who wait are
-    /// served in order; a [`get`](Self::get) does not queue and may be faster.
+    /// Pulls messages as soon as there are any. The topic need not exist, see
+    /// [`subscribe`](Self::subscribe). Those who wait are served in order; a [`get`](Self::get) does not queue and may be faster.
     ///
     /// # Errors
     /// See [`SubscribeError`].
@@ -98,8 +100,13 @@ impl MessageBus {
         self.at(topic, &mut None).peek(from, limit)
     }
 
-    /// Subscribes to a topic, creating it if need be. From the return on, nothing that is
-    /// published escapes the subscription unannounced.
+    /// Subscribes to a topic. From the return on, nothing that is published escapes the subscription
+    /// unannounced.
+    ///
+    /// A topic that does not exist is created, but as long as nothing is published to it, it counts neither
+    /// for [`Options::max_topics`] nor for [`Options::max_bytes`], and goes with the last who subscribes or
+    /// waits. The number of these topics is that of the subscriptions and waiting pulls, which the program
+    /// has to bound.
     ///
     /// # Errors
     /// See [`SubscribeError`].
@@ -121,24 +128,40 @@ impl MessageBus {
         Access::new(&self.0, name, cell)
     }
 
-    /// The names of all topics, sorted.
+    /// The names of all topics, sorted: for few topics. See [`topic_page`](Self::topic_page).
     pub fn topics(&self) -> Vec<TopicName> {
-        self.0.names()
+        let mut page = self.topic_page("", "", usize::MAX);
+        while page.step(|_| true) {}
+        page.into_names().0
+    }
+
+    /// The first `max` names that begin with `prefix` and come after the text `after`, to be found slice by
+    /// slice.
+    pub fn topic_page(&self, prefix: &str, after: &str, max: usize) -> TopicPage {
+        TopicPage::new(Arc::clone(&self.0), prefix, after, max)
+    }
+
+    /// The counters of all topics and of the bus, to be read slice by slice.
+    pub fn walk_stats(&self) -> StatsWalk {
+        StatsWalk::new(Arc::clone(&self.0))
     }
 
     /// The counters of one topic; `None` when there is no such topic.
     pub fn topic(&self, topic: &TopicName) -> Option<TopicStats> {
-        self.at(topic, &mut None).look(|topic| topic.stats(Tick::now()))
+        self.at(topic, &mut None).look_exactly(|topic| topic.stats(Tick::now()))
     }
 
     /// The subscriptions of one topic; none when there is no such topic.
     pub fn subscribers(&self, topic: &TopicName) -> Vec<SubscriberStats> {
-        self.at(topic, &mut None).look(|topic| topic.subscribers(Tick::now())).unwrap_or_default()
+        self.at(topic, &mut None)
+            .look_exactly(|topic| topic.subscribers(Tick::now()))
+            .unwrap_or_default()
     }
 
-    /// The counters of the whole bus. Visits every topic.
+    /// The counters of the whole bus. Visits every topic: for few topics. See
+    /// [`walk_stats`](Self::walk_stats).
     pub fn stats(&self) -> BusStats {
-        self.0.stats()
+        self.walk_stats().finish()
     }
 
     /// Deletes a topic with its messages and ends its subscriptions. Says whether there was one.
@@ -146,8 +169,9 @@ impl MessageBus {
         self.0.delete(topic)
     }
 
-    /// Frees the memory of expired messages, and forgets topics that are not in use: without
-    /// messages, subscriptions, and any publish for ten times their ttl (10 minutes at least).
+    /// Frees the memory of expired messages, a few hundred under each lock, and forgets topics that are not in use: without
+    /// messages, subscriptions, and any publish for ten times their ttl (10 minutes at least). Takes a
+    /// while where there is much to free: not for a thread that serves.
     pub fn purge_expired(&self) -> Purged {
         self.0.purge_expired()
     }

@@ -56,9 +56,6 @@ pub enum NoRoom {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
-    /// It needs a new topic and there is no room for one.
-    #[error(transparent)]
-    NoRoom(#[from] NoRoom),
     /// The bus has been closed.
     #[error("the bus is closed")]
     Closed,

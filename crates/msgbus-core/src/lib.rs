@@ -50,11 +50,13 @@ mod options;
 mod pattern;
 mod position;
 mod pull;
+mod removed;
 mod stats;
 mod subscription;
 mod topic;
 mod waiters;
 mod wakes;
+mod walk;
 
 pub use bus::MessageBus;
 pub use cursors::LagPolicy;
@@ -72,6 +74,7 @@ pub use stats::{
     BusStats, Counters, Departed, Purged, SubscriberStats, SubscriptionStats, TopicStats,
 };
 pub use subscription::Subscription;
+pub use walk::{StatsWalk, TopicPage};
 
 /// The examples of the README are tested too.
 #[cfg(doctest)]

@@ -8,6 +8,7 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
+    ops::Range,
 };
 
 use crate::{
@@ -47,6 +48,18 @@ impl Slot {
             Self::Kept { message, .. } => Some(message),
             Self::Hole { .. } => None,
         }
+    }
+
+    /// The message, unless its time is over.
+    fn message_at(&self, now: Tick) -> Option<&Message> {
+        match self {
+            Self::Kept { deadline, message } if *deadline > now => Some(message),
+            _ => None,
+        }
+    }
+
+    fn is_expired(&self, now: Tick) -> bool {
+        matches!(self, Self::Kept { deadline, .. } if *deadline <= now)
     }
 }
 
@@ -165,9 +178,21 @@ impl Log {
         }
     }
 
-    /// The messages from `id` on.
-    pub(crate) fn from(&self, id: u64) -> impl Iterator<Item = &Message> {
-        self.slots.range(self.index_of(id)..).filter_map(Slot::message)
+    /// The messages from `id` on whose time is not over at `now`: an expired one may still be here,
+    /// and nobody is to get it.
+    pub(crate) fn from(&self, id: u64, now: Tick) -> impl Iterator<Item = &Message> {
+        self.slots.range(self.index_of(id)..).filter_map(move |slot| slot.message_at(now))
+    }
+
+    /// Whether there is a message from `id` on, expired or not.
+    pub(crate) fn has_any_from(&self, id: u64) -> bool {
+        self.slots.range(self.index_of(id)..).any(|slot| slot.message().is_some())
+    }
+
+    /// How many of these messages have expired at `now` and are still here. Looks at each.
+    pub(crate) fn count_expired(&self, ids: Range<u64>, now: Tick) -> u64 {
+        let slots = self.slots.range(self.index_of(ids.start)..self.index_of(ids.end));
+        slots.filter(|slot| slot.is_expired(now)).count() as u64
     }
 
     /// The messages, oldest first.

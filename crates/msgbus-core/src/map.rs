@@ -4,8 +4,9 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
+    iter,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -22,7 +23,8 @@ use crate::{
     message::TopicInfo,
     name::TopicName,
     options::Options,
-    stats::{BusStats, Counters, Purged},
+    position::Position,
+    stats::{Counters, Purged},
     topic::Topic,
     wakes::{WakeQueue, Wakes},
 };
@@ -30,18 +32,21 @@ use crate::{
 /// All topics of a bus by their names.
 #[derive(Debug)]
 pub(crate) struct TopicMap {
+    /// For the topics, which take themselves out.
+    own: Weak<Self>,
     options: Options,
-    shards: [RwLock<Shard>; SHARDS],
+    shards: Box<[RwLock<Shard>]>,
     hasher: RandomState,
-    topics: AtomicUsize,
+    /// The topics that count for the bound: those that were ever published to.
+    published_topics: AtomicUsize,
     budget: Arc<Budget>,
     pub(crate) wakes: WakeQueue,
     last_epoch: AtomicU64,
+    /// The epoch that a topic would have got when the last one was removed that was ever published to;
+    /// at first, when the bus was made.
+    last_removal: AtomicU64,
     closed: AtomicBool,
 }
-
-/// Enough that threads rarely meet at one lock, and few enough to walk.
-const SHARDS: usize = 16;
 
 #[derive(Debug, Default)]
 struct Shard {
@@ -79,18 +84,13 @@ pub(crate) struct FreePlace<'a> {
 impl FreePlace<'_> {
     /// Makes a topic, does with it what it is made for, and if that succeeds puts it into the map:
     /// what is refused leaves nothing behind.
-    pub(crate) fn create<T, E: From<NoRoom>>(
+    pub(crate) fn create<T, E>(
         mut self,
         begin: impl FnOnce(&mut Topic) -> Result<T, E>,
     ) -> Result<(Arc<TopicCell>, T), E> {
-        let mut topic = self.map.new_topic(self.key.name)?;
+        let mut topic = self.map.new_topic(self.key.name);
         let begun = begin(&mut topic)?;
-        let limit = self.map.options.max_topics;
-        let one_more = |topics| (topics < limit).then_some(topics + 1);
-        if self.map.topics.fetch_update(Relaxed, Relaxed, one_more).is_err() {
-            return Err(NoRoom::Topics { limit }.into());
-        }
-        let cell = Arc::new(TopicCell::new(topic));
+        let cell = Arc::new(TopicCell::new(topic, Weak::clone(&self.map.own)));
         let hash = |cell: &Arc<TopicCell>| self.map.key(cell.name()).hash;
         self.shard.topics.insert_unique(self.key.hash, Arc::clone(&cell), hash);
         Ok((cell, begun))
@@ -98,56 +98,92 @@ impl FreePlace<'_> {
 }
 
 impl TopicMap {
-    pub(crate) fn new(options: Options) -> Self {
-        Self {
+    /// Few enough to walk, and so many that a walk holds each lock for microseconds at a hundred thousand
+    /// topics.
+    pub(crate) const SHARDS: usize = 256;
+
+    pub(crate) fn new(options: Options) -> Arc<Self> {
+        let map = Arc::new_cyclic(|own| Self {
+            own: Weak::clone(own),
             budget: Budget::new(options.max_bytes),
             options,
-            shards: Default::default(),
+            shards: iter::repeat_with(RwLock::default).take(Self::SHARDS).collect(),
             hasher: RandomState::new(),
-            topics: AtomicUsize::new(0),
+            published_topics: AtomicUsize::new(0),
             wakes: WakeQueue::default(),
             last_epoch: AtomicU64::new(0),
+            last_removal: AtomicU64::new(0),
             closed: AtomicBool::new(false),
-        }
+        });
+        map.last_removal.store(map.next_epoch(Now::read()), Relaxed);
+        map
     }
 
     pub(crate) fn options(&self) -> &Options {
         &self.options
     }
 
-    pub(crate) fn names(&self) -> Vec<TopicName> {
-        let mut names = Vec::new();
-        for shard in &self.shards {
-            names.extend(shard.read().topics.iter().map(|cell| cell.name().clone()));
-        }
-        names.sort_unstable();
-        names
+    /// The names in one shard that are `wanted`; `None` behind the last shard.
+    pub(crate) fn names_in(
+        &self,
+        shard: usize,
+        wanted: impl Fn(&TopicName) -> bool,
+    ) -> Option<Vec<TopicName>> {
+        let shard = self.shards.get(shard)?.read();
+        let names = shard.topics.iter().map(|cell| cell.name());
+        Some(names.filter(|name| wanted(name)).cloned().collect())
     }
 
-    pub(crate) fn stats(&self) -> BusStats {
-        let mut stats = BusStats { bytes: self.budget.used(), ..BusStats::default() };
-        for shard in &self.shards {
-            // The lock is kept while the topics are read, so that one which leaves is counted
-            // either there or in `gone`.
-            let shard = shard.read();
-            stats.counters += shard.gone;
-            stats.topics += shard.topics.len();
-            for topic in &shard.topics {
-                let topic = topic.lock().stats(Tick::now());
-                stats.counters += topic.counters;
-                stats.retained += topic.retained;
-                stats.subscribers += topic.subscribers;
+    /// The topics in one shard, and the counters of those that have left it; `None` behind the last
+    /// shard.
+    pub(crate) fn cells_in(&self, shard: usize) -> Option<(Counters, Vec<Arc<TopicCell>>)> {
+        let shard = self.shards.get(shard)?.read();
+        Some((shard.gone, shard.topics.iter().map(Arc::clone).collect()))
+    }
+
+    /// Bytes set aside for topics and messages.
+    pub(crate) fn bytes_used(&self) -> u64 {
+        self.budget.used()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    /// Counts a topic that is about to be published to for the first time.
+    ///
+    /// # Errors
+    /// When there are as many as may be.
+    pub(crate) fn count_topic(&self) -> Result<(), NoRoom> {
+        let limit = self.options.max_topics;
+        let one_more = |topics| (topics < limit).then_some(topics + 1);
+        let counted = self.published_topics.fetch_update(Relaxed, Relaxed, one_more);
+        counted.map(drop).map_err(|_| NoRoom::Topics { limit })
+    }
+
+    /// A position to subscribe from. Who has received nothing from an incarnation that this bus made has
+    /// missed nothing, unless a topic with messages was removed since: then that may have been it.
+    /// Otherwise nothing was ever published to it, and whatever its name has now follows it.
+    pub(crate) fn resume(&self, position: Position) -> Position {
+        match position {
+            Position::Start { epoch }
+                if epoch > self.last_removal.load(Relaxed)
+                    && epoch <= self.last_epoch.load(Relaxed) =>
+            {
+                Position::Id(0)
             }
+            other => other,
         }
-        stats
     }
 
     pub(crate) fn delete(&self, name: &TopicName) -> bool {
         let key = self.key(name);
         let mut shard = self.shard(key).write();
         let Some(cell) = shard.find(key).map(Arc::clone) else { return false };
-        let (wakes, retained) = self.remove(&mut shard, &mut cell.lock());
+        let mut topic = cell.lock();
+        let (wakes, retained) = self.remove(&mut shard, &mut topic);
         drop(shard);
+        drop(topic);
         self.wakes.wake(wakes);
         drop(retained);
         true
@@ -155,15 +191,23 @@ impl TopicMap {
 
     pub(crate) fn purge_expired(&self) -> Purged {
         let mut purged = Purged::default();
-        for shard in &self.shards {
-            let topics: Vec<_> = shard.read().topics.iter().map(Arc::clone).collect();
-            for cell in topics {
-                let mut topic = cell.lock();
-                let now = Tick::now();
-                purged.messages += topic.sweep(now);
-                let idle = topic.is_idle(now);
-                drop(topic);
-                if idle && self.forget(&mut shard.write(), &cell) {
+        for shard in 0..Self::SHARDS {
+            let (_, cells) = self.cells_in(shard).unwrap_or_default();
+            for cell in cells {
+                let more = || {
+                    let mut topic = cell.lock();
+                    let now = Tick::now();
+                    let (expired, more) = topic.sweep(now);
+                    (expired, more, topic.is_idle(now))
+                };
+                let idle = loop {
+                    let (expired, more, idle) = more();
+                    purged.messages += expired;
+                    if !more {
+                        break idle;
+                    }
+                };
+                if idle && self.forget_if(&cell, |topic| topic.is_idle(Tick::now())) {
                     purged.topics += 1;
                 }
             }
@@ -193,7 +237,7 @@ impl TopicMap {
 
     /// Chosen by bits that the place in the shard does not depend on.
     fn shard(&self, key: Key<'_>) -> &RwLock<Shard> {
-        &self.shards[(key.hash >> 32) as usize % SHARDS]
+        &self.shards[(key.hash >> 32) as usize % Self::SHARDS]
     }
 
     pub(crate) fn find(&self, name: &TopicName) -> Option<Arc<TopicCell>> {
@@ -215,7 +259,7 @@ impl TopicMap {
         }
     }
 
-    fn new_topic(&self, name: &TopicName) -> Result<Topic, NoRoom> {
+    fn new_topic(&self, name: &TopicName) -> Topic {
         let now = Now::read();
         let settings = self.options.settings_for(name);
         let info = TopicInfo {
@@ -225,11 +269,11 @@ impl TopicMap {
             ttl: settings.ttl,
         };
         let room = Reservation::new(Arc::clone(&self.budget));
-        let mut topic = Topic::new(Arc::new(info), settings, room, now)?;
-        if self.closed.load(Relaxed) {
+        let mut topic = Topic::new(Arc::new(info), settings, room, now);
+        if self.is_closed() {
             topic.close();
         }
-        Ok(topic)
+        topic
     }
 
     /// The time in nanoseconds, or one more than the last epoch where the clock has not moved on.
@@ -239,15 +283,17 @@ impl TopicMap {
         next(last.unwrap_or_else(|last| last))
     }
 
-    /// Takes an idle topic out of the map, unless it is in use again.
-    fn forget(&self, shard: &mut Shard, cell: &TopicCell) -> bool {
+    /// Takes a topic out of the map if it is still `unused`.
+    pub(crate) fn forget_if(&self, cell: &TopicCell, unused: impl FnOnce(&Topic) -> bool) -> bool {
+        let mut shard = self.shard(self.key(cell.name())).write();
         let mut topic = cell.lock();
-        let idle = topic.is_idle(Tick::now());
-        if idle {
+        let is_unused = unused(&topic);
+        if is_unused {
             // Nobody sleeps where nobody subscribes, and nothing is retained.
-            let _ = self.remove(shard, &mut topic);
+            let _ = self.remove(&mut shard, &mut topic);
         }
-        idle
+        drop(shard);
+        is_unused
     }
 
     /// Takes a topic out of the map and ends it. When the locks are released, the wakers are to be
@@ -260,7 +306,10 @@ impl TopicMap {
             entry.remove();
         }
         shard.gone += topic.stats(now).counters;
-        self.topics.fetch_sub(1, Relaxed);
+        if topic.was_published() {
+            self.published_topics.fetch_sub(1, Relaxed);
+            self.last_removal.store(self.next_epoch(Now::read()), Relaxed);
+        }
         (topic.take_wakers(), retained)
     }
 }

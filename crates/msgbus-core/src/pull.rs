@@ -8,25 +8,31 @@ use std::{
 };
 
 use crate::{
-    block::block_until, cell::TopicCell, clock::Tick, error::RecvError, message::Message,
-    options::BatchLimit, waiters::Ticket,
+    block::block_until,
+    cell::{LockedTopic, TopicCell},
+    clock::Tick,
+    error::RecvError,
+    message::Message,
+    options::BatchLimit,
+    waiters::Ticket,
 };
 
 /// A pull that waits for its messages: a future of at least one, up to a limit.
 ///
 /// Those who wait on a topic are served in the order in which they began, each message going to one
 /// of them. Messages are taken when the future completes: dropping it earlier takes nothing, and
-/// lets the next one have them.
+/// lets the next one have them. Once it has completed it is pending for ever, and in nobody's way.
 #[derive(Debug)]
 pub struct Pull {
     topic: Arc<TopicCell>,
-    ticket: Ticket,
+    /// `None` when it has completed.
+    ticket: Option<Ticket>,
     limit: BatchLimit,
 }
 
 impl Pull {
     pub(crate) fn new(topic: Arc<TopicCell>, ticket: Ticket, limit: BatchLimit) -> Self {
-        Self { topic, ticket, limit }
+        Self { topic, ticket: Some(ticket), limit }
     }
 
     /// The size of the oldest payload that nobody has pulled, in bytes; `None` when there is none, or the
@@ -45,18 +51,28 @@ impl Pull {
     }
 
     fn poll_messages(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Message>, RecvError>> {
+        let Some(ticket) = self.ticket else { return Poll::Pending };
         let mut topic = self.topic.lock();
-        let messages = match topic.take_waiting(self.ticket, self.limit, Tick::now()) {
-            Ok(messages) => messages,
-            Err(end) => return Poll::Ready(Err(end)),
-        };
-        if !messages.is_empty() {
-            return Poll::Ready(Ok(messages));
+        let taken = topic.take_waiting(ticket, self.limit, Tick::now());
+        if taken.as_ref().is_ok_and(Vec::is_empty) {
+            let replaced = topic.park_waiter(ticket, cx.waker());
+            drop(topic);
+            drop(replaced);
+            return Poll::Pending;
         }
-        let replaced = topic.park_waiter(self.ticket, cx.waker());
-        drop(topic);
-        drop(replaced);
-        Poll::Pending
+        self.ticket = None;
+        self.leave(ticket, topic);
+        Poll::Ready(taken)
+    }
+
+    /// Leaves the queue; what is left, and what this one was woken for, goes to the next.
+    fn leave(&self, ticket: Ticket, mut topic: LockedTopic<'_>) {
+        let (own, next) = topic.leave(ticket);
+        self.topic.unlock_and_forget_abandoned(topic);
+        drop(own);
+        if let Some(next) = next {
+            next.wake();
+        }
     }
 }
 
@@ -68,13 +84,10 @@ impl Future for Pull {
     }
 }
 
-/// Gives the place in the queue up; what this one was woken for goes to the next.
 impl Drop for Pull {
     fn drop(&mut self) {
-        let (own, next) = self.topic.lock().leave(self.ticket);
-        drop(own);
-        if let Some(next) = next {
-            next.wake();
+        if let Some(ticket) = self.ticket {
+            self.leave(ticket, self.topic.lock());
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
 /// A live subscription to one topic.
 ///
 /// It can be used from any executor ([`recv`](Self::recv), [`recv_batch`](Self::recv_batch), or as
-/// a [`Stream`] that ends when the subscription does), and from a thread without one
+/// a [`Stream`] whose last item is the reason of its end), and from a thread without one
 /// ([`recv_blocking`](Self::recv_blocking), [`recv_timeout`](Self::recv_timeout),
 /// [`try_recv`](Self::try_recv)). Dropping it unsubscribes.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct Subscription {
     info: Arc<TopicInfo>,
     key: CursorKey,
     start: Start,
+    /// Whether the stream has given out the reason of its end.
+    has_ended: bool,
 }
 
 impl Subscription {
@@ -45,7 +47,7 @@ impl Subscription {
         key: CursorKey,
         start: Start,
     ) -> Self {
-        Self { topic, info, key, start }
+        Self { topic, info, key, start, has_ended: false }
     }
 
     /// The topic subscribed to.
@@ -60,15 +62,16 @@ impl Subscription {
 
     /// What it has received, missed and still before it.
     pub fn stats(&self) -> SubscriptionStats {
-        self.topic.lock().subscription_stats(self.key, Tick::now())
+        self.topic.lock_expired().subscription_stats(self.key, Tick::now())
     }
 
     /// The size of the payload that comes next, in bytes; `None` when the next event is no message, or
     /// there is none yet. Takes nothing.
     pub fn next_size(&self) -> Option<usize> {
         let mut topic = self.topic.lock();
-        topic.expire(Tick::now());
-        topic.next_size(self.key)
+        let now = Tick::now();
+        topic.expire(now);
+        topic.next_size(self.key, now)
     }
 
     /// Waits for the next event.
@@ -108,7 +111,7 @@ impl Subscription {
         events: &mut Vec<Event>,
         limit: BatchLimit,
     ) -> Poll<Result<(), RecvError>> {
-        self.poll_with(Some(cx), |topic, key| take_batch(topic, key, events, limit))
+        self.poll_with(Some(cx), |topic, key, now| take_batch(topic, key, now, events, limit))
     }
 
     /// Polls for the next event: [`recv`](Self::recv) for hand-written futures.
@@ -160,13 +163,14 @@ impl Subscription {
     fn poll_with<T>(
         &mut self,
         cx: Option<&mut Context<'_>>,
-        take: impl FnOnce(&mut Topic, CursorKey) -> Result<Option<T>, RecvError>,
+        take: impl FnOnce(&mut Topic, CursorKey, Tick) -> Result<Option<T>, RecvError>,
     ) -> Poll<Result<T, RecvError>> {
         let mut topic = self.topic.lock();
         let mut taken = None;
         if !topic.is_caught_up(self.key) {
-            topic.expire(Tick::now());
-            taken = take(&mut topic, self.key).transpose();
+            let now = Tick::now();
+            topic.expire(now);
+            taken = take(&mut topic, self.key, now).transpose();
         }
         match taken {
             Some(taken) => Poll::Ready(taken),
@@ -185,13 +189,14 @@ impl Subscription {
 fn take_batch(
     topic: &mut Topic,
     key: CursorKey,
+    now: Tick,
     events: &mut Vec<Event>,
     limit: BatchLimit,
 ) -> Result<Option<()>, RecvError> {
     let before = events.len();
     let mut bytes = 0;
     while events.len() - before < limit.events.max(1) && bytes < limit.bytes.max(1) {
-        match topic.next_event(key) {
+        match topic.next_event(key, now) {
             Ok(Some(event)) => {
                 if let Event::Message(message) = &event {
                     bytes += message.payload().len();
@@ -205,18 +210,25 @@ fn take_batch(
     Ok((events.len() > before).then_some(()))
 }
 
-/// The events until the subscription is over, for whatever reason.
+/// The events until the subscription is over, and then why it is, once.
 impl Stream for Subscription {
-    type Item = Event;
+    type Item = Result<Event, RecvError>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.poll_recv(cx).map(Result::ok)
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        let event = self.poll_recv(cx);
+        self.has_ended = matches!(event, Poll::Ready(Err(_)));
+        event.map(Some)
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let waker = self.topic.lock().unsubscribe(self.key, Tick::now());
+        let mut topic = self.topic.lock();
+        let waker = topic.unsubscribe(self.key, Tick::now());
+        self.topic.unlock_and_forget_abandoned(topic);
         drop(waker);
     }
 }

@@ -14,7 +14,8 @@ use crate::{
     message::{Draft, Headers, Message, TopicInfo},
     options::{BatchLimit, Overflow, SubscribeOptions, TopicSettings},
     position::Position,
-    stats::{Counters, SubscriberStats, SubscriptionStats, TopicStats},
+    removed::Removed,
+    stats::{Counters, Departed, SubscriberStats, SubscriptionStats, TopicStats},
     waiters::Ticket,
     wakes::{self, Wakes},
 };
@@ -38,6 +39,12 @@ pub(crate) struct Topic {
     audience: Audience,
     counters: Counters,
     room: Reservation,
+    /// Messages that have left and are to be freed without the lock.
+    removed: Removed,
+    next_ticket: Ticket,
+    /// Whether a publish was ever accepted. Until then the topic exists for its consumers only: it
+    /// goes with the last of them, and counts in no bound of the bus.
+    was_published: bool,
     /// What the topic itself counts for in `room`, in bytes.
     own_charge: u64,
     last_created: Wall,
@@ -76,19 +83,14 @@ impl Topic {
     const IDLE_TTLS: u32 = 10;
     const SHORTEST_IDLE: Duration = Duration::from_secs(600);
 
-    /// # Errors
-    /// When the bus has no room for another topic.
     pub(crate) fn new(
         info: Arc<TopicInfo>,
         settings: TopicSettings,
-        mut room: Reservation,
+        room: Reservation,
         now: Now,
-    ) -> Result<Self, NoRoom> {
+    ) -> Self {
         let own_charge = info.name.as_str().len() as u64 + Self::OVERHEAD;
-        if !room.reserve(own_charge) {
-            return Err(NoRoom::Bytes { limit: room.limit() });
-        }
-        Ok(Self {
+        Self {
             last_created: now.wall,
             info,
             settings,
@@ -100,9 +102,12 @@ impl Topic {
             audience: Audience::default(),
             counters: Counters::default(),
             room,
+            removed: Removed::default(),
+            next_ticket: 0,
+            was_published: false,
             own_charge,
             last_publish: now.tick,
-        })
+        }
     }
 
     pub(crate) fn info(&self) -> &Arc<TopicInfo> {
@@ -114,21 +119,41 @@ impl Topic {
         self.life == Life::Deleted
     }
 
+    /// The id of the next message.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.log.next_id()
+    }
+
+    /// Whether a publish was ever accepted.
+    pub(crate) fn was_published(&self) -> bool {
+        self.was_published
+    }
+
+    /// Messages to be freed when the lock is released.
+    pub(crate) fn removed(&mut self) -> &mut Removed {
+        &mut self.removed
+    }
+
     // Publishing
 
     /// Appends messages, all or none: numbers them and makes them visible to everybody in one step.
-    /// The answer is the id of the first. The caller then wakes [`take_wakers`](Self::take_wakers).
+    /// The answer is the id of the first. The first publish ever is to be `admitted` by the bus. The caller then wakes [`take_wakers`](Self::take_wakers).
     pub(crate) fn append(
         &mut self,
         drafts: impl IntoIterator<Item = Draft>,
         size: BatchSize,
         now: Now,
+        admitted: impl FnOnce() -> Result<(), NoRoom>,
     ) -> Result<u64, PublishError> {
         if self.life != Life::Open {
             return Err(PublishError::Closed);
         }
         self.expire(now.tick);
-        self.make_room(size)?;
+        self.make_room(size, now.tick)?;
+        if !self.was_published {
+            admitted()?;
+            self.was_published = true;
+        }
         let first = self.log.next_id();
         for draft in drafts {
             self.push(draft, now);
@@ -136,6 +161,7 @@ impl Topic {
         Ok(first)
     }
 
+    #[inline]
     fn push(&mut self, draft: Draft, now: Now) {
         let created = self.last_created.max(now.wall);
         let ttl = draft.ttl.map_or(self.ttl, |asked| self.ttl.min(asked.into()));
@@ -162,7 +188,7 @@ impl Topic {
     }
 
     /// Sees to it that so much fits every bound, or refuses it and changes nothing.
-    fn make_room(&mut self, size: BatchSize) -> Result<(), PublishError> {
+    fn make_room(&mut self, size: BatchSize, now: Tick) -> Result<(), PublishError> {
         let TopicSettings { max_messages, max_bytes, .. } = self.settings;
         let BatchSize { count, charge } = size;
         if count > max_messages {
@@ -183,6 +209,7 @@ impl Topic {
             messages + count <= max_messages && bytes + charge <= max_bytes && least + bytes <= held
         };
         let refusal = if bus_is_full { no_room.into() } else { PublishError::TopicFull };
+        while !fits(self.log.len(), self.log.bytes()) && self.expire_one(now) {}
         let leaving = self.leaving_until(fits).ok_or(refusal)?;
         for _ in 0..leaving {
             self.evict_oldest();
@@ -210,30 +237,58 @@ impl Topic {
     fn evict_oldest(&mut self) {
         if let Some(oldest) = self.log.pop() {
             self.counters.evicted.count(oldest.id() < self.pull_next);
+            self.removed.push(oldest);
         }
     }
 
     // Expiry
 
-    /// Drops every message whose time is over and says how many they were.
-    pub(crate) fn expire(&mut self, now: Tick) -> usize {
-        let before = self.log.len();
-        while let Some(message) = self.log.pop_expired(now) {
-            self.counters.expired.count(message.id() < self.pull_next);
-        }
-        before - self.log.len()
+    /// How many expired messages are removed under one lock. Those that are left are skipped by
+    /// whoever reads.
+    const EXPIRY_SLICE: usize = if cfg!(test) { 2 } else { 256 };
+
+    /// Removes messages whose time is over, at most a slice of them. Says whether there may be more.
+    #[inline]
+    pub(crate) fn expire(&mut self, now: Tick) -> bool {
+        (0..Self::EXPIRY_SLICE).all(|_| self.expire_one(now))
     }
 
-    /// As any read or publish does, but also gives memory back.
-    pub(crate) fn sweep(&mut self, now: Tick) -> usize {
-        let expired = self.expire(now);
-        self.log.shrink();
-        self.audience.shrink();
-        if self.log.is_empty() {
-            self.headers = None;
+    #[inline]
+    fn expire_one(&mut self, now: Tick) -> bool {
+        let Some(message) = self.log.pop_expired(now) else { return false };
+        self.counters.expired.count(message.id() < self.pull_next);
+        self.removed.push(message);
+        true
+    }
+
+    /// Removes every message whose time is over: for what has to be exact. Callers with a lock go
+    /// through [`lock_expired`](crate::cell::TopicCell::lock_expired), so that few are left here.
+    fn expire_all(&mut self, now: Tick) {
+        while self.expire(now) {}
+    }
+
+    /// Gives memory back. Says how many messages have expired, and whether more may have.
+    pub(crate) fn sweep(&mut self, now: Tick) -> (usize, bool) {
+        let before = self.log.len();
+        let more = self.expire(now);
+        if !more {
+            self.log.shrink();
+            self.audience.shrink();
+            if self.log.is_empty() {
+                self.headers = None;
+            }
+            self.room.trim(self.own_charge + self.log.bytes());
         }
-        self.room.trim(self.own_charge + self.log.bytes());
-        expired
+        (before - self.log.len(), more)
+    }
+
+    /// Whether the topic was made for consumers only and all have left.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.life != Life::Deleted && !self.was_published && self.has_no_consumers()
+    }
+
+    fn has_no_consumers(&self) -> bool {
+        self.audience.cursors.len() == 0 && self.audience.waiters.len() == 0
     }
 
     /// Whether nothing would be lost, and nobody would notice, if the topic were forgotten.
@@ -243,8 +298,7 @@ impl Topic {
         });
         self.life == Life::Open
             && self.log.is_empty()
-            && self.audience.cursors.len() == 0
-            && self.audience.waiters.len() == 0
+            && self.has_no_consumers()
             && now.since(self.last_publish) >= patience
     }
 
@@ -258,25 +312,36 @@ impl Topic {
     /// The size of the oldest payload that nobody has pulled, in bytes.
     pub(crate) fn next_unpulled_size(&mut self, now: Tick) -> Option<usize> {
         self.expire(now);
-        self.log.from(self.pull_next).next().map(|message| message.payload().len())
+        self.log.from(self.pull_next, now).next().map(|message| message.payload().len())
     }
 
     /// Takes the oldest message that nobody has pulled.
     pub(crate) fn take_next(&mut self, now: Tick) -> Option<Message> {
-        self.expire(now);
-        let message = self.log.from(self.pull_next).next().cloned();
+        let more = self.expire(now);
+        self.take(now, more)
+    }
+
+    /// `skips` says that there may be expired messages in the log.
+    fn take(&mut self, now: Tick, skips: bool) -> Option<Message> {
+        let message = self.log.from(self.pull_next, now).next().cloned();
         // Past the holes before it, or past all of them: they are not looked at again.
-        self.pull_next = message.as_ref().map_or(self.log.next_id(), |message| message.id() + 1);
+        let next = message.as_ref().map_or(self.log.next_id(), |message| message.id() + 1);
+        if skips {
+            // Nobody has pulled the expired ones in between, and their removal will not know it.
+            self.counters.expired.unpulled += self.log.count_expired(self.pull_next..next, now);
+        }
+        self.pull_next = next;
         self.counters.pulled += u64::from(message.is_some());
         message
     }
 
     /// Takes messages until a limit is reached or none is left.
     pub(crate) fn take_batch(&mut self, limit: BatchLimit, now: Tick) -> Vec<Message> {
+        let more = self.expire(now);
         let mut messages = Vec::new();
         let mut bytes = 0;
         while messages.len() < limit.events.max(1) && bytes < limit.bytes.max(1) {
-            let Some(message) = self.take_next(now) else { break };
+            let Some(message) = self.take(now, more) else { break };
             bytes += message.payload().len();
             messages.push(message);
         }
@@ -287,7 +352,7 @@ impl Topic {
     pub(crate) fn peek(&mut self, from: Option<Position>, limit: BatchLimit, now: Now) -> Peek {
         self.expire(now.tick);
         let (wanted, restarted) = match from {
-            Some(position) => self.resolve(position, now.wall),
+            Some(position) => self.resolve(position, now),
             None => (self.pull_next, false),
         };
         let mut bytes = 0;
@@ -296,7 +361,7 @@ impl Topic {
             bytes += message.payload().len();
             room
         };
-        let from_there = self.log.from(wanted).take(limit.events.max(1));
+        let from_there = self.log.from(wanted, now.tick).take(limit.events.max(1));
         let messages: Vec<_> = from_there.take_while(fits).cloned().collect();
         let next_id = messages.first().map_or(self.log.next_id(), Message::id);
         // What nobody pulled in time was not asked for by anybody.
@@ -315,7 +380,10 @@ impl Topic {
         if self.life != Life::Open {
             return Err(SubscribeError::Closed);
         }
-        Ok(self.audience.waiters.join())
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.audience.waiters.join(ticket);
+        Ok(ticket)
     }
 
     /// Takes messages for one who waits, if it is its turn. What comes back empty is to be tried
@@ -354,8 +422,7 @@ impl Topic {
     pub(crate) fn leave(&mut self, ticket: Ticket) -> (Option<Waker>, Option<Waker>) {
         let was_first = self.audience.waiters.is_first(ticket);
         let own = self.audience.waiters.leave(ticket);
-        let is_something_left =
-            self.life != Life::Open || self.log.from(self.pull_next).next().is_some();
+        let is_something_left = self.life != Life::Open || self.log.has_any_from(self.pull_next);
         let next = if was_first && is_something_left {
             self.audience.waiters.unpark_first()
         } else {
@@ -380,29 +447,38 @@ impl Topic {
         }
         self.expire(now.tick);
         let SubscribeOptions { from, lag, label } = options;
-        let (wanted, restarted) = self.resolve(from, now.wall);
-        let next = wanted.max(self.log.first_id());
+        let (wanted, restarted) = self.resolve(from, now);
+        let next = wanted.max(self.first_live_from(0, now.tick));
         let key = self.audience.cursors.insert(Cursor::new(wanted, next, lag, label));
         Ok((key, Start { next_id: next, missed: next - wanted, restarted }))
     }
 
     /// The first id that a position asks for, and whether it must be from another life of the
     /// topic: then everything is wanted from the start.
-    fn resolve(&mut self, position: Position, now: Wall) -> (u64, bool) {
+    fn resolve(&mut self, position: Position, now: Now) -> (u64, bool) {
         let tail = self.log.next_id();
-        let since = |log: &mut Log, time| (log.first_created_at(time), false);
         match position {
             Position::New => (tail, false),
-            Position::All => (self.log.first_id(), false),
+            Position::All => (self.first_live_from(0, now.tick), false),
             Position::Id(id) if id <= tail => (id, false),
             Position::After { epoch, id } if epoch == self.info.epoch && id < tail => {
                 (id + 1, false)
             }
             Position::Start { epoch } => (0, epoch != self.info.epoch),
             Position::Id(_) | Position::After { .. } => (0, true),
-            Position::At(time) => since(&mut self.log, time.into()),
-            Position::Ago(ago) => since(&mut self.log, now.before(ago.into())),
+            Position::At(time) => self.resolve_time(time.into(), now.tick),
+            Position::Ago(ago) => self.resolve_time(now.wall.before(ago.into()), now.tick),
         }
+    }
+
+    fn resolve_time(&mut self, time: Wall, now: Tick) -> (u64, bool) {
+        let first = self.log.first_created_at(time);
+        (self.first_live_from(first, now), false)
+    }
+
+    /// The first id from this one on whose message has not expired.
+    fn first_live_from(&self, id: u64, now: Tick) -> u64 {
+        self.log.from(id, now).next().map_or(self.log.next_id(), Message::id)
     }
 
     /// Whether there is nothing for a cursor, not even an end: known without a clock.
@@ -413,9 +489,9 @@ impl Topic {
 
     /// The size of the payload that a cursor comes to next, in bytes; `None` when that is a gap, an end, or
     /// nothing yet. The caller has called [`expire`](Self::expire) under the same lock.
-    pub(crate) fn next_size(&mut self, key: CursorKey) -> Option<usize> {
+    pub(crate) fn next_size(&mut self, key: CursorKey, now: Tick) -> Option<usize> {
         let cursor = self.audience.cursors.get(key);
-        let message = self.log.from(cursor.next).next()?;
+        let message = self.log.from(cursor.next, now).next()?;
         let is_next = cursor.untold == 0 && message.id() == cursor.next;
         is_next.then(|| message.payload().len())
     }
@@ -425,7 +501,11 @@ impl Topic {
     ///
     /// # Errors
     /// When the subscription is over; it is so at every later call.
-    pub(crate) fn next_event(&mut self, key: CursorKey) -> Result<Option<Event>, RecvError> {
+    pub(crate) fn next_event(
+        &mut self,
+        key: CursorKey,
+        now: Tick,
+    ) -> Result<Option<Event>, RecvError> {
         if self.life == Life::Deleted {
             return Err(RecvError::Deleted);
         }
@@ -435,7 +515,7 @@ impl Topic {
             self.counters.missed += untold;
             return Ok(Some(Event::Missed(untold)));
         }
-        let message = self.log.from(cursor.next).next();
+        let message = self.log.from(cursor.next, now).next();
         let reached = message.map_or(self.log.next_id(), Message::id);
         let missed = reached - cursor.next;
         if missed > 0 {
@@ -467,6 +547,7 @@ impl Topic {
 
     /// The wakers of everyone who waits for what has just happened: of all who subscribe and, of those
     /// who wait to pull, of the first, or of all if this is the end. To be woken when the lock is released.
+    #[inline]
     pub(crate) fn take_wakers(&mut self) -> Wakes {
         if self.audience.is_nobody() {
             return Wakes::default();
@@ -485,18 +566,22 @@ impl Topic {
     /// Removes a cursor. To be dropped when the lock is released: its waker.
     #[must_use]
     pub(crate) fn unsubscribe(&mut self, key: CursorKey, now: Tick) -> Option<Waker> {
-        self.expire(now);
-        self.counters.missed += unnoticed(&mut self.log, self.audience.cursors.get(key));
+        let more = self.expire(now);
+        let cursor = self.audience.cursors.get(key);
+        self.counters.missed += unnoticed(&mut self.log, cursor);
+        if more {
+            self.counters.missed += self.log.count_expired(cursor.next..self.log.next_id(), now);
+        }
         self.audience.cursors.remove(key)
     }
 
     pub(crate) fn subscription_stats(&mut self, key: CursorKey, now: Tick) -> SubscriptionStats {
-        self.expire(now);
+        self.expire_all(now);
         account(&mut self.log, self.audience.cursors.get(key))
     }
 
     pub(crate) fn subscribers(&mut self, now: Tick) -> Vec<SubscriberStats> {
-        self.expire(now);
+        self.expire_all(now);
         let log = &mut self.log;
         self.audience
             .cursors
@@ -522,10 +607,15 @@ impl Topic {
     /// the topic out of the map and wakes the sleepers.
     #[must_use]
     pub(crate) fn delete(&mut self, now: Tick) -> Log {
-        self.expire(now);
         self.life = Life::Deleted;
-        self.counters.deleted.total += self.log.len() as u64;
-        self.counters.deleted.unpulled += self.log.count_from(self.pull_next);
+        let tail = self.log.next_id();
+        let expired = Departed {
+            total: self.log.count_expired(0..tail, now),
+            unpulled: self.log.count_expired(self.pull_next..tail, now),
+        };
+        self.counters.expired += expired;
+        self.counters.deleted.total += self.log.len() as u64 - expired.total;
+        self.counters.deleted.unpulled += self.log.count_from(self.pull_next) - expired.unpulled;
         let retained = self.log.take_all();
         self.room.trim(self.own_charge);
         retained
@@ -534,7 +624,7 @@ impl Topic {
     // Accounting
 
     pub(crate) fn stats(&mut self, now: Tick) -> TopicStats {
-        self.expire(now);
+        self.expire_all(now);
         let log = &mut self.log;
         let unnoticed: u64 =
             self.audience.cursors.iter().map(|cursor| unnoticed(log, cursor)).sum();

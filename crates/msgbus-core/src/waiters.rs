@@ -8,24 +8,20 @@ pub(crate) type Ticket = u64;
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     queue: VecDeque<(Ticket, Option<Waker>)>,
-    next_ticket: Ticket,
 }
 
 impl Waiters {
     pub(crate) const fn new() -> Self {
-        Self { queue: VecDeque::new(), next_ticket: 0 }
+        Self { queue: VecDeque::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// Joins the queue at its end.
-    pub(crate) fn join(&mut self) -> Ticket {
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
+    /// Joins the queue at its end, with a ticket higher than all before.
+    pub(crate) fn join(&mut self, ticket: Ticket) {
         self.queue.push_back((ticket, None));
-        ticket
     }
 
     /// Whether nobody is before this one.

@@ -78,14 +78,18 @@ struct State {
 
 impl WakeQueue {
     /// Wakes everybody, or a first slice where a driver wakes the rest.
+    #[inline]
     pub(crate) fn wake(&self, wakes: Wakes) {
-        let Wakes { mut parked, waiter } = wakes;
+        let Wakes { parked, waiter } = wakes;
         if let Some(waiter) = waiter {
             waiter.wake();
         }
-        if parked.capacity() == 0 {
-            return;
+        if parked.capacity() > 0 {
+            self.wake_parked(parked);
         }
+    }
+
+    fn wake_parked(&self, mut parked: Vec<Parked>) {
         wake_slice(&mut parked);
         if !parked.is_empty() {
             parked = self.hand_over(parked);

@@ -320,6 +320,7 @@ fn a_parked_task_is_woken_once_per_sleep() {
     assert!(stream.as_mut().poll_next(&mut cx).is_pending());
     bus.close();
     assert_eq!(wakes.0.load(SeqCst), 2);
+    assert_eq!(stream.as_mut().poll_next(&mut cx), Poll::Ready(Some(Err(RecvError::Closed))));
     assert_eq!(stream.poll_next(&mut cx), Poll::Ready(None));
 }
 
@@ -332,7 +333,6 @@ fn the_bus_bounds_its_topics_and_bytes() {
     }
     let full = NoRoom::Topics { limit: 3 };
     assert_eq!(bus.put(&name("d"), "x"), Err(full.into()));
-    assert_eq!(bus.subscribe(&name("d"), Position::New).err(), Some(full.into()));
     assert!(bus.get(&name("d")).is_none());
     assert_eq!(bus.topics().len(), 3);
 

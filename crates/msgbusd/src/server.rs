@@ -8,6 +8,7 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     select,
+    task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::rustls::ServerConfig;
@@ -173,14 +174,20 @@ impl Server {
     }
 }
 
-/// Frees what has expired. The bus does it by itself only where it is used.
+/// Frees what has expired, on a thread that serves nobody: where much has, it takes a while. The bus does
+/// it by itself only where it is used.
 async fn sweep(app: Arc<App>) {
     let mut ticks = interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        app.frames.clear();
-        let purged = app.bus.purge_expired();
+        let app = Arc::clone(&app);
+        let freeing = spawn_blocking(move || {
+            app.frames.clear();
+            app.bus.purge_expired()
+        });
+        // It does not panic; if it did, the next one would try again.
+        let purged = freeing.await.unwrap_or_default();
         if purged.topics > 0 {
             debug!(topics = purged.topics, messages = purged.messages, "Sweep");
         }

@@ -12,7 +12,7 @@ use crate::{budget::Budget, name::TopicName};
 impl Topic {
     fn put(&mut self, draft: Draft, now: Now) -> Result<u64, PublishError> {
         let size = BatchSize { count: 1, charge: draft.charge() };
-        self.append([draft], size, now)
+        self.append([draft], size, now, || Ok(()))
     }
 }
 
@@ -251,7 +251,7 @@ fn later(now: Now, by: Duration) -> Now {
 fn topic(settings: TopicSettings, max_bytes: u64, now: Now) -> Topic {
     let name: TopicName = "t".parse().unwrap();
     let info = TopicInfo { name, epoch: 1, created: now.wall.into(), ttl: settings.ttl };
-    Topic::new(Arc::new(info), settings, Reservation::new(Budget::new(max_bytes)), now).unwrap()
+    Topic::new(Arc::new(info), settings, Reservation::new(Budget::new(max_bytes)), now)
 }
 
 fn play(settings: TopicSettings, steps: Vec<Step>) {
@@ -286,7 +286,7 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
             Step::Receive { subscriber } => {
                 let Some((key, reader)) = readers.get_mut(subscriber) else { continue };
                 topic.expire(now.tick);
-                let event = topic.next_event(*key).map(|event| {
+                let event = topic.next_event(*key, now.tick).map(|event| {
                     event.map(|event| match event {
                         Event::Message(message) => Ok(message.id()),
                         Event::Missed(count) => Err(count),
@@ -312,6 +312,14 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
         }
         compare(&mut topic, &mut model, &readers, now);
     }
+    // A topic is deleted with expired messages in it: these have expired, the others are deleted.
+    now = later(now, Duration::from_secs(30));
+    model.expire(now.tick);
+    drop(topic.delete(now.tick));
+    let Counters { expired, deleted, .. } = topic.stats(now.tick).counters;
+    assert_eq!(expired, model.counters(&readers).expired);
+    assert_eq!(deleted.total, model.retained().count() as u64);
+    assert_eq!(deleted.unpulled, model.retained().filter(|(_, m)| !m.pulled).count() as u64);
 }
 
 fn compare(topic: &mut Topic, model: &mut Model, readers: &[(CursorKey, Reader)], now: Now) {
@@ -363,7 +371,7 @@ fn an_early_death_leaves_ids_and_older_messages_alone() {
     assert_eq!((stats.retained, stats.counters.expired.total), (2, 1000));
     let (key, _) = topic.subscribe(Position::All.into(), now).unwrap();
     let mut seen = Vec::new();
-    while let Some(event) = topic.next_event(key).unwrap() {
+    while let Some(event) = topic.next_event(key, now.tick).unwrap() {
         seen.push(match event {
             Event::Message(message) => message.id(),
             Event::Missed(count) => count * 1_000_000,
@@ -412,7 +420,7 @@ fn at_the_bound_of_the_bus_a_topic_gives_up_its_own_or_nothing() {
             created: start.wall.into(),
             ttl: settings.ttl,
         };
-        Topic::new(Arc::new(info), settings, Reservation::new(Arc::clone(&budget)), start).unwrap()
+        Topic::new(Arc::new(info), settings, Reservation::new(Arc::clone(&budget)), start)
     };
     let mut large = make("large");
     let mut small = make("small");

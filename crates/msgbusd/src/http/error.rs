@@ -152,7 +152,6 @@ impl Refusal {
                 PublishError::NoRoom(error) => no_room(error),
                 _ => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
             },
-            Self::Subscribe(SubscribeError::NoRoom(error)) => no_room(error),
             Self::Subscribe(_) => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
         }
     }

@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::support::{Connection, Daemon, EVENT_SOURCE, soon};
+use crate::support::{Connection, Daemon, EVENT_SOURCE, soon, until};
 
 /// What the topic retains: few enough that readers are overtaken.
 const KEPT: u64 = 256;
@@ -617,12 +617,6 @@ async fn cut_and_resume(seed: u64) {
     assert!(world.cuts.load(SeqCst) >= 1000);
     for count in [&seen.resumed, &seen.restarts, &seen.gaps_at_start, &seen.gaps_on_the_way] {
         assert!(count.load(SeqCst) >= 20, "too little happened: {seen:?}");
-    }
-}
-
-async fn until(mut is_so: impl FnMut() -> bool) {
-    while !is_so() {
-        sleep(Duration::from_millis(1)).await;
     }
 }
 

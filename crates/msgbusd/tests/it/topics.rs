@@ -2,7 +2,7 @@
 
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::support::Daemon;
+use crate::support::{Daemon, soon, until};
 
 const JSON: &[&str] = &["Accept: application/json"];
 
@@ -42,6 +42,36 @@ async fn a_list_has_at_most_ten_thousand_names_and_leads_on() {
     assert_eq!(page.text().lines().count(), 10_000);
     let next = page.header("Link").unwrap().split(['<', '>']).nth(1).unwrap();
     assert_eq!(daemon.get(next).await.text(), "10000\n");
+}
+
+/// Who may only follow or wait makes no topic that stays or that costs publishers theirs.
+#[tokio::test]
+async fn topics_without_a_message_go_with_their_followers_and_count_for_nothing() {
+    const STREAMS: usize = 200;
+    let daemon = Daemon::with(|config| config.bus.max_topics = 2);
+    let mut streams = Vec::new();
+    for n in 0..STREAMS {
+        let mut stream = daemon.connect().await;
+        let request = match n % 2 {
+            0 => format!("GET /public/{n}?stream=ndjson HTTP/1.1\r\nHost: a\r\n\r\n"),
+            _ => format!("GET /public/{n}?wait=60s HTTP/1.1\r\nHost: a\r\n\r\n"),
+        };
+        stream.write(request.as_bytes()).await;
+        streams.push(stream);
+    }
+    soon(until(|| daemon.bus.topics().len() == STREAMS)).await;
+    assert_eq!(daemon.put("/orders/1", "x").await.status, 202);
+    assert_eq!(daemon.get("/public/7?wait=1ms").await.status, 204);
+
+    drop(streams);
+    soon(until(|| daemon.bus.topics().len() == 1)).await;
+    assert_eq!(daemon.get("/").await.text(), "orders/1\n");
+    assert_eq!(daemon.put("/orders/2", "x").await.status, 202);
+    daemon.put("/orders/3", "x").await.refuses(503, "2 topics");
+    let mut subscriber = daemon.subscribe("/orders/3").await;
+    daemon.send("DELETE", "/orders/2", &[], b"").await;
+    assert_eq!(daemon.put("/orders/3", "x").await.status, 202);
+    subscriber.ids(1).await;
 }
 
 #[tokio::test]

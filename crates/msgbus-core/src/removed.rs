@@ -1,0 +1,25 @@
+//! Messages on their way out of a log. Freeing memory takes longer than anything else that is done
+//! under a topic's lock, so it waits until the lock is released.
+
+use crate::message::Message;
+
+/// Messages that have left a log. One is the usual number, and allocates nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Removed {
+    first: Option<Message>,
+    others: Vec<Message>,
+}
+
+impl Removed {
+    pub(crate) fn push(&mut self, message: Message) {
+        if self.first.is_none() {
+            self.first = Some(message);
+        } else {
+            self.others.push(message);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+}
