@@ -1,7 +1,12 @@
-//! How fast messages may come: a bucket of tokens for each key, and for each address without one.
+//! Publish rates: a token bucket for each key, for each address without a key, and one for all clients of
+//! unix sockets without a key.
 //!
 //! A bucket holds the tokens of one second. It is known by the moment at which it is full again, so there
-//! is nothing to do as time goes by, and one that is full need not be kept.
+//! is nothing to do as time goes by, and one that is full need not be kept. Tokens are taken before anything is
+//! published, and never more than there are: no client goes past its rate, and none owes tokens.
+//!
+//! `governor` has the same algorithm, but no bound on the number of its keys and no rate for each key: both
+//! would be added around it, and are most of this file.
 
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 
@@ -15,25 +20,23 @@ use crate::{
 };
 
 const BURST: Duration = Duration::from_secs(1);
-/// How many addresses have a bucket of their own; all others have one together.
-const MOST_ADDRESSES: usize = 100_000;
+/// How many keys and addresses have a bucket of their own; other addresses share one.
+const MOST_BUCKETS: usize = 100_000;
 const FEW: usize = 64;
 
 /// The rates, and how much of them is used up.
 #[derive(Debug)]
 pub(crate) struct Rates {
-    /// Of whoever has none of their own.
+    /// For clients whose key has no rate of its own.
     default: Option<Rate>,
     buckets: Mutex<Buckets>,
 }
 
 #[derive(Debug, Default)]
 struct Buckets {
-    /// As many as the file of keys has had.
-    of_keys: HashMap<Hash, Bucket>,
-    of_addresses: HashMap<Network, Bucket>,
-    of_all_others: Option<Bucket>,
-    /// How many addresses there may be before those that are full again are forgotten.
+    /// Those that may miss tokens.
+    by_owner: HashMap<Owner, Bucket>,
+    /// How many there may be before the full ones are dropped.
     tidy_at: usize,
     tidied: Option<Instant>,
 }
@@ -46,17 +49,30 @@ struct Bucket {
     full_at: Instant,
 }
 
-/// Whose messages are counted, and against which rate.
+/// The bucket that a client's messages are charged to, and its rate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Account {
-    whose: Whose,
+    owner: Owner,
     rate: Rate,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Whose {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Owner {
     Key(Hash),
     Address(Network),
+    /// All clients of unix sockets together: the system does not say which of them a proxy speaks for.
+    UnixSockets,
+    /// All addresses for which there is no bucket of their own.
+    OtherAddresses,
+}
+
+/// Why tokens were not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OverRate {
+    /// They will be there after this time.
+    Wait(Duration),
+    /// More than the bucket holds: they will never be there. This is what it holds.
+    Never(Rate),
 }
 
 impl Rates {
@@ -64,89 +80,89 @@ impl Rates {
         Self { default, buckets: Mutex::default() }
     }
 
-    /// Against what the messages of this caller count; `None` where no rate is set for it, or it has neither
-    /// a key nor an address.
+    /// The bucket for a client's messages; `None` where no rate is set for it. Without an address it comes
+    /// by a unix socket.
     pub(crate) fn account(
         &self,
         caller: Option<&Caller>,
         address: Option<IpAddr>,
     ) -> Option<Account> {
         let rate = caller.and_then(Caller::publish_rate).or(self.default)?;
-        let whose = match caller.and_then(Caller::hash) {
-            Some(hash) => Whose::Key(hash),
-            None => Whose::Address(address?.into()),
+        let owner = match (caller.and_then(Caller::hash), address) {
+            (Some(hash), _) => Owner::Key(hash),
+            (None, Some(address)) => Owner::Address(address.into()),
+            (None, None) => Owner::UnixSockets,
         };
-        Some(Account { whose, rate })
+        Some(Account { owner, rate })
     }
 
-    /// Takes a token.
+    /// Takes the token of a request.
     ///
     /// # Errors
-    /// How long until there is one.
-    pub(crate) fn take(&self, account: Account) -> Result<(), Duration> {
+    /// When there is none. Nothing is taken then.
+    pub(crate) fn take(&self, account: Account) -> Result<(), OverRate> {
         let now = Instant::now();
-        self.buckets.lock().of(account, now).take(now)
+        self.buckets.lock().of(account, now).take(now, 1)
     }
 
-    /// Takes more tokens for what `take` has let in, even if they are not there: then the next has to wait
-    /// for them.
-    pub(crate) fn charge(&self, account: Account, count: usize) {
+    /// Takes the tokens of a batch, in place of the one that was taken for its request.
+    ///
+    /// # Errors
+    /// When there are not as many. That of the request is given back then.
+    pub(crate) fn take_batch(&self, account: Account, count: usize) -> Result<(), OverRate> {
         let now = Instant::now();
-        self.buckets.lock().of(account, now).charge(now, count);
+        let mut buckets = self.buckets.lock();
+        let bucket = buckets.of(account, now);
+        bucket.give_back_one(now);
+        bucket.take(now, count)
     }
 }
 
 impl Buckets {
     fn of(&mut self, account: Account, now: Instant) -> &mut Bucket {
-        let new = Bucket { rate: account.rate, full_at: now };
-        let bucket = match account.whose {
-            Whose::Key(hash) => self.of_keys.entry(hash).or_insert(new),
-            Whose::Address(network) => {
-                if !self.of_addresses.contains_key(&network) {
-                    self.tidy(now);
-                }
-                if self.of_addresses.len() < MOST_ADDRESSES
-                    || self.of_addresses.contains_key(&network)
-                {
-                    self.of_addresses.entry(network).or_insert(new)
-                } else {
-                    self.of_all_others.get_or_insert(new)
-                }
+        let Account { mut owner, rate } = account;
+        if !self.by_owner.contains_key(&owner) {
+            self.tidy(now);
+            if matches!(owner, Owner::Address(_)) && self.by_owner.len() >= MOST_BUCKETS {
+                owner = Owner::OtherAddresses;
             }
-        };
-        if bucket.rate != account.rate {
+        }
+        let new = Bucket { rate, full_at: now };
+        let bucket = self.by_owner.entry(owner).or_insert(new);
+        if bucket.rate != rate {
             *bucket = new;
         }
         bucket
     }
 
-    /// Forgets those that are full again, when there are twice as many as the last time, but at most once a
-    /// second: at the most there may be none to forget.
+    /// Drops those that are full again, when there are twice as many as the last time, but at most once a
+    /// second: at the most there may be none to drop.
     fn tidy(&mut self, now: Instant) {
         let is_due = self.tidied.is_none_or(|last| now - last >= BURST);
-        if self.of_addresses.len() < self.tidy_at || !is_due {
+        if self.by_owner.len() < self.tidy_at || !is_due {
             return;
         }
-        self.of_addresses.retain(|_, bucket| bucket.full_at > now);
-        self.tidy_at = (self.of_addresses.len() * 2).clamp(FEW, MOST_ADDRESSES);
+        self.by_owner.retain(|_, bucket| bucket.full_at > now);
+        self.tidy_at = (self.by_owner.len() * 2).clamp(FEW, MOST_BUCKETS);
         self.tidied = Some(now);
     }
 }
 
 impl Bucket {
-    fn take(&mut self, now: Instant) -> Result<(), Duration> {
-        let full_at = self.full_at.max(now) + self.interval();
+    fn take(&mut self, now: Instant, count: usize) -> Result<(), OverRate> {
+        let count = u32::try_from(count).ok().filter(|count| *count <= self.rate.get());
+        let Some(count) = count else { return Err(OverRate::Never(self.rate)) };
+        let full_at = self.full_at.max(now) + self.interval() * count;
         let missing = (full_at - now).saturating_sub(BURST);
         if !missing.is_zero() {
-            return Err(missing);
+            return Err(OverRate::Wait(missing));
         }
         self.full_at = full_at;
         Ok(())
     }
 
-    fn charge(&mut self, now: Instant, count: usize) {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        self.full_at = self.full_at.max(now) + self.interval() * count;
+    fn give_back_one(&mut self, now: Instant) {
+        self.full_at = self.full_at.max(now + self.interval()) - self.interval();
     }
 
     fn interval(&self) -> Duration {
@@ -170,40 +186,64 @@ mod tests {
             let mut bucket = Bucket { rate: Rate::new(rate).unwrap(), full_at: start };
             let count = rate.min(5000);
             for _ in 0..count {
-                bucket.take(start).unwrap();
+                bucket.take(start, 1).unwrap();
             }
-            bucket.charge(start, (rate - count) as usize);
-            let wait = bucket.take(start).unwrap_err();
+            bucket.take(start, (rate - count) as usize).unwrap();
+            let Err(OverRate::Wait(wait)) = bucket.take(start, 1) else { panic!("{bucket:?}") };
             assert!(wait <= bucket.interval(), "{rate}: {wait:?}");
-            bucket.take(start + wait).unwrap();
-            assert!(bucket.take(start + wait).is_err(), "{rate}");
+            bucket.take(start + wait, 1).unwrap();
+            assert!(bucket.take(start + wait, 1).is_err(), "{rate}");
         }
     }
 
-    #[test]
-    fn what_was_taken_beyond_has_to_be_waited_for() {
-        let start = Instant::now();
-        let mut bucket = Bucket { rate: rate(10), full_at: start };
-        bucket.take(start).unwrap();
-        bucket.charge(start, 99);
-        assert_eq!(bucket.take(start), Err(Duration::from_millis(9100)));
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_takes_all_its_tokens_at_once_or_none() {
+        let rates = Rates::new(Some(rate(10)));
+        let account = rates.account(None, None).unwrap();
+        for _ in 0..3 {
+            rates.take(account).unwrap();
+        }
+        assert_eq!(rates.take_batch(account, 11), Err(OverRate::Never(rate(10))));
+        rates.take(account).unwrap();
+        rates.take_batch(account, 8).unwrap();
+        assert_eq!(rates.take(account), Err(OverRate::Wait(Duration::from_millis(100))));
+        tokio::time::advance(Duration::from_millis(100)).await;
+        rates.take(account).unwrap();
+        let wait = Duration::from_millis(100);
+        assert_eq!(rates.take_batch(account, 2), Err(OverRate::Wait(wait)), "one was given back");
+        tokio::time::advance(wait).await;
+        rates.take(account).unwrap();
+        rates.take_batch(account, 2).unwrap();
+        tokio::time::advance(BURST).await;
+        rates.take(account).unwrap();
+        rates.take_batch(account, 10).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn addresses_are_remembered_while_they_owe_something_and_are_bounded() {
+    async fn another_rate_is_another_bucket_and_the_same_one_stays() {
+        let rates = Rates::new(None);
+        let account = |n| Account { owner: Owner::UnixSockets, rate: rate(n) };
+        rates.take(account(1)).unwrap();
+        assert!(rates.take(account(1)).is_err());
+        rates.take(account(2)).unwrap();
+        assert!(rates.account(None, None).is_none(), "no rate is set");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn buckets_are_kept_while_tokens_are_missing_and_are_bounded() {
         let rates = Rates::new(Some(rate(1)));
         let account = |n: u32| rates.account(None, Some(IpAddr::V4(n.into()))).unwrap();
-        let count = u32::try_from(MOST_ADDRESSES).unwrap();
+        let count = u32::try_from(MOST_BUCKETS).unwrap();
         for n in 0..count {
             rates.take(account(n)).unwrap();
         }
         rates.take(account(count)).unwrap();
         assert!(rates.take(account(count + 1)).is_err(), "newcomers have one together");
         assert!(rates.take(account(0)).is_err());
-        assert_eq!(rates.buckets.lock().of_addresses.len(), MOST_ADDRESSES);
+        rates.take(rates.account(None, None).unwrap()).unwrap();
+        assert_eq!(rates.buckets.lock().by_owner.len(), MOST_BUCKETS + 2);
         tokio::time::advance(BURST).await;
         rates.take(account(count + 1)).unwrap();
-        assert_eq!(rates.buckets.lock().of_addresses.len(), 1, "the others are full again");
-        assert!(rates.account(None, None).is_none());
+        assert_eq!(rates.buckets.lock().by_owner.len(), 1, "the others are full again");
     }
 }

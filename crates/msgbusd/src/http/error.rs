@@ -15,6 +15,7 @@ use msgbus_core::{
 use thiserror::Error;
 
 use super::{Answer, answers};
+use crate::{rate::Rate, rates::OverRate};
 
 /// What a 401 asks for. Basic is taken but not asked for: a browser would ask its user for the key, and
 /// from then on send it with whatever any page makes it request here.
@@ -83,6 +84,11 @@ pub(super) enum Refusal {
     TooManySubscriptions { limit: usize },
     #[error("too many messages: the next one may come in {retry_after} s")]
     TooManyMessages { retry_after: u64 },
+    #[error(
+        "the batch has {count} messages, and at most {rate} a second may be published: \
+         send at most {rate} in one request"
+    )]
+    BatchOverRate { count: usize, rate: Rate },
     #[error("{0}")]
     Publish(#[from] PublishError),
     #[error("{0}")]
@@ -102,9 +108,15 @@ impl Refusal {
         Self::Parameter { name, why: error.to_string() }
     }
 
-    /// In whole seconds, so that it is never too early.
-    pub(super) fn too_many_messages(wait: Duration) -> Self {
-        Self::TooManyMessages { retry_after: wait.as_secs() + u64::from(wait.subsec_nanos() > 0) }
+    /// For this many messages.
+    pub(super) fn over_rate(over: OverRate, count: usize) -> Self {
+        match over {
+            // In whole seconds, so that it is never too early.
+            OverRate::Wait(wait) => Self::TooManyMessages {
+                retry_after: wait.as_secs() + u64::from(wait.subsec_nanos() > 0),
+            },
+            OverRate::Never(rate) => Self::BatchOverRate { count, rate },
+        }
     }
 
     /// Status and code word.
@@ -133,7 +145,9 @@ impl Refusal {
             Self::NothingHere => (StatusCode::NOT_FOUND, "nothing_here"),
             Self::NoSuchTopic(_) => (StatusCode::NOT_FOUND, "no_such_topic"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
+            Self::PayloadTooLarge { .. } | Self::BatchOverRate { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large")
+            }
             Self::EncodedLines => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded_lines"),
             Self::Body => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),

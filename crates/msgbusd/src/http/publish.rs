@@ -9,6 +9,7 @@ use hyper::{
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use msgbus_core::{Draft, PublishError, TopicName, parse_duration};
+use tokio::task::yield_now;
 use tracing::debug;
 
 use super::{
@@ -32,6 +33,8 @@ const MSGBUS_EPOCH: HeaderName = HeaderName::from_static("msgbus-epoch");
 const TTL: HeaderName = HeaderName::from_static("ttl");
 /// The longest value of a header that is kept with a message, in bytes.
 const LONGEST_KEPT: usize = 255;
+/// How many lines are made messages before another request gets its turn.
+const LINES_AT_ONCE: usize = 2048;
 
 pub(super) async fn publish(
     app: &Arc<App>,
@@ -51,7 +54,7 @@ pub(super) async fn publish(
     };
     let account = app.rates.account(caller, peer.ip());
     if let Some(account) = account {
-        app.rates.take(account).map_err(Refusal::too_many_messages)?;
+        app.rates.take(account).map_err(|over| Refusal::over_rate(over, 1))?;
     }
     // Held until the bus has it or has refused it.
     let (payload, _in_flight) = body::read(request.body_mut(), limit, &app.inflight).await?;
@@ -62,13 +65,16 @@ pub(super) async fn publish(
     let mut answer = empty(StatusCode::ACCEPTED);
     let headers = answer.headers_mut();
     let epoch = if split {
-        let published = app.bus.put_all(topic, split_lines(app, topic, &payload, &draft)?)?;
+        let count = count_lines(app, topic, &payload)?;
+        if let Some(account) = account {
+            let taken = app.rates.take_batch(account, count);
+            taken.map_err(|over| Refusal::over_rate(over, count))?;
+        }
+        // Boxed, so that no other request is larger for it.
+        let drafts = Box::pin(split_lines(payload, draft)).await;
+        let published = app.bus.put_all(topic, drafts)?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         debug!(%peer, %topic, first, last, bytes = size, "PUT");
-        if let Some(account) = account {
-            // Beside the one that was taken before.
-            app.rates.charge(account, usize::try_from(last - first).unwrap_or(usize::MAX));
-        }
         headers.insert(MSGBUS_FIRST_ID, answers::number(first));
         headers.insert(MSGBUS_LAST_ID, answers::number(last));
         published.epoch
@@ -82,22 +88,28 @@ pub(super) async fn publish(
     Ok(answer)
 }
 
-/// A message for each line, unless they are more than the topic may hold: a body of line ends alone
-/// would become very many before the bus could say so.
-fn split_lines(
-    app: &App,
-    topic: &TopicName,
-    body: &[u8],
-    draft: &Draft,
-) -> Result<Vec<Draft>, PublishError> {
+/// How many messages the lines of a body make, unless the topic may not hold as many: a body of line ends
+/// alone would become very many before the bus could say so.
+fn count_lines(app: &App, topic: &TopicName, body: &[u8]) -> Result<usize, PublishError> {
     let count = lines(body).count();
     let limit = app.config.bus.settings_for(topic).max_messages;
     if count > limit {
         return Err(PublishError::TooMany { count, limit });
     }
-    // A slice of the body would keep all of it for as long as one line lives.
-    let message = |line| draft.clone().payload(Bytes::copy_from_slice(line));
-    Ok(lines(body).map(message).collect())
+    Ok(count)
+}
+
+/// A message for each line. Other requests of the same thread get their turn in between.
+async fn split_lines(body: Bytes, draft: Draft) -> Vec<Draft> {
+    let mut drafts = Vec::new();
+    for (number, line) in lines(&body).enumerate() {
+        if number % LINES_AT_ONCE == LINES_AT_ONCE - 1 {
+            yield_now().await;
+        }
+        // A slice of the body would keep all of it for as long as one line lives.
+        drafts.push(draft.clone().payload(Bytes::copy_from_slice(line)));
+    }
+    drafts
 }
 
 /// Whether the body is many messages.
