@@ -30,8 +30,9 @@ usage: msgbus-bench COMMAND
                                       every kind of client, decent or not, against msgbusd with small bounds
                                       for so many minutes [5]; then accounts for every message, and for
                                       memory and open files. Exit 1 when a book does not balance
-  bare --bind ADDRESS [--push nowhere|each|batches|at-once] [--threads N] [--stealing]
-                                      a server that does nothing, or no more than push
+  bare --bind ADDRESS [--push nowhere|each|batches|at-once] [--size N] [--threads N] [--stealing]
+                                      a server that does nothing, or no more than push. Without pushing it
+                                      answers a pull with a message of N bytes [128]
 ";
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -86,6 +87,7 @@ fn worn(mut args: Arguments) -> anyhow::Result<ExitCode> {
 fn bare_server(mut args: Arguments) -> anyhow::Result<()> {
     let address: SocketAddr = args.value_from_str("--bind")?;
     let push = args.opt_value_from_str("--push")?.unwrap_or(Push::Nowhere);
+    let size = args.opt_value_from_str("--size")?.unwrap_or(128);
     let threads = args
         .opt_value_from_str("--threads")?
         .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
@@ -96,10 +98,10 @@ fn bare_server(mut args: Arguments) -> anyhow::Result<()> {
     if stealing {
         let runtime =
             runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
-        runtime.block_on(async { bare::serve(address, push, Workers::current()).await })
+        runtime.block_on(async { bare::serve(address, push, size, Workers::current()).await })
     } else {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(bare::serve(address, push, Workers::pinned(threads)?))
+        runtime.block_on(bare::serve(address, push, size, Workers::pinned(threads)?))
     }
 }
 

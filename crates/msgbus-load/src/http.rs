@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
 
 use crate::{
     protocol::{Body, Follower, Heard, Outcome, Protocol, Requester},
+    response::{ResponseHead, invalid},
     stamp::Stamp,
 };
 
@@ -42,7 +43,7 @@ impl fmt::Debug for Http {
 
 impl Http {
     /// The headers that go with every request, each with its line end.
-    fn headers(&self) -> String {
+    pub(crate) fn headers(&self) -> String {
         let mut headers = format!("Host: {}\r\n", self.host);
         if let Some(authorization) = &self.authorization {
             headers.push_str(&format!("Authorization: {authorization}\r\n"));
@@ -106,17 +107,17 @@ impl Requester for Client {
 
     fn answers(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
         let mut used = 0;
-        while let Some(head) = head(&input[used..])? {
-            let whole = head.length + head.body;
+        while let Some(head) = ResponseHead::parse(&input[used..])? {
+            let whole = head.length() + head.body_length()?;
             if input.len() - used < whole {
                 break;
             }
-            each(match head.status {
+            each(match head.status() {
                 200..=299 => Outcome::Done,
                 404 => Outcome::Empty,
                 // Neither will the next one be right.
                 status @ 400..=499 => {
-                    let text = &input[used + head.length..used + whole];
+                    let text = &input[used + head.length()..used + whole];
                     let text = String::from_utf8_lossy(text);
                     return Err(invalid(format!(
                         "the server answers {status}: {}",
@@ -129,40 +130,6 @@ impl Requester for Client {
         }
         Ok(used)
     }
-}
-
-/// The head of an answer.
-struct Head {
-    status: u16,
-    /// In bytes.
-    length: usize,
-    /// The length of what follows, in bytes.
-    body: usize,
-}
-
-/// Reads the head of an answer, if it is there whole.
-fn head(input: &[u8]) -> io::Result<Option<Head>> {
-    let mut headers = [httparse::EMPTY_HEADER; 32];
-    let mut answer = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(length) = answer.parse(input).map_err(invalid)? else {
-        return Ok(None);
-    };
-    let status = answer.code.unwrap_or_default();
-    let body = answer
-        .headers
-        .iter()
-        .find(|header| header.name.eq_ignore_ascii_case("content-length"))
-        .map(|header| std::str::from_utf8(header.value).unwrap_or_default().parse());
-    let body = match body {
-        Some(length) => length.map_err(invalid)?,
-        None if matches!(status, 101 | 204 | 304) => 0,
-        None => return Err(invalid("an answer without Content-Length")),
-    };
-    Ok(Some(Head { status, length, body }))
-}
-
-fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 struct Listener {
@@ -185,12 +152,12 @@ impl Follower for Listener {
     ) -> io::Result<usize> {
         let mut used = 0;
         if !self.is_open {
-            let Some(head) = head(input)? else { return Ok(0) };
-            if head.status != 101 {
-                return Err(invalid(format!("the server answers {}, not 101", head.status)));
+            let Some(head) = ResponseHead::parse(input)? else { return Ok(0) };
+            if head.status() != 101 {
+                return Err(invalid(format!("the server answers {}, not 101", head.status())));
             }
             self.is_open = true;
-            used = head.length;
+            used = head.length();
             each(Heard::Ready);
         }
         loop {

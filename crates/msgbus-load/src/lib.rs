@@ -23,8 +23,10 @@ mod progress;
 mod protocol;
 mod report;
 mod requests;
+mod response;
 mod sent;
 mod stamp;
+mod streaming;
 
 pub use connection::{Dial, Dialing, Stream};
 pub use deliveries::{fan_out, follow};
@@ -36,4 +38,6 @@ pub use progress::Progress;
 pub use protocol::{Body, Follower, Heard, Outcome, Protocol, Requester};
 pub use report::{Accounts, Cost, Percentiles, Report};
 pub use requests::{publish, pull};
+pub use response::ResponseHead;
 pub use stamp::Stamp;
+pub use streaming::{Streaming, Waiting};

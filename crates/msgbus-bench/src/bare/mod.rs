@@ -51,14 +51,19 @@ impl FromStr for Push {
     }
 }
 
-/// Serves for ever.
+/// Serves for ever; a pull is answered with a message of `size` bytes.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub async fn serve(address: SocketAddr, push: Push, workers: Workers) -> anyhow::Result<()> {
+pub async fn serve(
+    address: SocketAddr,
+    push: Push,
+    size: usize,
+    workers: Workers,
+) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await?;
     let hub = Arc::new(Hub::new(push));
-    let ready = requests::ready_answer();
+    let ready = requests::ready_answer(size);
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;

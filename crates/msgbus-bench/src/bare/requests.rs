@@ -10,9 +10,9 @@ use tokio::net::TcpStream;
 
 use super::frame::json;
 
-/// What a pull is answered with.
-pub(super) fn ready_answer() -> Bytes {
-    json(&[b'x'; 128]).into()
+/// What a pull is answered with: a message of `size` bytes.
+pub(super) fn ready_answer(size: usize) -> Bytes {
+    json(&vec![b'x'; size]).into()
 }
 
 pub(super) async fn serve(stream: TcpStream, ready: Bytes) -> hyper::Result<()> {

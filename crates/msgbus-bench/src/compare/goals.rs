@@ -4,6 +4,7 @@ use super::{
     Findings,
     figures::{growth, median, p50, p99, rate, server_cpu},
     servers::Contender,
+    variants::{EIGHT_THREADS, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, TWO_THREADS, Variant},
 };
 use crate::micro::Measure;
 
@@ -61,6 +62,11 @@ impl Findings {
 
     fn own(&self, key: &str, figure: Figure) -> f64 {
         median(self.reports(key, Some(Contender::Msgbusd)).iter().map(figure))
+    }
+
+    /// The memory of an idle connection of this kind.
+    fn idle(&self, variant: &'static Variant) -> f64 {
+        median(self.reports("idle-http", Some(Contender::With(variant))).iter().map(growth))
     }
 
     /// msgbusd's figure as a part of the bare server's: the median over the runs, each compared
@@ -126,7 +132,10 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
         goals.push(most(key, "p99 over bare", 1.3, f.ratio(key, p99)));
     }
     goals.extend([
-        most("idle", "bytes of memory each", 6000.0, f.own("idle", growth)),
+        most("idle", "bytes of memory each websocket", 2700.0, f.own("idle", growth)),
+        most("idle-http", "bytes of memory each SSE stream", 6000.0, f.idle(IDLE_SSE)),
+        most("idle-http", "bytes of memory each NDJSON stream", 6000.0, f.idle(IDLE_NDJSON)),
+        most("idle-http", "bytes of memory each kept alive", 6000.0, f.idle(IDLE_KEEP_ALIVE)),
         most(
             "topics",
             "bytes of memory each, beyond the payload",
@@ -134,11 +143,45 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
             f.own("topics", growth) - 128.0,
         ),
     ]);
+    goals.extend(axes(findings));
     goals.extend(engine(findings));
     goals.push(most("binary", "MB", 8.0, f.binary as f64 / 1e6));
     goals.push(most("start", "ms until it listens", 20.0, median(f.startup.iter().copied())));
     // What was not measured has no figure.
     goals.retain(|goal| goal.found != "NaN");
+    goals
+}
+
+/// What may grow with the size of a payload, and what with the number of threads.
+fn axes(f: &Findings) -> Vec<Goal> {
+    let most = Goal::at_most;
+    // The bare server shares one buffer among all subscribers.
+    let cpu = |key| f.ratio(key, server_cpu);
+    let mut goals = vec![
+        most("size-put-100k", "CPU over bare", 1.5, cpu("size-put-100k")),
+        most("size-pull-100k", "CPU over bare", 1.5, cpu("size-pull-100k")),
+        most("size-fanout-14k", "CPU over bare", 1.4, cpu("size-fanout-14k")),
+        most("size-fanout-100k", "CPU over bare", 1.4, cpu("size-fanout-100k")),
+        most("size-fanout-1m", "CPU over bare", 1.4, cpu("size-fanout-1m")),
+    ];
+    for key in ["threads-put", "threads-fanout"] {
+        let eight = f.reports(key, Some(Contender::With(EIGHT_THREADS))).iter();
+        let two = f.reports(key, Some(Contender::With(TWO_THREADS))).iter();
+        let ratios = eight.zip(two).map(|(eight, two)| server_cpu(eight) / server_cpu(two));
+        goals.push(most(key, "CPU with 8 threads over that with 2", 1.3, median(ratios)));
+    }
+    for work in ["PUT", "delivery to one of 100"] {
+        let count = |threads| f.counts.iter().find(|c| c.work == work && c.threads == threads);
+        if let (Some(two), Some(eight)) = (count(2), count(8)) {
+            let instructions = eight.instructions / two.instructions;
+            goals.push(most(
+                work,
+                "instructions with 8 threads over those with 2",
+                1.1,
+                instructions,
+            ));
+        }
+    }
     goals
 }
 

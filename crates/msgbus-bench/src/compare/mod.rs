@@ -1,6 +1,8 @@
 //! The same work on msgbusd, on bare servers and on what else there is on the machine, in turns.
 
+mod axes;
 mod chart;
+mod count;
 mod figures;
 mod goals;
 mod page;
@@ -20,7 +22,7 @@ use anyhow::{Context as _, ensure};
 use msgbus_load::Report;
 use tokio::{runtime, task::LocalSet};
 
-use self::works::Work;
+use self::{count::Count, works::Work};
 pub use self::{servers::Contender, variants::Variant};
 use crate::micro::Measure;
 
@@ -46,6 +48,7 @@ struct Findings {
     /// By work, then by contender, in the order of the works' lists.
     works: Vec<(Work, Runs)>,
     micro: Vec<Measure>,
+    counts: Vec<Count>,
     /// Of msgbusd's release binary, in bytes.
     binary: u64,
     /// From the start until it takes connections, in milliseconds.
@@ -70,7 +73,11 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
         .into_iter()
         .filter(|work| work.key.contains(&options.filter))
         .collect();
-    ensure!(!works.is_empty(), "no work has {:?} in its key", options.filter);
+    ensure!(
+        !works.is_empty() || options.filter == "count",
+        "no work has {:?} in its key",
+        options.filter
+    );
     for work in works {
         let found = measure(&work, options, &mut findings)?;
         findings.works.push((work, found));
@@ -78,6 +85,9 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
     if options.filter.is_empty() {
         note("the engine alone");
         findings.micro = engine(options.quick)?;
+    }
+    if !options.quick && (options.filter.is_empty() || options.filter == "count") {
+        findings.counts = count::all(&note)?;
     }
     let text = page::text(&findings);
     if let Some(folder) = &options.folder {
@@ -130,7 +140,7 @@ fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::R
     for run in 1..=runs {
         for (contender, reports) in &mut found {
             note(&format!("{}: {} ({run} of {runs})", work.key, contender.name()));
-            let server = contender.start()?;
+            let server = contender.start(work.size())?;
             if *contender == Contender::Msgbusd {
                 findings.startup.push(server.startup.as_secs_f64() * 1e3);
             }
@@ -148,7 +158,7 @@ fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::R
 fn write(folder: &Path, findings: &Findings, text: &str) -> anyhow::Result<()> {
     let charts = folder.join("charts");
     fs::create_dir_all(&charts)?;
-    for (work, found) in &findings.works {
+    for (work, found) in findings.works.iter().filter(|(work, _)| work.point.is_none()) {
         fs::write(charts.join(format!("{}.svg", work.key)), chart::svg(work, found))?;
     }
     let path = folder.join("performance.md");

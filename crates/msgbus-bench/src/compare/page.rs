@@ -7,7 +7,8 @@ use anyhow::Context as _;
 use msgbus_load::Report;
 
 use super::{
-    Findings,
+    Findings, Runs,
+    count::Count,
     figures::{count, growth, median, rate, server_cpu, time},
     goals,
     servers::Contender,
@@ -41,15 +42,25 @@ pub(super) fn text(findings: &Findings) -> String {
         let verdict = if goal.is_met { "met" } else { "**not met**" };
         let _ = writeln!(text, "| {} | {} | {} | {verdict} |", goal.work, goal.wanted, goal.found);
     }
-    for (work, found) in &findings.works {
-        let _ = write!(
-            text,
-            "\n## {}\n\n![{}](charts/{}.svg)\n\n{}",
-            work.title,
-            work.title,
-            work.key,
-            table(work, found)
+    for works in findings.works.chunk_by(|(one, _), (other, _)| one.title == other.title) {
+        text.push_str(&match works {
+            [(work, found)] if work.point.is_none() => chapter(work, found),
+            points => axis(points),
+        });
+    }
+    if !findings.counts.is_empty() {
+        text.push_str(
+            "\n## Threads: instructions and locks of one operation\n\n\
+             Counted by valgrind, without the kernel. *Atomic* are all instructions that take a cache line \
+             for themselves; *locks* those of them that take a lock.\n\n\
+             | operation | threads | instructions | atomic | locks |\n|---|--:|--:|--:|--:|\n",
         );
+        for Count { work, threads, instructions, atomics, locks } in &findings.counts {
+            let _ = writeln!(
+                text,
+                "| {work} | {threads} | {instructions:.0} | {atomics:.1} | {locks:.1} |"
+            );
+        }
     }
     if !findings.micro.is_empty() {
         text.push_str(
@@ -86,6 +97,29 @@ fn machine(findings: &Findings) -> String {
     )
 }
 
+fn chapter(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
+    let title = work.title;
+    let table = table(work, found);
+    format!("\n## {title}\n\n![{title}](charts/{}.svg)\n\n{table}", work.key)
+}
+
+/// Several works of one kind in one table, each beside what limits it.
+fn axis(points: &[(Work, Runs)]) -> String {
+    let title = points.first().map_or("", |(work, _)| work.title);
+    let mut text = format!(
+        "\n## {title}\n\n| size | server | a second | of the limit | CPU | of the limit | p50 | p99 | p99.9 | wrong |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+    );
+    for (work, found) in points {
+        let yardstick = yardstick(found).map_or(&[][..], |(_, reports)| reports);
+        for (contender, reports) in found {
+            let point = work.point.unwrap_or_default();
+            let _ = writeln!(text, "| {point} | {} {}", contender.name(), row(reports, yardstick));
+        }
+    }
+    text
+}
+
 fn table(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     let (head, rows): (_, Vec<String>) = match yardstick(found) {
         _ if work.is_about_memory() => (
@@ -117,6 +151,7 @@ fn yardstick(found: &[(Contender, Vec<Report>)]) -> Option<(&'static str, &[Repo
     match found {
         [_, (Contender::Bare(_), limit), ..] => Some(("the limit", limit)),
         [(Contender::Msgbusd, plain), (Contender::With(_), _), ..] => Some(("plain", plain)),
+        [(Contender::With(_), first), (Contender::With(_), _), ..] => Some(("the first", first)),
         _ => None,
     }
 }

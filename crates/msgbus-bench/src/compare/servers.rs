@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use msgbus_load::{Http, Protocol, Server, Target};
+use msgbus_load::{Http, Protocol, Server, Streaming, Target, Waiting};
 use tempfile::TempDir;
 
 use super::{
@@ -90,10 +90,16 @@ impl Contender {
         let host = format!("127.0.0.1:{port}");
         let http = Http { host, ..Http::default() };
         match self {
+            // It pushes nothing: only an idle connection can be had of it.
+            Self::Bare(Push::Nowhere) => Rc::new(Streaming { http, waiting: Waiting::NextRequest }),
             Self::Msgbusd | Self::Bare(_) => Rc::new(http),
             Self::With(variant) => {
                 let authorization = variant.authorization.map(str::to_owned);
-                Rc::new(Http { authorization, ..http })
+                let http = Http { authorization, ..http };
+                match variant.waiting {
+                    Some(waiting) => Rc::new(Streaming { http, waiting }),
+                    None => Rc::new(http),
+                }
             }
             Self::Nchan => Rc::new(Http { raw: true, ..http }),
             Self::RedisList => Rc::new(Redis::List),
@@ -102,19 +108,20 @@ impl Contender {
         }
     }
 
-    /// Starts it on a port of its own, and waits until it takes connections.
+    /// Starts it on a port of its own, and waits until it takes connections. A bare server answers pulls
+    /// with a message of `size` bytes.
     ///
     /// # Errors
     /// When it cannot be started, or does not listen.
-    pub fn start(self) -> anyhow::Result<Running> {
-        let running = Running::start(self.name(), |port, folder| self.command(port, folder))?;
+    pub fn start(self, size: usize) -> anyhow::Result<Running> {
+        let running = Running::start(self.name(), |port, folder| self.command(port, folder, size))?;
         if self == Self::Nchan {
             running.wait_for_workers()?;
         }
         Ok(running)
     }
 
-    fn command(self, port: u16, folder: &Path) -> anyhow::Result<Command> {
+    fn command(self, port: u16, folder: &Path, size: usize) -> anyhow::Result<Command> {
         let address = address(port).to_string();
         Ok(match self {
             Self::Msgbusd => {
@@ -124,13 +131,14 @@ impl Contender {
             }
             Self::With(variant) => {
                 variants::write_files(folder)?;
-                let mut command = Self::Msgbusd.command(port, folder)?;
+                let mut command = Self::Msgbusd.command(port, folder, size)?;
                 command.args(variant.flags).current_dir(folder);
                 command
             }
             Self::Bare(push) => {
                 let mut command = Command::new(env::current_exe()?);
                 command.args(["bare", "--bind", &address, "--push", push.name()]);
+                command.args(["--size", &size.to_string()]);
                 command
             }
             Self::Nchan => {

@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, path::Path, rc::Rc};
 
 use msgbus_client::{Client, Roots};
-use msgbus_load::Dial;
+use msgbus_load::{Dial, Waiting};
 
 use crate::certificate::{self, Certificate};
 
@@ -18,6 +18,8 @@ pub struct Variant {
     pub(super) authorization: Option<&'static str>,
     /// What clients connect to.
     pub(super) door: Door,
+    /// What idle connections wait for, if they are not websockets.
+    pub(super) waiting: Option<Waiting>,
 }
 
 /// A way in.
@@ -50,7 +52,22 @@ pub(super) const WITH_UNIX: &Variant = &Variant {
     ..PLAIN
 };
 
-const PLAIN: Variant = Variant { name: "", flags: &[], authorization: None, door: Door::Plain };
+pub(super) const IDLE_SSE: &Variant =
+    &Variant { name: "msgbusd, SSE", waiting: Some(Waiting::Sse), ..PLAIN };
+pub(super) const IDLE_NDJSON: &Variant =
+    &Variant { name: "msgbusd, NDJSON", waiting: Some(Waiting::Ndjson), ..PLAIN };
+pub(super) const IDLE_KEEP_ALIVE: &Variant =
+    &Variant { name: "msgbusd, keep-alive", waiting: Some(Waiting::NextRequest), ..PLAIN };
+
+pub(super) const ONE_THREAD: &Variant =
+    &Variant { name: "msgbusd, 1 thread", flags: &["--threads", "1"], ..PLAIN };
+pub(super) const TWO_THREADS: &Variant =
+    &Variant { name: "msgbusd, 2 threads", flags: &["--threads", "2"], ..PLAIN };
+pub(super) const EIGHT_THREADS: &Variant =
+    &Variant { name: "msgbusd, 8 threads", flags: &["--threads", "8"], ..PLAIN };
+
+const PLAIN: Variant =
+    Variant { name: "", flags: &[], authorization: None, door: Door::Plain, waiting: None };
 
 const BEARER: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";
 const KEYS: &str = "keys.toml";

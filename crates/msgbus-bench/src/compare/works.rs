@@ -5,8 +5,9 @@ use std::{io, time::Duration};
 use msgbus_load::{Load, Progress, Report, Target};
 
 use super::{
+    axes,
     servers::Contender,
-    variants::{WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX},
+    variants::{IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX},
 };
 use crate::bare::Push;
 
@@ -14,9 +15,11 @@ use crate::bare::Push;
 #[derive(Debug, Clone)]
 pub(super) struct Work {
     /// A short name, for files and filters.
-    pub key: &'static str,
+    pub key: String,
     /// What is done, for people.
     pub title: &'static str,
+    /// Where it stands on the axis of its title, if it is one of several that share a table.
+    pub point: Option<&'static str>,
     /// Who does it; msgbusd first, what it is measured against next.
     pub contenders: &'static [Contender],
     kind: Kind,
@@ -24,7 +27,7 @@ pub(super) struct Work {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Publish,
     Pull,
     /// To so many subscribers.
@@ -39,8 +42,8 @@ const BESIDE_PLAIN: &[Contender] =
     &[Msgbusd, With(WITH_KEYS), With(WITH_RATE), With(WITH_TLS), With(WITH_UNIX)];
 
 impl Work {
-    fn new(
-        key: &'static str,
+    pub(super) fn new(
+        key: impl Into<String>,
         title: &'static str,
         contenders: &'static [Contender],
         kind: Kind,
@@ -56,10 +59,16 @@ impl Work {
             batch: 1,
             progress: Progress::default(),
         };
-        Self { key, title, contenders, kind, load }
+        Self { key: key.into(), title, point: None, contenders, kind, load }
     }
 
-    fn with(mut self, set: impl FnOnce(&mut Load)) -> Self {
+    /// The same work, as a point of an axis.
+    pub(super) fn at(mut self, point: &'static str) -> Self {
+        self.point = Some(point);
+        self
+    }
+
+    pub(super) fn with(mut self, set: impl FnOnce(&mut Load)) -> Self {
         set(&mut self.load);
         self
     }
@@ -80,6 +89,11 @@ impl Work {
         if self.is_about_latency() { 5 } else { 1 }
     }
 
+    /// The size of a payload, in bytes.
+    pub(super) fn size(&self) -> usize {
+        self.load.size
+    }
+
     pub(super) async fn run(&self, target: &Target) -> io::Result<Report> {
         match self.kind {
             Kind::Publish => msgbus_load::publish(target, &self.load).await,
@@ -92,7 +106,7 @@ impl Work {
     }
 }
 
-fn topics(count: usize) -> Vec<String> {
+pub(super) fn topics(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("bench/{n}")).collect()
 }
 
@@ -104,8 +118,20 @@ const AT_ONCE: Contender = Bare(Push::AtOnce);
 /// All works; quick ones do the least that shows whether they work.
 pub(super) fn all(quick: bool) -> Vec<Work> {
     let mut works = beside_others();
+    works.push(idle_http());
     works.extend(works.iter().filter_map(Work::in_safety).collect::<Vec<_>>());
+    works.extend(axes::works());
     if quick { works.into_iter().map(Work::quick).collect() } else { works }
+}
+
+/// Works small enough for a server in valgrind.
+pub(super) fn counted() -> Vec<Work> {
+    vec![
+        Work::new("count-put", "PUT", &[Msgbusd], Kind::Publish)
+            .with(|load| (load.clients, load.messages) = (8, 1000)),
+        Work::new("count-fanout", "delivery to one of 100", &[Msgbusd], Kind::FanOut(100))
+            .with(|load| (load.clients, load.messages) = (1, 50)),
+    ]
 }
 
 /// The works of msgbusd beside what limits it and beside others.
@@ -211,10 +237,21 @@ fn beside_others() -> Vec<Work> {
     ]
 }
 
+/// Connections that wait without being websockets.
+fn idle_http() -> Work {
+    Work::new(
+        "idle-http",
+        "Idle: 5,000 streams, or connections that are kept alive after a request",
+        &[With(IDLE_SSE), With(IDLE_NDJSON), With(IDLE_KEEP_ALIVE), HYPER],
+        Kind::Idle(5000),
+    )
+    .with(|load| load.duration = Some(Duration::from_secs(1)))
+}
+
 impl Work {
     /// The same work, where it shows what safety costs.
     fn in_safety(&self) -> Option<Self> {
-        let (key, title) = match self.key {
+        let (key, title) = match self.key.as_str() {
             "put" => ("safe-put", "What safety costs: publish, 64 connections, 128 B"),
             "pull" => ("safe-pull", "What safety costs: pull, 64 connections, 128 B"),
             "fanout-100-busy" => {
@@ -223,7 +260,7 @@ impl Work {
             "idle" => ("safe-idle", "What safety costs: 5,000 idle subscribers"),
             _ => return None,
         };
-        Some(Self { key, title, contenders: BESIDE_PLAIN, ..self.clone() })
+        Some(Self { key: key.to_owned(), title, contenders: BESIDE_PLAIN, ..self.clone() })
     }
 
     fn quick(mut self) -> Self {
@@ -233,7 +270,8 @@ impl Work {
             kind => kind,
         };
         let load = &mut self.load;
-        load.messages = load.messages.min(1000.max(load.batch as u64));
+        let few = 1000.min((8 << 20) / load.size.max(1)).max(load.batch);
+        load.messages = load.messages.min(few as u64);
         load.topics.truncate(500);
         load.duration = load.duration.map(|_| Duration::from_millis(200));
         self

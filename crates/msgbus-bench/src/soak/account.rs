@@ -77,15 +77,16 @@ pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
     while soak.connecting.get() > 0 && Instant::now() < give_up {
         sleep(LOOK_EVERY).await;
     }
-    let topics = loop {
+    let (topics, totals) = loop {
         let topics = topics(soak, &mut wire).await?;
+        let totals: Totals = get(soak, &mut wire, "/-/stats").await?;
+        // From here until the comparison nothing is awaited: what is quiet here is compared as it is.
         let is_quiet = topics.iter().all(|details| is_quiet(soak, details));
         if is_quiet || Instant::now() > give_up {
-            break topics;
+            break (topics, totals);
         }
         sleep(LOOK_EVERY).await;
     };
-    let totals: Totals = get(soak, &mut wire, "/-/stats").await?;
     let mut books = soak.books.borrow_mut();
     for details in &topics {
         check_topic(&mut books, details);
@@ -128,9 +129,8 @@ pub(super) async fn clear(soak: &Soak) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether all that this topic has for its subscribers has been received, and who may not follow it is
-/// gone.
-/// Whether everybody who follows has all, and those who were just cut have seen it.
+/// Whether all subscribers of this topic have received all of it, those who may no longer follow it are
+/// gone, and those who were cut have noticed.
 fn is_quiet(soak: &Soak, details: &TopicDetails) -> bool {
     let live = soak.live.borrow();
     let keys = soak.keys.borrow();

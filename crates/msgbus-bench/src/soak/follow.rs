@@ -182,6 +182,21 @@ impl Follower {
         end
     }
 
+    /// Writes a lot before it reads anything, and the server goes on reading: pings, and text that it
+    /// ignores.
+    async fn chatter(&mut self, wire: &mut Wire) -> io::Result<()> {
+        const FRAMES: usize = 200;
+        const LENGTH: u8 = 100;
+        let mut frames = Vec::new();
+        for _ in 0..FRAMES {
+            let opcode = if self.rng.bool() { 0x89 } else { 0x81 };
+            frames.extend_from_slice(&[opcode, 0x80 | LENGTH, 0, 0, 0, 0]);
+            frames.resize(frames.len() + usize::from(LENGTH), b'x');
+        }
+        self.soak.books.borrow_mut().count("subscribers that write a lot before they read", 1);
+        wire.send(&frames).await
+    }
+
     fn query(&mut self, track: &Track, ticket: String) -> String {
         let since = match track.place {
             Some((epoch, 0)) => format!("since={epoch}-start"),
@@ -207,6 +222,9 @@ impl Follower {
         wire: &mut Wire,
         name: &str,
     ) -> io::Result<End> {
+        if track.transport.is_websocket() && self.rng.u8(..8) == 0 {
+            self.chatter(wire).await?;
+        }
         let mut phase = self.soak.phase.subscribe();
         let leave_at = Instant::now() + Duration::from_millis(self.rng.u64(50..8000));
         loop {

@@ -140,6 +140,7 @@ fn frame(input: &mut BytesMut) -> io::Result<Option<Item>> {
         OpCode::Data(Data::Text) => message(&content)?,
         OpCode::Data(Data::Binary) => Item::Payload(content),
         OpCode::Control(Control::Ping) => Item::Ping(content),
+        OpCode::Control(Control::Pong) => Item::Other,
         OpCode::Control(Control::Close) if content.starts_with(&REVOKED) => Item::Revoked,
         OpCode::Control(Control::Close) => Item::End,
         other => return Err(invalid(format!("a frame of kind {other}"))),

@@ -4,6 +4,7 @@ use std::{collections::HashMap, io, mem, net::SocketAddr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
+use msgbus_load::ResponseHead;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -50,6 +51,13 @@ pub(super) struct Wire {
 pub(super) struct Head {
     pub(super) status: u16,
     headers: HashMap<String, String>,
+}
+
+impl From<&ResponseHead<'_>> for Head {
+    fn from(head: &ResponseHead<'_>) -> Self {
+        let owned = |(name, value): (&str, &str)| (name.to_ascii_lowercase(), value.to_owned());
+        Self { status: head.status(), headers: head.headers().map(owned).collect() }
+    }
 }
 
 impl Head {
@@ -147,7 +155,8 @@ impl Wire {
     /// The head of an answer. What follows it stays in `input`.
     pub(super) async fn head(&mut self) -> io::Result<Head> {
         loop {
-            if let Some((head, length)) = parse(&self.input)? {
+            if let Some(head) = ResponseHead::parse(&self.input)? {
+                let (length, head) = (head.length(), Head::from(&head));
                 let _ = self.input.split_to(length);
                 return Ok(head);
             }
@@ -201,23 +210,6 @@ pub(super) async fn ask(place: &Place, request: &[u8], has_body: bool) -> io::Re
 
 async fn patiently<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(PATIENCE, work).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-}
-
-fn parse(input: &[u8]) -> io::Result<Option<(Head, usize)>> {
-    let mut headers = [httparse::EMPTY_HEADER; 32];
-    let mut answer = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(length) = answer.parse(input).map_err(invalid)? else {
-        return Ok(None);
-    };
-    let headers = answer
-        .headers
-        .iter()
-        .map(|header| {
-            let value = String::from_utf8_lossy(header.value).into_owned();
-            (header.name.to_ascii_lowercase(), value)
-        })
-        .collect();
-    Ok(Some((Head { status: answer.code.unwrap_or_default(), headers }, length)))
 }
 
 pub(super) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
