@@ -75,8 +75,10 @@ struct Connection {
     opened: Instant,
     /// Whether a message has come.
     was_useful: bool,
-    /// When the connection is given up for dead: the server pings more often than that.
+    /// When the connection is given up for dead: the server pings or answers more often than that.
     silent_at: Instant,
+    /// Whether it has been pinged since something came.
+    is_pinged: bool,
 }
 
 /// What the last handshake said and the user has not been told yet.
@@ -89,10 +91,13 @@ struct Told {
 }
 
 impl Subscription {
-    /// The server pings every 54 s.
+    /// The server answers pings, and sends some of its own.
     const LONGEST_SILENCE: Duration = Duration::from_secs(80);
-    /// The server closes after 60 s in which nothing came from here.
-    const PING_EVERY: Duration = Duration::from_secs(25);
+    /// How long the connection may be quiet before it is pinged from here.
+    const PING_AFTER: Duration = Duration::from_secs(30);
+    /// While nothing is read, and no ping of the server's is answered. The server closes after two of its
+    /// intervals and 10 s in which nothing came from here.
+    const PING_EVERY: Duration = Duration::from_secs(8);
     /// A connection that has lasted so long was a good one, even if nothing came.
     const LONG_ENOUGH: Duration = Duration::from_secs(10);
     /// How long the server's answer to our close frame is awaited.
@@ -224,6 +229,7 @@ impl Subscription {
             opened: Instant::now(),
             was_useful: false,
             silent_at: Instant::now() + Self::LONGEST_SILENCE,
+            is_pinged: false,
         }));
     }
 
@@ -283,10 +289,18 @@ impl Connection {
             reason: reason.to_owned(),
         };
         loop {
+            let ping_at = self.silent_at - Subscription::LONGEST_SILENCE + Subscription::PING_AFTER;
             let frame = tokio::select! {
                 frame = self.socket.next() => frame,
+                () = sleep_until(ping_at), if !self.is_pinged => {
+                    self.is_pinged = true;
+                    // If it fails, the next read finds the connection broken.
+                    let _ = self.socket.send(tungstenite::Message::Ping("0".into())).await;
+                    continue;
+                }
                 () = sleep_until(self.silent_at) => return Err(over("nothing comes any more")),
             };
+            self.is_pinged = false;
             self.silent_at = Instant::now() + Subscription::LONGEST_SILENCE;
             match frame {
                 Some(Ok(tungstenite::Message::Text(text))) => {

@@ -115,7 +115,7 @@ async fn the_key_comes_from_option_file_or_environment() {
     guarded.run(&["pub", "t", "x", "--key", secret], Some("wrong")).await.is_silent();
     guarded.run(&["pub", "t", "x", "--key-file", file], Some("wrong")).await.is_silent();
     guarded.run(&["pub", "t", "x"], Some(secret)).await.is_silent();
-    guarded.run(&["pub", "t", "x"], Some("")).await.fails(1, "publish:t needs a key");
+    guarded.run(&["pub", "t", "x"], None).await.fails(1, "publish:t needs a key");
 
     let both = ["pub", "t", "x", "--key", secret, "--key-file", file];
     guarded.run(&both, None).await.fails(2, "give one of --key and --key-file");

@@ -13,6 +13,7 @@ mod secure;
 mod subscribe;
 mod support;
 mod terminal;
+mod texts;
 mod topics;
 mod unix;
 mod usage;

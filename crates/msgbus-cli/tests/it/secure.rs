@@ -15,7 +15,10 @@ use crate::{
 /// Runs a command at a server, trusting those in a file.
 async fn ask(uri: &str, ca_file: &str, args: &[&str]) -> Finished {
     let mut command = msgbus(args);
-    command.env("MSGBUS_URI", uri).env("MSGBUS_CA_FILE", ca_file);
+    command.env("MSGBUS_URI", uri);
+    if !ca_file.is_empty() {
+        command.env("MSGBUS_CA_FILE", ca_file);
+    }
     run(command).await
 }
 
@@ -220,17 +223,17 @@ async fn a_server_of_the_other_scheme_is_told() {
 async fn a_key_in_the_clear_is_told_where_others_may_read_it() {
     let clear = "http://no-such-host.invalid";
     for (uri, args, warned) in [
-        (clear, &["pub", "t", "x", "--timeout=1ms"][..], true),
-        (clear, &["pub", "t", "x", "-q", "--timeout=1ms"], false),
+        (clear, &["topics"][..], true),
+        (clear, &["topics", "-q"], false),
         (clear, &["sub", "t", "-q"], false),
-        ("https://no-such-host.invalid", &["pub", "t", "x", "--timeout=1ms"], false),
-        ("http://localhost:1", &["pub", "t", "x", "--timeout=1ms"], false),
+        ("https://no-such-host.invalid", &["topics"], false),
+        ("http://localhost:1", &["topics"], false),
     ] {
         let mut command = msgbus(args);
         command.env("MSGBUS_URI", uri).env("MSGBUS_KEY", "mbk_secret");
         let said = run(command).await;
         assert_eq!(said.code, Some(3), "{said:?}");
-        let warning = "the key goes to http://no-such-host.invalid:80 in the clear";
+        let warning = "the key is sent to http://no-such-host.invalid:80 unencrypted";
         assert_eq!(said.err.contains(warning), warned, "{uri} {args:?} {said:?}");
         assert_eq!(said.err.lines().count(), 1 + usize::from(warned), "{uri} {args:?} {said:?}");
         assert!(!said.err.contains("mbk_"), "{said:?}");

@@ -71,3 +71,24 @@ async fn rm_deletes() {
     assert_eq!(daemon.bus.topics(), []);
     on(&daemon, &["rm", "t"]).await.fails(1, "no such topic: t");
 }
+
+#[tokio::test]
+async fn a_purge_discards_what_nobody_has_taken_and_keeps_the_topic() {
+    let daemon = Daemon::start();
+    let topics = async |args: &[&str]| {
+        let mut command = msgbus(args);
+        command.env("MSGBUS_URI", daemon.uri());
+        run(command).await
+    };
+    for _ in 0..12_000 {
+        daemon.put("t", "x");
+    }
+    daemon.bus.get(&name("t")).unwrap();
+    assert_eq!(topics(&["purge", "t"]).await.out, "11999 messages discarded\n");
+    let stats = daemon.bus.topic(&name("t")).unwrap();
+    assert_eq!(stats.counters.pulled, 12_000);
+    assert_eq!(topics(&["purge", "t"]).await.out, "0 messages discarded\n");
+    assert_eq!(topics(&["purge", "absent"]).await.out, "0 messages discarded\n");
+    daemon.put("t", "x");
+    topics(&["purge", "-q", "t"]).await.is_silent();
+}

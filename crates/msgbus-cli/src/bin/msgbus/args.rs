@@ -1,13 +1,6 @@
-//! From the command line to a request: raw arguments are split by the table of options, then read
-//! into [`Invocation`], whose values are all valid.
+//! From the command line to a request: an [`Invocation`], whose values are all valid.
 
-use std::{
-    ffi::{OsStr, OsString},
-    future::pending,
-    path::PathBuf,
-    str::FromStr,
-    time::Duration,
-};
+use std::{ffi::OsString, future::pending, path::PathBuf, str::FromStr, time::Duration};
 
 use msgbus_client::{Client, Position, TopicName};
 use pico_args::Arguments;
@@ -15,10 +8,12 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     bench::Bench,
+    commands::Command,
     failure::Failure,
-    options::{COMMANDS, Command, OPTIONS, OptionSpec, nearest},
-    output::Style,
+    output::{Format, Style, note},
     reader::{Options, coding, count, duration, media_type},
+    slips,
+    split::Split,
 };
 
 /// What the command line asks for.
@@ -29,10 +24,13 @@ pub(crate) enum Invocation {
     Pull(Pull),
     Topics(Topics),
     Info(Info),
+    Purge(Purge),
     Rm(Rm),
+    Ping(Ping),
     Bench(Bench),
     Completion(Shell),
     Man,
+    TopicNames(Topics),
     /// Of one command, or of all.
     Help(Option<Command>),
     Version,
@@ -121,6 +119,20 @@ pub(crate) struct Rm {
     pub(crate) topic: TopicName,
 }
 
+#[derive(Debug)]
+pub(crate) struct Purge {
+    pub(crate) client: Client,
+    pub(crate) topic: TopicName,
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Ping {
+    pub(crate) client: Client,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) quiet: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shell {
     Bash,
@@ -160,175 +172,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
     if help {
         return Ok(Invocation::Help(Some(command)));
     }
-    let mut arguments = split.arguments.into_iter();
-    let invocation = match command {
-        Command::Pub => Invocation::Pub(options.publish(&mut arguments)?),
-        Command::Sub => Invocation::Sub(options.subscribe(&mut arguments, split.own_command)?),
-        Command::Pull => Invocation::Pull(options.pull(&mut arguments)?),
-        Command::Tail => Invocation::Sub(options.tail(&mut arguments)?),
-        Command::Topics => Invocation::Topics(Topics {
-            prefix: arguments.next().map_or(Ok(String::new()), |prefix| text(Some(prefix), ""))?,
-            json: options.switch("--json"),
-            client: options.client()?.0,
-        }),
-        Command::Info => Invocation::Info(Info {
-            topic: topic(&mut arguments)?,
-            json: options.switch("--json"),
-            client: options.client()?.0,
-        }),
-        Command::Rm => {
-            Invocation::Rm(Rm { topic: topic(&mut arguments)?, client: options.client()?.0 })
-        }
-        Command::Bench => Invocation::Bench(Bench::parse(&mut options, arguments.next())?),
-        Command::Completion => {
-            let shell = text(arguments.next(), "which shell: bash, zsh or fish?")?;
-            Invocation::Completion(shell.parse().map_err(Failure::usage)?)
-        }
-        Command::Man => Invocation::Man,
-    };
+    let invocation = options.invocation(command, split.arguments, split.own_command)?;
     options.end()?;
     Ok(invocation)
-}
-
-/// The command line in its parts, each option known to the table.
-#[derive(Default)]
-struct Split {
-    command: Option<Command>,
-    /// `msgbus help pub` is `msgbus pub --help`.
-    wants_help: bool,
-    options: Vec<OsString>,
-    arguments: Vec<OsString>,
-    /// What `sub` is to run, with everything that follows it.
-    own_command: Option<(OsString, Vec<OsString>)>,
-}
-
-impl Split {
-    fn new(args: impl IntoIterator<Item = OsString>) -> Result<Self, Failure> {
-        let mut split = Self::default();
-        let mut args = args.into_iter();
-        let mut only_arguments = false;
-        while let Some(arg) = args.next() {
-            if arg == "--" && !only_arguments {
-                only_arguments = true;
-                continue;
-            }
-            let option = arg
-                .to_str()
-                .filter(|text| !only_arguments && text.len() > 1 && text.starts_with('-'));
-            if let Some(option) = option {
-                let (spec, name, value) = find(option, split.command)?;
-                match (spec.value, value) {
-                    (None, Some(_)) => {
-                        return Err(Failure::usage(format!("{name} takes no value")));
-                    }
-                    (Some(_), None) => {
-                        let value = args.next();
-                        let value =
-                            value.ok_or_else(|| Failure::usage(format!("{name} needs a value")))?;
-                        split.options.push(joined(spec, &value));
-                    }
-                    (Some(_), Some(value)) => split.options.push(joined(spec, value.as_ref())),
-                    (None, None) => split.options.push(spec.long.into()),
-                }
-                continue;
-            }
-            match split.command {
-                None if arg == "help" && !split.wants_help => split.wants_help = true,
-                None => split.command = Some(command(&arg.to_string_lossy())?),
-                Some(known) if split.arguments.len() < known.spec().most_arguments => {
-                    split.arguments.push(arg);
-                }
-                Some(known) if known.spec().runs_a_command => {
-                    split.own_command = Some((arg, args.by_ref().collect()));
-                }
-                Some(known) => return Err(too_many(known, &arg)),
-            }
-        }
-        split.check_place()?;
-        Ok(split)
-    }
-
-    /// Refuses options of another command.
-    fn check_place(&self) -> Result<(), Failure> {
-        let Some(command) = self.command else { return Ok(()) };
-        let is_given = |spec: &OptionSpec| {
-            self.options.iter().any(|option| {
-                let option = option.to_string_lossy();
-                option.split_once('=').map_or(&*option, |(name, _)| name) == spec.long
-            })
-        };
-        // Two commands may have options of one name.
-        let belongs = |spec: &OptionSpec| {
-            OPTIONS.iter().any(|other| other.long == spec.long && other.belongs_to(command))
-        };
-        match OPTIONS.iter().find(|spec| !belongs(spec) && is_given(spec)) {
-            Some(spec) => Err(Failure::usage(format!(
-                "{} does not belong to msgbus {}; see msgbus {1} --help",
-                spec.long,
-                command.spec().name
-            ))),
-            None => Ok(()),
-        }
-    }
-}
-
-/// An option and its value in one, so that no value can be taken for an option.
-fn joined(spec: &OptionSpec, value: &OsStr) -> OsString {
-    let mut option = OsString::from(spec.long);
-    option.push("=");
-    option.push(value);
-    option
-}
-
-fn command(name: &str) -> Result<Command, Failure> {
-    let known = COMMANDS.iter().find(|spec| spec.name == name || spec.alias == Some(name));
-    known.map(|spec| spec.command).ok_or_else(|| {
-        let names = COMMANDS.iter().flat_map(|spec| [Some(spec.name), spec.alias]).flatten();
-        Failure::usage(match nearest(name, names) {
-            Some(near) => format!("no such command: {name:?}; did you mean {near}?"),
-            None => format!("no such command: {name:?}; see msgbus --help"),
-        })
-    })
-}
-
-/// The option that an argument is, the name it has there, and the value that is part of it: after
-/// an equals sign, or right behind a short name.
-fn find(
-    option: &str,
-    command: Option<Command>,
-) -> Result<(&'static OptionSpec, &str, Option<&str>), Failure> {
-    let (name, value) = match option.split_once('=') {
-        Some((name, value)) => (name, Some(value)),
-        None => (option, None),
-    };
-    let fits = |spec: &&OptionSpec| command.is_none_or(|command| spec.belongs_to(command));
-    let named = || OPTIONS.iter().filter(|o| o.long == name || o.short == Some(name));
-    if let Some(spec) = named().find(fits).or_else(|| named().next()) {
-        return Ok((spec, name, value));
-    }
-    let attached = OPTIONS.iter().filter(|spec| spec.value.is_some()).find_map(|spec| {
-        let short = spec.short?;
-        Some((spec, short, Some(option.strip_prefix(short)?)))
-    });
-    if let Some(found) = attached {
-        return Ok(found);
-    }
-    let names = OPTIONS.iter().filter(fits).map(|spec| spec.long);
-    Err(Failure::usage(match nearest(name, names).filter(|_| name.starts_with("--")) {
-        Some(near) => format!("no such option: {name}; did you mean {near}?"),
-        None if command == Some(Command::Pub) => {
-            format!("no such option: {name}; a message that begins with a dash goes behind --")
-        }
-        None => format!("no such option: {name}; see --help"),
-    }))
-}
-
-fn too_many(command: Command, arg: &OsString) -> Failure {
-    let hint = match command {
-        Command::Pub => "; put a message with spaces in quotes",
-        _ => "",
-    };
-    Failure::usage(format!("one argument too many: {}{hint}", arg.to_string_lossy()))
 }
 
 fn text(arg: Option<OsString>, missing: &str) -> Result<String, Failure> {
@@ -336,16 +182,98 @@ fn text(arg: Option<OsString>, missing: &str) -> Result<String, Failure> {
     arg.into_string().map_err(|arg| Failure::usage(format!("not UTF-8: {}", arg.to_string_lossy())))
 }
 
-fn topic(arguments: &mut impl Iterator<Item = OsString>) -> Result<TopicName, Failure> {
-    let name = text(arguments.next(), "no topic given")?;
-    // As in a URL, the slashes around a name mean nothing.
-    TopicName::new(name.trim_matches('/'))
-        .map_err(|error| Failure::usage(format!("bad topic {name:?}: {error}")))
-}
-
 impl Options {
+    fn invocation(
+        &mut self,
+        command: Command,
+        arguments: Vec<OsString>,
+        own_command: Option<(OsString, Vec<OsString>)>,
+    ) -> Result<Invocation, Failure> {
+        let mut arguments = arguments.into_iter();
+        let quiet = self.quiet;
+        Ok(match command {
+            Command::Pub => Invocation::Pub(self.publish(&mut arguments)?),
+            Command::Sub => Invocation::Sub(self.subscribe(&mut arguments, own_command)?),
+            Command::Pull => Invocation::Pull(self.pull(&mut arguments)?),
+            Command::Tail => Invocation::Sub(self.tail(&mut arguments)?),
+            Command::Topics => Invocation::Topics(self.topics(&mut arguments)?),
+            Command::TopicNames => Invocation::TopicNames(self.topics(&mut arguments)?),
+            Command::Info => {
+                let topic = self.topic(command, &mut arguments)?;
+                let json = self.switch("--json");
+                Invocation::Info(Info { client: self.client()?.0, topic, json })
+            }
+            Command::Purge => {
+                let topic = self.topic(command, &mut arguments)?;
+                Invocation::Purge(Purge { client: self.client()?.0, topic, quiet })
+            }
+            Command::Rm => {
+                let topic = self.topic(command, &mut arguments)?;
+                Invocation::Rm(Rm { client: self.client()?.0, topic })
+            }
+            Command::Ping => {
+                let deadline = self.value("--timeout", duration)?.map(|time| Instant::now() + time);
+                Invocation::Ping(Ping { client: self.client()?.0, deadline, quiet })
+            }
+            Command::Bench => Invocation::Bench(Bench::parse(self, arguments.next())?),
+            Command::Completion => {
+                let shell = text(arguments.next(), "which shell: bash, zsh or fish?")?;
+                Invocation::Completion(shell.parse().map_err(Failure::usage)?)
+            }
+            Command::Man => Invocation::Man,
+            Command::Version => Invocation::Version,
+        })
+    }
+
+    /// The topic, which is the first argument. What is odd about it is said.
+    fn topic(
+        &self,
+        command: Command,
+        arguments: &mut impl Iterator<Item = OsString>,
+    ) -> Result<TopicName, Failure> {
+        let usage = || format!("no topic given; usage: {}", command.spec().usage());
+        let given = text(arguments.next(), &usage())?;
+        // As in a URL, the slashes around a name mean nothing.
+        let name = given.trim_matches('/');
+        if name.is_empty() {
+            return Err(Failure::usage(format!(
+                "bad topic {given:?}: it is empty; is the variable set?"
+            )));
+        }
+        let topic = TopicName::new(name).map_err(|error| {
+            let follows = matches!(command, Command::Sub | Command::Tail);
+            let hint = if follows && name.contains('*') {
+                slips::pattern_hint(name)
+            } else {
+                String::new()
+            };
+            Failure::usage(format!("bad topic {given:?}: {error}{hint}"))
+        })?;
+        if !self.quiet {
+            if given.ends_with('/') {
+                let verb = match command {
+                    Command::Sub | Command::Tail => "following",
+                    _ => "using",
+                };
+                note(&format!("{verb} {topic}; a trailing slash means nothing"));
+            }
+            if let Some(odd) = slips::about_topic(name) {
+                note(&odd);
+            }
+        }
+        Ok(topic)
+    }
+
+    fn topics(
+        &mut self,
+        arguments: &mut impl Iterator<Item = OsString>,
+    ) -> Result<Topics, Failure> {
+        let prefix = arguments.next().map_or(Ok(String::new()), |prefix| text(Some(prefix), ""))?;
+        Ok(Topics { prefix, json: self.switch("--json"), client: self.client()?.0 })
+    }
+
     fn publish(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pub, Failure> {
-        let topic = topic(arguments)?;
+        let topic = self.topic(Command::Pub, arguments)?;
         let message = arguments.next();
         let split = self.switch("--split");
         let lines = self.switch("--lines") || split;
@@ -355,7 +283,7 @@ impl Options {
                 "--lines and --split read standard input; leave the message out",
             ));
         }
-        // As the ancestor: it says nothing.
+        // The Go msgbus has it, and it does nothing.
         self.switch("--wait");
         let (client, debug) = self.client()?;
         Ok(Pub {
@@ -378,8 +306,13 @@ impl Options {
         arguments: &mut impl Iterator<Item = OsString>,
         command: Option<(OsString, Vec<OsString>)>,
     ) -> Result<Sub, Failure> {
-        let topic = topic(arguments)?;
+        let topic = self.topic(Command::Sub, arguments)?;
         let (client, debug) = self.client()?;
+        self.switch("--follow");
+        let style = self.style()?;
+        if command.is_some() && style.format == Some(Format::Pretty) {
+            return Err(Failure::usage("a command gets json or raw; pretty is for people"));
+        }
         let (since, ignore_cursor) = self.since()?;
         let cursor = self.value("--cursor", |path| Ok(PathBuf::from(path)))?;
         let poll = self.switch("--poll");
@@ -398,7 +331,7 @@ impl Options {
             cursor,
             count: self.value("--count", count)?,
             timeout: self.value("--timeout", duration)?,
-            style: self.style()?,
+            style,
             quiet: self.quiet,
             debug,
             client,
@@ -419,8 +352,9 @@ impl Options {
 
     fn tail(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Sub, Failure> {
         const BACK: u64 = 10;
-        let topic = topic(arguments)?;
+        let topic = self.topic(Command::Tail, arguments)?;
         let (client, debug) = self.client()?;
+        self.switch("--follow");
         Ok(Sub {
             topic,
             command: None,
@@ -440,7 +374,7 @@ impl Options {
     }
 
     fn pull(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pull, Failure> {
-        let topic = topic(arguments)?;
+        let topic = self.topic(Command::Pull, arguments)?;
         let (client, _) = self.client()?;
         Ok(Pull {
             topic,

@@ -1,9 +1,14 @@
-//! Completions for shells, from the table of options.
+//! Completions for shells, from the tables of commands and options. Names of topics come from the
+//! server, by way of `msgbus __topics`, to which the options that name the server are passed on.
 
 use crate::{
     args::Shell,
-    options::{COMMANDS, CommandSpec, OPTIONS, OptionSpec},
+    commands::{COMMANDS, CommandSpec},
+    options::{OPTIONS, OptionSpec},
 };
+
+const SHELLS: &str = "bash zsh fish";
+const BENCHMARKS: &str = "pub sub pull fanout idle latency";
 
 pub(crate) fn script(shell: Shell) -> String {
     match shell {
@@ -11,11 +16,6 @@ pub(crate) fn script(shell: Shell) -> String {
         Shell::Zsh => zsh(),
         Shell::Fish => fish(),
     }
-}
-
-/// Both names of a command.
-fn names(spec: &CommandSpec) -> impl Iterator<Item = &'static str> {
-    [Some(spec.name), spec.alias].into_iter().flatten()
 }
 
 fn options_of(spec: &CommandSpec) -> impl Iterator<Item = &'static OptionSpec> {
@@ -27,33 +27,73 @@ fn takes_file(option: &OptionSpec) -> bool {
     option.value == Some("FILE")
 }
 
-/// The options that take a value, as a pattern of `case`.
+/// Options that take a value, as a pattern of `case`.
 fn with_value(filter: impl Fn(&OptionSpec) -> bool) -> String {
-    let names = OPTIONS
-        .iter()
-        .filter(|option| option.value.is_some() && filter(option))
-        .flat_map(|option| [Some(option.long), option.short])
-        .flatten();
-    names.collect::<Vec<_>>().join("|")
+    let options = OPTIONS.iter().filter(|option| option.value.is_some() && filter(option));
+    let mut names: Vec<&str> = options.flat_map(OptionSpec::names).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join("|")
 }
 
+/// The options that say which server is meant, and how.
+fn connection() -> String {
+    with_value(|option| option.commands.is_empty())
+}
+
+/// The words up to the cursor: bash takes them apart at colons and equals signs.
 const BASH_HEAD: &str = "\
 # bash completion for msgbus
 _msgbus() {
-    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= i
-    for ((i = 1; i < COMP_CWORD; i++)); do
-        case ${COMP_WORDS[i]} in
+    local command= arguments=0 i part glue=
+    local -a words=() connection=()
+    for part in \"${COMP_WORDS[@]:0:COMP_CWORD+1}\"; do
+        if [[ -n $glue || $part == [:=] ]] && ((${#words[@]})); then
+            words[-1]+=$part
+        else
+            words+=(\"$part\")
+        fi
+        glue=
+        [[ $part != [:=] ]] || glue=yes
+    done
+    local last=$((${#words[@]} - 1))
+    local word=${words[last]} before=${words[last-1]}
+    for ((i = 1; i < last; i++)); do
+        case ${words[i]} in
+";
+const BASH_WORDS: &str = "            -*) ;;
+            *)
+                if [[ -z $command ]]; then command=${words[i]}; else ((arguments++)); fi ;;
+        esac
+    done
+    COMPREPLY=()
+    case $before in
+";
+/// Names that need it are quoted. What bash has cut off before a colon is not repeated.
+const BASH_TOPICS: &str = "
+# Adds the topics that begin with a word.
+_msgbus_topics() {
+    local word=$1 name
+    shift
+    while IFS= read -r name; do
+        printf -v name %q \"$name\"
+        COMPREPLY+=(\"${name#\"${word%\"${word##*:}\"}\"}\")
+    done < <(msgbus \"$@\" __topics -- \"$word\" 2>/dev/null)
+}
+complete -F _msgbus msgbus
 ";
 
 fn bash() -> String {
     let mut script = BASH_HEAD.to_owned();
-    script.push_str(&format!("            {}) ((i++)) ;;\n", with_value(|_| true)));
-    script.push_str(
-        "            -*) ;;\n            *) command=${COMP_WORDS[i]}; break ;;\n        esac\n    done\n\
-         \x20   COMPREPLY=()\n    case $before in\n",
-    );
+    script.push_str(&format!(
+        "            {}) connection+=(\"${{words[i]}}\" \"${{words[i+1]}}\"); ((i++)) ;;\n",
+        connection()
+    ));
+    let joined = format!("{}=*", connection().replace('|', "=*|"));
+    script.push_str(&format!("            {joined}) connection+=(\"${{words[i]}}\") ;;\n"));
+    script.push_str(&format!("            {}) ((i++)) ;;\n{BASH_WORDS}", with_value(|_| true)));
     for option in OPTIONS.iter().filter(|option| !option.values.is_empty()) {
-        let pattern: Vec<&str> = [Some(option.long), option.short].into_iter().flatten().collect();
+        let pattern: Vec<&str> = option.names().collect();
         script.push_str(&format!(
             "        {}) COMPREPLY=($(compgen -W '{}' -- \"$word\")); return ;;\n",
             pattern.join("|"),
@@ -66,33 +106,55 @@ fn bash() -> String {
     ));
     let free = with_value(|option| option.values.is_empty() && !takes_file(option));
     script.push_str(&format!("        {free}) return ;;\n    esac\n    case $command in\n"));
-    let all: Vec<&str> = COMMANDS.iter().flat_map(names).collect();
+    let all: Vec<&str> = COMMANDS.iter().flat_map(CommandSpec::names).collect();
     script.push_str(&format!(
         "        '') COMPREPLY=($(compgen -W '{}' -- \"$word\")) ;;\n",
         all.join(" ")
     ));
     for spec in &COMMANDS {
-        let pattern: Vec<&str> = names(spec).collect();
+        let pattern: Vec<&str> = spec.names().collect();
         let words: Vec<&str> = options_of(spec).map(|option| option.long).collect();
-        let shells = if spec.arguments.contains('|') && spec.name == "completion" {
-            "bash zsh fish "
+        let fixed = match spec.name {
+            "completion" => format!("{SHELLS} "),
+            "bench" => format!("{BENCHMARKS} "),
+            _ => String::new(),
+        };
+        let topics = if spec.takes_topic() {
+            "\n            [[ $word == -* || $arguments -gt 0 ]] || _msgbus_topics \"$word\" \"${connection[@]}\""
         } else {
             ""
         };
         script.push_str(&format!(
-            "        {}) COMPREPLY=($(compgen -W '{shells}{}' -- \"$word\")) ;;\n",
+            "        {}) COMPREPLY=($(compgen -W '{fixed}{}' -- \"$word\")){topics} ;;\n",
             pattern.join("|"),
             words.join(" ")
         ));
     }
-    script.push_str("    esac\n}\ncomplete -F _msgbus msgbus\n");
+    script.push_str("    esac\n}\n");
+    script.push_str(BASH_TOPICS);
     script
 }
 
+/// The connection's options as they were given are found in `opt_args`.
+const ZSH_TOPICS: &str = "
+_msgbus_topics() {
+    local option
+    local -a connection topics
+    for option in CONNECTION; do
+        (( $+opt_args[$option] )) && connection+=($option \"${(Q)opt_args[$option]}\")
+    done
+    topics=(${(f)\"$(msgbus $connection __topics -- \"${(Q)PREFIX}\" 2>/dev/null)\"})
+    compadd -a topics
+}
+";
+
 fn zsh() -> String {
-    let mut script = "#compdef msgbus\n_msgbus() {\n    local -a commands=(\n".to_owned();
+    let topics = ZSH_TOPICS.replace("CONNECTION", &connection().replace('|', " "));
+    let mut script = format!(
+        "#compdef msgbus\n{topics}\n_msgbus() {{\n    local -A opt_args\n    local -a commands=(\n"
+    );
     for spec in &COMMANDS {
-        for name in names(spec) {
+        for name in spec.names() {
             script.push_str(&format!("        '{name}:{}'\n", spec.about));
         }
     }
@@ -101,7 +163,7 @@ fn zsh() -> String {
          local command=$words[2]\n    shift words; (( CURRENT-- ))\n    case $command in\n",
     );
     for spec in &COMMANDS {
-        let pattern: Vec<&str> = names(spec).collect();
+        let pattern: Vec<&str> = spec.names().collect();
         script.push_str(&format!("        {})\n            _arguments \\\n", pattern.join("|")));
         for option in options_of(spec) {
             let help = option.help.replace('[', "(").replace(']', ")").replace('\'', "");
@@ -113,22 +175,42 @@ fn zsh() -> String {
                 Some(value) => format!(":{value}:"),
                 None => String::new(),
             };
-            for name in [Some(option.long), option.short].into_iter().flatten() {
+            for name in option.names() {
                 script.push_str(&format!("                '{name}[{help}]{action}' \\\n"));
             }
         }
-        let argument =
-            if spec.name == "completion" { "1:shell:(bash zsh fish)" } else { "*:argument:" };
-        script.push_str(&format!("                '{argument}' ;;\n"));
+        let argument = match spec.name {
+            "completion" => format!("1:shell:({SHELLS})"),
+            "bench" => format!("1:benchmark:({BENCHMARKS})"),
+            _ if spec.takes_topic() => "1:topic:_msgbus_topics".to_owned(),
+            _ => "*:argument:".to_owned(),
+        };
+        let rest =
+            if spec.runs_a_command || spec.most_arguments > 1 { " '*:argument:'" } else { "" };
+        script.push_str(&format!("                '{argument}'{rest} ;;\n"));
     }
     script.push_str("    esac\n}\n_msgbus \"$@\"\n");
     script
 }
 
+const FISH_TOPICS: &str = "
+function __msgbus_topics
+    set -l words (commandline -opc)
+    set -l connection
+    for i in (seq 2 (count $words))
+        if contains -- $words[$i] CONNECTION
+            set -a connection $words[$i] $words[(math $i + 1)]
+        end
+    end
+    msgbus $connection __topics -- (commandline -ct) 2>/dev/null
+end
+";
+
 fn fish() -> String {
-    let mut script = "# fish completion for msgbus\ncomplete -c msgbus -f\n".to_owned();
+    let topics = FISH_TOPICS.replace("CONNECTION", &connection().replace('|', " "));
+    let mut script = format!("# fish completion for msgbus\n{topics}\ncomplete -c msgbus -f\n");
     for spec in &COMMANDS {
-        for name in names(spec) {
+        for name in spec.names() {
             script.push_str(&format!(
                 "complete -c msgbus -n __fish_use_subcommand -a {name} -d '{}'\n",
                 spec.about
@@ -136,11 +218,8 @@ fn fish() -> String {
         }
     }
     for option in &OPTIONS {
-        let place: Vec<&str> = COMMANDS
-            .iter()
-            .filter(|spec| option.belongs_to(spec.command))
-            .flat_map(names)
-            .collect();
+        let commands = COMMANDS.iter().filter(|spec| option.belongs_to(spec.command));
+        let place: Vec<&str> = commands.flat_map(CommandSpec::names).collect();
         let short =
             option.short.map_or(String::new(), |s| format!(" -s {}", s.trim_start_matches('-')));
         let value = match option.value {
@@ -156,8 +235,13 @@ fn fish() -> String {
             option.help.replace('\'', "")
         ));
     }
-    script.push_str(
-        "complete -c msgbus -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'\n",
-    );
+    let commands = COMMANDS.iter().filter(|spec| spec.takes_topic());
+    let place: Vec<&str> = commands.flat_map(CommandSpec::names).collect();
+    script.push_str(&format!(
+        "complete -c msgbus -n '__fish_seen_subcommand_from {}' -a '(__msgbus_topics)'\n\
+         complete -c msgbus -n '__fish_seen_subcommand_from completion' -a '{SHELLS}'\n\
+         complete -c msgbus -n '__fish_seen_subcommand_from bench' -a '{BENCHMARKS}'\n",
+        place.join(" ")
+    ));
     script
 }

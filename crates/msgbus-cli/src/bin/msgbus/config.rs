@@ -1,85 +1,200 @@
-//! Defaults from the environment and from `~/.msgbus.yaml`, the ancestor's file: lines of
-//! `key: value` with the keys `uri`, `ca-file` and `debug`.
+//! Defaults from the environment and from `~/.msgbus.yaml`: lines of `key: value`, and servers by name,
+//! whose lines are indented. It is a small part of YAML.
 
 use std::{
-    env, fs,
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
-use msgbus_client::Key;
+use crate::{failure::Failure, output::note};
 
-use crate::failure::Failure;
+/// A value, and where it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Given {
+    pub(crate) value: String,
+    pub(crate) origin: String,
+}
+
+impl Given {
+    pub(crate) fn new(value: impl Into<String>, origin: impl Into<String>) -> Self {
+        Self { value: value.into(), origin: origin.into() }
+    }
+
+    /// As a path; `~/` is the home directory.
+    pub(crate) fn path(&self) -> PathBuf {
+        match (self.value.strip_prefix("~/"), env::var_os("HOME")) {
+            (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
+            _ => PathBuf::from(&self.value),
+        }
+    }
+}
+
+/// A server as the file describes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) uri: Option<Given>,
+    /// It is sent to this server only.
+    pub(crate) key: Option<Given>,
+    pub(crate) key_file: Option<Given>,
+    pub(crate) ca_file: Option<Given>,
+}
 
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Defaults {
-    /// The server, and where it was named.
-    pub(crate) uri: Option<(String, String)>,
-    /// Whom to trust, and where that was said.
-    pub(crate) ca_file: Option<(PathBuf, String)>,
+pub(crate) struct File {
+    path: PathBuf,
+    /// What no name is before.
+    pub(crate) default: Server,
+    named: BTreeMap<String, Server>,
     pub(crate) debug: bool,
 }
 
-/// Reads the file, which must be there if it was asked for, and the environment, which wins.
-pub(crate) fn read(file: Option<PathBuf>) -> Result<Defaults, Failure> {
+/// Reads the file, which must exist if it was asked for.
+pub(crate) fn read(file: Option<PathBuf>, quiet: bool) -> Result<File, Failure> {
     let asked_for = file.is_some();
-    let path = file.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".msgbus.yaml")));
-    let mut defaults = match path {
-        Some(path) => match fs::read_to_string(&path) {
-            Ok(text) => parse(&path, &text)?,
-            // Nobody said that there is one, or that it is for us.
-            Err(_) if !asked_for => Defaults::default(),
-            Err(error) => {
-                return Err(Failure::usage(format!("cannot read {}: {error}", path.display())));
-            }
-        },
-        None => Defaults::default(),
+    let Some(path) =
+        file.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".msgbus.yaml")))
+    else {
+        return Ok(File::default());
     };
-    if let Some(uri) = env::var_os("MSGBUS_URI").filter(|uri| !uri.is_empty()) {
-        let uri = uri.into_string().map_err(|_| Failure::usage("MSGBUS_URI is not UTF-8"))?;
-        defaults.uri = Some((uri, "MSGBUS_URI".to_owned()));
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        // Nobody said that there is one, or that it is for us.
+        Err(_) if !asked_for => return Ok(File::default()),
+        Err(error) => {
+            return Err(Failure::usage(format!("cannot read {}: {error}", path.display())));
+        }
+    };
+    let file = parse(&path, &text)?;
+    let has_key = file.named.values().chain([&file.default]).any(|server| server.key.is_some());
+    let is_open = || fs::metadata(&path).is_ok_and(|file| file.permissions().mode() & 0o044 != 0);
+    if !quiet && has_key && is_open() {
+        let name = path.display();
+        note(&format!("other users can read the key in {name}; run chmod 600 {name}"));
     }
-    if let Some(path) = env::var_os("MSGBUS_CA_FILE").filter(|path| !path.is_empty()) {
-        defaults.ca_file = Some((path.into(), "MSGBUS_CA_FILE".to_owned()));
-    }
-    if let Some(debug) = env::var_os("MSGBUS_DEBUG") {
-        defaults.debug = debug == "1" || debug == "true";
-    }
-    Ok(defaults)
+    Ok(file)
 }
 
-/// The key that the environment names.
-pub(crate) fn key() -> Result<Option<Key>, Failure> {
-    let Some(text) = env::var_os("MSGBUS_KEY").filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let key = text.to_str().unwrap_or_default().parse();
-    key.map(Some).map_err(|error| Failure::usage(format!("MSGBUS_KEY: {error}")))
+impl File {
+    /// The server of this name.
+    pub(crate) fn server(&self, name: &str, origin: &str) -> Result<&Server, Failure> {
+        self.named.get(name).ok_or_else(|| {
+            let names: Vec<&str> = self.named.keys().map(String::as_str).collect();
+            let there = match &names[..] {
+                [] => "it names none".to_owned(),
+                names => format!("it names {}", names.join(", ")),
+            };
+            let file = match self.path.to_str() {
+                None | Some("") => "~/.msgbus.yaml".to_owned(),
+                Some(path) => path.to_owned(),
+            };
+            Failure::usage(format!("{origin}: no server {name:?} in {file}; {there}"))
+        })
+    }
 }
 
-fn parse(path: &Path, text: &str) -> Result<Defaults, Failure> {
-    let mut defaults = Defaults::default();
+fn parse(path: &Path, text: &str) -> Result<File, Failure> {
+    let mut file = File { path: path.to_owned(), ..File::default() };
+    let mut lines = BTreeMap::new();
+    let mut section = None;
+    // Editors of some systems begin every file with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (number, line) in text.lines().enumerate() {
+        let is_indented = line.starts_with([' ', '\t']);
         let line = line.split(" #").next().unwrap_or_default().trim();
         if line.is_empty() || line.starts_with('#') || line == "---" {
             continue;
         }
         let origin = format!("{}:{}", path.display(), number + 1);
-        let (key, value) = line
-            .split_once(':')
-            .ok_or_else(|| Failure::usage(format!("{origin}: write it as key: value")))?;
-        let value = value.trim().trim_matches(['"', '\'']).to_owned();
-        match key.trim() {
-            "uri" => defaults.uri = Some((value, origin)),
-            "ca-file" => defaults.ca_file = Some((value.into(), origin)),
-            "debug" => defaults.debug = value == "true",
-            key => {
-                return Err(Failure::usage(format!(
-                    "{origin}: no such setting: {key:?}; there are uri, ca-file and debug"
+        let wrong = |problem: String| Failure::usage(format!("{origin}: {problem}"));
+        let (key, value) =
+            line.split_once(':').ok_or_else(|| wrong("write it as key: value".to_owned()))?;
+        let (key, value) = (key.trim(), value.trim().trim_matches(['"', '\'']));
+        if !is_indented {
+            section = None;
+        }
+        let name = section.clone().unwrap_or_default();
+        if let Some(first) = lines.insert((name, key.to_owned()), number + 1) {
+            return Err(wrong(format!("{key} is given twice; the first is in line {first}")));
+        }
+        let is_known = matches!(key, "uri" | "key" | "key-file" | "ca-file" | "debug");
+        if is_known && value.is_empty() {
+            return Err(wrong(format!("{key} is empty")));
+        }
+        if !is_known && value.is_empty() && !is_indented {
+            section = Some(key.to_owned());
+            file.named.insert(key.to_owned(), Server::default());
+            continue;
+        }
+        if is_indented && section.is_none() {
+            return Err(wrong("it is indented, but below no name of a server".to_owned()));
+        }
+        let server = match &section {
+            Some(name) => file.named.entry(name.clone()).or_default(),
+            None => &mut file.default,
+        };
+        let given = Some(Given::new(value, origin.clone()));
+        match (key, &section) {
+            ("uri", _) => server.uri = given,
+            ("key", _) => server.key = given,
+            ("key-file", _) => server.key_file = given,
+            ("ca-file", _) => server.ca_file = given,
+            ("debug", None) => file.debug = value == "true",
+            (key, None) => {
+                return Err(wrong(format!(
+                    "no such setting: {key:?}; there are uri, key, key-file, ca-file and debug, \
+                     and servers by name"
+                )));
+            }
+            (key, Some(name)) => {
+                return Err(wrong(format!(
+                    "no such setting of {name}: {key:?}; there are uri, key, key-file and ca-file"
                 )));
             }
         }
     }
-    Ok(defaults)
+    Ok(file)
+}
+
+const VARIABLES: [&str; 5] = ["URI", "KEY", "KEY_FILE", "CA_FILE", "DEBUG"];
+const PREFIX: &str = "MSGBUS_";
+
+/// What a variable of the environment says.
+pub(crate) fn variable(name: &str) -> Result<Option<Given>, Failure> {
+    let Some(value) = env::var_os(name) else { return Ok(None) };
+    if value.is_empty() {
+        return Err(Failure::usage(format!("{name} is empty; unset it, or give it a value")));
+    }
+    let value = value.into_string().map_err(|_| Failure::usage(format!("{name} is not UTF-8")))?;
+    Ok(Some(Given::new(value, name)))
+}
+
+/// Warns of variables that are not read and look as if they were meant to be.
+pub(crate) fn warn_of_other_variables() {
+    for (name, _) in env::vars_os() {
+        if let Some((name, meant)) = misspelt(&name) {
+            note(&format!("{name} is not read; did you mean {PREFIX}{meant}?"));
+        }
+    }
+}
+
+fn misspelt(name: &OsString) -> Option<(&str, &'static str)> {
+    let name = name.to_str()?;
+    let rest = name.strip_prefix(PREFIX).filter(|rest| !VARIABLES.contains(rest))?;
+    let other = match rest {
+        "URL" | "SERVER" | "HOST" | "ADDR" | "ADDRESS" => Some("URI"),
+        "TOKEN" | "APIKEY" | "API_KEY" => Some("KEY"),
+        "KEYFILE" | "KEY_PATH" | "TOKEN_FILE" => Some("KEY_FILE"),
+        "CA" | "CAFILE" | "CA_CERT" | "CACERT" => Some("CA_FILE"),
+        // The shell that completes, and the server, have their own.
+        _ => VARIABLES
+            .into_iter()
+            .find(|known| known.len() > 2 && strsim::damerau_levenshtein(rest, known) == 1),
+    };
+    Some((name, other?))
 }
 
 #[cfg(test)]
@@ -89,18 +204,57 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ancestors_file_is_read() {
+    fn the_file_is_read() {
         let path = Path::new("f");
-        let text = "---\n# a comment\nuri: \"http://bus:8000\" # there\n\ndebug: true\n\
-            ca-file: /etc/ca.pem\n";
-        let defaults = parse(path, text).unwrap();
-        assert_eq!(defaults.uri, Some(("http://bus:8000".to_owned(), "f:3".to_owned())));
-        assert_eq!(defaults.ca_file, Some(("/etc/ca.pem".into(), "f:6".to_owned())));
-        assert!(defaults.debug);
+        let text = "\u{feff}---\r\n# a comment\r\nuri: \"http://bus:8000\" # there\n\ndebug: true\n\
+            ca-file: /etc/ca.pem\nkey-file: ~/k\nprod: # the real one\n  uri: https://a\n  key: s\n\
+            test:\n\turi: 'b:1'\n";
+        let file = parse(path, text).unwrap();
+        assert_eq!(file.default.uri, Some(Given::new("http://bus:8000", "f:3")));
+        assert_eq!(file.default.ca_file, Some(Given::new("/etc/ca.pem", "f:6")));
+        assert_eq!(file.default.key_file, Some(Given::new("~/k", "f:7")));
+        assert!(file.debug);
+        let prod = file.server("prod", "").unwrap();
+        assert_eq!(prod.uri, Some(Given::new("https://a", "f:9")));
+        assert_eq!((&prod.key, &prod.ca_file), (&Some(Given::new("s", "f:10")), &None));
+        assert_eq!(file.server("test", "").unwrap().uri, Some(Given::new("b:1", "f:12")));
+        let error = file.server("other", "--uri").unwrap_err().to_string();
+        assert_eq!(error, "--uri: no server \"other\" in f; it names prod, test");
+    }
 
-        for (text, mention) in [("uri\n", "f:1: write it"), ("\nurl: x\n", "f:2: no such setting")]
-        {
-            assert!(parse(path, text).unwrap_err().to_string().starts_with(mention));
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        for (text, said) in [
+            ("uri\n", "f:1: write it as key: value"),
+            ("\nurl: x\n", "f:2: no such setting: \"url\"; there are"),
+            ("uri: a\n\nuri: b\n", "f:3: uri is given twice; the first is in line 1"),
+            ("a:\n  uri: a\n  uri: b\n", "f:3: uri is given twice; the first is in line 2"),
+            ("a:\n  uri: a\na:\n", "f:3: a is given twice; the first is in line 1"),
+            ("uri:\n", "f:1: uri is empty"),
+            ("a:\n  key: ''\n", "f:2: key is empty"),
+            ("  uri: a\n", "f:1: it is indented"),
+            ("a:\n  debug: true\n", "f:2: no such setting of a: \"debug\""),
+        ] {
+            let error = parse(Path::new("f"), text).unwrap_err().to_string();
+            assert!(error.starts_with(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn misspelt_variables_are_known() {
+        for (name, meant) in [
+            ("MSGBUS_URL", Some("URI")),
+            ("MSGBUS_UIR", Some("URI")),
+            ("MSGBUS_KEYFILE", Some("KEY_FILE")),
+            ("MSGBUS_KEYS", Some("KEY")),
+            ("MSGBUS_URI", None),
+            ("MSGBUS_ID", None),
+            ("MSGBUS_TOPIC", None),
+            ("MSGBUS_PORT", None),
+            ("MSGBUS_SERVICE_HOST", None),
+            ("MSGBUSD_URL", None),
+        ] {
+            assert_eq!(misspelt(&name.into()).map(|(_, meant)| meant), meant, "{name}");
         }
     }
 
@@ -109,11 +263,11 @@ mod tests {
 
         #[test]
         fn whatever_is_in_the_file_it_is_read_or_named_in_one_line(
-            lines in prop::collection::vec("(uri|debug|[a-z]{0,3})(: ?|)[^\n]{0,9}( #.{0,3})?", 0..4)
+            lines in prop::collection::vec(" ?(uri|debug|[a-z]{0,3})(: ?|)[^\n]{0,9}( #.{0,3})?", 0..4)
         ) {
             match parse(Path::new("f"), &lines.join("\n")) {
-                Ok(defaults) => {
-                    let origin = defaults.uri.map(|(_, origin)| origin);
+                Ok(file) => {
+                    let origin = file.default.uri.map(|given| given.origin);
                     prop_assert!(origin.is_none_or(|origin| origin.starts_with("f:")));
                 }
                 Err(error) => {

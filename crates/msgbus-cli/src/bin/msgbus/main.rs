@@ -2,9 +2,11 @@
 
 mod args;
 mod bench;
+mod commands;
 mod completion;
 mod config;
 mod cursor;
+mod execute;
 mod failure;
 mod help;
 mod input;
@@ -14,6 +16,8 @@ mod publish;
 mod pull;
 mod reader;
 mod signals;
+mod slips;
+mod split;
 mod subscribe;
 mod tail;
 mod topics;
@@ -55,6 +59,9 @@ fn run(invocation: Invocation) -> Result<Exit, Failure> {
         Invocation::Pull(args) => block_on(async { pull::run(args, listen()?).await }),
         Invocation::Topics(args) => block_on(topics::list(args)),
         Invocation::Info(args) => block_on(topics::info(args)),
+        Invocation::Purge(args) => block_on(async { topics::purge(args, listen()?).await }),
+        Invocation::Ping(args) => block_on(topics::ping(args)),
+        Invocation::TopicNames(args) => block_on(topics::names(args)),
         Invocation::Rm(args) => block_on(topics::remove(args)),
         Invocation::Sub(args) => block_on(async { subscribe::run(args, listen()?).await }),
     }

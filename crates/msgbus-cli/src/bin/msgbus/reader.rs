@@ -1,17 +1,13 @@
 //! The options of a command line, read one by one.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use msgbus_client::{Client, Key, Roots};
 use msgbus_core::parse_duration;
 use pico_args::Arguments;
 
 use crate::{
-    config,
+    config::{self, Given},
     failure::Failure,
     output::{Style, note},
 };
@@ -43,46 +39,88 @@ impl Options {
     /// The client of the server that option, environment, file or default name, in this order; and
     /// whether to debug.
     pub(crate) fn client(&mut self) -> Result<(Client, bool), Failure> {
-        let file = self.value("--config", |path| Ok(PathBuf::from(path)))?;
-        let defaults = config::read(file)?;
-        let debug = self.switch("--debug") || defaults.debug;
-        let uri = self.value("--uri", |text| Ok(text.to_owned()))?;
-        let (uri, origin) = match (uri, defaults.uri) {
-            (Some(uri), _) => (uri, "--uri".to_owned()),
-            (None, Some(default)) => default,
-            (None, None) => (DEFAULT_URI.to_owned(), "--uri".to_owned()),
-        };
-        let mut client =
-            Client::new(&uri).map_err(|error| Failure::usage(format!("{origin}: {error}")))?;
-        let ca_file = self.value("--ca-file", |path| Ok(PathBuf::from(path)))?;
-        let ca_file = ca_file.map(|path| (path, "--ca-file".to_owned())).or(defaults.ca_file);
-        if let Some((path, origin)) = ca_file
+        let path = self.value("--config", |path| Ok(PathBuf::from(path)))?;
+        let file = config::read(path, self.quiet)?;
+        if !self.quiet {
+            config::warn_of_other_variables();
+        }
+        let variable = config::variable("MSGBUS_DEBUG")?;
+        let by_variable = variable.map(|given| matches!(&given.value[..], "1" | "true"));
+        let debug = self.switch("--debug") || by_variable.unwrap_or(file.debug);
+        let server = self.server(&file)?;
+        let uri = server.uri.unwrap_or_else(|| Given::new(DEFAULT_URI, "--uri"));
+        let mut client = Client::new(&uri.value)
+            .map_err(|error| Failure::usage(format!("{}: {error}", uri.origin)))?;
+        let ca_file = self.given("--ca-file", "MSGBUS_CA_FILE")?.or(server.ca_file);
+        if let Some(ca_file) = ca_file
             && client.server().is_encrypted()
         {
-            client = client.with_roots(roots(&path, &origin)?);
+            client = client.with_roots(roots(&ca_file)?);
         }
-        if let Some(key) = self.key()? {
+        if let Some(key) = self.key(server.key, server.key_file)? {
             let server = client.server();
             if !(self.quiet || server.is_encrypted() || server.is_local()) {
-                note(&format!("the key goes to {server} in the clear, for all on the way to read"));
+                note(&format!("the key is sent to {server} unencrypted"));
             }
             client = client.with_key(key);
         }
         Ok((client, debug))
     }
 
-    /// The key that option, file or environment name. No error repeats any of it.
-    fn key(&mut self) -> Result<Option<Key>, Failure> {
-        let read = |text: &str| text.parse::<Key>().map_err(|error| error.to_string());
-        let given = self.value("--key", read)?;
-        let from_file = self.value("--key-file", |path| {
-            let text = fs::read_to_string(path);
-            read(text.map_err(|error| format!("cannot read {path}: {error}"))?.trim())
-        })?;
-        match (given, from_file) {
-            (Some(_), Some(_)) => Err(Failure::usage("give one of --key and --key-file")),
-            (None, None) => config::key(),
-            (given, from_file) => Ok(given.or(from_file)),
+    /// The server that is meant: its URI, and what the file says of it. A key in the file is for the
+    /// server beside which it is, and for no other.
+    fn server(&mut self, file: &config::File) -> Result<config::Server, Failure> {
+        let Some(uri) = self.given("--uri", "MSGBUS_URI")? else { return Ok(file.default.clone()) };
+        let Some(name) = uri.value.strip_prefix('@') else {
+            let ca_file = file.default.ca_file.clone();
+            return Ok(config::Server { uri: Some(uri), ca_file, ..config::Server::default() });
+        };
+        let server = file.server(name, &uri.origin)?;
+        if server.uri.is_none() {
+            return Err(Failure::usage(format!("{}: server {name:?} has no uri", uri.origin)));
+        }
+        let ca_file = server.ca_file.clone().or_else(|| file.default.ca_file.clone());
+        Ok(config::Server { ca_file, ..server.clone() })
+    }
+
+    /// The value of an option, else of a variable.
+    fn given(&mut self, option: &'static str, variable: &str) -> Result<Option<Given>, Failure> {
+        let value = self.value(option, |text| Ok(text.to_owned()))?;
+        // What a variable says does not matter then, not even whether it is empty.
+        value
+            .map_or_else(|| config::variable(variable), |value| Ok(Some(Given::new(value, option))))
+    }
+
+    /// The key that options, variables or the file give, in this order. No error repeats any of it.
+    fn key(
+        &mut self,
+        in_file: Option<Given>,
+        file_in_file: Option<Given>,
+    ) -> Result<Option<Key>, Failure> {
+        let mut option = |name| {
+            let value = self.value(name, |text| Ok(text.to_owned()))?;
+            Ok::<_, Failure>(value.map(|value| Given::new(value, name)))
+        };
+        let options = (option("--key")?, option("--key-file")?);
+        let variables = match &options {
+            (None, None) => (config::variable("MSGBUS_KEY")?, config::variable("MSGBUS_KEY_FILE")?),
+            _ => (None, None),
+        };
+        let levels = [options, variables, (in_file, file_in_file)];
+        let level = levels.into_iter().find(|level| *level != (None, None));
+        match level.unwrap_or_default() {
+            (Some(key), Some(file)) => {
+                Err(Failure::usage(format!("give one of {} and {}", key.origin, file.origin)))
+            }
+            (Some(key), None) => read_key(&key.value, &key.origin).map(Some),
+            (None, Some(file)) => {
+                let text = fs::read_to_string(file.path()).map_err(|error| {
+                    let (origin, path) = (&file.origin, &file.value);
+                    Failure::usage(format!("{origin}: cannot read {path}: {error}"))
+                })?;
+                read_key(text.trim(), &file.origin).map(Some)
+            }
+            (None, None) => Ok(None),
         }
     }
 
@@ -102,12 +140,14 @@ impl Options {
         let values: Vec<String> = self
             .arguments
             .values_from_str(name)
-            .map_err(|_| Failure::usage(format!("{name}: the value is not UTF-8")))?;
+            .map_err(|_| Failure::usage(format!("{name} is not UTF-8")))?;
         match &values[..] {
             [] => Ok(None),
-            [value] => read(value)
-                .map(Some)
-                .map_err(|problem| Failure::usage(format!("{name}: {problem}"))),
+            [value] => read(value).map(Some).map_err(|problem| {
+                // As in "--count must be at least 1".
+                let colon = if problem.starts_with("must ") { "" } else { ":" };
+                Failure::usage(format!("{name}{colon} {problem}"))
+            }),
             _ => Err(Failure::usage(format!("{name} is given more than once"))),
         }
     }
@@ -123,16 +163,23 @@ impl Options {
     }
 }
 
-fn roots(path: &Path, origin: &str) -> Result<Roots, Failure> {
-    let name = path.display();
-    let pem = fs::read(path)
+fn read_key(text: &str, origin: &str) -> Result<Key, Failure> {
+    text.parse::<Key>().map_err(|error| Failure::usage(format!("{origin}: {error}")))
+}
+
+fn roots(file: &Given) -> Result<Roots, Failure> {
+    let (name, origin) = (&file.value, &file.origin);
+    let pem = fs::read(file.path())
         .map_err(|error| Failure::usage(format!("{origin}: cannot read {name}: {error}")))?;
     Roots::from_pem(&pem).map_err(|error| Failure::usage(format!("{origin}: {name}: {error}")))
 }
 
 pub(crate) fn count(text: &str) -> Result<u64, String> {
-    let wrong = || format!("not a whole number, 1 or more: {text:?}");
-    text.parse().ok().filter(|count| *count > 0).ok_or_else(wrong)
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err(format!("not a whole number: {text:?}")),
+    }
 }
 
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {

@@ -1,56 +1,54 @@
 //! `msgbus sub`.
 
 use std::{
-    convert::Infallible,
-    env,
-    ffi::OsStr,
     future::{pending, poll_fn},
     ops::Range,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
     pin::pin,
-    process::{ExitStatus, Stdio},
     task::Poll,
     time::Duration,
 };
 
 use msgbus_client::{Event, Message, Position, Subscription};
 use tokio::{
-    io::AsyncWriteExt as _,
-    process::Command,
     select,
     time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
     args::Sub,
-    cursor::Cursor,
+    cursor::{Cursor, Owner},
+    execute::Execute,
     failure::{Exit, Failure},
-    output::{self, Output, note, write_json},
+    output::{self, Format, Output, note},
     signals::Stop,
     tail::last,
 };
 
+/// How long to look for a message that may still be to come.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long output that nobody takes is waited for at the end.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> {
-    if let Some((program, _)) = &args.command {
-        check_program(program)?;
-    }
-    let cursor = match args.cursor.take() {
-        Some(path) if args.ignore_cursor => Some(Cursor::anew(path)),
-        path => path.map(Cursor::open).transpose()?,
-    };
-    let from = cursor.as_ref().and_then(Cursor::saved).unwrap_or(args.since);
+    let raw = args.style.format == Some(Format::Raw);
+    let execute = args.command.take().map(|(program, rest)| Execute::new(program, rest, raw));
+    let execute = execute.transpose()?;
+    let owner = Owner { topic: args.topic.to_string(), server: args.client.server().to_string() };
+    let cursor = args.cursor.take().map(|path| Cursor::open(&path, owner, args.ignore_cursor));
+    let cursor = cursor.transpose()?;
+    let saved = cursor.as_ref().and_then(Cursor::saved);
+    let mut from = saved.unwrap_or(args.since);
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
-    let runs_a_command = args.command.is_some();
+    let runs_a_command = execute.is_some();
+    let ahead = Ahead::find(&args, &mut from).await;
     let mut follower = Follower {
         subscription: args.client.subscribe(&args.topic, from),
         output: Output::new(args.style),
         stop: stop.clone(),
         args,
+        execute,
         cursor,
+        ahead,
         handled: 0,
         missed: false,
         reached: false,
@@ -117,31 +115,50 @@ async fn sleep_until_some(deadline: Option<Instant>) {
     }
 }
 
-/// Says at the start, and not at the first message, that a program is not there.
-fn check_program(program: &OsStr) -> Result<(), Failure> {
-    let is_program = |path: &Path| {
-        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-    };
-    let name = program.to_string_lossy();
-    let path = env::var_os("PATH").unwrap_or_default();
-    let is_there = if name.contains('/') {
-        is_program(Path::new(program))
-    } else {
-        env::split_paths(&path).any(|folder| is_program(&folder.join(program)))
-    };
-    if is_there {
-        return Ok(());
+/// A first message that the topic has not reached yet.
+struct Ahead(Option<u64>);
+
+impl Ahead {
+    /// Looks whether `from` is an id that is still to come. Then it says so, and makes `from` the
+    /// position of the next message: the server would take an id that it cannot know for one of a
+    /// topic that was there before.
+    async fn find(args: &Sub, from: &mut Position) -> Self {
+        let Position::Id(id) = *from else { return Self(None) };
+        // What is wrong with the connection shows when it is made.
+        let seen = timeout(LOOK, args.client.peek(&args.topic, Some(*from), 1)).await;
+        let Ok(Ok(seen)) = seen else { return Self(None) };
+        if id == 0 || (seen.epoch.is_some() && !seen.restarted) {
+            return Self(None);
+        }
+        let end = timeout(LOOK, args.client.peek(&args.topic, Some(Position::New), 1)).await;
+        let Ok(Ok(end)) = end else { return Self(None) };
+        let next_id = end.next_id.unwrap_or(0);
+        // Meanwhile it may have come.
+        if next_id < id {
+            note(&format!("{} has no message {id} yet (next id is {next_id})", args.topic));
+            *from = end.epoch.map_or(Position::All, |epoch| Position::before(epoch, next_id));
+        }
+        Self(Some(id).filter(|id| next_id < *id))
     }
-    let hint = if name.contains(' ') { "; for a line of shell use sh -c" } else { "" };
-    Err(Failure::Other(format!("cannot run {name}: there is no such program{hint}")))
+
+    /// Whether a message comes before the first one that is wanted.
+    fn skips(&mut self, id: u64) -> bool {
+        let skips = self.0.is_some_and(|first| id < first);
+        if !skips {
+            self.0 = None;
+        }
+        skips
+    }
 }
 
 struct Follower {
     args: Sub,
+    execute: Option<Execute>,
     subscription: Subscription,
     output: Output,
     stop: Stop,
     cursor: Option<Cursor>,
+    ahead: Ahead,
     /// Messages dealt with.
     handled: u64,
     /// Whether anything was gone before it came here.
@@ -174,8 +191,9 @@ impl Follower {
             }
             Event::Missed(count) => self.tell_missed(count),
             Event::Restarted => {
+                self.ahead = Ahead(None);
                 note(&format!(
-                    "{topic}: the topic has begun anew at the server; ids start at 0 again"
+                    "{topic}: topic was reset (server restart or delete); ids restart at 0"
                 ));
             }
             Event::Connected => self.greet()?,
@@ -189,8 +207,15 @@ impl Follower {
     }
 
     async fn deal_with(&mut self, message: &Message, position: Position) -> Result<(), Failure> {
-        match &self.args.command {
-            Some(_) => self.run_command(message).await?,
+        if self.ahead.skips(message.id()) {
+            return self.keep(position).await;
+        }
+        match &self.execute {
+            Some(execute) => {
+                let (subscription, stop) = (&mut self.subscription, &mut self.stop);
+                let problem = execute.run(message, subscription, stop).await?;
+                self.judge(problem)?;
+            }
             None => self.output.write(message).await?,
         }
         self.handled += 1;
@@ -206,8 +231,11 @@ impl Follower {
 
     fn tell_missed(&mut self, count: u64) {
         self.missed = true;
-        let topic = &self.args.topic;
-        note(&format!("{topic}: {count} messages were gone at the server before they came here"));
+        let (topic, s) = (&self.args.topic, if count == 1 { "" } else { "s" });
+        note(&format!(
+            "{topic}: missed {count} message{s}: the server dropped them before they were delivered \
+             (topic limit or TTL)"
+        ));
     }
 
     /// Shows what is there by now, from a position or of the last ones, and says where to go on.
@@ -264,7 +292,7 @@ impl Follower {
             if message.id() >= range.end {
                 break;
             }
-            next = message.id() + 1;
+            next = message.id().saturating_add(1);
             self.deal_with(message, Position::After { epoch, id: message.id() }).await?;
         }
         Ok(next)
@@ -303,7 +331,7 @@ impl Follower {
         flushed?;
         Ok(match ended {
             Ended::OutOfTime if !self.reached => {
-                note("there was no connection within --timeout");
+                note("no connection within --timeout");
                 Exit::NoConnection
             }
             _ if self.missed && self.args.strict => Exit::Missed,
@@ -312,49 +340,12 @@ impl Follower {
         })
     }
 
-    /// Runs the user's command for one message. It has a process group of its own: Ctrl-C is for us,
-    /// and we let it finish.
-    async fn run_command(&mut self, message: &Message) -> Result<(), Failure> {
-        let Some((program, arguments)) = &self.args.command else { return Ok(()) };
-        let name = program.to_string_lossy().into_owned();
-        let mut child = Command::new(program)
-            .args(arguments)
-            .env("MSGBUS_ID", message.id().to_string())
-            .env("MSGBUS_TOPIC", message.topic().name.as_str())
-            .stdin(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .map_err(|error| Failure::Other(format!("cannot run {name}: {error}")))?;
-        let mut json = Vec::new();
-        write_json(&mut json, message);
-        let input = child.stdin.take();
-        let feed = async {
-            if let Some(mut input) = input {
-                // A command need not read its input.
-                let _ = input.write_all(&json).await;
-            }
-            pending::<Infallible>().await
-        };
-        let status = select! {
-            status = child.wait() => status.map_err(Failure::Output)?,
-            never = feed => match never {},
-            never = self.subscription.keep_alive() => match never {},
-            () = self.stop.insisted() => {
-                // The process ends in a moment.
-                let _ = child.start_kill();
-                pending().await
-            }
-        };
-        self.judge(&name, message.id(), status)
-    }
-
-    fn judge(&self, name: &str, id: u64, status: ExitStatus) -> Result<(), Failure> {
-        if status.success() {
-            return Ok(());
-        }
-        let problem = format!("{name} failed on message {id}: {status}");
+    /// What follows when a command has failed: the next message, or the end where a cursor has to
+    /// stay before this one.
+    fn judge(&self, problem: Option<String>) -> Result<(), Failure> {
+        let Some(problem) = problem else { return Ok(()) };
         if self.cursor.is_some() {
-            return Err(Failure::Other(format!("{problem}; it is the first one the next time")));
+            return Err(Failure::Other(format!("{problem}; the next run starts with it")));
         }
         note(&problem);
         Ok(())

@@ -55,7 +55,7 @@ async fn ids_in(
         let Some(last) = seen.messages.last().filter(|_| seen.epoch == Some(epoch)) else { break };
         let shown = seen.messages.iter().map(msgbus_client::Message::id);
         ids.extend(shown.filter(|id| range.contains(id)));
-        range.start = last.id() + 1;
+        range.start = last.id().saturating_add(1);
     }
     Ok(ids)
 }

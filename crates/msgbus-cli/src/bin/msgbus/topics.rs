@@ -1,15 +1,24 @@
-//! `msgbus topics`, `msgbus info` and `msgbus rm`.
+//! Commands about topics and the server: list, describe, purge, delete, ping.
 
 use std::time::Duration;
 
-use msgbus_client::{SubscriberDetails, TopicDetails, TopicSummary};
+use msgbus_client::{
+    Client, ClientError, Message, Position, PullOptions, SubscriberDetails, TopicDetails,
+    TopicName, TopicSummary,
+};
 use msgbus_core::format_duration;
 use serde::Serialize;
+use tokio::{
+    select,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{
-    args::{Info, Rm, Topics},
+    args::{Info, Ping, Purge, Rm, Topics},
     failure::{Exit, Failure},
     output::{print, printable},
+    pull::RETRY_AFTER,
+    signals::Stop,
 };
 
 pub(crate) async fn list(args: Topics) -> Result<Exit, Failure> {
@@ -90,6 +99,74 @@ fn subscriber(subscription: &SubscriberDetails) -> [String; 5] {
         subscription.missed.to_string(),
         subscription.lag.to_string(),
     ]
+}
+
+/// Names for completions. Nobody can use an error there.
+pub(crate) async fn names(args: Topics) -> Result<Exit, Failure> {
+    const MAX: usize = 200;
+    const TIME: Duration = Duration::from_secs(1);
+    if let Ok(Ok(topics)) = timeout(TIME, args.client.first_topics(&args.prefix, MAX)).await {
+        let names = topics.iter().flat_map(|topic| [topic.name.as_str(), "\n"]);
+        print(&names.collect::<String>())?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Pulls until nothing is left, or what is left was published since.
+pub(crate) async fn purge(args: Purge, mut stop: Stop) -> Result<Exit, Failure> {
+    const BATCH: usize = 10_000;
+    let (client, topic) = (&args.client, &args.topic);
+    // Whoever may not look goes on until the topic is empty.
+    let seen = client.peek(topic, Some(Position::New), 1).await;
+    let end = seen.ok().and_then(|seen| seen.next_id).unwrap_or(u64::MAX);
+    let options = PullOptions { max: Some(BATCH), wait: None };
+    let mut purged = 0;
+    loop {
+        let messages = select! {
+            biased;
+            messages = pull(client, topic, options) => messages?,
+            () = stop.requested() => break,
+        };
+        purged += messages.len();
+        if messages.last().is_none_or(|last| last.id().saturating_add(1) >= end) {
+            break;
+        }
+    }
+    if !args.quiet {
+        print(&format!("{purged} messages discarded\n"))?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn pull(
+    client: &Client,
+    topic: &TopicName,
+    options: PullOptions,
+) -> Result<Vec<Message>, Failure> {
+    Ok(match client.begin_pull(topic, options).await? {
+        Some(pulled) => pulled.messages().await?,
+        None => Vec::new(),
+    })
+}
+
+pub(crate) async fn ping(args: Ping) -> Result<Exit, Failure> {
+    let time = loop {
+        match args.client.ping().await {
+            Ok(time) => break time,
+            Err(error)
+                if (error.is_unreachable() || matches!(error, ClientError::Busy { .. }))
+                    && args.deadline > Some(Instant::now() + RETRY_AFTER) =>
+            {
+                sleep(RETRY_AFTER).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if !args.quiet {
+        let millis = time.as_secs_f64() * 1e3;
+        print(&format!("{} answered in {millis:.1} ms\n", args.client.server()))?;
+    }
+    Ok(Exit::Done)
 }
 
 pub(crate) async fn remove(args: Rm) -> Result<Exit, Failure> {

@@ -45,7 +45,7 @@ impl FromStr for Work {
     fn from_str(text: &str) -> Result<Self, String> {
         let names = Self::ALL.map(Self::name).join(", ");
         let work = Self::ALL.into_iter().find(|work| work.name() == text);
-        work.ok_or_else(|| format!("bench knows {names}, not {text:?}"))
+        work.ok_or_else(|| format!("no benchmark {text:?}; choose one of {names}"))
     }
 }
 
@@ -90,7 +90,9 @@ const TOPIC_HOLDS: u64 = 65_536;
 
 impl Bench {
     pub(crate) fn parse(options: &mut Options, work: Option<OsString>) -> Result<Self, Failure> {
-        let work = work.ok_or_else(|| Failure::usage("measure what: see msgbus bench --help"))?;
+        let work = work.ok_or_else(|| {
+            Failure::usage("choose a benchmark: pub, sub, pull, fanout, idle or latency")
+        })?;
         let work: Work = work.to_string_lossy().parse().map_err(Failure::usage)?;
         let topics = options.value("--topics", number(MOST_TOPICS))?.unwrap_or(1);
         let (clients, subscribers, messages, rate, time) = match work {
@@ -196,7 +198,7 @@ fn connections(
 ) -> Result<usize, Failure> {
     match options.value(name, number(MOST_CONNECTIONS))? {
         Some(_) if default == 0 => {
-            Err(Failure::usage(format!("bench {} has no use for {name}", work.name())))
+            Err(Failure::usage(format!("{name} is not an option of bench {}", work.name())))
         }
         asked => Ok(asked.unwrap_or(default)),
     }

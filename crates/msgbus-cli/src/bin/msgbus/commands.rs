@@ -1,0 +1,336 @@
+//! The table of commands. Parsing, help, completions and the manual are all made from it and from the
+//! table of [options](crate::options), so that none can know what the others do not.
+
+/// A command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    Pub,
+    Sub,
+    Pull,
+    Tail,
+    Topics,
+    Info,
+    Purge,
+    Rm,
+    Ping,
+    Bench,
+    Completion,
+    Man,
+    Version,
+    /// For completions: topic names, one a line.
+    TopicNames,
+}
+
+pub(crate) struct CommandSpec {
+    pub(crate) command: Command,
+    pub(crate) name: &'static str,
+    /// The Go msgbus' other name for it.
+    pub(crate) alias: Option<&'static str>,
+    pub(crate) arguments: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) details: &'static str,
+    pub(crate) examples: &'static [&'static str],
+    /// How many arguments it takes, and in words.
+    pub(crate) most_arguments: usize,
+    pub(crate) takes: &'static str,
+    /// Whether anything after them belongs to a command of the user's.
+    pub(crate) runs_a_command: bool,
+    pub(crate) exit_codes: &'static [(u8, &'static str)],
+}
+
+const USAGE: (u8, &str) = (2, "wrong usage");
+const CONNECT: (u8, &str) = (3, "cannot connect, or the connection was lost");
+const REFUSED: (u8, &str) = (1, "the server refused, or the output could not be written");
+const FOLLOWED: &str = "--timeout before --count";
+const MISSED: (u8, &str) = (6, "messages were missed (with --strict)");
+const SIGNAL: (u8, &str) = (130, "ended by a second signal");
+const PRINTED: &[(u8, &str)] = &[(0, "done"), (1, "the output could not be written"), USAGE];
+const ASKED: &[(u8, &str)] = &[(0, "done"), REFUSED, USAGE, CONNECT];
+const ABOUT_A_TOPIC: &[(u8, &str)] =
+    &[(0, "done"), (1, "there is no such topic, or the server refused"), USAGE, CONNECT];
+
+pub(crate) const COMMANDS: [CommandSpec; 13] = [
+    CommandSpec {
+        command: Command::Pub,
+        name: "pub",
+        alias: Some("put"),
+        arguments: "TOPIC [MESSAGE]",
+        about: "Publish a message",
+        details: "Without MESSAGE, or with -, the message is read from standard input.\n\
+                  Use -- before a MESSAGE that starts with a dash.\n\n\
+                  It tries again within --timeout while the server cannot be reached or is busy.",
+        examples: &["msgbus pub orders '{\"id\": 7}'", "tail -f app.log | msgbus pub --lines logs"],
+        most_arguments: 2,
+        takes: "one topic and one message",
+        runs_a_command: false,
+        exit_codes: &[
+            (0, "published"),
+            (1, "the server refused the message, or did not answer within --timeout"),
+            USAGE,
+            (3, "cannot connect, or the connection was lost: the message may be published"),
+        ],
+    },
+    CommandSpec {
+        command: Command::Sub,
+        name: "sub",
+        alias: Some("reg"),
+        arguments: "TOPIC [COMMAND [ARG...]]",
+        about: "Follow a topic, or run a command for each message",
+        details: "Reconnects and resumes by itself: nothing that the server still has is lost or\n\
+                  repeated, and what it no longer has is reported on standard error.\n\n\
+                  COMMAND is run once for each message, one at a time, in order, without a shell. It\n\
+                  gets the message as JSON on standard input, with -o raw the payload, and in its\n\
+                  environment MSGBUS_ID, MSGBUS_TOPIC and, if the payload is UTF-8 text of at most\n\
+                  4096 bytes without NUL, MSGBUS_PAYLOAD. Everything after COMMAND belongs to it,\n\
+                  dashes included. If it fails, that is reported and the next message follows; with\n\
+                  --cursor, msgbus exits instead, and starts with that message the next time.",
+        examples: &[
+            "msgbus sub orders --since all",
+            "msgbus sub -o raw --cursor place orders wc -c",
+        ],
+        most_arguments: 1,
+        takes: "one topic",
+        runs_a_command: true,
+        exit_codes: &[
+            (0, "done"),
+            (1, "the server refused, a command failed with --cursor, output could not be written"),
+            USAGE,
+            CONNECT,
+            (5, FOLLOWED),
+            MISSED,
+            SIGNAL,
+        ],
+    },
+    CommandSpec {
+        command: Command::Pull,
+        name: "pull",
+        alias: Some("get"),
+        arguments: "TOPIC",
+        about: "Take the next message that nobody has taken",
+        details: "If the topic is empty, prints nothing and exits 0 (5 with --fail-empty).\n\
+                  With --timeout it waits that long for --count messages.",
+        examples: &["msgbus pull jobs", "msgbus pull --wait 1m -o raw jobs"],
+        most_arguments: 1,
+        takes: "one topic",
+        runs_a_command: false,
+        exit_codes: &[
+            (0, "done"),
+            REFUSED,
+            USAGE,
+            CONNECT,
+            (5, "no message (with --fail-empty), or --timeout before --count"),
+            SIGNAL,
+        ],
+    },
+    CommandSpec {
+        command: Command::Tail,
+        name: "tail",
+        alias: None,
+        arguments: "TOPIC",
+        about: "Show the last messages, then follow the topic",
+        details: "Like sub, but starts with the last --count messages that there are.",
+        examples: &["msgbus tail orders", "msgbus tail -n 100 -o raw logs"],
+        most_arguments: 1,
+        takes: "one topic",
+        runs_a_command: false,
+        exit_codes: &[(0, "done"), REFUSED, USAGE, CONNECT, MISSED, SIGNAL],
+    },
+    CommandSpec {
+        command: Command::Topics,
+        name: "topics",
+        alias: Some("ls"),
+        arguments: "[PREFIX]",
+        about: "List the topics and what is in them",
+        details: "With PREFIX, only those whose names begin with it.",
+        examples: &["msgbus topics", "msgbus topics --json orders/"],
+        most_arguments: 1,
+        takes: "one prefix",
+        runs_a_command: false,
+        exit_codes: ASKED,
+    },
+    CommandSpec {
+        command: Command::Info,
+        name: "info",
+        alias: None,
+        arguments: "TOPIC",
+        about: "Show everything about a topic, and who follows it",
+        details: "LAG is the number of messages a subscriber has not received yet.",
+        examples: &["msgbus info orders", "msgbus info --json orders"],
+        most_arguments: 1,
+        takes: "one topic",
+        runs_a_command: false,
+        exit_codes: ABOUT_A_TOPIC,
+    },
+    CommandSpec {
+        command: Command::Purge,
+        name: "purge",
+        alias: None,
+        arguments: "TOPIC",
+        about: "Take and discard every message that nobody has taken",
+        details: "Prints how many. The topic stays, with its counters and subscribers, and what was\n\
+                  taken can still be replayed until it expires. rm deletes the topic instead.\n\n\
+                  What is published meanwhile may be discarded too.",
+        examples: &["msgbus purge jobs", "msgbus purge jobs && msgbus info jobs"],
+        most_arguments: 1,
+        takes: "one topic",
+        runs_a_command: false,
+        exit_codes: ASKED,
+    },
+    CommandSpec {
+        command: Command::Rm,
+        name: "rm",
+        alias: None,
+        arguments: "TOPIC",
+        about: "Delete a topic with its messages",
+        details: "Its subscribers are told. To discard only what nobody has taken, see purge.",
+        examples: &["msgbus rm orders", "msgbus --uri unix:/run/msgbus.sock rm orders/eu"],
+        most_arguments: 1,
+        takes: "one topic",
+        runs_a_command: false,
+        exit_codes: ABOUT_A_TOPIC,
+    },
+    CommandSpec {
+        command: Command::Ping,
+        name: "ping",
+        alias: None,
+        arguments: "",
+        about: "Check that the server answers",
+        details: "Prints how long that took. It needs no key. With --timeout it waits that long for\n\
+                  a server that cannot be reached yet.",
+        examples: &["msgbus ping", "msgbus ping -q --timeout 30s && msgbus pub ready yes"],
+        most_arguments: 0,
+        takes: "no arguments",
+        runs_a_command: false,
+        exit_codes: ASKED,
+    },
+    CommandSpec {
+        command: Command::Bench,
+        name: "bench",
+        alias: None,
+        arguments: "BENCHMARK",
+        about: "Measure a server, and account for every message",
+        details: "pub      clients publish\n\
+                  pull     clients pull what was published before\n\
+                  fanout   subscribers receive what clients publish\n\
+                  latency  the same at a rate [1000] that the server can sustain\n\
+                  idle     subscribers that receive nothing; --pid shows what they cost\n\
+                  sub      subscribers receive what another msgbus bench pub publishes\n\n\
+                  Latency is the time until the response, and where there are subscribers until they\n\
+                  have the message; with --rate, from the time at which the request was due. It works\n\
+                  on topics of its own, and deletes them at the end, unless --topic names one.\n\
+                  It uses one thread, and shares the machine with a local server: start several for\n\
+                  more.",
+        examples: &[
+            "msgbus bench fanout --subs 100",
+            "msgbus bench latency --rate 5000 --pid $(pidof msgbusd)",
+        ],
+        most_arguments: 1,
+        takes: "one benchmark",
+        runs_a_command: false,
+        exit_codes: &[
+            (0, "done"),
+            (1, "an error, or ended by a signal"),
+            USAGE,
+            CONNECT,
+            (6, "messages were lost, repeated or reordered"),
+            SIGNAL,
+        ],
+    },
+    CommandSpec {
+        command: Command::Completion,
+        name: "completion",
+        alias: None,
+        arguments: "bash|zsh|fish",
+        about: "Print completions for a shell",
+        details: "They complete commands, options and, from the server, topic names.",
+        examples: &[
+            "source <(msgbus completion bash)",
+            "msgbus completion zsh > \"${fpath[1]}/_msgbus\"",
+            "msgbus completion fish > ~/.config/fish/completions/msgbus.fish",
+        ],
+        most_arguments: 1,
+        takes: "one shell",
+        runs_a_command: false,
+        exit_codes: PRINTED,
+    },
+    CommandSpec {
+        command: Command::Man,
+        name: "man",
+        alias: None,
+        arguments: "",
+        about: "Print the manual page",
+        details: "It is in roff.",
+        examples: &["msgbus man | man -l -", "msgbus man > /usr/local/share/man/man1/msgbus.1"],
+        most_arguments: 0,
+        takes: "no arguments",
+        runs_a_command: false,
+        exit_codes: PRINTED,
+    },
+    CommandSpec {
+        command: Command::Version,
+        name: "version",
+        alias: None,
+        arguments: "",
+        about: "Print the version",
+        details: "Like --version.",
+        examples: &["msgbus version", "msgbus --version"],
+        most_arguments: 0,
+        takes: "no arguments",
+        runs_a_command: false,
+        exit_codes: PRINTED,
+    },
+];
+
+/// What completions call; no page lists it.
+const TOPIC_NAMES: CommandSpec = CommandSpec {
+    command: Command::TopicNames,
+    name: "__topics",
+    alias: None,
+    arguments: "[PREFIX]",
+    about: "Print topic names for completions",
+    details: "Prints nothing when the server does not answer within a second.",
+    examples: &[],
+    most_arguments: 1,
+    takes: "one prefix",
+    runs_a_command: false,
+    exit_codes: PRINTED,
+};
+
+impl Command {
+    pub(crate) fn spec(self) -> &'static CommandSpec {
+        COMMANDS.iter().find(|spec| spec.command == self).unwrap_or(&TOPIC_NAMES)
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let mut all = COMMANDS.iter().chain([&TOPIC_NAMES]);
+        all.find(|spec| spec.names().any(|known| known == name)).map(|spec| spec.command)
+    }
+}
+
+impl CommandSpec {
+    /// Its name and its alias.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
+        [Some(self.name), self.alias].into_iter().flatten()
+    }
+
+    /// How it is called.
+    pub(crate) fn usage(&self) -> String {
+        format!("msgbus {} {}", self.name, self.arguments).trim_end().to_owned()
+    }
+
+    /// Whether its first argument is the name of a topic, or the beginning of one.
+    pub(crate) fn takes_topic(&self) -> bool {
+        matches!(self.arguments.get(..5), Some("TOPIC")) || self.arguments == "[PREFIX]"
+    }
+}
+
+/// What a script can tell from the exit code, of all commands.
+pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
+    (0, "done"),
+    (1, "an error: the server refused, a command failed with --cursor, output cannot be written"),
+    USAGE,
+    CONNECT,
+    (5, "no message (with --fail-empty), or --timeout before --count"),
+    (6, "messages were missed (with --strict), or lost (bench)"),
+    SIGNAL,
+];

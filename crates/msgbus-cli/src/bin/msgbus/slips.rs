@@ -1,0 +1,119 @@
+//! What is said to somebody who has typed something else than was meant.
+
+use crate::commands::{COMMANDS, Command, CommandSpec};
+
+/// Names that other programs have for a command.
+const OTHER_NAMES: [(&str, &str); 16] = [
+    ("list", "topics"),
+    ("status", "topics"),
+    ("stats", "info"),
+    ("show", "info"),
+    ("describe", "info"),
+    ("delete", "rm"),
+    ("del", "rm"),
+    ("remove", "rm"),
+    ("send", "pub"),
+    ("produce", "pub"),
+    ("consume", "pull"),
+    ("receive", "pull"),
+    ("follow", "sub"),
+    ("watch", "sub"),
+    ("clear", "purge"),
+    ("empty", "purge"),
+];
+
+/// An error about a command that does not exist.
+pub(crate) fn no_command(name: &str) -> String {
+    let other = OTHER_NAMES.iter().find(|(other, _)| *other == name).map(|(_, meant)| *meant);
+    let names = COMMANDS.iter().flat_map(CommandSpec::names);
+    match other.or_else(|| nearest(name, names)) {
+        Some(near) => format!("no such command: {name:?}; did you mean {near}?"),
+        None => format!("no such command: {name:?}; see msgbus --help"),
+    }
+}
+
+/// An option that does not exist, as it was typed.
+pub(crate) struct Unknown<'a> {
+    pub(crate) name: &'a str,
+    /// What is its value, or follows it.
+    pub(crate) value: Option<&'a str>,
+    pub(crate) command: Option<Command>,
+    pub(crate) topic: Option<&'a str>,
+}
+
+impl Unknown<'_> {
+    /// An error that says what was meant. `known` are the options of the command.
+    pub(crate) fn explain(&self, known: impl Iterator<Item = &'static str>) -> String {
+        let (name, topic) = (self.name, self.topic.unwrap_or("TOPIC"));
+        match (self.command, name) {
+            (_, "-s" | "--server" | "--url" | "--host" | "--addr" | "--address" | "--broker") => {
+                format!("no such option: {name}; did you mean --uri?")
+            }
+            (Some(Command::Sub | Command::Pull), "--tail" | "--last") => {
+                let is_count = |text: &&str| text.parse::<u64>().is_ok();
+                let count = self.value.filter(is_count).unwrap_or("N");
+                format!("no such option: {name}; see msgbus tail -n {count} {topic}")
+            }
+            (Some(Command::Pub), "-m" | "--message" | "--data" | "--body" | "--payload") => {
+                let message = self.value.unwrap_or("MESSAGE");
+                format!("no option {name}: write msgbus pub {topic} \"{message}\"")
+            }
+            (Some(Command::Pub), "--file") => {
+                let file = self.value.unwrap_or("FILE");
+                format!("no option {name}: write msgbus pub {topic} < {file}")
+            }
+            _ => match nearest(name, known).filter(|_| name.starts_with("--")) {
+                Some(near) => format!("no such option: {name}; did you mean {near}?"),
+                None if self.command == Some(Command::Pub) => {
+                    format!(
+                        "no such option: {name}; use -- before a message that starts with a dash"
+                    )
+                }
+                None => format!("no such option: {name}; see --help"),
+            },
+        }
+    }
+}
+
+/// An error about an option that another command has.
+pub(crate) fn misplaced(name: &str, command: Command) -> String {
+    let spec = command.spec();
+    let prints_messages = matches!(command, Command::Sub | Command::Pull | Command::Tail);
+    let hint = match name {
+        "-t" | "--topic" if spec.takes_topic() => "the topic stands alone".to_owned(),
+        "-f" if command == Command::Pub => "write msgbus pub TOPIC < FILE".to_owned(),
+        "--json" if prints_messages => "use -o json".to_owned(),
+        "--raw" if prints_messages => "use -o raw".to_owned(),
+        _ => format!("see msgbus {} --help", spec.name),
+    };
+    format!("{name} is not an option of {}; {hint}", spec.name)
+}
+
+/// What is said of a topic that is probably not the one that was meant. It is used nevertheless.
+pub(crate) fn about_topic(name: &str) -> Option<String> {
+    if name.split('/').any(|segment| matches!(segment, "#" | "+" | ">")) {
+        Some(format!("no wildcards here: this is a topic named {name:?}"))
+    } else if name.contains(',') {
+        Some(format!("no lists here: this is a topic named {name:?}"))
+    } else {
+        None
+    }
+}
+
+/// What helps somebody whose topic is a pattern.
+pub(crate) fn pattern_hint(name: &str) -> String {
+    let prefix = name.split('*').next().unwrap_or_default();
+    format!("; a subscription follows one topic; msgbus topics {prefix} lists them")
+}
+
+/// The name among `names` that somebody may have meant.
+pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, candidate)| {
+            *distance <= 1 + candidate.len() / 4 || name.starts_with(candidate)
+        })
+        // Of equals, the one of which it is the beginning.
+        .min_by_key(|(distance, candidate)| (*distance, !candidate.starts_with(name)))
+        .map(|(_, candidate)| candidate)
+}
