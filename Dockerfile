@@ -3,6 +3,8 @@ FROM rust:1-alpine AS build
 RUN apk add --no-cache musl-dev
 WORKDIR /src
 COPY . .
+# Paths of the machine that builds are not part of what it builds.
+ENV RUSTFLAGS="--remap-path-prefix=/usr/local/cargo=cargo --remap-path-prefix=/src=."
 RUN cargo build --release --locked -p msgbusd
 
 FROM scratch

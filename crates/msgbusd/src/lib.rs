@@ -19,6 +19,7 @@ mod peer;
 mod places;
 mod rate;
 mod rates;
+mod read_file;
 mod serve;
 mod server;
 mod socket;

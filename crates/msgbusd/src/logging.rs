@@ -39,6 +39,8 @@ const QUEUE: usize = 1 << 20;
 const IDLE_QUEUE: usize = 16 << 10;
 /// The most bytes of one field; what comes after them is left out.
 const MAX_FIELD: usize = 1 << 10;
+/// How long the exit waits for the last lines.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to wait where standard error does not block and takes nothing more.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -106,7 +108,14 @@ impl Log {
             .with(ours)
             .init();
         // The hook of std writes to standard error by itself, and would wait for it.
-        panic::set_hook(Box::new(|panic| error!("{panic}")));
+        let log = self.clone();
+        panic::set_hook(Box::new(move |panic| {
+            error!("{panic}");
+            // The process ends with this thread.
+            if thread::current().name() == Some("main") {
+                log.flush();
+            }
+        }));
     }
 
     /// Queues one line; the line end is added.
@@ -114,11 +123,11 @@ impl Log {
         self.push(format!("{text}\n").as_bytes());
     }
 
-    /// Waits until everything is written, but no longer than this.
-    pub fn flush(&self, within: Duration) {
+    /// Waits until everything is written, but no longer than a second: for the exit.
+    pub fn flush(&self) {
         let Queue { state, idle, .. } = &*self.0;
         let waits = |state: &mut State| state.is_writing || !state.lines.is_empty();
-        let _ = idle.wait_while_for(&mut state.lock(), waits, within);
+        let _ = idle.wait_while_for(&mut state.lock(), waits, FLUSH_TIMEOUT);
     }
 
     fn push(&self, line: &[u8]) {
@@ -340,7 +349,10 @@ mod tests {
 
     fn say(log: &Log, line: &str) {
         log.line(line);
-        log.flush(Duration::from_secs(300));
+        let state = || log.0.state.lock();
+        while state().is_writing || !state().lines.is_empty() {
+            log.flush();
+        }
     }
 
     #[test]

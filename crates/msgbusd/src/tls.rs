@@ -24,7 +24,7 @@ use tokio_rustls::{
     server::TlsStream,
 };
 
-use crate::socket::Socket;
+use crate::{read_file::read_file, socket::Socket};
 
 /// The name of HTTP/2 where protocols are agreed upon (RFC 9113, section 3.1).
 pub(crate) const HTTP_2: &[u8] = b"h2";
@@ -55,7 +55,7 @@ impl CertificateError {
 }
 
 impl CertificateFiles {
-    /// Reads the files.
+    /// Reads the files. Blocks for ten seconds at the most for each of them.
     ///
     /// # Errors
     /// When one cannot be read or has not in it what it should, or the two do not belong together.
@@ -63,19 +63,21 @@ impl CertificateFiles {
         let wrong = |file: &Path, problem: String| CertificateError { file: file.into(), problem };
         let pem = |file: &Path, what: &str, error: pem::Error| {
             let problem = match error {
-                pem::Error::NoItemsFound => format!("no {what} in PEM in it"),
-                pem::Error::Io(error) => format!("cannot read it: {error}"),
-                error => format!("no PEM: {error}"),
+                pem::Error::NoItemsFound => format!("contains no {what} in PEM"),
+                error => format!("invalid PEM: {error}"),
             };
             wrong(file, problem)
         };
-        let chain = CertificateDer::pem_file_iter(&self.chain)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        let read = |file: &Path| {
+            read_file(file).map_err(|error| wrong(file, format!("cannot read it: {error}")))
+        };
+        let chain = CertificateDer::pem_slice_iter(&read(&self.chain)?)
+            .collect::<Result<Vec<_>, _>>()
             .map_err(|error| pem(&self.chain, "certificate", error))?;
         if chain.is_empty() {
             return Err(pem(&self.chain, "certificate", pem::Error::NoItemsFound));
         }
-        let key = PrivateKeyDer::from_pem_file(&self.key)
+        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
             .map_err(|error| pem(&self.key, "private key that is not encrypted", error))?;
         CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
@@ -111,7 +113,8 @@ impl Certificate {
         &self.files.chain
     }
 
-    /// Reads the files again.
+    /// Reads the files again. Blocks for ten seconds at the most for each of them: it is not for a thread
+    /// that serves.
     ///
     /// # Errors
     /// When something is wrong with them: then the certificate stays as it was.

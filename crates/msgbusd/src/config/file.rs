@@ -1,6 +1,6 @@
 //! The file: settings by the names of their flags, and rules for topics in `[topics."pattern"]`.
 
-use std::{collections::HashMap, fs};
+use std::path::Path;
 
 use msgbus_core::{TopicPattern, TopicRule};
 use toml::{
@@ -9,13 +9,16 @@ use toml::{
 };
 
 use super::{
-    ConfigError, Raw,
+    ConfigError,
+    layers::{Layer, Raw},
     settings::{self, SETTINGS},
     values,
 };
+use crate::read_file::read_text;
 
+#[derive(Debug, Clone)]
 pub(super) struct File {
-    pub(super) settings: HashMap<&'static str, Vec<Raw>>,
+    pub(super) settings: Layer,
     pub(super) rules: Vec<TopicRule>,
 }
 
@@ -34,13 +37,39 @@ impl Source<'_> {
     fn error(&self, offset: usize, problem: impl Into<String>) -> ConfigError {
         ConfigError::new(self.origin(offset), problem)
     }
+
+    /// What the parser says is wrong, with the name of the setting on that line.
+    fn syntax(&self, error: &toml::de::Error) -> ConfigError {
+        let span = error.span().unwrap_or_default();
+        let problem = error.message().replace('\n', ", ");
+        if problem == "duplicate key" {
+            let name = self.text.get(span.clone()).unwrap_or_default();
+            return self.error(span.start, format!("there are two of {name:?}"));
+        }
+        let begin = self.text.get(..span.start).unwrap_or_default();
+        let begin = begin.rfind('\n').map_or(0, |end| end + 1);
+        let line = self.text[begin..].lines().next().unwrap_or_default();
+        let named = line.split_once('=').map(|(name, value)| (name.trim(), value.trim()));
+        let Some((name, value)) =
+            named.filter(|(name, _)| SETTINGS.iter().any(|setting| setting.name == *name))
+        else {
+            return self.error(span.start, problem);
+        };
+        if problem.starts_with("string values must be quoted") {
+            let value = value.split('#').next().unwrap_or_default().trim();
+            let value = if value.is_empty() { "..." } else { value };
+            let problem = format!("{name} must be a string: {name} = \"{value}\"");
+            return self.error(span.start, problem);
+        }
+        self.error(span.start, format!("{name}: {problem}"))
+    }
 }
 
 const RULE_KEYS: [&str; 4] = ["ttl", "max-queue-size", "max-queue-bytes", "overflow"];
 
 impl File {
     pub(super) fn read(path: &Raw) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(&path.value).map_err(|error| {
+        let text = read_text(Path::new(&path.value)).map_err(|error| {
             ConfigError::new(&path.origin, format!("cannot read {}: {error}", path.value))
         })?;
         Self::parse_text(&path.value, &text)
@@ -51,11 +80,8 @@ impl File {
     }
 
     fn parse(source: &Source<'_>) -> Result<Self, ConfigError> {
-        let table = DeTable::parse(source.text).map_err(|error| {
-            let offset = error.span().map_or(0, |span| span.start);
-            source.error(offset, error.message().replace('\n', ", "))
-        })?;
-        let mut file = Self { settings: HashMap::new(), rules: Vec::new() };
+        let table = DeTable::parse(source.text).map_err(|error| source.syntax(&error))?;
+        let mut file = Self { settings: Layer::new(), rules: Vec::new() };
         for (key, value) in table.into_inner() {
             let line = key.span().start;
             if key.get_ref() == "topics" {
@@ -197,7 +223,9 @@ mod tests {
                 "ttl = \"1h\"\ntll = \"1h\"\n",
                 "bus.toml:2: no such setting: \"tll\"; did you mean \"ttl\"?",
             ),
-            ("ttl = ", "bus.toml:1: "),
+            ("ttl = ", "bus.toml:1: ttl must be a string: ttl = \"...\""),
+            ("\nttl = 2h # two\n", "bus.toml:2: ttl must be a string: ttl = \"2h\""),
+            ("ttl = \"1h\"\nttl = \"2h\"\n", "bus.toml:2: there are two of \"ttl\""),
             ("\n[topics.\"a//b\"]\n", "bus.toml:2: topics.\"a//b\": a topic name must not"),
             ("[topics.a]\nmax-queue-size = 0\n", "bus.toml:2: max-queue-size: must be 1 or more"),
             ("[topics.a]\nmax-queue = 0\n", "bus.toml:2: no such setting: \"max-queue\""),
@@ -207,7 +235,7 @@ mod tests {
             ("config = \"x\"\n", "bus.toml:1: no such setting"),
             ("bind = []\n", "bus.toml:1: bind: name one place at least"),
         ] {
-            let error = parse(text).err().expect(text);
+            let error = parse(text).expect_err(text);
             assert!(error.starts_with(start), "{text:?} gave {error:?}");
             assert!(!error.contains('\n'), "{error:?}");
         }

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    Config, ConfigError, HashMap, Invocation, Raw,
+    Config, ConfigError, Invocation,
     file::File,
+    layers::{Layer, Raw},
     resolve,
     settings::{Kind, SETTINGS, Setting},
     values,
@@ -37,7 +38,7 @@ fn command_line(flags: &str, variables: &str) {
         .filter(|(name, value)| !asks_the_system(&format!("{name}={value}")))
         .map(|(name, value)| (OsString::from(name), OsString::from(value)));
     match super::parse(flags, variables) {
-        Ok(Invocation::Serve(config)) => is_a_line(&config.bounds(), 300),
+        Ok(Invocation::Serve { config, .. }) => is_a_line(&config.bounds(), 300),
         Ok(_) => {}
         Err(error) => is_a_line(&error, most(&error)),
     }
@@ -93,10 +94,8 @@ fn of_file(text: &str) {
     }
 }
 
-type Settings = HashMap<&'static str, Vec<Raw>>;
-
 /// The same settings as flags; `None` where a value would be taken for a flag.
-fn as_flags(settings: &Settings) -> Option<Vec<OsString>> {
+fn as_flags(settings: &Layer) -> Option<Vec<OsString>> {
     let mut flags = Vec::new();
     for setting in SETTINGS {
         for Raw { value, .. } in settings.get(setting.name).into_iter().flatten() {
@@ -113,7 +112,7 @@ fn as_flags(settings: &Settings) -> Option<Vec<OsString>> {
 }
 
 /// The same settings as variables; `None` where there is no way to say it.
-fn as_variables(settings: &Settings) -> Option<Vec<(OsString, OsString)>> {
+fn as_variables(settings: &Layer) -> Option<Vec<(OsString, OsString)>> {
     let mut variables = Vec::new();
     for setting in SETTINGS {
         let values = settings.get(setting.name).map_or(&[][..], Vec::as_slice);
@@ -137,7 +136,7 @@ fn is_same(
     rules: &[msgbus_core::TopicRule],
 ) {
     match (said, config) {
-        (Ok(Invocation::Serve(mut said)), Ok(config)) => {
+        (Ok(Invocation::Serve { config: mut said, .. }), Ok(config)) => {
             said.bus.rules = rules.to_vec();
             assert_eq!(*said, *config);
         }

@@ -4,34 +4,36 @@ use std::ffi::OsString;
 
 use pico_args::Arguments;
 
-use super::{ConfigError, Invocation, describe};
+use super::{ConfigError, Invocation, layers::describe};
 use crate::keys::{Grant, NewKey};
 
 const USAGE: &str = "use msgbusd key new NAME --allow ACTION:TOPIC, see msgbusd key --help";
 
-pub(super) const HELP: &str = "\
+const HELP: &str = "\
 Make a key for the file of --keys
 
 Usage: msgbusd key new NAME --allow ACTION:TOPIC...
 
-The secret goes to standard error and is kept nowhere: give it to its holder. What the
-file needs, with a hash of the secret, goes to standard output:
-
-    msgbusd key new deploy --allow 'publish:orders/**' >> keys.toml
+The secret is printed to standard error and stored nowhere: give it to its holder. The lines
+for the file, with a hash of the secret, are printed to standard output.
 
 Actions: publish, pull, subscribe, delete, inspect, and * for all of them.
 Topics: a name, or a pattern in which * is one segment and ** the rest.
 
 Flags:
       --allow ACTION:TOPIC          what the key allows; may be repeated
-  -h, --help                        print this
+  -h, --help                        print this help
+
+Examples:
+  msgbusd key new deploy --allow 'publish:orders/**' >> keys.toml
+  msgbusd key new prometheus --allow 'inspect:**' >> keys.toml 2> prometheus.key
 ";
 
 /// Reads what follows `key`.
 pub(super) fn parse(args: Vec<OsString>) -> Result<Invocation, ConfigError> {
     let mut args = Arguments::from_vec(args);
     if args.contains(["-h", "--help"]) {
-        return Ok(Invocation::KeyHelp);
+        return Ok(Invocation::Print(HELP.to_owned()));
     }
     let allow: Vec<String> = args
         .values_from_str("--allow")

@@ -1,25 +1,29 @@
 //! What the daemon runs with: [`Config`], resolved from flags, environment, file and defaults, in
 //! this order. Each setting is described once, in the table of `settings.rs`.
 
+mod checks;
+mod completion;
 mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod help;
 mod key;
+mod layers;
+mod reread;
 mod settings;
 mod values;
 
-use std::{
-    collections::HashMap, ffi::OsString, fmt::Write as _, net::Ipv4Addr, num::NonZeroU32,
-    time::Duration,
-};
+use std::{ffi::OsString, net::Ipv4Addr, num::NonZeroU32, time::Duration};
 
 use msgbus_core::{Options, TopicRule, format_duration};
 use pico_args::Arguments;
 use thiserror::Error;
 
+pub use self::reread::ConfigFile;
 use self::{
     file::File,
-    settings::{Kind, SETTINGS, Setting},
+    layers::{Environment, Layer, Raw, put_below},
+    settings::SETTINGS,
 };
 use crate::{
     Bind, CertificateFiles,
@@ -151,15 +155,16 @@ impl Config {
 #[derive(Debug)]
 pub enum Invocation {
     /// Run the daemon.
-    Serve(Box<Config>),
-    /// Print [`help`].
-    Help,
-    /// Print the version.
-    Version,
+    Serve {
+        /// What it runs with.
+        config: Box<Config>,
+        /// The file of `--config`, to be read again at SIGHUP.
+        file: Option<ConfigFile>,
+    },
+    /// Print this: help, the version, a manual page or a completion script.
+    Print(String),
     /// Print a new key.
     NewKey(NewKey),
-    /// Print [`key_help`].
-    KeyHelp,
 }
 
 /// A wrong flag, variable or file: one line that names it.
@@ -183,304 +188,84 @@ impl ConfigError {
     }
 }
 
-/// Reads a command line (without the program's name) and the environment, and the file that they
-/// name.
+/// Reads a command line (without the program's name) and the environment, and the files that they
+/// name. Blocks for ten seconds at the most for each file.
 ///
 /// # Errors
-/// The first flag, variable or line of the file that is wrong.
+/// The first flag, variable or line of a file that is wrong.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Invocation, ConfigError> {
-    let mut args = args.into_iter().peekable();
-    if args.next_if(|arg| arg == "key").is_some() {
-        return key::parse(args.collect());
+    let args: Vec<OsString> = args.into_iter().collect();
+    match args.first().and_then(|first| first.to_str()) {
+        Some("key") => return key::parse(args[1..].to_vec()),
+        Some("completion") => return completion::parse(&args[1..]),
+        Some("man") if args.len() == 1 => return Ok(Invocation::Print(help::manual())),
+        _ => {}
     }
-    let args: Result<Vec<_>, _> = args.map(with_two_dashes).filter_map(plain_switch).collect();
-    let mut args = Arguments::from_vec(args?);
+    let mut args = Arguments::from_vec(layers::standard_form(args.into_iter())?);
     if args.contains(["-h", "--help"]) {
-        return Ok(Invocation::Help);
+        return Ok(Invocation::Print(help::help()));
     }
     if args.contains(["-v", "--version"]) {
-        return Ok(Invocation::Version);
+        let version = concat!("msgbusd ", env!("CARGO_PKG_VERSION"), "\n");
+        return Ok(Invocation::Print(version.to_owned()));
     }
-    let environment: HashMap<OsString, OsString> = environment.into_iter().collect();
-    let flags = read_flags(&mut args)?;
-    if let Some(unknown) = args.finish().first() {
-        return Err(unknown_flag(&unknown.to_string_lossy()));
+    let mut layer = layers::flags(&mut args)?;
+    if let Some(error) = layers::unknown_flag(&args.finish()) {
+        return Err(error);
     }
-    let mut raw: HashMap<&str, Vec<Raw>> = HashMap::new();
-    for (setting, values) in flags {
-        raw.insert(setting.name, values);
-    }
-    for setting in SETTINGS {
-        if let Some(values) = from_environment(setting, &environment)? {
-            raw.entry(setting.name).or_insert(values);
-        }
-    }
-    let mut rules = Vec::new();
-    if let Some(path) = raw.get("config").and_then(|values| values.first()) {
-        let file = File::read(path)?;
-        for (name, values) in file.settings {
-            raw.entry(name).or_insert(values);
-        }
-        rules = file.rules;
-    }
-    let mut config = resolve(&raw, rules)?;
-    for (name, near) in misspelt(&environment) {
-        if near.name == "keys" && config.open && config.keys.is_none() {
-            let problem = format!(
-                "is no setting; {} is, and without it --open lets anybody in: set it, or unset this",
-                near.variable()
-            );
-            return Err(ConfigError::new(name, problem));
-        }
-        let notice = format!("{name} is no setting; did you mean {}?", near.variable());
-        config.notices.push(notice);
-    }
-    Ok(Invocation::Serve(Box::new(config)))
+    let environment: Environment = environment.into_iter().collect();
+    put_below(&mut layer, layers::variables(&environment)?);
+    let file = with_file(&mut layer)?;
+    let rules = file.as_ref().map_or(Vec::new(), |file| file.at_start.rules.clone());
+    let mut config = resolve(&layer, rules)?;
+    checks::read_files(&mut config, &layer)?;
+    note_unknown(&mut config, &environment)?;
+    Ok(Invocation::Serve { config: Box::new(config), file })
 }
 
-/// Others set variables of such names too (as for a service of the name msgbusd), so an unknown one
-/// is no error; but one that is nearly a setting was probably meant as one.
-fn misspelt(environment: &HashMap<OsString, OsString>) -> Vec<(&str, &'static Setting)> {
-    let unknown = environment.keys().filter_map(|key| key.to_str()).filter(|name| {
-        name.starts_with(settings::VARIABLE_PREFIX)
-            && SETTINGS.iter().all(|setting| setting.variable() != **name)
-    });
-    let mut misspelt: Vec<_> = unknown
-        .filter_map(|name| {
-            let plain =
-                name[settings::VARIABLE_PREFIX.len()..].to_ascii_lowercase().replace('_', "-");
-            let near = settings::closest(&plain, SETTINGS.iter().map(|setting| setting.name))?;
-            Some((name, SETTINGS.iter().find(|setting| setting.name == near)?))
-        })
-        .collect();
-    misspelt.sort_unstable_by_key(|(name, _)| *name);
-    misspelt
-}
-
-/// A value as it was written, and where.
-#[derive(Debug, Clone)]
-struct Raw {
-    value: String,
-    origin: String,
-}
-
-/// The ancestor's flags have one dash, whatever their length.
-fn with_two_dashes(arg: OsString) -> OsString {
-    let long = arg.to_str().and_then(|text| text.strip_prefix('-')).filter(|rest| {
-        let name = rest.split('=').next().unwrap_or(rest);
-        matches!(name, "help" | "version") || SETTINGS.iter().any(|setting| setting.name == name)
-    });
-    match long {
-        Some(rest) => format!("--{rest}").into(),
-        None => arg,
-    }
-}
-
-/// Go's flags take `-d=true` and `-d=false` for switches: the first is the switch, the second
-/// nothing.
-fn plain_switch(arg: OsString) -> Option<Result<OsString, ConfigError>> {
-    let split = arg.to_str().and_then(|text| text.split_once('='));
-    let Some((name, value)) = split else { return Some(Ok(arg)) };
-    let is_switch = |setting: &&Setting| {
-        setting.kind == Kind::Switch && (setting.flag() == name || setting.short == Some(name))
-    };
-    let Some(setting) = SETTINGS.iter().find(is_switch) else { return Some(Ok(arg)) };
-    match values::switch(value) {
-        Ok(true) => Some(Ok(setting.flag().into())),
-        Ok(false) => None,
-        Err(problem) => Some(Err(ConfigError::new(setting.flag(), problem))),
-    }
-}
-
-fn read_flags(args: &mut Arguments) -> Result<Vec<(&'static Setting, Vec<Raw>)>, ConfigError> {
-    let mut flags = Vec::new();
-    for setting in SETTINGS {
-        let flag = setting.flag();
-        let values = match setting.kind {
-            Kind::Switch => {
-                // Given twice it is no more than given.
-                let mut given = Vec::new();
-                while args.contains(flag) || setting.short.is_some_and(|s| args.contains(s)) {
-                    given = vec!["true".to_owned()];
-                }
-                given
-            }
-            Kind::Value | Kind::List => args
-                .values_from_str::<_, String>(flag)
-                .map_err(|error| ConfigError::new(flag, describe(&error)))?,
-        };
-        if values.len() > 1 && setting.kind != Kind::List {
-            return Err(ConfigError::new(flag, "given more than once"));
-        }
-        if !values.is_empty() {
-            let raw = |value| Raw { value, origin: flag.to_owned() };
-            flags.push((setting, values.into_iter().map(raw).collect()));
-        }
-    }
-    Ok(flags)
-}
-
-fn describe(error: &pico_args::Error) -> String {
-    match error {
-        pico_args::Error::OptionWithoutAValue(_) => "needs a value".to_owned(),
-        pico_args::Error::NonUtf8Argument => "the value is not UTF-8".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-fn unknown_flag(arg: &str) -> ConfigError {
-    if !arg.starts_with('-') {
-        return ConfigError::new(arg, "msgbusd takes flags only, see --help");
-    }
-    let name = arg.trim_start_matches('-').split('=').next().unwrap_or_default();
-    let hint = match settings::nearest(name) {
-        Some(near) => format!("no such flag; did you mean --{near}?"),
-        None => "no such flag, see --help".to_owned(),
-    };
-    ConfigError::new(arg, hint)
-}
-
-fn from_environment(
-    setting: &Setting,
-    environment: &HashMap<OsString, OsString>,
-) -> Result<Option<Vec<Raw>>, ConfigError> {
-    let variable = setting.variable();
-    // To lose the name of such a file is not to open the server, or to let others read along.
-    let is_guard = matches!(setting.name, "keys" | "tls-cert" | "tls-key");
-    let counts = |text: &&OsString| !text.is_empty() || is_guard;
-    let Some(value) = environment.get(&OsString::from(&variable)).filter(counts) else {
+/// Puts the settings of the file that `--config` names, if it does, below what there is.
+fn with_file(layer: &mut Layer) -> Result<Option<ConfigFile>, ConfigError> {
+    let Some(path) = layer.get("config").and_then(|values| values.first()).cloned() else {
         return Ok(None);
     };
-    let text = value.to_str().ok_or_else(|| ConfigError::new(&variable, "not UTF-8"))?;
-    let values = match setting.kind {
-        Kind::List => text.split(',').map(str::trim).collect(),
-        Kind::Value | Kind::Switch => vec![text],
-    };
-    let raw = |value: &str| Raw { value: value.to_owned(), origin: variable.clone() };
-    Ok(Some(values.into_iter().map(raw).collect()))
+    let at_start = File::read(&path)?;
+    let above = layer.clone();
+    put_below(layer, at_start.settings.clone());
+    Ok(Some(ConfigFile { path, above, at_start }))
 }
 
-fn resolve(raw: &HashMap<&str, Vec<Raw>>, rules: Vec<TopicRule>) -> Result<Config, ConfigError> {
+/// The configuration that the values of all layers make. Reads no file.
+fn resolve(layer: &Layer, rules: Vec<TopicRule>) -> Result<Config, ConfigError> {
     let mut config = Config::default();
     config.bus.rules = rules;
-    if raw.contains_key("bind") {
+    if layer.contains_key("bind") {
         config.bind.clear();
     }
     for setting in SETTINGS {
-        for Raw { value, origin } in raw.get(setting.name).into_iter().flatten() {
+        for Raw { value, origin } in layer.get(setting.name).into_iter().flatten() {
             (setting.apply)(&mut config, value)
                 .map_err(|problem| ConfigError::new(origin, problem))?;
         }
     }
-    check_reach(&config, raw)?;
-    check_certificate(&mut config, raw)?;
-    check_inflight(&config, raw)?;
+    checks::check(&mut config, layer)?;
     Ok(config)
 }
 
-/// Where a setting is from, for naming what is wrong with it.
-fn origin<'a>(raw: &'a HashMap<&str, Vec<Raw>>, name: &str, flag: &'a str) -> &'a str {
-    raw.get(name).and_then(|values| values.first()).map_or(flag, |raw| &raw.origin)
-}
-
-/// Nobody opens a server to other machines without saying for whom.
-fn check_reach(config: &Config, raw: &HashMap<&str, Vec<Raw>>) -> Result<(), ConfigError> {
-    let reachable = config.bind.iter().find(|bind| bind.is_reachable());
-    match reachable {
-        Some(bind) if !config.open && config.keys.is_none() => Err(ConfigError::new(
-            origin(raw, "bind", "--bind"),
-            format!(
-                "{bind} can be reached from other machines, and anybody there may publish and read; \
-                 say who may with --keys, or --open if that is meant"
-            ),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// A payload that is allowed can be received.
-fn check_inflight(config: &Config, raw: &HashMap<&str, Vec<Raw>>) -> Result<(), ConfigError> {
-    if config.max_inflight_bytes >= config.max_payload {
-        return Ok(());
-    }
-    let said =
-        ["max-inflight-bytes", "max-payload-size"].into_iter().find(|name| raw.contains_key(name));
-    Err(ConfigError::new(
-        origin(raw, said.unwrap_or_default(), "--max-inflight-bytes"),
-        format!(
-            "--max-inflight-bytes ({}) must be at least --max-payload-size ({})",
-            values::format_size(config.max_inflight_bytes as u64),
-            values::format_size(config.max_payload as u64)
-        ),
-    ))
-}
-
-/// Both files, and they belong together: what is wrong shows before the server runs.
-fn check_certificate(
-    config: &mut Config,
-    raw: &HashMap<&str, Vec<Raw>>,
-) -> Result<(), ConfigError> {
-    let Some(files) = &config.certificate else { return Ok(()) };
-    let (chain, key) = (origin(raw, "tls-cert", "--tls-cert"), origin(raw, "tls-key", "--tls-key"));
-    if files.key.as_os_str().is_empty() {
-        return Err(ConfigError::new(chain, "its private key is missing: name it with --tls-key"));
-    }
-    if files.chain.as_os_str().is_empty() {
-        return Err(ConfigError::new(key, "the certificate is missing: name it with --tls-cert"));
-    }
-    files.read().map_err(|error| {
-        ConfigError::new(if error.is_of(&files.key) { key } else { chain }, error.to_string())
-    })?;
-    if !config.bind.iter().any(|bind| matches!(bind, Bind::Tcp(_))) {
-        config.notices.push("--tls-cert does nothing: unix sockets speak no TLS".to_owned());
+/// Points out variables that are nearly settings.
+fn note_unknown(config: &mut Config, environment: &Environment) -> Result<(), ConfigError> {
+    for unknown in layers::unknown_variables(environment) {
+        let near = unknown.near.filter(|near| near.name == "keys");
+        if let Some(keys) = near.filter(|_| config.open && config.keys.is_none()) {
+            let problem = format!(
+                "unknown setting; {} is one, and without it --open lets anybody in: set it, or unset this",
+                keys.variable()
+            );
+            return Err(ConfigError::new(unknown.name, problem));
+        }
+        config.notices.push(unknown.notice());
     }
     Ok(())
-}
-
-/// The text of `key --help`.
-pub fn key_help() -> String {
-    key::HELP.to_owned()
-}
-
-/// The text of `--help`.
-pub fn help() -> String {
-    /// Of the column of flags.
-    const WIDTH: usize = 34;
-    let mut text = String::from(
-        "msgbusd: the message bus you can curl\n\n\
-         Usage: msgbusd [FLAGS]\n       \
-         msgbusd key new NAME --allow ACTION:TOPIC...\n\n\
-         Publish with PUT or POST /<topic>, pull with GET /<topic>, subscribe with a websocket on\n\
-         /<topic>, list with GET /.\n\nFlags:\n",
-    );
-    for setting in SETTINGS {
-        let short = setting.short.map_or("    ".to_owned(), |short| format!("{short}, "));
-        let flag = format!("{short}{} {}", setting.flag(), setting.placeholder);
-        let mut flag = flag.trim_end().to_owned();
-        if flag.len() >= WIDTH {
-            // It has a line of its own.
-            flag.push_str("\n  ");
-            flag.push_str(&" ".repeat(WIDTH));
-        }
-        // Writing to a String cannot fail.
-        let _ = write!(text, "  {flag:<WIDTH$}{}", setting.help);
-        let _ = match setting.default {
-            "" => writeln!(text),
-            default => writeln!(text, " [{default}]"),
-        };
-    }
-    text.push_str(
-        "  -v, --version                     print the version\n  \
-           -h, --help                        print this\n\n\
-         Sizes are bytes, or have a unit: 64KiB, 1MiB, 2GiB. Durations: 500ms, 30s, 10m, 1h30m.\n\
-         Long flags may have one dash, as in the Go msgbusd. Each is also a variable of the\n\
-         environment (--max-topics: MSGBUSD_MAX_TOPICS) and a key of the file (max-topics = 10).\n\
-         A flag wins over a variable, a variable over the file.\n\n\
-         Exit codes: 0 stopped in order, 1 could not run or had to cut connections,\n\
-         2 wrong usage, 130 stopped by a second signal.\n",
-    );
-    text
 }

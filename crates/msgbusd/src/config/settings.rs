@@ -1,7 +1,6 @@
 //! The table of settings: flag, variable, key, default, help and effect of each, in one place.
 
 use super::{Config, values};
-use crate::keys::KeyFile;
 
 /// What the names of all variables begin with.
 pub(super) const VARIABLE_PREFIX: &str = "MSGBUSD_";
@@ -62,91 +61,91 @@ macro_rules! setting {
 }
 
 pub(super) const SETTINGS: &[Setting] = &[
-    setting!(List "bind" "PLACE" "127.0.0.1:8000", "HOST:PORT, :PORT or unix:PATH; may be repeated", |c, v| {
+    setting!(List "bind" "ADDRESS" "127.0.0.1:8000", "HOST:PORT, :PORT or unix:PATH; may be repeated", |c, v| {
         let bind = values::bind(v)?;
         if !c.bind.contains(&bind) {
             c.bind.push(bind);
         }
         Ok(())
     }),
-    setting!(Switch "open" "" "", "let anybody use an address beyond loopback", |c, v| {
+    setting!(Switch "open" "" "", "allow addresses beyond loopback without keys", |c, v| {
         c.open = values::switch(v)?;
         Ok(())
     }),
-    setting!(Value "keys" "FILE" "", "keys and what each allows; read again at SIGHUP", |c, v| {
-        c.keys = Some(KeyFile::read(values::file(v)?).map_err(|error| error.to_string())?);
-        Ok(())
+    setting!(Value "keys" "FILE" "", "keys and what each allows; reloaded on SIGHUP", |_, v| {
+        // It is read when all settings are known.
+        values::file(v).map(drop)
     }),
-    setting!(Value "tls-cert" "FILE" "", "speak TLS with this certificate; read again at SIGHUP", |c, v| {
+    setting!(Value "tls-cert" "FILE" "", "use TLS with this certificate; reloaded on SIGHUP", |c, v| {
         c.certificate.get_or_insert_default().chain = values::file(v)?;
         Ok(())
     }),
-    setting!(Value "tls-key" "FILE" "", "the private key of --tls-cert", |c, v| {
+    setting!(Value "tls-key" "FILE" "", "private key of --tls-cert", |c, v| {
         c.certificate.get_or_insert_default().key = values::file(v)?;
         Ok(())
     }),
-    setting!(List "allow-origin" "ORIGIN" "", "a web origin that may use the bus; may be repeated", |c, v| {
+    setting!(List "allow-origin" "ORIGIN" "", "web origin that may use the bus; may be repeated", |c, v| {
         c.allowed_origins.push(values::origin(v)?);
         Ok(())
     }),
-    setting!(Value "config" "FILE" "", "a TOML file with settings, and rules for topics", |_, _| Ok(())),
-    setting!(Value "ttl" "DURATION" "1h", "how long messages live; 0 is for ever", |c, v| {
+    setting!(Value "config" "FILE" "", "TOML file with settings, and rules for topics", |_, _| Ok(())),
+    setting!(Value "ttl" "DURATION" "1h", "how long messages live; 0 keeps them for ever", |c, v| {
         c.bus.topic.ttl = values::ttl(v)?;
         Ok(())
     }),
-    setting!(Value "max-queue-size" "COUNT" "65536", "the most messages a topic keeps", |c, v| {
+    setting!(Value "max-queue-size" "COUNT" "65536", "maximum number of messages in a topic", |c, v| {
         c.bus.topic.max_messages = values::count(v)?;
         Ok(())
     }),
-    setting!(Value "max-queue-bytes" "SIZE" "64MiB", "the most bytes a topic keeps", |c, v| {
+    setting!(Value "max-queue-bytes" "SIZE" "64MiB", "maximum size of a topic", |c, v| {
         c.bus.topic.max_bytes = values::queue_bytes(v)?;
         Ok(())
     }),
-    setting!(Value "overflow" "POLICY" "drop-oldest", "at either bound: drop-oldest, or reject", |c, v| {
+    setting!(Value "overflow" "POLICY" "drop-oldest", "what a full topic does: drop-oldest, or reject", |c, v| {
         c.bus.topic.overflow = values::overflow(v)?;
         Ok(())
     }),
-    setting!(Value "max-payload-size" "SIZE" "1MiB", "the largest payload", |c, v| {
+    setting!(Value "max-payload-size" "SIZE" "1MiB", "maximum size of a payload", |c, v| {
         c.max_payload = usize::try_from(values::size(v)?).map_err(|_| "too large")?;
         Ok(())
     }),
-    setting!(Value "max-topics" "COUNT" "100000", "the most topics", |c, v| {
+    setting!(Value "max-topics" "COUNT" "100000", "maximum number of topics", |c, v| {
         c.bus.max_topics = values::count(v)?;
         Ok(())
     }),
-    setting!(Value "max-total-bytes" "SIZE" "1GiB", "the most bytes all topics keep together", |c, v| {
+    setting!(Value "max-total-bytes" "SIZE" "1GiB", "maximum size of all topics together", |c, v| {
         c.bus.max_bytes = values::size(v)?;
         Ok(())
     }),
-    setting!(Value "threads" "COUNT" "", "threads that serve connections [as many as cores]", |c, v| {
+    setting!(Value "threads" "COUNT" "", "number of threads that serve connections [one for each core]", |c, v| {
         c.threads = Some(values::threads(v)?);
         Ok(())
     }),
-    setting!(Value "scheduler" "HOW" "pinned", "a connection stays with a thread: pinned, or stealing", |c, v| {
+    setting!(Value "scheduler" "HOW" "pinned", "pinned: a connection stays with one thread; or stealing", |c, v| {
         c.scheduler = values::scheduler(v)?;
         Ok(())
     }),
-    setting!(Value "max-connections" "COUNT" "10000", "the most connections, websockets included", |c, v| {
+    setting!(Value "max-connections" "COUNT" "10000", "maximum number of connections, websockets included", |c, v| {
         c.max_connections = values::count(v)?;
         Ok(())
     }),
-    setting!(Value "max-connections-per-address" "COUNT" "", "the most of one address [1000, but not of loopback]", |c, v| {
+    setting!(Value "max-connections-per-address" "COUNT" "", "maximum number from one address [1000, loopback unlimited]", |c, v| {
         c.max_connections_per_address = Some(values::count(v)?);
         Ok(())
     }),
-    setting!(Value "max-subscriptions" "COUNT" "10000", "the most websockets and streams at a time", |c, v| {
+    setting!(Value "max-subscriptions" "COUNT" "10000", "maximum number of websockets and streams", |c, v| {
         c.max_subscriptions = values::count(v)?;
         Ok(())
     }),
-    setting!(Value "publish-rate" "COUNT" "", "messages per second of each key, or address without one", |c, v| {
+    setting!(Value "publish-rate" "COUNT" "", "messages per second and key, or address without a key", |c, v| {
         c.publish_rate = Some(values::rate(v)?);
         Ok(())
     }),
-    setting!(Value "max-inflight-bytes" "SIZE" "256MiB", "the most bytes of bodies and answers on their way", |c, v| {
+    setting!(Value "max-inflight-bytes" "SIZE" "256MiB", "maximum size of request bodies and responses in flight", |c, v| {
         c.max_inflight_bytes = usize::try_from(values::size(v)?).map_err(|_| "too large")?;
         Ok(())
     }),
-    setting!(Value "max-header-size" "SIZE" "16KiB", "the largest head of a request", |c, v| {
+    setting!(Value "max-header-size" "SIZE" "16KiB", "maximum size of a request head", |c, v| {
         let size = usize::try_from(values::size(v)?).map_err(|_| "too large")?;
         if !(SMALLEST_HEADER..=LARGEST_HEADER).contains(&size) {
             return Err("must be between 8KiB and 1MiB".to_owned());
@@ -154,27 +153,27 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.max_header = size;
         Ok(())
     }),
-    setting!(Value "max-metric-topics" "COUNT" "1000", "the most topics with metrics of their own", |c, v| {
+    setting!(Value "max-metric-topics" "COUNT" "1000", "maximum number of topics with metrics of their own", |c, v| {
         c.max_metric_topics = v.parse().map_err(|_| format!("not a whole number: {v:?}"))?;
         Ok(())
     }),
-    setting!(Value "header-timeout" "DURATION" "10s", "for the whole head of a request", |c, v| {
+    setting!(Value "header-timeout" "DURATION" "10s", "time limit for a whole request head", |c, v| {
         c.timeouts.header = values::duration(v)?;
         Ok(())
     }),
-    setting!(Value "body-timeout" "DURATION" "30s", "for the next bytes of a body", |c, v| {
+    setting!(Value "body-timeout" "DURATION" "30s", "time limit for the next bytes of a body", |c, v| {
         c.timeouts.body = values::duration(v)?;
         Ok(())
     }),
-    setting!(Value "idle-timeout" "DURATION" "75s", "for the next request on a connection", |c, v| {
+    setting!(Value "idle-timeout" "DURATION" "75s", "time limit for the next request on a connection", |c, v| {
         c.timeouts.idle = values::duration(v)?;
         Ok(())
     }),
-    setting!(Value "write-timeout" "DURATION" "10s", "for a peer that takes no bytes", |c, v| {
+    setting!(Value "write-timeout" "DURATION" "10s", "time limit for a peer that accepts no bytes", |c, v| {
         c.timeouts.write = values::duration(v)?;
         Ok(())
     }),
-    setting!(Value "drain-timeout" "DURATION" "10s", "for what is under way at the stop", |c, v| {
+    setting!(Value "drain-timeout" "DURATION" "10s", "time limit for requests under way at shutdown", |c, v| {
         c.timeouts.drain = values::duration(v)?;
         Ok(())
     }),

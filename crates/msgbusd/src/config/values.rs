@@ -28,7 +28,7 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
 pub(super) fn rate(text: &str) -> Result<Rate, String> {
     rate::parse(text).ok_or_else(|| {
         let most = rate::HIGHEST;
-        format!("not a whole number of 1 to {most}: {text:?}; leave it away for no limit")
+        format!("expected an integer from 1 to {most}, not {text:?}; omit it for no limit")
     })
 }
 
@@ -42,6 +42,11 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         "k" | "kib" => 1 << 10,
         "m" | "mib" => 1 << 20,
         "g" | "gib" => 1 << 30,
+        // It may mean either, so it means nothing.
+        unit @ ("kb" | "mb" | "gb") if !number.is_empty() => {
+            let unit = unit[..1].to_ascii_uppercase();
+            return Err(format!("not a size: {text:?}; write {number}{unit} or {number}{unit}iB"));
+        }
         _ => return Err(wrong()),
     };
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -93,7 +98,8 @@ pub(super) fn ping_interval(text: &str) -> Result<Duration, String> {
 
 /// How long messages live; 0 for ever.
 pub(super) fn ttl(text: &str) -> Result<Option<Duration>, String> {
-    let ttl = parse_duration(text).map_err(|error| error.to_string())?;
+    let ttl =
+        parse_duration(text).map_err(|error| format!("{error}; 0 keeps messages for ever"))?;
     Ok(Some(ttl).filter(|ttl| !ttl.is_zero()))
 }
 
@@ -147,6 +153,14 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     let wrong = || {
         format!("not an address: {text:?}; use HOST:PORT, :PORT for all interfaces, or unix:PATH")
     };
+    if let Some(scheme) = ["http://", "https://"].iter().find(|scheme| text.starts_with(**scheme)) {
+        return Err(format!("not an address: {text:?}; leave out {scheme}"));
+    }
+    if text.parse::<u16>().is_ok() {
+        return Err(format!(
+            "not an address: {text:?}; did you mean :{text} (all interfaces) or 127.0.0.1:{text}?"
+        ));
+    }
     if let Some(port) = text.strip_prefix(':') {
         let port = port.parse().map_err(|_| wrong())?;
         return Ok(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,7 +17,10 @@ use super::{
     grant::Grant,
     secret::{self, Hash},
 };
-use crate::rate::{self, Rate};
+use crate::{
+    rate::{self, Rate},
+    read_file::read_text,
+};
 
 /// A file of keys that has been read, and has been found right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,13 +38,13 @@ pub struct KeyFileError {
 }
 
 impl KeyFile {
-    /// Reads a file.
+    /// Reads a file. Blocks for ten seconds at the most: then it is an error.
     ///
     /// # Errors
     /// When it cannot be read, or the first thing in it that is wrong.
     pub fn read(path: impl Into<PathBuf>) -> Result<Self, KeyFileError> {
         let path = path.into();
-        let text = fs::read_to_string(&path).map_err(|error| KeyFileError {
+        let text = read_text(&path).map_err(|error| KeyFileError {
             place: path.display().to_string(),
             problem: format!("cannot read it: {error}"),
         })?;
@@ -78,11 +80,20 @@ impl Source<'_> {
         KeyFileError { place: format!("{}:{line}", self.path.display()), problem }
     }
 
+    /// What the parser says is wrong; of what is there twice, the name.
+    fn syntax(&self, error: &toml::de::Error) -> KeyFileError {
+        let span = error.span().unwrap_or_default();
+        match self.text.get(span.clone()) {
+            Some(name) if error.message() == "duplicate key" => self.error(
+                span.start,
+                format!("there are two of {}", quoted(name.trim_matches(['"', '\'']))),
+            ),
+            _ => self.error(span.start, error.message()),
+        }
+    }
+
     fn keys(&self) -> Result<Keys, KeyFileError> {
-        let table = DeTable::parse(self.text).map_err(|error| {
-            self.error(error.span().map_or(0, |span| span.start), error.message())
-        })?;
-        let table = table.into_inner();
+        let table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?.into_inner();
         let mut anybody = Caller { key: None, grants: Vec::new(), publish_rate: None };
         let mut keys: Option<&Value<'_>> = None;
         for (name, value) in &table {
@@ -102,6 +113,12 @@ impl Source<'_> {
             Some(keys) => self.named(keys, &anybody.grants)?,
             None => HashMap::new(),
         };
+        // As an editor or a full disk leaves a file behind: it is no order to lock everybody out.
+        if by_hash.is_empty() && !table.contains_key("anonymous") {
+            let problem = "it has neither [anonymous] nor a key: nobody could do anything; if that \
+                           is meant, write [anonymous]";
+            return Err(self.error(0, problem));
+        }
         Ok(Keys { anonymous: Arc::new(anybody), by_hash })
     }
 
@@ -252,7 +269,7 @@ mod tests {
         assert!(!keys.anonymous.may(publish) && keys.anonymous.may(subscribe));
         assert!(caller("t").may(Need::Key) && !keys.anonymous.may(Need::Key));
         assert_eq!(caller("s").key_name(), Some("deploy"));
-        assert!(parse("").unwrap().by_hash.is_empty());
+        assert!(parse("[anonymous]\n").unwrap().by_hash.is_empty());
     }
 
     #[test]
@@ -281,6 +298,11 @@ mod tests {
             ("[anonymous]\npublish-rate = 0\n", "keys.toml:2: anonymous: publish-rate: write a"),
             ("[keys.a]\npublish-rate = \"9\"\n", "keys.toml:2: keys.a: publish-rate: write a"),
             ("[keys.a\n", "keys.toml:1: "),
+            ("", "keys.toml:1: it has neither [anonymous] nor a key"),
+            ("# [keys.a]\n", "keys.toml:1: it has neither [anonymous] nor a key"),
+            ("[keys]\n", "keys.toml:1: it has neither [anonymous] nor a key"),
+            ("[keys.a]\nallow = []\n[keys.a]\n", "keys.toml:3: there are two of \"a\""),
+            ("[keys.a]\nallow = []\nallow = []\n", "keys.toml:3: there are two of \"allow\""),
         ] {
             let error = parse(text).expect_err(text);
             assert!(error.starts_with(start), "{text:?} gave {error:?}");

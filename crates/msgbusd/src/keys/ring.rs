@@ -53,7 +53,8 @@ impl Keyring {
         self.reading.read().keys.by_hash.len()
     }
 
-    /// Reads the file again. Who follows a topic and no longer may is told so.
+    /// Reads the file again. Who follows a topic and no longer may is told so. Blocks for ten seconds at
+    /// the most: it is not for a thread that serves.
     ///
     /// # Errors
     /// When the file cannot be read or is wrong: then the keys stay as they were.

@@ -493,7 +493,7 @@ fn a_file_that_is_wrong_is_told_in_one_line() {
     refuses(unnamed.env("MSGBUSD_KEYS", ""), &["MSGBUSD_KEYS: it names no file"]);
     // Without it --open would let anybody in.
     let mut misspelt = msgbusd(&["--open", "--bind", "192.0.2.1:1"]);
-    let mention = ["MSGBUSD_KEY: is no setting", "MSGBUSD_KEYS is", "--open"];
+    let mention = ["MSGBUSD_KEY: unknown setting", "MSGBUSD_KEYS is", "--open"];
     refuses(misspelt.env("MSGBUSD_KEY", path), &mention);
     refuses(&mut msgbusd(&["--keys", "/does/not/exist"]), &["/does/not/exist", "No such file"]);
     refuses(&mut msgbusd(&["--bind", ":0"]), &["--keys", "--open"]);

@@ -16,6 +16,7 @@ mod log;
 mod process;
 mod publish;
 mod pull;
+mod reload;
 mod requests;
 mod resume;
 mod rfc6455;

@@ -44,7 +44,7 @@ fn wrong_flags_are_named_in_one_line() {
         (&["--max-queue-bytes", "128"], &["--max-queue-bytes", "more than 128"]),
         (&["--open=perhaps"], &["--open", "true or false"]),
         (&["--two\nlines"], &["--two\\nlines"]),
-        (&["--publish-rate", "0"], &["--publish-rate", "1 to 10000000", "leave it away"]),
+        (&["--publish-rate", "0"], &["--publish-rate", "from 1 to 10000000", "omit it"]),
         (&["--max-connections-per-address", "0"], &["--max-connections-per-address", "1 or more"]),
         (&["--max-subscriptions", "0"], &["--max-subscriptions", "1 or more"]),
         (
@@ -53,7 +53,23 @@ fn wrong_flags_are_named_in_one_line() {
         ),
         (&["--max-payload-size", "1GiB"], &["--max-inflight-bytes (256MiB) must be at least"]),
         (&["--overflow", "block"], &["--overflow", "drop-oldest or reject"]),
-        (&["--bind", "8000"], &["--bind", "HOST:PORT"]),
+        (&["--bind", "localhost"], &["--bind", "HOST:PORT"]),
+        (
+            &["--bind", "9999"],
+            &["--bind", "did you mean :9999 (all interfaces) or 127.0.0.1:9999?"],
+        ),
+        (&["--bind", "http://127.0.0.1:1"], &["--bind", "leave out http://"]),
+        (&["--port", "9999"], &["--port: no such flag; use --bind :9999"]),
+        (&["--port=9999"], &["--port=9999: no such flag; use --bind :9999"]),
+        (&["-p"], &["-p: no such flag; use --bind :PORT"]),
+        (&["--listen", ":9999"], &["--listen: no such flag; use --bind :9999"]),
+        (&["--data-dir", "/var"], &["--data-dir", "msgbusd keeps messages in memory only"]),
+        (&["--log-level", "debug"], &["--log-level", "use -d"]),
+        (&["--max-payload-size", "5MB"], &["not a size: \"5MB\"; write 5M or 5MiB"]),
+        (&["--ttl", "forever"], &["not a duration", "0 keeps messages for ever"]),
+        (&["completion", "tcsh"], &["completion: expected bash, zsh or fish"]),
+        (&["completion"], &["usage: msgbusd completion bash|zsh|fish"]),
+        (&["man", "x"], &["man", "flags only"]),
         (&["--bind", ":0"], &["--bind", "--open"]),
         (&["--bind", "0.0.0.0:0"], &["--bind", "other machines", "--open"]),
         (&["--allow-origin", "*"], &["--allow-origin", "scheme://host"]),
@@ -89,11 +105,27 @@ fn wrong_variables_and_files_are_named_in_one_line() {
 #[test]
 fn a_variable_that_is_nearly_a_setting_is_pointed_out() {
     let mut command = msgbusd(&["--bind", "127.0.0.1:0"]);
-    command.env("MSGBUSD_MAX_TOPIC", "10").env("MSGBUSD_SERVICE_HOST", "10.0.0.1");
+    command.env("MSGBUSD_MAX_TOPIC", "10").env("MSGBUSD_WORKDIR", "x").env("MSGBUSD_LISTEN", ":1");
+    // Those of Kubernetes and Docker for a service of the name msgbusd.
+    for (name, value) in [
+        ("SERVICE_HOST", "10.0.0.1"),
+        ("SERVICE_PORT_HTTP", "80"),
+        ("PORT", "tcp://10.0.0.1:80"),
+        ("PORT_80_TCP_ADDR", "10.0.0.1"),
+    ] {
+        command.env(format!("MSGBUSD_{name}"), value);
+    }
     let daemon = Running::start(&mut command);
-    let warning = "MSGBUSD_MAX_TOPIC is no setting; did you mean MSGBUSD_MAX_TOPICS?";
+    let warning = "unknown setting MSGBUSD_MAX_TOPIC; did you mean MSGBUSD_MAX_TOPICS?";
     assert!(daemon.opening.contains(warning), "{}", daemon.opening);
-    assert!(!daemon.opening.contains("SERVICE_HOST"), "{}", daemon.opening);
+    assert!(daemon.opening.contains("unknown setting MSGBUSD_WORKDIR; "), "{}", daemon.opening);
+    let bind = "unknown setting MSGBUSD_LISTEN; did you mean MSGBUSD_BIND?";
+    assert!(daemon.opening.contains(bind), "{}", daemon.opening);
+    assert_eq!(daemon.opening.matches("unknown setting").count(), 3, "{}", daemon.opening);
+    let mut command = msgbusd(&["--bind", "127.0.0.1:0"]);
+    let daemon = Running::start(command.env("MSGBUSD_PORT", "9000"));
+    let port = "unknown setting MSGBUSD_PORT; did you mean MSGBUSD_BIND?";
+    assert!(daemon.opening.contains(port), "{}", daemon.opening);
 }
 
 #[test]
@@ -103,7 +135,7 @@ fn help_and_version_go_to_stdout() {
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success());
         for flag in [
-            "--bind PLACE",
+            "--bind ADDRESS",
             "[127.0.0.1:8000]",
             "-d, --debug",
             "--max-connections-per-address COUNT\n",
@@ -190,9 +222,18 @@ fn connections_are_as_many_as_files_beside_those_of_the_threads() {
     let connections: usize = connections.split(':').next().unwrap().parse().unwrap();
     assert!(own + connections <= 400, "{own} files besides {connections} connections");
 
-    let output = msgbusd_of_files(400, "--threads 1000").output().unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("see --threads"), "{text}");
+    let advice = "open files; raise it with ulimit -n, or LimitNOFILE= in a systemd unit";
+    assert!(running.opening.contains(advice), "{}", running.opening);
+
+    for (files, threads) in [(400, 1000), (4, 1), (5, 1), (6, 2), (8, 2), (12, 4), (16, 8)] {
+        let output = msgbusd_of_files(files, &format!("--threads {threads}")).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let advice = format!("the system allows {files} {advice}, or lower --threads");
+        assert!(text.contains(&advice), "{text}");
+    }
+    let running = Running::start(&mut msgbusd_of_files(64, "--threads 2"));
+    assert!(running.opening.contains("lowered to 27"), "{}", running.opening);
 }
 
 #[test]

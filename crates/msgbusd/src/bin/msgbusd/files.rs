@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use msgbusd::{StartError, config::Config};
 use tracing::warn;
 
@@ -10,6 +10,10 @@ use tracing::warn;
 const OF_A_THREAD: usize = 4;
 /// Files of the process itself: listeners, the log, signals, the runtime that accepts.
 const OF_THE_PROCESS: usize = 16;
+/// Without these nothing works: standard input and output, signals, the runtime that accepts, a listener
+/// and a connection.
+const FEWEST: usize = 10;
+const FEWEST_OF_A_THREAD: usize = 3;
 /// The most files kept free for connections that are refused.
 const SPARE: usize = 84;
 const HOW_TO_RAISE: &str = "raise it with ulimit -n, or LimitNOFILE= in a systemd unit";
@@ -21,7 +25,17 @@ pub(crate) fn raise_limit() -> Option<usize> {
 }
 
 /// Lowers the bound on connections to what the runtimes of these threads leave of `limit` files.
-pub(crate) fn fit(config: &mut Config, limit: usize, threads: usize) {
+///
+/// # Errors
+/// When they leave nothing. To try it all the same would be a panic: the runtime's signals need files.
+pub(crate) fn fit(config: &mut Config, limit: usize, threads: usize) -> anyhow::Result<()> {
+    let needed = FEWEST + threads * FEWEST_OF_A_THREAD;
+    if limit < needed {
+        bail!(
+            "{threads} threads need at least {needed} open files, and the system allows {limit} open files; \
+             {HOW_TO_RAISE}, or lower --threads"
+        );
+    }
     let left = limit.saturating_sub(OF_THE_PROCESS + threads * OF_A_THREAD);
     let fit = (left - SPARE.min(left / 3)).max(1);
     if config.max_connections > fit {
@@ -30,6 +44,7 @@ pub(crate) fn fit(config: &mut Config, limit: usize, threads: usize) {
         );
         config.max_connections = fit;
     }
+    Ok(())
 }
 
 /// Says what helps where the start failed for want of files.

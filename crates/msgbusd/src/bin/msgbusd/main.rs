@@ -10,41 +10,40 @@ use anyhow::{Context as _, anyhow};
 use msgbus_core::MessageBus;
 use msgbusd::{
     Server, StartError, Workers,
-    config::{self, Config, Invocation, Scheduler},
+    config::{self, Config, ConfigFile, Invocation, Scheduler},
     keys::NewKey,
     logging::Log,
 };
 use tokio::{runtime, select};
 use tracing::{info, warn};
 
-use self::signals::Signals;
+use self::{reload::Reload, signals::Signals};
 
 const USAGE: u8 = 2;
 const STOPPED_BY_SIGNAL: u8 = 130;
 /// Signals within this time of the first one are the same request to stop.
 const SAME_REQUEST: Duration = Duration::from_millis(200);
-/// How long the exit waits for the last lines of the log.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match config::parse(env::args_os().skip(1), env::vars_os()) {
-        Ok(Invocation::Serve(config)) => serve(*config),
-        Ok(Invocation::Help) => print(&config::help()),
-        Ok(Invocation::Version) => print(concat!("msgbusd ", env!("CARGO_PKG_VERSION"), "\n")),
-        Ok(Invocation::KeyHelp) => print(&config::key_help()),
+        Ok(Invocation::Serve { config, file }) => serve(*config, file),
+        Ok(Invocation::Print(text)) => print(&text),
         Ok(Invocation::NewKey(key)) => print_key(&key),
         Err(error) => fail(&error.to_string(), USAGE),
     }
 }
 
-fn serve(config: Config) -> ExitCode {
-    let Ok(log) = Log::to_stderr() else { return ExitCode::FAILURE };
+fn serve(config: Config, file: Option<ConfigFile>) -> ExitCode {
+    let log = match Log::to_stderr() {
+        Ok(log) => log,
+        Err(error) => return fail(&format!("cannot start a thread: {error}"), 1),
+    };
     log.install(config.debug);
-    let code = start(config).unwrap_or_else(|error| {
+    let code = start(config, file).unwrap_or_else(|error| {
         log.line(&format!("msgbusd: {error:#}"));
         ExitCode::FAILURE
     });
-    log.flush(FLUSH_TIMEOUT);
+    log.flush();
     code
 }
 
@@ -77,26 +76,31 @@ fn write(mut to: impl io::Write, text: &str) -> io::Result<()> {
 
 /// Says what is wrong, as far as anybody listens.
 fn fail(problem: &str, code: u8) -> ExitCode {
-    if let Ok(log) = Log::to_stderr() {
-        log.line(&format!("msgbusd: {problem}"));
-        log.flush(FLUSH_TIMEOUT);
+    let line = format!("msgbusd: {problem}");
+    match Log::to_stderr() {
+        Ok(log) => {
+            log.line(&line);
+            log.flush();
+        }
+        // Without a thread for it this may wait for its reader.
+        Err(_) => drop(write(io::stderr(), &format!("{line}\n"))),
     }
     ExitCode::from(code)
 }
 
-fn start(mut config: Config) -> anyhow::Result<ExitCode> {
+fn start(mut config: Config, file: Option<ConfigFile>) -> anyhow::Result<ExitCode> {
     let threads =
         config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let pinned = if config.scheduler == Scheduler::Pinned { threads } else { 0 };
     let limit = files::raise_limit();
     if let Some(limit) = limit {
-        files::fit(&mut config, limit, pinned);
+        files::fit(&mut config, limit, pinned)?;
     }
     let served = match config.scheduler {
         Scheduler::Pinned => pinned_runtime(threads)
-            .and_then(|(runtime, workers)| runtime.block_on(run(config, Some(workers)))),
+            .and_then(|(runtime, workers)| runtime.block_on(run(config, file, Some(workers)))),
         Scheduler::Stealing => {
-            stealing_runtime(threads).and_then(|runtime| runtime.block_on(run(config, None)))
+            stealing_runtime(threads).and_then(|runtime| runtime.block_on(run(config, file, None)))
         }
     };
     served.map_err(|error| files::explain(error, limit))
@@ -113,7 +117,11 @@ fn stealing_runtime(threads: usize) -> anyhow::Result<runtime::Runtime> {
     Ok(runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?)
 }
 
-async fn run(config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCode> {
+async fn run(
+    config: Config,
+    file: Option<ConfigFile>,
+    workers: Option<Workers>,
+) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     announce_notices(&config);
     let bounds = config.bounds();
@@ -126,7 +134,7 @@ async fn run(config: Config, workers: Option<Workers>) -> anyhow::Result<ExitCod
     if let Some(workers) = workers {
         server = server.with_workers(workers);
     }
-    reload::on_hangup(&server)?;
+    Reload::of(&server, file).on_hangup()?;
     let bus = server.bus().clone();
     let places: Vec<String> = server.places().iter().map(|place| server.uri(place)).collect();
     info!("msgbusd {} listening on {} ({bounds})", env!("CARGO_PKG_VERSION"), places.join(" and "));

@@ -1,30 +1,55 @@
-//! What SIGHUP does: reads the files of keys and of the certificate again.
+//! What SIGHUP does: reads the files of keys and of the certificate again, and has a look at that of
+//! `--config`. It never ends the server.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, thread};
 
-use msgbusd::{Certificate, Server, keys::Keyring};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use msgbusd::{Certificate, Server, config::ConfigFile, keys::Keyring};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 use tracing::{info, warn};
 
-pub(crate) fn on_hangup(server: &Server) -> io::Result<()> {
-    let (keyring, certificate) = (server.keyring().cloned(), server.certificate().cloned());
-    if let Some(keyring) = &keyring {
-        info!("keys: {} from {}", keyring.count(), keyring.path().display());
-    }
-    if keyring.is_some() || certificate.is_some() {
-        tokio::spawn(reload(keyring, certificate, signal(SignalKind::hangup())?));
-    }
-    Ok(())
-}
-
-/// Reads the keys and the certificate again at each signal.
-async fn reload(
+/// The files that are read again.
+#[derive(Clone)]
+pub(crate) struct Reload {
+    file: Option<ConfigFile>,
     keyring: Option<Arc<Keyring>>,
     certificate: Option<Arc<Certificate>>,
-    mut hangups: Signal,
-) {
-    while hangups.recv().await.is_some() {
+}
+
+impl Reload {
+    pub(crate) fn of(server: &Server, file: Option<ConfigFile>) -> Self {
+        let (keyring, certificate) = (server.keyring().cloned(), server.certificate().cloned());
         if let Some(keyring) = &keyring {
+            info!("keys: {} from {}", keyring.count(), keyring.path().display());
+        }
+        Self { file, keyring, certificate }
+    }
+
+    /// Reads them at each signal, one time after the other: signals that come meanwhile count as one.
+    pub(crate) fn on_hangup(self) -> io::Result<()> {
+        let mut hangups = signal(SignalKind::hangup())?;
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                // Not one of the runtime's threads: the exit waits for those.
+                let (reload, (done, is_done)) = (self.clone(), oneshot::channel());
+                let thread = thread::Builder::new().name("reload".to_owned()).spawn(move || {
+                    reload.read();
+                    let _ = done.send(());
+                });
+                match thread {
+                    // An error is a panic there, which the log has.
+                    Ok(_) => drop(is_done.await),
+                    Err(error) => warn!("SIGHUP: cannot start a thread: {error}; nothing is read"),
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn read(&self) {
+        if let Some(keyring) = &self.keyring {
             match keyring.reload() {
                 Ok(()) => {
                     info!("SIGHUP: keys: {} from {}", keyring.count(), keyring.path().display());
@@ -32,11 +57,30 @@ async fn reload(
                 Err(error) => warn!("SIGHUP: {error}; the keys stay as they were"),
             }
         }
-        if let Some(certificate) = &certificate {
+        if let Some(certificate) = &self.certificate {
             match certificate.reload() {
                 Ok(()) => info!("SIGHUP: certificate: from {}", certificate.path().display()),
                 Err(error) => warn!("SIGHUP: {error}; the certificate stays as it was"),
             }
         }
+        match &self.file {
+            Some(file) => check(file),
+            None if self.keyring.is_none() && self.certificate.is_none() => {
+                info!("SIGHUP: nothing to reload without --keys, --tls-cert or --config");
+            }
+            None => {}
+        }
+    }
+}
+
+/// Settings need a restart: says which.
+fn check(file: &ConfigFile) {
+    let path = file.path().display();
+    match file.changes() {
+        Ok(changed) if changed.is_empty() => info!("SIGHUP: {path}: no setting has changed"),
+        Ok(changed) => {
+            warn!("SIGHUP: {path}: changes of {} take effect at the next start", changed.join(", "))
+        }
+        Err(error) => warn!("SIGHUP: {error}; the settings stay, and the next start would fail"),
     }
 }

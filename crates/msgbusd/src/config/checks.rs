@@ -1,0 +1,83 @@
+//! What settings must have in common, and the files that they name.
+
+use super::{
+    Config, ConfigError,
+    layers::{Layer, origin},
+    values,
+};
+use crate::{Bind, keys::KeyFile};
+
+/// Checks what needs no file to be read.
+pub(super) fn check(config: &mut Config, layer: &Layer) -> Result<(), ConfigError> {
+    check_reach(config, layer)?;
+    check_certificate(config, layer)?;
+    check_inflight(config, layer)
+}
+
+/// Reads the keys, and whether the certificate is one: what is wrong shows before the server runs.
+pub(super) fn read_files(config: &mut Config, layer: &Layer) -> Result<(), ConfigError> {
+    if let Some(keys) = layer.get("keys").and_then(|values| values.first()) {
+        let file = KeyFile::read(&keys.value);
+        config.keys =
+            Some(file.map_err(|error| ConfigError::new(&keys.origin, error.to_string()))?);
+    }
+    let Some(files) = &config.certificate else { return Ok(()) };
+    files.read().map(drop).map_err(|error| {
+        let (name, flag) = if error.is_of(&files.key) {
+            ("tls-key", "--tls-key")
+        } else {
+            ("tls-cert", "--tls-cert")
+        };
+        ConfigError::new(origin(layer, name, flag), error.to_string())
+    })
+}
+
+/// Nobody opens a server to other machines without saying for whom.
+fn check_reach(config: &Config, layer: &Layer) -> Result<(), ConfigError> {
+    let reachable = config.bind.iter().find(|bind| bind.is_reachable());
+    match reachable {
+        Some(bind) if !config.open && !layer.contains_key("keys") => Err(ConfigError::new(
+            origin(layer, "bind", "--bind"),
+            format!(
+                "{bind} can be reached from other machines, and anybody there may publish and read; \
+                 say who may with --keys, or --open if that is meant"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A payload that is allowed can be received.
+fn check_inflight(config: &Config, layer: &Layer) -> Result<(), ConfigError> {
+    if config.max_inflight_bytes >= config.max_payload {
+        return Ok(());
+    }
+    let said = ["max-inflight-bytes", "max-payload-size"]
+        .into_iter()
+        .find(|name| layer.contains_key(name));
+    Err(ConfigError::new(
+        origin(layer, said.unwrap_or_default(), "--max-inflight-bytes"),
+        format!(
+            "--max-inflight-bytes ({}) must be at least --max-payload-size ({})",
+            values::format_size(config.max_inflight_bytes as u64),
+            values::format_size(config.max_payload as u64)
+        ),
+    ))
+}
+
+/// A certificate has two files.
+fn check_certificate(config: &mut Config, layer: &Layer) -> Result<(), ConfigError> {
+    let Some(files) = &config.certificate else { return Ok(()) };
+    if files.key.as_os_str().is_empty() {
+        let chain = origin(layer, "tls-cert", "--tls-cert");
+        return Err(ConfigError::new(chain, "its private key is missing: name it with --tls-key"));
+    }
+    if files.chain.as_os_str().is_empty() {
+        let key = origin(layer, "tls-key", "--tls-key");
+        return Err(ConfigError::new(key, "the certificate is missing: name it with --tls-cert"));
+    }
+    if !config.bind.iter().any(|bind| matches!(bind, Bind::Tcp(_))) {
+        config.notices.push("--tls-cert does nothing: unix sockets speak no TLS".to_owned());
+    }
+    Ok(())
+}
