@@ -192,7 +192,7 @@ impl Metrics {
             ("msgbus_server_connections", "Connections accepted.", &self.connections),
             (
                 "msgbus_server_connections_refused",
-                "Connections turned away at their bound, in all or of one address.",
+                "Connections refused by the total or per-address limit.",
                 &self.refused_connections,
             ),
             ("msgbus_client_errors", "Websockets that broke.", &self.client_errors),

@@ -23,13 +23,21 @@ pub(super) fn metrics(app: &Arc<App>) -> Answer {
         ),
         ("msgbus_server_connections_limit", "The most connections.", connections.limit()),
         ("msgbus_server_subscriptions", "Websockets and streams.", subscriptions.used()),
-        ("msgbus_server_subscriptions_limit", "The most of them.", subscriptions.limit()),
+        (
+            "msgbus_server_subscriptions_limit",
+            "Maximum number of subscriptions (--max-subscriptions).",
+            subscriptions.limit(),
+        ),
         (
             "msgbus_server_inflight_bytes",
             "Bytes of bodies, answers and frames on their way.",
             inflight.used(),
         ),
-        ("msgbus_server_inflight_bytes_limit", "The most of them.", inflight.limit()),
+        (
+            "msgbus_server_inflight_bytes_limit",
+            "Maximum of bytes in flight (--max-inflight-bytes).",
+            inflight.limit(),
+        ),
     ];
     // They can be large, and this is answered in any case.
     let topics = if app.inflight.is_full() { 0 } else { app.config.max_metric_topics };
