@@ -79,7 +79,8 @@ fn check(file: &ConfigFile) {
     match file.changes() {
         Ok(changed) if changed.is_empty() => info!("SIGHUP: {path}: no setting has changed"),
         Ok(changed) => {
-            warn!("SIGHUP: {path}: changes of {} take effect at the next start", changed.join(", "))
+            let changed = changed.join(", ");
+            warn!("SIGHUP: {path}: changes of {changed} take effect at the next start");
         }
         Err(error) => warn!("SIGHUP: {error}; the settings stay, and the next start would fail"),
     }
