@@ -71,6 +71,11 @@ impl Inflight {
         self.hold(bytes)
     }
 
+    /// Counts a frame that several may share, once, for as long as the hold lives; `None` where it is small.
+    pub(crate) fn hold_shared(&self, bytes: usize) -> Option<Hold> {
+        (bytes > Self::SMALL).then(|| self.0.take_anyway(bytes))
+    }
+
     fn hold(&self, bytes: Bytes) -> Bytes {
         let hold = self.0.take_anyway(bytes.len());
         Bytes::from_owner(Tracked { bytes, _hold: hold })

@@ -6,6 +6,7 @@ mod answers;
 mod auth;
 mod body;
 mod error;
+mod follower;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod origin;

@@ -20,31 +20,25 @@ use hyper::{
     body::{Body, Frame},
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{
-    BatchLimit, Event, Position, RecvError, SubscribeOptions, Subscription, TopicName,
-};
+use msgbus_core::{Position, RecvError, SubscribeOptions, TopicName};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tracing::{Level, debug, enabled};
+use tracing::debug;
 
 use super::{
-    Answer, App, accepts, answers, error::Refusal, items, position, query, query::Query,
-    room::Patience, seat,
+    Answer, App, accepts, answers,
+    error::Refusal,
+    follower::{End, Follower, Item},
+    items, position, query,
+    query::Query,
+    seat,
 };
-use crate::{
-    bound::Hold,
-    frames::{Form, Ring},
-    keys::Permit,
-    peer::Peer,
-    wake::Relay,
-};
+use crate::{frames::Form, keys::Permit, peer::Peer};
 
 /// The longest silence of a stream whose format has a keep-alive, if `--ping-interval` is not shorter.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A comment without an empty line behind it: some parsers take every empty line for an event.
 const SSE_KEEP_ALIVE: &[u8] = b":\n";
-/// What is made ready at once.
-const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// The format that the request asks for, if it asks for a stream at all.
@@ -101,7 +95,8 @@ pub(super) fn stream<B>(
         _ => "application/octet-stream",
     };
     let (epoch, start) = (subscription.topic().epoch, subscription.start());
-    let mut live = Live::new(app, peer, subscription, form, note, permit, seat);
+    let follower = Follower::new(app, peer, subscription, form, permit, seat);
+    let mut live = Live::new(follower, form, note);
     if form == Form::Sse && is_event_source(request.headers()) {
         live.name_the_start();
     }
@@ -130,18 +125,8 @@ fn is_event_source(headers: &HeaderMap) -> bool {
 /// A body that ends when the subscription, the client or the server does.
 #[derive(Debug)]
 pub(crate) struct Live {
-    app: Arc<App>,
-    peer: Peer,
-    subscription: Subscription,
-    permit: Permit,
-    _seat: Hold,
+    follower: Follower,
     form: Form,
-    ring: Arc<Ring>,
-    relay: Relay,
-    room: Patience,
-    events: Vec<Event>,
-    /// The id that is next if nothing is missed.
-    next_id: u64,
     /// What is ready to be written.
     pieces: VecDeque<Bytes>,
     keep_alive: Pin<Box<Sleep>>,
@@ -150,38 +135,22 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    fn new(
-        app: &Arc<App>,
-        peer: Peer,
-        subscription: Subscription,
-        form: Form,
-        note: &'static str,
-        permit: Permit,
-        seat: Hold,
-    ) -> Self {
+    fn new(follower: Follower, form: Form, note: &'static str) -> Self {
+        let app = follower.app();
         let mut live = Self {
-            app: Arc::clone(app),
-            peer,
-            permit,
-            _seat: seat,
-            ring: app.frames.ring(subscription.topic().epoch, form),
-            form,
-            relay: Relay::default(),
-            room: Patience::default(),
-            events: Vec::new(),
-            // What was gone is told again to one who is cut off before it has been told.
-            next_id: subscription.start().next_id - subscription.start().missed,
-            pieces: VecDeque::new(),
             keep_alive: Box::pin(sleep(keep_alive(app))),
             draining: Box::pin(app.tasks.drain.clone().cancelled_owned()),
+            form,
+            pieces: VecDeque::new(),
             over: false,
-            subscription,
+            follower,
         };
         if !note.is_empty() {
             live.pieces.push_back(Bytes::from_static(note.as_bytes()));
         }
-        if live.subscription.start().restarted {
-            let epoch = live.subscription.topic().epoch;
+        let subscription = live.follower.subscription();
+        if subscription.start().restarted {
+            let epoch = subscription.topic().epoch;
             live.say("restart", &format!("\"epoch\":\"{epoch}\""));
         }
         live
@@ -190,60 +159,25 @@ impl Live {
     /// Tells a browser where it starts: cut off before the first message, it resumes there and not
     /// wherever the topic is by then. An id without data is no event.
     fn name_the_start(&mut self) {
-        self.pieces.push_back(format!("id: {}\n\n", self.position()).into());
-    }
-
-    /// Of one who has everything so far.
-    fn position(&self) -> Position {
-        Position::before(self.subscription.topic().epoch, self.next_id)
+        let epoch = self.follower.subscription().topic().epoch;
+        let position = Position::before(epoch, self.follower.next_id());
+        self.pieces.push_back(format!("id: {position}\n\n").into());
     }
 
     /// Says something that is no message, where the format has a way to.
     fn say(&mut self, event: &str, fields: &str) {
-        let text = match self.form {
-            Form::Sse => format!("event: {event}\ndata: {{{fields}}}\n\n"),
-            Form::JsonLine if fields.is_empty() => format!("{{\"event\":\"{event}\"}}\n"),
-            Form::JsonLine => format!("{{\"event\":\"{event}\",{fields}}}\n"),
-            _ => return,
-        };
-        self.pieces.push_back(text.into());
+        self.pieces.extend(event_text(self.form, event, fields, None));
     }
 
-    fn take_note(&mut self, event: &Event) {
-        match event {
-            Event::Message(message) => {
-                self.next_id = message.id() + 1;
-                let frame = self.ring.frame(message);
-                self.pieces.push_back(self.app.inflight.track(frame));
-            }
-            Event::Missed(count) => {
-                self.next_id += count;
-                self.say_gap(*count);
-            }
-        }
-    }
-
-    /// Told once: who resumes behind it is not told again.
-    fn say_gap(&mut self, count: u64) {
-        let fields = format!("\"missed\":{count}");
-        if self.form != Form::Sse {
-            return self.say("gap", &fields);
-        }
-        let event = format!("event: gap\ndata: {{{fields}}}\nid: {}\n\n", self.position());
-        self.pieces.push_back(event.into());
-    }
-
-    fn end(&mut self, end: RecvError) {
+    fn end(&mut self, end: &End) {
         match end {
-            RecvError::Deleted => self.say("deleted", ""),
-            RecvError::Lagged { missed } => self.say("lagged", &format!("\"missed\":{missed}")),
-            _ => {}
+            End::Revoked => self.say("revoked", ""),
+            End::Over(RecvError::Deleted) => self.say("deleted", ""),
+            End::Over(RecvError::Lagged { missed }) => {
+                self.say("lagged", &format!("\"missed\":{missed}"));
+            }
+            End::Over(_) => {}
         }
-        self.over = true;
-    }
-
-    fn revoke(&mut self) {
-        self.say("revoked", "");
         self.over = true;
     }
 
@@ -253,36 +187,28 @@ impl Live {
             self.over = true;
             return Poll::Ready(());
         }
-        if self.permit.poll_revoked(cx).is_ready() {
-            self.revoke();
-            return Poll::Ready(());
-        }
-        let Self { app, room, relay, subscription, events, .. } = self;
-        let received = match room.poll_receive(cx, app, subscription, BATCH) {
-            Poll::Ready(batch) => {
-                relay.poll(cx, |cx| subscription.poll_recv_batch(cx, events, batch))
+        let Self { follower, pieces, form, .. } = self;
+        let (form, epoch) = (*form, follower.subscription().topic().epoch);
+        let received = follower.poll_batch(cx, |item, next_id| match item {
+            Item::Frame(frame) => {
+                pieces.extend(frame.into_pieces().into_iter().filter(|piece| !piece.is_empty()));
             }
-            Poll::Pending => Poll::Pending,
-        };
+            Item::Missed(count) => {
+                // Told once: a client that resumes after it is not told again.
+                let position = Position::before(epoch, next_id);
+                let fields = format!("\"missed\":{count}");
+                pieces.extend(event_text(form, "gap", &fields, Some(position)));
+            }
+        });
         if let Poll::Ready(received) = received {
-            // It may have been published since the keys were looked at above.
-            if self.permit.poll_revoked(cx).is_ready() {
-                self.revoke();
-                return Poll::Ready(());
-            }
-            let mut events = std::mem::take(&mut self.events);
-            for event in events.drain(..) {
-                self.take_note(&event);
-            }
-            self.events = events;
             if let Err(end) = received {
-                self.end(end);
+                self.end(&end);
             }
-            self.keep_alive.as_mut().reset(Instant::now() + keep_alive(&self.app));
+            self.reset_keep_alive();
             return Poll::Ready(());
         }
         ready!(self.keep_alive.as_mut().poll(cx));
-        self.keep_alive.as_mut().reset(Instant::now() + keep_alive(&self.app));
+        self.reset_keep_alive();
         // The timer is set again, and has to be polled to wake this.
         let _ = self.keep_alive.as_mut().poll(cx);
         match self.form {
@@ -292,6 +218,25 @@ impl Live {
         }
         Poll::Ready(())
     }
+
+    fn reset_keep_alive(&mut self) {
+        let deadline = Instant::now() + keep_alive(self.follower.app());
+        self.keep_alive.as_mut().reset(deadline);
+    }
+}
+
+/// An event that is no message, in a format that has such; SSE also names the position after it.
+fn event_text(form: Form, event: &str, fields: &str, after: Option<Position>) -> Option<Bytes> {
+    let text = match (form, after) {
+        (Form::Sse, None) => format!("event: {event}\ndata: {{{fields}}}\n\n"),
+        (Form::Sse, Some(after)) => {
+            format!("event: {event}\ndata: {{{fields}}}\nid: {after}\n\n")
+        }
+        (Form::JsonLine, _) if fields.is_empty() => format!("{{\"event\":\"{event}\"}}\n"),
+        (Form::JsonLine, _) => format!("{{\"event\":\"{event}\",{fields}}}\n"),
+        _ => return None,
+    };
+    Some(text.into())
 }
 
 impl Body for Live {
@@ -316,12 +261,6 @@ impl Body for Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // The books take the topic's lock: not for a line that nobody reads.
-        if !enabled!(Level::DEBUG) {
-            return;
-        }
-        let stats = self.subscription.stats();
-        let topic = &self.subscription.topic().name;
-        debug!(peer = %self.peer, %topic, received = stats.received, missed = stats.missed, "Stream ended");
+        self.follower.log_end(&"stream");
     }
 }

@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use msgbus_core::TopicName;
@@ -27,8 +27,16 @@ struct Watch {
     caller: Arc<Caller>,
     action: Action,
     topic: TopicName,
-    /// The end of the reading that was looked at last; `None` before the first look.
-    superseded: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    looked: Option<Looked>,
+}
+
+/// A look at the keys that found them to allow it.
+#[derive(Debug)]
+struct Looked {
+    generation: u64,
+    superseded: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// What is woken when these keys are superseded.
+    waker: Waker,
 }
 
 impl Permit {
@@ -43,23 +51,36 @@ impl Permit {
             caller,
             action,
             topic: topic.clone(),
-            superseded: None,
+            looked: None,
         })))
     }
 
-    /// Ready when it no longer holds.
+    /// Ready when it no longer holds. Between two readings of the file it is one atomic load: a poll for
+    /// each delivery takes no lock.
     pub(crate) fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(watch) = &mut self.0 else { return Poll::Pending };
         loop {
-            if let Some(superseded) = &mut watch.superseded {
-                ready!(superseded.as_mut().poll(cx));
+            let generation = watch.keyring.generation();
+            if let Some(looked) = &mut watch.looked
+                && looked.generation == generation
+            {
+                if looked.waker.will_wake(cx.waker()) {
+                    return Poll::Pending;
+                }
+                looked.waker.clone_from(cx.waker());
+                ready!(looked.superseded.as_mut().poll(cx));
             }
             let reading = watch.keyring.reading();
             let need = Need::Topic(watch.action, &watch.topic);
             if !reading.keys.same(&watch.caller).is_some_and(|caller| caller.may(need)) {
                 return Poll::Ready(());
             }
-            watch.superseded = Some(Box::pin(reading.superseded.clone().cancelled_owned()));
+            let mut superseded = Box::pin(reading.superseded.clone().cancelled_owned());
+            if superseded.as_mut().poll(cx).is_pending() {
+                let waker = cx.waker().clone();
+                watch.looked = Some(Looked { generation, superseded, waker });
+                return Poll::Pending;
+            }
         }
     }
 

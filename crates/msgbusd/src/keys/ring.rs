@@ -1,6 +1,15 @@
 //! The keys in force: found by what a client says, replaced while the server runs.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
+};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
@@ -17,6 +26,8 @@ use super::{
 pub struct Keyring {
     path: Box<Path>,
     reading: RwLock<Arc<Reading>>,
+    /// Counts the readings, so that whoever has looked at one sees without a lock whether there is another.
+    generation: AtomicU64,
     tickets: Mutex<Tickets>,
 }
 
@@ -39,6 +50,7 @@ impl Keyring {
         Self {
             path: file.path.into(),
             reading: RwLock::new(Reading::new(file.keys)),
+            generation: AtomicU64::new(0),
             tickets: Mutex::default(),
         }
     }
@@ -61,8 +73,14 @@ impl Keyring {
     pub fn reload(&self) -> Result<(), KeyFileError> {
         let new = Reading::new(KeyFile::read(&*self.path)?.keys);
         let old = std::mem::replace(&mut *self.reading.write(), new);
+        self.generation.fetch_add(1, Release);
         old.superseded.cancel();
         Ok(())
+    }
+
+    /// Changes after each new reading and before [`Reading::superseded`] says so.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Acquire)
     }
 
     pub(super) fn reading(&self) -> Arc<Reading> {

@@ -7,6 +7,7 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use msgbusd::keys::{KeyFile, NewKey};
+use tokio::io::AsyncReadExt as _;
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 use crate::{
@@ -369,6 +370,44 @@ async fn a_key_that_loses_a_grant_keeps_the_others() {
     assert_eq!(a.close_code().await, CloseCode::from(4403));
     daemon.bus.put(&"b".parse().unwrap(), "x").unwrap();
     assert_eq!(b.message().await.payload(), "x");
+}
+
+#[tokio::test]
+async fn a_revoked_follower_is_cut_in_the_middle_of_a_message_that_it_does_not_read() {
+    let made = key("goes", &["subscribe:t"]);
+    let file = File::new(&[], &[&made]);
+    let daemon = Daemon::with(|config| {
+        config.keys = Some(KeyFile::read(file.path()).unwrap());
+        config.timeouts.write = Duration::from_secs(3600);
+        config.timeouts.drain = Duration::from_secs(3600);
+    });
+    let going = follow(&daemon, "/t?raw", &made).await;
+    // More than the buffers of the system hold.
+    let payload = vec![b'x'; 32 << 20];
+    daemon.bus.put(&"t".parse().unwrap(), payload.clone()).unwrap();
+    soon(async {
+        while daemon.bus.stats().counters.delivered == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    file.write(&[], &[]);
+    daemon.keyring.as_ref().unwrap().reload().unwrap();
+    soon(async {
+        while daemon.bus.stats().subscribers > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // Until the connection is gone, too.
+    assert_eq!(soon(daemon.stop()).await.unwrap().cut, 0);
+    let mut stream = going.0.into_inner();
+    let (mut buffer, mut received) = (vec![0; 1 << 20], 0);
+    // A reset is an end, too.
+    while let Ok(count @ 1..) = soon(stream.read(&mut buffer)).await {
+        received += count;
+    }
+    assert!(received < payload.len(), "{received}");
 }
 
 /// Whatever the sessions are just doing: many tries find what one does not.

@@ -1,8 +1,15 @@
 //! Section 6: subscribing. What clients say is in rfc6455.rs.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
 
-use tokio::time::Instant;
+use tokio::{io::AsyncWriteExt as _, time::Instant};
 use tokio_tungstenite::tungstenite::{Bytes, Message, protocol::frame::coding::CloseCode};
 
 use crate::support::{Daemon, HANDSHAKE, soon};
@@ -356,4 +363,68 @@ async fn a_subscriber_that_lags_goes_on_with_the_oldest_there_is() {
     assert!(gap > 0, "the kernel cannot have held all of it");
     let stats = daemon.bus.stats();
     assert_eq!((stats.counters.missed, stats.counters.delivered), (gap, 200 - gap));
+}
+
+#[tokio::test]
+async fn pings_go_out_while_there_is_always_a_next_message() {
+    let daemon = Daemon::with(|config| config.timeouts.ping = Duration::from_millis(20));
+    let mut connection = daemon.raw_websocket("/t?raw").await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let publisher = {
+        let (bus, is_over) = (daemon.bus.clone(), Arc::clone(&is_over));
+        thread::spawn(move || {
+            let topic = "t".parse().unwrap();
+            while !is_over.load(Relaxed) {
+                bus.put(&topic, vec![b'x'; 256]).unwrap();
+            }
+        })
+    };
+    let (mut pings, mut messages) = (0, 0);
+    while pings < 5 {
+        let (first, payload) = connection.frame().await;
+        if first == 0x89 {
+            pings += 1;
+            let length = 0x80 | u8::try_from(payload.len()).unwrap();
+            connection.write(&[&[0x8a, length, 0, 0, 0, 0], &payload[..]].concat()).await;
+        } else {
+            assert_eq!((first, payload.len()), (0x82, 256));
+            messages += 1;
+        }
+    }
+    is_over.store(true, Relaxed);
+    publisher.join().unwrap();
+    assert!(messages > 0);
+    assert_eq!(daemon.bus.stats().subscribers, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_writes_before_it_reads_is_read_meanwhile() {
+    const MESSAGES: usize = 64;
+    let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_secs(3600));
+    for _ in 0..MESSAGES {
+        daemon.bus.put(&"t".parse().unwrap(), vec![b'x'; 512 << 10]).unwrap();
+    }
+    let mut connection = daemon.raw_websocket("/t?raw&since=all").await;
+    // Far more than the buffers of the system hold, in both directions, and each to be answered.
+    let ping = b"\x89\x82\0\0\0\0hi";
+    let frame = [&b"\x82\xfe\xf0\x00\0\0\0\0"[..], &vec![0; 0xf000], ping].concat();
+    for _ in 0..512 {
+        soon(connection.0.write_all(&frame)).await.unwrap();
+    }
+    let (mut messages, mut pongs) = (0, 0);
+    while messages < MESSAGES {
+        match soon(connection.frame()).await {
+            (0x82, payload) => {
+                assert_eq!(payload.len(), 512 << 10);
+                messages += 1;
+            }
+            (0x8a, payload) => {
+                assert_eq!(payload, b"hi");
+                pongs += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // RFC 6455, section 5.5.3: the latest of several pings may be the only one that is answered.
+    assert!(pongs >= 1);
 }

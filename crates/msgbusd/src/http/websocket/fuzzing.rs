@@ -1,12 +1,12 @@
 //! The fuzz target of what a client says on a websocket, and the reading of handshakes for that of requests.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use futures_util::StreamExt as _;
 use hyper::{Request, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::tungstenite::Message;
@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::{
     handshake,
     session::{self, End},
+    transport::{Outgoing, Transport},
 };
 use crate::http::{error::Refusal, fuzzing::block_on};
 
@@ -56,17 +57,23 @@ impl Conversation {
         let (mut heard, mut said) = (Vec::new(), Vec::new());
         let end = block_on(async {
             let wire = Wire { to_come, piece, said: &mut said };
-            let mut socket = session::accept(wire, already_read.to_vec()).await;
-            let end = loop {
-                // As `Session::read` does.
-                match socket.next().await {
-                    Some(Ok(Message::Close(_))) | None => break End::ClosedByClient,
-                    Some(Ok(message)) => heard.push(message),
-                    Some(Err(error)) => break End::from(error),
+            let mut transport = Transport::new(wire, already_read.to_vec());
+            let mut outgoing = Outgoing::default();
+            let end = poll_fn(|cx| {
+                // As `Session::poll_read` does.
+                while let Poll::Ready(message) = transport.poll_read(cx) {
+                    match message {
+                        Ok(Message::Close(_)) => return Poll::Ready(End::ClosedByClient),
+                        Ok(message) => heard.push(message),
+                        Err(error) => return Poll::Ready(End::from(error)),
+                    }
+                    let _ = transport.poll_write(cx, &mut outgoing);
                 }
-            };
+                Poll::Pending
+            })
+            .await;
             if !matches!(end, End::Broken) {
-                session::close(socket, end.close_frame(None)).await;
+                session::close(transport, outgoing, end.close_frame(None)).await;
             }
             end
         });

@@ -5,7 +5,9 @@
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod handshake;
+mod heartbeat;
 mod session;
+mod transport;
 
 use std::sync::Arc;
 
@@ -20,8 +22,10 @@ use msgbus_core::{SubscribeOptions, TopicName};
 use tracing::debug;
 
 pub(super) use self::handshake::is_wanted;
-use self::session::Session;
-use super::{Answer, App, answers, empty, error::Refusal, items, position, query, seat};
+use self::{session::Session, transport::Transport};
+use super::{
+    Answer, App, answers, empty, error::Refusal, follower::Follower, items, position, query, seat,
+};
 use crate::{connection::Connection, frames::Form, keys::Permit, peer::Peer};
 
 /// What a page offers beside its key, and is answered.
@@ -59,13 +63,11 @@ pub(super) fn subscribe(
     debug!(%peer, %topic, from = subscription.start().next_id, "Subscribe");
 
     let upgrade = hyper::upgrade::on(request);
-    let session_app = Arc::clone(app);
+    let follower = Follower::new(app, peer, subscription, form, permit, seat);
     app.tasks.spawn(async move {
         // A client that is gone by now, or a connection that is not ours, has no session.
         let Some((socket, already_read)) = upgrade.await.ok().and_then(take_over) else { return };
-        let socket = session::accept(socket, already_read).await;
-        let mut session =
-            Session::new(&session_app, peer, subscription, form, socket, permit, seat);
+        let mut session = Session::new(follower, Transport::new(socket, already_read));
         let end = session.follow().await;
         // Boxed: it is soon over, and no session is to be larger for it.
         Box::pin(session.end(end)).await;
