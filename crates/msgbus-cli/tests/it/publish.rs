@@ -233,16 +233,41 @@ async fn what_may_have_been_accepted_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn content_encoding_goes_with_it() {
-    let mut command = msgbus(&["pub", "t", "x", "--content-encoding", "gzip"]);
+async fn a_server_that_reads_nothing_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut command = msgbus(&["pub", "t", "--timeout", "1s"]);
     command.env("MSGBUS_URI", format!("http://{}", listener.local_addr().unwrap()));
-    let request = async {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut request = vec![0; 4096];
-        let length = stream.read(&mut request).await.unwrap();
-        String::from_utf8_lossy(&request[..length]).to_lowercase()
+    let server = tokio::spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4];
+            stream.read_exact(&mut request).await.unwrap();
+            if &request == b"GET " {
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+                tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await.unwrap();
+            }
+            held.push(stream);
+        }
+    });
+    let ended = run_with(command, &vec![b'x'; 64 << 20]).await;
+    ended.fails(1, "the server read nothing for 1s; nothing was published");
+    server.abort();
+}
+
+#[tokio::test]
+async fn what_a_message_is_goes_with_it_and_is_shown() {
+    let daemon = Daemon::start();
+    let args = ["t", "-t", "application/json", "--content-encoding", "gzip"];
+    publish(&daemon, &args, b"\xff\0").await.is_silent();
+    let show = async |format: &str| {
+        let mut command = msgbus(&["sub", "t", "--all", "--poll", "-o", format]);
+        command.env("MSGBUS_URI", daemon.uri());
+        run(command).await.out
     };
-    let (_, request) = tokio::join!(run(command), request);
-    assert!(request.contains("content-encoding: gzip\r\n"), "{request}");
+    let headers = r#""headers":{"content-type":"application/json","content-encoding":"gzip"}"#;
+    let json = show("json").await;
+    assert!(json.contains(headers), "{json}");
+    let pretty = show("pretty").await;
+    assert!(pretty.ends_with("(2 bytes, gzip, application/json) ff 00\n"), "{pretty}");
 }

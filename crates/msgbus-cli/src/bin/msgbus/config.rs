@@ -97,66 +97,81 @@ impl File {
 }
 
 fn parse(path: &Path, text: &str) -> Result<File, Failure> {
-    let mut file = File { path: path.to_owned(), ..File::default() };
-    let mut lines = BTreeMap::new();
-    let mut section = None;
+    let file = File { path: path.to_owned(), ..File::default() };
+    let mut parser = Parser { file, lines: BTreeMap::new(), section: None };
     // Editors of some systems begin every file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in (1..).zip(text.lines()) {
+        let origin = format!("{}:{number}", path.display());
+        parser
+            .line(number, line, &origin)
+            .map_err(|problem| Failure::usage(format!("{origin}: {problem}")))?;
+    }
+    Ok(parser.file)
+}
+
+struct Parser {
+    file: File,
+    /// Where each key of each server was given first.
+    lines: BTreeMap<(Option<String>, String), usize>,
+    /// The server that indented lines belong to.
+    section: Option<String>,
+}
+
+impl Parser {
+    fn line(&mut self, number: usize, line: &str, origin: &str) -> Result<(), String> {
         let is_indented = line.starts_with([' ', '\t']);
         let line = line.split(" #").next().unwrap_or_default().trim();
         if line.is_empty() || line.starts_with('#') || line == "---" {
-            continue;
+            return Ok(());
         }
-        let origin = format!("{}:{}", path.display(), number + 1);
-        let wrong = |problem: String| Failure::usage(format!("{origin}: {problem}"));
-        let (key, value) =
-            line.split_once(':').ok_or_else(|| wrong("write it as key: value".to_owned()))?;
+        let (key, value) = line.split_once(':').ok_or("write it as key: value")?;
         let (key, value) = (key.trim(), value.trim().trim_matches(['"', '\'']));
         if !is_indented {
-            section = None;
+            self.section = None;
+        } else if self.section.is_none() {
+            return Err("it is indented, but below no name of a server".to_owned());
         }
-        let name = section.clone().unwrap_or_default();
-        if let Some(first) = lines.insert((name, key.to_owned()), number + 1) {
-            return Err(wrong(format!("{key} is given twice; the first is in line {first}")));
+        if let Some(first) = self.lines.insert((self.section.clone(), key.to_owned()), number) {
+            return Err(format!("{key} is given twice; the first is in line {first}"));
         }
-        let is_known = matches!(key, "uri" | "key" | "key-file" | "ca-file" | "debug");
-        if is_known && value.is_empty() {
-            return Err(wrong(format!("{key} is empty")));
+        let is_setting = matches!(key, "uri" | "key" | "key-file" | "ca-file" | "debug");
+        if value.is_empty() && !is_setting && !is_indented {
+            self.section = Some(key.to_owned());
+            self.file.named.insert(key.to_owned(), Server::default());
+            return Ok(());
         }
-        if !is_known && value.is_empty() && !is_indented {
-            section = Some(key.to_owned());
-            file.named.insert(key.to_owned(), Server::default());
-            continue;
+        if value.is_empty() {
+            return Err(format!("{key} is empty"));
         }
-        if is_indented && section.is_none() {
-            return Err(wrong("it is indented, but below no name of a server".to_owned()));
-        }
-        let server = match &section {
-            Some(name) => file.named.entry(name.clone()).or_default(),
-            None => &mut file.default,
+        self.set(key, Given::new(value, origin))
+    }
+
+    fn set(&mut self, key: &str, given: Given) -> Result<(), String> {
+        let server = match &self.section {
+            Some(name) => self.file.named.entry(name.clone()).or_default(),
+            None => &mut self.file.default,
         };
-        let given = Some(Given::new(value, origin.clone()));
-        match (key, &section) {
-            ("uri", _) => server.uri = given,
-            ("key", _) => server.key = given,
-            ("key-file", _) => server.key_file = given,
-            ("ca-file", _) => server.ca_file = given,
-            ("debug", None) => file.debug = value == "true",
-            (key, None) => {
-                return Err(wrong(format!(
+        match (key, &self.section) {
+            ("uri", _) => server.uri = Some(given),
+            ("key", _) => server.key = Some(given),
+            ("key-file", _) => server.key_file = Some(given),
+            ("ca-file", _) => server.ca_file = Some(given),
+            ("debug", None) => self.file.debug = given.value == "true",
+            (_, None) => {
+                return Err(format!(
                     "no such setting: {key:?}; there are uri, key, key-file, ca-file and debug, \
                      and servers by name"
-                )));
+                ));
             }
-            (key, Some(name)) => {
-                return Err(wrong(format!(
+            (_, Some(name)) => {
+                return Err(format!(
                     "no such setting of {name}: {key:?}; there are uri, key, key-file and ca-file"
-                )));
+                ));
             }
         }
+        Ok(())
     }
-    Ok(file)
 }
 
 const VARIABLES: [&str; 5] = ["URI", "KEY", "KEY_FILE", "CA_FILE", "DEBUG"];

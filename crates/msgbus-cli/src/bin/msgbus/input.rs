@@ -1,10 +1,13 @@
 //! Standard input, read within bounds: a message that is small is read whole, so that it can be sent
 //! again; a larger one is passed on in chunks, and memory holds only its beginning.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use msgbus_core::format_duration;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Stdin, stdin},
-    sync::mpsc::Sender,
+    sync::mpsc::{Sender, error::SendTimeoutError},
 };
 
 use crate::failure::Failure;
@@ -66,10 +69,14 @@ impl Input {
 
     /// Passes the rest of a long message on: up to the end of the line, or of the input. Ends early
     /// when nobody takes it any more.
+    ///
+    /// # Errors
+    /// When the input cannot be read, or a chunk is not taken for `limit`.
     pub(crate) async fn pass_on(
         &mut self,
         is_line: bool,
         chunks: &Sender<Chunk>,
+        limit: Duration,
     ) -> Result<(), Failure> {
         // A carriage return belongs to the end of a line, if that is what follows.
         let mut held_return = false;
@@ -89,14 +96,27 @@ impl Input {
                 data.push(b'\r');
             }
             self.0.consume(used);
-            if !data.is_empty() && chunks.send(Chunk::Data(data.into())).await.is_err() {
+            let is_taken = data.is_empty() || pass(chunks, Chunk::Data(data.into()), limit).await?;
+            if is_last && is_taken {
+                pass(chunks, Chunk::End, limit).await?;
+            }
+            if is_last || !is_taken {
                 return Ok(());
             }
-            if is_last {
-                // Whoever has gone needs no end.
-                let _ = chunks.send(Chunk::End).await;
-                return Ok(());
-            }
+        }
+    }
+}
+
+/// Whether the chunk is taken; when nobody is there to take it, it is not.
+async fn pass(chunks: &Sender<Chunk>, chunk: Chunk, limit: Duration) -> Result<bool, Failure> {
+    match chunks.send_timeout(chunk, limit).await {
+        Ok(()) => Ok(true),
+        Err(SendTimeoutError::Closed(_)) => Ok(false),
+        Err(SendTimeoutError::Timeout(_)) => {
+            let limit = format_duration(limit);
+            Err(Failure::Other(format!(
+                "the server read nothing for {limit}; nothing was published"
+            )))
         }
     }
 }

@@ -213,10 +213,12 @@ pub(crate) fn printable(text: &str) -> String {
 fn hex(message: &Message) -> String {
     const SHOWN: usize = 32;
     let bytes = message.payload();
-    let media_type = message
-        .content_type()
-        .map_or(String::new(), |media_type| format!(", {}", printable(media_type)));
-    let mut text = format!("({} bytes{media_type})", bytes.len());
+    let headers = [message.content_encoding(), message.content_type()].into_iter().flatten();
+    let mut text = format!("({} bytes", bytes.len());
+    for value in headers {
+        text.push_str(&format!(", {}", printable(value)));
+    }
+    text.push(')');
     for byte in bytes.iter().take(SHOWN) {
         // Writing to a String cannot fail.
         let _ = write!(text, " {byte:02x}");

@@ -180,11 +180,16 @@ async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
 async fn publish_long(args: &Pub, head: Vec<u8>, input: &mut Input) -> Result<(), Failure> {
     // What has been read cannot be sent again, so the server is found first.
     let (deadline, mut outage) = (Instant::now() + args.timeout, Outage::default());
-    while let Err(error) = args.client.ping().await {
-        if !error.is_unreachable() {
-            break;
+    loop {
+        match timeout_at(deadline, args.client.ping()).await {
+            Ok(Err(error)) if error.is_unreachable() => outage.wait(args, error, deadline).await?,
+            // Whatever else it says, it is there.
+            Ok(_) => break,
+            Err(_) => {
+                let text = "no answer within --timeout; nothing was published";
+                return Err(Failure::Other(text.to_owned()));
+            }
         }
-        outage.wait(args, error, deadline).await?;
     }
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let draft = draft(args, head.into());
@@ -195,7 +200,7 @@ async fn publish_long(args: &Pub, head: Vec<u8>, input: &mut Input) -> Result<()
         biased;
         // Before its end, it is refused.
         response = &mut request => response,
-        passed_on = input.pass_on(is_line, &sender) => {
+        passed_on = input.pass_on(is_line, &sender, args.timeout) => {
             passed_on?;
             timeout(args.timeout, request).await.map_err(|_| Failure::NoAnswer)?
         }

@@ -3,7 +3,7 @@
 use std::{
     future::{pending, poll_fn},
     ops::Range,
-    pin::pin,
+    pin::{Pin, pin},
     task::Poll,
     time::Duration,
 };
@@ -29,31 +29,10 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How long output that nobody takes is waited for at the end.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> {
-    let raw = args.style.format == Some(Format::Raw);
-    let execute = args.command.take().map(|(program, rest)| Execute::new(program, rest, raw));
-    let execute = execute.transpose()?;
-    let owner = Owner { topic: args.topic.to_string(), server: args.client.server().to_string() };
-    let cursor = args.cursor.take().map(|path| Cursor::open(&path, owner, args.ignore_cursor));
-    let cursor = cursor.transpose()?;
-    let saved = cursor.as_ref().and_then(Cursor::saved);
-    let mut from = saved.unwrap_or(args.since);
+pub(crate) async fn run(args: Sub, mut stop: Stop) -> Result<Exit, Failure> {
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
-    let runs_a_command = execute.is_some();
-    let ahead = Ahead::find(&args, &mut from).await;
-    let mut follower = Follower {
-        subscription: args.client.subscribe(&args.topic, from),
-        output: Output::new(args.style),
-        stop: stop.clone(),
-        args,
-        execute,
-        cursor,
-        ahead,
-        handled: 0,
-        missed: false,
-        reached: false,
-        connected: false,
-    };
+    let mut follower = Follower::new(args, stop.clone())?;
+    let runs_a_command = follower.execute.is_some();
     let mut end = pin!(async {
         select! {
             () = stop.requested() => Ok(Ended::Stopped),
@@ -61,42 +40,15 @@ pub(crate) async fn run(mut args: Sub, mut stop: Stop) -> Result<Exit, Failure> 
             () = output::closed(), if !runs_a_command => Err(Failure::ClosedPipe),
         }
     });
-    if follower.args.poll || follower.args.back.is_some() {
-        let shown = select! {
-            biased;
-            shown = follower.show(from) => shown,
-            ended = &mut end => return follower.finish(ended).await,
-        };
-        match shown {
-            Ok(place) if !follower.args.poll => {
-                let Sub { client, topic, .. } = &follower.args;
-                follower.subscription = client.subscribe(topic, place);
-            }
-            shown => return follower.finish(shown.map(|_| Ended::Counted)).await,
-        }
-    }
-    let ended = loop {
-        if follower.args.count.is_some_and(|count| follower.handled >= count) {
-            break Ok(Ended::Counted);
-        }
-        let event = select! {
-            biased;
-            ended = &mut end => break ended,
-            event = follower.next() => event,
-        };
-        let handled = match event {
-            // A command that runs is let finish.
-            Ok(event) if runs_a_command => follower.handle(event).await,
-            Ok(event) => select! {
-                biased;
-                handled = follower.handle(event) => handled,
-                ended = &mut end => break ended,
-            },
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = handled {
-            break Err(failure);
-        }
+    let begun = select! {
+        biased;
+        begun = follower.begin() => begun,
+        ended = &mut end => ended.map(Some),
+    };
+    let ended = match begun {
+        Ok(None) => follower.follow(end).await,
+        Ok(Some(ended)) => Ok(ended),
+        Err(failure) => Err(failure),
     };
     follower.finish(ended).await
 }
@@ -170,6 +122,70 @@ struct Follower {
 }
 
 impl Follower {
+    fn new(mut args: Sub, stop: Stop) -> Result<Self, Failure> {
+        let raw = args.style.format == Some(Format::Raw);
+        let execute = args.command.take().map(|(program, rest)| Execute::new(program, rest, raw));
+        let execute = execute.transpose()?;
+        let (topic, server) = (args.topic.to_string(), args.client.server().to_string());
+        let owner = Owner { topic, server };
+        let cursor = args.cursor.take().map(|path| Cursor::open(&path, owner, args.ignore_cursor));
+        Ok(Self {
+            subscription: args.client.subscribe(&args.topic, args.since),
+            output: Output::new(args.style),
+            stop,
+            args,
+            execute,
+            cursor: cursor.transpose()?,
+            ahead: Ahead(None),
+            handled: 0,
+            missed: false,
+            reached: false,
+            connected: false,
+        })
+    }
+
+    /// Finds out where to start, and shows what is there already if that is wanted. That may be all.
+    async fn begin(&mut self) -> Result<Option<Ended>, Failure> {
+        let saved = self.cursor.as_ref().and_then(Cursor::saved);
+        let mut from = saved.unwrap_or(self.args.since);
+        self.ahead = Ahead::find(&self.args, &mut from).await;
+        if self.args.poll || self.args.back.is_some() {
+            from = self.show(from).await?;
+        }
+        if self.args.poll {
+            return Ok(Some(Ended::Counted));
+        }
+        self.subscription = self.args.client.subscribe(&self.args.topic, from);
+        Ok(None)
+    }
+
+    /// Handles one event after the other until something ends it.
+    async fn follow(
+        &mut self,
+        mut end: Pin<&mut impl Future<Output = Result<Ended, Failure>>>,
+    ) -> Result<Ended, Failure> {
+        loop {
+            if self.args.count.is_some_and(|count| self.handled >= count) {
+                return Ok(Ended::Counted);
+            }
+            let event = select! {
+                biased;
+                ended = &mut end => return ended,
+                event = self.next() => event?,
+            };
+            if self.execute.is_some() {
+                // A command that runs is let finish.
+                self.handle(event).await?;
+                continue;
+            }
+            select! {
+                biased;
+                handled = self.handle(event) => handled?,
+                ended = &mut end => return ended,
+            }
+        }
+    }
+
     /// The next event. Output waits for company, but not for events that are still to come.
     async fn next(&mut self) -> Result<Event, Failure> {
         let mut next = pin!(self.subscription.next());
