@@ -154,7 +154,8 @@ fn made_of(data: &[u8]) -> Option<Message> {
     let text = |is_there: bool| is_there.then(|| String::from_utf8_lossy(&payload).into());
     let headers = Headers { content_type: text(id % 2 == 1), content_encoding: text(id % 4 > 1) };
     let headers = (headers != Headers::default()).then(|| Arc::new(headers));
-    Some(Message::new(Arc::new(topic), id, created, ttl.into(), payload.into(), headers))
+    let expires = created.after(ttl.into());
+    Some(Message::new(Arc::new(topic), id, created, expires, payload.into(), headers))
 }
 
 #[cfg(test)]

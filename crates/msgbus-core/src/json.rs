@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::{
+    clock::Wall,
     message::{Headers, Message, TopicInfo},
     name::NameError,
     options::Overflow,
@@ -89,13 +90,12 @@ pub fn read_message(json: &[u8]) -> Result<Message, JsonError> {
             .filter(|ttl| !ttl.is_zero()),
     };
     let expires = wire.expires.filter(|time| *time != NEVER);
-    let ttl = expires.map(|time| (time - wire.created).to_std().unwrap_or_default());
     let payload = STANDARD.decode(wire.payload.as_bytes())?;
     Ok(Message::new(
         Arc::new(topic),
         wire.id,
         wire.created.into(),
-        ttl.into(),
+        expires.map_or(Wall::NEVER, Wall::from),
         payload.into(),
         wire.headers.and_then(HeadersIn::into_headers),
     ))

@@ -247,7 +247,7 @@ mod tests {
         let info = Arc::new(info);
         for _ in 0..count {
             let info = Arc::clone(&info);
-            let message = Message::new(info, log.next_id(), wall, ttl, "".into(), None);
+            let message = Message::new(info, log.next_id(), wall, wall.after(ttl), "".into(), None);
             log.push(message, tick.after(ttl), early);
         }
     }

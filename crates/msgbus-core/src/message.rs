@@ -5,10 +5,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::{
-    clock::{Span, Wall},
-    name::TopicName,
-};
+use crate::{clock::Wall, name::TopicName};
 
 /// What never changes about a topic from its creation to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +32,7 @@ struct Inner {
     topic: Arc<TopicInfo>,
     id: u64,
     created: Wall,
-    ttl: Span,
+    expires: Wall,
     payload: Bytes,
     headers: Option<Arc<Headers>>,
 }
@@ -73,11 +70,11 @@ impl Message {
         topic: Arc<TopicInfo>,
         id: u64,
         created: Wall,
-        ttl: Span,
+        expires: Wall,
         payload: Bytes,
         headers: Option<Arc<Headers>>,
     ) -> Self {
-        Self(Arc::new(Inner { topic, id, created, ttl, payload, headers }))
+        Self(Arc::new(Inner { topic, id, created, expires, payload, headers }))
     }
 
     /// The topic that the message was published to.
@@ -105,14 +102,16 @@ impl Message {
         self.headers()?.content_encoding.as_deref()
     }
 
-    /// When the message was accepted. Within a topic it never decreases.
+    /// When the message was accepted. Within a topic it never decreases, so it stands still after the
+    /// system's clock was set back.
     pub fn created(&self) -> DateTime<Utc> {
         self.0.created.into()
     }
 
-    /// When the message expires; `None` never. For showing: what decides is the monotonic clock.
+    /// When the message expires; `None` never. For showing: what decides is a clock that nobody sets. It
+    /// may be before [`created`](Self::created), which stands still after the system's clock was set back.
     pub fn expires(&self) -> Option<DateTime<Utc>> {
-        self.0.created.after(self.0.ttl)
+        (self.0.expires != Wall::NEVER).then(|| self.0.expires.into())
     }
 
     pub(crate) fn created_at(&self) -> Wall {

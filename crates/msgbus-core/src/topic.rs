@@ -169,7 +169,8 @@ impl Topic {
             Arc::clone(&self.info),
             self.log.next_id(),
             created,
-            ttl,
+            // Of the clock as it is, which may have been set back.
+            now.wall.after(ttl),
             draft.payload,
             draft.headers.map(|headers| self.share(headers)),
         );
@@ -467,7 +468,11 @@ impl Topic {
             Position::Start { epoch } => (0, epoch != self.info.epoch),
             Position::Id(_) | Position::After { .. } => (0, true),
             Position::At(time) => self.resolve_time(time.into(), now.tick),
-            Position::Ago(ago) => self.resolve_time(now.wall.before(ago.into()), now.tick),
+            Position::Ago(ago) => {
+                // On the clock of `created`, which stands still when the system's was set back.
+                let now_created = self.last_created.max(now.wall);
+                self.resolve_time(now_created.before(ago.into()), now.tick)
+            }
         }
     }
 

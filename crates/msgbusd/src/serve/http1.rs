@@ -10,7 +10,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 
-use super::{attend, bodies::Watched, note_end};
+use super::{attend, bodies::Watched, date, note_end};
 use crate::{
     connection::Connection,
     http::{self, App},
@@ -33,12 +33,13 @@ pub(super) async fn serve(
         async move {
             let exchange = conversation.begin();
             let answer = http::answer(&app, peer, &mut request).await;
-            Ok::<_, Infallible>(answer.map(|body| Watched::new(exchange, body)))
+            Ok::<_, Infallible>(date::stamp(answer).map(|body| Watched::new(exchange, body)))
         }
     });
     let connection = Builder::new()
         // The socket has deadlines of its own, which tell an idle connection from a slow head.
         .header_read_timeout(None)
+        .auto_date_header(false)
         .max_header_size(app.config.max_header)
         .max_buf_size(app.config.max_header.max(MOST_BUFFERED))
         .serve_connection(TokioIo::new(connection), service)

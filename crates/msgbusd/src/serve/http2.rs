@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     End, attend,
     bodies::{MOST_OFFERED, Offered},
-    note_end,
+    date, note_end,
 };
 use crate::{
     connection::{Connection, MOST_STREAMS},
@@ -59,12 +59,13 @@ pub(super) async fn serve(
                 app.tasks.spawn(linger(request.into_body()));
             }
             let body = |body| Offered::new(&app, conversation, exchange, body);
-            Ok::<_, Infallible>(answer.map(body))
+            Ok::<_, Infallible>(date::stamp(answer).map(body))
         }
     });
     let header_size = u32::try_from(app.config.max_header).unwrap_or(u32::MAX);
     let connection = Builder::new(Streams(Arc::clone(app)))
         .timer(TokioTimer::new())
+        .auto_date_header(false)
         .max_concurrent_streams(MOST_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -2,6 +2,7 @@
 //! websocket.
 
 mod bodies;
+mod date;
 mod http1;
 mod http2;
 

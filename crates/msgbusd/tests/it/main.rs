@@ -6,6 +6,8 @@
 mod binary;
 mod bounds;
 mod browsers;
+#[cfg(target_os = "linux")]
+mod clock;
 mod connections;
 #[cfg(target_os = "linux")]
 mod faults;
