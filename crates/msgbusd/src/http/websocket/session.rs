@@ -192,7 +192,7 @@ impl Session {
 
     /// Parts with the client.
     pub(super) async fn end(self, end: End) {
-        let Self { follower, transport, mut outgoing, .. } = self;
+        let Self { follower, mut transport, mut outgoing, .. } = self;
         follower.log_end(&end);
         let app = Arc::clone(follower.app());
         let last_id = follower.last_id();
@@ -200,17 +200,13 @@ impl Session {
         drop(follower);
         count(&app, &end);
         match end {
-            End::Broken | End::Stuck => {}
+            End::Broken | End::Stuck => return,
             // What was taken out of the topic is written. The write deadline and the end of the drain bound it.
-            End::Drain | End::Over(_) => {
-                let Some(transport) = write_rest(transport, &mut outgoing).await else { return };
-                close(transport, outgoing, end.close_frame(last_id)).await;
-            }
-            _ => {
-                outgoing.drop_unstarted();
-                close(transport, outgoing, end.close_frame(last_id)).await;
-            }
+            End::Drain | End::Over(_) => write_rest(&mut transport, &mut outgoing).await,
+            _ => {}
         }
+        outgoing.drop_unstarted();
+        close(transport, outgoing, end.close_frame(last_id)).await;
     }
 }
 
@@ -229,20 +225,21 @@ fn count(app: &App, end: &End) {
     }
 }
 
-/// Writes what is left, and reads and ignores what comes; `None` where the connection ends before that.
+/// Writes what is left, and reads and ignores what comes, until one of both ends.
 async fn write_rest<S: AsyncRead + AsyncWrite + Unpin>(
-    mut transport: Transport<S>,
+    transport: &mut Transport<S>,
     outgoing: &mut Outgoing,
-) -> Option<Transport<S>> {
-    let written = poll_fn(|cx| {
+) {
+    poll_fn(|cx| {
         while let Poll::Ready(message) = transport.poll_read(cx) {
             if message.is_err() {
-                return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+                return Poll::Ready(());
             }
         }
-        transport.poll_write(cx, outgoing)
-    });
-    written.await.is_ok().then_some(transport)
+        // What goes wrong shows again when the close frame is written.
+        transport.poll_write(cx, outgoing).map(|_| ())
+    })
+    .await;
 }
 
 /// Sends the close frame, or the answer to the client's, and waits a little for the client. A frame that is
