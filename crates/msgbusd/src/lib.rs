@@ -20,12 +20,15 @@ mod places;
 mod rate;
 mod rates;
 mod read_file;
+mod rewound;
 mod serve;
 mod server;
+mod signal;
 mod socket;
 mod stream;
 mod tls;
 mod wake;
+mod worker;
 mod workers;
 
 pub use listener::Bind;

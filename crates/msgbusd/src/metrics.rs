@@ -4,7 +4,10 @@
 use std::{
     cmp::Reverse,
     fmt::{Display, Write as _},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -12,7 +15,7 @@ use hdrhistogram::Histogram;
 use msgbus_core::{MessageBus, TopicStats};
 use parking_lot::Mutex;
 
-use crate::logging;
+use crate::{logging, worker::Counter};
 
 /// The code words of all refusals, of connections and of what is said on them. What is most frequent comes
 /// first.
@@ -74,7 +77,8 @@ impl Deadline {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     started: Instant,
-    requests: AtomicU64,
+    /// A counter for each worker.
+    requests: Mutex<Vec<Arc<Counter>>>,
     connections: AtomicU64,
     refused_connections: AtomicU64,
     client_errors: AtomicU64,
@@ -96,7 +100,7 @@ impl Metrics {
         let histogram = Histogram::new(2).unwrap_or_else(|_| unreachable!("2 digits are allowed"));
         Self {
             started: Instant::now(),
-            requests: AtomicU64::new(0),
+            requests: Mutex::default(),
             connections: AtomicU64::new(0),
             refused_connections: AtomicU64::new(0),
             client_errors: AtomicU64::new(0),
@@ -106,8 +110,11 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn request(&self) {
-        self.requests.fetch_add(1, Relaxed);
+    /// One more counter of requests, for those of one worker.
+    pub(crate) fn requests_of_a_worker(&self) -> Arc<Counter> {
+        let counter = Arc::default();
+        self.requests.lock().push(Arc::clone(&counter));
+        counter
     }
 
     pub(crate) fn connection(&self) {
@@ -186,18 +193,19 @@ impl Metrics {
     fn server(&self, page: &mut Page) {
         let uptime = self.started.elapsed();
         page.counter("msgbus_server_uptime", "Nanoseconds since the start.", uptime.as_nanos());
+        let requests = self.requests.lock().iter().map(|counter| counter.get()).sum();
         let load = |counter: &AtomicU64| counter.load(Relaxed);
         for (name, help, counter) in [
-            ("msgbus_server_requests", "HTTP requests.", &self.requests),
-            ("msgbus_server_connections", "Connections accepted.", &self.connections),
+            ("msgbus_server_requests", "HTTP requests.", requests),
+            ("msgbus_server_connections", "Connections accepted.", load(&self.connections)),
             (
                 "msgbus_server_connections_refused",
                 "Connections refused by the total or per-address limit.",
-                &self.refused_connections,
+                load(&self.refused_connections),
             ),
-            ("msgbus_client_errors", "Websockets that broke.", &self.client_errors),
+            ("msgbus_client_errors", "Websockets that broke.", load(&self.client_errors)),
         ] {
-            page.counter(name, help, load(counter));
+            page.counter(name, help, counter);
         }
         page.counter(
             "msgbus_server_log_lines_dropped",

@@ -1,12 +1,22 @@
 //! The server: listening, accepting, the bound on connections, and an end that is in order.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures_util::future::select_all;
 use msgbus_core::{MessageBus, format_duration};
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    runtime::Handle,
     select,
     task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -16,7 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
-    http::{App, Tasks},
+    http::App,
     keys::Keyring,
     listener::{Bind, Listener},
     peer::Peer,
@@ -25,6 +35,7 @@ use crate::{
     socket::Socket,
     stream::Accepted,
     tls::{self, Certificate, CertificateError},
+    worker::Worker,
     workers::Workers,
 };
 
@@ -168,7 +179,7 @@ impl Server {
         }
         drop(doors);
         sweeper.abort();
-        let drained = drain(&app).await;
+        let drained = entrance.drain().await;
         waking.abort();
         drained
     }
@@ -196,15 +207,23 @@ async fn sweep(app: Arc<App>) {
 
 /// What all doors have in common.
 struct Entrance<'a> {
-    app: &'a Arc<App>,
-    workers: &'a Workers,
+    app: &'a App,
+    /// The threads, each with its runtime; connections take turns.
+    workers: Vec<(&'a Handle, Arc<Worker>)>,
+    next: AtomicUsize,
     refusals: Arc<Places>,
 }
 
 impl<'a> Entrance<'a> {
     fn new(app: &'a Arc<App>, workers: &'a Workers) -> Self {
         let refusals = (app.config.max_connections / 2).clamp(FEWEST_REFUSALS, MOST_REFUSALS);
-        Self { app, workers, refusals: Places::new(refusals, PerAddress::All) }
+        let runtimes = workers.runtimes().iter();
+        Self {
+            app,
+            workers: runtimes.map(|runtime| (runtime, Worker::new(app))).collect(),
+            next: AtomicUsize::new(0),
+            refusals: Places::new(refusals, PerAddress::All),
+        }
     }
 
     async fn open(&self, door: &Door) -> Infallible {
@@ -225,14 +244,15 @@ impl<'a> Entrance<'a> {
     }
 
     fn admit(&self, door: &Door, accepted: Accepted, address: Option<SocketAddr>) {
-        let Self { app, workers, refusals } = self;
+        let Self { app, workers, refusals, .. } = self;
+        let (runtime, worker) = &workers[self.next.fetch_add(1, Relaxed) % workers.len()];
         app.metrics.connection();
         let peer = Peer { address, has_tls: door.tls.is_some() };
         let why = match app.connections.take(peer.ip()) {
             Ok(place) => {
-                let (app, tls) = (Arc::clone(app), door.tls.clone());
-                let serving = serve::serve(app, accepted, place, tls, peer);
-                self.app.tasks.spawn_on(workers.next(), serving);
+                let tls = door.tls.clone();
+                let serving = serve::serve(Arc::clone(worker), accepted, place, tls, peer);
+                worker.tasks.spawn_on(runtime, serving);
                 return;
             }
             Err(why) => why,
@@ -244,8 +264,34 @@ impl<'a> Entrance<'a> {
         }
         if let Ok(place) = refusals.take(None) {
             let refusing = refuse(accepted, app.config.timeouts.write, place, why);
-            app.tasks.spawn_on(workers.next(), refusing);
+            worker.tasks.spawn_on(runtime, refusing);
         }
+    }
+
+    async fn drain(&self) -> Drained {
+        let tasks = || self.workers.iter().map(|(_, worker)| &worker.tasks);
+        let count = || tasks().map(|tasks| tasks.tracker.len()).sum();
+        let all_ended = || async {
+            for tasks in tasks() {
+                tasks.tracker.wait().await;
+            }
+        };
+        let limit = self.app.config.timeouts.drain;
+        let connections: usize = count();
+        let plural = if connections == 1 { "" } else { "s" };
+        info!("draining {connections} connection{plural}, up to {}", format_duration(limit));
+        for tasks in tasks() {
+            tasks.tracker.close();
+            tasks.drain.cancel();
+        }
+        let left = if timeout(limit, all_ended()).await.is_ok() { 0 } else { count() };
+        self.app.bus.close();
+        tasks().for_each(|tasks| tasks.cut.cancel());
+        all_ended().await;
+        if left > 0 {
+            warn!(connections = left, "cut at the end of --drain-timeout");
+        }
+        Drained { cut: left }
     }
 }
 
@@ -275,23 +321,4 @@ async fn refuse(accepted: Accepted, write_timeout: Duration, place: Place, why: 
         // The client may be gone, which is what is wanted.
         let _ = socket.shutdown().await;
     }
-}
-
-async fn drain(app: &App) -> Drained {
-    let Tasks { tracker, drain, cut } = &app.tasks;
-    let limit = app.config.timeouts.drain;
-    tracker.close();
-    let connections = tracker.len();
-    let plural = if connections == 1 { "" } else { "s" };
-    info!("draining {connections} connection{plural}, up to {}", format_duration(limit));
-    drain.cancel();
-    let in_time = timeout(limit, tracker.wait()).await.is_ok();
-    let left = if in_time { 0 } else { tracker.len() };
-    app.bus.close();
-    cut.cancel();
-    tracker.wait().await;
-    if left > 0 {
-        warn!(connections = left, "cut at the end of --drain-timeout");
-    }
-    Drained { cut: left }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, ErrorKind},
+    mem::MaybeUninit,
     net::TcpStream as StdTcpStream,
     os::{
         fd::{AsFd, BorrowedFd},
@@ -10,8 +11,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use futures_util::FutureExt as _;
+use socket2::SockRef;
 use tokio::{
-    io::{Interest, ReadBuf},
+    io::{Interest, ReadBuf, Ready},
     net::{TcpStream, UnixStream},
 };
 
@@ -102,8 +105,26 @@ impl Stream {
         }
     }
 
+    /// How many bytes there are to be read, 1 at most; none when the peer has closed its side.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WouldBlock`] when there are none yet, or when the connection is broken.
+    pub(crate) fn peek_now(&self) -> io::Result<usize> {
+        let mut byte = [MaybeUninit::uninit()];
+        self.try_io(Interest::READABLE, || SockRef::from(self).peek(&mut byte))
+    }
+
+    /// Whether the peer has closed its side, even if there is still something to read. It may be seen late.
+    pub(crate) fn is_read_closed(&self) -> bool {
+        let ready = match self {
+            Self::Tcp(stream) => stream.ready(Interest::READABLE).now_or_never(),
+            Self::Unix(stream) => stream.ready(Interest::READABLE).now_or_never(),
+        };
+        ready.is_some_and(|ready| ready.is_ok_and(Ready::is_read_closed))
+    }
+
     #[inline]
-    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => stream.poll_read_ready(cx),
             Self::Unix(stream) => stream.poll_read_ready(cx),

@@ -29,7 +29,10 @@ impl Workers {
     /// # Panics
     /// When called outside a tokio runtime.
     pub fn current() -> Self {
-        Self { runtimes: vec![Handle::current()], next: AtomicUsize::new(0), stops: Vec::new() }
+        let runtime = Handle::current();
+        // What its threads share is not to be shared by all of them.
+        let runtimes = vec![runtime.clone(); runtime.metrics().num_workers()];
+        Self { runtimes, next: AtomicUsize::new(0), stops: Vec::new() }
     }
 
     /// Starts threads with a runtime each.
@@ -51,6 +54,11 @@ impl Workers {
             })?;
         }
         Ok(workers)
+    }
+
+    /// One for each thread.
+    pub(crate) fn runtimes(&self) -> &[Handle] {
+        &self.runtimes
     }
 
     /// The runtime for the next connection: they take turns.

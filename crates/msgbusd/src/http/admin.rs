@@ -7,12 +7,15 @@ use hyper::{Method, Request, StatusCode};
 use msgbus_core::{TopicName, json};
 
 use super::{Answer, App, content, error::Refusal, no_store};
-use crate::keys::{Caller, TICKET_LIVES, TooManyTickets};
+use crate::{
+    keys::{Caller, TICKET_LIVES, TooManyTickets},
+    worker::Worker,
+};
 
 /// Of so many an answer is small.
 const FEW_SUBSCRIBERS: usize = 100;
 
-pub(super) fn metrics(app: &Arc<App>) -> Answer {
+pub(super) fn metrics(app: &App) -> Answer {
     let (connections, subscriptions) = (&app.connections, &app.subscriptions);
     let inflight = app.inflight.bound();
     let gauges = [
@@ -47,10 +50,10 @@ pub(super) fn metrics(app: &Arc<App>) -> Answer {
     answer
 }
 
-pub(super) fn health(app: &Arc<App>) -> Answer {
-    let draining = app.tasks.drain.is_cancelled();
+pub(super) fn health(worker: &Worker) -> Answer {
+    let draining = worker.tasks.drain.is_cancelled();
     let text = if draining { "draining\n" } else { "ok\n" };
-    let mut answer = content(app, "text/plain; charset=utf-8", text);
+    let mut answer = content(worker, "text/plain; charset=utf-8", text);
     if draining {
         *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
@@ -59,14 +62,14 @@ pub(super) fn health(app: &Arc<App>) -> Answer {
 }
 
 /// `/-/stats`: the books of the whole bus, as JSON.
-pub(super) fn stats(app: &Arc<App>) -> Answer {
+pub(super) fn stats(app: &App) -> Answer {
     let mut body = Vec::new();
     json::write_stats(&mut body, &app.bus.stats());
     object(app, body)
 }
 
 /// `/-/topics/<topic>`: the books of a topic.
-pub(super) fn inspect(app: &Arc<App>, topic: &TopicName) -> Result<Answer, Refusal> {
+pub(super) fn inspect(app: &App, topic: &TopicName) -> Result<Answer, Refusal> {
     let missing = || Refusal::NoSuchTopic(topic.clone());
     let stats = app.bus.topic(topic).ok_or_else(missing)?;
     if stats.subscribers > FEW_SUBSCRIBERS && app.inflight.is_full() {
@@ -79,7 +82,7 @@ pub(super) fn inspect(app: &Arc<App>, topic: &TopicName) -> Result<Answer, Refus
 
 /// `/-/ticket`: what stands for the caller's key in one URL, once. docs/protocol.md, section 13.6.
 pub(super) fn ticket<B>(
-    app: &Arc<App>,
+    app: &App,
     request: &Request<B>,
     caller: Option<Arc<Caller>>,
 ) -> Result<Answer, Refusal> {

@@ -11,13 +11,14 @@ use std::{
 use msgbus_core::{BatchLimit, Event, RecvError, Subscription};
 use tracing::{Level, debug, enabled};
 
-use super::{App, room::Patience};
+use super::room::Patience;
 use crate::{
     bound::Hold,
     frames::{Form, Frame, Ring},
     keys::Permit,
     peer::Peer,
     wake::Relay,
+    worker::Worker,
 };
 
 /// What is taken out of the topic at once: a client that stops reading pins no more than this.
@@ -31,7 +32,7 @@ thread_local! {
 /// One subscription of one client.
 #[derive(Debug)]
 pub(super) struct Follower {
-    app: Arc<App>,
+    app: Arc<Worker>,
     peer: Peer,
     subscription: Subscription,
     permit: Permit,
@@ -64,7 +65,7 @@ pub(super) enum End {
 
 impl Follower {
     pub(super) fn new(
-        app: &Arc<App>,
+        app: &Arc<Worker>,
         peer: Peer,
         subscription: Subscription,
         form: Form,
@@ -87,7 +88,7 @@ impl Follower {
         }
     }
 
-    pub(super) fn app(&self) -> &Arc<App> {
+    pub(super) fn app(&self) -> &Arc<Worker> {
         &self.app
     }
 

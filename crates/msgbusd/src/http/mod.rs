@@ -30,8 +30,6 @@ use hyper::{
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use msgbus_core::MessageBus;
-use tokio::runtime::Handle;
-use tokio_util::{future::FutureExt as _, sync::CancellationToken, task::TaskTracker};
 use tracing::{Level, debug, enabled};
 
 use self::{error::Refusal, query::Query, routes::Route};
@@ -45,10 +43,13 @@ use crate::{
     peer::Peer,
     places::{PerAddress, Places},
     rates::Rates,
+    socket::Conversation,
+    worker::Worker,
 };
 
+pub(crate) use self::stream::Live;
 /// A whole body, or one that goes on.
-pub(crate) type AnswerBody = Either<Full<Bytes>, stream::Live>;
+pub(crate) type AnswerBody = Either<Full<Bytes>, Live>;
 type Answer = Response<AnswerBody>;
 
 /// What every door works with.
@@ -65,7 +66,6 @@ pub(crate) struct App {
     pub(crate) subscriptions: Arc<Bound>,
     pub(crate) connections: Arc<Places>,
     pub(crate) rates: Rates,
-    pub(crate) tasks: Tasks,
 }
 
 impl App {
@@ -84,36 +84,8 @@ impl App {
             subscriptions: Bound::new(config.max_subscriptions),
             connections: Places::new(config.max_connections, per_address),
             rates: Rates::new(config.publish_rate),
-            tasks: Tasks::default(),
             config,
         }
-    }
-}
-
-/// What runs beside the accept loop, and how it is told to end.
-#[derive(Debug, Default)]
-pub(crate) struct Tasks {
-    pub(crate) tracker: TaskTracker,
-    /// Finish what is under way, then end.
-    pub(crate) drain: CancellationToken,
-    /// End now.
-    pub(crate) cut: CancellationToken,
-}
-
-impl Tasks {
-    /// Runs a task that the drain waits for and the cut ends, beside the one that calls this.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.spawn_on(&Handle::current(), task);
-    }
-
-    /// The same, on another runtime.
-    pub(crate) fn spawn_on(
-        &self,
-        runtime: &Handle,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) {
-        // Not `run_until_cancelled_owned`: an async fn would keep the task three times over.
-        self.tracker.spawn_on(task.with_cancellation_token_owned(self.cut.clone()), runtime);
     }
 }
 
@@ -122,8 +94,14 @@ const READ_METHODS: &str = "GET, HEAD";
 
 /// Answers one request. It is borrowed all the way down: each async fn that took it would keep it twice,
 /// and hyper keeps the room for all of them as long as the connection is open.
-pub(crate) async fn answer(app: &Arc<App>, peer: Peer, request: &mut Request<Incoming>) -> Answer {
-    app.metrics.request();
+pub(crate) async fn answer(
+    worker: &Arc<Worker>,
+    peer: Peer,
+    conversation: &Conversation,
+    request: &mut Request<Incoming>,
+) -> Answer {
+    worker.request();
+    let app: &App = worker;
     let source = match origin::check(request, peer, &app.config.allowed_origins) {
         Ok(source) => source,
         Err(refusal) => return refuse(app, &refusal, peer, request),
@@ -133,7 +111,7 @@ pub(crate) async fn answer(app: &Arc<App>, peer: Peer, request: &mut Request<Inc
         source.preflight(answer.headers_mut());
         answer
     } else {
-        let routed = route(app, peer, request).await;
+        let routed = route(worker, peer, conversation, request).await;
         routed.unwrap_or_else(|refusal| refuse(app, &refusal, peer, request))
     };
     source.share(answer.headers_mut());
@@ -144,8 +122,8 @@ pub(crate) async fn answer(app: &Arc<App>, peer: Peer, request: &mut Request<Inc
 }
 
 /// What hyper answers by itself in HTTP/1.1.
-pub(crate) fn too_many_headers(app: &App) -> Answer {
-    app.metrics.request();
+pub(crate) fn too_many_headers(worker: &Worker) -> Answer {
+    worker.request();
     empty(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
 }
 
@@ -163,10 +141,12 @@ fn refuse(app: &App, refusal: &Refusal, peer: Peer, request: &Request<Incoming>)
 }
 
 async fn route(
-    app: &Arc<App>,
+    worker: &Arc<Worker>,
     peer: Peer,
+    conversation: &Conversation,
     request: &mut Request<Incoming>,
 ) -> Result<Answer, Refusal> {
+    let app: &App = worker;
     let route = Route::of(request)?;
     // Before anything of a body is read, and whatever there is.
     let caller = auth::check(app, &route, request)?;
@@ -176,16 +156,16 @@ async fn route(
         }
         Route::Pull(topic) => {
             let permit = auth::permit(app, caller, Action::Pull, &topic);
-            pull::pull(app, peer, &topic, request, permit).await
+            pull::pull(worker, peer, conversation, &topic, request, permit).await
         }
         Route::Peek(topic) => pull::peek(app, &topic, request),
         Route::Websocket(topic) => {
             let permit = auth::permit(app, caller, Action::Subscribe, &topic);
-            websocket::subscribe(app, peer, &topic, request, permit)
+            websocket::subscribe(worker, peer, &topic, request, permit)
         }
         Route::Stream(topic, form) => {
             let permit = auth::permit(app, caller, Action::Subscribe, &topic);
-            stream::stream(app, peer, &topic, request, form, permit)
+            stream::stream(worker, peer, conversation, &topic, request, form, permit)
         }
         Route::Counters(topic) => topics::counters(app, &topic, request),
         Route::Delete(topic) => topics::delete(app, peer, &topic, request),
@@ -193,7 +173,7 @@ async fn route(
         Route::Inspect(topic) => admin::inspect(app, &topic),
         Route::Stats => Ok(admin::stats(app)),
         Route::Metrics => Ok(admin::metrics(app)),
-        Route::Health => Ok(admin::health(app)),
+        Route::Health => Ok(admin::health(worker)),
         Route::Ticket => admin::ticket(app, request, caller),
     }
 }

@@ -1,6 +1,6 @@
 //! `PUT|POST /<topic>`: publishing. docs/protocol.md, section 4.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::{
@@ -37,7 +37,7 @@ const LONGEST_KEPT: usize = 255;
 const LINES_AT_ONCE: usize = 2048;
 
 pub(super) async fn publish(
-    app: &Arc<App>,
+    app: &App,
     peer: Peer,
     topic: &TopicName,
     request: &mut Request<Incoming>,

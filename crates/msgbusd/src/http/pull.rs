@@ -1,7 +1,7 @@
 //! `GET /<topic>`: pulling, waiting for it, several at a time, and only looking. docs/protocol.md,
 //! section 5.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::ready, time::Duration};
+use std::{future::poll_fn, mem, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use hyper::{
     Request, StatusCode,
@@ -19,7 +19,7 @@ use super::{
     query::Query,
     room::{self, Patience},
 };
-use crate::{inflight::Inflight, keys::Permit, peer::Peer};
+use crate::{inflight::Inflight, keys::Permit, peer::Peer, socket::Conversation, worker::Worker};
 
 /// What a header value cannot have, and the escape itself.
 const HEADER_ESCAPES: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
@@ -34,8 +34,9 @@ pub(super) fn is_wanted(query: &Query<'_>) -> bool {
 }
 
 pub(super) async fn pull<B>(
-    app: &Arc<App>,
+    app: &Arc<Worker>,
     peer: Peer,
+    conversation: &Conversation,
     topic: &TopicName,
     request: &Request<B>,
     permit: Permit,
@@ -60,7 +61,7 @@ pub(super) async fn pull<B>(
         // Even for what is there it queues: others may have waited longer.
         Some(patience) => {
             // Boxed, so that no other request is larger for it.
-            Box::pin(wait_for(app, topic, limit, small, patience, permit)).await?
+            Box::pin(wait_for(app, conversation, topic, limit, small, patience, permit)).await?
         }
         None => {
             let room =
@@ -96,10 +97,11 @@ fn wait(query: &Query<'_>) -> Result<Option<Duration>, Refusal> {
     }
 }
 
-/// Waits for messages; none, when the time is over, the topic is deleted, the server stops or the keys no
-/// longer allow it. A client that goes ends the wait, and what it waited for is for the next one.
+/// Waits for messages; none, when the time is over, the topic is deleted, the server stops, the keys no
+/// longer allow it or the client closes its side. What it waited for is for the next one then.
 async fn wait_for(
-    app: &App,
+    app: &Worker,
+    conversation: &Conversation,
     topic: &TopicName,
     limit: BatchLimit,
     small: usize,
@@ -108,9 +110,21 @@ async fn wait_for(
 ) -> Result<Vec<Message>, Refusal> {
     let mut pull = pin!(app.bus.wait(topic, limit)?);
     let mut room = Patience::default();
+    let mut waits = false;
     let pull = poll_fn(|cx| {
-        ready!(room.poll_pull(cx, app, &pull, limit, small));
-        pull.as_mut().poll(cx)
+        // What is there it gets, as without waiting; what comes is for somebody who is there.
+        if waits && conversation.poll_peer_left(cx).is_ready() {
+            return Poll::Ready(Ok(Vec::new()));
+        }
+        if room.poll_pull(cx, app, &pull, limit, small).is_ready()
+            && let Poll::Ready(pulled) = pull.as_mut().poll(cx)
+        {
+            return Poll::Ready(pulled);
+        }
+        if !mem::replace(&mut waits, true) {
+            return conversation.poll_peer_left(cx).map(|()| Ok(Vec::new()));
+        }
+        Poll::Pending
     });
     Ok(select! {
         biased;

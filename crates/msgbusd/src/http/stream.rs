@@ -22,18 +22,19 @@ use hyper::{
 };
 use msgbus_core::{Position, RecvError, SubscribeOptions, TopicName};
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::debug;
 
 use super::{
-    Answer, App, accepts, answers,
+    Answer, accepts, answers,
     error::Refusal,
     follower::{End, Follower, Item},
     items, position, query,
     query::Query,
     seat,
 };
-use crate::{frames::Form, keys::Permit, peer::Peer};
+use crate::{
+    frames::Form, keys::Permit, peer::Peer, signal::Cancelled, socket::Conversation, worker::Worker,
+};
 
 /// The longest silence of a stream whose format has a keep-alive, if `--ping-interval` is not shorter.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -64,8 +65,9 @@ pub(super) fn wanted(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Fo
 
 /// Fixes the place in the topic, then answers: nothing falls between.
 pub(super) fn stream<B>(
-    app: &Arc<App>,
+    app: &Arc<Worker>,
     peer: Peer,
+    conversation: &Conversation,
     topic: &TopicName,
     request: &Request<B>,
     form: Form,
@@ -96,7 +98,7 @@ pub(super) fn stream<B>(
     };
     let (epoch, start) = (subscription.topic().epoch, subscription.start());
     let follower = Follower::new(app, peer, subscription, form, permit, seat);
-    let mut live = Live::new(follower, form, note);
+    let mut live = Live::new(follower, conversation, form, note);
     if form == Form::Sse && is_event_source(request.headers()) {
         live.name_the_start();
     }
@@ -111,7 +113,7 @@ pub(super) fn stream<B>(
     Ok(answer)
 }
 
-fn keep_alive(app: &App) -> Duration {
+fn keep_alive(app: &Worker) -> Duration {
     KEEP_ALIVE.min(app.config.timeouts.ping)
 }
 
@@ -126,20 +128,27 @@ fn is_event_source(headers: &HeaderMap) -> bool {
 #[derive(Debug)]
 pub(crate) struct Live {
     follower: Follower,
+    conversation: Conversation,
     form: Form,
     /// What is ready to be written.
     pieces: VecDeque<Bytes>,
     keep_alive: Pin<Box<Sleep>>,
-    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    draining: Pin<Box<Cancelled>>,
     over: bool,
 }
 
 impl Live {
-    fn new(follower: Follower, form: Form, note: &'static str) -> Self {
+    fn new(
+        follower: Follower,
+        conversation: &Conversation,
+        form: Form,
+        note: &'static str,
+    ) -> Self {
         let app = follower.app();
         let mut live = Self {
             keep_alive: Box::pin(sleep(keep_alive(app))),
-            draining: Box::pin(app.tasks.drain.clone().cancelled_owned()),
+            draining: Box::pin(app.tasks.drain.cancelled()),
+            conversation: conversation.clone(),
             form,
             pieces: VecDeque::new(),
             over: false,
@@ -205,6 +214,11 @@ impl Live {
                 self.end(&end);
             }
             self.reset_keep_alive();
+            return Poll::Ready(());
+        }
+        // It has what there is. What comes is for somebody who is there.
+        if self.conversation.poll_peer_left(cx).is_ready() {
+            self.over = true;
             return Poll::Ready(());
         }
         ready!(self.keep_alive.as_mut().poll(cx));

@@ -1,7 +1,5 @@
 //! `GET /`, `HEAD /<topic>`, `DELETE /<topic>`: topics as wholes. docs/protocol.md, section 7.
 
-use std::sync::Arc;
-
 use hyper::{
     Request, StatusCode,
     header::{self, HeaderName, HeaderValue},
@@ -28,7 +26,7 @@ const OF_GET: &[&str] =
 /// Names, one a line; or objects with counters, for those who accept JSON. Only those that the caller may
 /// inspect, where there are keys.
 pub(super) fn list<B>(
-    app: &Arc<App>,
+    app: &App,
     request: &Request<B>,
     caller: Option<&Caller>,
 ) -> Result<Answer, Refusal> {
@@ -79,7 +77,7 @@ pub(super) fn list<B>(
 
 /// The counters of one topic, as headers.
 pub(super) fn counters<B>(
-    app: &Arc<App>,
+    app: &App,
     topic: &TopicName,
     request: &Request<B>,
 ) -> Result<Answer, Refusal> {
@@ -109,7 +107,7 @@ pub(super) fn counters<B>(
 }
 
 pub(super) fn delete<B>(
-    app: &Arc<App>,
+    app: &App,
     peer: Peer,
     topic: &TopicName,
     request: &Request<B>,

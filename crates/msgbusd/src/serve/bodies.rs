@@ -11,28 +11,28 @@ use http_body_util::{BodyExt as _, Either};
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::{
-    http::{AnswerBody, App},
+    http::{AnswerBody, App, Live},
     socket::{Conversation, Exchange, Untaken},
 };
 
 /// What of an answer is given to a connection of HTTP/2 at a time, in bytes.
 pub(super) const MOST_OFFERED: usize = 16 << 10;
 
-/// A body that ends its exchange when it has been given to the connection.
+/// A body that goes on, and ends its exchange when it ends.
 pub(super) struct Watched {
-    body: AnswerBody,
+    body: Live,
     _exchange: Exchange,
 }
 
 impl Watched {
-    pub(super) fn new(exchange: Exchange, body: AnswerBody) -> Self {
+    pub(super) fn new(exchange: Exchange, body: Live) -> Self {
         Self { body, _exchange: exchange }
     }
 }
 
 impl Body for Watched {
-    type Data = <AnswerBody as Body>::Data;
-    type Error = <AnswerBody as Body>::Error;
+    type Data = <Live as Body>::Data;
+    type Error = <Live as Body>::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,

@@ -24,9 +24,10 @@ use super::{
 };
 use crate::{
     connection::{Connection, MOST_STREAMS},
-    http::{self, App},
+    http,
     peer::Peer,
     socket::{Conversation, Linger},
+    worker::Worker,
 };
 
 /// What a client of HTTP/2 may send of one body, and of all, before somebody has read it, in bytes.
@@ -40,30 +41,30 @@ const PING_PATIENCE: Duration = Duration::from_secs(20);
 const FAREWELL: Duration = Duration::from_secs(1);
 
 pub(super) async fn serve(
-    app: &Arc<App>,
+    worker: &Arc<Worker>,
     connection: Connection,
     conversation: &Conversation,
     peer: Peer,
 ) {
     conversation.multiplex();
     let service = service_fn(|mut request: Request<Incoming>| {
-        let (app, conversation) = (Arc::clone(app), conversation.clone());
+        let (worker, conversation) = (Arc::clone(worker), conversation.clone());
         async move {
             let exchange = conversation.clone().begin();
             let answer = if request.headers().len() > MOST_HEADERS {
-                http::too_many_headers(&app)
+                http::too_many_headers(&worker)
             } else {
-                http::answer(&app, peer, &mut request).await
+                http::answer(&worker, peer, &conversation, &mut request).await
             };
             if !request.body().is_end_stream() {
-                app.tasks.spawn(linger(request.into_body()));
+                worker.tasks.spawn(linger(request.into_body()));
             }
-            let body = |body| Offered::new(&app, conversation, exchange, body);
+            let body = |body| Offered::new(&worker, conversation, exchange, body);
             Ok::<_, Infallible>(date::stamp(answer).map(body))
         }
     });
-    let header_size = u32::try_from(app.config.max_header).unwrap_or(u32::MAX);
-    let connection = Builder::new(Streams(Arc::clone(app)))
+    let header_size = u32::try_from(worker.config.max_header).unwrap_or(u32::MAX);
+    let connection = Builder::new(Streams(Arc::clone(worker)))
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .max_concurrent_streams(MOST_STREAMS)
@@ -71,14 +72,14 @@ pub(super) async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(MOST_OFFERED)
         .max_header_list_size(header_size)
-        .keep_alive_interval(app.config.timeouts.ping)
+        .keep_alive_interval(worker.config.timeouts.ping)
         .keep_alive_timeout(PING_PATIENCE)
         .serve_connection(TokioIo::new(connection), service);
     let mut connection = pin!(connection);
     let stop = Http2::graceful_shutdown;
     // It has to agree to its end, and may not answer any more.
     let quiet_at_the_end = async {
-        app.tasks.drain.cancelled().await;
+        worker.tasks.drain.cancelled().await;
         loop {
             sleep(FAREWELL).await;
             if conversation.is_quiet() {
@@ -87,7 +88,7 @@ pub(super) async fn serve(
         }
     };
     let end = select! {
-        end = attend(app, conversation, connection.as_mut(), stop) => end,
+        end = attend(worker, conversation, connection.as_mut(), stop, None) => end,
         () = quiet_at_the_end => End::Over(Ok(())),
     };
     if matches!(end, End::Overdue(_)) {
@@ -95,7 +96,7 @@ pub(super) async fn serve(
         stop(connection.as_mut());
         let _ = timeout(FAREWELL, connection).await;
     }
-    note_end(app, peer, end);
+    note_end(worker, peer, end);
 }
 
 /// Reads a little of what nobody wants, as a socket does when it is closed: reset at once, some clients
@@ -116,7 +117,7 @@ async fn linger(mut body: Incoming) {
 
 /// Runs the exchanges of HTTP/2, so that the end of the server waits for each.
 #[derive(Clone)]
-struct Streams(Arc<App>);
+struct Streams(Arc<Worker>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {

@@ -8,9 +8,12 @@ mod http2;
 
 use std::{
     error::Error,
+    future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::select;
@@ -20,24 +23,24 @@ use tracing::{debug, warn};
 
 use crate::{
     connection::{self, Connection},
-    http::App,
     metrics::Deadline,
     peer::Peer,
     places::Place,
     socket::{Conversation, Socket},
     stream::Accepted,
     tls,
+    worker::Worker,
 };
 
 /// Serves one connection until it ends, or becomes a websocket.
 pub(crate) async fn serve(
-    app: Arc<App>,
+    worker: Arc<Worker>,
     accepted: Accepted,
     place: Place,
     tls: Option<Arc<ServerConfig>>,
     peer: Peer,
 ) {
-    let socket = match Socket::new(accepted, app.config.timeouts.write, place) {
+    let socket = match Socket::new(accepted, worker.config.timeouts.write, place) {
         Ok(socket) => socket,
         Err(error) => return warn!(%peer, %error, "cannot serve a connection"),
     };
@@ -45,31 +48,31 @@ pub(crate) async fn serve(
     let connection = match tls {
         None => Either::Left(socket),
         // Boxed, as all that most connections do without: they are not to be larger for it.
-        Some(settings) => match Box::pin(encrypt(&app, settings, socket, &conversation)).await {
+        Some(settings) => match Box::pin(encrypt(&worker, settings, socket, &conversation)).await {
             Ok(connection) => connection,
             Err(error) => return debug!(%peer, %error, "no TLS"),
         },
     };
     if connection::is_http2(&connection) {
-        Box::pin(http2::serve(&app, connection, &conversation, peer)).await;
+        Box::pin(http2::serve(&worker, connection, &conversation, peer)).await;
     } else {
-        http1::serve(&app, connection, &conversation, peer).await;
+        http1::serve(&worker, connection, &conversation, peer).await;
     }
 }
 
 async fn encrypt(
-    app: &App,
+    worker: &Worker,
     settings: Arc<ServerConfig>,
     socket: Socket,
     conversation: &Conversation,
 ) -> io::Result<Connection> {
     select! {
         stream = tls::begin(settings, socket) => Ok(Either::Right(Box::new(stream?))),
-        late = conversation.overdue(&app.config.timeouts) => {
-            late.inspect(|deadline| app.metrics.timeout(*deadline));
+        late = conversation.overdue(&worker.config.timeouts) => {
+            worker.metrics.timeout(late);
             Err(io::ErrorKind::TimedOut.into())
         }
-        () = app.tasks.drain.cancelled() => Err(io::Error::other("the server stops")),
+        () = worker.tasks.drain.cancelled() => Err(io::Error::other("the server stops")),
     }
 }
 
@@ -77,27 +80,29 @@ async fn encrypt(
 enum End {
     /// By itself.
     Over(hyper::Result<()>),
-    /// Nothing came in time; or, where no deadline is named, the peer is gone.
-    Overdue(Option<Deadline>),
+    /// Nothing came in time.
+    Overdue(Deadline),
+    /// It goes on, but need not be attended for now.
+    Idle,
 }
 
-fn note_end(app: &App, peer: Peer, end: End) {
+fn note_end(worker: &Worker, peer: Peer, end: End) {
     match end {
-        End::Over(Ok(())) => {}
+        End::Over(Ok(())) | End::Idle => {}
         End::Over(Err(error)) => {
             // hyper has answered by itself.
             if error.is_parse_too_large() {
-                app.metrics.refusal("header_too_large");
+                worker.metrics.refusal("header_too_large");
             } else if error.is_parse() {
-                app.metrics.refusal("bad_http");
+                worker.metrics.refusal("bad_http");
             } else if is_timeout(&error) {
-                app.metrics.timeout(Deadline::Write);
+                worker.metrics.timeout(Deadline::Write);
             }
             debug!(%peer, %error, "connection ended");
         }
         End::Overdue(deadline) => {
-            deadline.inspect(|deadline| app.metrics.timeout(*deadline));
-            debug!(%peer, ?deadline, "connection closed: nothing came in time, or it is gone");
+            worker.metrics.timeout(deadline);
+            debug!(%peer, ?deadline, "connection closed: nothing came in time");
         }
     }
 }
@@ -108,20 +113,40 @@ fn is_timeout(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref().is_some_and(is_one) || error.source().is_some_and(is_timeout)
 }
 
-/// Lets a connection go on until it ends or nothing comes in time; tells it when the server stops.
+/// Polls a connection until nothing is left to do: the answers that its socket still holds by then are
+/// written when it is polled again.
+fn poll_through<C: Future>(
+    conversation: &Conversation,
+    mut connection: Pin<&mut C>,
+    cx: &mut Context<'_>,
+) -> Poll<C::Output> {
+    loop {
+        let polled = connection.as_mut().poll(cx);
+        if polled.is_ready() || !conversation.holds_answers() {
+            return polled;
+        }
+    }
+}
+
+/// Lets a connection go on until it ends, nothing comes in time or it is idle for so long; tells it when the
+/// server stops.
 async fn attend<C: Future<Output = hyper::Result<()>>>(
-    app: &App,
+    worker: &Worker,
     conversation: &Conversation,
     mut connection: Pin<&mut C>,
     stop: impl Fn(Pin<&mut C>),
+    idle: Option<Duration>,
 ) -> End {
-    let mut draining = pin!(app.tasks.drain.cancelled());
-    let mut overdue = pin!(conversation.overdue(&app.config.timeouts));
+    let mut draining = pin!(worker.tasks.drain.cancelled());
+    let mut overdue = pin!(conversation.overdue_or_idle(&worker.config.timeouts, idle));
     let mut is_draining = false;
     loop {
         select! {
-            ended = connection.as_mut() => return End::Over(ended),
-            deadline = &mut overdue => return End::Overdue(deadline),
+            biased;
+            ended = poll_fn(|cx| poll_through(conversation, connection.as_mut(), cx)) => {
+                return End::Over(ended);
+            }
+            overdue = &mut overdue => return overdue.map_or(End::Idle, End::Overdue),
             () = &mut draining, if !is_draining => {
                 is_draining = true;
                 stop(connection.as_mut());

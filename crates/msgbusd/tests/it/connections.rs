@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::Instant,
+};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::support::{Daemon, soon};
@@ -95,6 +98,57 @@ async fn the_next_head_has_its_ten_seconds_too() {
     assert_eq!(connection.rest().await, b"");
     let waited = start.elapsed();
     assert!((10..12).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_head_behind_a_request_has_ten_seconds_too() {
+    let daemon = Daemon::start();
+    for behind in [&b"GET /t HTT"[..], b"GET /t HTTP/1.1\r\nHost: a\r\n"] {
+        let mut connection = daemon.connect().await;
+        connection.write(&[PUT, behind].concat()).await;
+        connection.read_until(b"\r\n\r\n").await;
+        let start = Instant::now();
+        assert_eq!(connection.rest().await, b"");
+        let waited = start.elapsed();
+        assert!((9..12).contains(&waited.as_secs()), "{waited:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_goes_on_wherever_a_pause_was() {
+    let daemon = Daemon::start();
+    let mut connection = daemon.connect().await;
+    let (two, three) = (PUT.repeat(2), PUT.repeat(3));
+    for (id, at) in (0..).zip(1..PUT.len()) {
+        // A pause of an idle connection, and one in the middle of the third request.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        connection.write(&three[..two.len() + at]).await;
+        for _ in 0..2 {
+            connection.read_until(b"\r\n\r\n").await;
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        connection.write(&three[two.len() + at..]).await;
+        let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+        assert!(head.contains(&format!("msgbus-id: {}\r\n", 3 * id + 2)), "{head}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_refused_body_is_no_request() {
+    let daemon = Daemon::with(|config| config.max_payload = 10);
+    let mut connection = daemon.connect().await;
+    let body = String::from_utf8_lossy(PUT).repeat(2);
+    let head = format!("PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    connection.write(head.as_bytes()).await;
+    connection.read_until(b"\r\n\r\n").await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    connection.write(body.as_bytes()).await;
+    let _ = connection.0.shutdown().await;
+    let mut rest = Vec::new();
+    // It may be reset by now.
+    let _ = soon(connection.0.read_to_end(&mut rest)).await;
+    assert!(!String::from_utf8_lossy(&rest).contains("HTTP/1.1"), "{rest:?}");
+    assert_eq!(daemon.bus.stats().counters.published, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ mod clock;
 mod connections;
 #[cfg(target_os = "linux")]
 mod faults;
+mod half_close;
 mod headers;
 mod keys;
 #[cfg(target_os = "linux")]

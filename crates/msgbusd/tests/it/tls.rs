@@ -46,12 +46,12 @@ use crate::{
 };
 
 /// A certificate for localhost in two files.
-struct Files {
+pub(crate) struct Files {
     folder: TempDir,
 }
 
 impl Files {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let files = Self { folder: tempfile::tempdir().unwrap() };
         files.renew();
         files
@@ -72,7 +72,7 @@ impl Files {
         self.folder.path().join("key.pem")
     }
 
-    fn config(&self) -> CertificateFiles {
+    pub(crate) fn config(&self) -> CertificateFiles {
         CertificateFiles { chain: self.chain(), key: self.key() }
     }
 
@@ -95,7 +95,7 @@ impl Files {
         Arc::new(config).into()
     }
 
-    async fn connect(&self, daemon: &Daemon, protocol: &str) -> TlsStream<TcpStream> {
+    pub(crate) async fn connect(&self, daemon: &Daemon, protocol: &str) -> TlsStream<TcpStream> {
         let stream = TcpStream::connect(daemon.address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         soon(self.client(protocol).connect(name, stream)).await.unwrap()

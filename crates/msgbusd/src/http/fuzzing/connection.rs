@@ -19,7 +19,7 @@ use super::{
     super::{Answer, App, answer},
     LONGEST_REFUSAL, PEER, block_on,
 };
-use crate::{config::Config, fuzzing::common::is_a_line};
+use crate::{config::Config, fuzzing::common::is_a_line, socket::Conversation, worker::Worker};
 
 /// How long a client listens: longer than any wait.
 const PATIENCE: Duration = Duration::from_secs(62);
@@ -37,14 +37,15 @@ pub fn connection(data: &[u8]) {
 }
 
 async fn serve(data: &[u8]) {
-    let app = Arc::new(app());
+    let app = Worker::new(&Arc::new(app()));
+    let conversation = &Conversation::without_socket();
     let (client, server) = duplex(PIPE);
     let service = service_fn(|mut request: Request<_>| {
         let app = Arc::clone(&app);
         async move {
             let method = request.method().clone();
             let uri = request.uri().clone();
-            let mut answer = answer(&app, PEER, &mut request).await;
+            let mut answer = answer(&app, PEER, conversation, &mut request).await;
             is_right(&app, &method, &uri, request.headers(), &mut answer).await;
             Ok::<_, Infallible>(answer)
         }

@@ -24,16 +24,19 @@ use tracing::debug;
 pub(super) use self::handshake::is_wanted;
 use self::{session::Session, transport::Transport};
 use super::{
-    Answer, App, answers, empty, error::Refusal, follower::Follower, items, position, query, seat,
+    Answer, answers, empty, error::Refusal, follower::Follower, items, position, query, seat,
 };
-use crate::{connection::Connection, frames::Form, keys::Permit, peer::Peer};
+use crate::{
+    connection::Connection, frames::Form, keys::Permit, peer::Peer, rewound::Rewound,
+    worker::Worker,
+};
 
 /// What a page offers beside its key, and is answered.
 const SUBPROTOCOL: &str = "msgbus";
 
 /// Fixes the place in the topic, then answers the handshake: nothing falls between.
 pub(super) fn subscribe(
-    app: &Arc<App>,
+    app: &Arc<Worker>,
     peer: Peer,
     topic: &TopicName,
     request: &mut Request<Incoming>,
@@ -77,7 +80,7 @@ pub(super) fn subscribe(
 
 /// The connection itself, and what the client has sent behind the handshake.
 fn take_over(upgraded: Upgraded) -> Option<(Connection, Vec<u8>)> {
-    let parts = upgraded.downcast::<TokioIo<Connection>>().ok()?;
+    let parts = upgraded.downcast::<TokioIo<Rewound<Connection>>>().ok()?;
     // Most often nothing was read; but its slice keeps the connection's whole read buffer alive.
-    Some((parts.io.into_inner(), parts.read_buf.to_vec()))
+    Some((parts.io.into_inner().into_inner(), parts.read_buf.to_vec()))
 }

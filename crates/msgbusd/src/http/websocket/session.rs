@@ -30,11 +30,9 @@ use super::{
 };
 use crate::{
     connection::Connection,
-    http::{
-        App,
-        follower::{self, Follower, Item},
-    },
+    http::follower::{self, Follower, Item},
     metrics::Deadline,
+    worker::Worker,
 };
 
 /// How long the client's answer to a close frame is awaited.
@@ -211,7 +209,7 @@ impl Session {
 }
 
 /// Counts an end in the metrics.
-fn count(app: &App, end: &End) {
+fn count(app: &Worker, end: &End) {
     match end {
         End::Stuck => app.metrics.timeout(Deadline::Write),
         End::Silent => app.metrics.timeout(Deadline::Silence),
