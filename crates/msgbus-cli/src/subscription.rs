@@ -25,10 +25,10 @@ use crate::{
 pub enum Event {
     /// The next message. None is ever repeated, and none comes out of order.
     Message(Message),
-    /// This many messages were gone at the server before the subscription got to them.
+    /// The server dropped this many messages before they were delivered (topic limit or TTL).
     Missed(u64),
-    /// The topic has begun anew, as after a restart of the server: ids start at 0 again, and
-    /// everything that it holds by now follows.
+    /// The topic was reset, by a restart of the server or a delete: ids restart at 0, and everything
+    /// that it holds by now follows.
     Restarted,
     /// The connection stands.
     Connected,

@@ -36,7 +36,7 @@ impl Guarded {
 
     /// Forgets all keys.
     fn forget(&self) {
-        fs::write(self.folder.path().join("keys.toml"), "").unwrap();
+        fs::write(self.folder.path().join("keys.toml"), "[anonymous]\nallow = []\n").unwrap();
         self.daemon.keyring.as_ref().unwrap().reload().unwrap();
     }
 

@@ -7,7 +7,7 @@ use tokio::{
     net::TcpListener,
 };
 
-use crate::support::{Daemon, Finished, Running, msgbus, name, run, soon};
+use crate::support::{Daemon, Finished, Running, msgbus, name, nowhere, run, soon};
 
 async fn pull(daemon: &Daemon, args: &[&str]) -> Finished {
     let mut command = msgbus(&[&["pull", "t"], args].concat());
@@ -173,4 +173,25 @@ async fn a_wait_longer_than_the_servers_is_asked_for_again() {
     }
     answer(&server, "410 Gone").await;
     waiting.end().await.fails(1, "410");
+}
+
+/// CASES C10: nothing has been taken where there was no connection.
+#[tokio::test]
+async fn a_server_that_is_away_is_waited_for_where_there_is_time() {
+    for time in ["--timeout=60s", "--wait=60s"] {
+        let address = nowhere();
+        let uri = address.to_string();
+        let waiting = tokio::spawn(async move {
+            run(msgbus(&["pull", "t", "-o", "raw", "-u", &uri, time])).await
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let daemon = Daemon::at(address, |_| {});
+        daemon.put("t", "x");
+        let ended = waiting.await.unwrap();
+        assert_eq!((ended.code, &ended.out[..], &ended.err[..]), (Some(0), "x\n", ""), "{time}");
+        daemon.stop().await;
+    }
+    let uri = nowhere().to_string();
+    let away = run(msgbus(&["pull", "t", "-u", &uri, "--timeout=600ms"])).await;
+    away.fails(3, "connection refused");
 }

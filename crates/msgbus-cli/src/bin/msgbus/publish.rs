@@ -259,12 +259,13 @@ impl Outage {
         error: ClientError,
         deadline: Instant,
     ) -> Result<(), Failure> {
-        let pause = match &error {
-            ClientError::Busy { retry_after, .. } => *retry_after,
-            error if error.is_unreachable() => RETRY_AFTER,
+        // A try that ends in the middle would not know whether the message was accepted.
+        let (pause, needed) = match &error {
+            ClientError::Busy { retry_after, .. } => (*retry_after, *retry_after),
+            error if error.is_unreachable() => (RETRY_AFTER, 2 * RETRY_AFTER),
             _ => return Err(error.into()),
         };
-        if pause > deadline.saturating_duration_since(Instant::now()) {
+        if needed > deadline.saturating_duration_since(Instant::now()) {
             return Err(error.into());
         }
         if !(self.is_told || args.quiet || matches!(error, ClientError::Busy { .. })) {
