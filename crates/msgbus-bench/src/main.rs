@@ -2,20 +2,13 @@
 
 use std::{
     io::{self, Write as _},
-    net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
-    thread,
 };
 
 use anyhow::{Context as _, bail};
-use msgbus_bench::{
-    bare::{self, Push},
-    compare, micro, soak,
-};
-use msgbusd::Workers;
+use msgbus_bench::{compare, micro, soak};
 use pico_args::Arguments;
-use tokio::runtime;
 
 const USAGE: &str = "\
 usage: msgbus-bench COMMAND
@@ -30,9 +23,6 @@ usage: msgbus-bench COMMAND
                                       every kind of client, decent or not, against msgbusd with small bounds
                                       for so many minutes [5]; then accounts for every message, and for
                                       memory and open files. Exit 1 when a book does not balance
-  bare --bind ADDRESS [--push nowhere|each|batches|at-once] [--size N] [--threads N] [--stealing]
-                                      a server that does nothing, or no more than push. Without pushing it
-                                      answers a pull with a message of N bytes [128]
 ";
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -42,7 +32,6 @@ fn main() -> anyhow::Result<ExitCode> {
         Some("micro") => micro_report(args)?,
         Some("compare") => comparison(args)?,
         Some("soak") => return worn(args),
-        Some("bare") => return bare_server(args).map(|()| ExitCode::SUCCESS),
         None => USAGE.to_owned(),
         Some(other) => bail!("there is no {other}\n{USAGE}"),
     };
@@ -82,27 +71,6 @@ fn worn(mut args: Arguments) -> anyhow::Result<ExitCode> {
     let worn = soak::run(&soak::Options { minutes, seed, tls })?;
     print(&worn.report)?;
     Ok(if worn.balances { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn bare_server(mut args: Arguments) -> anyhow::Result<()> {
-    let address: SocketAddr = args.value_from_str("--bind")?;
-    let push = args.opt_value_from_str("--push")?.unwrap_or(Push::Nowhere);
-    let size = args.opt_value_from_str("--size")?.unwrap_or(128);
-    let threads = args
-        .opt_value_from_str("--threads")?
-        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-    let stealing = args.contains("--stealing");
-    end(args)?;
-    // Each connection is a file. Where that is not allowed, opening one will say so.
-    let _ = rlimit::increase_nofile_limit(u64::MAX);
-    if stealing {
-        let runtime =
-            runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
-        runtime.block_on(async { bare::serve(address, push, size, Workers::current()).await })
-    } else {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(bare::serve(address, push, size, Workers::pinned(threads)?))
-    }
 }
 
 /// Everything that was said has to have been understood.

@@ -76,8 +76,9 @@ impl Hub {
 
     async fn publish(&self, payload: &[u8]) {
         let frame = frame(&json(payload));
-        let subscribers = Arc::clone(&self.subscribers.read());
         let _writing = self.writing.lock().await;
+        // Not before: somebody may have been added while it waited.
+        let subscribers = Arc::clone(&self.subscribers.read());
         for subscriber in subscribers.iter().filter(|s| !s.is_gone.load(Relaxed)) {
             if self.push == Push::AtOnce {
                 if write(&subscriber.stream, &frame).await.is_err() {

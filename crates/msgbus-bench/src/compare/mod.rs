@@ -100,11 +100,12 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
 pub(crate) fn build() -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--locked", "-p", "msgbusd"])
+        .args(["build", "--release", "--quiet", "--locked", "-p", "msgbusd", "-p", "msgbus-bench"])
+        .args(["--bin", "msgbusd", "--bin", "msgbus-bare"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
         .context("cannot run cargo")?;
-    ensure!(built.success(), "msgbusd cannot be built");
+    ensure!(built.success(), "the servers cannot be built");
     Ok(())
 }
 

@@ -136,8 +136,8 @@ impl Contender {
                 command
             }
             Self::Bare(push) => {
-                let mut command = Command::new(env::current_exe()?);
-                command.args(["bare", "--bind", &address, "--push", push.name()]);
+                let mut command = Command::new(beside("msgbus-bare")?);
+                command.args(["--bind", &address, "--push", push.name()]);
                 command.args(["--size", &size.to_string()]);
                 command
             }
