@@ -57,7 +57,7 @@ impl Book {
                 "of a subscription, received + missed = published since its start"
             }
             Self::Order => "ids rise, and so do the messages of each publisher",
-            Self::Payloads => "payloads are whole and of their topic",
+            Self::Payloads => "payloads are whole, of their topic, and with what was said of them",
             Self::Answers => "each request is answered, and as the contract says",
             Self::StillAllowed => "who may by the keys is let in, and not ended by a reload",
             Self::NotAllowed => {

@@ -136,7 +136,7 @@ impl Keys {
 mod tests {
     use fastrand::Rng;
 
-    use super::*;
+    use super::{super::payload::Described, *};
 
     /// The faults of the two books after an answer to each claim.
     fn faults(keys: &Keys, claim: &Claim, status: u16) -> [u64; 2] {
@@ -187,7 +187,12 @@ mod tests {
         };
         let claim = keys.claim(who, &topic);
         let mut books = Books::default();
-        let origin = |reloads| Origin { publisher: 1, sequence: 1, reloads };
+        let origin = |reloads| Origin {
+            publisher: 1,
+            sequence: 1,
+            reloads,
+            described: Described::default(),
+        };
         keys.check_message(&mut books, &claim, origin(claim.verdict.since - 1), topic.name());
         assert!(books.are_sound());
         keys.check_message(&mut books, &claim, origin(claim.verdict.since), topic.name());

@@ -48,7 +48,7 @@ use self::{
     cost::Cost,
     follow::Follower,
     keys::Keys,
-    payload::Origin,
+    payload::{Described, Origin},
     publish::Publisher,
     pull::Puller,
     track::Live,
@@ -131,7 +131,12 @@ impl Soak {
     /// A publisher that there was not yet.
     fn new_origin(&self) -> Origin {
         self.publishers.set(self.publishers.get() + 1);
-        Origin { publisher: self.publishers.get(), sequence: 0, reloads: 0 }
+        Origin {
+            publisher: self.publishers.get(),
+            sequence: 0,
+            reloads: 0,
+            described: Described::default(),
+        }
     }
 
     fn some_cut(&self, rng: &mut Rng) -> Cut {

@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 
+use msgbus_core::Message;
+
 /// Who published something, and as what in its own count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Origin {
@@ -9,27 +11,72 @@ pub(super) struct Origin {
     pub(super) sequence: u64,
     /// How many times the server had read its keys by then.
     pub(super) reloads: u64,
+    pub(super) described: Described,
+}
+
+/// What a publisher says of its payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Described {
+    pub(super) has_type: bool,
+    pub(super) has_encoding: bool,
+}
+
+impl Described {
+    /// The headers that say so, each with its line end.
+    pub(super) fn headers(self, publisher: u64) -> String {
+        let mut headers = String::new();
+        if self.has_type {
+            headers.push_str(&format!("Content-Type: {}\r\n", media_type(publisher)));
+        }
+        if self.has_encoding {
+            headers.push_str(&format!("Content-Encoding: {ENCODING}\r\n"));
+        }
+        headers
+    }
+
+    fn number(self) -> u8 {
+        u8::from(self.has_type) | u8::from(self.has_encoding) << 1
+    }
+}
+
+impl Origin {
+    /// Whether a message has come with what was said of it, and nothing else.
+    pub(super) fn describes(self, message: &Message) -> bool {
+        let Described { has_type, has_encoding } = self.described;
+        let media_type = has_type.then(|| media_type(self.publisher));
+        let encoding = has_encoding.then_some(ENCODING);
+        (message.content_type(), message.content_encoding()) == (media_type.as_deref(), encoding)
+    }
+}
+
+const ENCODING: &str = "x-soak";
+
+fn media_type(publisher: u64) -> String {
+    format!("text/x-soak; publisher={publisher}")
 }
 
 /// Appends a payload of about `size` bytes, without a line end in it.
 pub(super) fn write(out: &mut Vec<u8>, topic: &str, origin: Origin, size: usize) {
     let begin = out.len();
-    let Origin { publisher, sequence, reloads } = origin;
+    let Origin { publisher, sequence, reloads, described } = origin;
+    let described = described.number();
     // Writing to a Vec does not fail.
-    let _ = write!(out, "{topic} {publisher} {sequence} {reloads} {size} ");
+    let _ = write!(out, "{topic} {publisher} {sequence} {reloads} {described} {size} ");
     let size = size.max(out.len() - begin);
     out.resize(begin + size, filler(sequence));
 }
 
 /// Reads a payload again; `None` when it is not one that was published to this topic, whole.
 pub(super) fn read(payload: &[u8], topic: &str) -> Option<Origin> {
-    let mut words = payload.splitn(6, |byte| *byte == b' ');
+    let mut words = payload.splitn(7, |byte| *byte == b' ');
     let mut word = || std::str::from_utf8(words.next()?).ok();
     if word()? != topic {
         return None;
     }
     let mut number = || word()?.parse::<u64>().ok();
-    let origin = Origin { publisher: number()?, sequence: number()?, reloads: number()? };
+    let (publisher, sequence, reloads, bits) = (number()?, number()?, number()?, number()?);
+    let described = Described { has_type: bits & 1 > 0, has_encoding: bits & 2 > 0 };
+    let origin = Origin { publisher, sequence, reloads, described };
     let size = usize::try_from(number()?).ok()?;
     let rest = words.next()?;
     let is_whole = payload.len() == size.max(payload.len() - rest.len());
@@ -47,7 +94,8 @@ mod tests {
     #[test]
     fn a_payload_is_known_again_only_whole_and_in_its_topic() {
         for size in [0, 5, 100] {
-            let origin = Origin { publisher: 3, sequence: 27, reloads: 2 };
+            let described = Described { has_type: true, has_encoding: false };
+            let origin = Origin { publisher: 3, sequence: 27, reloads: 2, described };
             let mut payload = Vec::new();
             write(&mut payload, "a/b", origin, size);
             assert!(payload.len() >= size);

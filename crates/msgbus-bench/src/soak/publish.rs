@@ -9,7 +9,7 @@ use super::{
     Soak,
     books::Book,
     claims::Claim,
-    payload::{self, Origin},
+    payload::{self, Described, Origin},
     show,
     topics::Topic,
     wire::{Cut, Head, Wire},
@@ -71,6 +71,11 @@ impl Publisher {
             (keys.claim(who, &topic), show::header(&keys, who, &mut self.rng))
         };
         let lines = (self.rng.u8(..5) == 0).then(|| self.rng.usize(1..=MOST_LINES));
+        self.origin.described = Described {
+            has_type: self.rng.u8(..3) == 0,
+            // Of lines there is none that is encoded.
+            has_encoding: lines.is_none() && self.rng.u8(..6) == 0,
+        };
         let mut body = Vec::new();
         for _ in 0..lines.unwrap_or(1) {
             let largest = match lines {
@@ -91,8 +96,9 @@ impl Publisher {
             query.push_str(TTLS[self.rng.usize(..TTLS.len())]);
         }
         let name = topic.name();
+        let described = self.origin.described.headers(self.origin.publisher);
         let head = format!(
-            "PUT /{name}?{} HTTP/1.1\r\nHost: soak\r\n{who}Content-Length: {}\r\n\r\n",
+            "PUT /{name}?{} HTTP/1.1\r\nHost: soak\r\n{who}{described}Content-Length: {}\r\n\r\n",
             query.trim_start_matches('&'),
             body.len()
         );

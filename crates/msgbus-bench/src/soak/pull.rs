@@ -139,7 +139,8 @@ impl Puller {
         if let Some(origin) = origin {
             self.soak.keys.borrow().check_message(&mut books, &request.claim, origin, name);
         }
-        let is_right = message.topic().name.as_str() == name && origin.is_some();
+        let is_right = message.topic().name.as_str() == name
+            && origin.is_some_and(|origin| origin.describes(message));
         books.check(Book::Payloads, is_right, || format!("GET {name}: #{}", message.id()));
         if request.is_look {
             return books.count("messages only looked at", 1);

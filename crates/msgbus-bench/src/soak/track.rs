@@ -9,7 +9,7 @@ use super::{
     books::{Book, Books},
     claims::Claim,
     keys::Keys,
-    payload,
+    payload::{self, Origin},
     topics::Topic,
     transport::{Item, Transport},
     wire::Head,
@@ -131,7 +131,12 @@ impl Track {
         books.check(Book::Payloads, named == topic, || format!("#{id} of {named} came in {topic}"));
         self.may_miss(books, gap);
         self.place = Some((epoch, id + 1));
-        self.check_payload(keys, books, message.payload());
+        if let Some(origin) = self.check_payload(keys, books, message.payload()) {
+            books.check(Book::Payloads, origin.describes(message), || {
+                let said = (message.content_type(), message.content_encoding());
+                format!("#{id} of {named}: {said:?} instead of {:?}", origin.described)
+            });
+        }
     }
 
     /// Nothing leaves a topic that is kept.
@@ -144,14 +149,14 @@ impl Track {
         }
     }
 
-    fn check_payload(&mut self, keys: &Keys, books: &mut Books, payload: &[u8]) {
+    fn check_payload(&mut self, keys: &Keys, books: &mut Books, payload: &[u8]) -> Option<Origin> {
         let topic = self.topic.name();
         let origin = payload::read(payload, topic);
         books.check(Book::Payloads, origin.is_some(), || {
             let begin = &payload[..payload.len().min(60)];
             format!("following {topic}: {}", String::from_utf8_lossy(begin))
         });
-        let Some(origin) = origin else { return };
+        let origin = origin?;
         keys.check_message(books, &self.claim, origin, topic);
         let last = self.sequences.insert(origin.publisher, origin.sequence);
         books.check(Book::Order, last.is_none_or(|last| last < origin.sequence), || {
@@ -160,5 +165,6 @@ impl Track {
                 origin.sequence, origin.publisher
             )
         });
+        Some(origin)
     }
 }
