@@ -47,12 +47,25 @@ impl Pull {
     /// When the topic has been deleted or the bus closed.
     pub fn wait_timeout(mut self, timeout: Duration) -> Result<Option<Vec<Message>>, RecvError> {
         let deadline = Instant::now().checked_add(timeout);
-        block_until(deadline, |cx| self.poll_messages(cx)).transpose()
+        block_until(deadline, |cx| self.poll_allowed(cx, || true)).transpose()
     }
 
-    fn poll_messages(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Message>, RecvError>> {
+    /// Polls for messages, as the future does, of somebody who may lose the right to them: `may_take` is asked
+    /// under the lock of the topic, and where it says no the answer is empty and nothing is taken. So nothing is
+    /// taken that was published after it began to say no.
+    ///
+    /// # Errors
+    /// When the topic has been deleted or the bus closed.
+    pub fn poll_allowed(
+        &mut self,
+        cx: &mut Context<'_>,
+        may_take: impl FnOnce() -> bool,
+    ) -> Poll<Result<Vec<Message>, RecvError>> {
         let Some(ticket) = self.ticket else { return Poll::Pending };
         let mut topic = self.topic.lock();
+        if !may_take() {
+            return Poll::Ready(Ok(Vec::new()));
+        }
         let taken = topic.take_waiting(ticket, self.limit, Tick::now());
         if taken.as_ref().is_ok_and(Vec::is_empty) {
             let replaced = topic.park_waiter(ticket, cx.waker());
@@ -80,7 +93,7 @@ impl Future for Pull {
     type Output = Result<Vec<Message>, RecvError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.poll_messages(cx)
+        self.poll_allowed(cx, || true)
     }
 }
 

@@ -588,6 +588,23 @@ fn a_message_reads_back_as_it_was_written() {
 }
 
 #[test]
+fn who_may_no_longer_take_leaves_the_message_to_the_next() {
+    let bus = MessageBus::new(Options::default());
+    let topic = name("t");
+    let one = BatchLimit { events: 1, bytes: usize::MAX };
+    let mut revoked = bus.wait(&topic, one).unwrap();
+    let mut next = bus.wait(&topic, one).unwrap();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(revoked.poll_allowed(&mut cx, || true).is_pending());
+    bus.put(&topic, "x").unwrap();
+    let taken = revoked.poll_allowed(&mut cx, || false);
+    assert!(matches!(taken, Poll::Ready(Ok(messages)) if messages.is_empty()));
+    drop(revoked);
+    let taken = next.poll_allowed(&mut cx, || true);
+    assert!(matches!(taken, Poll::Ready(Ok(messages)) if messages[0].payload() == "x"));
+}
+
+#[test]
 fn every_generation_of_the_ancestor_can_be_read() {
     let shape_d = br#"{"id":0,"topic":{"name":"hello","seq":1,"created":"2018-05-14T01:02:03.123456-07:00"},"payload":"aGk=","created":"2018-05-14T01:02:03.123467-07:00"}"#;
     let message = json::read_message(shape_d).unwrap();

@@ -2,6 +2,7 @@
 //! [`config::Config`]. The binary only wires the two, and tests start the real thing on port 0.
 
 mod bound;
+mod code;
 pub mod config;
 mod connection;
 mod frames;

@@ -15,45 +15,7 @@ use hdrhistogram::Histogram;
 use msgbus_core::{MessageBus, TopicStats};
 use parking_lot::Mutex;
 
-use crate::{logging, worker::Counter};
-
-/// The code words of all refusals, of connections and of what is said on them. What is most frequent comes
-/// first.
-const CODES: [&str; 33] = [
-    "empty",
-    "too_many_messages",
-    "topic_full",
-    "too_much_in_flight",
-    "too_many_subscriptions",
-    "too_many_topics",
-    "bus_full",
-    "payload_too_large",
-    "no_such_topic",
-    "key_needed",
-    "wrong_key",
-    "wrong_ticket",
-    "not_granted",
-    "foreign_origin",
-    "too_many_connections",
-    "too_many_connections_of_address",
-    "too_many_tickets",
-    "bad_topic",
-    "bad_parameter",
-    "bad_header",
-    "bad_handshake",
-    "bad_websocket_version",
-    "bad_body",
-    "encoded_lines",
-    "body_timeout",
-    "method_not_allowed",
-    "nothing_here",
-    "closed",
-    "bad_http",
-    "header_too_large",
-    "websocket_too_large",
-    "websocket_not_utf8",
-    "websocket_violation",
-];
+use crate::{code::Code, logging, worker::Counter};
 
 /// What a connection was too slow with.
 #[derive(Debug, Clone, Copy)]
@@ -83,7 +45,7 @@ pub(crate) struct Metrics {
     refused_connections: AtomicU64,
     client_errors: AtomicU64,
     /// By the code word of the refusal.
-    refused: [AtomicU64; CODES.len()],
+    refused: [AtomicU64; Code::ALL.len()],
     timeouts: [AtomicU64; Deadline::ALL.len()],
     /// Round trips of pings, in nanoseconds.
     latency: Mutex<Latency>,
@@ -104,7 +66,7 @@ impl Metrics {
             connections: AtomicU64::new(0),
             refused_connections: AtomicU64::new(0),
             client_errors: AtomicU64::new(0),
-            refused: [const { AtomicU64::new(0) }; CODES.len()],
+            refused: [const { AtomicU64::new(0) }; Code::ALL.len()],
             timeouts: [const { AtomicU64::new(0) }; Deadline::ALL.len()],
             latency: Mutex::new(Latency { histogram, sum: Duration::ZERO }),
         }
@@ -122,22 +84,17 @@ impl Metrics {
     }
 
     /// A connection was turned away; `code` says at which bound.
-    pub(crate) fn refused_connection(&self, code: &str) {
+    pub(crate) fn refused_connection(&self, code: Code) {
         self.refused_connections.fetch_add(1, Relaxed);
         self.refusal(code);
     }
 
-    pub(crate) fn refusal(&self, code: &str) {
-        let index = CODES.iter().position(|known| *known == code);
-        debug_assert!(index.is_some(), "{code} is not counted");
-        if let Some(index) = index {
-            self.refused[index].fetch_add(1, Relaxed);
-        }
+    pub(crate) fn refusal(&self, code: Code) {
+        self.refused[code as usize].fetch_add(1, Relaxed);
     }
 
-    fn refused(&self, code: &str) -> u64 {
-        let index = CODES.iter().position(|known| *known == code);
-        index.map_or(0, |index| self.refused[index].load(Relaxed))
+    fn refused(&self, code: Code) -> u64 {
+        self.refused[code as usize].load(Relaxed)
     }
 
     pub(crate) fn timeout(&self, deadline: Deadline) {
@@ -177,8 +134,8 @@ impl Metrics {
     fn refusals(&self, page: &mut Page) {
         let name = "msgbus_server_refused";
         page.head(name, "Requests and connections refused, by the code of the error.", "counter");
-        for code in CODES {
-            page.sample(name, Some(("code", code)), self.refused(code));
+        for code in Code::ALL {
+            page.sample(name, Some(("code", code.word())), self.refused(code));
         }
         let name = "msgbus_server_timeouts";
         page.head(name, "Connections closed because somebody was too slow.", "counter");
@@ -187,7 +144,7 @@ impl Metrics {
             page.sample(name, Some(("which", which)), count);
         }
         // Told with a 408.
-        page.sample(name, Some(("which", "body")), self.refused("body_timeout"));
+        page.sample(name, Some(("which", "body")), self.refused(Code::BodyTimeout));
     }
 
     fn server(&self, page: &mut Page) {

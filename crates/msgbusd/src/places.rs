@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
 
-use crate::network::Network;
+use crate::{code::Code, network::Network};
 
 /// Places for connections.
 #[derive(Debug)]
@@ -48,10 +48,10 @@ impl NoPlace {
     }
 
     /// The word in the metrics.
-    pub(crate) fn code(self) -> &'static str {
+    pub(crate) fn code(self) -> Code {
         match self {
-            Self::InAll => "too_many_connections",
-            Self::OfThisAddress => "too_many_connections_of_address",
+            Self::InAll => Code::TooManyConnections,
+            Self::OfThisAddress => Code::TooManyConnectionsOfAddress,
         }
     }
 }

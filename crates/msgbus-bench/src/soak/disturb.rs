@@ -25,7 +25,7 @@ pub(super) async fn delete(soak: Rc<Soak>, mut rng: Rng) {
             let who = keys.some(&mut rng);
             (keys.claim(who, &topic), show::header(&keys, who, &mut rng))
         };
-        let request = format!("DELETE /{name} HTTP/1.1\r\nHost: soak\r\n{header}\r\n");
+        let request = format!("DELETE /{name} HTTP/1.1\r\nHost: soak.localhost\r\n{header}\r\n");
         match ask(&soak.place, request.as_bytes(), true).await {
             Ok((status, _)) => {
                 let mut books = soak.books.borrow_mut();
@@ -100,7 +100,7 @@ pub(super) async fn crowd(soak: Rc<Soak>, mut rng: Rng) {
 
 async fn one_of_many(soak: Rc<Soak>, mut rng: Rng) {
     let Ok(mut wire) = Wire::open(&soak.place).await else { return };
-    let request: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: soak\r\n\r\n";
+    let request: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: soak.localhost\r\n\r\n";
     let is_whole = rng.u8(..4) > 0;
     let said = if is_whole { request } else { &request[..rng.usize(..request.len())] };
     // Who is one too many may be closed at once.
@@ -149,7 +149,7 @@ fn misfit(soak: &Soak, rng: &mut Rng) -> Misfit {
     let name = topic.name();
     let excess = vec![b'x'; LARGEST_PAYLOAD + rng.usize(1..LARGEST_PAYLOAD)];
     let who = &soak.steady;
-    let put = format!("PUT /{name} HTTP/1.1\r\nHost: soak\r\n{who}");
+    let put = format!("PUT /{name} HTTP/1.1\r\nHost: soak.localhost\r\n{who}");
     match rng.u8(..10) {
         0 => {
             let head = format!("{put}Content-Length: {}\r\n\r\n", excess.len());
@@ -167,13 +167,14 @@ fn misfit(soak: &Soak, rng: &mut Rng) -> Misfit {
         7 => (soak.request("GET", &format!("/{name}?wait=never")).into_bytes(), &[400]),
         8 => {
             let lines = "\n".repeat(30_000);
-            let head = format!("PUT /{name}?split=lines HTTP/1.1\r\nHost: soak\r\n{who}");
+            let head = format!("PUT /{name}?split=lines HTTP/1.1\r\nHost: soak.localhost\r\n{who}");
             let request = format!("{head}Content-Length: {}\r\n\r\n{lines}", lines.len());
             (request.into_bytes(), &[413])
         }
         _ => {
-            let request =
-                format!("GET /{name} HTTP/1.1\r\nHost: soak\r\n{who}Upgrade: websocket\r\n\r\n");
+            let request = format!(
+                "GET /{name} HTTP/1.1\r\nHost: soak.localhost\r\n{who}Upgrade: websocket\r\n\r\n"
+            );
             (request.into_bytes(), &[400])
         }
     }

@@ -125,7 +125,7 @@ impl Soak {
 
     /// A request of one who may do everything all the time.
     fn request(&self, method: &str, target: &str) -> String {
-        format!("{method} {target} HTTP/1.1\r\nHost: soak\r\n{}\r\n", self.steady)
+        format!("{method} {target} HTTP/1.1\r\nHost: soak.localhost\r\n{}\r\n", self.steady)
     }
 
     /// A publisher that there was not yet.

@@ -98,7 +98,7 @@ impl Publisher {
         let name = topic.name();
         let described = self.origin.described.headers(self.origin.publisher);
         let head = format!(
-            "PUT /{name}?{} HTTP/1.1\r\nHost: soak\r\n{who}{described}Content-Length: {}\r\n\r\n",
+            "PUT /{name}?{} HTTP/1.1\r\nHost: soak.localhost\r\n{who}{described}Content-Length: {}\r\n\r\n",
             query.trim_start_matches('&'),
             body.len()
         );

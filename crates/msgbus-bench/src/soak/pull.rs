@@ -78,7 +78,7 @@ impl Puller {
     async fn pull(&mut self, request: &Request) -> io::Result<()> {
         let Request { topic, who, query, most, .. } = request;
         let name = topic.name();
-        let head = format!("GET /{name}?{query} HTTP/1.1\r\nHost: soak\r\n{who}\r\n");
+        let head = format!("GET /{name}?{query} HTTP/1.1\r\nHost: soak.localhost\r\n{who}\r\n");
         let mut wire = match self.wire.take() {
             Some(wire) => wire,
             None => Wire::open(&self.soak.place).await?,

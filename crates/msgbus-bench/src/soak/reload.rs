@@ -105,7 +105,8 @@ fn hang_up(soak: &Soak, rng: &mut Rng) -> io::Result<()> {
 
 /// Whether a key is in force. Those asked for here allow nothing.
 async fn is_known(soak: &Soak, secret: &str) -> io::Result<bool> {
-    let request = format!("GET /-/stats HTTP/1.1\r\nHost: soak\r\n{}\r\n", bearer(secret));
+    let request =
+        format!("GET /-/stats HTTP/1.1\r\nHost: soak.localhost\r\n{}\r\n", bearer(secret));
     let begin = Instant::now();
     loop {
         match ask(&soak.place, request.as_bytes(), true).await {

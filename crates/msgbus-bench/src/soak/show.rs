@@ -82,7 +82,7 @@ pub(super) async fn to_follow(
 async fn ticket(soak: &Soak, who: Who, secret: &str) -> io::Result<Option<String>> {
     let claim = soak.keys.borrow().claim_to_be_known(who);
     let request = format!(
-        "POST /-/ticket HTTP/1.1\r\nHost: soak\r\n{}Content-Length: 0\r\n\r\n",
+        "POST /-/ticket HTTP/1.1\r\nHost: soak.localhost\r\n{}Content-Length: 0\r\n\r\n",
         bearer(secret)
     );
     let (status, body) = ask(&soak.place, request.as_bytes(), true).await?;

@@ -92,11 +92,11 @@ impl Transport {
         let target = format!("/{topic}?{}", query.trim_end_matches('&'));
         if self.is_websocket() {
             format!(
-                "GET {target} HTTP/1.1\r\nHost: soak\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                "GET {target} HTTP/1.1\r\nHost: soak.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                  Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n{headers}\r\n"
             )
         } else {
-            format!("GET {target} HTTP/1.{version}\r\nHost: soak\r\n{headers}\r\n")
+            format!("GET {target} HTTP/1.{version}\r\nHost: soak.localhost\r\n{headers}\r\n")
         }
     }
 

@@ -137,7 +137,7 @@ async fn what_is_not_allowed_is_told_in_the_servers_words() {
         let said = guarded.run(args, key).await;
         said.fails(1, "the server says 403: the key \"tester\" does not allow ");
     }
-    guarded.run(&["sub", "u"], Some("mbk_wrong")).await.fails(1, "401: the key is not known");
+    guarded.run(&["sub", "u"], Some("mbk_wrong")).await.fails(1, "401: invalid key");
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn one_who_follows_is_told_when_it_is_over() {
     guarded.forget();
     let note = running.note().await;
     assert!(note.contains("the keys no longer allow this subscription"), "{note}");
-    running.end().await.fails(1, "the server says 401: the key is not known");
+    running.end().await.fails(1, "the server says 401: invalid key");
 }
 
 #[tokio::test]

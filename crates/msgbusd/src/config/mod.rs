@@ -44,6 +44,8 @@ pub struct Config {
     pub keys: Option<KeyFile>,
     /// Foreign web origins that may use the bus, as a browser sends them: `https://example.com`.
     pub allowed_origins: Vec<String>,
+    /// Names of this server beside `localhost`, its addresses and the hosts of allowed origins; in lower case, without ports.
+    pub allowed_hosts: Vec<String>,
     /// The bounds of the bus, and the rules for its topics.
     pub bus: Options,
     /// The largest payload, in bytes.
@@ -109,6 +111,7 @@ impl Default for Config {
             open: false,
             keys: None,
             allowed_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
             bus: Options::default(),
             max_payload: 1 << 20,
             max_header: 16 << 10,

@@ -88,6 +88,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.allowed_origins.push(values::origin(v)?);
         Ok(())
     }),
+    setting!(List "allow-host" "HOST" "", "host name by which clients may call the server; may be repeated", |c, v| {
+        c.allowed_hosts.push(values::host(v)?);
+        Ok(())
+    }),
     setting!(Value "config" "FILE" "", "TOML file with settings, and rules for topics", |_, _| Ok(())),
     setting!(Value "ttl" "DURATION" "1h", "how long messages live; 0 keeps them for ever", |c, v| {
         c.bus.topic.ttl = values::ttl(v)?;

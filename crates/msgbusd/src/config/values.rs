@@ -175,6 +175,17 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     addresses.next().ok_or_else(|| format!("{text:?} has no address"))
 }
 
+/// The name of a host as browsers send it, for any port.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if text.is_empty() || !text.bytes().all(is_of_name) {
+        return Err(format!(
+            "not a host: {text:?}; use a name such as bus.example.com, without scheme and port"
+        ));
+    }
+    Ok(text.trim_end_matches('.').to_ascii_lowercase())
+}
+
 /// A web origin as browsers send it: scheme, host and maybe a port.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     let wrong = || {

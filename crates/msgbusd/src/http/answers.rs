@@ -1,18 +1,19 @@
 //! What several doors say in the headers of their answers.
 
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{HeaderMap, HeaderValue};
 use msgbus_core::Start;
+
+use super::names::{MSGBUS_EPOCH, MSGBUS_MISSED, MSGBUS_NEXT_ID, MSGBUS_RESTARTED};
 
 /// Tells in the headers of the answer where the reading starts.
 pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: Start) {
-    let mut tell = |name, value: HeaderValue| headers.insert(HeaderName::from_static(name), value);
-    tell("msgbus-epoch", number(epoch));
-    tell("msgbus-next-id", number(start.next_id));
+    headers.insert(MSGBUS_EPOCH, number(epoch));
+    headers.insert(MSGBUS_NEXT_ID, number(start.next_id));
     if start.missed > 0 {
-        tell("msgbus-missed", number(start.missed));
+        headers.insert(MSGBUS_MISSED, number(start.missed));
     }
     if start.restarted {
-        tell("msgbus-restarted", HeaderValue::from_static("true"));
+        headers.insert(MSGBUS_RESTARTED, HeaderValue::from_static("true"));
     }
 }
 

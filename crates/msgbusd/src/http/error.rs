@@ -9,13 +9,12 @@ use hyper::{
     header::{self, HeaderMap, HeaderValue},
 };
 use msgbus_core::{
-    DurationError, NameError, NoRoom, PositionError, PublishError, Start, SubscribeError,
-    TopicName, format_duration,
+    NameError, NoRoom, PublishError, Start, SubscribeError, TopicName, format_duration,
 };
 use thiserror::Error;
 
 use super::{Answer, answers};
-use crate::{rate::Rate, rates::OverRate};
+use crate::{code::Code, rate::Rate, rates::OverRate};
 
 /// What a 401 asks for. Basic is taken but not asked for: a browser would ask its user for the key, and
 /// from then on send it with whatever any page makes it request here.
@@ -30,7 +29,7 @@ pub(super) enum Refusal {
     Name(#[from] NameError),
     #[error("there is no topic in the path: use /<topic>")]
     NoTopic,
-    #[error("unknown parameter {name:?}: {}", allowed(.known))]
+    #[error("unknown parameter {name:?}; {}", allowed(.known))]
     UnknownParameter { name: String, known: &'static [&'static str] },
     #[error("parameter {0:?} is given more than once")]
     RepeatedParameter(&'static str),
@@ -38,21 +37,40 @@ pub(super) enum Refusal {
     Parameter { name: &'static str, why: String },
     #[error("bad value of header {name}: {why}")]
     Header { name: &'static str, why: &'static str },
+    #[error("header {0} is given more than once")]
+    RepeatedHeader(&'static str),
+    #[error("HTTP/1.1 needs a Host header: add Host: <server>")]
+    NoHost,
+    #[error("unknown Transfer-Encoding: use chunked, or Content-Length")]
+    TransferCoding,
     #[error("{0}")]
     Handshake(&'static str),
     #[error("unsupported websocket version: use 13")]
     WebsocketVersion,
     #[error("there is nothing to subscribe to on /: open the websocket on /<topic>")]
     WebsocketOnRoot,
-    #[error("requests from {origin:?} are not allowed; --allow-origin lets an origin in")]
+    #[error("requests from {origin:?} are not allowed; {}", advice(.origin))]
     ForeignOrigin { origin: String },
     #[error("requests that another site makes a browser send are not allowed")]
     CrossSite,
+    #[error("a link on another site takes no message: enter the address yourself, or add ?peek")]
+    CrossSitePull,
+    #[error(
+        "a browser that does not say which page asks takes no message: add ?peek or the header \
+         X-Requested-With, or use TLS or curl"
+    )]
+    UnknownPage,
+    #[error("a prefetch takes no message: request it when somebody looks")]
+    Prefetch,
+    #[error("the host {host:?} is not allowed; --allow-host lets a name in, an address needs none")]
+    ForeignHost { host: String },
+    #[error("the request is for http, and this connection is TLS: use https")]
+    WrongScheme,
     #[error("{need} needs a key: send it as Authorization: Bearer KEY")]
     KeyNeeded { need: String },
-    #[error("the key is not known here: send a known one as Authorization: Bearer KEY")]
+    #[error("invalid key; send a valid one as Authorization: Bearer KEY")]
     WrongKey,
-    #[error("the ticket is not known: each is for one use within 30 seconds, from POST /-/ticket")]
+    #[error("invalid or expired ticket; tickets are single-use and last 30 seconds")]
     WrongTicket,
     #[error("the key {key:?} does not allow {need}")]
     NotGranted { key: String, need: String },
@@ -64,7 +82,7 @@ pub(super) enum Refusal {
     NothingFrom { topic: TopicName, epoch: u64, start: Start },
     #[error("no such topic: {0}")]
     NoSuchTopic(TopicName),
-    #[error("there is nothing here: /-/stats and /-/topics/<topic> are known")]
+    #[error("not found; try /-/stats, /-/topics/<topic> or /-/ticket")]
     NothingHere,
     #[error("method not allowed: use {allow}")]
     Method { allow: &'static str },
@@ -76,9 +94,9 @@ pub(super) enum Refusal {
     BodyTimeout(Duration),
     #[error("lines of an encoded payload cannot be split: leave out ?split or Content-Encoding")]
     EncodedLines,
-    #[error("too much is in flight to read this payload: try again in a bit")]
+    #[error("server is busy: in-flight memory limit reached; retry shortly")]
     NoRoomForPayload,
-    #[error("too much is in flight for this answer: try again in a bit")]
+    #[error("server is busy: in-flight memory limit reached; retry shortly")]
     TooMuchInFlight,
     #[error("too many subscriptions: at most {limit} are open at a time")]
     TooManySubscriptions { limit: usize },
@@ -95,17 +113,26 @@ pub(super) enum Refusal {
     Subscribe(#[from] SubscribeError),
 }
 
+fn advice(origin: &str) -> &'static str {
+    if origin == "null" {
+        "pages opened as files cannot be allowed; serve them over HTTP"
+    } else {
+        "--allow-origin lets an origin in"
+    }
+}
+
 fn allowed(known: &[&str]) -> String {
     if known.is_empty() {
-        "none is known here".to_owned()
+        "this request takes no parameters".to_owned()
     } else {
-        format!("known are {}", known.join(", "))
+        format!("expected one of: {}", known.join(", "))
     }
 }
 
 impl Refusal {
-    pub(super) fn position(name: &'static str, error: PositionError) -> Self {
-        Self::Parameter { name, why: error.to_string() }
+    /// A parameter whose value is wrong.
+    pub(super) fn parameter(name: &'static str, why: impl Into<String>) -> Self {
+        Self::Parameter { name, why: why.into() }
     }
 
     /// For this many messages.
@@ -120,58 +147,64 @@ impl Refusal {
     }
 
     /// Status and code word.
-    fn kind(&self) -> (StatusCode, &'static str) {
+    fn kind(&self) -> (StatusCode, Code) {
         match self {
             Self::PathEncoding | Self::Name(_) | Self::NoTopic => {
-                (StatusCode::BAD_REQUEST, "bad_topic")
+                (StatusCode::BAD_REQUEST, Code::BadTopic)
             }
             Self::UnknownParameter { .. } | Self::RepeatedParameter(_) | Self::Parameter { .. } => {
-                (StatusCode::BAD_REQUEST, "bad_parameter")
+                (StatusCode::BAD_REQUEST, Code::BadParameter)
             }
-            Self::Header { .. } => (StatusCode::BAD_REQUEST, "bad_header"),
+            Self::Header { .. } | Self::RepeatedHeader(_) | Self::NoHost => {
+                (StatusCode::BAD_REQUEST, Code::BadHeader)
+            }
+            Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, Code::UnknownTransferCoding),
+            Self::ForeignHost { .. } => (StatusCode::MISDIRECTED_REQUEST, Code::ForeignHost),
+            Self::WrongScheme => (StatusCode::MISDIRECTED_REQUEST, Code::WrongScheme),
+            Self::Prefetch => (StatusCode::SERVICE_UNAVAILABLE, Code::Prefetch),
             Self::Handshake(_) | Self::WebsocketOnRoot => {
-                (StatusCode::BAD_REQUEST, "bad_handshake")
+                (StatusCode::BAD_REQUEST, Code::BadHandshake)
             }
-            Self::WebsocketVersion => (StatusCode::UPGRADE_REQUIRED, "bad_websocket_version"),
-            Self::ForeignOrigin { .. } | Self::CrossSite => {
-                (StatusCode::FORBIDDEN, "foreign_origin")
-            }
-            Self::KeyNeeded { .. } => (StatusCode::UNAUTHORIZED, "key_needed"),
-            Self::WrongKey => (StatusCode::UNAUTHORIZED, "wrong_key"),
-            Self::WrongTicket => (StatusCode::UNAUTHORIZED, "wrong_ticket"),
-            Self::NotGranted { .. } => (StatusCode::FORBIDDEN, "not_granted"),
-            Self::TooManyTickets => (StatusCode::SERVICE_UNAVAILABLE, "too_many_tickets"),
-            Self::Empty(_) | Self::NothingFrom { .. } => (StatusCode::NOT_FOUND, "empty"),
-            Self::NothingHere => (StatusCode::NOT_FOUND, "nothing_here"),
-            Self::NoSuchTopic(_) => (StatusCode::NOT_FOUND, "no_such_topic"),
-            Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::WebsocketVersion => (StatusCode::UPGRADE_REQUIRED, Code::BadWebsocketVersion),
+            Self::ForeignOrigin { .. }
+            | Self::CrossSite
+            | Self::CrossSitePull
+            | Self::UnknownPage => (StatusCode::FORBIDDEN, Code::ForeignOrigin),
+            Self::KeyNeeded { .. } => (StatusCode::UNAUTHORIZED, Code::KeyNeeded),
+            Self::WrongKey => (StatusCode::UNAUTHORIZED, Code::WrongKey),
+            Self::WrongTicket => (StatusCode::UNAUTHORIZED, Code::WrongTicket),
+            Self::NotGranted { .. } => (StatusCode::FORBIDDEN, Code::NotGranted),
+            Self::TooManyTickets => (StatusCode::SERVICE_UNAVAILABLE, Code::TooManyTickets),
+            Self::Empty(_) | Self::NothingFrom { .. } => (StatusCode::NOT_FOUND, Code::Empty),
+            Self::NothingHere => (StatusCode::NOT_FOUND, Code::NothingHere),
+            Self::NoSuchTopic(_) => (StatusCode::NOT_FOUND, Code::NoSuchTopic),
+            Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, Code::MethodNotAllowed),
             Self::PayloadTooLarge { .. } | Self::BatchOverRate { .. } => {
-                (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large")
+                (StatusCode::PAYLOAD_TOO_LARGE, Code::PayloadTooLarge)
             }
-            Self::EncodedLines => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded_lines"),
-            Self::Body => (StatusCode::BAD_REQUEST, "bad_body"),
-            Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::EncodedLines => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::EncodedLines),
+            Self::Body => (StatusCode::BAD_REQUEST, Code::BadBody),
+            Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, Code::BodyTimeout),
             Self::NoRoomForPayload | Self::TooMuchInFlight => {
-                (StatusCode::SERVICE_UNAVAILABLE, "too_much_in_flight")
+                (StatusCode::SERVICE_UNAVAILABLE, Code::TooMuchInFlight)
             }
             Self::TooManySubscriptions { .. } => {
-                (StatusCode::SERVICE_UNAVAILABLE, "too_many_subscriptions")
+                (StatusCode::SERVICE_UNAVAILABLE, Code::TooManySubscriptions)
             }
-            Self::TooManyMessages { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_messages"),
+            Self::TooManyMessages { .. } => (StatusCode::TOO_MANY_REQUESTS, Code::TooManyMessages),
             Self::Publish(error) => match error {
                 PublishError::TooLarge { .. } | PublishError::TooMany { .. } => {
-                    (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large")
+                    (StatusCode::PAYLOAD_TOO_LARGE, Code::PayloadTooLarge)
                 }
-                PublishError::TopicFull => (StatusCode::INSUFFICIENT_STORAGE, "topic_full"),
+                PublishError::TopicFull => (StatusCode::INSUFFICIENT_STORAGE, Code::TopicFull),
                 PublishError::NoRoom(error) => no_room(error),
-                _ => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
+                _ => (StatusCode::SERVICE_UNAVAILABLE, Code::Closed),
             },
-            Self::Subscribe(_) => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
+            Self::Subscribe(_) => (StatusCode::SERVICE_UNAVAILABLE, Code::Closed),
         }
     }
 
-    /// The stable word for programs.
-    pub(super) fn code(&self) -> &'static str {
+    pub(super) fn code(&self) -> Code {
         self.kind().1
     }
 
@@ -204,6 +237,7 @@ impl Refusal {
             Self::PayloadTooLarge { .. }
             | Self::Body
             | Self::BodyTimeout(_)
+            | Self::TransferCoding
             | Self::NoRoomForPayload => {
                 headers.insert(header::CONNECTION, value("close"));
             }
@@ -227,7 +261,7 @@ impl Refusal {
             let problem = serde_json::json!({
                 "status": status.as_u16(),
                 "title": status.canonical_reason(),
-                "code": code,
+                "code": code.word(),
                 "detail": self.to_string(),
             });
             ("application/problem+json", problem.to_string())
@@ -245,16 +279,10 @@ impl Refusal {
     }
 }
 
-fn no_room(error: &NoRoom) -> (StatusCode, &'static str) {
+fn no_room(error: &NoRoom) -> (StatusCode, Code) {
     let code = match error {
-        NoRoom::Topics { .. } => "too_many_topics",
-        _ => "bus_full",
+        NoRoom::Topics { .. } => Code::TooManyTopics,
+        _ => Code::BusFull,
     };
     (StatusCode::SERVICE_UNAVAILABLE, code)
-}
-
-impl From<DurationError> for Refusal {
-    fn from(error: DurationError) -> Self {
-        Self::Parameter { name: "ttl", why: error.to_string() }
-    }
 }

@@ -9,6 +9,9 @@ mod error;
 mod follower;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod head;
+mod host;
+mod names;
 mod origin;
 mod position;
 mod publish;
@@ -38,7 +41,7 @@ use crate::{
     config::Config,
     frames::Frames,
     inflight::Inflight,
-    keys::{Action, Keyring},
+    keys::{Action, Caller, Keyring},
     metrics::Metrics,
     peer::Peer,
     places::{PerAddress, Places},
@@ -102,7 +105,9 @@ pub(crate) async fn answer(
 ) -> Answer {
     worker.request();
     let app: &App = worker;
-    let source = match origin::check(request, peer, &app.config.allowed_origins) {
+    let checked =
+        head::check(request, peer).and_then(|()| origin::check(request, peer, &app.config));
+    let source = match checked {
         Ok(source) => source,
         Err(refusal) => return refuse(app, &refusal, peer, request),
     };
@@ -150,6 +155,12 @@ async fn route(
     let route = Route::of(request)?;
     // Before anything of a body is read, and whatever there is.
     let caller = auth::check(app, &route, request)?;
+    if needs_own_name(&route, caller.as_deref()) {
+        host::check(request, peer, &app.config)?;
+    }
+    if matches!(route, Route::Pull(_)) {
+        origin::may_take(request)?;
+    }
     match route {
         Route::Publish(topic) => {
             publish::publish(app, peer, &topic, request, caller.as_deref()).await
@@ -176,6 +187,13 @@ async fn route(
         Route::Health => Ok(admin::health(worker)),
         Route::Ticket => admin::ticket(app, request, caller),
     }
+}
+
+/// Whether a page of another site could send this, if its name pointed here: it has no key, and whoever looks
+/// after servers asks `/healthz` by any name.
+fn needs_own_name(route: &Route, caller: Option<&Caller>) -> bool {
+    let has_key = caller.is_some_and(|caller| caller.key_name().is_some());
+    !has_key && !matches!(route, Route::Health)
 }
 
 /// The place of one more who follows a topic.

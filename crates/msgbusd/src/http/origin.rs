@@ -1,21 +1,18 @@
-//! The Origin rule: a web page of another site must not use the bus through the browser of
-//! somebody who can reach it. docs/protocol.md, section 9.
-
-use std::net::IpAddr;
+//! The Origin rule: a web page of another site must not use the bus through the browser of somebody who can
+//! reach it. docs/protocol.md, sections 9.1 and 9.4.
 
 use hyper::{
     Method, Request,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 
-use super::error::Refusal;
-use crate::peer::Peer;
-
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
-/// What a page of an allowed origin may see of an answer.
-const EXPOSED: &str = "msgbus-id, msgbus-first-id, msgbus-last-id, msgbus-epoch, msgbus-next-id, \
-    msgbus-missed, msgbus-restarted, msgbus-topic, msgbus-created, msgbus-expires, retry-after";
+use super::{
+    TOPIC_METHODS,
+    error::Refusal,
+    host,
+    names::{EXPOSED, PURPOSES, SEC_FETCH_DEST, SEC_FETCH_SITE, X_REQUESTED_WITH},
+};
+use crate::{config::Config, peer::Peer};
 
 /// Where a request comes from, as far as browsers say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,36 +27,39 @@ pub(super) enum Source {
 pub(super) fn check<B>(
     request: &Request<B>,
     peer: Peer,
-    allowed: &[String],
+    config: &Config,
 ) -> Result<Source, Refusal> {
     let headers = request.headers();
     let origin = headers.get(header::ORIGIN);
     let site = text(headers, &SEC_FETCH_SITE);
     if origin.is_none() && site.is_none() {
-        // No browser.
+        // No browser, or one that does not say.
         return Ok(Source::Own);
     }
-    let host = host(request);
+    let authority = host::authority(request).to_ascii_lowercase();
+    let name = host::name(&authority);
     // A name that cannot be read is nobody's, even with TLS.
-    let is_ours = !host.is_empty() && (peer.has_tls || is_ours(&host, allowed));
+    let is_own = !authority.is_empty() && (peer.has_tls || host::is_own(name, config));
     let Some(value) = origin else {
         return match site.as_deref() {
             // The user's own doing: an address typed, a link followed.
             None | Some("none") => Ok(Source::Own),
             _ if is_link(request) => Ok(Source::Own),
-            Some("same-origin") if is_ours => Ok(Source::Own),
+            Some("same-origin") if is_own || host::is_of_allowed_origin(name, config) => {
+                Ok(Source::Own)
+            }
             // Images, scripts and frames carry no Origin on GET.
             Some(_) => Err(Refusal::CrossSite),
         };
     };
     let origin = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
-    if allowed.contains(&origin) {
+    if config.allowed_origins.contains(&origin) {
         return Ok(Source::Allowed(value.clone()));
     }
     match origin.split_once("://") {
         // A page in the clear is whoever's is on the way to it, and no page of a server that speaks TLS.
         Some((scheme, _)) if peer.has_tls && scheme != "https" => Err(foreign(&origin)),
-        Some((_, authority)) if authority == host && is_ours => Ok(Source::Own),
+        Some((_, page)) if page == authority && is_own => Ok(Source::Own),
         _ => Err(foreign(&origin)),
     }
 }
@@ -74,27 +74,49 @@ fn is_link<B>(request: &Request<B>) -> bool {
         && text(request.headers(), &SEC_FETCH_DEST).as_deref() == Some("document")
 }
 
-/// The server's name as the browser knows it. HTTP/2 has it in the URI (RFC 9113, section 8.3.1).
-fn host<B>(request: &Request<B>) -> String {
-    match request.uri().authority() {
-        Some(authority) => authority.as_str().to_ascii_lowercase(),
-        None => text(request.headers(), &header::HOST).unwrap_or_default(),
+/// Refuses to take a message out for a browser unless its user or a page of this server asked for it:
+/// neither for a link of another site, nor ahead of a click, nor for who does not say which page asks.
+///
+/// To be asked after [`check`], which has decided about an `Origin`.
+pub(super) fn may_take<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let headers = request.headers();
+    if PURPOSES.iter().any(|name| is_ahead(headers, name)) {
+        return Err(Refusal::Prefetch);
+    }
+    if headers.contains_key(header::ORIGIN) {
+        return Ok(());
+    }
+    match text(headers, &SEC_FETCH_SITE).as_deref() {
+        Some("none" | "same-origin") => Ok(()),
+        Some(_) => Err(Refusal::CrossSitePull),
+        // In the clear, other than to localhost, browsers say nothing of the page.
+        None if is_browser(headers) && !is_own_script(headers) => Err(Refusal::UnknownPage),
+        None => Ok(()),
     }
 }
 
-/// Whether this can be nobody else's name: somebody else's may have been made to point here, and
-/// then a browser takes his pages and this server for one site. Not so with TLS: for his name there is no
-/// certificate here.
-fn is_ours(host: &str, allowed: &[String]) -> bool {
-    let without_port = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
+/// Whether a browser says that nobody looks yet: `prefetch`, `prefetch;prerender`, `preview`.
+fn is_ahead(headers: &HeaderMap, name: &HeaderName) -> bool {
+    text(headers, name).is_some_and(|value| {
+        let mut words = value.split([';', ',']).map(str::trim);
+        words.any(|word| matches!(word, "prefetch" | "prerender" | "preview"))
+    })
+}
+
+/// All browsers say so, and a page cannot change it for an image, a frame or a link.
+fn is_browser(headers: &HeaderMap) -> bool {
+    let agent = headers.get(header::USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
+    agent.starts_with(b"Mozilla/") && !agent.windows(11).any(|word| word == b"PowerShell/")
+}
+
+/// Whether there is a header that the browser lets a page of another site send only after it has asked here
+/// (Fetch, section 2.2.2), and was refused. Basic it sends by itself.
+fn is_own_script(headers: &HeaderMap) -> bool {
+    let is_bearer = |value: &HeaderValue| {
+        value.as_bytes().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
     };
-    let name = without_port.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost"
-        || name.ends_with(".localhost")
-        || name.parse::<IpAddr>().is_ok()
-        || allowed.iter().any(|origin| origin.split_once("://").is_some_and(|(_, own)| own == host))
+    headers.contains_key(X_REQUESTED_WITH)
+        || headers.get(header::AUTHORIZATION).is_some_and(is_bearer)
 }
 
 fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
@@ -115,10 +137,10 @@ impl Source {
     pub(super) fn preflight(&self, headers: &mut HeaderMap) {
         self.share(headers);
         for (name, value) in [
-            (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, PUT, POST, DELETE"),
+            (header::ACCESS_CONTROL_ALLOW_METHODS, TOPIC_METHODS),
             (
                 header::ACCESS_CONTROL_ALLOW_HEADERS,
-                "authorization, content-type, ttl, last-event-id",
+                "authorization, content-type, content-encoding, ttl, last-event-id",
             ),
             (header::ACCESS_CONTROL_MAX_AGE, "600"),
         ] {

@@ -1,11 +1,9 @@
 //! Where a subscriber starts, for every door that follows a topic. docs/protocol.md, section 6.3.
 
-use hyper::header::{HeaderMap, HeaderName};
-use msgbus_core::{LagPolicy, Position};
+use hyper::header::HeaderMap;
+use msgbus_core::{LagPolicy, Position, PositionError};
 
-use super::{error::Refusal, query::Query};
-
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+use super::{error::Refusal, names::LAST_EVENT_ID, query::Query};
 
 /// What the request says, if anything. The header wins silently: it is what a client resumes with by
 /// itself.
@@ -23,14 +21,14 @@ pub(super) fn requested(
 /// What the parameters alone say, if anything.
 pub(super) fn by_query(query: &Query<'_>) -> Result<Option<Position>, Refusal> {
     let position = match (query.get("since")?, query.get("index")?) {
-        (Some(_), Some(_)) => Err(Refusal::Parameter {
-            name: "index",
-            why: "since says the same; use one of them".to_owned(),
-        }),
-        (Some(since), None) => since.parse().map_err(|error| Refusal::position("since", error)),
-        (None, Some(index)) => {
-            Position::from_index(index).map_err(|error| Refusal::position("index", error))
+        (Some(_), Some(_)) => {
+            Err(Refusal::parameter("index", "since says the same; use one of them"))
         }
+        (Some(since), None) => since
+            .parse()
+            .map_err(|error: PositionError| Refusal::parameter("since", error.to_string())),
+        (None, Some(index)) => Position::from_index(index)
+            .map_err(|error| Refusal::parameter("index", error.to_string())),
         (None, None) => return Ok(None),
     };
     position.map(Some)
@@ -41,8 +39,6 @@ pub(super) fn lag(query: &Query<'_>) -> Result<LagPolicy, Refusal> {
     match query.get("lag")? {
         None | Some("skip") => Ok(LagPolicy::Skip),
         Some("disconnect") => Ok(LagPolicy::Disconnect),
-        Some(_) => {
-            Err(Refusal::Parameter { name: "lag", why: "use skip or disconnect".to_owned() })
-        }
+        Some(_) => Err(Refusal::parameter("lag", "use skip or disconnect")),
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::{
     Request, StatusCode,
     body::Incoming,
-    header::{self, HeaderMap, HeaderName, HeaderValue},
+    header::{self, HeaderMap, HeaderValue},
 };
 use msgbus_core::{Draft, PublishError, TopicName, parse_duration};
 use tokio::task::yield_now;
@@ -17,6 +17,7 @@ use super::{
     body::{self, BodyLimit},
     empty,
     error::Refusal,
+    names::{MSGBUS_EPOCH, MSGBUS_FIRST_ID, MSGBUS_ID, MSGBUS_LAST_ID, TTL},
     query,
     query::Query,
 };
@@ -26,11 +27,6 @@ use crate::{
     peer::Peer,
 };
 
-const MSGBUS_ID: HeaderName = HeaderName::from_static("msgbus-id");
-const MSGBUS_FIRST_ID: HeaderName = HeaderName::from_static("msgbus-first-id");
-const MSGBUS_LAST_ID: HeaderName = HeaderName::from_static("msgbus-last-id");
-const MSGBUS_EPOCH: HeaderName = HeaderName::from_static("msgbus-epoch");
-const TTL: HeaderName = HeaderName::from_static("ttl");
 /// The longest value of a header that is kept with a message, in bytes.
 const LONGEST_KEPT: usize = 255;
 /// How many lines are made messages before another request gets its turn.
@@ -117,7 +113,7 @@ fn split(query: &Query<'_>) -> Result<bool, Refusal> {
     match query.get("split")? {
         None => Ok(false),
         Some("lines") => Ok(true),
-        Some(_) => Err(Refusal::Parameter { name: "split", why: "use lines".to_owned() }),
+        Some(_) => Err(Refusal::parameter("split", "use lines")),
     }
 }
 
@@ -130,10 +126,10 @@ fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// How long the message is to live, from the parameter or else the header (RFC 8030, section 5.2).
 fn ttl(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
     if let Some(text) = query.get("ttl")? {
-        let ttl = parse_duration(text)?;
+        let ttl =
+            parse_duration(text).map_err(|error| Refusal::parameter("ttl", error.to_string()))?;
         if ttl.is_zero() {
-            let why = "must be longer than 0".to_owned();
-            return Err(Refusal::Parameter { name: "ttl", why });
+            return Err(Refusal::parameter("ttl", "must be longer than 0"));
         }
         return Ok(Some(ttl));
     }

@@ -1,7 +1,7 @@
 //! `GET /<topic>`: pulling, waiting for it, several at a time, and only looking. docs/protocol.md,
 //! section 5.
 
-use std::{future::poll_fn, mem, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, mem, sync::Arc, task::Poll, time::Duration};
 
 use hyper::{
     Request, StatusCode,
@@ -15,7 +15,7 @@ use tracing::debug;
 use super::{
     Answer, App, accepts, answers, content, empty,
     error::Refusal,
-    no_store, position, query,
+    names, no_store, position, query,
     query::Query,
     room::{self, Patience},
 };
@@ -43,17 +43,13 @@ pub(super) async fn pull<B>(
 ) -> Result<Answer, Refusal> {
     let query = query(request);
     if query.has("since") {
-        let why = "it goes with ?peek, ?stream= or a websocket: a pull takes the oldest".to_owned();
-        return Err(Refusal::Parameter { name: "since", why });
+        let why = "only valid with ?peek, ?stream= or a websocket; a pull always takes the oldest";
+        return Err(Refusal::parameter("since", why));
     }
     let query = query.only(&["raw", "max", "wait", "peek"])?;
     let wait = wait(&query)?;
     let max = query.count("max")?;
-    let raw = query.flag("raw")? || (max.is_none() && accepts(request.headers(), OCTETS));
-    if raw && max.is_some() {
-        let why = "one payload is given at a time; leave max out".to_owned();
-        return Err(Refusal::Parameter { name: "raw", why });
-    }
+    let raw = is_raw(&query, request, max)?;
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
 
     let small = Inflight::small(request.version());
@@ -85,15 +81,24 @@ pub(super) async fn pull<B>(
     Ok(answer)
 }
 
+/// Whether the payload itself is wanted.
+fn is_raw<B>(query: &Query<'_>, request: &Request<B>, max: Option<usize>) -> Result<bool, Refusal> {
+    let raw = query.flag("raw")?;
+    if raw && max.is_some() {
+        return Err(Refusal::parameter("raw", "one payload is given at a time; leave max out"));
+    }
+    Ok(raw || (max.is_none() && accepts(request.headers(), OCTETS)))
+}
+
 fn wait(query: &Query<'_>) -> Result<Option<Duration>, Refusal> {
     let Some(text) = query.get("wait")? else { return Ok(None) };
     match parse_duration(text) {
         Ok(wait) if !wait.is_zero() && wait <= LONGEST_WAIT => Ok(Some(wait)),
         Ok(_) => {
             let why = format!("use more than 0, and at most {}", format_duration(LONGEST_WAIT));
-            Err(Refusal::Parameter { name: "wait", why })
+            Err(Refusal::parameter("wait", why))
         }
-        Err(error) => Err(Refusal::Parameter { name: "wait", why: error.to_string() }),
+        Err(error) => Err(Refusal::parameter("wait", error.to_string())),
     }
 }
 
@@ -108,16 +113,20 @@ async fn wait_for(
     patience: Duration,
     mut permit: Permit,
 ) -> Result<Vec<Message>, Refusal> {
-    let mut pull = pin!(app.bus.wait(topic, limit)?);
+    let mut pull = app.bus.wait(topic, limit)?;
     let mut room = Patience::default();
     let mut waits = false;
     let pull = poll_fn(|cx| {
+        if permit.poll_revoked(cx).is_ready() {
+            return Poll::Ready(Ok(Vec::new()));
+        }
         // What is there it gets, as without waiting; what comes is for somebody who is there.
         if waits && conversation.poll_peer_left(cx).is_ready() {
             return Poll::Ready(Ok(Vec::new()));
         }
         if room.poll_pull(cx, app, &pull, limit, small).is_ready()
-            && let Poll::Ready(pulled) = pull.as_mut().poll(cx)
+            // The keys may be read again at any time, and a message come right after it.
+            && let Poll::Ready(pulled) = pull.poll_allowed(cx, || permit.holds())
         {
             return Poll::Ready(pulled);
         }
@@ -129,7 +138,6 @@ async fn wait_for(
     Ok(select! {
         biased;
         () = app.tasks.drain.cancelled() => Vec::new(),
-        () = permit.revoked() => Vec::new(),
         pulled = pull => pulled.unwrap_or_default(),
         () = sleep(patience) => Vec::new(),
     })
@@ -141,9 +149,10 @@ pub(super) fn peek<B>(
     topic: &TopicName,
     request: &Request<B>,
 ) -> Result<Answer, Refusal> {
-    let query = query(request).only(&["peek", "since", "max"])?;
+    let query = query(request).only(&["peek", "raw", "since", "max"])?;
     let from = position::requested(&query, request.headers())?;
     let max = query.count("max")?;
+    let raw = is_raw(&query, request, max)?;
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
     let small = Inflight::small(request.version());
     let limit = room::find(app, topic, from, limit, small).ok_or(Refusal::TooMuchInFlight)?;
@@ -152,7 +161,11 @@ pub(super) fn peek<B>(
     let Some(first) = messages.first() else {
         return Err(Refusal::NothingFrom { topic: topic.clone(), epoch, start });
     };
-    let mut answer = if max.is_some() { lines(app, &messages) } else { object(app, first) };
+    let mut answer = match max {
+        Some(_) => lines(app, &messages),
+        None if raw => payload(app, first),
+        None => object(app, first),
+    };
     answers::tell_start(answer.headers_mut(), epoch, start);
     no_store(&mut answer);
     Ok(answer)
@@ -187,15 +200,15 @@ fn payload(app: &App, message: &Message) -> Answer {
     }
     let name = utf8_percent_encode(message.topic().name.as_str(), HEADER_ESCAPES).to_string();
     for (header, value) in [
-        ("msgbus-topic", name),
-        ("msgbus-id", message.id().to_string()),
-        ("msgbus-epoch", message.topic().epoch.to_string()),
-        ("msgbus-created", json::format_time(message.created())),
+        (names::MSGBUS_TOPIC, name),
+        (names::MSGBUS_ID, message.id().to_string()),
+        (names::MSGBUS_EPOCH, message.topic().epoch.to_string()),
+        (names::MSGBUS_CREATED, json::format_time(message.created())),
     ] {
-        set(headers, HeaderName::from_static(header), &value);
+        set(headers, header, &value);
     }
     if let Some(expires) = message.expires() {
-        set(headers, HeaderName::from_static("msgbus-expires"), &json::format_time(expires));
+        set(headers, names::MSGBUS_EXPIRES, &json::format_time(expires));
     }
     answer
 }

@@ -16,7 +16,9 @@ impl<'a> Query<'a> {
 
     /// Refuses parameters that are not among `known`.
     pub(super) fn only(self, known: &'static [&'static str]) -> Result<Self, Refusal> {
-        match self.0.iter().find(|(name, _)| !known.contains(&name.as_ref())) {
+        // `_` is what scripts add against caches.
+        let is_known = |name: &str| name == "_" || known.contains(&name);
+        match self.0.iter().find(|(name, _)| !is_known(name)) {
             Some((name, _)) => {
                 Err(Refusal::UnknownParameter { name: name.chars().take(40).collect(), known })
             }
@@ -43,10 +45,9 @@ impl<'a> Query<'a> {
         match self.get(name)? {
             None | Some("0" | "false") => Ok(false),
             Some("" | "1" | "true") => Ok(true),
-            Some(_) => Err(Refusal::Parameter {
-                name,
-                why: "give it without a value, or use 1, true, 0 or false".to_owned(),
-            }),
+            Some(_) => {
+                Err(Refusal::parameter(name, "give it without a value, or use 1, true, 0 or false"))
+            }
         }
     }
 
@@ -55,10 +56,7 @@ impl<'a> Query<'a> {
         self.get(name)?
             .map(|text| text.parse().ok().filter(|count| *count > 0))
             .map(|count| {
-                count.ok_or_else(|| Refusal::Parameter {
-                    name,
-                    why: "use a whole number, 1 or more".to_owned(),
-                })
+                count.ok_or_else(|| Refusal::parameter(name, "use a whole number, 1 or more"))
             })
             .transpose()
     }

@@ -49,9 +49,7 @@ pub(super) fn wanted(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Fo
             "sse" => Ok(Some(Form::Sse)),
             "ndjson" => Ok(Some(Form::JsonLine)),
             "raw" => Ok(Some(Form::RawLine)),
-            _ => {
-                Err(Refusal::Parameter { name: "stream", why: "use sse, ndjson or raw".to_owned() })
-            }
+            _ => Err(Refusal::parameter("stream", "use sse, ndjson or raw")),
         };
     }
     Ok(if accepts(headers, "text/event-stream") {

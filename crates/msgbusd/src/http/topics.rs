@@ -2,13 +2,15 @@
 
 use hyper::{
     Request, StatusCode,
-    header::{self, HeaderName, HeaderValue},
+    header::{self, HeaderValue},
 };
 use msgbus_core::{TopicName, json};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tracing::debug;
 
-use super::{Answer, App, accepts, answers, content, empty, error::Refusal, no_store, query};
+use super::{
+    Answer, App, accepts, answers, content, empty, error::Refusal, names, no_store, query,
+};
 use crate::{
     inflight::Inflight,
     keys::{Action, Caller, Need},
@@ -86,21 +88,21 @@ pub(super) fn counters<B>(
     let counters = stats.counters;
     let mut answer = empty(StatusCode::OK);
     for (name, value) in [
-        ("msgbus-epoch", stats.topic.epoch),
-        ("msgbus-first-id", stats.first_id),
-        ("msgbus-next-id", stats.next_id),
-        ("msgbus-retained", stats.retained),
-        ("msgbus-unpulled", stats.unpulled),
-        ("msgbus-bytes", stats.bytes),
-        ("msgbus-subscribers", stats.subscribers as u64),
-        ("msgbus-published", counters.published),
-        ("msgbus-pulled", counters.pulled),
-        ("msgbus-delivered", counters.delivered),
-        ("msgbus-missed", counters.missed),
-        ("msgbus-expired", counters.expired.total),
-        ("msgbus-evicted", counters.evicted.total),
+        (names::MSGBUS_EPOCH, stats.topic.epoch),
+        (names::MSGBUS_FIRST_ID, stats.first_id),
+        (names::MSGBUS_NEXT_ID, stats.next_id),
+        (names::MSGBUS_RETAINED, stats.retained),
+        (names::MSGBUS_UNPULLED, stats.unpulled),
+        (names::MSGBUS_BYTES, stats.bytes),
+        (names::MSGBUS_SUBSCRIBERS, stats.subscribers as u64),
+        (names::MSGBUS_PUBLISHED, counters.published),
+        (names::MSGBUS_PULLED, counters.pulled),
+        (names::MSGBUS_DELIVERED, counters.delivered),
+        (names::MSGBUS_MISSED, counters.missed),
+        (names::MSGBUS_EXPIRED, counters.expired.total),
+        (names::MSGBUS_EVICTED, counters.evicted.total),
     ] {
-        answer.headers_mut().insert(HeaderName::from_static(name), answers::number(value));
+        answer.headers_mut().insert(name, answers::number(value));
     }
     no_store(&mut answer);
     Ok(answer)

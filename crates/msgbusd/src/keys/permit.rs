@@ -1,7 +1,6 @@
 //! The right of somebody who stays to go on, across readings of the file.
 
 use std::{
-    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -11,7 +10,7 @@ use msgbus_core::TopicName;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
-    Caller,
+    Caller, Keys,
     grant::{Action, Need},
     ring::Keyring,
 };
@@ -37,6 +36,13 @@ struct Looked {
     superseded: Pin<Box<WaitForCancellationFutureOwned>>,
     /// What is woken when these keys are superseded.
     waker: Waker,
+}
+
+impl Watch {
+    fn holds_by(&self, keys: &Keys) -> bool {
+        let need = Need::Topic(self.action, &self.topic);
+        keys.same(&self.caller).is_some_and(|caller| caller.may(need))
+    }
 }
 
 impl Permit {
@@ -71,8 +77,7 @@ impl Permit {
                 ready!(looked.superseded.as_mut().poll(cx));
             }
             let reading = watch.keyring.reading();
-            let need = Need::Topic(watch.action, &watch.topic);
-            if !reading.keys.same(&watch.caller).is_some_and(|caller| caller.may(need)) {
+            if !watch.holds_by(&reading.keys) {
                 return Poll::Ready(());
             }
             let mut superseded = Box::pin(reading.superseded.clone().cancelled_owned());
@@ -84,8 +89,8 @@ impl Permit {
         }
     }
 
-    /// Waits until it no longer holds.
-    pub(crate) async fn revoked(&mut self) {
-        poll_fn(|cx| self.poll_revoked(cx)).await;
+    /// Whether it holds now, whatever was polled before.
+    pub(crate) fn holds(&self) -> bool {
+        self.0.as_ref().is_none_or(|watch| watch.holds_by(&watch.keyring.reading().keys))
     }
 }

@@ -22,6 +22,7 @@ use tokio_util::either::Either;
 use tracing::{debug, warn};
 
 use crate::{
+    code::Code,
     connection::{self, Connection},
     metrics::Deadline,
     peer::Peer,
@@ -92,9 +93,9 @@ fn note_end(worker: &Worker, peer: Peer, end: End) {
         End::Over(Err(error)) => {
             // hyper has answered by itself.
             if error.is_parse_too_large() {
-                worker.metrics.refusal("header_too_large");
+                worker.metrics.refusal(Code::HeaderTooLarge);
             } else if error.is_parse() {
-                worker.metrics.refusal("bad_http");
+                worker.metrics.refusal(Code::BadHttp);
             } else if is_timeout(&error) {
                 worker.metrics.timeout(Deadline::Write);
             }

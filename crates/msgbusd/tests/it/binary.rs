@@ -75,7 +75,7 @@ impl Running {
 
     pub(crate) fn say_with(&self, request: &str, header: &str) -> String {
         let mut stream = TcpStream::connect(self.address).unwrap();
-        let headers = format!("Host: a\r\nConnection: close\r\n{header}\r\n");
+        let headers = format!("Host: localhost\r\nConnection: close\r\n{header}\r\n");
         write!(stream, "{request} HTTP/1.1\r\n{headers}\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();

@@ -69,7 +69,7 @@ async fn at_the_bound_of_memory_in_flight_nothing_large_is_begun_and_nothing_is_
 
     for target in ["/large", "/large?raw", "/large?max=2", "/large?peek", "/large?peek&since=all"] {
         let refused = daemon.get(target).await;
-        refused.refuses(503, "too much is in flight");
+        refused.refuses(503, "in-flight memory limit reached");
         assert_eq!(refused.number("Retry-After"), 1, "{target}");
     }
     let problem = daemon.send("GET", "/large", &["Accept: application/json"], b"").await;
@@ -115,7 +115,7 @@ async fn bodies_beyond_the_memory_in_flight_are_refused_and_the_others_come_thro
     daemon.wait_for_metric(INFLIGHT, |bytes| bytes == 2 * MIB as u64).await;
 
     let refused = daemon.put("/t", vec![b'y'; MIB]).await;
-    refused.refuses(503, "too much is in flight to read this payload");
+    refused.refuses(503, "in-flight memory limit reached");
     assert_eq!(refused.number("Retry-After"), 1);
     assert_eq!(refused.header("Connection"), Some("close"));
     assert_eq!(daemon.put("/t", "small").await.number("Msgbus-Id"), 0);

@@ -15,7 +15,8 @@ async fn a_foreign_page_can_neither_publish_nor_pull_nor_delete() {
         reply.refuses(403, "\"https://evil.example\" are not allowed; --allow-origin");
         assert_eq!(reply.header("Access-Control-Allow-Origin"), None);
     }
-    daemon.send("GET", "/t", &["Origin: null"], b"").await.refuses(403, "not allowed");
+    let null = daemon.send("GET", "/t", &["Origin: null"], b"").await;
+    null.refuses(403, "pages opened as files cannot be allowed; serve them over HTTP");
     daemon
         .send("GET", "/t", &["Sec-Fetch-Site: cross-site"], b"")
         .await
@@ -44,7 +45,7 @@ async fn the_servers_own_pages_and_links_to_it_are_fine() {
     let frame = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: iframe"];
     assert_eq!(daemon.send("GET", "/t", &frame, b"").await.status, 403);
     let link = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: document"];
-    assert_eq!(daemon.send("GET", "/t", &link, b"").await.status, 200);
+    assert_eq!(daemon.send("GET", "/t?peek", &link, b"").await.status, 200);
     assert_eq!(daemon.send("POST", "/t", &link, b"x").await.status, 403, "no link publishes");
 }
 
@@ -64,7 +65,58 @@ async fn a_page_is_not_our_own_for_using_a_name_that_points_here() {
     assert_eq!(say("Origin: http://\r\nHost: \r\n").await, 403);
     assert_eq!(say("Host: localhost:80\r\nOrigin: http://localhost:80\r\n").await, 200);
     assert_eq!(say("Host: [::1]\r\nSec-Fetch-Site: same-origin\r\n").await, 404);
-    assert_eq!(say("Host: bus.example\r\n").await, 404, "what is no browser may call us anything");
+    assert_eq!(say("Host: bus.example\r\n").await, 421);
+}
+
+/// Section 9.4: neither a link of another site, nor a look ahead, nor a page that nobody knows takes a message.
+#[tokio::test]
+async fn a_browser_takes_a_message_only_for_its_user_or_an_own_page() {
+    const FIREFOX: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox/140.0";
+    let daemon = Daemon::start();
+    daemon.put("/t", "x").await;
+    let get = async |target: &str, headers: &[&str]| daemon.send("GET", target, headers, b"").await;
+    let navigation = ["Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"];
+    for site in ["cross-site", "same-site", "odd"] {
+        let site = format!("Sec-Fetch-Site: {site}");
+        let link = [&navigation[..], &[&*site, FIREFOX]].concat();
+        for target in ["/t", "/t?max=10000", "/t?raw", "/t?wait=1s"] {
+            get(target, &link).await.refuses(403, "takes no message");
+        }
+        for target in ["/t?peek", "/", "/metrics", "/-/topics/t"] {
+            assert_eq!(get(target, &link).await.status, 200, "{target}");
+        }
+    }
+    for ahead in [
+        "Sec-Purpose: prefetch",
+        "Sec-Purpose: prefetch;prerender",
+        "Sec-Purpose: prefetch; anonymous-client-ip",
+        "Purpose: prefetch",
+        "Purpose: Preview",
+        "X-Purpose: preview",
+        "X-Moz: prefetch",
+    ] {
+        let headers = [&navigation[..], &["Sec-Fetch-Site: none", ahead]].concat();
+        let reply = get("/t?raw", &headers).await;
+        reply.refuses(503, "a prefetch takes no message");
+        assert_eq!(reply.number("Retry-After"), 1);
+        get("/t", &[ahead]).await.refuses(503, "prefetch");
+    }
+    // An image or a frame on a page in the clear: browsers say nothing of it to another machine.
+    get("/t?max=10", &[FIREFOX, "Accept: image/*"]).await.refuses(403, "X-Requested-With");
+    get("/t", &[FIREFOX, "Authorization: Basic OmtleQ=="]).await.refuses(403, "takes no message");
+    assert_eq!(daemon.bus.stats().counters.pulled, 0);
+
+    let by_hand = [&navigation[..], &["Sec-Fetch-Site: none", FIREFOX]].concat();
+    assert_eq!(get("/t", &by_hand).await.status, 200);
+    for headers in [
+        &["Sec-Fetch-Site: same-origin", FIREFOX][..],
+        &["X-Requested-With: fetch", FIREFOX],
+        &["Authorization: Bearer k", FIREFOX],
+        &["User-Agent: Mozilla/5.0 (Windows NT 10.0) WindowsPowerShell/5.1"],
+        &["User-Agent: curl/8.0"],
+    ] {
+        assert_eq!(get("/t", headers).await.status, 404, "{headers:?}");
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use rlimit::Resource;
 
 use crate::binary::{Running, msgbusd, msgbusd_of_files};
 
-const PUT: &[u8] = b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
+const PUT: &[u8] = b"PUT /t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi";
 const MIB: u64 = 1 << 20;
 /// Long enough for anything that is going to happen at all.
 const SOON: Duration = Duration::from_secs(300);
@@ -70,7 +70,9 @@ impl Running {
     /// The status that a new client gets, if it gets one.
     fn health(&self) -> Option<u16> {
         let mut stream = self.connect();
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").ok()?;
+        stream
+            .write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .ok()?;
         let answer = rest(&mut stream);
         answer.split(' ').nth(1)?.parse().ok()
     }
@@ -94,7 +96,7 @@ struct Regulars {
 impl Regulars {
     fn of(daemon: &Running) -> Self {
         let mut follower = daemon.connect();
-        follower.write_all(b"GET /t?stream=raw HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        follower.write_all(b"GET /t?stream=raw HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let mut regulars = Self { publisher: daemon.connect(), follower };
         read_until(&mut regulars.follower, "\r\n\r\n");
         regulars.are_served();
@@ -188,18 +190,19 @@ fn those_who_stop_half_way_leave_nothing_behind() {
     // Of these the publisher is idle for too long and has to come again.
     let mut regulars = Regulars::of(&daemon);
 
-    let head = "GET /half HTTP/1.1\r\nHost: a\r\n";
+    let head = "GET /half HTTP/1.1\r\nHost: localhost\r\n";
     let websocket = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let parts = [
         String::new(),
         "G".to_owned(),
         head.to_owned(),
-        "PUT /half HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhal".to_owned(),
-        "PUT /half HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal".to_owned(),
+        "PUT /half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhal".to_owned(),
+        "PUT /half HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal"
+            .to_owned(),
         format!("{head}\r\n"),
-        "GET /half?wait=60s HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
-        "GET /half?stream=sse HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        "GET /half?wait=60s HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+        "GET /half?stream=sse HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
         format!("{head}{websocket}"),
         format!("{head}{websocket}\u{1}"),
     ];
@@ -256,8 +259,8 @@ fn what_never_ends_is_ended_and_kept_nowhere() {
     let daemon = Running::start(&mut msgbusd(&args));
     let mut regulars = Regulars::of(&daemon);
     let memory = daemon.memory();
-    let head = "GET /endless HTTP/1.1\r\nHost: a\r\n";
-    let body = "PUT /endless HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head = "GET /endless HTTP/1.1\r\nHost: localhost\r\n";
+    let body = "PUT /endless HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     let x = "x".repeat(1000);
     for (what, opening, piece, status) in [
         ("header lines", head.to_owned(), "X: y\r\n", "431"),
@@ -294,8 +297,9 @@ fn a_head_has_at_most_100_headers() {
     for (others, status) in [(98, "200"), (99, "431")] {
         let headers = "X: y\r\n".repeat(others);
         let mut stream = daemon.connect();
-        let request =
-            format!("GET /healthz HTTP/1.1\r\nHost: a\r\n{headers}Connection: close\r\n\r\n");
+        let request = format!(
+            "GET /healthz HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).unwrap();
         let answer = rest(&mut stream);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{others}: {answer}");
@@ -330,7 +334,8 @@ fn those_who_do_not_read_large_answers_are_cut_and_their_memory_is_back() {
     let payload = "x".repeat(1 << 20);
     for _ in 0..8 {
         let mut stream = daemon.connect();
-        let head = format!("PUT /large HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n", 1 << 20);
+        let head =
+            format!("PUT /large HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", 1 << 20);
         stream.write_all(format!("{head}Connection: close\r\n\r\n{payload}").as_bytes()).unwrap();
         assert!(rest(&mut stream).starts_with("HTTP/1.1 202 "));
     }
@@ -339,7 +344,7 @@ fn those_who_do_not_read_large_answers_are_cut_and_their_memory_is_back() {
     let greedy: Vec<_> = (0..GREEDY)
         .map(|_| {
             let mut stream = daemon.connect();
-            let pull = "GET /large?peek&max=100 HTTP/1.1\r\nHost: a\r\n\r\n";
+            let pull = "GET /large?peek&max=100 HTTP/1.1\r\nHost: localhost\r\n\r\n";
             stream.write_all(pull.repeat(3).as_bytes()).unwrap();
             stream
         })

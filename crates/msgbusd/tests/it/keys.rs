@@ -24,18 +24,18 @@ const HANDSHAKE: [&str; 4] = [
 ];
 
 /// A file of keys, which can be written anew.
-struct File {
+pub(crate) struct File {
     folder: tempfile::TempDir,
 }
 
 impl File {
-    fn new(anonymous: &[&str], keys: &[&NewKey]) -> Self {
+    pub(crate) fn new(anonymous: &[&str], keys: &[&NewKey]) -> Self {
         let file = Self { folder: tempfile::tempdir().unwrap() };
         file.write(anonymous, keys);
         file
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("keys.toml")
     }
 
@@ -49,7 +49,7 @@ impl File {
     }
 }
 
-fn key(name: &str, allow: &[&str]) -> NewKey {
+pub(crate) fn key(name: &str, allow: &[&str]) -> NewKey {
     let grants: Vec<_> = allow.iter().map(|grant| grant.parse().unwrap()).collect();
     NewKey::make(name, &grants).unwrap()
 }
@@ -127,7 +127,7 @@ async fn each_request_takes_its_grant_and_no_other() {
         assert_eq!(lacking.status, 403, "{what}");
         if method != "HEAD" {
             unknown.refuses(401, &format!("{action}:a/t needs a key"));
-            wrong.refuses(401, "not known");
+            wrong.refuses(401, "invalid key");
             lacking.refuses(403, &format!("the key \"other\" does not allow {action}:a/t"));
         }
     }
@@ -197,7 +197,7 @@ async fn a_key_comes_as_a_bearer_or_as_a_password() {
         (format!("Authorization: {secret}"), 401),
         ("Authorization: Basic %".to_owned(), 401),
         ("Authorization: Bearer".to_owned(), 401),
-        (format!("{}\r\n{}", bearer(&key), bearer(&key)), 401),
+        (format!("{}\r\n{}", bearer(&key), bearer(&key)), 400),
         (format!("X-Api-Key: {secret}"), 401),
     ] {
         assert_eq!(daemon.send("PUT", "/t", &[&header], b"x").await.status, status, "{header}");
@@ -216,7 +216,7 @@ async fn what_needs_no_key_is_open_to_everybody() {
     assert_eq!(daemon.get("/metrics").await.status, 200);
     assert_eq!(daemon.send("PUT", "/public/a", &[&bearer(&key)], b"x").await.status, 202);
     let wrong = daemon.send("PUT", "/public/a", &["Authorization: Bearer x"], b"x").await;
-    wrong.refuses(401, "not known");
+    wrong.refuses(401, "invalid key");
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn a_browsers_websocket_has_its_key_in_a_subprotocol() {
     for wrong in ["msgbus, bearer.0".to_owned(), format!("msgbus, bearer.{}", key.secret)] {
         let header = format!("Sec-WebSocket-Protocol: {wrong}");
         let headers: Vec<&str> = HANDSHAKE.into_iter().chain([&*header]).collect();
-        daemon.send("GET", "/t", &headers, b"").await.refuses(401, "not known");
+        daemon.send("GET", "/t", &headers, b"").await.refuses(401, "invalid key");
     }
     // It is for websockets only.
     let header = format!("Sec-WebSocket-Protocol: {offer}");
@@ -261,7 +261,7 @@ async fn without_keys_the_same_page_works() {
     let offer = [("sec-websocket-protocol", "msgbus, bearer.eA")];
     let (_, response) = daemon.subscribe_with("/t?ticket=x", &offer).await;
     assert_eq!(response.headers()["sec-websocket-protocol"], "msgbus");
-    daemon.send("POST", "/-/ticket", &[], b"").await.refuses(404, "nothing here");
+    daemon.send("POST", "/-/ticket", &[], b"").await.refuses(404, "not found");
     assert_eq!(daemon.send("PUT", "/t", &["Authorization: Bearer x"], b"x").await.status, 202);
 }
 
@@ -282,7 +282,7 @@ async fn a_ticket_stands_for_its_key_once() {
     let mut subscriber = daemon.subscribe(&format!("/t?ticket={first}&raw")).await;
     daemon.bus.put(&"t".parse().unwrap(), "hi").unwrap();
     assert_eq!(subscriber.frame().await, Message::Binary("hi".into()));
-    daemon.get(&format!("/t?stream=sse&ticket={first}")).await.refuses(401, "one use");
+    daemon.get(&format!("/t?stream=sse&ticket={first}")).await.refuses(401, "single-use");
 
     let second = ticket(&daemon, &key).await;
     let mut stream = daemon.connect().await;
@@ -302,7 +302,7 @@ async fn a_ticket_stands_for_its_key_once() {
 
     file.write(&[], &[]);
     daemon.keyring.as_ref().unwrap().reload().unwrap();
-    daemon.get(&format!("/t?stream=sse&ticket={unused}")).await.refuses(401, "not known");
+    daemon.get(&format!("/t?stream=sse&ticket={unused}")).await.refuses(401, "single-use");
 }
 
 #[tokio::test]
@@ -355,7 +355,7 @@ async fn a_reload_closes_those_who_no_longer_may_and_nobody_else() {
     }
     let ended = waiting.read_until(b"\r\n\r\n").await;
     assert!(ended.starts_with(b"HTTP/1.1 204 "), "{ended:?}");
-    daemon.send("GET", "/t?peek", &[&bearer(&goes)], b"").await.refuses(401, "not known");
+    daemon.send("GET", "/t?peek", &[&bearer(&goes)], b"").await.refuses(401, "invalid key");
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ impl Unheard {
 
     fn ask(&self, request: &str) -> String {
         let mut stream = self.connect().unwrap();
-        let head = format!("{request} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -102,7 +102,8 @@ impl Unheard {
     /// Publishes as many messages on one connection.
     fn publish(&self, count: usize, topic: &str) {
         let mut stream = BufReader::new(self.connect().unwrap());
-        let request = format!("PUT /{topic} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+        let request =
+            format!("PUT /{topic} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
         for _ in 0..count {
             stream.get_mut().write_all(request.as_bytes()).unwrap();
             let mut line = String::new();
@@ -129,7 +130,7 @@ impl Unheard {
     /// Sends the head of a request and waits until it is under way.
     fn half_a_request(&self) -> UnixStream {
         let mut stream = self.connect().unwrap();
-        let head = "PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nConnection: close\r\n\
+        let head = "PUT /t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nConnection: close\r\n\
                     Expect: 100-continue\r\n\r\n";
         stream.write_all(head.as_bytes()).unwrap();
         let mut go_on = [0; 25];

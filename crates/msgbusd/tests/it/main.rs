@@ -13,6 +13,7 @@ mod connections;
 mod faults;
 mod half_close;
 mod headers;
+mod hosts;
 mod keys;
 #[cfg(target_os = "linux")]
 mod log;

@@ -263,7 +263,8 @@ fn all_interfaces_means_both_protocols_and_is_warned_of() {
 
 #[test]
 fn what_is_cut_at_the_end_is_said_and_a_second_signal_ends_at_once() {
-    let half = b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+    let half =
+        b"PUT /t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
     let hold = |daemon: &Running| {
         let mut stream = TcpStream::connect(daemon.address).unwrap();
         stream.write_all(half).unwrap();

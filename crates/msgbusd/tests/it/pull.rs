@@ -117,6 +117,24 @@ async fn raw_gives_the_payload_and_tells_the_rest_in_headers() {
 }
 
 #[tokio::test]
+async fn a_payload_can_be_looked_at() {
+    let daemon = Daemon::start();
+    daemon.put("/t", "one").await;
+    daemon.put("/t", "two").await;
+    for (target, headers, id, payload) in [
+        ("/t?peek&raw", &[][..], 0, "one"),
+        ("/t?peek", &["Accept: application/octet-stream"], 0, "one"),
+        ("/t?peek&raw&since=1", &[], 1, "two"),
+    ] {
+        let reply = daemon.send("GET", target, headers, b"").await;
+        assert_eq!((reply.status, reply.text()), (200, payload), "{target}");
+        assert_eq!((reply.number("Msgbus-Id"), reply.number("Msgbus-Next-Id")), (id, id));
+    }
+    daemon.get("/t?peek&raw&max=2").await.refuses(400, "leave max out");
+    assert_eq!(daemon.bus.stats().counters.pulled, 0);
+}
+
+#[tokio::test]
 async fn a_content_type_comes_back_but_runs_no_scripts() {
     let daemon = Daemon::start();
     daemon.send("PUT", "/t", &["Content-Type: text/html"], b"<script>").await;
@@ -183,7 +201,7 @@ async fn a_pull_can_wait() {
         ("/t?wait=20", "not a duration"),
         ("/t?wait=1s&peek", "unknown parameter \"wait\""),
         ("/t?wait=1s&stream=sse", "unknown parameter \"stream\""),
-        ("/t?since=all", "goes with"),
+        ("/t?since=all", "only valid with"),
     ] {
         daemon.get(target).await.refuses(400, mention);
     }

@@ -52,6 +52,15 @@ pub(crate) fn frame_length(length: usize) -> Vec<u8> {
     }
 }
 
+/// On a port of its own, and called `a` or `x` by heads that are written by hand.
+fn config() -> Config {
+    Config {
+        bind: vec![Bind::Tcp(([127, 0, 0, 1], 0).into())],
+        allowed_hosts: vec!["a".to_owned(), "x".to_owned()],
+        ..Config::default()
+    }
+}
+
 /// A running server. Dropping it leaves it to the end of the test's runtime.
 pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
@@ -67,16 +76,14 @@ impl Daemon {
     }
 
     pub(crate) fn with(set: impl FnOnce(&mut Config)) -> Self {
-        let mut config =
-            Config { bind: vec![Bind::Tcp(([127, 0, 0, 1], 0).into())], ..Config::default() };
+        let mut config = config();
         set(&mut config);
         Self::of(Server::bind(config).unwrap())
     }
 
     /// A server whose connections are on threads of their own, in turns.
     pub(crate) fn on_threads(threads: usize) -> Self {
-        let config =
-            Config { bind: vec![Bind::Tcp(([127, 0, 0, 1], 0).into())], ..Config::default() };
+        let config = config();
         let workers = Workers::pinned(threads).unwrap();
         Self::of(Server::bind(config).unwrap().with_workers(workers))
     }

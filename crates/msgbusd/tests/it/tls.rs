@@ -703,3 +703,43 @@ async fn the_end_does_not_wait_for_an_idle_client_that_says_nothing() {
     .await;
     assert_eq!(soon(daemon.stop()).await.unwrap().cut, 0);
 }
+
+#[tokio::test]
+async fn any_name_will_do_in_tls_but_not_http() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    let mut client = http2(&files, &daemon).await;
+    for (uri, host, status) in [
+        ("https://bus.example/healthz", None, 200),
+        ("https://bus.example/t", None, 404),
+        ("https://bus.example/t", Some("BUS.example"), 404),
+        ("https://bus.example/t", Some("other.example"), 400),
+        ("http://localhost/t", None, 421),
+    ] {
+        let mut request = Request::builder().uri(uri);
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        let request = request.body(Full::default()).unwrap();
+        let response = soon(client.send_request(request)).await.unwrap();
+        assert_eq!(response.status(), status, "{uri} {host:?}");
+    }
+    let mut stream = files.connect(&daemon, "http/1.1").await;
+    let request = "GET http://localhost/t HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    assert!(ask(&mut stream, request).await.starts_with("HTTP/1.1 421 "));
+}
+
+#[tokio::test]
+async fn on_a_unix_socket_a_name_is_one_of_ours_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bus");
+    let _daemon = Daemon::with(|config| config.bind.push(Bind::Unix(path.clone())));
+    for (host, status) in [("localhost", 404), ("evil.example", 421)] {
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        let request = format!("GET /t HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        soon(stream.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {answer}");
+    }
+}

@@ -184,7 +184,7 @@ async fn bad_positions_are_refused_before_the_handshake() {
         ("/t?since=-1", "since"),
         ("/t?index=-2", "use -1"),
         ("/t?since=1&index=1", "use one of them"),
-        ("/t?wait=1s", "known are since, index, raw, lag"),
+        ("/t?wait=1s", "expected one of: since, index, raw, lag"),
         ("/t?lag=wait", "use skip or disconnect"),
     ] {
         let mut connection = daemon.connect().await;
@@ -211,7 +211,6 @@ async fn half_a_handshake_eats_no_message() {
         (&["Upgrade: websocket", "Connection: close", key, version], 400),
         (&["Upgrade: websocket", "Connection: Upgrade", version], 400),
         (&["Upgrade: websocket", "Connection: Upgrade", version, "Sec-WebSocket-Key: short"], 400),
-        (&["Upgrade: websocket", "Connection: Upgrade", version, key, key], 400),
         (&["Upgrade: websocket", "Connection: Upgrade", key], 426),
         (&["Upgrade: websocket", "Connection: Upgrade", key, "Sec-WebSocket-Version: 8"], 426),
         (&[key, version], 400),

@@ -6,10 +6,13 @@ use hyper::{
 };
 
 use super::{
-    super::origin::{Source, check},
+    super::{
+        host,
+        origin::{Source, check, may_take},
+    },
     LONGEST_REFUSAL, PEER, head,
 };
-use crate::{fuzzing::common::is_a_line, peer::Peer};
+use crate::{config::Config, fuzzing::common::is_a_line, peer::Peer};
 
 /// Where a request comes from: a page that is let in is of an origin that was allowed, or of a host that
 /// can be nobody else's.
@@ -19,7 +22,15 @@ use crate::{fuzzing::common::is_a_line, peer::Peer};
 pub fn origin(data: &[u8]) {
     let Some(request) = head(data) else { return };
     let headers = request.headers();
-    let allowed = ["https://good.example".to_owned(), "http://bus.example:8000".to_owned()];
+    let config = Config {
+        allowed_origins: vec![
+            "https://good.example".to_owned(),
+            "http://bus.example:8000".to_owned(),
+        ],
+        allowed_hosts: vec!["bus.lan".to_owned()],
+        ..Config::default()
+    };
+    let allowed = &config.allowed_origins;
     let lower = |name| {
         let text = |value: &hyper::header::HeaderValue| {
             String::from_utf8_lossy(value.as_bytes()).to_lowercase()
@@ -32,11 +43,11 @@ pub fn origin(data: &[u8]) {
         None => lower(header::HOST).unwrap_or_default(),
     };
     if let (Ok(Source::Own), Some(origin)) =
-        (check(&request, Peer { has_tls: true, ..PEER }, &allowed), &origin)
+        (check(&request, Peer { has_tls: true, ..PEER }, &config), &origin)
     {
         assert_eq!(*origin, format!("https://{host}"));
     }
-    match check(&request, PEER, &allowed) {
+    match check(&request, PEER, &config) {
         Ok(Source::Allowed(value)) => {
             assert!(origin.is_some_and(|origin| allowed.contains(&origin)));
             let mut answer = HeaderMap::new();
@@ -49,7 +60,7 @@ pub fn origin(data: &[u8]) {
         Ok(Source::Own) => {
             if let Some(origin) = &origin {
                 assert!(origin.ends_with(&format!("://{host}")), "{origin} at {host}");
-                assert!(is_nobody_elses(&host, &allowed), "{host}");
+                assert!(is_nobody_elses(&host), "{host}");
             }
             let mut answer = HeaderMap::new();
             Source::Own.share(&mut answer);
@@ -64,15 +75,27 @@ pub fn origin(data: &[u8]) {
     let mut request = request;
     request.headers_mut().remove(header::ORIGIN);
     request.headers_mut().remove("sec-fetch-site");
-    assert_eq!(check(&request, PEER, &allowed).ok(), Some(Source::Own));
+    assert_eq!(check(&request, PEER, &config).ok(), Some(Source::Own));
+    let is_of_allowed = |name: &str| matches!(name, "good.example" | "bus.example");
+    match host::check(&request, PEER, &config) {
+        Ok(()) => assert!(
+            host.is_empty() || is_nobody_elses(&host) || is_of_allowed(host::name(&host)),
+            "{host}"
+        ),
+        Err(refusal) => is_a_line(&refusal, LONGEST_REFUSAL),
+    }
+    if let Err(refusal) = may_take(&request) {
+        is_a_line(&refusal, LONGEST_REFUSAL);
+    }
 }
 
 /// The same, by the library's own reader of hosts and ports. What it does not read no browser sends.
-fn is_nobody_elses(host: &str, allowed: &[String]) -> bool {
+fn is_nobody_elses(host: &str) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return true };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let name = name.strip_suffix('.').unwrap_or(name);
     name == "localhost"
         || name.ends_with(".localhost")
         || name.parse::<IpAddr>().is_ok()
-        || allowed.iter().any(|origin| origin.ends_with(&format!("://{host}")))
+        || name == "bus.lan"
 }

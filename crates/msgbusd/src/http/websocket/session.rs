@@ -29,6 +29,7 @@ use super::{
     transport::{Outgoing, Transport},
 };
 use crate::{
+    code::Code,
     connection::Connection,
     http::follower::{self, Follower, Item},
     metrics::Deadline,
@@ -213,9 +214,9 @@ fn count(app: &Worker, end: &End) {
     match end {
         End::Stuck => app.metrics.timeout(Deadline::Write),
         End::Silent => app.metrics.timeout(Deadline::Silence),
-        End::Violation(CloseCode::Size, _) => app.metrics.refusal("websocket_too_large"),
-        End::Violation(CloseCode::Invalid, _) => app.metrics.refusal("websocket_not_utf8"),
-        End::Violation(..) => app.metrics.refusal("websocket_violation"),
+        End::Violation(CloseCode::Size, _) => app.metrics.refusal(Code::WebsocketTooLarge),
+        End::Violation(CloseCode::Invalid, _) => app.metrics.refusal(Code::WebsocketNotUtf8),
+        End::Violation(..) => app.metrics.refusal(Code::WebsocketViolation),
         _ => {}
     }
     if matches!(end, End::Broken | End::Stuck) {

@@ -1,0 +1,96 @@
+//! What HTTP asks of the head of a request beyond what the HTTP library checks. docs/protocol.md, section 1.
+
+use hyper::{
+    Request, Version,
+    body::Body,
+    header::{self, HeaderMap, HeaderName},
+    http::uri::Scheme,
+};
+
+use super::{
+    error::Refusal,
+    items,
+    names::{LAST_EVENT_ID, SEC_FETCH_DEST, SEC_FETCH_SITE, TTL},
+};
+use crate::peer::Peer;
+
+/// Headers that say one thing: of two different ones each reader may believe another.
+const SINGLE: [(HeaderName, &str); 11] = [
+    (header::HOST, "Host"),
+    (header::CONTENT_TYPE, "Content-Type"),
+    (header::AUTHORIZATION, "Authorization"),
+    (header::ORIGIN, "Origin"),
+    (header::USER_AGENT, "User-Agent"),
+    (header::SEC_WEBSOCKET_KEY, "Sec-WebSocket-Key"),
+    (header::SEC_WEBSOCKET_VERSION, "Sec-WebSocket-Version"),
+    (SEC_FETCH_SITE, "Sec-Fetch-Site"),
+    (SEC_FETCH_DEST, "Sec-Fetch-Dest"),
+    (TTL, "TTL"),
+    (LAST_EVENT_ID, "Last-Event-ID"),
+];
+
+/// Refuses a head that two readers could read differently.
+pub(super) fn check<B: Body>(request: &Request<B>, peer: Peer) -> Result<(), Refusal> {
+    let headers = request.headers();
+    // Most requests repeat no header at all.
+    if headers.len() > headers.keys_len() {
+        repeats_no_single(headers)?;
+    }
+    check_host(request)?;
+    if peer.has_tls && request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTPS) {
+        return Err(Refusal::WrongScheme);
+    }
+    // Only a chunked body has no length, and none but a body of HTTP/1.1 has a coding.
+    if request.body().size_hint().exact().is_none() {
+        check_coding(headers)?;
+    }
+    Ok(())
+}
+
+fn repeats_no_single(headers: &HeaderMap) -> Result<(), Refusal> {
+    let is_repeated = |name: &HeaderName| headers.get_all(name).iter().nth(1).is_some();
+    match SINGLE.iter().find(|(name, _)| is_repeated(name)) {
+        Some((_, name)) => Err(Refusal::RepeatedHeader(name)),
+        None => Ok(()),
+    }
+}
+
+/// RFC 9112, section 3.2, and RFC 9113, section 8.3.1.
+fn check_host<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let Some(host) = request.headers().get(header::HOST) else {
+        let is_needed = request.version() == Version::HTTP_11;
+        return if is_needed { Err(Refusal::NoHost) } else { Ok(()) };
+    };
+    let bad = |why| Err(Refusal::Header { name: "Host", why });
+    if !host.as_bytes().iter().all(|byte| is_of_host(*byte)) {
+        return bad("use the server's name or address, and its port");
+    }
+    match request.uri().authority() {
+        Some(authority)
+            if request.version() == Version::HTTP_2
+                && !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) =>
+        {
+            bad("it differs from :authority")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The characters of a host and port (RFC 3986, section 3.2.2).
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
+}
+
+/// `chunked` is all that the HTTP library undoes (RFC 9112, section 6.1).
+fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = items(headers, &header::TRANSFER_ENCODING).filter(|item| !item.is_empty());
+    let is_chunked = |coding: &str| coding.eq_ignore_ascii_case("chunked");
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if is_chunked(only) => Ok(()),
+        (Some(first), Some(second)) if is_chunked(first) && is_chunked(second) => {
+            Err(Refusal::Header { name: "Transfer-Encoding", why: "chunked goes once" })
+        }
+        _ => Err(Refusal::TransferCoding),
+    }
+}

@@ -1,0 +1,64 @@
+//! The name by which a client calls this server. A page of another site can have its own name made to point
+//! here (DNS rebinding): for a browser the page and this server are one site then. Such a name is refused
+//! wherever a browser would need no key. docs/protocol.md, section 9.3.
+
+use std::net::IpAddr;
+
+use hyper::{Request, header};
+
+use super::error::Refusal;
+use crate::{config::Config, peer::Peer};
+
+/// Host and port that a request is for: of its target where that has one (RFC 9112, section 3.2.2; in HTTP/2
+/// `:authority`), and else of `Host`. Empty where it is for none, which no browser says.
+pub(super) fn authority<B>(request: &Request<B>) -> &str {
+    let host = || request.headers().get(header::HOST)?.to_str().ok();
+    request.uri().authority().map_or_else(|| host().unwrap_or_default(), |named| named.as_str())
+}
+
+/// Refuses a name that may be somebody else's. Not in TLS: there is no certificate here for such a name.
+pub(super) fn check<B>(request: &Request<B>, peer: Peer, config: &Config) -> Result<(), Refusal> {
+    let authority = authority(request);
+    if peer.has_tls || authority.is_empty() {
+        return Ok(());
+    }
+    let name = name(authority);
+    if is_own(name, config) || is_of_allowed_origin(name, config) {
+        return Ok(());
+    }
+    Err(Refusal::ForeignHost { host: name.chars().take(100).collect() })
+}
+
+/// Whether this can only be a name of this server, whatever speaks to it.
+pub(super) fn is_own(name: &str, config: &Config) -> bool {
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok()
+        || has_suffix(name, ".localhost")
+        || config.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
+}
+
+/// Whether this is the host of an origin that was allowed: a proxy's name is one that browsers use.
+pub(super) fn is_of_allowed_origin(host: &str, config: &Config) -> bool {
+    config
+        .allowed_origins
+        .iter()
+        .filter_map(|origin| origin.split_once("://"))
+        .any(|(_, authority)| name(authority).eq_ignore_ascii_case(host))
+}
+
+/// The host of an authority, without its port, brackets and final dot.
+pub(super) fn name(authority: &str) -> &str {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address,
+        None => host.strip_suffix('.').unwrap_or(host),
+    }
+}
+
+fn has_suffix(name: &str, suffix: &str) -> bool {
+    let start = name.len().checked_sub(suffix.len());
+    start.and_then(|start| name.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+}

@@ -1,0 +1,47 @@
+//! The names of the headers that are this server's own, each in one place.
+
+use hyper::header::HeaderName;
+
+macro_rules! own_headers {
+    ($($header:ident = $name:literal,)+) => {
+        $(pub(super) const $header: HeaderName = HeaderName::from_static($name);)+
+
+        /// What a page of an allowed origin may see of an answer: all of these, and when to come again.
+        pub(super) const EXPOSED: &str = concat!($($name, ", ",)+ "retry-after");
+    };
+}
+
+own_headers! {
+    MSGBUS_ID = "msgbus-id",
+    MSGBUS_FIRST_ID = "msgbus-first-id",
+    MSGBUS_LAST_ID = "msgbus-last-id",
+    MSGBUS_NEXT_ID = "msgbus-next-id",
+    MSGBUS_EPOCH = "msgbus-epoch",
+    MSGBUS_MISSED = "msgbus-missed",
+    MSGBUS_RESTARTED = "msgbus-restarted",
+    MSGBUS_TOPIC = "msgbus-topic",
+    MSGBUS_CREATED = "msgbus-created",
+    MSGBUS_EXPIRES = "msgbus-expires",
+    MSGBUS_RETAINED = "msgbus-retained",
+    MSGBUS_UNPULLED = "msgbus-unpulled",
+    MSGBUS_BYTES = "msgbus-bytes",
+    MSGBUS_SUBSCRIBERS = "msgbus-subscribers",
+    MSGBUS_PUBLISHED = "msgbus-published",
+    MSGBUS_PULLED = "msgbus-pulled",
+    MSGBUS_DELIVERED = "msgbus-delivered",
+    MSGBUS_EXPIRED = "msgbus-expired",
+    MSGBUS_EVICTED = "msgbus-evicted",
+}
+
+pub(super) const TTL: HeaderName = HeaderName::from_static("ttl");
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+pub(super) const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+pub(super) const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+pub(super) const X_REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
+/// In which browsers and what previews links say that nobody looks yet.
+pub(super) const PURPOSES: [HeaderName; 4] = [
+    HeaderName::from_static("sec-purpose"),
+    HeaderName::from_static("purpose"),
+    HeaderName::from_static("x-purpose"),
+    HeaderName::from_static("x-moz"),
+];
