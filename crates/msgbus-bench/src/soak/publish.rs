@@ -3,7 +3,7 @@
 use std::{io, rc::Rc, time::Duration};
 
 use fastrand::Rng;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     Soak,
@@ -25,6 +25,8 @@ pub(super) struct Publisher {
     soak: Rc<Soak>,
     rng: Rng,
     wire: Option<Wire>,
+    /// When the server last answered.
+    answered: Instant,
     /// Of the next message.
     origin: Origin,
 }
@@ -40,7 +42,7 @@ struct Request {
 impl Publisher {
     pub(super) fn new(soak: &Rc<Soak>, rng: Rng) -> Self {
         let origin = soak.new_origin();
-        Self { soak: Rc::clone(soak), rng, wire: None, origin }
+        Self { soak: Rc::clone(soak), rng, wire: None, answered: Instant::now(), origin }
     }
 
     pub(super) async fn run(mut self) {
@@ -128,14 +130,24 @@ impl Publisher {
         Ok(())
     }
 
+    /// Publishes, and waits for the answer. Some say with the request that it was their last one.
     async fn publish(&mut self, request: &Request) -> io::Result<()> {
+        // A connection that was let in, and is not idle for so long that the server may just close it.
+        let is_fresh = self.wire.is_some() && self.answered.elapsed() < Duration::from_secs(1);
+        let is_last = is_fresh && self.rng.u8(..20) == 0;
         let mut wire = self.take_wire().await?;
         // Who is refused is told so even where not all could be sent.
-        let _ = wire.send(&request.bytes).await;
-        match wire.answer(true).await {
+        let is_sent = wire.send(&request.bytes).await.is_ok();
+        let is_last = is_last && is_sent && wire.end_sending().await.is_ok();
+        let answer = wire.answer(true).await;
+        if is_last {
+            self.note_last(answer.as_ref().err());
+        }
+        match answer {
             Ok((head, text)) => {
                 self.note(request, &head, &text);
-                if head.goes_on() {
+                self.answered = Instant::now();
+                if head.goes_on() && !is_last {
                     self.wire = Some(wire);
                 }
                 Ok(())
@@ -147,6 +159,15 @@ impl Publisher {
                 Err(error)
             }
         }
+    }
+
+    /// A request that arrived whole is answered, whether or not its client sends any more.
+    fn note_last(&self, error: Option<&io::Error>) {
+        let mut books = self.soak.books.borrow_mut();
+        books.count("publishes with the last bytes of their connection", 1);
+        books.check(Book::Answers, error.is_none(), || {
+            format!("a publish with the last bytes of its connection: {error:?}")
+        });
     }
 
     fn note(&self, request: &Request, head: &Head, text: &[u8]) {

@@ -63,7 +63,9 @@ impl Track {
             let is_right = if restarted {
                 epoch != old && start == 0
             } else {
-                (epoch, start) == (old, expected)
+                // A topic that was never published to goes with its last follower: the next one of its
+                // name has begun anew for nobody.
+                (epoch, start) == (old, expected) || (expected, start) == (0, 0) && epoch > old
             };
             books.check(Book::Subscriptions, is_right, || {
                 format!(

@@ -114,6 +114,11 @@ impl Wire {
         .await
     }
 
+    /// Says that nothing more will be sent. What was sent is still to be answered.
+    pub(super) async fn end_sending(&mut self) -> io::Result<()> {
+        patiently(self.stream.shutdown()).await
+    }
+
     /// Reads once; 0 is the end. Nothing is lost when it is dropped.
     pub(super) async fn more(&mut self) -> io::Result<usize> {
         if self.is_at_end {
