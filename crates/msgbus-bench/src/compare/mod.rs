@@ -87,7 +87,11 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
         findings.micro = engine(options.quick)?;
     }
     if !options.quick && (options.filter.is_empty() || options.filter == "count") {
-        findings.counts = count::all(&note)?;
+        // All else was measured by now, and is not to be lost with it.
+        match count::all(&note) {
+            Ok(counts) => findings.counts = counts,
+            Err(error) => note(&format!("instructions and locks are not counted: {error:#}")),
+        }
     }
     let text = page::text(&findings);
     if let Some(folder) = &options.folder {
