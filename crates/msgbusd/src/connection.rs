@@ -6,7 +6,7 @@ use tokio_util::either::Either;
 use crate::{socket::Socket, tls};
 
 /// The most requests at a time on one connection of HTTP/2, and so subscriptions.
-pub(crate) const MOST_STREAMS: u32 = 100;
+pub(crate) const MOST_STREAMS: u32 = 32;
 
 /// A connection as the doors use it: in the clear, or in TLS.
 pub(crate) type Connection = Either<Socket, Box<TlsStream<Socket>>>;

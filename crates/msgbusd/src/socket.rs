@@ -32,6 +32,10 @@ use crate::{
     stream::{Accepted, Stream},
 };
 
+/// How long the server still waits at a deadline. A process that was stopped and goes on (SIGSTOP, a suspended
+/// machine) sees its timers before it sees the bytes that have come meanwhile.
+pub(crate) const SECOND_LOOK: Duration = Duration::from_millis(100);
+
 /// What is expected of the peer, which decides how long it may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -262,14 +266,21 @@ impl Conversation {
         idle: Option<Duration>,
     ) -> Option<Deadline> {
         let look_every = timeouts.header.min(timeouts.idle).min(timeouts.write);
+        let mut missed = None;
         loop {
             let now = Instant::now();
             let mut next_look = now + look_every;
             if let Some((which, since, patience)) = self.awaited(timeouts) {
-                if since + patience <= now {
-                    return Some(which);
+                let deadline = since + patience;
+                if deadline <= now {
+                    if missed == Some(deadline) {
+                        return Some(which);
+                    }
+                    missed = Some(deadline);
+                    sleep_until(now + SECOND_LOOK).await;
+                    continue;
                 }
-                next_look = next_look.min(since + patience);
+                next_look = next_look.min(deadline);
                 if let (Deadline::Idle, Some(idle)) = (which, idle)
                     && self.0.is_read_whole.load(Relaxed)
                 {

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Of so many an answer is small.
-const FEW_SUBSCRIBERS: usize = 100;
+const FEW_SUBSCRIBERS: usize = 12;
 
 pub(super) fn metrics(app: &App) -> Answer {
     let (connections, subscriptions) = (&app.connections, &app.subscriptions);

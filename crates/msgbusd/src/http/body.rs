@@ -4,11 +4,14 @@ use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Frame, Incoming};
+use hyper::{
+    Request,
+    body::{Body as _, Frame, Incoming},
+};
 use tokio::time::timeout;
 
-use super::error::Refusal;
-use crate::{bound::Hold, inflight::Inflight};
+use super::{error::Refusal, shed_head};
+use crate::{bound::Hold, inflight::Inflight, socket::SECOND_LOOK};
 
 /// The bounds of a body.
 #[derive(Debug, Clone, Copy)]
@@ -24,24 +27,27 @@ pub(super) struct BodyLimit {
 /// Reads a whole body into a buffer of its exact size: a slice of the connection's read buffer
 /// would keep all of that alive for as long as the message lives.
 ///
+/// The head of a request whose body keeps it waiting is given up, see [`shed_head`].
+///
 /// Beside it there is what it counts as in flight, to be dropped when the bus has it.
 pub(super) async fn read(
-    body: &mut Incoming,
+    request: &mut Request<Incoming>,
     limit: BodyLimit,
     inflight: &Inflight,
 ) -> Result<(Bytes, Option<Hold>), Refusal> {
     let too_large = Refusal::PayloadTooLarge { limit: limit.size };
-    if body.size_hint().lower() > limit.size as u64 {
+    let size = request.body().size_hint();
+    if size.lower() > limit.size as u64 {
         return Err(too_large);
     }
     let mut first: Option<Bytes> = None;
     let mut rest: Vec<u8> = Vec::new();
     let mut hold = None;
     // What is announced is not yet there: room is taken as it comes.
-    let most = body.size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    let most = size.exact().and_then(|size| usize::try_from(size).ok());
     let most = most.unwrap_or(limit.size);
-    while !body.is_end_stream() {
-        let frame = match next_frame(body, limit.patience).await? {
+    while !request.body().is_end_stream() {
+        let frame = match next_frame(request, limit.patience).await? {
             Some(frame) => frame.map_err(|_| Refusal::Body)?,
             None => break,
         };
@@ -82,9 +88,12 @@ type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;
 
 /// Waits for the next piece. Most bodies have come with their head, and hyper hands them out when it
 /// is asked a second time: only then it is worth to set a timer.
-async fn next_frame(body: &mut Incoming, patience: Duration) -> Result<NextFrame, Refusal> {
+async fn next_frame(
+    request: &mut Request<Incoming>,
+    patience: Duration,
+) -> Result<NextFrame, Refusal> {
     let mut is_second_look = false;
-    let at_hand = poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
+    let at_hand = poll_fn(|cx| match Pin::new(request.body_mut()).poll_frame(cx) {
         Poll::Ready(frame) => Poll::Ready(Some(frame)),
         Poll::Pending if is_second_look => Poll::Ready(None),
         Poll::Pending => {
@@ -95,9 +104,18 @@ async fn next_frame(body: &mut Incoming, patience: Duration) -> Result<NextFrame
     });
     match at_hand.await {
         Some(frame) => Ok(frame),
-        // Boxed, so that requests that need no timer are not larger for it.
-        None => Box::pin(timeout(patience, body.frame()))
+        None => {
+            shed_head(request);
+            // Boxed, so that requests that need no timer are not larger for it.
+            Box::pin(async {
+                let body = request.body_mut();
+                match timeout(patience, body.frame()).await {
+                    Err(_) => timeout(SECOND_LOOK, body.frame()).await,
+                    in_time => in_time,
+                }
+            })
             .await
-            .map_err(|_| Refusal::BodyTimeout(patience)),
+            .map_err(|_| Refusal::BodyTimeout(patience))
+        }
     }
 }

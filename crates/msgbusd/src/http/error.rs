@@ -13,7 +13,7 @@ use msgbus_core::{
 };
 use thiserror::Error;
 
-use super::{Answer, answers};
+use super::{Answer, accepts, answers};
 use crate::{code::Code, rate::Rate, rates::OverRate};
 
 /// What a 401 asks for. Basic is taken but not asked for: a browser would ask its user for the key, and
@@ -119,6 +119,11 @@ fn advice(origin: &str) -> &'static str {
     } else {
         "--allow-origin lets an origin in"
     }
+}
+
+/// Whether a client would rather have a problem document than text.
+pub(super) fn prefers_json(headers: &HeaderMap) -> bool {
+    accepts(headers, "application/json") || accepts(headers, "application/problem+json")
 }
 
 fn allowed(known: &[&str]) -> String {

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Request, Response, StatusCode, Uri,
     body::Incoming,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
@@ -132,6 +132,15 @@ pub(crate) fn too_many_headers(worker: &Worker) -> Answer {
     empty(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
 }
 
+/// What a request of HTTP/2 gets for which there is no memory. Without a body: that would need some.
+pub(crate) fn no_memory_for_request(worker: &Worker) -> Answer {
+    worker.request();
+    worker.metrics.refusal(Refusal::TooMuchInFlight.code());
+    let mut answer = empty(StatusCode::SERVICE_UNAVAILABLE);
+    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
+}
+
 fn refuse(app: &App, refusal: &Refusal, peer: Peer, request: &Request<Incoming>) -> Answer {
     app.metrics.refusal(refusal.code());
     if enabled!(Level::DEBUG) {
@@ -139,10 +148,7 @@ fn refuse(app: &App, refusal: &Refusal, peer: Peer, request: &Request<Incoming>)
         let (path, refusal) = (request.uri().path(), refusal.for_the_log());
         debug!(%peer, method = %request.method(), path, refusal, "refused");
     }
-    let headers = request.headers();
-    let prefers_json =
-        accepts(headers, "application/json") || accepts(headers, "application/problem+json");
-    refusal.answer(prefers_json)
+    refusal.answer(error::prefers_json(request.headers()))
 }
 
 async fn route(
@@ -169,7 +175,7 @@ async fn route(
             let permit = auth::permit(app, caller, Action::Pull, &topic);
             pull::pull(worker, peer, conversation, &topic, request, permit).await
         }
-        Route::Peek(topic) => pull::peek(app, &topic, request),
+        Route::Peek(topic) => pull::peek(app, &topic, request).await,
         Route::Websocket(topic) => {
             let permit = auth::permit(app, caller, Action::Subscribe, &topic);
             websocket::subscribe(worker, peer, &topic, request, permit)
@@ -230,6 +236,24 @@ fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
+/// Gives the memory of a head back before its request waits: it can be three times `--max-header-size`. The path
+/// and what an error looks at stay.
+fn shed_head<B>(request: &mut Request<B>) {
+    const LONGEST_PATH: usize = 1 << 10;
+    if request.headers().is_empty() {
+        return;
+    }
+    let prefers_json = error::prefers_json(request.headers());
+    // What is taken over would be a part of the buffer that all of the head is in.
+    *request.headers_mut() = HeaderMap::new();
+    if prefers_json {
+        request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    }
+    let path = Some(request.uri().path()).filter(|path| path.len() <= LONGEST_PATH);
+    let path = path.and_then(|path| Uri::try_from(path.as_bytes()).ok());
+    *request.uri_mut() = path.unwrap_or_default();
+}
+
 fn query<B>(request: &Request<B>) -> Query<'_> {
     Query::parse(request.uri().query())
 }
@@ -242,7 +266,7 @@ fn empty(status: StatusCode) -> Answer {
 
 /// An answer whose body counts as in flight until it is written.
 fn content(app: &App, media_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let body = app.inflight.track(body.into());
+    let body = app.inflight.track_answer(body.into());
     let mut answer = Response::new(Either::Left(Full::new(body)));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     answer

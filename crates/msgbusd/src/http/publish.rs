@@ -53,7 +53,7 @@ pub(super) async fn publish(
         app.rates.take(account).map_err(|over| Refusal::over_rate(over, 1))?;
     }
     // Held until the bus has it or has refused it.
-    let (payload, _in_flight) = body::read(request.body_mut(), limit, &app.inflight).await?;
+    let (payload, _in_flight) = body::read(request, limit, &app.inflight).await?;
     // A body can take as long as its sender likes, and the key may have been taken back meanwhile.
     auth::check_again(app, caller, Need::Topic(Action::Publish, topic))?;
 

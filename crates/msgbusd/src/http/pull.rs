@@ -9,7 +9,7 @@ use hyper::{
 };
 use msgbus_core::{BatchLimit, Message, Peek, TopicName, format_duration, json, parse_duration};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use tokio::{select, time::sleep};
+use tokio::{select, task::yield_now, time::sleep};
 use tracing::debug;
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     names, no_store, position, query,
     query::Query,
     room::{self, Patience},
+    shed_head,
 };
 use crate::{inflight::Inflight, keys::Permit, peer::Peer, socket::Conversation, worker::Worker};
 
@@ -27,6 +28,9 @@ const OCTETS: &str = "application/octet-stream";
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The most messages, and bytes of payload, in one answer.
 const MOST: BatchLimit = BatchLimit { events: 10_000, bytes: 8 << 20 };
+
+/// How much of an answer is made before another request gets its turn, in bytes.
+const BYTES_AT_ONCE: usize = 256 << 10;
 
 /// Whether a parameter says that this is a pull, whatever the client accepts.
 pub(super) fn is_wanted(query: &Query<'_>) -> bool {
@@ -38,24 +42,15 @@ pub(super) async fn pull<B>(
     peer: Peer,
     conversation: &Conversation,
     topic: &TopicName,
-    request: &Request<B>,
+    request: &mut Request<B>,
     permit: Permit,
 ) -> Result<Answer, Refusal> {
-    let query = query(request);
-    if query.has("since") {
-        let why = "only valid with ?peek, ?stream= or a websocket; a pull always takes the oldest";
-        return Err(Refusal::parameter("since", why));
-    }
-    let query = query.only(&["raw", "max", "wait", "peek"])?;
-    let wait = wait(&query)?;
-    let max = query.count("max")?;
-    let raw = is_raw(&query, request, max)?;
-    let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
-
+    let Wanted { limit, wait, raw, is_batch } = Wanted::of(request)?;
     let small = Inflight::small(request.version());
     let messages = match wait {
         // Even for what is there it queues: others may have waited longer.
         Some(patience) => {
+            shed_head(request);
             // Boxed, so that no other request is larger for it.
             Box::pin(wait_for(app, conversation, topic, limit, small, patience, permit)).await?
         }
@@ -73,12 +68,38 @@ pub(super) async fn pull<B>(
     }
     let mut answer = match &messages[..] {
         [] => empty(StatusCode::NO_CONTENT),
-        _ if max.is_some() => lines(app, &messages),
+        _ if is_batch => Box::pin(lines(app, &messages)).await,
         [message, ..] if raw => payload(app, message),
         [message, ..] => object(app, message),
     };
     no_store(&mut answer);
     Ok(answer)
+}
+
+/// What a pull asks for.
+struct Wanted {
+    limit: BatchLimit,
+    wait: Option<Duration>,
+    raw: bool,
+    /// Whether the answer is lines of JSON, however many.
+    is_batch: bool,
+}
+
+impl Wanted {
+    fn of<B>(request: &Request<B>) -> Result<Self, Refusal> {
+        let query = query(request);
+        if query.has("since") {
+            let why =
+                "only valid with ?peek, ?stream= or a websocket; a pull always takes the oldest";
+            return Err(Refusal::parameter("since", why));
+        }
+        let query = query.only(&["raw", "max", "wait", "peek"])?;
+        let wait = wait(&query)?;
+        let max = query.count("max")?;
+        let raw = is_raw(&query, request, max)?;
+        let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
+        Ok(Self { limit, wait, raw, is_batch: max.is_some() })
+    }
 }
 
 /// Whether the payload itself is wanted.
@@ -144,7 +165,7 @@ async fn wait_for(
 }
 
 /// Shows what would be pulled, or what there is from a position on.
-pub(super) fn peek<B>(
+pub(super) async fn peek<B>(
     app: &App,
     topic: &TopicName,
     request: &Request<B>,
@@ -162,6 +183,32 @@ pub(super) fn peek<B>(
         return Err(Refusal::NothingFrom { topic: topic.clone(), epoch, start });
     };
     let mut answer = match max {
+/// What a pull asks for.
+struct Wanted {
+    limit: BatchLimit,
+    wait: Option<Duration>,
+    raw: bool,
+    /// Whether the answer is lines of JSON, however many.
+    is_batch: bool,
+}
+
+impl Wanted {
+    fn of<B>(request: &Request<B>) -> Result<Self, Refusal> {
+        let query = query(request);
+        if query.has("since") {
+            let why =
+                "only valid with ?peek, ?stream= or a websocket; a pull always takes the oldest";
+            return Err(Refusal::parameter("since", why));
+        }
+        let query = query.only(&["raw", "max", "wait", "peek"])?;
+        let wait = wait(&query)?;
+        let max = query.count("max")?;
+        let raw = is_raw(&query, request, max)?;
+        let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
+        Ok(Self { limit, wait, raw, is_batch: max.is_some() })
+    }
+}
+
         Some(_) => lines(app, &messages),
         None if raw => payload(app, first),
         None => object(app, first),
@@ -177,9 +224,15 @@ fn object(app: &App, message: &Message) -> Answer {
     content(app, "application/json", body)
 }
 
-fn lines(app: &App, messages: &[Message]) -> Answer {
+/// Other requests of the same thread get their turn between parts of it.
+async fn lines(app: &App, messages: &[Message]) -> Answer {
     let mut body = Vec::with_capacity(messages.iter().map(json::size_hint).sum());
+    let mut part = 0;
     for message in messages {
+        if body.len() - part >= BYTES_AT_ONCE {
+            part = body.len();
+            yield_now().await;
+        }
         json::write_message(&mut body, message);
         body.push(b'\n');
     }

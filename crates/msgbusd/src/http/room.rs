@@ -74,7 +74,9 @@ impl Patience {
         limit: BatchLimit,
     ) -> Poll<BatchLimit> {
         let next_size = || subscription.next_size();
-        self.poll(cx, &app.inflight, || admit(&app.inflight, limit, Inflight::SMALL, next_size))
+        self.poll(cx, &app.inflight, || {
+            admit(&app.inflight, limit, Inflight::SMALL_FRAME, next_size)
+        })
     }
 
     /// Waits until a pull may take all of its limit, or has nothing to take yet.

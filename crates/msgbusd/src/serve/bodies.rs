@@ -11,6 +11,7 @@ use http_body_util::{BodyExt as _, Either};
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::{
+    bound::Hold,
     http::{AnswerBody, App, Live},
     socket::{Conversation, Exchange, Untaken},
 };
@@ -60,6 +61,7 @@ pub(super) struct Offered {
     /// While the next part waits until the peer has room for it.
     untaken: Option<Untaken>,
     _exchange: Exchange,
+    _counted: Option<Hold>,
 }
 
 impl Offered {
@@ -67,6 +69,7 @@ impl Offered {
         app: &App,
         conversation: Conversation,
         exchange: Exchange,
+        counted: Option<Hold>,
         mut body: AnswerBody,
     ) -> Self {
         let mut rest = Bytes::new();
@@ -76,7 +79,7 @@ impl Offered {
             rest = app.inflight.track_one_of_many(data.unwrap_or_default());
         }
         let untaken = (!rest.is_empty()).then(|| conversation.offer());
-        Self { body, rest, conversation, untaken, _exchange: exchange }
+        Self { body, rest, conversation, untaken, _exchange: exchange, _counted: counted }
     }
 }
 

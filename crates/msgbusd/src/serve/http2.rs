@@ -1,11 +1,18 @@
 //! Serving one connection of HTTP/2.
 
-use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{
-    Request,
+    Method, Request,
     body::{Body as _, Incoming},
     rt::Executor,
     server::conn::http2::{Builder, Connection as Http2},
@@ -23,8 +30,10 @@ use super::{
     date, note_end,
 };
 use crate::{
+    bound::Hold,
     connection::{Connection, MOST_STREAMS},
     http,
+    inflight::Inflight,
     peer::Peer,
     socket::{Conversation, Linger},
     worker::Worker,
@@ -32,7 +41,7 @@ use crate::{
 
 /// What a client of HTTP/2 may send of one body, and of all, before somebody has read it, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 64 << 10;
 /// As in HTTP/1.1.
 const MOST_HEADERS: usize = 100;
 /// How long a client of HTTP/2 has to answer a ping.
@@ -51,15 +60,18 @@ pub(super) async fn serve(
         let (worker, conversation) = (Arc::clone(worker), conversation.clone());
         async move {
             let exchange = conversation.clone().begin();
-            let answer = if request.headers().len() > MOST_HEADERS {
+            let counted = count(&worker.inflight, &request);
+            let answer = if counted.is_none() {
+                http::no_memory_for_request(&worker)
+            } else if request.headers().len() > MOST_HEADERS {
                 http::too_many_headers(&worker)
             } else {
                 http::answer(&worker, peer, &conversation, &mut request).await
             };
-            if !request.body().is_end_stream() {
+            if counted.is_some() && !request.body().is_end_stream() {
                 worker.tasks.spawn(linger(request.into_body()));
             }
-            let body = |body| Offered::new(&worker, conversation, exchange, body);
+            let body = |body| Offered::new(&worker, conversation, exchange, counted, body);
             Ok::<_, Infallible>(date::stamp(answer).map(body))
         }
     });
@@ -99,6 +111,15 @@ pub(super) async fn serve(
     note_end(worker, peer, end);
 }
 
+/// What a request counts as in flight until its answer has been taken; `None` where there is no memory for it.
+fn count(inflight: &Inflight, request: &Request<Incoming>) -> Option<Hold> {
+    let is_read =
+        request.body().is_end_stream() || matches!(*request.method(), Method::PUT | Method::POST);
+    let unread = if is_read { 0 } else { STREAM_WINDOW as usize };
+    let is_of_an_operator = matches!(request.uri().path(), "/metrics" | "/healthz");
+    inflight.request_of_many(unread, is_of_an_operator)
+}
+
 /// Reads a little of what nobody wants, as a socket does when it is closed: reset at once, some clients
 /// do not look at the answer.
 async fn linger(mut body: Incoming) {
@@ -120,7 +141,14 @@ async fn linger(mut body: Incoming) {
 struct Streams(Arc<Worker>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    /// Each is begun at once, before the next head is taken up: a request that can be answered is, and one that
+    /// waits has given the memory of its head back.
     fn execute(&self, stream: F) {
+        let mut stream = Box::pin(stream);
+        // The task asks again, with a waker of its own.
+        if stream.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return;
+        }
         self.0.tasks.spawn(stream);
     }
 }

@@ -82,7 +82,7 @@ async fn at_the_bound_of_memory_in_flight_nothing_large_is_begun_and_nothing_is_
     // What is small goes on.
     assert_eq!(daemon.get("/small?max=10&peek").await.status, 200);
     assert_eq!(&daemon.get("/small").await.message().payload()[..], b"hi");
-    assert_eq!(daemon.put("/small", vec![b'x'; 48 << 10]).await.status, 202);
+    assert_eq!(daemon.put("/small", vec![b'x'; 8 << 10]).await.status, 202);
     assert_eq!(daemon.get("/").await.text(), "large\nsmall\n");
 
     let answer = greedy.reply().await;

@@ -301,3 +301,46 @@ fn what_is_cut_at_the_end_is_said_and_a_second_signal_ends_at_once() {
     assert!(log.contains("stopped at once"), "{log}");
     drop(held);
 }
+
+/// A process that was stopped sees its timers before the bytes that have come meanwhile.
+#[test]
+fn what_arrived_while_the_process_was_stopped_is_not_too_late() {
+    let flags = ["--body-timeout=1s", "--header-timeout=1s", "--idle-timeout=1s"];
+    let args: Vec<&str> = ["--bind", "127.0.0.1:0"].into_iter().chain(flags).collect();
+    let daemon = Running::start(&mut msgbusd(&args));
+    let put = "PUT /t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n";
+    let mut connections = Vec::new();
+    // In the middle of a body, in the middle of a head, between two requests.
+    for (first, rest) in [
+        (format!("{put}bo"), "dy".to_owned()),
+        (put[..20].to_owned(), format!("{}body", &put[20..])),
+        (format!("{put}body"), format!("{put}body")),
+    ] {
+        let mut connection = TcpStream::connect(daemon.address).unwrap();
+        connection.write_all(first.as_bytes()).unwrap();
+        connections.push((connection, rest));
+    }
+    read_answer(&mut connections[2].0);
+    // That all of it has been read shows in nothing but the time.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    daemon.signal("-STOP");
+    for (connection, rest) in &mut connections {
+        connection.write_all(rest.as_bytes()).unwrap();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    daemon.signal("-CONT");
+    for (connection, _) in &mut connections {
+        assert_eq!(read_answer(connection), "HTTP/1.1 202 Accepted");
+    }
+}
+
+/// The first line of an answer that has no body.
+fn read_answer(connection: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        assert_eq!(connection.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&answer));
+        answer.push(byte[0]);
+    }
+    String::from_utf8(answer).unwrap().lines().next().unwrap().to_owned()
+}

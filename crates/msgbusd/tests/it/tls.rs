@@ -27,6 +27,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
+    task::JoinHandle,
     time::{Instant, sleep},
 };
 use tokio_rustls::{
@@ -224,12 +225,12 @@ async fn a_body_that_is_refused_does_not_hide_why() {
 }
 
 #[tokio::test]
-async fn one_connection_has_at_most_100_requests_at_a_time() {
+async fn one_connection_has_at_most_32_requests_at_a_time() {
     let files = Files::new();
     let daemon = files.daemon();
     let mut client = http2(&files, &daemon).await;
     let mut streams = Vec::new();
-    for _ in 0..100 {
+    for _ in 0..32 {
         streams.push(send(&mut client, "GET", "/t?stream=sse", "").await);
     }
     let mut one_more = {
@@ -620,15 +621,18 @@ async fn what_is_small_counts_where_a_connection_has_many_requests() {
         config.max_inflight_bytes = 1 << 20;
         config.bind.push(Bind::Unix(files.folder.path().join("bus.sock")));
     });
-    let stream = files.connect(&daemon, "h2").await;
-    let (mut client, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let mut bodies = Vec::new();
-    for _ in 0..90 {
-        let body = Unfinished(Some(vec![b'x'; EACH].into()));
-        let request = Request::put("https://localhost/t").body(body).unwrap();
-        bodies.push(tokio::spawn(client.send_request(request)));
+    let (mut clients, mut bodies) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let stream = files.connect(&daemon, "h2").await;
+        let (mut client, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..30 {
+            let body = Unfinished(Some(vec![b'x'; EACH].into()));
+            let request = Request::put("https://localhost/t").body(body).unwrap();
+            bodies.push(tokio::spawn(client.send_request(request)));
+        }
+        clients.push(client);
     }
     // Those for which there is no room are refused.
     soon(async {
@@ -636,28 +640,146 @@ async fn what_is_small_counts_where_a_connection_has_many_requests() {
     })
     .await;
     assert!(number(&files, INFLIGHT).await <= 1 << 20);
-    drop((client, bodies));
+    drop((clients, bodies));
     soon(async { while number(&files, INFLIGHT).await > 0 {} }).await;
 
     // So are answers that nobody takes.
     daemon.bus.put(&"t".parse().unwrap(), vec![b'x'; EACH]).unwrap();
     daemon.bus.put(&"tiny".parse().unwrap(), "hi").unwrap();
-    let stream = files.connect(&daemon, "h2").await;
-    let (mut client, connection) = http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(0)
-        .handshake(TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(connection);
-    let mut answers = Vec::new();
-    for _ in 0..90 {
-        answers.push(send(&mut client, "GET", "/t?peek", "").await);
+    let (mut clients, mut answers) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let stream = files.connect(&daemon, "h2").await;
+        let (mut client, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(0)
+            .handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        for _ in 0..30 {
+            answers.push(send(&mut client, "GET", "/t?peek", "").await);
+        }
+        clients.push(client);
     }
     let taken = answers.iter().filter(|answer| answer.status() == 200).count();
     assert!(taken < 40, "{taken}");
     assert!(number(&files, INFLIGHT).await < 2 << 20);
-    let tiny = send(&mut client, "GET", "/tiny", "").await;
-    assert_eq!(tiny.status(), 200, "what is tiny goes on");
+    assert_eq!(daemon_says(&files, "GET /tiny").await, "HTTP/1.1 200 OK", "what is tiny goes on");
+}
+
+/// The first line of an answer on the unix socket.
+async fn daemon_says(files: &Files, request: &str) -> String {
+    let mut stream = UnixStream::connect(files.folder.path().join("bus.sock")).await.unwrap();
+    let request = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await.unwrap();
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+/// A connection on which requests wait, each with a head of so many bytes.
+async fn wait_with_heads(client: &mut Http2, count: usize, size: usize) -> Vec<JoinHandle<u16>> {
+    let mut waiting = Vec::new();
+    for _ in 0..count {
+        let request = Request::get("https://localhost/w?wait=60s")
+            .header("x", "x".repeat(size))
+            .body(Full::default())
+            .unwrap();
+        let answer = client.send_request(request);
+        waiting.push(tokio::spawn(async move {
+            answer.await.map_or(0, |answer| answer.status().as_u16())
+        }));
+    }
+    waiting
+}
+
+#[tokio::test]
+async fn requests_of_http_2_are_inside_the_bound_of_memory_in_flight() {
+    let files = Files::new();
+    let daemon = Daemon::with(|config| {
+        config.certificate = Some(files.config());
+        config.max_inflight_bytes = 1 << 20;
+        config.bind.push(Bind::Unix(files.folder.path().join("bus.sock")));
+    });
+    let (mut clients, mut waiting) = (Vec::new(), Vec::new());
+    // 128 of 8 KiB fill it.
+    for _ in 0..4 {
+        let mut client = http2(&files, &daemon).await;
+        waiting.extend(wait_with_heads(&mut client, 32, 0).await);
+        clients.push(client);
+    }
+    soon(async { while number(&files, INFLIGHT).await < 1 << 20 {} }).await;
+    let mut other = http2(&files, &daemon).await;
+    let refused = send(&mut other, "PUT", "/t", "x").await;
+    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    assert_eq!(send(&mut other, "GET", "/healthz", "").await.status(), 200);
+    assert_eq!(send(&mut other, "GET", "/metrics", "").await.status(), 200);
+    assert_eq!(daemon_says(&files, "PUT /t").await, "HTTP/1.1 202 Accepted");
+    assert_eq!(number(&files, "msgbus_server_refused{code=\"too_much_in_flight\"}").await, 1);
+
+    drop(clients);
+    for task in &waiting {
+        task.abort();
+    }
+    soon(async { while number(&files, INFLIGHT).await > 0 {} }).await;
+    assert_eq!(send(&mut other, "PUT", "/t", "x").await.status(), 202);
+    // A body that nobody reads counts as what its sender may send of it.
+    let body = Unfinished(Some(vec![b'x'; 100].into()));
+    let stream = files.connect(&daemon, "h2").await;
+    let (mut client, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("https://localhost/w?wait=60s").body(body).unwrap();
+    let _waiting = tokio::spawn(client.send_request(request));
+    soon(async { while number(&files, INFLIGHT).await != 72 << 10 {} }).await;
+}
+
+/// docs/operations.md, "All memory, at the worst": what waits has given its head back.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn requests_that_wait_in_http_2_take_no_more_memory_than_they_count() {
+    const CONNECTIONS: usize = 16;
+    let files = Files::new();
+    let flags = files.flags();
+    let args: Vec<&str> = ["--bind", "127.0.0.1:0"].into_iter().chain(flags.split(' ')).collect();
+    let daemon = Running::start(&mut msgbusd(&args));
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    };
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let stream = TcpStream::connect(daemon.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = soon(files.client("h2").connect(name, stream)).await.unwrap();
+        let (mut client, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        assert_eq!(send(&mut client, "GET", "/healthz", "").await.status(), 200);
+        clients.push(client);
+    }
+    let before = resident();
+    let mut waiting = Vec::new();
+    for client in &mut clients {
+        waiting.extend(wait_with_heads(client, 31, 15 << 10).await);
+    }
+    soon(async {
+        loop {
+            let page = text(send(&mut clients[0], "GET", "/metrics", "").await).await;
+            let counted =
+                page.lines().find_map(|line| line.strip_prefix(INFLIGHT)?.strip_prefix(' '));
+            // That of this request is one of them.
+            if counted.unwrap().parse::<usize>().unwrap() >= (CONNECTIONS * 31 + 1) * (8 << 10) {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let grown = resident().saturating_sub(before);
+    let most = CONNECTIONS * (31 * (8 << 10) + (128 << 10));
+    assert!(grown < most, "{grown} for {} requests", waiting.len());
 }
 
 #[tokio::test]
