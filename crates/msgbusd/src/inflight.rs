@@ -143,7 +143,7 @@ mod tests {
         assert!(inflight.request_of_many(0, false).is_none());
         let of_the_reserve = Inflight::RESERVE / Inflight::REQUEST_OF_MANY;
         let looking: Vec<_> =
-            (0..of_the_reserve + 1).map_while(|_| inflight.request_of_many(0, true)).collect();
+            (0..=of_the_reserve).map_while(|_| inflight.request_of_many(0, true)).collect();
         assert_eq!(looking.len(), of_the_reserve + 1);
         assert!(inflight.request_of_many(0, true).is_none());
     }

@@ -1,6 +1,7 @@
 //! The msgbus daemon as a library: [`Server`] serves a bus over HTTP and websockets with a
 //! [`config::Config`]. The binary only wires the two, and tests start the real thing on port 0.
 
+mod background;
 mod bound;
 mod code;
 pub mod config;

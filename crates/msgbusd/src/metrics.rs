@@ -1,5 +1,6 @@
-//! The Prometheus text of `/metrics`: the ancestor's names with their types corrected, and new ones
-//! beside them. Written by hand because the client libraries append `_total` to a counter's name.
+//! The Prometheus text of `/metrics`: the names of prologic/msgbus with their types corrected, and new ones
+//! beside them, which follow the conventions of Prometheus (`.ci/metrics` has promtool check them). Written by
+//! hand because `prometheus-client` appends `_total` to the name of every counter, those old ones included.
 
 use std::{
     cmp::Reverse,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
-use msgbus_core::{MessageBus, TopicStats};
+use msgbus_core::{BusStats, MessageBus, Options, TopicStats};
 use parking_lot::Mutex;
 
 use crate::{code::Code, logging, worker::Counter};
@@ -126,19 +127,24 @@ impl Metrics {
             page.gauge(name, help, value);
         }
         self.refusals(&mut page);
-        bus_totals(&mut page, bus);
-        per_topic(&mut page, bus, max_topics);
+        let (stats, topics) = walk(bus, max_topics);
+        bus_totals(&mut page, bus.options(), &stats);
+        per_topic(&mut page, &topics);
         page.0
     }
 
     fn refusals(&self, page: &mut Page) {
-        let name = "msgbus_server_refused";
-        page.head(name, "Requests and connections refused, by the code of the error.", "counter");
+        let name = "msgbus_server_refused_total";
+        page.head(name, "Requests and connections refused, by error code.", "counter");
         for code in Code::ALL {
             page.sample(name, Some(("code", code.word())), self.refused(code));
         }
-        let name = "msgbus_server_timeouts";
-        page.head(name, "Connections closed because somebody was too slow.", "counter");
+        let name = "msgbus_server_timeouts_total";
+        page.head(
+            name,
+            "Connections closed and requests refused because the client was too slow.",
+            "counter",
+        );
         for (deadline, which) in Deadline::ALL {
             let count = self.timeouts[deadline as usize].load(Relaxed);
             page.sample(name, Some(("which", which)), count);
@@ -149,29 +155,37 @@ impl Metrics {
 
     fn server(&self, page: &mut Page) {
         let uptime = self.started.elapsed();
-        page.counter("msgbus_server_uptime", "Nanoseconds since the start.", uptime.as_nanos());
+        page.counter(
+            "msgbus_server_uptime",
+            "Nanoseconds since the server started.",
+            uptime.as_nanos(),
+        );
         let requests = self.requests.lock().iter().map(|counter| counter.get()).sum();
         let load = |counter: &AtomicU64| counter.load(Relaxed);
         for (name, help, counter) in [
-            ("msgbus_server_requests", "HTTP requests.", requests),
-            ("msgbus_server_connections", "Connections accepted.", load(&self.connections)),
+            ("msgbus_server_requests", "HTTP requests received.", requests),
+            ("msgbus_server_connections_total", "Connections accepted.", load(&self.connections)),
             (
-                "msgbus_server_connections_refused",
+                "msgbus_server_connections_refused_total",
                 "Connections refused by the total or per-address limit.",
                 load(&self.refused_connections),
             ),
-            ("msgbus_client_errors", "Websockets that broke.", load(&self.client_errors)),
+            (
+                "msgbus_client_errors",
+                "Websocket connections that failed.",
+                load(&self.client_errors),
+            ),
         ] {
             page.counter(name, help, counter);
         }
         page.counter(
-            "msgbus_server_log_lines_dropped",
+            "msgbus_server_log_lines_dropped_total",
             "Lines of the log that could not be written.",
             logging::dropped(),
         );
         let latency = self.latency.lock();
         let name = "msgbus_client_latency_seconds";
-        page.head(name, "Round trips of websocket pings.", "summary");
+        page.head(name, "Round-trip times of websocket pings.", "summary");
         for quantile in [0.5, 0.9, 0.95, 0.99] {
             let value = match latency.histogram.len() {
                 0 => f64::NAN,
@@ -185,78 +199,125 @@ impl Metrics {
     }
 }
 
-fn bus_totals(page: &mut Page, bus: &MessageBus) {
-    let stats = bus.stats();
+fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
     let counters = stats.counters;
-    page.counter("msgbus_bus_messages", "Messages accepted.", counters.published);
+    page.counter("msgbus_bus_messages", "Messages published.", counters.published);
     page.counter("msgbus_bus_fetched", "Messages pulled.", counters.pulled);
     page.counter(
         "msgbus_bus_delivered",
-        "Messages handed to subscriptions, once for each.",
+        "Messages delivered to subscribers, counted once for each subscriber.",
         counters.delivered,
     );
     page.counter(
         "msgbus_bus_dropped",
-        "Messages that left before a subscription got to them, once for each.",
+        "Messages removed before a subscriber received them, counted once for each subscriber.",
         counters.missed,
     );
     for (name, unpulled_name, help, departed) in [
-        ("msgbus_bus_expired", "msgbus_bus_expired_unpulled", "expired", counters.expired),
         (
-            "msgbus_bus_evicted",
-            "msgbus_bus_evicted_unpulled",
-            "left because a bound was reached",
+            "msgbus_bus_expired_total",
+            "msgbus_bus_expired_unpulled_total",
+            "that expired",
+            counters.expired,
+        ),
+        (
+            "msgbus_bus_evicted_total",
+            "msgbus_bus_evicted_unpulled_total",
+            "evicted because a limit was reached",
             counters.evicted,
         ),
         (
-            "msgbus_bus_deleted",
-            "msgbus_bus_deleted_unpulled",
-            "left with their topic",
+            "msgbus_bus_deleted_total",
+            "msgbus_bus_deleted_unpulled_total",
+            "deleted with their topic",
             counters.deleted,
         ),
     ] {
-        page.counter(name, &format!("Messages that {help}."), departed.total);
-        let help = format!("Messages that {help} before anybody pulled them.");
+        page.counter(name, &format!("Messages {help}."), departed.total);
+        let help = format!("Messages {help} before anyone pulled them.");
         page.counter(unpulled_name, &help, departed.unpulled);
     }
-    let options = bus.options();
-    page.gauge("msgbus_bus_retained", "Messages kept.", stats.retained);
+    page.gauge("msgbus_bus_retained", "Messages retained.", stats.retained);
     page.gauge("msgbus_bus_topics", "Topics.", stats.topics);
-    page.gauge("msgbus_bus_topics_limit", "The most topics.", options.max_topics);
-    page.gauge("msgbus_bus_subscribers", "Subscriptions.", stats.subscribers);
-    page.gauge("msgbus_bus_bytes", "Bytes set aside for topics and messages.", stats.bytes);
-    page.gauge("msgbus_bus_bytes_limit", "The most bytes.", options.max_bytes);
+    page.gauge(
+        "msgbus_bus_topics_limit",
+        "Maximum number of topics (--max-topics).",
+        options.max_topics,
+    );
+    page.gauge("msgbus_bus_subscribers", "Open subscriptions.", stats.subscribers);
+    page.gauge("msgbus_bus_bytes", "Bytes reserved for topics and messages.", stats.bytes);
+    page.gauge(
+        "msgbus_bus_bytes_limit",
+        "Maximum number of bytes (--max-total-bytes).",
+        options.max_bytes,
+    );
 }
 
 /// A family of series, one for each topic.
 type Family = (&'static str, &'static str, &'static str, fn(&TopicStats) -> u64);
 
-const FAMILIES: [Family; 7] = [
-    ("msgbus_queue_len", "Messages that wait to be pulled.", "gauge", |t| t.unpulled),
-    ("msgbus_queue_size", "The most messages kept.", "gauge", |t| t.settings.max_messages as u64),
-    ("msgbus_topic_messages", "Messages accepted.", "counter", |t| t.counters.published),
-    ("msgbus_topic_retained", "Messages kept.", "gauge", |t| t.retained),
-    ("msgbus_topic_bytes", "Bytes kept.", "gauge", |t| t.bytes),
-    ("msgbus_topic_subscribers", "Subscriptions.", "gauge", |t| t.subscribers as u64),
-    ("msgbus_topic_dropped", "Messages that subscriptions missed.", "counter", |t| {
-        t.counters.missed
+const FAMILIES: [Family; 11] = [
+    ("msgbus_queue_len", "Messages waiting to be pulled.", "gauge", |t| t.unpulled),
+    ("msgbus_queue_size", "Maximum number of messages retained.", "gauge", |t| {
+        t.settings.max_messages as u64
     }),
+    ("msgbus_topic_messages_total", "Messages published.", "counter", |t| t.counters.published),
+    ("msgbus_topic_pulled_total", "Messages pulled.", "counter", |t| t.counters.pulled),
+    ("msgbus_topic_delivered_total", "Messages delivered to subscribers.", "counter", |t| {
+        t.counters.delivered
+    }),
+    (
+        "msgbus_topic_dropped_total",
+        "Messages removed before a subscriber received them.",
+        "counter",
+        |t| t.counters.missed,
+    ),
+    (
+        "msgbus_topic_expired_unpulled_total",
+        "Messages that expired before anyone pulled them.",
+        "counter",
+        |t| t.counters.expired.unpulled,
+    ),
+    (
+        "msgbus_topic_evicted_unpulled_total",
+        "Messages evicted before anyone pulled them.",
+        "counter",
+        |t| t.counters.evicted.unpulled,
+    ),
+    ("msgbus_topic_retained", "Messages retained.", "gauge", |t| t.retained),
+    ("msgbus_topic_bytes", "Bytes retained.", "gauge", |t| t.bytes),
+    ("msgbus_topic_subscribers", "Open subscriptions.", "gauge", |t| t.subscribers as u64),
 ];
 
-fn per_topic(page: &mut Page, bus: &MessageBus, max_topics: usize) {
-    let mut topics: Vec<_> = bus.topics().iter().filter_map(|name| bus.topic(name)).collect();
-    if topics.len() > max_topics {
-        topics.sort_by_key(|topic| Reverse(topic.counters.published));
-        topics.truncate(max_topics);
-    }
+fn per_topic(page: &mut Page, topics: &[TopicStats]) {
     if topics.is_empty() {
         return;
     }
     for (name, help, kind, value) in FAMILIES {
         page.head(name, help, kind);
-        for topic in &topics {
+        for topic in topics {
             page.sample(name, Some(("topic", topic.topic.name.as_str())), value(topic));
         }
+    }
+}
+
+/// The counters of the bus, and the topics with the most messages published, by name. Of all others nothing
+/// is kept.
+fn walk(bus: &MessageBus, max_topics: usize) -> (BusStats, Vec<TopicStats>) {
+    let mut walk = bus.walk_stats();
+    let mut busiest = Vec::new();
+    while let Some(mut slice) = walk.next_slice() {
+        busiest.append(&mut slice);
+        keep_busiest(&mut busiest, max_topics);
+    }
+    busiest.sort_unstable_by(|a, b| a.topic.name.cmp(&b.topic.name));
+    (walk.totals(), busiest)
+}
+
+fn keep_busiest(topics: &mut Vec<TopicStats>, count: usize) {
+    if topics.len() > count {
+        topics.select_nth_unstable_by_key(count, |topic| Reverse(topic.counters.published));
+        topics.truncate(count);
     }
 }
 

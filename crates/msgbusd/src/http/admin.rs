@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use hyper::{Method, Request, StatusCode};
-use msgbus_core::{TopicName, json};
+use msgbus_core::{TopicName, TopicStats, json};
 
 use super::{Answer, App, content, error::Refusal, no_store};
 use crate::{
@@ -15,17 +15,26 @@ use crate::{
 /// Of so many an answer is small.
 const FEW_SUBSCRIBERS: usize = 12;
 
-pub(super) fn metrics(app: &App) -> Answer {
+pub(super) async fn metrics(worker: &Arc<Worker>) -> Answer {
+    let on_it = Arc::clone(worker);
+    worker.background.run(move || render(&on_it)).await
+}
+
+fn render(app: &App) -> Answer {
     let (connections, subscriptions) = (&app.connections, &app.subscriptions);
     let inflight = app.inflight.bound();
     let gauges = [
         (
             "msgbus_server_connections_open",
-            "Connections, websockets included.",
+            "Open connections, websockets included.",
             connections.taken(),
         ),
-        ("msgbus_server_connections_limit", "The most connections.", connections.limit()),
-        ("msgbus_server_subscriptions", "Websockets and streams.", subscriptions.used()),
+        (
+            "msgbus_server_connections_limit",
+            "Maximum number of connections (--max-connections).",
+            connections.limit(),
+        ),
+        ("msgbus_server_subscriptions", "Open websockets and streams.", subscriptions.used()),
         (
             "msgbus_server_subscriptions_limit",
             "Maximum number of subscriptions (--max-subscriptions).",
@@ -33,12 +42,12 @@ pub(super) fn metrics(app: &App) -> Answer {
         ),
         (
             "msgbus_server_inflight_bytes",
-            "Bytes of bodies, answers and frames on their way.",
+            "Bytes of request bodies, responses and frames in flight.",
             inflight.used(),
         ),
         (
             "msgbus_server_inflight_bytes_limit",
-            "Maximum of bytes in flight (--max-inflight-bytes).",
+            "Maximum number of bytes in flight (--max-inflight-bytes).",
             inflight.limit(),
         ),
     ];
@@ -61,23 +70,32 @@ pub(super) fn health(worker: &Worker) -> Answer {
     answer
 }
 
-/// `/-/stats`: the books of the whole bus, as JSON.
-pub(super) fn stats(app: &App) -> Answer {
+/// `/-/stats`: the counters of the whole bus, as JSON.
+pub(super) async fn stats(worker: &Arc<Worker>) -> Answer {
+    let on_it = Arc::clone(worker);
+    let stats = worker.background.run(move || on_it.bus.stats()).await;
     let mut body = Vec::new();
-    json::write_stats(&mut body, &app.bus.stats());
-    object(app, body)
+    json::write_stats(&mut body, &stats);
+    object(worker, body)
 }
 
-/// `/-/topics/<topic>`: the books of a topic.
-pub(super) fn inspect(app: &App, topic: &TopicName) -> Result<Answer, Refusal> {
-    let missing = || Refusal::NoSuchTopic(topic.clone());
-    let stats = app.bus.topic(topic).ok_or_else(missing)?;
-    if stats.subscribers > FEW_SUBSCRIBERS && app.inflight.is_full() {
+/// `/-/topics/<topic>`: the counters of a topic, and its subscriptions.
+pub(super) async fn inspect(worker: &Arc<Worker>, topic: TopicName) -> Result<Answer, Refusal> {
+    let Some(stats) = worker.bus.topic(&topic) else { return Err(Refusal::NoSuchTopic(topic)) };
+    if stats.subscribers <= FEW_SUBSCRIBERS {
+        return Ok(topic_object(worker, &stats));
+    }
+    if worker.inflight.is_full() {
         return Err(Refusal::TooMuchInFlight);
     }
+    let on_it = Arc::clone(worker);
+    Ok(worker.background.run(move || topic_object(&on_it, &stats)).await)
+}
+
+fn topic_object(app: &App, stats: &TopicStats) -> Answer {
     let mut body = Vec::new();
-    json::write_topic(&mut body, &stats, &app.bus.subscribers(topic));
-    Ok(object(app, body))
+    json::write_topic(&mut body, stats, &app.bus.subscribers(&stats.topic.name));
+    object(app, body)
 }
 
 /// `/-/ticket`: what stands for the caller's key in one URL, once. docs/protocol.md, section 13.6.

@@ -37,11 +37,12 @@ use tracing::{Level, debug, enabled};
 
 use self::{error::Refusal, query::Query, routes::Route};
 use crate::{
+    background::Background,
     bound::{Bound, Hold},
     config::Config,
     frames::Frames,
     inflight::Inflight,
-    keys::{Action, Caller, Keyring},
+    keys::{Action, Caller, Keyring, Permit},
     metrics::Metrics,
     peer::Peer,
     places::{PerAddress, Places},
@@ -69,6 +70,7 @@ pub(crate) struct App {
     pub(crate) subscriptions: Arc<Bound>,
     pub(crate) connections: Arc<Places>,
     pub(crate) rates: Rates,
+    pub(crate) background: Background,
 }
 
 impl App {
@@ -87,6 +89,7 @@ impl App {
             subscriptions: Bound::new(config.max_subscriptions),
             connections: Places::new(config.max_connections, per_address),
             rates: Rates::new(config.publish_rate),
+            background: Background::default(),
             config,
         }
     }
@@ -186,10 +189,11 @@ async fn route(
         }
         Route::Counters(topic) => topics::counters(app, &topic, request),
         Route::Delete(topic) => topics::delete(app, peer, &topic, request),
-        Route::List => topics::list(app, request, caller.as_deref()),
-        Route::Inspect(topic) => admin::inspect(app, &topic),
-        Route::Stats => Ok(admin::stats(app)),
-        Route::Metrics => Ok(admin::metrics(app)),
+        // Boxed, so that no other request is larger for it.
+        Route::List => Box::pin(topics::list(worker, request, caller)).await,
+        Route::Inspect(topic) => Box::pin(admin::inspect(worker, topic)).await,
+        Route::Stats => Ok(Box::pin(admin::stats(worker)).await),
+        Route::Metrics => Ok(Box::pin(admin::metrics(worker)).await),
         Route::Health => Ok(admin::health(worker)),
         Route::Ticket => admin::ticket(app, request, caller),
     }
@@ -206,6 +210,14 @@ fn needs_own_name(route: &Route, caller: Option<&Caller>) -> bool {
 fn seat(app: &App) -> Result<Hold, Refusal> {
     let limit = app.subscriptions.limit();
     app.subscriptions.take(1).ok_or(Refusal::TooManySubscriptions { limit })
+}
+
+/// How a subscription is shown: who it is by its key, if it has shown one, and where from.
+fn label(peer: Peer, permit: &Permit) -> Box<str> {
+    match permit.key_name() {
+        Some(key) => format!("{key}@{peer}").into(),
+        None => peer.to_string().into(),
+    }
 }
 
 /// Whether the client names this media type among those it accepts. A wildcard names none, and

@@ -183,33 +183,7 @@ pub(super) async fn peek<B>(
         return Err(Refusal::NothingFrom { topic: topic.clone(), epoch, start });
     };
     let mut answer = match max {
-/// What a pull asks for.
-struct Wanted {
-    limit: BatchLimit,
-    wait: Option<Duration>,
-    raw: bool,
-    /// Whether the answer is lines of JSON, however many.
-    is_batch: bool,
-}
-
-impl Wanted {
-    fn of<B>(request: &Request<B>) -> Result<Self, Refusal> {
-        let query = query(request);
-        if query.has("since") {
-            let why =
-                "only valid with ?peek, ?stream= or a websocket; a pull always takes the oldest";
-            return Err(Refusal::parameter("since", why));
-        }
-        let query = query.only(&["raw", "max", "wait", "peek"])?;
-        let wait = wait(&query)?;
-        let max = query.count("max")?;
-        let raw = is_raw(&query, request, max)?;
-        let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
-        Ok(Self { limit, wait, raw, is_batch: max.is_some() })
-    }
-}
-
-        Some(_) => lines(app, &messages),
+        Some(_) => Box::pin(lines(app, &messages)).await,
         None if raw => payload(app, first),
         None => object(app, first),
     };

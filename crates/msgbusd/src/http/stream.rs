@@ -28,7 +28,7 @@ use super::{
     Answer, accepts, answers,
     error::Refusal,
     follower::{End, Follower, Item},
-    items, position, query,
+    items, label, position, query,
     query::Query,
     seat,
 };
@@ -83,7 +83,7 @@ pub(super) fn stream<B>(
     let options = SubscribeOptions {
         from: from.unwrap_or_default(),
         lag: position::lag(&query)?,
-        label: Some(peer.to_string().into()),
+        label: Some(label(peer, &permit)),
     };
     let seat = seat(app)?;
     let subscription = app.bus.subscribe(topic, options)?;

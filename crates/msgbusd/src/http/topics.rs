@@ -1,5 +1,7 @@
 //! `GET /`, `HEAD /<topic>`, `DELETE /<topic>`: topics as wholes. docs/protocol.md, section 7.
 
+use std::sync::Arc;
+
 use hyper::{
     Request, StatusCode,
     header::{self, HeaderValue},
@@ -15,6 +17,7 @@ use crate::{
     inflight::Inflight,
     keys::{Action, Caller, Need},
     peer::Peer,
+    worker::Worker,
 };
 
 /// The most topics in one listing.
@@ -27,54 +30,80 @@ const OF_GET: &[&str] =
 
 /// Names, one a line; or objects with counters, for those who accept JSON. Only those that the caller may
 /// inspect, where there are keys.
-pub(super) fn list<B>(
-    app: &App,
+pub(super) async fn list<B>(
+    worker: &Arc<Worker>,
     request: &Request<B>,
-    caller: Option<&Caller>,
+    caller: Option<Arc<Caller>>,
 ) -> Result<Answer, Refusal> {
     let query = query(request).only(&["prefix", "after", "max"])?;
-    let prefix = query.get("prefix")?.unwrap_or_default();
-    let after = query.get("after")?.unwrap_or_default();
-    let max = query.count("max")?.unwrap_or(PAGE).min(PAGE);
-
-    let mut names = app.bus.topics();
-    names.retain(|name| name.as_str().starts_with(prefix) && name.as_str() > after);
-    if let Some(caller) = caller {
-        names.retain(|name| caller.may(Need::Topic(Action::Inspect, name)));
-    }
-    let more = names.len() > max;
-    names.truncate(max);
-    let most = names.len() * MOST_OF_ONE;
-    if most > Inflight::small(request.version()) && app.inflight.is_full() {
-        return Err(Refusal::TooMuchInFlight);
-    }
-
-    let mut answer = if accepts(request.headers(), "application/json") {
-        let topics: Vec<_> = names.iter().filter_map(|name| app.bus.topic(name)).collect();
-        let mut body = Vec::new();
-        json::write_topics(&mut body, &topics);
-        content(app, "application/json", body)
-    } else {
-        let mut body = String::new();
-        for name in &names {
-            body.push_str(name.as_str());
-            body.push('\n');
-        }
-        content(app, "text/plain; charset=utf-8", body)
+    let page = Page {
+        prefix: query.get("prefix")?.unwrap_or_default().to_owned(),
+        after: query.get("after")?.unwrap_or_default().to_owned(),
+        max: query.count("max")?.unwrap_or(PAGE).min(PAGE),
+        as_json: accepts(request.headers(), "application/json"),
+        small: Inflight::small(request.version()),
+        caller,
     };
-    if let Some(last) = names.last().filter(|_| more) {
-        let escape = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
-        let link = format!(
-            "</?prefix={}&after={}&max={max}>; rel=\"next\"",
-            escape(prefix),
-            escape(last.as_str())
-        );
-        if let Ok(link) = HeaderValue::try_from(link) {
+    let on_it = Arc::clone(worker);
+    worker.background.run(move || page.answer(&on_it)).await
+}
+
+/// A part of all topics that is asked for.
+struct Page {
+    prefix: String,
+    after: String,
+    max: usize,
+    as_json: bool,
+    /// What is not counted as in flight, in bytes.
+    small: usize,
+    caller: Option<Arc<Caller>>,
+}
+
+impl Page {
+    fn answer(&self, app: &App) -> Result<Answer, Refusal> {
+        let (names, more) = self.names(app);
+        if names.len() * MOST_OF_ONE > self.small && app.inflight.is_full() {
+            return Err(Refusal::TooMuchInFlight);
+        }
+        let mut answer = if self.as_json {
+            let topics: Vec<_> = names.iter().filter_map(|name| app.bus.topic(name)).collect();
+            let mut body = Vec::new();
+            json::write_topics(&mut body, &topics);
+            content(app, "application/json", body)
+        } else {
+            let mut body = String::new();
+            for name in &names {
+                body.push_str(name.as_str());
+                body.push('\n');
+            }
+            content(app, "text/plain; charset=utf-8", body)
+        };
+        if let Some(link) = names.last().filter(|_| more).and_then(|last| self.next(last)) {
             answer.headers_mut().insert(header::LINK, link);
         }
+        no_store(&mut answer);
+        Ok(answer)
     }
-    no_store(&mut answer);
-    Ok(answer)
+
+    /// The names of the page, and whether there are more after them.
+    fn names(&self, app: &App) -> (Vec<TopicName>, bool) {
+        let may_inspect = |name: &TopicName| {
+            let need = Need::Topic(Action::Inspect, name);
+            self.caller.as_ref().is_none_or(|caller| caller.may(need))
+        };
+        let mut page = app.bus.topic_page(&self.prefix, &self.after, self.max);
+        while page.step(may_inspect) {}
+        page.into_names()
+    }
+
+    /// Where the page after this one is.
+    fn next(&self, last: &TopicName) -> Option<HeaderValue> {
+        let escape = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+        let (prefix, after) = (escape(&self.prefix), escape(last.as_str()));
+        let max = self.max;
+        let link = format!("</?prefix={prefix}&after={after}&max={max}>; rel=\"next\"");
+        HeaderValue::try_from(link).ok()
+    }
 }
 
 /// The counters of one topic, as headers.

@@ -61,6 +61,11 @@ impl Permit {
         })))
     }
 
+    /// The name of the key that was shown; `None` without one.
+    pub(crate) fn key_name(&self) -> Option<&str> {
+        self.0.as_ref()?.caller.key_name()
+    }
+
     /// Ready when it no longer holds. Between two readings of the file it is one atomic load: a poll for
     /// each delivery takes no lock.
     pub(crate) fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {

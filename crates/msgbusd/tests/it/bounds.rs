@@ -35,7 +35,7 @@ impl Daemon {
     }
 
     async fn refused(&self, code: &str) -> u64 {
-        self.metric(&format!("msgbus_server_refused{{code=\"{code}\"}}")).await
+        self.metric(&format!("msgbus_server_refused_total{{code=\"{code}\"}}")).await
     }
 
     /// Asks for something and does not read the answer, so that it stays in flight.
@@ -268,9 +268,9 @@ async fn an_address_has_so_many_connections_and_what_was_a_websocket_leaves_room
     elsewhere.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     let page = elsewhere.reply().await;
     assert_eq!(metric(&page, "msgbus_server_connections_open"), 3);
-    let code = "msgbus_server_refused{code=\"too_many_connections_of_address\"}";
+    let code = "msgbus_server_refused_total{code=\"too_many_connections_of_address\"}";
     assert_eq!(metric(&page, code), 1);
-    assert_eq!(metric(&page, "msgbus_server_connections_refused"), 1);
+    assert_eq!(metric(&page, "msgbus_server_connections_refused_total"), 1);
 
     drop(subscriber);
     soon(async { while daemon.get("/healthz").await.status != 200 {} }).await;
@@ -474,10 +474,12 @@ async fn clients_that_are_too_slow_are_counted_by_what_they_were_slow_with() {
     let _stuck = daemon.ask_and_not_read("/large?max=20").await;
     let mut websocket = daemon.raw_websocket("/large?since=all").await;
     for which in ["header", "body", "idle"] {
-        let series = format!("msgbus_server_timeouts{{which=\"{which}\"}}");
+        let series = format!("msgbus_server_timeouts_total{{which=\"{which}\"}}");
         daemon.wait_for_metric(&series, |count| count >= 1).await;
     }
-    daemon.wait_for_metric("msgbus_server_timeouts{which=\"write\"}", |count| count >= 2).await;
+    daemon
+        .wait_for_metric("msgbus_server_timeouts_total{which=\"write\"}", |count| count >= 2)
+        .await;
     websocket.rest().await;
     assert_eq!(daemon.put("/t", "x").await.status, 202);
 }
@@ -493,7 +495,7 @@ async fn what_is_said_wrongly_is_counted_and_the_bus_goes_on() {
         connection.write(said.as_bytes()).await;
         let answer = String::from_utf8(connection.rest().await).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
-        let series = format!("msgbus_server_refused{{code=\"{code}\"}}");
+        let series = format!("msgbus_server_refused_total{{code=\"{code}\"}}");
         daemon.wait_for_metric(&series, |count| count == 1).await;
     }
     let too_large = [&[0x82, 0xff][..], &(65_537_u64).to_be_bytes(), &[0; 4]].concat();
@@ -504,7 +506,7 @@ async fn what_is_said_wrongly_is_counted_and_the_bus_goes_on() {
     ] {
         let mut websocket = daemon.raw_websocket("/t").await;
         websocket.write(frame).await;
-        let series = format!("msgbus_server_refused{{code=\"{code}\"}}");
+        let series = format!("msgbus_server_refused_total{{code=\"{code}\"}}");
         daemon.wait_for_metric(&series, |count| count == 1).await;
     }
     assert_eq!(daemon.put("/t", "x").await.status, 202);
@@ -520,11 +522,11 @@ async fn every_refusal_has_a_series_from_the_beginning() {
     let mut count = 0;
     for cell in table.lines().skip(2).map(|line| line.split('|').nth(2).unwrap()) {
         for code in cell.split('`').skip(1).step_by(2) {
-            metric(&page, &format!("msgbus_server_refused{{code=\"{code}\"}}"));
+            metric(&page, &format!("msgbus_server_refused_total{{code=\"{code}\"}}"));
             count += 1;
         }
     }
-    let series = page.text().matches("msgbus_server_refused{").count();
+    let series = page.text().matches("msgbus_server_refused_total{").count();
     assert_eq!(count, series, "the table in protocol.md and the metrics");
 }
 

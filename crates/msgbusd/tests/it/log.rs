@@ -118,7 +118,8 @@ impl Unheard {
 
     fn dropped_lines(&self) -> u64 {
         let page = self.ask("GET /metrics");
-        let line = page.lines().find(|line| line.starts_with("msgbus_server_log_lines_dropped "));
+        let line =
+            page.lines().find(|line| line.starts_with("msgbus_server_log_lines_dropped_total "));
         line.unwrap().rsplit_once(' ').unwrap().1.parse().unwrap()
     }
 

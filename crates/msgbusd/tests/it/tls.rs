@@ -570,7 +570,7 @@ async fn who_leaves_an_answer_alone_is_cut_in_http_2_too() {
         soon(async { while number(&files, INFLIGHT).await > 0 {} }).await;
         assert_eq!(number(&files, "msgbus_server_subscriptions").await, 0);
     }
-    assert_eq!(number(&files, "msgbus_server_timeouts{which=\"write\"}").await, 3);
+    assert_eq!(number(&files, "msgbus_server_timeouts_total{which=\"write\"}").await, 3);
 }
 
 /// The value of a series, asked for on the unix socket.
@@ -636,7 +636,9 @@ async fn what_is_small_counts_where_a_connection_has_many_requests() {
     }
     // Those for which there is no room are refused.
     soon(async {
-        while number(&files, "msgbus_server_refused{code=\"too_much_in_flight\"}").await < 50 {}
+        while number(&files, "msgbus_server_refused_total{code=\"too_much_in_flight\"}").await < 50
+        {
+        }
     })
     .await;
     assert!(number(&files, INFLIGHT).await <= 1 << 20);
@@ -677,7 +679,7 @@ async fn daemon_says(files: &Files, request: &str) -> String {
 }
 
 /// A connection on which requests wait, each with a head of so many bytes.
-async fn wait_with_heads(client: &mut Http2, count: usize, size: usize) -> Vec<JoinHandle<u16>> {
+fn wait_with_heads(client: &mut Http2, count: usize, size: usize) -> Vec<JoinHandle<u16>> {
     let mut waiting = Vec::new();
     for _ in 0..count {
         let request = Request::get("https://localhost/w?wait=60s")
@@ -704,7 +706,7 @@ async fn requests_of_http_2_are_inside_the_bound_of_memory_in_flight() {
     // 128 of 8 KiB fill it.
     for _ in 0..4 {
         let mut client = http2(&files, &daemon).await;
-        waiting.extend(wait_with_heads(&mut client, 32, 0).await);
+        waiting.extend(wait_with_heads(&mut client, 32, 0));
         clients.push(client);
     }
     soon(async { while number(&files, INFLIGHT).await < 1 << 20 {} }).await;
@@ -715,7 +717,7 @@ async fn requests_of_http_2_are_inside_the_bound_of_memory_in_flight() {
     assert_eq!(send(&mut other, "GET", "/healthz", "").await.status(), 200);
     assert_eq!(send(&mut other, "GET", "/metrics", "").await.status(), 200);
     assert_eq!(daemon_says(&files, "PUT /t").await, "HTTP/1.1 202 Accepted");
-    assert_eq!(number(&files, "msgbus_server_refused{code=\"too_much_in_flight\"}").await, 1);
+    assert_eq!(number(&files, "msgbus_server_refused_total{code=\"too_much_in_flight\"}").await, 1);
 
     drop(clients);
     for task in &waiting {
@@ -762,7 +764,7 @@ async fn requests_that_wait_in_http_2_take_no_more_memory_than_they_count() {
     let before = resident();
     let mut waiting = Vec::new();
     for client in &mut clients {
-        waiting.extend(wait_with_heads(client, 31, 15 << 10).await);
+        waiting.extend(wait_with_heads(client, 31, 15 << 10));
     }
     soon(async {
         loop {

@@ -228,3 +228,34 @@ async fn topics_and_the_bus_can_be_inspected() {
     daemon.get("/-/elsewhere").await.refuses(404, "/-/stats");
     daemon.put("/-/stats", "x").await.refuses(405, "GET, HEAD");
 }
+
+#[tokio::test]
+async fn what_visits_many_topics_holds_up_nobody_on_the_same_thread() {
+    const SLOW: usize = 8;
+    let daemon = Daemon::on_threads(1);
+    for n in 0..50_000 {
+        daemon.bus.put(&format!("t/{n}").parse().unwrap(), "").unwrap();
+    }
+    for target in ["/?max=1", "/metrics", "/-/stats"] {
+        let mut slow = Vec::new();
+        for _ in 0..SLOW {
+            let mut connection = daemon.connect().await;
+            let request =
+                format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            connection.write(request.as_bytes()).await;
+            slow.push(tokio::spawn(async move { connection.reply().await.status }));
+        }
+        let mut other = daemon.connect().await;
+        let mut answered = 0;
+        while slow.iter().any(|slow| !slow.is_finished()) {
+            other.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+            other.read_until(b"\r\n\r\nok\n").await;
+            answered += 1;
+        }
+        for slow in slow {
+            assert_eq!(slow.await.unwrap(), 200);
+        }
+        // On a thread that makes them itself, about one gets its turn between two of them.
+        assert!(answered > 3 * SLOW, "{target}: {answered}");
+    }
+}

@@ -24,7 +24,7 @@ use tracing::debug;
 pub(super) use self::handshake::is_wanted;
 use self::{session::Session, transport::Transport};
 use super::{
-    Answer, answers, empty, error::Refusal, follower::Follower, items, position, query, seat,
+    Answer, answers, empty, error::Refusal, follower::Follower, items, label, position, query, seat,
 };
 use crate::{
     connection::Connection, frames::Form, keys::Permit, peer::Peer, rewound::Rewound,
@@ -49,7 +49,7 @@ pub(super) fn subscribe(
     let options = SubscribeOptions {
         from: from.unwrap_or_default(),
         lag: position::lag(&query)?,
-        label: Some(peer.to_string().into()),
+        label: Some(label(peer, &permit)),
     };
     let seat = seat(app)?;
     let subscription = app.bus.subscribe(topic, options)?;
