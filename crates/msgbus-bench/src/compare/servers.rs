@@ -3,6 +3,7 @@
 use std::{
     env, fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     rc::Rc,
@@ -117,6 +118,9 @@ impl Contender {
         let running = Running::start(self.name(), |port, folder| self.command(port, folder, size))?;
         if self == Self::Nchan {
             running.wait_for_workers()?;
+        }
+        if self.door() == Door::Unix {
+            running.wait_for_socket(variants::SOCKET)?;
         }
         Ok(running)
     }
@@ -309,6 +313,18 @@ impl Running {
             sleep(Duration::from_millis(20));
         }
         bail!("nginx has no workers: {}", self.log())
+    }
+
+    /// Addresses are listened on one after the other: that one takes connections says nothing of the next.
+    fn wait_for_socket(&self, name: &str) -> anyhow::Result<()> {
+        let path = self.folder().join(name);
+        for _ in 0..500 {
+            if UnixStream::connect(&path).is_ok() {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(20));
+        }
+        bail!("nothing listens on {}: {}", path.display(), self.log())
     }
 
     /// What it has said.

@@ -74,7 +74,7 @@ const KEYS: &str = "keys.toml";
 const KEYS_TEXT: &str = "[keys.bench]\n\
     hash = \"sha256:15584a45d917fc513d19b776647258f2c7c5ac75b375641f7afa3a30eb82a483\"\n\
     allow = [\"*:bench-00000000\", \"*:bench/*\"]\n";
-const SOCKET: &str = "bus.sock";
+pub(super) const SOCKET: &str = "bus.sock";
 
 /// Writes what the flags name to a folder, where the server is started.
 pub(super) fn write_files(folder: &Path) -> anyhow::Result<()> {
