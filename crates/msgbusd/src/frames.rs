@@ -4,8 +4,11 @@
 //! same for all: header and payload are made once and shared. Small frames are kept for those who follow
 //! closely; large ones are shared for as long as somebody writes them.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -38,6 +41,13 @@ pub(crate) enum Form {
     JsonLine,
     /// The payload and a line feed.
     RawLine,
+}
+
+impl Form {
+    /// Whether more is made of a payload than a header and a line end.
+    fn is_encoded(self) -> bool {
+        matches!(self, Self::Text | Self::Sse | Self::JsonLine)
+    }
 }
 
 /// A message in its form, in up to two pieces: a large payload that needs no encoding stays where it is.
@@ -152,8 +162,8 @@ impl Frames {
     }
 }
 
-/// The latest small frames of one topic, and all large ones that somebody still has. Those who lag make
-/// their own small ones.
+/// The latest frames of one topic, and all large ones that somebody still has. Those who lag make their own
+/// small ones.
 #[derive(Debug)]
 pub(crate) struct Ring {
     form: Form,
@@ -162,8 +172,24 @@ pub(crate) struct Ring {
     /// Whether anything was kept since the last clearing.
     used: AtomicBool,
     bound: Arc<Bound>,
-    /// By id.
-    large: Mutex<HashMap<u64, Weak<Shared>>>,
+    large: Mutex<Large>,
+}
+
+/// The large frames of one topic.
+#[derive(Debug, Default)]
+struct Large {
+    /// Those that somebody has, by id.
+    taken: HashMap<u64, Weak<Shared>>,
+    /// The latest that took encoding, for the next who follows closely: the one before may have written it
+    /// and dropped it by then. They do not count as in flight.
+    latest: VecDeque<LargeSlot>,
+}
+
+#[derive(Debug)]
+struct LargeSlot {
+    id: u64,
+    frame: Frame,
+    _kept: Hold,
 }
 
 #[derive(Debug)]
@@ -190,11 +216,14 @@ struct Encoded {
 impl Shared {
     /// The frame of a message, which is encoded outside of every lock.
     fn frame(&self, message: &Message, form: Form, inflight: &Inflight) -> Frame {
-        let encode = || {
-            let frame = encode(message, form);
-            Encoded { _inflight: inflight.hold_shared(frame.len()), frame }
-        };
+        let encode = || Encoded::new(encode(message, form), inflight);
         self.encoded.get_or_init(encode).frame.clone()
+    }
+}
+
+impl Encoded {
+    fn new(frame: Frame, inflight: &Inflight) -> Self {
+        Self { _inflight: inflight.hold_shared(frame.len()), frame }
     }
 }
 
@@ -202,6 +231,8 @@ impl Ring {
     const SLOTS: usize = 64;
     /// Frames that are larger, in bytes, are not kept, and their payload is not copied for a header.
     const LARGEST: usize = 16 << 10;
+    /// The most bytes of large frames that are kept, if they are several.
+    const LATEST_LARGE: usize = 128 << 10;
 
     fn new(form: Form, bound: Arc<Bound>) -> Self {
         Self {
@@ -217,8 +248,7 @@ impl Ring {
     pub(crate) fn frame(self: &Arc<Self>, message: &Message, inflight: &Inflight) -> Frame {
         let size = size_hint(message, self.form);
         if size > Self::LARGEST {
-            let shared = self.large(message.id());
-            return shared.frame(message, self.form, inflight).with(&shared);
+            return self.large_frame(message, inflight);
         }
         let is_alone = Arc::strong_count(self) == 1;
         match if is_alone { None } else { self.kept(message.id(), size) } {
@@ -246,18 +276,56 @@ impl Ring {
         Some(shared)
     }
 
-    fn large(&self, id: u64) -> Arc<Shared> {
+    fn large_frame(self: &Arc<Self>, message: &Message, inflight: &Inflight) -> Frame {
+        let shared = self.large(message.id(), inflight);
+        let encoded = shared.encoded.get_or_init(|| {
+            let frame = encode(message, self.form);
+            if Arc::strong_count(self) > 1 && self.form.is_encoded() {
+                self.keep_large(message.id(), &frame);
+            }
+            Encoded::new(frame, inflight)
+        });
+        encoded.frame.clone().with(&shared)
+    }
+
+    fn large(&self, id: u64, inflight: &Inflight) -> Arc<Shared> {
         let mut large = self.large.lock();
-        if let Some(shared) = large.get(&id).and_then(Weak::upgrade) {
+        let Large { taken, latest } = &mut *large;
+        if let Some(shared) = taken.get(&id).and_then(Weak::upgrade) {
             return shared;
         }
-        if large.len() == large.capacity() {
-            large.retain(|_, shared| shared.strong_count() > 0);
+        if taken.len() == taken.capacity() {
+            taken.retain(|_, shared| shared.strong_count() > 0);
         }
-        let shared = Arc::default();
-        large.insert(id, Arc::downgrade(&shared));
+        let kept = latest.iter().find(|slot| slot.id == id);
+        let encoded = kept.map_or_else(OnceLock::new, |slot| {
+            OnceLock::from(Encoded::new(slot.frame.clone(), inflight))
+        });
+        let shared = Arc::new(Shared { encoded, _kept: None });
+        taken.insert(id, Arc::downgrade(&shared));
         self.used.store(true, Relaxed);
         shared
+    }
+
+    /// Keeps a frame, beside as many older ones as a batch may have.
+    fn keep_large(&self, id: u64, frame: &Frame) {
+        let Some(kept) = self.bound.take(frame.len()) else { return };
+        let mut large = self.large.lock();
+        let latest = &mut large.latest;
+        if latest.back().is_some_and(|slot| slot.id >= id) {
+            return;
+        }
+        latest.push_back(LargeSlot { id, frame: frame.clone(), _kept: kept });
+        let mut bytes: usize = latest.iter().map(|slot| slot.frame.len()).sum();
+        let mut dropped = Vec::new();
+        while bytes > Self::LATEST_LARGE && latest.len() > 1 {
+            if let Some(slot) = latest.pop_front() {
+                bytes -= slot.frame.len();
+                dropped.push(slot);
+            }
+        }
+        // Freed when no lock is held.
+        drop(large);
     }
 
     fn clear(&self) {
@@ -269,8 +337,11 @@ impl Ring {
             drop(kept);
         }
         let mut large = self.large.lock();
-        large.retain(|_, shared| shared.strong_count() > 0);
-        large.shrink_to_fit();
+        large.taken.retain(|_, shared| shared.strong_count() > 0);
+        large.taken.shrink_to_fit();
+        let latest = std::mem::take(&mut large.latest);
+        drop(large);
+        drop(latest);
     }
 }
 
@@ -332,103 +403,4 @@ fn header(kind: Data, length: usize) -> Vec<u8> {
     // Writing to a Vec cannot fail.
     let _ = header.format(length as u64, &mut bytes);
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use msgbus_core::{MessageBus, Options, TopicName};
-
-    use super::*;
-
-    fn messages(payloads: impl IntoIterator<Item = Vec<u8>>) -> Vec<Message> {
-        let bus = MessageBus::new(Options::default());
-        let topic: TopicName = "t".parse().unwrap();
-        let publish = |payload| {
-            bus.put(&topic, payload).unwrap();
-            bus.get(&topic).unwrap()
-        };
-        payloads.into_iter().map(publish).collect()
-    }
-
-    fn bytes(frame: &Frame) -> Vec<u8> {
-        frame.pieces().concat()
-    }
-
-    #[test]
-    fn small_frames_are_shared_while_fresh_and_gone_when_cleared() {
-        let messages = messages((0..=Ring::SLOTS).map(|n| n.to_string().into_bytes()));
-        let (frames, inflight) = (Frames::default(), Inflight::new(1));
-        let is_same = |one: &Frame, other: &Frame| one.head.as_ptr() == other.head.as_ptr();
-        let ring = frames.ring(1, Form::Binary);
-        ring.frame(&messages[0], &inflight);
-        assert_eq!(frames.bound.used(), 0, "nobody to share with");
-
-        let other = frames.ring(1, Form::Binary);
-        let first = ring.frame(&messages[0], &inflight);
-        assert_eq!(bytes(&first), b"\x82\x010");
-        assert!(is_same(&first, &other.frame(&messages[0], &inflight)));
-        assert!(frames.bound.used() > 0);
-
-        // The last one has the slot of the first.
-        ring.frame(&messages[Ring::SLOTS], &inflight);
-        assert!(!is_same(&first, &ring.frame(&messages[0], &inflight)));
-
-        frames.clear();
-        assert_eq!(frames.bound.used(), 0);
-        ring.frame(&messages[1], &inflight);
-        drop((ring, other));
-        assert_eq!(frames.bound.used(), 0);
-    }
-
-    #[test]
-    fn large_frames_are_made_and_counted_once_while_somebody_has_them() {
-        let messages = messages([vec![b'x'; 100 << 10], vec![b'y'; 100 << 10]]);
-        for form in [Form::Text, Form::Binary, Form::Sse, Form::JsonLine, Form::RawLine] {
-            let (frames, inflight) = (Frames::default(), Inflight::new(1 << 20));
-            let ring = frames.ring(1, form);
-            let first = ring.frame(&messages[0], &inflight);
-            // Whoever lags shares, too.
-            let next = ring.frame(&messages[1], &inflight);
-            let same = ring.frame(&messages[0], &inflight);
-            let large = |frame: &Frame| {
-                frame.pieces().into_iter().max_by_key(|p| p.len()).unwrap().as_ptr()
-            };
-            assert_eq!(large(&first), large(&same), "{form:?}");
-            assert_eq!(inflight.bound().used(), first.len() + next.len(), "{form:?}");
-            assert_eq!(frames.bound.used(), 0, "{form:?}");
-            if let Form::Binary | Form::RawLine = form {
-                assert_eq!(large(&first), messages[0].payload().as_ptr(), "not copied");
-            }
-            let mut rest = first.clone();
-            drop((first, same));
-            assert_eq!(rest.advance(50 << 10), 50 << 10);
-            assert_eq!(inflight.bound().used(), rest.len() + (50 << 10) + next.len(), "{form:?}");
-            drop((rest, next));
-            assert_eq!(inflight.bound().used(), 0, "{form:?}");
-        }
-    }
-
-    #[test]
-    fn a_frame_is_what_the_library_would_send() {
-        for length in [0, 1, 125, 126, 16_374, 16_384, 16_385, 65_535, 65_536] {
-            let message = &messages([vec![b'x'; length]])[0];
-            for form in [Form::Binary, Form::Text] {
-                let frame = bytes(&encode(message, form));
-                let (header, size) =
-                    FrameHeader::parse(&mut std::io::Cursor::new(&frame)).unwrap().unwrap();
-                assert!(header.is_final && header.mask.is_none());
-                let payload = &frame[header.len(size)..];
-                assert_eq!(size, payload.len() as u64);
-                if form == Form::Binary {
-                    assert_eq!(
-                        (header.opcode, payload),
-                        (OpCode::Data(Data::Binary), &message.payload()[..])
-                    );
-                } else {
-                    assert_eq!(header.opcode, OpCode::Data(Data::Text));
-                    assert_eq!(json::read_message(payload).unwrap().payload(), message.payload());
-                }
-            }
-        }
-    }
 }
