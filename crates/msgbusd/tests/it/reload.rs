@@ -183,7 +183,8 @@ fn a_stop_says_what_it_discards() {
             log.contains("received SIGTERM, shutting down (repeat to exit immediately)"),
             "{log}"
         );
-        assert!(log.contains("draining 0 connections, up to 10s"), "{log}");
+        // The connections of the publishes may still be on their way out.
+        assert!(log.contains("draining ") && log.contains(", up to 10s"), "{log}");
     }
 
     let mut daemon = start(&["--drain-timeout", "1h"]);
