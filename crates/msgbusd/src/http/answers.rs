@@ -1,13 +1,20 @@
 //! What several doors say in the headers of their answers.
 
+use std::cell::RefCell;
+
 use hyper::header::{HeaderMap, HeaderValue};
 use msgbus_core::Start;
 
 use super::names::{MSGBUS_EPOCH, MSGBUS_MISSED, MSGBUS_NEXT_ID, MSGBUS_RESTARTED};
 
+thread_local! {
+    /// The latest epoch that was asked for, and how it is written: a topic has the same one for long.
+    static LATEST: RefCell<(u64, HeaderValue)> = RefCell::new((0, number(0)));
+}
+
 /// Tells in the headers of the answer where the reading starts.
 pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: Start) {
-    headers.insert(MSGBUS_EPOCH, number(epoch));
+    headers.insert(MSGBUS_EPOCH, self::epoch(epoch));
     headers.insert(MSGBUS_NEXT_ID, number(start.next_id));
     if start.missed > 0 {
         headers.insert(MSGBUS_MISSED, number(start.missed));
@@ -21,4 +28,15 @@ pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: Start) {
 pub(super) fn number(number: u64) -> HeaderValue {
     HeaderValue::from_str(itoa::Buffer::new().format(number))
         .unwrap_or_else(|_| HeaderValue::from(number))
+}
+
+/// An epoch as a header's value.
+pub(super) fn epoch(epoch: u64) -> HeaderValue {
+    LATEST.with_borrow_mut(|(latest, written)| {
+        if *latest != epoch {
+            *latest = epoch;
+            *written = number(epoch);
+        }
+        written.clone()
+    })
 }

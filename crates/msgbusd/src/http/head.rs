@@ -9,7 +9,7 @@ use hyper::{
 
 use super::{
     error::Refusal,
-    items,
+    find, items,
     names::{LAST_EVENT_ID, SEC_FETCH_DEST, SEC_FETCH_SITE, TTL},
 };
 use crate::peer::Peer;
@@ -57,7 +57,7 @@ fn repeats_no_single(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// RFC 9112, section 3.2, and RFC 9113, section 8.3.1.
 fn check_host<B>(request: &Request<B>) -> Result<(), Refusal> {
-    let Some(host) = request.headers().get(header::HOST) else {
+    let Some(host) = find(request.headers(), &header::HOST) else {
         let is_needed = request.version() == Version::HTTP_11;
         return if is_needed { Err(Refusal::NoHost) } else { Ok(()) };
     };
@@ -77,8 +77,13 @@ fn check_host<B>(request: &Request<B>) -> Result<(), Refusal> {
 }
 
 /// The characters of a host and port (RFC 3986, section 3.2.2).
-fn is_of_host(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
+const fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')'
+        )
+        || matches!(byte, b'*' | b'+' | b',' | b';' | b'=' | b':' | b'[' | b']')
 }
 
 /// `chunked` is all that the HTTP library undoes (RFC 9112, section 6.1).

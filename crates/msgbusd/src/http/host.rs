@@ -6,13 +6,13 @@ use std::net::IpAddr;
 
 use hyper::{Request, header};
 
-use super::error::Refusal;
+use super::{error::Refusal, find};
 use crate::{config::Config, peer::Peer};
 
 /// Host and port that a request is for: of its target where that has one (RFC 9112, section 3.2.2; in HTTP/2
 /// `:authority`), and else of `Host`. Empty where it is for none, which no browser says.
 pub(super) fn authority<B>(request: &Request<B>) -> &str {
-    let host = || request.headers().get(header::HOST)?.to_str().ok();
+    let host = || find(request.headers(), &header::HOST)?.to_str().ok();
     request.uri().authority().map_or_else(|| host().unwrap_or_default(), |named| named.as_str())
 }
 

@@ -52,8 +52,8 @@ use crate::{
 };
 
 pub(crate) use self::stream::Live;
-/// A whole body, or one that goes on.
-pub(crate) type AnswerBody = Either<Full<Bytes>, Live>;
+/// A whole body, or one that goes on. That one is boxed: an answer is moved often, and most are whole.
+pub(crate) type AnswerBody = Either<Full<Bytes>, Box<Live>>;
 type Answer = Response<AnswerBody>;
 
 /// What every door works with.
@@ -240,6 +240,15 @@ fn is_quality_0(parameter: &str) -> bool {
     parameter.split_once('=').is_some_and(|(name, value)| {
         name.eq_ignore_ascii_case("q") && value.parse().is_ok_and(|quality: f32| quality <= 0.0)
     })
+}
+
+/// The value of a header, the first of several. Few headers are compared sooner than a name is hashed.
+fn find<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    const FEW: usize = 6;
+    if headers.len() > FEW {
+        return headers.get(name);
+    }
+    headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
 }
 
 /// The items of a header that is a list.

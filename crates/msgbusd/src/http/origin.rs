@@ -9,7 +9,7 @@ use hyper::{
 use super::{
     TOPIC_METHODS,
     error::Refusal,
-    host,
+    find, host,
     names::{EXPOSED, PURPOSES, SEC_FETCH_DEST, SEC_FETCH_SITE, X_REQUESTED_WITH},
 };
 use crate::{config::Config, peer::Peer};
@@ -30,7 +30,7 @@ pub(super) fn check<B>(
     config: &Config,
 ) -> Result<Source, Refusal> {
     let headers = request.headers();
-    let origin = headers.get(header::ORIGIN);
+    let origin = find(headers, &header::ORIGIN);
     let site = text(headers, &SEC_FETCH_SITE);
     if origin.is_none() && site.is_none() {
         // No browser, or one that does not say.
@@ -120,7 +120,7 @@ fn is_own_script(headers: &HeaderMap) -> bool {
 }
 
 fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    Some(headers.get(name)?.to_str().ok()?.to_ascii_lowercase())
+    Some(find(headers, name)?.to_str().ok()?.to_ascii_lowercase())
 }
 
 impl Source {

@@ -1,12 +1,12 @@
 //! `PUT|POST /<topic>`: publishing. docs/protocol.md, section 4.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
     Request, StatusCode,
     body::Incoming,
-    header::{self, HeaderMap, HeaderValue},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use msgbus_core::{Draft, PublishError, TopicName, parse_duration};
 use tokio::task::yield_now;
@@ -17,6 +17,7 @@ use super::{
     body::{self, BodyLimit},
     empty,
     error::Refusal,
+    find,
     names::{MSGBUS_EPOCH, MSGBUS_FIRST_ID, MSGBUS_ID, MSGBUS_LAST_ID, TTL},
     query,
     query::Query,
@@ -58,9 +59,7 @@ pub(super) async fn publish(
     auth::check_again(app, caller, Need::Topic(Action::Publish, topic))?;
 
     let size = payload.len();
-    let mut answer = empty(StatusCode::ACCEPTED);
-    let headers = answer.headers_mut();
-    let epoch = if split {
+    if split {
         let count = count_lines(app, topic, &payload)?;
         if let Some(account) = account {
             let taken = app.rates.take_batch(account, count);
@@ -71,17 +70,29 @@ pub(super) async fn publish(
         let published = app.bus.put_all(topic, drafts)?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         debug!(%peer, %topic, first, last, bytes = size, "PUT");
-        headers.insert(MSGBUS_FIRST_ID, answers::number(first));
-        headers.insert(MSGBUS_LAST_ID, answers::number(last));
-        published.epoch
-    } else {
-        let published = app.bus.put(topic, draft.payload(payload))?;
-        debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
-        headers.insert(MSGBUS_ID, answers::number(published.id));
-        published.epoch
-    };
-    headers.insert(MSGBUS_EPOCH, answers::number(epoch));
-    Ok(answer)
+        let ids = [(MSGBUS_FIRST_ID, first), (MSGBUS_LAST_ID, last)];
+        return Ok(accepted(request, ids, published.epoch));
+    }
+    let published = app.bus.put(topic, draft.payload(payload))?;
+    debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
+    Ok(accepted(request, [(MSGBUS_ID, published.id)], published.epoch))
+}
+
+/// The answer to a request whose headers are no longer needed: their map serves for those of the answer.
+fn accepted<B, const N: usize>(
+    request: &mut Request<B>,
+    ids: [(HeaderName, u64); N],
+    epoch: u64,
+) -> Answer {
+    let mut headers = mem::take(request.headers_mut());
+    headers.clear();
+    for (name, id) in ids {
+        headers.insert(name, answers::number(id));
+    }
+    headers.insert(MSGBUS_EPOCH, answers::epoch(epoch));
+    let mut answer = empty(StatusCode::ACCEPTED);
+    *answer.headers_mut() = headers;
+    answer
 }
 
 /// How many messages the lines of a body make, unless the topic may not hold as many: a body of line ends
@@ -133,7 +144,7 @@ fn ttl(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Duration>, Refus
         }
         return Ok(Some(ttl));
     }
-    let Some(value) = headers.get(TTL) else { return Ok(None) };
+    let Some(value) = find(headers, &TTL) else { return Ok(None) };
     let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
     let seconds = digits.and_then(|text| text.parse().ok()).filter(|seconds| *seconds > 0);
     let why = "use a whole number of seconds, 1 or more";
@@ -160,8 +171,7 @@ fn draft(ttl: Option<Duration>, split: bool, headers: &HeaderMap) -> Result<Draf
 
 /// The media type of the payload, unless it is only what curl says of any data.
 fn content_type(headers: &HeaderMap) -> Option<&str> {
-    headers
-        .get(header::CONTENT_TYPE)
+    find(headers, &header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .filter(|text| text.len() <= LONGEST_KEPT)
         .filter(|text| *text != "application/x-www-form-urlencoded")
@@ -170,7 +180,7 @@ fn content_type(headers: &HeaderMap) -> Option<&str> {
 /// The codings of the payload, which is kept encoded: one that cannot be kept is refused, for nobody could
 /// decode the payload without it.
 fn content_encoding(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    if !headers.contains_key(header::CONTENT_ENCODING) {
+    if find(headers, &header::CONTENT_ENCODING).is_none() {
         return Ok(None);
     }
     let values = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::to_str);

@@ -100,7 +100,7 @@ pub(super) fn stream<B>(
     if form == Form::Sse && is_event_source(request.headers()) {
         live.name_the_start();
     }
-    let mut answer = Response::new(Either::Right(live));
+    let mut answer = Response::new(Either::Right(Box::new(live)));
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -21,12 +21,12 @@ pub(super) const MOST_OFFERED: usize = 16 << 10;
 
 /// A body that goes on, and ends its exchange when it ends.
 pub(super) struct Watched {
-    body: Live,
+    body: Box<Live>,
     _exchange: Exchange,
 }
 
 impl Watched {
-    pub(super) fn new(exchange: Exchange, body: Live) -> Self {
+    pub(super) fn new(exchange: Exchange, body: Box<Live>) -> Self {
         Self { body, _exchange: exchange }
     }
 }
