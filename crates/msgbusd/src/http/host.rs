@@ -2,7 +2,7 @@
 //! here (DNS rebinding): for a browser the page and this server are one site then. Such a name is refused
 //! wherever a browser would need no key. docs/protocol.md, section 9.3.
 
-use std::net::IpAddr;
+use std::{cell::RefCell, net::IpAddr};
 
 use hyper::{Request, header};
 
@@ -19,10 +19,14 @@ pub(super) fn authority<B>(request: &Request<B>) -> &str {
 /// Refuses a name that may be somebody else's. Not in TLS: there is no certificate here for such a name.
 pub(super) fn check<B>(request: &Request<B>, peer: Peer, config: &Config) -> Result<(), Refusal> {
     let authority = authority(request);
-    if peer.has_tls || authority.is_empty() {
+    if peer.has_tls || authority.is_empty() || is_latest_local(authority) {
         return Ok(());
     }
     let name = name(authority);
+    if is_local(name) {
+        LATEST_LOCAL.with_borrow_mut(|latest| authority.clone_into(latest));
+        return Ok(());
+    }
     if is_own(name, config) || is_of_allowed_origin(name, config) {
         return Ok(());
     }
@@ -31,10 +35,23 @@ pub(super) fn check<B>(request: &Request<B>, peer: Peer, config: &Config) -> Res
 
 /// Whether this can only be a name of this server, whatever speaks to it.
 pub(super) fn is_own(name: &str, config: &Config) -> bool {
+    is_local(name) || config.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
+}
+
+/// Whether this can be no name that somebody else makes point here, whatever is configured.
+fn is_local(name: &str) -> bool {
     name.eq_ignore_ascii_case("localhost")
         || name.parse::<IpAddr>().is_ok()
         || has_suffix(name, ".localhost")
-        || config.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
+}
+
+thread_local! {
+    /// The latest authority that was found to be local: most requests are for the same one.
+    static LATEST_LOCAL: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+fn is_latest_local(authority: &str) -> bool {
+    LATEST_LOCAL.with_borrow(|latest| latest == authority)
 }
 
 /// Whether this is the host of an origin that was allowed: a proxy's name is one that browsers use.
