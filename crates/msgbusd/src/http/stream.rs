@@ -7,6 +7,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -16,12 +17,13 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Either;
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::{Body, Frame},
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use msgbus_core::{Position, RecvError, SubscribeOptions, TopicName};
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::{
@@ -40,6 +42,8 @@ use crate::{
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A comment without an empty line behind it: some parsers take every empty line for an event.
 const SSE_KEEP_ALIVE: &[u8] = b":\n";
+/// How long a stream may take to end when its key is revoked.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// The format that the request asks for, if it asks for a stream at all.
@@ -95,8 +99,14 @@ pub(super) fn stream<B>(
         _ => "application/octet-stream",
     };
     let (epoch, start) = (subscription.topic().epoch, subscription.start());
+    // In HTTP/2 the connection has other requests, too.
+    let is_alone = request.version() != Version::HTTP_2;
+    let cut_when_revoked = permit.again().filter(|_| is_alone).map(|permit| {
+        AbortOnDropHandle::new(tokio::spawn(cut_when_revoked(permit, conversation.clone())))
+    });
     let follower = Follower::new(app, peer, subscription, form, permit, seat);
     let mut live = Live::new(follower, conversation, form, note);
+    live.cut_when_revoked = cut_when_revoked;
     if form == Form::Sse && is_event_source(request.headers()) {
         live.name_the_start();
     }
@@ -109,6 +119,14 @@ pub(super) fn stream<B>(
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     answers::tell_start(headers, epoch, start);
     Ok(answer)
+}
+
+/// Cuts a connection whose stream has not ended in time after its key was revoked: hyper does not ask for the
+/// end while the client takes nothing.
+async fn cut_when_revoked(mut permit: Permit, conversation: Conversation) {
+    poll_fn(|cx| permit.poll_revoked(cx)).await;
+    sleep(CLOSE_TIMEOUT).await;
+    conversation.cut();
 }
 
 fn keep_alive(app: &Worker) -> Duration {
@@ -132,6 +150,8 @@ pub(crate) struct Live {
     pieces: VecDeque<Bytes>,
     keep_alive: Pin<Box<Sleep>>,
     draining: Pin<Box<Cancelled>>,
+    /// Runs for as long as this lives; `None` without keys.
+    cut_when_revoked: Option<AbortOnDropHandle<()>>,
     over: bool,
 }
 
@@ -149,6 +169,7 @@ impl Live {
             conversation: conversation.clone(),
             form,
             pieces: VecDeque::new(),
+            cut_when_revoked: None,
             over: false,
             follower,
         };

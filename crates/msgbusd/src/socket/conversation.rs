@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     io::ErrorKind,
+    net::Shutdown,
     sync::{
         Arc,
         atomic::{
@@ -14,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{config::Timeouts, metrics::Deadline, stream::Stream};
@@ -292,6 +294,14 @@ impl Conversation {
                 }
             }
             sleep_until(next_look).await;
+        }
+    }
+
+    /// Ends the connection at once, whatever waits to be written.
+    pub(crate) fn cut(&self) {
+        if let Some(stream) = &self.0.stream {
+            // It may be gone already.
+            let _ = SockRef::from(&**stream).shutdown(Shutdown::Both);
         }
     }
 

@@ -7,7 +7,10 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use msgbusd::keys::{KeyFile, NewKey};
-use tokio::io::AsyncReadExt as _;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 use crate::{
@@ -372,8 +375,10 @@ async fn a_key_that_loses_a_grant_keeps_the_others() {
     assert_eq!(b.message().await.payload(), "x");
 }
 
-#[tokio::test]
-async fn a_revoked_follower_is_cut_in_the_middle_of_a_message_that_it_does_not_read() {
+/// Revokes the key of a follower that has begun to take a message and reads no more; asserts that it is cut.
+async fn revoke_in_the_middle<S: AsyncRead + Unpin>(
+    follow: impl AsyncFnOnce(&Daemon, &NewKey) -> S,
+) {
     let made = key("goes", &["subscribe:t"]);
     let file = File::new(&[], &[&made]);
     let daemon = Daemon::with(|config| {
@@ -381,7 +386,7 @@ async fn a_revoked_follower_is_cut_in_the_middle_of_a_message_that_it_does_not_r
         config.timeouts.write = Duration::from_secs(3600);
         config.timeouts.drain = Duration::from_secs(3600);
     });
-    let going = follow(&daemon, "/t?raw", &made).await;
+    let mut stream = follow(&daemon, &made).await;
     // More than the buffers of the system hold.
     let payload = vec![b'x'; 32 << 20];
     daemon.bus.put(&"t".parse().unwrap(), payload.clone()).unwrap();
@@ -401,13 +406,35 @@ async fn a_revoked_follower_is_cut_in_the_middle_of_a_message_that_it_does_not_r
     .await;
     // Until the connection is gone, too.
     assert_eq!(soon(daemon.stop()).await.unwrap().cut, 0);
-    let mut stream = going.0.into_inner();
     let (mut buffer, mut received) = (vec![0; 1 << 20], 0);
     // A reset is an end, too.
     while let Ok(count @ 1..) = soon(stream.read(&mut buffer)).await {
         received += count;
     }
     assert!(received < payload.len(), "{received}");
+}
+
+#[tokio::test]
+async fn a_revoked_websocket_is_cut_in_the_middle_of_a_message_that_it_does_not_read() {
+    revoke_in_the_middle(async |daemon, key| follow(daemon, "/t?raw", key).await.0.into_inner())
+        .await;
+}
+
+#[tokio::test]
+async fn a_revoked_stream_is_cut_in_the_middle_of_a_message_that_it_does_not_read() {
+    revoke_in_the_middle(async |daemon, key| {
+        let mut stream = TcpStream::connect(daemon.address).await.unwrap();
+        let secret = &key.secret;
+        let request = format!(
+            "GET /t?stream=raw HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        soon(stream.read_exact(&mut status)).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 200");
+        stream
+    })
+    .await;
 }
 
 /// Whatever the sessions are just doing: many tries find what one does not.
