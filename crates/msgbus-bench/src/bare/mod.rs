@@ -1,7 +1,7 @@
 //! Servers that do nothing but move bytes: the limit for anything that makes the same system calls.
 //!
 //! What is published is answered by hyper where it goes nowhere, as msgbusd answers it, and by
-//! [`push`] without a library where it goes to subscribers: there hyper is a small part of the work,
+//! `push` without a library where it goes to subscribers: there hyper is a small part of the work,
 //! and a limit has none that could be left out.
 
 mod frame;
