@@ -138,7 +138,7 @@ fn is_quiet(soak: &Soak, details: &TopicDetails) -> bool {
     let nobody_is_unaware = here == details.subscriptions.len();
     nobody_is_unaware
         && details.subscriptions.iter().all(|there| {
-            let here = there.peer.as_ref().and_then(|peer| live.get(peer));
+            let here = there.peer.as_deref().and_then(|peer| live.get(address(peer)));
             there.lag == 0
                 && here.is_some_and(|here| {
                     here.received == there.received && !keys.is_over(&here.claim)
@@ -175,7 +175,7 @@ fn compare_subscriptions(soak: &Soak, books: &mut Books, details: &TopicDetails)
     let live = soak.live.borrow();
     let topic = &details.topic;
     for there in &details.subscriptions {
-        let here = there.peer.as_ref().and_then(|peer| live.get(peer));
+        let here = there.peer.as_deref().and_then(|peer| live.get(address(peer)));
         let Some(here) = here.filter(|here| here.topic == topic.name) else {
             books.check(Book::Subscriptions, false, || {
                 format!("{}: nobody here is {:?}", topic.name, there.peer)
@@ -230,4 +230,9 @@ async fn get<T: DeserializeOwned>(soak: &Soak, wire: &mut Wire, path: &str) -> i
     wire.send(soak.request("GET", path).as_bytes()).await?;
     let (_, body) = wire.answer(true).await?;
     Ok(serde_json::from_slice(&body)?)
+}
+
+/// The address in a label of the server, which may have the name of a key before it.
+fn address(peer: &str) -> &str {
+    peer.rsplit('@').next().unwrap_or(peer)
 }
