@@ -10,8 +10,9 @@ use chrono::DateTime;
 
 use self::common::is_a_line;
 use crate::{
-    Message, Position, TopicInfo, TopicName, TopicPattern, clock::Wall, format_duration, json,
-    message::Headers, parse_duration,
+    Message, Position, TopicInfo, TopicName, TopicPattern, format_duration, json,
+    model::{Headers, Wall},
+    parse_duration,
 };
 
 /// The most bytes in an error, whatever it is about.

@@ -26,55 +26,33 @@
 //! Everything is bounded, see [`Options`]; everything that leaves a bound is counted, see
 //! [`Counters`].
 
-mod access;
-mod audience;
-mod block;
-mod budget;
 mod bus;
-mod cell;
-mod clock;
-mod cursors;
-mod duration;
 mod error;
-mod event;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod handle;
-pub mod json;
-mod log;
-mod map;
-mod message;
-mod name;
+mod model;
 mod options;
-mod pattern;
-mod position;
-mod pull;
-mod removed;
+mod receive;
 mod stats;
-mod subscription;
 mod topic;
-mod waiters;
-mod wakes;
-mod walk;
+mod wire;
 
-pub use bus::MessageBus;
-pub use cursors::LagPolicy;
-pub use duration::{DurationError, format_duration, parse_duration};
-pub use error::{NoRoom, PublishError, RecvError, SubscribeError};
-pub use event::{Event, Peek, Start};
-pub use handle::TopicHandle;
-pub use message::{Draft, Message, Published, PublishedBatch, TopicInfo};
-pub use name::{NameError, TopicName};
-pub use options::{BatchLimit, Options, Overflow, SubscribeOptions, TopicRule, TopicSettings};
-pub use pattern::{PatternError, TopicPattern};
-pub use position::{Position, PositionError};
-pub use pull::Pull;
-pub use stats::{
-    BusStats, Counters, Departed, Purged, SubscriberStats, SubscriptionStats, TopicStats,
+pub use self::{
+    bus::{MessageBus, StatsWalk, TopicHandle, TopicPage},
+    error::{NoRoom, PublishError, RecvError, SubscribeError},
+    model::{
+        Draft, DurationError, Event, Message, NameError, PatternError, Peek, Position,
+        PositionError, Published, PublishedBatch, Start, TopicInfo, TopicName, TopicPattern,
+        format_duration, parse_duration,
+    },
+    options::{
+        BatchLimit, LagPolicy, Options, Overflow, SubscribeOptions, TopicRule, TopicSettings,
+    },
+    receive::{Pull, Subscription},
+    stats::{BusStats, Counters, Departed, Purged, SubscriberStats, SubscriptionStats, TopicStats},
+    wire::json,
 };
-pub use subscription::Subscription;
-pub use walk::{StatsWalk, TopicPage};
 
 /// The examples of the README are tested too.
 #[cfg(doctest)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{cursors::LagPolicy, name::TopicName, pattern::TopicPattern, position::Position};
+use crate::model::{Position, TopicName, TopicPattern};
 
 /// The settings of a bus. `Options::default()` is a bus that needs no thought.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +125,16 @@ impl From<Position> for SubscribeOptions {
     fn from(from: Position) -> Self {
         Self { from, ..Self::default() }
     }
+}
+
+/// What a subscription does when messages have left the log before it got to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LagPolicy {
+    /// It is told how many, and goes on with the oldest message there is.
+    #[default]
+    Skip,
+    /// It ends with [`RecvError::Lagged`](crate::RecvError::Lagged).
+    Disconnect,
 }
 
 /// The bounds of what is taken at once.

@@ -2,7 +2,7 @@
 
 use std::{iter::Sum, ops::AddAssign, sync::Arc};
 
-use crate::{message::TopicInfo, options::TopicSettings};
+use crate::{model::TopicInfo, options::TopicSettings};
 
 /// What happened to the messages of a topic or of a whole bus.
 ///

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 
-use crate::name::{NameError, TopicName};
+use super::name::{NameError, TopicName};
 
 /// A pattern over topic names: `*` stands for one segment, `**` at the end for all the rest (one
 /// segment at least). A pattern without wildcards matches the topic of that very name.

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use chrono::{DateTime, Datelike as _, SecondsFormat, Utc};
 use thiserror::Error;
 
-use crate::duration::{format_duration, parse_duration};
+use super::duration::{format_duration, parse_duration};
 
 /// A place in a topic's log at which a subscription starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -12,22 +12,62 @@ use std::{
 };
 
 use hashbrown::HashTable;
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
-use crate::{
-    budget::{Budget, Reservation},
-    cell::TopicCell,
-    clock::{Now, Tick},
-    error::NoRoom,
-    log::Log,
-    message::TopicInfo,
-    name::TopicName,
-    options::Options,
-    position::Position,
-    stats::{Counters, Purged},
-    topic::Topic,
-    wakes::{WakeQueue, Wakes},
+use super::{
+    clock,
+    locked_topic::LockedTopic,
+    wake_queue::{self, WakeQueue},
 };
+use crate::{
+    error::NoRoom,
+    model::{Now, Position, TopicInfo, TopicName},
+    options::Options,
+    stats::{Counters, Purged},
+    topic::{Budget, Log, Reservation, Topic, Wakes},
+};
+
+/// A topic, as the map and its subscriptions share it.
+#[derive(Debug)]
+pub(crate) struct SharedTopic {
+    name: TopicName,
+    map: Weak<TopicMap>,
+    topic: Mutex<Topic>,
+}
+
+impl SharedTopic {
+    pub(crate) fn new(topic: Topic, map: Weak<TopicMap>) -> Self {
+        Self { name: topic.info().name.clone(), map, topic: Mutex::new(topic) }
+    }
+
+    pub(crate) fn name(&self) -> &TopicName {
+        &self.name
+    }
+
+    pub(crate) fn lock(&self) -> LockedTopic<'_> {
+        LockedTopic::new(self.topic.lock())
+    }
+
+    /// Locks the topic after its expired messages were removed, a slice under each lock.
+    pub(crate) fn lock_expired(&self) -> LockedTopic<'_> {
+        loop {
+            let mut topic = self.lock();
+            if !topic.expire(clock::monotonic()) {
+                return topic;
+            }
+        }
+    }
+
+    /// Releases the lock, and takes the topic out of the map if it was made for consumers only and
+    /// the last of them has just left.
+    pub(crate) fn unlock_and_forget_abandoned(self: &Arc<Self>, topic: LockedTopic<'_>) {
+        let is_abandoned = topic.is_abandoned();
+        drop(topic);
+        if is_abandoned && let Some(map) = self.map.upgrade() {
+            map.forget_if(self, Topic::is_abandoned);
+        }
+    }
+}
 
 /// All topics of a bus by their names.
 #[derive(Debug)]
@@ -50,13 +90,13 @@ pub(crate) struct TopicMap {
 
 #[derive(Debug, Default)]
 struct Shard {
-    topics: HashTable<Arc<TopicCell>>,
+    topics: HashTable<Arc<SharedTopic>>,
     /// What happened to the messages of topics that are gone.
     gone: Counters,
 }
 
 impl Shard {
-    fn find(&self, key: Key<'_>) -> Option<&Arc<TopicCell>> {
+    fn find(&self, key: Key<'_>) -> Option<&Arc<SharedTopic>> {
         self.topics.find(key.hash, |cell| cell.name() == key.name)
     }
 }
@@ -70,7 +110,7 @@ struct Key<'a> {
 
 /// Where in the map a name belongs.
 pub(crate) enum Place<'a> {
-    Taken(Arc<TopicCell>),
+    Taken(Arc<SharedTopic>),
     Free(FreePlace<'a>),
 }
 
@@ -87,11 +127,11 @@ impl FreePlace<'_> {
     pub(crate) fn create<T, E>(
         mut self,
         begin: impl FnOnce(&mut Topic) -> Result<T, E>,
-    ) -> Result<(Arc<TopicCell>, T), E> {
+    ) -> Result<(Arc<SharedTopic>, T), E> {
         let mut topic = self.map.new_topic(self.key.name);
         let begun = begin(&mut topic)?;
-        let cell = Arc::new(TopicCell::new(topic, Weak::clone(&self.map.own)));
-        let hash = |cell: &Arc<TopicCell>| self.map.key(cell.name()).hash;
+        let cell = Arc::new(SharedTopic::new(topic, Weak::clone(&self.map.own)));
+        let hash = |cell: &Arc<SharedTopic>| self.map.key(cell.name()).hash;
         self.shard.topics.insert_unique(self.key.hash, Arc::clone(&cell), hash);
         Ok((cell, begun))
     }
@@ -115,7 +155,7 @@ impl TopicMap {
             last_removal: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         });
-        map.last_removal.store(map.next_epoch(Now::read()), Relaxed);
+        map.last_removal.store(map.next_epoch(clock::now()), Relaxed);
         map
     }
 
@@ -136,7 +176,7 @@ impl TopicMap {
 
     /// The topics in one shard, and the counters of those that have left it; `None` behind the last
     /// shard.
-    pub(crate) fn cells_in(&self, shard: usize) -> Option<(Counters, Vec<Arc<TopicCell>>)> {
+    pub(crate) fn cells_in(&self, shard: usize) -> Option<(Counters, Vec<Arc<SharedTopic>>)> {
         let shard = self.shards.get(shard)?.read();
         Some((shard.gone, shard.topics.iter().map(Arc::clone).collect()))
     }
@@ -196,7 +236,7 @@ impl TopicMap {
             for cell in cells {
                 let more = || {
                     let mut topic = cell.lock();
-                    let now = Tick::now();
+                    let now = clock::monotonic();
                     let (expired, more) = topic.sweep(now);
                     (expired, more, topic.is_idle(now))
                 };
@@ -207,7 +247,7 @@ impl TopicMap {
                         break idle;
                     }
                 };
-                if idle && self.forget_if(&cell, |topic| topic.is_idle(Tick::now())) {
+                if idle && self.forget_if(&cell, |topic| topic.is_idle(clock::monotonic())) {
                     purged.topics += 1;
                 }
             }
@@ -224,7 +264,7 @@ impl TopicMap {
             for cell in cells {
                 let mut topic = cell.lock();
                 topic.close();
-                let wakes = topic.take_wakers();
+                let wakes = topic.take_wakers(wake_queue::spare);
                 drop(topic);
                 self.wakes.wake(wakes);
             }
@@ -240,7 +280,7 @@ impl TopicMap {
         &self.shards[(key.hash >> 32) as usize % Self::SHARDS]
     }
 
-    pub(crate) fn find(&self, name: &TopicName) -> Option<Arc<TopicCell>> {
+    pub(crate) fn find(&self, name: &TopicName) -> Option<Arc<SharedTopic>> {
         let key = self.key(name);
         self.shard(key).read().find(key).map(Arc::clone)
     }
@@ -260,7 +300,7 @@ impl TopicMap {
     }
 
     fn new_topic(&self, name: &TopicName) -> Topic {
-        let now = Now::read();
+        let now = clock::now();
         let settings = self.options.settings_for(name);
         let info = TopicInfo {
             name: name.clone(),
@@ -278,13 +318,18 @@ impl TopicMap {
 
     /// The time in nanoseconds, or one more than the last epoch where the clock has not moved on.
     fn next_epoch(&self, now: Now) -> u64 {
-        let next = |last: u64| now.wall.nanoseconds().max(last + 1);
+        let time = u64::try_from(now.wall.nanoseconds()).unwrap_or(0);
+        let next = |last: u64| time.max(last + 1);
         let last = self.last_epoch.fetch_update(Relaxed, Relaxed, |last| Some(next(last)));
         next(last.unwrap_or_else(|last| last))
     }
 
     /// Takes a topic out of the map if it is still `unused`.
-    pub(crate) fn forget_if(&self, cell: &TopicCell, unused: impl FnOnce(&Topic) -> bool) -> bool {
+    pub(crate) fn forget_if(
+        &self,
+        cell: &SharedTopic,
+        unused: impl FnOnce(&Topic) -> bool,
+    ) -> bool {
         let mut shard = self.shard(self.key(cell.name())).write();
         let mut topic = cell.lock();
         let is_unused = unused(&topic);
@@ -299,7 +344,7 @@ impl TopicMap {
     /// Takes a topic out of the map and ends it. When the locks are released, the wakers are to be
     /// woken and the messages dropped: freeing many takes a while.
     fn remove(&self, shard: &mut Shard, topic: &mut Topic) -> (Wakes, Log) {
-        let now = Tick::now();
+        let now = clock::monotonic();
         let retained = topic.delete(now);
         let key = self.key(&topic.info().name);
         if let Ok(entry) = shard.topics.find_entry(key.hash, |cell| cell.name() == key.name) {
@@ -308,8 +353,8 @@ impl TopicMap {
         shard.gone += topic.stats(now).counters;
         if topic.was_published() {
             self.published_topics.fetch_sub(1, Relaxed);
-            self.last_removal.store(self.next_epoch(Now::read()), Relaxed);
+            self.last_removal.store(self.next_epoch(clock::now()), Relaxed);
         }
-        (topic.take_wakers(), retained)
+        (topic.take_wakers(wake_queue::spare), retained)
     }
 }

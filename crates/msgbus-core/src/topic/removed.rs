@@ -1,7 +1,7 @@
 //! Messages on their way out of a log. Freeing memory takes longer than anything else that is done
 //! under a topic's lock, so it waits until the lock is released.
 
-use crate::message::Message;
+use crate::model::Message;
 
 /// Messages that have left a log. One is the usual number, and allocates nothing.
 #[derive(Debug, Default)]

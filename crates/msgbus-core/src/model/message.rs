@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::{clock::Wall, name::TopicName};
+use super::{name::TopicName, time::Wall};
 
 /// What never changes about a topic from its creation to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,9 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::{
-    clock::Wall,
-    message::{Headers, Message, TopicInfo},
-    name::NameError,
+    model::{Headers, Message, NameError, TopicInfo, Wall},
     options::Overflow,
     stats::{BusStats, Counters, SubscriberStats, TopicStats},
 };

@@ -7,15 +7,42 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::blocking::block_until;
 use crate::{
-    block::block_until,
-    cell::{LockedTopic, TopicCell},
-    clock::Tick,
-    error::RecvError,
-    message::Message,
+    bus::{LockedTopic, MessageBus, SharedTopic, TopicHandle, TopicRef, clock},
+    error::{RecvError, SubscribeError},
+    model::{Message, TopicName},
     options::BatchLimit,
-    waiters::Ticket,
+    topic::{Ticket, Topic},
 };
+
+impl MessageBus {
+    /// Pulls messages as soon as there are any. The topic need not exist, see
+    /// [`subscribe`](Self::subscribe). Those who wait are served in order; a [`get`](Self::get) does not queue and may be faster.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`].
+    pub fn wait(&self, topic: &TopicName, limit: BatchLimit) -> Result<Pull, SubscribeError> {
+        self.at(topic, &mut None).wait(limit)
+    }
+}
+
+impl TopicHandle {
+    /// Pulls messages as soon as there are any, as [`MessageBus::wait`](crate::MessageBus::wait) does.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`].
+    pub fn wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
+        self.topic_ref().wait(limit)
+    }
+}
+
+impl TopicRef<'_> {
+    fn wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
+        let (topic, ticket) = self.with_or_create(Topic::wait)?;
+        Ok(Pull::new(Arc::clone(topic), ticket, limit))
+    }
+}
 
 /// A pull that waits for its messages: a future of at least one, up to a limit.
 ///
@@ -24,21 +51,21 @@ use crate::{
 /// lets the next one have them. Once it has completed it is pending for ever, and in nobody's way.
 #[derive(Debug)]
 pub struct Pull {
-    topic: Arc<TopicCell>,
+    topic: Arc<SharedTopic>,
     /// `None` when it has completed.
     ticket: Option<Ticket>,
     limit: BatchLimit,
 }
 
 impl Pull {
-    pub(crate) fn new(topic: Arc<TopicCell>, ticket: Ticket, limit: BatchLimit) -> Self {
+    pub(crate) fn new(topic: Arc<SharedTopic>, ticket: Ticket, limit: BatchLimit) -> Self {
         Self { topic, ticket: Some(ticket), limit }
     }
 
     /// The size of the oldest payload that nobody has pulled, in bytes; `None` when there is none, or the
     /// topic has been deleted. Takes nothing.
     pub fn next_size(&self) -> Option<usize> {
-        self.topic.lock().next_unpulled_size(Tick::now())
+        self.topic.lock().next_unpulled_size(clock::monotonic())
     }
 
     /// Blocks the thread until there are messages, or for this long: then the answer is `None`.
@@ -66,7 +93,7 @@ impl Pull {
         if !may_take() {
             return Poll::Ready(Ok(Vec::new()));
         }
-        let taken = topic.take_waiting(ticket, self.limit, Tick::now());
+        let taken = topic.take_waiting(ticket, self.limit, clock::monotonic());
         if taken.as_ref().is_ok_and(Vec::is_empty) {
             let replaced = topic.park_waiter(ticket, cx.waker());
             drop(topic);

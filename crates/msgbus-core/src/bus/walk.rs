@@ -3,11 +3,12 @@
 
 use std::{collections::BinaryHeap, mem::take, sync::Arc, vec};
 
+use super::{
+    clock,
+    map::{SharedTopic, TopicMap},
+};
 use crate::{
-    cell::TopicCell,
-    clock::Tick,
-    map::TopicMap,
-    name::TopicName,
+    model::TopicName,
     stats::{BusStats, TopicStats},
 };
 
@@ -75,7 +76,7 @@ impl TopicPage {
 pub struct StatsWalk {
     map: Arc<TopicMap>,
     shard: usize,
-    cells: vec::IntoIter<Arc<TopicCell>>,
+    cells: vec::IntoIter<Arc<SharedTopic>>,
     totals: BusStats,
 }
 
@@ -118,7 +119,7 @@ impl StatsWalk {
         for cell in self.cells.by_ref().take(Self::SLICE) {
             let mut topic = cell.lock_expired();
             let is_deleted = topic.is_deleted();
-            let stats = topic.stats(Tick::now());
+            let stats = topic.stats(clock::monotonic());
             drop(topic);
             self.totals.counters += stats.counters;
             self.totals.retained += stats.retained;

@@ -1,6 +1,6 @@
 //! What those who read a topic are told.
 
-use crate::message::Message;
+use super::message::Message;
 
 /// What a subscription receives.
 #[derive(Debug, Clone, PartialEq, Eq)]

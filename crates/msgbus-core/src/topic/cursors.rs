@@ -4,15 +4,7 @@ use std::task::Waker;
 
 use slab::Slab;
 
-/// What a subscription does when messages have left the log before it got to them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LagPolicy {
-    /// It is told how many, and goes on with the oldest message there is.
-    #[default]
-    Skip,
-    /// It ends with [`RecvError::Lagged`](crate::RecvError::Lagged).
-    Disconnect,
-}
+use crate::options::LagPolicy;
 
 /// One subscription's place in the log.
 #[derive(Debug)]

@@ -11,18 +11,62 @@ use std::{
 
 use futures_core::Stream;
 
+use super::blocking::block_until;
 use crate::{
-    block::block_until,
-    cell::TopicCell,
-    clock::Tick,
-    cursors::CursorKey,
-    error::RecvError,
-    event::{Event, Start},
-    message::TopicInfo,
-    options::BatchLimit,
+    bus::{MessageBus, SharedTopic, TopicHandle, TopicRef, clock},
+    error::{RecvError, SubscribeError},
+    model::{Event, Start, Tick, TopicInfo, TopicName},
+    options::{BatchLimit, SubscribeOptions},
     stats::SubscriptionStats,
-    topic::Topic,
+    topic::{CursorKey, Topic},
 };
+
+impl MessageBus {
+    /// Subscribes to a topic. From the return on, nothing that is published escapes the subscription
+    /// unannounced.
+    ///
+    /// A topic that does not exist is created, but as long as nothing is published to it, it counts neither
+    /// for [`Options::max_topics`] nor for [`Options::max_bytes`], and goes with the last who subscribes or
+    /// waits. The number of these topics is that of the subscriptions and waiting pulls, which the program
+    /// has to bound.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`].
+    pub fn subscribe(
+        &self,
+        topic: &TopicName,
+        options: impl Into<SubscribeOptions>,
+    ) -> Result<Subscription, SubscribeError> {
+        self.at(topic, &mut None).subscribe(options.into())
+    }
+}
+
+impl TopicHandle {
+    /// Subscribes to the topic, as [`MessageBus::subscribe`](crate::MessageBus::subscribe) does.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`].
+    pub fn subscribe(
+        &mut self,
+        options: impl Into<SubscribeOptions>,
+    ) -> Result<Subscription, SubscribeError> {
+        self.topic_ref().subscribe(options.into())
+    }
+}
+
+impl TopicRef<'_> {
+    fn subscribe(&mut self, mut options: SubscribeOptions) -> Result<Subscription, SubscribeError> {
+        let map = self.map();
+        let subscribe = |topic: &mut Topic| -> Result<_, SubscribeError> {
+            // Under the lock: an earlier incarnation of this topic has been removed by now.
+            options.from = map.resume(options.from);
+            let (key, start) = topic.subscribe(options, clock::now())?;
+            Ok((Arc::clone(topic.info()), key, start))
+        };
+        let (topic, (info, key, start)) = self.with_or_create(subscribe)?;
+        Ok(Subscription::new(Arc::clone(topic), info, key, start))
+    }
+}
 
 /// A live subscription to one topic.
 ///
@@ -32,7 +76,7 @@ use crate::{
 /// [`try_recv`](Self::try_recv)). Dropping it unsubscribes.
 #[derive(Debug)]
 pub struct Subscription {
-    topic: Arc<TopicCell>,
+    topic: Arc<SharedTopic>,
     info: Arc<TopicInfo>,
     key: CursorKey,
     start: Start,
@@ -42,7 +86,7 @@ pub struct Subscription {
 
 impl Subscription {
     pub(crate) fn new(
-        topic: Arc<TopicCell>,
+        topic: Arc<SharedTopic>,
         info: Arc<TopicInfo>,
         key: CursorKey,
         start: Start,
@@ -62,14 +106,14 @@ impl Subscription {
 
     /// What it has received, missed and still before it.
     pub fn stats(&self) -> SubscriptionStats {
-        self.topic.lock_expired().subscription_stats(self.key, Tick::now())
+        self.topic.lock_expired().subscription_stats(self.key, clock::monotonic())
     }
 
     /// The size of the payload that comes next, in bytes; `None` when the next event is no message, or
     /// there is none yet. Takes nothing.
     pub fn next_size(&self) -> Option<usize> {
         let mut topic = self.topic.lock();
-        let now = Tick::now();
+        let now = clock::monotonic();
         topic.expire(now);
         topic.next_size(self.key, now)
     }
@@ -168,7 +212,7 @@ impl Subscription {
         let mut topic = self.topic.lock();
         let mut taken = None;
         if !topic.is_caught_up(self.key) {
-            let now = Tick::now();
+            let now = clock::monotonic();
             topic.expire(now);
             taken = take(&mut topic, self.key, now).transpose();
         }
@@ -227,7 +271,7 @@ impl Stream for Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut topic = self.topic.lock();
-        let waker = topic.unsubscribe(self.key, Tick::now());
+        let waker = topic.unsubscribe(self.key, clock::monotonic());
         self.topic.unlock_and_forget_abandoned(topic);
         drop(waker);
     }

@@ -1,13 +1,13 @@
 //! Waking those whom a publish found asleep, outside every lock.
 //!
-//! A publisher takes all parked wakers of a topic in one step ([`Cursors::take_parked`]) and wakes a
+//! A publisher takes all parked wakers of a topic in one step ([`Topic::take_wakers`]) and wakes a
 //! slice of them itself. With a [`Driver`], which a program runs as a task, the
 //! rest is left to it, so that a publish costs the same for a hundred and for ten thousand
 //! subscribers. Without one the publisher wakes them all. Either way each waker that was taken is woken:
 //! nothing depends on whether a woken task is polled or dropped. That is why it is a driver that continues
 //! the chain and not the subscribers.
 //!
-//! [`Cursors::take_parked`]: crate::cursors::Cursors::take_parked
+//! [`Topic::take_wakers`]: crate::topic::Topic::take_wakers
 
 use std::{
     cell::Cell,
@@ -20,7 +20,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::cursors::Parked;
+use crate::topic::{Parked, Wakes};
 
 /// How many are woken in one go.
 const SLICE: usize = 128;
@@ -44,16 +44,6 @@ pub(crate) fn spare() -> Vec<Parked> {
 fn keep_spare(emptied: Vec<Parked>) {
     // While a thread ends there is nowhere to keep it.
     let _ = SPARE.try_with(|spare| spare.set(emptied));
-}
-
-/// Who is to be woken after a change of a topic, once its lock is released.
-#[must_use]
-#[derive(Debug, Default)]
-pub(crate) struct Wakes {
-    /// Subscribers.
-    pub(crate) parked: Vec<Parked>,
-    /// The next of those who wait to pull.
-    pub(crate) waiter: Option<Waker>,
 }
 
 /// Wakers that publishers have left to a driver.

@@ -11,10 +11,7 @@ use std::{
     ops::Range,
 };
 
-use crate::{
-    clock::{Tick, Wall},
-    message::Message,
-};
+use crate::model::{Message, Tick, Wall};
 
 #[derive(Debug, Default)]
 pub(crate) struct Log {
@@ -236,7 +233,7 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use super::*;
-    use crate::{clock::Now, message::TopicInfo};
+    use crate::model::{Now, TopicInfo};
 
     /// Appends so many messages that live for so many seconds.
     fn push(log: &mut Log, count: u64, seconds: u64, early: bool) {
@@ -253,8 +250,7 @@ mod tests {
     }
 
     fn start() -> Now {
-        static START: std::sync::LazyLock<Now> = std::sync::LazyLock::new(Now::read);
-        *START
+        Now { tick: Tick::from_nanoseconds(0), wall: Wall::from_nanoseconds(0) }
     }
 
     fn expire(log: &mut Log, seconds: u64) -> usize {

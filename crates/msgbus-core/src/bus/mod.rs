@@ -2,24 +2,27 @@
 
 use std::{convert::Infallible, future::poll_fn, sync::Arc};
 
+use self::{map::TopicMap, wake_queue::Driver};
 use crate::{
-    access::Access,
-    cell::TopicCell,
-    clock::Tick,
-    error::{PublishError, SubscribeError},
-    event::Peek,
-    handle::TopicHandle,
-    map::TopicMap,
-    message::{Draft, Message, Published, PublishedBatch},
-    name::TopicName,
-    options::{BatchLimit, Options, SubscribeOptions},
-    position::Position,
-    pull::Pull,
+    error::PublishError,
+    model::{Draft, Message, Peek, Position, Published, PublishedBatch, TopicName},
+    options::{BatchLimit, Options},
     stats::{BusStats, Purged, SubscriberStats, TopicStats},
-    subscription::Subscription,
-    wakes::Driver,
+};
+
+pub(crate) mod clock;
+mod handle;
+mod locked_topic;
+mod map;
+mod topic_ref;
+mod wake_queue;
+mod walk;
+
+pub use self::{
+    handle::TopicHandle,
     walk::{StatsWalk, TopicPage},
 };
+pub(crate) use self::{locked_topic::LockedTopic, map::SharedTopic, topic_ref::TopicRef};
 
 /// A message bus: topics by name, each a bounded log that can be published to, pulled from and
 /// subscribed to. Cheap to clone; all clones are the same bus.
@@ -80,15 +83,6 @@ impl MessageBus {
         self.at(topic, &mut None).get_all(limit)
     }
 
-    /// Pulls messages as soon as there are any. The topic need not exist, see
-    /// [`subscribe`](Self::subscribe). Those who wait are served in order; a [`get`](Self::get) does not queue and may be faster.
-    ///
-    /// # Errors
-    /// See [`SubscribeError`].
-    pub fn wait(&self, topic: &TopicName, limit: BatchLimit) -> Result<Pull, SubscribeError> {
-        self.at(topic, &mut None).wait(limit)
-    }
-
     /// Looks at messages without taking them: from a position on, or those that nobody has pulled.
     /// `None` when there is no such topic.
     pub fn peek(
@@ -100,32 +94,18 @@ impl MessageBus {
         self.at(topic, &mut None).peek(from, limit)
     }
 
-    /// Subscribes to a topic. From the return on, nothing that is published escapes the subscription
-    /// unannounced.
-    ///
-    /// A topic that does not exist is created, but as long as nothing is published to it, it counts neither
-    /// for [`Options::max_topics`] nor for [`Options::max_bytes`], and goes with the last who subscribes or
-    /// waits. The number of these topics is that of the subscriptions and waiting pulls, which the program
-    /// has to bound.
-    ///
-    /// # Errors
-    /// See [`SubscribeError`].
-    pub fn subscribe(
-        &self,
-        topic: &TopicName,
-        options: impl Into<SubscribeOptions>,
-    ) -> Result<Subscription, SubscribeError> {
-        self.at(topic, &mut None).subscribe(options.into())
-    }
-
     /// A topic at hand: what is done through it need not be found by its name each time. There need
     /// be no such topic, and none is made before one is needed.
     pub fn handle(&self, topic: &TopicName) -> TopicHandle {
         TopicHandle::new(Arc::clone(&self.0), topic.clone())
     }
 
-    fn at<'a>(&'a self, name: &'a TopicName, cell: &'a mut Option<Arc<TopicCell>>) -> Access<'a> {
-        Access::new(&self.0, name, cell)
+    pub(crate) fn at<'a>(
+        &'a self,
+        name: &'a TopicName,
+        cell: &'a mut Option<Arc<SharedTopic>>,
+    ) -> TopicRef<'a> {
+        TopicRef::new(&self.0, name, cell)
     }
 
     /// The names of all topics, sorted: for few topics. See [`topic_page`](Self::topic_page).
@@ -148,13 +128,13 @@ impl MessageBus {
 
     /// The counters of one topic; `None` when there is no such topic.
     pub fn topic(&self, topic: &TopicName) -> Option<TopicStats> {
-        self.at(topic, &mut None).look_exactly(|topic| topic.stats(Tick::now()))
+        self.at(topic, &mut None).with_exact(|topic| topic.stats(clock::monotonic()))
     }
 
     /// The subscriptions of one topic; none when there is no such topic.
     pub fn subscribers(&self, topic: &TopicName) -> Vec<SubscriberStats> {
         self.at(topic, &mut None)
-            .look_exactly(|topic| topic.subscribers(Tick::now()))
+            .with_exact(|topic| topic.subscribers(clock::monotonic()))
             .unwrap_or_default()
     }
 

@@ -3,7 +3,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use crate::{cursors::Cursors, waiters::Waiters};
+use super::{cursors::Cursors, waiters::Waiters};
 
 #[derive(Debug, Default)]
 pub(crate) struct Audience(Option<Box<Members>>);

@@ -1,0 +1,22 @@
+//! What travels and how it is named: values without behaviour beyond their own rules.
+
+mod duration;
+mod event;
+mod message;
+mod name;
+mod pattern;
+mod position;
+mod time;
+
+pub use self::{
+    duration::{DurationError, format_duration, parse_duration},
+    event::{Event, Peek, Start},
+    message::{Draft, Message, Published, PublishedBatch, TopicInfo},
+    name::{NameError, TopicName},
+    pattern::{PatternError, TopicPattern},
+    position::{Position, PositionError},
+};
+pub(crate) use self::{
+    message::Headers,
+    time::{Now, Span, Tick, Wall},
+};

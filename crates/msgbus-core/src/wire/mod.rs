@@ -1,0 +1,3 @@
+//! What is sent over a wire.
+
+pub mod json;
