@@ -1,4 +1,4 @@
-//! The bus inside a program: publish, pull, and look at the books.
+//! The bus inside a program: publish, pull, and read the counters.
 //!
 //! Run it with `cargo run -p msgbus-core --example embedded`.
 
@@ -6,14 +6,14 @@
 
 use std::{error::Error, time::Duration};
 
-use msgbus_core::{Draft, MessageBus, Options, TopicName};
+use msgbus_core::{MessageBus, NewMessage, Options, TopicName};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let bus = MessageBus::new(Options::default());
     let jobs: TopicName = "jobs/resize".parse()?;
 
     bus.put(&jobs, "cat.png")?;
-    bus.put(&jobs, Draft::new("dog.png").ttl(Duration::from_secs(60)))?;
+    bus.put(&jobs, NewMessage::new("dog.png").ttl(Duration::from_secs(60)))?;
 
     while let Some(job) = bus.get(&jobs) {
         println!("job {}: {}", job.id(), String::from_utf8_lossy(job.payload()));

@@ -1,4 +1,4 @@
-//! A subscriber in a thread of its own, without any async runtime.
+//! A subscriber in its own thread, without an async runtime.
 //!
 //! Run it with `cargo run -p msgbus-core --example subscriber`.
 
@@ -19,8 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Ok(Event::Message(message)) => {
                     println!("{}: {}", message.id(), String::from_utf8_lossy(message.payload()));
                 }
-                Ok(Event::Missed(count)) => println!("{count} messages came and went too fast"),
-                Err(end) => break println!("over: {end}"),
+                Ok(Event::Missed(count)) => println!("missed {count} messages"),
+                Err(end) => break println!("ended: {end}"),
             }
         }
     });

@@ -1,81 +1,79 @@
-//! What can go wrong, one enum per operation.
+//! Errors, one enum per operation.
 
 use thiserror::Error;
 
-/// Why a message was not accepted. Nothing of it was kept, no message left on its account, and no
-/// topic was made for it.
+/// Why a publish was refused. Nothing was kept, evicted or created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The message, or the batch, is larger than its topic may be. It evicted nothing.
-    #[error("the message counts for {size} bytes, its topic holds at most {limit}")]
+    /// The message or batch is larger than the topic may be.
+    #[error("the message counts as {size} bytes; the topic holds at most {limit}")]
     TooLarge {
-        /// What it counts for, in bytes.
+        /// Its size as the limits count it, in bytes.
         size: u64,
-        /// The bound of the topic, in bytes.
+        /// The limit of the topic, in bytes.
         limit: u64,
     },
-    /// There are more messages in the batch than its topic may hold. It evicted nothing.
-    #[error("the batch has {count} messages, its topic holds at most {limit}")]
+    /// The batch has more messages than the topic may hold.
+    #[error("the batch has {count} messages; the topic holds at most {limit}")]
     TooMany {
         /// Messages in the batch.
         count: usize,
-        /// The bound of the topic, in messages.
+        /// The limit of the topic, in messages.
         limit: usize,
     },
-    /// The topic is full of messages that nobody has pulled, and set to refuse then.
-    #[error("the topic is full: nothing that was pulled is left to make room")]
+    /// The topic is full of messages that nobody has pulled, and its overflow policy is to refuse.
+    #[error("the topic is full: its oldest message is still waiting to be pulled")]
     TopicFull,
-    /// The message needs a new topic and there are as many as may be.
+    /// A limit of the whole bus is reached.
     #[error(transparent)]
-    NoRoom(#[from] NoRoom),
-    /// The bus has been closed.
+    LimitReached(#[from] LimitReached),
+    /// The bus was closed.
     #[error("the bus is closed")]
     Closed,
 }
 
-/// A bound of the whole bus is reached.
+/// A limit of the whole bus is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum NoRoom {
-    /// There are as many topics as may be.
-    #[error("there are already {limit} topics, the most allowed")]
+pub enum LimitReached {
+    /// The message needs a new topic, and there are as many as allowed.
+    #[error("the limit of {limit} topics is reached")]
     Topics {
-        /// The bound, in topics.
+        /// The limit, in topics.
         limit: usize,
     },
-    /// The topics together hold as many bytes as they may.
-    #[error("the bus holds {limit} bytes, the most allowed")]
+    /// All topics together hold as many bytes as allowed.
+    #[error("the limit of {limit} bytes for all topics is reached")]
     Bytes {
-        /// The bound, in bytes.
+        /// The limit, in bytes.
         limit: u64,
     },
 }
 
-/// Why there is no subscription.
+/// Why a subscription was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
-    /// The bus has been closed.
+    /// The bus was closed.
     #[error("the bus is closed")]
     Closed,
 }
 
-/// Why a subscription has ended. It stays ended: every later receive says the same.
+/// Why a subscription has ended. Every later receive returns the same error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RecvError {
-    /// The bus has been closed, and everything retained has been received.
+    /// The bus was closed, and all retained messages have been received.
     #[error("the bus is closed")]
     Closed,
-    /// The topic has been deleted.
+    /// The topic was deleted.
     #[error("the topic has been deleted")]
     Deleted,
-    /// The subscription fell behind what is retained, and was made with
-    /// [`LagPolicy::Disconnect`](crate::LagPolicy::Disconnect).
-    #[error("too far behind: {missed} messages are gone")]
+    /// The subscription missed messages and has [`LagPolicy::Disconnect`](crate::LagPolicy::Disconnect).
+    #[error("the subscription lagged and missed {missed} messages")]
     Lagged {
-        /// How many messages left the log before the subscription got to them.
+        /// How many messages left the log before the subscription received them.
         missed: u64,
     },
 }

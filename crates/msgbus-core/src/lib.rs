@@ -1,7 +1,7 @@
-//! The engine of msgbus, for use inside a program: topics are bounded logs of numbered, expiring
-//! messages; pulling takes each message once, a subscription follows them all.
+//! The engine of msgbus, for use inside a program. A topic is a bounded log of numbered messages that expire.
+//! A pull takes each message once; a subscription receives all of them.
 //!
-//! It knows no socket and no async runtime, and starts no thread.
+//! The engine uses no sockets, needs no async runtime and starts no threads.
 //!
 //! ```
 //! use msgbus_core::{Event, MessageBus, Options, Position, TopicName};
@@ -18,13 +18,12 @@
 //!
 //! match subscription.recv_blocking()? {
 //!     Event::Message(message) => assert_eq!(message.id(), 0),
-//!     Event::Missed(count) => println!("{count} messages were gone before I got to them"),
+//!     Event::Missed(count) => println!("missed {count} messages"),
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Everything is bounded, see [`Options`]; everything that leaves a bound is counted, see
-//! [`Counters`].
+//! Everything has a limit, see [`Options`]. Every message that leaves a topic is counted, see [`Counters`].
 
 mod bus;
 mod error;
@@ -40,21 +39,23 @@ mod wire;
 
 pub use self::{
     bus::{MessageBus, StatsWalk, TopicHandle, TopicPage},
-    error::{NoRoom, PublishError, RecvError, SubscribeError},
+    error::{LimitReached, PublishError, RecvError, SubscribeError},
     model::{
-        Draft, DurationError, Event, Message, NameError, PatternError, Peek, Position,
-        PositionError, Published, PublishedBatch, Start, TopicInfo, TopicName, TopicPattern,
-        format_duration, parse_duration,
+        DurationError, Event, Message, NameError, NewMessage, PatternError, Peek, Position,
+        PositionError, Published, PublishedBatch, StartPosition, TopicInfo, TopicName,
+        TopicPattern, format_duration, parse_duration,
     },
     options::{
         BatchLimit, LagPolicy, Options, Overflow, SubscribeOptions, TopicRule, TopicSettings,
     },
     receive::{Pull, Subscription},
-    stats::{BusStats, Counters, Departed, Purged, SubscriberStats, SubscriptionStats, TopicStats},
+    stats::{
+        BusStats, Counters, Purged, RemovalCount, SubscriberStats, SubscriptionStats, TopicStats,
+    },
     wire::json,
 };
 
-/// The examples of the README are tested too.
+/// Tests the examples of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

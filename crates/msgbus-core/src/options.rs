@@ -1,26 +1,26 @@
-//! What a bus may be told: when it is made, and when somebody reads from it.
+//! Options of a bus, of its topics, and of those who read from them.
 
 use std::time::Duration;
 
 use crate::model::{Position, TopicName, TopicPattern};
 
-/// The settings of a bus. `Options::default()` is a bus that needs no thought.
+/// The options of a bus. The defaults suit most programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// The settings of topics that no rule speaks of.
+    /// The settings of topics that no rule matches.
     pub topic: TopicSettings,
-    /// Exceptions for topics by name or pattern. Of the rules that match a name and set a thing,
-    /// the one with the most specific pattern wins. Settings are fixed when a topic is made.
+    /// Exceptions for topics by name or pattern. For each setting, the rule with the most specific matching
+    /// pattern that sets it wins. The settings of a topic are fixed when it is created.
     pub rules: Vec<TopicRule>,
-    /// The most topics at a time. Default 100,000. At it, a publish or subscribe that would need a
-    /// new topic is refused.
+    /// The maximum number of topics that were published to. Default 100,000. At the limit, a publish that
+    /// needs a new topic is refused.
     pub max_topics: usize,
-    /// The most bytes that all topics together may hold. Default 1 GiB. At it, a topic that drops
-    /// its oldest gives up its own; where that does not help the publish is refused.
+    /// The maximum size of all topics together, in bytes. Default 1 GiB. At the limit, a topic evicts its own
+    /// oldest messages, if its overflow policy allows it. If that does not help, the publish is refused.
     ///
-    /// A message counts for its payload plus [`Message::OVERHEAD`](crate::Message::OVERHEAD), a
-    /// topic for its name plus 512 bytes. Topics take from the total in blocks, so the sum may
-    /// reach the bound while up to a quarter of it is set aside and not yet used.
+    /// A message counts for its payload, its headers and [`Message::OVERHEAD`](crate::Message::OVERHEAD); a
+    /// topic for its name and 512 bytes. Topics reserve bytes in blocks, so the limit may be reached while up
+    /// to a quarter of it is reserved and not yet used.
     pub max_bytes: u64,
 }
 
@@ -38,13 +38,13 @@ impl Default for Options {
 /// The settings of one topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopicSettings {
-    /// How long a message lives; `None` for ever. Default one hour.
+    /// How long a message is kept; `None` is without limit. Default one hour.
     pub ttl: Option<Duration>,
-    /// The most messages retained, at least 1. Default 65,536.
+    /// The maximum number of retained messages, at least 1. Default 65,536.
     pub max_messages: usize,
-    /// The most bytes retained, counted as [`Options::max_bytes`] says. Default 64 MiB.
+    /// The maximum size of retained messages, in bytes as [`Options::max_bytes`] counts them. Default 64 MiB.
     pub max_bytes: u64,
-    /// What happens to a publish when one of the two is reached.
+    /// What happens to a publish that would exceed one of the two limits.
     pub overflow: Overflow,
 }
 
@@ -62,20 +62,19 @@ impl Default for TopicSettings {
 /// What a full topic does with a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overflow {
-    /// The oldest messages leave to make room.
+    /// The oldest messages are evicted.
     #[default]
     DropOldest,
-    /// Messages that were pulled leave to make room; when none is left the publish is refused.
+    /// The oldest messages are evicted if they have been pulled. Otherwise the publish is refused.
     Reject,
 }
 
-/// Settings for the topics that a pattern matches; `None` leaves a setting to the next rule or the
-/// default.
+/// Settings for the topics that a pattern matches. `None` leaves a setting to the next rule or the default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicRule {
-    /// Which topics the rule is about.
+    /// The topics to which the rule applies.
     pub pattern: TopicPattern,
-    /// Sets [`TopicSettings::ttl`]; the inner `None` is for ever.
+    /// Sets [`TopicSettings::ttl`]. The inner `None` is without limit.
     pub ttl: Option<Option<Duration>>,
     /// Sets [`TopicSettings::max_messages`].
     pub max_messages: Option<usize>,
@@ -86,19 +85,19 @@ pub struct TopicRule {
 }
 
 impl TopicRule {
-    /// A rule that sets nothing yet.
+    /// A rule without settings.
     pub fn new(pattern: TopicPattern) -> Self {
         Self { pattern, ttl: None, max_messages: None, max_bytes: None, overflow: None }
     }
 }
 
 impl Options {
-    /// The settings that a topic of this name gets.
+    /// The settings of a topic with this name.
     pub fn settings_for(&self, name: &TopicName) -> TopicSettings {
         let mut rules: Vec<&TopicRule> =
             self.rules.iter().filter(|rule| rule.pattern.matches(name)).collect();
         rules.sort_by(|a, b| b.pattern.cmp(&a.pattern));
-        // From the least specific to the most: the last word stands.
+        // From the least specific to the most specific, so that the last one wins.
         let defaults = TopicSettings { max_messages: self.topic.max_messages.max(1), ..self.topic };
         rules.into_iter().fold(defaults, |settings, rule| TopicSettings {
             ttl: rule.ttl.unwrap_or(settings.ttl),
@@ -112,12 +111,12 @@ impl Options {
 /// How to subscribe. A bare [`Position`] converts to it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SubscribeOptions {
-    /// Where to start; by default with the next message published.
+    /// The position to start from. By default the next message to be published.
     pub from: Position,
-    /// What to do after falling behind what is retained; by default go on and be told.
+    /// What to do after missing messages. By default the subscription continues and receives a count.
     pub lag: LagPolicy,
-    /// What the subscription is called in [`MessageBus::subscribers`](crate::MessageBus::subscribers),
-    /// as the address of a peer.
+    /// The name of the subscription in [`MessageBus::subscribers`](crate::MessageBus::subscribers), such as the
+    /// address of a peer.
     pub label: Option<Box<str>>,
 }
 
@@ -127,22 +126,22 @@ impl From<Position> for SubscribeOptions {
     }
 }
 
-/// What a subscription does when messages have left the log before it got to them.
+/// What a subscription does when messages have left the log before it received them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LagPolicy {
-    /// It is told how many, and goes on with the oldest message there is.
+    /// It receives their count and continues with the oldest retained message.
     #[default]
     Skip,
     /// It ends with [`RecvError::Lagged`](crate::RecvError::Lagged).
     Disconnect,
 }
 
-/// The bounds of what is taken at once.
+/// The limits of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimit {
-    /// The most events, or messages; at least one is taken where there is one.
+    /// The maximum number of events or messages. At least one is taken if there is one.
     pub events: usize,
-    /// No further message is taken once the payloads come to this many bytes.
+    /// No further message is taken once the payloads reach this size, in bytes.
     pub bytes: usize,
 }
 

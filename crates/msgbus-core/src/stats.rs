@@ -1,4 +1,4 @@
-//! The books: what happened to messages, counted so that they balance.
+//! Counters. They balance: every published message is retained, or counted once for why it left.
 
 use std::{iter::Sum, ops::AddAssign, sync::Arc};
 
@@ -11,37 +11,37 @@ use crate::{model::TopicInfo, options::TopicSettings};
 pub struct Counters {
     /// Messages accepted.
     pub published: u64,
-    /// Messages taken by pull.
+    /// Messages pulled.
     pub pulled: u64,
-    /// Messages handed to subscriptions, each counted once per subscription.
+    /// Messages received by subscriptions, counted once per subscription.
     pub delivered: u64,
-    /// Messages that left the log before a subscription got to them, once per subscription.
+    /// Messages that left the log before a subscription received them, counted once per subscription.
     pub missed: u64,
-    /// Messages that left because their time was over.
-    pub expired: Departed,
-    /// Messages that left because a bound was reached.
-    pub evicted: Departed,
-    /// Messages that left with their topic.
-    pub deleted: Departed,
+    /// Messages that expired.
+    pub expired: RemovalCount,
+    /// Messages that were evicted because a limit was reached.
+    pub evicted: RemovalCount,
+    /// Messages that were deleted with their topic.
+    pub deleted: RemovalCount,
 }
 
 /// How many messages left the log for one cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Departed {
-    /// All of them.
+pub struct RemovalCount {
+    /// All of them, pulled or not.
     pub total: u64,
     /// Those that nobody had pulled.
     pub unpulled: u64,
 }
 
-impl Departed {
+impl RemovalCount {
     pub(crate) fn count(&mut self, was_pulled: bool) {
         self.total += 1;
         self.unpulled += u64::from(!was_pulled);
     }
 }
 
-impl AddAssign for Departed {
+impl AddAssign for RemovalCount {
     fn add_assign(&mut self, other: Self) {
         self.total += other.total;
         self.unpulled += other.unpulled;
@@ -72,71 +72,71 @@ impl Sum for Counters {
 /// One topic at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicStats {
-    /// Name, epoch, creation and ttl.
+    /// The topic's name, epoch, creation time and TTL.
     pub topic: Arc<TopicInfo>,
     /// What happened to its messages.
     pub counters: Counters,
     /// Messages in the log.
     pub retained: u64,
-    /// Of these, the ones that nobody has pulled.
+    /// Messages in the log that nobody has pulled.
     pub unpulled: u64,
-    /// What the log counts for in the bounds by bytes.
+    /// The size of the log as the limits count it, in bytes.
     pub bytes: u64,
-    /// The bounds it was made with.
+    /// The settings that the topic was created with.
     pub settings: TopicSettings,
-    /// The id of the oldest message in the log; `next_id` when the log is empty.
+    /// The id of the oldest message in the log, or `next_id` if the log is empty.
     pub first_id: u64,
-    /// The id that the next message will get: how many were ever published.
+    /// The id of the next message.
     pub next_id: u64,
     /// Live subscriptions.
     pub subscribers: usize,
-    /// Pulls that wait.
+    /// Waiting pulls.
     pub waiters: usize,
 }
 
 /// One of a topic's subscriptions at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriberStats {
-    /// What it was called when it was made.
+    /// The label that it was created with.
     pub label: Option<Box<str>>,
-    /// The id of the next message it can receive; `next_id` of the topic when it has them all.
+    /// The id of the next message that it can receive, or `next_id` of the topic if it has caught up.
     pub next_id: u64,
-    /// What it has received, missed and still before it: its lag.
+    /// What it has received and missed, and what is pending (its lag).
     pub stats: SubscriptionStats,
 }
 
-/// A whole bus at one moment. Counters include the topics that are gone, so they never fall.
+/// A whole bus at one moment. The counters include removed topics, so they never decrease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BusStats {
-    /// Topics there are.
+    /// Topics.
     pub topics: usize,
     /// Live subscriptions.
     pub subscribers: usize,
     /// Messages in all logs.
     pub retained: u64,
-    /// What topics and messages have set aside of [`Options::max_bytes`](crate::Options::max_bytes).
+    /// Bytes reserved of [`Options::max_bytes`](crate::Options::max_bytes).
     pub bytes: u64,
     /// What happened to messages.
     pub counters: Counters,
 }
 
-/// One subscription at one moment: `received + missed + pending` is what was published since its
-/// start.
+/// One subscription at one moment. `received + missed + pending` is the number of messages published since
+/// its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SubscriptionStats {
     /// Messages received.
     pub received: u64,
-    /// Messages that left the log first.
+    /// Messages that left the log before it received them.
     pub missed: u64,
-    /// Messages in the log that wait to be received.
+    /// Messages in the log that it has not received yet.
     pub pending: u64,
 }
 
-/// What a sweep has dropped.
+/// What a purge has removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Purged {
     /// Expired messages.
     pub messages: usize,
-    /// Topics that nobody used any more.
+    /// Unused topics.
     pub topics: usize,
 }

@@ -1,5 +1,4 @@
-//! What a program that embeds the bus relies on, through the public API alone and under real
-//! concurrency.
+//! The public API as a program uses it, with real threads.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
@@ -19,8 +18,8 @@ use std::{
 use bytes::Bytes;
 use futures_core::Stream;
 use msgbus_core::{
-    BatchLimit, BusStats, Draft, Event, LagPolicy, MessageBus, NoRoom, Options, Position,
-    PublishError, RecvError, SubscribeError, SubscribeOptions, Subscription, TopicName,
+    BatchLimit, BusStats, Event, LagPolicy, LimitReached, MessageBus, NewMessage, Options,
+    Position, PublishError, RecvError, SubscribeError, SubscribeOptions, Subscription, TopicName,
     TopicSettings, json,
 };
 
@@ -35,7 +34,7 @@ fn id(event: &Event) -> u64 {
     }
 }
 
-/// Long enough for anything that is going to happen at all.
+/// More time than any passing test needs.
 const SOON: Duration = Duration::from_secs(20);
 
 fn next(subscription: &mut Subscription) -> u64 {
@@ -151,7 +150,7 @@ fn no_accepted_message_is_lost_to_a_delete() {
 }
 
 #[test]
-fn a_handle_is_as_good_as_the_name() {
+fn a_handle_does_what_the_name_does() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     let mut handle = bus.handle(&topic);
@@ -169,7 +168,7 @@ fn a_handle_is_as_good_as_the_name() {
 }
 
 #[test]
-fn epochs_rise_and_tell_a_restart_from_a_lag() {
+fn epochs_rise_and_distinguish_a_restart_from_a_lag() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     let first = bus.put(&topic, "a").unwrap();
@@ -193,7 +192,7 @@ fn epochs_rise_and_tell_a_restart_from_a_lag() {
 }
 
 #[test]
-fn retention_overtakes_a_subscriber_and_tells_by_how_many() {
+fn a_subscriber_overtaken_by_retention_receives_the_count() {
     let topic_settings = TopicSettings { max_messages: 10, ..TopicSettings::default() };
     let bus = MessageBus::new(Options { topic: topic_settings, ..Options::default() });
     let topic = name("t");
@@ -222,7 +221,7 @@ fn retention_overtakes_a_subscriber_and_tells_by_how_many() {
 }
 
 #[test]
-fn a_batch_ends_at_its_bytes() {
+fn a_batch_ends_at_its_limit_of_bytes() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     for _ in 0..10 {
@@ -268,7 +267,7 @@ fn delete_and_close_wake_a_blocked_thread() {
         let bus = MessageBus::new(Options::default());
         let mut subscription = bus.subscribe(&name("t"), Position::New).unwrap();
         let blocked = thread::spawn(move || subscription.recv_timeout(SOON));
-        // Whether it is asleep by now or not, it must end.
+        // It must end whether it sleeps by now or not.
         thread::yield_now();
         end(&bus);
         assert!(blocked.join().unwrap().is_err());
@@ -276,7 +275,7 @@ fn delete_and_close_wake_a_blocked_thread() {
 }
 
 #[test]
-fn a_receive_with_a_deadline_ends_at_it() {
+fn a_receive_ends_at_its_deadline() {
     let bus = MessageBus::new(Options::default());
     let mut subscription = bus.subscribe(&name("t"), Position::New).unwrap();
     let start = Instant::now();
@@ -290,7 +289,7 @@ fn a_dropped_receive_takes_nothing_and_the_wake_is_not_lost() {
     let topic = name("t");
     let mut subscription = bus.subscribe(&topic, Position::New).unwrap();
     for expected in 0..3 {
-        // Parked, then dropped.
+        // It parks and is dropped.
         assert!(poll_once(subscription.recv()).is_pending());
         assert!(poll_once(subscription.recv()).is_pending());
         bus.put(&topic, "x").unwrap();
@@ -325,13 +324,13 @@ fn a_parked_task_is_woken_once_per_sleep() {
 }
 
 #[test]
-fn the_bus_bounds_its_topics_and_bytes() {
+fn the_bus_limits_its_topics_and_bytes() {
     let options = Options { max_topics: 3, max_bytes: 4_000, ..Options::default() };
     let bus = MessageBus::new(options);
     for topic in ["a", "b", "c"] {
         bus.put(&name(topic), "x").unwrap();
     }
-    let full = NoRoom::Topics { limit: 3 };
+    let full = LimitReached::Topics { limit: 3 };
     assert_eq!(bus.put(&name("d"), "x"), Err(full.into()));
     assert!(bus.get(&name("d")).is_none());
     assert_eq!(bus.topics().len(), 3);
@@ -339,7 +338,7 @@ fn the_bus_bounds_its_topics_and_bytes() {
     assert!(bus.delete(&name("c")));
     bus.put(&name("d"), "x").unwrap();
     let refused = bus.put(&name("d"), vec![0; 5_000]).unwrap_err();
-    assert_eq!(refused, NoRoom::Bytes { limit: 4_000 }.into());
+    assert_eq!(refused, LimitReached::Bytes { limit: 4_000 }.into());
 
     for topic in ["a", "b", "d"] {
         assert!(bus.delete(&name(topic)));
@@ -348,7 +347,7 @@ fn the_bus_bounds_its_topics_and_bytes() {
 }
 
 #[test]
-fn what_is_refused_takes_no_room_from_others_meanwhile() {
+fn a_refused_publish_does_not_reserve_bytes_meanwhile() {
     let topic_settings = TopicSettings { max_bytes: 1_000, ..TopicSettings::default() };
     let bus =
         MessageBus::new(Options { topic: topic_settings, max_topics: 1, ..Options::default() });
@@ -371,7 +370,7 @@ fn what_is_refused_takes_no_room_from_others_meanwhile() {
 }
 
 #[test]
-fn what_is_refused_makes_no_topic() {
+fn a_refused_publish_creates_no_topic() {
     let topic_settings = TopicSettings { max_bytes: 1_000, ..TopicSettings::default() };
     let bus =
         MessageBus::new(Options { topic: topic_settings, max_bytes: 10_000, ..Options::default() });
@@ -425,7 +424,7 @@ fn messages_that_leave_with_their_topic_are_dropped_outside_its_locks() {
 const ONE: BatchLimit = BatchLimit { events: 1, bytes: usize::MAX };
 
 #[test]
-fn those_who_wait_are_served_in_order_and_one_message_wakes_one() {
+fn waiting_pulls_are_served_in_order_and_one_message_wakes_one() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     let wakes: Vec<_> = (0..3).map(|_| Arc::new(Wakes::default())).collect();
@@ -433,7 +432,7 @@ fn those_who_wait_are_served_in_order_and_one_message_wakes_one() {
     let mut waiting: Vec<_> = wakers
         .iter()
         .map(|waker| {
-            let mut pull = Box::pin(bus.wait(&topic, ONE).unwrap());
+            let mut pull = Box::pin(bus.pull_wait(&topic, ONE).unwrap());
             assert!(pull.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
             pull
         })
@@ -454,7 +453,7 @@ fn those_who_wait_are_served_in_order_and_one_message_wakes_one() {
     drop(waiting.remove(0));
     assert_eq!(woken(), [1, 1, 0], "the turn passes on");
 
-    // The one whose turn it is goes without taking.
+    // The first in the queue leaves without taking.
     drop(waiting.remove(0));
     assert_eq!(woken(), [1, 1, 1]);
     let last = waiting[0].as_mut().poll(&mut Context::from_waker(&wakers[2]));
@@ -462,7 +461,7 @@ fn those_who_wait_are_served_in_order_and_one_message_wakes_one() {
 }
 
 #[test]
-fn no_message_is_lost_or_repeated_by_waiters_that_vanish() {
+fn no_message_is_lost_or_repeated_when_waiting_pulls_are_dropped() {
     const COUNT: u64 = 3_000;
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
@@ -475,9 +474,9 @@ fn no_message_is_lost_or_repeated_by_waiters_that_vanish() {
                 scope.spawn(move || {
                     let mut mine = Vec::new();
                     while taken.load(SeqCst) < usize::try_from(COUNT).unwrap() {
-                        // Some give up before anything comes, some as it comes.
+                        // Some are dropped before a message comes, some while it comes.
                         let patience = Duration::from_micros(20 * n);
-                        let pull = bus.wait(topic, limit).unwrap();
+                        let pull = bus.pull_wait(topic, limit).unwrap();
                         if let Some(messages) = pull.wait_timeout(patience).unwrap() {
                             assert!(messages.len() <= 3);
                             taken.fetch_add(messages.len(), SeqCst);
@@ -503,9 +502,9 @@ fn no_message_is_lost_or_repeated_by_waiters_that_vanish() {
 }
 
 #[test]
-fn waiting_ends_with_its_deadline_its_topic_or_its_bus() {
+fn a_waiting_pull_ends_with_its_deadline_its_topic_or_its_bus() {
     let bus = MessageBus::new(Options::default());
-    let wait = || bus.wait(&name("t"), ONE).unwrap();
+    let wait = || bus.pull_wait(&name("t"), ONE).unwrap();
     assert_eq!(wait().wait_timeout(Duration::from_millis(10)), Ok(None));
     let pull = wait();
     bus.delete(&name("t"));
@@ -515,7 +514,7 @@ fn waiting_ends_with_its_deadline_its_topic_or_its_bus() {
     bus.close();
     assert_eq!(first.wait_timeout(SOON).unwrap().unwrap()[0].payload(), "left");
     assert_eq!(second.wait_timeout(SOON), Err(RecvError::Closed));
-    assert_eq!(bus.wait(&name("t"), ONE).err(), Some(SubscribeError::Closed));
+    assert_eq!(bus.pull_wait(&name("t"), ONE).err(), Some(SubscribeError::Closed));
 }
 
 #[test]
@@ -523,12 +522,13 @@ fn a_batch_is_published_whole_or_not_at_all() {
     let settings = TopicSettings { max_messages: 5, ..TopicSettings::default() };
     let bus = MessageBus::new(Options { topic: settings, ..Options::default() });
     let topic = name("t");
-    let drafts = |count| (0..count).map(|n: u64| Draft::new(n.to_string())).collect::<Vec<_>>();
-    assert_eq!(bus.put_all(&topic, drafts(3)).unwrap().ids, 0..3);
-    assert_eq!(bus.put_all(&topic, drafts(4)).unwrap().ids, 3..7);
-    assert_eq!(bus.put_all(&topic, drafts(6)), Err(PublishError::TooMany { count: 6, limit: 5 }));
+    let drafts =
+        |count| (0..count).map(|n: u64| NewMessage::new(n.to_string())).collect::<Vec<_>>();
+    assert_eq!(bus.put_batch(&topic, drafts(3)).unwrap().ids, 0..3);
+    assert_eq!(bus.put_batch(&topic, drafts(4)).unwrap().ids, 3..7);
+    assert_eq!(bus.put_batch(&topic, drafts(6)), Err(PublishError::TooMany { count: 6, limit: 5 }));
     let limit = BatchLimit { events: 10, bytes: usize::MAX };
-    let ids: Vec<u64> = bus.get_all(&topic, limit).iter().map(msgbus_core::Message::id).collect();
+    let ids: Vec<u64> = bus.get_batch(&topic, limit).iter().map(msgbus_core::Message::id).collect();
     assert_eq!(ids, [2, 3, 4, 5, 6]);
 }
 
@@ -560,7 +560,7 @@ fn peeking_takes_nothing() {
 fn expired_messages_are_never_seen_and_purging_frees_them() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
-    bus.put(&topic, Draft::new("short").ttl(Duration::from_millis(20))).unwrap();
+    bus.put(&topic, NewMessage::new("short").ttl(Duration::from_millis(20))).unwrap();
     bus.put(&topic, "long").unwrap();
     thread::sleep(Duration::from_millis(30)); // Real expiry needs real time.
     assert_eq!(bus.purge_expired().messages, 1);
@@ -588,12 +588,12 @@ fn a_message_reads_back_as_it_was_written() {
 }
 
 #[test]
-fn who_may_no_longer_take_leaves_the_message_to_the_next() {
+fn a_pull_that_lost_its_permission_leaves_the_message_to_the_next() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     let one = BatchLimit { events: 1, bytes: usize::MAX };
-    let mut revoked = bus.wait(&topic, one).unwrap();
-    let mut next = bus.wait(&topic, one).unwrap();
+    let mut revoked = bus.pull_wait(&topic, one).unwrap();
+    let mut next = bus.pull_wait(&topic, one).unwrap();
     let mut cx = Context::from_waker(Waker::noop());
     assert!(revoked.poll_allowed(&mut cx, || true).is_pending());
     bus.put(&topic, "x").unwrap();
@@ -605,7 +605,7 @@ fn who_may_no_longer_take_leaves_the_message_to_the_next() {
 }
 
 #[test]
-fn every_generation_of_the_ancestor_can_be_read() {
+fn every_version_of_prologic_msgbus_can_be_read() {
     let shape_d = br#"{"id":0,"topic":{"name":"hello","seq":1,"created":"2018-05-14T01:02:03.123456-07:00"},"payload":"aGk=","created":"2018-05-14T01:02:03.123467-07:00"}"#;
     let message = json::read_message(shape_d).unwrap();
     assert_eq!(message.payload(), "hi");

@@ -1,17 +1,17 @@
-//! The headers of a message: kept, written, read, and charged.
+//! Headers of messages: storage, encoding, decoding and accounted size.
 
-use msgbus_core::{Draft, Message, MessageBus, Options, TopicName, json};
+use msgbus_core::{Message, MessageBus, NewMessage, Options, TopicName, json};
 
 #[test]
 fn headers_read_back_as_they_were_written_and_only_where_there_are_any() {
     let bus = MessageBus::new(Options::default());
     let topic: TopicName = "t".parse().unwrap();
     let drafts = [
-        (Draft::new("a"), ""),
-        (Draft::new("a").content_type("a/\"b\""), r#","headers":{"content-type":"a/\"b\""}"#),
-        (Draft::new("a").content_encoding("br"), r#","headers":{"content-encoding":"br"}"#),
+        (NewMessage::new("a"), ""),
+        (NewMessage::new("a").content_type("a/\"b\""), r#","headers":{"content-type":"a/\"b\""}"#),
+        (NewMessage::new("a").content_encoding("br"), r#","headers":{"content-encoding":"br"}"#),
         (
-            Draft::new("a").content_encoding("gzip").content_type("text/plain"),
+            NewMessage::new("a").content_encoding("gzip").content_type("text/plain"),
             r#","headers":{"content-type":"text/plain","content-encoding":"gzip"}"#,
         ),
     ];
@@ -36,17 +36,17 @@ fn headers_read_back_as_they_were_written_and_only_where_there_are_any() {
 }
 
 #[test]
-fn headers_count_for_their_bytes_and_for_what_keeping_them_costs() {
+fn headers_count_with_their_bytes_and_overhead() {
     let bus = MessageBus::new(Options::default());
     let topic: TopicName = "t".parse().unwrap();
     let mut bytes = 0;
-    let mut charged = |draft: Draft| {
+    let mut charged = |draft: NewMessage| {
         bus.put(&topic, draft).unwrap();
         let before = std::mem::replace(&mut bytes, bus.topic(&topic).unwrap().bytes);
         bytes - before
     };
-    assert_eq!(charged(Draft::new("x")), 1 + Message::OVERHEAD);
-    let typed = Draft::new("x").content_type("a/b").content_encoding("gzip");
+    assert_eq!(charged(NewMessage::new("x")), 1 + Message::OVERHEAD);
+    let typed = NewMessage::new("x").content_type("a/b").content_encoding("gzip");
     let expected = 1 + Message::OVERHEAD + 96 + "content-typea/bcontent-encodinggzip".len() as u64;
     assert_eq!(charged(typed.clone()), expected);
     assert_eq!(charged(typed.payload("")), expected - 1, "shared ones count in full");

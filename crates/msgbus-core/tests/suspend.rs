@@ -1,8 +1,7 @@
-//! A message that expires in an hour has expired after a night of suspend.
+//! A message with a TTL of an hour has expired after a night of suspend.
 //!
-//! What a suspended machine does to its clocks, a time namespace does to this program: `CLOCK_BOOTTIME` is
-//! hours ahead from one moment to the next, and `CLOCK_MONOTONIC` is not. That needs the rights of root, and a
-//! program of one thread: hence no test harness.
+//! A time namespace does to the clocks of this process what a suspend does: `CLOCK_BOOTTIME` jumps by hours and
+//! `CLOCK_MONOTONIC` does not. That needs root and a process with one thread, and therefore no test harness.
 
 #[cfg(not(target_os = "linux"))]
 fn main() {}
@@ -24,7 +23,7 @@ mod linux {
         time::{Duration, Instant},
     };
 
-    use msgbus_core::{Draft, Event, MessageBus, Options, Position, TopicName};
+    use msgbus_core::{Event, MessageBus, NewMessage, Options, Position, TopicName};
     use rustix::thread::move_into_link_name_space;
 
     const NIGHT: &str = "28800";
@@ -33,7 +32,7 @@ mod linux {
         let bus = MessageBus::new(Options::default());
         let topic: TopicName = "t".parse().unwrap();
         bus.put(&topic, "an hour").unwrap();
-        bus.put(&topic, Draft::new("a minute").ttl(Duration::from_secs(60))).unwrap();
+        bus.put(&topic, NewMessage::new("a minute").ttl(Duration::from_secs(60))).unwrap();
         let mut subscription = bus.subscribe(&topic, Position::All).unwrap();
         let before = Instant::now();
         if let Err(error) = sleep_through_a_night() {
@@ -55,13 +54,13 @@ mod linux {
         let mut night = night()?;
         let moved = File::open(format!("/proc/{}/ns/time_for_children", night.id()))
             .and_then(|night| Ok(move_into_link_name_space(night.as_fd(), None)?));
-        // It ends with its input.
+        // It ends when its standard input is closed.
         drop(night.stdin.take());
         night.wait()?;
         moved
     }
 
-    /// A process that keeps a namespace in which the night is over.
+    /// A process in a namespace whose clock is a night ahead.
     fn night() -> std::io::Result<Child> {
         let mut night = Command::new("unshare")
             .args(["--time", "--boottime", NIGHT, "--fork", "sh", "-c", "echo ready; cat"])

@@ -1,5 +1,4 @@
-//! Topics come with a publish or a consumer and go when nobody would notice; looking at many of them; and
-//! messages that leave.
+//! When topics are created and removed, walks over many of them, and how their messages are freed.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
@@ -19,12 +18,12 @@ use std::{
 use bytes::Bytes;
 use futures_core::Stream as _;
 use msgbus_core::{
-    BatchLimit, Draft, Event, LagPolicy, MessageBus, NoRoom, Options, Overflow, Position,
-    PublishError, RecvError, SubscribeOptions, TopicName, TopicSettings,
+    BatchLimit, Event, LagPolicy, LimitReached, MessageBus, NewMessage, Options, Overflow,
+    Position, PublishError, RecvError, SubscribeOptions, TopicName, TopicSettings,
 };
 
 const ONE: BatchLimit = BatchLimit { events: 1, bytes: usize::MAX };
-/// Long enough for anything that is going to happen at all.
+/// More time than any passing test needs.
 const SOON: Duration = Duration::from_secs(20);
 
 fn name(text: &str) -> TopicName {
@@ -36,16 +35,16 @@ fn poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
 }
 
 #[test]
-fn a_topic_without_a_publish_goes_with_its_last_consumer_and_costs_others_nothing() {
+fn a_topic_without_a_publish_is_removed_with_its_last_consumer_and_uses_no_limit() {
     let bus = MessageBus::new(Options { max_topics: 1, max_bytes: 4_000, ..Options::default() });
     let names: Vec<_> = (0..100).map(|n| name(&format!("quiet/{n}"))).collect();
     let followers: Vec<_> =
         names.iter().map(|name| bus.subscribe(name, Position::New).unwrap()).collect();
-    let waiters: Vec<_> = names.iter().map(|name| bus.wait(name, ONE).unwrap()).collect();
+    let waiters: Vec<_> = names.iter().map(|name| bus.pull_wait(name, ONE).unwrap()).collect();
     assert_eq!((bus.topics().len(), bus.stats().bytes), (100, 0));
 
     bus.put(&name("loud"), "x").unwrap();
-    let full = Err(PublishError::NoRoom(NoRoom::Topics { limit: 1 }));
+    let full = Err(PublishError::LimitReached(LimitReached::Topics { limit: 1 }));
     assert_eq!(bus.put(&names[0], "x"), full, "a publish is what makes it count");
     drop(followers);
     assert_eq!(bus.topics().len(), 101, "somebody waits for each");
@@ -68,7 +67,7 @@ fn consumers_and_publishers_of_one_topic_that_come_and_go_lose_nothing() {
         let followers = scope.spawn(|| {
             for _ in 0..20_000 {
                 drop(bus.subscribe(&topic, Position::New).unwrap());
-                drop(bus.wait(&topic, ONE).unwrap());
+                drop(bus.pull_wait(&topic, ONE).unwrap());
             }
         });
         while !followers.is_finished() {
@@ -83,14 +82,14 @@ fn consumers_and_publishers_of_one_topic_that_come_and_go_lose_nothing() {
 }
 
 #[test]
-fn who_resumes_at_the_start_of_a_topic_that_was_never_published_to_has_missed_nothing() {
+fn resuming_at_the_start_of_a_topic_that_was_never_published_to_misses_nothing() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     let start = |from| bus.subscribe(&topic, from).unwrap().start();
     let epoch = bus.subscribe(&topic, Position::New).unwrap().topic().epoch;
     assert!(!start(Position::Start { epoch }).restarted);
 
-    // What was published in between is what the follower waits for.
+    // The subscriber waits for what was published in between.
     bus.put(&topic, "a").unwrap();
     let resumed = start(Position::Start { epoch });
     assert_eq!((resumed.next_id, resumed.missed, resumed.restarted), (0, 0, false));
@@ -102,21 +101,21 @@ fn who_resumes_at_the_start_of_a_topic_that_was_never_published_to_has_missed_no
 }
 
 #[test]
-fn an_empty_batch_makes_no_topic() {
+fn an_empty_batch_creates_no_topic() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
-    let nothing = bus.put_all(&topic, Vec::new()).unwrap();
+    let nothing = bus.put_batch(&topic, Vec::new()).unwrap();
     assert_eq!((nothing.epoch, nothing.ids), (0, 0..0));
     assert_eq!(bus.topics(), []);
     let published = bus.put(&topic, "x").unwrap();
-    let nothing = bus.put_all(&topic, Vec::new()).unwrap();
+    let nothing = bus.put_batch(&topic, Vec::new()).unwrap();
     assert_eq!((nothing.epoch, nothing.ids), (published.epoch, 1..1));
     bus.close();
-    assert_eq!(bus.put_all(&topic, Vec::new()), Err(PublishError::Closed));
+    assert_eq!(bus.put_batch(&topic, Vec::new()), Err(PublishError::Closed));
 }
 
 #[test]
-fn a_pull_that_has_completed_is_in_nobodys_way() {
+fn a_completed_pull_does_not_block_the_queue() {
     #[derive(Default)]
     struct Wakes(AtomicUsize);
     impl Wake for Wakes {
@@ -126,13 +125,13 @@ fn a_pull_that_has_completed_is_in_nobodys_way() {
     }
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
-    let mut first = bus.wait(&topic, ONE).unwrap();
-    let mut second = bus.wait(&topic, ONE).unwrap();
+    let mut first = bus.pull_wait(&topic, ONE).unwrap();
+    let mut second = bus.pull_wait(&topic, ONE).unwrap();
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(Arc::clone(&wakes));
     assert!(Pin::new(&mut second).poll(&mut Context::from_waker(&waker)).is_pending());
 
-    bus.put_all(&topic, vec!["a".into(), "b".into()]).unwrap();
+    bus.put_batch(&topic, vec!["a".into(), "b".into()]).unwrap();
     assert!(poll(&mut first).is_ready());
     assert_eq!(wakes.0.load(SeqCst), 1, "there is something left for the second");
     assert!(poll(&mut first).is_pending(), "it takes no more");
@@ -142,7 +141,7 @@ fn a_pull_that_has_completed_is_in_nobodys_way() {
 }
 
 #[test]
-fn the_stream_of_a_subscription_says_why_it_ends() {
+fn the_stream_of_a_subscription_ends_with_the_reason() {
     let settings = TopicSettings { max_messages: 1, ..TopicSettings::default() };
     let bus = MessageBus::new(Options { topic: settings, ..Options::default() });
     let topic = name("t");
@@ -158,7 +157,7 @@ fn the_stream_of_a_subscription_says_why_it_ends() {
 }
 
 #[test]
-fn pages_hold_the_first_names_and_say_whether_there_are_more() {
+fn a_page_has_the_first_names_and_whether_there_are_more() {
     let bus = MessageBus::new(Options::default());
     let all: BTreeSet<_> = (0..1000).map(|n| format!("{}/{n}", ["a", "b", "c"][n % 3])).collect();
     for topic in &all {
@@ -185,7 +184,7 @@ fn pages_hold_the_first_names_and_say_whether_there_are_more() {
     assert!(bus.topics().is_sorted());
 }
 
-/// Counters of topics that come and go while they are read never fall and always balance.
+/// Counters never decrease and always balance, although topics are created and removed while they are read.
 #[test]
 fn a_walk_counts_each_topic_once_wherever_it_is() {
     let bus = MessageBus::new(Options::default());
@@ -214,7 +213,7 @@ type Act = (&'static str, Box<dyn FnOnce(&MessageBus) + Send>);
 
 fn ignore<T>(_: T) {}
 
-/// A payload that locks its topic when it is freed: freed under the lock, it would wait for itself.
+/// A payload whose drop locks its topic. If it were dropped under the lock, it would deadlock.
 struct Looks(MessageBus, TopicName, mpsc::Sender<()>);
 
 impl AsRef<[u8]> for Looks {
@@ -225,7 +224,7 @@ impl AsRef<[u8]> for Looks {
 
 impl Drop for Looks {
     fn drop(&mut self) {
-        // Also takes the lock of the shard for writing.
+        // This also takes the shard's lock for writing.
         self.0.delete(&name("another"));
         self.0.peek(&self.1, None, ONE);
         self.2.send(()).unwrap();
@@ -233,12 +232,12 @@ impl Drop for Looks {
 }
 
 #[test]
-fn messages_are_freed_without_a_lock_whatever_they_leave_for() {
+fn messages_are_freed_without_a_lock_for_whatever_reason_they_leave() {
     let settings = TopicSettings { max_messages: 2, ..TopicSettings::default() };
     let bus = MessageBus::new(Options { topic: settings, ..Options::default() });
     let (sender, freed) = mpsc::channel();
     let looks = |topic: &str| Bytes::from_owner(Looks(bus.clone(), name(topic), sender.clone()));
-    let short = |topic: &str| Draft::new(looks(topic)).ttl(Duration::from_millis(1));
+    let short = |topic: &str| NewMessage::new(looks(topic)).ttl(Duration::from_millis(1));
     let in_time = |what: &str, act: Box<dyn FnOnce(&MessageBus) + Send>| {
         let bus = bus.clone();
         thread::spawn(move || act(&bus));
@@ -249,10 +248,10 @@ fn messages_are_freed_without_a_lock_whatever_they_leave_for() {
     bus.put(&name("evict"), "x").unwrap();
     in_time("eviction", Box::new(|bus| ignore(bus.put(&name("evict"), "x").unwrap())));
 
-    let too_many: Vec<Draft> = (0..3).map(|_| Draft::new(looks("evict"))).collect();
+    let too_many: Vec<NewMessage> = (0..3).map(|_| NewMessage::new(looks("evict"))).collect();
     in_time(
         "a refusal",
-        Box::new(|bus| ignore(bus.put_all(&name("evict"), too_many).unwrap_err())),
+        Box::new(|bus| ignore(bus.put_batch(&name("evict"), too_many).unwrap_err())),
     );
 
     let acts: [Act; 5] = [
@@ -269,8 +268,8 @@ fn messages_are_freed_without_a_lock_whatever_they_leave_for() {
     }
 }
 
-/// Nobody gets an expired message, whatever is removed at once; and what has not expired is not evicted for
-/// what has.
+/// Nobody receives an expired message, although only a slice of them is removed at once. No unexpired message
+/// is evicted while expired ones are left.
 #[test]
 fn many_messages_that_expire_at_once_are_skipped_and_counted() {
     const MANY: u64 = 5_000;
@@ -283,8 +282,8 @@ fn many_messages_that_expire_at_once_are_skipped_and_counted() {
     let topic = name("t");
     bus.put(&topic, "first").unwrap();
     let mut behind = bus.subscribe(&topic, Position::All).unwrap();
-    let short = || Draft::new("short").ttl(Duration::from_millis(200));
-    bus.put_all(&topic, (0..MANY).map(|_| short()).collect()).unwrap();
+    let short = || NewMessage::new("short").ttl(Duration::from_millis(200));
+    bus.put_batch(&topic, (0..MANY).map(|_| short()).collect()).unwrap();
     thread::sleep(Duration::from_millis(210)); // Real expiry needs real time.
 
     assert_eq!(bus.get(&topic).unwrap().payload(), "first");

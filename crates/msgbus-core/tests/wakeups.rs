@@ -1,8 +1,8 @@
-//! No wake-up is lost, whatever happens at the same moment: messages one by one and more than the
-//! topic keeps, deletes, subscriptions that come, go and change hands.
+//! No wake-up is lost, whatever happens at the same moment: single messages, more messages than the topic keeps,
+//! deletes, and subscriptions that are created, dropped and moved to other tasks.
 //!
-//! A wake-up that is lost is made good by the next one, which hides it. So after each step the
-//! publisher waits until everybody has got there: who sleeps through one step sleeps for good.
+//! The next wake-up would hide a lost one. So after each step the publisher waits until every subscriber has
+//! reached it: a subscriber that misses one wake-up sleeps for ever.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
@@ -30,11 +30,11 @@ const STEPS: u64 = 10_000;
 const COLLISIONS: u64 = 150_000;
 const FOLLOWERS: usize = 3;
 const KEPT: u64 = 8;
-/// More than a publish wakes by itself.
+/// More subscribers than a publish wakes by itself.
 const CROWD: usize = 500;
 const ROUNDS: usize = 150;
 const SEED: u64 = 0x6d73_6762_7573;
-/// Long enough for anything that is going to happen at all.
+/// More time than any passing test needs.
 const SOON: Duration = Duration::from_secs(20);
 
 fn seed() -> u64 {
@@ -48,7 +48,7 @@ fn small_bus() -> (MessageBus, TopicName) {
     (bus, "t".parse().unwrap())
 }
 
-/// How far somebody has come: in which life of the topic, and to which id.
+/// How far a subscriber has come: the epoch and the id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     life: u64,
@@ -61,7 +61,7 @@ impl Place {
     }
 }
 
-/// Follows the topic to wherever the publisher goes, now and then with another subscription.
+/// Follows the topic across deletes, sometimes with a new subscription.
 struct Follower<'a> {
     bus: &'a MessageBus,
     topic: &'a TopicName,
@@ -88,7 +88,7 @@ impl<'a> Follower<'a> {
             return self.subscribe_again();
         }
         if self.rng.u8(0..4) == 0 {
-            // It falls asleep in hands that wake nobody, and is then taken by others.
+            // It parks with a waker that wakes nobody, and is then polled with another.
             let mut nobody = Context::from_waker(Waker::noop());
             if let Poll::Ready(event) = self.subscription.poll_recv(&mut nobody) {
                 return self.take(event);
@@ -111,7 +111,7 @@ impl<'a> Follower<'a> {
         ControlFlow::Continue(())
     }
 
-    /// Goes on from the same place, be it in another life of the topic.
+    /// Continues from the same position, even in another epoch.
     fn subscribe_again(&mut self) -> ControlFlow<()> {
         let epoch = self.subscription.topic().epoch;
         let from = match self.place.next.checked_sub(1) {
@@ -131,7 +131,7 @@ impl<'a> Follower<'a> {
     }
 }
 
-/// Subscribes, sleeps and goes, so that those who stay sleep now here, now there in the list.
+/// Subscribes, parks and drops, so that the other subscribers move in the list of parked wakers.
 fn pass_by(bus: &MessageBus, topic: &TopicName, mut rng: Rng) {
     let mut crowd = Vec::new();
     while let Ok(mut subscription) = bus.subscribe(topic, Position::New) {
@@ -144,7 +144,7 @@ fn pass_by(bus: &MessageBus, topic: &TopicName, mut rng: Rng) {
     }
 }
 
-/// Publishes, and deletes now and then. The answer is where everybody has to get.
+/// Publishes, and sometimes deletes. Returns how far every subscriber must come.
 fn act(bus: &MessageBus, topic: &TopicName, rng: &mut Rng, place: Place) -> Place {
     let put = |count| {
         for _ in 0..count {
@@ -167,7 +167,7 @@ fn act(bus: &MessageBus, topic: &TopicName, rng: &mut Rng, place: Place) -> Plac
     Place { next: place.next + count, ..place }
 }
 
-/// Closes the bus at the end, in order or not: everybody else ends with it.
+/// Closes the bus at the end, also after a panic, so that all threads end.
 struct Close<'a>(&'a MessageBus);
 
 impl Drop for Close<'_> {
@@ -177,7 +177,7 @@ impl Drop for Close<'_> {
 }
 
 #[test]
-fn nobody_sleeps_through_anything() {
+fn no_subscriber_misses_a_wake_up() {
     let seed = seed();
     let mut rng = Rng::with_seed(seed);
     let (bus, topic) = small_bus();
@@ -222,7 +222,7 @@ impl Wake for Wakes {
     }
 }
 
-/// Waits for another thread, which is most often at work on another core right now.
+/// Waits for another thread, which usually runs on another core right now.
 fn meet(clock: &AtomicU64, round: u64) {
     let start = Instant::now();
     while clock.load(SeqCst) < round {
@@ -234,8 +234,8 @@ fn meet(clock: &AtomicU64, round: u64) {
     }
 }
 
-/// One polls and one publishes at the same moment, over and over: the poll finds what was published,
-/// or its waker is called for it, once.
+/// One thread polls and one publishes at the same moment, many times. Either the poll finds the message or its
+/// waker is called, once.
 #[test]
 fn a_poll_beside_a_publish_finds_it_or_is_woken() {
     let mut rng = Rng::with_seed(seed());
@@ -254,7 +254,7 @@ fn a_poll_beside_a_publish_finds_it_or_is_woken() {
                 dawdle(rng);
                 match rng.u8(0..32) {
                     0 => assert!(bus.delete(&topic)),
-                    1 => drop(bus.put_all(&topic, vec!["x".into(); 8]).unwrap()),
+                    1 => drop(bus.put_batch(&topic, vec!["x".into(); 8]).unwrap()),
                     _ => drop(bus.put(&topic, "x")),
                 }
                 published.store(round, SeqCst);
@@ -280,7 +280,7 @@ fn a_poll_beside_a_publish_finds_it_or_is_woken() {
     });
 }
 
-/// A waker that says whether it was called.
+/// A waker that records whether it was called.
 #[derive(Default)]
 struct Alarm(AtomicBool);
 
@@ -290,7 +290,7 @@ impl Wake for Alarm {
     }
 }
 
-/// A subscription that sleeps, and the alarm that its last poll has left.
+/// A sleeping subscription and the waker of its last poll.
 struct Sleeper {
     subscription: Subscription,
     alarm: Arc<Alarm>,
@@ -304,7 +304,7 @@ impl Sleeper {
         sleeper
     }
 
-    /// Receives what there is and sleeps, now and then with another waker.
+    /// Receives all events and parks, sometimes with another waker.
     fn fall_asleep(&mut self) {
         let waker = Waker::from(Arc::clone(&self.alarm));
         self.alarm.0.store(false, SeqCst);
@@ -319,9 +319,9 @@ impl Sleeper {
     }
 }
 
-/// Between a publish and its wakes, some who are about to be woken leave, some poll for another reason
-/// and sleep again, and some are woken and do nothing: the others are woken all the same.
-fn nobody_of_a_crowd_is_left_asleep(bus: &MessageBus, topic: &TopicName, rng: &mut Rng) {
+/// Between a publish and its wake-ups, some subscribers are dropped, some poll for another reason and park again,
+/// and some are woken and not polled. The others are woken all the same.
+fn all_remaining_subscribers_are_woken(bus: &MessageBus, topic: &TopicName, rng: &mut Rng) {
     let mut crowd: Vec<_> = (0..CROWD).map(|_| Sleeper::new(bus, topic)).collect();
     for round in 0..ROUNDS {
         bus.put(topic, "x").unwrap();
@@ -345,7 +345,7 @@ fn nobody_of_a_crowd_is_left_asleep(bus: &MessageBus, topic: &TopicName, rng: &m
         }
         crowd.resize_with(CROWD, || Sleeper::new(bus, topic));
         for one in &mut crowd {
-            // Some were woken and are not polled: they are not in the way of the others.
+            // Some were woken and are not polled. They do not block the others.
             if rng.u8(0..8) > 0 {
                 one.fall_asleep();
             }
@@ -354,16 +354,16 @@ fn nobody_of_a_crowd_is_left_asleep(bus: &MessageBus, topic: &TopicName, rng: &m
 }
 
 #[test]
-fn without_a_driver_a_publish_wakes_everybody_itself() {
+fn without_a_driver_a_publish_wakes_all_subscribers_itself() {
     let (bus, topic) = small_bus();
     let crowd: Vec<_> = (0..CROWD).map(|_| Sleeper::new(&bus, &topic)).collect();
     bus.put(&topic, "x").unwrap();
     assert!(crowd.iter().all(Sleeper::is_awake));
-    nobody_of_a_crowd_is_left_asleep(&bus, &topic, &mut Rng::with_seed(seed()));
+    all_remaining_subscribers_are_woken(&bus, &topic, &mut Rng::with_seed(seed()));
 }
 
 #[test]
-fn with_a_driver_a_publish_wakes_a_few_itself_and_the_driver_the_rest() {
+fn with_a_driver_a_publish_wakes_a_slice_itself_and_the_driver_the_rest() {
     let (bus, topic) = small_bus();
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(Arc::clone(&wakes));
@@ -395,9 +395,9 @@ fn with_a_driver_a_publish_wakes_a_few_itself_and_the_driver_the_rest() {
     assert_eq!(awake(&crowd), CROWD, "there is no driver any more");
 }
 
-/// Drivers that come and go at any moment lose nobody.
+/// No wake-up is lost when drivers start and stop at any moment.
 #[test]
-fn drivers_that_come_and_go_leave_nobody_asleep() {
+fn no_wake_up_is_lost_when_drivers_start_and_stop() {
     let mut rng = Rng::with_seed(seed());
     let (bus, topic) = small_bus();
     let done = AtomicBool::new(false);
@@ -411,12 +411,12 @@ fn drivers_that_come_and_go_leave_nobody_asleep() {
                 }
             });
         }
-        nobody_of_a_crowd_is_left_asleep(&bus, &topic, &mut rng);
+        all_remaining_subscribers_are_woken(&bus, &topic, &mut rng);
         done.store(true, SeqCst);
     });
 }
 
-/// Runs a driver for some polls, each when it was woken.
+/// Runs a driver for some polls, each after it was woken.
 fn drive(bus: &MessageBus, polls: usize, done: &AtomicBool) {
     let alarm = Arc::new(Alarm::default());
     let waker = Waker::from(Arc::clone(&alarm));

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use msgbus_core::{Draft, MessageBus, Options, TopicName, TopicSettings};
+use msgbus_core::{MessageBus, NewMessage, Options, TopicName, TopicSettings};
 
 use super::{
     pace::Bench,
@@ -39,10 +39,10 @@ pub(super) fn measure(bench: &mut Bench) {
     });
 }
 
-fn publish(bus: &MessageBus, count: u32, attributes: impl Fn(Draft) -> Draft) {
+fn publish(bus: &MessageBus, count: u32, attributes: impl Fn(NewMessage) -> NewMessage) {
     let topic: TopicName = name("orders/eu");
     for _ in 0..count {
-        put(bus, &topic, attributes(Draft::new(payload())));
+        put(bus, &topic, attributes(NewMessage::new(payload())));
     }
 }
 

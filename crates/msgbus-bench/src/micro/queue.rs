@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use msgbus_core::{Draft, MessageBus, Options, TopicName, TopicSettings};
+use msgbus_core::{MessageBus, NewMessage, Options, TopicName, TopicSettings};
 
 use super::pace::{Bench, clocked};
 
@@ -37,7 +37,7 @@ pub(super) fn name(text: &str) -> TopicName {
     text.parse().expect("a good name")
 }
 
-pub(super) fn put(bus: &MessageBus, topic: &TopicName, message: impl Into<Draft>) {
+pub(super) fn put(bus: &MessageBus, topic: &TopicName, message: impl Into<NewMessage>) {
     black_box(bus.put(topic, message).expect("nothing is full"));
 }
 
@@ -102,19 +102,19 @@ fn one_thread(bench: &mut Bench) {
 fn leaving(bench: &mut Bench) {
     let topic = name("orders/eu");
     let short = Duration::from_micros(50);
-    let mut puts = |name: &str, settings: TopicSettings, draft: &dyn Fn(Bytes) -> Draft| {
+    let mut puts = |name: &str, settings: TopicSettings, draft: &dyn Fn(Bytes) -> NewMessage| {
         let bus = MessageBus::new(Options { topic: settings, ..Options::default() });
         bench.time(name, BATCH, || {
-            let drafts: Vec<Draft> = payloads(BATCH).into_iter().map(draft).collect();
+            let drafts: Vec<NewMessage> = payloads(BATCH).into_iter().map(draft).collect();
             clocked(|| drafts.into_iter().for_each(|draft| put(&bus, &topic, draft)))
         });
     };
     let default = TopicSettings::default();
     let small = TopicSettings { max_messages: 1000, ..default };
     let brief = TopicSettings { ttl: Some(short), ..default };
-    puts("put, the oldest is evicted", small, &Draft::new);
-    puts("put, the oldest expires", brief, &Draft::new);
-    puts("put, all expire early", default, &|payload| Draft::new(payload).ttl(short));
+    puts("put, the oldest is evicted", small, &NewMessage::new);
+    puts("put, the oldest expires", brief, &NewMessage::new);
+    puts("put, all expire early", default, &|payload| NewMessage::new(payload).ttl(short));
 }
 
 /// What threads cost each other. The figure is the time from start to end for each message of all.

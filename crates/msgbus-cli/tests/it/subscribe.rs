@@ -583,7 +583,7 @@ async fn tail_shows_the_last_ones_and_goes_on() {
 #[tokio::test]
 async fn a_poll_counts_what_expired_between_others() {
     let daemon = Daemon::start();
-    let short = msgbus_core::Draft::new("gone").ttl(Duration::from_millis(1));
+    let short = msgbus_core::NewMessage::new("gone").ttl(Duration::from_millis(1));
     daemon.put("t", "0");
     daemon.bus.put(&name("t"), short).unwrap();
     daemon.put("t", "2");
@@ -622,7 +622,7 @@ async fn retained(daemon: &Daemon, count: u64) {
 }
 
 fn put_short(daemon: &Daemon) {
-    let short = msgbus_core::Draft::new("gone").ttl(Duration::from_millis(1));
+    let short = msgbus_core::NewMessage::new("gone").ttl(Duration::from_millis(1));
     daemon.bus.put(&name("t"), short).unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! A topic at hand.
+//! A handle to one topic.
 
 use std::sync::Arc;
 
@@ -8,26 +8,25 @@ use super::{
 };
 use crate::{
     error::PublishError,
-    model::{Draft, Message, Published, PublishedBatch, TopicName},
+    model::{Message, NewMessage, Published, PublishedBatch, TopicName},
     options::BatchLimit,
 };
 
-/// A topic of a [`MessageBus`](crate::MessageBus), for those who use the same one often: it is not looked up by its name
-/// each time.
+/// A handle that caches the location of a topic, so that repeated use needs no look-up by name.
 ///
-/// It is as good as the name: a topic that was deleted is made anew by the next publish, and is not
-/// kept from being forgotten. For another thread, clone it.
+/// The topic need not exist yet; it is created on first use. A handle does not keep its topic from being
+/// deleted or removed as unused. The next publish creates it again. Clone the handle for another thread.
 #[derive(Debug, Clone)]
 pub struct TopicHandle {
     map: Arc<TopicMap>,
     name: TopicName,
-    /// Where the topic was when it was last used.
-    topic: Option<Arc<SharedTopic>>,
+    /// The topic when it was last used.
+    location: Option<Arc<SharedTopic>>,
 }
 
 impl TopicHandle {
     pub(crate) fn new(map: Arc<TopicMap>, name: TopicName) -> Self {
-        Self { map, name, topic: None }
+        Self { map, name, location: None }
     }
 
     /// The topic's name.
@@ -35,33 +34,34 @@ impl TopicHandle {
         &self.name
     }
 
-    /// Publishes a message, as [`MessageBus::put`](crate::MessageBus::put) does.
+    /// Publishes a message, see [`MessageBus::put`](crate::MessageBus::put).
     ///
     /// # Errors
     /// See [`PublishError`].
-    pub fn put(&mut self, message: impl Into<Draft>) -> Result<Published, PublishError> {
+    pub fn put(&mut self, message: impl Into<NewMessage>) -> Result<Published, PublishError> {
         self.topic_ref().put(message.into())
     }
 
-    /// Publishes messages in one step, as [`MessageBus::put_all`](crate::MessageBus::put_all) does.
+    /// Publishes messages in one step, see [`MessageBus::put_batch`](crate::MessageBus::put_batch).
     ///
     /// # Errors
     /// See [`PublishError`].
-    pub fn put_all(&mut self, messages: Vec<Draft>) -> Result<PublishedBatch, PublishError> {
-        self.topic_ref().put_all(messages)
+    pub fn put_batch(&mut self, messages: Vec<NewMessage>) -> Result<PublishedBatch, PublishError> {
+        self.topic_ref().put_batch(messages)
     }
 
-    /// Pulls the oldest message that nobody has pulled yet, as [`MessageBus::get`](crate::MessageBus::get) does.
+    /// Pulls the oldest message that nobody has pulled, see [`MessageBus::get`](crate::MessageBus::get).
     pub fn get(&mut self) -> Option<Message> {
         self.topic_ref().get()
     }
 
-    /// Pulls messages until a limit is reached or none is left, as [`MessageBus::get_all`](crate::MessageBus::get_all) does.
-    pub fn get_all(&mut self, limit: BatchLimit) -> Vec<Message> {
-        self.topic_ref().get_all(limit)
+    /// Pulls messages until a limit is reached, see
+    /// [`MessageBus::get_batch`](crate::MessageBus::get_batch).
+    pub fn get_batch(&mut self, limit: BatchLimit) -> Vec<Message> {
+        self.topic_ref().get_batch(limit)
     }
 
     pub(crate) fn topic_ref(&mut self) -> TopicRef<'_> {
-        TopicRef::new(&self.map, &self.name, &mut self.topic)
+        TopicRef::new(&self.map, &self.name, &mut self.location)
     }
 }

@@ -1,4 +1,4 @@
-//! A topic while it is locked.
+//! A locked topic.
 
 use std::{
     mem::take,

@@ -1,6 +1,6 @@
-//! The map of topics, and the locks over its shards.
+//! The map of topics, with a lock over each shard and a lock over each topic.
 //!
-//! Lock order: a shard of the map, then a topic. No lock is held while anyone is woken.
+//! Lock order: a shard, then a topic. No lock is held while a consumer is woken.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -20,14 +20,14 @@ use super::{
     wake_queue::{self, WakeQueue},
 };
 use crate::{
-    error::NoRoom,
+    error::LimitReached,
     model::{Now, Position, TopicInfo, TopicName},
     options::Options,
     stats::{Counters, Purged},
-    topic::{Budget, Log, Reservation, Topic, Wakes},
+    topic::{Budget, Log, Reservation, Topic, Wakers},
 };
 
-/// A topic, as the map and its subscriptions share it.
+/// A topic under its lock. The map shares it with handles, subscriptions and waiting pulls.
 #[derive(Debug)]
 pub(crate) struct SharedTopic {
     name: TopicName,
@@ -36,11 +36,11 @@ pub(crate) struct SharedTopic {
 }
 
 impl SharedTopic {
-    pub(crate) fn new(topic: Topic, map: Weak<TopicMap>) -> Self {
+    fn new(topic: Topic, map: Weak<TopicMap>) -> Self {
         Self { name: topic.info().name.clone(), map, topic: Mutex::new(topic) }
     }
 
-    pub(crate) fn name(&self) -> &TopicName {
+    fn name(&self) -> &TopicName {
         &self.name
     }
 
@@ -48,8 +48,8 @@ impl SharedTopic {
         LockedTopic::new(self.topic.lock())
     }
 
-    /// Locks the topic after its expired messages were removed, a slice under each lock.
-    pub(crate) fn lock_expired(&self) -> LockedTopic<'_> {
+    /// Removes expired messages, a slice under each lock, and returns the lock that found no more.
+    pub(crate) fn lock_and_expire(&self) -> LockedTopic<'_> {
         loop {
             let mut topic = self.lock();
             if !topic.expire(clock::monotonic()) {
@@ -58,32 +58,32 @@ impl SharedTopic {
         }
     }
 
-    /// Releases the lock, and takes the topic out of the map if it was made for consumers only and
-    /// the last of them has just left.
-    pub(crate) fn unlock_and_forget_abandoned(self: &Arc<Self>, topic: LockedTopic<'_>) {
+    /// Releases the lock. Removes the topic from the map if it existed only for its consumers and the last
+    /// of them has just left.
+    pub(crate) fn unlock_and_remove_if_abandoned(&self, topic: LockedTopic<'_>) {
         let is_abandoned = topic.is_abandoned();
         drop(topic);
         if is_abandoned && let Some(map) = self.map.upgrade() {
-            map.forget_if(self, Topic::is_abandoned);
+            map.remove_if(self, Topic::is_abandoned);
         }
     }
 }
 
-/// All topics of a bus by their names.
+/// All topics of a bus by name.
 #[derive(Debug)]
 pub(crate) struct TopicMap {
-    /// For the topics, which take themselves out.
+    /// For topics, which remove themselves.
     own: Weak<Self>,
     options: Options,
     shards: Box<[RwLock<Shard>]>,
     hasher: RandomState,
-    /// The topics that count for the bound: those that were ever published to.
+    /// Topics that were ever published to. Only they count toward the limit.
     published_topics: AtomicUsize,
     budget: Arc<Budget>,
-    pub(crate) wakes: WakeQueue,
+    pub(crate) wake_queue: WakeQueue,
     last_epoch: AtomicU64,
-    /// The epoch that a topic would have got when the last one was removed that was ever published to;
-    /// at first, when the bus was made.
+    /// The epoch that a new topic would have got when a published topic was last removed, or when the bus
+    /// was created.
     last_removal: AtomicU64,
     closed: AtomicBool,
 }
@@ -91,55 +91,52 @@ pub(crate) struct TopicMap {
 #[derive(Debug, Default)]
 struct Shard {
     topics: HashTable<Arc<SharedTopic>>,
-    /// What happened to the messages of topics that are gone.
-    gone: Counters,
+    /// The counters of removed topics.
+    retired: Counters,
 }
 
 impl Shard {
     fn find(&self, key: Key<'_>) -> Option<&Arc<SharedTopic>> {
-        self.topics.find(key.hash, |cell| cell.name() == key.name)
+        self.topics.find(key.hash, |topic| topic.name() == key.name)
     }
 }
 
-/// A name, and its hash for shard and place.
+/// A name and its hash, which selects the shard and the bucket.
 #[derive(Debug, Clone, Copy)]
 struct Key<'a> {
     name: &'a TopicName,
     hash: u64,
 }
 
-/// Where in the map a name belongs.
-pub(crate) enum Place<'a> {
-    Taken(Arc<SharedTopic>),
-    Free(FreePlace<'a>),
+pub(crate) enum Entry<'a> {
+    Occupied(Arc<SharedTopic>),
+    Vacant(VacantEntry<'a>),
 }
 
-/// Room in the map for a topic that there is not; nobody else makes it meanwhile.
-pub(crate) struct FreePlace<'a> {
+/// A vacant entry. It holds the shard's write lock, so nobody else can create the topic.
+pub(crate) struct VacantEntry<'a> {
     map: &'a TopicMap,
     shard: RwLockWriteGuard<'a, Shard>,
     key: Key<'a>,
 }
 
-impl FreePlace<'_> {
-    /// Makes a topic, does with it what it is made for, and if that succeeds puts it into the map:
-    /// what is refused leaves nothing behind.
+impl VacantEntry<'_> {
+    /// Creates a topic and calls `act` with it. Adds it to the map only if `act` succeeds.
     pub(crate) fn create<T, E>(
         mut self,
-        begin: impl FnOnce(&mut Topic) -> Result<T, E>,
+        act: impl FnOnce(&mut Topic) -> Result<T, E>,
     ) -> Result<(Arc<SharedTopic>, T), E> {
         let mut topic = self.map.new_topic(self.key.name);
-        let begun = begin(&mut topic)?;
-        let cell = Arc::new(SharedTopic::new(topic, Weak::clone(&self.map.own)));
-        let hash = |cell: &Arc<SharedTopic>| self.map.key(cell.name()).hash;
-        self.shard.topics.insert_unique(self.key.hash, Arc::clone(&cell), hash);
-        Ok((cell, begun))
+        let result = act(&mut topic)?;
+        let topic = Arc::new(SharedTopic::new(topic, Weak::clone(&self.map.own)));
+        let hash = |topic: &Arc<SharedTopic>| self.map.key(topic.name()).hash;
+        self.shard.topics.insert_unique(self.key.hash, Arc::clone(&topic), hash);
+        Ok((topic, result))
     }
 }
 
 impl TopicMap {
-    /// Few enough to walk, and so many that a walk holds each lock for microseconds at a hundred thousand
-    /// topics.
+    /// Few enough to walk, and enough that copying one takes microseconds with 100,000 topics.
     pub(crate) const SHARDS: usize = 256;
 
     pub(crate) fn new(options: Options) -> Arc<Self> {
@@ -150,7 +147,7 @@ impl TopicMap {
             shards: iter::repeat_with(RwLock::default).take(Self::SHARDS).collect(),
             hasher: RandomState::new(),
             published_topics: AtomicUsize::new(0),
-            wakes: WakeQueue::default(),
+            wake_queue: WakeQueue::default(),
             last_epoch: AtomicU64::new(0),
             last_removal: AtomicU64::new(0),
             closed: AtomicBool::new(false),
@@ -163,25 +160,25 @@ impl TopicMap {
         &self.options
     }
 
-    /// The names in one shard that are `wanted`; `None` behind the last shard.
+    /// The names in one shard that are `wanted`. `None` after the last shard.
     pub(crate) fn names_in(
         &self,
         shard: usize,
         wanted: impl Fn(&TopicName) -> bool,
     ) -> Option<Vec<TopicName>> {
         let shard = self.shards.get(shard)?.read();
-        let names = shard.topics.iter().map(|cell| cell.name());
+        let names = shard.topics.iter().map(|topic| topic.name());
         Some(names.filter(|name| wanted(name)).cloned().collect())
     }
 
-    /// The topics in one shard, and the counters of those that have left it; `None` behind the last
-    /// shard.
-    pub(crate) fn cells_in(&self, shard: usize) -> Option<(Counters, Vec<Arc<SharedTopic>>)> {
+    /// The topics in one shard, and the counters of the topics that were removed from it. `None` after the
+    /// last shard.
+    pub(crate) fn topics_in(&self, shard: usize) -> Option<(Counters, Vec<Arc<SharedTopic>>)> {
         let shard = self.shards.get(shard)?.read();
-        Some((shard.gone, shard.topics.iter().map(Arc::clone).collect()))
+        Some((shard.retired, shard.topics.iter().map(Arc::clone).collect()))
     }
 
-    /// Bytes set aside for topics and messages.
+    /// Bytes reserved by topics.
     pub(crate) fn bytes_used(&self) -> u64 {
         self.budget.used()
     }
@@ -193,17 +190,17 @@ impl TopicMap {
     /// Counts a topic that is about to be published to for the first time.
     ///
     /// # Errors
-    /// When there are as many as may be.
-    pub(crate) fn count_topic(&self) -> Result<(), NoRoom> {
+    /// When the limit on topics is reached.
+    pub(crate) fn admit_topic(&self) -> Result<(), LimitReached> {
         let limit = self.options.max_topics;
         let one_more = |topics| (topics < limit).then_some(topics + 1);
-        let counted = self.published_topics.fetch_update(Relaxed, Relaxed, one_more);
-        counted.map(drop).map_err(|_| NoRoom::Topics { limit })
+        let admitted = self.published_topics.fetch_update(Relaxed, Relaxed, one_more);
+        admitted.map(drop).map_err(|_| LimitReached::Topics { limit })
     }
 
-    /// A position to subscribe from. Who has received nothing from an incarnation that this bus made has
-    /// missed nothing, unless a topic with messages was removed since: then that may have been it.
-    /// Otherwise nothing was ever published to it, and whatever its name has now follows it.
+    /// The position to subscribe from. A subscriber that has received nothing from an epoch of this bus has
+    /// missed nothing, unless a published topic was removed since: that may have been its topic. Otherwise
+    /// nothing was published to its topic, and the current topic of that name continues it.
     pub(crate) fn resume(&self, position: Position) -> Position {
         match position {
             Position::Start { epoch }
@@ -219,12 +216,12 @@ impl TopicMap {
     pub(crate) fn delete(&self, name: &TopicName) -> bool {
         let key = self.key(name);
         let mut shard = self.shard(key).write();
-        let Some(cell) = shard.find(key).map(Arc::clone) else { return false };
-        let mut topic = cell.lock();
-        let (wakes, retained) = self.remove(&mut shard, &mut topic);
+        let Some(topic) = shard.find(key).map(Arc::clone) else { return false };
+        let mut locked = topic.lock();
+        let (wakers, retained) = self.remove(&mut shard, &mut locked);
         drop(shard);
-        drop(topic);
-        self.wakes.wake(wakes);
+        drop(locked);
+        self.wake_queue.wake(wakers);
         drop(retained);
         true
     }
@@ -232,22 +229,11 @@ impl TopicMap {
     pub(crate) fn purge_expired(&self) -> Purged {
         let mut purged = Purged::default();
         for shard in 0..Self::SHARDS {
-            let (_, cells) = self.cells_in(shard).unwrap_or_default();
-            for cell in cells {
-                let more = || {
-                    let mut topic = cell.lock();
-                    let now = clock::monotonic();
-                    let (expired, more) = topic.sweep(now);
-                    (expired, more, topic.is_idle(now))
-                };
-                let idle = loop {
-                    let (expired, more, idle) = more();
-                    purged.messages += expired;
-                    if !more {
-                        break idle;
-                    }
-                };
-                if idle && self.forget_if(&cell, |topic| topic.is_idle(clock::monotonic())) {
+            let (_, topics) = self.topics_in(shard).unwrap_or_default();
+            for topic in topics {
+                let (messages, is_idle) = Self::sweep(&topic);
+                purged.messages += messages;
+                if is_idle && self.remove_if(&topic, |topic| topic.is_idle(clock::monotonic())) {
                     purged.topics += 1;
                 }
             }
@@ -255,18 +241,33 @@ impl TopicMap {
         purged
     }
 
+    /// Sweeps a topic, a slice under each lock. Returns how many messages were removed, and whether the
+    /// topic is idle.
+    fn sweep(topic: &SharedTopic) -> (usize, bool) {
+        let mut removed = 0;
+        loop {
+            let mut locked = topic.lock();
+            let now = clock::monotonic();
+            let (messages, more) = locked.sweep(now);
+            removed += messages;
+            if !more {
+                return (removed, locked.is_idle(now));
+            }
+        }
+    }
+
     pub(crate) fn close(&self) {
         self.closed.store(true, Relaxed);
         for shard in &self.shards {
-            // Creating a topic takes the shard's lock for writing and looks at `closed` under it:
-            // whatever is created is either seen here, or born closed.
-            let cells: Vec<_> = shard.write().topics.iter().map(Arc::clone).collect();
-            for cell in cells {
-                let mut topic = cell.lock();
-                topic.close();
-                let wakes = topic.take_wakers(wake_queue::spare);
-                drop(topic);
-                self.wakes.wake(wakes);
+            // Topics are created under the shard's write lock, and `closed` is read under it. So a topic is
+            // either seen here or created closed.
+            let topics: Vec<_> = shard.write().topics.iter().map(Arc::clone).collect();
+            for topic in topics {
+                let mut locked = topic.lock();
+                locked.close();
+                let wakers = locked.take_wakers(wake_queue::spare);
+                drop(locked);
+                self.wake_queue.wake(wakers);
             }
         }
     }
@@ -275,7 +276,7 @@ impl TopicMap {
         Key { name, hash: self.hasher.hash_one(name) }
     }
 
-    /// Chosen by bits that the place in the shard does not depend on.
+    /// The shard is selected by bits of the hash that do not select the bucket.
     fn shard(&self, key: Key<'_>) -> &RwLock<Shard> {
         &self.shards[(key.hash >> 32) as usize % Self::SHARDS]
     }
@@ -285,17 +286,17 @@ impl TopicMap {
         self.shard(key).read().find(key).map(Arc::clone)
     }
 
-    /// Finds a topic, or where it is to be.
-    pub(crate) fn place<'a>(&'a self, name: &'a TopicName) -> Place<'a> {
+    /// Finds a topic, or the vacant entry for it.
+    pub(crate) fn entry<'a>(&'a self, name: &'a TopicName) -> Entry<'a> {
         let key = self.key(name);
-        if let Some(cell) = self.shard(key).read().find(key) {
-            return Place::Taken(Arc::clone(cell));
+        if let Some(topic) = self.shard(key).read().find(key) {
+            return Entry::Occupied(Arc::clone(topic));
         }
         let shard = self.shard(key).write();
-        // Another thread may have made it in between.
+        // Another thread may have created it in between.
         match shard.find(key) {
-            Some(cell) => Place::Taken(Arc::clone(cell)),
-            None => Place::Free(FreePlace { map: self, shard, key }),
+            Some(topic) => Entry::Occupied(Arc::clone(topic)),
+            None => Entry::Vacant(VacantEntry { map: self, shard, key }),
         }
     }
 
@@ -308,15 +309,15 @@ impl TopicMap {
             created: now.wall.into(),
             ttl: settings.ttl,
         };
-        let room = Reservation::new(Arc::clone(&self.budget));
-        let mut topic = Topic::new(Arc::new(info), settings, room, now);
+        let reservation = Reservation::new(Arc::clone(&self.budget));
+        let mut topic = Topic::new(Arc::new(info), settings, reservation, now);
         if self.is_closed() {
             topic.close();
         }
         topic
     }
 
-    /// The time in nanoseconds, or one more than the last epoch where the clock has not moved on.
+    /// The time in nanoseconds, or the last epoch plus one if the clock has not advanced.
     fn next_epoch(&self, now: Now) -> u64 {
         let time = u64::try_from(now.wall.nanoseconds()).unwrap_or(0);
         let next = |last: u64| time.max(last + 1);
@@ -324,33 +325,29 @@ impl TopicMap {
         next(last.unwrap_or_else(|last| last))
     }
 
-    /// Takes a topic out of the map if it is still `unused`.
-    pub(crate) fn forget_if(
-        &self,
-        cell: &SharedTopic,
-        unused: impl FnOnce(&Topic) -> bool,
-    ) -> bool {
-        let mut shard = self.shard(self.key(cell.name())).write();
-        let mut topic = cell.lock();
-        let is_unused = unused(&topic);
+    /// Removes a topic from the map if it is still `unused`.
+    fn remove_if(&self, topic: &SharedTopic, unused: impl FnOnce(&Topic) -> bool) -> bool {
+        let mut shard = self.shard(self.key(topic.name())).write();
+        let mut locked = topic.lock();
+        let is_unused = unused(&locked);
         if is_unused {
-            // Nobody sleeps where nobody subscribes, and nothing is retained.
-            let _ = self.remove(&mut shard, &mut topic);
+            // An unused topic has no consumers to wake and no messages to drop.
+            let _ = self.remove(&mut shard, &mut locked);
         }
         drop(shard);
         is_unused
     }
 
-    /// Takes a topic out of the map and ends it. When the locks are released, the wakers are to be
-    /// woken and the messages dropped: freeing many takes a while.
-    fn remove(&self, shard: &mut Shard, topic: &mut Topic) -> (Wakes, Log) {
+    /// Removes a topic from the map and ends it. After the locks are released, the caller wakes the consumers
+    /// and drops the messages: freeing many takes long.
+    fn remove(&self, shard: &mut Shard, topic: &mut Topic) -> (Wakers, Log) {
         let now = clock::monotonic();
         let retained = topic.delete(now);
         let key = self.key(&topic.info().name);
-        if let Ok(entry) = shard.topics.find_entry(key.hash, |cell| cell.name() == key.name) {
+        if let Ok(entry) = shard.topics.find_entry(key.hash, |topic| topic.name() == key.name) {
             entry.remove();
         }
-        shard.gone += topic.stats(now).counters;
+        shard.retired += topic.stats(now).counters;
         if topic.was_published() {
             self.published_topics.fetch_sub(1, Relaxed);
             self.last_removal.store(self.next_epoch(clock::now()), Relaxed);

@@ -1,52 +1,60 @@
-//! What is done to one topic, whether it is looked up for it or held by a handle.
+//! The operations on one topic, for [`MessageBus`](super::MessageBus) and
+//! [`TopicHandle`](super::TopicHandle). This is the only layer between them and the locked topic.
 
 use std::sync::Arc;
 
 use super::{
     clock,
-    map::{Place, SharedTopic, TopicMap},
+    map::{Entry, SharedTopic, TopicMap},
     wake_queue,
 };
 use crate::{
     error::PublishError,
-    model::{Draft, Message, Peek, Position, Published, PublishedBatch, TopicName},
+    model::{Message, NewMessage, Peek, Position, Published, PublishedBatch, TopicName},
     options::BatchLimit,
     topic::{BatchSize, Topic},
 };
 
-/// A topic by its name, and by where it was when it was last used.
+/// A topic by its name, together with its location when it was last used.
 pub(crate) struct TopicRef<'a> {
     map: &'a TopicMap,
     name: &'a TopicName,
-    topic: &'a mut Option<Arc<SharedTopic>>,
+    location: &'a mut Option<Arc<SharedTopic>>,
 }
 
 impl<'a> TopicRef<'a> {
     pub(crate) fn new(
         map: &'a TopicMap,
         name: &'a TopicName,
-        topic: &'a mut Option<Arc<SharedTopic>>,
+        location: &'a mut Option<Arc<SharedTopic>>,
     ) -> Self {
-        Self { map, name, topic }
+        Self { map, name, location }
     }
 
-    pub(crate) fn put(&mut self, draft: Draft) -> Result<Published, PublishError> {
-        let size = BatchSize { count: 1, charge: draft.charge() };
-        let (epoch, id) = self.append(Some(draft), size)?;
+    pub(crate) fn map(&self) -> &'a TopicMap {
+        self.map
+    }
+
+    pub(crate) fn put(&mut self, message: NewMessage) -> Result<Published, PublishError> {
+        let size = BatchSize { count: 1, bytes: message.accounted_size() };
+        let (epoch, id) = self.append(Some(message), size)?;
         Ok(Published { epoch, id })
     }
 
-    pub(crate) fn put_all(&mut self, drafts: Vec<Draft>) -> Result<PublishedBatch, PublishError> {
-        if drafts.is_empty() {
-            return self.put_nothing();
+    pub(crate) fn put_batch(
+        &mut self,
+        messages: Vec<NewMessage>,
+    ) -> Result<PublishedBatch, PublishError> {
+        if messages.is_empty() {
+            return self.put_empty();
         }
-        let size = BatchSize::of(&drafts);
-        let (epoch, first) = self.append(drafts, size)?;
+        let size = BatchSize::of(&messages);
+        let (epoch, first) = self.append(messages, size)?;
         Ok(PublishedBatch { epoch, ids: first..first + size.count as u64 })
     }
 
-    /// Where the next message would go. Creates no topic: where there is none, that is epoch 0.
-    fn put_nothing(&mut self) -> Result<PublishedBatch, PublishError> {
+    /// Returns the id of the next message. Creates no topic: without one the epoch is 0.
+    fn put_empty(&mut self) -> Result<PublishedBatch, PublishError> {
         if self.map.is_closed() {
             return Err(PublishError::Closed);
         }
@@ -55,32 +63,32 @@ impl<'a> TopicRef<'a> {
         Ok(PublishedBatch { epoch, ids: next_id..next_id })
     }
 
-    /// Appends and wakes; the answer is the epoch and the first id.
+    /// Appends and wakes. Returns the epoch and the first id.
     fn append(
         &mut self,
-        drafts: impl IntoIterator<Item = Draft>,
+        messages: impl IntoIterator<Item = NewMessage>,
         size: BatchSize,
     ) -> Result<(u64, u64), PublishError> {
-        // Those that are refused are dropped here, without a lock.
-        let mut drafts = drafts.into_iter();
+        // Refused messages are dropped here, after the lock is released.
+        let mut messages = messages.into_iter();
         let map = self.map;
         let append = |topic: &mut Topic| -> Result<_, PublishError> {
-            // The clock is read while the lock is held: deadlines in a log never go back.
-            let first = topic.append(&mut drafts, size, clock::now(), || map.count_topic())?;
+            // The clock is read under the lock, so that deadlines in a log never go back.
+            let first = topic.append(&mut messages, size, clock::now(), || map.admit_topic())?;
             Ok(((topic.info().epoch, first), topic.take_wakers(wake_queue::spare)))
         };
-        let (_, (appended, wakes)) = self.with_or_create(append)?;
-        self.map.wakes.wake(wakes);
+        let (_, (appended, wakers)) = self.with_or_create(append)?;
+        self.map.wake_queue.wake(wakers);
         Ok(appended)
     }
 
     pub(crate) fn get(&mut self) -> Option<Message> {
         self.with_existing(|topic| {
-            if topic.may_be_pulled() { topic.take_next(clock::monotonic()) } else { None }
+            if topic.has_unpulled() { topic.take_next(clock::monotonic()) } else { None }
         })?
     }
 
-    pub(crate) fn get_all(&mut self, limit: BatchLimit) -> Vec<Message> {
+    pub(crate) fn get_batch(&mut self, limit: BatchLimit) -> Vec<Message> {
         self.with_existing(|topic| topic.take_batch(limit, clock::monotonic())).unwrap_or_default()
     }
 
@@ -91,14 +99,10 @@ impl<'a> TopicRef<'a> {
         })
     }
 
-    pub(crate) fn map(&self) -> &'a TopicMap {
-        self.map
-    }
-
-    /// Does something with the topic, if there is one.
+    /// Locks the topic and calls `act`, if there is a topic.
     pub(crate) fn with_existing<T>(&mut self, act: impl FnOnce(&mut Topic) -> T) -> Option<T> {
         loop {
-            let topic = match self.topic.take() {
+            let topic = match self.location.take() {
                 Some(topic) => topic,
                 None => self.map.find(self.name)?,
             };
@@ -106,33 +110,37 @@ impl<'a> TopicRef<'a> {
             if locked.is_deleted() {
                 continue;
             }
-            let done = act(&mut locked);
+            let result = act(&mut locked);
             drop(locked);
-            *self.topic = Some(topic);
-            return Some(done);
+            *self.location = Some(topic);
+            return Some(result);
         }
     }
 
-    /// As [`with_existing`](Self::with_existing), after everything expired was removed, a slice under each lock.
-    pub(crate) fn with_exact<T>(&mut self, act: impl FnOnce(&mut Topic) -> T) -> Option<T> {
+    /// Like [`with_existing`](Self::with_existing), after all expired messages were removed, a slice under
+    /// each lock.
+    pub(crate) fn with_expired_removed<T>(
+        &mut self,
+        act: impl FnOnce(&mut Topic) -> T,
+    ) -> Option<T> {
         while self.with_existing(|topic| topic.expire(clock::monotonic()))? {}
         self.with_existing(act)
     }
 
-    /// Does something with the topic, which is made for it if need be. The answer has the topic beside it, for
-    /// those who keep it.
+    /// Locks the topic and calls `act`. Creates the topic if there is none, unless `act` fails. Returns the
+    /// result together with the topic.
     pub(crate) fn with_or_create<T, E>(
         &mut self,
         act: impl FnOnce(&mut Topic) -> Result<T, E>,
     ) -> Result<(&Arc<SharedTopic>, T), E> {
         loop {
-            let topic = match self.topic.take() {
+            let topic = match self.location.take() {
                 Some(topic) => topic,
-                None => match self.map.place(self.name) {
-                    Place::Taken(topic) => topic,
-                    Place::Free(place) => {
-                        let (topic, done) = place.create(act)?;
-                        return Ok((self.topic.insert(topic), done));
+                None => match self.map.entry(self.name) {
+                    Entry::Occupied(topic) => topic,
+                    Entry::Vacant(entry) => {
+                        let (topic, result) = entry.create(act)?;
+                        return Ok((self.location.insert(topic), result));
                     }
                 },
             };
@@ -140,11 +148,11 @@ impl<'a> TopicRef<'a> {
             if locked.is_deleted() {
                 continue;
             }
-            let done = act(&mut locked);
+            let result = act(&mut locked);
             drop(locked);
-            // Also after an error: the next try need not look it up.
-            let topic = self.topic.insert(topic);
-            return done.map(|done| (&*topic, done));
+            // The location is kept after an error too: the next attempt needs no look-up.
+            let topic = self.location.insert(topic);
+            return result.map(|result| (&*topic, result));
         }
     }
 }

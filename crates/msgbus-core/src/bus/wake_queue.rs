@@ -1,11 +1,10 @@
-//! Waking those whom a publish found asleep, outside every lock.
+//! Wakes sleeping subscribers outside of all locks.
 //!
-//! A publisher takes all parked wakers of a topic in one step ([`Topic::take_wakers`]) and wakes a
-//! slice of them itself. With a [`Driver`], which a program runs as a task, the
-//! rest is left to it, so that a publish costs the same for a hundred and for ten thousand
-//! subscribers. Without one the publisher wakes them all. Either way each waker that was taken is woken:
-//! nothing depends on whether a woken task is polled or dropped. That is why it is a driver that continues
-//! the chain and not the subscribers.
+//! A publisher takes all parked wakers of a topic in one step ([`Topic::take_wakers`]) and wakes a slice of
+//! them itself. If the program runs a [`Driver`] as a task, the driver wakes the rest, so that a publish
+//! costs the same for a hundred and for ten thousand subscribers. Without a driver the publisher wakes all.
+//! Either way every waker that was taken is woken. This does not depend on a woken task being polled, which
+//! is why a driver continues the chain and not the subscribers.
 //!
 //! [`Topic::take_wakers`]: crate::topic::Topic::take_wakers
 
@@ -20,37 +19,37 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::topic::{Parked, Wakes};
+use crate::topic::{Parked, Wakers};
 
-/// How many are woken in one go.
+/// Wakers woken in one step.
 const SLICE: usize = 128;
-/// Beyond this many waiting wakers a publisher wakes its own itself: the driver cannot keep up.
+/// With more queued wakers than this the driver cannot keep up, and a publisher wakes its own.
 const MAX_QUEUED: usize = 1 << 17;
-/// Emptied vectors that are kept for later publishes.
+/// Empty vectors kept for later publishes.
 const MAX_SPARES: usize = 4;
 
 thread_local! {
-    /// An empty vector that the next publish of this thread swaps for a topic's parked wakers: in
-    /// the steady state no publish allocates.
+    /// An empty vector that the next publish of this thread swaps for a topic's parked wakers, so that a
+    /// publish does not allocate in the steady state.
     static SPARE: Cell<Vec<Parked>> = const { Cell::new(Vec::new()) };
 }
 
-/// An empty vector, with whatever capacity an earlier publish of this thread has left.
+/// An empty vector with the capacity that an earlier publish of this thread needed.
 pub(crate) fn spare() -> Vec<Parked> {
-    // While a thread ends there is none.
+    // There is none while the thread ends.
     SPARE.try_with(Cell::take).unwrap_or_default()
 }
 
 fn keep_spare(emptied: Vec<Parked>) {
-    // While a thread ends there is nowhere to keep it.
+    // It cannot be kept while the thread ends.
     let _ = SPARE.try_with(|spare| spare.set(emptied));
 }
 
-/// Wakers that publishers have left to a driver.
+/// Wakers that publishers have handed to a driver.
 #[derive(Debug, Default)]
 pub(crate) struct WakeQueue {
     state: Mutex<State>,
-    /// Mirrors `State::drivers`: publishers ask without the lock.
+    /// A copy of `State::drivers` that publishers read without the lock.
     drivers: AtomicUsize,
 }
 
@@ -60,17 +59,17 @@ struct State {
     /// Wakers in all batches.
     queued: usize,
     drivers: usize,
-    /// The wakers of drivers that have nothing to do, by their ids.
+    /// The wakers of idle drivers, with their ids.
     idle: Vec<(u64, Waker)>,
     next_driver: u64,
     spares: Vec<Vec<Parked>>,
 }
 
 impl WakeQueue {
-    /// Wakes everybody, or a first slice where a driver wakes the rest.
+    /// Wakes all consumers, or a first slice if a driver wakes the rest.
     #[inline]
-    pub(crate) fn wake(&self, wakes: Wakes) {
-        let Wakes { parked, waiter } = wakes;
+    pub(crate) fn wake(&self, wakers: Wakers) {
+        let Wakers { parked, waiter } = wakers;
         if let Some(waiter) = waiter {
             waiter.wake();
         }
@@ -90,7 +89,7 @@ impl WakeQueue {
         keep_spare(parked);
     }
 
-    /// Leaves wakers to a driver. What comes back is empty, or to be woken by the caller.
+    /// Hands wakers to a driver and returns an empty vector, or returns them for the caller to wake.
     fn hand_over(&self, parked: Vec<Parked>) -> Vec<Parked> {
         if self.drivers.load(Relaxed) == 0 {
             return parked;
@@ -110,7 +109,7 @@ impl WakeQueue {
         spare
     }
 
-    /// Makes a driver known: from now on it has to be polled when it is woken.
+    /// Registers a driver. From now on it must be polled when it is woken.
     fn add_driver(&self) -> u64 {
         let mut state = self.state.lock();
         state.drivers += 1;
@@ -119,7 +118,7 @@ impl WakeQueue {
         state.next_driver
     }
 
-    /// Wakes a slice of those who were left; ready when there may be more.
+    /// Wakes a slice of the queue. Ready if there may be more.
     fn wake_some(&self, driver: u64, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
         let Some(mut batch) = state.batches.pop_front() else {
@@ -128,7 +127,7 @@ impl WakeQueue {
             drop(replaced);
             return Poll::Pending;
         };
-        // Until it is back in the queue, this driver alone answers for it.
+        // Until it is back in the queue, only this driver knows of it.
         state.queued -= batch.len();
         drop(state);
         wake_slice(&mut batch);
@@ -143,7 +142,7 @@ impl WakeQueue {
         Poll::Ready(())
     }
 
-    /// Forgets a driver. What the last one leaves is woken here.
+    /// Unregisters a driver. The last one wakes what is left in the queue.
     fn remove(&self, driver: u64) {
         let mut state = self.state.lock();
         state.drivers -= 1;
@@ -169,7 +168,7 @@ impl WakeQueue {
     }
 }
 
-/// Wakes whom publishers leave to it, a slice at each poll. What is left when it is dropped, it wakes then.
+/// Wakes the queue, a slice at each poll. When dropped, it wakes what is left.
 #[derive(Debug)]
 pub(crate) struct Driver<'a> {
     queue: &'a WakeQueue,
@@ -183,7 +182,7 @@ impl<'a> Driver<'a> {
 
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Infallible> {
         if self.queue.wake_some(self.id, cx).is_ready() {
-            // Others on the same executor come first.
+            // Lets other tasks of the executor run first.
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -197,7 +196,7 @@ impl Drop for Driver<'_> {
 }
 
 impl State {
-    /// Remembers the waker of an idle driver. The one that it replaces is to be dropped without the lock.
+    /// Stores the waker of an idle driver. Returns the waker that it replaces, to be dropped without the lock.
     fn park(&mut self, driver: u64, waker: &Waker) -> Option<Waker> {
         match self.idle.iter_mut().find(|(id, _)| *id == driver) {
             Some((_, parked)) => Some(std::mem::replace(parked, waker.clone())),
@@ -209,7 +208,7 @@ impl State {
     }
 }
 
-/// Wakes from the end, where taking out moves nothing.
+/// Wakes from the end of the vector, so that nothing has to move.
 fn wake_slice(parked: &mut Vec<Parked>) {
     let rest = parked.len().saturating_sub(SLICE);
     for parked in parked.drain(rest..) {

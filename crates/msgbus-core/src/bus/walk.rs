@@ -1,5 +1,5 @@
-//! Looking at all topics without holding up anybody: a shard's lock is held only to copy what it
-//! points to, a topic's lock only for that topic, and callers may do something else between slices.
+//! Walks over all topics that hold up nobody: a shard's lock is held only to copy pointers, and a topic's
+//! lock only for that topic. Callers may do something else between slices.
 
 use std::{collections::BinaryHeap, mem::take, sync::Arc, vec};
 
@@ -12,18 +12,18 @@ use crate::{
     stats::{BusStats, TopicStats},
 };
 
-/// One page of topic names in order, found slice by slice: made by
+/// One page of topic names in order, found slice by slice. See
 /// [`MessageBus::topic_page`](crate::MessageBus::topic_page).
 ///
-/// It keeps no more names than the page has. Topics that come or go meanwhile may be missing or
+/// It keeps no more names than the page has. Topics that are created or removed meanwhile may be missing or
 /// present.
 #[derive(Debug)]
 pub struct TopicPage {
     map: Arc<TopicMap>,
     prefix: Box<str>,
     after: Box<str>,
-    /// Names kept at most: one more than the page has, to know whether there are more.
-    most: usize,
+    /// The most names to keep: one more than the page has, to know whether there are more.
+    max_kept: usize,
     shard: usize,
     names: BinaryHeap<TopicName>,
 }
@@ -31,22 +31,22 @@ pub struct TopicPage {
 impl TopicPage {
     pub(crate) fn new(map: Arc<TopicMap>, prefix: &str, after: &str, max: usize) -> Self {
         let (prefix, after) = (prefix.into(), after.into());
-        let most = max.saturating_add(1);
-        Self { map, prefix, after, most, shard: 0, names: BinaryHeap::new() }
+        let max_kept = max.saturating_add(1);
+        Self { map, prefix, after, max_kept, shard: 0, names: BinaryHeap::new() }
     }
 
-    /// Looks at the next few hundred topics, and keeps those of the right names that are `wanted`. Says
-    /// whether there are more to look at. `wanted` is called without a lock.
+    /// Visits the next few hundred topics, and keeps the matching names that are `wanted`. Returns whether
+    /// there are more topics to visit. `wanted` is called without a lock.
     pub fn step(&mut self, mut wanted: impl FnMut(&TopicName) -> bool) -> bool {
         let names = self.map.names_in(self.shard, |name| {
             let text = name.as_str();
-            text > &*self.after && text.starts_with(&*self.prefix) && self.has_use_for(name)
+            text > &*self.after && text.starts_with(&*self.prefix) && self.belongs(name)
         });
         for name in names.into_iter().flatten() {
-            // The page may have filled with better ones in between.
-            if self.has_use_for(&name) && wanted(&name) {
+            // The page may have filled with lower names in between.
+            if self.belongs(&name) && wanted(&name) {
                 self.names.push(name);
-                if self.names.len() > self.most {
+                if self.names.len() > self.max_kept {
                     self.names.pop();
                 }
             }
@@ -55,72 +55,72 @@ impl TopicPage {
         self.shard < TopicMap::SHARDS
     }
 
-    /// Whether the name comes before the last one that is kept, or there is space for more.
-    fn has_use_for(&self, name: &TopicName) -> bool {
-        self.names.len() < self.most || self.names.peek().is_some_and(|last| name < last)
+    /// Whether the page is not full, or the name comes before its last one.
+    fn belongs(&self, name: &TopicName) -> bool {
+        self.names.len() < self.max_kept || self.names.peek().is_some_and(|last| name < last)
     }
 
-    /// The names, sorted, and whether others come after them.
+    /// The names in order, and whether there are more after them.
     pub fn into_names(self) -> (Vec<TopicName>, bool) {
-        let most = self.most;
+        let max_kept = self.max_kept;
         let mut names = self.names.into_sorted_vec();
-        let more = names.len() == most;
-        names.truncate(most - 1);
+        let more = names.len() == max_kept;
+        names.truncate(max_kept - 1);
         (names, more)
     }
 }
 
-/// The counters of all topics and of the whole bus, slice by slice: made by
+/// The counters of all topics and of the whole bus, read slice by slice. See
 /// [`MessageBus::walk_stats`](crate::MessageBus::walk_stats).
 #[derive(Debug)]
 pub struct StatsWalk {
     map: Arc<TopicMap>,
     shard: usize,
-    cells: vec::IntoIter<Arc<SharedTopic>>,
+    topics: vec::IntoIter<Arc<SharedTopic>>,
     totals: BusStats,
 }
 
 impl StatsWalk {
-    /// Topics that are looked at in one go.
+    /// Topics visited in one step.
     const SLICE: usize = 256;
 
     pub(crate) fn new(map: Arc<TopicMap>) -> Self {
-        Self { map, shard: 0, cells: Vec::new().into_iter(), totals: BusStats::default() }
+        Self { map, shard: 0, topics: Vec::new().into_iter(), totals: BusStats::default() }
     }
 
-    /// The counters of the next topics, in no order; `None` when all have been looked at.
+    /// The counters of the next topics, in no order. `None` after the last topic.
     pub fn next_slice(&mut self) -> Option<Vec<TopicStats>> {
         let mut stats = Vec::new();
         self.visit(|topic| stats.push(topic)).then_some(stats)
     }
 
-    /// The counters of the bus: what was looked at so far, and what happened to topics that are gone.
+    /// The totals of the topics visited so far and of all removed topics.
     pub fn totals(&self) -> BusStats {
         BusStats { bytes: self.map.bytes_used(), ..self.totals }
     }
 
-    /// Looks at what is left.
+    /// Visits the remaining topics and returns the totals.
     pub(crate) fn finish(mut self) -> BusStats {
         while self.visit(drop) {}
         self.totals()
     }
 
-    /// Looks at some topics; `false` when all have been looked at.
+    /// Visits some topics. Returns `false` after the last one.
     fn visit(&mut self, mut each: impl FnMut(TopicStats)) -> bool {
-        while self.cells.len() == 0 {
-            let Some((retired, cells)) = self.map.cells_in(self.shard) else { return false };
+        while self.topics.len() == 0 {
+            let Some((retired, topics)) = self.map.topics_in(self.shard) else { return false };
             self.shard += 1;
-            // Both are of one moment, so a topic that leaves later is not counted twice: it is
-            // looked at here, wherever it is.
+            // Both are from one moment. A topic that is removed later is not counted twice: it is visited
+            // here although the map no longer has it.
             self.totals.counters += retired;
-            self.totals.topics += cells.len();
-            self.cells = cells.into_iter();
+            self.totals.topics += topics.len();
+            self.topics = topics.into_iter();
         }
-        for cell in self.cells.by_ref().take(Self::SLICE) {
-            let mut topic = cell.lock_expired();
-            let is_deleted = topic.is_deleted();
-            let stats = topic.stats(clock::monotonic());
-            drop(topic);
+        for topic in self.topics.by_ref().take(Self::SLICE) {
+            let mut locked = topic.lock_and_expire();
+            let is_deleted = locked.is_deleted();
+            let stats = locked.stats(clock::monotonic());
+            drop(locked);
             self.totals.counters += stats.counters;
             self.totals.retained += stats.retained;
             self.totals.subscribers += stats.subscribers;
@@ -128,8 +128,8 @@ impl StatsWalk {
                 each(stats);
             }
         }
-        if self.cells.len() == 0 {
-            take(&mut self.cells);
+        if self.topics.len() == 0 {
+            take(&mut self.topics);
         }
         true
     }

@@ -1,10 +1,10 @@
-//! The one grammar for lengths of time: `500ms`, `30s`, `10m`, `1h30m`, `7d`.
+//! The grammar of durations: `500ms`, `30s`, `10m`, `1h30m`, `7d`.
 
 use std::{fmt::Write as _, time::Duration};
 
 use thiserror::Error;
 
-/// Why a text is not a duration.
+/// Why a text is not a valid duration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("not a duration: write a number and a unit (ms, s, m, h, d), as in 500ms, 30s or 1h30m")]
 pub struct DurationError;
@@ -13,7 +13,7 @@ pub struct DurationError;
 const UNITS: [(&str, u64); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
-/// Reads a duration: one or more whole numbers, each with its unit, from the longest unit to the
+/// Parses a duration: one or more whole numbers, each with its unit, from the longest unit to the
 /// shortest. A bare `0` needs no unit.
 ///
 /// # Errors

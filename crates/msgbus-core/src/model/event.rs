@@ -1,4 +1,4 @@
-//! What those who read a topic are told.
+//! What readers of a topic receive.
 
 use super::message::Message;
 
@@ -7,32 +7,32 @@ use super::message::Message;
 pub enum Event {
     /// The next message.
     Message(Message),
-    /// This many messages, next in the topic's order, were gone (expired or evicted) before the
-    /// subscription got to them.
+    /// This many messages, next in the topic's order, expired or were evicted before the subscription received
+    /// them.
     Missed(u64),
 }
 
-/// Where a subscription started.
+/// The position at which a subscription started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
+pub struct StartPosition {
     /// The id of the first message that it can receive.
     pub next_id: u64,
-    /// How many messages, of those it asked for, were already gone. They are also its first
-    /// [`Event::Missed`].
+    /// How many of the messages that it asked for had already left the log. Its first event reports them
+    /// again as [`Event::Missed`].
     pub missed: u64,
-    /// Whether the position was from another life of the topic, or ahead of this one. Then the
-    /// subscription starts with the first message of this life.
+    /// Whether the requested position was from another epoch of the topic, or ahead of this one. Then the
+    /// subscription starts with the first message of this epoch.
     pub restarted: bool,
 }
 
-/// What a look at a topic shows.
+/// The messages that a peek found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peek {
     /// The messages, in order.
     pub messages: Vec<Message>,
-    /// The life of the topic, see [`TopicInfo::epoch`](crate::TopicInfo::epoch).
+    /// The epoch of the topic, see [`TopicInfo::epoch`](crate::TopicInfo::epoch).
     pub epoch: u64,
-    /// Where the look started: `next_id` is the first message, or the next one to be published when
-    /// there is none, and `missed` is everything wanted that was gone before it.
-    pub start: Start,
+    /// Where the messages start. `next_id` is the first one, or the next one to be published if there is none.
+    /// `missed` counts the requested messages before it that had left the log.
+    pub start: StartPosition,
 }

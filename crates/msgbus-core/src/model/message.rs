@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::{name::TopicName, time::Wall};
+use super::{name::TopicName, time::WallTime};
 
 /// What never changes about a topic from its creation to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,13 +31,13 @@ pub struct Message(Arc<Inner>);
 struct Inner {
     topic: Arc<TopicInfo>,
     id: u64,
-    created: Wall,
-    expires: Wall,
+    created: WallTime,
+    expires: WallTime,
     payload: Bytes,
     headers: Option<Arc<Headers>>,
 }
 
-/// The headers of a message. Most messages have none; equal ones of successive messages are shared.
+/// The headers of a message. Most messages have none. Equal headers of successive messages are shared.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Headers {
     pub(crate) content_type: Option<Box<str>>,
@@ -45,7 +45,7 @@ pub(crate) struct Headers {
 }
 
 impl Headers {
-    /// What keeping them costs beyond their bytes where no other message shares them, in bytes.
+    /// What headers add to the size of a message besides their names and values, in bytes.
     const OVERHEAD: u64 = 96;
 
     /// Names and values, in the order of the JSON.
@@ -55,8 +55,8 @@ impl Headers {
             .filter_map(|(name, value)| Some((name, value.as_deref()?)))
     }
 
-    /// Shared ones are charged in full: what they share with may be gone before them.
-    fn charge(&self) -> u64 {
+    /// Shared headers count in full: the messages that share them may leave first.
+    fn accounted_size(&self) -> u64 {
         let length: usize = self.iter().map(|(name, value)| name.len() + value.len()).sum();
         Self::OVERHEAD + length as u64
     }
@@ -69,8 +69,8 @@ impl Message {
     pub(crate) fn new(
         topic: Arc<TopicInfo>,
         id: u64,
-        created: Wall,
-        expires: Wall,
+        created: WallTime,
+        expires: WallTime,
         payload: Bytes,
         headers: Option<Arc<Headers>>,
     ) -> Self {
@@ -111,10 +111,10 @@ impl Message {
     /// When the message expires; `None` never. For showing: what decides is a clock that nobody sets. It
     /// may be before [`created`](Self::created), which stands still after the system's clock was set back.
     pub fn expires(&self) -> Option<DateTime<Utc>> {
-        (self.0.expires != Wall::NEVER).then(|| self.0.expires.into())
+        (self.0.expires != WallTime::NEVER).then(|| self.0.expires.into())
     }
 
-    pub(crate) fn created_at(&self) -> Wall {
+    pub(crate) fn created_at(&self) -> WallTime {
         self.0.created
     }
 
@@ -122,25 +122,25 @@ impl Message {
         self.0.headers.as_deref()
     }
 
-    pub(crate) fn charge(&self) -> u64 {
-        charge(self.payload(), self.headers())
+    pub(crate) fn accounted_size(&self) -> u64 {
+        accounted_size(self.payload(), self.headers())
     }
 }
 
 /// A message on its way into a topic: a payload, and what may be said about it.
 ///
-/// Anything that converts to [`Bytes`] converts to a draft, so a plain payload needs no ceremony.
+/// Anything that converts to [`Bytes`] converts to a message, so a plain payload needs no ceremony.
 /// The payload is kept as it is: pass a `Bytes` of its own rather than a slice of a large buffer,
 /// which would be kept alive whole. A payload that is refused, expires or is evicted may be dropped under
 /// a lock of the bus: the drop of an owner given to [`Bytes::from_owner`] must not use the bus.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Draft {
+pub struct NewMessage {
     pub(crate) payload: Bytes,
     pub(crate) ttl: Option<Duration>,
     pub(crate) headers: Option<Arc<Headers>>,
 }
 
-impl Draft {
+impl NewMessage {
     /// A message with this payload and nothing else.
     pub fn new(payload: impl Into<Bytes>) -> Self {
         Self { payload: payload.into(), ..Self::default() }
@@ -153,7 +153,7 @@ impl Draft {
         self
     }
 
-    /// Replaces the payload. Clones of one draft with payloads of their own share its headers.
+    /// Replaces the payload. Clones of one message with payloads of their own share its headers.
     #[must_use]
     pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
         self.payload = payload.into();
@@ -178,37 +178,37 @@ impl Draft {
         Arc::make_mut(self.headers.get_or_insert_default())
     }
 
-    /// What the message counts for in the bounds by bytes: its payload and headers, and
-    /// [`Message::OVERHEAD`] for what keeping it costs besides.
-    pub(crate) fn charge(&self) -> u64 {
-        charge(&self.payload, self.headers.as_deref())
+    /// The size of the message as the limits count it, in bytes: its payload, its headers, and
+    /// [`Message::OVERHEAD`].
+    pub(crate) fn accounted_size(&self) -> u64 {
+        accounted_size(&self.payload, self.headers.as_deref())
     }
 }
 
-impl<T: Into<Bytes>> From<T> for Draft {
+impl<T: Into<Bytes>> From<T> for NewMessage {
     fn from(payload: T) -> Self {
         Self::new(payload)
     }
 }
 
-fn charge(payload: &Bytes, headers: Option<&Headers>) -> u64 {
-    payload.len() as u64 + headers.map_or(0, Headers::charge) + Message::OVERHEAD
+fn accounted_size(payload: &Bytes, headers: Option<&Headers>) -> u64 {
+    payload.len() as u64 + headers.map_or(0, Headers::accounted_size) + Message::OVERHEAD
 }
 
-/// Where an accepted message went.
+/// The id of an accepted message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// The life of the topic, see [`TopicInfo::epoch`].
+    /// The epoch of the topic, see [`TopicInfo::epoch`].
     pub epoch: u64,
-    /// The number of the message in it.
+    /// The id of the message in that epoch.
     pub id: u64,
 }
 
-/// Where the messages of an accepted batch went.
+/// The ids of an accepted batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedBatch {
-    /// The life of the topic, see [`TopicInfo::epoch`].
+    /// The epoch of the topic, see [`TopicInfo::epoch`].
     pub epoch: u64,
-    /// The numbers of the messages in it.
+    /// The ids of the messages in that epoch.
     pub ids: Range<u64>,
 }

@@ -10,13 +10,13 @@ mod time;
 
 pub use self::{
     duration::{DurationError, format_duration, parse_duration},
-    event::{Event, Peek, Start},
-    message::{Draft, Message, Published, PublishedBatch, TopicInfo},
+    event::{Event, Peek, StartPosition},
+    message::{Message, NewMessage, Published, PublishedBatch, TopicInfo},
     name::{NameError, TopicName},
     pattern::{PatternError, TopicPattern},
     position::{Position, PositionError},
 };
 pub(crate) use self::{
     message::Headers,
-    time::{Now, Span, Tick, Wall},
+    time::{MonotonicTime, Nanos, Now, WallTime},
 };

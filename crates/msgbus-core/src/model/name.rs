@@ -1,4 +1,4 @@
-//! Topic names: validated once, when made, and cheap to clone ever after.
+//! Topic names. They are validated once, when created, and cheap to clone.
 
 use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
@@ -11,26 +11,26 @@ use thiserror::Error;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicName(Arc<str>);
 
-/// Why a text is not a topic name.
+/// Why a text is not a valid topic name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum NameError {
-    /// Nothing is left of the name.
+    /// The name is empty.
     #[error("a topic name must not be empty")]
     Empty,
-    /// More than [`TopicName::MAX_BYTES`] bytes.
+    /// The name has more than [`TopicName::MAX_BYTES`] bytes. The number is its length in bytes.
     #[error("a topic name has at most {max} bytes, this one has {0}", max = TopicName::MAX_BYTES)]
     TooLong(usize),
-    /// A character of Unicode's class Cc, as line feed or NUL.
+    /// The name contains a character of Unicode's class Cc, such as line feed or NUL.
     #[error("a topic name must not contain control characters")]
     ControlCharacter,
-    /// An empty segment, or one that paths give another meaning.
+    /// A segment is empty, or has another meaning in paths.
     #[error("a topic name must not contain an empty, \".\" or \"..\" segment")]
     Segment,
-    /// `*` or `**` as a whole segment: they are kept for patterns.
+    /// A segment is `*` or `**`, which are reserved for patterns.
     #[error("\"*\" and \"**\" are patterns, not parts of a topic name")]
     Wildcard,
-    /// A name that the server keeps for itself.
+    /// The server reserves the name.
     #[error("\"metrics\", \"healthz\" and everything under \"-/\" are reserved, never topics")]
     Reserved,
 }
@@ -39,11 +39,10 @@ impl TopicName {
     /// The longest name, in bytes.
     pub const MAX_BYTES: usize = 255;
 
-    /// Checks `name` and makes it a topic name. Slashes at its ends are an error here: a door that
-    /// is lenient about them trims them first.
+    /// Validates `name`. Slashes at its ends are an error; a protocol that allows them trims them first.
     ///
     /// # Errors
-    /// The first rule of [`NameError`] that `name` breaks.
+    /// When `name` breaks a rule of [`NameError`]. Returns the first one.
     pub fn new(name: &str) -> Result<Self, NameError> {
         check(name)?;
         Ok(Self(name.into()))

@@ -1,4 +1,4 @@
-//! Patterns over topic names, and which of two matching ones is the more specific.
+//! Patterns over topic names, and their order by specificity.
 
 use std::{fmt, str::FromStr};
 
@@ -6,8 +6,8 @@ use thiserror::Error;
 
 use super::name::{NameError, TopicName};
 
-/// A pattern over topic names: `*` stands for one segment, `**` at the end for all the rest (one
-/// segment at least). A pattern without wildcards matches the topic of that very name.
+/// A pattern over topic names. `*` matches one segment, and `**` at the end matches all remaining segments (at
+/// least one). A pattern without wildcards matches the topic of that name.
 ///
 /// Patterns are ordered from the most specific to the least: segment by segment, a literal comes
 /// before `*`, and `*` before `**`.
@@ -22,23 +22,23 @@ enum Segment {
     Rest,
 }
 
-/// Why a text is not a pattern.
+/// Why a text is not a valid pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PatternError {
     /// The pattern breaks a rule of topic names.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// `*` is a whole segment or nothing: `logs-*` would match only the topic of that very name.
+    /// `*` is part of a segment. It must be a whole segment.
     #[error("\"*\" stands for a whole segment, as in logs/*, not for a part of one")]
     PartOfSegment,
-    /// `**` stands for the rest, so nothing can follow it.
+    /// `**` is not the last segment.
     #[error("\"**\" must be the last segment of a pattern")]
     RestNotLast,
 }
 
 impl TopicPattern {
-    /// Whether `name` is one of the names that the pattern stands for.
+    /// Whether the pattern matches `name`.
     pub fn matches(&self, name: &TopicName) -> bool {
         let mut pattern = self.0.iter();
         for segment in name.as_str().split('/') {
@@ -57,9 +57,9 @@ impl FromStr for TopicPattern {
     type Err = PatternError;
 
     /// # Errors
-    /// The rule of [`PatternError`] that `text` breaks.
+    /// When `text` breaks a rule of [`PatternError`].
     fn from_str(text: &str) -> Result<Self, PatternError> {
-        // What the wildcards stand for is a valid name, so a valid stand-in checks the rest.
+        // Replacing each wildcard by a valid segment must give a valid name.
         let stand_in: Vec<&str> = text
             .split('/')
             .map(|part| if matches!(part, "*" | "**") { "x" } else { part })

@@ -1,4 +1,4 @@
-//! Where a subscription starts: the one parser of `since` and `index`, for servers and clients.
+//! Positions at which a subscription starts. The only parser of `since` and `index`, for servers and clients.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -7,37 +7,38 @@ use thiserror::Error;
 
 use super::duration::{format_duration, parse_duration};
 
-/// A place in a topic's log at which a subscription starts.
+/// A position in a topic's log at which a subscription starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Position {
-    /// Only what is published from now on.
+    /// Messages published from now on.
     #[default]
     New,
-    /// Everything that is retained.
+    /// All retained messages.
     All,
-    /// The message with this id is the first one wanted.
+    /// Messages from this id on.
     Id(u64),
-    /// The first one wanted follows message `id` of the topic's life `epoch`. This is the position
-    /// to keep across restarts: ids begin anew with each epoch.
+    /// Messages after `id` of the topic's epoch `epoch`. Keep this position to resume after a restart: ids start
+    /// again with each epoch.
     After {
         /// The epoch of the topic in which `id` was received.
         epoch: u64,
         /// The last id received.
         id: u64,
     },
-    /// Everything of the topic's life `epoch`: the position to keep before a first message has come.
+    /// All messages of the topic's epoch `epoch`. Keep this position to resume before the first message was
+    /// received.
     Start {
         /// The epoch of the topic.
         epoch: u64,
     },
-    /// Everything retained that was created within this time before now.
+    /// Retained messages created within this time before now.
     Ago(Duration),
-    /// Everything retained that was created at this time or later.
+    /// Retained messages created at this time or later.
     At(DateTime<Utc>),
 }
 
-/// Why a text is not a position.
+/// Why a text is not a valid position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PositionError {
@@ -55,7 +56,7 @@ pub enum PositionError {
 }
 
 impl Position {
-    /// Reads the ancestor's spelling of a position: `-1` for new messages, else the first id wanted.
+    /// Parses a position as prologic/msgbus writes it: `-1` for new messages, or the first id.
     ///
     /// # Errors
     /// When `text` is neither.
@@ -66,7 +67,7 @@ impl Position {
         }
     }
 
-    /// The position of one who has everything of the topic's life `epoch` before message `next_id`.
+    /// The position of a subscriber that has received every message of `epoch` before `next_id`.
     pub fn before(epoch: u64, next_id: u64) -> Self {
         match next_id.checked_sub(1) {
             Some(id) => Self::After { epoch, id },
@@ -74,8 +75,8 @@ impl Position {
         }
     }
 
-    /// Reads `<epoch>-<id>`, the form in which a server names a message for resuming after it, or
-    /// `<epoch>-start`, before there has been one.
+    /// Parses `<epoch>-<id>`, with which a subscriber resumes after that message, or `<epoch>-start`, before it
+    /// has received one.
     ///
     /// # Errors
     /// When `text` has another form.
@@ -89,7 +90,7 @@ impl Position {
     }
 }
 
-/// Reads a value of `since`: `all`, `new`, an id, `<epoch>-<id>`, a duration back or an RFC 3339
+/// Parses a value of `since`: `all`, `new`, an id, `<epoch>-<id>`, a duration back or an RFC 3339
 /// time.
 impl FromStr for Position {
     type Err = PositionError;
@@ -111,7 +112,7 @@ impl FromStr for Position {
     }
 }
 
-/// Writes a value of `since` that is read back as the same position.
+/// Writes a value of `since` that parses to the same position.
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -137,7 +138,7 @@ fn time(text: &str) -> Option<DateTime<Utc>> {
         .or_else(|_| DateTime::parse_from_rfc3339(&text.replace(' ', "+")))
         .ok()
         .map(|time| time.to_utc())
-        // In UTC it may be in a year that RFC 3339 cannot write.
+        // In UTC it may fall in a year that RFC 3339 cannot write.
         .filter(|time| (0..=9999).contains(&time.year()))
 }
 

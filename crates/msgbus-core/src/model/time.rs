@@ -1,22 +1,22 @@
-//! Time as the engine keeps it: whole nanoseconds in 64 bits.
+//! Times and lengths of time in whole nanoseconds, in 64 bits.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-/// A moment, as the rules need it: on the monotonic clock for deciding, on the wall for showing.
+/// The current time on two clocks: monotonic time decides, wall time is shown.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
-    pub(crate) tick: Tick,
-    pub(crate) wall: Wall,
+    pub(crate) monotonic: MonotonicTime,
+    pub(crate) wall: WallTime,
 }
 
-/// A moment on a clock that never goes back and also counts while the machine is suspended: a message
-/// that expires in an hour has expired after a night. Only to be compared with others of this run.
+/// A time on a clock that never goes back and that counts while the machine is suspended: a message with a
+/// TTL of an hour has expired after a night. Only comparable with others of the same process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Tick(u64);
+pub(crate) struct MonotonicTime(u64);
 
-impl Tick {
+impl MonotonicTime {
     pub(crate) const fn from_nanoseconds(nanoseconds: u64) -> Self {
         Self(nanoseconds)
     }
@@ -25,9 +25,9 @@ impl Tick {
         self.0
     }
 
-    /// The moment so much later; one that never comes for the end of time.
-    pub(crate) fn after(self, span: Span) -> Self {
-        Self(self.0.saturating_add(span.0))
+    /// This time plus `length`. With [`Nanos::INFINITE`] it never comes.
+    pub(crate) fn after(self, length: Nanos) -> Self {
+        Self(self.0.saturating_add(length.0))
     }
 
     pub(crate) fn since(self, earlier: Self) -> Duration {
@@ -35,70 +35,66 @@ impl Tick {
     }
 }
 
-/// A moment on the wall clock, since 1970. Times before 1677 and after 2262 are cut to these.
+/// A time on the wall clock. Times before 1677 and after 2262 become the nearest that fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Wall(i64);
+pub(crate) struct WallTime(i64);
 
-impl Wall {
+impl WallTime {
+    /// A time that never comes.
+    pub(crate) const NEVER: Self = Self(i64::MAX);
+
     /// From nanoseconds since 1970.
     pub(crate) const fn from_nanoseconds(nanoseconds: i64) -> Self {
         Self(nanoseconds)
-    }
-
-    /// The moment so much earlier.
-    pub(crate) fn before(self, span: Span) -> Self {
-        Self(self.0.saturating_sub_unsigned(span.0))
-    }
-
-    /// A moment that never comes.
-    pub(crate) const NEVER: Self = Self(i64::MAX);
-
-    /// The moment so much later.
-    pub(crate) fn after(self, span: Span) -> Self {
-        Self(self.0.saturating_add_unsigned(span.0))
     }
 
     /// Nanoseconds since 1970.
     pub(crate) fn nanoseconds(self) -> i64 {
         self.0
     }
-}
 
-impl From<DateTime<Utc>> for Wall {
-    fn from(time: DateTime<Utc>) -> Self {
-        let farthest = if time.timestamp() < 0 { i64::MIN } else { i64::MAX };
-        Self(time.timestamp_nanos_opt().unwrap_or(farthest))
+    /// This time minus `length`.
+    pub(crate) fn before(self, length: Nanos) -> Self {
+        Self(self.0.saturating_sub_unsigned(length.0))
+    }
+
+    /// This time plus `length`.
+    pub(crate) fn after(self, length: Nanos) -> Self {
+        Self(self.0.saturating_add_unsigned(length.0))
     }
 }
 
-impl From<Wall> for DateTime<Utc> {
-    fn from(time: Wall) -> Self {
+impl From<DateTime<Utc>> for WallTime {
+    fn from(time: DateTime<Utc>) -> Self {
+        let nearest = if time.timestamp() < 0 { i64::MIN } else { i64::MAX };
+        Self(time.timestamp_nanos_opt().unwrap_or(nearest))
+    }
+}
+
+impl From<WallTime> for DateTime<Utc> {
+    fn from(time: WallTime) -> Self {
         DateTime::from_timestamp_nanos(time.0)
     }
 }
 
-/// A length of time. What is longer than 584 years is for ever.
+/// A length of time in nanoseconds. More than 584 years are infinite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Span(u64);
+pub(crate) struct Nanos(u64);
 
-impl Span {
-    pub(crate) const FOR_EVER: Self = Self(u64::MAX);
+impl Nanos {
+    pub(crate) const INFINITE: Self = Self(u64::MAX);
 }
 
-impl From<Duration> for Span {
+impl From<Duration> for Nanos {
     fn from(length: Duration) -> Self {
-        Self(nanoseconds(length))
+        let seconds = length.as_secs().saturating_mul(1_000_000_000);
+        Self(seconds.saturating_add(length.subsec_nanos().into()))
     }
 }
 
-/// `None` is for ever.
-impl From<Option<Duration>> for Span {
+/// `None` is infinite.
+impl From<Option<Duration>> for Nanos {
     fn from(length: Option<Duration>) -> Self {
-        length.map_or(Self::FOR_EVER, Self::from)
+        length.map_or(Self::INFINITE, Self::from)
     }
-}
-
-fn nanoseconds(length: Duration) -> u64 {
-    let seconds = length.as_secs().saturating_mul(1_000_000_000);
-    seconds.saturating_add(length.subsec_nanos().into())
 }

@@ -1,4 +1,4 @@
-//! Waiting for a poll on a thread without an executor.
+//! Blocks a thread on a poll, for programs without an executor.
 
 use std::{
     sync::Arc,
@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Polls until there is an answer, sleeping in between; `None` when the deadline is over.
-pub(crate) fn block_until<T>(
+/// Polls until there is a result, and sleeps in between. Returns `None` after the deadline.
+pub(crate) fn block_on_until<T>(
     deadline: Option<Instant>,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
 ) -> Option<T> {
@@ -26,7 +26,7 @@ pub(crate) fn block_until<T>(
     }
 }
 
-/// Wakes a blocked thread as one wakes a task.
+/// A waker for a blocked thread.
 struct Unpark(Thread);
 
 impl Wake for Unpark {

@@ -1,4 +1,4 @@
-//! Waiting to pull: a ticket in the topic's queue of those who wait.
+//! A pull that waits in the topic's queue.
 
 use std::{
     pin::Pin,
@@ -7,108 +7,105 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::blocking::block_until;
+use super::blocking::block_on_until;
 use crate::{
     bus::{LockedTopic, MessageBus, SharedTopic, TopicHandle, TopicRef, clock},
     error::{RecvError, SubscribeError},
     model::{Message, TopicName},
     options::BatchLimit,
-    topic::{Ticket, Topic},
+    topic::{Topic, WaiterId},
 };
 
 impl MessageBus {
     /// Pulls messages as soon as there are any. The topic need not exist, see
-    /// [`subscribe`](Self::subscribe). Those who wait are served in order; a [`get`](Self::get) does not queue and may be faster.
+    /// [`subscribe`](Self::subscribe). Waiting pulls are served in the order in which they began. A
+    /// [`get`](Self::get) does not queue and may come before them.
     ///
     /// # Errors
     /// See [`SubscribeError`].
-    pub fn wait(&self, topic: &TopicName, limit: BatchLimit) -> Result<Pull, SubscribeError> {
-        self.at(topic, &mut None).wait(limit)
+    pub fn pull_wait(&self, topic: &TopicName, limit: BatchLimit) -> Result<Pull, SubscribeError> {
+        self.topic_ref(topic, &mut None).pull_wait(limit)
     }
 }
 
 impl TopicHandle {
-    /// Pulls messages as soon as there are any, as [`MessageBus::wait`](crate::MessageBus::wait) does.
+    /// Pulls messages as soon as there are any, see [`MessageBus::pull_wait`].
     ///
     /// # Errors
     /// See [`SubscribeError`].
-    pub fn wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
-        self.topic_ref().wait(limit)
+    pub fn pull_wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
+        self.topic_ref().pull_wait(limit)
     }
 }
 
 impl TopicRef<'_> {
-    fn wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
-        let (topic, ticket) = self.with_or_create(Topic::wait)?;
-        Ok(Pull::new(Arc::clone(topic), ticket, limit))
+    fn pull_wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
+        let (topic, waiter) = self.with_or_create(Topic::wait)?;
+        Ok(Pull { topic: Arc::clone(topic), waiter: Some(waiter), limit })
     }
 }
 
-/// A pull that waits for its messages: a future of at least one, up to a limit.
+/// A pull that waits for its messages: a future of at least one message, up to a limit.
 ///
-/// Those who wait on a topic are served in the order in which they began, each message going to one
-/// of them. Messages are taken when the future completes: dropping it earlier takes nothing, and
-/// lets the next one have them. Once it has completed it is pending for ever, and in nobody's way.
+/// The waiting pulls of a topic are served in the order in which they began, and each message goes to one of
+/// them. A pull takes messages only when its future completes. Dropping it earlier takes nothing and lets the
+/// next one have them. Once completed, it stays pending and no longer queues.
 #[derive(Debug)]
 pub struct Pull {
     topic: Arc<SharedTopic>,
-    /// `None` when it has completed.
-    ticket: Option<Ticket>,
+    /// `None` once completed.
+    waiter: Option<WaiterId>,
     limit: BatchLimit,
 }
 
 impl Pull {
-    pub(crate) fn new(topic: Arc<SharedTopic>, ticket: Ticket, limit: BatchLimit) -> Self {
-        Self { topic, ticket: Some(ticket), limit }
-    }
-
-    /// The size of the oldest payload that nobody has pulled, in bytes; `None` when there is none, or the
-    /// topic has been deleted. Takes nothing.
+    /// The size of the oldest payload that nobody has pulled, in bytes. `None` if there is none or the topic
+    /// was deleted. Takes nothing.
     pub fn next_size(&self) -> Option<usize> {
         self.topic.lock().next_unpulled_size(clock::monotonic())
     }
 
-    /// Blocks the thread until there are messages, or for this long: then the answer is `None`.
+    /// Blocks the thread until there are messages or the timeout has passed, and then returns `None`.
     ///
     /// # Errors
-    /// When the topic has been deleted or the bus closed.
+    /// When the topic was deleted or the bus closed.
     pub fn wait_timeout(mut self, timeout: Duration) -> Result<Option<Vec<Message>>, RecvError> {
         let deadline = Instant::now().checked_add(timeout);
-        block_until(deadline, |cx| self.poll_allowed(cx, || true)).transpose()
+        block_on_until(deadline, |cx| self.poll_allowed(cx, || true)).transpose()
     }
 
-    /// Polls for messages, as the future does, of somebody who may lose the right to them: `may_take` is asked
-    /// under the lock of the topic, and where it says no the answer is empty and nothing is taken. So nothing is
-    /// taken that was published after it began to say no.
+    /// Polls for messages as the future does, for a caller that may lose its permission. `may_take` is called
+    /// under the topic's lock. If it returns `false`, nothing is taken and the result is empty. So nothing is
+    /// taken that was published after the permission was lost.
     ///
     /// # Errors
-    /// When the topic has been deleted or the bus closed.
+    /// When the topic was deleted or the bus closed.
     pub fn poll_allowed(
         &mut self,
         cx: &mut Context<'_>,
         may_take: impl FnOnce() -> bool,
     ) -> Poll<Result<Vec<Message>, RecvError>> {
-        let Some(ticket) = self.ticket else { return Poll::Pending };
+        let Some(waiter) = self.waiter else { return Poll::Pending };
         let mut topic = self.topic.lock();
         if !may_take() {
             return Poll::Ready(Ok(Vec::new()));
         }
-        let taken = topic.take_waiting(ticket, self.limit, clock::monotonic());
+        let taken = topic.poll_pull(waiter, self.limit, clock::monotonic());
         if taken.as_ref().is_ok_and(Vec::is_empty) {
-            let replaced = topic.park_waiter(ticket, cx.waker());
+            let replaced = topic.park_waiter(waiter, cx.waker());
             drop(topic);
             drop(replaced);
             return Poll::Pending;
         }
-        self.ticket = None;
-        self.leave(ticket, topic);
+        self.waiter = None;
+        self.leave(waiter, topic);
         Poll::Ready(taken)
     }
 
-    /// Leaves the queue; what is left, and what this one was woken for, goes to the next.
-    fn leave(&self, ticket: Ticket, mut topic: LockedTopic<'_>) {
-        let (own, next) = topic.leave(ticket);
-        self.topic.unlock_and_forget_abandoned(topic);
+    /// Leaves the queue, and wakes the next one if there is something left for it.
+    fn leave(&self, waiter: WaiterId, mut topic: LockedTopic<'_>) {
+        let (own, next) = topic.cancel_wait(waiter);
+        self.topic.unlock_and_remove_if_abandoned(topic);
         drop(own);
         if let Some(next) = next {
             next.wake();
@@ -126,8 +123,8 @@ impl Future for Pull {
 
 impl Drop for Pull {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket {
-            self.leave(ticket, self.topic.lock());
+        if let Some(waiter) = self.waiter {
+            self.leave(waiter, self.topic.lock());
         }
     }
 }

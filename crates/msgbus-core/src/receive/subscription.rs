@@ -1,5 +1,4 @@
-//! A subscription: a cursor of its own over a topic's log, and a wake-up. It holds no message that
-//! it has not handed out.
+//! A subscription: a cursor over a topic's log. It holds no messages.
 
 use std::{
     future::poll_fn,
@@ -11,24 +10,24 @@ use std::{
 
 use futures_core::Stream;
 
-use super::blocking::block_until;
+use super::blocking::block_on_until;
 use crate::{
     bus::{MessageBus, SharedTopic, TopicHandle, TopicRef, clock},
     error::{RecvError, SubscribeError},
-    model::{Event, Start, Tick, TopicInfo, TopicName},
+    model::{Event, MonotonicTime, StartPosition, TopicInfo, TopicName},
     options::{BatchLimit, SubscribeOptions},
     stats::SubscriptionStats,
     topic::{CursorKey, Topic},
 };
 
 impl MessageBus {
-    /// Subscribes to a topic. From the return on, nothing that is published escapes the subscription
-    /// unannounced.
+    /// Subscribes to a topic. From now on the subscription receives every message, or a count of those that it
+    /// has missed.
     ///
-    /// A topic that does not exist is created, but as long as nothing is published to it, it counts neither
-    /// for [`Options::max_topics`] nor for [`Options::max_bytes`], and goes with the last who subscribes or
-    /// waits. The number of these topics is that of the subscriptions and waiting pulls, which the program
-    /// has to bound.
+    /// A topic that does not exist is created. Until something is published to it, it counts neither toward
+    /// [`Options::max_topics`](crate::Options::max_topics) nor toward
+    /// [`Options::max_bytes`](crate::Options::max_bytes), and it is removed with its last subscription or
+    /// waiting pull. The program must limit the number of those.
     ///
     /// # Errors
     /// See [`SubscribeError`].
@@ -37,12 +36,12 @@ impl MessageBus {
         topic: &TopicName,
         options: impl Into<SubscribeOptions>,
     ) -> Result<Subscription, SubscribeError> {
-        self.at(topic, &mut None).subscribe(options.into())
+        self.topic_ref(topic, &mut None).subscribe(options.into())
     }
 }
 
 impl TopicHandle {
-    /// Subscribes to the topic, as [`MessageBus::subscribe`](crate::MessageBus::subscribe) does.
+    /// Subscribes to the topic, see [`MessageBus::subscribe`].
     ///
     /// # Errors
     /// See [`SubscribeError`].
@@ -58,59 +57,49 @@ impl TopicRef<'_> {
     fn subscribe(&mut self, mut options: SubscribeOptions) -> Result<Subscription, SubscribeError> {
         let map = self.map();
         let subscribe = |topic: &mut Topic| -> Result<_, SubscribeError> {
-            // Under the lock: an earlier incarnation of this topic has been removed by now.
+            // Under the lock, so that an earlier incarnation of the topic has been removed by now.
             options.from = map.resume(options.from);
             let (key, start) = topic.subscribe(options, clock::now())?;
             Ok((Arc::clone(topic.info()), key, start))
         };
         let (topic, (info, key, start)) = self.with_or_create(subscribe)?;
-        Ok(Subscription::new(Arc::clone(topic), info, key, start))
+        Ok(Subscription { topic: Arc::clone(topic), info, key, start, has_ended: false })
     }
 }
 
 /// A live subscription to one topic.
 ///
-/// It can be used from any executor ([`recv`](Self::recv), [`recv_batch`](Self::recv_batch), or as
-/// a [`Stream`] whose last item is the reason of its end), and from a thread without one
-/// ([`recv_blocking`](Self::recv_blocking), [`recv_timeout`](Self::recv_timeout),
-/// [`try_recv`](Self::try_recv)). Dropping it unsubscribes.
+/// It works on any executor ([`recv`](Self::recv), [`recv_batch`](Self::recv_batch), or as a [`Stream`] whose
+/// last item is the reason for its end) and on a thread without one ([`recv_blocking`](Self::recv_blocking),
+/// [`recv_timeout`](Self::recv_timeout), [`try_recv`](Self::try_recv)). Dropping it unsubscribes.
 #[derive(Debug)]
 pub struct Subscription {
     topic: Arc<SharedTopic>,
     info: Arc<TopicInfo>,
     key: CursorKey,
-    start: Start,
-    /// Whether the stream has given out the reason of its end.
+    start: StartPosition,
+    /// Whether the stream has returned the reason for its end.
     has_ended: bool,
 }
 
 impl Subscription {
-    pub(crate) fn new(
-        topic: Arc<SharedTopic>,
-        info: Arc<TopicInfo>,
-        key: CursorKey,
-        start: Start,
-    ) -> Self {
-        Self { topic, info, key, start, has_ended: false }
-    }
-
-    /// The topic subscribed to.
+    /// The topic.
     pub fn topic(&self) -> &Arc<TopicInfo> {
         &self.info
     }
 
-    /// Where the subscription started.
-    pub fn start(&self) -> Start {
+    /// The position at which the subscription started.
+    pub fn start(&self) -> StartPosition {
         self.start
     }
 
-    /// What it has received, missed and still before it.
+    /// How many messages it has received and missed, and how many are pending.
     pub fn stats(&self) -> SubscriptionStats {
-        self.topic.lock_expired().subscription_stats(self.key, clock::monotonic())
+        self.topic.lock_and_expire().subscription_stats(self.key, clock::monotonic())
     }
 
-    /// The size of the payload that comes next, in bytes; `None` when the next event is no message, or
-    /// there is none yet. Takes nothing.
+    /// The size of the next payload, in bytes. `None` if the next event is not a message, or if there is none
+    /// yet. Takes nothing.
     pub fn next_size(&self) -> Option<usize> {
         let mut topic = self.topic.lock();
         let now = clock::monotonic();
@@ -121,22 +110,22 @@ impl Subscription {
     /// Waits for the next event.
     ///
     /// # Errors
-    /// When the subscription is over, see [`RecvError`].
+    /// When the subscription has ended, see [`RecvError`].
     ///
     /// # Cancel safety
-    /// An event is taken only when the future completes: dropping it early loses nothing.
+    /// An event is taken only when the future completes. Dropping it earlier loses nothing.
     pub async fn recv(&mut self) -> Result<Event, RecvError> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// Waits until there is an event, and appends what there is to `events`, up to `limit`, but at
-    /// least one.
+    /// Waits until there is an event, and appends the available events to `events`: at least one, up to
+    /// `limit`.
     ///
     /// # Errors
-    /// When the subscription is over, see [`RecvError`]. Then nothing was appended.
+    /// When the subscription has ended, see [`RecvError`]. Then nothing was appended.
     ///
     /// # Cancel safety
-    /// As [`recv`](Self::recv).
+    /// As for [`recv`](Self::recv).
     pub async fn recv_batch(
         &mut self,
         events: &mut Vec<Event>,
@@ -148,7 +137,7 @@ impl Subscription {
     /// Polls for a batch: [`recv_batch`](Self::recv_batch) for hand-written futures.
     ///
     /// # Errors
-    /// As [`recv_batch`](Self::recv_batch).
+    /// As for [`recv_batch`](Self::recv_batch).
     pub fn poll_recv_batch(
         &mut self,
         cx: &mut Context<'_>,
@@ -161,7 +150,7 @@ impl Subscription {
     /// Polls for the next event: [`recv`](Self::recv) for hand-written futures.
     ///
     /// # Errors
-    /// When the subscription is over, see [`RecvError`].
+    /// When the subscription has ended, see [`RecvError`].
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, RecvError>> {
         self.poll_with(Some(cx), Topic::next_event)
     }
@@ -169,7 +158,7 @@ impl Subscription {
     /// Takes the next event if there is one.
     ///
     /// # Errors
-    /// When the subscription is over, see [`RecvError`].
+    /// When the subscription has ended, see [`RecvError`].
     pub fn try_recv(&mut self) -> Result<Option<Event>, RecvError> {
         match self.poll_with(None, Topic::next_event) {
             Poll::Ready(event) => event.map(Some),
@@ -177,37 +166,37 @@ impl Subscription {
         }
     }
 
-    /// Blocks the thread until there is an event. Not for use on an executor's threads.
+    /// Blocks the thread until there is an event. Must not be called on an executor's threads.
     ///
     /// # Errors
-    /// When the subscription is over, see [`RecvError`].
+    /// When the subscription has ended, see [`RecvError`].
     pub fn recv_blocking(&mut self) -> Result<Event, RecvError> {
         loop {
-            // Without a deadline there is always an answer.
+            // Without a deadline there is always a result.
             if let Some(event) = self.recv_until(None)? {
                 return Ok(event);
             }
         }
     }
 
-    /// Blocks the thread until there is an event, or for this long: then the answer is `None`.
+    /// Blocks the thread until there is an event or the timeout has passed, and then returns `None`.
     ///
     /// # Errors
-    /// When the subscription is over, see [`RecvError`].
+    /// When the subscription has ended, see [`RecvError`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Option<Event>, RecvError> {
         self.recv_until(Instant::now().checked_add(timeout))
     }
 
     fn recv_until(&mut self, deadline: Option<Instant>) -> Result<Option<Event>, RecvError> {
-        block_until(deadline, |cx| self.poll_recv(cx)).transpose()
+        block_on_until(deadline, |cx| self.poll_recv(cx)).transpose()
     }
 
-    /// Runs `take` under the topic's lock. When it finds nothing, the task of `cx` is woken when
-    /// there is something: it is parked under the same lock, so no publish falls between.
+    /// Calls `take` under the topic's lock. If it finds nothing, parks the task of `cx` under the same lock,
+    /// so that no publish can fall in between.
     fn poll_with<T>(
         &mut self,
         cx: Option<&mut Context<'_>>,
-        take: impl FnOnce(&mut Topic, CursorKey, Tick) -> Result<Option<T>, RecvError>,
+        take: impl FnOnce(&mut Topic, CursorKey, MonotonicTime) -> Result<Option<T>, RecvError>,
     ) -> Poll<Result<T, RecvError>> {
         let mut topic = self.topic.lock();
         let mut taken = None;
@@ -228,12 +217,11 @@ impl Subscription {
     }
 }
 
-/// Takes events up to the limit. An error behind some events waits for the next call, which finds
-/// it again.
+/// Takes events up to the limit. An error after some events is left to the next call, which finds it again.
 fn take_batch(
     topic: &mut Topic,
     key: CursorKey,
-    now: Tick,
+    now: MonotonicTime,
     events: &mut Vec<Event>,
     limit: BatchLimit,
 ) -> Result<Option<()>, RecvError> {
@@ -254,7 +242,7 @@ fn take_batch(
     Ok((events.len() > before).then_some(()))
 }
 
-/// The events until the subscription is over, and then why it is, once.
+/// The events until the subscription has ended, and then the reason, once.
 impl Stream for Subscription {
     type Item = Result<Event, RecvError>;
 
@@ -272,7 +260,7 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let mut topic = self.topic.lock();
         let waker = topic.unsubscribe(self.key, clock::monotonic());
-        self.topic.unlock_and_forget_abandoned(topic);
+        self.topic.unlock_and_remove_if_abandoned(topic);
         drop(waker);
     }
 }

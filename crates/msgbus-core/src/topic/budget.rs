@@ -1,14 +1,14 @@
-//! The bound on the bytes of a whole bus, without a counter that every publish would fight for.
+//! The limit on the bytes of a whole bus, without a counter that every publish contends for.
 //!
-//! A topic takes room from the [`Budget`] in blocks that grow with it and spends them by itself,
-//! so the shared counter is touched about once in every eighth of a topic's growth.
+//! A topic reserves bytes of the [`Budget`] in blocks that grow with it, and spends them by itself. So it
+//! touches the shared counter about once for each eighth of its growth.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// All the room there is, in bytes.
+/// The bytes that all topics of a bus may hold together.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: u64,
@@ -41,7 +41,7 @@ impl Budget {
     }
 }
 
-/// The part of a [`Budget`] that one topic holds; given back when dropped.
+/// The part of a [`Budget`] that one topic holds. Dropping it returns the bytes.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     budget: Arc<Budget>,
@@ -49,8 +49,8 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// The most that is taken in advance of need, in bytes.
-    const LARGEST_BLOCK: u64 = 1 << 20;
+    /// The most that is reserved ahead of need, in bytes.
+    const MAX_BLOCK: u64 = 1 << 20;
 
     pub(crate) fn new(budget: Arc<Budget>) -> Self {
         Self { budget, held: 0 }
@@ -61,13 +61,13 @@ impl Reservation {
         self.held
     }
 
-    /// Bytes that the whole budget has.
+    /// The limit of the whole budget, in bytes.
     pub(crate) fn limit(&self) -> u64 {
         self.budget.limit()
     }
 
-    /// Makes sure that `bytes` in all are held. Where the budget is too full for that, nothing
-    /// changes and the answer is `false`.
+    /// Ensures that at least `bytes` are held in all. If the budget does not have them, changes nothing and
+    /// returns `false`.
     pub(crate) fn reserve(&mut self, bytes: u64) -> bool {
         let Some(missing) = bytes.checked_sub(self.held).filter(|missing| *missing > 0) else {
             return true;
@@ -81,7 +81,7 @@ impl Reservation {
         false
     }
 
-    /// Gives back what is held far beyond `bytes`.
+    /// Returns what is held far beyond `bytes`.
     pub(crate) fn trim(&mut self, bytes: u64) {
         let block = Self::block(bytes);
         if self.held > bytes + 2 * block {
@@ -91,7 +91,7 @@ impl Reservation {
     }
 
     fn block(bytes: u64) -> u64 {
-        (bytes / 8).min(Self::LARGEST_BLOCK)
+        (bytes / 8).min(Self::MAX_BLOCK)
     }
 }
 
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_blocks_and_at_the_limit_what_is_needed() {
+    fn reserves_blocks_and_near_the_limit_the_exact_need() {
         let budget = Budget::new(1000);
         let mut a = Reservation::new(Arc::clone(&budget));
         assert!(a.reserve(800));

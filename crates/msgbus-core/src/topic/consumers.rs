@@ -1,47 +1,53 @@
-//! Those who follow one topic or wait to pull from it. Most topics have nobody, so there is memory for
-//! them only from when somebody comes until a sweep finds that all have left.
-
-use std::ops::{Deref, DerefMut};
+//! The consumers of one topic: subscriptions and waiting pulls.
+//!
+//! Most topics have none. Memory is allocated when the first consumer arrives, and freed by a sweep after
+//! the last one has left.
 
 use super::{cursors::Cursors, waiters::Waiters};
 
 #[derive(Debug, Default)]
-pub(crate) struct Audience(Option<Box<Members>>);
+pub(crate) struct Consumers(Option<Box<Tables>>);
 
 #[derive(Debug, Default)]
-pub(crate) struct Members {
+pub(crate) struct Tables {
     pub(crate) cursors: Cursors,
     pub(crate) waiters: Waiters,
 }
 
-static NOBODY: Members = Members { cursors: Cursors::new(), waiters: Waiters::new() };
+static EMPTY: Tables = Tables { cursors: Cursors::new(), waiters: Waiters::new() };
 
-impl Audience {
-    /// Whether nobody has come, or a [`shrink`](Self::shrink) has found that all have left.
-    pub(crate) fn is_nobody(&self) -> bool {
+impl Consumers {
+    /// Whether there is no consumer.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.as_deref().is_none_or(Tables::is_empty)
+    }
+
+    /// Whether no consumer has arrived since the last [`shrink`](Self::shrink) to nothing.
+    pub(crate) fn is_unallocated(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Gives the memory of those who have left back, if all have.
+    pub(crate) fn tables(&self) -> &Tables {
+        self.0.as_deref().unwrap_or(&EMPTY)
+    }
+
+    /// The tables, allocated on first use.
+    pub(crate) fn tables_mut(&mut self) -> &mut Tables {
+        self.0.get_or_insert_default()
+    }
+
+    /// Frees the tables once the last consumer has left.
     pub(crate) fn shrink(&mut self) {
-        if self.cursors.len() == 0 && self.waiters.len() == 0 {
+        if self.is_empty() {
             self.0 = None;
-        } else if let Some(members) = &mut self.0 {
-            members.cursors.shrink();
+        } else if let Some(tables) = &mut self.0 {
+            tables.cursors.shrink();
         }
     }
 }
 
-impl Deref for Audience {
-    type Target = Members;
-
-    fn deref(&self) -> &Members {
-        self.0.as_deref().unwrap_or(&NOBODY)
-    }
-}
-
-impl DerefMut for Audience {
-    fn deref_mut(&mut self) -> &mut Members {
-        self.0.get_or_insert_default()
+impl Tables {
+    fn is_empty(&self) -> bool {
+        self.cursors.len() == 0 && self.waiters.len() == 0
     }
 }

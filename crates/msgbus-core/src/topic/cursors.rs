@@ -1,4 +1,4 @@
-//! The subscriptions of one topic: where each stands in the log, and which of them sleep.
+//! The subscriptions of one topic: the position of each in the log, and the wakers of those that sleep.
 
 use std::task::Waker;
 
@@ -6,20 +6,21 @@ use slab::Slab;
 
 use crate::options::LagPolicy;
 
-/// One subscription's place in the log.
+/// The position of one subscription in the log.
 #[derive(Debug)]
 pub(crate) struct Cursor {
-    /// The id from which everything published is accounted for.
+    /// The id of the first message that the subscription asked for. Every message from here on is
+    /// received, missed or pending.
     pub(crate) start: u64,
     /// The id of the next message to receive.
     pub(crate) next: u64,
     /// Messages received.
     pub(crate) received: u64,
-    /// Messages that were gone before the subscription began and that it has not been told of.
-    pub(crate) untold: u64,
+    /// Messages that had left before the subscription began and that have not been reported to it.
+    pub(crate) pending_gap: u64,
     pub(crate) lag: LagPolicy,
     pub(crate) label: Option<Box<str>>,
-    /// Where in [`Cursors::parked`] its waker is, if it sleeps.
+    /// The index of its waker in [`Cursors::parked`] while it sleeps.
     parked: ParkedAt,
 }
 
@@ -29,7 +30,7 @@ impl Cursor {
             start,
             next,
             received: 0,
-            untold: next - start,
+            pending_gap: next - start,
             lag,
             label,
             parked: ParkedAt::NOWHERE,
@@ -37,10 +38,10 @@ impl Cursor {
     }
 }
 
-/// Names a [`Cursor`] within its topic.
+/// Identifies a [`Cursor`] within its topic.
 pub(crate) type CursorKey = usize;
 
-/// The waker of a cursor that sleeps.
+/// The waker of a sleeping consumer.
 #[derive(Debug)]
 pub(crate) struct Parked {
     key: CursorKey,
@@ -48,14 +49,14 @@ pub(crate) struct Parked {
 }
 
 impl Parked {
-    /// For a waker that belongs to no cursor and is about to be woken.
-    pub(crate) fn other(waker: Waker) -> Self {
+    /// A waker that belongs to a waiting pull and not to a cursor.
+    pub(crate) fn waiter(waker: Waker) -> Self {
         Self { key: CursorKey::MAX, waker }
     }
 }
 
-/// An index in [`Cursors::parked`], good until that generation is taken out. So taking all of them out
-/// writes nothing into the cursors.
+/// An index in [`Cursors::parked`]. It is valid for one generation, so that taking all wakers out does not
+/// have to write to every cursor.
 #[derive(Debug, Clone, Copy)]
 struct ParkedAt {
     generation: u64,
@@ -83,8 +84,8 @@ impl Cursors {
         self.slots.insert(cursor)
     }
 
-    /// Removes a cursor. Its waker, if it sleeps, is to be dropped when no lock is held: what that
-    /// does is up to somebody else's executor.
+    /// Removes a cursor. Returns its waker, to be dropped after the lock is released: the drop may run code
+    /// of another executor.
     #[must_use]
     pub(crate) fn remove(&mut self, key: CursorKey) -> Option<Waker> {
         let waker = self.unpark(key);
@@ -93,13 +94,13 @@ impl Cursors {
     }
 
     /// # Panics
-    /// When there is no such cursor: a subscription outlives its cursor never.
+    /// If the cursor is gone. A subscription never outlives its cursor.
     pub(crate) fn get_mut(&mut self, key: CursorKey) -> &mut Cursor {
         &mut self.slots[key]
     }
 
     /// # Panics
-    /// As [`get_mut`](Self::get_mut).
+    /// If the cursor is gone. A subscription never outlives its cursor.
     pub(crate) fn get(&self, key: CursorKey) -> &Cursor {
         &self.slots[key]
     }
@@ -112,8 +113,8 @@ impl Cursors {
         self.slots.len()
     }
 
-    /// Remembers whom to wake when there is something for this cursor. A waker that this replaces is
-    /// to be dropped when no lock is held.
+    /// Stores the waker of a cursor. Returns the waker that it replaces, to be dropped after the lock is
+    /// released.
     #[must_use]
     pub(crate) fn park(&mut self, key: CursorKey, waker: &Waker) -> Option<Waker> {
         let Some(index) = self.parked_at(key) else {
@@ -129,8 +130,8 @@ impl Cursors {
         Some(std::mem::replace(parked, waker.clone()))
     }
 
-    /// The wakers of all who sleep, in one step however many they are: `spare`, which is empty, takes
-    /// their place. To be woken by the caller once it holds no lock.
+    /// Takes all wakers, in one step whatever their number, and puts the empty vector `spare` in their place.
+    /// The caller wakes them after it has released the lock.
     #[must_use]
     pub(crate) fn take_parked(&mut self, spare: impl FnOnce() -> Vec<Parked>) -> Vec<Parked> {
         if self.parked.is_empty() {
@@ -140,7 +141,7 @@ impl Cursors {
         std::mem::replace(&mut self.parked, spare())
     }
 
-    /// Gives back memory that many sleepers have left behind.
+    /// Frees memory that was needed for many sleepers.
     pub(crate) fn shrink(&mut self) {
         if self.parked.capacity() > 4 * self.slots.len().max(16) {
             self.parked.shrink_to(self.slots.len());

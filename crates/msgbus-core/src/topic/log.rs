@@ -1,9 +1,8 @@
-//! The log of one topic: its retained messages in order, found by id, dropped by age.
+//! The log of one topic: its retained messages in order.
 //!
-//! Ids rise from slot to slot. A message that expires before older ones leaves a hole in its slot,
-//! so that no slot has to move at once; the holes are closed when they are the majority, or when
-//! somebody counts. Hence the place of an id is usually its distance from the first one, and otherwise
-//! a binary search away.
+//! Ids rise from slot to slot. A message that expires before older ones leaves a hole in its slot, so that
+//! no slot has to move at once. Holes are removed when they are the majority, or when messages are counted.
+//! So the index of an id is usually its distance from the first id, and otherwise found by binary search.
 
 use std::{
     cmp::Reverse,
@@ -11,7 +10,7 @@ use std::{
     ops::Range,
 };
 
-use crate::model::{Message, Tick, Wall};
+use crate::model::{Message, MonotonicTime, WallTime};
 
 #[derive(Debug, Default)]
 pub(crate) struct Log {
@@ -21,14 +20,14 @@ pub(crate) struct Log {
     /// Slots that hold a message.
     live: usize,
     bytes: u64,
-    /// The messages that may expire before an older one, the earliest deadline on top. All others
-    /// expire in the order of the log. Those that left as the oldest may still be here.
-    early: BinaryHeap<Reverse<(Tick, u64)>>,
+    /// Messages that may expire before an older one, the earliest deadline on top. All others expire in the
+    /// order of the log. An entry may outlive its message.
+    early_expiries: BinaryHeap<Reverse<(MonotonicTime, u64)>>,
 }
 
 #[derive(Debug)]
 enum Slot {
-    Kept { deadline: Tick, message: Message },
+    Kept { deadline: MonotonicTime, message: Message },
     Hole { id: u64 },
 }
 
@@ -47,30 +46,30 @@ impl Slot {
         }
     }
 
-    /// The message, unless its time is over.
-    fn message_at(&self, now: Tick) -> Option<&Message> {
+    /// The message, unless it has expired.
+    fn message_at(&self, now: MonotonicTime) -> Option<&Message> {
         match self {
             Self::Kept { deadline, message } if *deadline > now => Some(message),
             _ => None,
         }
     }
 
-    fn is_expired(&self, now: Tick) -> bool {
+    fn is_expired(&self, now: MonotonicTime) -> bool {
         matches!(self, Self::Kept { deadline, .. } if *deadline <= now)
     }
 }
 
 impl Log {
-    /// Few holes, and few deadlines of messages that are gone, are not worth moving anything for.
-    const LEFT_TOLERATED: usize = 64;
-    const SMALLEST_SHRUNK: usize = 64;
+    /// This many holes, and outdated early expiries, are tolerated in any log.
+    const COMPACTION_SLACK: usize = 64;
+    const MIN_SHRINK_CAPACITY: usize = 64;
 
-    /// The id that the next message is to have.
+    /// The id of the next message.
     pub(crate) fn next_id(&self) -> u64 {
         self.next_id
     }
 
-    /// The id of the oldest message, or of the next one when there is none.
+    /// The id of the oldest message, or of the next one if there is none.
     pub(crate) fn first_id(&self) -> u64 {
         self.slots.front().map_or(self.next_id, Slot::id)
     }
@@ -83,53 +82,53 @@ impl Log {
         self.live == 0
     }
 
-    /// What the messages count for, in bytes.
+    /// The accounted size of all messages, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Appends a message whose id is [`next_id`](Self::next_id). `early` says that it may expire
-    /// before an older one.
-    pub(crate) fn push(&mut self, message: Message, deadline: Tick, early: bool) {
-        debug_assert_eq!(message.id(), self.next_id, "ids are handed out by the log");
+    /// Appends a message whose id is [`next_id`](Self::next_id). `early` says whether it may expire before
+    /// an older one.
+    pub(crate) fn push(&mut self, message: Message, deadline: MonotonicTime, early: bool) {
+        debug_assert_eq!(message.id(), self.next_id, "the log assigns ids");
         if early {
-            self.early.push(Reverse((deadline, message.id())));
+            self.early_expiries.push(Reverse((deadline, message.id())));
         }
         self.next_id += 1;
         self.live += 1;
-        self.bytes += message.charge();
+        self.bytes += message.accounted_size();
         self.slots.push_back(Slot::Kept { deadline, message });
     }
 
-    /// Takes the oldest message out.
+    /// Takes out the oldest message.
     pub(crate) fn pop(&mut self) -> Option<Message> {
         let Slot::Kept { message, .. } = self.slots.pop_front()? else { return None };
         while let Some(Slot::Hole { .. }) = self.slots.front() {
             self.slots.pop_front();
         }
-        self.forget(&message);
+        self.account_removal(&message);
         Some(message)
     }
 
-    /// Takes everything out.
+    /// Takes out all messages.
     #[must_use]
     pub(crate) fn take_all(&mut self) -> Self {
         let next_id = self.next_id;
         std::mem::replace(self, Self { next_id, ..Self::default() })
     }
 
-    /// Takes out one message whose time is over at `now`; `None` when no such message is left.
-    pub(crate) fn pop_expired(&mut self, now: Tick) -> Option<Message> {
+    /// Takes out one expired message. `None` if no message has expired.
+    pub(crate) fn pop_expired(&mut self, now: MonotonicTime) -> Option<Message> {
         match self.slots.front()? {
             Slot::Kept { deadline, .. } if *deadline <= now => self.pop(),
             _ => self.pop_early(now),
         }
     }
 
-    fn pop_early(&mut self, now: Tick) -> Option<Message> {
+    fn pop_early(&mut self, now: MonotonicTime) -> Option<Message> {
         let id = loop {
-            let Reverse((_, id)) = *self.early.peek().filter(|early| early.0.0 <= now)?;
-            self.early.pop();
+            let Reverse((_, id)) = *self.early_expiries.peek().filter(|early| early.0.0 <= now)?;
+            self.early_expiries.pop();
             if id >= self.first_id() {
                 break id;
             }
@@ -140,54 +139,54 @@ impl Log {
         else {
             return None;
         };
-        self.forget(&message);
+        self.account_removal(&message);
         Some(message)
     }
 
-    /// Counts a message as gone, and drops what the gone have left behind when it is the majority.
-    fn forget(&mut self, message: &Message) {
+    /// Accounts for a message that has left, and removes holes and outdated entries once they are the majority.
+    fn account_removal(&mut self, message: &Message) {
         self.live -= 1;
-        self.bytes -= message.charge();
-        let tolerated = 2 * self.live + Self::LEFT_TOLERATED;
-        if self.slots.len() > tolerated {
-            self.close_holes();
+        self.bytes -= message.accounted_size();
+        let limit = 2 * self.live + Self::COMPACTION_SLACK;
+        if self.slots.len() > limit {
+            self.compact();
         }
-        if self.early.len() > tolerated {
+        if self.early_expiries.len() > limit {
             let first = self.first_id();
-            self.early.retain(|Reverse((_, id))| *id >= first);
+            self.early_expiries.retain(|Reverse((_, id))| *id >= first);
         }
     }
 
-    fn close_holes(&mut self) {
+    fn compact(&mut self) {
         if self.live < self.slots.len() {
             self.slots.retain(|slot| slot.message().is_some());
         }
     }
 
-    /// Gives back memory that a burst has left behind.
+    /// Frees memory that a burst needed.
     pub(crate) fn shrink(&mut self) {
-        let is_oversized = |len, capacity| capacity > Self::SMALLEST_SHRUNK && len < capacity / 4;
+        let is_oversized =
+            |len, capacity| capacity > Self::MIN_SHRINK_CAPACITY && len < capacity / 4;
         if is_oversized(self.slots.len(), self.slots.capacity()) {
             self.slots.shrink_to(self.slots.len() * 2);
         }
-        if is_oversized(self.early.len(), self.early.capacity()) {
-            self.early.shrink_to(self.early.len() * 2);
+        if is_oversized(self.early_expiries.len(), self.early_expiries.capacity()) {
+            self.early_expiries.shrink_to(self.early_expiries.len() * 2);
         }
     }
 
-    /// The messages from `id` on whose time is not over at `now`: an expired one may still be here,
-    /// and nobody is to get it.
-    pub(crate) fn from(&self, id: u64, now: Tick) -> impl Iterator<Item = &Message> {
+    /// The unexpired messages from `id` on. Expired ones may still be in the log.
+    pub(crate) fn from(&self, id: u64, now: MonotonicTime) -> impl Iterator<Item = &Message> {
         self.slots.range(self.index_of(id)..).filter_map(move |slot| slot.message_at(now))
     }
 
-    /// Whether there is a message from `id` on, expired or not.
+    /// Whether there is a message from `id` on. It may have expired.
     pub(crate) fn has_any_from(&self, id: u64) -> bool {
         self.slots.range(self.index_of(id)..).any(|slot| slot.message().is_some())
     }
 
-    /// How many of these messages have expired at `now` and are still here. Looks at each.
-    pub(crate) fn count_expired(&self, ids: Range<u64>, now: Tick) -> u64 {
+    /// How many of these messages have expired and are still in the log. Visits each.
+    pub(crate) fn count_expired(&self, ids: Range<u64>, now: MonotonicTime) -> u64 {
         let slots = self.slots.range(self.index_of(ids.start)..self.index_of(ids.end));
         slots.filter(|slot| slot.is_expired(now)).count() as u64
     }
@@ -197,26 +196,25 @@ impl Log {
         self.slots.iter().filter_map(Slot::message)
     }
 
-    /// How many messages there are from `id` on. Closes the holes first: counting around them would
-    /// cost as much each time.
+    /// How many messages there are from `id` on. Removes the holes first: counting around them would cost
+    /// as much each time.
     pub(crate) fn count_from(&mut self, id: u64) -> u64 {
-        self.close_holes();
+        self.compact();
         (self.slots.len() - self.index_of(id)) as u64
     }
 
-    /// The id of the first message created at `time` or later; [`next_id`](Self::next_id) when
-    /// there is none.
-    pub(crate) fn first_created_at(&mut self, time: Wall) -> u64 {
-        self.close_holes();
+    /// The id of the first message created at `time` or later; [`next_id`](Self::next_id) if there is none.
+    pub(crate) fn first_created_at(&mut self, time: WallTime) -> u64 {
+        self.compact();
         let before = |slot: &Slot| slot.message().is_some_and(|m| m.created_at() < time);
         self.slots.get(self.slots.partition_point(before)).map_or(self.next_id, Slot::id)
     }
 
-    /// The index of the first slot with this id or a higher one.
+    /// The index of the first slot with this or a higher id.
     fn index_of(&self, id: u64) -> usize {
         let capped = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-        // Ids rise by one at least: its distance from either end bounds the place, and where no
-        // hole was closed is the place.
+        // Ids rise by at least one, so the distance from either end bounds the index. Where no hole was
+        // removed, it is the index.
         let slots = self.slots.len();
         let mut low = slots.saturating_sub(capped(self.next_id.saturating_sub(id)));
         let mut high = slots.min(capped(id.saturating_sub(self.first_id())));
@@ -235,9 +233,9 @@ mod tests {
     use super::*;
     use crate::model::{Now, TopicInfo};
 
-    /// Appends so many messages that live for so many seconds.
+    /// Appends `count` messages with a TTL in seconds.
     fn push(log: &mut Log, count: u64, seconds: u64, early: bool) {
-        let Now { tick, wall } = start();
+        let Now { monotonic, wall } = start();
         let ttl = Duration::from_secs(seconds).into();
         let info =
             TopicInfo { name: "t".parse().unwrap(), epoch: 1, created: wall.into(), ttl: None };
@@ -245,21 +243,21 @@ mod tests {
         for _ in 0..count {
             let info = Arc::clone(&info);
             let message = Message::new(info, log.next_id(), wall, wall.after(ttl), "".into(), None);
-            log.push(message, tick.after(ttl), early);
+            log.push(message, monotonic.after(ttl), early);
         }
     }
 
     fn start() -> Now {
-        Now { tick: Tick::from_nanoseconds(0), wall: Wall::from_nanoseconds(0) }
+        Now { monotonic: MonotonicTime::from_nanoseconds(0), wall: WallTime::from_nanoseconds(0) }
     }
 
     fn expire(log: &mut Log, seconds: u64) -> usize {
-        let now = start().tick.after(Duration::from_secs(seconds).into());
+        let now = start().monotonic.after(Duration::from_secs(seconds).into());
         std::iter::from_fn(|| log.pop_expired(now)).count()
     }
 
     #[test]
-    fn holes_go_with_the_messages_before_them() {
+    fn holes_are_removed_with_the_messages_before_them() {
         let mut log = Log::default();
         push(&mut log, 1000, 100, false);
         push(&mut log, 1000, 1, true);
@@ -271,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn early_deadlines_go_with_their_messages() {
+    fn early_expiries_are_removed_with_their_messages() {
         let mut log = Log::default();
         push(&mut log, 1000, 50, true);
         push(&mut log, 1, 100, false);
@@ -280,10 +278,14 @@ mod tests {
             log.pop();
         }
         assert_eq!(expire(&mut log, 1), 999);
-        assert!(log.early.len() < 100, "{} deadlines for one message", log.early.len());
+        assert!(
+            log.early_expiries.len() < 100,
+            "{} deadlines for one message",
+            log.early_expiries.len()
+        );
         log.pop();
         log.shrink();
-        let memory = (log.slots.capacity(), log.early.capacity());
-        assert!(memory.0 < 100 && memory.1 < 200, "{memory:?}");
+        let capacities = (log.slots.capacity(), log.early_expiries.capacity());
+        assert!(capacities.0 < 100 && capacities.1 < 200, "{capacities:?}");
     }
 }

@@ -1,12 +1,14 @@
-//! The rules of one topic. No lock and no clock here: callers hold the one and pass the other, so
-//! that everything can be tested with invented times.
+//! The rules of one topic.
+//!
+//! There is no lock and no clock here. The caller holds the lock and passes the time, so that every rule
+//! can be tested with invented times.
 
 use std::sync::Arc;
 
 use crate::{
-    model::{Headers, Now, Span, Tick, TopicInfo, Wall},
+    model::{Headers, MonotonicTime, Nanos, Now, TopicInfo, WallTime},
     options::TopicSettings,
-    stats::{Counters, Departed},
+    stats::{Counters, RemovalCount},
 };
 
 mod budget;
@@ -25,83 +27,83 @@ mod tests;
 mod waiters;
 mod wakers;
 
-use self::consumers::Audience;
+use self::consumers::Consumers;
 pub(crate) use self::{
     budget::{Budget, Reservation},
     cursors::{CursorKey, Parked},
     log::Log,
     publish::BatchSize,
     removed::Removed,
-    waiters::Ticket,
-    wakers::Wakes,
+    waiters::WaiterId,
+    wakers::Wakers,
 };
 
-/// One topic: its log, the cursors over it, and the bounds.
+/// One topic: its log, the cursors over it, and its limits.
 #[derive(Debug)]
 pub(crate) struct Topic {
     info: Arc<TopicInfo>,
     settings: TopicSettings,
-    /// Of the settings, as it is needed.
-    ttl: Span,
-    /// Headers of the latest message that had any, shared with the next one if equal.
+    /// The topic's TTL in internal units.
+    ttl: Nanos,
+    /// The latest headers, shared with the next message if its headers are equal.
     headers: Option<Arc<Headers>>,
-    life: Life,
+    state: State,
     log: Log,
-    /// The id of the next message to pull: of those retained, the ones below it were pulled.
+    /// The id of the next message to pull. Retained messages with a lower id have been pulled.
     pull_next: u64,
-    audience: Audience,
+    consumers: Consumers,
     counters: Counters,
-    room: Reservation,
-    /// Messages that have left and are to be freed without the lock.
+    reservation: Reservation,
+    /// Messages that have left the log. They are freed after the lock is released.
     removed: Removed,
-    next_ticket: Ticket,
-    /// Whether a publish was ever accepted. Until then the topic exists for its consumers only: it
-    /// goes with the last of them, and counts in no bound of the bus.
+    next_waiter: WaiterId,
+    /// Whether a publish was ever accepted. Until then the topic exists only for its consumers: it is
+    /// removed with the last of them and does not count toward the limits of the bus.
     was_published: bool,
-    /// What the topic itself counts for in `room`, in bytes.
-    own_charge: u64,
-    last_created: Wall,
-    last_publish: Tick,
+    /// The part of `reservation` that the topic itself needs, in bytes.
+    own_size: u64,
+    last_created: WallTime,
+    last_publish: MonotonicTime,
 }
 
-/// Whether a topic still takes messages.
+/// What a topic still accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Life {
+enum State {
     Open,
-    /// The bus is closed: what is retained may still be read.
+    /// The bus is closed. Retained messages can still be read.
     Closed,
-    /// The topic is out of the map: whoever still holds it has to look again.
+    /// The topic has left the map. Whoever still holds it must look the name up again.
     Deleted,
 }
 
 impl Topic {
-    /// What a topic counts for in the bound of the bus beyond its name and messages, in bytes.
+    /// What a topic adds to the size of the bus besides its name and messages, in bytes.
     const OVERHEAD: u64 = 512;
 
     pub(crate) fn new(
         info: Arc<TopicInfo>,
         settings: TopicSettings,
-        room: Reservation,
+        reservation: Reservation,
         now: Now,
     ) -> Self {
-        let own_charge = info.name.as_str().len() as u64 + Self::OVERHEAD;
+        let own_size = info.name.as_str().len() as u64 + Self::OVERHEAD;
         Self {
             last_created: now.wall,
             info,
             settings,
             ttl: settings.ttl.into(),
             headers: None,
-            life: Life::Open,
+            state: State::Open,
             log: Log::default(),
             pull_next: 0,
-            audience: Audience::default(),
+            consumers: Consumers::default(),
             counters: Counters::default(),
-            room,
+            reservation,
             removed: Removed::default(),
-            next_ticket: 0,
+            next_waiter: 0,
             was_published: false,
-            own_charge,
-            last_publish: now.tick,
+            own_size,
+            last_publish: now.monotonic,
         }
     }
 
@@ -109,9 +111,9 @@ impl Topic {
         &self.info
     }
 
-    /// Whether the topic has left the map: its name may have a new one by now.
+    /// Whether the topic has left the map. A new topic may have its name by now.
     pub(crate) fn is_deleted(&self) -> bool {
-        self.life == Life::Deleted
+        self.state == State::Deleted
     }
 
     /// The id of the next message.
@@ -124,25 +126,25 @@ impl Topic {
         self.was_published
     }
 
-    /// Messages to be freed when the lock is released.
+    /// The messages to free when the lock is released.
     pub(crate) fn removed(&mut self) -> &mut Removed {
         &mut self.removed
     }
 
-    /// Takes no more messages; what is retained can still be read.
+    /// Accepts no more messages. Retained messages can still be read.
     pub(crate) fn close(&mut self) {
-        if self.life == Life::Open {
-            self.life = Life::Closed;
+        if self.state == State::Open {
+            self.state = State::Closed;
         }
     }
 
-    /// Gives the messages up, which are to be dropped when the locks are released. The caller takes
-    /// the topic out of the map and wakes the sleepers.
+    /// Ends the topic and returns its messages, to be dropped after the locks are released. The caller
+    /// removes the topic from the map and wakes the consumers.
     #[must_use]
-    pub(crate) fn delete(&mut self, now: Tick) -> Log {
-        self.life = Life::Deleted;
+    pub(crate) fn delete(&mut self, now: MonotonicTime) -> Log {
+        self.state = State::Deleted;
         let tail = self.log.next_id();
-        let expired = Departed {
+        let expired = RemovalCount {
             total: self.log.count_expired(0..tail, now),
             unpulled: self.log.count_expired(self.pull_next..tail, now),
         };
@@ -150,7 +152,7 @@ impl Topic {
         self.counters.deleted.total += self.log.len() as u64 - expired.total;
         self.counters.deleted.unpulled += self.log.count_from(self.pull_next) - expired.unpulled;
         let retained = self.log.take_all();
-        self.room.trim(self.own_charge);
+        self.reservation.trim(self.own_size);
         retained
     }
 }

@@ -1,38 +1,38 @@
-//! Which message a position stands for.
+//! Resolves positions to ids.
 
 use super::Topic;
-use crate::model::{Message, Now, Position, Tick, Wall};
+use crate::model::{Message, MonotonicTime, Now, Position, WallTime};
 
 impl Topic {
-    /// The first id that a position asks for, and whether it must be from another life of the
-    /// topic: then everything is wanted from the start.
+    /// The first id that a position asks for, and whether the position must be from another incarnation of
+    /// the topic. In that case it asks for everything from the start.
     pub(super) fn resolve(&mut self, position: Position, now: Now) -> (u64, bool) {
         let tail = self.log.next_id();
         match position {
             Position::New => (tail, false),
-            Position::All => (self.first_live_from(0, now.tick), false),
+            Position::All => (self.first_unexpired_from(0, now.monotonic), false),
             Position::Id(id) if id <= tail => (id, false),
             Position::After { epoch, id } if epoch == self.info.epoch && id < tail => {
                 (id + 1, false)
             }
             Position::Start { epoch } => (0, epoch != self.info.epoch),
             Position::Id(_) | Position::After { .. } => (0, true),
-            Position::At(time) => self.resolve_time(time.into(), now.tick),
+            Position::At(time) => self.resolve_time(time.into(), now.monotonic),
             Position::Ago(ago) => {
-                // On the clock of `created`, which stands still when the system's was set back.
+                // By the clock of `created`, which stands still after the system clock was set back.
                 let now_created = self.last_created.max(now.wall);
-                self.resolve_time(now_created.before(ago.into()), now.tick)
+                self.resolve_time(now_created.before(ago.into()), now.monotonic)
             }
         }
     }
 
-    fn resolve_time(&mut self, time: Wall, now: Tick) -> (u64, bool) {
+    fn resolve_time(&mut self, time: WallTime, now: MonotonicTime) -> (u64, bool) {
         let first = self.log.first_created_at(time);
-        (self.first_live_from(first, now), false)
+        (self.first_unexpired_from(first, now), false)
     }
 
-    /// The first id from this one on whose message has not expired.
-    pub(super) fn first_live_from(&self, id: u64, now: Tick) -> u64 {
+    /// The id of the first unexpired message from `id` on, or of the next one to be published.
+    pub(super) fn first_unexpired_from(&self, id: u64, now: MonotonicTime) -> u64 {
         self.log.from(id, now).next().map_or(self.log.next_id(), Message::id)
     }
 }

@@ -1,74 +1,77 @@
-//! Publishing: messages get their numbers and become visible.
+//! Publishing: messages get their ids and become visible.
 
 use std::sync::Arc;
 
-use super::{Life, Topic};
+use super::{State, Topic};
 use crate::{
-    error::{NoRoom, PublishError},
-    model::{Draft, Headers, Message, Now},
+    error::{LimitReached, PublishError},
+    model::{Headers, Message, NewMessage, Now},
 };
 
-/// How much is to be appended at once.
+/// The size of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BatchSize {
-    /// In messages.
+    /// Messages.
     pub(crate) count: usize,
-    /// In bytes, as the bounds count them.
-    pub(crate) charge: u64,
+    /// Bytes, as the limits count them.
+    pub(crate) bytes: u64,
 }
 
 impl BatchSize {
-    pub(crate) fn of(drafts: &[Draft]) -> Self {
-        Self { count: drafts.len(), charge: drafts.iter().map(Draft::charge).sum() }
+    pub(crate) fn of(messages: &[NewMessage]) -> Self {
+        let bytes = messages.iter().map(NewMessage::accounted_size).sum();
+        Self { count: messages.len(), bytes }
     }
 }
 
 impl Topic {
-    /// Appends messages, all or none: numbers them and makes them visible to everybody in one step.
-    /// The answer is the id of the first. The first publish ever is to be `admitted` by the bus. The caller then wakes [`take_wakers`](Self::take_wakers).
+    /// Appends all messages or none: they get their ids and become visible to everybody in one step.
+    /// Returns the id of the first one. Before its first publish the topic calls `admit`, with which the
+    /// bus counts it. Afterwards the caller wakes the consumers, see
+    /// [`take_wakers`](Self::take_wakers).
     pub(crate) fn append(
         &mut self,
-        drafts: impl IntoIterator<Item = Draft>,
+        messages: impl IntoIterator<Item = NewMessage>,
         size: BatchSize,
         now: Now,
-        admitted: impl FnOnce() -> Result<(), NoRoom>,
+        admit: impl FnOnce() -> Result<(), LimitReached>,
     ) -> Result<u64, PublishError> {
-        if self.life != Life::Open {
+        if self.state != State::Open {
             return Err(PublishError::Closed);
         }
-        self.expire(now.tick);
-        self.make_room(size, now.tick)?;
+        self.expire(now.monotonic);
+        self.reserve_or_evict(size, now.monotonic)?;
         if !self.was_published {
-            admitted()?;
+            admit()?;
             self.was_published = true;
         }
         let first = self.log.next_id();
-        for draft in drafts {
-            self.push(draft, now);
+        for message in messages {
+            self.push(message, now);
         }
         Ok(first)
     }
 
     #[inline]
-    fn push(&mut self, draft: Draft, now: Now) {
+    fn push(&mut self, new: NewMessage, now: Now) {
         let created = self.last_created.max(now.wall);
-        let ttl = draft.ttl.map_or(self.ttl, |asked| self.ttl.min(asked.into()));
+        let ttl = new.ttl.map_or(self.ttl, |ttl| self.ttl.min(ttl.into()));
         let message = Message::new(
             Arc::clone(&self.info),
             self.log.next_id(),
             created,
-            // Of the clock as it is, which may have been set back.
+            // By the clock as it is now, even if it was set back.
             now.wall.after(ttl),
-            draft.payload,
-            draft.headers.map(|headers| self.share(headers)),
+            new.payload,
+            new.headers.map(|headers| self.share(headers)),
         );
-        self.log.push(message, now.tick.after(ttl), ttl < self.ttl);
+        self.log.push(message, now.monotonic.after(ttl), ttl < self.ttl);
         self.counters.published += 1;
         self.last_created = created;
-        self.last_publish = now.tick;
+        self.last_publish = now.monotonic;
     }
 
-    /// Most messages of a topic have the same headers.
+    /// Most messages of a topic have equal headers: they are kept once.
     fn share(&mut self, headers: Arc<Headers>) -> Arc<Headers> {
         match &self.headers {
             Some(last) if *last == headers => Arc::clone(last),

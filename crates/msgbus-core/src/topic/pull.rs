@@ -1,39 +1,40 @@
-//! Pulling: one cursor for all, and the queue of those who wait for a message.
+//! Pulling: one cursor shared by everybody, and the queue of pulls that wait.
 
 use std::task::Waker;
 
-use super::{Life, Topic, waiters::Ticket};
+use super::{State, Topic, waiters::WaiterId};
 use crate::{
     error::{RecvError, SubscribeError},
-    model::{Message, Now, Peek, Position, Start, Tick},
+    model::{Message, MonotonicTime, Now, Peek, Position, StartPosition},
     options::BatchLimit,
 };
 
 impl Topic {
-    /// Whether anything was published after what was pulled, expired or not: known without a clock.
-    pub(crate) fn may_be_pulled(&self) -> bool {
+    /// Whether a message was published that nobody has pulled. It may have expired: this needs no clock.
+    pub(crate) fn has_unpulled(&self) -> bool {
         self.pull_next < self.log.next_id()
     }
 
     /// The size of the oldest payload that nobody has pulled, in bytes.
-    pub(crate) fn next_unpulled_size(&mut self, now: Tick) -> Option<usize> {
+    pub(crate) fn next_unpulled_size(&mut self, now: MonotonicTime) -> Option<usize> {
         self.expire(now);
         self.log.from(self.pull_next, now).next().map(|message| message.payload().len())
     }
 
     /// Takes the oldest message that nobody has pulled.
-    pub(crate) fn take_next(&mut self, now: Tick) -> Option<Message> {
-        let more = self.expire(now);
-        self.take(now, more)
+    pub(crate) fn take_next(&mut self, now: MonotonicTime) -> Option<Message> {
+        let more_expired = self.expire(now);
+        self.take(now, more_expired)
     }
 
-    /// `skips` says that there may be expired messages in the log.
-    fn take(&mut self, now: Tick, skips: bool) -> Option<Message> {
+    /// `more_expired` says whether the log may still hold expired messages.
+    fn take(&mut self, now: MonotonicTime, more_expired: bool) -> Option<Message> {
         let message = self.log.from(self.pull_next, now).next().cloned();
-        // Past the holes before it, or past all of them: they are not looked at again.
+        // The cursor moves past the holes, so that they are not looked at again.
         let next = message.as_ref().map_or(self.log.next_id(), |message| message.id() + 1);
-        if skips {
-            // Nobody has pulled the expired ones in between, and their removal will not know it.
+        if more_expired {
+            // Nobody has pulled the expired messages in between. When they are removed, they will be
+            // below the cursor.
             self.counters.expired.unpulled += self.log.count_expired(self.pull_next..next, now);
         }
         self.pull_next = next;
@@ -42,96 +43,94 @@ impl Topic {
     }
 
     /// Takes messages until a limit is reached or none is left.
-    pub(crate) fn take_batch(&mut self, limit: BatchLimit, now: Tick) -> Vec<Message> {
-        let more = self.expire(now);
+    pub(crate) fn take_batch(&mut self, limit: BatchLimit, now: MonotonicTime) -> Vec<Message> {
+        let more_expired = self.expire(now);
         let mut messages = Vec::new();
         let mut bytes = 0;
         while messages.len() < limit.events.max(1) && bytes < limit.bytes.max(1) {
-            let Some(message) = self.take(now, more) else { break };
+            let Some(message) = self.take(now, more_expired) else { break };
             bytes += message.payload().len();
             messages.push(message);
         }
         messages
     }
 
-    /// The messages from a position on, or those that nobody has pulled; they stay where they are.
+    /// Returns the messages from a position on, or those that nobody has pulled, without taking them.
     pub(crate) fn peek(&mut self, from: Option<Position>, limit: BatchLimit, now: Now) -> Peek {
-        self.expire(now.tick);
+        self.expire(now.monotonic);
         let (wanted, restarted) = match from {
             Some(position) => self.resolve(position, now),
             None => (self.pull_next, false),
         };
         let mut bytes = 0;
         let fits = |message: &&Message| {
-            let room = bytes < limit.bytes.max(1);
+            let fits = bytes < limit.bytes.max(1);
             bytes += message.payload().len();
-            room
+            fits
         };
-        let from_there = self.log.from(wanted, now.tick).take(limit.events.max(1));
+        let from_there = self.log.from(wanted, now.monotonic).take(limit.events.max(1));
         let messages: Vec<_> = from_there.take_while(fits).cloned().collect();
         let next_id = messages.first().map_or(self.log.next_id(), Message::id);
-        // What nobody pulled in time was not asked for by anybody.
+        // Without a position nobody asked for the messages that left before they were pulled.
         let missed = from.map_or(0, |_| next_id - wanted);
-        let start = Start { next_id, missed, restarted };
+        let start = StartPosition { next_id, missed, restarted };
         Peek { messages, epoch: self.info.epoch, start }
     }
 
-    /// Joins those who wait.
+    /// Joins the queue of waiting pulls.
     ///
     /// # Errors
     /// When the bus is closed.
-    pub(crate) fn wait(&mut self) -> Result<Ticket, SubscribeError> {
-        if self.life != Life::Open {
+    pub(crate) fn wait(&mut self) -> Result<WaiterId, SubscribeError> {
+        if self.state != State::Open {
             return Err(SubscribeError::Closed);
         }
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        self.audience.waiters.join(ticket);
-        Ok(ticket)
+        let waiter = self.next_waiter;
+        self.next_waiter += 1;
+        self.consumers.tables_mut().waiters.join(waiter);
+        Ok(waiter)
     }
 
-    /// Takes messages for one who waits, if it is its turn. What comes back empty is to be tried
-    /// again when woken.
+    /// Takes messages for a waiting pull if it is first in the queue. After an empty result the caller parks
+    /// and tries again when woken.
     ///
     /// # Errors
-    /// When there is nothing to wait for any more.
-    pub(crate) fn take_waiting(
+    /// When no message can come any more.
+    pub(crate) fn poll_pull(
         &mut self,
-        ticket: Ticket,
+        waiter: WaiterId,
         limit: BatchLimit,
-        now: Tick,
+        now: MonotonicTime,
     ) -> Result<Vec<Message>, RecvError> {
-        if self.life == Life::Deleted {
+        if self.state == State::Deleted {
             return Err(RecvError::Deleted);
         }
-        if !self.audience.waiters.is_first(ticket) {
+        if !self.consumers.tables().waiters.is_first(waiter) {
             return Ok(Vec::new());
         }
         let messages = self.take_batch(limit, now);
-        match self.life {
-            Life::Closed if messages.is_empty() => Err(RecvError::Closed),
+        match self.state {
+            State::Closed if messages.is_empty() => Err(RecvError::Closed),
             _ => Ok(messages),
         }
     }
 
-    /// As [`park`](Self::park), for one who waits to pull.
+    /// Stores the waker of a waiting pull. Returns the waker that it replaces, to be dropped after the lock
+    /// is released.
     #[must_use]
-    pub(crate) fn park_waiter(&mut self, ticket: Ticket, waker: &Waker) -> Option<Waker> {
-        self.audience.waiters.park(ticket, waker)
+    pub(crate) fn park_waiter(&mut self, waiter: WaiterId, waker: &Waker) -> Option<Waker> {
+        self.consumers.tables_mut().waiters.park(waiter, waker)
     }
 
-    /// Leaves those who wait. To be handled when the lock is released: its own waker, to be dropped,
-    /// and the waker of the one whose turn it is now, if there is something for it.
+    /// Leaves the queue. Returns two wakers to handle after the lock is released: its own, to be dropped,
+    /// and that of the pull that is first now, to be woken, if there is something for it.
     #[must_use]
-    pub(crate) fn leave(&mut self, ticket: Ticket) -> (Option<Waker>, Option<Waker>) {
-        let was_first = self.audience.waiters.is_first(ticket);
-        let own = self.audience.waiters.leave(ticket);
-        let is_something_left = self.life != Life::Open || self.log.has_any_from(self.pull_next);
-        let next = if was_first && is_something_left {
-            self.audience.waiters.unpark_first()
-        } else {
-            None
-        };
+    pub(crate) fn cancel_wait(&mut self, waiter: WaiterId) -> (Option<Waker>, Option<Waker>) {
+        let waiters = &mut self.consumers.tables_mut().waiters;
+        let was_first = waiters.is_first(waiter);
+        let own = waiters.leave(waiter);
+        let has_work = self.state != State::Open || self.log.has_any_from(self.pull_next);
+        let next = if was_first && has_work { waiters.unpark_first() } else { None };
         (own, next)
     }
 }

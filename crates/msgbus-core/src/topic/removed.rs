@@ -1,9 +1,9 @@
-//! Messages on their way out of a log. Freeing memory takes longer than anything else that is done
-//! under a topic's lock, so it waits until the lock is released.
+//! Messages on their way out of a log. Freeing memory takes longer than anything else that happens under a
+//! topic's lock, so it waits until the lock is released.
 
 use crate::model::Message;
 
-/// Messages that have left a log. One is the usual number, and allocates nothing.
+/// Messages that have left a log. There is usually one, for which nothing is allocated.
 #[derive(Debug, Default)]
 pub(crate) struct Removed {
     first: Option<Message>,

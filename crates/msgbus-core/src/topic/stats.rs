@@ -8,57 +8,60 @@ use super::{
     log::Log,
 };
 use crate::{
-    model::Tick,
+    model::MonotonicTime,
     stats::{Counters, SubscriberStats, SubscriptionStats, TopicStats},
 };
 
 impl Topic {
-    pub(crate) fn subscription_stats(&mut self, key: CursorKey, now: Tick) -> SubscriptionStats {
+    pub(crate) fn subscription_stats(
+        &mut self,
+        key: CursorKey,
+        now: MonotonicTime,
+    ) -> SubscriptionStats {
         self.expire_all(now);
-        account(&mut self.log, self.audience.cursors.get(key))
+        subscription_stats(&mut self.log, self.consumers.tables().cursors.get(key))
     }
 
-    pub(crate) fn subscribers(&mut self, now: Tick) -> Vec<SubscriberStats> {
+    pub(crate) fn subscribers(&mut self, now: MonotonicTime) -> Vec<SubscriberStats> {
         self.expire_all(now);
         let log = &mut self.log;
-        self.audience
-            .cursors
-            .iter()
+        let cursors = self.consumers.tables().cursors.iter();
+        cursors
             .map(|cursor| SubscriberStats {
                 label: cursor.label.clone(),
                 next_id: cursor.next.max(log.first_id()),
-                stats: account(log, cursor),
+                stats: subscription_stats(log, cursor),
             })
             .collect()
     }
 
-    pub(crate) fn stats(&mut self, now: Tick) -> TopicStats {
+    pub(crate) fn stats(&mut self, now: MonotonicTime) -> TopicStats {
         self.expire_all(now);
         let log = &mut self.log;
-        let unnoticed: u64 =
-            self.audience.cursors.iter().map(|cursor| unnoticed(log, cursor)).sum();
+        let consumers = self.consumers.tables();
+        let unreported: u64 =
+            consumers.cursors.iter().map(|cursor| unreported_missed(log, cursor)).sum();
         TopicStats {
             topic: Arc::clone(&self.info),
-            counters: Counters { missed: self.counters.missed + unnoticed, ..self.counters },
+            counters: Counters { missed: self.counters.missed + unreported, ..self.counters },
             retained: self.log.len() as u64,
             unpulled: self.log.count_from(self.pull_next),
             bytes: self.log.bytes(),
             settings: self.settings,
             first_id: self.log.first_id(),
             next_id: self.log.next_id(),
-            subscribers: self.audience.cursors.len(),
-            waiters: self.audience.waiters.len(),
+            subscribers: consumers.cursors.len(),
+            waiters: consumers.waiters.len(),
         }
     }
 }
 
-/// Messages that are gone and that the subscription has not been told of.
-pub(super) fn unnoticed(log: &mut Log, cursor: &Cursor) -> u64 {
-    cursor.untold + (log.next_id() - cursor.next) - log.count_from(cursor.next)
+/// Messages that a cursor has missed and that have not been reported to its subscription.
+pub(super) fn unreported_missed(log: &mut Log, cursor: &Cursor) -> u64 {
+    cursor.pending_gap + (log.next_id() - cursor.next) - log.count_from(cursor.next)
 }
 
-/// What a subscription has received, missed and still before it.
-fn account(log: &mut Log, cursor: &Cursor) -> SubscriptionStats {
+fn subscription_stats(log: &mut Log, cursor: &Cursor) -> SubscriptionStats {
     let pending = log.count_from(cursor.next);
     let published = log.next_id() - cursor.start;
     SubscriptionStats {

@@ -1,15 +1,15 @@
-//! Subscribing: cursors over the log, each at its own message.
+//! Subscribing: cursors that move over the log, each at its own pace.
 
 use std::task::Waker;
 
 use super::{
-    Life, Topic,
+    State, Topic,
     cursors::{Cursor, CursorKey},
-    stats::unnoticed,
+    stats::unreported_missed,
 };
 use crate::{
     error::{RecvError, SubscribeError},
-    model::{Event, Message, Now, Start, Tick},
+    model::{Event, Message, MonotonicTime, Now, StartPosition},
     options::{LagPolicy, SubscribeOptions},
 };
 
@@ -22,51 +22,52 @@ impl Topic {
         &mut self,
         options: SubscribeOptions,
         now: Now,
-    ) -> Result<(CursorKey, Start), SubscribeError> {
-        if self.life != Life::Open {
+    ) -> Result<(CursorKey, StartPosition), SubscribeError> {
+        if self.state != State::Open {
             return Err(SubscribeError::Closed);
         }
-        self.expire(now.tick);
+        self.expire(now.monotonic);
         let SubscribeOptions { from, lag, label } = options;
         let (wanted, restarted) = self.resolve(from, now);
-        let next = wanted.max(self.first_live_from(0, now.tick));
-        let key = self.audience.cursors.insert(Cursor::new(wanted, next, lag, label));
-        Ok((key, Start { next_id: next, missed: next - wanted, restarted }))
+        let next = wanted.max(self.first_unexpired_from(0, now.monotonic));
+        let cursor = Cursor::new(wanted, next, lag, label);
+        let key = self.consumers.tables_mut().cursors.insert(cursor);
+        Ok((key, StartPosition { next_id: next, missed: next - wanted, restarted }))
     }
 
-    /// Whether there is nothing for a cursor, not even an end: known without a clock.
+    /// Whether there is nothing for a cursor, not even an end. This needs no clock.
     pub(crate) fn is_caught_up(&self, key: CursorKey) -> bool {
-        let cursor = self.audience.cursors.get(key);
-        self.life == Life::Open && cursor.next == self.log.next_id() && cursor.untold == 0
+        let cursor = self.consumers.tables().cursors.get(key);
+        self.state == State::Open && cursor.next == self.log.next_id() && cursor.pending_gap == 0
     }
 
-    /// The size of the payload that a cursor comes to next, in bytes; `None` when that is a gap, an end, or
-    /// nothing yet. The caller has called [`expire`](Self::expire) under the same lock.
-    pub(crate) fn next_size(&mut self, key: CursorKey, now: Tick) -> Option<usize> {
-        let cursor = self.audience.cursors.get(key);
+    /// The size of the payload that a cursor receives next, in bytes. `None` if the next event is a gap or
+    /// an end, or if there is none yet. The caller has called [`expire`](Self::expire) under the same lock.
+    pub(crate) fn next_size(&mut self, key: CursorKey, now: MonotonicTime) -> Option<usize> {
+        let cursor = self.consumers.tables().cursors.get(key);
         let message = self.log.from(cursor.next, now).next()?;
-        let is_next = cursor.untold == 0 && message.id() == cursor.next;
+        let is_next = cursor.pending_gap == 0 && message.id() == cursor.next;
         is_next.then(|| message.payload().len())
     }
 
-    /// Moves a cursor over the next thing there is for it: a message, or a gap. The caller has
-    /// called [`expire`](Self::expire) under the same lock.
+    /// Moves a cursor past the next event: a message or a gap. The caller has called
+    /// [`expire`](Self::expire) under the same lock.
     ///
     /// # Errors
-    /// When the subscription is over; it is so at every later call.
+    /// When the subscription has ended. Every later call returns the same error.
     pub(crate) fn next_event(
         &mut self,
         key: CursorKey,
-        now: Tick,
+        now: MonotonicTime,
     ) -> Result<Option<Event>, RecvError> {
-        if self.life == Life::Deleted {
+        if self.state == State::Deleted {
             return Err(RecvError::Deleted);
         }
-        let cursor = self.audience.cursors.get_mut(key);
-        let untold = std::mem::take(&mut cursor.untold);
-        if untold > 0 {
-            self.counters.missed += untold;
-            return Ok(Some(Event::Missed(untold)));
+        let cursor = self.consumers.tables_mut().cursors.get_mut(key);
+        let pending_gap = std::mem::take(&mut cursor.pending_gap);
+        if pending_gap > 0 {
+            self.counters.missed += pending_gap;
+            return Ok(Some(Event::Missed(pending_gap)));
         }
         let message = self.log.from(cursor.next, now).next();
         let reached = message.map_or(self.log.next_id(), Message::id);
@@ -86,27 +87,28 @@ impl Topic {
                 self.counters.delivered += 1;
                 Ok(Some(Event::Message(message.clone())))
             }
-            None if self.life == Life::Closed => Err(RecvError::Closed),
+            None if self.state == State::Closed => Err(RecvError::Closed),
             None => Ok(None),
         }
     }
 
-    /// Remembers whom to wake when there is something for this cursor. To be dropped when the lock
-    /// is released: a waker that this replaces.
+    /// Stores the waker of a cursor that has nothing to receive. Returns the waker that it replaces, to be
+    /// dropped after the lock is released.
     #[must_use]
     pub(crate) fn park(&mut self, key: CursorKey, waker: &Waker) -> Option<Waker> {
-        self.audience.cursors.park(key, waker)
+        self.consumers.tables_mut().cursors.park(key, waker)
     }
 
-    /// Removes a cursor. To be dropped when the lock is released: its waker.
+    /// Removes a cursor. Returns its waker, to be dropped after the lock is released.
     #[must_use]
-    pub(crate) fn unsubscribe(&mut self, key: CursorKey, now: Tick) -> Option<Waker> {
-        let more = self.expire(now);
-        let cursor = self.audience.cursors.get(key);
-        self.counters.missed += unnoticed(&mut self.log, cursor);
-        if more {
+    pub(crate) fn unsubscribe(&mut self, key: CursorKey, now: MonotonicTime) -> Option<Waker> {
+        let more_expired = self.expire(now);
+        let cursors = &mut self.consumers.tables_mut().cursors;
+        let cursor = cursors.get(key);
+        self.counters.missed += unreported_missed(&mut self.log, cursor);
+        if more_expired {
             self.counters.missed += self.log.count_expired(cursor.next..self.log.next_id(), now);
         }
-        self.audience.cursors.remove(key)
+        cursors.remove(key)
     }
 }

@@ -1,13 +1,14 @@
-//! Those who wait to pull from one topic, in order of arrival.
+//! The pulls that wait on one topic, in order of arrival.
 
 use std::{collections::VecDeque, task::Waker};
 
-/// Names a place in the queue; never used twice.
-pub(crate) type Ticket = u64;
+/// Identifies a waiting pull within its topic. The topic never uses one twice.
+pub(crate) type WaiterId = u64;
 
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    queue: VecDeque<(Ticket, Option<Waker>)>,
+    /// Ids rise along the queue.
+    queue: VecDeque<(WaiterId, Option<Waker>)>,
 }
 
 impl Waiters {
@@ -19,47 +20,45 @@ impl Waiters {
         self.queue.len()
     }
 
-    /// Joins the queue at its end, with a ticket higher than all before.
-    pub(crate) fn join(&mut self, ticket: Ticket) {
-        self.queue.push_back((ticket, None));
+    /// Joins the queue at its end. `waiter` is higher than all ids before it.
+    pub(crate) fn join(&mut self, waiter: WaiterId) {
+        self.queue.push_back((waiter, None));
     }
 
-    /// Whether nobody is before this one.
-    pub(crate) fn is_first(&self, ticket: Ticket) -> bool {
-        self.queue.front().is_some_and(|(first, _)| *first == ticket)
+    pub(crate) fn is_first(&self, waiter: WaiterId) -> bool {
+        self.queue.front().is_some_and(|(first, _)| *first == waiter)
     }
 
-    /// Leaves the queue. The waker is to be dropped when no lock is held.
+    /// Leaves the queue. Returns the waker, to be dropped after the lock is released.
     #[must_use]
-    pub(crate) fn leave(&mut self, ticket: Ticket) -> Option<Waker> {
-        let place = self.find(ticket)?;
-        self.queue.remove(place)?.1
+    pub(crate) fn leave(&mut self, waiter: WaiterId) -> Option<Waker> {
+        let index = self.find(waiter)?;
+        self.queue.remove(index)?.1
     }
 
-    /// Remembers whom to wake. The waker that this replaces is to be dropped when no lock is held.
+    /// Stores a waker. Returns the waker that it replaces, to be dropped after the lock is released.
     #[must_use]
-    pub(crate) fn park(&mut self, ticket: Ticket, waker: &Waker) -> Option<Waker> {
-        let place = self.find(ticket)?;
-        let (_, parked) = &mut self.queue[place];
+    pub(crate) fn park(&mut self, waiter: WaiterId, waker: &Waker) -> Option<Waker> {
+        let index = self.find(waiter)?;
+        let (_, parked) = &mut self.queue[index];
         if parked.as_ref().is_some_and(|parked| parked.will_wake(waker)) {
             return None;
         }
         parked.replace(waker.clone())
     }
 
-    /// The waker of the first in the queue: only the first one may take.
+    /// Takes the waker of the first in the queue. Only the first may take messages.
     #[must_use]
     pub(crate) fn unpark_first(&mut self) -> Option<Waker> {
         self.queue.front_mut()?.1.take()
     }
 
-    /// The wakers of all: there is nothing to wait for any more.
+    /// Takes all wakers, when no message can come any more.
     pub(crate) fn unpark_all(&mut self) -> impl Iterator<Item = Waker> {
         self.queue.iter_mut().filter_map(|(_, waker)| waker.take())
     }
 
-    /// Tickets rise along the queue.
-    fn find(&self, ticket: Ticket) -> Option<usize> {
-        self.queue.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok()
+    fn find(&self, waiter: WaiterId) -> Option<usize> {
+        self.queue.binary_search_by_key(&waiter, |(waiter, _)| *waiter).ok()
     }
 }

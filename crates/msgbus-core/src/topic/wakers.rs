@@ -1,35 +1,37 @@
-//! Who is to be woken after a change of a topic.
+//! Which consumers to wake after a topic has changed.
 
 use std::task::Waker;
 
-use super::{Life, Topic, cursors::Parked};
+use super::{State, Topic, cursors::Parked};
 
-/// Who is to be woken after a change of a topic, once its lock is released.
+/// The consumers to wake after a topic's lock is released.
 #[must_use]
 #[derive(Debug, Default)]
-pub(crate) struct Wakes {
+pub(crate) struct Wakers {
     /// Subscribers.
     pub(crate) parked: Vec<Parked>,
-    /// The next of those who wait to pull.
+    /// The waiting pull that is first in the queue.
     pub(crate) waiter: Option<Waker>,
 }
 
 impl Topic {
-    /// The wakers of everyone who waits for what has just happened: of all who subscribe and, of those
-    /// who wait to pull, of the first, or of all if this is the end. To be woken when the lock is released.
+    /// Takes the wakers of all consumers that the latest change concerns: all subscribers and the first
+    /// waiting pull, or all waiting pulls when the topic has ended. `spare` returns an empty vector, which
+    /// replaces that of the parked subscribers.
     #[inline]
-    pub(crate) fn take_wakers(&mut self, spare: impl FnOnce() -> Vec<Parked>) -> Wakes {
-        if self.audience.is_nobody() {
-            return Wakes::default();
+    pub(crate) fn take_wakers(&mut self, spare: impl FnOnce() -> Vec<Parked>) -> Wakers {
+        if self.consumers.is_unallocated() {
+            return Wakers::default();
         }
-        let mut wakes =
-            Wakes { parked: self.audience.cursors.take_parked(spare), ..Wakes::default() };
-        match self.life {
-            Life::Open => wakes.waiter = self.audience.waiters.unpark_first(),
-            Life::Closed | Life::Deleted => {
-                wakes.parked.extend(self.audience.waiters.unpark_all().map(Parked::other));
+        let consumers = self.consumers.tables_mut();
+        let mut wakers =
+            Wakers { parked: consumers.cursors.take_parked(spare), ..Wakers::default() };
+        match self.state {
+            State::Open => wakers.waiter = consumers.waiters.unpark_first(),
+            State::Closed | State::Deleted => {
+                wakers.parked.extend(consumers.waiters.unpark_all().map(Parked::waiter));
             }
         }
-        wakes
+        wakers
     }
 }

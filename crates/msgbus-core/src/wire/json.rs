@@ -1,4 +1,4 @@
-//! The JSON of the wire, both ways: the only place that knows it. docs/protocol.md, section 3.
+//! The JSON encoding, both ways. Nothing else knows it. See docs/protocol.md, section 3.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::{
-    model::{Headers, Message, NameError, TopicInfo, Wall},
+    model::{Headers, Message, NameError, TopicInfo, WallTime},
     options::Overflow,
     stats::{BusStats, Counters, SubscriberStats, TopicStats},
 };
 
-/// Why bytes are not a message.
+/// Why a message could not be decoded.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum JsonError {
-    /// Not JSON, or not an object of the right shape.
+    /// Not JSON, or not an object of the expected shape.
     #[error("not a message: {}", brief(.0))]
     Shape(#[from] serde_json::Error),
-    /// The topic has an impossible name.
+    /// The name of the topic is invalid.
     #[error("not a message: {0}")]
     Name(#[from] NameError),
     /// The payload is not base64.
@@ -28,31 +28,30 @@ pub enum JsonError {
     Payload(#[from] base64::DecodeError),
 }
 
-/// The parser repeats what it did not want, however long that is: only the first 200 characters are kept
-/// of what it says.
+/// The parser's error, cut to its first 200 characters. It repeats the unexpected input, however long.
 pub fn brief(error: &serde_json::Error) -> String {
-    const MOST: usize = 200;
+    const MAX_CHARS: usize = 200;
     let text = error.to_string();
-    match text.char_indices().nth(MOST) {
+    match text.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
 }
 
-/// The time that stands for "never": the zero time of the ancestor's language.
+/// The time that means "never": the zero time of Go, in which prologic/msgbus is written.
 const NEVER: DateTime<Utc> = match DateTime::from_timestamp(-62_135_596_800, 0) {
     Some(time) => time,
     None => DateTime::<Utc>::MIN_UTC,
 };
 
-/// In nanoseconds: the ancestor's field is a signed 64-bit number.
-const LONGEST_TTL: u64 = i64::MAX.cast_unsigned();
+/// In nanoseconds: the field of prologic/msgbus is a signed 64-bit number.
+const MAX_TTL: u64 = i64::MAX.cast_unsigned();
 
 /// Appends a message as one JSON object, without a line end.
 pub fn write_message(out: &mut Vec<u8>, message: &Message) {
     let wire = MessageObject {
         id: message.id(),
-        // Fixed when the message was appended, so that a message has one encoding for ever.
+        // Fixed when the message was appended, so that a message always has the same encoding.
         topic: TopicObject::new(message.topic(), message.id().saturating_add(1)),
         payload: Payload(message.payload()),
         expires: Time(message.expires().unwrap_or(NEVER)),
@@ -62,7 +61,7 @@ pub fn write_message(out: &mut Vec<u8>, message: &Message) {
     write(out, &wire);
 }
 
-/// About how many bytes [`write_message`] will append, for an ordinary name.
+/// An estimate of how many bytes [`write_message`] appends, for a name of ordinary length.
 pub fn size_hint(message: &Message) -> usize {
     const FIELDS: usize = 320;
     message.payload().len() * 4 / 3 + FIELDS + message.headers().map_or(0, headers_size)
@@ -73,19 +72,18 @@ fn headers_size(headers: &Headers) -> usize {
     headers.iter().map(|(name, value)| name.len() + value.len() + QUOTES).sum::<usize>() + 14
 }
 
-/// Reads one message. Unknown fields and headers are ignored; `expires`, and `ttl` of the topic, may be
-/// absent, as they are in later generations of the ancestor.
+/// Reads one message. Unknown fields and headers are ignored. `expires` and the `ttl` of the topic may be
+/// absent, as they are in newer versions of prologic/msgbus.
 ///
 /// # Errors
-/// When `json` is not an object of that shape.
+/// When `json` is not such an object.
 pub fn read_message(json: &[u8]) -> Result<Message, JsonError> {
     let wire: MessageIn<'_> = serde_json::from_slice(json)?;
     let topic = TopicInfo {
         name: wire.topic.name.parse()?,
         epoch: 0,
         created: wire.topic.created,
-        ttl: Some(Duration::from_nanos(wire.topic.ttl.min(LONGEST_TTL)))
-            .filter(|ttl| !ttl.is_zero()),
+        ttl: Some(Duration::from_nanos(wire.topic.ttl.min(MAX_TTL))).filter(|ttl| !ttl.is_zero()),
     };
     let expires = wire.expires.filter(|time| *time != NEVER);
     let payload = STANDARD.decode(wire.payload.as_bytes())?;
@@ -93,13 +91,13 @@ pub fn read_message(json: &[u8]) -> Result<Message, JsonError> {
         Arc::new(topic),
         wire.id,
         wire.created.into(),
-        expires.map_or(Wall::NEVER, Wall::from),
+        expires.map_or(WallTime::NEVER, WallTime::from),
         payload.into(),
         wire.headers.and_then(HeadersIn::into_headers),
     ))
 }
 
-/// Appends topics as one JSON object: name to topic object with counters, sorted by name.
+/// Appends topics as one JSON object, from name to topic object with counters, in the order of the names.
 pub fn write_topics<'a>(out: &mut Vec<u8>, topics: impl IntoIterator<Item = &'a TopicStats>) {
     let wire: BTreeMap<&str, TopicStatsObject<'_>> = topics
         .into_iter()
@@ -133,10 +131,10 @@ pub fn write_topic(out: &mut Vec<u8>, stats: &TopicStats, subscribers: &[Subscri
     write(out, &wire);
 }
 
-/// Appends the books of a whole bus as one JSON object.
+/// Appends the counters of a whole bus as one JSON object.
 pub fn write_stats(out: &mut Vec<u8>, stats: &BusStats) {
     #[derive(Serialize)]
-    struct Books {
+    struct Stats {
         topics: usize,
         subscribers: usize,
         retained: u64,
@@ -147,7 +145,7 @@ pub fn write_stats(out: &mut Vec<u8>, stats: &BusStats) {
         deleted_unpulled: u64,
     }
     let deleted = stats.counters.deleted;
-    let wire = Books {
+    let wire = Stats {
         topics: stats.topics,
         subscribers: stats.subscribers,
         retained: stats.retained,
@@ -164,7 +162,7 @@ fn write(out: &mut Vec<u8>, wire: &impl Serialize) {
     let _ = serde_json::to_writer(out, wire);
 }
 
-/// A time as the wire has it: RFC 3339, UTC, nanoseconds.
+/// A time as it is encoded: RFC 3339 in UTC with nanoseconds.
 pub fn format_time(time: DateTime<Utc>) -> String {
     let format = if time == NEVER { SecondsFormat::Secs } else { SecondsFormat::Nanos };
     time.to_rfc3339_opts(format, true)
@@ -178,7 +176,7 @@ struct MessageObject<'a> {
     payload: Payload<'a>,
     expires: Time,
     created: Time,
-    /// Absent where there are none, as the ancestor knows none.
+    /// Absent if there are none: prologic/msgbus has no headers.
     #[serde(skip_serializing_if = "Option::is_none")]
     headers: Option<HeadersObject<'a>>,
 }
@@ -194,7 +192,7 @@ impl Serialize for HeadersObject<'_> {
 #[derive(Serialize)]
 struct TopicObject<'a> {
     name: &'a str,
-    /// Nanoseconds; 0 for ever.
+    /// Nanoseconds; 0 is without limit.
     ttl: u64,
     seq: u64,
     created: Time,
@@ -205,7 +203,7 @@ impl<'a> TopicObject<'a> {
         let ttl = topic.ttl.unwrap_or_default().as_nanos();
         Self {
             name: topic.name.as_str(),
-            ttl: u64::try_from(ttl).unwrap_or(u64::MAX).min(LONGEST_TTL),
+            ttl: u64::try_from(ttl).unwrap_or(u64::MAX).min(MAX_TTL),
             seq,
             created: Time(topic.created),
         }
@@ -329,7 +327,7 @@ struct HeadersIn {
 }
 
 impl HeadersIn {
-    /// `None` when all are unknown here: a message has headers or no field for them.
+    /// `None` if all headers are unknown, so that the field is absent when the message is encoded again.
     fn into_headers(self) -> Option<Arc<Headers>> {
         let Self { content_type, content_encoding } = self;
         let headers = Headers { content_type, content_encoding };
@@ -350,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_message_is_not_repeated_whole() {
+    fn an_error_does_not_repeat_the_whole_input() {
         let json = format!("{{\"id\":\"{}\"}}", "é".repeat(1 << 20));
         let error = read_message(json.as_bytes()).expect_err("no number").to_string();
         assert!(error.starts_with("not a message: invalid type: string \"éé"), "{error}");

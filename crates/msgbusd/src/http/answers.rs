@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use hyper::header::{HeaderMap, HeaderValue};
-use msgbus_core::Start;
+use msgbus_core::StartPosition;
 
 use super::names::{MSGBUS_EPOCH, MSGBUS_MISSED, MSGBUS_NEXT_ID, MSGBUS_RESTARTED};
 
@@ -13,7 +13,7 @@ thread_local! {
 }
 
 /// Tells in the headers of the answer where the reading starts.
-pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: Start) {
+pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: StartPosition) {
     headers.insert(MSGBUS_EPOCH, self::epoch(epoch));
     headers.insert(MSGBUS_NEXT_ID, number(start.next_id));
     if start.missed > 0 {

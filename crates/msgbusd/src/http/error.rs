@@ -9,7 +9,8 @@ use hyper::{
     header::{self, HeaderMap, HeaderValue},
 };
 use msgbus_core::{
-    NameError, NoRoom, PublishError, Start, SubscribeError, TopicName, format_duration,
+    LimitReached, NameError, PublishError, StartPosition, SubscribeError, TopicName,
+    format_duration,
 };
 use thiserror::Error;
 
@@ -79,7 +80,7 @@ pub(super) enum Refusal {
     #[error("no messages enqueued for topic: {0}")]
     Empty(TopicName),
     #[error("no messages enqueued for topic: {topic}")]
-    NothingFrom { topic: TopicName, epoch: u64, start: Start },
+    NothingFrom { topic: TopicName, epoch: u64, start: StartPosition },
     #[error("no such topic: {0}")]
     NoSuchTopic(TopicName),
     #[error("not found; try /-/stats, /-/topics/<topic> or /-/ticket")]
@@ -202,7 +203,7 @@ impl Refusal {
                     (StatusCode::PAYLOAD_TOO_LARGE, Code::PayloadTooLarge)
                 }
                 PublishError::TopicFull => (StatusCode::INSUFFICIENT_STORAGE, Code::TopicFull),
-                PublishError::NoRoom(error) => no_room(error),
+                PublishError::LimitReached(error) => limit_reached(error),
                 _ => (StatusCode::SERVICE_UNAVAILABLE, Code::Closed),
             },
             Self::Subscribe(_) => (StatusCode::SERVICE_UNAVAILABLE, Code::Closed),
@@ -284,9 +285,9 @@ impl Refusal {
     }
 }
 
-fn no_room(error: &NoRoom) -> (StatusCode, Code) {
+fn limit_reached(error: &LimitReached) -> (StatusCode, Code) {
     let code = match error {
-        NoRoom::Topics { .. } => Code::TooManyTopics,
+        LimitReached::Topics { .. } => Code::TooManyTopics,
         _ => Code::BusFull,
     };
     (StatusCode::SERVICE_UNAVAILABLE, code)

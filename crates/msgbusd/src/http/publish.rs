@@ -8,7 +8,7 @@ use hyper::{
     body::Incoming,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{Draft, PublishError, TopicName, parse_duration};
+use msgbus_core::{NewMessage, PublishError, TopicName, parse_duration};
 use tokio::task::yield_now;
 use tracing::debug;
 
@@ -67,7 +67,7 @@ pub(super) async fn publish(
         }
         // Boxed, so that no other request is larger for it.
         let drafts = Box::pin(split_lines(payload, draft)).await;
-        let published = app.bus.put_all(topic, drafts)?;
+        let published = app.bus.put_batch(topic, drafts)?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         debug!(%peer, %topic, first, last, bytes = size, "PUT");
         let ids = [(MSGBUS_FIRST_ID, first), (MSGBUS_LAST_ID, last)];
@@ -107,7 +107,7 @@ fn count_lines(app: &App, topic: &TopicName, body: &[u8]) -> Result<usize, Publi
 }
 
 /// A message for each line. Other requests of the same thread get their turn in between.
-async fn split_lines(body: Bytes, draft: Draft) -> Vec<Draft> {
+async fn split_lines(body: Bytes, draft: NewMessage) -> Vec<NewMessage> {
     let mut drafts = Vec::new();
     for (number, line) in lines(&body).enumerate() {
         if number % LINES_AT_ONCE == LINES_AT_ONCE - 1 {
@@ -152,8 +152,8 @@ fn ttl(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Duration>, Refus
 }
 
 /// A message as the request describes it, without its payload yet.
-fn draft(ttl: Option<Duration>, split: bool, headers: &HeaderMap) -> Result<Draft, Refusal> {
-    let mut draft = Draft::default();
+fn draft(ttl: Option<Duration>, split: bool, headers: &HeaderMap) -> Result<NewMessage, Refusal> {
+    let mut draft = NewMessage::default();
     if let Some(ttl) = ttl {
         draft = draft.ttl(ttl);
     }

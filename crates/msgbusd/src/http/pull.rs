@@ -57,7 +57,7 @@ pub(super) async fn pull<B>(
         None => {
             let room =
                 room::find(app, topic, None, limit, small).ok_or(Refusal::TooMuchInFlight)?;
-            app.bus.get_all(topic, room)
+            app.bus.get_batch(topic, room)
         }
     };
     if messages.is_empty() && wait.is_none() {
@@ -134,7 +134,7 @@ async fn wait_for(
     patience: Duration,
     mut permit: Permit,
 ) -> Result<Vec<Message>, Refusal> {
-    let mut pull = app.bus.wait(topic, limit)?;
+    let mut pull = app.bus.pull_wait(topic, limit)?;
     let mut room = Patience::default();
     let mut waits = false;
     let pull = poll_fn(|cx| {

@@ -1,5 +1,5 @@
-//! The rules held against a naive model: every message ever published in one `Vec`, every answer
-//! found by walking it.
+//! A property test of the rules against a naive model, which keeps every message ever published in one `Vec`
+//! and finds every result by walking it.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use super::{later, now, topic};
 use crate::{
     error::{PublishError, RecvError},
-    model::{Draft, Event, Now, Position, Tick, Wall},
+    model::{Event, MonotonicTime, NewMessage, Now, Position, WallTime},
     options::{LagPolicy, Overflow, SubscribeOptions, TopicSettings},
-    stats::{Counters, Departed},
+    stats::{Counters, RemovalCount},
     topic::{CursorKey, Topic},
 };
 
@@ -51,7 +51,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn settings() -> impl Strategy<Value = TopicSettings> {
     let overflow = prop_oneof![Just(Overflow::DropOldest), Just(Overflow::Reject)];
-    // Small bounds for evictions, large ones for holes and for closing them.
+    // Small limits for evictions, large ones for holes and compaction.
     let bounds = prop_oneof![(1..12usize, 200..3000u64), (Just(1000), Just(1 << 20))];
     (prop::option::weighted(0.8, Just(TTL)), bounds, overflow).prop_map(
         |(ttl, (max_messages, max_bytes), overflow)| TopicSettings {
@@ -72,9 +72,9 @@ enum Fate {
 
 #[derive(Debug)]
 struct Record {
-    deadline: Option<Tick>,
-    created: Wall,
-    charge: u64,
+    deadline: Option<MonotonicTime>,
+    created: WallTime,
+    accounted_size: u64,
     pulled: bool,
     fate: Fate,
 }
@@ -83,7 +83,7 @@ struct Record {
 struct Reader {
     start: u64,
     next: u64,
-    untold: u64,
+    pending_gap: u64,
     received: u64,
     lag: LagPolicy,
 }
@@ -92,7 +92,7 @@ struct Model {
     settings: TopicSettings,
     epoch: u64,
     all: Vec<Record>,
-    missed_by_the_gone: u64,
+    missed_by_removed: u64,
     delivered: u64,
 }
 
@@ -113,7 +113,7 @@ impl Model {
         self.all.len() as u64
     }
 
-    fn expire(&mut self, now: Tick) {
+    fn expire(&mut self, now: MonotonicTime) {
         for message in &mut self.all {
             if message.fate == Fate::Retained && message.deadline.is_some_and(|at| at <= now) {
                 message.fate = Fate::Expired;
@@ -121,19 +121,19 @@ impl Model {
         }
     }
 
-    fn put(&mut self, draft: &Draft, now: Now) -> Result<u64, PublishError> {
+    fn put(&mut self, message: &NewMessage, now: Now) -> Result<u64, PublishError> {
         let limit = self.settings.max_bytes;
-        let charge = draft.payload.len() as u64 + 128;
-        if charge > limit {
-            return Err(PublishError::TooLarge { size: charge, limit });
+        let accounted_size = message.payload.len() as u64 + 128;
+        if accounted_size > limit {
+            return Err(PublishError::TooLarge { size: accounted_size, limit });
         }
         let mut oldest: Vec<usize> =
             self.retained().map(|(id, _)| usize::try_from(id).unwrap()).collect();
         oldest.reverse();
         let mut leaving = Vec::new();
         loop {
-            let bytes: u64 = oldest.iter().map(|id| self.all[*id].charge).sum();
-            if oldest.len() < self.settings.max_messages && bytes + charge <= limit {
+            let bytes: u64 = oldest.iter().map(|id| self.all[*id].accounted_size).sum();
+            if oldest.len() < self.settings.max_messages && bytes + accounted_size <= limit {
                 break;
             }
             let id = oldest.pop().unwrap();
@@ -145,14 +145,14 @@ impl Model {
         for id in leaving {
             self.all[id].fate = Fate::Evicted;
         }
-        let ttl = match (draft.ttl, self.settings.ttl) {
+        let ttl = match (message.ttl, self.settings.ttl) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
         self.all.push(Record {
-            deadline: ttl.map(|ttl| now.tick.after(ttl.into())),
+            deadline: ttl.map(|ttl| now.monotonic.after(ttl.into())),
             created: now.wall,
-            charge,
+            accounted_size,
             pulled: false,
             fate: Fate::Retained,
         });
@@ -180,12 +180,12 @@ impl Model {
             Position::At(time) => (first_created_at(time.into()), false),
         };
         let next = start.max(self.first_from(0).unwrap_or(tail));
-        (Reader { start, next, untold: next - start, received: 0, lag }, restarted)
+        (Reader { start, next, pending_gap: next - start, received: 0, lag }, restarted)
     }
 
     fn receive(&mut self, reader: &mut Reader) -> Result<Option<Result<u64, u64>>, RecvError> {
-        if reader.untold > 0 {
-            return Ok(Some(Err(std::mem::take(&mut reader.untold))));
+        if reader.pending_gap > 0 {
+            return Ok(Some(Err(std::mem::take(&mut reader.pending_gap))));
         }
         let reached = self.first_from(reader.next).unwrap_or(self.tail());
         let missed = reached - reader.next;
@@ -214,22 +214,22 @@ impl Model {
     }
 
     fn counters(&self, readers: &[(CursorKey, Reader)]) -> Counters {
-        let departed = |fate| {
-            let gone: Vec<_> = self.all.iter().filter(|m| m.fate == fate).collect();
-            Departed {
-                total: gone.len() as u64,
-                unpulled: gone.iter().filter(|m| !m.pulled).count() as u64,
+        let count = |fate| {
+            let removed: Vec<_> = self.all.iter().filter(|m| m.fate == fate).collect();
+            RemovalCount {
+                total: removed.len() as u64,
+                unpulled: removed.iter().filter(|m| !m.pulled).count() as u64,
             }
         };
         Counters {
             published: self.tail(),
             pulled: self.all.iter().filter(|m| m.pulled).count() as u64,
             delivered: self.delivered,
-            missed: self.missed_by_the_gone
+            missed: self.missed_by_removed
                 + readers.iter().map(|(_, reader)| self.missed(reader)).sum::<u64>(),
-            expired: departed(Fate::Expired),
-            evicted: departed(Fate::Evicted),
-            deleted: Departed::default(),
+            expired: count(Fate::Expired),
+            evicted: count(Fate::Evicted),
+            deleted: RemovalCount::default(),
         }
     }
 }
@@ -241,35 +241,37 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
     let mut now = now();
     let mut topic = topic(settings, u64::MAX, now);
     let mut model =
-        Model { settings, epoch: 1, all: Vec::new(), missed_by_the_gone: 0, delivered: 0 };
+        Model { settings, epoch: 1, all: Vec::new(), missed_by_removed: 0, delivered: 0 };
     let mut readers: Vec<(CursorKey, Reader)> = Vec::new();
 
     for step in steps {
-        model.expire(now.tick);
+        model.expire(now.monotonic);
         match step {
             Step::Put { size, ttl } => {
-                let draft =
-                    Draft { ttl: ttl.map(Duration::from_secs), ..Draft::new(vec![0; size]) };
-                let expected = model.put(&draft, now);
-                assert_eq!(topic.put(draft, now), expected);
-                model.expire(now.tick);
+                let message = NewMessage {
+                    ttl: ttl.map(Duration::from_secs),
+                    ..NewMessage::new(vec![0; size])
+                };
+                let expected = model.put(&message, now);
+                assert_eq!(topic.put(message, now), expected);
+                model.expire(now.monotonic);
             }
             Step::Get => {
-                assert_eq!(topic.take_next(now.tick).map(|m| m.id()), model.get());
+                assert_eq!(topic.take_next(now.monotonic).map(|m| m.id()), model.get());
             }
             Step::Subscribe { position, lag } => {
                 let (reader, restarted) = model.subscribe(position, lag, now);
                 let (key, start) = topic.subscribe(options(position, lag), now).unwrap();
                 assert_eq!(
                     (start.next_id, start.missed, start.restarted),
-                    (reader.next, reader.untold, restarted)
+                    (reader.next, reader.pending_gap, restarted)
                 );
                 readers.push((key, reader));
             }
             Step::Receive { subscriber } => {
                 let Some((key, reader)) = readers.get_mut(subscriber) else { continue };
-                topic.expire(now.tick);
-                let event = topic.next_event(*key, now.tick).map(|event| {
+                topic.expire(now.monotonic);
+                let event = topic.next_event(*key, now.monotonic).map(|event| {
                     event.map(|event| match event {
                         Event::Message(message) => Ok(message.id()),
                         Event::Missed(count) => Err(count),
@@ -280,34 +282,34 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
             Step::Unsubscribe { subscriber } => {
                 if subscriber < readers.len() {
                     let (key, reader) = readers.swap_remove(subscriber);
-                    drop(topic.unsubscribe(key, now.tick));
-                    model.missed_by_the_gone += model.missed(&reader);
+                    drop(topic.unsubscribe(key, now.monotonic));
+                    model.missed_by_removed += model.missed(&reader);
                 }
             }
             Step::Wait { seconds } => {
                 now = later(now, Duration::from_secs(seconds));
-                // Looking at the books expires what is due, which the next step is to do by itself.
+                // Reading the counters would remove expired messages, which the next step must do by itself.
                 continue;
             }
             Step::Sweep => {
-                topic.sweep(now.tick);
+                topic.sweep(now.monotonic);
             }
         }
         compare(&mut topic, &mut model, &readers, now);
     }
-    // A topic is deleted with expired messages in it: these have expired, the others are deleted.
+    // A topic may be deleted with expired messages in it. They count as expired, the others as deleted.
     now = later(now, Duration::from_secs(30));
-    model.expire(now.tick);
-    drop(topic.delete(now.tick));
-    let Counters { expired, deleted, .. } = topic.stats(now.tick).counters;
+    model.expire(now.monotonic);
+    drop(topic.delete(now.monotonic));
+    let Counters { expired, deleted, .. } = topic.stats(now.monotonic).counters;
     assert_eq!(expired, model.counters(&readers).expired);
     assert_eq!(deleted.total, model.retained().count() as u64);
     assert_eq!(deleted.unpulled, model.retained().filter(|(_, m)| !m.pulled).count() as u64);
 }
 
 fn compare(topic: &mut Topic, model: &mut Model, readers: &[(CursorKey, Reader)], now: Now) {
-    model.expire(now.tick);
-    let stats = topic.stats(now.tick);
+    model.expire(now.monotonic);
+    let stats = topic.stats(now.monotonic);
     let counters = stats.counters;
     assert_eq!(counters, model.counters(readers));
     assert_eq!(
@@ -316,10 +318,10 @@ fn compare(topic: &mut Topic, model: &mut Model, readers: &[(CursorKey, Reader)]
     );
     assert_eq!(stats.retained, model.retained().count() as u64);
     assert_eq!(stats.unpulled, model.retained().filter(|(_, m)| !m.pulled).count() as u64);
-    assert_eq!(stats.bytes, model.retained().map(|(_, m)| m.charge).sum::<u64>());
+    assert_eq!(stats.bytes, model.retained().map(|(_, m)| m.accounted_size).sum::<u64>());
     assert_eq!(stats.first_id, model.first_from(0).unwrap_or(model.tail()));
     for (key, reader) in readers {
-        let stats = topic.subscription_stats(*key, now.tick);
+        let stats = topic.subscription_stats(*key, now.monotonic);
         assert_eq!(stats.received, reader.received);
         assert_eq!(stats.pending, model.pending(reader));
         assert_eq!(stats.received + stats.missed + stats.pending, model.tail() - reader.start);

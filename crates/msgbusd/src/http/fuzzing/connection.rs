@@ -8,7 +8,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use msgbus_core::{Draft, MessageBus, TopicName, json};
+use msgbus_core::{MessageBus, NewMessage, TopicName, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     select,
@@ -74,7 +74,7 @@ fn app() -> App {
     let app = App::new(config, None);
     let topic: TopicName = "a".parse().expect("a name");
     for payload in ["one", "two\n", ""] {
-        let draft = Draft::new(payload).content_type("text/html");
+        let draft = NewMessage::new(payload).content_type("text/html");
         app.bus.put(&topic, draft).expect("there is room");
     }
     app
