@@ -3,6 +3,7 @@
 use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use hyper::{
     Request,
@@ -24,46 +25,66 @@ pub(super) struct BodyLimit {
     pub(super) small: usize,
 }
 
-/// Reads a whole body into a buffer of its exact size: a slice of the connection's read buffer
-/// would keep all of that alive for as long as the message lives.
+/// What has come of a body together with its head.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// All of it, and it is small.
+    Whole(Bytes),
+    /// Its first piece, which may be empty.
+    Part(Bytes),
+}
+
+/// Looks at what has come of a body, without waiting for more.
+pub(super) fn begin(request: &mut Request<Incoming>, limit: BodyLimit) -> Result<Begun, Refusal> {
+    let size = request.body().size_hint();
+    if size.lower() > limit.size as u64 {
+        return Err(Refusal::PayloadTooLarge { limit: limit.size });
+    }
+    let first = match request.body_mut().frame().now_or_never() {
+        None => return Ok(Begun::Part(Bytes::new())),
+        Some(None) => Bytes::new(),
+        Some(Some(frame)) => frame.map_err(|_| Refusal::Body)?.into_data().unwrap_or_default(),
+    };
+    let is_whole = request.body().is_end_stream() && first.len() <= limit.small.min(limit.size);
+    Ok(if is_whole { Begun::Whole(copy(&first)) } else { Begun::Part(first) })
+}
+
+/// A slice of the connection's read buffer would keep all of that alive for as long as the message lives.
+fn copy(slice: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(slice)
+}
+
+/// Reads the rest of a body, and gives all of it in a buffer of its exact size.
 ///
 /// The head of a request whose body keeps it waiting is given up, see [`shed_head`].
 ///
 /// Beside it there is what it counts as in flight, to be dropped when the bus has it.
 pub(super) async fn read(
     request: &mut Request<Incoming>,
+    begun: Bytes,
     limit: BodyLimit,
     inflight: &Inflight,
 ) -> Result<(Bytes, Option<Hold>), Refusal> {
-    let too_large = Refusal::PayloadTooLarge { limit: limit.size };
-    let size = request.body().size_hint();
-    if size.lower() > limit.size as u64 {
-        return Err(too_large);
-    }
+    let mut piece = begun;
     let mut first: Option<Bytes> = None;
     let mut rest: Vec<u8> = Vec::new();
     let mut hold = None;
     // What is announced is not yet there: room is taken as it comes.
-    let most = size.exact().and_then(|size| usize::try_from(size).ok());
-    let most = most.unwrap_or(limit.size);
-    while !request.body().is_end_stream() {
-        let frame = match next_frame(request, limit.patience).await? {
-            Some(frame) => frame.map_err(|_| Refusal::Body)?,
-            None => break,
-        };
-        let Ok(data) = frame.into_data() else { continue };
+    let most = request.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    let most = most.map_or(limit.size, |size| size.saturating_add(piece.len()));
+    loop {
         let read = first.as_ref().map_or(rest.len(), Bytes::len);
-        if data.len() > limit.size - read {
-            return Err(too_large);
+        if piece.len() > limit.size - read {
+            return Err(Refusal::PayloadTooLarge { limit: limit.size });
         }
         // Most payloads come in one piece.
-        if first.is_none() && rest.is_empty() {
-            if !inflight.make_room(&mut hold, data.len(), limit.small) {
+        if read == 0 {
+            if !inflight.make_room(&mut hold, piece.len(), limit.small) {
                 return Err(Refusal::NoRoomForPayload);
             }
-            first = Some(data);
-        } else {
-            let size = read + data.len();
+            first = Some(piece);
+        } else if !piece.is_empty() {
+            let size = read + piece.len();
             if size > rest.capacity() {
                 let capacity = (2 * rest.capacity()).min(most).max(size);
                 if !inflight.make_room(&mut hold, capacity, limit.small) {
@@ -74,11 +95,18 @@ pub(super) async fn read(
             if let Some(first) = first.take() {
                 rest.extend_from_slice(&first);
             }
-            rest.extend_from_slice(&data);
+            rest.extend_from_slice(&piece);
         }
+        if request.body().is_end_stream() {
+            break;
+        }
+        piece = match next_frame(request, limit.patience).await? {
+            Some(frame) => frame.map_err(|_| Refusal::Body)?.into_data().unwrap_or_default(),
+            None => break,
+        };
     }
     let payload = match first {
-        Some(only) => Bytes::copy_from_slice(&only),
+        Some(only) => copy(&only),
         None => rest.into_boxed_slice().into(),
     };
     Ok((payload, hold))

@@ -9,7 +9,7 @@ use hyper::{
 
 use super::{
     error::Refusal,
-    find, items,
+    find, host, items,
     names::{LAST_EVENT_ID, SEC_FETCH_DEST, SEC_FETCH_SITE, TTL},
 };
 use crate::peer::Peer;
@@ -29,14 +29,50 @@ const SINGLE: [(HeaderName, &str); 11] = [
     (LAST_EVENT_ID, "Last-Event-ID"),
 ];
 
+/// What one pass over the headers finds: most requests have none of the rare ones, and need no search for each.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Outline {
+    /// Whether `Host` is the latest one of this thread that was found to be local.
+    pub(super) has_known_host: bool,
+    /// Whether there is a header that only browsers send: `Origin` or `Sec-Fetch-Site`.
+    pub(super) is_of_browser: bool,
+    /// Whether there is a header that goes with a message: `TTL`, `Content-Type` or `Content-Encoding`.
+    pub(super) describes_message: bool,
+}
+
+impl Outline {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut outline = Self::default();
+        for (name, value) in headers {
+            match *name {
+                header::HOST => outline.has_known_host = host::is_latest_local(value.as_bytes()),
+                header::CONTENT_LENGTH | header::USER_AGENT | header::ACCEPT => {}
+                header::ORIGIN => outline.is_of_browser = true,
+                header::CONTENT_TYPE | header::CONTENT_ENCODING => outline.describes_message = true,
+                _ if *name == SEC_FETCH_SITE => outline.is_of_browser = true,
+                _ if *name == TTL => outline.describes_message = true,
+                _ => {}
+            }
+        }
+        outline
+    }
+}
+
 /// Refuses a head that two readers could read differently.
-pub(super) fn check<B: Body>(request: &Request<B>, peer: Peer) -> Result<(), Refusal> {
+pub(super) fn check<B: Body>(
+    request: &Request<B>,
+    outline: Outline,
+    peer: Peer,
+) -> Result<(), Refusal> {
     let headers = request.headers();
     // Most requests repeat no header at all.
     if headers.len() > headers.keys_len() {
         repeats_no_single(headers)?;
     }
-    check_host(request)?;
+    // One that is known has been checked before.
+    if !outline.has_known_host || request.version() == Version::HTTP_2 {
+        check_host(request)?;
+    }
     if peer.has_tls && request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTPS) {
         return Err(Refusal::WrongScheme);
     }

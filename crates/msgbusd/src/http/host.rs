@@ -6,7 +6,7 @@ use std::{cell::RefCell, net::IpAddr};
 
 use hyper::{Request, header};
 
-use super::{error::Refusal, find};
+use super::{error::Refusal, find, head::Outline};
 use crate::{config::Config, peer::Peer};
 
 /// Host and port that a request is for: of its target where that has one (RFC 9112, section 3.2.2; in HTTP/2
@@ -17,14 +17,26 @@ pub(super) fn authority<B>(request: &Request<B>) -> &str {
 }
 
 /// Refuses a name that may be somebody else's. Not in TLS: there is no certificate here for such a name.
-pub(super) fn check<B>(request: &Request<B>, peer: Peer, config: &Config) -> Result<(), Refusal> {
+pub(super) fn check<B>(
+    request: &Request<B>,
+    outline: Outline,
+    peer: Peer,
+    config: &Config,
+) -> Result<(), Refusal> {
+    let is_by_host = request.uri().authority().is_none();
+    if peer.has_tls || is_by_host && outline.has_known_host {
+        return Ok(());
+    }
     let authority = authority(request);
-    if peer.has_tls || authority.is_empty() || is_latest_local(authority) {
+    if authority.is_empty() {
         return Ok(());
     }
     let name = name(authority);
     if is_local(name) {
-        LATEST_LOCAL.with_borrow_mut(|latest| authority.clone_into(latest));
+        // Only what `head::check` has seen.
+        if is_by_host {
+            LATEST_LOCAL.with_borrow_mut(|latest| authority.clone_into(latest));
+        }
         return Ok(());
     }
     if is_own(name, config) || is_of_allowed_origin(name, config) {
@@ -46,12 +58,13 @@ fn is_local(name: &str) -> bool {
 }
 
 thread_local! {
-    /// The latest authority that was found to be local: most requests are for the same one.
+    /// The latest `Host` that was found to be local: most requests have the same one.
     static LATEST_LOCAL: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-fn is_latest_local(authority: &str) -> bool {
-    LATEST_LOCAL.with_borrow(|latest| latest == authority)
+/// Whether this is the latest `Host` of this thread that was found to be local.
+pub(super) fn is_latest_local(host: &[u8]) -> bool {
+    LATEST_LOCAL.with_borrow(|latest| latest.as_bytes() == host)
 }
 
 /// Whether this is the host of an origin that was allowed: a proxy's name is one that browsers use.

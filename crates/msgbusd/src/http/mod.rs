@@ -35,7 +35,7 @@ use hyper::{
 use msgbus_core::MessageBus;
 use tracing::{Level, debug, enabled};
 
-use self::{error::Refusal, query::Query, routes::Route};
+use self::{error::Refusal, head::Outline, query::Query, routes::Route};
 use crate::{
     background::Background,
     bound::{Bound, Hold},
@@ -108,8 +108,9 @@ pub(crate) async fn answer(
 ) -> Answer {
     worker.request();
     let app: &App = worker;
-    let checked =
-        head::check(request, peer).and_then(|()| origin::check(request, peer, &app.config));
+    let outline = Outline::of(request.headers());
+    let checked = head::check(request, outline, peer)
+        .and_then(|()| origin::check(request, outline, peer, &app.config));
     let source = match checked {
         Ok(source) => source,
         Err(refusal) => return refuse(app, &refusal, peer, request),
@@ -119,7 +120,7 @@ pub(crate) async fn answer(
         source.preflight(answer.headers_mut());
         answer
     } else {
-        let routed = route(worker, peer, conversation, request).await;
+        let routed = route(worker, peer, conversation, request, outline).await;
         routed.unwrap_or_else(|refusal| refuse(app, &refusal, peer, request))
     };
     source.share(answer.headers_mut());
@@ -159,20 +160,21 @@ async fn route(
     peer: Peer,
     conversation: &Conversation,
     request: &mut Request<Incoming>,
+    outline: Outline,
 ) -> Result<Answer, Refusal> {
     let app: &App = worker;
     let route = Route::of(request)?;
     // Before anything of a body is read, and whatever there is.
     let caller = auth::check(app, &route, request)?;
     if needs_own_name(&route, caller.as_deref()) {
-        host::check(request, peer, &app.config)?;
+        host::check(request, outline, peer, &app.config)?;
     }
     if matches!(route, Route::Pull(_)) {
         origin::may_take(request)?;
     }
     match route {
         Route::Publish(topic) => {
-            publish::publish(app, peer, &topic, request, caller.as_deref()).await
+            publish::publish(app, peer, &topic, request, outline, caller.as_deref()).await
         }
         Route::Pull(topic) => {
             let permit = auth::permit(app, caller, Action::Pull, &topic);

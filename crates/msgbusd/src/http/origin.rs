@@ -9,7 +9,9 @@ use hyper::{
 use super::{
     TOPIC_METHODS,
     error::Refusal,
-    find, host,
+    find,
+    head::Outline,
+    host,
     names::{EXPOSED, PURPOSES, SEC_FETCH_DEST, SEC_FETCH_SITE, X_REQUESTED_WITH},
 };
 use crate::{config::Config, peer::Peer};
@@ -26,12 +28,16 @@ pub(super) enum Source {
 /// Refuses what a foreign page has sent.
 pub(super) fn check<B>(
     request: &Request<B>,
+    outline: Outline,
     peer: Peer,
     config: &Config,
 ) -> Result<Source, Refusal> {
     let headers = request.headers();
-    let origin = find(headers, &header::ORIGIN);
-    let site = text(headers, &SEC_FETCH_SITE);
+    let (origin, site) = if outline.is_of_browser {
+        (find(headers, &header::ORIGIN), text(headers, &SEC_FETCH_SITE))
+    } else {
+        (None, None)
+    };
     if origin.is_none() && site.is_none() {
         // No browser, or one that does not say.
         return Ok(Source::Own);

@@ -8,16 +8,17 @@ use hyper::{
     body::Incoming,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{NewMessage, PublishError, TopicName, parse_duration};
+use msgbus_core::{NewMessage, PublishError, PublishedBatch, TopicName, parse_duration};
 use tokio::task::yield_now;
 use tracing::debug;
 
 use super::{
     Answer, App, answers, auth,
-    body::{self, BodyLimit},
+    body::{self, Begun, BodyLimit},
     empty,
     error::Refusal,
     find,
+    head::Outline,
     names::{MSGBUS_EPOCH, MSGBUS_FIRST_ID, MSGBUS_ID, MSGBUS_LAST_ID, TTL},
     query,
     query::Query,
@@ -26,6 +27,7 @@ use crate::{
     inflight::Inflight,
     keys::{Action, Caller, Need},
     peer::Peer,
+    rates::Account,
 };
 
 /// The longest value of a header that is kept with a message, in bytes.
@@ -38,12 +40,10 @@ pub(super) async fn publish(
     peer: Peer,
     topic: &TopicName,
     request: &mut Request<Incoming>,
+    outline: Outline,
     caller: Option<&Caller>,
 ) -> Result<Answer, Refusal> {
-    let parameters = query(request);
-    let ttl = ttl(&parameters, request.headers())?;
-    let split = split(&parameters)?;
-    let draft = draft(ttl, split, request.headers())?;
+    let (draft, split) = wanted(request, outline)?;
     let limit = BodyLimit {
         size: app.config.max_payload,
         patience: app.config.timeouts.body,
@@ -54,20 +54,17 @@ pub(super) async fn publish(
         app.rates.take(account).map_err(|over| Refusal::over_rate(over, 1))?;
     }
     // Held until the bus has it or has refused it.
-    let (payload, _in_flight) = body::read(request, limit, &app.inflight).await?;
+    let (payload, _in_flight) = match body::begin(request, limit)? {
+        Begun::Whole(payload) => (payload, None),
+        // Boxed, as all that is seldom: a request is moved about before it begins, and is not to be larger for it.
+        Begun::Part(first) => Box::pin(body::read(request, first, limit, &app.inflight)).await?,
+    };
     // A body can take as long as its sender likes, and the key may have been taken back meanwhile.
     auth::check_again(app, caller, Need::Topic(Action::Publish, topic))?;
 
     let size = payload.len();
     if split {
-        let count = count_lines(app, topic, &payload)?;
-        if let Some(account) = account {
-            let taken = app.rates.take_batch(account, count);
-            taken.map_err(|over| Refusal::over_rate(over, count))?;
-        }
-        // Boxed, so that no other request is larger for it.
-        let drafts = Box::pin(split_lines(payload, draft)).await;
-        let published = app.bus.put_batch(topic, drafts)?;
+        let published = Box::pin(publish_lines(app, topic, payload, draft, account)).await?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         debug!(%peer, %topic, first, last, bytes = size, "PUT");
         let ids = [(MSGBUS_FIRST_ID, first), (MSGBUS_LAST_ID, last)];
@@ -76,6 +73,22 @@ pub(super) async fn publish(
     let published = app.bus.put(topic, draft.payload(payload))?;
     debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
     Ok(accepted(request, [(MSGBUS_ID, published.id)], published.epoch))
+}
+
+/// Publishes a message for each line.
+async fn publish_lines(
+    app: &App,
+    topic: &TopicName,
+    body: Bytes,
+    draft: NewMessage,
+    account: Option<Account>,
+) -> Result<PublishedBatch, Refusal> {
+    let count = count_lines(app, topic, &body)?;
+    if let Some(account) = account {
+        let taken = app.rates.take_batch(account, count);
+        taken.map_err(|over| Refusal::over_rate(over, count))?;
+    }
+    Ok(app.bus.put_batch(topic, split_lines(body, draft).await)?)
 }
 
 /// The answer to a request whose headers are no longer needed: their map serves for those of the answer.
@@ -134,8 +147,17 @@ fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     body.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
+/// A message as the request describes it, without its payload yet, and whether the body is many of them.
+fn wanted<B>(request: &Request<B>, outline: Outline) -> Result<(NewMessage, bool), Refusal> {
+    let parameters = query(request);
+    let headers = outline.describes_message.then(|| request.headers());
+    let ttl = ttl(&parameters, headers)?;
+    let split = split(&parameters)?;
+    Ok((draft(ttl, split, headers)?, split))
+}
+
 /// How long the message is to live, from the parameter or else the header (RFC 8030, section 5.2).
-fn ttl(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
+fn ttl(query: &Query<'_>, headers: Option<&HeaderMap>) -> Result<Option<Duration>, Refusal> {
     if let Some(text) = query.get("ttl")? {
         let ttl =
             parse_duration(text).map_err(|error| Refusal::parameter("ttl", error.to_string()))?;
@@ -144,19 +166,24 @@ fn ttl(query: &Query<'_>, headers: &HeaderMap) -> Result<Option<Duration>, Refus
         }
         return Ok(Some(ttl));
     }
-    let Some(value) = find(headers, &TTL) else { return Ok(None) };
+    let Some(value) = headers.and_then(|headers| find(headers, &TTL)) else { return Ok(None) };
     let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
     let seconds = digits.and_then(|text| text.parse().ok()).filter(|seconds| *seconds > 0);
     let why = "use a whole number of seconds, 1 or more";
     seconds.map(|s| Some(Duration::from_secs(s))).ok_or(Refusal::Header { name: "TTL", why })
 }
 
-/// A message as the request describes it, without its payload yet.
-fn draft(ttl: Option<Duration>, split: bool, headers: &HeaderMap) -> Result<NewMessage, Refusal> {
+/// What of a message is in headers.
+fn draft(
+    ttl: Option<Duration>,
+    split: bool,
+    headers: Option<&HeaderMap>,
+) -> Result<NewMessage, Refusal> {
     let mut draft = NewMessage::default();
     if let Some(ttl) = ttl {
         draft = draft.ttl(ttl);
     }
+    let Some(headers) = headers else { return Ok(draft) };
     if let Some(media_type) = content_type(headers) {
         draft = draft.content_type(media_type);
     }

@@ -1,5 +1,7 @@
 //! What a request asks for: one thing, found by its method and its path, and the grant that it takes.
 
+use std::cell::RefCell;
+
 use hyper::{Method, Request};
 use msgbus_core::TopicName;
 use percent_encoding::percent_decode_str;
@@ -101,8 +103,13 @@ impl Route {
 
 /// The topic that a path names: decoded once, without its outer slashes.
 fn topic_name(path: &str) -> Result<TopicName, Refusal> {
+    if let Some(name) = latest_name(path) {
+        return Ok(name);
+    }
     if !path.contains('%') {
-        return Ok(TopicName::new(path.trim_matches('/'))?);
+        let name = TopicName::new(path.trim_matches('/'))?;
+        LATEST.set(Some(name.clone()));
+        return Ok(name);
     }
     let bytes = path.as_bytes();
     let is_escape = |at: usize| {
@@ -113,4 +120,15 @@ fn topic_name(path: &str) -> Result<TopicName, Refusal> {
     }
     let name = percent_decode_str(path).decode_utf8().map_err(|_| Refusal::PathEncoding)?;
     Ok(TopicName::new(name.trim_matches('/'))?)
+}
+
+thread_local! {
+    /// The latest name that stood in a path as it is: requests that follow each other are most often for one topic.
+    static LATEST: RefCell<Option<TopicName>> = const { RefCell::new(None) };
+}
+
+fn latest_name(path: &str) -> Option<TopicName> {
+    LATEST.with_borrow(|latest| {
+        latest.as_ref().filter(|name| path.strip_prefix('/') == Some(name.as_str())).cloned()
+    })
 }

@@ -1,8 +1,9 @@
-//! The `Date` of answers. hyper keeps one for each thread and renews it when its second is over: after the
-//! system's clock was set back, it would stand still until the clock is there again.
+//! The `Date` of answers. hyper keeps one for each thread and renews it when its second is over, which costs least:
+//! but after the system's clock was set back, it stands still until the clock is there again. Answers have one of
+//! this server's own meanwhile.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     time::{Duration, SystemTime},
 };
 
@@ -15,8 +16,24 @@ use hyper::{
 const LAST: u64 = 253_402_300_799;
 
 thread_local! {
+    /// The latest second that hyper can have seen on this thread, since 1970.
+    static SEEN: Cell<u64> = const { Cell::new(0) };
+    /// Whether the clock is behind it.
+    static IS_SET_BACK: Cell<bool> = const { Cell::new(false) };
     /// The latest second that was asked for, since 1970, and how it is written.
     static LATEST: RefCell<(u64, HeaderValue)> = RefCell::new((0, write(0)));
+}
+
+/// Looks at the clock, as hyper does whenever a connection of HTTP/1.1 is polled: to be called just before.
+pub(super) fn look() {
+    let now = second();
+    IS_SET_BACK.set(now < SEEN.get());
+    SEEN.set(now.max(SEEN.get()));
+}
+
+/// Says when an answer was made, where hyper would say another time.
+pub(super) fn correct<B>(answer: Response<B>) -> Response<B> {
+    if IS_SET_BACK.get() { stamp(answer) } else { answer }
 }
 
 /// Says when an answer was made.
@@ -27,9 +44,7 @@ pub(super) fn stamp<B>(mut answer: Response<B>) -> Response<B> {
 
 /// The time as `Date` has it (RFC 9110, section 5.6.7): written once for each second and thread.
 fn now() -> HeaderValue {
-    // A clock before 1970 was never set.
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let now = since_1970.as_secs().min(LAST);
+    let now = second();
     LATEST.with_borrow_mut(|(second, written)| {
         if *second != now {
             *second = now;
@@ -37,6 +52,12 @@ fn now() -> HeaderValue {
         }
         written.clone()
     })
+}
+
+/// The second that it is, since 1970: a clock before that was never set.
+fn second() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since_1970.as_secs().min(LAST)
 }
 
 fn write(second: u64) -> HeaderValue {

@@ -74,14 +74,13 @@ async fn serve_until_idle(
             }
             Either::Right(live) => Either::Right(Watched::new(conversation.clone().begin(), live)),
         });
-        Ok::<_, Infallible>(date::stamp(answer))
+        Ok::<_, Infallible>(date::correct(answer))
     });
     // Boxed, so that nothing of it stays while the connection is idle.
     let mut connection = Box::new(
         Builder::new()
             // The socket has deadlines of its own, which tell an idle connection from a slow head.
             .header_read_timeout(None)
-            .auto_date_header(false)
             // What has come whole is answered, even if nothing more can come. See docs/protocol.md, 1.7.
             .half_close(true)
             .max_header_size(worker.config.max_header)

@@ -122,6 +122,7 @@ fn poll_through<C: Future>(
     cx: &mut Context<'_>,
 ) -> Poll<C::Output> {
     loop {
+        date::look();
         let polled = connection.as_mut().poll(cx);
         if polled.is_ready() || !conversation.holds_answers() {
             return polled;

@@ -182,3 +182,20 @@ async fn http_1_0_and_absolute_targets_are_understood() {
     .await;
     assert_eq!(absolute.message().payload(), "hi");
 }
+
+#[tokio::test]
+async fn a_request_is_not_taken_for_the_one_before_it() {
+    let daemon = Daemon::on_threads(1);
+    for (head, status) in [
+        ("PUT /a%2520b HTTP/1.1\r\nHost: localhost\r\n", 202),
+        ("PUT /a%20b HTTP/1.1\r\nHost: localhost\r\n", 202),
+        ("PUT /a%20b HTTP/1.1\r\nHost: other.example\r\n", 421),
+        ("PUT /a%20b HTTP/1.1\r\nHost: localhost\r\nOrigin: http://other.example\r\n", 403),
+        ("PUT /a%20b HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n", 400),
+        ("PUT /a%20b HTTP/1.1\r\nHost: localhost\r\nTTL: 0\r\n", 400),
+    ] {
+        let request = format!("{head}Connection: close\r\nContent-Length: 1\r\n\r\nx");
+        assert_eq!(say(&daemon, request.as_bytes()).await.status, status, "{head}");
+    }
+    assert_eq!(daemon.get("/").await.text(), "a b\na%20b\n");
+}

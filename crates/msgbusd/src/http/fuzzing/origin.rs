@@ -7,6 +7,7 @@ use hyper::{
 
 use super::{
     super::{
+        head::Outline,
         host,
         origin::{Source, check, may_take},
     },
@@ -37,17 +38,18 @@ pub fn origin(data: &[u8]) {
         };
         headers.get(name).map(text)
     };
+    let outline = Outline::of(headers);
     let origin = lower(header::ORIGIN);
     let host = match request.uri().authority() {
         Some(authority) => authority.as_str().to_lowercase(),
         None => lower(header::HOST).unwrap_or_default(),
     };
     if let (Ok(Source::Own), Some(origin)) =
-        (check(&request, Peer { has_tls: true, ..PEER }, &config), &origin)
+        (check(&request, outline, Peer { has_tls: true, ..PEER }, &config), &origin)
     {
         assert_eq!(*origin, format!("https://{host}"));
     }
-    match check(&request, PEER, &config) {
+    match check(&request, outline, PEER, &config) {
         Ok(Source::Allowed(value)) => {
             assert!(origin.is_some_and(|origin| allowed.contains(&origin)));
             let mut answer = HeaderMap::new();
@@ -75,9 +77,10 @@ pub fn origin(data: &[u8]) {
     let mut request = request;
     request.headers_mut().remove(header::ORIGIN);
     request.headers_mut().remove("sec-fetch-site");
-    assert_eq!(check(&request, PEER, &config).ok(), Some(Source::Own));
+    let outline = Outline::of(request.headers());
+    assert_eq!(check(&request, outline, PEER, &config).ok(), Some(Source::Own));
     let is_of_allowed = |name: &str| matches!(name, "good.example" | "bus.example");
-    match host::check(&request, PEER, &config) {
+    match host::check(&request, outline, PEER, &config) {
         Ok(()) => assert!(
             host.is_empty() || is_nobody_elses(&host) || is_of_allowed(host::name(&host)),
             "{host}"
