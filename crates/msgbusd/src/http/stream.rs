@@ -1,13 +1,12 @@
 //! `GET /<topic>` as a stream: server-sent events, JSON lines or raw lines. docs/protocol.md,
 //! sections 6.10 to 6.14.
 //!
-//! The answer's body is the subscription: hyper asks for the next piece when the last one is
-//! written, so a slow reader holds nothing but its place in the topic.
+//! The answer's body is the subscription: the connection asks for more when the last piece is written, so a slow
+//! reader holds nothing but its position in the topic.
 
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,13 +16,12 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Either;
 use hyper::{
-    Request, Response, Version,
+    Request, Response,
     body::{Body, Frame},
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use msgbus_core::{Position, RecvError, SubscribeOptions, TopicName};
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::{
@@ -42,8 +40,6 @@ use crate::{
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A comment without an empty line behind it: some parsers take every empty line for an event.
 const SSE_KEEP_ALIVE: &[u8] = b":\n";
-/// How long a stream may take to end when its key is revoked.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// The format that the request asks for, if it asks for a stream at all.
@@ -99,18 +95,13 @@ pub(super) fn stream<B>(
         _ => "application/octet-stream",
     };
     let (epoch, start) = (subscription.topic().epoch, subscription.start());
-    // In HTTP/2 the connection has other requests, too.
-    let is_alone = request.version() != Version::HTTP_2;
-    let cut_when_revoked = permit.again().filter(|_| is_alone).map(|permit| {
-        AbortOnDropHandle::new(tokio::spawn(cut_when_revoked(permit, conversation.clone())))
-    });
     let follower = Follower::new(app, peer, subscription, form, permit, seat);
     let mut live = Live::new(follower, conversation, form, note);
-    live.cut_when_revoked = cut_when_revoked;
     if form == Form::Sse && is_event_source(request.headers()) {
         live.name_the_start();
     }
     let mut answer = Response::new(Either::Right(Box::new(live)));
+    *answer.version_mut() = request.version();
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -119,14 +110,6 @@ pub(super) fn stream<B>(
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     answers::tell_start(headers, epoch, start);
     Ok(answer)
-}
-
-/// Cuts a connection whose stream has not ended in time after its key was revoked: hyper does not ask for the
-/// end while the client takes nothing.
-async fn cut_when_revoked(mut permit: Permit, conversation: Conversation) {
-    poll_fn(|cx| permit.poll_revoked(cx)).await;
-    sleep(CLOSE_TIMEOUT).await;
-    conversation.cut();
 }
 
 fn keep_alive(app: &Worker) -> Duration {
@@ -150,8 +133,6 @@ pub(crate) struct Live {
     pieces: VecDeque<Bytes>,
     keep_alive: Pin<Box<Sleep>>,
     draining: Pin<Box<Cancelled>>,
-    /// Runs for as long as this lives; `None` without keys.
-    cut_when_revoked: Option<AbortOnDropHandle<()>>,
     over: bool,
 }
 
@@ -169,7 +150,6 @@ impl Live {
             conversation: conversation.clone(),
             form,
             pieces: VecDeque::new(),
-            cut_when_revoked: None,
             over: false,
             follower,
         };
@@ -209,8 +189,23 @@ impl Live {
         self.over = true;
     }
 
+    /// What waits to be written, in order.
+    pub(crate) fn pieces(&mut self) -> &mut VecDeque<Bytes> {
+        &mut self.pieces
+    }
+
+    /// Whether there will be no more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Ready when the keys no longer allow the stream.
+    pub(crate) fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.follower.poll_revoked(cx)
+    }
+
     /// Waits for more pieces, or for the end.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.draining.as_mut().poll(cx).is_ready() {
             self.over = true;
             return Poll::Ready(());

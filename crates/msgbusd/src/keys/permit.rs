@@ -94,12 +94,6 @@ impl Permit {
         }
     }
 
-    /// The same for a second place to wait; `None` without keys, where nothing is ever revoked.
-    pub(crate) fn again(&self) -> Option<Self> {
-        let Watch { keyring, caller, action, topic, .. } = &**self.0.as_ref()?;
-        Some(Self::new(keyring, Arc::clone(caller), *action, topic))
-    }
-
     /// Whether it holds now, whatever was polled before.
     pub(crate) fn holds(&self) -> bool {
         self.0.as_ref().is_none_or(|watch| watch.holds_by(&watch.keyring.reading().keys))

@@ -1,4 +1,4 @@
-//! Answers on their way to the connection: what ends with them, and how much of them is given at a time.
+//! Answers on their way to a connection of HTTP/2.
 
 use std::{
     pin::Pin,
@@ -12,46 +12,14 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use crate::{
     bound::Hold,
-    http::{AnswerBody, App, Live},
+    http::{AnswerBody, App},
     socket::{Conversation, Exchange, Untaken},
 };
 
 /// What of an answer is given to a connection of HTTP/2 at a time, in bytes.
 pub(super) const MOST_OFFERED: usize = 16 << 10;
 
-/// A body that goes on, and ends its exchange when it ends.
-pub(super) struct Watched {
-    body: Box<Live>,
-    _exchange: Exchange,
-}
-
-impl Watched {
-    pub(super) fn new(exchange: Exchange, body: Box<Live>) -> Self {
-        Self { body, _exchange: exchange }
-    }
-}
-
-impl Body for Watched {
-    type Data = <Live as Body>::Data;
-    type Error = <Live as Body>::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A body for HTTP/2, which ends its exchange likewise. It is given out in parts, and watched until the peer
+/// A body for HTTP/2, which ends its exchange when it ends. It is given out in parts, and watched until the peer
 /// has taken the last of them: a whole one could lie in the connection's buffers for ever.
 pub(super) struct Offered {
     body: AnswerBody,

@@ -1,22 +1,32 @@
 //! Serving one connection of HTTP/1.1.
 
-use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{pending, poll_fn},
+    sync::{Arc, OnceLock},
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Either;
 use hyper::{
-    Request,
+    Request, Response,
     body::{Body as _, Incoming},
-    server::conn::http1::{Builder, UpgradeableConnection},
+    server::conn::http1::{Builder, Parts, UpgradeableConnection},
     service::service_fn,
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{io::AsyncWriteExt as _, select};
 
-use super::{End, attend, bodies::Watched, date, note_end};
+use super::{End, attend, date, note_end, streaming};
 use crate::{
-    connection::Connection, http, peer::Peer, rewound::Rewound, socket::Conversation,
+    connection::Connection,
+    http::{self, Live},
+    peer::Peer,
+    rewound::Rewound,
+    socket::Conversation,
     worker::Worker,
 };
 
@@ -24,6 +34,14 @@ use crate::{
 const MOST_BUFFERED: usize = 64 << 10;
 /// For how long a connection is idle before it gives its buffers back, which are 16 KiB.
 const KEEP_BUFFERS: Duration = Duration::from_secs(1);
+
+/// What becomes of a connection that hyper no longer serves.
+enum Next {
+    /// It is idle, but for the beginning of a head that may have come.
+    Request(Rewound<Connection>),
+    /// It is a stream from here on.
+    Stream(Connection, Response<Box<Live>>),
+}
 
 /// Serves until the connection ends or becomes a websocket. While it is idle there is nothing of hyper.
 pub(super) async fn serve(
@@ -36,7 +54,12 @@ pub(super) async fn serve(
     let mut io = Rewound::new(connection, Bytes::new());
     let end = loop {
         io = match serve_until_idle(worker, io, conversation, peer).await {
-            Ok(io) => io,
+            Ok(Next::Request(io)) => io,
+            Ok(Next::Stream(connection, answer)) => {
+                conversation.hold_nothing();
+                // Boxed: no other connection is to be larger for it.
+                break End::Stream(Box::pin(streaming::serve(connection, answer)).await);
+            }
             Err(end) => break end,
         };
         if io.is_rewound() {
@@ -49,13 +72,34 @@ pub(super) async fn serve(
     note_end(worker, peer, end);
 }
 
-/// Answers requests. Gives the connection back when it is idle; else says how it has ended.
+/// Answers requests until the connection is idle or one of them asks for a stream; else says how it has ended.
 async fn serve_until_idle(
     worker: &Arc<Worker>,
     io: Rewound<Connection>,
     conversation: &Conversation,
     peer: Peer,
-) -> Result<Rewound<Connection>, End> {
+) -> Result<Next, End> {
+    let stream = OnceLock::new();
+    let (connection, unread) = serve_by_hyper(worker, io, conversation, peer, &stream).await?;
+    Ok(match stream.into_inner() {
+        Some(answer) => Next::Stream(connection, answer),
+        None => {
+            let is_a_head = !unread.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
+            let again = if is_a_head { unread } else { Bytes::new() };
+            Next::Request(Rewound::new(connection, again))
+        }
+    })
+}
+
+/// The same; gives the connection back with what hyper has read and not used. An answer that is a stream is left in
+/// `stream`.
+async fn serve_by_hyper(
+    worker: &Arc<Worker>,
+    io: Rewound<Connection>,
+    conversation: &Conversation,
+    peer: Peer,
+    stream: &OnceLock<Response<Box<Live>>>,
+) -> Result<(Connection, Bytes), End> {
     // Its own for each protocol: shared by both it would be copied more often.
     let service = service_fn(|mut request: Request<Incoming>| async move {
         conversation.begin_only();
@@ -64,17 +108,21 @@ async fn serve_until_idle(
             conversation.hold_nothing();
         }
         let answer = http::answer(worker, peer, conversation, &mut request).await;
-        // Else the rest of it is still to come, and is no request.
-        conversation.is_between_requests(request.body().is_end_stream());
-        let answer = answer.map(|body| match body {
-            // hyper takes it as a whole, now.
+        let (head, body) = answer.into_parts();
+        match body {
             Either::Left(whole) => {
+                // Else the rest of it is still to come, and is no request.
+                conversation.is_between_requests(request.body().is_end_stream());
+                // hyper takes the answer as a whole, now.
                 conversation.end_only();
-                Either::Left(whole)
+                Ok::<_, Infallible>(date::correct(Response::from_parts(head, whole)))
             }
-            Either::Right(live) => Either::Right(Watched::new(conversation.clone().begin(), live)),
-        });
-        Ok::<_, Infallible>(date::correct(answer))
+            Either::Right(live) => {
+                // There is one at most: hyper takes up no other request before this one is answered.
+                let _ = stream.set(date::stamp(Response::from_parts(head, live)));
+                pending().await
+            }
+        }
     });
     // Boxed, so that nothing of it stays while the connection is idle.
     let mut connection = Box::new(
@@ -89,18 +137,20 @@ async fn serve_until_idle(
             .with_upgrades(),
     );
     let stop = UpgradeableConnection::graceful_shutdown;
-    let end =
-        attend(worker, conversation, Pin::new(&mut *connection), stop, Some(KEEP_BUFFERS)).await;
-    match end {
-        End::Idle => match connection.into_parts() {
-            Some(parts) => {
-                let is_a_head = !parts.read_buf.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
-                let again = if is_a_head { parts.read_buf } else { Bytes::new() };
-                Ok(Rewound::new(parts.io.into_inner().into_inner(), again))
-            }
-            None => Err(End::Over(Ok(()))),
-        },
-        end => Err(end),
+    // hyper writes all answers before it waits, unless the peer takes no more.
+    let has_stream = || stream.get().is_some() && !conversation.is_writing();
+    let end = select! {
+        biased;
+        end = attend(worker, conversation, Pin::new(&mut *connection), stop, Some(KEEP_BUFFERS)) => end,
+        // Whatever makes it true has woken the other one.
+        () = poll_fn(|_| if has_stream() { Poll::Ready(()) } else { Poll::Pending }) => End::Idle,
+    };
+    if !matches!(end, End::Idle) {
+        return Err(end);
+    }
+    match connection.into_parts() {
+        Some(Parts { io, read_buf, .. }) => Ok((io.into_inner().into_inner(), read_buf)),
+        None => Err(End::Over(Ok(()))),
     }
 }
 

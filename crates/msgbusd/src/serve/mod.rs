@@ -5,6 +5,7 @@ mod bodies;
 mod date;
 mod http1;
 mod http2;
+mod streaming;
 
 use std::{
     error::Error,
@@ -83,13 +84,15 @@ enum End {
     Over(hyper::Result<()>),
     /// Nothing came in time.
     Overdue(Deadline),
+    /// As a stream.
+    Stream(io::Result<()>),
     /// It goes on, but need not be attended for now.
     Idle,
 }
 
 fn note_end(worker: &Worker, peer: Peer, end: End) {
     match end {
-        End::Over(Ok(())) | End::Idle => {}
+        End::Over(Ok(())) | End::Stream(Ok(())) | End::Idle => {}
         End::Over(Err(error)) => {
             // hyper has answered by itself.
             if error.is_parse_too_large() {
@@ -100,6 +103,12 @@ fn note_end(worker: &Worker, peer: Peer, end: End) {
                 worker.metrics.timeout(Deadline::Write);
             }
             debug!(%peer, %error, "connection ended");
+        }
+        End::Stream(Err(error)) => {
+            if error.kind() == io::ErrorKind::TimedOut {
+                worker.metrics.timeout(Deadline::Write);
+            }
+            debug!(%peer, %error, "stream ended");
         }
         End::Overdue(deadline) => {
             worker.metrics.timeout(deadline);

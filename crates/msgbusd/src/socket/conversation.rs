@@ -3,7 +3,6 @@
 use std::{
     future::poll_fn,
     io::ErrorKind,
-    net::Shutdown,
     sync::{
         Arc,
         atomic::{
@@ -15,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use socket2::SockRef;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{config::Timeouts, metrics::Deadline, stream::Stream};
@@ -226,6 +224,11 @@ impl Conversation {
         self.0.writing.store(is, Relaxed);
     }
 
+    /// Whether they do.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.0.writing.load(Relaxed)
+    }
+
     /// Whether the socket holds answers back that nothing else will make it write.
     pub(crate) fn holds_answers(&self) -> bool {
         self.0.is_holding.load(Relaxed)
@@ -294,14 +297,6 @@ impl Conversation {
                 }
             }
             sleep_until(next_look).await;
-        }
-    }
-
-    /// Ends the connection at once, whatever waits to be written.
-    pub(crate) fn cut(&self) {
-        if let Some(stream) = &self.0.stream {
-            // It may be gone already.
-            let _ = SockRef::from(&**stream).shutdown(Shutdown::Both);
         }
     }
 

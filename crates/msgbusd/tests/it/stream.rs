@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::{io::AsyncReadExt as _, time::Instant};
 
 use crate::support::{Connection, Daemon, EVENT_SOURCE, soon};
 
@@ -32,9 +32,7 @@ impl Stream {
             let size = String::from_utf8(self.connection.read_until(b"\r\n").await).unwrap();
             let size = usize::from_str_radix(size.trim(), 16).unwrap();
             let mut chunk = vec![0; size + 2];
-            soon(tokio::io::AsyncReadExt::read_exact(&mut self.connection.0, &mut chunk))
-                .await
-                .unwrap();
+            soon(self.connection.0.read_exact(&mut chunk)).await.unwrap();
             if size == 0 {
                 assert_eq!(self.text, "", "the stream ends with a line");
                 return None;
@@ -191,6 +189,49 @@ async fn a_browser_can_resume_before_it_has_seen_a_message() {
     }
     let mut other_life = Stream::open(&daemon, "/t?stream=ndjson&since=1-start", "").await;
     assert!(other_life.lines(1).await[0].contains("restart"));
+}
+
+/// Also when the client takes the answers late.
+#[tokio::test]
+async fn a_stream_begins_behind_the_answers_to_the_requests_before_it() {
+    let daemon = Daemon::start();
+    // More than the buffers of the system hold.
+    let large = vec![b'x'; 16 << 20];
+    daemon.bus.put(&"large".parse().unwrap(), large.clone()).unwrap();
+    daemon.put("/t", "x").await;
+    let mut connection = daemon.connect().await;
+    let host = format!("Host: {}\r\n", daemon.address);
+    let requests = format!(
+        "PUT /other HTTP/1.1\r\n{host}Content-Length: 1\r\n\r\nx\
+         GET /large?raw HTTP/1.1\r\n{host}\r\n\
+         GET /t?stream=ndjson&since=all HTTP/1.1\r\n{host}\r\n"
+    );
+    connection.write(requests.as_bytes()).await;
+    for status in ["202", "200"] {
+        let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let mut body = vec![0; length.unwrap().parse().unwrap()];
+        soon(connection.0.read_exact(&mut body)).await.unwrap();
+        assert!(status == "202" || body == large);
+    }
+    let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+    let mut stream = Stream { connection, head, text: String::new() };
+    assert_eq!(stream.header("transfer-encoding"), Some("chunked"));
+    assert_eq!(id(&stream.line().await.unwrap()), 0);
+}
+
+#[tokio::test]
+async fn http_1_0_has_no_chunks() {
+    let daemon = Daemon::start();
+    daemon.put("/t", "x").await;
+    let mut connection = daemon.connect().await;
+    connection.write(b"GET /t?stream=raw&since=all HTTP/1.0\r\nHost: localhost\r\n\r\n").await;
+    let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+    assert!(!head.contains("transfer-encoding"), "{head}");
+    assert_eq!(connection.read_until(b"\n").await, b"x\n");
+    daemon.bus.delete(&"t".parse().unwrap());
+    assert_eq!(connection.rest().await, b"");
 }
 
 #[tokio::test]
