@@ -1,163 +1,206 @@
-//! The topics of a server: listing, describing and deleting them.
+//! Commands about topics and the server: list, describe, purge, delete, ping.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use hyper::{Method, Request, StatusCode, header};
-use msgbus_core::TopicName;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use msgbus_client::{
+    Client, ClientError, Message, Position, PullOptions, SubscriberDetails, TopicDetails,
+    TopicName, TopicSummary,
+};
+use msgbus_core::format_duration;
+use serde::Serialize;
+use tokio::{
+    select,
+    time::{Instant, sleep, timeout},
+};
 
-use crate::{client::Client, error::ClientError, transport::RESPONSE_TIMEOUT};
+use crate::{
+    args::{Info, Ping, Purge, Rm, Topics},
+    failure::{Exit, Failure},
+    output::{print, printable},
+    pull::RETRY_AFTER,
+    signals::Stop,
+};
 
-/// A topic in a list, as the server describes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-#[expect(missing_docs, reason = "docs/protocol.md, section 7.1, describes the fields")]
-pub struct TopicSummary {
-    pub name: String,
-    /// Nanoseconds; 0 for ever.
-    pub ttl: u64,
-    pub created: String,
-    pub epoch: String,
-    pub first_id: u64,
-    pub next_id: u64,
-    pub retained: u64,
-    pub unpulled: u64,
-    pub bytes: u64,
-    pub subscribers: u64,
-    pub waiters: u64,
-    pub published: u64,
-    pub pulled: u64,
-    pub delivered: u64,
-    pub missed: u64,
-    pub expired: u64,
-    pub expired_unpulled: u64,
-    pub evicted: u64,
-    pub evicted_unpulled: u64,
+pub(crate) async fn list(args: Topics) -> Result<Exit, Failure> {
+    let topics = args.client.topics(&args.prefix).await?;
+    if args.json {
+        print(&topics.iter().map(json_line).collect::<String>())?;
+    } else {
+        let head = ["TOPIC", "MESSAGES", "TO PULL", "BYTES", "SUBSCRIBERS", "PUBLISHED", "MISSED"];
+        print(&table(head, topics.iter().map(row)))?;
+    }
+    Ok(Exit::Done)
 }
 
-/// A topic with its bounds and subscriptions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-#[expect(missing_docs, reason = "docs/protocol.md, section 10.3, describes the fields")]
-pub struct TopicDetails {
-    #[serde(flatten)]
-    pub topic: TopicSummary,
-    pub max_messages: u64,
-    pub max_bytes: u64,
-    pub overflow: String,
-    pub subscriptions: Vec<SubscriberDetails>,
+fn row(topic: &TopicSummary) -> [String; 7] {
+    [
+        printable(&topic.name),
+        topic.retained.to_string(),
+        topic.unpulled.to_string(),
+        topic.bytes.to_string(),
+        topic.subscribers.to_string(),
+        topic.published.to_string(),
+        topic.missed.to_string(),
+    ]
 }
 
-/// One subscription of a topic.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-#[expect(missing_docs, reason = "docs/protocol.md, section 10.3, describes the fields")]
-pub struct SubscriberDetails {
-    pub peer: Option<String>,
-    pub next_id: u64,
-    pub received: u64,
-    pub missed: u64,
-    pub lag: u64,
+pub(crate) async fn info(args: Info) -> Result<Exit, Failure> {
+    let Some(details) = args.client.inspect(&args.topic).await? else {
+        return Err(Failure::Other(format!("no such topic: {}", args.topic)));
+    };
+    print(&if args.json { json_line(&details) } else { describe(&details) })?;
+    Ok(Exit::Done)
 }
 
-impl Client {
-    /// The topics of the server whose names begin with `prefix`, sorted by name.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn topics(&self, prefix: &str) -> Result<Vec<TopicSummary>, ClientError> {
-        let mut topics: Vec<TopicSummary> = Vec::new();
-        loop {
-            let after = topics.last().map_or(String::new(), |last| last.name.clone());
-            let (page, is_last) = self.page(prefix, &after, None).await?;
-            topics.extend(page);
-            if is_last {
-                return Ok(topics);
+fn describe(details: &TopicDetails) -> String {
+    let topic = &details.topic;
+    let ttl = match topic.ttl {
+        0 => "for ever".to_owned(),
+        nanoseconds => format_duration(Duration::from_nanos(nanoseconds)),
+    };
+    let mut text = String::new();
+    for (name, value) in [
+        ("topic", printable(&topic.name)),
+        ("created", topic.created.clone()),
+        ("epoch", topic.epoch.clone()),
+        ("ttl", ttl),
+        ("bounds", bounds(details)),
+        ("ids", format!("{} up to, not including, {}", topic.first_id, topic.next_id)),
+        ("messages", format!("{}, {} of them to pull", topic.retained, topic.unpulled)),
+        ("bytes", topic.bytes.to_string()),
+        ("published", topic.published.to_string()),
+        ("pulled", topic.pulled.to_string()),
+        ("delivered", format!("{}, {} missed", topic.delivered, topic.missed)),
+        ("expired", format!("{}, {} never pulled", topic.expired, topic.expired_unpulled)),
+        ("evicted", format!("{}, {} never pulled", topic.evicted, topic.evicted_unpulled)),
+        ("waiting to pull", topic.waiters.to_string()),
+        ("subscribers", topic.subscribers.to_string()),
+    ] {
+        text.push_str(&format!("{name:<16} {value}\n"));
+    }
+    if !details.subscriptions.is_empty() {
+        let head = ["PEER", "NEXT ID", "RECEIVED", "MISSED", "LAG"];
+        text.push('\n');
+        text.push_str(&table(head, details.subscriptions.iter().map(subscriber)));
+    }
+    text
+}
+
+fn bounds(details: &TopicDetails) -> String {
+    let TopicDetails { max_messages, max_bytes, overflow, .. } = details;
+    format!("{max_messages} messages, {max_bytes} bytes, then {overflow}")
+}
+
+fn subscriber(subscription: &SubscriberDetails) -> [String; 5] {
+    [
+        subscription.peer.clone().unwrap_or_default(),
+        subscription.next_id.to_string(),
+        subscription.received.to_string(),
+        subscription.missed.to_string(),
+        subscription.lag.to_string(),
+    ]
+}
+
+/// Names for completions. Nobody can use an error there.
+pub(crate) async fn names(args: Topics) -> Result<Exit, Failure> {
+    const MAX: usize = 200;
+    const TIME: Duration = Duration::from_secs(1);
+    if let Ok(Ok(topics)) = timeout(TIME, args.client.first_topics(&args.prefix, MAX)).await {
+        let names = topics.iter().flat_map(|topic| [topic.name.as_str(), "\n"]);
+        print(&names.collect::<String>())?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Pulls until nothing is left, or what is left was published since.
+pub(crate) async fn purge(args: Purge, mut stop: Stop) -> Result<Exit, Failure> {
+    const BATCH: usize = 10_000;
+    let (client, topic) = (&args.client, &args.topic);
+    // Whoever may not look goes on until the topic is empty.
+    let seen = client.peek(topic, Some(Position::New), 1).await;
+    let end = seen.ok().and_then(|seen| seen.next_id).unwrap_or(u64::MAX);
+    let options = PullOptions { max: Some(BATCH), wait: None };
+    let mut purged = 0;
+    loop {
+        let messages = select! {
+            biased;
+            messages = pull(client, topic, options) => messages?,
+            () = stop.requested() => break,
+        };
+        purged += messages.len();
+        if messages.last().is_none_or(|last| last.id().saturating_add(1) >= end) {
+            break;
+        }
+    }
+    if !args.quiet {
+        print(&format!("{purged} messages discarded\n"))?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn pull(
+    client: &Client,
+    topic: &TopicName,
+    options: PullOptions,
+) -> Result<Vec<Message>, Failure> {
+    Ok(match client.begin_pull(topic, options).await? {
+        Some(pulled) => pulled.messages().await?,
+        None => Vec::new(),
+    })
+}
+
+pub(crate) async fn ping(args: Ping) -> Result<Exit, Failure> {
+    let time = loop {
+        match args.client.ping().await {
+            Ok(time) => break time,
+            Err(error)
+                if (error.is_unreachable() || matches!(error, ClientError::Busy { .. }))
+                    && args.deadline > Some(Instant::now() + RETRY_AFTER) =>
+            {
+                sleep(RETRY_AFTER).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if !args.quiet {
+        let millis = time.as_secs_f64() * 1e3;
+        print(&format!("{} answered in {millis:.1} ms\n", args.client.server()))?;
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) async fn remove(args: Rm) -> Result<Exit, Failure> {
+    if args.client.delete(&args.topic).await? {
+        Ok(Exit::Done)
+    } else {
+        Err(Failure::Other(format!("no such topic: {}", args.topic)))
+    }
+}
+
+fn json_line(value: &impl Serialize) -> String {
+    // These types have string keys and nothing that can fail.
+    let mut line = serde_json::to_string(value).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+/// Columns as wide as what is in them: the first to the left, numbers to the right.
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let mut lines = vec![head.map(str::to_owned)];
+    lines.extend(rows);
+    let width = |column: usize| {
+        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default()
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for line in &lines {
+        for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
+            match column {
+                0 => text.push_str(&format!("{cell:<width$}")),
+                _ => text.push_str(&format!("  {cell:>width$}")),
             }
         }
+        text.push('\n');
     }
-
-    /// The first `max` topics whose names begin with `prefix`, in one request. The server returns
-    /// 10,000 at most.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn first_topics(
-        &self,
-        prefix: &str,
-        max: usize,
-    ) -> Result<Vec<TopicSummary>, ClientError> {
-        Ok(self.page(prefix, "", Some(max)).await?.0.collect())
-    }
-
-    /// A page of the list, and whether it is the last one.
-    async fn page(
-        &self,
-        prefix: &str,
-        after: &str,
-        max: Option<usize>,
-    ) -> Result<(impl Iterator<Item = TopicSummary>, bool), ClientError> {
-        let escape = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        let max = max.map_or(String::new(), |max| format!("&max={max}"));
-        let query = format!("prefix={}&after={}{max}", escape(prefix), escape(after));
-        let request = Request::builder()
-            .method(Method::GET)
-            .uri(self.server().root(&query))
-            .header(header::ACCEPT, "application/json");
-        let response = self.send(request, RESPONSE_TIMEOUT).await?;
-        if response.status() != StatusCode::OK {
-            return Err(self.refusal(response).await);
-        }
-        let is_last = !response.headers().contains_key(header::LINK);
-        let page: BTreeMap<String, TopicSummary> = self.json(response).await?;
-        Ok((page.into_values(), is_last))
-    }
-
-    /// Everything that the server says of one topic; `None` when there is no such topic.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn inspect(&self, topic: &TopicName) -> Result<Option<TopicDetails>, ClientError> {
-        let uri = self.server().inspection(topic);
-        let request = Request::builder().method(Method::GET).uri(uri);
-        let response = self.send(request, RESPONSE_TIMEOUT).await?;
-        match response.status() {
-            StatusCode::OK => self.json(response).await.map(Some),
-            StatusCode::NOT_FOUND => Ok(None),
-            _ => Err(self.refusal(response).await),
-        }
-    }
-
-    /// Deletes a topic with its messages. Says whether there was one.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn delete(&self, topic: &TopicName) -> Result<bool, ClientError> {
-        let uri = self.server().topic("http", topic, "");
-        let request = Request::builder().method(Method::DELETE).uri(uri);
-        let response = self.send(request, RESPONSE_TIMEOUT).await?;
-        match response.status() {
-            StatusCode::NO_CONTENT => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(self.refusal(response).await),
-        }
-    }
-    /// Checks that the server answers, and returns how long that took. It needs no key.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn ping(&self) -> Result<Duration, ClientError> {
-        let start = Instant::now();
-        let request = Request::builder().method(Method::GET).uri(self.server().health());
-        let response = self.send(request, RESPONSE_TIMEOUT).await?;
-        if response.status() != StatusCode::OK {
-            return Err(self.refusal(response).await);
-        }
-        match self.text(response).await?.as_str() {
-            "ok" => Ok(start.elapsed()),
-            _ => Err(self.not_msgbus("/healthz does not say ok")),
-        }
-    }
+    text
 }

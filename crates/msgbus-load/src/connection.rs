@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    fmt::Debug,
+    fmt::{self, Debug, Formatter},
     future::poll_fn,
     io,
     net::SocketAddr,
@@ -46,6 +46,27 @@ impl Dial for SocketAddr {
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
+    }
+}
+
+/// A server that is reached by calling a function.
+pub struct DialFn<F>(pub F);
+
+impl<F> Debug for DialFn<F> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("DialFn")
+    }
+}
+
+impl<F, C, S> Dial for DialFn<F>
+where
+    F: Fn() -> C,
+    C: Future<Output = io::Result<S>> + 'static,
+    S: Stream + 'static,
+{
+    fn dial(&self) -> Dialing<'_> {
+        let connect = (self.0)();
+        Box::pin(async { Ok(Box::new(connect.await?) as Box<dyn Stream>) })
     }
 }
 

@@ -28,7 +28,7 @@ mod sent;
 mod stamp;
 mod streaming;
 
-pub use connection::{Dial, Dialing, Stream};
+pub use connection::{Dial, DialFn, Dialing, Stream};
 pub use deliveries::{fan_out, follow};
 pub use http::Http;
 pub use idle::idle;

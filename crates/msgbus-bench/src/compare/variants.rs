@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, path::Path, rc::Rc};
 
 use msgbus_client::{Client, Roots};
-use msgbus_load::{Dial, Waiting};
+use msgbus_load::{Dial, DialFn, Waiting};
 
 use crate::certificate::{self, Certificate};
 
@@ -93,6 +93,10 @@ impl Door {
             }
             Self::Unix => Client::new(&format!("unix:{}", folder.join(SOCKET).display()))?,
         };
-        Ok(Rc::new(client.connector().clone()))
+        let connector = client.connector().clone();
+        Ok(Rc::new(DialFn(move || {
+            let connector = connector.clone();
+            async move { connector.connect().await }
+        })))
     }
 }

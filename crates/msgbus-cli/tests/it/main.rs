@@ -1,11 +1,10 @@
-//! The built `msgbus` and its library against the real daemon: through pipes, through a terminal,
+//! The built `msgbus` against the real daemon: through pipes, through a terminal,
 //! across cut connections and restarts. docs/cli.md.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod bench;
 mod keys;
-mod library;
 mod publish;
 mod pull;
 mod relay;

@@ -1,166 +1,27 @@
-//! A real server that can be stopped and started on the same port, a proxy that cuts connections,
-//! and the built binary.
+//! The built binary.
 
-use std::{
-    net::{SocketAddr, TcpListener as StdListener},
-    process::Stdio,
-    sync::Arc,
-    time::Duration,
-};
+use std::process::Stdio;
 
-use msgbus_client::{Client, TopicName};
-use msgbus_core::MessageBus;
-use msgbusd::{Bind, Drained, Server, config::Config, keys::Keyring};
 use tokio::{
-    io::{
-        AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, copy_bidirectional,
-    },
-    net::{TcpListener, TcpStream},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
-    sync::{oneshot, watch},
-    task::JoinHandle,
-    time::timeout,
 };
 
-/// Long enough for anything that is going to happen at all.
-const SOON: Duration = Duration::from_secs(60);
-
-pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    timeout(SOON, future).await.expect("it takes too long")
-}
-
-pub(crate) fn name(text: &str) -> TopicName {
-    text.parse().unwrap()
-}
-
-pub(crate) struct Daemon {
-    pub(crate) address: SocketAddr,
-    pub(crate) bus: MessageBus,
-    pub(crate) keyring: Option<Arc<Keyring>>,
-    stop: oneshot::Sender<()>,
-    running: JoinHandle<Drained>,
-}
-
-impl Daemon {
-    pub(crate) fn start() -> Self {
-        Self::with(|_| {})
-    }
-
-    pub(crate) fn with(set: impl FnOnce(&mut Config)) -> Self {
-        Self::at(([127, 0, 0, 1], 0).into(), set)
-    }
-
-    pub(crate) fn at(bind: SocketAddr, set: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config { bind: vec![Bind::Tcp(bind)], ..Config::default() };
-        config.timeouts.drain = Duration::from_secs(1);
-        set(&mut config);
-        let server = Server::bind(config).unwrap();
-        let (stop, stopped) = oneshot::channel();
-        Self {
-            address: server.local_addr().unwrap(),
-            bus: server.bus().clone(),
-            keyring: server.keyring().cloned(),
-            stop,
-            running: tokio::spawn(server.run(async {
-                let _ = stopped.await;
-            })),
-        }
-    }
-
-    pub(crate) async fn stop(self) {
-        self.stop.send(()).unwrap();
-        soon(self.running).await.unwrap();
-    }
-
-    pub(crate) fn uri(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    pub(crate) fn client(&self) -> Client {
-        Client::new(&self.uri()).unwrap()
-    }
-
-    pub(crate) fn put(&self, topic: &str, payload: impl Into<Vec<u8>>) -> u64 {
-        self.bus.put(&name(topic), payload.into()).unwrap().id
-    }
-
-    /// Waits until so many subscribe.
-    pub(crate) async fn subscribers(&self, count: usize) {
-        soon(async {
-            while self.bus.stats().subscribers != count {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        })
-        .await;
-    }
-}
-
-/// An address on which nobody listens.
-pub(crate) fn nowhere() -> SocketAddr {
-    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-/// Passes connections on to a server, and cuts them when told to.
-pub(crate) struct Proxy {
-    pub(crate) address: SocketAddr,
-    cut: watch::Sender<u64>,
-}
-
-impl Proxy {
-    pub(crate) async fn to(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (cut, cuts) = watch::channel(0);
-        tokio::spawn(async move {
-            loop {
-                let (mut near, _) = listener.accept().await.unwrap();
-                let mut cuts = cuts.clone();
-                cuts.mark_unchanged();
-                tokio::spawn(async move {
-                    // While the server is away, the connection ends at once.
-                    let Ok(mut far) = TcpStream::connect(server).await else { return };
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
-                        _ = cuts.changed() => {
-                            // A reset rather than an orderly end.
-                            let _ = near.set_zero_linger();
-                            let _ = far.set_zero_linger();
-                        }
-                    }
-                });
-            }
-        });
-        Self { address, cut }
-    }
-
-    pub(crate) fn cut(&self) {
-        self.cut.send_modify(|count| *count += 1);
-    }
-
-    pub(crate) fn uri(&self) -> String {
-        format!("http://{}", self.address)
-    }
-}
+pub(crate) use msgbus_testkit::{Daemon, Proxy, name, nowhere, soon};
 
 pub(crate) fn msgbus(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_msgbus"));
-    command
-        .args(args)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
+    command(env!("CARGO_BIN_EXE_msgbus"), args)
 }
 
 /// The same with no more data than this, in KiB: it is killed by an allocation beyond it.
 pub(crate) fn in_memory(kib: u32, args: &[&str]) -> Command {
-    let mut command = Command::new("sh");
     let script = format!("ulimit -d {kib}; exec \"$@\"");
+    command("sh", &[&["-c", &script, "sh", env!("CARGO_BIN_EXE_msgbus")], args].concat())
+}
+
+fn command(program: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command
-        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_msgbus")])
         .args(args)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap())

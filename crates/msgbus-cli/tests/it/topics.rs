@@ -1,6 +1,12 @@
 //! `msgbus topics`, `info` and `rm`.
 
+use msgbus_client::{Client, Position};
+
 use crate::support::{Daemon, Finished, msgbus, name, run};
+
+fn client(daemon: &Daemon) -> Client {
+    Client::new(&daemon.uri()).unwrap()
+}
 
 async fn on(daemon: &Daemon, args: &[&str]) -> Finished {
     let mut command = msgbus(args);
@@ -37,7 +43,7 @@ async fn a_long_list_comes_whole() {
     for n in 0..10_050 {
         daemon.put(&format!("t{n:05}"), "x");
     }
-    let topics = daemon.client().topics("").await.unwrap();
+    let topics = client(&daemon).topics("").await.unwrap();
     assert_eq!(topics.len(), 10_050);
     assert!(topics.is_sorted_by(|a, b| a.name < b.name));
 }
@@ -45,7 +51,7 @@ async fn a_long_list_comes_whole() {
 #[tokio::test]
 async fn info_shows_who_follows() {
     let daemon = Daemon::start();
-    let mut subscription = daemon.client().subscribe(&name("a b"), msgbus_client::Position::New);
+    let mut subscription = client(&daemon).subscribe(&name("a b"), Position::New);
     subscription.next().await.unwrap();
     daemon.put("a b", "x");
     let shown = on(&daemon, &["info", "a b"]).await.out;

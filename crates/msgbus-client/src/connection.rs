@@ -17,7 +17,6 @@ use hyper_util::{
     client::legacy::connect::{self, Connected, HttpConnector},
     rt::TokioIo,
 };
-use msgbus_load::{Dial, Dialing};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -130,12 +129,6 @@ impl Connector {
                 Ok(Connection(Stream::Unix(stream)))
             }
         }
-    }
-}
-
-impl Dial for Connector {
-    fn dial(&self) -> Dialing<'_> {
-        Box::pin(async { Ok(Box::new(self.connect().await?) as Box<dyn msgbus_load::Stream>) })
     }
 }
 

@@ -1,6 +1,10 @@
 //! `msgbus`: the command for people and scripts.
 
 mod args;
+#[cfg(feature = "bench")]
+mod bench;
+#[cfg(not(feature = "bench"))]
+#[path = "no_bench.rs"]
 mod bench;
 mod commands;
 mod completion;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use msgbus_client::{Client, ClientError, TopicName};
-use msgbus_load::{Http, Progress, Server, Target};
+use msgbus_load::{DialFn, Http, Progress, Server, Target};
 use tokio::{runtime, select, task::LocalSet, time::timeout};
 
 pub(crate) use self::plan::Bench;
@@ -108,7 +108,11 @@ async fn target(bench: &Bench) -> Result<Target, Failure> {
         raw: bench.raw,
         authorization: key.map(str::to_owned),
     };
-    Ok(Target { dial: Rc::new(connector), protocol: Rc::new(http), server: server_process })
+    let dial = DialFn(move || {
+        let connector = connector.clone();
+        async move { connector.connect().await }
+    });
+    Ok(Target { dial: Rc::new(dial), protocol: Rc::new(http), server: server_process })
 }
 
 async fn remove(client: &Client, topics: &[TopicName]) -> Result<(), Failure> {

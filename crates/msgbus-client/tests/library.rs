@@ -1,16 +1,22 @@
-//! The client library.
+//! The library against the real daemon.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
 
 use std::{num::NonZeroU32, pin::pin, time::Duration};
 
 use futures_util::StreamExt as _;
 use msgbus_client::{Client, ClientError, Draft, Event, Peeked, Position};
 
-use crate::support::{Daemon, Proxy, name, nowhere, soon};
+use msgbus_testkit::{Daemon, Proxy, name, nowhere, soon};
+
+fn client_of(daemon: &Daemon) -> Client {
+    Client::new(&daemon.uri()).unwrap()
+}
 
 #[tokio::test]
 async fn publish_and_pull_are_a_pair() {
     let daemon = Daemon::start();
-    let client = daemon.client();
+    let client = client_of(&daemon);
     let topic = name("a b/größe");
     assert!(client.pull(&topic).await.unwrap().is_none());
     let first = client.publish(&topic, "hi").await.unwrap();
@@ -32,17 +38,17 @@ async fn errors_tell_what_may_help() {
         config.max_payload = 1;
         config.bus.max_topics = 1;
     });
-    let error = daemon.client().publish(&name("t"), "xx").await.unwrap_err();
+    let error = client_of(&daemon).publish(&name("t"), "xx").await.unwrap_err();
     assert!(matches!(error, ClientError::Refused { status: 413, .. }), "{error}");
     daemon.put("t", "x");
-    let error = daemon.client().publish(&name("u"), "x").await.unwrap_err();
+    let error = client_of(&daemon).publish(&name("u"), "x").await.unwrap_err();
     assert!(matches!(error, ClientError::Busy { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn who_publishes_too_fast_is_told_when_to_come_back() {
     let daemon = Daemon::with(|config| config.publish_rate = NonZeroU32::new(1));
-    let client = daemon.client();
+    let client = client_of(&daemon);
     let error = client.publish_lines(&name("t"), "x\nx\n").await.unwrap_err();
     assert!(matches!(error, ClientError::Refused { status: 413, .. }), "{error}");
     // A slow machine may give a token back before the next request.
@@ -91,7 +97,7 @@ async fn the_position_can_be_kept_by_the_caller() {
     for _ in 0..3 {
         daemon.put("t", "x");
     }
-    let client = daemon.client();
+    let client = client_of(&daemon);
     let mut first = client.subscribe(&name("t"), Position::All);
     while !matches!(first.next().await.unwrap(), Event::Message(m) if m.id() == 1) {}
     let kept = first.position().to_string();
@@ -121,7 +127,7 @@ async fn a_path_in_front_of_the_topics_is_kept() {
 #[tokio::test]
 async fn a_look_tells_all_gone_from_nothing_new() {
     let daemon = Daemon::with(|config| config.bus.topic.ttl = Some(Duration::from_millis(1)));
-    let client = daemon.client();
+    let client = client_of(&daemon);
     let look = async |from| client.peek(&name("t"), Some(from), 10).await.unwrap();
     assert_eq!(look(Position::All).await, Peeked::default(), "no such topic");
     let epoch = client.publish(&name("t"), "x").await.unwrap().epoch;

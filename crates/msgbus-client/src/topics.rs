@@ -1,0 +1,163 @@
+//! The topics of a server: listing, describing and deleting them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use hyper::{Method, Request, StatusCode, header};
+use msgbus_core::TopicName;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::{client::Client, error::ClientError, transport::RESPONSE_TIMEOUT};
+
+/// A topic in a list, as the server describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "docs/protocol.md, section 7.1, describes the fields")]
+pub struct TopicSummary {
+    pub name: String,
+    /// Nanoseconds; 0 for ever.
+    pub ttl: u64,
+    pub created: String,
+    pub epoch: String,
+    pub first_id: u64,
+    pub next_id: u64,
+    pub retained: u64,
+    pub unpulled: u64,
+    pub bytes: u64,
+    pub subscribers: u64,
+    pub waiters: u64,
+    pub published: u64,
+    pub pulled: u64,
+    pub delivered: u64,
+    pub missed: u64,
+    pub expired: u64,
+    pub expired_unpulled: u64,
+    pub evicted: u64,
+    pub evicted_unpulled: u64,
+}
+
+/// A topic with its bounds and subscriptions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "docs/protocol.md, section 10.3, describes the fields")]
+pub struct TopicDetails {
+    #[serde(flatten)]
+    pub topic: TopicSummary,
+    pub max_messages: u64,
+    pub max_bytes: u64,
+    pub overflow: String,
+    pub subscriptions: Vec<SubscriberDetails>,
+}
+
+/// One subscription of a topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "docs/protocol.md, section 10.3, describes the fields")]
+pub struct SubscriberDetails {
+    pub peer: Option<String>,
+    pub next_id: u64,
+    pub received: u64,
+    pub missed: u64,
+    pub lag: u64,
+}
+
+impl Client {
+    /// The topics of the server whose names begin with `prefix`, sorted by name.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn topics(&self, prefix: &str) -> Result<Vec<TopicSummary>, ClientError> {
+        let mut topics: Vec<TopicSummary> = Vec::new();
+        loop {
+            let after = topics.last().map_or(String::new(), |last| last.name.clone());
+            let (page, is_last) = self.page(prefix, &after, None).await?;
+            topics.extend(page);
+            if is_last {
+                return Ok(topics);
+            }
+        }
+    }
+
+    /// The first `max` topics whose names begin with `prefix`, in one request. The server returns
+    /// 10,000 at most.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn first_topics(
+        &self,
+        prefix: &str,
+        max: usize,
+    ) -> Result<Vec<TopicSummary>, ClientError> {
+        Ok(self.page(prefix, "", Some(max)).await?.0.collect())
+    }
+
+    /// A page of the list, and whether it is the last one.
+    async fn page(
+        &self,
+        prefix: &str,
+        after: &str,
+        max: Option<usize>,
+    ) -> Result<(impl Iterator<Item = TopicSummary>, bool), ClientError> {
+        let escape = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let max = max.map_or(String::new(), |max| format!("&max={max}"));
+        let query = format!("prefix={}&after={}{max}", escape(prefix), escape(after));
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(self.server().root(&query))
+            .header(header::ACCEPT, "application/json");
+        let response = self.send(request, RESPONSE_TIMEOUT).await?;
+        if response.status() != StatusCode::OK {
+            return Err(self.refusal(response).await);
+        }
+        let is_last = !response.headers().contains_key(header::LINK);
+        let page: BTreeMap<String, TopicSummary> = self.json(response).await?;
+        Ok((page.into_values(), is_last))
+    }
+
+    /// Everything that the server says of one topic; `None` when there is no such topic.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn inspect(&self, topic: &TopicName) -> Result<Option<TopicDetails>, ClientError> {
+        let uri = self.server().inspection(topic);
+        let request = Request::builder().method(Method::GET).uri(uri);
+        let response = self.send(request, RESPONSE_TIMEOUT).await?;
+        match response.status() {
+            StatusCode::OK => self.json(response).await.map(Some),
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(self.refusal(response).await),
+        }
+    }
+
+    /// Deletes a topic with its messages. Says whether there was one.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete(&self, topic: &TopicName) -> Result<bool, ClientError> {
+        let uri = self.server().topic("http", topic, "");
+        let request = Request::builder().method(Method::DELETE).uri(uri);
+        let response = self.send(request, RESPONSE_TIMEOUT).await?;
+        match response.status() {
+            StatusCode::NO_CONTENT => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(self.refusal(response).await),
+        }
+    }
+    /// Checks that the server answers, and returns how long that took. It needs no key.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn ping(&self) -> Result<Duration, ClientError> {
+        let start = Instant::now();
+        let request = Request::builder().method(Method::GET).uri(self.server().health());
+        let response = self.send(request, RESPONSE_TIMEOUT).await?;
+        if response.status() != StatusCode::OK {
+            return Err(self.refusal(response).await);
+        }
+        match self.text(response).await?.as_str() {
+            "ok" => Ok(start.elapsed()),
+            _ => Err(self.not_msgbus("/healthz does not say ok")),
+        }
+    }
+}

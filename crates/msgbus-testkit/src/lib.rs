@@ -1,0 +1,155 @@
+//! What tests of several crates need: a real server that can be stopped and started on the same port, and a proxy that
+//! cuts connections.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+#![expect(clippy::missing_panics_doc, reason = "a test may")]
+
+use std::{
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use msgbus_core::{MessageBus, TopicName};
+use msgbusd::{Bind, Drained, Server, config::Config, keys::Keyring};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+/// Long enough for anything that is going to happen at all.
+const SOON: Duration = Duration::from_secs(60);
+
+/// Awaits what must happen within a minute.
+pub async fn soon<F: Future>(future: F) -> F::Output {
+    timeout(SOON, future).await.expect("it takes too long")
+}
+
+/// The topic of this name.
+pub fn name(text: &str) -> TopicName {
+    text.parse().unwrap()
+}
+
+/// A server in this process.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The bus behind it.
+    pub bus: MessageBus,
+    /// Its keys, if it has any.
+    pub keyring: Option<Arc<Keyring>>,
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<Drained>,
+}
+
+impl Daemon {
+    /// Starts one on a free port, with the defaults.
+    pub fn start() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// Starts one with a configuration that is changed first.
+    pub fn with(set: impl FnOnce(&mut Config)) -> Self {
+        Self::at(([127, 0, 0, 1], 0).into(), set)
+    }
+
+    /// Starts one at an address.
+    pub fn at(bind: SocketAddr, set: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config { bind: vec![Bind::Tcp(bind)], ..Config::default() };
+        config.timeouts.drain = Duration::from_secs(1);
+        set(&mut config);
+        let server = Server::bind(config).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        Self {
+            address: server.local_addr().unwrap(),
+            bus: server.bus().clone(),
+            keyring: server.keyring().cloned(),
+            stop,
+            running: tokio::spawn(server.run(async {
+                let _ = stopped.await;
+            })),
+        }
+    }
+
+    /// Stops it and waits until it has ended.
+    pub async fn stop(self) {
+        self.stop.send(()).unwrap();
+        soon(self.running).await.unwrap();
+    }
+
+    /// The address as a URI.
+    pub fn uri(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Publishes past the network, and returns the id.
+    pub fn put(&self, topic: &str, payload: impl Into<Vec<u8>>) -> u64 {
+        self.bus.put(&name(topic), payload.into()).unwrap().id
+    }
+
+    /// Waits until the server has this many subscribers.
+    pub async fn subscribers(&self, count: usize) {
+        soon(async {
+            while self.bus.stats().subscribers != count {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// An address on which nobody listens.
+pub fn nowhere() -> SocketAddr {
+    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Passes connections on to a server, and cuts them when told to.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
+    cut: watch::Sender<u64>,
+}
+
+impl Proxy {
+    /// Starts one in front of a server.
+    pub async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (cut, cuts) = watch::channel(0);
+        tokio::spawn(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let mut cuts = cuts.clone();
+                cuts.mark_unchanged();
+                tokio::spawn(async move {
+                    // While the server is away, the connection ends at once.
+                    let Ok(mut far) = TcpStream::connect(server).await else { return };
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cuts.changed() => {
+                            // A reset rather than an orderly end.
+                            let _ = near.set_zero_linger();
+                            let _ = far.set_zero_linger();
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, cut }
+    }
+
+    /// Resets all connections.
+    pub fn cut(&self) {
+        self.cut.send_modify(|count| *count += 1);
+    }
+
+    /// The address as a URI.
+    pub fn uri(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
