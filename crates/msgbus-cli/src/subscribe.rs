@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use msgbus_client::{Event, Message, Position, Subscription};
+use msgbus_client::{Event, Message, Peeked, Position, Subscription};
 use tokio::{
     select,
     time::{Instant, sleep_until, timeout},
@@ -282,7 +282,7 @@ impl Follower {
                 tail = now.epoch.zip(now.next_id);
             }
             let end = tail.filter(|(life, _)| *life == epoch).map_or(u64::MAX, |(_, end)| end);
-            let next = self.show_page(&seen.messages, epoch, next_id..end).await?;
+            let next = self.show_page(&seen, epoch, next_id..end).await?;
             from = Position::before(epoch, next);
             if next >= end || seen.messages.is_empty() {
                 // Behind everything that is gone, too: it is not missed a second time.
@@ -295,18 +295,19 @@ impl Follower {
     /// Shows those of the messages that are in a range of ids, and says how far it has come.
     async fn show_page(
         &mut self,
-        messages: &[Message],
+        seen: &Peeked,
         epoch: u64,
         range: Range<u64>,
     ) -> Result<u64, Failure> {
         let mut next = range.start;
-        for message in messages {
-            // Those that expired before older ones leave gaps between.
-            let reached = message.id().min(range.end).max(next);
-            self.tell_gap(reached - next);
-            next = reached;
+        let mut gaps = seen.gaps.iter().peekable();
+        for (index, message) in seen.messages.iter().enumerate() {
             if message.id() >= range.end {
+                // A gap before it is reported by the next page, whole.
                 break;
+            }
+            while let Some((_, missed)) = gaps.next_if(|(before, _)| *before == index) {
+                self.tell_gap(*missed);
             }
             next = message.id().saturating_add(1);
             self.deal_with(message, Position::After { epoch, id: message.id() }).await?;

@@ -10,12 +10,13 @@ use hyper::{
     header::{self, HeaderMap},
     http::request::Builder,
 };
-use msgbus_core::{Message, Position, TopicName, format_duration, json};
+use msgbus_core::{Message, Position, TopicName, format_duration};
 
 use crate::{
     connection::Connector,
     error::ClientError,
     key::Key,
+    received::Received,
     start::Start,
     subscription::Subscription,
     tls::Roots,
@@ -102,10 +103,23 @@ impl Pulled {
     /// # Errors
     /// See [`ClientError`]. The messages are lost then.
     pub async fn messages(self) -> Result<Vec<Message>, ClientError> {
+        Ok(self.messages_and_gaps().await?.0)
+    }
+
+    /// The messages, and the gaps as [`Peeked::gaps`] has them.
+    async fn messages_and_gaps(self) -> Result<(Vec<Message>, Vec<(usize, u64)>), ClientError> {
         let body = self.client.body(self.response).await?;
-        let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let messages: Result<Vec<_>, _> = lines.map(json::read_message).collect();
-        messages.map_err(|error| self.client.not_msgbus(&format!("not a message, {error}")))
+        let (mut messages, mut gaps) = (Vec::new(), Vec::new());
+        for line in body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match Received::read(line) {
+                Ok(Received::Message(message)) => messages.push(message),
+                Ok(Received::Gap(gap)) => gaps.push((messages.len(), gap.missed)),
+                Err(error) => {
+                    return Err(self.client.not_msgbus(&format!("not a message, {error}")));
+                }
+            }
+        }
+        Ok((messages, gaps))
     }
 }
 
@@ -114,6 +128,8 @@ impl Pulled {
 pub struct Peeked {
     /// The messages, in order.
     pub messages: Vec<Message>,
+    /// The gaps between the messages: the index of the message after the gap, and how many were missed.
+    pub gaps: Vec<(usize, u64)>,
     /// The life of the topic that they belong to; `None` when there is no such topic.
     pub epoch: Option<u64>,
     /// The id of the first message, or of the next one to be published when there is none here.
@@ -278,14 +294,14 @@ impl Client {
         max: usize,
     ) -> Result<Peeked, ClientError> {
         let since = from.map_or(String::new(), |from| format!("&since={from}"));
-        let query = format!("peek&max={max}{since}");
+        let query = format!("peek&gaps&max={max}{since}");
         let (headers, seen) = self.get(topic, &query, RESPONSE_TIMEOUT).await?;
-        let messages = match seen {
-            Some(seen) => seen.messages().await?,
-            None => Vec::new(),
+        let (messages, gaps) = match seen {
+            Some(seen) => seen.messages_and_gaps().await?,
+            None => Default::default(),
         };
         let Start { epoch, next_id, missed, restarted } = Start::read(&headers);
-        Ok(Peeked { messages, epoch, next_id, missed, restarted })
+        Ok(Peeked { messages, gaps, epoch, next_id, missed, restarted })
     }
 
     /// A GET of a topic that may be answered with messages, and the headers of the answer.

@@ -33,6 +33,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;
+mod received;
 mod start;
 mod subscription;
 mod tls;

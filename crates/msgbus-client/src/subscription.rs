@@ -3,7 +3,7 @@
 use std::{convert::Infallible, pin::Pin, time::Duration};
 
 use futures_util::{SinkExt as _, Stream, StreamExt as _, stream};
-use msgbus_core::{Message, Position, TopicName, json};
+use msgbus_core::{Message, Position, TopicName};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{
     self,
@@ -14,6 +14,7 @@ use crate::{
     backoff::Backoff,
     client::Client,
     error::ClientError,
+    received::{Gap, Received},
     start::Start,
     uri::ServerUri,
     websocket::{self, Websocket},
@@ -70,8 +71,6 @@ enum Link {
 struct Connection {
     socket: Websocket,
     epoch: Option<u64>,
-    /// The id that is next if nothing was missed.
-    expected: Option<u64>,
     opened: Instant,
     /// Whether a message has come.
     was_useful: bool,
@@ -81,13 +80,11 @@ struct Connection {
     is_pinged: bool,
 }
 
-/// What the last handshake said and the user has not been told yet.
+/// What has come and has not been handed out yet.
 #[derive(Debug, Default)]
 struct Told {
     restarted: bool,
-    missed: u64,
-    /// A message that came behind a gap: the gap is told first.
-    held: Option<Message>,
+    received: Option<Received>,
 }
 
 impl Subscription {
@@ -145,7 +142,7 @@ impl Subscription {
                     self.link = Link::Down;
                 }
                 Link::Up(connection) => match connection.receive(self.client.server()).await {
-                    Ok(message) => self.accept(message),
+                    Ok(received) => self.accept(received),
                     Err(error @ ClientError::Message(_)) => return Err(error),
                     Err(error) => return Ok(self.disconnect(error)),
                 },
@@ -216,16 +213,17 @@ impl Subscription {
 
     /// Takes over what the handshake said.
     fn begin(&mut self, socket: Websocket, start: Start) {
-        if let (Some(epoch), Some(next_id)) = (start.epoch, start.next_id) {
+        self.position = match (start.epoch, start.next_id) {
             // From now on the position is a certain one, even if no message ever comes.
-            self.position = Position::before(epoch, next_id);
-        }
+            (Some(epoch), Some(next_id)) if start.missed == 0 => Position::before(epoch, next_id),
+            // Until the gap has been handed out, another connection has to be told of it too.
+            (Some(epoch), _) if start.restarted => Position::Start { epoch },
+            _ => self.position,
+        };
         self.told.restarted = start.restarted;
-        self.told.missed = start.missed;
         self.link = Link::Up(Box::new(Connection {
             socket,
             epoch: start.epoch,
-            expected: start.next_id,
             opened: Instant::now(),
             was_useful: false,
             silent_at: Instant::now() + Self::LONGEST_SILENCE,
@@ -248,42 +246,40 @@ impl Subscription {
         Event::Disconnected { error, retry_in }
     }
 
-    /// Takes note of a message that has come, and of the gap before it.
-    fn accept(&mut self, message: Message) {
+    fn accept(&mut self, received: Received) {
         if let Link::Up(connection) = &mut self.link {
-            let id = message.id();
-            let expected = connection.expected.unwrap_or(id);
-            self.told.missed += id.saturating_sub(expected);
-            connection.expected = Some(id.saturating_add(1));
             connection.was_useful = true;
         }
-        self.told.held = Some(message);
+        self.told.received = Some(received);
     }
 
     fn take_told(&mut self) -> Option<Event> {
         if std::mem::take(&mut self.told.restarted) {
             return Some(Event::Restarted);
         }
-        if self.told.missed > 0 {
-            return Some(Event::Missed(std::mem::take(&mut self.told.missed)));
-        }
-        let message = self.told.held.take()?;
+        let received = self.told.received.take()?;
         // What has been handed out is not asked for again.
         if let Link::Up(connection) = &self.link
             && let Some(epoch) = connection.epoch
         {
-            self.position = Position::After { epoch, id: message.id() };
+            self.position = match &received {
+                Received::Message(message) => Position::After { epoch, id: message.id() },
+                Received::Gap(gap) => Position::before(epoch, gap.next_id),
+            };
         }
-        Some(Event::Message(message))
+        Some(match received {
+            Received::Message(message) => Event::Message(message),
+            Received::Gap(Gap { missed, .. }) => Event::Missed(missed),
+        })
     }
 }
 
 impl Connection {
-    /// The next message.
+    /// The next message or gap.
     ///
     /// # Errors
-    /// [`ClientError::Message`] when what came is no message; else the connection is over.
-    async fn receive(&mut self, server: &ServerUri) -> Result<Message, ClientError> {
+    /// [`ClientError::Message`] when what came is neither; else the connection is over.
+    async fn receive(&mut self, server: &ServerUri) -> Result<Received, ClientError> {
         let over = |reason: &str| ClientError::Lost {
             server: server.to_string(),
             reason: reason.to_owned(),
@@ -304,7 +300,7 @@ impl Connection {
             self.silent_at = Instant::now() + Subscription::LONGEST_SILENCE;
             match frame {
                 Some(Ok(tungstenite::Message::Text(text))) => {
-                    return Ok(json::read_message(text.as_bytes())?);
+                    return Ok(Received::read(text.as_bytes())?);
                 }
                 Some(Ok(tungstenite::Message::Close(Some(close)))) if !close.reason.is_empty() => {
                     return Err(over(&format!("closed, {}", close.reason)));
@@ -318,10 +314,10 @@ impl Connection {
     }
 }
 
-/// The parameter that says where to start.
+/// The parameters: counted gaps, and where to start.
 fn query(position: Position) -> String {
     match position {
-        Position::New => String::new(),
-        position => format!("since={position}"),
+        Position::New => "gaps".to_owned(),
+        position => format!("gaps&since={position}"),
     }
 }

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Ok(Event::Message(message)) => {
                     println!("{}: {}", message.id(), String::from_utf8_lossy(message.payload()));
                 }
-                Ok(Event::Missed(count)) => println!("missed {count} messages"),
+                Ok(Event::Missed { count, .. }) => println!("missed {count} messages"),
                 Err(end) => break println!("ended: {end}"),
             }
         }

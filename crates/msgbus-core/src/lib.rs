@@ -18,7 +18,7 @@
 //!
 //! match subscription.recv_blocking()? {
 //!     Event::Message(message) => assert_eq!(message.id(), 0),
-//!     Event::Missed(count) => println!("missed {count} messages"),
+//!     Event::Missed { count, .. } => println!("missed {count} messages"),
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -30,7 +30,7 @@ fn name(text: &str) -> TopicName {
 fn id(event: &Event) -> u64 {
     match event {
         Event::Message(message) => message.id(),
-        Event::Missed(count) => panic!("{count} missed"),
+        Event::Missed { count, .. } => panic!("{count} missed"),
     }
 }
 
@@ -203,7 +203,7 @@ fn a_subscriber_overtaken_by_retention_receives_the_count() {
         bus.put(&topic, "x").unwrap();
     }
 
-    assert_eq!(skips.try_recv(), Ok(Some(Event::Missed(15))));
+    assert_eq!(skips.try_recv(), Ok(Some(Event::Missed { count: 15, next_id: 15 })));
     let mut events = Vec::new();
     let limit = BatchLimit { events: 4, bytes: usize::MAX };
     assert!(poll_once(skips.recv_batch(&mut events, limit)).is_ready());
@@ -216,7 +216,7 @@ fn a_subscriber_overtaken_by_retention_receives_the_count() {
 
     let mut late = bus.subscribe(&topic, Position::Id(3)).unwrap();
     assert_eq!((late.start().missed, late.start().next_id), (12, 15));
-    assert_eq!(late.try_recv(), Ok(Some(Event::Missed(12))));
+    assert_eq!(late.try_recv(), Ok(Some(Event::Missed { count: 12, next_id: 15 })));
     assert_eq!(next(&mut late), 15);
 }
 
@@ -544,7 +544,7 @@ fn peeking_takes_nothing() {
     bus.get(&topic).unwrap();
     let ids = |from| {
         let peek = bus.peek(&topic, from, limit).unwrap();
-        peek.messages.iter().map(msgbus_core::Message::id).collect::<Vec<_>>()
+        peek.messages().map(msgbus_core::Message::id).collect::<Vec<_>>()
     };
     assert_eq!(ids(None), [1, 2]);
     assert_eq!(ids(None), [1, 2]);

@@ -104,7 +104,7 @@ impl<'a> Follower<'a> {
                 assert_eq!(message.id(), self.place.next);
                 self.place.next += 1;
             }
-            Ok(Event::Missed(count)) => self.place.next += count,
+            Ok(Event::Missed { next_id, .. }) => self.place.next = next_id,
             Err(RecvError::Closed) => return ControlFlow::Break(()),
             Err(_) => return self.subscribe_again(),
         }

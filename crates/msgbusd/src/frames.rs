@@ -62,6 +62,11 @@ impl Frame {
         Self { head: head.into(), tail: tail.into() }
     }
 
+    /// A text frame of a websocket.
+    pub(crate) fn text(text: &str) -> Self {
+        Self::new([&header(Data::Text, text.len()), text.as_bytes()].concat(), "")
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.head.len() + self.tail.len()
     }

@@ -16,6 +16,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 use crate::model::{MonotonicTime, Now, WallTime};
 
 /// Reads both clocks.
+#[inline]
 pub(crate) fn now() -> Now {
     let monotonic = monotonic();
     Now { monotonic, wall: WALL_CLOCK.at(monotonic) }
@@ -24,6 +25,7 @@ pub(crate) fn now() -> Now {
 /// Reads `CLOCK_BOOTTIME`, which needs no system call. On Linux std's `Instant` stands still while the
 /// machine is suspended, and costs more.
 #[cfg(target_os = "linux")]
+#[inline]
 pub(crate) fn monotonic() -> MonotonicTime {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
     MonotonicTime::from_nanoseconds(
@@ -33,6 +35,7 @@ pub(crate) fn monotonic() -> MonotonicTime {
 
 /// Reads std's monotonic clock.
 #[cfg(not(target_os = "linux"))]
+#[inline]
 pub(crate) fn monotonic() -> MonotonicTime {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     let elapsed = START.elapsed().as_nanos();

@@ -18,6 +18,7 @@ pub(crate) struct LockedTopic<'a> {
 }
 
 impl<'a> LockedTopic<'a> {
+    #[inline]
     pub(crate) fn new(topic: MutexGuard<'a, Topic>) -> Self {
         Self { topic, removed: None }
     }
@@ -26,18 +27,21 @@ impl<'a> LockedTopic<'a> {
 impl Deref for LockedTopic<'_> {
     type Target = Topic;
 
+    #[inline]
     fn deref(&self) -> &Topic {
         &self.topic
     }
 }
 
 impl DerefMut for LockedTopic<'_> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut Topic {
         &mut self.topic
     }
 }
 
 impl Drop for LockedTopic<'_> {
+    #[inline]
     fn drop(&mut self) {
         let removed = self.topic.removed();
         if !removed.is_empty() {

@@ -44,6 +44,7 @@ impl SharedTopic {
         &self.name
     }
 
+    #[inline]
     pub(crate) fn lock(&self) -> LockedTopic<'_> {
         LockedTopic::new(self.topic.lock())
     }

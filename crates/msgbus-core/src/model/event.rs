@@ -7,14 +7,20 @@ use super::message::Message;
 pub enum Event {
     /// The next message.
     Message(Message),
-    /// This many messages, next in the topic's order, expired or were evicted before the subscription received
-    /// them.
-    Missed(u64),
+    /// The next messages in the topic's order expired or were evicted before the subscription received them.
+    Missed {
+        /// How many messages were missed. Ids may have gaps, so no difference of ids is this number.
+        count: u64,
+        /// The id of the first message after them.
+        next_id: u64,
+    },
 }
 
 /// The position at which a subscription started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StartPosition {
+    /// The id of the first message that it asked for.
+    pub requested_id: u64,
     /// The id of the first message that it can receive.
     pub next_id: u64,
     /// How many of the messages that it asked for had already left the log. Its first event reports them
@@ -28,11 +34,22 @@ pub struct StartPosition {
 /// The messages that a peek found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peek {
-    /// The messages, in order.
-    pub messages: Vec<Message>,
+    /// The messages, in order. From a position on, [`Event::Missed`] stands between two of them where others have
+    /// left the log.
+    pub events: Vec<Event>,
     /// The epoch of the topic, see [`TopicInfo::epoch`](crate::TopicInfo::epoch).
     pub epoch: u64,
     /// Where the messages start. `next_id` is the first one, or the next one to be published if there is none.
     /// `missed` counts the requested messages before it that had left the log.
     pub start: StartPosition,
+}
+
+impl Peek {
+    /// The messages, in order.
+    pub fn messages(&self) -> impl Iterator<Item = &Message> {
+        self.events.iter().filter_map(|event| match event {
+            Event::Message(message) => Some(message),
+            Event::Missed { .. } => None,
+        })
+    }
 }

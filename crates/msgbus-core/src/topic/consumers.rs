@@ -23,15 +23,18 @@ impl Consumers {
     }
 
     /// Whether no consumer has arrived since the last [`shrink`](Self::shrink) to nothing.
+    #[inline]
     pub(crate) fn is_unallocated(&self) -> bool {
         self.0.is_none()
     }
 
+    #[inline]
     pub(crate) fn tables(&self) -> &Tables {
         self.0.as_deref().unwrap_or(&EMPTY)
     }
 
     /// The tables, allocated on first use.
+    #[inline]
     pub(crate) fn tables_mut(&mut self) -> &mut Tables {
         self.0.get_or_insert_default()
     }

@@ -4,16 +4,17 @@ use std::task::Waker;
 
 use slab::Slab;
 
+use super::sequence::Ordinal;
 use crate::options::LagPolicy;
 
 /// The position of one subscription in the log.
 #[derive(Debug)]
 pub(crate) struct Cursor {
-    /// The id of the first message that the subscription asked for. Every message from here on is
-    /// received, missed or pending.
-    pub(crate) start: u64,
-    /// The id of the next message to receive.
-    pub(crate) next: u64,
+    /// The first message that the subscription asked for. Every message from here on is received, missed or
+    /// pending.
+    pub(crate) start: Ordinal,
+    /// The next message to receive.
+    pub(crate) next: Ordinal,
     /// Messages received.
     pub(crate) received: u64,
     /// Messages that had left before the subscription began and that have not been reported to it.
@@ -25,12 +26,17 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    pub(crate) fn new(start: u64, next: u64, lag: LagPolicy, label: Option<Box<str>>) -> Self {
+    pub(crate) fn new(
+        start: Ordinal,
+        next: Ordinal,
+        lag: LagPolicy,
+        label: Option<Box<str>>,
+    ) -> Self {
         Self {
             start,
             next,
             received: 0,
-            pending_gap: next - start,
+            pending_gap: next.since(start),
             lag,
             label,
             parked: ParkedAt::NOWHERE,

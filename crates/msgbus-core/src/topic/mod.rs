@@ -20,6 +20,7 @@ mod publish;
 mod pull;
 mod removed;
 mod retention;
+mod sequence;
 mod stats;
 mod subscribe;
 #[cfg(test)]
@@ -27,7 +28,6 @@ mod tests;
 mod waiters;
 mod wakers;
 
-use self::consumers::Consumers;
 pub(crate) use self::{
     budget::{Budget, Reservation},
     cursors::{CursorKey, Parked},
@@ -37,6 +37,7 @@ pub(crate) use self::{
     waiters::WaiterId,
     wakers::Wakers,
 };
+use self::{consumers::Consumers, sequence::Ordinal};
 
 /// One topic: its log, the cursors over it, and its limits.
 #[derive(Debug)]
@@ -49,8 +50,8 @@ pub(crate) struct Topic {
     headers: Option<Arc<Headers>>,
     state: State,
     log: Log,
-    /// The id of the next message to pull. Retained messages with a lower id have been pulled.
-    pull_next: u64,
+    /// The next message to pull. All retained messages before it have been pulled.
+    pull_next: Ordinal,
     consumers: Consumers,
     counters: Counters,
     reservation: Reservation,
@@ -95,7 +96,7 @@ impl Topic {
             headers: None,
             state: State::Open,
             log: Log::default(),
-            pull_next: 0,
+            pull_next: Ordinal::ZERO,
             consumers: Consumers::default(),
             counters: Counters::default(),
             reservation,
@@ -143,9 +144,9 @@ impl Topic {
     #[must_use]
     pub(crate) fn delete(&mut self, now: MonotonicTime) -> Log {
         self.state = State::Deleted;
-        let tail = self.log.next_id();
+        let tail = self.log.next();
         let expired = RemovalCount {
-            total: self.log.count_expired(0..tail, now),
+            total: self.log.count_expired(Ordinal::ZERO..tail, now),
             unpulled: self.log.count_expired(self.pull_next..tail, now),
         };
         self.counters.expired += expired;

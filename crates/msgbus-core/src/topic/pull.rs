@@ -5,14 +5,14 @@ use std::task::Waker;
 use super::{State, Topic, waiters::WaiterId};
 use crate::{
     error::{RecvError, SubscribeError},
-    model::{Message, MonotonicTime, Now, Peek, Position, StartPosition},
+    model::{Event, Message, MonotonicTime, Now, Peek, Position},
     options::BatchLimit,
 };
 
 impl Topic {
     /// Whether a message was published that nobody has pulled. It may have expired: this needs no clock.
     pub(crate) fn has_unpulled(&self) -> bool {
-        self.pull_next < self.log.next_id()
+        self.pull_next < self.log.next()
     }
 
     /// The size of the oldest payload that nobody has pulled, in bytes.
@@ -31,7 +31,8 @@ impl Topic {
     fn take(&mut self, now: MonotonicTime, more_expired: bool) -> Option<Message> {
         let message = self.log.from(self.pull_next, now).next().cloned();
         // The cursor moves past the holes, so that they are not looked at again.
-        let next = message.as_ref().map_or(self.log.next_id(), |message| message.id() + 1);
+        let log = &self.log;
+        let next = message.as_ref().map_or(log.next(), |message| log.ordinal(message).next());
         if more_expired {
             // Nobody has pulled the expired messages in between. When they are removed, they will be
             // below the cursor.
@@ -69,12 +70,22 @@ impl Topic {
             fits
         };
         let from_there = self.log.from(wanted, now.monotonic).take(limit.events.max(1));
-        let messages: Vec<_> = from_there.take_while(fits).cloned().collect();
-        let next_id = messages.first().map_or(self.log.next_id(), Message::id);
-        // Without a position nobody asked for the messages that left before they were pulled.
-        let missed = from.map_or(0, |_| next_id - wanted);
-        let start = StartPosition { next_id, missed, restarted };
-        Peek { messages, epoch: self.info.epoch, start }
+        let mut events = Vec::new();
+        let (mut first, mut next) = (None, wanted);
+        for message in from_there.take_while(fits) {
+            let reached = self.log.ordinal(message);
+            // Without a position nobody asked for the messages that left before they were pulled.
+            if reached > next && first.is_some() && from.is_some() {
+                let (count, next_id) = (reached.since(next), message.id());
+                events.push(Event::Missed { count, next_id });
+            }
+            first.get_or_insert(reached);
+            next = reached.next();
+            events.push(Event::Message(message.clone()));
+        }
+        let first = first.unwrap_or(self.log.next());
+        let start = self.start_position(from.map_or(first, |_| wanted), first, restarted);
+        Peek { events, epoch: self.info.epoch, start }
     }
 
     /// Joins the queue of waiting pulls.

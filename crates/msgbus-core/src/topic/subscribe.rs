@@ -5,11 +5,12 @@ use std::task::Waker;
 use super::{
     State, Topic,
     cursors::{Cursor, CursorKey},
+    sequence::Ordinal,
     stats::unreported_missed,
 };
 use crate::{
     error::{RecvError, SubscribeError},
-    model::{Event, Message, MonotonicTime, Now, StartPosition},
+    model::{Event, MonotonicTime, Now, StartPosition},
     options::{LagPolicy, SubscribeOptions},
 };
 
@@ -29,16 +30,31 @@ impl Topic {
         self.expire(now.monotonic);
         let SubscribeOptions { from, lag, label } = options;
         let (wanted, restarted) = self.resolve(from, now);
-        let next = wanted.max(self.first_unexpired_from(0, now.monotonic));
+        let next = wanted.max(self.first_unexpired_from(Ordinal::ZERO, now.monotonic));
         let cursor = Cursor::new(wanted, next, lag, label);
         let key = self.consumers.tables_mut().cursors.insert(cursor);
-        Ok((key, StartPosition { next_id: next, missed: next - wanted, restarted }))
+        Ok((key, self.start_position(wanted, next, restarted)))
+    }
+
+    /// Describes a start at `next` that was requested at `wanted`.
+    pub(super) fn start_position(
+        &self,
+        wanted: Ordinal,
+        next: Ordinal,
+        restarted: bool,
+    ) -> StartPosition {
+        StartPosition {
+            requested_id: self.log.id(wanted),
+            next_id: self.log.id(next),
+            missed: next.since(wanted),
+            restarted,
+        }
     }
 
     /// Whether there is nothing for a cursor, not even an end. This needs no clock.
     pub(crate) fn is_caught_up(&self, key: CursorKey) -> bool {
         let cursor = self.consumers.tables().cursors.get(key);
-        self.state == State::Open && cursor.next == self.log.next_id() && cursor.pending_gap == 0
+        self.state == State::Open && cursor.next == self.log.next() && cursor.pending_gap == 0
     }
 
     /// The size of the payload that a cursor receives next, in bytes. `None` if the next event is a gap or
@@ -46,7 +62,7 @@ impl Topic {
     pub(crate) fn next_size(&mut self, key: CursorKey, now: MonotonicTime) -> Option<usize> {
         let cursor = self.consumers.tables().cursors.get(key);
         let message = self.log.from(cursor.next, now).next()?;
-        let is_next = cursor.pending_gap == 0 && message.id() == cursor.next;
+        let is_next = cursor.pending_gap == 0 && self.log.ordinal(message) == cursor.next;
         is_next.then(|| message.payload().len())
     }
 
@@ -67,22 +83,24 @@ impl Topic {
         let pending_gap = std::mem::take(&mut cursor.pending_gap);
         if pending_gap > 0 {
             self.counters.missed += pending_gap;
-            return Ok(Some(Event::Missed(pending_gap)));
+            let next_id = self.log.id(cursor.next);
+            return Ok(Some(Event::Missed { count: pending_gap, next_id }));
         }
         let message = self.log.from(cursor.next, now).next();
-        let reached = message.map_or(self.log.next_id(), Message::id);
-        let missed = reached - cursor.next;
+        let reached = message.map_or(self.log.next(), |message| self.log.ordinal(message));
+        let missed = reached.since(cursor.next);
         if missed > 0 {
             if cursor.lag == LagPolicy::Disconnect {
                 return Err(RecvError::Lagged { missed });
             }
             cursor.next = reached;
             self.counters.missed += missed;
-            return Ok(Some(Event::Missed(missed)));
+            let next_id = self.log.id(reached);
+            return Ok(Some(Event::Missed { count: missed, next_id }));
         }
         match message {
             Some(message) => {
-                cursor.next = reached + 1;
+                cursor.next = reached.next();
                 cursor.received += 1;
                 self.counters.delivered += 1;
                 Ok(Some(Event::Message(message.clone())))
@@ -107,7 +125,7 @@ impl Topic {
         let cursor = cursors.get(key);
         self.counters.missed += unreported_missed(&mut self.log, cursor);
         if more_expired {
-            self.counters.missed += self.log.count_expired(cursor.next..self.log.next_id(), now);
+            self.counters.missed += self.log.count_expired(cursor.next..self.log.next(), now);
         }
         cursors.remove(key)
     }

@@ -12,6 +12,11 @@ thread_local! {
     static LATEST: RefCell<(u64, HeaderValue)> = RefCell::new((0, number(0)));
 }
 
+/// A gap between messages as JSON, where messages are JSON.
+pub(super) fn gap(missed: u64, next_id: u64) -> String {
+    format!("{{\"event\":\"gap\",\"missed\":{missed},\"next_id\":{next_id}}}\n")
+}
+
 /// Tells in the headers of the answer where the reading starts.
 pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: StartPosition) {
     headers.insert(MSGBUS_EPOCH, self::epoch(epoch));

@@ -50,7 +50,7 @@ pub(super) struct Follower {
 #[derive(Debug)]
 pub(super) enum Item {
     Frame(Frame),
-    /// This many messages are gone.
+    /// This many messages have left the topic.
     Missed(u64),
 }
 
@@ -80,8 +80,8 @@ impl Follower {
             ring: app.frames.ring(subscription.topic().epoch, form),
             relay: Relay::default(),
             room: Patience::default(),
-            // What was gone before the start comes first, as missed.
-            next_id: start.next_id - start.missed,
+            // What had left before the start comes first, as missed.
+            next_id: start.requested_id,
             last_id: None,
             subscription,
             _seat: seat,
@@ -151,8 +151,8 @@ impl Follower {
                     self.last_id = Some(message.id());
                     Item::Frame(self.ring.frame(message, &self.app.inflight))
                 }
-                Event::Missed(count) => {
-                    self.next_id += count;
+                Event::Missed { count, next_id } => {
+                    self.next_id = *next_id;
                     Item::Missed(*count)
                 }
             };

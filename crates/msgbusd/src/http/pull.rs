@@ -7,7 +7,7 @@ use hyper::{
     Request, StatusCode,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{BatchLimit, Message, Peek, TopicName, format_duration, json, parse_duration};
+use msgbus_core::{BatchLimit, Event, Message, TopicName, format_duration, json, parse_duration};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::{select, task::yield_now, time::sleep};
 use tracing::debug;
@@ -68,7 +68,10 @@ pub(super) async fn pull<B>(
     }
     let mut answer = match &messages[..] {
         [] => empty(StatusCode::NO_CONTENT),
-        _ if is_batch => Box::pin(lines(app, &messages)).await,
+        _ if is_batch => {
+            let events: Vec<_> = messages.into_iter().map(Event::Message).collect();
+            Box::pin(lines(app, &events, false)).await
+        }
         [message, ..] if raw => payload(app, message),
         [message, ..] => object(app, message),
     };
@@ -170,20 +173,21 @@ pub(super) async fn peek<B>(
     topic: &TopicName,
     request: &Request<B>,
 ) -> Result<Answer, Refusal> {
-    let query = query(request).only(&["peek", "raw", "since", "max"])?;
+    let query = query(request).only(&["peek", "raw", "since", "max", "gaps"])?;
     let from = position::requested(&query, request.headers())?;
     let max = query.count("max")?;
     let raw = is_raw(&query, request, max)?;
     let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
     let small = Inflight::small(request.version());
     let limit = room::find(app, topic, from, limit, small).ok_or(Refusal::TooMuchInFlight)?;
-    let Peek { messages, epoch, start } =
-        app.bus.peek(topic, from, limit).ok_or_else(|| Refusal::Empty(topic.clone()))?;
-    let Some(first) = messages.first() else {
+    let reports_gaps = query.flag("gaps")?;
+    let peek = app.bus.peek(topic, from, limit).ok_or_else(|| Refusal::Empty(topic.clone()))?;
+    let (epoch, start) = (peek.epoch, peek.start);
+    let Some(first) = peek.messages().next() else {
         return Err(Refusal::NothingFrom { topic: topic.clone(), epoch, start });
     };
     let mut answer = match max {
-        Some(_) => Box::pin(lines(app, &messages)).await,
+        Some(_) => Box::pin(lines(app, &peek.events, reports_gaps)).await,
         None if raw => payload(app, first),
         None => object(app, first),
     };
@@ -199,10 +203,23 @@ fn object(app: &App, message: &Message) -> Answer {
 }
 
 /// Other requests of the same thread get their turn between parts of it.
-async fn lines(app: &App, messages: &[Message]) -> Answer {
-    let mut body = Vec::with_capacity(messages.iter().map(json::size_hint).sum());
+async fn lines(app: &App, events: &[Event], reports_gaps: bool) -> Answer {
+    let size = |event: &Event| match event {
+        Event::Message(message) => json::size_hint(message),
+        Event::Missed { .. } => 0,
+    };
+    let mut body = Vec::with_capacity(events.iter().map(size).sum());
     let mut part = 0;
-    for message in messages {
+    for event in events {
+        let message = match event {
+            Event::Message(message) => message,
+            Event::Missed { count, next_id } => {
+                if reports_gaps {
+                    body.extend_from_slice(answers::gap(*count, *next_id).as_bytes());
+                }
+                continue;
+            }
+        };
         if body.len() - part >= BYTES_AT_ONCE {
             part = body.len();
             yield_now().await;

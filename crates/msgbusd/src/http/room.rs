@@ -32,8 +32,8 @@ pub(in crate::http) fn find(
 ) -> Option<BatchLimit> {
     let one = BatchLimit { events: 1, ..limit };
     let next_size = || {
-        let next = app.bus.peek(topic, from, one)?.messages.into_iter().next()?;
-        Some(next.payload().len())
+        let peek = app.bus.peek(topic, from, one)?;
+        peek.messages().next().map(|next| next.payload().len())
     };
     admit(&app.inflight, limit, small, next_size)
 }

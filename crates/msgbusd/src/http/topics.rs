@@ -26,7 +26,7 @@ const PAGE: usize = 10_000;
 const MOST_OF_ONE: usize = 1 << 10;
 /// What a GET of a topic may have. A HEAD answers the same whatever they say.
 const OF_GET: &[&str] =
-    &["raw", "max", "wait", "peek", "stream", "since", "index", "lag", "ticket"];
+    &["raw", "max", "wait", "peek", "stream", "since", "index", "lag", "gaps", "ticket"];
 
 /// Names, one a line; or objects with counters, for those who accept JSON. Only those that the caller may
 /// inspect, where there are keys.

@@ -326,6 +326,24 @@ async fn peeking_takes_nothing() {
 }
 
 /// All gone is not the same as nothing new.
+/// docs/protocol.md, 5.8.
+#[tokio::test]
+async fn with_gaps_a_peek_counts_what_has_left_between_messages() {
+    let daemon = Daemon::start();
+    daemon.put("/t", "a").await;
+    daemon.put("/t?ttl=1ms", "b").await;
+    daemon.put("/t?ttl=1ms", "c").await;
+    daemon.put("/t", "d").await;
+    tokio::time::sleep(Duration::from_millis(5)).await; // Real expiry needs real time.
+    let gap = "{\"event\":\"gap\",\"missed\":2,\"next_id\":3}";
+    let reply = daemon.get("/t?peek&since=0&max=9&gaps").await;
+    let lines: Vec<_> = reply.text().lines().map(str::to_owned).collect();
+    assert_eq!((lines.len(), lines[1].as_str()), (3, gap));
+    assert_eq!(ids(&format!("{}\n{}\n", lines[0], lines[2])), [0, 3]);
+    assert_eq!(ids(daemon.get("/t?peek&since=0&max=9").await.text()), [0, 3]);
+    assert_eq!(ids(daemon.get("/t?peek&max=9&gaps").await.text()), [0, 3], "nothing was asked for");
+}
+
 #[tokio::test]
 async fn peeking_tells_where_nothing_is() {
     let daemon = Daemon::start();

@@ -147,6 +147,25 @@ async fn a_position_that_retention_has_overtaken_says_what_is_missing() {
     assert_eq!(subscriber.ids(3).await, [7, 8, 9]);
 }
 
+/// docs/protocol.md, 6.6.
+#[tokio::test]
+async fn with_gaps_missed_messages_are_counted_in_a_frame_of_their_own() {
+    let daemon = Daemon::with(|config| config.bus.topic.max_messages = 3);
+    for _ in 0..10 {
+        daemon.put("/t", "x").await;
+    }
+    for raw in ["", "&raw"] {
+        let target = format!("/t?since=2&gaps{raw}");
+        let (mut subscriber, _) = daemon.subscribe_with(&target, &[]).await;
+        let gap = "{\"event\":\"gap\",\"missed\":5,\"next_id\":7}\n";
+        assert_eq!(subscriber.frame().await, Message::Text(gap.into()), "{target}");
+        let first = subscriber.frame().await;
+        assert_eq!(first.is_binary(), !raw.is_empty(), "{first:?}");
+    }
+    let (mut other, _) = daemon.subscribe_with("/t?since=2&gaps=0", &[]).await;
+    assert_eq!(other.ids(3).await, [7, 8, 9], "every frame is a message");
+}
+
 #[tokio::test]
 async fn a_subscriber_can_ask_to_be_closed_rather_than_to_skip() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 2);

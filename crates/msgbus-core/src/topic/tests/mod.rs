@@ -59,7 +59,7 @@ fn an_early_expiry_leaves_ids_and_older_messages_alone() {
     while let Some(event) = topic.next_event(key, now.monotonic).unwrap() {
         seen.push(match event {
             Event::Message(message) => message.id(),
-            Event::Missed(count) => count * 1_000_000,
+            Event::Missed { count, .. } => count * 1_000_000,
         });
     }
     assert_eq!(seen, [0, 1_000_000_000, 1001]);
@@ -90,7 +90,7 @@ fn a_wall_clock_that_steps_back_is_shown_by_the_expiry_only() {
     topic.put(NewMessage::new("b"), stepped).unwrap();
     let limit = BatchLimit { events: 9, bytes: usize::MAX };
     let recent = Position::Ago(Duration::from_secs(30));
-    assert_eq!(topic.peek(Some(recent), limit, stepped).messages.len(), 2);
+    assert_eq!(topic.peek(Some(recent), limit, stepped).events.len(), 2);
     let taken: Vec<_> = std::iter::from_fn(|| topic.take_next(start.monotonic)).collect();
     assert!(taken.iter().all(|message| message.created_at() == start.wall));
     let expires = |now: Now| DateTime::from(now.wall) + TopicSettings::default().ttl.unwrap();

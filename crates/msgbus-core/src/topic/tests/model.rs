@@ -18,12 +18,26 @@ const TTL: Duration = Duration::from_secs(100);
 
 #[derive(Debug, Clone)]
 enum Step {
-    Put { size: usize, ttl: Option<u64> },
+    /// `gap` ids are left out before the message, as an engine leaves them out.
+    Put {
+        size: usize,
+        ttl: Option<u64>,
+        gap: u64,
+    },
     Get,
-    Subscribe { position: Position, lag: LagPolicy },
-    Receive { subscriber: usize },
-    Unsubscribe { subscriber: usize },
-    Wait { seconds: u64 },
+    Subscribe {
+        position: Position,
+        lag: LagPolicy,
+    },
+    Receive {
+        subscriber: usize,
+    },
+    Unsubscribe {
+        subscriber: usize,
+    },
+    Wait {
+        seconds: u64,
+    },
     Sweep,
 }
 
@@ -31,15 +45,15 @@ fn step() -> impl Strategy<Value = Step> {
     let position = prop_oneof![
         Just(Position::New),
         Just(Position::All),
-        (0..40u64).prop_map(Position::Id),
+        (0..80u64).prop_map(Position::Id),
         (0..3u64).prop_map(|epoch| Position::Start { epoch }),
-        (0..2u64, 0..40u64).prop_map(|(epoch, id)| Position::After { epoch, id }),
+        (0..2u64, 0..80u64).prop_map(|(epoch, id)| Position::After { epoch, id }),
         (0..200u64).prop_map(|seconds| Position::Ago(Duration::from_secs(seconds))),
     ];
     let lag = prop_oneof![3 => Just(LagPolicy::Skip), 1 => Just(LagPolicy::Disconnect)];
     prop_oneof![
-        8 => (0..300usize, prop::option::weighted(0.4, 0..150u64))
-            .prop_map(|(size, ttl)| Step::Put { size, ttl }),
+        8 => (0..300usize, prop::option::weighted(0.4, 0..150u64), gap())
+            .prop_map(|(size, ttl, gap)| Step::Put { size, ttl, gap }),
         3 => Just(Step::Get),
         2 => (position, lag).prop_map(|(position, lag)| Step::Subscribe { position, lag }),
         6 => (0..6usize).prop_map(|subscriber| Step::Receive { subscriber }),
@@ -47,6 +61,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1..60u64).prop_map(|seconds| Step::Wait { seconds }),
         1 => Just(Step::Sweep),
     ]
+}
+
+fn gap() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => Just(0), 1 => 1..6u64]
 }
 
 fn settings() -> impl Strategy<Value = TopicSettings> {
@@ -72,6 +90,7 @@ enum Fate {
 
 #[derive(Debug)]
 struct Record {
+    id: u64,
     deadline: Option<MonotonicTime>,
     created: WallTime,
     accounted_size: u64,
@@ -79,6 +98,7 @@ struct Record {
     fate: Fate,
 }
 
+/// `start` and `next` are indices in [`Model::all`].
 #[derive(Debug)]
 struct Reader {
     start: u64,
@@ -88,10 +108,13 @@ struct Reader {
     lag: LagPolicy,
 }
 
+type Received = Result<u64, (u64, u64)>;
+
 struct Model {
     settings: TopicSettings,
     epoch: u64,
     all: Vec<Record>,
+    next_id: u64,
     missed_by_removed: u64,
     delivered: u64,
 }
@@ -101,12 +124,21 @@ impl Model {
         self.all
             .iter()
             .enumerate()
-            .map(|(id, m)| (id as u64, m))
+            .map(|(at, m)| (at as u64, m))
             .filter(|(_, m)| m.fate == Fate::Retained)
     }
 
-    fn first_from(&self, id: u64) -> Option<u64> {
-        self.retained().map(|(at, _)| at).find(|at| *at >= id)
+    fn first_from(&self, start: u64) -> Option<u64> {
+        self.retained().map(|(at, _)| at).find(|at| *at >= start)
+    }
+
+    /// The index of the first message with this or a higher id.
+    fn index(&self, id: u64) -> u64 {
+        self.all.iter().filter(|m| m.id < id).count() as u64
+    }
+
+    fn id(&self, index: u64) -> u64 {
+        self.all.get(usize::try_from(index).unwrap()).map_or(self.next_id, |m| m.id)
     }
 
     fn tail(&self) -> u64 {
@@ -149,31 +181,37 @@ impl Model {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
+        let id = self.next_id;
+        self.next_id += 1;
         self.all.push(Record {
+            id,
             deadline: ttl.map(|ttl| now.monotonic.after(ttl.into())),
             created: now.wall,
             accounted_size,
             pulled: false,
             fate: Fate::Retained,
         });
-        Ok(self.tail() - 1)
+        Ok(id)
     }
 
     fn get(&mut self) -> Option<u64> {
-        let id = self.retained().find(|(_, m)| !m.pulled).map(|(id, _)| id)?;
-        self.all[usize::try_from(id).unwrap()].pulled = true;
-        Some(id)
+        let unpulled = |m: &&mut Record| m.fate == Fate::Retained && !m.pulled;
+        let message = self.all.iter_mut().find(unpulled)?;
+        message.pulled = true;
+        Some(message.id)
     }
 
     fn subscribe(&self, position: Position, lag: LagPolicy, now: Now) -> (Reader, bool) {
         let tail = self.tail();
         let first_created_at =
-            |time| self.retained().find(|(_, m)| m.created >= time).map_or(tail, |(id, _)| id);
+            |time| self.retained().find(|(_, m)| m.created >= time).map_or(tail, |(at, _)| at);
         let (start, restarted) = match position {
             Position::New => (tail, false),
             Position::All => (self.first_from(0).unwrap_or(tail), false),
-            Position::Id(id) if id <= tail => (id, false),
-            Position::After { epoch, id } if epoch == self.epoch && id < tail => (id + 1, false),
+            Position::Id(id) if id <= self.next_id => (self.index(id), false),
+            Position::After { epoch, id } if epoch == self.epoch && id < self.next_id => {
+                (self.index(id + 1), false)
+            }
             Position::Start { epoch } => (0, epoch != self.epoch),
             Position::Id(_) | Position::After { .. } => (0, true),
             Position::Ago(ago) => (first_created_at(now.wall.before(ago.into())), false),
@@ -183,9 +221,11 @@ impl Model {
         (Reader { start, next, pending_gap: next - start, received: 0, lag }, restarted)
     }
 
-    fn receive(&mut self, reader: &mut Reader) -> Result<Option<Result<u64, u64>>, RecvError> {
+    /// The id of a message, or how many were missed and the id after them.
+    fn receive(&mut self, reader: &mut Reader) -> Result<Option<Received>, RecvError> {
         if reader.pending_gap > 0 {
-            return Ok(Some(Err(std::mem::take(&mut reader.pending_gap))));
+            let count = std::mem::take(&mut reader.pending_gap);
+            return Ok(Some(Err((count, self.id(reader.next)))));
         }
         let reached = self.first_from(reader.next).unwrap_or(self.tail());
         let missed = reached - reader.next;
@@ -194,7 +234,7 @@ impl Model {
         }
         reader.next = reached;
         if missed > 0 {
-            return Ok(Some(Err(missed)));
+            return Ok(Some(Err((missed, self.id(reached)))));
         }
         if reached == self.tail() {
             return Ok(None);
@@ -202,7 +242,7 @@ impl Model {
         reader.next += 1;
         reader.received += 1;
         self.delivered += 1;
-        Ok(Some(Ok(reached)))
+        Ok(Some(Ok(self.id(reached))))
     }
 
     fn pending(&self, reader: &Reader) -> u64 {
@@ -237,17 +277,26 @@ impl Model {
 fn options(from: Position, lag: LagPolicy) -> SubscribeOptions {
     SubscribeOptions { from, lag, label: None }
 }
-fn play(settings: TopicSettings, steps: Vec<Step>) {
+
+fn play(settings: TopicSettings, has_gaps: bool, steps: Vec<Step>) {
     let mut now = now();
     let mut topic = topic(settings, u64::MAX, now);
-    let mut model =
-        Model { settings, epoch: 1, all: Vec::new(), missed_by_removed: 0, delivered: 0 };
+    let mut model = Model {
+        settings,
+        epoch: 1,
+        all: Vec::new(),
+        next_id: 0,
+        missed_by_removed: 0,
+        delivered: 0,
+    };
     let mut readers: Vec<(CursorKey, Reader)> = Vec::new();
 
     for step in steps {
         model.expire(now.monotonic);
         match step {
-            Step::Put { size, ttl } => {
+            Step::Put { size, ttl, gap } => {
+                model.next_id += if has_gaps { gap } else { 0 };
+                topic.log.skip_to(model.next_id);
                 let message = NewMessage {
                     ttl: ttl.map(Duration::from_secs),
                     ..NewMessage::new(vec![0; size])
@@ -263,8 +312,8 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
                 let (reader, restarted) = model.subscribe(position, lag, now);
                 let (key, start) = topic.subscribe(options(position, lag), now).unwrap();
                 assert_eq!(
-                    (start.next_id, start.missed, start.restarted),
-                    (reader.next, reader.pending_gap, restarted)
+                    (start.requested_id, start.next_id, start.missed, start.restarted),
+                    (model.id(reader.start), model.id(reader.next), reader.pending_gap, restarted)
                 );
                 readers.push((key, reader));
             }
@@ -274,7 +323,7 @@ fn play(settings: TopicSettings, steps: Vec<Step>) {
                 let event = topic.next_event(*key, now.monotonic).map(|event| {
                     event.map(|event| match event {
                         Event::Message(message) => Ok(message.id()),
-                        Event::Missed(count) => Err(count),
+                        Event::Missed { count, next_id } => Err((count, next_id)),
                     })
                 });
                 assert_eq!(event, model.receive(reader));
@@ -319,7 +368,8 @@ fn compare(topic: &mut Topic, model: &mut Model, readers: &[(CursorKey, Reader)]
     assert_eq!(stats.retained, model.retained().count() as u64);
     assert_eq!(stats.unpulled, model.retained().filter(|(_, m)| !m.pulled).count() as u64);
     assert_eq!(stats.bytes, model.retained().map(|(_, m)| m.accounted_size).sum::<u64>());
-    assert_eq!(stats.first_id, model.first_from(0).unwrap_or(model.tail()));
+    assert_eq!(stats.first_id, model.id(model.first_from(0).unwrap_or(model.tail())));
+    assert_eq!(stats.next_id, model.next_id);
     for (key, reader) in readers {
         let stats = topic.subscription_stats(*key, now.monotonic);
         assert_eq!(stats.received, reader.received);
@@ -334,8 +384,9 @@ proptest! {
     #[test]
     fn a_topic_does_what_the_naive_model_does(
         settings in settings(),
+        has_gaps in any::<bool>(),
         steps in prop::collection::vec(step(), 1..300),
     ) {
-        play(settings, steps);
+        play(settings, has_gaps, steps);
     }
 }

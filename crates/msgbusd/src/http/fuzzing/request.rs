@@ -19,9 +19,9 @@ use super::{
 };
 use crate::{fuzzing::common::is_a_line, keys::Need};
 
-const PARAMETERS: [&str; 12] = [
-    "raw", "max", "wait", "peek", "stream", "since", "index", "lag", "ticket", "prefix", "ttl",
-    "split",
+const PARAMETERS: [&str; 13] = [
+    "raw", "max", "wait", "peek", "stream", "since", "index", "lag", "gaps", "ticket", "prefix",
+    "ttl", "split",
 ];
 
 /// What a request asks for: written in another way it is the same, and a refusal names what was wrong and

@@ -43,9 +43,10 @@ pub(super) fn subscribe(
     permit: Permit,
 ) -> Result<Answer, Refusal> {
     let accept = handshake::check(request)?;
-    let query = query(request).only(&["since", "index", "raw", "lag", "ticket"])?;
+    let query = query(request).only(&["since", "index", "raw", "lag", "gaps", "ticket"])?;
     let form = if query.flag("raw")? { Form::Binary } else { Form::Text };
     let from = position::requested(&query, request.headers())?;
+    let reports_gaps = query.flag("gaps")?;
     let options = SubscribeOptions {
         from: from.unwrap_or_default(),
         lag: position::lag(&query)?,
@@ -70,7 +71,8 @@ pub(super) fn subscribe(
     app.tasks.spawn(async move {
         // A client that is gone by now, or a connection that is not ours, has no session.
         let Some((socket, already_read)) = upgrade.await.ok().and_then(take_over) else { return };
-        let mut session = Session::new(follower, Transport::new(socket, already_read));
+        let mut session =
+            Session::new(follower, Transport::new(socket, already_read), reports_gaps);
         let end = session.follow().await;
         // Boxed: it is soon over, and no session is to be larger for it.
         Box::pin(session.end(end)).await;

@@ -31,7 +31,11 @@ use super::{
 use crate::{
     code::Code,
     connection::Connection,
-    http::follower::{self, Follower, Item},
+    frames::Frame,
+    http::{
+        answers,
+        follower::{self, Follower, Item},
+    },
     metrics::Deadline,
     worker::Worker,
 };
@@ -50,6 +54,8 @@ pub(super) struct Session {
     transport: Transport<Connection>,
     outgoing: Outgoing,
     heartbeat: Heartbeat,
+    /// Whether the client asked for `?gaps`.
+    reports_gaps: bool,
 }
 
 /// Why a session ends.
@@ -74,9 +80,13 @@ pub(super) enum End {
 }
 
 impl Session {
-    pub(super) fn new(follower: Follower, transport: Transport<Connection>) -> Self {
+    pub(super) fn new(
+        follower: Follower,
+        transport: Transport<Connection>,
+        reports_gaps: bool,
+    ) -> Self {
         let heartbeat = Heartbeat::new(follower.app().config.timeouts.ping, Instant::now());
-        Self { follower, transport, outgoing: Outgoing::default(), heartbeat }
+        Self { follower, transport, outgoing: Outgoing::default(), heartbeat, reports_gaps }
     }
 
     /// Writes what the topic brings and reads what the client sends, until one of them ends it.
@@ -113,12 +123,14 @@ impl Session {
                     Poll::Pending => ControlFlow::Continue(()),
                 };
             }
-            let Self { follower, outgoing, .. } = self;
-            let received = follower.poll_batch(cx, |item, _| {
-                // What was missed shows in the ids: the frames stay the ancestor's.
-                if let Item::Frame(frame) = item {
-                    outgoing.push(frame);
+            let Self { follower, outgoing, reports_gaps, .. } = self;
+            let received = follower.poll_batch(cx, |item, next_id| match item {
+                Item::Frame(frame) => outgoing.push(frame),
+                Item::Missed(count) if *reports_gaps => {
+                    outgoing.push(Frame::text(&answers::gap(count, next_id)));
                 }
+                // Clients of prologic/msgbus expect every frame to be a message.
+                Item::Missed(_) => {}
             });
             match received {
                 Poll::Ready(Ok(())) => {}
