@@ -58,9 +58,9 @@ async fn the_host_is_localhost() {
     let path = folder.path().join("a socket?");
     let listener = UnixListener::bind(&path).unwrap();
     let uri = format!("unix:{}", path.display());
-    for args in [&["pull", "a/t"], &["sub", "a/t"]] {
+    for (args, target) in [(["pull", "a/t"], "/a/t"), (["sub", "a/t"], "/a/t?gaps")] {
         let running = tokio::spawn(run({
-            let mut command = msgbus(args);
+            let mut command = msgbus(&args);
             command.env("MSGBUS_URI", &uri);
             command
         }));
@@ -72,7 +72,7 @@ async fn the_host_is_localhost() {
             request.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
         }
         let request = request.to_lowercase();
-        assert!(request.starts_with("get /a/t http/1.1\r\n"), "{request}");
+        assert!(request.starts_with(&format!("get {target} http/1.1\r\n")), "{request}");
         assert!(request.contains("\r\nhost: localhost\r\n"), "{request}");
         stream.write_all(b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n").await.unwrap();
         running.await.unwrap().fails(1, "400");
