@@ -15,6 +15,8 @@ pub(crate) struct Cursor {
     pub(crate) start: Ordinal,
     /// The next message to receive.
     pub(crate) next: Ordinal,
+    /// Its id, or a lower one that no message has.
+    pub(crate) next_id: u64,
     /// Messages received.
     pub(crate) received: u64,
     /// Messages that had left before the subscription began and that have not been reported to it.
@@ -28,13 +30,14 @@ pub(crate) struct Cursor {
 impl Cursor {
     pub(crate) fn new(
         start: Ordinal,
-        next: Ordinal,
+        (next, next_id): (Ordinal, u64),
         lag: LagPolicy,
         label: Option<Box<str>>,
     ) -> Self {
         Self {
             start,
             next,
+            next_id,
             received: 0,
             pending_gap: next.since(start),
             lag,

@@ -1,10 +1,10 @@
 //! The log of one topic: its retained messages in order.
 //!
-//! Slots are in the order of ids. A message that expires before older ones leaves a hole in its slot, so that
+//! Ids rise from slot to slot. A message that expires before older ones leaves a hole in its slot, so that
 //! no slot has to move at once. Holes are removed when they are the majority, or when messages are counted.
 //! So the index of an id is usually its distance from the first id, and otherwise found by binary search.
 //!
-//! Callers count by [`Ordinal`]; ids are only what messages show.
+//! Messages are found by id, and counted by [`Ordinal`], because ids may have gaps.
 
 use std::{
     cmp::Reverse,
@@ -78,32 +78,19 @@ impl Log {
         self.slots.front().map_or(self.next_id, Slot::id)
     }
 
-    /// The ordinal of the next message.
-    #[inline]
-    pub(crate) fn next(&self) -> Ordinal {
-        self.sequence.ordinal(self.next_id)
-    }
-
-    /// The ordinal of the oldest message, or of the next one if there is none.
-    pub(crate) fn first(&self) -> Ordinal {
-        self.sequence.ordinal(self.first_id())
-    }
-
-    /// The ordinal of a message of this log.
-    #[inline]
-    pub(crate) fn ordinal(&self, message: &Message) -> Ordinal {
-        self.sequence.ordinal(message.id())
-    }
-
     /// The ordinal of the first message with this or a higher id, which is at most [`next_id`](Self::next_id).
-    pub(crate) fn ordinal_of_id(&self, id: u64) -> Ordinal {
+    pub(crate) fn ordinal(&self, id: u64) -> Ordinal {
         self.sequence.ordinal(id)
     }
 
     /// The id of an ordinal.
-    #[inline]
     pub(crate) fn id(&self, ordinal: Ordinal) -> u64 {
         self.sequence.id(ordinal)
+    }
+
+    /// The ordinal of the next message.
+    pub(crate) fn next_ordinal(&self) -> Ordinal {
+        self.ordinal(self.next_id)
     }
 
     /// Leaves a gap before the next message, whose id becomes `id`. A lower id than [`next_id`](Self::next_id)
@@ -111,7 +98,7 @@ impl Log {
     #[cfg_attr(not(test), expect(dead_code, reason = "for topics whose ids an engine assigns"))]
     pub(crate) fn skip_to(&mut self, id: u64) {
         if id > self.next_id {
-            let (next, first) = (self.next(), self.first());
+            let (next, first) = (self.next_ordinal(), self.ordinal(self.first_id()));
             self.sequence.skip_to(id, next, first);
             self.next_id = id;
         }
@@ -176,7 +163,7 @@ impl Log {
                 break id;
             }
         };
-        let at = self.index_of_id(id);
+        let at = self.index_of(id);
         let Slot::Kept { message, .. } =
             std::mem::replace(self.slots.get_mut(at)?, Slot::Hole { id })
         else {
@@ -218,23 +205,19 @@ impl Log {
         }
     }
 
-    /// The unexpired messages from an ordinal on. Expired ones may still be in the log.
-    pub(crate) fn from(
-        &self,
-        start: Ordinal,
-        now: MonotonicTime,
-    ) -> impl Iterator<Item = &Message> {
-        self.slots.range(self.index_of(start)..).filter_map(move |slot| slot.message_at(now))
+    /// The unexpired messages from `id` on. Expired ones may still be in the log.
+    pub(crate) fn from(&self, id: u64, now: MonotonicTime) -> impl Iterator<Item = &Message> {
+        self.slots.range(self.index_of(id)..).filter_map(move |slot| slot.message_at(now))
     }
 
-    /// Whether there is a message from an ordinal on. It may have expired.
-    pub(crate) fn has_any_from(&self, start: Ordinal) -> bool {
-        self.slots.range(self.index_of(start)..).any(|slot| slot.message().is_some())
+    /// Whether there is a message from `id` on. It may have expired.
+    pub(crate) fn has_any_from(&self, id: u64) -> bool {
+        self.slots.range(self.index_of(id)..).any(|slot| slot.message().is_some())
     }
 
     /// How many of these messages have expired and are still in the log. Visits each.
-    pub(crate) fn count_expired(&self, range: Range<Ordinal>, now: MonotonicTime) -> u64 {
-        let slots = self.slots.range(self.index_of(range.start)..self.index_of(range.end));
+    pub(crate) fn count_expired(&self, ids: Range<u64>, now: MonotonicTime) -> u64 {
+        let slots = self.slots.range(self.index_of(ids.start)..self.index_of(ids.end));
         slots.filter(|slot| slot.is_expired(now)).count() as u64
     }
 
@@ -243,27 +226,22 @@ impl Log {
         self.slots.iter().filter_map(Slot::message)
     }
 
-    /// How many messages there are from an ordinal on. Removes the holes first: counting around them would cost
+    /// How many messages there are from `id` on. Removes the holes first: counting around them would cost
     /// as much each time.
-    pub(crate) fn count_from(&mut self, start: Ordinal) -> u64 {
+    pub(crate) fn count_from(&mut self, id: u64) -> u64 {
         self.compact();
-        (self.slots.len() - self.index_of(start)) as u64
+        (self.slots.len() - self.index_of(id)) as u64
     }
 
-    /// The ordinal of the first message created at `time` or later; [`next`](Self::next) if there is none.
-    pub(crate) fn first_created_at(&mut self, time: WallTime) -> Ordinal {
+    /// The id of the first message created at `time` or later; [`next_id`](Self::next_id) if there is none.
+    pub(crate) fn first_created_at(&mut self, time: WallTime) -> u64 {
         self.compact();
         let before = |slot: &Slot| slot.message().is_some_and(|m| m.created_at() < time);
-        let first = self.slots.get(self.slots.partition_point(before));
-        self.sequence.ordinal(first.map_or(self.next_id, Slot::id))
+        self.slots.get(self.slots.partition_point(before)).map_or(self.next_id, Slot::id)
     }
 
-    /// The index of the first slot with this or a higher ordinal.
-    fn index_of(&self, ordinal: Ordinal) -> usize {
-        self.index_of_id(self.sequence.id(ordinal))
-    }
-
-    fn index_of_id(&self, id: u64) -> usize {
+    /// The index of the first slot with this or a higher id.
+    fn index_of(&self, id: u64) -> usize {
         let capped = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
         // Ids rise by at least one, so the distance from either end bounds the index. Where no hole was
         // removed, it is the index.

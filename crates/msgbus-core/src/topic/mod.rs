@@ -28,6 +28,7 @@ mod tests;
 mod waiters;
 mod wakers;
 
+use self::consumers::Consumers;
 pub(crate) use self::{
     budget::{Budget, Reservation},
     cursors::{CursorKey, Parked},
@@ -37,7 +38,6 @@ pub(crate) use self::{
     waiters::WaiterId,
     wakers::Wakers,
 };
-use self::{consumers::Consumers, sequence::Ordinal};
 
 /// One topic: its log, the cursors over it, and its limits.
 #[derive(Debug)]
@@ -50,8 +50,8 @@ pub(crate) struct Topic {
     headers: Option<Arc<Headers>>,
     state: State,
     log: Log,
-    /// The next message to pull. All retained messages before it have been pulled.
-    pull_next: Ordinal,
+    /// The id of the next message to pull. Retained messages with a lower id have been pulled.
+    pull_next: u64,
     consumers: Consumers,
     counters: Counters,
     reservation: Reservation,
@@ -96,7 +96,7 @@ impl Topic {
             headers: None,
             state: State::Open,
             log: Log::default(),
-            pull_next: Ordinal::ZERO,
+            pull_next: 0,
             consumers: Consumers::default(),
             counters: Counters::default(),
             reservation,
@@ -144,9 +144,9 @@ impl Topic {
     #[must_use]
     pub(crate) fn delete(&mut self, now: MonotonicTime) -> Log {
         self.state = State::Deleted;
-        let tail = self.log.next();
+        let tail = self.log.next_id();
         let expired = RemovalCount {
-            total: self.log.count_expired(Ordinal::ZERO..tail, now),
+            total: self.log.count_expired(0..tail, now),
             unpulled: self.log.count_expired(self.pull_next..tail, now),
         };
         self.counters.expired += expired;

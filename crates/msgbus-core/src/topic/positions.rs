@@ -1,22 +1,22 @@
-//! Resolves positions to ordinals.
+//! Resolves positions to ids.
 
-use super::{Topic, sequence::Ordinal};
-use crate::model::{MonotonicTime, Now, Position, WallTime};
+use super::Topic;
+use crate::model::{Message, MonotonicTime, Now, Position, WallTime};
 
 impl Topic {
-    /// The first message that a position asks for, and whether the position must be from another incarnation of
+    /// The first id that a position asks for, and whether the position must be from another incarnation of
     /// the topic. In that case it asks for everything from the start.
-    pub(super) fn resolve(&mut self, position: Position, now: Now) -> (Ordinal, bool) {
-        let next_id = self.log.next_id();
+    pub(super) fn resolve(&mut self, position: Position, now: Now) -> (u64, bool) {
+        let tail = self.log.next_id();
         match position {
-            Position::New => (self.log.next(), false),
-            Position::All => (self.first_unexpired_from(Ordinal::ZERO, now.monotonic), false),
-            Position::Id(id) if id <= next_id => (self.log.ordinal_of_id(id), false),
-            Position::After { epoch, id } if epoch == self.info.epoch && id < next_id => {
-                (self.log.ordinal_of_id(id + 1), false)
+            Position::New => (tail, false),
+            Position::All => (self.first_unexpired_from(0, now.monotonic), false),
+            Position::Id(id) if id <= tail => (id, false),
+            Position::After { epoch, id } if epoch == self.info.epoch && id < tail => {
+                (id + 1, false)
             }
-            Position::Start { epoch } => (Ordinal::ZERO, epoch != self.info.epoch),
-            Position::Id(_) | Position::After { .. } => (Ordinal::ZERO, true),
+            Position::Start { epoch } => (0, epoch != self.info.epoch),
+            Position::Id(_) | Position::After { .. } => (0, true),
             Position::At(time) => self.resolve_time(time.into(), now.monotonic),
             Position::Ago(ago) => {
                 // By the clock of `created`, which stands still after the system clock was set back.
@@ -26,13 +26,13 @@ impl Topic {
         }
     }
 
-    fn resolve_time(&mut self, time: WallTime, now: MonotonicTime) -> (Ordinal, bool) {
+    fn resolve_time(&mut self, time: WallTime, now: MonotonicTime) -> (u64, bool) {
         let first = self.log.first_created_at(time);
         (self.first_unexpired_from(first, now), false)
     }
 
-    /// The first unexpired message from `start` on, or the next one to be published.
-    pub(super) fn first_unexpired_from(&self, start: Ordinal, now: MonotonicTime) -> Ordinal {
-        self.log.from(start, now).next().map_or(self.log.next(), |found| self.log.ordinal(found))
+    /// The id of the first unexpired message from `id` on, or of the next one to be published.
+    pub(super) fn first_unexpired_from(&self, id: u64, now: MonotonicTime) -> u64 {
+        self.log.from(id, now).next().map_or(self.log.next_id(), Message::id)
     }
 }

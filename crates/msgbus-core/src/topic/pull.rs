@@ -12,7 +12,7 @@ use crate::{
 impl Topic {
     /// Whether a message was published that nobody has pulled. It may have expired: this needs no clock.
     pub(crate) fn has_unpulled(&self) -> bool {
-        self.pull_next < self.log.next()
+        self.pull_next < self.log.next_id()
     }
 
     /// The size of the oldest payload that nobody has pulled, in bytes.
@@ -31,8 +31,7 @@ impl Topic {
     fn take(&mut self, now: MonotonicTime, more_expired: bool) -> Option<Message> {
         let message = self.log.from(self.pull_next, now).next().cloned();
         // The cursor moves past the holes, so that they are not looked at again.
-        let log = &self.log;
-        let next = message.as_ref().map_or(log.next(), |message| log.ordinal(message).next());
+        let next = message.as_ref().map_or(self.log.next_id(), |message| message.id() + 1);
         if more_expired {
             // Nobody has pulled the expired messages in between. When they are removed, they will be
             // below the cursor.
@@ -71,20 +70,20 @@ impl Topic {
         };
         let from_there = self.log.from(wanted, now.monotonic).take(limit.events.max(1));
         let mut events = Vec::new();
-        let (mut first, mut next) = (None, wanted);
+        let (mut first_id, mut next) = (None, None);
         for message in from_there.take_while(fits) {
-            let reached = self.log.ordinal(message);
+            let (id, ordinal) = (message.id(), self.log.ordinal(message.id()));
+            first_id.get_or_insert(id);
             // Without a position nobody asked for the messages that left before they were pulled.
-            if reached > next && first.is_some() && from.is_some() {
-                let (count, next_id) = (reached.since(next), message.id());
-                events.push(Event::Missed { count, next_id });
+            let count = next.filter(|_| from.is_some()).map_or(0, |next| ordinal.since(next));
+            if count > 0 {
+                events.push(Event::Missed { count, next_id: id });
             }
-            first.get_or_insert(reached);
-            next = reached.next();
             events.push(Event::Message(message.clone()));
+            next = Some(ordinal.next());
         }
-        let first = first.unwrap_or(self.log.next());
-        let start = self.start_position(from.map_or(first, |_| wanted), first, restarted);
+        let first_id = first_id.unwrap_or(self.log.next_id());
+        let start = self.start_position(from.map_or(first_id, |_| wanted), first_id, restarted);
         Peek { events, epoch: self.info.epoch, start }
     }
 

@@ -61,7 +61,7 @@ impl Topic {
         let mut oldest = self.log.iter();
         while !fits(messages, bytes) {
             let message = oldest.next()?;
-            let was_pulled = self.log.ordinal(message) < self.pull_next;
+            let was_pulled = message.id() < self.pull_next;
             if self.settings.overflow == Overflow::Reject && !was_pulled {
                 return None;
             }
@@ -73,7 +73,7 @@ impl Topic {
 
     fn evict_oldest(&mut self) {
         if let Some(oldest) = self.log.pop() {
-            self.counters.evicted.count(self.log.ordinal(&oldest) < self.pull_next);
+            self.counters.evicted.count(oldest.id() < self.pull_next);
             self.removed.push(oldest);
         }
     }
@@ -87,7 +87,7 @@ impl Topic {
     #[inline]
     fn expire_one(&mut self, now: MonotonicTime) -> bool {
         let Some(message) = self.log.pop_expired(now) else { return false };
-        self.counters.expired.count(self.log.ordinal(&message) < self.pull_next);
+        self.counters.expired.count(message.id() < self.pull_next);
         self.removed.push(message);
         true
     }

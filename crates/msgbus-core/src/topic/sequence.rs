@@ -1,8 +1,8 @@
 //! Ids and ordinals.
 //!
 //! An **id** is the number that the wire shows. Ids rise within an epoch. They may have gaps, as those of an
-//! engine do. An **ordinal** counts the messages of a topic without gaps, from 0. Cursors keep ordinals, and lag
-//! and missed messages are counted by them. Only the log translates between the two.
+//! engine do. An **ordinal** counts the messages of a topic without gaps, from 0. Missed messages are counted by
+//! ordinals. Only the log translates between the two.
 
 use std::collections::VecDeque;
 
@@ -11,8 +11,6 @@ use std::collections::VecDeque;
 pub(crate) struct Ordinal(u64);
 
 impl Ordinal {
-    pub(crate) const ZERO: Self = Self(0);
-
     pub(crate) fn next(self) -> Self {
         Self(self.0 + 1)
     }
@@ -122,7 +120,7 @@ mod tests {
 
     #[test]
     fn ids_and_ordinals_translate_both_ways() {
-        let (sequence, ids) = sequence(&[0, 3, 1, 0, 0, 5], Ordinal::ZERO);
+        let (sequence, ids) = sequence(&[0, 3, 1, 0, 0, 5], Ordinal(0));
         for (ordinal, id) in (0..).zip(&ids) {
             assert_eq!(sequence.id(Ordinal(ordinal)), *id);
         }

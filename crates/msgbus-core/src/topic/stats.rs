@@ -29,7 +29,7 @@ impl Topic {
         cursors
             .map(|cursor| SubscriberStats {
                 label: cursor.label.clone(),
-                next_id: log.id(cursor.next.max(log.first())),
+                next_id: log.id(cursor.next).max(log.first_id()),
                 stats: subscription_stats(log, cursor),
             })
             .collect()
@@ -58,12 +58,13 @@ impl Topic {
 
 /// Messages that a cursor has missed and that have not been reported to its subscription.
 pub(super) fn unreported_missed(log: &mut Log, cursor: &Cursor) -> u64 {
-    cursor.pending_gap + log.next().since(cursor.next) - log.count_from(cursor.next)
+    let gone = log.next_ordinal().since(cursor.next) - log.count_from(cursor.next_id);
+    cursor.pending_gap + gone
 }
 
 fn subscription_stats(log: &mut Log, cursor: &Cursor) -> SubscriptionStats {
-    let pending = log.count_from(cursor.next);
-    let published = log.next().since(cursor.start);
+    let pending = log.count_from(cursor.next_id);
+    let published = log.next_ordinal().since(cursor.start);
     SubscriptionStats {
         received: cursor.received,
         missed: published - cursor.received - pending,

@@ -5,12 +5,11 @@ use std::task::Waker;
 use super::{
     State, Topic,
     cursors::{Cursor, CursorKey},
-    sequence::Ordinal,
     stats::unreported_missed,
 };
 use crate::{
     error::{RecvError, SubscribeError},
-    model::{Event, MonotonicTime, Now, StartPosition},
+    model::{Event, Message, MonotonicTime, Now, StartPosition},
     options::{LagPolicy, SubscribeOptions},
 };
 
@@ -30,39 +29,37 @@ impl Topic {
         self.expire(now.monotonic);
         let SubscribeOptions { from, lag, label } = options;
         let (wanted, restarted) = self.resolve(from, now);
-        let next = wanted.max(self.first_unexpired_from(Ordinal::ZERO, now.monotonic));
-        let cursor = Cursor::new(wanted, next, lag, label);
+        let next = self.log.ordinal(wanted.max(self.first_unexpired_from(0, now.monotonic)));
+        // `wanted` may be an id that no message has.
+        let next_id = self.log.id(next);
+        let cursor = Cursor::new(self.log.ordinal(wanted), (next, next_id), lag, label);
         let key = self.consumers.tables_mut().cursors.insert(cursor);
-        Ok((key, self.start_position(wanted, next, restarted)))
+        Ok((key, self.start_position(wanted, next_id, restarted)))
     }
 
-    /// Describes a start at `next` that was requested at `wanted`.
+    /// Describes a start at the message `next_id` that was requested at the id `wanted`.
     pub(super) fn start_position(
         &self,
-        wanted: Ordinal,
-        next: Ordinal,
+        wanted: u64,
+        next_id: u64,
         restarted: bool,
     ) -> StartPosition {
-        StartPosition {
-            requested_id: self.log.id(wanted),
-            next_id: self.log.id(next),
-            missed: next.since(wanted),
-            restarted,
-        }
+        let missed = self.log.ordinal(next_id).since(self.log.ordinal(wanted));
+        StartPosition { requested_id: wanted, next_id, missed, restarted }
     }
 
     /// Whether there is nothing for a cursor, not even an end. This needs no clock.
     pub(crate) fn is_caught_up(&self, key: CursorKey) -> bool {
         let cursor = self.consumers.tables().cursors.get(key);
-        self.state == State::Open && cursor.next == self.log.next() && cursor.pending_gap == 0
+        self.state == State::Open && cursor.next_id == self.log.next_id() && cursor.pending_gap == 0
     }
 
     /// The size of the payload that a cursor receives next, in bytes. `None` if the next event is a gap or
     /// an end, or if there is none yet. The caller has called [`expire`](Self::expire) under the same lock.
     pub(crate) fn next_size(&mut self, key: CursorKey, now: MonotonicTime) -> Option<usize> {
         let cursor = self.consumers.tables().cursors.get(key);
-        let message = self.log.from(cursor.next, now).next()?;
-        let is_next = cursor.pending_gap == 0 && self.log.ordinal(message) == cursor.next;
+        let message = self.log.from(cursor.next_id, now).next()?;
+        let is_next = cursor.pending_gap == 0 && self.log.ordinal(message.id()) == cursor.next;
         is_next.then(|| message.payload().len())
     }
 
@@ -83,24 +80,30 @@ impl Topic {
         let pending_gap = std::mem::take(&mut cursor.pending_gap);
         if pending_gap > 0 {
             self.counters.missed += pending_gap;
-            let next_id = self.log.id(cursor.next);
-            return Ok(Some(Event::Missed { count: pending_gap, next_id }));
+            return Ok(Some(Event::Missed {
+                count: pending_gap,
+                next_id: self.log.id(cursor.next),
+            }));
         }
-        let message = self.log.from(cursor.next, now).next();
-        let reached = message.map_or(self.log.next(), |message| self.log.ordinal(message));
-        let missed = reached.since(cursor.next);
-        if missed > 0 {
-            if cursor.lag == LagPolicy::Disconnect {
-                return Err(RecvError::Lagged { missed });
+        let message = self.log.from(cursor.next_id, now).next();
+        let next_id = message.map_or(self.log.next_id(), Message::id);
+        if next_id != cursor.next_id {
+            // Either messages were missed or ids left out.
+            let reached = self.log.ordinal(next_id);
+            let count = reached.since(cursor.next);
+            if count > 0 && cursor.lag == LagPolicy::Disconnect {
+                return Err(RecvError::Lagged { missed: count });
             }
-            cursor.next = reached;
-            self.counters.missed += missed;
-            let next_id = self.log.id(reached);
-            return Ok(Some(Event::Missed { count: missed, next_id }));
+            (cursor.next, cursor.next_id) = (reached, next_id);
+            if count > 0 {
+                self.counters.missed += count;
+                return Ok(Some(Event::Missed { count, next_id }));
+            }
         }
         match message {
             Some(message) => {
-                cursor.next = reached.next();
+                cursor.next = cursor.next.next();
+                cursor.next_id += 1;
                 cursor.received += 1;
                 self.counters.delivered += 1;
                 Ok(Some(Event::Message(message.clone())))
@@ -125,7 +128,7 @@ impl Topic {
         let cursor = cursors.get(key);
         self.counters.missed += unreported_missed(&mut self.log, cursor);
         if more_expired {
-            self.counters.missed += self.log.count_expired(cursor.next..self.log.next(), now);
+            self.counters.missed += self.log.count_expired(cursor.next_id..self.log.next_id(), now);
         }
         cursors.remove(key)
     }
