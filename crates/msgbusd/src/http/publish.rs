@@ -149,6 +149,9 @@ fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// A message as the request describes it, without its payload yet, and whether the body is many of them.
 fn wanted<B>(request: &Request<B>, outline: Outline) -> Result<(NewMessage, bool), Refusal> {
+    if request.uri().query().is_none() && !outline.describes_message {
+        return Ok((NewMessage::default(), false));
+    }
     let parameters = query(request);
     let headers = outline.describes_message.then(|| request.headers());
     let ttl = ttl(&parameters, headers)?;

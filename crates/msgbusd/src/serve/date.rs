@@ -32,14 +32,15 @@ pub(super) fn look() {
 }
 
 /// Says when an answer was made, where hyper would say another time.
-pub(super) fn correct<B>(answer: Response<B>) -> Response<B> {
-    if IS_SET_BACK.get() { stamp(answer) } else { answer }
+pub(super) fn correct<B>(answer: &mut Response<B>) {
+    if IS_SET_BACK.get() {
+        stamp(answer);
+    }
 }
 
 /// Says when an answer was made.
-pub(super) fn stamp<B>(mut answer: Response<B>) -> Response<B> {
+pub(super) fn stamp<B>(answer: &mut Response<B>) {
     answer.headers_mut().insert(header::DATE, now());
-    answer
 }
 
 /// The time as `Date` has it (RFC 9110, section 5.6.7): written once for each second and thread.

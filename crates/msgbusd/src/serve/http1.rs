@@ -115,11 +115,15 @@ async fn serve_by_hyper(
                 conversation.is_between_requests(request.body().is_end_stream());
                 // hyper takes the answer as a whole, now.
                 conversation.end_only();
-                Ok::<_, Infallible>(date::correct(Response::from_parts(head, whole)))
+                let mut answer = Response::from_parts(head, whole);
+                date::correct(&mut answer);
+                Ok::<_, Infallible>(answer)
             }
             Either::Right(live) => {
+                let mut answer = Response::from_parts(head, live);
+                date::stamp(&mut answer);
                 // There is one at most: hyper takes up no other request before this one is answered.
-                let _ = stream.set(date::stamp(Response::from_parts(head, live)));
+                let _ = stream.set(answer);
                 pending().await
             }
         }

@@ -61,7 +61,7 @@ pub(super) async fn serve(
         async move {
             let exchange = conversation.clone().begin();
             let counted = count(&worker.inflight, &request);
-            let answer = if counted.is_none() {
+            let mut answer = if counted.is_none() {
                 http::no_memory_for_request(&worker)
             } else if request.headers().len() > MOST_HEADERS {
                 http::too_many_headers(&worker)
@@ -72,7 +72,8 @@ pub(super) async fn serve(
                 worker.tasks.spawn(linger(request.into_body()));
             }
             let body = |body| Offered::new(&worker, conversation, exchange, counted, body);
-            Ok::<_, Infallible>(date::stamp(answer).map(body))
+            date::stamp(&mut answer);
+            Ok::<_, Infallible>(answer.map(body))
         }
     });
     let header_size = u32::try_from(worker.config.max_header).unwrap_or(u32::MAX);
