@@ -1,9 +1,11 @@
 //! What a client speaks over: in the clear or in TLS.
 
+use std::sync::Arc;
+
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
-use crate::{socket::Socket, tls};
+use crate::{socket::Socket, stream::Stream, tls};
 
 /// The most requests at a time on one connection of HTTP/2, and so subscriptions.
 pub(crate) const MOST_STREAMS: u32 = 32;
@@ -16,5 +18,13 @@ pub(crate) fn is_http2(connection: &Connection) -> bool {
     match connection {
         Either::Left(_) => false,
         Either::Right(stream) => stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2),
+    }
+}
+
+/// Where to write past the connection; `None` where something of its own may have to go first, or in between.
+pub(crate) fn direct(connection: &Connection) -> Option<Arc<Stream>> {
+    match connection {
+        Either::Left(socket) => socket.direct(),
+        Either::Right(_) => None,
     }
 }

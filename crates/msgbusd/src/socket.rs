@@ -110,6 +110,12 @@ impl Socket {
         &self.stream
     }
 
+    /// Where to write past this, which is for one that [holds nothing](Conversation::hold_nothing); `None` where
+    /// something is held all the same.
+    pub(crate) fn direct(&self) -> Option<Arc<Stream>> {
+        self.held.bytes.is_empty().then(|| Arc::clone(&self.stream))
+    }
+
     /// Takes bytes to be written later, unless they are too many.
     fn hold<'a>(&mut self, size: usize, bytes: impl Iterator<Item = &'a [u8]>) -> bool {
         let is_small = self.held.bytes.len() + size <= Held::MOST_BYTES;

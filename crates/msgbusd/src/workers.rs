@@ -11,7 +11,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::wake::Desk;
+use crate::wake::WakeQueue;
 
 /// Threads that serve connections, each connection belonging to one runtime for good. They end when
 /// this is dropped.
@@ -43,12 +43,16 @@ impl Workers {
         let mut workers =
             Self { runtimes: Vec::new(), next: AtomicUsize::new(0), stops: Vec::new() };
         for index in 0..threads {
-            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .on_thread_park(WakeQueue::thread_sleeps)
+                .on_thread_unpark(WakeQueue::thread_is_awake)
+                .build()?;
             let (stop, stopped) = oneshot::channel::<()>();
             workers.runtimes.push(runtime.handle().clone());
             workers.stops.push(stop);
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                runtime.spawn(Desk::serve());
+                runtime.spawn(WakeQueue::drive());
                 // Nothing is ever sent: the end of the sender is the message.
                 let _ = runtime.block_on(stopped);
             })?;

@@ -4,7 +4,7 @@
 use std::{
     cell::Cell,
     fmt,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll, ready},
 };
 
@@ -17,7 +17,7 @@ use crate::{
     frames::{Form, Frame, Ring},
     keys::Permit,
     peer::Peer,
-    wake::Relay,
+    wake::{Delivery, Relay},
     worker::Worker,
 };
 
@@ -88,6 +88,11 @@ impl Follower {
         }
     }
 
+    /// Lets other threads take messages and write them, instead of waking the task.
+    pub(super) fn deliver_by(&mut self, delivery: Weak<dyn Delivery>) {
+        self.relay = Relay::with_delivery(delivery);
+    }
+
     pub(super) fn app(&self) -> &Arc<Worker> {
         &self.app
     }
@@ -123,6 +128,16 @@ impl Follower {
         events.clear();
         EVENTS.set(events);
         polled
+    }
+
+    /// The same on behalf of the task that has polled last: that one is woken when there is more.
+    pub(super) fn poll_batch_for_task(
+        &mut self,
+        give: impl FnMut(Item, u64),
+    ) -> Poll<Result<(), End>> {
+        // Without a task it has not been polled, and there is nobody to deliver for.
+        let Some(waker) = self.relay.task() else { return Poll::Pending };
+        self.poll_batch(&mut Context::from_waker(&waker), give)
     }
 
     fn poll_events(

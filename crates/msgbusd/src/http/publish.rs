@@ -28,6 +28,7 @@ use crate::{
     keys::{Action, Caller, Need},
     peer::Peer,
     rates::Account,
+    wake,
 };
 
 /// The longest value of a header that is kept with a message, in bytes.
@@ -65,12 +66,14 @@ pub(super) async fn publish(
     let size = payload.len();
     if split {
         let published = Box::pin(publish_lines(app, topic, payload, draft, account)).await?;
+        wake::published();
         let (first, last) = (published.ids.start, published.ids.end - 1);
         debug!(%peer, %topic, first, last, bytes = size, "PUT");
         let ids = [(MSGBUS_FIRST_ID, first), (MSGBUS_LAST_ID, last)];
         return Ok(accepted(request, ids, published.epoch));
     }
     let published = app.bus.put(topic, draft.payload(payload))?;
+    wake::published();
     debug!(%peer, %topic, id = published.id, bytes = size, "PUT");
     Ok(accepted(request, [(MSGBUS_ID, published.id)], published.epoch))
 }

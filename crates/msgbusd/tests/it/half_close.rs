@@ -70,7 +70,7 @@ fn load(daemon: &Daemon) -> JoinHandle<()> {
 #[tokio::test]
 async fn a_thousand_publishes_and_pulls_are_all_answered() {
     for with_load in [false, true] {
-        let daemon = Daemon::on_threads(2);
+        let daemon = Daemon::on_threads(2, |_| {});
         let load = with_load.then(|| load(&daemon));
         each_is_answered(&daemon, PUT, "202").await;
         assert_eq!(daemon.bus.topic(&"t".parse().unwrap()).unwrap().retained, TIMES as u64);
@@ -85,7 +85,7 @@ async fn a_thousand_publishes_and_pulls_are_all_answered() {
 
 #[tokio::test]
 async fn requests_in_a_row_are_all_answered() {
-    let daemon = Daemon::on_threads(2);
+    let daemon = Daemon::on_threads(2, |_| {});
     for count in [2, 16, 17, 100] {
         let answers = say(&daemon, &(PUT.repeat(count) + &GET.repeat(count))).await;
         assert_eq!(answers.matches("HTTP/1.1 202 ").count(), count);

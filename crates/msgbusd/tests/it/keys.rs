@@ -48,7 +48,7 @@ impl File {
     }
 
     fn daemon(&self) -> Daemon {
-        Daemon::with(|config| config.keys = Some(KeyFile::read(self.path()).unwrap()))
+        Daemon::on_threads(2, |config| config.keys = Some(KeyFile::read(self.path()).unwrap()))
     }
 }
 
@@ -381,7 +381,7 @@ async fn revoke_in_the_middle<S: AsyncRead + Unpin>(
 ) {
     let made = key("goes", &["subscribe:t"]);
     let file = File::new(&[], &[&made]);
-    let daemon = Daemon::with(|config| {
+    let daemon = Daemon::on_threads(2, |config| {
         config.keys = Some(KeyFile::read(file.path()).unwrap());
         config.timeouts.write = Duration::from_secs(3600);
         config.timeouts.drain = Duration::from_secs(3600);

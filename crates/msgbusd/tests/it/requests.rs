@@ -185,7 +185,7 @@ async fn http_1_0_and_absolute_targets_are_understood() {
 
 #[tokio::test]
 async fn a_request_is_not_taken_for_the_one_before_it() {
-    let daemon = Daemon::on_threads(1);
+    let daemon = Daemon::on_threads(1, |_| {});
     for (head, status) in [
         ("PUT /a%2520b HTTP/1.1\r\nHost: localhost\r\n", 202),
         ("PUT /a%20b HTTP/1.1\r\nHost: localhost\r\n", 202),

@@ -75,17 +75,21 @@ impl Daemon {
         Self::with(|_| {})
     }
 
+    /// A server whose connections are on the runtime of the test.
     pub(crate) fn with(set: impl FnOnce(&mut Config)) -> Self {
-        let mut config = config();
-        set(&mut config);
-        Self::of(Server::bind(config).unwrap())
+        Self::of(Self::bind(set))
     }
 
     /// A server whose connections are on threads of their own, in turns.
-    pub(crate) fn on_threads(threads: usize) -> Self {
-        let config = config();
+    pub(crate) fn on_threads(threads: usize, set: impl FnOnce(&mut Config)) -> Self {
         let workers = Workers::pinned(threads).unwrap();
-        Self::of(Server::bind(config).unwrap().with_workers(workers))
+        Self::of(Self::bind(set).with_workers(workers))
+    }
+
+    fn bind(set: impl FnOnce(&mut Config)) -> Server {
+        let mut config = config();
+        set(&mut config);
+        Server::bind(config).unwrap()
     }
 
     fn of(server: Server) -> Self {

@@ -1,14 +1,26 @@
 //! Connections on several threads: what one publishes wakes those on the others. docs/operations.md,
 //! "Threads".
 
-use crate::support::{Daemon, soon};
+use std::time::Duration;
+
+use msgbus_core::json;
+
+use crate::support::{Connection, Daemon, soon};
 
 const THREADS: usize = 3;
 const MESSAGES: usize = 500;
 
 #[tokio::test]
 async fn everyone_on_every_thread_gets_everything_in_order() {
-    let daemon = Daemon::on_threads(THREADS);
+    everyone_gets_everything(Daemon::on_threads(THREADS, |_| {})).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn everyone_gets_everything_in_order_where_threads_share_connections() {
+    everyone_gets_everything(Daemon::start()).await;
+}
+
+async fn everyone_gets_everything(daemon: Daemon) {
     let mut subscribers = Vec::new();
     for _ in 0..2 * THREADS {
         subscribers.push(daemon.subscribe("/t").await);
@@ -36,7 +48,7 @@ async fn everyone_on_every_thread_gets_everything_in_order() {
 
 #[tokio::test]
 async fn one_message_at_a_time_wakes_every_thread() {
-    let daemon = Daemon::on_threads(THREADS);
+    let daemon = Daemon::on_threads(THREADS, |_| {});
     let mut subscribers = Vec::new();
     for _ in 0..THREADS {
         subscribers.push(daemon.subscribe("/t").await);
@@ -46,6 +58,60 @@ async fn one_message_at_a_time_wakes_every_thread() {
         // All have gone back to sleep before the next one is published.
         for subscriber in &mut subscribers {
             assert_eq!(soon(subscriber.message()).await.id(), id);
+        }
+    }
+}
+
+#[tokio::test]
+async fn pongs_go_between_messages_and_a_slow_reader_gets_them_in_order_too() {
+    const PUBLISHERS: usize = 3;
+    let daemon = Daemon::on_threads(THREADS, |config| {
+        config.timeouts.ping = Duration::from_secs(3600);
+        config.timeouts.write = Duration::from_secs(3600);
+    });
+    let mut readers = Vec::new();
+    for _ in 0..2 * THREADS {
+        readers.push(daemon.raw_websocket("/t").await);
+    }
+    let mut slow = daemon.raw_websocket("/t").await;
+    // More than the buffers of the system hold.
+    let payload = vec![b'x'; 8 << 10];
+    let publish = async || {
+        let mut connection = daemon.connect().await;
+        for _ in 0..MESSAGES {
+            let head = format!("PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 8 << 10);
+            connection.write(head.as_bytes()).await;
+            connection.write(&payload).await;
+            let head = connection.read_until(b"\r\n\r\n").await;
+            assert!(head.starts_with(b"HTTP/1.1 202 "));
+        }
+    };
+    let publish = async { tokio::join!(publish(), publish(), publish()) };
+    let read = futures_util::future::join_all(
+        readers.iter_mut().map(|reader| read_in_order(reader, PUBLISHERS * MESSAGES)),
+    );
+    soon(async { tokio::join!(publish, read) }).await;
+    read_in_order(&mut slow, PUBLISHERS * MESSAGES).await;
+}
+
+/// Reads so many messages, of which none is missing, and a pong at least.
+async fn read_in_order(reader: &mut Connection, count: usize) {
+    let (mut next, mut pongs) = (0, 0);
+    while next < count as u64 || pongs == 0 {
+        let (first, payload) = reader.frame().await;
+        match first {
+            0x81 => {
+                assert_eq!(json::read_message(&payload).unwrap().id(), next);
+                next += 1;
+                if next % 64 == 1 {
+                    reader.write(b"\x89\x82\0\0\0\0hi").await;
+                }
+            }
+            0x8a => {
+                assert_eq!(payload, b"hi");
+                pongs += 1;
+            }
+            other => panic!("{other:#x}"),
         }
     }
 }

@@ -232,7 +232,7 @@ async fn topics_and_the_bus_can_be_inspected() {
 #[tokio::test]
 async fn what_visits_many_topics_holds_up_nobody_on_the_same_thread() {
     const SLOW: usize = 8;
-    let daemon = Daemon::on_threads(1);
+    let daemon = Daemon::on_threads(1, |_| {});
     for n in 0..50_000 {
         daemon.bus.put(&format!("t/{n}").parse().unwrap(), "").unwrap();
     }

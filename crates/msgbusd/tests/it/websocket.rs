@@ -322,7 +322,7 @@ async fn any_frame_renews_the_minute() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_and_hurts_nobody() {
-    let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_millis(200));
+    let daemon = Daemon::on_threads(2, |config| config.timeouts.write = Duration::from_millis(200));
     let mut good = daemon.subscribe("/t").await;
     let stalled = daemon.subscribe("/t").await;
     let payload = vec![b'x'; 256 << 10];
@@ -344,7 +344,7 @@ async fn a_client_that_does_not_read_is_cut_and_hurts_nobody() {
 
 #[tokio::test]
 async fn a_client_that_reads_slowly_but_steadily_is_not_cut() {
-    let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_secs(1));
+    let daemon = Daemon::on_threads(2, |config| config.timeouts.write = Duration::from_secs(1));
     let payload = vec![b'x'; 1 << 20];
     for _ in 0..30 {
         daemon.put("/t", &payload).await;
@@ -385,7 +385,7 @@ async fn a_subscriber_that_lags_goes_on_with_the_oldest_there_is() {
 
 #[tokio::test]
 async fn pings_go_out_while_there_is_always_a_next_message() {
-    let daemon = Daemon::with(|config| config.timeouts.ping = Duration::from_millis(20));
+    let daemon = Daemon::on_threads(2, |config| config.timeouts.ping = Duration::from_millis(20));
     let mut connection = daemon.raw_websocket("/t?raw").await;
     let is_over = Arc::new(AtomicBool::new(false));
     let publisher = {
@@ -418,7 +418,7 @@ async fn pings_go_out_while_there_is_always_a_next_message() {
 #[tokio::test]
 async fn a_client_that_writes_before_it_reads_is_read_meanwhile() {
     const MESSAGES: usize = 64;
-    let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_secs(3600));
+    let daemon = Daemon::on_threads(2, |config| config.timeouts.write = Duration::from_secs(3600));
     for _ in 0..MESSAGES {
         daemon.bus.put(&"t".parse().unwrap(), vec![b'x'; 512 << 10]).unwrap();
     }

@@ -6,6 +6,7 @@
 pub(crate) mod fuzzing;
 mod handshake;
 mod heartbeat;
+mod push;
 mod session;
 mod transport;
 
@@ -22,7 +23,7 @@ use msgbus_core::{SubscribeOptions, TopicName};
 use tracing::debug;
 
 pub(super) use self::handshake::is_wanted;
-use self::{session::Session, transport::Transport};
+use self::{push::Push, session::Session};
 use super::{
     Answer, answers, empty, error::Refusal, follower::Follower, items, label, position, query, seat,
 };
@@ -67,12 +68,12 @@ pub(super) fn subscribe(
     debug!(%peer, %topic, from = subscription.start().next_id, "Subscribe");
 
     let upgrade = hyper::upgrade::on(request);
-    let follower = Follower::new(app, peer, subscription, form, permit, seat);
+    // Shared from the beginning: the task is not to be larger for it.
+    let push = Push::new(Follower::new(app, peer, subscription, form, permit, seat), reports_gaps);
     app.tasks.spawn(async move {
         // A client that is gone by now, or a connection that is not ours, has no session.
         let Some((socket, already_read)) = upgrade.await.ok().and_then(take_over) else { return };
-        let mut session =
-            Session::new(follower, Transport::new(socket, already_read), reports_gaps);
+        let mut session = Session::new(push, socket, already_read);
         let end = session.follow().await;
         // Boxed: it is soon over, and no session is to be larger for it.
         Box::pin(session.end(end)).await;

@@ -26,16 +26,13 @@ use tracing::debug;
 
 use super::{
     heartbeat::Heartbeat,
+    push::{Push, State},
     transport::{Outgoing, Transport},
 };
 use crate::{
     code::Code,
-    connection::Connection,
-    frames::Frame,
-    http::{
-        answers,
-        follower::{self, Follower, Item},
-    },
+    connection::{self, Connection},
+    http::follower,
     metrics::Deadline,
     worker::Worker,
 };
@@ -50,12 +47,9 @@ const TOPIC_DELETED: u16 = 4404;
 const TOO_FAR_BEHIND: u16 = 4408;
 
 pub(super) struct Session {
-    follower: Follower,
+    push: Arc<Push>,
     transport: Transport<Connection>,
-    outgoing: Outgoing,
     heartbeat: Heartbeat,
-    /// Whether the client asked for `?gaps`.
-    reports_gaps: bool,
 }
 
 /// Why a session ends.
@@ -80,18 +74,21 @@ pub(super) enum End {
 }
 
 impl Session {
-    pub(super) fn new(
-        follower: Follower,
-        transport: Transport<Connection>,
-        reports_gaps: bool,
-    ) -> Self {
-        let heartbeat = Heartbeat::new(follower.app().config.timeouts.ping, Instant::now());
-        Self { follower, transport, outgoing: Outgoing::default(), heartbeat, reports_gaps }
+    pub(super) fn new(push: Arc<Push>, connection: Connection, already_read: Vec<u8>) -> Self {
+        let ping = push.lock().follower.app().config.timeouts.ping;
+        if let Some(stream) = connection::direct(&connection) {
+            push.share(stream);
+        }
+        Self {
+            push,
+            transport: Transport::new(connection, already_read),
+            heartbeat: Heartbeat::new(ping, Instant::now()),
+        }
     }
 
     /// Writes what the topic brings and reads what the client sends, until one of them ends it.
     pub(super) async fn follow(&mut self) -> End {
-        let app = Arc::clone(self.follower.app());
+        let app = Arc::clone(self.push.lock().follower.app());
         let mut drain = pin!(app.tasks.drain.cancelled());
         let mut alarm = pin!(sleep_until(self.heartbeat.next()));
         poll_fn(|cx| {
@@ -108,31 +105,24 @@ impl Session {
 
     /// Does what can be done until all has to wait.
     fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
+        let push = Arc::clone(&self.push);
+        let state = &mut *push.lock();
         loop {
-            self.poll_read(cx)?;
+            self.poll_read(cx, state)?;
             self.poll_alarm(cx, alarm.as_mut())?;
             if !coop::has_budget_remaining() {
                 // Other tasks come first; the drain is looked at again, too.
                 cx.waker().wake_by_ref();
                 return ControlFlow::Continue(());
             }
-            if self.poll_write(cx)?.is_pending() {
+            if self.poll_write(cx, &mut state.outgoing)?.is_pending() {
                 // A client that takes its time does not outlive its right.
-                return match self.follower.poll_revoked(cx) {
+                return match state.follower.poll_revoked(cx) {
                     Poll::Ready(()) => ControlFlow::Break(End::Revoked),
                     Poll::Pending => ControlFlow::Continue(()),
                 };
             }
-            let Self { follower, outgoing, reports_gaps, .. } = self;
-            let received = follower.poll_batch(cx, |item, next_id| match item {
-                Item::Frame(frame) => outgoing.push(frame),
-                Item::Missed(count) if *reports_gaps => {
-                    outgoing.push(Frame::text(&answers::gap(count, next_id)));
-                }
-                // Clients of prologic/msgbus expect every frame to be a message.
-                Item::Missed(_) => {}
-            });
-            match received {
+            match state.poll_batch(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(end)) => return ControlFlow::Break(end.into()),
                 Poll::Pending => return ControlFlow::Continue(()),
@@ -141,19 +131,19 @@ impl Session {
     }
 
     /// Reads all that has come. Data is ignored; pings are answered by the library.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> ControlFlow<End> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, state: &mut State) -> ControlFlow<End> {
         while let Poll::Ready(message) = self.transport.poll_read(cx) {
             match message {
                 Ok(Message::Close(_)) => return ControlFlow::Break(End::ClosedByClient),
-                Ok(Message::Pong(echo)) => self.measure(&echo),
+                Ok(Message::Pong(echo)) => measure(state.follower.app(), &echo),
                 Ok(_) => {}
                 Err(error) => return ControlFlow::Break(End::from(error)),
             }
             self.heartbeat.heard(Instant::now());
-            if self.transport.has_control(&self.outgoing) {
+            if self.transport.has_control(&state.outgoing) {
                 // If it cannot go out now, what comes is read all the same: a client may not read before it
                 // has written.
-                let _ = self.poll_write(cx)?;
+                let _ = self.poll_write(cx, &mut state.outgoing)?;
             }
         }
         ControlFlow::Continue(())
@@ -174,14 +164,18 @@ impl Session {
         ControlFlow::Continue(())
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> ControlFlow<End, Poll<()>> {
-        let written = self.transport.poll_write(cx, &mut self.outgoing);
-        if !self.transport.has_control(&self.outgoing) {
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        outgoing: &mut Outgoing,
+    ) -> ControlFlow<End, Poll<()>> {
+        let written = self.transport.poll_write(cx, outgoing);
+        if !self.transport.has_control(outgoing) {
             self.heartbeat.ping_is_out();
         }
         match written {
             Poll::Ready(result) => {
-                self.outgoing.shrink();
+                outgoing.shrink();
                 broken(result.map_err(Error::Io))?;
                 ControlFlow::Continue(Poll::Ready(()))
             }
@@ -189,26 +183,17 @@ impl Session {
         }
     }
 
-    /// A pong echoes the time of its ping. One that does not is nobody's loss.
-    fn measure(&self, echo: &[u8]) {
-        let sent: Option<i64> = std::str::from_utf8(echo).ok().and_then(|text| text.parse().ok());
-        let now = Utc::now().timestamp_nanos_opt();
-        if let (Some(sent), Some(now)) = (sent, now)
-            && let Ok(nanoseconds) = u64::try_from(now.saturating_sub(sent))
-        {
-            let latency = Duration::from_nanos(nanoseconds).min(MAX_LATENCY);
-            self.follower.app().metrics.latency(latency);
-        }
-    }
-
     /// Parts with the client.
     pub(super) async fn end(self, end: End) {
-        let Self { follower, mut transport, mut outgoing, .. } = self;
-        follower.log_end(&end);
-        let app = Arc::clone(follower.app());
-        let last_id = follower.last_id();
+        let Self { push, mut transport, .. } = self;
+        let (app, last_id, mut outgoing) = {
+            let mut state = push.lock();
+            let follower = &state.follower;
+            follower.log_end(&end);
+            (Arc::clone(follower.app()), follower.last_id(), state.end())
+        };
         // Nothing more is received: the cursor in the topic need not wait for the close.
-        drop(follower);
+        drop(push);
         count(&app, &end);
         match end {
             End::Broken | End::Stuck => return,
@@ -218,6 +203,17 @@ impl Session {
         }
         outgoing.drop_unstarted();
         close(transport, outgoing, end.close_frame(last_id)).await;
+    }
+}
+
+/// A pong echoes the time of its ping. One that does not is nobody's loss.
+fn measure(app: &Worker, echo: &[u8]) {
+    let sent: Option<i64> = std::str::from_utf8(echo).ok().and_then(|text| text.parse().ok());
+    let now = Utc::now().timestamp_nanos_opt();
+    if let (Some(sent), Some(now)) = (sent, now)
+        && let Ok(nanoseconds) = u64::try_from(now.saturating_sub(sent))
+    {
+        app.metrics.latency(Duration::from_nanos(nanoseconds).min(MAX_LATENCY));
     }
 }
 

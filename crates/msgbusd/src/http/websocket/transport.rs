@@ -26,7 +26,7 @@ const READ_BUFFER: usize = 256;
 /// The most bytes of control frames that wait here. The library keeps as many, and then only the latest pong.
 const CONTROL_BUFFER: usize = 1 << 10;
 /// The most pieces of frames in one write.
-const MAX_SLICES: usize = 64;
+pub(super) const MAX_SLICES: usize = 64;
 
 /// The server's end of a websocket.
 pub(super) struct Transport<S> {
