@@ -38,7 +38,7 @@ mod topic;
 mod wire;
 
 pub use self::{
-    bus::{MessageBus, StatsWalk, TopicHandle, TopicPage},
+    bus::{MessageBus, Op, StatsWalk, TopicHandle, TopicPage},
     error::{LimitReached, PublishError, RecvError, SubscribeError},
     model::{
         DurationError, Event, Message, NameError, NewMessage, PatternError, Peek, Position,

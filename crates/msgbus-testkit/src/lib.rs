@@ -11,7 +11,7 @@ use std::{
 };
 
 use msgbus_core::{MessageBus, TopicName};
-use msgbusd::{Bind, Drained, Server, config::Config, keys::Keyring};
+use msgbusd::{Bind, Drained, Server, auth::Keyring, config::Config};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},

@@ -1,14 +1,36 @@
 //! What has to hold for any bytes from outside: the fuzz targets of this crate. `fuzz/` runs them with
 //! bytes that it makes up, and the tests here with those that were worth keeping.
 
+use std::cell::RefCell;
+
+use tokio::runtime::{Builder, Runtime};
+
 #[path = "../../../fuzz/common.rs"]
 pub(crate) mod common;
 
 pub use crate::{
+    auth::fuzzing::keys,
     config::fuzzing::config,
-    http::fuzzing::{authorization, connection, origin, request, websocket},
-    keys::fuzzing::keys,
+    door::{
+        http::fuzzing::{authorization, connection, origin, request},
+        websocket::fuzzing::websocket,
+    },
 };
+
+thread_local! {
+    static RUNTIME: RefCell<Runtime> = RefCell::new(
+        Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime without a socket")
+    );
+}
+
+/// Runs with a clock that stands still, and goes on by itself where nothing else is left to do.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    RUNTIME.with_borrow(|runtime| runtime.block_on(future))
+}
 
 #[cfg(test)]
 mod tests {

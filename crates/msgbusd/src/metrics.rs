@@ -16,7 +16,7 @@ use hdrhistogram::Histogram;
 use msgbus_core::{BusStats, MessageBus, Options, TopicStats};
 use parking_lot::Mutex;
 
-use crate::{code::Code, logging, worker::Counter};
+use crate::{logging, service::code::Code, worker::Counter};
 
 /// What a connection was too slow with.
 #[derive(Debug, Clone, Copy)]

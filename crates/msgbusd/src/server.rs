@@ -25,18 +25,18 @@ use tokio_rustls::rustls::ServerConfig;
 use tracing::{debug, info, warn};
 
 use crate::{
+    auth::Keyring,
     config::Config,
-    http::App,
-    keys::Keyring,
-    listener::{Bind, Listener},
-    peer::Peer,
-    places::{NoPlace, PerAddress, Place, Places},
-    serve,
-    socket::Socket,
-    stream::Accepted,
-    tls::{self, Certificate, CertificateError},
+    door::http::serve,
+    limits::connection_limit::{ConnectionLimiter, ConnectionPermit, LimitExceeded, PerAddress},
+    net::listener::{Bind, Listener},
+    net::peer::Peer,
+    net::raw_stream::Accepted,
+    net::timeout_stream::TimeoutStream,
+    net::tls::{self, Certificate, CertificateError},
+    net::workers::Workers,
+    state::App,
     worker::Worker,
-    workers::Workers,
 };
 
 /// How often the memory of expired messages is freed at the latest.
@@ -211,7 +211,7 @@ struct Entrance<'a> {
     /// The threads, each with its runtime; connections take turns.
     workers: Vec<(&'a Handle, Arc<Worker>)>,
     next: AtomicUsize,
-    refusals: Arc<Places>,
+    refusals: Arc<ConnectionLimiter>,
 }
 
 impl<'a> Entrance<'a> {
@@ -222,7 +222,7 @@ impl<'a> Entrance<'a> {
             app,
             workers: runtimes.map(|runtime| (runtime, Worker::new(app))).collect(),
             next: AtomicUsize::new(0),
-            refusals: Places::new(refusals, PerAddress::All),
+            refusals: ConnectionLimiter::new(refusals, PerAddress::Unlimited),
         }
     }
 
@@ -248,10 +248,10 @@ impl<'a> Entrance<'a> {
         let (runtime, worker) = &workers[self.next.fetch_add(1, Relaxed) % workers.len()];
         app.metrics.connection();
         let peer = Peer { address, has_tls: door.tls.is_some() };
-        let why = match app.connections.take(peer.ip()) {
-            Ok(place) => {
+        let why = match app.connections.try_acquire(peer.ip()) {
+            Ok(permit) => {
                 let tls = door.tls.clone();
-                let serving = serve::serve(Arc::clone(worker), accepted, place, tls, peer);
+                let serving = serve::serve(Arc::clone(worker), accepted, permit, tls, peer);
                 worker.tasks.spawn_on(runtime, serving);
                 return;
             }
@@ -262,8 +262,8 @@ impl<'a> Entrance<'a> {
         if peer.has_tls {
             return;
         }
-        if let Ok(place) = refusals.take(None) {
-            let refusing = refuse(accepted, app.config.timeouts.write, place, why);
+        if let Ok(permit) = refusals.try_acquire(None) {
+            let refusing = refuse(accepted, app.config.timeouts.write, permit, why);
             worker.tasks.spawn_on(runtime, refusing);
         }
     }
@@ -303,7 +303,12 @@ fn is_the_peers(error: &io::Error) -> bool {
 
 /// Tells a client that it is one too many, once it has asked for something: an answer before the
 /// question confuses some.
-async fn refuse(accepted: Accepted, write_timeout: Duration, place: Place, why: NoPlace) {
+async fn refuse(
+    accepted: Accepted,
+    write_timeout: Duration,
+    permit: ConnectionPermit,
+    why: LimitExceeded,
+) {
     const PATIENCE: Duration = Duration::from_secs(1);
     let text = why.text();
     let length = text.len();
@@ -313,7 +318,7 @@ async fn refuse(accepted: Accepted, write_timeout: Duration, place: Place, why: 
          Retry-After: 1\r\nConnection: close\r\n\r\n{text}"
     );
     // One that cannot even be refused is just closed.
-    let Ok(mut socket) = Socket::new(accepted, write_timeout, place) else { return };
+    let Ok(mut socket) = TimeoutStream::new(accepted, write_timeout, permit) else { return };
     let mut question = [0; 1024];
     // What it asks for does not matter.
     let _ = timeout(PATIENCE, socket.read(&mut question)).await;

@@ -13,7 +13,7 @@ use std::{
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use crate::{http::App, signal::Signal};
+use crate::{signal::Signal, state::App};
 
 /// The server as one thread has it: everything of [`App`], and a share of what would be contended.
 #[derive(Debug)]

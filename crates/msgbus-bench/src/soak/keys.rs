@@ -3,7 +3,7 @@
 use std::io;
 
 use fastrand::Rng;
-use msgbusd::keys::NewKey;
+use msgbusd::auth::NewKey;
 
 /// What happens in the file to somebody who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use msgbus_client::{Client, ClientError, Event, Key, Position};
-use msgbusd::keys::{KeyFile, NewKey};
+use msgbusd::auth::{KeyFile, NewKey};
 
 use crate::{
     relay::{Authority, UnixRelay},

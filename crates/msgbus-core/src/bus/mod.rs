@@ -4,9 +4,10 @@ use std::{convert::Infallible, future::poll_fn, sync::Arc};
 
 use self::{map::TopicMap, wake_queue::Driver};
 use crate::{
-    error::PublishError,
+    error::{PublishError, SubscribeError},
     model::{Message, NewMessage, Peek, Position, Published, PublishedBatch, TopicName},
-    options::{BatchLimit, Options},
+    options::{BatchLimit, Options, SubscribeOptions},
+    receive::Subscription,
     stats::{BusStats, Purged, SubscriberStats, TopicStats},
 };
 
@@ -14,12 +15,14 @@ pub(crate) mod clock;
 mod handle;
 mod locked_topic;
 mod map;
+mod op;
 mod topic_ref;
 mod wake_queue;
 mod walk;
 
 pub use self::{
     handle::TopicHandle,
+    op::Op,
     walk::{StatsWalk, TopicPage},
 };
 pub(crate) use self::{locked_topic::LockedTopic, map::SharedTopic, topic_ref::TopicRef};
@@ -69,6 +72,38 @@ impl MessageBus {
         messages: Vec<NewMessage>,
     ) -> Result<PublishedBatch, PublishError> {
         self.topic_ref(topic, &mut None).put_batch(messages)
+    }
+
+    /// Publishes as [`put`](Self::put) does, and is ready when the topic has kept the message.
+    pub fn publish(
+        &self,
+        topic: &TopicName,
+        message: impl Into<NewMessage>,
+    ) -> Op<Result<Published, PublishError>> {
+        Op::ready(self.put(topic, message))
+    }
+
+    /// Publishes as [`put_batch`](Self::put_batch) does, and is ready when the topic has kept the messages.
+    pub fn publish_batch(
+        &self,
+        topic: &TopicName,
+        messages: Vec<NewMessage>,
+    ) -> Op<Result<PublishedBatch, PublishError>> {
+        Op::ready(self.put_batch(topic, messages))
+    }
+
+    /// Pulls as [`get_batch`](Self::get_batch) does, and is ready when nobody else can get the messages.
+    pub fn pull(&self, topic: &TopicName, limit: BatchLimit) -> Op<Vec<Message>> {
+        Op::ready(self.get_batch(topic, limit))
+    }
+
+    /// Subscribes as [`subscribe`](Self::subscribe) does, and is ready when the position in the topic is known.
+    pub fn follow(
+        &self,
+        topic: &TopicName,
+        options: impl Into<SubscribeOptions>,
+    ) -> Op<Result<Subscription, SubscribeError>> {
+        Op::ready(self.subscribe(topic, options))
     }
 
     /// Pulls the oldest message of a topic that nobody has pulled yet. `None` if there is none. A message is

@@ -146,6 +146,11 @@ impl NewMessage {
         Self { payload: payload.into(), ..Self::default() }
     }
 
+    /// The length of its payload in bytes.
+    pub fn payload_len(&self) -> usize {
+        self.payload.len()
+    }
+
     /// Lets the message expire earlier than its topic says; a longer time is cut to the topic's.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {

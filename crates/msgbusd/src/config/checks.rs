@@ -5,7 +5,7 @@ use super::{
     layers::{Layer, origin},
     values,
 };
-use crate::{Bind, keys::KeyFile};
+use crate::{Bind, auth::KeyFile};
 
 /// Checks what needs no file to be read.
 pub(super) fn check(config: &mut Config, layer: &Layer) -> Result<(), ConfigError> {

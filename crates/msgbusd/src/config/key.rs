@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use pico_args::Arguments;
 
 use super::{ConfigError, Invocation, layers::describe};
-use crate::keys::{Grant, NewKey};
+use crate::auth::{Grant, NewKey};
 
 const USAGE: &str = "use msgbusd key new NAME --allow ACTION:TOPIC, see msgbusd key --help";
 

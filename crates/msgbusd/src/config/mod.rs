@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     Bind, CertificateFiles,
-    keys::{KeyFile, NewKey},
+    auth::{KeyFile, NewKey},
 };
 
 /// The resolved settings of a daemon. `Config::default()` is what a daemon runs with that is told

@@ -12,7 +12,7 @@ use msgbus_core::{Message, Overflow, parse_duration};
 use super::Scheduler;
 use crate::{
     Bind,
-    rate::{self, Rate},
+    limits::rate::{self, Rate},
 };
 
 /// A whole number, 1 or more.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use msgbusd::keys::{KeyFile, NewKey};
+use msgbusd::auth::{KeyFile, NewKey};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream, UnixStream},

@@ -1,6 +1,6 @@
 //! Sections 1.8 and 9.3: by which names the server is called, and heads that can be read in two ways.
 
-use msgbusd::keys::KeyFile;
+use msgbusd::auth::KeyFile;
 
 use crate::{
     keys::{File, key},

@@ -195,7 +195,9 @@ fn the_ancestors_command_line_works_and_is_explained() {
     daemon.say("GET /hello");
     daemon.signal("-TERM");
     let (_, log) = daemon.end();
-    for line in ["DEBUG PUT", "DEBUG GET", "topic=hello id=0", "refused", "no messages enqueued"] {
+    for line in
+        ["DEBUG publish", "DEBUG pull", "topic=hello id=0", "refused", "no messages enqueued"]
+    {
         assert!(log.contains(line), "no {line:?} in {log}");
     }
 }

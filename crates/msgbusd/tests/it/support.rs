@@ -4,7 +4,7 @@ use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use msgbus_core::{Message, MessageBus, json};
-use msgbusd::{Bind, Drained, Server, Workers, config::Config, keys::Keyring};
+use msgbusd::{Bind, Drained, Server, Workers, auth::Keyring, config::Config};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

@@ -10,8 +10,8 @@ use anyhow::{Context as _, anyhow};
 use msgbus_core::MessageBus;
 use msgbusd::{
     Server, StartError, Workers,
+    auth::NewKey,
     config::{self, Config, ConfigFile, Invocation, Scheduler},
-    keys::NewKey,
     logging::Log,
 };
 use tokio::{runtime, select};

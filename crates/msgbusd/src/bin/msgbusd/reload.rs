@@ -3,7 +3,7 @@
 
 use std::{io, sync::Arc, thread};
 
-use msgbusd::{Certificate, Server, config::ConfigFile, keys::Keyring};
+use msgbusd::{Certificate, Server, auth::Keyring, config::ConfigFile};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,

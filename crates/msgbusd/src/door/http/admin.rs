@@ -1,0 +1,125 @@
+//! `/metrics`, `/healthz` and what is under `/-/`: for those who look after the daemon.
+//! docs/protocol.md, section 10.
+
+use std::sync::Arc;
+
+use hyper::{Method, Request, StatusCode};
+use msgbus_core::{TopicName, TopicStats, json};
+
+use super::{error::ApiError, response::Answer, response::content, response::no_store};
+use crate::{
+    auth::{Principal, TICKET_LIVES, TooManyTickets},
+    service::{Call, error::ServiceError},
+    state::App,
+    worker::Worker,
+};
+
+/// Of so many an answer is small.
+const FEW_SUBSCRIBERS: usize = 12;
+
+pub(super) async fn metrics(worker: &Arc<Worker>) -> Answer {
+    let on_it = Arc::clone(worker);
+    worker.background.run(move || render(&on_it)).await
+}
+
+fn render(app: &App) -> Answer {
+    let (connections, subscriptions) = (&app.connections, &app.subscriptions);
+    let inflight = app.inflight.bound();
+    let gauges = [
+        (
+            "msgbus_server_connections_open",
+            "Open connections, websockets included.",
+            connections.in_use(),
+        ),
+        (
+            "msgbus_server_connections_limit",
+            "Maximum number of connections (--max-connections).",
+            connections.limit(),
+        ),
+        ("msgbus_server_subscriptions", "Open websockets and streams.", subscriptions.used()),
+        (
+            "msgbus_server_subscriptions_limit",
+            "Maximum number of subscriptions (--max-subscriptions).",
+            subscriptions.limit(),
+        ),
+        (
+            "msgbus_server_inflight_bytes",
+            "Bytes of request bodies, responses and frames in flight.",
+            inflight.used(),
+        ),
+        (
+            "msgbus_server_inflight_bytes_limit",
+            "Maximum number of bytes in flight (--max-inflight-bytes).",
+            inflight.limit(),
+        ),
+    ];
+    // They can be large, and this is answered in any case.
+    let topics = if app.inflight.is_full() { 0 } else { app.config.max_metric_topics };
+    let body = app.metrics.render(&app.bus, &gauges, topics);
+    let mut answer = content(app, "text/plain; version=0.0.4; charset=utf-8", body);
+    no_store(&mut answer);
+    answer
+}
+
+pub(super) fn health(worker: &Worker) -> Answer {
+    let draining = worker.tasks.drain.is_cancelled();
+    let text = if draining { "draining\n" } else { "ok\n" };
+    let mut answer = content(worker, "text/plain; charset=utf-8", text);
+    if draining {
+        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    no_store(&mut answer);
+    answer
+}
+
+/// `/-/stats`: the counters of the whole bus, as JSON.
+pub(super) async fn stats(worker: &Arc<Worker>) -> Answer {
+    let on_it = Arc::clone(worker);
+    let stats = worker.background.run(move || on_it.bus.stats()).await;
+    let mut body = Vec::new();
+    json::write_stats(&mut body, &stats);
+    object(worker, body)
+}
+
+/// `/-/topics/<topic>`: the counters of a topic, and its subscriptions.
+pub(super) async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<Answer, ApiError> {
+    let (worker, stats) = (call.worker, call.topic(&topic)?);
+    if stats.subscribers <= FEW_SUBSCRIBERS {
+        return Ok(topic_object(worker, &stats));
+    }
+    if worker.inflight.is_full() {
+        return Err(ServiceError::TooMuchInFlight.into());
+    }
+    let on_it = Arc::clone(worker);
+    Ok(worker.background.run(move || topic_object(&on_it, &stats)).await)
+}
+
+fn topic_object(app: &App, stats: &TopicStats) -> Answer {
+    let mut body = Vec::new();
+    json::write_topic(&mut body, stats, &app.bus.subscribers(&stats.topic.name));
+    object(app, body)
+}
+
+/// `/-/ticket`: what stands for the caller's key in one URL, once. docs/protocol.md, section 13.6.
+pub(super) fn ticket<B>(
+    app: &App,
+    request: &Request<B>,
+    principal: Option<Arc<Principal>>,
+) -> Result<Answer, ApiError> {
+    let (Some(keyring), Some(principal)) = (&app.keyring, principal) else {
+        return Err(ApiError::NothingHere);
+    };
+    if request.method() != Method::POST {
+        return Err(ApiError::Method { allow: "POST" });
+    }
+    let ticket =
+        keyring.open_ticket(principal).map_err(|TooManyTickets| ServiceError::TooManyTickets)?;
+    let body = serde_json::json!({ "ticket": ticket, "expires_in": TICKET_LIVES.as_secs() });
+    Ok(object(app, body.to_string().into_bytes()))
+}
+
+fn object(app: &App, body: Vec<u8>) -> Answer {
+    let mut answer = content(app, "application/json", body);
+    no_store(&mut answer);
+    answer
+}

@@ -1,0 +1,83 @@
+//! How a request says who asks, and whether that one may. docs/protocol.md, section 13.
+
+use std::sync::Arc;
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use hyper::{
+    Request,
+    header::{self, HeaderMap},
+};
+
+use super::{error::ApiError, negotiate::items, query::Query, routes::Route};
+use crate::{
+    auth::{Keyring, Principal},
+    service::{self, error::ServiceError},
+    state::App,
+};
+
+const BEARER_SUBPROTOCOL: &str = "bearer.";
+
+/// Refuses what the caller may not do, whether there is such a topic or not. Without keys there is no
+/// caller, and everything is allowed.
+pub(super) fn check<B>(
+    app: &App,
+    route: &Route,
+    request: &Request<B>,
+) -> Result<Option<Arc<Principal>>, ApiError> {
+    let Some(keyring) = &app.keyring else { return Ok(None) };
+    let Some(need) = route.needs() else { return Ok(None) };
+    let principal = principal(keyring, route, request)?;
+    service::require(&principal, need)?;
+    Ok(Some(principal))
+}
+
+/// Who asks, by the first way in which the request says so.
+fn principal<B>(
+    keyring: &Keyring,
+    route: &Route,
+    request: &Request<B>,
+) -> Result<Arc<Principal>, ApiError> {
+    let headers = request.headers();
+    if headers.contains_key(header::AUTHORIZATION) {
+        let holder = authorization(headers).and_then(|secret| keyring.holder(&secret));
+        return Ok(holder.ok_or(ServiceError::WrongKey)?);
+    }
+    if matches!(route, Route::Websocket(_))
+        && let Some(encoded) = items(headers, &header::SEC_WEBSOCKET_PROTOCOL)
+            .find_map(|offer| offer.strip_prefix(BEARER_SUBPROTOCOL))
+    {
+        let secret = text(URL_SAFE_NO_PAD.decode(encoded));
+        return Ok(secret
+            .and_then(|secret| keyring.holder(&secret))
+            .ok_or(ServiceError::WrongKey)?);
+    }
+    if matches!(route, Route::Websocket(_) | Route::Stream(..))
+        && let Some(ticket) = Query::of(request).get("ticket")?
+    {
+        return Ok(keyring.redeem(ticket).ok_or(ServiceError::WrongTicket)?);
+    }
+    Ok(keyring.anybody())
+}
+
+/// The secret in `Authorization`: a bearer (RFC 6750), or the password of Basic (RFC 7617).
+fn authorization(headers: &HeaderMap) -> Option<String> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().filter(|_| values.next().is_none())?;
+    let (scheme, credentials) = value.to_str().ok()?.split_once(' ')?;
+    let credentials = credentials.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(credentials.to_owned());
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let pair = text(STANDARD.decode(credentials))?;
+    pair.split_once(':').map(|(_, password)| password.to_owned())
+}
+
+fn text(decoded: Result<Vec<u8>, base64::DecodeError>) -> Option<String> {
+    String::from_utf8(decoded.ok()?).ok()
+}

@@ -1,0 +1,265 @@
+//! What a client is told when it gets nothing: the only table from errors to status, text and code
+//! word. docs/protocol.md, section 8.
+
+use std::time::Duration;
+
+use http_body_util::{Either, Full};
+use hyper::{
+    Response, StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+};
+use msgbus_core::{NameError, PublishError, StartPosition, TopicName, format_duration};
+use thiserror::Error;
+
+use super::{negotiate::accepts, response, response::Answer};
+use crate::service::{
+    code::Code,
+    error::{ServiceError, seconds},
+};
+
+/// What a 401 asks for. Basic is taken but not asked for: a browser would ask its user for the key, and
+/// from then on send it with whatever any page makes it request here.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"msgbus\"");
+
+/// Why a request was refused. The text is for people: what was wrong, and what would be right.
+#[derive(Debug, Error)]
+pub(super) enum ApiError {
+    #[error("bad percent-encoding in the path: use %XX with two hex digits, and UTF-8")]
+    PathEncoding,
+    #[error("bad topic name: {0}")]
+    Name(#[from] NameError),
+    #[error("there is no topic in the path: use /<topic>")]
+    NoTopic,
+    #[error("unknown parameter {name:?}; {}", allowed(.known))]
+    UnknownParameter { name: String, known: &'static [&'static str] },
+    #[error("parameter {0:?} is given more than once")]
+    RepeatedParameter(&'static str),
+    #[error("bad value of parameter {name:?}: {why}")]
+    Parameter { name: &'static str, why: String },
+    #[error("bad value of header {name}: {why}")]
+    Header { name: &'static str, why: &'static str },
+    #[error("header {0} is given more than once")]
+    RepeatedHeader(&'static str),
+    #[error("HTTP/1.1 needs a Host header: add Host: <server>")]
+    NoHost,
+    #[error("unknown Transfer-Encoding: use chunked, or Content-Length")]
+    TransferCoding,
+    #[error("{0}")]
+    Handshake(&'static str),
+    #[error("unsupported websocket version: use 13")]
+    WebsocketVersion,
+    #[error("there is nothing to subscribe to on /: open the websocket on /<topic>")]
+    WebsocketOnRoot,
+    #[error("requests from {origin:?} are not allowed; {}", advice(.origin))]
+    ForeignOrigin { origin: String },
+    #[error("requests that another site makes a browser send are not allowed")]
+    CrossSite,
+    #[error("a link on another site takes no message: enter the address yourself, or add ?peek")]
+    CrossSitePull,
+    #[error(
+        "a browser that does not say which page asks takes no message: add ?peek or the header \
+         X-Requested-With, or use TLS or curl"
+    )]
+    UnknownPage,
+    #[error("a prefetch takes no message: request it when somebody looks")]
+    Prefetch,
+    #[error("the host {host:?} is not allowed; --allow-host lets a name in, an address needs none")]
+    ForeignHost { host: String },
+    #[error("the request is for http, and this connection is TLS: use https")]
+    WrongScheme,
+    #[error("no messages enqueued for topic: {0}")]
+    Empty(TopicName),
+    #[error("no messages enqueued for topic: {topic}")]
+    NothingFrom { topic: TopicName, epoch: u64, start: StartPosition },
+    #[error("not found; try /-/stats, /-/topics/<topic> or /-/ticket")]
+    NothingHere,
+    #[error("method not allowed: use {allow}")]
+    Method { allow: &'static str },
+    #[error("payload exceeds max-payload-size: at most {limit} bytes are allowed")]
+    PayloadTooLarge { limit: usize },
+    #[error("error reading payload: it is broken, or ends too early")]
+    Body,
+    #[error("error reading payload: nothing came for {}", format_duration(*.0))]
+    BodyTimeout(Duration),
+    #[error("lines of an encoded payload cannot be split: leave out ?split or Content-Encoding")]
+    EncodedLines,
+    #[error("server is busy: in-flight memory limit reached; retry shortly")]
+    NoRoomForPayload,
+    #[error("{error}{}", credentials_hint(.error))]
+    Service {
+        #[from]
+        error: ServiceError,
+    },
+}
+
+/// Where HTTP has the key, for those who have not shown the right one.
+fn credentials_hint(error: &ServiceError) -> &'static str {
+    match error {
+        ServiceError::KeyNeeded { .. } => ": send it as Authorization: Bearer KEY",
+        ServiceError::WrongKey => "; send a valid one as Authorization: Bearer KEY",
+        _ => "",
+    }
+}
+
+fn advice(origin: &str) -> &'static str {
+    if origin == "null" {
+        "pages opened as files cannot be allowed; serve them over HTTP"
+    } else {
+        "--allow-origin lets an origin in"
+    }
+}
+
+/// Whether a client would rather have a problem document than text.
+pub(super) fn prefers_json(headers: &HeaderMap) -> bool {
+    accepts(headers, "application/json") || accepts(headers, "application/problem+json")
+}
+
+fn allowed(known: &[&str]) -> String {
+    if known.is_empty() {
+        "this request takes no parameters".to_owned()
+    } else {
+        format!("expected one of: {}", known.join(", "))
+    }
+}
+
+impl ApiError {
+    /// A parameter whose value is wrong.
+    pub(super) fn parameter(name: &'static str, why: impl Into<String>) -> Self {
+        Self::Parameter { name, why: why.into() }
+    }
+
+    /// Status and code word.
+    fn kind(&self) -> (StatusCode, Code) {
+        match self {
+            Self::PathEncoding | Self::Name(_) | Self::NoTopic => {
+                (StatusCode::BAD_REQUEST, Code::BadTopic)
+            }
+            Self::UnknownParameter { .. } | Self::RepeatedParameter(_) | Self::Parameter { .. } => {
+                (StatusCode::BAD_REQUEST, Code::BadParameter)
+            }
+            Self::Header { .. } | Self::RepeatedHeader(_) | Self::NoHost => {
+                (StatusCode::BAD_REQUEST, Code::BadHeader)
+            }
+            Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, Code::UnknownTransferCoding),
+            Self::ForeignHost { .. } => (StatusCode::MISDIRECTED_REQUEST, Code::ForeignHost),
+            Self::WrongScheme => (StatusCode::MISDIRECTED_REQUEST, Code::WrongScheme),
+            Self::Prefetch => (StatusCode::SERVICE_UNAVAILABLE, Code::Prefetch),
+            Self::Handshake(_) | Self::WebsocketOnRoot => {
+                (StatusCode::BAD_REQUEST, Code::BadHandshake)
+            }
+            Self::WebsocketVersion => (StatusCode::UPGRADE_REQUIRED, Code::BadWebsocketVersion),
+            Self::ForeignOrigin { .. }
+            | Self::CrossSite
+            | Self::CrossSitePull
+            | Self::UnknownPage => (StatusCode::FORBIDDEN, Code::ForeignOrigin),
+            Self::Empty(_) | Self::NothingFrom { .. } => (StatusCode::NOT_FOUND, Code::Empty),
+            Self::NothingHere => (StatusCode::NOT_FOUND, Code::NothingHere),
+            Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, Code::MethodNotAllowed),
+            Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Code::PayloadTooLarge),
+            Self::EncodedLines => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::EncodedLines),
+            Self::Body => (StatusCode::BAD_REQUEST, Code::BadBody),
+            Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, Code::BodyTimeout),
+            Self::NoRoomForPayload => (StatusCode::SERVICE_UNAVAILABLE, Code::TooMuchInFlight),
+            Self::Service { error } => (status(error), error.code()),
+        }
+    }
+
+    pub(super) fn code(&self) -> Code {
+        self.kind().1
+    }
+
+    /// What a log may have of it: nothing of the query, where a key may be by mistake. Only the name of an
+    /// unknown parameter is repeated at all.
+    pub(super) fn for_the_log(&self) -> String {
+        match self {
+            Self::UnknownParameter { .. } => "unknown parameter".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
+    /// The headers that this refusal needs besides.
+    fn headers(&self, headers: &mut HeaderMap) {
+        let value = HeaderValue::from_static;
+        match self {
+            // All gone, or nothing new: the client can tell.
+            Self::NothingFrom { epoch, start, .. } => response::tell_start(headers, *epoch, *start),
+            Self::Method { allow } => {
+                headers.insert(header::ALLOW, value(allow));
+            }
+            Self::WebsocketVersion => {
+                headers.insert(header::SEC_WEBSOCKET_VERSION, value("13"));
+                headers.insert(header::UPGRADE, value("websocket"));
+            }
+            Self::Service {
+                error:
+                    ServiceError::KeyNeeded { .. } | ServiceError::WrongKey | ServiceError::WrongTicket,
+            } => {
+                headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
+            }
+            // What is left of the body is not worth reading.
+            Self::PayloadTooLarge { .. }
+            | Self::Body
+            | Self::BodyTimeout(_)
+            | Self::TransferCoding
+            | Self::NoRoomForPayload => {
+                headers.insert(header::CONNECTION, value("close"));
+            }
+            Self::EncodedLines => {
+                headers.insert(header::ACCEPT_ENCODING, value("identity"));
+            }
+            Self::Service { error: ServiceError::TooManyMessages { retry_after } } => {
+                headers.insert(header::RETRY_AFTER, response::number(seconds(*retry_after)));
+            }
+            _ => {}
+        }
+        if self.kind().0 == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, value("1"));
+        }
+    }
+
+    /// One line of text, or a problem document (RFC 9457) for those who prefer JSON.
+    pub(super) fn answer(&self, prefers_json: bool) -> Answer {
+        let (status, code) = self.kind();
+        let (content_type, body) = if prefers_json {
+            let problem = serde_json::json!({
+                "status": status.as_u16(),
+                "title": status.canonical_reason(),
+                "code": code.word(),
+                "detail": self.to_string(),
+            });
+            ("application/problem+json", problem.to_string())
+        } else {
+            ("text/plain; charset=utf-8", format!("{self}\n"))
+        };
+        let mut response = Response::new(Either::Left(Full::from(body)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self.headers(headers);
+        response
+    }
+}
+
+/// The status of what the service has refused.
+fn status(error: &ServiceError) -> StatusCode {
+    match error {
+        ServiceError::KeyNeeded { .. } | ServiceError::WrongKey | ServiceError::WrongTicket => {
+            StatusCode::UNAUTHORIZED
+        }
+        ServiceError::NotGranted { .. } => StatusCode::FORBIDDEN,
+        ServiceError::NoSuchTopic(_) => StatusCode::NOT_FOUND,
+        ServiceError::TooManyMessages { .. } => StatusCode::TOO_MANY_REQUESTS,
+        ServiceError::BatchOverRate { .. }
+        | ServiceError::Publish(PublishError::TooLarge { .. } | PublishError::TooMany { .. }) => {
+            StatusCode::PAYLOAD_TOO_LARGE
+        }
+        ServiceError::Publish(PublishError::TopicFull) => StatusCode::INSUFFICIENT_STORAGE,
+        ServiceError::TooManyTickets
+        | ServiceError::TooMuchInFlight
+        | ServiceError::TooManySubscriptions { .. }
+        | ServiceError::Publish(_)
+        | ServiceError::Subscribe(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}

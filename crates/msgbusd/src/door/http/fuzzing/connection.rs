@@ -1,0 +1,179 @@
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt as _, Either};
+use hyper::{
+    Method, Request, StatusCode, Uri,
+    header::{self, HeaderMap},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use msgbus_core::{MessageBus, NewMessage, TopicName, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    select,
+    time::timeout,
+};
+
+use super::{
+    super::{response::Answer, router::answer},
+    LONGEST_REFUSAL, PEER,
+};
+use crate::fuzzing::block_on;
+use crate::{
+    config::Config, fuzzing::common::is_a_line, net::timeout_stream::ConnectionActivity,
+    state::App, worker::Worker,
+};
+
+/// How long a client listens: longer than any wait.
+const PATIENCE: Duration = Duration::from_secs(62);
+/// The most bytes of an answer that are under way, and of what a client hears.
+const PIPE: usize = 16 << 10;
+const MOST_HEARD: u64 = 256 << 10;
+
+/// All that a client says on a connection, through the server's HTTP library to every door and back: what
+/// each answer says is so, and the books are in order.
+///
+/// # Panics
+/// When one of that is not so.
+pub fn connection(data: &[u8]) {
+    block_on(serve(data));
+}
+
+async fn serve(data: &[u8]) {
+    let app = Worker::new(&Arc::new(app()));
+    let activity = &ConnectionActivity::without_socket();
+    let (client, server) = duplex(PIPE);
+    let service = service_fn(|mut request: Request<_>| {
+        let app = Arc::clone(&app);
+        async move {
+            let method = request.method().clone();
+            let uri = request.uri().clone();
+            let mut answer = answer(&app, PEER, activity, &mut request).await;
+            is_right(&app, &method, &uri, request.headers(), &mut answer).await;
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let connection = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_header_size(app.config.max_header)
+        .serve_connection(TokioIo::new(server), service)
+        .with_upgrades();
+    select! {
+        // How it ends is up to the client.
+        _ = connection => {}
+        () = client_says(client, data) => {}
+    }
+    app.tasks.cut.cancel();
+    app.tasks.tracker.close();
+    app.tasks.tracker.wait().await;
+    books_are_in_order(&app.bus);
+}
+
+fn app() -> App {
+    let mut config = Config { max_payload: 4 << 10, ..Config::default() };
+    config.bus.topic.max_messages = 8;
+    config.bus.max_topics = 4;
+    config.allowed_origins.push("https://good.example".to_owned());
+    let app = App::new(config, None);
+    let topic: TopicName = "a".parse().expect("a name");
+    for payload in ["one", "two\n", ""] {
+        let draft = NewMessage::new(payload).content_type("text/html");
+        app.bus.put(&topic, draft).expect("there is room");
+    }
+    app
+}
+
+async fn client_says(client: DuplexStream, data: &[u8]) {
+    let (hears, mut says) = tokio::io::split(client);
+    let mut heard = Vec::new();
+    let mut hears = hears.take(MOST_HEARD);
+    let hears = timeout(PATIENCE, hears.read_to_end(&mut heard));
+    let says = async {
+        // It may be hung up on before it has said all.
+        let _ = says.write_all(data).await;
+    };
+    let _ = tokio::join!(hears, says);
+}
+
+/// What an answer says for itself.
+async fn is_right(app: &App, method: &Method, uri: &Uri, asked: &HeaderMap, answer: &mut Answer) {
+    let status = answer.status();
+    let headers = answer.headers().clone();
+    let number = |name| headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
+    // A stream goes on, and a body can be read only once.
+    let Either::Left(body) = answer.body_mut() else { return };
+    let body = body.clone().collect().await.map(http_body_util::Collected::to_bytes);
+    let body = body.unwrap_or_default();
+    if status.is_client_error() || status.is_server_error() {
+        return is_refusal(status, &headers, &body);
+    }
+    if asked.get(header::ORIGIN).is_some_and(|origin| origin == "https://good.example") {
+        assert!(headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+    }
+    if status == StatusCode::ACCEPTED {
+        let last = number("msgbus-id").or_else(|| number("msgbus-last-id")).expect("its id");
+        assert!(number("msgbus-first-id").is_none_or(|first| first <= last));
+        let epoch = number("msgbus-epoch").expect("its epoch");
+        let stats =
+            app.bus.topics().iter().filter_map(|name| app.bus.topic(name)).collect::<Vec<_>>();
+        let topic =
+            stats.iter().find(|stats| stats.topic.epoch == epoch).expect("there is the topic");
+        assert_eq!(topic.next_id, last + 1, "nobody else publishes");
+        return;
+    }
+    let media_type =
+        headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+    let is_topic = !uri.path().starts_with("/-/") && uri.path() != "/";
+    match media_type {
+        Some("application/json") if is_topic && *method == Method::GET => is_message(&body),
+        Some("application/json") => {
+            serde_json::from_slice::<serde_json::Value>(&body).expect("JSON");
+        }
+        Some("application/x-ndjson") => {
+            let lines = body.strip_suffix(b"\n").expect("a line end is last");
+            lines.split(|byte| *byte == b'\n').for_each(is_message);
+        }
+        _ => {}
+    }
+}
+
+fn is_message(line: &[u8]) {
+    let message = json::read_message(line).expect("a message");
+    let mut again = Vec::new();
+    json::write_message(&mut again, &message);
+    assert_eq!(again, line);
+}
+
+fn is_refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) {
+    let text = str::from_utf8(body).expect("UTF-8");
+    if headers[header::CONTENT_TYPE] == "application/problem+json" {
+        let problem: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        assert_eq!(problem["status"], status.as_u16());
+        assert!(problem["code"].is_string());
+        is_a_line(&problem["detail"].as_str().expect("a text"), LONGEST_REFUSAL);
+    } else {
+        is_a_line(&text.strip_suffix('\n').expect("a line end is last"), LONGEST_REFUSAL);
+    }
+    let must_have = match status {
+        StatusCode::METHOD_NOT_ALLOWED => header::ALLOW,
+        StatusCode::SERVICE_UNAVAILABLE => header::RETRY_AFTER,
+        StatusCode::REQUEST_TIMEOUT => header::CONNECTION,
+        StatusCode::UPGRADE_REQUIRED => header::SEC_WEBSOCKET_VERSION,
+        _ => header::CACHE_CONTROL,
+    };
+    assert!(headers.contains_key(&must_have), "{status} without {must_have}");
+}
+
+fn books_are_in_order(bus: &MessageBus) {
+    let stats = bus.stats();
+    let counters = stats.counters;
+    let gone = counters.expired.total + counters.evicted.total + counters.deleted.total;
+    assert_eq!(counters.published, stats.retained + gone);
+    for name in bus.topics() {
+        let topic = bus.topic(&name).expect("nobody deletes it now");
+        let gone = topic.counters.expired.total + topic.counters.evicted.total;
+        assert_eq!(topic.counters.published, topic.retained + gone);
+        assert_eq!((topic.subscribers, topic.waiters), (0, 0), "nobody is left");
+    }
+}

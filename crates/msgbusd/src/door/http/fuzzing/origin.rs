@@ -1,0 +1,104 @@
+use std::net::IpAddr;
+
+use hyper::{
+    header::{self, HeaderMap},
+    http::uri::Authority,
+};
+
+use super::{
+    super::{
+        head::Outline,
+        host,
+        origin::{Source, check, may_take},
+    },
+    LONGEST_REFUSAL, PEER, head,
+};
+use crate::{config::Config, fuzzing::common::is_a_line, net::peer::Peer};
+
+/// Where a request comes from: a page that is let in is of an origin that was allowed, or of a host that
+/// can be nobody else's.
+///
+/// # Panics
+/// When one of that is not so.
+pub fn origin(data: &[u8]) {
+    let Some(request) = head(data) else { return };
+    let headers = request.headers();
+    let config = Config {
+        allowed_origins: vec![
+            "https://good.example".to_owned(),
+            "http://bus.example:8000".to_owned(),
+        ],
+        allowed_hosts: vec!["bus.lan".to_owned()],
+        ..Config::default()
+    };
+    let allowed = &config.allowed_origins;
+    let lower = |name| {
+        let text = |value: &hyper::header::HeaderValue| {
+            String::from_utf8_lossy(value.as_bytes()).to_lowercase()
+        };
+        headers.get(name).map(text)
+    };
+    let outline = Outline::of(headers);
+    let origin = lower(header::ORIGIN);
+    let host = match request.uri().authority() {
+        Some(authority) => authority.as_str().to_lowercase(),
+        None => lower(header::HOST).unwrap_or_default(),
+    };
+    if let (Ok(Source::Own), Some(origin)) =
+        (check(&request, outline, Peer { has_tls: true, ..PEER }, &config), &origin)
+    {
+        assert_eq!(*origin, format!("https://{host}"));
+    }
+    match check(&request, outline, PEER, &config) {
+        Ok(Source::Allowed(value)) => {
+            assert!(origin.is_some_and(|origin| allowed.contains(&origin)));
+            let mut answer = HeaderMap::new();
+            Source::Allowed(value).preflight(&mut answer);
+            assert_eq!(
+                answer.get(header::ACCESS_CONTROL_ALLOW_ORIGIN),
+                headers.get(header::ORIGIN)
+            );
+        }
+        Ok(Source::Own) => {
+            if let Some(origin) = &origin {
+                assert!(origin.ends_with(&format!("://{host}")), "{origin} at {host}");
+                assert!(is_nobody_elses(&host), "{host}");
+            }
+            let mut answer = HeaderMap::new();
+            Source::Own.share(&mut answer);
+            assert!(answer.is_empty());
+        }
+        Err(refusal) => {
+            assert!(origin.is_some() || headers.contains_key("sec-fetch-site"));
+            is_a_line(&refusal, LONGEST_REFUSAL);
+        }
+    }
+    // Without a word from a browser everything is let in.
+    let mut request = request;
+    request.headers_mut().remove(header::ORIGIN);
+    request.headers_mut().remove("sec-fetch-site");
+    let outline = Outline::of(request.headers());
+    assert_eq!(check(&request, outline, PEER, &config).ok(), Some(Source::Own));
+    let is_of_allowed = |name: &str| matches!(name, "good.example" | "bus.example");
+    match host::check(&request, outline, PEER, &config) {
+        Ok(()) => assert!(
+            host.is_empty() || is_nobody_elses(&host) || is_of_allowed(host::name(&host)),
+            "{host}"
+        ),
+        Err(refusal) => is_a_line(&refusal, LONGEST_REFUSAL),
+    }
+    if let Err(refusal) = may_take(&request) {
+        is_a_line(&refusal, LONGEST_REFUSAL);
+    }
+}
+
+/// The same, by the library's own reader of hosts and ports. What it does not read no browser sends.
+fn is_nobody_elses(host: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return true };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name == "localhost"
+        || name.ends_with(".localhost")
+        || name.parse::<IpAddr>().is_ok()
+        || name == "bus.lan"
+}

@@ -1,0 +1,156 @@
+use form_urlencoded::Serializer;
+use hyper::{
+    Request,
+    header::{self, HeaderMap, HeaderValue},
+};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use super::{
+    super::{
+        error::ApiError, handshake, negotiate::accepts, position, pull, query::Query,
+        routes::Route, stream,
+    },
+    LONGEST_REFUSAL, head,
+};
+use crate::{auth::Permission, fuzzing::common::is_a_line};
+
+const PARAMETERS: [&str; 13] = [
+    "raw", "max", "wait", "peek", "stream", "since", "index", "lag", "gaps", "ticket", "prefix",
+    "ttl", "split",
+];
+
+/// What a request asks for: written in another way it is the same, and a refusal names what was wrong and
+/// repeats no value.
+///
+/// # Panics
+/// When one of that is not so.
+pub fn request(data: &[u8]) {
+    let Some(request) = head(data) else { return };
+    match Route::of(&request) {
+        Ok(route) => is_routed(&request, &route),
+        Err(refusal) => is_refused(&request, &refusal),
+    }
+    parameters(&request);
+    accepted(&request);
+    if let Err(refusal) = read_handshake(&request) {
+        is_refused(&request, &refusal);
+    }
+}
+
+fn is_routed(request: &Request<()>, route: &Route) {
+    if let Some(need) = route.needs() {
+        is_a_line(&need, LONGEST_REFUSAL);
+    }
+    let Some(Permission::Topic(_, topic)) = route.needs() else { return };
+    let place = if matches!(route, Route::Inspect(_)) { "/-/topics/" } else { "/" };
+    let path = request.uri().path().strip_prefix(place).expect("it is routed by that");
+    let once = percent_decode_str(path).decode_utf8().expect("a name is UTF-8");
+    assert_eq!(topic.as_str(), once.trim_matches('/'));
+    let path = utf8_percent_encode(topic.as_str(), NON_ALPHANUMERIC);
+    let query = Serializer::new(String::new()).extend_pairs(pairs(request)).finish();
+    let mut other = Request::builder()
+        .method(request.method())
+        .uri(format!("{place}{path}?{query}"))
+        .body(())
+        .expect("everything is escaped");
+    other.headers_mut().clone_from(request.headers());
+    let same = Route::of(&other).expect("it says the same");
+    assert_eq!(format!("{same:?}"), format!("{route:?}"));
+}
+
+fn is_refused(request: &Request<()>, refusal: &ApiError) {
+    is_a_line(refusal, LONGEST_REFUSAL);
+    let text = refusal.to_string();
+    let status = refusal.answer(false).status();
+    assert!(status.is_client_error(), "{status}");
+    let given = |name: &str| pairs(request).filter(|(known, _)| known == name).count();
+    match refusal {
+        ApiError::Parameter { name, .. } => {
+            assert!(given(name) > 0 && text.contains(name), "{text}");
+        }
+        ApiError::RepeatedParameter(name) => {
+            assert!(given(name) > 1 && text.contains(name), "{text}");
+        }
+        ApiError::UnknownParameter { name, known } => {
+            assert!(!known.contains(&&**name));
+            assert!(pairs(request).any(|(given, _)| given.starts_with(name)), "{text}");
+        }
+        _ => {}
+    }
+    let is_a_name = |text: &str| pairs(request).any(|(name, _)| name.contains(text));
+    for (_, value) in pairs(request) {
+        if value.contains("mbk_") && !is_a_name(&value) {
+            assert!(!text.contains(&*value), "{text}");
+        }
+    }
+    let log = refusal.for_the_log();
+    assert!(!log.contains("mbk_") && !log.contains("mbt_"), "{log}");
+}
+
+fn pairs(request: &Request<()>) -> form_urlencoded::Parse<'_> {
+    form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+}
+
+fn parameters(request: &Request<()>) {
+    let headers = request.headers();
+    let parameters = Query::of(request);
+    let must_be_right = |found: Result<(), ApiError>| {
+        if let Err(refusal) = found {
+            is_refused(request, &refusal);
+        }
+    };
+    for name in PARAMETERS {
+        let given = pairs(request).filter(|(known, _)| known == name).count();
+        assert_eq!(parameters.has(name), given > 0);
+        match parameters.get(name) {
+            Ok(value) => assert_eq!(usize::from(value.is_some()), given),
+            Err(refusal) => is_refused(request, &refusal),
+        }
+        must_be_right(parameters.flag(name).map(|on| assert!(!on || given == 1)));
+        must_be_right(parameters.count(name).map(|count| assert_ne!(count, Some(0))));
+    }
+    must_be_right(position::by_query(&parameters).map(|_| ()));
+    must_be_right(position::requested(&parameters, headers).map(|_| ()));
+    must_be_right(position::lag(&parameters).map(|_| ()));
+    must_be_right(stream::wanted(&parameters, headers).map(|_| ()));
+    assert!(pull::is_wanted(&parameters) || !parameters.has("wait"));
+    only_the_first(request, parameters);
+}
+
+/// Which are known decides, and nothing else.
+fn only_the_first(request: &Request<()>, parameters: Query<'_>) {
+    const KNOWN: &[&str] = PARAMETERS.split_at(4).0;
+    let all_known = pairs(request).all(|(name, _)| KNOWN.contains(&&*name));
+    match parameters.only(KNOWN) {
+        Ok(_) => assert!(all_known),
+        Err(refusal) => {
+            assert!(!all_known);
+            is_refused(request, &refusal);
+        }
+    }
+}
+
+/// A type that is named is accepted, whatever else is.
+fn accepted(request: &Request<()>) {
+    let media_type = "text/event-stream";
+    let mut headers: HeaderMap = request.headers().clone();
+    let before = accepts(&headers, media_type);
+    headers.append(header::ACCEPT, HeaderValue::from_static("Text/Event-Stream ;q=0"));
+    assert_eq!(accepts(&headers, media_type), before, "what is refused changes nothing");
+    headers.append(header::ACCEPT, HeaderValue::from_static("a/b;q=0, Text/Event-Stream ;q=0.1"));
+    assert!(accepts(&headers, media_type));
+    assert!(!before || request.headers().contains_key(header::ACCEPT));
+    assert!(handshake::is_wanted(request) || !headers.contains_key(header::SEC_WEBSOCKET_KEY));
+}
+
+/// A handshake that is right has all that makes one.
+fn read_handshake(request: &Request<()>) -> Result<(), ApiError> {
+    let accept = handshake::check(request)?;
+    assert!(handshake::is_wanted(request));
+    assert_eq!(accept.len(), 28, "20 bytes in base64");
+    let headers = request.headers();
+    assert_eq!(headers[header::SEC_WEBSOCKET_VERSION], "13");
+    assert_eq!(headers[header::SEC_WEBSOCKET_KEY].len(), 24, "16 bytes in base64");
+    assert!(headers.contains_key(header::CONNECTION));
+    Ok(())
+}

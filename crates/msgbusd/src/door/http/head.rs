@@ -1,0 +1,157 @@
+//! What HTTP asks of the head of a request beyond what the HTTP library checks. docs/protocol.md, section 1.
+
+use hyper::{
+    Request, Uri, Version,
+    body::Body,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+    http::uri::Scheme,
+};
+
+use super::{
+    error::ApiError,
+    host,
+    names::{LAST_EVENT_ID, SEC_FETCH_DEST, SEC_FETCH_SITE, TTL},
+    negotiate::find,
+    negotiate::items,
+};
+use crate::net::peer::Peer;
+
+/// Headers that say one thing: of two different ones each reader may believe another.
+const SINGLE: [(HeaderName, &str); 11] = [
+    (header::HOST, "Host"),
+    (header::CONTENT_TYPE, "Content-Type"),
+    (header::AUTHORIZATION, "Authorization"),
+    (header::ORIGIN, "Origin"),
+    (header::USER_AGENT, "User-Agent"),
+    (header::SEC_WEBSOCKET_KEY, "Sec-WebSocket-Key"),
+    (header::SEC_WEBSOCKET_VERSION, "Sec-WebSocket-Version"),
+    (SEC_FETCH_SITE, "Sec-Fetch-Site"),
+    (SEC_FETCH_DEST, "Sec-Fetch-Dest"),
+    (TTL, "TTL"),
+    (LAST_EVENT_ID, "Last-Event-ID"),
+];
+
+/// What one pass over the headers finds: most requests have none of the rare ones, and need no search for each.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Outline {
+    /// Whether `Host` is the latest one of this thread that was found to be local.
+    pub(super) has_known_host: bool,
+    /// Whether there is a header that only browsers send: `Origin` or `Sec-Fetch-Site`.
+    pub(super) is_of_browser: bool,
+    /// Whether there is a header that goes with a message: `TTL`, `Content-Type` or `Content-Encoding`.
+    pub(super) describes_message: bool,
+}
+
+impl Outline {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut outline = Self::default();
+        for (name, value) in headers {
+            match *name {
+                header::HOST => outline.has_known_host = host::is_latest_local(value.as_bytes()),
+                header::CONTENT_LENGTH | header::USER_AGENT | header::ACCEPT => {}
+                header::ORIGIN => outline.is_of_browser = true,
+                header::CONTENT_TYPE | header::CONTENT_ENCODING => outline.describes_message = true,
+                _ if *name == SEC_FETCH_SITE => outline.is_of_browser = true,
+                _ if *name == TTL => outline.describes_message = true,
+                _ => {}
+            }
+        }
+        outline
+    }
+}
+
+/// Refuses a head that two readers could read differently.
+pub(super) fn check<B: Body>(
+    request: &Request<B>,
+    outline: Outline,
+    peer: Peer,
+) -> Result<(), ApiError> {
+    let headers = request.headers();
+    // Most requests repeat no header at all.
+    if headers.len() > headers.keys_len() {
+        repeats_no_single(headers)?;
+    }
+    // One that is known has been checked before.
+    if !outline.has_known_host || request.version() == Version::HTTP_2 {
+        check_host(request)?;
+    }
+    if peer.has_tls && request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTPS) {
+        return Err(ApiError::WrongScheme);
+    }
+    // Only a chunked body has no length, and none but a body of HTTP/1.1 has a coding.
+    if request.body().size_hint().exact().is_none() {
+        check_coding(headers)?;
+    }
+    Ok(())
+}
+
+fn repeats_no_single(headers: &HeaderMap) -> Result<(), ApiError> {
+    let is_repeated = |name: &HeaderName| headers.get_all(name).iter().nth(1).is_some();
+    match SINGLE.iter().find(|(name, _)| is_repeated(name)) {
+        Some((_, name)) => Err(ApiError::RepeatedHeader(name)),
+        None => Ok(()),
+    }
+}
+
+/// RFC 9112, section 3.2, and RFC 9113, section 8.3.1.
+fn check_host<B>(request: &Request<B>) -> Result<(), ApiError> {
+    let Some(host) = find(request.headers(), &header::HOST) else {
+        let is_needed = request.version() == Version::HTTP_11;
+        return if is_needed { Err(ApiError::NoHost) } else { Ok(()) };
+    };
+    let bad = |why| Err(ApiError::Header { name: "Host", why });
+    if !host.as_bytes().iter().all(|byte| is_of_host(*byte)) {
+        return bad("use the server's name or address, and its port");
+    }
+    match request.uri().authority() {
+        Some(authority)
+            if request.version() == Version::HTTP_2
+                && !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) =>
+        {
+            bad("it differs from :authority")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The characters of a host and port (RFC 3986, section 3.2.2).
+const fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')'
+        )
+        || matches!(byte, b'*' | b'+' | b',' | b';' | b'=' | b':' | b'[' | b']')
+}
+
+/// `chunked` is all that the HTTP library undoes (RFC 9112, section 6.1).
+fn check_coding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let mut codings = items(headers, &header::TRANSFER_ENCODING).filter(|item| !item.is_empty());
+    let is_chunked = |coding: &str| coding.eq_ignore_ascii_case("chunked");
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if is_chunked(only) => Ok(()),
+        (Some(first), Some(second)) if is_chunked(first) && is_chunked(second) => {
+            Err(ApiError::Header { name: "Transfer-Encoding", why: "chunked goes once" })
+        }
+        _ => Err(ApiError::TransferCoding),
+    }
+}
+
+/// Gives the memory of a head back before its request waits: it can be three times `--max-header-size`. The path
+/// and what an error looks at stay.
+pub(super) fn shed_head<B>(request: &mut Request<B>) {
+    const LONGEST_PATH: usize = 1 << 10;
+    if request.headers().is_empty() {
+        return;
+    }
+    let prefers_json = super::error::prefers_json(request.headers());
+    // What is taken over would be a part of the buffer that all of the head is in.
+    *request.headers_mut() = HeaderMap::new();
+    if prefers_json {
+        request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    }
+    let path = Some(request.uri().path()).filter(|path| path.len() <= LONGEST_PATH);
+    let path = path.and_then(|path| Uri::try_from(path.as_bytes()).ok());
+    *request.uri_mut() = path.unwrap_or_default();
+}

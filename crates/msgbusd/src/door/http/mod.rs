@@ -1,0 +1,26 @@
+//! The HTTP door: [`serve`] takes a connection, [`router`] gives each request to one handler. A file for each handler and
+//! for each concern that handlers share.
+
+mod admin;
+mod body;
+mod credentials;
+mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+mod handshake;
+mod head;
+mod host;
+mod names;
+mod negotiate;
+mod origin;
+mod position;
+mod publish;
+mod pull;
+mod query;
+mod response;
+mod router;
+mod routes;
+pub(crate) mod serve;
+mod stream;
+mod topics;
+mod websocket;

@@ -1,0 +1,44 @@
+//! Where a subscriber starts, for every door that follows a topic. docs/protocol.md, section 6.3.
+
+use hyper::header::HeaderMap;
+use msgbus_core::{LagPolicy, Position, PositionError};
+
+use super::{error::ApiError, names::LAST_EVENT_ID, query::Query};
+
+/// What the request says, if anything. The header wins silently: it is what a client resumes with by
+/// itself.
+pub(super) fn requested(
+    query: &Query<'_>,
+    headers: &HeaderMap,
+) -> Result<Option<Position>, ApiError> {
+    let by_query = by_query(query)?;
+    let Some(id) = headers.get(LAST_EVENT_ID) else { return Ok(by_query) };
+    let position = id.to_str().ok().and_then(|id| Position::from_event_id(id).ok());
+    let why = "use <epoch>-<id>, as the server sent it";
+    position.map(Some).ok_or(ApiError::Header { name: "Last-Event-ID", why })
+}
+
+/// What the parameters alone say, if anything.
+pub(super) fn by_query(query: &Query<'_>) -> Result<Option<Position>, ApiError> {
+    let position = match (query.get("since")?, query.get("index")?) {
+        (Some(_), Some(_)) => {
+            Err(ApiError::parameter("index", "since says the same; use one of them"))
+        }
+        (Some(since), None) => since
+            .parse()
+            .map_err(|error: PositionError| ApiError::parameter("since", error.to_string())),
+        (None, Some(index)) => Position::from_index(index)
+            .map_err(|error| ApiError::parameter("index", error.to_string())),
+        (None, None) => return Ok(None),
+    };
+    position.map(Some)
+}
+
+/// What to do with a subscriber that falls behind what is retained.
+pub(super) fn lag(query: &Query<'_>) -> Result<LagPolicy, ApiError> {
+    match query.get("lag")? {
+        None | Some("skip") => Ok(LagPolicy::Skip),
+        Some("disconnect") => Ok(LagPolicy::Disconnect),
+        Some(_) => Err(ApiError::parameter("lag", "use skip or disconnect")),
+    }
+}

@@ -1,0 +1,251 @@
+//! `GET /<topic>`: pulling, waiting for it, several at a time, and only looking. docs/protocol.md,
+//! section 5.
+
+use std::{future::poll_fn, mem, task::Poll, time::Duration};
+
+use hyper::{
+    Request, StatusCode,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+};
+use msgbus_core::{BatchLimit, Event, Message, TopicName, format_duration, json, parse_duration};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use tokio::{select, task::yield_now, time::sleep};
+
+use super::{
+    error::ApiError, head::shed_head, names, negotiate::accepts, position, query::Query, response,
+    response::Answer, response::content, response::empty, response::no_store,
+};
+use crate::{
+    encode::events,
+    limits::inflight::Inflight,
+    net::timeout_stream::ConnectionActivity,
+    service::{Call, pull::WaitingPull},
+    state::App,
+    worker::Worker,
+};
+
+/// What a header value cannot have, and the escape itself.
+const HEADER_ESCAPES: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
+const OCTETS: &str = "application/octet-stream";
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The most messages, and bytes of payload, in one answer.
+const MOST: BatchLimit = BatchLimit { events: 10_000, bytes: 8 << 20 };
+
+/// How much of an answer is made before another request gets its turn, in bytes.
+const BYTES_AT_ONCE: usize = 256 << 10;
+
+/// Whether a parameter says that this is a pull, whatever the client accepts.
+pub(super) fn is_wanted(query: &Query<'_>) -> bool {
+    ["max", "wait", "peek"].into_iter().any(|name| query.has(name))
+}
+
+pub(super) async fn pull<B>(
+    call: &Call<'_>,
+    activity: &ConnectionActivity,
+    topic: &TopicName,
+    request: &mut Request<B>,
+) -> Result<Answer, ApiError> {
+    let Wanted { limit, wait, raw, is_batch } = Wanted::of(request)?;
+    let small = Inflight::small(request.version());
+    let messages = match wait {
+        Some(patience) => {
+            shed_head(request);
+            let pull = call.pull_wait(topic, limit, small)?;
+            // Boxed, so that no other request is larger for it.
+            Box::pin(wait_for(call.worker, activity, pull, patience)).await
+        }
+        None => call.pull(topic, limit, small).await?,
+    };
+    if messages.is_empty() && wait.is_none() {
+        return Err(ApiError::Empty(topic.clone()));
+    }
+    let mut answer = match &messages[..] {
+        [] => empty(StatusCode::NO_CONTENT),
+        _ if is_batch => {
+            let events: Vec<_> = messages.into_iter().map(Event::Message).collect();
+            Box::pin(lines(call.worker, &events, false)).await
+        }
+        [message, ..] if raw => payload(call.worker, message),
+        [message, ..] => object(call.worker, message),
+    };
+    no_store(&mut answer);
+    Ok(answer)
+}
+
+/// What a pull asks for.
+struct Wanted {
+    limit: BatchLimit,
+    wait: Option<Duration>,
+    raw: bool,
+    /// Whether the answer is lines of JSON, however many.
+    is_batch: bool,
+}
+
+impl Wanted {
+    fn of<B>(request: &Request<B>) -> Result<Self, ApiError> {
+        let query = Query::of(request);
+        if query.has("since") {
+            let why =
+                "only valid with ?peek, ?stream= or a websocket; a pull always takes the oldest";
+            return Err(ApiError::parameter("since", why));
+        }
+        let query = query.only(&["raw", "max", "wait", "peek"])?;
+        let wait = wait(&query)?;
+        let max = query.count("max")?;
+        let raw = is_raw(&query, request, max)?;
+        let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
+        Ok(Self { limit, wait, raw, is_batch: max.is_some() })
+    }
+}
+
+/// Whether the payload itself is wanted.
+fn is_raw<B>(
+    query: &Query<'_>,
+    request: &Request<B>,
+    max: Option<usize>,
+) -> Result<bool, ApiError> {
+    let raw = query.flag("raw")?;
+    if raw && max.is_some() {
+        return Err(ApiError::parameter("raw", "one payload is given at a time; leave max out"));
+    }
+    Ok(raw || (max.is_none() && accepts(request.headers(), OCTETS)))
+}
+
+fn wait(query: &Query<'_>) -> Result<Option<Duration>, ApiError> {
+    let Some(text) = query.get("wait")? else { return Ok(None) };
+    match parse_duration(text) {
+        Ok(wait) if !wait.is_zero() && wait <= LONGEST_WAIT => Ok(Some(wait)),
+        Ok(_) => {
+            let why = format!("use more than 0, and at most {}", format_duration(LONGEST_WAIT));
+            Err(ApiError::parameter("wait", why))
+        }
+        Err(error) => Err(ApiError::parameter("wait", error.to_string())),
+    }
+}
+
+/// Waits for messages; none, when the time is over, the topic is deleted, the server stops, the keys no
+/// longer allow it or the client closes its side. What it waited for is for the next one then.
+async fn wait_for(
+    worker: &Worker,
+    activity: &ConnectionActivity,
+    mut pull: WaitingPull<'_>,
+    patience: Duration,
+) -> Vec<Message> {
+    let mut waits = false;
+    let pull = poll_fn(|cx| {
+        // What is there it gets, as without waiting; what comes is for somebody who is there.
+        if waits && activity.poll_peer_left(cx).is_ready() {
+            return Poll::Ready(Vec::new());
+        }
+        if let Poll::Ready(messages) = pull.poll(cx) {
+            return Poll::Ready(messages);
+        }
+        if !mem::replace(&mut waits, true) {
+            return activity.poll_peer_left(cx).map(|()| Vec::new());
+        }
+        Poll::Pending
+    });
+    select! {
+        biased;
+        () = worker.tasks.drain.cancelled() => Vec::new(),
+        messages = pull => messages,
+        () = sleep(patience) => Vec::new(),
+    }
+}
+
+/// Shows what would be pulled, or what there is from a position on.
+pub(super) async fn peek<B>(
+    call: &Call<'_>,
+    topic: &TopicName,
+    request: &Request<B>,
+) -> Result<Answer, ApiError> {
+    let query = Query::of(request).only(&["peek", "raw", "since", "max", "gaps"])?;
+    let from = position::requested(&query, request.headers())?;
+    let max = query.count("max")?;
+    let raw = is_raw(&query, request, max)?;
+    let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
+    let small = Inflight::small(request.version());
+    let reports_gaps = query.flag("gaps")?;
+    let peek = call.peek(topic, from, limit, small)?;
+    let peek = peek.ok_or_else(|| ApiError::Empty(topic.clone()))?;
+    let (epoch, start) = (peek.epoch, peek.start);
+    let Some(first) = peek.messages().next() else {
+        return Err(ApiError::NothingFrom { topic: topic.clone(), epoch, start });
+    };
+    let mut answer = match max {
+        Some(_) => Box::pin(lines(call.worker, &peek.events, reports_gaps)).await,
+        None if raw => payload(call.worker, first),
+        None => object(call.worker, first),
+    };
+    response::tell_start(answer.headers_mut(), epoch, start);
+    no_store(&mut answer);
+    Ok(answer)
+}
+
+fn object(app: &App, message: &Message) -> Answer {
+    let mut body = Vec::with_capacity(json::size_hint(message));
+    json::write_message(&mut body, message);
+    content(app, "application/json", body)
+}
+
+/// Other requests of the same thread get their turn between parts of it.
+async fn lines(app: &App, events: &[Event], reports_gaps: bool) -> Answer {
+    let size = |event: &Event| match event {
+        Event::Message(message) => json::size_hint(message),
+        Event::Missed { .. } => 0,
+    };
+    let mut body = Vec::with_capacity(events.iter().map(size).sum());
+    let mut part = 0;
+    for event in events {
+        let message = match event {
+            Event::Message(message) => message,
+            Event::Missed { count, next_id } => {
+                if reports_gaps {
+                    body.extend_from_slice(events::gap(*count, *next_id).as_bytes());
+                }
+                continue;
+            }
+        };
+        if body.len() - part >= BYTES_AT_ONCE {
+            part = body.len();
+            yield_now().await;
+        }
+        json::write_message(&mut body, message);
+        body.push(b'\n');
+    }
+    content(app, "application/x-ndjson", body)
+}
+
+fn payload(app: &App, message: &Message) -> Answer {
+    let mut answer = content(app, OCTETS, message.payload().clone());
+    let headers = answer.headers_mut();
+    if let Some(codings) = message.content_encoding() {
+        set(headers, header::CONTENT_ENCODING, codings);
+    }
+    if let Some(media_type) = message.content_type() {
+        set(headers, header::CONTENT_TYPE, media_type);
+        // Whoever may publish is not to run scripts as this server.
+        set(headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+        set(headers, header::CONTENT_SECURITY_POLICY, "sandbox; default-src 'none'");
+    }
+    let name = utf8_percent_encode(message.topic().name.as_str(), HEADER_ESCAPES).to_string();
+    for (header, value) in [
+        (names::MSGBUS_TOPIC, name),
+        (names::MSGBUS_ID, message.id().to_string()),
+        (names::MSGBUS_EPOCH, message.topic().epoch.to_string()),
+        (names::MSGBUS_CREATED, json::format_time(message.created())),
+    ] {
+        set(headers, header, &value);
+    }
+    if let Some(expires) = message.expires() {
+        set(headers, names::MSGBUS_EXPIRES, &json::format_time(expires));
+    }
+    answer
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    // What came in a header, or was escaped for one, fits in one.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}

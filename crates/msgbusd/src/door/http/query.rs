@@ -1,0 +1,70 @@
+//! The parameters of a request: known ones with bad values are refused; unknown ones too, where a
+//! misspelt one would do harm.
+
+use std::borrow::Cow;
+
+use hyper::Request;
+
+use super::error::ApiError;
+
+/// The decoded query string.
+#[derive(Debug)]
+pub(super) struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'a> Query<'a> {
+    pub(super) fn of<B>(request: &'a Request<B>) -> Self {
+        Self::parse(request.uri().query())
+    }
+
+    pub(super) fn parse(query: Option<&'a str>) -> Self {
+        Self(form_urlencoded::parse(query.unwrap_or_default().as_bytes()).collect())
+    }
+
+    /// Refuses parameters that are not among `known`.
+    pub(super) fn only(self, known: &'static [&'static str]) -> Result<Self, ApiError> {
+        // `_` is what scripts add against caches.
+        let is_known = |name: &str| name == "_" || known.contains(&name);
+        match self.0.iter().find(|(name, _)| !is_known(name)) {
+            Some((name, _)) => {
+                Err(ApiError::UnknownParameter { name: name.chars().take(40).collect(), known })
+            }
+            None => Ok(self),
+        }
+    }
+
+    /// Whether a parameter is there, whatever its value.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(known, _)| known == name)
+    }
+
+    /// The value of a parameter that may be given once.
+    pub(super) fn get(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
+        let mut values = self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| value);
+        match (values.next(), values.next()) {
+            (_, Some(_)) => Err(ApiError::RepeatedParameter(name)),
+            (value, None) => Ok(value.map(AsRef::as_ref)),
+        }
+    }
+
+    /// A parameter that is on when it is there: `?raw`, and `?raw=1` or `?raw=true`.
+    pub(super) fn flag(&self, name: &'static str) -> Result<bool, ApiError> {
+        match self.get(name)? {
+            None | Some("0" | "false") => Ok(false),
+            Some("" | "1" | "true") => Ok(true),
+            Some(_) => Err(ApiError::parameter(
+                name,
+                "give it without a value, or use 1, true, 0 or false",
+            )),
+        }
+    }
+
+    /// A whole number, 1 or more.
+    pub(super) fn count(&self, name: &'static str) -> Result<Option<usize>, ApiError> {
+        self.get(name)?
+            .map(|text| text.parse().ok().filter(|count| *count > 0))
+            .map(|count| {
+                count.ok_or_else(|| ApiError::parameter(name, "use a whole number, 1 or more"))
+            })
+            .transpose()
+    }
+}

@@ -1,0 +1,71 @@
+//! Responses, and the headers that several handlers set.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::{
+    Response, StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+};
+use msgbus_core::StartPosition;
+
+use super::names::{MSGBUS_EPOCH, MSGBUS_MISSED, MSGBUS_NEXT_ID, MSGBUS_RESTARTED};
+use super::stream::StreamingBody;
+use crate::state::App;
+
+/// A whole body, or one that goes on. That one is boxed: an answer is moved often, and most are whole.
+pub(crate) type AnswerBody = Either<Full<Bytes>, Box<StreamingBody>>;
+pub(crate) type Answer = Response<AnswerBody>;
+
+thread_local! {
+    /// The latest epoch that was asked for, and how it is written: a topic has the same one for long.
+    static LATEST: RefCell<(u64, HeaderValue)> = RefCell::new((0, number(0)));
+}
+
+/// Tells in the headers of the answer where the reading starts.
+pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: StartPosition) {
+    headers.insert(MSGBUS_EPOCH, self::epoch(epoch));
+    headers.insert(MSGBUS_NEXT_ID, number(start.next_id));
+    if start.missed > 0 {
+        headers.insert(MSGBUS_MISSED, number(start.missed));
+    }
+    if start.restarted {
+        headers.insert(MSGBUS_RESTARTED, HeaderValue::from_static("true"));
+    }
+}
+
+/// A number as a header's value: in one allocation, where the library's own way takes two.
+pub(super) fn number(number: u64) -> HeaderValue {
+    HeaderValue::from_str(itoa::Buffer::new().format(number))
+        .unwrap_or_else(|_| HeaderValue::from(number))
+}
+
+/// An epoch as a header's value.
+pub(super) fn epoch(epoch: u64) -> HeaderValue {
+    LATEST.with_borrow_mut(|(latest, written)| {
+        if *latest != epoch {
+            *latest = epoch;
+            *written = number(epoch);
+        }
+        written.clone()
+    })
+}
+
+pub(super) fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Either::Left(Full::default()));
+    *answer.status_mut() = status;
+    answer
+}
+
+/// An answer whose body counts as in flight until it is written.
+pub(super) fn content(app: &App, media_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let body = app.inflight.track_answer(body.into());
+    let mut answer = Response::new(Either::Left(Full::new(body)));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    answer
+}
+
+pub(super) fn no_store(answer: &mut Answer) {
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}

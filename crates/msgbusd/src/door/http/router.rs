@@ -1,0 +1,130 @@
+//! From a request to exactly one handler.
+
+use std::sync::Arc;
+
+use hyper::{
+    Method, Request, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
+use tracing::{Level, debug, enabled};
+
+use super::{
+    admin, credentials,
+    error::{self, ApiError},
+    head::{self, Outline},
+    host, origin, publish, pull,
+    response::{Answer, empty},
+    routes::Route,
+    stream, topics, websocket,
+};
+use crate::{
+    auth::Principal,
+    net::peer::Peer,
+    net::timeout_stream::ConnectionActivity,
+    service::{Call, code::Code},
+    state::App,
+    worker::Worker,
+};
+
+/// Answers one request. It is borrowed all the way down: each async fn that took it would keep it twice,
+/// and hyper keeps the room for all of them as long as the connection is open.
+pub(crate) async fn answer(
+    worker: &Arc<Worker>,
+    peer: Peer,
+    activity: &ConnectionActivity,
+    request: &mut Request<Incoming>,
+) -> Answer {
+    worker.request();
+    let app: &App = worker;
+    let outline = Outline::of(request.headers());
+    let checked = head::check(request, outline, peer)
+        .and_then(|()| origin::check(request, outline, peer, &app.config));
+    let source = match checked {
+        Ok(source) => source,
+        Err(refusal) => return refuse(app, &refusal, peer, request),
+    };
+    let mut answer = if request.method() == Method::OPTIONS && source != origin::Source::Own {
+        let mut answer = empty(StatusCode::NO_CONTENT);
+        source.preflight(answer.headers_mut());
+        answer
+    } else {
+        let routed = route(worker, peer, activity, request, outline).await;
+        routed.unwrap_or_else(|refusal| refuse(app, &refusal, peer, request))
+    };
+    source.share(answer.headers_mut());
+    if !app.config.allowed_origins.is_empty() {
+        answer.headers_mut().insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    answer
+}
+
+/// What hyper answers by itself in HTTP/1.1.
+pub(crate) fn too_many_headers(worker: &Worker) -> Answer {
+    worker.request();
+    empty(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+}
+
+/// What a request of HTTP/2 gets for which there is no memory. Without a body: that would need some.
+pub(crate) fn no_memory_for_request(worker: &Worker) -> Answer {
+    worker.request();
+    worker.metrics.refusal(Code::TooMuchInFlight);
+    let mut answer = empty(StatusCode::SERVICE_UNAVAILABLE);
+    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
+}
+
+fn refuse(app: &App, refusal: &ApiError, peer: Peer, request: &Request<Incoming>) -> Answer {
+    app.metrics.refusal(refusal.code());
+    if enabled!(Level::DEBUG) {
+        // Not the rest of the URL: a ticket may be in it, or a key that is there by mistake.
+        let (path, refusal) = (request.uri().path(), refusal.for_the_log());
+        debug!(%peer, method = %request.method(), path, refusal, "refused");
+    }
+    refusal.answer(error::prefers_json(request.headers()))
+}
+
+async fn route(
+    worker: &Arc<Worker>,
+    peer: Peer,
+    activity: &ConnectionActivity,
+    request: &mut Request<Incoming>,
+    outline: Outline,
+) -> Result<Answer, ApiError> {
+    let app: &App = worker;
+    let route = Route::of(request)?;
+    // Before anything of a body is read, and whatever there is.
+    let principal = credentials::check(app, &route, request)?;
+    if needs_own_name(&route, principal.as_deref()) {
+        host::check(request, outline, peer, &app.config)?;
+    }
+    if matches!(route, Route::Pull(_)) {
+        origin::may_take(request)?;
+    }
+    let call = Call { worker, peer, principal };
+    match route {
+        Route::Publish(topic) => publish::publish(&call, &topic, request, outline).await,
+        Route::Pull(topic) => pull::pull(&call, activity, &topic, request).await,
+        Route::Peek(topic) => pull::peek(&call, &topic, request).await,
+        Route::Websocket(topic) => websocket::subscribe(call, &topic, request).await,
+        Route::Stream(topic, format) => {
+            stream::stream(call, activity, &topic, request, format).await
+        }
+        Route::Counters(topic) => topics::counters(&call, &topic, request),
+        Route::Delete(topic) => topics::delete(&call, &topic, request),
+        // Boxed, so that no other request is larger for it.
+        Route::List => Box::pin(topics::list(call, request)).await,
+        Route::Inspect(topic) => Box::pin(admin::inspect(&call, topic)).await,
+        Route::Stats => Ok(Box::pin(admin::stats(worker)).await),
+        Route::Metrics => Ok(Box::pin(admin::metrics(worker)).await),
+        Route::Health => Ok(admin::health(worker)),
+        Route::Ticket => admin::ticket(app, request, call.principal),
+    }
+}
+
+/// Whether a page of another site could send this, if its name pointed here: it has no key, and whoever looks
+/// after servers asks `/healthz` by any name.
+fn needs_own_name(route: &Route, principal: Option<&Principal>) -> bool {
+    let has_key = principal.is_some_and(|principal| principal.key_name().is_some());
+    !has_key && !matches!(route, Route::Health)
+}

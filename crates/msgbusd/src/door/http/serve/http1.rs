@@ -1,0 +1,176 @@
+//! Serving one connection of HTTP/1.1.
+
+use std::{
+    convert::Infallible,
+    future::{pending, poll_fn},
+    sync::{Arc, OnceLock},
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Either;
+use hyper::{
+    Request, Response,
+    body::{Body as _, Incoming},
+    server::conn::http1::{Builder, Parts, UpgradeableConnection},
+    service::service_fn,
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{io::AsyncWriteExt as _, select};
+
+use super::{End, attend, date, note_end, streaming};
+use crate::{
+    door::http::{router, stream::StreamingBody},
+    net::connection::Connection,
+    net::peer::Peer,
+    net::rewind::Rewound,
+    net::timeout_stream::ConnectionActivity,
+    worker::Worker,
+};
+
+/// The largest buffer of a connection, in bytes: for heads, and for what of a body is in flight.
+const MOST_BUFFERED: usize = 64 << 10;
+/// For how long a connection is idle before it gives its buffers back, which are 16 KiB.
+const KEEP_BUFFERS: Duration = Duration::from_secs(1);
+
+/// What becomes of a connection that hyper no longer serves.
+enum Next {
+    /// It is idle, but for the beginning of a head that may have come.
+    Request(Rewound<Connection>),
+    /// It is a stream from here on.
+    Stream(Connection, Response<Box<StreamingBody>>),
+}
+
+/// Serves until the connection ends or becomes a websocket. While it is idle there is nothing of hyper.
+pub(super) async fn serve(
+    worker: &Arc<Worker>,
+    connection: Connection,
+    activity: &ConnectionActivity,
+    peer: Peer,
+) {
+    activity.hold_answers();
+    let mut io = Rewound::new(connection, Bytes::new());
+    let end = loop {
+        io = match serve_until_idle(worker, io, activity, peer).await {
+            Ok(Next::Request(io)) => io,
+            Ok(Next::Stream(connection, answer)) => {
+                activity.hold_nothing();
+                // Boxed: no other connection is to be larger for it.
+                break End::Stream(Box::pin(streaming::serve(connection, answer)).await);
+            }
+            Err(end) => break end,
+        };
+        if io.is_rewound() {
+            // Half a head came together with the request before it.
+            activity.is_in_a_head();
+        } else if let Some(end) = wait_for_more(worker, activity, &mut io).await {
+            break end;
+        }
+    };
+    note_end(worker, peer, end);
+}
+
+/// Answers requests until the connection is idle or one of them asks for a stream; else says how it has ended.
+async fn serve_until_idle(
+    worker: &Arc<Worker>,
+    io: Rewound<Connection>,
+    activity: &ConnectionActivity,
+    peer: Peer,
+) -> Result<Next, End> {
+    let stream = OnceLock::new();
+    let (connection, unread) = serve_by_hyper(worker, io, activity, peer, &stream).await?;
+    Ok(match stream.into_inner() {
+        Some(answer) => Next::Stream(connection, answer),
+        None => {
+            let is_a_head = !unread.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
+            let again = if is_a_head { unread } else { Bytes::new() };
+            Next::Request(Rewound::new(connection, again))
+        }
+    })
+}
+
+/// The same; gives the connection back with what hyper has read and not used. An answer that is a stream is left in
+/// `stream`.
+async fn serve_by_hyper(
+    worker: &Arc<Worker>,
+    io: Rewound<Connection>,
+    activity: &ConnectionActivity,
+    peer: Peer,
+    stream: &OnceLock<Response<Box<StreamingBody>>>,
+) -> Result<(Connection, Bytes), End> {
+    // Its own for each protocol: shared by both it would be copied more often.
+    let service = service_fn(|mut request: Request<Incoming>| async move {
+        activity.begin_only();
+        if request.extensions().get::<OnUpgrade>().is_some() {
+            // hyper gives the connection away with what it has not written.
+            activity.hold_nothing();
+        }
+        let answer = router::answer(worker, peer, activity, &mut request).await;
+        let (head, body) = answer.into_parts();
+        match body {
+            Either::Left(whole) => {
+                // Else the rest of it is still to come, and is no request.
+                activity.is_between_requests(request.body().is_end_stream());
+                // hyper takes the answer as a whole, now.
+                activity.end_only();
+                let mut answer = Response::from_parts(head, whole);
+                date::correct(&mut answer);
+                Ok::<_, Infallible>(answer)
+            }
+            Either::Right(live) => {
+                let mut answer = Response::from_parts(head, live);
+                date::stamp(&mut answer);
+                // There is one at most: hyper takes up no other request before this one is answered.
+                let _ = stream.set(answer);
+                pending().await
+            }
+        }
+    });
+    // Boxed, so that nothing of it stays while the connection is idle.
+    let mut connection = Box::new(
+        Builder::new()
+            // The socket has deadlines of its own, which tell an idle connection from a slow head.
+            .header_read_timeout(None)
+            // What has come whole is answered, even if nothing more can come. See docs/protocol.md, 1.7.
+            .half_close(true)
+            .max_header_size(worker.config.max_header)
+            .max_buf_size(worker.config.max_header.max(MOST_BUFFERED))
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades(),
+    );
+    let stop = UpgradeableConnection::graceful_shutdown;
+    // hyper writes all answers before it waits, unless the peer takes no more.
+    let has_stream = || stream.get().is_some() && !activity.is_writing();
+    let end = select! {
+        biased;
+        end = attend(worker, activity, Pin::new(&mut *connection), stop, Some(KEEP_BUFFERS)) => end,
+        // Whatever makes it true has woken the other one.
+        () = poll_fn(|_| if has_stream() { Poll::Ready(()) } else { Poll::Pending }) => End::Idle,
+    };
+    if !matches!(end, End::Idle) {
+        return Err(end);
+    }
+    match connection.into_parts() {
+        Some(Parts { io, read_buf, .. }) => Ok((io.into_inner().into_inner(), read_buf)),
+        None => Err(End::Over(Ok(()))),
+    }
+}
+
+/// Waits until an idle connection has something to read; otherwise says how it has ended.
+async fn wait_for_more(
+    worker: &Worker,
+    activity: &ConnectionActivity,
+    io: &mut Rewound<Connection>,
+) -> Option<End> {
+    select! {
+        () = activity.readable() => None,
+        deadline = activity.overdue(&worker.config.timeouts) => Some(End::Overdue(deadline)),
+        () = worker.tasks.drain.cancelled() => {
+            // It may be gone, which is what is wanted.
+            let _ = io.shutdown().await;
+            Some(End::Over(Ok(())))
+        }
+    }
+}

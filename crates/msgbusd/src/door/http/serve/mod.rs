@@ -1,0 +1,167 @@
+//! Serving one connection: in the clear or in TLS, HTTP/1.1 or HTTP/2, until it ends or becomes a
+//! websocket.
+
+mod bodies;
+mod date;
+mod http1;
+mod http2;
+mod streaming;
+
+use std::{
+    error::Error,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::select;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_util::either::Either;
+use tracing::{debug, warn};
+
+use crate::{
+    limits::connection_limit::ConnectionPermit,
+    metrics::Deadline,
+    net::connection::{self, Connection},
+    net::peer::Peer,
+    net::raw_stream::Accepted,
+    net::timeout_stream::{ConnectionActivity, TimeoutStream},
+    net::tls,
+    service::code::Code,
+    worker::Worker,
+};
+
+/// Serves one connection until it ends, or becomes a websocket.
+pub(crate) async fn serve(
+    worker: Arc<Worker>,
+    accepted: Accepted,
+    permit: ConnectionPermit,
+    tls: Option<Arc<ServerConfig>>,
+    peer: Peer,
+) {
+    let socket = match TimeoutStream::new(accepted, worker.config.timeouts.write, permit) {
+        Ok(socket) => socket,
+        Err(error) => return warn!(%peer, %error, "cannot serve a connection"),
+    };
+    let activity = socket.activity();
+    let connection = match tls {
+        None => Either::Left(socket),
+        // Boxed, as all that most connections do without: they are not to be larger for it.
+        Some(settings) => match Box::pin(encrypt(&worker, settings, socket, &activity)).await {
+            Ok(connection) => connection,
+            Err(error) => return debug!(%peer, %error, "no TLS"),
+        },
+    };
+    if connection::is_http2(&connection) {
+        Box::pin(http2::serve(&worker, connection, &activity, peer)).await;
+    } else {
+        http1::serve(&worker, connection, &activity, peer).await;
+    }
+}
+
+async fn encrypt(
+    worker: &Worker,
+    settings: Arc<ServerConfig>,
+    socket: TimeoutStream,
+    activity: &ConnectionActivity,
+) -> io::Result<Connection> {
+    select! {
+        stream = tls::begin(settings, socket) => Ok(Either::Right(Box::new(stream?))),
+        late = activity.overdue(&worker.config.timeouts) => {
+            worker.metrics.timeout(late);
+            Err(io::ErrorKind::TimedOut.into())
+        }
+        () = worker.tasks.drain.cancelled() => Err(io::Error::other("the server stops")),
+    }
+}
+
+/// Why a connection is no longer served.
+enum End {
+    /// By itself.
+    Over(hyper::Result<()>),
+    /// Nothing came in time.
+    Overdue(Deadline),
+    /// As a stream.
+    Stream(io::Result<()>),
+    /// It goes on, but need not be attended for now.
+    Idle,
+}
+
+fn note_end(worker: &Worker, peer: Peer, end: End) {
+    match end {
+        End::Over(Ok(())) | End::Stream(Ok(())) | End::Idle => {}
+        End::Over(Err(error)) => {
+            // hyper has answered by itself.
+            if error.is_parse_too_large() {
+                worker.metrics.refusal(Code::HeaderTooLarge);
+            } else if error.is_parse() {
+                worker.metrics.refusal(Code::BadHttp);
+            } else if is_timeout(&error) {
+                worker.metrics.timeout(Deadline::Write);
+            }
+            debug!(%peer, %error, "connection ended");
+        }
+        End::Stream(Err(error)) => {
+            if error.kind() == io::ErrorKind::TimedOut {
+                worker.metrics.timeout(Deadline::Write);
+            }
+            debug!(%peer, %error, "stream ended");
+        }
+        End::Overdue(deadline) => {
+            worker.metrics.timeout(deadline);
+            debug!(%peer, ?deadline, "connection closed: nothing came in time");
+        }
+    }
+}
+
+/// Whether the peer took no bytes for too long, see [`TimeoutStream`].
+fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    let is_one = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+    error.downcast_ref().is_some_and(is_one) || error.source().is_some_and(is_timeout)
+}
+
+/// Polls a connection until nothing is left to do: the answers that its socket still holds by then are
+/// written when it is polled again.
+fn poll_through<C: Future>(
+    activity: &ConnectionActivity,
+    mut connection: Pin<&mut C>,
+    cx: &mut Context<'_>,
+) -> Poll<C::Output> {
+    loop {
+        date::look();
+        let polled = connection.as_mut().poll(cx);
+        if polled.is_ready() || !activity.holds_answers() {
+            return polled;
+        }
+    }
+}
+
+/// Lets a connection go on until it ends, nothing comes in time or it is idle for so long; tells it when the
+/// server stops.
+async fn attend<C: Future<Output = hyper::Result<()>>>(
+    worker: &Worker,
+    activity: &ConnectionActivity,
+    mut connection: Pin<&mut C>,
+    stop: impl Fn(Pin<&mut C>),
+    idle: Option<Duration>,
+) -> End {
+    let mut draining = pin!(worker.tasks.drain.cancelled());
+    let mut overdue = pin!(activity.overdue_or_idle(&worker.config.timeouts, idle));
+    let mut is_draining = false;
+    loop {
+        select! {
+            biased;
+            ended = poll_fn(|cx| poll_through(activity, connection.as_mut(), cx)) => {
+                return End::Over(ended);
+            }
+            overdue = &mut overdue => return overdue.map_or(End::Idle, End::Overdue),
+            () = &mut draining, if !is_draining => {
+                is_draining = true;
+                stop(connection.as_mut());
+            }
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! `GET /<topic>` as a stream: server-sent events, JSON lines or raw lines. docs/protocol.md,
+//! sections 6.10 to 6.14.
+//!
+//! The answer's body is the subscription: the connection asks for more when the last piece is written, so a slow
+//! reader holds nothing but its position in the topic.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Either;
+use hyper::{
+    Request, Response,
+    body::{Body, Frame},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+};
+use msgbus_core::{Position, RecvError, TopicName};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::{
+    error::ApiError, negotiate::accepts, negotiate::items, position, query::Query, response,
+    response::Answer,
+};
+use crate::{
+    encode::frame_cache::FrameFormat,
+    net::timeout_stream::ConnectionActivity,
+    service::{
+        Call,
+        follower::{End, FollowOptions, Follower, Item},
+    },
+    signal::Cancelled,
+    worker::Worker,
+};
+
+/// The longest silence of a stream whose format has a keep-alive, if `--ping-interval` is not shorter.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A comment without an empty line behind it: some parsers take every empty line for an event.
+const SSE_KEEP_ALIVE: &[u8] = b":\n";
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// The format that the request asks for, if it asks for a stream at all.
+pub(super) fn wanted(
+    query: &Query<'_>,
+    headers: &HeaderMap,
+) -> Result<Option<FrameFormat>, ApiError> {
+    if let Some(format) = query.get("stream")? {
+        return match format {
+            "sse" => Ok(Some(FrameFormat::Sse)),
+            "ndjson" => Ok(Some(FrameFormat::JsonLine)),
+            "raw" => Ok(Some(FrameFormat::RawLine)),
+            _ => Err(ApiError::parameter("stream", "use sse, ndjson or raw")),
+        };
+    }
+    Ok(if accepts(headers, "text/event-stream") {
+        Some(FrameFormat::Sse)
+    } else if accepts(headers, "application/x-ndjson") {
+        Some(FrameFormat::JsonLine)
+    } else {
+        None
+    })
+}
+
+/// Subscribes, then answers: nothing falls between.
+pub(super) async fn stream<B>(
+    call: Call<'_>,
+    activity: &ConnectionActivity,
+    topic: &TopicName,
+    request: &Request<B>,
+    format: FrameFormat,
+) -> Result<Answer, ApiError> {
+    let query = Query::of(request).only(&["stream", "since", "index", "lag", "ticket"])?;
+    let (from, note) = match position::requested(&query, request.headers()) {
+        // A browser cannot be told by a status: it would only ask again, with the same header.
+        Err(ApiError::Header { .. }) if format == FrameFormat::Sse => {
+            let note = ": Last-Event-ID is not of this server, and ignored\n";
+            (position::by_query(&query)?, note)
+        }
+        position => (position?, ""),
+    };
+    let options =
+        FollowOptions { from: from.unwrap_or_default(), lag: position::lag(&query)?, format };
+    let follower = call.follow(topic, options).await?;
+
+    let content_type = match format {
+        FrameFormat::Sse => "text/event-stream",
+        FrameFormat::JsonLine => "application/x-ndjson",
+        _ => "application/octet-stream",
+    };
+    let subscription = follower.subscription();
+    let (epoch, start) = (subscription.topic().epoch, subscription.start());
+    let mut live = StreamingBody::new(follower, activity, format, note);
+    if format == FrameFormat::Sse && is_event_source(request.headers()) {
+        live.name_the_start();
+    }
+    let mut answer = Response::new(Either::Right(Box::new(live)));
+    *answer.version_mut() = request.version();
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // Says to nginx not to hold the stream back.
+    headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response::tell_start(headers, epoch, start);
+    Ok(answer)
+}
+
+fn keep_alive(app: &Worker) -> Duration {
+    KEEP_ALIVE.min(app.config.timeouts.ping)
+}
+
+/// Whether the client is an `EventSource`: it fetches with the cache mode `no-store`, for which the Fetch
+/// standard adds this header. Other clients that read server-sent events take the block that names the start
+/// for an empty event, and do not need it.
+fn is_event_source(headers: &HeaderMap) -> bool {
+    items(headers, &header::CACHE_CONTROL).any(|item| item.eq_ignore_ascii_case("no-cache"))
+}
+
+/// A body that ends when the subscription, the client or the server does.
+#[derive(Debug)]
+pub(crate) struct StreamingBody {
+    follower: Follower,
+    activity: ConnectionActivity,
+    form: FrameFormat,
+    /// What is ready to be written.
+    pieces: VecDeque<Bytes>,
+    keep_alive: Pin<Box<Sleep>>,
+    draining: Pin<Box<Cancelled>>,
+    over: bool,
+}
+
+impl StreamingBody {
+    fn new(
+        follower: Follower,
+        activity: &ConnectionActivity,
+        form: FrameFormat,
+        note: &'static str,
+    ) -> Self {
+        let app = follower.app();
+        let mut live = Self {
+            keep_alive: Box::pin(sleep(keep_alive(app))),
+            draining: Box::pin(app.tasks.drain.cancelled()),
+            activity: activity.clone(),
+            form,
+            pieces: VecDeque::new(),
+            over: false,
+            follower,
+        };
+        if !note.is_empty() {
+            live.pieces.push_back(Bytes::from_static(note.as_bytes()));
+        }
+        let subscription = live.follower.subscription();
+        if subscription.start().restarted {
+            let epoch = subscription.topic().epoch;
+            live.say("restart", &format!("\"epoch\":\"{epoch}\""));
+        }
+        live
+    }
+
+    /// Tells a browser where it starts: cut off before the first message, it resumes there and not
+    /// wherever the topic is by then. An id without data is no event.
+    fn name_the_start(&mut self) {
+        let epoch = self.follower.subscription().topic().epoch;
+        let position = Position::before(epoch, self.follower.next_id());
+        self.pieces.push_back(format!("id: {position}\n\n").into());
+    }
+
+    /// Says something that is no message, where the format has a way to.
+    fn say(&mut self, event: &str, fields: &str) {
+        self.pieces.extend(event_text(self.form, event, fields, None));
+    }
+
+    fn end(&mut self, end: &End) {
+        match end {
+            End::Revoked => self.say("revoked", ""),
+            End::Over(RecvError::Deleted) => self.say("deleted", ""),
+            End::Over(RecvError::Lagged { missed }) => {
+                self.say("lagged", &format!("\"missed\":{missed}"));
+            }
+            End::Over(_) => {}
+        }
+        self.over = true;
+    }
+
+    /// What waits to be written, in order.
+    pub(crate) fn pieces(&mut self) -> &mut VecDeque<Bytes> {
+        &mut self.pieces
+    }
+
+    /// Whether there will be no more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Ready when the keys no longer allow the stream.
+    pub(crate) fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.follower.poll_revoked(cx)
+    }
+
+    /// Waits for more pieces, or for the end.
+    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.draining.as_mut().poll(cx).is_ready() {
+            self.over = true;
+            return Poll::Ready(());
+        }
+        let Self { follower, pieces, form, .. } = self;
+        let (form, epoch) = (*form, follower.subscription().topic().epoch);
+        let received = follower.poll_batch(cx, |item, next_id| match item {
+            Item::Frame(frame) => {
+                pieces.extend(frame.into_pieces().into_iter().filter(|piece| !piece.is_empty()));
+            }
+            Item::Missed(count) => {
+                // Told once: a client that resumes after it is not told again.
+                let position = Position::before(epoch, next_id);
+                let fields = format!("\"missed\":{count}");
+                pieces.extend(event_text(form, "gap", &fields, Some(position)));
+            }
+        });
+        if let Poll::Ready(received) = received {
+            if let Err(end) = received {
+                self.end(&end);
+            }
+            self.reset_keep_alive();
+            return Poll::Ready(());
+        }
+        // It has what there is. What comes is for somebody who is there.
+        if self.activity.poll_peer_left(cx).is_ready() {
+            self.over = true;
+            return Poll::Ready(());
+        }
+        ready!(self.keep_alive.as_mut().poll(cx));
+        self.reset_keep_alive();
+        // The timer is set again, and has to be polled to wake this.
+        let _ = self.keep_alive.as_mut().poll(cx);
+        match self.form {
+            FrameFormat::Sse => self.pieces.push_back(Bytes::from_static(SSE_KEEP_ALIVE)),
+            FrameFormat::JsonLine => self.pieces.push_back(Bytes::from_static(b"\n")),
+            _ => return Poll::Pending,
+        }
+        Poll::Ready(())
+    }
+
+    fn reset_keep_alive(&mut self) {
+        let deadline = Instant::now() + keep_alive(self.follower.app());
+        self.keep_alive.as_mut().reset(deadline);
+    }
+}
+
+/// An event that is no message, in a format that has such; SSE also names the position after it.
+fn event_text(
+    form: FrameFormat,
+    event: &str,
+    fields: &str,
+    after: Option<Position>,
+) -> Option<Bytes> {
+    let text = match (form, after) {
+        (FrameFormat::Sse, None) => format!("event: {event}\ndata: {{{fields}}}\n\n"),
+        (FrameFormat::Sse, Some(after)) => {
+            format!("event: {event}\ndata: {{{fields}}}\nid: {after}\n\n")
+        }
+        (FrameFormat::JsonLine, _) if fields.is_empty() => format!("{{\"event\":\"{event}\"}}\n"),
+        (FrameFormat::JsonLine, _) => format!("{{\"event\":\"{event}\",{fields}}}\n"),
+        _ => return None,
+    };
+    Some(text.into())
+}
+
+impl Body for StreamingBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            if self.over {
+                return Poll::Ready(None);
+            }
+            ready!(self.poll_more(cx));
+        }
+    }
+}
+
+impl Drop for StreamingBody {
+    fn drop(&mut self) {
+        self.follower.log_end(&"stream");
+    }
+}

@@ -1,0 +1,135 @@
+//! `GET /`, `HEAD /<topic>`, `DELETE /<topic>`: topics as wholes. docs/protocol.md, section 7.
+
+use std::sync::Arc;
+
+use hyper::{
+    Request, StatusCode,
+    header::{self, HeaderValue},
+};
+use msgbus_core::{TopicName, json};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::{
+    error::ApiError, names, negotiate::accepts, query::Query, response, response::Answer,
+    response::content, response::empty, response::no_store,
+};
+use crate::{
+    auth::Principal,
+    limits::inflight::Inflight,
+    service::{self, Call, error::ServiceError},
+    state::App,
+};
+
+/// The most topics in one listing.
+const PAGE: usize = 10_000;
+/// Of one topic, whatever is told of it, in bytes.
+const MOST_OF_ONE: usize = 1 << 10;
+/// What a GET of a topic may have. A HEAD answers the same whatever they say.
+const OF_GET: &[&str] =
+    &["raw", "max", "wait", "peek", "stream", "since", "index", "lag", "gaps", "ticket"];
+
+/// Names, one a line; or objects with counters, for those who accept JSON. Only those that the caller may
+/// inspect, where there are keys.
+pub(super) async fn list<B>(call: Call<'_>, request: &Request<B>) -> Result<Answer, ApiError> {
+    let query = Query::of(request).only(&["prefix", "after", "max"])?;
+    let page = Page {
+        prefix: query.get("prefix")?.unwrap_or_default().to_owned(),
+        after: query.get("after")?.unwrap_or_default().to_owned(),
+        max: query.count("max")?.unwrap_or(PAGE).min(PAGE),
+        as_json: accepts(request.headers(), "application/json"),
+        small: Inflight::small(request.version()),
+        principal: call.principal,
+    };
+    let on_it = Arc::clone(call.worker);
+    call.worker.background.run(move || page.answer(&on_it)).await
+}
+
+/// A part of all topics that is asked for.
+struct Page {
+    prefix: String,
+    after: String,
+    max: usize,
+    as_json: bool,
+    /// What is not counted as in flight, in bytes.
+    small: usize,
+    principal: Option<Arc<Principal>>,
+}
+
+impl Page {
+    fn answer(&self, app: &App) -> Result<Answer, ApiError> {
+        let Self { prefix, after, max, .. } = self;
+        let (names, more) =
+            service::topics::names(app, self.principal.as_deref(), prefix, after, *max);
+        if names.len() * MOST_OF_ONE > self.small && app.inflight.is_full() {
+            return Err(ServiceError::TooMuchInFlight.into());
+        }
+        let mut answer = if self.as_json {
+            let topics: Vec<_> = names.iter().filter_map(|name| app.bus.topic(name)).collect();
+            let mut body = Vec::new();
+            json::write_topics(&mut body, &topics);
+            content(app, "application/json", body)
+        } else {
+            let mut body = String::new();
+            for name in &names {
+                body.push_str(name.as_str());
+                body.push('\n');
+            }
+            content(app, "text/plain; charset=utf-8", body)
+        };
+        if let Some(link) = names.last().filter(|_| more).and_then(|last| self.next(last)) {
+            answer.headers_mut().insert(header::LINK, link);
+        }
+        no_store(&mut answer);
+        Ok(answer)
+    }
+
+    /// Where the page after this one is.
+    fn next(&self, last: &TopicName) -> Option<HeaderValue> {
+        let escape = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+        let (prefix, after) = (escape(&self.prefix), escape(last.as_str()));
+        let max = self.max;
+        let link = format!("</?prefix={prefix}&after={after}&max={max}>; rel=\"next\"");
+        HeaderValue::try_from(link).ok()
+    }
+}
+
+/// The counters of one topic, as headers.
+pub(super) fn counters<B>(
+    call: &Call<'_>,
+    topic: &TopicName,
+    request: &Request<B>,
+) -> Result<Answer, ApiError> {
+    Query::of(request).only(OF_GET)?;
+    let stats = call.topic(topic)?;
+    let counters = stats.counters;
+    let mut answer = empty(StatusCode::OK);
+    for (name, value) in [
+        (names::MSGBUS_EPOCH, stats.topic.epoch),
+        (names::MSGBUS_FIRST_ID, stats.first_id),
+        (names::MSGBUS_NEXT_ID, stats.next_id),
+        (names::MSGBUS_RETAINED, stats.retained),
+        (names::MSGBUS_UNPULLED, stats.unpulled),
+        (names::MSGBUS_BYTES, stats.bytes),
+        (names::MSGBUS_SUBSCRIBERS, stats.subscribers as u64),
+        (names::MSGBUS_PUBLISHED, counters.published),
+        (names::MSGBUS_PULLED, counters.pulled),
+        (names::MSGBUS_DELIVERED, counters.delivered),
+        (names::MSGBUS_MISSED, counters.missed),
+        (names::MSGBUS_EXPIRED, counters.expired.total),
+        (names::MSGBUS_EVICTED, counters.evicted.total),
+    ] {
+        answer.headers_mut().insert(name, response::number(value));
+    }
+    no_store(&mut answer);
+    Ok(answer)
+}
+
+pub(super) fn delete<B>(
+    call: &Call<'_>,
+    topic: &TopicName,
+    request: &Request<B>,
+) -> Result<Answer, ApiError> {
+    Query::of(request).only(&[])?;
+    call.delete(topic)?;
+    Ok(empty(StatusCode::NO_CONTENT))
+}

@@ -1,0 +1,71 @@
+//! `GET /<topic>` with a websocket upgrade: subscribing. docs/protocol.md, section 6.
+//!
+//! [`handshake`] decides, this file takes the connection over, and [`crate::door::websocket`] serves it.
+
+use hyper::{
+    Request, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+    upgrade::Upgraded,
+};
+use hyper_util::rt::TokioIo;
+use msgbus_core::TopicName;
+
+use super::{
+    error::ApiError, handshake, negotiate::items, position, query::Query, response,
+    response::Answer, response::empty,
+};
+use crate::{
+    door::websocket::{self, Push},
+    encode::frame_cache::FrameFormat,
+    net::{connection::Connection, rewind::Rewound},
+    service::{Call, follower::FollowOptions},
+};
+
+/// What a page offers beside its key, and is answered.
+const SUBPROTOCOL: &str = "msgbus";
+
+/// Subscribes, then answers the handshake: nothing falls between.
+pub(super) async fn subscribe(
+    call: Call<'_>,
+    topic: &TopicName,
+    request: &mut Request<Incoming>,
+) -> Result<Answer, ApiError> {
+    let accept = handshake::check(request)?;
+    let query = Query::of(request).only(&["since", "index", "raw", "lag", "gaps", "ticket"])?;
+    let format = if query.flag("raw")? { FrameFormat::Binary } else { FrameFormat::Text };
+    let from = position::requested(&query, request.headers())?;
+    let reports_gaps = query.flag("gaps")?;
+    let options =
+        FollowOptions { from: from.unwrap_or_default(), lag: position::lag(&query)?, format };
+    let follower = call.follow(topic, options).await?;
+
+    let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
+    let headers = answer.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    if items(request.headers(), &header::SEC_WEBSOCKET_PROTOCOL).any(|offer| offer == SUBPROTOCOL) {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    let subscription = follower.subscription();
+    response::tell_start(headers, subscription.topic().epoch, subscription.start());
+
+    let upgrade = hyper::upgrade::on(request);
+    // Shared from the beginning: the task is not to be larger for it.
+    let push = Push::new(follower, reports_gaps);
+    call.worker.tasks.spawn(async move {
+        // A client that is gone by now, or a connection that is not ours, has no session.
+        if let Some((connection, already_read)) = upgrade.await.ok().and_then(take_over) {
+            websocket::serve(push, connection, already_read).await;
+        }
+    });
+    Ok(answer)
+}
+
+/// The connection itself, and what the client has sent behind the handshake.
+fn take_over(upgraded: Upgraded) -> Option<(Connection, Vec<u8>)> {
+    let parts = upgraded.downcast::<TokioIo<Rewound<Connection>>>().ok()?;
+    // Most often nothing was read; but its slice keeps the connection's whole read buffer alive.
+    Some((parts.io.into_inner().into_inner(), parts.read_buf.to_vec()))
+}

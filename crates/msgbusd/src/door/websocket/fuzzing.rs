@@ -1,0 +1,145 @@
+//! The fuzz target of what a client says on a websocket.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::{
+    session::{self, End},
+    transport::{Outgoing, Transport},
+};
+use crate::fuzzing::block_on;
+
+/// What a client says after the handshake: it is understood the same in whatever pieces it comes, it is
+/// answered with pongs and one close frame, and never with more than was said.
+///
+/// # Panics
+/// When one of that is not so.
+pub fn websocket(data: &[u8]) {
+    let whole = ConnectionActivity::of(data, 0, usize::MAX);
+    assert_eq!(whole, ConnectionActivity::of(data, 0, 1));
+    assert_eq!(whole, ConnectionActivity::of(data, data.len() / 2, 7));
+    whole.is_right(data.len());
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct ConnectionActivity {
+    heard: Vec<Message>,
+    /// An end as it shows in the log.
+    end: String,
+    said: Vec<u8>,
+}
+
+impl ConnectionActivity {
+    /// With the first bytes come along with the handshake, and the others in pieces.
+    fn of(data: &[u8], already_read: usize, piece: usize) -> Self {
+        let (already_read, to_come) = data.split_at(already_read);
+        let (mut heard, mut said) = (Vec::new(), Vec::new());
+        let end = block_on(async {
+            let wire = Wire { to_come, piece, said: &mut said };
+            let mut transport = Transport::new(wire, already_read.to_vec());
+            let mut outgoing = Outgoing::default();
+            let end = poll_fn(|cx| {
+                // As `Session::poll_read` does.
+                while let Poll::Ready(message) = transport.poll_read(cx) {
+                    match message {
+                        Ok(Message::Close(_)) => return Poll::Ready(End::ClosedByClient),
+                        Ok(message) => heard.push(message),
+                        Err(error) => return Poll::Ready(End::from(error)),
+                    }
+                    let _ = transport.poll_write(cx, &mut outgoing);
+                }
+                Poll::Pending
+            })
+            .await;
+            if !matches!(end, End::Broken) {
+                session::close(transport, outgoing, end.close_frame(None)).await;
+            }
+            end
+        });
+        Self { heard, end: format!("{end:?}"), said }
+    }
+
+    fn is_right(&self, given: usize) {
+        assert!(self.heard.iter().map(Message::len).sum::<usize>() <= given);
+        let frames = frames(&self.said);
+        let pings = self.heard.iter().filter_map(|message| match message {
+            Message::Ping(text) => Some(text),
+            _ => None,
+        });
+        let pongs: Vec<_> = frames.iter().filter(|(first, _)| *first == PONG).collect();
+        assert!(pongs.iter().map(|(_, text)| *text).eq(pings.map(|text| &text[..])));
+        let is_closed = frames.last().is_some_and(|(first, _)| *first == CLOSE);
+        assert_eq!(frames.len(), pongs.len() + usize::from(is_closed), "{frames:x?}");
+        assert!(is_closed || self.end == "Broken", "{}", self.end);
+        if let Some((CLOSE, text)) = frames.last()
+            && let Some((code, reason)) = text.split_first_chunk()
+        {
+            let code = u16::from_be_bytes(*code);
+            assert!(matches!(code, 1000..=1003 | 1007..=1013 | 3000..=4999), "{code}");
+            assert!(str::from_utf8(reason).is_ok());
+        }
+    }
+}
+
+const PONG: u8 = 0x8a;
+const CLOSE: u8 = 0x88;
+
+/// The frames of a server, which are short and not masked: the first byte and the payload of each.
+fn frames(mut said: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut frames = Vec::new();
+    while let [first, length, rest @ ..] = said {
+        assert!(*length <= 125, "{said:x?}");
+        let (payload, rest) = rest.split_at(usize::from(*length));
+        frames.push((*first, payload));
+        said = rest;
+    }
+    assert!(said.is_empty(), "half a frame");
+    frames
+}
+
+/// A connection on which all that comes is known.
+struct Wire<'a> {
+    to_come: &'a [u8],
+    piece: usize,
+    said: &'a mut Vec<u8>,
+}
+
+impl AsyncRead for Wire<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let count = self.to_come.len().min(self.piece).min(buffer.remaining());
+        let (now, later) = self.to_come.split_at(count);
+        buffer.put_slice(now);
+        self.to_come = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Wire<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.said.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,12 @@
+//! Listening, byte streams with deadlines, TLS, and the threads that serve.
+
+pub(crate) mod client_prefix;
+pub(crate) mod connection;
+pub(crate) mod listener;
+pub(crate) mod peer;
+pub(crate) mod raw_stream;
+pub(crate) mod rewind;
+pub(crate) mod timeout_stream;
+pub(crate) mod tls;
+pub(crate) mod wake_queue;
+pub(crate) mod workers;

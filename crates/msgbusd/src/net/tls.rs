@@ -1,0 +1,161 @@
+//! TLS: the certificate, which is read again while the server runs, and how a connection begins.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::RwLock;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt as _;
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, InconsistentKeys, ServerConfig,
+        crypto::{CryptoProvider, ring},
+        pki_types::{
+            CertificateDer, PrivateKeyDer,
+            pem::{self, PemObject as _},
+        },
+        server::{ClientHello, ResolvesServerCert},
+        sign::CertifiedKey,
+    },
+    server::TlsStream,
+};
+
+use crate::{net::timeout_stream::TimeoutStream, read_file::read_file};
+
+/// The name of HTTP/2 where protocols are agreed upon (RFC 9113, section 3.1).
+pub(crate) const HTTP_2: &[u8] = b"h2";
+const HTTP_1: &[u8] = b"http/1.1";
+
+/// The files of a certificate, in PEM.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The server's certificate, and behind it those that lead to a root.
+    pub chain: PathBuf,
+    /// Its private key, not encrypted.
+    pub key: PathBuf,
+}
+
+/// What is wrong with the files of a certificate: one line that names the file.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{}: {problem}", .file.display())]
+pub struct CertificateError {
+    file: PathBuf,
+    problem: String,
+}
+
+impl CertificateError {
+    /// Whether it is about this file.
+    pub(crate) fn is_of(&self, file: &Path) -> bool {
+        self.file == file
+    }
+}
+
+impl CertificateFiles {
+    /// Reads the files. Blocks for ten seconds at the most for each of them.
+    ///
+    /// # Errors
+    /// When one cannot be read or has not in it what it should, or the two do not belong together.
+    pub(crate) fn read(&self) -> Result<CertifiedKey, CertificateError> {
+        let wrong = |file: &Path, problem: String| CertificateError { file: file.into(), problem };
+        let pem = |file: &Path, what: &str, error: pem::Error| {
+            let problem = match error {
+                pem::Error::NoItemsFound => format!("contains no {what} in PEM"),
+                error => format!("invalid PEM: {error}"),
+            };
+            wrong(file, problem)
+        };
+        let read = |file: &Path| {
+            read_file(file).map_err(|error| wrong(file, format!("cannot read it: {error}")))
+        };
+        let chain = CertificateDer::pem_slice_iter(&read(&self.chain)?)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| pem(&self.chain, "certificate", error))?;
+        if chain.is_empty() {
+            return Err(pem(&self.chain, "certificate", pem::Error::NoItemsFound));
+        }
+        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
+            .map_err(|error| pem(&self.key, "private key that is not encrypted", error))?;
+        CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                wrong(&self.key, format!("not the key of {}", self.chain.display()))
+            }
+            rustls::Error::InvalidCertificate(_) => {
+                wrong(&self.chain, format!("cannot use it: {error}"))
+            }
+            error => wrong(&self.key, format!("cannot use it: {error}")),
+        })
+    }
+}
+
+fn provider() -> CryptoProvider {
+    ring::default_provider()
+}
+
+/// The certificate in force. Connections that are open keep the one that they began with.
+#[derive(Debug)]
+pub struct Certificate {
+    files: CertificateFiles,
+    in_force: RwLock<Arc<CertifiedKey>>,
+}
+
+impl Certificate {
+    pub(crate) fn new(files: CertificateFiles) -> Result<Self, CertificateError> {
+        let in_force = RwLock::new(Arc::new(files.read()?));
+        Ok(Self { files, in_force })
+    }
+
+    /// The file that the certificate is from.
+    pub fn path(&self) -> &Path {
+        &self.files.chain
+    }
+
+    /// Reads the files again. Blocks for ten seconds at the most for each of them: it is not for a thread
+    /// that serves.
+    ///
+    /// # Errors
+    /// When something is wrong with them: then the certificate stays as it was.
+    pub fn reload(&self) -> Result<(), CertificateError> {
+        *self.in_force.write() = Arc::new(self.files.read()?);
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.in_force.read()))
+    }
+}
+
+/// How TLS is spoken with this certificate.
+pub(crate) fn settings(certificate: &Arc<Certificate>) -> Arc<ServerConfig> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap_or_else(|_| unreachable!("ring has ciphers for them"))
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::<Certificate>::clone(certificate));
+    config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
+    Arc::new(config)
+}
+
+/// Begins TLS. A client that does not speak it is told so in the clear, as no browser or curl
+/// would explain it.
+pub(crate) async fn begin(
+    settings: Arc<ServerConfig>,
+    mut socket: TimeoutStream,
+) -> io::Result<TlsStream<TimeoutStream>> {
+    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
+        Content-Type: text/plain; charset=utf-8\r\nContent-Length: 38\r\n\
+        Connection: close\r\n\r\n\
+        this port speaks TLS: use https://...\n";
+    // A handshake begins with 22, a request with a letter.
+    if socket.stream().first_byte().await?.is_some_and(|byte| byte.is_ascii_alphabetic()) {
+        socket.write_all(ANSWER).await?;
+        socket.shutdown().await?;
+        return Err(io::Error::other("it does not speak TLS"));
+    }
+    TlsAcceptor::from(settings).accept(socket).await
+}

@@ -1,0 +1,74 @@
+//! The code words of all refusals: of requests, of connections, and of what is said on a websocket.
+//! docs/protocol.md, section 8.
+
+macro_rules! codes {
+    ($($code:ident = $word:literal,)+) => {
+        /// The stable word of a refusal: for programs, and for the metrics.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Code { $($code,)+ }
+
+        impl Code {
+            /// In the order of the variants: a code is an index.
+            pub(crate) const ALL: [Self; [$($word),+].len()] = [$(Self::$code,)+];
+
+            pub(crate) const fn word(self) -> &'static str {
+                match self { $(Self::$code => $word,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    BadTopic = "bad_topic",
+    BadParameter = "bad_parameter",
+    BadHeader = "bad_header",
+    BadHandshake = "bad_handshake",
+    BadBody = "bad_body",
+    KeyNeeded = "key_needed",
+    WrongKey = "wrong_key",
+    WrongTicket = "wrong_ticket",
+    ForeignOrigin = "foreign_origin",
+    NotGranted = "not_granted",
+    Empty = "empty",
+    NoSuchTopic = "no_such_topic",
+    NothingHere = "nothing_here",
+    MethodNotAllowed = "method_not_allowed",
+    BodyTimeout = "body_timeout",
+    PayloadTooLarge = "payload_too_large",
+    EncodedLines = "encoded_lines",
+    ForeignHost = "foreign_host",
+    WrongScheme = "wrong_scheme",
+    BadWebsocketVersion = "bad_websocket_version",
+    TooManyMessages = "too_many_messages",
+    UnknownTransferCoding = "unknown_transfer_coding",
+    Prefetch = "prefetch",
+    TooManyTopics = "too_many_topics",
+    BusFull = "bus_full",
+    TooManyTickets = "too_many_tickets",
+    TooManySubscriptions = "too_many_subscriptions",
+    TooMuchInFlight = "too_much_in_flight",
+    Closed = "closed",
+    TopicFull = "topic_full",
+    TooManyConnections = "too_many_connections",
+    TooManyConnectionsOfAddress = "too_many_connections_of_address",
+    BadHttp = "bad_http",
+    HeaderTooLarge = "header_too_large",
+    WebsocketTooLarge = "websocket_too_large",
+    WebsocketNotUtf8 = "websocket_not_utf8",
+    WebsocketViolation = "websocket_violation",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_in_the_contract() {
+        let contract = include_str!("../../../../docs/protocol.md");
+        let table = contract.split("\n8.1. ").nth(1).unwrap().split("\n8.2. ").next().unwrap();
+        for (index, code) in Code::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, index);
+            assert!(table.contains(&format!("`{}`", code.word())), "{code:?} is in no row of 8.1");
+        }
+    }
+}

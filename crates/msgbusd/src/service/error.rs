@@ -1,0 +1,82 @@
+//! Why the service refuses something. Each door says it in its own protocol.
+
+use std::time::Duration;
+
+use msgbus_core::{LimitReached, PublishError, SubscribeError, TopicName};
+use thiserror::Error;
+
+use super::code::Code;
+use crate::limits::{rate::Rate, rate_limit::OverRate};
+
+/// Why an operation was refused. The text is one line for people.
+#[derive(Debug, Error)]
+pub(crate) enum ServiceError {
+    #[error("{permission} needs a key")]
+    KeyNeeded { permission: String },
+    #[error("invalid key")]
+    WrongKey,
+    #[error("invalid or expired ticket; tickets are single-use and last 30 seconds")]
+    WrongTicket,
+    #[error("the key {key:?} does not allow {permission}")]
+    NotGranted { key: String, permission: String },
+    #[error("too many tickets are open: each is gone after 30 seconds")]
+    TooManyTickets,
+    #[error("no such topic: {0}")]
+    NoSuchTopic(TopicName),
+    #[error("server is busy: in-flight memory limit reached; retry shortly")]
+    TooMuchInFlight,
+    #[error("too many subscriptions: at most {limit} are open at a time")]
+    TooManySubscriptions { limit: usize },
+    #[error("too many messages: the next one may come in {} s", seconds(*.retry_after))]
+    TooManyMessages { retry_after: Duration },
+    #[error(
+        "the batch has {count} messages, and at most {rate} a second may be published: \
+         send at most {rate} in one request"
+    )]
+    BatchOverRate { count: usize, rate: Rate },
+    #[error("{0}")]
+    Publish(#[from] PublishError),
+    #[error("{0}")]
+    Subscribe(#[from] SubscribeError),
+}
+
+/// In whole seconds, so that a client that waits as long is never too early.
+pub(crate) fn seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
+impl ServiceError {
+    /// For this many messages.
+    pub(super) fn over_rate(over: OverRate, count: usize) -> Self {
+        match over {
+            OverRate::Wait(retry_after) => Self::TooManyMessages { retry_after },
+            OverRate::Never(rate) => Self::BatchOverRate { count, rate },
+        }
+    }
+
+    /// The stable word for programs and metrics.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::KeyNeeded { .. } => Code::KeyNeeded,
+            Self::WrongKey => Code::WrongKey,
+            Self::WrongTicket => Code::WrongTicket,
+            Self::NotGranted { .. } => Code::NotGranted,
+            Self::TooManyTickets => Code::TooManyTickets,
+            Self::NoSuchTopic(_) => Code::NoSuchTopic,
+            Self::TooMuchInFlight => Code::TooMuchInFlight,
+            Self::TooManySubscriptions { .. } => Code::TooManySubscriptions,
+            Self::TooManyMessages { .. } => Code::TooManyMessages,
+            Self::BatchOverRate { .. } => Code::PayloadTooLarge,
+            Self::Publish(error) => match error {
+                PublishError::TooLarge { .. } | PublishError::TooMany { .. } => {
+                    Code::PayloadTooLarge
+                }
+                PublishError::TopicFull => Code::TopicFull,
+                PublishError::LimitReached(LimitReached::Topics { .. }) => Code::TooManyTopics,
+                PublishError::LimitReached(_) => Code::BusFull,
+                _ => Code::Closed,
+            },
+            Self::Subscribe(_) => Code::Closed,
+        }
+    }
+}

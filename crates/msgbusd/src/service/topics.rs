@@ -1,0 +1,45 @@
+//! Topics as a whole.
+
+use msgbus_core::{TopicName, TopicStats};
+use tracing::debug;
+
+use super::{Call, error::ServiceError};
+use crate::{
+    auth::{Action, Permission, Principal},
+    state::App,
+};
+
+impl Call<'_> {
+    /// The counters of a topic.
+    pub(crate) fn topic(&self, topic: &TopicName) -> Result<TopicStats, ServiceError> {
+        self.authorize(Action::Inspect, topic)?;
+        self.worker.bus.topic(topic).ok_or_else(|| ServiceError::NoSuchTopic(topic.clone()))
+    }
+
+    /// Deletes a topic with all of its messages.
+    pub(crate) fn delete(&self, topic: &TopicName) -> Result<(), ServiceError> {
+        self.authorize(Action::Delete, topic)?;
+        if !self.worker.bus.delete(topic) {
+            return Err(ServiceError::NoSuchTopic(topic.clone()));
+        }
+        debug!(peer = %self.peer, %topic, "delete");
+        Ok(())
+    }
+}
+
+/// The first `max` names that begin with `prefix`, come after `after` and may be inspected; and whether there are more.
+/// It visits all topics: it is not for a thread that serves.
+pub(crate) fn names(
+    app: &App,
+    principal: Option<&Principal>,
+    prefix: &str,
+    after: &str,
+    max: usize,
+) -> (Vec<TopicName>, bool) {
+    let may_inspect = |name: &TopicName| {
+        principal.is_none_or(|principal| principal.may(Permission::Topic(Action::Inspect, name)))
+    };
+    let mut page = app.bus.topic_page(prefix, after, max);
+    while page.step(may_inspect) {}
+    page.into_names()
+}

@@ -1,0 +1,58 @@
+//! What the server has once, whatever its doors are.
+
+use std::sync::Arc;
+
+use msgbus_core::MessageBus;
+
+use crate::{
+    auth::Keyring,
+    background::Background,
+    config::Config,
+    encode::frame_cache::FrameCaches,
+    limits::{
+        connection_limit::{ConnectionLimiter, PerAddress},
+        inflight::Inflight,
+        quota::Quota,
+        rate_limit::RateLimiter,
+    },
+    metrics::Metrics,
+};
+
+/// The state of the server.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) bus: MessageBus,
+    pub(crate) config: Config,
+    /// `None` where everybody may do everything.
+    pub(crate) keyring: Option<Arc<Keyring>>,
+    pub(crate) metrics: Metrics,
+    pub(crate) frames: FrameCaches,
+    pub(crate) inflight: Inflight,
+    /// Websockets and streams.
+    pub(crate) subscriptions: Arc<Quota>,
+    pub(crate) connections: Arc<ConnectionLimiter>,
+    pub(crate) rates: RateLimiter,
+    pub(crate) background: Background,
+}
+
+impl App {
+    pub(crate) fn new(config: Config, keyring: Option<Arc<Keyring>>) -> Self {
+        const OF_ANOTHER_MACHINE: usize = 1000;
+        let per_address = match config.max_connections_per_address {
+            Some(most) => PerAddress::Max(most),
+            None => PerAddress::MaxExceptLoopback(OF_ANOTHER_MACHINE),
+        };
+        Self {
+            bus: MessageBus::new(config.bus.clone()),
+            keyring,
+            metrics: Metrics::new(),
+            frames: FrameCaches::default(),
+            inflight: Inflight::new(config.max_inflight_bytes),
+            subscriptions: Quota::new(config.max_subscriptions),
+            connections: ConnectionLimiter::new(config.max_connections, per_address),
+            rates: RateLimiter::new(config.publish_rate),
+            background: Background::default(),
+            config,
+        }
+    }
+}
