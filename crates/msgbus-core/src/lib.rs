@@ -41,9 +41,9 @@ pub use self::{
     bus::{MessageBus, Op, StatsWalk, TopicHandle, TopicPage},
     error::{LimitReached, PublishError, RecvError, SubscribeError},
     model::{
-        DurationError, Event, Message, NameError, NewMessage, PatternError, Peek, Position,
-        PositionError, Published, PublishedBatch, StartPosition, TopicInfo, TopicName,
-        TopicPattern, format_duration, parse_duration,
+        DurationError, Event, HeaderError, Headers, Message, NameError, NewMessage, PatternError,
+        Peek, Position, PositionError, Published, PublishedBatch, StartPosition, TopicInfo,
+        TopicName, TopicPattern, format_duration, parse_duration,
     },
     options::{
         BatchLimit, LagPolicy, Options, Overflow, SubscribeOptions, TopicRule, TopicSettings,

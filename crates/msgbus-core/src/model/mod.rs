@@ -1,22 +1,22 @@
-//! What travels and how it is named: values without behaviour beyond their own rules.
+//! Values: messages with their headers, names, patterns, positions, durations, times. The only parsers of their
+//! texts.
 
 mod duration;
 mod event;
+mod headers;
 mod message;
 mod name;
 mod pattern;
 mod position;
 mod time;
 
+pub(crate) use self::time::{MonotonicTime, Nanos, Now, WallTime};
 pub use self::{
     duration::{DurationError, format_duration, parse_duration},
     event::{Event, Peek, StartPosition},
+    headers::{HeaderError, Headers},
     message::{Message, NewMessage, Published, PublishedBatch, TopicInfo},
     name::{NameError, TopicName},
     pattern::{PatternError, TopicPattern},
     position::{Position, PositionError},
-};
-pub(crate) use self::{
-    message::Headers,
-    time::{MonotonicTime, Nanos, Now, WallTime},
 };

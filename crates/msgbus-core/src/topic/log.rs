@@ -261,7 +261,7 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use super::*;
-    use crate::model::{Now, TopicInfo};
+    use crate::model::{Headers, Now, TopicInfo};
 
     /// Appends `count` messages with a TTL in seconds.
     fn push(log: &mut Log, count: u64, seconds: u64, early: bool) {
@@ -272,7 +272,14 @@ mod tests {
         let info = Arc::new(info);
         for _ in 0..count {
             let info = Arc::clone(&info);
-            let message = Message::new(info, log.next_id(), wall, wall.after(ttl), "".into(), None);
+            let message = Message::new(
+                info,
+                log.next_id(),
+                wall,
+                wall.after(ttl),
+                "".into(),
+                Headers::default(),
+            );
             log.push(message, monotonic.after(ttl), early);
         }
     }

@@ -47,7 +47,7 @@ pub(crate) struct Topic {
     /// The topic's TTL in internal units.
     ttl: Nanos,
     /// The latest headers, shared with the next message if its headers are equal.
-    headers: Option<Arc<Headers>>,
+    headers: Headers,
     state: State,
     log: Log,
     /// The id of the next message to pull. Retained messages with a lower id have been pulled.
@@ -93,7 +93,7 @@ impl Topic {
             info,
             settings,
             ttl: settings.ttl.into(),
-            headers: None,
+            headers: Headers::default(),
             state: State::Open,
             log: Log::default(),
             pull_next: 0,

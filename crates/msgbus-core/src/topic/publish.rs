@@ -63,7 +63,7 @@ impl Topic {
             // By the clock as it is now, even if it was set back.
             now.wall.after(ttl),
             new.payload,
-            new.headers.map(|headers| self.share(headers)),
+            if new.headers.is_empty() { Headers::default() } else { self.share(new.headers) },
         );
         self.log.push(message, now.monotonic.after(ttl), ttl < self.ttl);
         self.counters.published += 1;
@@ -71,11 +71,12 @@ impl Topic {
         self.last_publish = now.monotonic;
     }
 
-    /// Most messages of a topic have equal headers: they are kept once.
-    fn share(&mut self, headers: Arc<Headers>) -> Arc<Headers> {
-        match &self.headers {
-            Some(last) if *last == headers => Arc::clone(last),
-            _ => Arc::clone(self.headers.insert(headers)),
+    /// Most messages of a topic have no headers or equal ones. Equal headers are kept once.
+    #[inline(never)]
+    fn share(&mut self, headers: Headers) -> Headers {
+        if self.headers != headers {
+            self.headers = headers;
         }
+        self.headers.clone()
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{BatchSize, State, Topic};
 use crate::{
     error::{LimitReached, PublishError},
-    model::MonotonicTime,
+    model::{Headers, MonotonicTime},
     options::{Overflow, TopicSettings},
 };
 
@@ -109,7 +109,7 @@ impl Topic {
             self.log.shrink();
             self.consumers.shrink();
             if self.log.is_empty() {
-                self.headers = None;
+                self.headers = Headers::default();
             }
             self.reservation.trim(self.own_size + self.log.bytes());
         }

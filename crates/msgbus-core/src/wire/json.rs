@@ -7,8 +7,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
+use super::headers::{self, HeadersIn, HeadersObject};
 use crate::{
-    model::{Headers, Message, NameError, TopicInfo, WallTime},
+    model::{HeaderError, Headers, Message, NameError, TopicInfo, WallTime},
     options::Overflow,
     stats::{BusStats, Counters, SubscriberStats, TopicStats},
 };
@@ -23,6 +24,9 @@ pub enum JsonError {
     /// The name of the topic is invalid.
     #[error("not a message: {0}")]
     Name(#[from] NameError),
+    /// A header is invalid, or there are too many.
+    #[error("not a message: {0}")]
+    Header(#[from] HeaderError),
     /// The payload is not base64.
     #[error("not a message: the payload is not base64: {0}")]
     Payload(#[from] base64::DecodeError),
@@ -56,7 +60,7 @@ pub fn write_message(out: &mut Vec<u8>, message: &Message) {
         payload: Payload(message.payload()),
         expires: Time(message.expires().unwrap_or(NEVER)),
         created: Time(message.created()),
-        headers: message.headers().map(HeadersObject),
+        headers: HeadersObject::of(message.headers()),
     };
     write(out, &wire);
 }
@@ -64,15 +68,10 @@ pub fn write_message(out: &mut Vec<u8>, message: &Message) {
 /// An estimate of how many bytes [`write_message`] appends, for a name of ordinary length.
 pub fn size_hint(message: &Message) -> usize {
     const FIELDS: usize = 320;
-    message.payload().len() * 4 / 3 + FIELDS + message.headers().map_or(0, headers_size)
+    message.payload().len() * 4 / 3 + FIELDS + headers::size_hint(message.headers())
 }
 
-fn headers_size(headers: &Headers) -> usize {
-    const QUOTES: usize = 6;
-    headers.iter().map(|(name, value)| name.len() + value.len() + QUOTES).sum::<usize>() + 14
-}
-
-/// Reads one message. Unknown fields and headers are ignored. `expires` and the `ttl` of the topic may be
+/// Reads one message. Unknown fields are ignored. `expires` and the `ttl` of the topic may be
 /// absent, as they are in newer versions of prologic/msgbus.
 ///
 /// # Errors
@@ -93,7 +92,7 @@ pub fn read_message(json: &[u8]) -> Result<Message, JsonError> {
         wire.created.into(),
         expires.map_or(WallTime::NEVER, WallTime::from),
         payload.into(),
-        wire.headers.and_then(HeadersIn::into_headers),
+        wire.headers.map_or(Ok(Headers::default()), HeadersIn::into_headers)?,
     ))
 }
 
@@ -179,14 +178,6 @@ struct MessageObject<'a> {
     /// Absent if there are none: prologic/msgbus has no headers.
     #[serde(skip_serializing_if = "Option::is_none")]
     headers: Option<HeadersObject<'a>>,
-}
-
-struct HeadersObject<'a>(&'a Headers);
-
-impl Serialize for HeadersObject<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter())
-    }
 }
 
 #[derive(Serialize)]
@@ -316,23 +307,8 @@ struct MessageIn<'a> {
     payload: std::borrow::Cow<'a, str>,
     expires: Option<DateTime<Utc>>,
     created: DateTime<Utc>,
-    headers: Option<HeadersIn>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct HeadersIn {
-    content_type: Option<Box<str>>,
-    content_encoding: Option<Box<str>>,
-}
-
-impl HeadersIn {
-    /// `None` if all headers are unknown, so that the field is absent when the message is encoded again.
-    fn into_headers(self) -> Option<Arc<Headers>> {
-        let Self { content_type, content_encoding } = self;
-        let headers = Headers { content_type, content_encoding };
-        (headers != Headers::default()).then(|| Arc::new(headers))
-    }
+    #[serde(borrow)]
+    headers: Option<HeadersIn<'a>>,
 }
 
 #[derive(Deserialize)]

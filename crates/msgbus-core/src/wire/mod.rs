@@ -1,3 +1,4 @@
 //! What is sent over a wire.
 
+mod headers;
 pub mod json;

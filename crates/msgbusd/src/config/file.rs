@@ -10,6 +10,7 @@ use toml::{
 
 use super::{
     ConfigError,
+    keep_headers::HeaderPattern,
     layers::{Layer, Raw},
     settings::{self, SETTINGS},
     values,
@@ -19,7 +20,14 @@ use crate::read_file::read_text;
 #[derive(Debug, Clone)]
 pub(super) struct File {
     pub(super) settings: Layer,
-    pub(super) rules: Vec<TopicRule>,
+    pub(super) rules: Rules,
+}
+
+/// What `[topics."pattern"]` sets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Rules {
+    pub(super) topics: Vec<TopicRule>,
+    pub(super) keep_headers: Vec<(TopicPattern, Vec<HeaderPattern>)>,
 }
 
 /// The text of a file, for naming the lines of what is wrong with it.
@@ -65,7 +73,8 @@ impl Source<'_> {
     }
 }
 
-const RULE_KEYS: [&str; 4] = ["ttl", "max-queue-size", "max-queue-bytes", "overflow"];
+const RULE_KEYS: [&str; 5] =
+    ["ttl", "max-queue-size", "max-queue-bytes", "overflow", "keep-headers"];
 
 impl File {
     pub(super) fn read(path: &Raw) -> Result<Self, ConfigError> {
@@ -81,7 +90,7 @@ impl File {
 
     fn parse(source: &Source<'_>) -> Result<Self, ConfigError> {
         let table = DeTable::parse(source.text).map_err(|error| source.syntax(&error))?;
-        let mut file = Self { settings: Layer::new(), rules: Vec::new() };
+        let mut file = Self { settings: Layer::new(), rules: Rules::default() };
         for (key, value) in table.into_inner() {
             let line = key.span().start;
             if key.get_ref() == "topics" {
@@ -106,10 +115,7 @@ impl File {
                         ),
                     )
                 })?;
-            let values = match value.get_ref() {
-                DeValue::Array(items) => items.iter().map(|item| scalar(source, item)).collect(),
-                _ => scalar(source, &value).map(|one| vec![one]),
-            }?;
+            let values = list(source, &value)?;
             if values.len() != 1 && setting.kind != settings::Kind::List {
                 return Err(source.error(line, format!("{}: takes one value", setting.name)));
             }
@@ -134,27 +140,35 @@ fn unknown_key(
     source.error(key.span().start, format!("no such setting: {name:?}{hint}"))
 }
 
-fn rules(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<TopicRule>, ConfigError> {
-    table(source, value)?
-        .iter()
-        .map(|(key, value)| {
-            let pattern: TopicPattern = key.get_ref().parse().map_err(|error| {
-                source.error(key.span().start, format!("topics.{:?}: {error}", key.get_ref()))
-            })?;
-            rule(source, pattern, table(source, value)?)
-        })
-        .collect()
+fn rules(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<Rules, ConfigError> {
+    let mut rules = Rules::default();
+    for (key, value) in table(source, value)? {
+        let pattern: TopicPattern = key.get_ref().parse().map_err(|error| {
+            source.error(key.span().start, format!("topics.{:?}: {error}", key.get_ref()))
+        })?;
+        rule(source, pattern, table(source, value)?, &mut rules)?;
+    }
+    Ok(rules)
 }
 
 fn rule(
     source: &Source<'_>,
     pattern: TopicPattern,
     table: &DeTable<'_>,
-) -> Result<TopicRule, ConfigError> {
+    rules: &mut Rules,
+) -> Result<(), ConfigError> {
     let mut rule = TopicRule::new(pattern);
     for (key, value) in table {
-        let text = scalar(source, value)?;
         let name = key.get_ref().as_ref();
+        if name == "keep-headers" {
+            let headers = list(source, value)?.iter().map(|text| text.parse()).collect();
+            let headers: Result<Vec<HeaderPattern>, String> = headers;
+            let headers = headers
+                .map_err(|problem| source.error(key.span().start, format!("{name}: {problem}")))?;
+            rules.keep_headers.push((rule.pattern.clone(), headers));
+            continue;
+        }
+        let text = scalar(source, value)?;
         let set = match name {
             "ttl" => values::ttl(&text).map(|ttl| rule.ttl = Some(ttl)),
             "max-queue-size" => values::count(&text).map(|count| rule.max_messages = Some(count)),
@@ -167,7 +181,8 @@ fn rule(
         };
         set.map_err(|problem| source.error(key.span().start, format!("{name}: {problem}")))?;
     }
-    Ok(rule)
+    rules.topics.push(rule);
+    Ok(())
 }
 
 fn table<'a, 'i>(
@@ -177,6 +192,14 @@ fn table<'a, 'i>(
     value.get_ref().as_table().ok_or_else(|| {
         source.error(value.span().start, "write rules for topics as [topics.\"pattern\"]")
     })
+}
+
+/// One value or several.
+fn list(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, ConfigError> {
+    match value.get_ref() {
+        DeValue::Array(items) => items.iter().map(|item| scalar(source, item)).collect(),
+        _ => scalar(source, value).map(|one| vec![one]),
+    }
 }
 
 /// A value as one would write it for a flag.
@@ -205,15 +228,17 @@ mod tests {
     fn settings_and_rules_are_read() {
         let file = parse(
             "ttl = \"2h\"\nmax-topics = 10\nallow-origin = [\"https://a.example\", \"https://b.example\"]\n\
-             [topics.\"orders/**\"]\nttl = 0\nmax-queue-size = 5\noverflow = \"reject\"\n",
+             [topics.\"orders/**\"]\nttl = 0\nmax-queue-size = 5\noverflow = \"reject\"\n\
+             keep-headers = [\"X-GitHub-*\", \"X-Hub-Signature-256\"]\n",
         )
         .unwrap();
         assert_eq!(file.settings["ttl"][0].value, "2h");
         assert_eq!(file.settings["max-topics"][0].value, "10");
         assert_eq!(file.settings["allow-origin"].len(), 2);
-        assert_eq!(file.rules[0].ttl, Some(None));
-        assert_eq!(file.rules[0].max_messages, Some(5));
-        assert_eq!(file.rules[0].max_bytes, None);
+        let rule = &file.rules.topics[0];
+        assert_eq!((rule.ttl, rule.max_messages, rule.max_bytes), (Some(None), Some(5), None));
+        let (pattern, headers) = &file.rules.keep_headers[0];
+        assert_eq!((pattern, headers.len()), (&rule.pattern, 2));
     }
 
     #[test]
@@ -229,6 +254,10 @@ mod tests {
             ("\n[topics.\"a//b\"]\n", "bus.toml:2: topics.\"a//b\": a topic name must not"),
             ("[topics.a]\nmax-queue-size = 0\n", "bus.toml:2: max-queue-size: must be 1 or more"),
             ("[topics.a]\nmax-queue = 0\n", "bus.toml:2: no such setting: \"max-queue\""),
+            (
+                "[topics.a]\nkeep-headers = [\"a*\"]\n",
+                "bus.toml:2: keep-headers: \"a*\" matches autho",
+            ),
             ("topics = 1\n", "bus.toml:1: write rules for topics as"),
             ("ttl = 1.5\n", "bus.toml:1: a string, number or boolean"),
             ("ttl = [\"1h\", \"2h\"]\n", "bus.toml:1: ttl: takes one value"),

@@ -133,11 +133,12 @@ fn as_variables(settings: &Layer) -> Option<Vec<(OsString, OsString)>> {
 fn is_same(
     said: Result<Invocation, ConfigError>,
     config: &Result<Config, ConfigError>,
-    rules: &[msgbus_core::TopicRule],
+    rules: &super::file::Rules,
 ) {
     match (said, config) {
         (Ok(Invocation::Serve { config: mut said, .. }), Ok(config)) => {
-            said.bus.rules = rules.to_vec();
+            said.bus.rules.clone_from(&rules.topics);
+            said.keep_headers.rules.clone_from(&rules.keep_headers);
             assert_eq!(*said, *config);
         }
         (Err(said), Err(error)) => assert_eq!(said.problem, error.problem),

@@ -7,6 +7,7 @@ mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod help;
+mod keep_headers;
 mod key;
 mod layers;
 mod reread;
@@ -15,15 +16,18 @@ mod values;
 
 use std::{ffi::OsString, net::Ipv4Addr, num::NonZeroU32, time::Duration};
 
-use msgbus_core::{Options, TopicRule, format_duration};
+use msgbus_core::{Options, format_duration};
 use pico_args::Arguments;
 use thiserror::Error;
 
-pub use self::reread::ConfigFile;
 use self::{
-    file::File,
+    file::{File, Rules},
     layers::{Environment, Layer, Raw, put_below},
     settings::SETTINGS,
+};
+pub use self::{
+    keep_headers::{HeaderPattern, KeepHeaders},
+    reread::ConfigFile,
 };
 use crate::{
     Bind, CertificateFiles,
@@ -48,6 +52,8 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     /// The bounds of the bus, and the rules for its topics.
     pub bus: Options,
+    /// Headers of a publish that are kept with its message besides the well-known ones.
+    pub keep_headers: KeepHeaders,
     /// The largest payload, in bytes.
     pub max_payload: usize,
     /// The largest head of a request, in bytes.
@@ -113,6 +119,7 @@ impl Default for Config {
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             bus: Options::default(),
+            keep_headers: KeepHeaders::default(),
             max_payload: 1 << 20,
             max_header: 16 << 10,
             max_connections: 10_000,
@@ -222,7 +229,7 @@ pub fn parse(
     let environment: Environment = environment.into_iter().collect();
     put_below(&mut layer, layers::variables(&environment)?);
     let file = with_file(&mut layer)?;
-    let rules = file.as_ref().map_or(Vec::new(), |file| file.at_start.rules.clone());
+    let rules = file.as_ref().map_or(Rules::default(), |file| file.at_start.rules.clone());
     let mut config = resolve(&layer, rules)?;
     checks::read_files(&mut config, &layer)?;
     note_unknown(&mut config, &environment)?;
@@ -241,9 +248,10 @@ fn with_file(layer: &mut Layer) -> Result<Option<ConfigFile>, ConfigError> {
 }
 
 /// The configuration that the values of all layers make. Reads no file.
-fn resolve(layer: &Layer, rules: Vec<TopicRule>) -> Result<Config, ConfigError> {
+fn resolve(layer: &Layer, rules: Rules) -> Result<Config, ConfigError> {
     let mut config = Config::default();
-    config.bus.rules = rules;
+    config.bus.rules = rules.topics;
+    config.keep_headers.rules = rules.keep_headers;
     if layer.contains_key("bind") {
         config.bind.clear();
     }

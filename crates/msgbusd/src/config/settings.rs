@@ -109,6 +109,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.bus.topic.overflow = values::overflow(v)?;
         Ok(())
     }),
+    setting!(List "keep-headers" "NAME" "", "header to keep with messages, as X-NAME-*; may be repeated", |c, v| {
+        c.keep_headers.all.push(v.parse()?);
+        Ok(())
+    }),
     setting!(Value "max-payload-size" "SIZE" "1MiB", "maximum size of a payload", |c, v| {
         c.max_payload = usize::try_from(values::size(v)?).map_err(|_| "too large")?;
         Ok(())

@@ -36,6 +36,7 @@ codes! {
     BodyTimeout = "body_timeout",
     PayloadTooLarge = "payload_too_large",
     EncodedLines = "encoded_lines",
+    MessageHeadersTooLarge = "message_headers_too_large",
     ForeignHost = "foreign_host",
     WrongScheme = "wrong_scheme",
     BadWebsocketVersion = "bad_websocket_version",

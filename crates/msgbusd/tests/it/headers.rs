@@ -1,4 +1,4 @@
-//! Sections 3.1, 4.7 and 5.3: `Content-Type` and `Content-Encoding` stay with a message.
+//! Sections 3.1, 4.7 and 5.3: headers stay with a message.
 
 use msgbus_core::{BatchLimit, Message, json};
 use tokio::process::Command;
@@ -105,4 +105,87 @@ async fn curl_decodes_what_was_published_compressed() {
     let curl = Command::new("curl").args(["-sS", "--compressed", &url]).output();
     let output = soon(curl).await.expect("curl is installed");
     assert_eq!(String::from_utf8_lossy(&output.stdout), TEXT, "{output:?}");
+}
+
+/// What is kept by its own name, and by another.
+#[tokio::test]
+async fn a_fixed_list_of_headers_goes_in_and_comes_back() {
+    let daemon = Daemon::start();
+    let sent = [
+        "Correlation-Id: 17",
+        "Idempotency-Key: k",
+        "ce-type: a.b",
+        "CE-Source: /s",
+        "Msgbus-Header-Reply-To: replies",
+        "Msgbus-Header-Tag: a",
+        "Msgbus-Header-Tag: \u{e9}",
+        "X-GitHub-Event: push",
+        "Authorization: Bearer nothing",
+        "User-Agent: me",
+    ];
+    for _ in 0..2 {
+        assert_eq!(daemon.send("POST", "/t", &sent, b"x").await.status, 202);
+    }
+    let field = r#","headers":{"correlation-id":"17","idempotency-key":"k","ce-type":"a.b","ce-source":"/s","reply-to":"replies","tag":["a","é"]}}"#;
+    let seen = daemon.get("/t").await;
+    assert!(seen.text().ends_with(field), "{}", seen.text());
+    let raw = daemon.get("/t?raw").await;
+    for (name, value) in [
+        ("Correlation-Id", "17"),
+        ("Idempotency-Key", "k"),
+        ("ce-type", "a.b"),
+        ("ce-source", "/s"),
+        ("Msgbus-Header-Reply-To", "replies"),
+        ("Msgbus-Header-Tag", "a"),
+    ] {
+        assert_eq!(raw.header(name), Some(value), "{name}");
+    }
+    assert_eq!(raw.header("Content-Type"), Some("application/octet-stream"));
+}
+
+#[tokio::test]
+async fn the_lines_of_a_batch_have_the_same_headers() {
+    let daemon = Daemon::start();
+    daemon.send("PUT", "/t?split=lines", &["ce-id: 1"], b"a\nb").await;
+    for _ in 0..2 {
+        assert_eq!(daemon.get("/t").await.message().headers().get("ce-id"), Some("1"));
+    }
+}
+
+#[tokio::test]
+async fn headers_that_cannot_be_kept_are_refused_with_their_limit() {
+    let daemon = Daemon::start();
+    let many: Vec<_> = (0..65).map(|n| format!("ce-a{n}: x")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(daemon.send("PUT", "/t", &many[1..], b"x").await.status, 202);
+    let long = format!("Msgbus-Header-A: {}", "x".repeat(8192));
+    for (headers, status, text) in [
+        (&many[..], 431, "at most 64 headers"),
+        (&[long.as_str()], 431, "at most 8192 bytes"),
+        (&["Msgbus-Header-: x"], 400, "header name"),
+        (&["Msgbus-Header-Content-Type: x"], 400, "use Content-Type"),
+    ] {
+        daemon.send("PUT", "/t", headers, b"x").await.refuses(status, text);
+    }
+    let accept = ["Accept: application/json", long.as_str()];
+    let problem = daemon.send("PUT", "/t", &accept, b"x").await;
+    assert!(problem.text().contains("message_headers_too_large"), "{}", problem.text());
+    assert_eq!(daemon.bus.stats().counters.published, 1);
+}
+
+#[tokio::test]
+async fn a_topic_can_keep_more_headers() {
+    let daemon = Daemon::with(|config| {
+        let keep = vec!["X-GitHub-*".parse().unwrap(), "x-hub-signature-256".parse().unwrap()];
+        config.keep_headers.rules = vec![("hooks/**".parse().unwrap(), keep)];
+    });
+    let sent = ["X-GitHub-Event: push", "X-Hub-Signature-256: sha256=0", "X-Other: 1"];
+    for topic in ["/hooks/a", "/other"] {
+        daemon.send("POST", topic, &sent, b"x").await;
+    }
+    let raw = daemon.get("/hooks/a?raw").await;
+    assert_eq!(raw.header("Msgbus-Header-X-GitHub-Event"), Some("push"));
+    assert_eq!(raw.header("Msgbus-Header-X-Hub-Signature-256"), Some("sha256=0"));
+    assert_eq!(raw.header("Msgbus-Header-X-Other"), None);
+    assert!(daemon.get("/other").await.message().headers().is_empty());
 }

@@ -8,7 +8,9 @@ use hyper::{
     Response, StatusCode,
     header::{self, HeaderMap, HeaderValue},
 };
-use msgbus_core::{NameError, PublishError, StartPosition, TopicName, format_duration};
+use msgbus_core::{
+    HeaderError, NameError, PublishError, StartPosition, TopicName, format_duration,
+};
 use thiserror::Error;
 
 use super::{negotiate::accepts, response, response::Answer};
@@ -40,6 +42,10 @@ pub(super) enum ApiError {
     Header { name: &'static str, why: &'static str },
     #[error("header {0} is given more than once")]
     RepeatedHeader(&'static str),
+    #[error("a header that is kept with the message is not UTF-8")]
+    NotText,
+    #[error("headers of the message: {0}")]
+    MessageHeaders(#[from] HeaderError),
     #[error("HTTP/1.1 needs a Host header: add Host: <server>")]
     NoHost,
     #[error("unknown Transfer-Encoding: use chunked, or Content-Length")]
@@ -137,9 +143,14 @@ impl ApiError {
             Self::UnknownParameter { .. } | Self::RepeatedParameter(_) | Self::Parameter { .. } => {
                 (StatusCode::BAD_REQUEST, Code::BadParameter)
             }
-            Self::Header { .. } | Self::RepeatedHeader(_) | Self::NoHost => {
-                (StatusCode::BAD_REQUEST, Code::BadHeader)
+            Self::MessageHeaders(HeaderError::TooMany | HeaderError::TooLarge) => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::MessageHeadersTooLarge)
             }
+            Self::Header { .. }
+            | Self::RepeatedHeader(_)
+            | Self::NoHost
+            | Self::NotText
+            | Self::MessageHeaders(_) => (StatusCode::BAD_REQUEST, Code::BadHeader),
             Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, Code::UnknownTransferCoding),
             Self::ForeignHost { .. } => (StatusCode::MISDIRECTED_REQUEST, Code::ForeignHost),
             Self::WrongScheme => (StatusCode::MISDIRECTED_REQUEST, Code::WrongScheme),

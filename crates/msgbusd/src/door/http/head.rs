@@ -9,7 +9,7 @@ use hyper::{
 
 use super::{
     error::ApiError,
-    host,
+    host, message_headers,
     names::{LAST_EVENT_ID, SEC_FETCH_DEST, SEC_FETCH_SITE, TTL},
     negotiate::find,
     negotiate::items,
@@ -38,8 +38,18 @@ pub(super) struct Outline {
     pub(super) has_known_host: bool,
     /// Whether there is a header that only browsers send: `Origin` or `Sec-Fetch-Site`.
     pub(super) is_of_browser: bool,
-    /// Whether there is a header that goes with a message: `TTL`, `Content-Type` or `Content-Encoding`.
-    pub(super) describes_message: bool,
+    /// Whether there is a header that goes with a message.
+    pub(super) of_message: OfMessage,
+}
+
+/// In which topics a header of a request goes with its message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum OfMessage {
+    #[default]
+    Nowhere,
+    /// Where the setting `keep-headers` names it.
+    InSomeTopics,
+    Everywhere,
 }
 
 impl Outline {
@@ -50,10 +60,14 @@ impl Outline {
                 header::HOST => outline.has_known_host = host::is_latest_local(value.as_bytes()),
                 header::CONTENT_LENGTH | header::USER_AGENT | header::ACCEPT => {}
                 header::ORIGIN => outline.is_of_browser = true,
-                header::CONTENT_TYPE | header::CONTENT_ENCODING => outline.describes_message = true,
+                header::CONTENT_TYPE | header::CONTENT_ENCODING => {
+                    outline.of_message = OfMessage::Everywhere;
+                }
                 _ if *name == SEC_FETCH_SITE => outline.is_of_browser = true,
-                _ if *name == TTL => outline.describes_message = true,
-                _ => {}
+                _ if *name == TTL || message_headers::is_kept(name.as_str()) => {
+                    outline.of_message = OfMessage::Everywhere;
+                }
+                _ => outline.of_message = outline.of_message.max(OfMessage::InSomeTopics),
             }
         }
         outline

@@ -10,6 +10,7 @@ pub(crate) mod fuzzing;
 mod handshake;
 mod head;
 mod host;
+mod message_headers;
 mod names;
 mod negotiate;
 mod origin;

@@ -146,7 +146,8 @@ impl Source {
             (header::ACCESS_CONTROL_ALLOW_METHODS, TOPIC_METHODS),
             (
                 header::ACCESS_CONTROL_ALLOW_HEADERS,
-                "authorization, content-type, content-encoding, ttl, last-event-id",
+                "authorization, content-type, content-encoding, correlation-id, idempotency-key, ttl, \
+                 last-event-id, *",
             ),
             (header::ACCESS_CONTROL_MAX_AGE, "600"),
         ] {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::{
     Request, StatusCode,
     body::Incoming,
-    header::{self, HeaderMap, HeaderName, HeaderValue},
+    header::{HeaderMap, HeaderName},
 };
 use msgbus_core::{NewMessage, PublishedBatch, TopicName, parse_duration};
 use tokio::task::yield_now;
@@ -14,7 +14,8 @@ use tokio::task::yield_now;
 use super::{
     body::{self, Begun, BodyLimit},
     error::ApiError,
-    head::Outline,
+    head::{OfMessage, Outline},
+    message_headers,
     names::{MSGBUS_EPOCH, MSGBUS_FIRST_ID, MSGBUS_ID, MSGBUS_LAST_ID, TTL},
     negotiate::find,
     query::Query,
@@ -28,8 +29,6 @@ use crate::{
     state::App,
 };
 
-/// The longest value of a header that is kept with a message, in bytes.
-const LONGEST_KEPT: usize = 255;
 /// How many lines are made messages before another request gets its turn.
 const LINES_AT_ONCE: usize = 2048;
 
@@ -39,8 +38,8 @@ pub(super) async fn publish(
     request: &mut Request<Incoming>,
     outline: Outline,
 ) -> Result<Answer, ApiError> {
-    let (draft, split) = wanted(request, outline)?;
     let app: &App = call.worker;
+    let (draft, split) = wanted(app, topic, request, outline)?;
     let limit = BodyLimit {
         size: app.config.max_payload,
         patience: app.config.timeouts.body,
@@ -119,15 +118,31 @@ fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A message as the request describes it, without its payload yet, and whether the body is many of them.
-fn wanted<B>(request: &Request<B>, outline: Outline) -> Result<(NewMessage, bool), ApiError> {
-    if request.uri().query().is_none() && !outline.describes_message {
+fn wanted<B>(
+    app: &App,
+    topic: &TopicName,
+    request: &Request<B>,
+    outline: Outline,
+) -> Result<(NewMessage, bool), ApiError> {
+    let describes_message = match outline.of_message {
+        OfMessage::Nowhere => false,
+        OfMessage::InSomeTopics => !app.config.keep_headers.is_empty(),
+        OfMessage::Everywhere => true,
+    };
+    if request.uri().query().is_none() && !describes_message {
         return Ok((NewMessage::default(), false));
     }
     let parameters = Query::of(request);
-    let headers = outline.describes_message.then(|| request.headers());
-    let ttl = ttl(&parameters, headers)?;
+    let headers = describes_message.then(|| request.headers());
+    let mut draft = NewMessage::default();
+    if let Some(ttl) = ttl(&parameters, headers)? {
+        draft = draft.ttl(ttl);
+    }
     let split = split(&parameters)?;
-    Ok((draft(ttl, split, headers)?, split))
+    if let Some(headers) = headers {
+        draft = draft.headers(message_headers::read(app, topic, split, headers)?);
+    }
+    Ok((draft, split))
 }
 
 /// How long the message is to live, from the parameter or else the header (RFC 8030, section 5.2).
@@ -145,53 +160,4 @@ fn ttl(query: &Query<'_>, headers: Option<&HeaderMap>) -> Result<Option<Duration
     let seconds = digits.and_then(|text| text.parse().ok()).filter(|seconds| *seconds > 0);
     let why = "use a whole number of seconds, 1 or more";
     seconds.map(|s| Some(Duration::from_secs(s))).ok_or(ApiError::Header { name: "TTL", why })
-}
-
-/// What of a message is in headers.
-fn draft(
-    ttl: Option<Duration>,
-    split: bool,
-    headers: Option<&HeaderMap>,
-) -> Result<NewMessage, ApiError> {
-    let mut draft = NewMessage::default();
-    if let Some(ttl) = ttl {
-        draft = draft.ttl(ttl);
-    }
-    let Some(headers) = headers else { return Ok(draft) };
-    if let Some(media_type) = content_type(headers) {
-        draft = draft.content_type(media_type);
-    }
-    if let Some(codings) = content_encoding(headers)? {
-        if split {
-            return Err(ApiError::EncodedLines);
-        }
-        draft = draft.content_encoding(codings);
-    }
-    Ok(draft)
-}
-
-/// The media type of the payload, unless it is only what curl says of any data.
-fn content_type(headers: &HeaderMap) -> Option<&str> {
-    find(headers, &header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .filter(|text| text.len() <= LONGEST_KEPT)
-        .filter(|text| *text != "application/x-www-form-urlencoded")
-}
-
-/// The codings of the payload, which is kept encoded: one that cannot be kept is refused, for nobody could
-/// decode the payload without it.
-fn content_encoding(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
-    if find(headers, &header::CONTENT_ENCODING).is_none() {
-        return Ok(None);
-    }
-    let values = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::to_str);
-    let bad = |why| ApiError::Header { name: "Content-Encoding", why };
-    // Several lines are one list (RFC 9110, section 5.3).
-    let codings: Result<Vec<_>, _> = values.collect();
-    let codings = codings.map_err(|_| bad("use names of codings, such as gzip"))?.join(", ");
-    if codings.len() > LONGEST_KEPT {
-        return Err(bad("at most 255 bytes can be kept"));
-    }
-    let is_none = codings.is_empty() || codings.eq_ignore_ascii_case("identity");
-    Ok(Some(codings).filter(|_| !is_none))
 }

@@ -12,8 +12,9 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::{select, task::yield_now, time::sleep};
 
 use super::{
-    error::ApiError, head::shed_head, names, negotiate::accepts, position, query::Query, response,
-    response::Answer, response::content, response::empty, response::no_store,
+    error::ApiError, head::shed_head, message_headers, names, negotiate::accepts, position,
+    query::Query, response, response::Answer, response::content, response::empty,
+    response::no_store,
 };
 use crate::{
     encode::events,
@@ -228,6 +229,7 @@ fn payload(app: &App, message: &Message) -> Answer {
         set(headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
         set(headers, header::CONTENT_SECURITY_POLICY, "sandbox; default-src 'none'");
     }
+    message_headers::write(message.headers(), headers);
     let name = utf8_percent_encode(message.topic().name.as_str(), HEADER_ESCAPES).to_string();
     for (header, value) in [
         (names::MSGBUS_TOPIC, name),

@@ -78,7 +78,7 @@ fn app() -> App {
     let app = App::new(config, None);
     let topic: TopicName = "a".parse().expect("a name");
     for payload in ["one", "two\n", ""] {
-        let draft = NewMessage::new(payload).content_type("text/html");
+        let draft = NewMessage::new(payload).header("content-type", "text/html").expect("a header");
         app.bus.put(&topic, draft).expect("there is room");
     }
     app
