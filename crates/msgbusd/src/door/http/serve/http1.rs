@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Either;
+use http_body_util::{Either, Full};
 use hyper::{
     Request, Response,
     body::{Body as _, Incoming},
@@ -100,34 +100,7 @@ async fn serve_by_hyper(
     peer: Peer,
     stream: &OnceLock<Response<Box<StreamingBody>>>,
 ) -> Result<(Connection, Bytes), End> {
-    // Its own for each protocol: shared by both it would be copied more often.
-    let service = service_fn(|mut request: Request<Incoming>| async move {
-        activity.begin_only();
-        if request.extensions().get::<OnUpgrade>().is_some() {
-            // hyper gives the connection away with what it has not written.
-            activity.hold_nothing();
-        }
-        let answer = router::answer(worker, peer, activity, &mut request).await;
-        let (head, body) = answer.into_parts();
-        match body {
-            Either::Left(whole) => {
-                // Else the rest of it is still to come, and is no request.
-                activity.is_between_requests(request.body().is_end_stream());
-                // hyper takes the answer as a whole, now.
-                activity.end_only();
-                let mut answer = Response::from_parts(head, whole);
-                date::correct(&mut answer);
-                Ok::<_, Infallible>(answer)
-            }
-            Either::Right(live) => {
-                let mut answer = Response::from_parts(head, live);
-                date::stamp(&mut answer);
-                // There is one at most: hyper takes up no other request before this one is answered.
-                let _ = stream.set(answer);
-                pending().await
-            }
-        }
-    });
+    let service = service_fn(|request| respond(worker, activity, peer, stream, request));
     // Boxed, so that nothing of it stays while the connection is idle.
     let mut connection = Box::new(
         Builder::new()
@@ -155,6 +128,44 @@ async fn serve_by_hyper(
     match connection.into_parts() {
         Some(Parts { io, read_buf, .. }) => Ok((io.into_inner().into_inner(), read_buf)),
         None => Err(End::Over(Ok(()))),
+    }
+}
+
+/// Answers one request. A stream is not answered here: it is left in `stream`, and hyper waits until the connection is
+/// taken from it.
+///
+/// HTTP/2 has its own: a function for both would copy the request more often.
+async fn respond(
+    worker: &Arc<Worker>,
+    activity: &ConnectionActivity,
+    peer: Peer,
+    stream: &OnceLock<Response<Box<StreamingBody>>>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    activity.begin_only();
+    if request.extensions().get::<OnUpgrade>().is_some() {
+        // hyper gives the connection away with what it has not written.
+        activity.hold_nothing();
+    }
+    let answer = router::answer(worker, peer, activity, &mut request).await;
+    let (head, body) = answer.into_parts();
+    match body {
+        Either::Left(whole) => {
+            // Otherwise the rest of the request is still to come, and is not another one.
+            activity.is_between_requests(request.body().is_end_stream());
+            // hyper takes the answer as a whole, now.
+            activity.end_only();
+            let mut answer = Response::from_parts(head, whole);
+            date::correct(&mut answer);
+            Ok(answer)
+        }
+        Either::Right(live) => {
+            let mut answer = Response::from_parts(head, live);
+            date::stamp(&mut answer);
+            // There is one at most: hyper takes up no other request before this one is answered.
+            let _ = stream.set(answer);
+            pending().await
+        }
     }
 }
 

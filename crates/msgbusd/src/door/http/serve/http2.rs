@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{
-    Method, Request,
+    Method, Request, Response,
     body::{Body as _, Incoming},
     rt::Executor,
     server::conn::http2::{Builder, Connection as Http2},
@@ -56,26 +56,8 @@ pub(super) async fn serve(
     peer: Peer,
 ) {
     activity.multiplex();
-    let service = service_fn(|mut request: Request<Incoming>| {
-        let (worker, activity) = (Arc::clone(worker), activity.clone());
-        async move {
-            let exchange = activity.clone().begin();
-            let counted = count(&worker.inflight, &request);
-            let mut answer = if counted.is_none() {
-                router::no_memory_for_request(&worker)
-            } else if request.headers().len() > MOST_HEADERS {
-                router::too_many_headers(&worker)
-            } else {
-                router::answer(&worker, peer, &activity, &mut request).await
-            };
-            if counted.is_some() && !request.body().is_end_stream() {
-                worker.tasks.spawn(linger(request.into_body()));
-            }
-            let body = |body| PacedBody::new(&worker, activity, exchange, counted, body);
-            date::stamp(&mut answer);
-            Ok::<_, Infallible>(answer.map(body))
-        }
-    });
+    let service =
+        service_fn(|request| respond(Arc::clone(worker), activity.clone(), peer, request));
     let header_size = u32::try_from(worker.config.max_header).unwrap_or(u32::MAX);
     let connection = Builder::new(Streams(Arc::clone(worker)))
         .timer(TokioTimer::new())
@@ -110,6 +92,28 @@ pub(super) async fn serve(
         let _ = timeout(FAREWELL, connection).await;
     }
     note_end(worker, peer, end);
+}
+
+async fn respond(
+    worker: Arc<Worker>,
+    activity: ConnectionActivity,
+    peer: Peer,
+    mut request: Request<Incoming>,
+) -> Result<Response<PacedBody>, Infallible> {
+    let exchange = activity.clone().begin();
+    let counted = count(&worker.inflight, &request);
+    let mut answer = if counted.is_none() {
+        router::no_memory_for_request(&worker)
+    } else if request.headers().len() > MOST_HEADERS {
+        router::too_many_headers(&worker)
+    } else {
+        router::answer(&worker, peer, &activity, &mut request).await
+    };
+    if counted.is_some() && !request.body().is_end_stream() {
+        worker.tasks.spawn(linger(request.into_body()));
+    }
+    date::stamp(&mut answer);
+    Ok(answer.map(|body| PacedBody::new(&worker, activity, exchange, counted, body)))
 }
 
 /// What a request counts as in flight until its answer has been taken; `None` where there is no memory for it.
