@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, future::pending, path::PathBuf, str::FromStr, time::Duration};
 
-use msgbus_client::{Client, Position, TopicName};
+use msgbus_client::{Client, Headers, Position, TopicName};
 use pico_args::Arguments;
 use tokio::time::{Instant, sleep_until};
 
@@ -48,6 +48,7 @@ pub(crate) struct Pub {
     pub(crate) ttl: Option<Duration>,
     pub(crate) content_type: Option<String>,
     pub(crate) content_encoding: Option<String>,
+    pub(crate) headers: Headers,
     pub(crate) timeout: Duration,
     pub(crate) quiet: bool,
     pub(crate) debug: bool,
@@ -295,6 +296,7 @@ impl Options {
             ttl: self.value("--ttl", duration)?,
             content_type: self.value("--content-type", media_type)?,
             content_encoding: self.value("--content-encoding", coding)?,
+            headers: self.headers("--header")?,
             quiet: self.quiet,
             timeout: self.value("--timeout", duration)?.unwrap_or(PUBLISH_TIMEOUT),
             client,

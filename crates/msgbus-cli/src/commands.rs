@@ -81,9 +81,10 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
                   COMMAND is run once for each message, one at a time, in order, without a shell. It\n\
                   gets the message as JSON on standard input, with -o raw the payload, and in its\n\
                   environment MSGBUS_ID, MSGBUS_TOPIC and, if the payload is UTF-8 text of at most\n\
-                  4096 bytes without NUL, MSGBUS_PAYLOAD. Everything after COMMAND belongs to it,\n\
-                  dashes included. If it fails, that is reported and the next message follows; with\n\
-                  --cursor, msgbus exits instead, and starts with that message the next time.",
+                  4096 bytes without NUL, MSGBUS_PAYLOAD. A header such as Reply-To is\n\
+                  MSGBUS_HEADER_REPLY_TO. Everything after COMMAND belongs to it, dashes included. If\n\
+                  it fails, that is reported and the next message follows; with --cursor, msgbus\n\
+                  exits instead, and starts with that message the next time.",
         examples: &[
             "msgbus sub orders --since all",
             "msgbus sub -o raw --cursor place orders wc -c",

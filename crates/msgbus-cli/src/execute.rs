@@ -1,6 +1,7 @@
 //! The command of `msgbus sub TOPIC COMMAND`, run once for each message.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     env,
     ffi::{OsStr, OsString},
@@ -10,7 +11,7 @@ use std::{
     process::Stdio,
 };
 
-use msgbus_client::{Message, Subscription};
+use msgbus_client::{Headers, Message, Subscription};
 use tokio::{io::AsyncWriteExt as _, process::Command, select};
 
 use crate::{failure::Failure, output::write_json, signals::Stop};
@@ -108,6 +109,12 @@ impl Execute {
             .env_remove("MSGBUS_PAYLOAD")
             .stdin(Stdio::piped())
             .process_group(0);
+        for (name, _) in env::vars_os().filter(|(name, _)| is_of_header(name)) {
+            command.env_remove(name);
+        }
+        for (name, value) in header_variables(message.headers()) {
+            command.env(name, value);
+        }
         if let Some(text) = short_text(message.payload()) {
             command.env("MSGBUS_PAYLOAD", text);
         }
@@ -122,6 +129,28 @@ impl Execute {
         write_json(&mut json, message);
         json
     }
+}
+
+/// Begins the names of the variables for the headers of a message.
+const HEADER_VARIABLE: &str = "MSGBUS_HEADER_";
+
+fn is_of_header(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(HEADER_VARIABLE.as_bytes())
+}
+
+/// A variable for each header. Values of one name, or of names that differ only in case or punctuation, are a list.
+fn header_variables(headers: &Headers) -> BTreeMap<String, String> {
+    let mut variables = BTreeMap::<_, String>::new();
+    for (name, value) in headers {
+        let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        let name: String = HEADER_VARIABLE.chars().chain(name.chars().map(letter)).collect();
+        let list = variables.entry(name).or_default();
+        if !list.is_empty() {
+            list.push_str(", ");
+        }
+        list.push_str(value);
+    }
+    variables
 }
 
 /// A payload that can be a variable of the environment.

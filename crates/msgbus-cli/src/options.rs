@@ -56,7 +56,7 @@ impl OptionSpec {
     }
 }
 
-pub(crate) const OPTIONS: [OptionSpec; 51] = [
+pub(crate) const OPTIONS: [OptionSpec; 52] = [
     OptionSpec::new("--count", "exit after N messages").short("-n").value("N").only(&[Sub]),
     OptionSpec::new("--count", "take N messages, then exit [1]")
         .short("-n")
@@ -120,6 +120,10 @@ pub(crate) const OPTIONS: [OptionSpec; 51] = [
         .only(&[Pub]),
     OptionSpec::new("--content-encoding", "how the message is compressed, as in gzip")
         .value("CODING")
+        .only(&[Pub]),
+    OptionSpec::new("--header", "a header, as in 'Reply-To: answers'; may be repeated")
+        .short("-H")
+        .value("HEADER")
         .only(&[Pub]),
     OptionSpec::new("--wait", "accepted, as by the Go msgbus; it does nothing")
         .short("-w")

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, io::IsTerminal as _, str::FromStr};
 
 use anstyle::{AnsiColor, Style as Ink};
 use chrono::Local;
-use msgbus_client::Message;
+use msgbus_client::{Headers, Message};
 use msgbus_core::json;
 use tokio::io::{AsyncWriteExt as _, BufWriter, Stdout};
 #[cfg(target_os = "linux")]
@@ -177,6 +177,14 @@ fn pretty(message: &Message, color: bool) -> String {
     let topic = printable(message.topic().name.as_str());
     let id = message.id();
     let mut line = format!("{dim}{time}{dim:#} {name}{topic}{name:#} {dim}#{id}{dim:#} ");
+    // What the payload is, is shown where it is not text.
+    let is_shown = |name: &str| {
+        !name.eq_ignore_ascii_case(Headers::CONTENT_TYPE)
+            && !name.eq_ignore_ascii_case(Headers::CONTENT_ENCODING)
+    };
+    for (name, value) in message.headers().iter().filter(|(name, _)| is_shown(name)) {
+        line.push_str(&format!("{dim}{name}={}{dim:#} ", printable(value)));
+    }
     match std::str::from_utf8(message.payload()) {
         Ok("") => line.push_str(&format!("{dim}(empty){dim:#}")),
         Ok(text) => line.push_str(&printable(text)),

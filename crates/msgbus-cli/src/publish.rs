@@ -223,7 +223,7 @@ fn message_of(
 }
 
 fn draft(args: &Pub, payload: Bytes) -> Draft {
-    let mut draft = Draft::from(payload);
+    let mut draft = Draft::from(payload).headers(args.headers.clone());
     if let Some(ttl) = args.ttl {
         draft = draft.ttl(ttl);
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use msgbus_client::{Client, Key, Roots};
+use msgbus_client::{Client, Headers, Key, Roots};
 use msgbus_core::parse_duration;
 use pico_args::Arguments;
 
@@ -150,6 +150,20 @@ impl Options {
             }),
             _ => Err(Failure::usage(format!("{name} is given more than once"))),
         }
+    }
+
+    /// The values of an option that may be repeated, each a name, a colon and a value.
+    pub(crate) fn headers(&mut self, name: &'static str) -> Result<Headers, Failure> {
+        let values: Vec<String> = self
+            .arguments
+            .values_from_str(name)
+            .map_err(|_| Failure::usage(format!("{name} is not UTF-8")))?;
+        let headers: Option<Vec<_>> = values.iter().map(|text| text.split_once(':')).collect();
+        let headers = headers.ok_or_else(|| {
+            Failure::usage(format!("{name}: a name, a colon and a value are needed"))
+        })?;
+        let headers = headers.iter().map(|(name, value)| (name.trim(), value.trim()));
+        Headers::new(headers).map_err(|error| Failure::usage(format!("{name}: {error}")))
     }
 
     /// Whatever is left was meant for nothing: the table and the reading above disagree.

@@ -1,6 +1,6 @@
 //! Publishing and pulling, over HTTP.
 
-use std::{io, time::Duration};
+use std::{borrow::Cow, io, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
@@ -10,7 +10,7 @@ use hyper::{
     header::{self, HeaderMap},
     http::request::Builder,
 };
-use msgbus_core::{Message, Position, TopicName, format_duration};
+use msgbus_core::{HeaderError, Headers, Message, Position, TopicName, format_duration};
 
 use crate::{
     connection::Connector,
@@ -41,6 +41,7 @@ pub struct Draft {
     ttl: Option<Duration>,
     content_type: Option<String>,
     content_encoding: Option<String>,
+    headers: Headers,
 }
 
 impl Draft {
@@ -63,6 +64,42 @@ impl Draft {
     pub fn content_encoding(mut self, coding: impl Into<String>) -> Self {
         self.content_encoding = Some(coding.into());
         self
+    }
+}
+
+impl Draft {
+    /// Replaces all other headers. The server keeps them in lower case.
+    #[must_use]
+    pub fn headers(mut self, headers: Headers) -> Self {
+        self.headers = headers;
+        self
+    }
+
+    /// Adds a header. The server keeps it in lower case.
+    ///
+    /// # Errors
+    /// See [`HeaderError`].
+    pub fn header(mut self, name: &str, value: &str) -> Result<Self, HeaderError> {
+        self.headers = self.headers.with(name, value)?;
+        Ok(self)
+    }
+}
+
+/// The HTTP header for a header of a message. docs/protocol.md, 4.7.
+fn http_name(name: &str) -> Cow<'_, str> {
+    let has_own_name = [
+        Headers::CONTENT_TYPE,
+        Headers::CONTENT_ENCODING,
+        Headers::CORRELATION_ID,
+        Headers::IDEMPOTENCY_KEY,
+    ];
+    let prefix = name.get(..Headers::CLOUD_EVENTS_PREFIX.len()).unwrap_or_default();
+    if has_own_name.iter().any(|own| name.eq_ignore_ascii_case(own))
+        || prefix.eq_ignore_ascii_case(Headers::CLOUD_EVENTS_PREFIX)
+    {
+        name.into()
+    } else {
+        format!("Msgbus-Header-{name}").into()
     }
 }
 
@@ -241,6 +278,9 @@ impl Client {
         }
         if let Some(encoding) = &message.content_encoding {
             request = request.header(header::CONTENT_ENCODING, encoding);
+        }
+        for (name, value) in &message.headers {
+            request = request.header(&*http_name(name), value.as_bytes());
         }
         request
     }

@@ -46,7 +46,7 @@ pub use client::{Client, Draft, Peeked, Published, PullOptions, Pulled};
 pub use connection::{Connection, Connector};
 pub use error::ClientError;
 pub use key::{Key, KeyError};
-pub use msgbus_core::{Message, Position, TopicName};
+pub use msgbus_core::{HeaderError, Headers, Message, Position, TopicName};
 pub use subscription::{Event, Subscription};
 pub use tls::{Roots, RootsError};
 pub use topics::{SubscriberDetails, TopicDetails, TopicSummary};

@@ -256,6 +256,54 @@ async fn a_server_that_reads_nothing_is_given_up() {
 }
 
 #[tokio::test]
+async fn headers_go_with_a_message_and_are_shown() {
+    let daemon = Daemon::start();
+    let headers = [
+        "-H",
+        "Correlation-Id: 17",
+        "--header",
+        "CE-Type:a.b",
+        "-H",
+        "Reply-To: to me",
+        "-H",
+        "tag:",
+    ];
+    let args: Vec<&str> = ["t", "x"].into_iter().chain(headers).chain(["-H", "Tag: é"]).collect();
+    publish(&daemon, &args, b"").await.is_silent();
+    let show = async |args: &[&str]| {
+        let args: Vec<_> = ["sub", "t", "--all", "-n1"].iter().chain(args).copied().collect();
+        let mut command = msgbus(&args);
+        command.env("MSGBUS_URI", daemon.uri());
+        command.env("MSGBUS_HEADER_OF_ANOTHER", "x");
+        run(command).await.out
+    };
+    let json = show(&["-o", "json"]).await;
+    let field =
+        r#""headers":{"correlation-id":"17","ce-type":"a.b","reply-to":"to me","tag":["","é"]}}"#;
+    assert!(json.contains(field), "{json}");
+    let pretty = show(&["-o", "pretty"]).await;
+    let line = "t #0 correlation-id=17 ce-type=a.b reply-to=to me tag= tag=é x\n";
+    assert!(pretty.ends_with(line), "{pretty}");
+    let variables = show(&["sh", "-c", "env | grep -a ^MSGBUS_HEADER | sort"]).await;
+    let expected = "MSGBUS_HEADER_CE_TYPE=a.b\nMSGBUS_HEADER_CORRELATION_ID=17\n\
+                    MSGBUS_HEADER_REPLY_TO=to me\nMSGBUS_HEADER_TAG=é\n";
+    assert_eq!(variables, expected);
+}
+
+#[tokio::test]
+async fn headers_that_cannot_be_are_refused_before_anything_is_sent() {
+    let daemon = Daemon::start();
+    for (header, text) in [
+        ("no colon", "--header: a name, a colon and a value are needed"),
+        ("a b: c", "--header: a header name has only"),
+        ("a: b\u{7}", "--header: a header value must not"),
+    ] {
+        publish(&daemon, &["t", "x", "-H", header], b"").await.fails(2, text);
+    }
+    assert!(daemon.bus.topics().is_empty());
+}
+
+#[tokio::test]
 async fn what_a_message_is_goes_with_it_and_is_shown() {
     let daemon = Daemon::start();
     let args = ["t", "-t", "application/json", "--content-encoding", "gzip"];
