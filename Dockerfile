@@ -1,9 +1,9 @@
-# A static binary, and an image with nothing else in it.
+# Builds a static binary, and an image that contains nothing else.
 FROM rust:1-alpine AS build
 RUN apk add --no-cache musl-dev
 WORKDIR /src
 COPY . .
-# Paths of the machine that builds are not part of what it builds.
+# Keeps the paths of the build machine out of the binary.
 ENV RUSTFLAGS="--remap-path-prefix=/usr/local/cargo=cargo --remap-path-prefix=/src=."
 RUN cargo build --release --locked -p msgbusd
 

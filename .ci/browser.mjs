@@ -1,13 +1,13 @@
 #!/usr/bin/env node
-// Proves in a real browser what docs/protocol.md says in 6.10 to 6.13: that its EventSource resumes by
-// itself after the network and after the server went away, with nothing missed and nothing twice; and that
-// all of it works in TLS, where browsers speak HTTP/2, and HTTP/1.1 for websockets.
+// Checks docs/protocol.md, 6.10 to 6.13, in a real browser: its EventSource resumes by itself after the network or
+// the server failed, without missing or repeating a message; and all of it works over TLS, where browsers use HTTP/2,
+// and HTTP/1.1 for websockets.
 //
 //     .ci/browser.mjs target/release/msgbusd
 //
-// The page talks to the server through a proxy that stands for the network, and so can be cut. What is
-// published goes to the server directly, and its answers say what the page has to see. The whole record
-// is compared each time: what came too often shows at the latest with the next step.
+// The page reaches the server through a proxy that simulates the network and can cut connections. Messages are
+// published to the server directly, and its responses determine what the page has to receive. The whole record is
+// compared each time, so that a repeated message is detected at the next step at the latest.
 import { execFileSync, spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -22,8 +22,8 @@ const FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ];
-// Chromium tries again after 3 s. This is for a machine that is very busy.
-const PATIENCE = 30_000;
+// Chromium reconnects after 3 s. The timeout is longer for busy machines.
+const TIMEOUT = 30_000;
 const CUTS = 4;
 
 const [binary] = process.argv.slice(2);
@@ -32,12 +32,12 @@ if (!binary) {
     process.exit(2);
 }
 
-// Everything is cleaned up on exit, however it comes; playwright's own handler ends the browser.
+// Everything is cleaned up on every kind of exit; playwright's own handler ends the browser.
 const temporary = mkdtempSync(join(tmpdir(), "msgbus-browser-"));
 process.env.TMPDIR = temporary;
 let server;
 process.on("exit", () => {
-    // One that never started has no pid, and node would kill this process's own group instead.
+    // A server that never started has no pid, and node would kill this process's own group instead.
     if (server?.pid) server.kill("SIGKILL");
     rmSync(temporary, { recursive: true, force: true, maxRetries: 20 });
 });
@@ -45,13 +45,13 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => p
 
 class Failed extends Error {}
 
-/** Waits until `ready` says so; it may throw to end the wait. */
+/** Waits until `ready` returns a truthy value, and returns that value. `ready` may throw to end the wait. */
 async function until(what, ready) {
-    const deadline = Date.now() + PATIENCE;
+    const deadline = Date.now() + TIMEOUT;
     for (;;) {
         const found = await ready();
         if (found) return found;
-        if (Date.now() > deadline) throw new Failed(`expected: ${what}\ncame: nothing more in ${PATIENCE / 1000} s`);
+        if (Date.now() > deadline) throw new Failed(`expected: ${what}\nfound: nothing in ${TIMEOUT / 1000} s`);
         await sleep(50);
     }
 }
@@ -74,7 +74,7 @@ async function startServer(...flags) {
     });
     server.stderr.on("data", (data) => (log += data));
     address = await until("a server that listens", () => {
-        if (over) throw new Failed(`expected: a server\ncame: ${log}`);
+        if (over) throw new Failed(`expected: a server\nfound: ${log}`);
         return /listening on https?:\/\/(\S+)/.exec(log)?.[1];
     });
 }
@@ -87,11 +87,11 @@ async function killServer() {
 
 let texts = 0;
 
-/** Publishes a message, and returns what the page is to see of it. */
+/** Publishes a message, and returns the line that the page has to record for it. */
 async function publish(topic = "news") {
     const text = `message ${texts++}`;
     const { status, headers } = await fetch(`http://${address}/${topic}`, { method: "PUT", body: text });
-    if (status !== 202) throw new Failed(`expected: 202 to a publish\ncame: ${status}`);
+    if (status !== 202) throw new Failed(`expected: 202 for a publish\nfound: ${status}`);
     const id = headers.get("msgbus-id");
     return `${headers.get("msgbus-epoch")}-${id} ${id} ${text}`;
 }
@@ -107,7 +107,7 @@ async function publishSome(count) {
 const network = {
     down: false,
     failed: 0,
-    /** What cuts the connection over which something comes next; half of that still gets through. */
+    /** Cuts the connection on which the next bytes arrive, after half of them were passed on. */
     tear: undefined,
     clients: new Set(),
 
@@ -150,7 +150,7 @@ async function openBrowser() {
     return chromium.launchPersistentContext(join(temporary, "profile"), {
         executablePath: CHROMIUM,
         args: FLAGS,
-        // What Chromium keeps outside its profile goes with the rest, too.
+        // Files that Chromium keeps outside its profile are removed with the rest.
         env: { ...process.env, HOME: temporary },
         ignoreHTTPSErrors: true,
         // Playwright would end this process without its exit handlers.
@@ -160,7 +160,7 @@ async function openBrowser() {
     });
 }
 
-/** Runs in the page: subscribes, and keeps a record. */
+/** Runs in the page: subscribes, and records events. */
 function follow(target) {
     window.record?.source.close();
     const source = new EventSource(target);
@@ -181,18 +181,18 @@ async function look(page) {
         const { opened, seen, source } = window.record;
         return { opened, seen, givenUp: source.readyState === EventSource.CLOSED };
     });
-    if (record.givenUp) throw new Failed("expected: an EventSource that tries again\ncame: one that has given up");
+    if (record.givenUp) throw new Failed("expected: an EventSource that reconnects\nfound: one that has given up");
     return record;
 }
 
-/** Waits until the page has seen just these. */
+/** Waits until the page has recorded exactly these lines. */
 async function sees(page, expected) {
     let seen = [];
     const differs = () => {
         const at = expected.findIndex((line, index) => line !== seen[index]);
         const from = at < 0 ? expected.length : at;
         const show = (lines) => lines.slice(from, from + 5).join("\n    ") || "nothing more";
-        return new Failed(`expected, from event ${from}:\n    ${show(expected)}\ncame:\n    ${show(seen)}`);
+        return new Failed(`expected, from event ${from}:\n    ${show(expected)}\nfound:\n    ${show(seen)}`);
     };
     await until("", async () => {
         ({ seen } = await look(page));
@@ -204,10 +204,10 @@ async function sees(page, expected) {
 }
 
 const opened = (page, count) =>
-    until(`the EventSource open for the ${count}. time`, async () => (await look(page)).opened >= count);
+    until(`an EventSource opened ${count} times`, async () => (await look(page)).opened >= count);
 
 const failedAttempt = (before) =>
-    until("an attempt to connect that fails", () => network.failed > before);
+    until("a failed attempt to connect", () => network.failed > before);
 
 async function speaksTls(page) {
     const [cert, key] = ["cert.pem", "key.pem"].map((name) => join(temporary, name));
@@ -216,7 +216,7 @@ async function speaksTls(page) {
     execFileSync("openssl", [...kind, ...made, "-keyout", key, "-out", cert], { stdio: "ignore" });
     address = "127.0.0.1:0";
     await startServer("--tls-cert", cert, "--tls-key", key);
-    // By a name, as others would have it; no --allow-origin.
+    // By name, as other machines would do, without --allow-origin.
     await page.goto(`https://localhost:${address.split(":")[1]}/healthz`);
     const came = await page.evaluate(async () => {
         const next = (source) => new Promise((resolve) => (source.onmessage = ({ data }) => resolve(data)));
@@ -231,7 +231,7 @@ async function speaksTls(page) {
         return JSON.stringify({ status, seen, protocol: protocols.find((name) => name.startsWith("h")) });
     });
     const expected = JSON.stringify({ status: 202, seen: ["in TLS", "in TLS"], protocol: "h2" });
-    if (came !== expected) throw new Failed(`expected: ${expected}\ncame: ${came}`);
+    if (came !== expected) throw new Failed(`expected: ${expected}\nfound: ${came}`);
 }
 
 function proven(what) {
@@ -250,7 +250,7 @@ async function main() {
     await opened(page, 1);
     expected.push(...(await publishSome(3)));
     await sees(page, expected);
-    proven("an EventSource sees what was there, and what comes");
+    proven("an EventSource receives retained and new messages");
 
     let publishing = true;
     const publisher = (async () => {
@@ -260,14 +260,14 @@ async function main() {
         }
     })();
     for (let cut = 1; cut <= CUTS; cut++) {
-        // By turns as if the other end had closed, and with a reset.
+        // Alternately by closing the connection and by resetting it.
         network.tear = cut % 2 ? (client) => client.destroySoon() : (client) => client.resetAndDestroy();
         await opened(page, 1 + cut);
     }
     publishing = false;
     await publisher;
     await sees(page, expected);
-    proven(`cut ${CUTS} times in the middle of an event, it has seen all ${expected.length}, each once and in order`);
+    proven(`cut ${CUTS} times in the middle of an event, it receives all ${expected.length}, each once and in order`);
 
     let failed = network.failed;
     await killServer();
@@ -279,8 +279,8 @@ async function main() {
     await sees(page, expected);
     expected.push(...(await publishSome(3)));
     await sees(page, expected);
-    if (!reborn[0].startsWith(`${epoch}-0 `)) throw new Failed(`expected: ids from 0\ncame: ${reborn[0]}`);
-    proven("the server killed and started anew: it is told of the restart, and sees all from id 0");
+    if (!reborn[0].startsWith(`${epoch}-0 `)) throw new Failed(`expected: ids from 0\nfound: ${reborn[0]}`);
+    proven("after a kill and a restart of the server, it receives a restart event and all messages from id 0");
 
     failed = network.failed;
     network.down = true;
@@ -290,10 +290,10 @@ async function main() {
     network.down = false;
     expected.push(`gap {"missed":15}`, ...unseen.slice(15));
     await sees(page, expected);
-    // Whatever else were under way would come before this.
+    // Any other pending event would arrive before this one.
     expected.push(await publish());
     await sees(page, expected);
-    proven("away while 20 messages came where 5 are kept: it is told that 15 are gone, and sees the others");
+    proven("disconnected during 20 messages of which 5 are retained, it receives a gap of 15 and the others");
 
     await page.evaluate(follow, "/quiet");
     await opened(page, 1);
@@ -306,11 +306,11 @@ async function main() {
     await sees(page, quiet);
     quiet.push(await publish("quiet"));
     await sees(page, quiet);
-    proven("away before it has seen anything at all: it sees what came meanwhile");
+    proven("disconnected before the first message, it receives the messages published in the meantime");
 
     await killServer();
     await speaksTls(await browser.newPage());
-    proven("over TLS its own page publishes and follows in HTTP/2, and opens a websocket beside it");
+    proven("over TLS the server's own page publishes and follows over HTTP/2, and opens a websocket");
 
     await browser.close();
 }
