@@ -26,10 +26,11 @@ pub(super) fn check<B>(
     app: &App,
     route: &Route,
     request: &Request<B>,
+    query: &Query,
 ) -> Result<Option<Arc<Principal>>, ApiError> {
     let Some(keyring) = &app.keyring else { return Ok(None) };
     let Some(need) = route.needs() else { return Ok(None) };
-    let principal = principal(keyring, route, request)?;
+    let principal = principal(keyring, route, request, query)?;
     service::require(&principal, need)?;
     Ok(Some(principal))
 }
@@ -39,6 +40,7 @@ fn principal<B>(
     keyring: &Keyring,
     route: &Route,
     request: &Request<B>,
+    query: &Query,
 ) -> Result<Arc<Principal>, ApiError> {
     let headers = request.headers();
     if headers.contains_key(header::AUTHORIZATION) {
@@ -55,7 +57,7 @@ fn principal<B>(
             .ok_or(ServiceError::WrongKey)?);
     }
     if matches!(route, Route::Websocket(_) | Route::Stream(..))
-        && let Some(ticket) = Query::of(request).get("ticket")?
+        && let Some(ticket) = query.get("ticket")?
     {
         return Ok(keyring.redeem(ticket).ok_or(ServiceError::WrongTicket)?);
     }

@@ -7,10 +7,7 @@ use super::{error::ApiError, names::LAST_EVENT_ID, query::Query};
 
 /// What the request says, if anything. The header wins silently: it is what a client resumes with by
 /// itself.
-pub(super) fn requested(
-    query: &Query<'_>,
-    headers: &HeaderMap,
-) -> Result<Option<Position>, ApiError> {
+pub(super) fn requested(query: &Query, headers: &HeaderMap) -> Result<Option<Position>, ApiError> {
     let by_query = by_query(query)?;
     let Some(id) = headers.get(LAST_EVENT_ID) else { return Ok(by_query) };
     let position = id.to_str().ok().and_then(|id| Position::from_event_id(id).ok());
@@ -19,7 +16,7 @@ pub(super) fn requested(
 }
 
 /// What the parameters alone say, if anything.
-pub(super) fn by_query(query: &Query<'_>) -> Result<Option<Position>, ApiError> {
+pub(super) fn by_query(query: &Query) -> Result<Option<Position>, ApiError> {
     let position = match (query.get("since")?, query.get("index")?) {
         (Some(_), Some(_)) => {
             Err(ApiError::parameter("index", "since says the same; use one of them"))
@@ -35,7 +32,7 @@ pub(super) fn by_query(query: &Query<'_>) -> Result<Option<Position>, ApiError> 
 }
 
 /// What to do with a subscriber that falls behind what is retained.
-pub(super) fn lag(query: &Query<'_>) -> Result<LagPolicy, ApiError> {
+pub(super) fn lag(query: &Query) -> Result<LagPolicy, ApiError> {
     match query.get("lag")? {
         None | Some("skip") => Ok(LagPolicy::Skip),
         Some("disconnect") => Ok(LagPolicy::Disconnect),

@@ -36,10 +36,13 @@ pub(super) async fn publish(
     call: &Call<'_>,
     topic: &TopicName,
     request: &mut Request<Incoming>,
+    query: Query,
     outline: Outline,
 ) -> Result<Answer, ApiError> {
     let app: &App = call.worker;
-    let (draft, split) = wanted(app, topic, request, outline)?;
+    let (draft, split) = wanted(app, topic, request, &query, outline)?;
+    // The payload may keep this waiting.
+    drop(query);
     let limit = BodyLimit {
         size: app.config.max_payload,
         patience: app.config.timeouts.body,
@@ -103,7 +106,7 @@ async fn split_lines(body: Bytes, draft: NewMessage) -> Vec<NewMessage> {
 }
 
 /// Whether the body is many messages.
-fn split(query: &Query<'_>) -> Result<bool, ApiError> {
+fn split(query: &Query) -> Result<bool, ApiError> {
     match query.get("split")? {
         None => Ok(false),
         Some("lines") => Ok(true),
@@ -122,6 +125,7 @@ fn wanted<B>(
     app: &App,
     topic: &TopicName,
     request: &Request<B>,
+    query: &Query,
     outline: Outline,
 ) -> Result<(NewMessage, bool), ApiError> {
     let describes_message = match outline.of_message {
@@ -129,16 +133,15 @@ fn wanted<B>(
         OfMessage::InSomeTopics => !app.config.keep_headers.is_empty(),
         OfMessage::Everywhere => true,
     };
-    if request.uri().query().is_none() && !describes_message {
+    if query.is_empty() && !describes_message {
         return Ok((NewMessage::default(), false));
     }
-    let parameters = Query::of(request);
     let headers = describes_message.then(|| request.headers());
     let mut draft = NewMessage::default();
-    if let Some(ttl) = ttl(&parameters, headers)? {
+    if let Some(ttl) = ttl(query, headers)? {
         draft = draft.ttl(ttl);
     }
-    let split = split(&parameters)?;
+    let split = split(query)?;
     if let Some(headers) = headers {
         draft = draft.headers(message_headers::read(app, topic, split, headers)?);
     }
@@ -146,7 +149,7 @@ fn wanted<B>(
 }
 
 /// How long the message is to live, from the parameter or else the header (RFC 8030, section 5.2).
-fn ttl(query: &Query<'_>, headers: Option<&HeaderMap>) -> Result<Option<Duration>, ApiError> {
+fn ttl(query: &Query, headers: Option<&HeaderMap>) -> Result<Option<Duration>, ApiError> {
     if let Some(text) = query.get("ttl")? {
         let ttl =
             parse_duration(text).map_err(|error| ApiError::parameter("ttl", error.to_string()))?;

@@ -36,7 +36,7 @@ const MOST: BatchLimit = BatchLimit { events: 10_000, bytes: 8 << 20 };
 const BYTES_AT_ONCE: usize = 256 << 10;
 
 /// Whether a parameter says that this is a pull, whatever the client accepts.
-pub(super) fn is_wanted(query: &Query<'_>) -> bool {
+pub(super) fn is_wanted(query: &Query) -> bool {
     ["max", "wait", "peek"].into_iter().any(|name| query.has(name))
 }
 
@@ -45,8 +45,9 @@ pub(super) async fn pull<B>(
     activity: &ConnectionActivity,
     topic: &TopicName,
     request: &mut Request<B>,
+    query: Query,
 ) -> Result<Answer, ApiError> {
-    let Wanted { limit, wait, raw, is_batch } = Wanted::of(request)?;
+    let Wanted { limit, wait, raw, is_batch } = Wanted::of(request, query)?;
     let small = Inflight::small(request.version());
     let messages = match wait {
         Some(patience) => {
@@ -83,8 +84,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of<B>(request: &Request<B>) -> Result<Self, ApiError> {
-        let query = Query::of(request);
+    fn of<B>(request: &Request<B>, query: Query) -> Result<Self, ApiError> {
         if query.has("since") {
             let why =
                 "only valid with ?peek, ?stream= or a websocket; a pull always takes the oldest";
@@ -100,11 +100,7 @@ impl Wanted {
 }
 
 /// Whether the payload itself is wanted.
-fn is_raw<B>(
-    query: &Query<'_>,
-    request: &Request<B>,
-    max: Option<usize>,
-) -> Result<bool, ApiError> {
+fn is_raw<B>(query: &Query, request: &Request<B>, max: Option<usize>) -> Result<bool, ApiError> {
     let raw = query.flag("raw")?;
     if raw && max.is_some() {
         return Err(ApiError::parameter("raw", "one payload is given at a time; leave max out"));
@@ -112,7 +108,7 @@ fn is_raw<B>(
     Ok(raw || (max.is_none() && accepts(request.headers(), OCTETS)))
 }
 
-fn wait(query: &Query<'_>) -> Result<Option<Duration>, ApiError> {
+fn wait(query: &Query) -> Result<Option<Duration>, ApiError> {
     let Some(text) = query.get("wait")? else { return Ok(None) };
     match parse_duration(text) {
         Ok(wait) if !wait.is_zero() && wait <= LONGEST_WAIT => Ok(Some(wait)),
@@ -159,8 +155,9 @@ pub(super) async fn peek<B>(
     call: &Call<'_>,
     topic: &TopicName,
     request: &Request<B>,
+    query: Query,
 ) -> Result<Answer, ApiError> {
-    let query = Query::of(request).only(&["peek", "raw", "since", "max", "gaps"])?;
+    let query = query.only(&["peek", "raw", "since", "max", "gaps"])?;
     let from = position::requested(&query, request.headers())?;
     let max = query.count("max")?;
     let raw = is_raw(&query, request, max)?;

@@ -1,23 +1,26 @@
 //! The parameters of a request: known ones with bad values are refused; unknown ones too, where a
 //! misspelt one would do harm.
 
-use std::borrow::Cow;
-
 use hyper::Request;
 
 use super::error::ApiError;
 
-/// The decoded query string.
+/// The decoded query string. It is parsed once for each request, and outlives the request's head.
 #[derive(Debug)]
-pub(super) struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+pub(super) struct Query(Vec<(String, String)>);
 
-impl<'a> Query<'a> {
-    pub(super) fn of<B>(request: &'a Request<B>) -> Self {
+impl Query {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
         Self::parse(request.uri().query())
     }
 
-    pub(super) fn parse(query: Option<&'a str>) -> Self {
-        Self(form_urlencoded::parse(query.unwrap_or_default().as_bytes()).collect())
+    pub(super) fn parse(query: Option<&str>) -> Self {
+        let Some(query) = query else { return Self(Vec::new()) };
+        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Refuses parameters that are not among `known`.

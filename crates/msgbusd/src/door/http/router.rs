@@ -14,6 +14,7 @@ use super::{
     error::{self, ApiError},
     head::{self, Outline},
     host, origin, publish, pull,
+    query::Query,
     response::{Answer, empty},
     routes::Route,
     stream, topics, websocket,
@@ -92,9 +93,10 @@ async fn route(
     outline: Outline,
 ) -> Result<Answer, ApiError> {
     let app: &App = worker;
-    let route = Route::of(request)?;
+    let query = Query::of(request);
+    let route = Route::of(request, &query)?;
     // Before anything of a body is read, and whatever there is.
-    let principal = credentials::check(app, &route, request)?;
+    let principal = credentials::check(app, &route, request, &query)?;
     if needs_own_name(&route, principal.as_deref()) {
         host::check(request, outline, peer, &app.config)?;
     }
@@ -103,17 +105,17 @@ async fn route(
     }
     let call = Call { worker, peer, principal };
     match route {
-        Route::Publish(topic) => publish::publish(&call, &topic, request, outline).await,
-        Route::Pull(topic) => pull::pull(&call, activity, &topic, request).await,
-        Route::Peek(topic) => pull::peek(&call, &topic, request).await,
-        Route::Websocket(topic) => websocket::subscribe(call, &topic, request).await,
+        Route::Publish(topic) => publish::publish(&call, &topic, request, query, outline).await,
+        Route::Pull(topic) => pull::pull(&call, activity, &topic, request, query).await,
+        Route::Peek(topic) => pull::peek(&call, &topic, request, query).await,
+        Route::Websocket(topic) => websocket::subscribe(call, &topic, request, query).await,
         Route::Stream(topic, format) => {
-            stream::stream(call, activity, &topic, request, format).await
+            stream::stream(call, activity, &topic, request, query, format).await
         }
-        Route::Counters(topic) => topics::counters(&call, &topic, request),
-        Route::Delete(topic) => topics::delete(&call, &topic, request),
+        Route::Counters(topic) => topics::counters(&call, &topic, query),
+        Route::Delete(topic) => topics::delete(&call, &topic, query),
         // Boxed, so that no other request is larger for it.
-        Route::List => Box::pin(topics::list(call, request)).await,
+        Route::List => Box::pin(topics::list(call, request, query)).await,
         Route::Inspect(topic) => Box::pin(admin::inspect(&call, topic)).await,
         Route::Stats => Ok(Box::pin(admin::stats(worker)).await),
         Route::Metrics => Ok(Box::pin(admin::metrics(worker)).await),

@@ -34,7 +34,7 @@ pub(super) enum Route {
 }
 
 impl Route {
-    pub(super) fn of<B>(request: &Request<B>) -> Result<Self, ApiError> {
+    pub(super) fn of<B>(request: &Request<B>, query: &Query) -> Result<Self, ApiError> {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let read = |route| {
             if is_read { Ok(route) } else { Err(ApiError::Method { allow: READ_METHODS }) }
@@ -54,33 +54,32 @@ impl Route {
                     let topic = rest.strip_prefix("topics/").ok_or(ApiError::NothingHere)?;
                     read(Self::Inspect(topic_name(topic)?))
                 }
-                None => Self::of_topic(request, path),
+                None => Self::of_topic(request, query, path),
             },
         }
     }
 
-    fn of_topic<B>(request: &Request<B>, path: &str) -> Result<Self, ApiError> {
+    fn of_topic<B>(request: &Request<B>, query: &Query, path: &str) -> Result<Self, ApiError> {
         Ok(match *request.method() {
             Method::PUT | Method::POST => Self::Publish(topic_name(path)?),
-            Method::GET => Self::of_get(request, topic_name(path)?)?,
+            Method::GET => Self::of_get(request, query, topic_name(path)?)?,
             Method::HEAD => Self::Counters(topic_name(path)?),
             Method::DELETE => Self::Delete(topic_name(path)?),
             _ => return Err(ApiError::Method { allow: TOPIC_METHODS }),
         })
     }
 
-    fn of_get<B>(request: &Request<B>, topic: TopicName) -> Result<Self, ApiError> {
+    fn of_get<B>(request: &Request<B>, query: &Query, topic: TopicName) -> Result<Self, ApiError> {
         if handshake::is_wanted(request) {
             return Ok(Self::Websocket(topic));
         }
-        let query = Query::of(request);
         if query.flag("peek")? {
             return Ok(Self::Peek(topic));
         }
-        if pull::is_wanted(&query) {
+        if pull::is_wanted(query) {
             return Ok(Self::Pull(topic));
         }
-        Ok(match stream::wanted(&query, request.headers())? {
+        Ok(match stream::wanted(query, request.headers())? {
             Some(form) => Self::Stream(topic, form),
             None => Self::Pull(topic),
         })

@@ -44,10 +44,7 @@ const SSE_KEEP_ALIVE: &[u8] = b":\n";
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// The format that the request asks for, if it asks for a stream at all.
-pub(super) fn wanted(
-    query: &Query<'_>,
-    headers: &HeaderMap,
-) -> Result<Option<FrameFormat>, ApiError> {
+pub(super) fn wanted(query: &Query, headers: &HeaderMap) -> Result<Option<FrameFormat>, ApiError> {
     if let Some(format) = query.get("stream")? {
         return match format {
             "sse" => Ok(Some(FrameFormat::Sse)),
@@ -71,9 +68,10 @@ pub(super) async fn stream<B>(
     activity: &ConnectionActivity,
     topic: &TopicName,
     request: &Request<B>,
+    query: Query,
     format: FrameFormat,
 ) -> Result<Answer, ApiError> {
-    let query = Query::of(request).only(&["stream", "since", "index", "lag", "ticket"])?;
+    let query = query.only(&["stream", "since", "index", "lag", "ticket"])?;
     let (from, note) = match position::requested(&query, request.headers()) {
         // A browser cannot be told by a status: it would only ask again, with the same header.
         Err(ApiError::Header { .. }) if format == FrameFormat::Sse => {

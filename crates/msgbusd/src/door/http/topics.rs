@@ -30,8 +30,12 @@ const OF_GET: &[&str] =
 
 /// Names, one a line; or objects with counters, for those who accept JSON. Only those that the caller may
 /// inspect, where there are keys.
-pub(super) async fn list<B>(call: Call<'_>, request: &Request<B>) -> Result<Answer, ApiError> {
-    let query = Query::of(request).only(&["prefix", "after", "max"])?;
+pub(super) async fn list<B>(
+    call: Call<'_>,
+    request: &Request<B>,
+    query: Query,
+) -> Result<Answer, ApiError> {
+    let query = query.only(&["prefix", "after", "max"])?;
     let page = Page {
         prefix: query.get("prefix")?.unwrap_or_default().to_owned(),
         after: query.get("after")?.unwrap_or_default().to_owned(),
@@ -94,12 +98,12 @@ impl Page {
 }
 
 /// The counters of one topic, as headers.
-pub(super) fn counters<B>(
+pub(super) fn counters(
     call: &Call<'_>,
     topic: &TopicName,
-    request: &Request<B>,
+    query: Query,
 ) -> Result<Answer, ApiError> {
-    Query::of(request).only(OF_GET)?;
+    query.only(OF_GET)?;
     let stats = call.topic(topic)?;
     let counters = stats.counters;
     let mut answer = empty(StatusCode::OK);
@@ -124,12 +128,8 @@ pub(super) fn counters<B>(
     Ok(answer)
 }
 
-pub(super) fn delete<B>(
-    call: &Call<'_>,
-    topic: &TopicName,
-    request: &Request<B>,
-) -> Result<Answer, ApiError> {
-    Query::of(request).only(&[])?;
+pub(super) fn delete(call: &Call<'_>, topic: &TopicName, query: Query) -> Result<Answer, ApiError> {
+    query.only(&[])?;
     call.delete(topic)?;
     Ok(empty(StatusCode::NO_CONTENT))
 }

@@ -30,9 +30,10 @@ pub(super) async fn subscribe(
     call: Call<'_>,
     topic: &TopicName,
     request: &mut Request<Incoming>,
+    query: Query,
 ) -> Result<Answer, ApiError> {
     let accept = handshake::check(request)?;
-    let query = Query::of(request).only(&["since", "index", "raw", "lag", "gaps", "ticket"])?;
+    let query = query.only(&["since", "index", "raw", "lag", "gaps", "ticket"])?;
     let format = if query.flag("raw")? { FrameFormat::Binary } else { FrameFormat::Text };
     let from = position::requested(&query, request.headers())?;
     let reports_gaps = query.flag("gaps")?;

@@ -14,7 +14,7 @@ use hyper::{
 use percent_encoding::percent_decode_str;
 
 use super::{
-    super::{credentials, error::ApiError, routes::Route},
+    super::{credentials, error::ApiError, query::Query, routes::Route},
     LONGEST_REFUSAL, head,
 };
 use crate::{
@@ -72,14 +72,14 @@ fn replace(data: &[u8], from: &str, to: &str) -> Vec<u8> {
 }
 
 fn asked(request: &Request<()>, ticket: &str) {
-    let Ok(route) = Route::of(request) else { return };
-    match credentials::check(&APP, &route, request) {
+    let Ok(route) = Route::of(request, &Query::of(request)) else { return };
+    match credentials::check(&APP, &route, request, &Query::of(request)) {
         Ok(None) => assert!(matches!(route, Route::Health)),
         Ok(Some(principal)) if principal.key_name().is_some() => {
             let by_ticket = says_ticket(request, ticket);
             assert!(says_secret(request) || by_ticket, "the holder has said nothing");
             if !says_secret(request) {
-                let again = credentials::check(&APP, &route, request);
+                let again = credentials::check(&APP, &route, request, &Query::of(request));
                 assert!(
                     matches!(again, Err(ApiError::Service { error: ServiceError::WrongTicket })),
                     "for once only: {again:?}"
@@ -151,8 +151,8 @@ fn every_way(secret: &str) {
             .header(name, &value)
             .body(())
             .expect("a secret fits in a header");
-        let route = Route::of(&request).expect("a websocket");
-        match credentials::check(&APP, &route, &request) {
+        let route = Route::of(&request, &Query::of(&request)).expect("a websocket");
+        match credentials::check(&APP, &route, &request, &Query::of(&request)) {
             Ok(principal) => {
                 assert_eq!(secret, SECRET, "{value}");
                 assert_eq!(principal.expect("there are keys").key_name(), Some("holder"));

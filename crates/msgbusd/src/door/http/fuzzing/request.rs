@@ -26,7 +26,7 @@ const PARAMETERS: [&str; 13] = [
 /// When one of that is not so.
 pub fn request(data: &[u8]) {
     let Some(request) = head(data) else { return };
-    match Route::of(&request) {
+    match Route::of(&request, &Query::of(&request)) {
         Ok(route) => is_routed(&request, &route),
         Err(refusal) => is_refused(&request, &refusal),
     }
@@ -54,7 +54,7 @@ fn is_routed(request: &Request<()>, route: &Route) {
         .body(())
         .expect("everything is escaped");
     other.headers_mut().clone_from(request.headers());
-    let same = Route::of(&other).expect("it says the same");
+    let same = Route::of(&other, &Query::of(&other)).expect("it says the same");
     assert_eq!(format!("{same:?}"), format!("{route:?}"));
 }
 
@@ -118,7 +118,7 @@ fn parameters(request: &Request<()>) {
 }
 
 /// Which are known decides, and nothing else.
-fn only_the_first(request: &Request<()>, parameters: Query<'_>) {
+fn only_the_first(request: &Request<()>, parameters: Query) {
     const KNOWN: &[&str] = PARAMETERS.split_at(4).0;
     let all_known = pairs(request).all(|(name, _)| KNOWN.contains(&&*name));
     match parameters.only(KNOWN) {
