@@ -1,4 +1,4 @@
-//! From the command line to a request: an [`Invocation`], whose values are all valid.
+//! Parses the command line into an [`Invocation`] with validated values.
 
 use std::{ffi::OsString, future::pending, path::PathBuf, str::FromStr, time::Duration};
 
@@ -12,11 +12,11 @@ use crate::{
     failure::Failure,
     output::{Format, Style, note},
     reader::{Options, coding, count, duration, media_type},
-    slips,
     split::Split,
+    suggestions,
 };
 
-/// What the command line asks for.
+/// A parsed command line.
 #[derive(Debug)]
 pub(crate) enum Invocation {
     Pub(Pub),
@@ -31,7 +31,7 @@ pub(crate) enum Invocation {
     Completion(Shell),
     Man,
     TopicNames(Topics),
-    /// Of one command, or of all.
+    /// Help for one command, or the overview.
     Help(Option<Command>),
     Version,
 }
@@ -41,7 +41,7 @@ pub(crate) enum Invocation {
 pub(crate) struct Pub {
     pub(crate) client: Client,
     pub(crate) topic: TopicName,
-    /// `None` for what comes on standard input.
+    /// `None` reads standard input.
     pub(crate) message: Option<OsString>,
     pub(crate) lines: bool,
     pub(crate) split: bool,
@@ -59,14 +59,14 @@ pub(crate) struct Pub {
 pub(crate) struct Sub {
     pub(crate) client: Client,
     pub(crate) topic: TopicName,
-    /// A program and its arguments, to be run for each message.
+    /// The program to run for each message, and its arguments.
     pub(crate) command: Option<(OsString, Vec<OsString>)>,
     pub(crate) since: Position,
-    /// Whether that is so whatever the cursor says.
+    /// Whether `since` overrides the position in the cursor file.
     pub(crate) ignore_cursor: bool,
-    /// Begin so many messages back, instead of at `since`.
+    /// Start this many messages before the end, instead of at `since`.
     pub(crate) back: Option<u64>,
-    /// End when everything that is there has been shown.
+    /// Exit after the messages that exist at the start.
     pub(crate) poll: bool,
     pub(crate) strict: bool,
     pub(crate) cursor: Option<PathBuf>,
@@ -82,7 +82,7 @@ pub(crate) struct Pull {
     pub(crate) client: Client,
     pub(crate) topic: TopicName,
     pub(crate) count: Option<u64>,
-    /// The most in one answer.
+    /// The maximum number of messages per response.
     pub(crate) max: Option<u64>,
     pub(crate) wait: Option<Duration>,
     pub(crate) peek: bool,
@@ -226,7 +226,7 @@ impl Options {
         })
     }
 
-    /// The topic, which is the first argument. What is odd about it is said.
+    /// Parses the topic, which is the first argument. Prints a note if it looks like a mistake.
     fn topic(
         &self,
         command: Command,
@@ -234,7 +234,7 @@ impl Options {
     ) -> Result<TopicName, Failure> {
         let usage = || format!("no topic given; usage: {}", command.spec().usage());
         let given = text(arguments.next(), &usage())?;
-        // As in a URL, the slashes around a name mean nothing.
+        // Leading and trailing slashes have no meaning, as in a URL of the server.
         let name = given.trim_matches('/');
         if name.is_empty() {
             return Err(Failure::usage(format!(
@@ -244,7 +244,7 @@ impl Options {
         let topic = TopicName::new(name).map_err(|error| {
             let follows = matches!(command, Command::Sub | Command::Tail);
             let hint = if follows && name.contains('*') {
-                slips::pattern_hint(name)
+                suggestions::pattern_hint(name)
             } else {
                 String::new()
             };
@@ -258,7 +258,7 @@ impl Options {
                 };
                 note(&format!("{verb} {topic}; a trailing slash means nothing"));
             }
-            if let Some(odd) = slips::about_topic(name) {
+            if let Some(odd) = suggestions::about_topic(name) {
                 note(&odd);
             }
         }
@@ -281,10 +281,10 @@ impl Options {
         let from_input = message.as_ref().is_none_or(|message| message == "-");
         if lines && !from_input {
             return Err(Failure::usage(
-                "--lines and --split read standard input; leave the message out",
+                "--lines and --split read standard input; omit the message",
             ));
         }
-        // The Go msgbus has it, and it does nothing.
+        // Accepted for compatibility with prologic/msgbus.
         self.switch("--wait");
         let (client, debug) = self.client()?;
         Ok(Pub {
@@ -313,18 +313,20 @@ impl Options {
         self.switch("--follow");
         let style = self.style()?;
         if command.is_some() && style.format == Some(Format::Pretty) {
-            return Err(Failure::usage("a command gets json or raw; pretty is for people"));
+            return Err(Failure::usage(
+                "a command receives json or raw; pretty is for terminals only",
+            ));
         }
         let (since, ignore_cursor) = self.since()?;
         let cursor = self.value("--cursor", |path| Ok(PathBuf::from(path)))?;
         let poll = self.switch("--poll");
         if poll && command.is_some() {
-            return Err(Failure::usage("--poll shows messages; it runs no command"));
+            return Err(Failure::usage("--poll prints messages and cannot run a command"));
         }
         Ok(Sub {
             topic,
             command,
-            // Polling for what is new would never show anything.
+            // Polling from "new" would never print a message.
             since: if poll && since == Position::New { Position::All } else { since },
             ignore_cursor,
             back: None,
@@ -340,7 +342,7 @@ impl Options {
         })
     }
 
-    /// Where to begin, of three ways to say it; and whether that is so whatever the cursor says.
+    /// The start position from --since, --all or --new, and whether it overrides the cursor.
     fn since(&mut self) -> Result<(Position, bool), Failure> {
         let position = |text: &str| text.parse::<Position>().map_err(|error| error.to_string());
         let since = self.value("--since", position)?;

@@ -1,5 +1,5 @@
-//! The table of commands. Parsing, help, completions and the manual are all made from it and from the
-//! table of [options](crate::options), so that none can know what the others do not.
+//! The table of commands. Parsing, help, completions and the manual are all generated from it and from
+//! the table of [options](crate::options), so they cannot disagree.
 
 /// A command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,23 +17,23 @@ pub(crate) enum Command {
     Completion,
     Man,
     Version,
-    /// For completions: topic names, one a line.
+    /// Prints topic names, one per line, for completions.
     TopicNames,
 }
 
 pub(crate) struct CommandSpec {
     pub(crate) command: Command,
     pub(crate) name: &'static str,
-    /// The Go msgbus' other name for it.
+    /// The name of the command in prologic/msgbus.
     pub(crate) alias: Option<&'static str>,
     pub(crate) arguments: &'static str,
     pub(crate) about: &'static str,
     pub(crate) details: &'static str,
     pub(crate) examples: &'static [&'static str],
-    /// How many arguments it takes, and in words.
-    pub(crate) most_arguments: usize,
+    /// The maximum number of arguments, as a number and in words.
+    pub(crate) max_arguments: usize,
     pub(crate) takes: &'static str,
-    /// Whether anything after them belongs to a command of the user's.
+    /// Whether what follows the arguments is a command to run, with its own arguments.
     pub(crate) runs_a_command: bool,
     pub(crate) exit_codes: &'static [(u8, &'static str)],
 }
@@ -60,7 +60,7 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
                   Use -- before a MESSAGE that starts with a dash.\n\n\
                   It tries again within --timeout while the server cannot be reached or is busy.",
         examples: &["msgbus pub orders '{\"id\": 7}'", "tail -f app.log | msgbus pub --lines logs"],
-        most_arguments: 2,
+        max_arguments: 2,
         takes: "one topic and one message",
         runs_a_command: false,
         exit_codes: &[
@@ -89,7 +89,7 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
             "msgbus sub orders --since all",
             "msgbus sub -o raw --cursor place orders wc -c",
         ],
-        most_arguments: 1,
+        max_arguments: 1,
         takes: "one topic",
         runs_a_command: true,
         exit_codes: &[
@@ -107,11 +107,11 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         name: "pull",
         alias: Some("get"),
         arguments: "TOPIC",
-        about: "Take the next message that nobody has taken",
+        about: "Take the oldest message that has not been taken",
         details: "If the topic is empty, prints nothing and exits 0 (5 with --fail-empty).\n\
                   With --timeout it waits that long for --count messages.",
         examples: &["msgbus pull jobs", "msgbus pull --wait 1m -o raw jobs"],
-        most_arguments: 1,
+        max_arguments: 1,
         takes: "one topic",
         runs_a_command: false,
         exit_codes: &[
@@ -129,9 +129,9 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         alias: None,
         arguments: "TOPIC",
         about: "Show the last messages, then follow the topic",
-        details: "Like sub, but starts with the last --count messages that there are.",
+        details: "Like sub, but starts with the last --count messages in the topic.",
         examples: &["msgbus tail orders", "msgbus tail -n 100 -o raw logs"],
-        most_arguments: 1,
+        max_arguments: 1,
         takes: "one topic",
         runs_a_command: false,
         exit_codes: &[(0, "done"), REFUSED, USAGE, CONNECT, MISSED, SIGNAL],
@@ -142,9 +142,9 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         alias: Some("ls"),
         arguments: "[PREFIX]",
         about: "List the topics and what is in them",
-        details: "With PREFIX, only those whose names begin with it.",
+        details: "With PREFIX, lists only topics whose names begin with it.",
         examples: &["msgbus topics", "msgbus topics --json orders/"],
-        most_arguments: 1,
+        max_arguments: 1,
         takes: "one prefix",
         runs_a_command: false,
         exit_codes: ASKED,
@@ -157,7 +157,7 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         about: "Show everything about a topic, and who follows it",
         details: "LAG is the number of messages a subscriber has not received yet.",
         examples: &["msgbus info orders", "msgbus info --json orders"],
-        most_arguments: 1,
+        max_arguments: 1,
         takes: "one topic",
         runs_a_command: false,
         exit_codes: ABOUT_A_TOPIC,
@@ -167,12 +167,12 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         name: "purge",
         alias: None,
         arguments: "TOPIC",
-        about: "Take and discard every message that nobody has taken",
-        details: "Prints how many. The topic stays, with its counters and subscribers, and what was\n\
-                  taken can still be replayed until it expires. rm deletes the topic instead.\n\n\
-                  What is published meanwhile may be discarded too.",
+        about: "Take and discard all messages that have not been taken",
+        details: "Prints how many. The topic keeps its counters and subscribers, and discarded\n\
+                  messages can still be replayed until they expire. rm deletes the topic instead.\n\n\
+                  Messages that are published meanwhile may be discarded too.",
         examples: &["msgbus purge jobs", "msgbus purge jobs && msgbus info jobs"],
-        most_arguments: 1,
+        max_arguments: 1,
         takes: "one topic",
         runs_a_command: false,
         exit_codes: ASKED,
@@ -183,9 +183,9 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         alias: None,
         arguments: "TOPIC",
         about: "Delete a topic with its messages",
-        details: "Its subscribers are told. To discard only what nobody has taken, see purge.",
+        details: "Its subscribers are notified. To discard only messages not yet taken, see purge.",
         examples: &["msgbus rm orders", "msgbus --uri unix:/run/msgbus.sock rm orders/eu"],
-        most_arguments: 1,
+        max_arguments: 1,
         takes: "one topic",
         runs_a_command: false,
         exit_codes: ABOUT_A_TOPIC,
@@ -196,10 +196,10 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         alias: None,
         arguments: "",
         about: "Check that the server answers",
-        details: "Prints how long that took. It needs no key. With --timeout it waits that long for\n\
+        details: "Prints the response time. No key is required. With --timeout, waits that long for\n\
                   a server that cannot be reached yet.",
         examples: &["msgbus ping", "msgbus ping -q --timeout 30s && msgbus pub ready yes"],
-        most_arguments: 0,
+        max_arguments: 0,
         takes: "no arguments",
         runs_a_command: false,
         exit_codes: ASKED,
@@ -216,16 +216,15 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
                   latency  the same at a rate [1000] that the server can sustain\n\
                   idle     subscribers that receive nothing; --pid shows what they cost\n\
                   sub      subscribers receive what another msgbus bench pub publishes\n\n\
-                  Latency is the time until the response, and where there are subscribers until they\n\
-                  have the message; with --rate, from the time at which the request was due. It works\n\
-                  on topics of its own, and deletes them at the end, unless --topic names one.\n\
-                  It uses one thread, and shares the machine with a local server: start several for\n\
-                  more.",
+                  Latency is the time until the response or, with subscribers, until they have the\n\
+                  message; with --rate, it counts from the time at which the request was due. bench\n\
+                  creates topics and deletes them at the end, unless --topic names one. It uses one\n\
+                  thread, and shares the machine with a local server; start several for more load.",
         examples: &[
             "msgbus bench fanout --subs 100",
             "msgbus bench latency --rate 5000 --pid $(pidof msgbusd)",
         ],
-        most_arguments: 1,
+        max_arguments: 1,
         takes: "one benchmark",
         runs_a_command: false,
         exit_codes: &[
@@ -243,13 +242,13 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         alias: None,
         arguments: "bash|zsh|fish",
         about: "Print completions for a shell",
-        details: "They complete commands, options and, from the server, topic names.",
+        details: "They complete commands, options and topic names, which they get from the server.",
         examples: &[
             "source <(msgbus completion bash)",
             "msgbus completion zsh > \"${fpath[1]}/_msgbus\"",
             "msgbus completion fish > ~/.config/fish/completions/msgbus.fish",
         ],
-        most_arguments: 1,
+        max_arguments: 1,
         takes: "one shell",
         runs_a_command: false,
         exit_codes: PRINTED,
@@ -260,9 +259,9 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         alias: None,
         arguments: "",
         about: "Print the manual page",
-        details: "It is in roff.",
+        details: "Prints it in roff format.",
         examples: &["msgbus man | man -l -", "msgbus man > /usr/local/share/man/man1/msgbus.1"],
-        most_arguments: 0,
+        max_arguments: 0,
         takes: "no arguments",
         runs_a_command: false,
         exit_codes: PRINTED,
@@ -273,25 +272,25 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         alias: None,
         arguments: "",
         about: "Print the version",
-        details: "Like --version.",
+        details: "Same as --version.",
         examples: &["msgbus version", "msgbus --version"],
-        most_arguments: 0,
+        max_arguments: 0,
         takes: "no arguments",
         runs_a_command: false,
         exit_codes: PRINTED,
     },
 ];
 
-/// What completions call; no page lists it.
+/// Called by completions; not listed in help or the manual.
 const TOPIC_NAMES: CommandSpec = CommandSpec {
     command: Command::TopicNames,
     name: "__topics",
     alias: None,
     arguments: "[PREFIX]",
     about: "Print topic names for completions",
-    details: "Prints nothing when the server does not answer within a second.",
+    details: "Prints nothing if the server does not answer within a second.",
     examples: &[],
-    most_arguments: 1,
+    max_arguments: 1,
     takes: "one prefix",
     runs_a_command: false,
     exit_codes: PRINTED,
@@ -309,23 +308,23 @@ impl Command {
 }
 
 impl CommandSpec {
-    /// Its name and its alias.
+    /// The name and the alias.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
         [Some(self.name), self.alias].into_iter().flatten()
     }
 
-    /// How it is called.
+    /// The command line, for usage messages.
     pub(crate) fn usage(&self) -> String {
         format!("msgbus {} {}", self.name, self.arguments).trim_end().to_owned()
     }
 
-    /// Whether its first argument is the name of a topic, or the beginning of one.
+    /// Whether the first argument is a topic name or a prefix of one.
     pub(crate) fn takes_topic(&self) -> bool {
         matches!(self.arguments.get(..5), Some("TOPIC")) || self.arguments == "[PREFIX]"
     }
 }
 
-/// What a script can tell from the exit code, of all commands.
+/// The exit codes of all commands.
 pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
     (0, "done"),
     (1, "an error: the server refused, a command failed with --cursor, output cannot be written"),

@@ -1,5 +1,5 @@
-//! Completions for shells, from the tables of commands and options. Names of topics come from the
-//! server, by way of `msgbus __topics`, to which the options that name the server are passed on.
+//! Completions for shells, generated from the tables of commands and options. `msgbus __topics` gets the
+//! topic names from the server; the completions pass the connection options on to it.
 
 use crate::{
     args::Shell,
@@ -36,12 +36,12 @@ fn with_value(filter: impl Fn(&OptionSpec) -> bool) -> String {
     names.join("|")
 }
 
-/// The options that say which server is meant, and how.
+/// The options that select the server and authenticate.
 fn connection() -> String {
     with_value(|option| option.commands.is_empty())
 }
 
-/// The words up to the cursor: bash takes them apart at colons and equals signs.
+/// Rejoins the words up to the cursor, which bash splits at colons and equals signs.
 const BASH_HEAD: &str = "\
 # bash completion for msgbus
 _msgbus() {
@@ -69,7 +69,7 @@ const BASH_WORDS: &str = "            -*) ;;
     COMPREPLY=()
     case $before in
 ";
-/// Names that need it are quoted. What bash has cut off before a colon is not repeated.
+/// Quotes names if necessary, and omits the part before a colon, which bash has already split off.
 const BASH_TOPICS: &str = "
 # Adds the topics that begin with a word.
 _msgbus_topics() {
@@ -135,7 +135,7 @@ fn bash() -> String {
     script
 }
 
-/// The connection's options as they were given are found in `opt_args`.
+/// zsh stores the connection options that were typed in `opt_args`.
 const ZSH_TOPICS: &str = "
 _msgbus_topics() {
     local option
@@ -186,7 +186,7 @@ fn zsh() -> String {
             _ => "*:argument:".to_owned(),
         };
         let rest =
-            if spec.runs_a_command || spec.most_arguments > 1 { " '*:argument:'" } else { "" };
+            if spec.runs_a_command || spec.max_arguments > 1 { " '*:argument:'" } else { "" };
         script.push_str(&format!("                '{argument}'{rest} ;;\n"));
     }
     script.push_str("    esac\n}\n_msgbus \"$@\"\n");

@@ -1,5 +1,5 @@
-//! Defaults from the environment and from `~/.msgbus.yaml`: lines of `key: value`, and servers by name,
-//! whose lines are indented. It is a small part of YAML.
+//! Defaults from the environment and from `~/.msgbus.yaml`. The file contains lines of `key: value` and named
+//! servers with indented lines, a small subset of YAML.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use std::{
 
 use crate::{failure::Failure, output::note};
 
-/// A value, and where it was given.
+/// A value and its origin, for error messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Given {
     pub(crate) value: String,
@@ -24,7 +24,7 @@ impl Given {
         Self { value: value.into(), origin: origin.into() }
     }
 
-    /// As a path; `~/` is the home directory.
+    /// The value as a path; `~/` is the home directory.
     pub(crate) fn path(&self) -> PathBuf {
         match (self.value.strip_prefix("~/"), env::var_os("HOME")) {
             (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
@@ -33,11 +33,11 @@ impl Given {
     }
 }
 
-/// A server as the file describes it.
+/// The settings of a server in the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Server {
     pub(crate) uri: Option<Given>,
-    /// It is sent to this server only.
+    /// Sent to this server only.
     pub(crate) key: Option<Given>,
     pub(crate) key_file: Option<Given>,
     pub(crate) ca_file: Option<Given>,
@@ -46,13 +46,13 @@ pub(crate) struct Server {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct File {
     path: PathBuf,
-    /// What no name is before.
+    /// The settings that are not below a server name.
     pub(crate) default: Server,
     named: BTreeMap<String, Server>,
     pub(crate) debug: bool,
 }
 
-/// Reads the file, which must exist if it was asked for.
+/// Reads the file. It must exist if `--config` names it.
 pub(crate) fn read(file: Option<PathBuf>, quiet: bool) -> Result<File, Failure> {
     let asked_for = file.is_some();
     let Some(path) =
@@ -62,7 +62,7 @@ pub(crate) fn read(file: Option<PathBuf>, quiet: bool) -> Result<File, Failure> 
     };
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        // Nobody said that there is one, or that it is for us.
+        // The default file is optional.
         Err(_) if !asked_for => return Ok(File::default()),
         Err(error) => {
             return Err(Failure::usage(format!("cannot read {}: {error}", path.display())));
@@ -99,7 +99,7 @@ impl File {
 fn parse(path: &Path, text: &str) -> Result<File, Failure> {
     let file = File { path: path.to_owned(), ..File::default() };
     let mut parser = Parser { file, lines: BTreeMap::new(), section: None };
-    // Editors of some systems begin every file with a byte order mark.
+    // Some editors write a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (number, line) in (1..).zip(text.lines()) {
         let origin = format!("{}:{number}", path.display());
@@ -112,7 +112,7 @@ fn parse(path: &Path, text: &str) -> Result<File, Failure> {
 
 struct Parser {
     file: File,
-    /// Where each key of each server was given first.
+    /// The line of the first occurrence of each key of each server.
     lines: BTreeMap<(Option<String>, String), usize>,
     /// The server that indented lines belong to.
     section: Option<String>,
@@ -130,7 +130,7 @@ impl Parser {
         if !is_indented {
             self.section = None;
         } else if self.section.is_none() {
-            return Err("it is indented, but below no name of a server".to_owned());
+            return Err("it is indented, but no server name is above it".to_owned());
         }
         if let Some(first) = self.lines.insert((self.section.clone(), key.to_owned()), number) {
             return Err(format!("{key} is given twice; the first is in line {first}"));
@@ -177,7 +177,7 @@ impl Parser {
 const VARIABLES: [&str; 5] = ["URI", "KEY", "KEY_FILE", "CA_FILE", "DEBUG"];
 const PREFIX: &str = "MSGBUS_";
 
-/// What a variable of the environment says.
+/// The value of an environment variable.
 pub(crate) fn variable(name: &str) -> Result<Option<Given>, Failure> {
     let Some(value) = env::var_os(name) else { return Ok(None) };
     if value.is_empty() {
@@ -187,7 +187,7 @@ pub(crate) fn variable(name: &str) -> Result<Option<Given>, Failure> {
     Ok(Some(Given::new(value, name)))
 }
 
-/// Warns of variables that are not read and look as if they were meant to be.
+/// Warns about variables that are not read but look like misspelt ones.
 pub(crate) fn warn_of_other_variables() {
     for (name, _) in env::vars_os() {
         if let Some((name, meant)) = misspelt(&name) {
@@ -204,7 +204,7 @@ fn misspelt(name: &OsString) -> Option<(&str, &'static str)> {
         "TOKEN" | "APIKEY" | "API_KEY" => Some("KEY"),
         "KEYFILE" | "KEY_PATH" | "TOKEN_FILE" => Some("KEY_FILE"),
         "CA" | "CAFILE" | "CA_CERT" | "CACERT" => Some("CA_FILE"),
-        // The shell that completes, and the server, have their own.
+        // Other MSGBUS_ variables exist, for example those that `sub` sets for its command.
         _ => VARIABLES
             .into_iter()
             .find(|known| known.len() > 2 && strsim::damerau_levenshtein(rest, known) == 1),

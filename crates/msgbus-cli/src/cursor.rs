@@ -1,8 +1,8 @@
-//! The file in which `sub --cursor` keeps its position. The first line is a value of `since`; then
-//! follow the topic and the server that it belongs to.
+//! The file in which `sub --cursor` keeps its position. The first line is a value of `since`; the next
+//! lines name the topic and the server that it belongs to.
 //!
-//! The file is replaced at each step, never written in place. A run holds a lock on the file that is
-//! there: on the new one before it takes the place of the old one.
+//! The file is replaced at each step, never written in place. A run always holds a lock on the current
+//! file: it locks the new file before that replaces the old one.
 
 use std::{
     fmt::Display,
@@ -18,24 +18,24 @@ use tempfile::Builder;
 
 use crate::{failure::Failure, output::note};
 
-/// The mode of a file that was not there, before the umask.
+/// The mode of a newly created file, before the umask.
 const NEW_FILE: u32 = 0o666;
-/// As in the kernel.
+/// The limit of the Linux kernel.
 const MAX_LINKS: usize = 40;
-/// More is not a position. In bytes.
+/// The largest file that is read, in bytes.
 const MAX_SIZE: u64 = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Cursor {
     path: PathBuf,
     saved: Option<Position>,
-    /// What the file belongs to, as it is written in it.
+    /// The topic and the server that the file belongs to.
     owner: Owner,
-    /// The file with the lock; `None` until there is one.
+    /// The locked file; `None` until it exists.
     locked: Option<File>,
 }
 
-/// What a position belongs to.
+/// The topic and the server that a position belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub(crate) topic: String,
@@ -43,8 +43,7 @@ pub(crate) struct Owner {
 }
 
 impl Cursor {
-    /// Opens and locks the file, which need not be there yet. With `anew` it does not matter what it
-    /// says.
+    /// Opens and locks the file, which need not exist yet. With `anew`, ignores its content.
     pub(crate) fn open(path: &Path, owner: Owner, anew: bool) -> Result<Self, Failure> {
         let name = path.display().to_string();
         let wrong = |problem: &dyn Display| Failure::usage(format!("--cursor {name}: {problem}"));
@@ -62,39 +61,39 @@ impl Cursor {
         Ok(cursor)
     }
 
-    /// The position in the file, if it is one of this topic.
+    /// Parses the position, and checks that it belongs to this topic.
     fn read(&self, text: &str) -> Result<Position, String> {
         let mut lines = text.lines();
         let position = lines.next().unwrap_or_default().trim();
-        // As a crash of the machine can leave it. Beginning anew would skip what was missed.
+        // A crash of the machine can leave an empty file. Starting anew would skip messages silently.
         if position.is_empty() {
-            return Err("it is empty; remove it to begin with --since".to_owned());
+            return Err("it is empty; remove it to start at --since".to_owned());
         }
         let position = position.parse::<Position>().map_err(|error| error.to_string())?;
         let mut owner = |key: &str| lines.next().and_then(|line| line.strip_prefix(key));
         let (topic, server) = (owner("topic: "), owner("server: "));
         if let Some(topic) = topic.filter(|topic| *topic != self.owner.topic) {
             return Err(format!(
-                "it is of topic {topic}, not {}; give each topic a file of its own",
+                "it belongs to topic {topic}, not {}; use a separate file for each topic",
                 self.owner.topic
             ));
         }
-        // The same server may have several names.
+        // Only a note, because a server may have several URIs.
         if let Some(server) = server.filter(|server| *server != self.owner.server) {
             note(&format!(
-                "the position is from {server}; now it is used at {}",
+                "the position is from {server}, but is now used with {}",
                 self.owner.server
             ));
         }
         Ok(position)
     }
 
-    /// What the file said, or what was written to it last.
+    /// The position in the file.
     pub(crate) fn saved(&self) -> Option<Position> {
         self.saved
     }
 
-    /// Replaces the file in one step: whoever reads it finds the old position or the new one.
+    /// Replaces the file atomically: a reader finds the old position or the new one.
     pub(crate) fn save(&mut self, position: Position) -> Result<(), Failure> {
         if self.saved == Some(position) {
             return Ok(());
@@ -117,10 +116,10 @@ impl Cursor {
 }
 
 fn in_use() -> io::Error {
-    io::Error::other("another run uses it; give each run a file of its own")
+    io::Error::other("another run is using it; use a separate file for each run")
 }
 
-/// What a link leads to, also where that is not there yet: it is replaced, not the link.
+/// Resolves symbolic links, also dangling ones, so that the target is replaced and not the link.
 fn target(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
@@ -132,7 +131,7 @@ fn target(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many links"))
 }
 
-/// The file with a lock on it; `None` if there is none.
+/// Opens and locks the file; `None` if it does not exist.
 fn locked(path: &Path) -> io::Result<Option<File>> {
     loop {
         let file = match OpenOptions::new().read(true).open(path) {
@@ -141,7 +140,7 @@ fn locked(path: &Path) -> io::Result<Option<File>> {
             Err(error) => return Err(error),
         };
         lock(&file)?;
-        // Between the two steps it may have been replaced.
+        // The file may have been replaced between opening and locking.
         match fs::metadata(path) {
             Ok(now) if now.ino() == file.metadata()?.ino() => return Ok(Some(file)),
             _ => {}
@@ -152,13 +151,13 @@ fn locked(path: &Path) -> io::Result<Option<File>> {
 fn lock(file: &File) -> io::Result<()> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(in_use()),
-        // Some file systems have no locks.
+        // Some file systems do not support locks.
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
-/// Puts a new file in the place of the old one, and returns it with a lock on it. If it is to be the
-/// first one, another that is there is an error.
+/// Replaces the file with a new one, and returns the new one, locked. With `is_first`, an existing file is
+/// an error.
 fn replace(path: &Path, text: &str, is_first: bool) -> io::Result<File> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mode = fs::metadata(path).map_or(NEW_FILE, |old| old.permissions().mode());
@@ -175,7 +174,7 @@ fn replace(path: &Path, text: &str, is_first: bool) -> io::Result<File> {
     }
 }
 
-/// The error without the name of the temporary file, which nobody knows. It is part of the text only.
+/// Removes the name of the temporary file from an error. The name means nothing to the user.
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn without_path(error: io::Error) -> io::Error {
     let text = error.to_string();
@@ -206,10 +205,10 @@ mod tests {
         let (mut first, mut late) = (open(&path).unwrap(), open(&path).unwrap());
         first.save(Position::Id(1)).unwrap();
         let error = late.save(Position::Id(9)).unwrap_err().to_string();
-        assert!(error.contains("another run uses it"), "{error}");
+        assert!(error.contains("another run is using it"), "{error}");
         for id in 2..4 {
             let error = open(&path).unwrap_err().to_string();
-            assert!(error.contains("another run uses it"), "{error}");
+            assert!(error.contains("another run is using it"), "{error}");
             first.save(Position::Id(id)).unwrap();
         }
         drop((first, late));
@@ -242,7 +241,7 @@ mod tests {
         drop(cursor);
         let other = || Owner { topic: "u".to_owned(), ..owner() };
         let error = Cursor::open(&path, other(), false).unwrap_err().to_string();
-        assert!(error.contains("it is of topic t, not u"), "{error}");
+        assert!(error.contains("it belongs to topic t, not u"), "{error}");
         assert_eq!(Cursor::open(&path, other(), true).unwrap().saved(), None);
     }
 

@@ -16,19 +16,19 @@ use tokio::{io::AsyncWriteExt as _, process::Command, select};
 
 use crate::{failure::Failure, output::write_json, signals::Stop};
 
-/// The longest payload that goes into the environment, in bytes: together with what else is there it
-/// has to fit what a system allows, and it is no place for more than a line or two.
+/// The longest payload that is put into the environment, in bytes. Systems limit the total size of the
+/// environment, and larger payloads are better read from standard input.
 const MAX_VARIABLE: usize = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Execute {
     program: OsString,
     arguments: Vec<OsString>,
-    /// Whether it gets the payload, and not JSON.
+    /// Whether the command gets the payload on standard input instead of JSON.
     raw: bool,
 }
 
-/// Says at the start, and not at the first message, that a program is not there.
+/// Reports a missing program at the start instead of at the first message.
 fn check(program: &OsStr) -> Result<(), Failure> {
     let is_program = |path: &Path| {
         path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
@@ -48,7 +48,7 @@ fn check(program: &OsStr) -> Result<(), Failure> {
     }
     let hint = match &name {
         name if name.contains(' ') => "; for a line of shell use sh -c",
-        _ => "; sub follows one topic; what comes after it is a command",
+        _ => "; sub follows one topic, and a second argument is a command to run",
     };
     Err(Failure::Other(format!("cannot run {name}: there is no such program{hint}")))
 }
@@ -63,8 +63,9 @@ impl Execute {
         Ok(Self { program, arguments, raw })
     }
 
-    /// Runs it for one message, and returns what is wrong if it fails. It has a process group of its
-    /// own: Ctrl-C is for us, and we let it finish. Meanwhile the subscription is kept alive.
+    /// Runs the command for one message, and returns a text if it fails. The command has a process group
+    /// of its own, so Ctrl-C reaches only msgbus, which lets the command finish. The subscription is kept
+    /// alive meanwhile.
     pub(crate) async fn run(
         &self,
         message: &Message,
@@ -89,8 +90,8 @@ impl Execute {
             status = child.wait() => status.map_err(Failure::Output)?,
             never = feed => match never {},
             never = subscription.keep_alive() => match never {},
-            () = stop.insisted() => {
-                // The process ends in a moment.
+            () = stop.requested_again() => {
+                // msgbus exits shortly after the second signal.
                 let _ = child.start_kill();
                 pending().await
             }
@@ -105,11 +106,11 @@ impl Execute {
             .args(&self.arguments)
             .env("MSGBUS_ID", message.id().to_string())
             .env("MSGBUS_TOPIC", message.topic().name.as_str())
-            // That of another message may be there, where this runs in such a command itself.
+            // It may be inherited if msgbus runs in a command of another msgbus sub.
             .env_remove("MSGBUS_PAYLOAD")
             .stdin(Stdio::piped())
             .process_group(0);
-        for (name, _) in env::vars_os().filter(|(name, _)| is_of_header(name)) {
+        for (name, _) in env::vars_os().filter(|(name, _)| is_header_variable(name)) {
             command.env_remove(name);
         }
         for (name, value) in header_variables(message.headers()) {
@@ -131,14 +132,15 @@ impl Execute {
     }
 }
 
-/// Begins the names of the variables for the headers of a message.
+/// The prefix of the environment variables for message headers.
 const HEADER_VARIABLE: &str = "MSGBUS_HEADER_";
 
-fn is_of_header(name: &OsStr) -> bool {
+fn is_header_variable(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(HEADER_VARIABLE.as_bytes())
 }
 
-/// A variable for each header. Values of one name, or of names that differ only in case or punctuation, are a list.
+/// One variable per header. Values of the same name, or of names that differ only in case or punctuation, are
+/// joined with commas.
 fn header_variables(headers: &Headers) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::<_, String>::new();
     for (name, value) in headers {
@@ -153,7 +155,7 @@ fn header_variables(headers: &Headers) -> BTreeMap<String, String> {
     variables
 }
 
-/// A payload that can be a variable of the environment.
+/// The payload as text, if it can be an environment variable.
 fn short_text(payload: &[u8]) -> Option<&str> {
     let fits = payload.len() <= MAX_VARIABLE && !payload.contains(&0);
     std::str::from_utf8(payload).ok().filter(|_| fits)

@@ -1,4 +1,4 @@
-//! How a run can end badly, and the exit code that says so.
+//! Why a command fails, and its exit code.
 
 use std::{io, process::ExitCode};
 
@@ -13,12 +13,12 @@ pub(crate) enum Failure {
     Client(#[from] ClientError),
     #[error("no answer within --timeout; the message may have been accepted")]
     NoAnswer,
-    /// Some of what was to be done is done.
+    /// The command failed after a part of its work.
     #[error("{failure}; {progress}")]
     Partial { failure: Box<Failure>, progress: String },
     #[error("{0}")]
     Other(String),
-    /// Nobody reads our output any more. That is no error: it ends quietly.
+    /// The reader of standard output has closed the pipe. The command exits quietly with 0.
     #[error("standard output is closed")]
     ClosedPipe,
     #[error("cannot write: {0}")]
@@ -52,7 +52,7 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// The exit codes of the table in [`crate::options`].
+/// The exit codes, as listed in [`crate::commands::EXIT_CODES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     Done = 0,

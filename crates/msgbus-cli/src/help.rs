@@ -1,4 +1,4 @@
-//! Help and the manual, from the tables of commands and options.
+//! Help and the manual, generated from the tables of commands and options.
 
 use crate::{
     commands::{COMMANDS, Command, CommandSpec, EXIT_CODES},
@@ -7,7 +7,7 @@ use crate::{
 
 const PROGRAM: &str = "msgbus: publish to, pull from and follow topics of a msgbus server";
 
-/// The text of `--help`: of one command, or of all.
+/// The text of `--help` for one command, or the overview.
 pub(crate) fn help(command: Option<Command>) -> String {
     command.map_or_else(overview, |command| page(command.spec()))
 }
@@ -111,7 +111,7 @@ pub(crate) fn manual() -> String {
     page
 }
 
-/// Text in which nothing is a command to roff.
+/// Escapes everything that roff would interpret.
 fn roff(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
     let lines = text.lines().map(|line| match line.chars().next() {

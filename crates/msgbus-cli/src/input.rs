@@ -1,5 +1,5 @@
-//! Standard input, read within bounds: a message that is small is read whole, so that it can be sent
-//! again; a larger one is passed on in chunks, and memory holds only its beginning.
+//! Standard input, read in bounded memory: a small message is buffered, so that it can be sent again;
+//! a larger one is streamed in chunks.
 
 use std::time::Duration;
 
@@ -12,32 +12,32 @@ use tokio::{
 
 use crate::failure::Failure;
 
-/// The most of one message that is read before it is sent, in bytes.
+/// How much of a message is buffered before it is sent, in bytes. Larger messages are streamed.
 const BUFFERED: usize = 2 << 20;
 const CHUNK: usize = 64 << 10;
 
 pub(crate) struct Input(BufReader<Stdin>);
 
-/// A message, or as much of it as is read before it is sent.
+/// A message, or the buffered beginning of a large one.
 pub(crate) enum Piece {
-    /// A line has its end, unless it is the last one.
+    /// A complete message. A line includes its line break, which may be missing in the last one.
     Whole(Vec<u8>),
-    /// The beginning of a message that goes on in the input.
+    /// The beginning of a message whose rest is still in the input.
     Long(Vec<u8>),
 }
 
 impl Piece {
-    /// Bytes in memory.
+    /// The number of buffered bytes.
     pub(crate) fn len(&self) -> usize {
         let (Self::Whole(bytes) | Self::Long(bytes)) = self;
         bytes.len()
     }
 }
 
-/// A part of a long message.
+/// A part of a streamed message.
 pub(crate) enum Chunk {
     Data(Bytes),
-    /// Without it the message is not whole, and must not be published.
+    /// Marks the message as complete. Without it, the message must not be published.
     End,
 }
 
@@ -46,7 +46,7 @@ impl Input {
         Self(BufReader::with_capacity(CHUNK, stdin()))
     }
 
-    /// All of the input.
+    /// Reads all of the input as one message.
     pub(crate) async fn all(&mut self) -> Result<Piece, Failure> {
         let mut bytes = Vec::new();
         let mut limited = (&mut self.0).take(BUFFERED as u64);
@@ -54,7 +54,7 @@ impl Input {
         Ok(if bytes.len() < BUFFERED { Piece::Whole(bytes) } else { Piece::Long(bytes) })
     }
 
-    /// The next line; `None` at the end of the input.
+    /// Reads the next line; `None` at the end of the input.
     pub(crate) async fn line(&mut self) -> Result<Option<Piece>, Failure> {
         let mut line = Vec::new();
         let mut limited = (&mut self.0).take(BUFFERED as u64);
@@ -67,18 +67,18 @@ impl Input {
         })
     }
 
-    /// Passes the rest of a long message on: up to the end of the line, or of the input. Ends early
-    /// when nobody takes it any more.
+    /// Streams the rest of a long message to `chunks`, up to the end of the line or of the input.
+    /// Returns early if the receiver is dropped.
     ///
     /// # Errors
-    /// When the input cannot be read, or a chunk is not taken for `limit`.
+    /// The input cannot be read, or the receiver takes no chunk for `limit`.
     pub(crate) async fn pass_on(
         &mut self,
         is_line: bool,
         chunks: &Sender<Chunk>,
         limit: Duration,
     ) -> Result<(), Failure> {
-        // A carriage return belongs to the end of a line, if that is what follows.
+        // A carriage return is held back: before a line feed it is part of the line break.
         let mut held_return = false;
         loop {
             let bytes = self.0.fill_buf().await.map_err(unreadable)?;
@@ -107,7 +107,7 @@ impl Input {
     }
 }
 
-/// Whether the chunk is taken; when nobody is there to take it, it is not.
+/// Sends a chunk. Returns false if the receiver has been dropped.
 async fn pass(chunks: &Sender<Chunk>, chunk: Chunk, limit: Duration) -> Result<bool, Failure> {
     match chunks.send_timeout(chunk, limit).await {
         Ok(()) => Ok(true),
@@ -121,7 +121,7 @@ async fn pass(chunks: &Sender<Chunk>, chunk: Chunk, limit: Duration) -> Result<b
     }
 }
 
-/// A line without its end.
+/// Strips the line break.
 pub(crate) fn without_end(mut line: Vec<u8>) -> Vec<u8> {
     if line.pop_if(|byte| *byte == b'\n').is_some() {
         line.pop_if(|byte| *byte == b'\r');

@@ -1,4 +1,4 @@
-//! `msgbus`: the command for people and scripts.
+//! The command `msgbus`.
 
 mod args;
 #[cfg(feature = "bench")]
@@ -20,9 +20,9 @@ mod publish;
 mod pull;
 mod reader;
 mod signals;
-mod slips;
 mod split;
 mod subscribe;
+mod suggestions;
 mod tail;
 mod topics;
 
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-/// One command from its request to its end.
+/// Runs one command.
 fn run(invocation: Invocation) -> Result<Exit, Failure> {
     match invocation {
         Invocation::Help(command) => output::print(&help::help(command)).map(|()| Exit::Done),
@@ -76,14 +76,14 @@ fn listen() -> Result<Stop, Failure> {
 }
 
 fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
-    // One more thread, so that a second Ctrl-C is heard while the first is stuck in a write.
+    // A worker thread of its own handles a second Ctrl-C while the main thread is blocked in a write.
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("cannot start: {error}")))?;
     let ended = runtime.block_on(command);
-    // A read of standard input may be under way for ever.
+    // Does not wait for a blocked read of standard input.
     runtime.shutdown_background();
     ended
 }

@@ -12,7 +12,7 @@ pub(crate) enum Bench {}
 
 impl Bench {
     pub(crate) fn parse(_: &mut Options, _: Option<OsString>) -> Result<Self, Failure> {
-        Err(Failure::usage("this msgbus was built without its load generator (the feature bench)"))
+        Err(Failure::usage("this msgbus was built without the load generator (feature \"bench\")"))
     }
 }
 

@@ -6,13 +6,13 @@ use crate::commands::Command::{self, Bench, Info, Ping, Pub, Pull, Sub, Tail, To
 pub(crate) struct OptionSpec {
     pub(crate) long: &'static str,
     pub(crate) short: Option<&'static str>,
-    /// What its value is called; `None` where it takes none.
+    /// The name of the value in help; `None` for a switch.
     pub(crate) value: Option<&'static str>,
-    /// The values there are, where they are few.
+    /// The permitted values, if they are few.
     pub(crate) values: &'static [&'static str],
     pub(crate) help: &'static str,
-    /// The commands that have it; all of them if empty. An option may be listed once for each
-    /// command in which it means something else.
+    /// The commands that accept it; all of them if empty. An option has several entries if it means
+    /// different things to different commands.
     pub(crate) commands: &'static [Command],
 }
 
@@ -45,12 +45,12 @@ impl OptionSpec {
         self.commands.is_empty() || self.commands.contains(&command)
     }
 
-    /// Whether it is listed with a command, rather than once for all.
+    /// Whether help lists it with this command rather than with the common options.
     pub(crate) fn is_own_of(&self, command: Command) -> bool {
         self.commands.contains(&command)
     }
 
-    /// Its long and its short name.
+    /// The long and the short name.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
         [Some(self.long), self.short].into_iter().flatten()
     }
@@ -97,9 +97,8 @@ pub(crate) const OPTIONS: [OptionSpec; 52] = [
         .only(&[Sub]),
     OptionSpec::new("--all", "same as --since all").only(&[Sub]),
     OptionSpec::new("--new", "start with new messages; overrides --cursor").only(&[Sub]),
-    OptionSpec::new("--poll", "exit when everything that is there was shown; starts at all")
-        .only(&[Sub]),
-    OptionSpec::new("--follow", "accepted; following is what it does")
+    OptionSpec::new("--poll", "exit after the existing messages; implies --since all").only(&[Sub]),
+    OptionSpec::new("--follow", "accepted for compatibility; always on")
         .short("-f")
         .only(&[Sub, Tail]),
     OptionSpec::new("--strict", "exit with 6 if messages were missed").only(&[Sub, Tail]),
@@ -109,9 +108,9 @@ pub(crate) const OPTIONS: [OptionSpec; 52] = [
     OptionSpec::new("--lines", "publish each line of standard input as a message")
         .short("-l")
         .only(&[Pub]),
-    OptionSpec::new("--split", "like --lines, in batches that are published whole or not at all")
+    OptionSpec::new("--split", "like --lines, in batches that are published all or none")
         .only(&[Pub]),
-    OptionSpec::new("--ttl", "let the message expire earlier than its topic says, as in 10m")
+    OptionSpec::new("--ttl", "time to live, if shorter than the topic's, as in 10m")
         .value("DURATION")
         .only(&[Pub]),
     OptionSpec::new("--content-type", "the media type of the message, as in text/plain")
@@ -125,22 +124,20 @@ pub(crate) const OPTIONS: [OptionSpec; 52] = [
         .short("-H")
         .value("HEADER")
         .only(&[Pub]),
-    OptionSpec::new("--wait", "accepted, as by the Go msgbus; it does nothing")
-        .short("-w")
-        .only(&[Pub]),
-    OptionSpec::new("--json", "print one JSON object a line").only(&[Topics, Info, Bench]),
-    OptionSpec::new("--csv", "print a line of names and a line of values").only(&[Bench]),
+    OptionSpec::new("--wait", "accepted for compatibility; has no effect").short("-w").only(&[Pub]),
+    OptionSpec::new("--json", "print one JSON object per line").only(&[Topics, Info, Bench]),
+    OptionSpec::new("--csv", "print a header line and a line of values").only(&[Bench]),
     OptionSpec::new("--clients", "connections that publish or pull [16; fanout, latency: 1]")
         .value("N")
         .only(&[Bench]),
     OptionSpec::new("--subs", "subscribers [fanout: 100, idle: 1000, otherwise 1]")
         .value("N")
         .only(&[Bench]),
-    OptionSpec::new("--msgs", "messages in all [100000; pull: 50000, fanout: 10000]")
+    OptionSpec::new("--msgs", "total number of messages [100000; pull: 50000, fanout: 10000]")
         .value("N")
         .only(&[Bench]),
-    OptionSpec::new("--size", "bytes of a payload [128]").value("BYTES").only(&[Bench]),
-    OptionSpec::new("--rate", "messages per second in all [as many as the server takes]")
+    OptionSpec::new("--size", "payload size in bytes [128]").value("BYTES").only(&[Bench]),
+    OptionSpec::new("--rate", "messages per second in total [as many as the server takes]")
         .value("N")
         .only(&[Bench]),
     OptionSpec::new("--duration", "exit after this time [latency: 5s, idle: 1s]")
@@ -149,7 +146,7 @@ pub(crate) const OPTIONS: [OptionSpec; 52] = [
     OptionSpec::new("--topics", "number of topics to spread the messages over [1]")
         .value("N")
         .only(&[Bench]),
-    OptionSpec::new("--topic", "the topic, or what precedes the numbers of several")
+    OptionSpec::new("--topic", "the topic, or the name prefix with --topics")
         .value("TOPIC")
         .only(&[Bench]),
     OptionSpec::new("--pipeline", "requests in flight on each connection [1]")
@@ -159,7 +156,7 @@ pub(crate) const OPTIONS: [OptionSpec; 52] = [
         .value("N")
         .only(&[Bench]),
     OptionSpec::new("--raw", "subscribe to payloads instead of JSON").only(&[Bench]),
-    OptionSpec::new("--pid", "the server's process, to measure what it uses (Linux)")
+    OptionSpec::new("--pid", "the server's process, to measure its CPU and memory (Linux)")
         .value("PID")
         .only(&[Bench]),
     OptionSpec::new("--no-progress", "show no progress on a terminal").only(&[Bench]),
@@ -170,9 +167,9 @@ pub(crate) const OPTIONS: [OptionSpec; 52] = [
     OptionSpec::new("--uri", "http(s)://HOST:PORT, unix:/PATH or @NAME [http://localhost:8000]")
         .short("-u")
         .value("URI"),
-    OptionSpec::new("--key", "the key to send; other users of this machine can see it here")
+    OptionSpec::new("--key", "the key to send; other users can see it in the process list")
         .value("KEY"),
-    OptionSpec::new("--key-file", "a file that holds nothing but the key").value("FILE"),
+    OptionSpec::new("--key-file", "a file that contains only the key").value("FILE"),
     OptionSpec::new("--ca-file", "certificates (PEM) to trust for https instead of the system's")
         .value("FILE"),
     OptionSpec::new("--config", "a file with defaults and named servers [~/.msgbus.yaml]")
@@ -186,8 +183,8 @@ pub(crate) const OPTIONS: [OptionSpec; 52] = [
 
 pub(crate) const ENVIRONMENT: [(&str, &str); 5] = [
     ("MSGBUS_URI", "the server, unless --uri names it"),
-    ("MSGBUS_KEY", "the key, unless --key or --key-file does"),
-    ("MSGBUS_KEY_FILE", "a file that holds the key, instead of MSGBUS_KEY"),
+    ("MSGBUS_KEY", "the key, unless --key or --key-file gives one"),
+    ("MSGBUS_KEY_FILE", "a file that contains the key, instead of MSGBUS_KEY"),
     ("MSGBUS_CA_FILE", "certificates to trust, unless --ca-file names them"),
     ("MSGBUS_DEBUG", "1 or true: same as --debug"),
 ];

@@ -1,4 +1,4 @@
-//! What people and pipes see: messages on standard output, notes on standard error.
+//! Messages on standard output, notes on standard error.
 
 use std::{fmt::Write as _, io::IsTerminal as _, str::FromStr};
 
@@ -18,7 +18,7 @@ use crate::failure::Failure;
 /// How messages are printed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
-    /// `None` to decide by what standard output is.
+    /// `None` selects pretty on a terminal, JSON otherwise.
     pub(crate) format: Option<Format>,
     pub(crate) newline: bool,
     pub(crate) color: Color,
@@ -26,11 +26,11 @@ pub(crate) struct Style {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// The payload.
     Raw,
-    /// For reading at a glance.
+    /// One line for people.
     Pretty,
 }
 
@@ -49,7 +49,7 @@ impl FromStr for Format {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Color {
-    /// On a terminal that has colors, unless `NO_COLOR` says otherwise.
+    /// On a terminal that supports colors, unless `NO_COLOR` is set.
     #[default]
     Auto,
     Always,
@@ -88,7 +88,7 @@ pub(crate) struct Output {
     format: Format,
     newline: bool,
     color: bool,
-    /// One message, encoded.
+    /// A reused buffer for one encoded message.
     line: Vec<u8>,
 }
 
@@ -106,7 +106,7 @@ impl Output {
         }
     }
 
-    /// Prints a message; it may stay in the buffer until [`flush`](Self::flush).
+    /// Writes a message. It may stay in the buffer until [`flush`](Self::flush).
     pub(crate) async fn write(&mut self, message: &Message) -> Result<(), Failure> {
         self.line.clear();
         match self.format {
@@ -127,34 +127,34 @@ impl Output {
     }
 }
 
-/// Waits until nobody reads standard output any more, as far as that can be known: for a pipe.
+/// Waits until the reader of standard output closes the pipe.
 #[cfg(target_os = "linux")]
 pub(crate) async fn closed() {
     let fd = std::io::stdout().as_fd().try_clone_to_owned().ok();
-    // Unchecked: it is only watched, and need neither be a pipe nor be made non-blocking for that.
+    // Unchecked, because it need not be a pipe and must not become non-blocking; it is only watched.
     match fd.and_then(|fd| Sender::from_owned_fd_unchecked(fd).ok()) {
         Some(pipe) => {
-            // Whatever it says, there is nothing to wait for any more.
+            // On an error there is nothing left to wait for.
             let _ = pipe.ready(Interest::ERROR).await;
         }
-        // A file or the like: it is never closed.
+        // Not a pipe, for example a file: it is never closed.
         None => std::future::pending().await,
     }
 }
 
-/// Elsewhere the next write finds out.
+/// On other systems only the next write detects a closed pipe.
 #[cfg(not(target_os = "linux"))]
 pub(crate) async fn closed() {
     std::future::pending().await
 }
 
-/// A message as JSON, with a line end.
+/// Writes a message as JSON, with a line break.
 pub(crate) fn write_json(out: &mut Vec<u8>, message: &Message) {
     json::write_message(out, message);
     out.push(b'\n');
 }
 
-/// Prints text that was asked for: help, a manual, completions.
+/// Prints help, the manual or completions.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     use std::io::Write as _;
     let mut stdout = std::io::stdout().lock();
@@ -162,14 +162,14 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     Ok(stdout.flush()?)
 }
 
-/// Says something to the person who runs this, beside the output.
+/// Prints a note on standard error.
 pub(crate) fn note(text: &str) {
     use std::io::Write as _;
-    // Where nobody listens nothing needs to be said.
+    // A closed standard error is not a reason to fail.
     let _ = writeln!(std::io::stderr(), "msgbus: {}", printable(text));
 }
 
-/// Time, topic, id and payload in one line.
+/// Formats time, topic, id and payload as one line.
 fn pretty(message: &Message, color: bool) -> String {
     let ink = |style: Ink| if color { style } else { Ink::new() };
     let (dim, name) = (ink(Ink::new().dimmed()), ink(AnsiColor::Cyan.on_default()));
@@ -194,11 +194,11 @@ fn pretty(message: &Message, color: bool) -> String {
     line
 }
 
-/// Text that cannot do anything to a terminal: control characters, and those that turn the
-/// direction of what follows, are written out.
+/// Escapes control characters and characters that change the text direction, so that the text
+/// cannot manipulate a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let is_odd = |c: char| {
-        // Controls, invisible spaces, ends of lines and paragraphs, marks of direction.
+        // Controls, zero-width characters, line and paragraph separators, direction marks.
         c.is_control()
             || matches!(
                 c,
@@ -217,7 +217,7 @@ pub(crate) fn printable(text: &str) -> String {
     safe
 }
 
-/// The beginning of a payload that is not text, and what it is said to be.
+/// Formats a payload that is not text: its size, its content type and encoding, its first bytes.
 fn hex(message: &Message) -> String {
     const SHOWN: usize = 32;
     let bytes = message.payload();

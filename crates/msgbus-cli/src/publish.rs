@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use msgbus_client::{ClientError, Draft, Published};
+use msgbus_client::{ClientError, OutgoingMessage, Published};
 use msgbus_core::format_duration;
 use tokio::{
     select,
@@ -25,12 +25,12 @@ use crate::{
     pull::RETRY_AFTER,
 };
 
-/// The most lines, and about the most bytes, of one batch.
+/// The maximum number of lines, and the approximate maximum number of bytes, in a batch.
 const BATCH_LINES: usize = 1_000;
 const BATCH_BYTES: usize = 256 << 10;
-/// How many chunks of a long message may be on their way from the input to the connection.
+/// How many chunks of a streamed message may be queued between the input and the connection.
 const CHUNKS: usize = 2;
-/// The status that says so of a message, or of a batch.
+/// The status code for a message or a batch that is too large.
 const TOO_LARGE: u16 = 413;
 
 pub(crate) async fn run(args: Pub) -> Result<Exit, Failure> {
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Pub) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Publishes each line. An error names the line.
+/// Publishes each line as a message. An error names the line.
 async fn lines(args: &Pub, input: &mut Input) -> Result<Exit, Failure> {
     for number in 1_u64.. {
         let line = input.line().await.map_err(|failure| at_line(number, failure))?;
@@ -69,13 +69,13 @@ async fn lines(args: &Pub, input: &mut Input) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Publishes lines in batches, and in smaller ones where the server accepts no larger one. An error
-/// names the first line that is not published.
+/// Publishes lines in batches. Halves the batch size while the server rejects a batch as too large. An
+/// error names the first line that was not published.
 async fn batches(args: &Pub, input: &mut Input) -> Result<Exit, Failure> {
     let mut lines = VecDeque::new();
     let (mut first, mut size, mut most) = (1_u64, 0, BATCH_LINES);
     loop {
-        // What follows the beginning of a long line is the rest of it.
+        // No line can be read after a long one until the rest of that line has been read.
         while lines.len() < most
             && size < BATCH_BYTES
             && !matches!(lines.back(), Some(Piece::Long(_)))
@@ -111,7 +111,7 @@ async fn batches(args: &Pub, input: &mut Input) -> Result<Exit, Failure> {
     }
 }
 
-/// The first lines joined, and how many they are. A line that is too long for that goes by itself.
+/// Joins the first lines, and returns how many they are. A streamed line is never in a batch.
 fn batch(lines: &VecDeque<Piece>, most: usize) -> (Vec<u8>, usize) {
     let (mut batch, mut count) = (Vec::new(), 0);
     for line in lines.iter().take(most) {
@@ -123,13 +123,13 @@ fn batch(lines: &VecDeque<Piece>, most: usize) -> (Vec<u8>, usize) {
         count += 1;
     }
     if count == 1 {
-        // It means nothing there, and would count towards the server's limit.
+        // A final line break has no meaning, but would count towards the server's limit.
         batch.pop_if(|byte| *byte == b'\n');
     }
     (batch, count)
 }
 
-/// A failure, with the first line that has not been accepted.
+/// Adds the number of the first line that was not accepted to a failure.
 fn at_line(first: u64, failure: Failure) -> Failure {
     let before = match first {
         1 => String::new(),
@@ -141,7 +141,7 @@ fn at_line(first: u64, failure: Failure) -> Failure {
     Failure::Partial { failure: Box::new(failure), progress }
 }
 
-/// Whether what failed has certainly not been accepted. Without a response, nobody knows.
+/// Whether the server has certainly not accepted the message. Without a response this is unknown.
 fn is_known(failure: &Failure) -> bool {
     match failure {
         Failure::NoAnswer => false,
@@ -151,8 +151,8 @@ fn is_known(failure: &Failure) -> bool {
     }
 }
 
-/// Publishes one message. Within `--timeout` it is sent again as long as it has certainly not been
-/// accepted: while no connection can be made, and while the server answers with Retry-After.
+/// Publishes one message. Within `--timeout` it is sent again only if the server has certainly not
+/// accepted it: while no connection can be made, and while the server answers with Retry-After.
 async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
     let deadline = Instant::now() + args.timeout;
     let mut outage = Outage::default();
@@ -175,15 +175,15 @@ async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
     }
 }
 
-/// Publishes a message that goes on in the input: to its end, or to that of the line. It is read
-/// while it is sent, and not sent again. `--timeout` is how long the server may take for nothing.
+/// Publishes a message that is too large to buffer: streams it up to the end of the input or of the
+/// line. It cannot be sent again. `--timeout` limits how long the server may read nothing.
 async fn publish_long(args: &Pub, head: Vec<u8>, input: &mut Input) -> Result<(), Failure> {
-    // What has been read cannot be sent again, so the server is found first.
+    // The message cannot be sent twice, so first wait until the server can be reached.
     let (deadline, mut outage) = (Instant::now() + args.timeout, Outage::default());
     loop {
         match timeout_at(deadline, args.client.ping()).await {
             Ok(Err(error)) if error.is_unreachable() => outage.wait(args, error, deadline).await?,
-            // Whatever else it says, it is there.
+            // Any other result shows that the server can be reached.
             Ok(_) => break,
             Err(_) => {
                 let text = "no answer within --timeout; nothing was published";
@@ -198,7 +198,7 @@ async fn publish_long(args: &Pub, head: Vec<u8>, input: &mut Input) -> Result<()
     let is_line = args.lines || args.split;
     let response = select! {
         biased;
-        // Before its end, it is refused.
+        // A response before the end of the message is a refusal.
         response = &mut request => response,
         passed_on = input.pass_on(is_line, &sender, args.timeout) => {
             passed_on?;
@@ -209,7 +209,8 @@ async fn publish_long(args: &Pub, head: Vec<u8>, input: &mut Input) -> Result<()
     Ok(())
 }
 
-/// The chunks of a message, up to its end. Without an end it is not published.
+/// The chunks of a message as a request body. If the end is missing, the request is aborted and nothing
+/// is published.
 fn message_of(
     chunks: mpsc::Receiver<Chunk>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
@@ -222,8 +223,8 @@ fn message_of(
     })
 }
 
-fn draft(args: &Pub, payload: Bytes) -> Draft {
-    let mut draft = Draft::from(payload).headers(args.headers.clone());
+fn draft(args: &Pub, payload: Bytes) -> OutgoingMessage {
+    let mut draft = OutgoingMessage::from(payload).headers(args.headers.clone());
     if let Some(ttl) = args.ttl {
         draft = draft.ttl(ttl);
     }
@@ -242,24 +243,24 @@ fn say_published(args: &Pub, published: Option<Published>) {
     }
 }
 
-/// What is said and waited for while the server accepts nothing.
+/// Retries while the server cannot be reached or is busy, with one note at the start.
 #[derive(Default)]
 struct Outage {
     is_told: bool,
 }
 
 impl Outage {
-    /// Waits before another try.
+    /// Waits before the next attempt.
     ///
     /// # Errors
-    /// The error, if there is no time for another try, or none would be safe or help.
+    /// Returns `error` if no time is left, or if another attempt would not be safe or would not help.
     async fn wait(
         &mut self,
         args: &Pub,
         error: ClientError,
         deadline: Instant,
     ) -> Result<(), Failure> {
-        // A try that ends in the middle would not know whether the message was accepted.
+        // An attempt needs enough time to finish: if it were cut off, the result would be unknown.
         let (pause, needed) = match &error {
             ClientError::Busy { retry_after, .. } => (*retry_after, *retry_after),
             error if error.is_unreachable() => (RETRY_AFTER, 2 * RETRY_AFTER),
@@ -278,7 +279,7 @@ impl Outage {
     }
 }
 
-/// To be read: seconds, where there is more than one.
+/// Rounds to seconds for display, if it is more than one second.
 fn rounded(time: Duration) -> Duration {
     let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     match millis {

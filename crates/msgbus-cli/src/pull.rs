@@ -15,15 +15,15 @@ use crate::{
     signals::Stop,
 };
 
-/// How often to look for messages that are waited for.
+/// The interval between pulls while waiting for messages.
 const POLL_EVERY: Duration = Duration::from_millis(100);
-/// How long to wait before another try while the server cannot be reached.
+/// The delay before the next attempt while the server cannot be reached.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
-/// What a server may be asked to wait.
-const SHORTEST_WAIT: Duration = Duration::from_millis(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// How long a request that is under way is let finish when the time is over: given up earlier, it
-/// might lose a message.
+/// The range of `?wait=` that servers accept.
+const MIN_WAIT: Duration = Duration::from_millis(1);
+const MAX_WAIT: Duration = Duration::from_secs(60);
+/// How long a request in flight may take to finish after the deadline. Cancelling it at once might lose
+/// a message.
 const GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: Pull, mut stop: Stop) -> Result<Exit, Failure> {
@@ -36,28 +36,28 @@ pub(crate) async fn run(args: Pull, mut stop: Stop) -> Result<Exit, Failure> {
         };
     }
     let mut pulled = 0;
-    let mut patience = args.patience();
+    let mut wait_deadline = args.wait_deadline();
     let ended = loop {
         let left = args.left(pulled);
         if left == 0 {
             break Ended::Counted;
         }
         let next = Instant::now() + POLL_EVERY;
-        match pull(&args, left, patience, &mut stop).await? {
+        match pull(&args, left, wait_deadline, &mut stop).await? {
             Ok(messages) if !messages.is_empty() => {
                 for message in &messages {
                     output.write(message).await?;
                 }
                 output.flush().await?;
                 pulled += messages.len() as u64;
-                patience = args.patience();
+                wait_deadline = args.wait_deadline();
             }
             Ok(_) => {
-                if patience.is_none_or(|end| end <= Instant::now()) {
+                if wait_deadline.is_none_or(|end| end <= Instant::now()) {
                     if args.deadline.is_none() {
                         break Ended::Empty;
                     }
-                    patience = args.patience();
+                    wait_deadline = args.wait_deadline();
                 }
                 if let Some(ended) = pause(&args, &mut stop, next).await {
                     break ended;
@@ -72,7 +72,7 @@ pub(crate) async fn run(args: Pull, mut stop: Stop) -> Result<Exit, Failure> {
     })
 }
 
-/// Why no more is pulled.
+/// Why pulling has ended.
 enum Ended {
     Counted,
     Empty,
@@ -90,12 +90,12 @@ impl Ended {
 }
 
 impl Pull {
-    /// When a wait for the next message that begins now is over.
-    fn patience(&self) -> Option<Instant> {
+    /// The end of a wait for the next message that starts now.
+    fn wait_deadline(&self) -> Option<Instant> {
         self.wait.map(|wait| Instant::now() + wait)
     }
 
-    /// How many more are wanted. Without `--count` it is one answer, however many are in it.
+    /// How many messages are still to be pulled. Without `--count`, one response is enough.
     fn left(&self, pulled: u64) -> u64 {
         match self.count {
             Some(count) => count.saturating_sub(pulled),
@@ -105,21 +105,21 @@ impl Pull {
     }
 }
 
-/// Pulls once. Retries for as long as the server answers with Retry-After, and, where there is a
-/// time to wait, while no connection can be made: nothing has been taken then.
+/// Pulls once. Retries as long as the server answers with Retry-After and, within a given time, while no
+/// connection can be made. Both are safe: nothing has been taken.
 async fn pull(
     args: &Pull,
     left: u64,
-    patience: Option<Instant>,
+    wait_deadline: Option<Instant>,
     stop: &mut Stop,
 ) -> Result<Result<Vec<Message>, Ended>, Failure> {
-    let until = patience.into_iter().chain(args.deadline).min();
+    let until = wait_deadline.into_iter().chain(args.deadline).min();
     loop {
-        // A server that waits spares both sides the asking. One of another make answers at once.
+        // Long polling on the server saves requests. prologic/msgbus ignores it and answers at once.
         let wait = until.map(|until| until.saturating_duration_since(Instant::now()));
         let options = PullOptions {
             max: args.max.map(|max| number(max.min(left))),
-            wait: wait.map(|wait| wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)),
+            wait: wait.map(|wait| wait.clamp(MIN_WAIT, MAX_WAIT)),
         };
         let mut begin = Box::pin(args.client.begin_pull(&args.topic, options));
         let begun = select! {
@@ -130,7 +130,7 @@ async fn pull(
             },
         };
         let retry_after = match begun {
-            // It is on its way: from here on it is waited for, whatever happens.
+            // The messages have left the topic; wait for them regardless of deadline and signals.
             Ok(Some(pulled)) => return Ok(Ok(pulled.messages().await?)),
             Ok(None) => return Ok(Ok(Vec::new())),
             Err(ClientError::Busy { retry_after, .. }) => retry_after,
@@ -145,7 +145,7 @@ async fn pull(
     }
 }
 
-/// Shows what would be pulled.
+/// Prints the messages that would be pulled.
 async fn peek(args: &Pull, output: &mut Output) -> Result<Exit, Failure> {
     let count = args.left(0).min(args.max.unwrap_or(u64::MAX));
     let seen = args.client.peek(&args.topic, None, number(count)).await?;
@@ -157,7 +157,7 @@ async fn peek(args: &Pull, output: &mut Output) -> Result<Exit, Failure> {
     Ok(if nothing { Exit::Nothing } else { Exit::Done })
 }
 
-/// Waits until then, unless everything ends before.
+/// Waits until `until`, unless the deadline or a signal comes first.
 async fn pause(args: &Pull, stop: &mut Stop, until: Instant) -> Option<Ended> {
     select! {
         () = sleep_until(until) => None,
@@ -165,7 +165,7 @@ async fn pause(args: &Pull, stop: &mut Stop, until: Instant) -> Option<Ended> {
     }
 }
 
-/// Waits for the end of the time, or for a signal.
+/// Waits for the deadline or a signal.
 async fn end(args: &Pull, stop: &mut Stop) -> Ended {
     select! {
         () = args.out_of_time() => Ended::OutOfTime,

@@ -1,4 +1,4 @@
-//! The options of a command line, read one by one.
+//! Reads the options of a command line, one by one.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::{
 
 const DEFAULT_URI: &str = "http://localhost:8000";
 
-/// The options that are left to be read.
+/// The options that have not been read yet.
 pub(crate) struct Options {
     arguments: Arguments,
-    /// Whether nothing is to be said that does not end the command.
+    /// Whether to suppress warnings and notices.
     pub(crate) quiet: bool,
 }
 
@@ -36,8 +36,8 @@ impl Options {
         })
     }
 
-    /// The client of the server that option, environment, file or default name, in this order; and
-    /// whether to debug.
+    /// The client of the server that the option, the environment, the file or the default names, in this
+    /// order; and whether to debug.
     pub(crate) fn client(&mut self) -> Result<(Client, bool), Failure> {
         let path = self.value("--config", |path| Ok(PathBuf::from(path)))?;
         let file = config::read(path, self.quiet)?;
@@ -67,8 +67,8 @@ impl Options {
         Ok((client, debug))
     }
 
-    /// The server that is meant: its URI, and what the file says of it. A key in the file is for the
-    /// server beside which it is, and for no other.
+    /// The server's URI and its settings in the file. A key in the file is used only with the server
+    /// that it is listed with.
     fn server(&mut self, file: &config::File) -> Result<config::Server, Failure> {
         let Some(uri) = self.given("--uri", "MSGBUS_URI")? else { return Ok(file.default.clone()) };
         let Some(name) = uri.value.strip_prefix('@') else {
@@ -83,15 +83,15 @@ impl Options {
         Ok(config::Server { ca_file, ..server.clone() })
     }
 
-    /// The value of an option, else of a variable.
+    /// The value of an option, or else of a variable.
     fn given(&mut self, option: &'static str, variable: &str) -> Result<Option<Given>, Failure> {
         let value = self.value(option, |text| Ok(text.to_owned()))?;
-        // What a variable says does not matter then, not even whether it is empty.
+        // An option overrides the variable, which is then not read: it may even be empty.
         value
             .map_or_else(|| config::variable(variable), |value| Ok(Some(Given::new(value, option))))
     }
 
-    /// The key that options, variables or the file give, in this order. No error repeats any of it.
+    /// The key from options, variables or the file, in this order. Errors never contain it.
     fn key(
         &mut self,
         in_file: Option<Given>,
@@ -144,7 +144,7 @@ impl Options {
         match &values[..] {
             [] => Ok(None),
             [value] => read(value).map(Some).map_err(|problem| {
-                // As in "--count must be at least 1".
+                // A problem that starts with "must" reads as one sentence: "--count must be at least 1".
                 let colon = if problem.starts_with("must ") { "" } else { ":" };
                 Failure::usage(format!("{name}{colon} {problem}"))
             }),
@@ -152,25 +152,24 @@ impl Options {
         }
     }
 
-    /// The values of an option that may be repeated, each a name, a colon and a value.
+    /// The values of a repeatable option, each of the form `name: value`.
     pub(crate) fn headers(&mut self, name: &'static str) -> Result<Headers, Failure> {
         let values: Vec<String> = self
             .arguments
             .values_from_str(name)
             .map_err(|_| Failure::usage(format!("{name} is not UTF-8")))?;
         let headers: Option<Vec<_>> = values.iter().map(|text| text.split_once(':')).collect();
-        let headers = headers.ok_or_else(|| {
-            Failure::usage(format!("{name}: a name, a colon and a value are needed"))
-        })?;
+        let headers =
+            headers.ok_or_else(|| Failure::usage(format!("{name}: expected 'name: value'")))?;
         let headers = headers.iter().map(|(name, value)| (name.trim(), value.trim()));
         Headers::new(headers).map_err(|error| Failure::usage(format!("{name}: {error}")))
     }
 
-    /// Whatever is left was meant for nothing: the table and the reading above disagree.
+    /// Fails if an option is left. This happens only if the table accepts an option that no code reads.
     pub(crate) fn end(self) -> Result<(), Failure> {
         match self.arguments.finish().first() {
             Some(left) => {
-                Err(Failure::usage(format!("{} is of no use here", left.to_string_lossy())))
+                Err(Failure::usage(format!("{} has no effect here", left.to_string_lossy())))
             }
             None => Ok(()),
         }
@@ -209,7 +208,7 @@ pub(crate) fn media_type(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err(format!("not a media type: {text:?}")) }
 }
 
-/// A coding of HTTP, or several: the server decides which it keeps.
+/// Checks the syntax of one or more HTTP content codings; the server decides which it accepts.
 pub(crate) fn coding(text: &str) -> Result<String, String> {
     let fits = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~, ".contains(&b));
     if fits { Ok(text.to_owned()) } else { Err(format!("not a content coding: {text:?}")) }

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first one ends in order, the second at once.
+//! Ctrl-C and SIGTERM: the first signal shuts down gracefully, the second one exits at once.
 
 use std::{io, process, time::Duration};
 
@@ -11,32 +11,32 @@ use tokio::{
 
 use crate::failure::Exit;
 
-/// How close signals are that mean the same, and how long the last orders after a second one take.
-const ONE_WISH: Duration = Duration::from_millis(200);
+/// Signals within this time count as one. Also the grace period between the second signal and the exit.
+const DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// Tells whether it is time to end.
+/// Notifies of the request to stop.
 #[derive(Debug, Clone)]
 pub(crate) struct Stop(watch::Receiver<u8>);
 
 impl Stop {
-    /// Takes the signals over from the system.
+    /// Installs the signal handlers.
     pub(crate) fn listen() -> io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let (tell, told) = watch::channel(0);
+        let (sender, receiver) = watch::channel(0);
         tokio::spawn(async move {
             next(&mut terminate, &mut interrupt).await;
-            tell.send_replace(1);
-            // Some senders signal a process and its group: that is one wish, not two.
+            sender.send_replace(1);
+            // Some programs signal a process and also its group; that counts as one request.
             let first = Instant::now();
-            while first.elapsed() < ONE_WISH {
+            while first.elapsed() < DEBOUNCE {
                 next(&mut terminate, &mut interrupt).await;
             }
-            tell.send_replace(2);
-            sleep(ONE_WISH).await;
+            sender.send_replace(2);
+            sleep(DEBOUNCE).await;
             process::exit(Exit::SecondSignal as i32);
         });
-        Ok(Self(told))
+        Ok(Self(receiver))
     }
 
     /// Waits for the first signal.
@@ -44,13 +44,13 @@ impl Stop {
         self.count(1).await;
     }
 
-    /// Waits for the second signal. Soon after it the process ends, wherever it is.
-    pub(crate) async fn insisted(&mut self) {
+    /// Waits for the second signal. The process exits shortly after it, whatever it is doing.
+    pub(crate) async fn requested_again(&mut self) {
         self.count(2).await;
     }
 
     async fn count(&mut self, signals: u8) {
-        // The sender lives until the process ends.
+        // Cannot fail: the sender lives until the process exits.
         let _ = self.0.wait_for(|count| *count >= signals).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The command line in its parts, by the tables of commands and options.
+//! Splits the command line into command, options and arguments, by the tables of commands and options.
 
 use std::ffi::{OsStr, OsString};
 
@@ -6,21 +6,21 @@ use crate::{
     commands::Command,
     failure::Failure,
     options::{OPTIONS, OptionSpec},
-    slips,
+    suggestions,
 };
 
-/// The command line in its parts, each option known to the table.
+/// The parts of the command line. All options are in the table.
 #[derive(Default)]
 pub(crate) struct Split {
     pub(crate) command: Option<Command>,
     /// `msgbus help pub` is `msgbus pub --help`.
     pub(crate) wants_help: bool,
-    /// Long names, each with its value behind an equals sign.
+    /// Long names; a value follows after an equals sign.
     pub(crate) options: Vec<OsString>,
     pub(crate) arguments: Vec<OsString>,
-    /// What `sub` is to run, with everything that follows it.
+    /// The command that `sub` runs, with its arguments.
     pub(crate) own_command: Option<(OsString, Vec<OsString>)>,
-    /// The options, and the names by which they were given.
+    /// The long names of the options, and the names as typed.
     given: Vec<(&'static str, String)>,
 }
 
@@ -84,10 +84,10 @@ impl Split {
             None => {
                 let name = arg.to_string_lossy();
                 let command = Command::named(&name);
-                let unknown = || Failure::usage(slips::no_command(&name));
+                let unknown = || Failure::usage(suggestions::no_command(&name));
                 self.command = Some(command.ok_or_else(unknown)?);
             }
-            Some(known) if self.arguments.len() < known.spec().most_arguments => {
+            Some(known) if self.arguments.len() < known.spec().max_arguments => {
                 self.arguments.push(arg);
             }
             Some(known) if known.spec().runs_a_command => {
@@ -104,7 +104,7 @@ impl Split {
             None => (option, next.and_then(|next| next.into_string().ok())),
         };
         let command = self.command;
-        let unknown = slips::Unknown {
+        let unknown = suggestions::Unknown {
             name,
             value: value.as_deref(),
             command,
@@ -114,19 +114,19 @@ impl Split {
         unknown.explain(OPTIONS.iter().filter(fits).map(|spec| spec.long))
     }
 
-    /// Refuses options of another command.
+    /// Rejects options of another command.
     fn check_place(&self) -> Result<(), Failure> {
         let Some(command) = self.command else { return Ok(()) };
         let belongs =
             |long: &str| OPTIONS.iter().any(|spec| spec.long == long && spec.belongs_to(command));
         match self.given.iter().find(|(long, _)| !belongs(long)) {
-            Some((_, name)) => Err(Failure::usage(slips::misplaced(name, command))),
+            Some((_, name)) => Err(Failure::usage(suggestions::misplaced(name, command))),
             None => Ok(()),
         }
     }
 }
 
-/// An option and its value in one, so that no value can be taken for an option.
+/// Joins an option and its value, so that a value cannot be mistaken for an option.
 fn joined(spec: &OptionSpec, value: &OsStr) -> OsString {
     let mut option = OsString::from(spec.long);
     option.push("=");
@@ -134,8 +134,8 @@ fn joined(spec: &OptionSpec, value: &OsStr) -> OsString {
     option
 }
 
-/// The option that an argument is, the name it has there, and the value that is part of it: after
-/// an equals sign, or right behind a short name.
+/// Finds the option in an argument: its entry in the table, the name as typed, and a value that is part
+/// of the argument, after an equals sign or directly after a short name.
 fn find(
     option: &str,
     command: Option<Command>,

@@ -24,10 +24,10 @@ use crate::{
     tail::last,
 };
 
-/// How long to look for a message that may still be to come.
-const LOOK: Duration = Duration::from_secs(5);
-/// How long output that nobody takes is waited for at the end.
-const LAST_FLUSH: Duration = Duration::from_secs(1);
+/// The time limit for checking whether the topic has reached the id of --since.
+const PEEK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time limit for flushing the output at the end.
+const FINAL_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: Sub, mut stop: Stop) -> Result<Exit, Failure> {
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
@@ -53,7 +53,7 @@ pub(crate) async fn run(args: Sub, mut stop: Stop) -> Result<Exit, Failure> {
     follower.finish(ended).await
 }
 
-/// Why it ends, when nothing is wrong.
+/// Why the command ends without an error.
 enum Ended {
     Counted,
     Stopped,
@@ -67,25 +67,26 @@ async fn sleep_until_some(deadline: Option<Instant>) {
     }
 }
 
-/// A first message that the topic has not reached yet.
-struct Ahead(Option<u64>);
+/// The id of --since, if the topic has not reached it yet. Messages before it are skipped.
+struct NotYetPublished(Option<u64>);
 
-impl Ahead {
-    /// Looks whether `from` is an id that is still to come. Then it says so, and makes `from` the
-    /// position of the next message: the server would take an id that it cannot know for one of a
-    /// topic that was there before.
+impl NotYetPublished {
+    /// Checks whether `from` is an id that the topic has not reached. If so, prints a note and changes
+    /// `from` to the position of the next message: the server would treat an unknown id as one of an
+    /// earlier epoch.
     async fn find(args: &Sub, from: &mut Position) -> Self {
         let Position::Id(id) = *from else { return Self(None) };
-        // What is wrong with the connection shows when it is made.
-        let seen = timeout(LOOK, args.client.peek(&args.topic, Some(*from), 1)).await;
+        // Connection errors are reported when the subscription connects.
+        let seen = timeout(PEEK_TIMEOUT, args.client.peek(&args.topic, Some(*from), 1)).await;
         let Ok(Ok(seen)) = seen else { return Self(None) };
         if id == 0 || (seen.epoch.is_some() && !seen.restarted) {
             return Self(None);
         }
-        let end = timeout(LOOK, args.client.peek(&args.topic, Some(Position::New), 1)).await;
+        let end =
+            timeout(PEEK_TIMEOUT, args.client.peek(&args.topic, Some(Position::New), 1)).await;
         let Ok(Ok(end)) = end else { return Self(None) };
         let next_id = end.next_id.unwrap_or(0);
-        // Meanwhile it may have come.
+        // The message may have been published meanwhile.
         if next_id < id {
             note(&format!("{} has no message {id} yet (next id is {next_id})", args.topic));
             *from = end.epoch.map_or(Position::All, |epoch| Position::before(epoch, next_id));
@@ -93,7 +94,7 @@ impl Ahead {
         Self(Some(id).filter(|id| next_id < *id))
     }
 
-    /// Whether a message comes before the first one that is wanted.
+    /// Whether to skip this message, because it is before the requested id.
     fn skips(&mut self, id: u64) -> bool {
         let skips = self.0.is_some_and(|first| id < first);
         if !skips {
@@ -110,10 +111,10 @@ struct Follower {
     output: Output,
     stop: Stop,
     cursor: Option<Cursor>,
-    ahead: Ahead,
-    /// Messages dealt with.
+    not_yet_published: NotYetPublished,
+    /// The number of messages that were printed, or that the command was run for.
     handled: u64,
-    /// Whether anything was gone before it came here.
+    /// Whether any message was missed.
     missed: bool,
     /// Whether the server has answered.
     reached: bool,
@@ -136,7 +137,7 @@ impl Follower {
             args,
             execute,
             cursor: cursor.transpose()?,
-            ahead: Ahead(None),
+            not_yet_published: NotYetPublished(None),
             handled: 0,
             missed: false,
             reached: false,
@@ -144,11 +145,12 @@ impl Follower {
         })
     }
 
-    /// Finds out where to start, and shows what is there already if that is wanted. That may be all.
+    /// Determines the start position, and prints existing messages for `tail` and `--poll`. Returns
+    /// `Some` if that was all.
     async fn begin(&mut self) -> Result<Option<Ended>, Failure> {
         let saved = self.cursor.as_ref().and_then(Cursor::saved);
         let mut from = saved.unwrap_or(self.args.since);
-        self.ahead = Ahead::find(&self.args, &mut from).await;
+        self.not_yet_published = NotYetPublished::find(&self.args, &mut from).await;
         if self.args.poll || self.args.back.is_some() {
             from = self.show(from).await?;
         }
@@ -159,7 +161,7 @@ impl Follower {
         Ok(None)
     }
 
-    /// Handles one event after the other until something ends it.
+    /// Handles events until the count is reached or `end` completes.
     async fn follow(
         &mut self,
         mut end: Pin<&mut impl Future<Output = Result<Ended, Failure>>>,
@@ -174,7 +176,7 @@ impl Follower {
                 event = self.next() => event?,
             };
             if self.execute.is_some() {
-                // A command that runs is let finish.
+                // Not in a select, so that a running command can finish.
                 self.handle(event).await?;
                 continue;
             }
@@ -186,10 +188,10 @@ impl Follower {
         }
     }
 
-    /// The next event. Output waits for company, but not for events that are still to come.
+    /// Waits for the next event. Flushes the output first, unless an event is ready.
     async fn next(&mut self) -> Result<Event, Failure> {
         let mut next = pin!(self.subscription.next());
-        // The same future goes on: a connection that it has begun is not begun twice.
+        // The same future is awaited below, so that a connection attempt is not started twice.
         let at_once = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await;
         if let Poll::Ready(event) = at_once {
             return Ok(event?);
@@ -203,16 +205,16 @@ impl Follower {
         match event {
             Event::Message(message) => {
                 let position = self.subscription.position();
-                self.deal_with(&message, position).await?;
+                self.process(&message, position).await?;
             }
-            Event::Missed(count) => self.tell_missed(count),
+            Event::Missed(count) => self.report_missed(count),
             Event::Restarted => {
-                self.ahead = Ahead(None);
+                self.not_yet_published = NotYetPublished(None);
                 note(&format!(
                     "{topic}: topic was reset (server restart or delete); ids restart at 0"
                 ));
             }
-            Event::Connected => self.greet()?,
+            Event::Connected => self.note_connected()?,
             Event::Disconnected { error, retry_in } if !self.args.quiet => {
                 let seconds = retry_in.as_secs_f64();
                 note(&format!("{error}; trying again in {seconds:.1} s"));
@@ -222,30 +224,30 @@ impl Follower {
         Ok(())
     }
 
-    async fn deal_with(&mut self, message: &Message, position: Position) -> Result<(), Failure> {
-        if self.ahead.skips(message.id()) {
-            return self.keep(position).await;
+    async fn process(&mut self, message: &Message, position: Position) -> Result<(), Failure> {
+        if self.not_yet_published.skips(message.id()) {
+            return self.save_position(position).await;
         }
         match &self.execute {
             Some(execute) => {
                 let (subscription, stop) = (&mut self.subscription, &mut self.stop);
                 let problem = execute.run(message, subscription, stop).await?;
-                self.judge(problem)?;
+                self.check_result(problem)?;
             }
             None => self.output.write(message).await?,
         }
         self.handled += 1;
-        self.keep(position).await
+        self.save_position(position).await
     }
 
-    /// Keeps the place when the messages before it are out, and not before.
-    async fn keep(&mut self, place: Position) -> Result<(), Failure> {
+    /// Saves the position in the cursor file, after flushing the messages before it.
+    async fn save_position(&mut self, position: Position) -> Result<(), Failure> {
         let Some(cursor) = &mut self.cursor else { return Ok(()) };
         self.output.flush().await?;
-        cursor.save(place)
+        cursor.save(position)
     }
 
-    fn tell_missed(&mut self, count: u64) {
+    fn report_missed(&mut self, count: u64) {
         self.missed = true;
         let (topic, s) = (&self.args.topic, if count == 1 { "" } else { "s" });
         note(&format!(
@@ -254,7 +256,7 @@ impl Follower {
         ));
     }
 
-    /// Shows what is there by now, from a position or of the last ones, and says where to go on.
+    /// Prints existing messages, from a position on or the last ones. Returns the position after them.
     async fn show(&mut self, from: Position) -> Result<Position, Failure> {
         const PAGE: usize = 1_000;
         let (client, topic) = (self.args.client.clone(), self.args.topic.clone());
@@ -275,24 +277,24 @@ impl Follower {
             if seen.restarted {
                 self.handle(Event::Restarted).await?;
             }
-            self.tell_gap(seen.missed);
-            if tail.is_none_or(|(life, _)| life != epoch) && !seen.messages.is_empty() {
-                // What is published from now on is for another time, or there might be no end.
+            self.report_gap(seen.missed);
+            if tail.is_none_or(|(of, _)| of != epoch) && !seen.messages.is_empty() {
+                // Messages that are published from now on are not shown, or this might never end.
                 let now = client.peek(&topic, Some(Position::New), 1).await?;
                 tail = now.epoch.zip(now.next_id);
             }
-            let end = tail.filter(|(life, _)| *life == epoch).map_or(u64::MAX, |(_, end)| end);
+            let end = tail.filter(|(of, _)| *of == epoch).map_or(u64::MAX, |(_, end)| end);
             let next = self.show_page(&seen, epoch, next_id..end).await?;
             from = Position::before(epoch, next);
             if next >= end || seen.messages.is_empty() {
-                // Behind everything that is gone, too: it is not missed a second time.
-                self.keep(from).await?;
+                // The position is also after the missed messages: they are reported only once.
+                self.save_position(from).await?;
                 return Ok(from);
             }
         }
     }
 
-    /// Shows those of the messages that are in a range of ids, and says how far it has come.
+    /// Prints the messages whose ids are in `range`, and returns the id after the last one.
     async fn show_page(
         &mut self,
         seen: &Peeked,
@@ -303,26 +305,26 @@ impl Follower {
         let mut gaps = seen.gaps.iter().peekable();
         for (index, message) in seen.messages.iter().enumerate() {
             if message.id() >= range.end {
-                // A gap before it is reported by the next page, whole.
+                // A gap before this message is not reported here; the next run reports it.
                 break;
             }
             while let Some((_, missed)) = gaps.next_if(|(before, _)| *before == index) {
-                self.tell_gap(*missed);
+                self.report_gap(*missed);
             }
             next = message.id().saturating_add(1);
-            self.deal_with(message, Position::After { epoch, id: message.id() }).await?;
+            self.process(message, Position::After { epoch, id: message.id() }).await?;
         }
         Ok(next)
     }
 
-    /// Tells what was gone when it was asked for. tail asks for no more than there is.
-    fn tell_gap(&mut self, count: u64) {
+    /// Reports missed messages. `tail` starts at retained messages, so it has not missed any.
+    fn report_gap(&mut self, count: u64) {
         if count > 0 && self.args.back.is_none() {
-            self.tell_missed(count);
+            self.report_missed(count);
         }
     }
 
-    fn greet(&mut self) -> Result<(), Failure> {
+    fn note_connected(&mut self) -> Result<(), Failure> {
         if self.connected && !self.args.quiet {
             note("connected again");
         } else if self.args.debug {
@@ -331,7 +333,7 @@ impl Follower {
         self.reached = true;
         self.connected = true;
         match &mut self.cursor {
-            // From here on nothing is missed, even if this is ended before a message comes.
+            // Saves the start, so that nothing is missed if this run ends before the first message.
             Some(cursor) if cursor.saved().is_none() => cursor.save(self.subscription.position()),
             _ => Ok(()),
         }
@@ -339,8 +341,8 @@ impl Follower {
 
     async fn finish(mut self, ended: Result<Ended, Failure>) -> Result<Exit, Failure> {
         let flushed = match &ended {
-            Ok(_) => timeout(LAST_FLUSH, self.output.flush()).await.unwrap_or(Ok(())),
-            // What could not be written is not tried again.
+            Ok(_) => timeout(FINAL_FLUSH_TIMEOUT, self.output.flush()).await.unwrap_or(Ok(())),
+            // After an error, the output may be unusable.
             Err(_) => Ok(()),
         };
         self.subscription.close().await;
@@ -357,9 +359,9 @@ impl Follower {
         })
     }
 
-    /// What follows when a command has failed: the next message, or the end where a cursor has to
-    /// stay before this one.
-    fn judge(&self, problem: Option<String>) -> Result<(), Failure> {
+    /// Handles the result of a command. A failure is an error only with a cursor, which must not move past
+    /// the message.
+    fn check_result(&self, problem: Option<String>) -> Result<(), Failure> {
         let Some(problem) = problem else { return Ok(()) };
         if self.cursor.is_some() {
             return Err(Failure::Other(format!("{problem}; the next run starts with it")));

@@ -1,4 +1,4 @@
-//! Where the last messages of a topic begin, for `msgbus tail`.
+//! Finds the start of the last messages of a topic, for `msgbus tail`.
 
 use std::ops::Range;
 
@@ -6,8 +6,8 @@ use msgbus_client::{Client, Position, TopicName};
 
 use crate::failure::Failure;
 
-/// The position of the last `count` messages there are. Ids are not messages: one that expired
-/// before older ones has left a hole.
+/// The position of the last `count` retained messages. It cannot be computed from ids: a message that
+/// expired before older ones leaves a gap.
 pub(crate) async fn last(
     client: &Client,
     topic: &TopicName,
@@ -29,7 +29,7 @@ pub(crate) async fn last(
     while ids.len() < count && begin > start {
         let later = begin;
         begin = begin.saturating_sub(span).max(start);
-        // Holes may be many: what is looked through grows, so that the looks stay few.
+        // Doubling the range keeps the number of requests low, even with many gaps.
         span = span.saturating_mul(2);
         let mut earlier = ids_in(client, topic, epoch, begin..later).await?;
         earlier.append(&mut ids);
@@ -39,7 +39,7 @@ pub(crate) async fn last(
     Ok(Position::before(epoch, first))
 }
 
-/// The ids in a range that have a message.
+/// The ids of the retained messages in a range.
 async fn ids_in(
     client: &Client,
     topic: &TopicName,
@@ -51,7 +51,7 @@ async fn ids_in(
     while !range.is_empty() {
         let page = usize::try_from((range.end - range.start).min(PAGE)).unwrap_or(usize::MAX);
         let seen = client.peek(topic, Some(Position::before(epoch, range.start)), page).await?;
-        // In another life of the topic these ids are other messages.
+        // In another epoch of the topic these ids belong to other messages.
         let Some(last) = seen.messages.last().filter(|_| seen.epoch == Some(epoch)) else { break };
         let shown = seen.messages.iter().map(msgbus_client::Message::id);
         ids.extend(shown.filter(|id| range.contains(id)));

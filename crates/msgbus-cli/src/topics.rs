@@ -1,4 +1,4 @@
-//! Commands about topics and the server: list, describe, purge, delete, ping.
+//! The commands `topics`, `info`, `purge`, `rm` and `ping`.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ pub(crate) async fn info(args: Info) -> Result<Exit, Failure> {
 fn describe(details: &TopicDetails) -> String {
     let topic = &details.topic;
     let ttl = match topic.ttl {
-        0 => "for ever".to_owned(),
+        0 => "unlimited".to_owned(),
         nanoseconds => format_duration(Duration::from_nanos(nanoseconds)),
     };
     let mut text = String::new();
@@ -101,7 +101,7 @@ fn subscriber(subscription: &SubscriberDetails) -> [String; 5] {
     ]
 }
 
-/// Names for completions. Nobody can use an error there.
+/// Prints topic names for completions. Ignores errors, which would disturb the command line.
 pub(crate) async fn names(args: Topics) -> Result<Exit, Failure> {
     const MAX: usize = 200;
     const TIME: Duration = Duration::from_secs(1);
@@ -112,11 +112,11 @@ pub(crate) async fn names(args: Topics) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Pulls until nothing is left, or what is left was published since.
+/// Pulls and discards messages up to the id that was next at the start.
 pub(crate) async fn purge(args: Purge, mut stop: Stop) -> Result<Exit, Failure> {
     const BATCH: usize = 10_000;
     let (client, topic) = (&args.client, &args.topic);
-    // Whoever may not look goes on until the topic is empty.
+    // Without the permission to peek, the end is unknown: pull until the topic is empty.
     let seen = client.peek(topic, Some(Position::New), 1).await;
     let end = seen.ok().and_then(|seen| seen.next_id).unwrap_or(u64::MAX);
     let options = PullOptions { max: Some(BATCH), wait: None };
@@ -184,7 +184,7 @@ fn json_line(value: &impl Serialize) -> String {
     line
 }
 
-/// Columns as wide as what is in them: the first to the left, numbers to the right.
+/// Formats a table: the first column is left-aligned, numbers are right-aligned.
 fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let mut lines = vec![head.map(str::to_owned)];
     lines.extend(rows);

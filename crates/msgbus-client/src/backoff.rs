@@ -1,5 +1,4 @@
-//! How long to wait before the next try: longer each time, up to a cap, and never the same for all
-//! clients, who would otherwise come back together.
+//! Exponential backoff with a cap. Delays are randomized so that clients do not reconnect together.
 
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ impl Backoff {
     const FIRST: Duration = Duration::from_millis(500);
     const CAP: Duration = Duration::from_secs(30);
 
-    /// Between half and all of the time that this failure, after those before it, is worth.
+    /// The next delay: 50 % to 100 % of a time that doubles with each failure, up to the cap.
     pub(crate) fn next(&mut self) -> Duration {
         let full = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(Self::CAP);
         self.failures += 1;

@@ -17,10 +17,10 @@ use crate::{
     error::ClientError,
     key::Key,
     received::Received,
-    start::Start,
+    start_position::StartPosition,
     subscription::Subscription,
     tls::Roots,
-    transport::{Pool, RESPONSE_TIMEOUT, pool, streamed, whole},
+    transport::{Pool, RESPONSE_TIMEOUT, buffered_body, pool, streamed_body},
     uri::{ServerUri, UriError},
 };
 
@@ -33,10 +33,10 @@ pub struct Client {
     http: Pool,
 }
 
-/// A message to publish: a payload, and what may be said about it. Anything that converts to
-/// [`Bytes`] converts to a draft.
+/// A message to publish: a payload with optional attributes. Anything that converts to [`Bytes`]
+/// converts to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Draft {
+pub struct OutgoingMessage {
     payload: Bytes,
     ttl: Option<Duration>,
     content_type: Option<String>,
@@ -44,22 +44,23 @@ pub struct Draft {
     headers: Headers,
 }
 
-impl Draft {
-    /// Lets the message expire earlier than its topic says.
+impl OutgoingMessage {
+    /// Sets the time to live. It can only shorten that of the topic.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
     }
 
-    /// Says what the payload is: a media type.
+    /// Sets the media type of the payload.
     #[must_use]
     pub fn content_type(mut self, media_type: impl Into<String>) -> Self {
         self.content_type = Some(media_type.into());
         self
     }
 
-    /// Says how the payload is compressed, as in `gzip`. The server keeps it as it is.
+    /// Declares how the payload is compressed, for example `gzip`. The server stores the payload
+    /// unchanged.
     #[must_use]
     pub fn content_encoding(mut self, coding: impl Into<String>) -> Self {
         self.content_encoding = Some(coding.into());
@@ -67,15 +68,15 @@ impl Draft {
     }
 }
 
-impl Draft {
-    /// Replaces all other headers. The server keeps them in lower case.
+impl OutgoingMessage {
+    /// Replaces the headers. The server stores names in lower case.
     #[must_use]
     pub fn headers(mut self, headers: Headers) -> Self {
         self.headers = headers;
         self
     }
 
-    /// Adds a header. The server keeps it in lower case.
+    /// Adds a header. The server stores the name in lower case.
     ///
     /// # Errors
     /// See [`HeaderError`].
@@ -85,7 +86,7 @@ impl Draft {
     }
 }
 
-/// The HTTP header for a header of a message. docs/protocol.md, 4.7.
+/// The name of the HTTP header that carries a message header. docs/protocol.md, 4.7.
 fn http_name(name: &str) -> Cow<'_, str> {
     let has_own_name = [
         Headers::CONTENT_TYPE,
@@ -103,31 +104,31 @@ fn http_name(name: &str) -> Cow<'_, str> {
     }
 }
 
-impl<T: Into<Bytes>> From<T> for Draft {
+impl<T: Into<Bytes>> From<T> for OutgoingMessage {
     fn from(payload: T) -> Self {
         Self { payload: payload.into(), ..Self::default() }
     }
 }
 
-/// Where an accepted message went. A server of another make may not say.
+/// The id of an accepted message. prologic/msgbus does not report it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// The number of the message in its topic.
+    /// The id of the message in its topic.
     pub id: Option<u64>,
-    /// The life of the topic that the number belongs to.
+    /// The epoch of the topic that the id belongs to.
     pub epoch: Option<u64>,
 }
 
-/// How to pull.
+/// Options of a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PullOptions {
-    /// At most so many messages at once; one if not given.
+    /// The maximum number of messages; 1 by default.
     pub max: Option<usize>,
-    /// Wait for the first one for so long; the server takes a minute at most.
+    /// How long to wait for the first message. The server waits one minute at most.
     pub wait: Option<Duration>,
 }
 
-/// Messages that the server has taken out and that are on their way: dropping this loses them.
+/// Messages that the server has taken out of the topic and is sending. Dropping this loses them.
 #[derive(Debug)]
 pub struct Pulled {
     client: Client,
@@ -138,12 +139,12 @@ impl Pulled {
     /// Receives the messages, at least one.
     ///
     /// # Errors
-    /// See [`ClientError`]. The messages are lost then.
+    /// See [`ClientError`]. If it fails, the messages are lost.
     pub async fn messages(self) -> Result<Vec<Message>, ClientError> {
         Ok(self.messages_and_gaps().await?.0)
     }
 
-    /// The messages, and the gaps as [`Peeked::gaps`] has them.
+    /// Receives the messages, and the gaps in the form of [`Peeked::gaps`].
     async fn messages_and_gaps(self) -> Result<(Vec<Message>, Vec<(usize, u64)>), ClientError> {
         let body = self.client.body(self.response).await?;
         let (mut messages, mut gaps) = (Vec::new(), Vec::new());
@@ -160,35 +161,37 @@ impl Pulled {
     }
 }
 
-/// What a look at a topic has shown.
+/// The result of [`Client::peek`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peeked {
     /// The messages, in order.
     pub messages: Vec<Message>,
-    /// The gaps between the messages: the index of the message after the gap, and how many were missed.
+    /// The gaps between the messages: the index of the message after the gap, and the number of
+    /// missed messages.
     pub gaps: Vec<(usize, u64)>,
-    /// The life of the topic that they belong to; `None` when there is no such topic.
+    /// The epoch of the topic; `None` if the topic does not exist.
     pub epoch: Option<u64>,
-    /// The id of the first message, or of the next one to be published when there is none here.
+    /// The id of the first returned message; if there is none, the id of the next message to be
+    /// published.
     pub next_id: Option<u64>,
-    /// How many of those asked for were gone before that one.
+    /// The number of requested messages before `next_id` that had already left the topic.
     pub missed: u64,
-    /// Whether the position was from another life of the topic.
+    /// Whether the requested position belongs to an earlier epoch of the topic.
     pub restarted: bool,
 }
 
 impl Client {
-    /// A client of the server at this address. Nothing is connected yet.
+    /// Creates a client of the server at this address. It does not connect yet.
     ///
     /// # Errors
-    /// When `uri` is no address of a server.
+    /// `uri` is not a valid server address.
     pub fn new(uri: &str) -> Result<Self, UriError> {
         let server = uri.parse()?;
         let connector = Connector::new(&server);
         Ok(Self { http: pool(&connector), server, key: None, connector })
     }
 
-    /// The same client with other roots, which are trusted instead of the system's. They matter to
+    /// Returns the client with these root certificates, which replace the system's. They apply to
     /// `https` only.
     #[must_use]
     pub fn with_roots(self, roots: Roots) -> Self {
@@ -196,13 +199,13 @@ impl Client {
         Self { http: pool(&connector), connector, ..self }
     }
 
-    /// The same client with a key, which goes with every request.
+    /// Returns the client with a key, which it sends with every request.
     #[must_use]
     pub fn with_key(self, key: Key) -> Self {
         Self { key: Some(key), ..self }
     }
 
-    /// The key that goes with every request, if there is one.
+    /// The key that is sent with every request.
     pub fn key(&self) -> Option<&Key> {
         self.key.as_ref()
     }
@@ -212,7 +215,7 @@ impl Client {
         &self.server
     }
 
-    /// What makes the connections to the server.
+    /// The connector that opens connections to the server.
     pub fn connector(&self) -> &Connector {
         &self.connector
     }
@@ -221,7 +224,7 @@ impl Client {
         &self.http
     }
 
-    /// Publishes a message. When this returns, the server has accepted it.
+    /// Publishes a message. On success the server has accepted it.
     ///
     /// # Errors
     /// See [`ClientError`]. After [`ClientError::Lost`] the server may have accepted the message:
@@ -229,45 +232,50 @@ impl Client {
     pub async fn publish(
         &self,
         topic: &TopicName,
-        message: impl Into<Draft>,
+        message: impl Into<OutgoingMessage>,
     ) -> Result<Published, ClientError> {
         self.put(topic, message.into(), "").await
     }
 
-    /// Publishes a message whose payload is read while it is sent: that of the draft, then
-    /// `chunks`. Memory holds a few chunks at a time. The server refuses a payload that is too
-    /// large when it has read a little more than it accepts.
+    /// Publishes a message whose payload is streamed: the payload of `message`, then `chunks`.
+    /// Memory holds a few chunks at a time. The server rejects an oversized payload once it has
+    /// read slightly more than its limit.
     ///
-    /// No time limit applies: it takes as long as `chunks` do.
+    /// There is no time limit: the call takes as long as `chunks` does.
     ///
     /// # Errors
-    /// See [`publish`](Self::publish). When a chunk is an error, nothing is published.
+    /// See [`publish`](Self::publish). If a chunk is an error, nothing is published.
     pub async fn publish_stream(
         &self,
         topic: &TopicName,
-        message: impl Into<Draft>,
+        message: impl Into<OutgoingMessage>,
         chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Result<Published, ClientError> {
         let message = message.into();
         let head = stream::iter([Ok(message.payload.clone())]);
         let request = self.put_request(topic, &message, "");
-        let response = self.send_unlimited(request, streamed(head.chain(chunks))).await?;
+        let response = self.send_unlimited(request, streamed_body(head.chain(chunks))).await?;
         self.published(response).await
     }
 
     async fn put(
         &self,
         topic: &TopicName,
-        message: Draft,
+        message: OutgoingMessage,
         parameter: &str,
     ) -> Result<Published, ClientError> {
         let request = self.put_request(topic, &message, parameter);
-        let payload = whole(message.payload);
+        let payload = buffered_body(message.payload);
         let response = self.send_payload(request, payload, RESPONSE_TIMEOUT).await?;
         self.published(response).await
     }
 
-    fn put_request(&self, topic: &TopicName, message: &Draft, parameter: &str) -> Builder {
+    fn put_request(
+        &self,
+        topic: &TopicName,
+        message: &OutgoingMessage,
+        parameter: &str,
+    ) -> Builder {
         let ttl = message.ttl.map(|ttl| format!("ttl={}", format_duration(ttl)));
         let parameter = Some(parameter.to_owned()).filter(|text| !text.is_empty());
         let query: Vec<String> = parameter.into_iter().chain(ttl).collect();
@@ -286,7 +294,7 @@ impl Client {
     }
 
     async fn published(&self, response: Response<Incoming>) -> Result<Published, ClientError> {
-        // Old servers answer 200.
+        // prologic/msgbus answers 200.
         if !matches!(response.status(), StatusCode::ACCEPTED | StatusCode::OK) {
             return Err(self.refusal(response).await);
         }
@@ -294,7 +302,7 @@ impl Client {
         Ok(Published { id: number("msgbus-id"), epoch: number("msgbus-epoch") })
     }
 
-    /// Pulls the oldest message that nobody has pulled; `None` when there is none.
+    /// Pulls the oldest message that has not been pulled yet; `None` if there is none.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -305,8 +313,8 @@ impl Client {
         }
     }
 
-    /// Pulls in two steps: when this returns, the server has taken messages out for us, which are
-    /// still on their way. `None` when there is none, or none came in time.
+    /// Pulls in two steps: when this returns, the server has taken messages out of the topic, but
+    /// they have not arrived yet. `None` if there was no message, or none within `options.wait`.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -322,8 +330,8 @@ impl Client {
         Ok(self.get(topic, &query.join("&"), limit).await?.1)
     }
 
-    /// Looks at messages without taking them: from a position on, or those that nobody has pulled.
-    /// Also where there is none, it says how many are gone and what comes next.
+    /// Reads messages without taking them: from a position on, or those that have not been pulled
+    /// yet. Reports the next id and the number of missed messages even if no message is returned.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -340,11 +348,11 @@ impl Client {
             Some(seen) => seen.messages_and_gaps().await?,
             None => Default::default(),
         };
-        let Start { epoch, next_id, missed, restarted } = Start::read(&headers);
+        let StartPosition { epoch, next_id, missed, restarted } = StartPosition::read(&headers);
         Ok(Peeked { messages, gaps, epoch, next_id, missed, restarted })
     }
 
-    /// A GET of a topic that may be answered with messages, and the headers of the answer.
+    /// Sends a GET for a topic. Returns the response headers, and the messages if there are any.
     async fn get(
         &self,
         topic: &TopicName,
@@ -360,7 +368,7 @@ impl Client {
             StatusCode::NO_CONTENT => Ok((headers, None)),
             StatusCode::NOT_FOUND => {
                 let text = self.text(response).await?;
-                // Any web server says 404; only this one says so of a topic.
+                // Any web server may answer 404. These bodies are those of a msgbus server.
                 if text.contains("no messages enqueued") || text == "Not Found" {
                     Ok((headers, None))
                 } else {
@@ -371,20 +379,20 @@ impl Client {
         }
     }
 
-    /// Publishes each line of `lines` as a message, all or none.
+    /// Publishes each line of `lines` as a message: either all of them or none.
     ///
     /// # Errors
     /// See [`ClientError`], and [`publish`](Self::publish).
     pub async fn publish_lines(
         &self,
         topic: &TopicName,
-        lines: impl Into<Draft>,
+        lines: impl Into<OutgoingMessage>,
     ) -> Result<(), ClientError> {
         self.put(topic, lines.into(), "split=lines").await.map(|_| ())
     }
 
-    /// Subscribes to a topic from a position on. It connects when it is first asked for an event,
-    /// and again whenever the connection breaks, and goes on where it was.
+    /// Subscribes to a topic from a position on. The subscription connects at the first call of
+    /// [`Subscription::next`]. When the connection breaks, it reconnects and resumes.
     pub fn subscribe(&self, topic: &TopicName, from: Position) -> Subscription {
         Subscription::new(self.clone(), topic.clone(), from)
     }

@@ -1,4 +1,4 @@
-//! Connections to a server, of whatever kind: the only place that makes them.
+//! Connections to a server: TCP, TLS or a unix socket. No other module opens connections.
 
 use std::{
     error::Error,
@@ -28,7 +28,7 @@ use tower_service::Service;
 use crate::{
     error::root_cause,
     tls::{Roots, Tls},
-    uri::{Place, ServerUri},
+    uri::{Endpoint, ServerUri},
 };
 
 /// A connection to a server.
@@ -37,19 +37,18 @@ pub struct Connection(Stream);
 
 #[derive(Debug)]
 enum Stream {
-    /// In the clear.
+    /// Unencrypted.
     Tcp {
         stream: TcpStream,
-        /// Whether anything has come.
-        heard: bool,
+        /// Whether any byte has been received.
+        has_received: bool,
     },
-    /// Encrypted, to a server that has proved its name.
+    /// Encrypted; the server's certificate has been verified.
     Tls(Box<TlsStream<TcpStream>>),
-    /// Within this machine.
     Unix(UnixStream),
 }
 
-/// Makes connections to one server.
+/// Opens connections to one server.
 #[derive(Debug, Clone)]
 pub struct Connector(Kind);
 
@@ -61,7 +60,7 @@ enum Kind {
 
 #[derive(Debug, Clone)]
 enum Route {
-    /// Tries all addresses of a name, those of both families at nearly the same time.
+    /// Resolves a name and tries its addresses, IPv6 and IPv4 in parallel (Happy Eyeballs).
     Name {
         tcp: HttpConnector,
         uri: Uri,
@@ -70,19 +69,19 @@ enum Route {
 }
 
 impl Connector {
-    /// How long a connection may take to be made.
-    const PATIENCE: Duration = Duration::from_secs(10);
+    /// The time limit for opening a connection, including the TLS handshake.
+    const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
     pub(crate) fn new(server: &ServerUri) -> Self {
-        Self(match server.place() {
-            Place::Host { secure, host, port } => {
+        Self(match server.endpoint() {
+            Endpoint::Host { secure, host, port } => {
                 Kind::Host { route: Route::to(host, *port), tls: secure.then(|| Tls::new(host)) }
             }
-            Place::Socket(path) => Kind::Socket(path.as_path().into()),
+            Endpoint::Socket(path) => Kind::Socket(path.as_path().into()),
         })
     }
 
-    /// The same with other roots than the system's, where TLS is spoken at all.
+    /// Replaces the system's root certificates. Does nothing without TLS.
     pub(crate) fn with_roots(mut self, roots: Roots) -> Self {
         if let Kind::Host { tls: Some(tls), .. } = &mut self.0 {
             tls.trust(roots);
@@ -90,12 +89,11 @@ impl Connector {
         self
     }
 
-    /// Connects, and returns a connector that goes to the same address ever after, without asking
-    /// for the name again.
+    /// Connects once, and returns a connector that keeps using the resolved address.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect).
-    pub async fn settled(self) -> io::Result<Self> {
+    /// See [`connect`](Self::connect).
+    pub async fn resolved(self) -> io::Result<Self> {
         Ok(match (self.connect().await?.peer()?, self.0) {
             (Some(address), Kind::Host { tls, .. }) => {
                 Self(Kind::Host { route: Route::Address(address), tls })
@@ -104,35 +102,35 @@ impl Connector {
         })
     }
 
-    /// Makes a connection. The text of an error is for people, and says what may help.
+    /// Opens a connection. Errors have a text for people, with a hint where there is one.
     ///
     /// # Errors
-    /// When there is nobody, when nobody answers for 10 s, or when the server does not prove its
-    /// name to those who are trusted.
+    /// The server cannot be reached, does not answer within 10 s, or its certificate cannot be
+    /// verified.
     pub async fn connect(&self) -> io::Result<Connection> {
-        let silence = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
-        timeout(Self::PATIENCE, self.reach()).await.map_err(silence)?
+        let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "no response within 10 s");
+        timeout(Self::CONNECT_TIMEOUT, self.reach()).await.map_err(timed_out)?
     }
 
     async fn reach(&self) -> io::Result<Connection> {
         match &self.0 {
             Kind::Host { route, tls: None } => {
                 let stream = route.reach().await?;
-                Ok(Connection(Stream::Tcp { stream, heard: false }))
+                Ok(Connection(Stream::Tcp { stream, has_received: false }))
             }
             Kind::Host { route, tls: Some(tls) } => {
                 let stream = tls.handshake(route.reach().await?).await?;
                 Ok(Connection(Stream::Tls(Box::new(stream))))
             }
             Kind::Socket(path) => {
-                let stream = UnixStream::connect(path).await.map_err(no_socket)?;
+                let stream = UnixStream::connect(path).await.map_err(socket_error)?;
                 Ok(Connection(Stream::Unix(stream)))
             }
         }
     }
 }
 
-fn no_socket(error: io::Error) -> io::Error {
+fn socket_error(error: io::Error) -> io::Error {
     let text = match error.kind() {
         io::ErrorKind::NotFound => "there is no such socket; is msgbusd running?",
         io::ErrorKind::PermissionDenied => {
@@ -144,14 +142,14 @@ fn no_socket(error: io::Error) -> io::Error {
 }
 
 impl Route {
-    /// The host is as in a URI.
+    /// `host` is in URI form: an IPv6 address is in brackets.
     fn to(host: &str, port: u16) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(Connector::PATIENCE));
-        // The address is all that is asked of this connector; TLS comes on top.
+        tcp.set_connect_timeout(Some(Connector::CONNECT_TIMEOUT));
+        // The connector only opens the TCP connection; TLS is added separately.
         let uri = Uri::builder().scheme("http").authority(format!("{host}:{port}"));
-        // What was part of a URI is good for another one.
+        // Cannot fail: the host comes from a parsed URI.
         Self::Name { tcp, uri: uri.path_and_query("/").build().unwrap_or_default() }
     }
 
@@ -168,7 +166,7 @@ impl Route {
             }
             Self::Address(address) => {
                 let stream = TcpStream::connect(address).await?;
-                // A socket that refuses still works.
+                // An optimization only; the connection works without it.
                 let _ = stream.set_nodelay(true);
                 Ok(stream)
             }
@@ -176,10 +174,10 @@ impl Route {
     }
 }
 
-/// Only what the system said.
+/// Reduces an error of the connector to the system's error.
 fn cause(error: &(dyn Error + 'static), host: &str) -> io::Error {
     let cause = root_cause(error);
-    // The connector says no more of what failed.
+    // The connector identifies a failed name resolution by its text only.
     if error.to_string().starts_with("dns error") {
         return match cause.to_string() {
             text if text.contains("Temporary failure") => {
@@ -202,7 +200,7 @@ impl Service<Uri> for Connector {
         Poll::Ready(Ok(()))
     }
 
-    /// The URI is one of the server's; there is no other.
+    /// Ignores the URI: the connector serves one server only.
     fn call(&mut self, _: Uri) -> Self::Future {
         let connector = self.clone();
         Box::pin(async move { connector.connect().await.map(TokioIo::new) })
@@ -216,7 +214,7 @@ impl connect::Connection for Connection {
 }
 
 impl Connection {
-    /// The address at the other end, where there is one.
+    /// The address of the server; `None` for a unix socket.
     fn peer(&self) -> io::Result<Option<SocketAddr>> {
         match &self.0 {
             Stream::Tcp { stream, .. } => stream.peer_addr().map(Some),
@@ -226,9 +224,9 @@ impl Connection {
     }
 }
 
-/// The first bytes that come in the clear must not be TLS.
-fn check_beginning(bytes: &[u8]) -> io::Result<()> {
-    // RFC 8446, section 5.1: an alert, in any version. No HTTP begins like that.
+/// Detects a TLS server behind an unencrypted connection by the first bytes it sends.
+fn reject_tls_alert(bytes: &[u8]) -> io::Result<()> {
+    // RFC 8446, section 5.1: an alert record of any version. No HTTP response begins like this.
     const ALERT: [u8; 2] = [21, 3];
     if bytes.starts_with(&ALERT) {
         let text = "it speaks TLS; is it https:// and not http://?";
@@ -244,17 +242,17 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
-            Stream::Tcp { stream, heard: true } => Pin::new(stream).poll_read(cx, buffer),
-            Stream::Tcp { stream, heard } => {
+            Stream::Tcp { stream, has_received: true } => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tcp { stream, has_received } => {
                 let before = buffer.filled().len();
                 ready!(Pin::new(stream).poll_read(cx, buffer))?;
-                *heard = true;
-                Poll::Ready(check_beginning(&buffer.filled()[before..]))
+                *has_received = true;
+                Poll::Ready(reject_tls_alert(&buffer.filled()[before..]))
             }
             Stream::Tls(stream) => match ready!(Pin::new(stream).poll_read(cx, buffer)) {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    Poll::Ready(Err(io::Error::new(error.kind(), "closed in the middle of it")))
-                }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Err(
+                    io::Error::new(error.kind(), "closed without TLS close_notify"),
+                )),
                 read => Poll::Ready(read),
             },
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),

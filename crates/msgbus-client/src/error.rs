@@ -1,4 +1,4 @@
-//! What can go wrong between a client and its server.
+//! Errors of a client.
 
 use std::{io, time::Duration};
 
@@ -18,69 +18,69 @@ pub enum ClientError {
     /// No connection could be made. Nothing was sent.
     #[error("cannot connect to {server}: {reason}")]
     Connect {
-        /// The server, as it was named.
+        /// The server's URI.
         server: String,
-        /// What the system or the connection says.
+        /// The cause, as reported by the system or by TLS.
         reason: String,
         /// The kind of the system's error.
         kind: io::ErrorKind,
     },
-    /// The connection broke. The server may have acted on what was sent.
+    /// The connection broke. The server may have processed the request.
     #[error("lost the connection to {server}: {reason}")]
     Lost {
-        /// The server, as it was named.
+        /// The server's URI.
         server: String,
-        /// How it was lost.
+        /// The cause.
         reason: String,
     },
-    /// The request cannot be sent, as with a line end in a media type.
+    /// The request is invalid, for example because of a line break in a media type.
     #[error("cannot send the request: {reason}")]
     Request {
-        /// What is wrong with it.
+        /// The cause.
         reason: String,
     },
-    /// The server asks to come back later: it is at one of its bounds.
+    /// The server is at one of its limits and asks to retry later.
     #[error("the server is busy: {text}")]
     Busy {
-        /// What the server says.
+        /// The text of the response.
         text: String,
-        /// After how long to come back.
+        /// How long to wait before the next attempt.
         retry_after: Duration,
     },
-    /// The server refuses.
+    /// The server rejected the request.
     #[error("the server says {status}: {text}")]
     Refused {
-        /// The status of its answer.
+        /// The status code of the response.
         status: u16,
-        /// What it says.
+        /// The text of the response.
         text: String,
     },
-    /// The answer is none that a msgbus gives.
+    /// The response is not one that a msgbus server sends.
     #[error("unexpected response from {server}: {reason}")]
     NotMsgbus {
-        /// The server, as it was named.
+        /// The server's URI.
         server: String,
-        /// What is odd about the answer.
+        /// The cause.
         reason: String,
     },
-    /// The server sent something that is no message.
+    /// The server sent an invalid message.
     #[error("the server sent something that is {0}")]
     Message(#[from] JsonError),
 }
 
 impl ClientError {
-    /// Whether the same may work later without anything being changed.
+    /// Whether the same request may succeed later without any change.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Lost { .. } | Self::Busy { .. } => true,
-            // What proxies say while the server behind them is away.
+            // Proxies answer with these while their upstream is down.
             Self::Refused { status, .. } => matches!(status, 500 | 502 | 503 | 504),
             Self::NotMsgbus { .. } | Self::Message(_) | Self::Request { .. } => false,
         }
     }
 
-    /// Whether no connection could be made for a reason that may pass, as while the server
-    /// restarts. Nothing was sent, so nothing can happen twice when it is tried again.
+    /// Whether no connection could be made for a reason that may be temporary, for example while
+    /// the server restarts. Nothing was sent, so a retry cannot publish or pull twice.
     pub fn is_unreachable(&self) -> bool {
         use io::ErrorKind::{
             ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkDown,
@@ -96,7 +96,7 @@ impl ClientError {
                 | HostUnreachable
                 | NetworkUnreachable
                 | NetworkDown
-                // A unix socket that is not there.
+                // A unix socket that does not exist (yet).
                 | NotFound
         )
     }
@@ -115,7 +115,7 @@ impl ClientError {
     }
 }
 
-/// What the system said; the errors above say that it did.
+/// The innermost cause, usually the system's error. The outer errors only wrap it.
 pub(crate) fn root_cause<'a>(
     mut error: &'a (dyn std::error::Error + 'static),
 ) -> &'a (dyn std::error::Error + 'static) {
@@ -125,13 +125,13 @@ pub(crate) fn root_cause<'a>(
     error
 }
 
-/// After how long to come back, where that is what an answer asks for: the seconds of `Retry-After`, an hour
-/// at most; its other form, a date, is not for servers like these.
+/// The delay that a 429 or 503 response asks for in `Retry-After`, one hour at most. Only the form
+/// in seconds is read: msgbusd does not send dates.
 pub(crate) fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-    const LONGEST: u64 = 3600;
+    const MAX_SECONDS: u64 = 3600;
     if !matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
         return None;
     }
     let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds.min(LONGEST)))
+    Some(Duration::from_secs(seconds.min(MAX_SECONDS)))
 }

@@ -1,5 +1,5 @@
-//! What has to hold for any bytes from outside: the fuzz target of this crate. `fuzz/` runs it with bytes
-//! that it makes up, and the test here with those that were worth keeping.
+//! The fuzz target of this crate: properties that hold for any bytes from outside. `fuzz/` runs it with
+//! generated inputs, the test in this file with the stored corpus.
 
 #[path = "../../../fuzz/common.rs"]
 mod common;
@@ -12,13 +12,13 @@ use percent_encoding::percent_decode_str;
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::common::is_a_line;
-use crate::{Key, ServerUri, TopicDetails, TopicSummary, uri::Place};
+use crate::{Key, ServerUri, TopicDetails, TopicSummary, uri::Endpoint};
 
-/// Read as what a server says of topics, as the address of a server, and as a key: what is printed is read
-/// back as the same, what is wrong is one line, and a key is in none.
+/// Parses the bytes as a server's JSON of topics, as a server URI and as a key. Printed values parse to the
+/// same value, an error is one line, and no error contains a key.
 ///
 /// # Panics
-/// When one of that is not so.
+/// One of these properties does not hold.
 pub fn client(data: &[u8]) {
     answer::<BTreeMap<String, TopicSummary>>(data);
     answer::<TopicDetails>(data);
@@ -49,14 +49,14 @@ fn address(text: &str) {
     };
     let shown = server.to_string();
     assert_eq!(shown.parse().as_ref(), Ok(&server), "{shown}");
-    if let Place::Host { host, .. } = server.place() {
+    if let Endpoint::Host { host, .. } = server.endpoint() {
         assert!(!host.is_empty() && !host.contains(['@', '/']), "{host}");
     }
     let (line, _) = text.split_once('\n').unwrap_or((text, ""));
     for name in ["a b/größe?", "a%2Fb#c", line] {
         let Ok(topic) = TopicName::new(name) else { continue };
         let uri: Uri = server.topic("http", &topic, "max=1").parse().expect("a URI");
-        if let Place::Host { secure, port, .. } = server.place() {
+        if let Endpoint::Host { secure, port, .. } = server.endpoint() {
             let usual = if *secure { 443 } else { 80 };
             assert_eq!(uri.port_u16().unwrap_or(usual), *port);
         }

@@ -1,21 +1,21 @@
-//! What a client shows to a server that wants to know who asks.
+//! The key with which a client authenticates.
 
 use std::{fmt, str::FromStr};
 
 use hyper::header::HeaderValue;
 use thiserror::Error;
 
-/// A key of a server. It shows in no output of [`Debug`], and there is no other.
+/// A key for a server. [`Debug`] does not print it, and [`Display`](fmt::Display) is not implemented.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(HeaderValue);
 
-/// A text that no key can be. The text is not repeated: it may be part of one.
+/// The text is not a valid key. The error does not repeat the text, which may be part of a real key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("a key is letters, digits and signs without a space, as msgbusd key new prints it")]
+#[error("not a key; a key has no spaces or control characters, as printed by msgbusd key new")]
 pub struct KeyError;
 
 impl Key {
-    /// The value of the header `Authorization`, marked as sensitive.
+    /// The value of the `Authorization` header, marked as sensitive.
     pub fn authorization(&self) -> &HeaderValue {
         &self.0
     }
@@ -25,7 +25,7 @@ impl FromStr for Key {
     type Err = KeyError;
 
     /// # Errors
-    /// When the text is empty, or has anything in it but visible ASCII characters.
+    /// The text is empty or contains anything but visible ASCII characters.
     fn from_str(text: &str) -> Result<Self, KeyError> {
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(KeyError);

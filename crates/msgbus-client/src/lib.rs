@@ -17,13 +17,13 @@
 //!     match subscription.next().await? {
 //!         Event::Message(message) => println!("{:?}", message.payload()),
 //!         Event::Missed(count) => eprintln!("missed {count} messages"),
-//!         _ => {} // Connections come and go; nothing is lost by it.
+//!         _ => {} // Reconnecting loses no messages.
 //!     }
 //! }
 //! # }
 //! ```
 //!
-//! Everything needs a tokio runtime with its clock and its network enabled.
+//! Requires a tokio runtime with its time and I/O drivers enabled.
 
 mod backoff;
 mod client;
@@ -34,7 +34,7 @@ mod error;
 pub mod fuzzing;
 mod key;
 mod received;
-mod start;
+mod start_position;
 mod subscription;
 mod tls;
 mod topics;
@@ -42,7 +42,7 @@ mod transport;
 mod uri;
 mod websocket;
 
-pub use client::{Client, Draft, Peeked, Published, PullOptions, Pulled};
+pub use client::{Client, OutgoingMessage, Peeked, Published, PullOptions, Pulled};
 pub use connection::{Connection, Connector};
 pub use error::ClientError;
 pub use key::{Key, KeyError};

@@ -1,4 +1,4 @@
-//! What a server sends as JSON when it is asked for messages.
+//! The JSON objects in responses and frames: messages and gaps.
 
 use msgbus_core::{
     Message,
@@ -13,10 +13,10 @@ pub(crate) enum Received {
     Gap(Gap),
 }
 
-/// Messages that had left the topic. docs/protocol.md, 6.6.
+/// Missed messages: they had left the topic. docs/protocol.md, 6.6.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Gap {
-    /// How many. Ids may have gaps of their own, so their difference is not this number.
+    /// The number of messages. It is not a difference of ids, which may have gaps of their own.
     pub(crate) missed: u64,
     /// The id of the first message after the gap.
     pub(crate) next_id: u64,
@@ -24,10 +24,10 @@ pub(crate) struct Gap {
 
 impl Received {
     /// # Errors
-    /// When `json` is neither a message nor a gap.
+    /// `json` is neither a message nor a gap.
     pub(crate) fn read(json: &[u8]) -> Result<Self, JsonError> {
         json::read_message(json).map(Self::Message).or_else(|error| {
-            // A message has no such fields together.
+            // No message has both fields of a gap, so the order of the attempts does not matter.
             serde_json::from_slice(json).map(Self::Gap).map_err(|_| error)
         })
     }

@@ -1,4 +1,4 @@
-//! Following a topic across broken connections and restarts of the server.
+//! A subscription that survives broken connections and restarts of the server.
 
 use std::{convert::Infallible, pin::Pin, time::Duration};
 
@@ -15,54 +15,55 @@ use crate::{
     client::Client,
     error::ClientError,
     received::{Gap, Received},
-    start::Start,
+    start_position::StartPosition,
     uri::ServerUri,
     websocket::{self, Websocket},
 };
 
-/// What a subscription receives.
+/// An event of a subscription.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// The next message. None is ever repeated, and none comes out of order.
+    /// The next message. Messages arrive in order and are never repeated.
     Message(Message),
     /// The server dropped this many messages before they were delivered (topic limit or TTL).
     Missed(u64),
-    /// The topic was reset, by a restart of the server or a delete: ids restart at 0, and everything
-    /// that it holds by now follows.
+    /// The topic was reset, by a restart of the server or a delete. Ids restart at 0, and all
+    /// messages that the topic holds now follow.
     Restarted,
-    /// The connection stands.
+    /// The connection is established.
     Connected,
-    /// The connection is broken. It is tried again after this time, for ever.
+    /// The connection is broken. The subscription retries after this time, without a limit.
     Disconnected {
-        /// What went wrong.
+        /// The cause.
         error: ClientError,
-        /// How long until the next try.
+        /// The time until the next attempt.
         retry_in: Duration,
     },
 }
 
-/// A subscription to one topic that reconnects and resumes by itself.
+/// A subscription to one topic that reconnects and resumes automatically.
 ///
-/// The server keeps nothing for it: the position is here. What the server still has when the
-/// connection is back is received, exactly once and in order; what it no longer has is counted.
+/// The position is kept in the client; the server keeps no state for it. After a reconnect, messages
+/// that the server still has are received exactly once and in order; the others are counted as
+/// missed.
 #[derive(Debug)]
 pub struct Subscription {
     client: Client,
     topic: TopicName,
     /// Where the next connection starts.
     position: Position,
-    link: Link,
+    link: LinkState,
     backoff: Backoff,
-    /// Whether there has ever been a connection. Until then, failures are errors.
+    /// Whether a connection has ever been established. Before that, failures are errors.
     established: bool,
-    told: Told,
+    pending: PendingEvents,
 }
 
 #[derive(Debug)]
-enum Link {
+enum LinkState {
     Down,
-    /// Until the next try.
+    /// The delay before the next attempt.
     Waiting(Pin<Box<Sleep>>),
     Up(Box<Connection>),
 }
@@ -72,76 +73,77 @@ struct Connection {
     socket: Websocket,
     epoch: Option<u64>,
     opened: Instant,
-    /// Whether a message has come.
-    was_useful: bool,
-    /// When the connection is given up for dead: the server pings or answers more often than that.
-    silent_at: Instant,
-    /// Whether it has been pinged since something came.
+    /// Whether a message or a gap has been received.
+    has_received: bool,
+    /// When the connection is considered dead unless something is received before.
+    dead_at: Instant,
+    /// Whether a ping has been sent since the last received frame.
     is_pinged: bool,
 }
 
-/// What has come and has not been handed out yet.
+/// Events that have not been returned yet.
 #[derive(Debug, Default)]
-struct Told {
+struct PendingEvents {
     restarted: bool,
     received: Option<Received>,
 }
 
 impl Subscription {
-    /// The server answers pings, and sends some of its own.
-    const LONGEST_SILENCE: Duration = Duration::from_secs(80);
-    /// How long the connection may be quiet before it is pinged from here.
+    /// A connection that receives nothing for this long is dead: the server answers pings and sends
+    /// its own.
+    const SILENCE_TIMEOUT: Duration = Duration::from_secs(80);
+    /// The client sends a ping if it has received nothing for this long.
     const PING_AFTER: Duration = Duration::from_secs(30);
-    /// While nothing is read, and no ping of the server's is answered. The server closes after two of its
-    /// intervals and 10 s in which nothing came from here.
+    /// The ping interval while nothing is read, so that the server's pings are not answered. The server
+    /// closes a connection from which it has received nothing for two ping intervals and 10 s.
     const PING_EVERY: Duration = Duration::from_secs(8);
-    /// A connection that has lasted so long was a good one, even if nothing came.
-    const LONG_ENOUGH: Duration = Duration::from_secs(10);
-    /// How long the server's answer to our close frame is awaited.
-    const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+    /// A connection that has lasted this long resets the backoff, even if nothing was received.
+    const STABLE_AFTER: Duration = Duration::from_secs(10);
+    /// How long to wait for the server's close frame.
+    const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
     pub(crate) fn new(client: Client, topic: TopicName, from: Position) -> Self {
         Self {
             client,
             topic,
             position: from,
-            link: Link::Down,
+            link: LinkState::Down,
             backoff: Backoff::default(),
             established: false,
-            told: Told::default(),
+            pending: PendingEvents::default(),
         }
     }
 
-    /// The position from which another subscription would go on after what this one has handed
-    /// out. As text it is a value of `since`.
+    /// The position after the last returned event, from which another subscription can resume. Its
+    /// text form is a value of `since`.
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// Waits for the next event, connecting if need be.
+    /// Waits for the next event, and connects if necessary.
     ///
     /// # Errors
-    /// When the first connection cannot be made, or when trying again would not help: the server
-    /// refuses, or is no msgbus. After an error the next call tries again.
+    /// The first connection fails, or a retry would not help because the server refuses the
+    /// subscription or is not a msgbus server. The next call tries again.
     ///
     /// # Cancel safety
-    /// No event is lost when the future is dropped early; a connection that was being made is.
+    /// Dropping the future loses no event. A connection attempt in progress is abandoned.
     pub async fn next(&mut self) -> Result<Event, ClientError> {
         loop {
-            if let Some(event) = self.take_told() {
+            if let Some(event) = self.take_pending() {
                 return Ok(event);
             }
             match &mut self.link {
-                Link::Down => {
+                LinkState::Down => {
                     if let Some(event) = self.connect().await? {
                         return Ok(event);
                     }
                 }
-                Link::Waiting(pause) => {
+                LinkState::Waiting(pause) => {
                     pause.await;
-                    self.link = Link::Down;
+                    self.link = LinkState::Down;
                 }
-                Link::Up(connection) => match connection.receive(self.client.server()).await {
+                LinkState::Up(connection) => match connection.receive(self.client.server()).await {
                     Ok(received) => self.accept(received),
                     Err(error @ ClientError::Message(_)) => return Err(error),
                     Err(error) => return Ok(self.disconnect(error)),
@@ -150,7 +152,7 @@ impl Subscription {
         }
     }
 
-    /// The events as a stream. It ends after the first error.
+    /// Turns the subscription into a stream of events, which ends after the first error.
     pub fn into_stream(self) -> impl Stream<Item = Result<Event, ClientError>> {
         stream::unfold(Some(self), |subscription| async {
             let mut subscription = subscription?;
@@ -160,31 +162,31 @@ impl Subscription {
         })
     }
 
-    /// Keeps the connection alive for somebody who is busy with the last event. Never ends; to be
-    /// dropped when the work is done.
+    /// Keeps the connection alive while the caller processes an event. Never completes; drop the
+    /// future when the work is done.
     pub async fn keep_alive(&mut self) -> Infallible {
         loop {
             sleep(Self::PING_EVERY).await;
-            if let Link::Up(connection) = &mut self.link {
+            if let LinkState::Up(connection) = &mut self.link {
                 // If it fails, the next receive finds the connection broken.
                 let _ = connection.socket.send(tungstenite::Message::Ping("0".into())).await;
-                connection.silent_at = Instant::now() + Self::LONGEST_SILENCE;
+                connection.dead_at = Instant::now() + Self::SILENCE_TIMEOUT;
             }
         }
     }
 
-    /// Ends the subscription with a close frame that the server sees.
+    /// Ends the subscription with a close frame.
     pub async fn close(self) {
-        let Link::Up(connection) = self.link else { return };
+        let LinkState::Up(connection) = self.link else { return };
         let mut socket = connection.socket;
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        let farewell = async {
+        let closing = async {
             if socket.close(Some(frame)).await.is_ok() {
                 while let Some(Ok(_)) = socket.next().await {}
             }
         };
-        // Whether the server answers or not, this is the end.
-        let _ = timeout(Self::CLOSE_PATIENCE, farewell).await;
+        // The connection is dropped next, whether or not the server has answered.
+        let _ = timeout(Self::CLOSE_TIMEOUT, closing).await;
     }
 
     async fn connect(&mut self) -> Result<Option<Event>, ClientError> {
@@ -195,15 +197,15 @@ impl Subscription {
                 self.begin(socket, start);
                 Ok(Some(Event::Connected))
             }
-            Err(error) if self.is_worth_another_try(&error) => Ok(Some(self.disconnect(error))),
+            Err(error) if self.is_retryable(&error) => Ok(Some(self.disconnect(error))),
             Err(error) => Err(error),
         }
     }
 
-    /// Before there has been a connection, only a server that asks to come back later is tried
-    /// again. After it, everything that may pass by itself is, as a proxy that answers for a server
-    /// which is away.
-    fn is_worth_another_try(&self, error: &ClientError) -> bool {
+    /// The first connection is retried only if the server sends `Retry-After`. Later ones are
+    /// retried after any temporary error, and after unexpected responses: a proxy may answer while
+    /// the server is down.
+    fn is_retryable(&self, error: &ClientError) -> bool {
         match error {
             ClientError::Busy { .. } => true,
             ClientError::NotMsgbus { .. } => self.established,
@@ -211,30 +213,30 @@ impl Subscription {
         }
     }
 
-    /// Takes over what the handshake said.
-    fn begin(&mut self, socket: Websocket, start: Start) {
+    /// Takes over the start position from the handshake.
+    fn begin(&mut self, socket: Websocket, start: StartPosition) {
         self.position = match (start.epoch, start.next_id) {
-            // From now on the position is a certain one, even if no message ever comes.
+            // The position is now exact, even if no message is ever received.
             (Some(epoch), Some(next_id)) if start.missed == 0 => Position::before(epoch, next_id),
-            // Until the gap has been handed out, another connection has to be told of it too.
+            // Until the gap has been handed out, another connection has to be pending of it too.
             (Some(epoch), _) if start.restarted => Position::Start { epoch },
             _ => self.position,
         };
-        self.told.restarted = start.restarted;
-        self.link = Link::Up(Box::new(Connection {
+        self.pending.restarted = start.restarted;
+        self.link = LinkState::Up(Box::new(Connection {
             socket,
             epoch: start.epoch,
             opened: Instant::now(),
-            was_useful: false,
-            silent_at: Instant::now() + Self::LONGEST_SILENCE,
+            has_received: false,
+            dead_at: Instant::now() + Self::SILENCE_TIMEOUT,
             is_pinged: false,
         }));
     }
 
     fn disconnect(&mut self, error: ClientError) -> Event {
-        // A server that takes connections only to drop them is not asked more and more often.
-        if let Link::Up(connection) = &self.link
-            && (connection.was_useful || connection.opened.elapsed() > Self::LONG_ENOUGH)
+        // Connections that break at once do not reset the backoff.
+        if let LinkState::Up(connection) = &self.link
+            && (connection.has_received || connection.opened.elapsed() > Self::STABLE_AFTER)
         {
             self.backoff.reset();
         }
@@ -242,24 +244,24 @@ impl Subscription {
         if let ClientError::Busy { retry_after, .. } = &error {
             retry_in = retry_in.max(*retry_after);
         }
-        self.link = Link::Waiting(Box::pin(sleep(retry_in)));
+        self.link = LinkState::Waiting(Box::pin(sleep(retry_in)));
         Event::Disconnected { error, retry_in }
     }
 
     fn accept(&mut self, received: Received) {
-        if let Link::Up(connection) = &mut self.link {
-            connection.was_useful = true;
+        if let LinkState::Up(connection) = &mut self.link {
+            connection.has_received = true;
         }
-        self.told.received = Some(received);
+        self.pending.received = Some(received);
     }
 
-    fn take_told(&mut self) -> Option<Event> {
-        if std::mem::take(&mut self.told.restarted) {
+    fn take_pending(&mut self) -> Option<Event> {
+        if std::mem::take(&mut self.pending.restarted) {
             return Some(Event::Restarted);
         }
-        let received = self.told.received.take()?;
-        // What has been handed out is not asked for again.
-        if let Link::Up(connection) = &self.link
+        let received = self.pending.received.take()?;
+        // The next connection starts after what is returned here.
+        if let LinkState::Up(connection) = &self.link
             && let Some(epoch) = connection.epoch
         {
             self.position = match &received {
@@ -275,17 +277,17 @@ impl Subscription {
 }
 
 impl Connection {
-    /// The next message or gap.
+    /// Receives the next message or gap.
     ///
     /// # Errors
-    /// [`ClientError::Message`] when what came is neither; else the connection is over.
+    /// [`ClientError::Message`] if the frame is neither; otherwise the connection is lost.
     async fn receive(&mut self, server: &ServerUri) -> Result<Received, ClientError> {
         let over = |reason: &str| ClientError::Lost {
             server: server.to_string(),
             reason: reason.to_owned(),
         };
         loop {
-            let ping_at = self.silent_at - Subscription::LONGEST_SILENCE + Subscription::PING_AFTER;
+            let ping_at = self.dead_at - Subscription::SILENCE_TIMEOUT + Subscription::PING_AFTER;
             let frame = tokio::select! {
                 frame = self.socket.next() => frame,
                 () = sleep_until(ping_at), if !self.is_pinged => {
@@ -294,10 +296,10 @@ impl Connection {
                     let _ = self.socket.send(tungstenite::Message::Ping("0".into())).await;
                     continue;
                 }
-                () = sleep_until(self.silent_at) => return Err(over("nothing comes any more")),
+                () = sleep_until(self.dead_at) => return Err(over("nothing received for 80 s")),
             };
             self.is_pinged = false;
-            self.silent_at = Instant::now() + Subscription::LONGEST_SILENCE;
+            self.dead_at = Instant::now() + Subscription::SILENCE_TIMEOUT;
             match frame {
                 Some(Ok(tungstenite::Message::Text(text))) => {
                     return Ok(Received::read(text.as_bytes())?);
@@ -306,7 +308,7 @@ impl Connection {
                     return Err(over(&format!("closed, {}", close.reason)));
                 }
                 Some(Ok(tungstenite::Message::Close(_))) | None => return Err(over("closed")),
-                // Pings have been answered by the library.
+                // tungstenite answers pings.
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(over(&error.to_string())),
             }
@@ -314,7 +316,7 @@ impl Connection {
     }
 }
 
-/// The parameters: counted gaps, and where to start.
+/// The query of the handshake: report gaps, and where to start.
 fn query(position: Position) -> String {
     match position {
         Position::New => "gaps".to_owned(),

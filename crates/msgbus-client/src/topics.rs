@@ -16,7 +16,7 @@ use crate::{client::Client, error::ClientError, transport::RESPONSE_TIMEOUT};
 #[expect(missing_docs, reason = "docs/protocol.md, section 7.1, describes the fields")]
 pub struct TopicSummary {
     pub name: String,
-    /// Nanoseconds; 0 for ever.
+    /// In nanoseconds; 0 if messages do not expire.
     pub ttl: u64,
     pub created: String,
     pub epoch: String,
@@ -37,7 +37,7 @@ pub struct TopicSummary {
     pub evicted_unpulled: u64,
 }
 
-/// A topic with its bounds and subscriptions.
+/// A topic with its limits and subscriptions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "docs/protocol.md, section 10.3, describes the fields")]
@@ -115,7 +115,7 @@ impl Client {
         Ok((page.into_values(), is_last))
     }
 
-    /// Everything that the server says of one topic; `None` when there is no such topic.
+    /// Describes a topic; `None` if it does not exist.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -130,7 +130,7 @@ impl Client {
         }
     }
 
-    /// Deletes a topic with its messages. Says whether there was one.
+    /// Deletes a topic and its messages. Returns whether it existed.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -144,7 +144,7 @@ impl Client {
             _ => Err(self.refusal(response).await),
         }
     }
-    /// Checks that the server answers, and returns how long that took. It needs no key.
+    /// Checks that the server answers, and returns how long it took. No key is required.
     ///
     /// # Errors
     /// See [`ClientError`].

@@ -1,4 +1,4 @@
-//! HTTP requests and their responses. Every wait and every response has a limit.
+//! HTTP requests and responses. Every wait and every response size has a limit.
 
 use std::{error::Error, io, time::Duration};
 
@@ -25,11 +25,11 @@ use crate::{
     error::{ClientError, retry_after, root_cause},
 };
 
-/// How long the server may send nothing while a response is awaited.
+/// How long the server may send nothing while the client waits for a response.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The largest response that is read, in bytes: a message of 1 GiB in base64, and its frame.
+/// The largest response that is accepted, in bytes: a message of 1 GiB in base64, and the JSON around it.
 const MAX_RESPONSE: usize = 3 << 29;
-/// How much of a response that is not a message is shown, in bytes.
+/// How much of an error response is shown, in bytes.
 const MAX_TEXT: usize = 300;
 
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
@@ -39,14 +39,14 @@ pub(crate) fn pool(connector: &Connector) -> Pool {
     HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector.clone())
 }
 
-/// A body that is in memory. Its size is announced.
-pub(crate) fn whole(payload: Bytes) -> RequestBody {
+/// A body that is in memory, sent with `Content-Length`.
+pub(crate) fn buffered_body(payload: Bytes) -> RequestBody {
     Full::new(payload).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A body that is read while it is sent, in chunks. An error ends the request without an end of its
-/// body, so that the server cannot take it for a whole one.
-pub(crate) fn streamed(
+/// A body that is streamed in chunks. An error aborts the request before the last chunk, so the
+/// server cannot take the body for a complete one.
+pub(crate) fn streamed_body(
     chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
 ) -> RequestBody {
     UnsyncBoxBody::new(StreamBody::new(chunks.map(|chunk| chunk.map(Frame::data))))
@@ -58,7 +58,7 @@ impl Client {
         request: Builder,
         limit: Duration,
     ) -> Result<Response<Incoming>, ClientError> {
-        self.send_payload(request, whole(Bytes::new()), limit).await
+        self.send_payload(request, buffered_body(Bytes::new()), limit).await
     }
 
     pub(crate) async fn send_payload(
@@ -69,10 +69,10 @@ impl Client {
     ) -> Result<Response<Incoming>, ClientError> {
         timeout(limit, self.send_unlimited(request, payload))
             .await
-            .unwrap_or_else(|_| Err(self.silent(limit)))
+            .unwrap_or_else(|_| Err(self.timed_out(limit)))
     }
 
-    /// Waits for as long as the payload takes.
+    /// Sends without a time limit.
     pub(crate) async fn send_unlimited(
         &self,
         mut request: Builder,
@@ -81,15 +81,15 @@ impl Client {
         if let Some(key) = self.key() {
             request = request.header(header::AUTHORIZATION, key.authorization());
         }
-        // A valid address and an escaped topic make a valid URI; a media type may be anything.
+        // The URI is valid; a media type may contain anything.
         let request = request
             .body(payload)
             .map_err(|error| ClientError::Request { reason: error.to_string() })?;
-        self.pool().request(request).await.map_err(|error| self.failed(&error))
+        self.pool().request(request).await.map_err(|error| self.request_error(&error))
     }
 
-    /// Whether there was a connection decides whether the server may have acted on the request.
-    fn failed(&self, error: &HttpError) -> ClientError {
+    /// If there was a connection, the server may have processed the request.
+    fn request_error(&self, error: &HttpError) -> ClientError {
         if error.is_connect() {
             return ClientError::connect(self.server(), error);
         }
@@ -99,7 +99,7 @@ impl Client {
         }
     }
 
-    fn silent(&self, limit: Duration) -> ClientError {
+    fn timed_out(&self, limit: Duration) -> ClientError {
         self.lost(&format!("no response within {}", format_duration(limit)))
     }
 
@@ -111,7 +111,7 @@ impl Client {
         ClientError::NotMsgbus { server: self.server().to_string(), reason: reason.to_owned() }
     }
 
-    /// A whole body. It may take any time, as long as something arrives.
+    /// Reads the whole body. There is no total time limit, only one for silence.
     pub(crate) async fn body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
         let mut body = response.into_body();
         let mut bytes = Vec::new();
@@ -121,7 +121,7 @@ impl Client {
                     frame.map_err(|error| self.lost(&root_cause(&error).to_string()))?
                 }
                 Ok(None) => return Ok(bytes.into()),
-                Err(_) => return Err(self.silent(RESPONSE_TIMEOUT)),
+                Err(_) => return Err(self.timed_out(RESPONSE_TIMEOUT)),
             };
             let Ok(data) = frame.into_data() else { continue };
             if bytes.len() + data.len() > MAX_RESPONSE {
@@ -140,7 +140,7 @@ impl Client {
             .map_err(|error| self.not_msgbus(&format!("invalid JSON: {}", json::brief(&error))))
     }
 
-    /// A response for people, in one line.
+    /// The beginning of a text response, as one line.
     pub(crate) async fn text(&self, response: Response<Incoming>) -> Result<String, ClientError> {
         let body = self.body(response).await?;
         let text = String::from_utf8_lossy(&body[..body.len().min(MAX_TEXT)]);
@@ -152,7 +152,7 @@ impl Client {
         let retry_after = retry_after(status, response.headers());
         let text = match self.text(response).await {
             Ok(text) => text,
-            // The connection may end after the head that says all there is to know.
+            // The server may close the connection after the head, which says enough.
             Err(_) if status == StatusCode::PAYLOAD_TOO_LARGE => "payload too large".to_owned(),
             Err(error) => return error,
         };

@@ -1,4 +1,4 @@
-//! Where a server is: an address, and maybe a path in front of its topics; or a unix socket.
+//! Server URIs: a host with an optional path prefix, or a unix socket.
 
 use std::{
     fmt,
@@ -12,84 +12,84 @@ use msgbus_core::TopicName;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use thiserror::Error;
 
-/// The address of a server: `https://host:port` or `http://host:port`, with a path in front of the
-/// topics where a proxy wants one, or `unix:/path/of/a/socket`. Without a scheme, `http` is meant;
-/// without a port, 443 and 80.
+/// The URI of a server: `https://host:port` or `http://host:port`, optionally with a path prefix
+/// for a proxy, or `unix:/path/of/a/socket`. The default scheme is `http`, the default port 443 or
+/// 80.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerUri {
-    place: Place,
-    /// Begins with a slash, or is empty; does not end with one.
+    endpoint: Endpoint,
+    /// The path in front of the topics: empty, or with a leading and without a trailing slash.
     prefix: String,
 }
 
-/// Where connections go.
+/// What to connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Endpoint {
     Host {
         secure: bool,
-        /// As in a URI: an IPv6 address is in brackets.
+        /// In URI form: an IPv6 address is in brackets.
         host: String,
         port: u16,
     },
     Socket(PathBuf),
 }
 
-/// Why a text is no address of a server.
+/// Why a text is not a server URI.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum UriError {
     /// It cannot be parsed.
     #[error("not a server's URI: {0:?}; use http://host:port, https://host or unix:/path")]
     Syntax(String),
-    /// A scheme that is not spoken here.
+    /// The scheme is not supported.
     #[error("cannot speak {0:?}: use http://host:port, https://host or unix:/path")]
     Scheme(String),
-    /// The port is no number from 1 to 65535.
+    /// The port is not a number from 1 to 65535.
     #[error("port {0} is out of range: a port is 1 to 65535")]
     Port(String),
-    /// There is a query, or a user.
+    /// It has a user, a query or a fragment.
     #[error("a server's URI has no user, query or fragment: {0:?}")]
-    TooMuch(String),
+    UnsupportedPart(String),
 }
 
-/// What stays as it is in a path: RFC 3986, section 2.3, and the slashes between segments.
+/// Everything except the unreserved characters of RFC 3986, section 2.3, and slashes.
 const ESCAPED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl ServerUri {
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
-    /// What requests name as their host: with the port where it is not the usual one, and
-    /// `localhost` for a socket.
+    /// The value of the `Host` header: with the port unless it is the default one, and `localhost`
+    /// for a socket.
     pub fn authority(&self) -> String {
-        match &self.place {
-            Place::Host { secure: true, host, port: 443 }
-            | Place::Host { secure: false, host, port: 80 } => host.clone(),
-            Place::Host { host, port, .. } => format!("{host}:{port}"),
-            Place::Socket(_) => "localhost".to_owned(),
+        match &self.endpoint {
+            Endpoint::Host { secure: true, host, port: 443 }
+            | Endpoint::Host { secure: false, host, port: 80 } => host.clone(),
+            Endpoint::Host { host, port, .. } => format!("{host}:{port}"),
+            Endpoint::Socket(_) => "localhost".to_owned(),
         }
     }
 
-    /// What stands before the topics in a path: empty, or with a slash before and none behind it.
+    /// The path in front of the topics: empty, or with a leading and without a trailing slash.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Whether what is said is encrypted, to a server that has proved its name.
+    /// Whether connections are encrypted and the server's certificate is verified.
     pub fn is_encrypted(&self) -> bool {
-        matches!(self.place, Place::Host { secure: true, .. })
+        matches!(self.endpoint, Endpoint::Host { secure: true, .. })
     }
 
-    /// Whether what is said stays on this machine.
+    /// Whether traffic stays on this machine.
     pub fn is_local(&self) -> bool {
-        match &self.place {
-            Place::Host { host, .. } => match bare(host).parse::<IpAddr>() {
+        match &self.endpoint {
+            Endpoint::Host { host, .. } => match without_brackets(host).parse::<IpAddr>() {
                 Ok(address) => address.to_canonical().is_loopback(),
                 Err(_) => host.eq_ignore_ascii_case("localhost"),
             },
-            Place::Socket(_) => true,
+            Endpoint::Socket(_) => true,
         }
     }
 
@@ -98,19 +98,19 @@ impl ServerUri {
         format!("{}/?{query}", self.base("http"))
     }
 
-    /// The URI that says whether the server is healthy.
+    /// The URI of the health check.
     pub(crate) fn health(&self) -> String {
         format!("{}/healthz", self.base("http"))
     }
 
-    /// The URI at which the server tells about a topic.
+    /// The URI of the description of a topic.
     pub(crate) fn inspection(&self, topic: &TopicName) -> String {
         let path = utf8_percent_encode(topic.as_str(), ESCAPED);
         format!("{}/-/topics/{path}", self.base("http"))
     }
 
-    /// The full URI of a topic. `scheme` is `http` or `ws`, which get an `s` where it belongs.
-    /// `query` is empty or what follows the question mark.
+    /// The URI of a topic. `scheme` is `http` or `ws`; an `s` is appended if the server uses TLS.
+    /// `query` is the part after the question mark; it may be empty.
     pub(crate) fn topic(&self, scheme: &str, topic: &TopicName, query: &str) -> String {
         let path = utf8_percent_encode(topic.as_str(), ESCAPED);
         let mark = if query.is_empty() { "" } else { "?" };
@@ -123,8 +123,8 @@ impl ServerUri {
     }
 }
 
-/// A host as connections need it.
-pub(crate) fn bare(host: &str) -> &str {
+/// Strips the brackets of an IPv6 address in URI form.
+pub(crate) fn without_brackets(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
@@ -133,28 +133,28 @@ impl FromStr for ServerUri {
 
     fn from_str(text: &str) -> Result<Self, UriError> {
         let syntax = || UriError::Syntax(without_user(text));
-        // Nothing in a path has a meaning of its own. A host called unix has a port behind it.
+        // Everything after "unix:" is the path. "unix:8000" is a host called unix, with a port.
         if let Some(path) = text.strip_prefix("unix:").filter(|path| path.starts_with('/')) {
             let path = Path::new("/").join(path.trim_start_matches('/'));
-            return Ok(Self { place: Place::Socket(path), prefix: String::new() });
+            return Ok(Self { endpoint: Endpoint::Socket(path), prefix: String::new() });
         }
         let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         if full.contains('#') {
-            return Err(UriError::TooMuch(without_user(text)));
+            return Err(UriError::UnsupportedPart(without_user(text)));
         }
         let uri: Uri =
-            full.parse().map_err(|_| bad_port(&full).map_or_else(syntax, UriError::Port))?;
+            full.parse().map_err(|_| invalid_port(&full).map_or_else(syntax, UriError::Port))?;
         let secure = match uri.scheme_str() {
-            // What follows topics speaks websocket to the same address.
+            // Subscriptions use websockets at the same address, so ws:// and wss:// mean the same.
             Some("https" | "wss") => true,
             Some("http" | "ws") | None => false,
             Some(other) => return Err(UriError::Scheme(other.to_owned())),
         };
         let authority = uri.authority().ok_or_else(syntax)?;
         if authority.as_str().contains('@') || uri.query().is_some() {
-            return Err(UriError::TooMuch(without_user(text)));
+            return Err(UriError::UnsupportedPart(without_user(text)));
         }
-        if let Some(port) = bad_port(&full) {
+        if let Some(port) = invalid_port(&full) {
             return Err(UriError::Port(port));
         }
         let has_bad_port =
@@ -165,7 +165,7 @@ impl FromStr for ServerUri {
             return Err(syntax());
         }
         Ok(Self {
-            place: Place::Host {
+            endpoint: Endpoint::Host {
                 secure,
                 host: host.to_owned(),
                 port: authority.port_u16().unwrap_or(if secure { 443 } else { 80 }),
@@ -175,8 +175,8 @@ impl FromStr for ServerUri {
     }
 }
 
-/// A port that is a number, and no port.
-fn bad_port(uri: &str) -> Option<String> {
+/// The port of a URI if it is numeric but out of range.
+fn invalid_port(uri: &str) -> Option<String> {
     let authority = uri.split_once("://")?.1.split('/').next()?;
     let (_, port) = authority.rsplit_once(':')?;
     let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
@@ -184,19 +184,19 @@ fn bad_port(uri: &str) -> Option<String> {
     (is_number && !is_port && port.len() <= 20).then(|| port.to_owned())
 }
 
-/// What an error may show: before an @ there may be a password.
+/// Hides the part before an `@`, which may contain a password, for error messages.
 fn without_user(text: &str) -> String {
     text.rsplit_once('@').map_or(text.to_owned(), |(_, rest)| format!("…@{rest}"))
 }
 
 impl fmt::Display for ServerUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Host { secure, host, port } => {
+        match &self.endpoint {
+            Endpoint::Host { secure, host, port } => {
                 let s = if *secure { "s" } else { "" };
                 write!(f, "http{s}://{host}:{port}{}", self.prefix)
             }
-            Place::Socket(path) => write!(f, "unix:{}", path.display()),
+            Endpoint::Socket(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One websocket to one topic: connecting, and what its handshake says.
+//! The websocket of a subscription: connecting and the handshake.
 
 use std::{io, time::Duration};
 
@@ -17,23 +17,23 @@ use crate::{
     client::Client,
     connection::Connection,
     error::{ClientError, retry_after, root_cause},
-    start::Start,
+    start_position::StartPosition,
     uri::ServerUri,
 };
 
 pub(crate) type Websocket = WebSocketStream<Connection>;
 
-/// How long a connection and its handshake may take.
+/// The time limit for connecting and the handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest message that is read, in bytes: 1 GiB of payload in base64, and its frame.
-const LARGEST_MESSAGE: usize = 3 << 29;
+/// The largest message that is accepted, in bytes: 1 GiB of payload in base64, and the JSON around it.
+const MAX_MESSAGE_SIZE: usize = 3 << 29;
 const READ_BUFFER: usize = 64 << 10;
 
 pub(crate) async fn connect(
     client: &Client,
     topic: &TopicName,
     query: &str,
-) -> Result<(Websocket, Start), ClientError> {
+) -> Result<(Websocket, StartPosition), ClientError> {
     let server = client.server();
     let connecting = async {
         let connected = client.connector().connect().await;
@@ -47,12 +47,12 @@ pub(crate) async fn connect(
         }
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
-            .max_message_size(Some(LARGEST_MESSAGE))
-            .max_frame_size(Some(LARGEST_MESSAGE));
+            .max_message_size(Some(MAX_MESSAGE_SIZE))
+            .max_frame_size(Some(MAX_MESSAGE_SIZE));
         match client_async_with_config(request, stream, Some(config)).await {
-            Ok((socket, response)) => Ok((socket, Start::read(response.headers()))),
+            Ok((socket, response)) => Ok((socket, StartPosition::read(response.headers()))),
             Err(Error::Http(response)) => Err(refusal(server, &response)),
-            // The server, or something before it, went away in the middle.
+            // The server, or a proxy in front of it, closed the connection during the handshake.
             Err(
                 error @ (Error::Io(_)
                 | Error::ConnectionClosed
@@ -70,7 +70,7 @@ pub(crate) async fn connect(
     timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
         Err(ClientError::Connect {
             server: server.to_string(),
-            reason: "it does not answer".to_owned(),
+            reason: "no response within 10 s".to_owned(),
             kind: io::ErrorKind::TimedOut,
         })
     })
@@ -82,7 +82,7 @@ fn refusal(server: &ServerUri, response: &hyper::Response<Option<Vec<u8>>>) -> C
     let text = String::from_utf8_lossy(body).trim().to_owned();
     match retry_after(status, response.headers()) {
         Some(retry_after) => ClientError::Busy { text, retry_after },
-        // A web server that knows no websockets answers the GET.
+        // A web server without websockets answers the GET like any other.
         _ if status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND => {
             ClientError::NotMsgbus {
                 server: server.to_string(),

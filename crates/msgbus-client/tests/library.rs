@@ -1,11 +1,11 @@
-//! The library against the real daemon.
+//! The client library against a real server.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use std::{num::NonZeroU32, pin::pin, time::Duration};
 
 use futures_util::StreamExt as _;
-use msgbus_client::{Client, ClientError, Draft, Event, Peeked, Position};
+use msgbus_client::{Client, ClientError, Event, OutgoingMessage, Peeked, Position};
 
 use msgbus_testkit::{Daemon, Proxy, name, nowhere, soon};
 
@@ -20,7 +20,7 @@ async fn publish_and_pull_are_a_pair() {
     let topic = name("a b/größe");
     assert!(client.pull(&topic).await.unwrap().is_none());
     let first = client.publish(&topic, "hi").await.unwrap();
-    let second = client.publish(&topic, Draft::from(vec![0, 255])).await.unwrap();
+    let second = client.publish(&topic, OutgoingMessage::from(vec![0, 255])).await.unwrap();
     assert_eq!((first.id, second.id), (Some(0), Some(1)));
     assert_eq!(first.epoch, second.epoch);
     let message = client.pull(&topic).await.unwrap().unwrap();
@@ -29,7 +29,7 @@ async fn publish_and_pull_are_a_pair() {
 }
 
 #[tokio::test]
-async fn errors_tell_what_may_help() {
+async fn errors_have_the_right_kind() {
     let client = Client::new(&nowhere().to_string()).unwrap();
     let error = client.publish(&name("t"), "x").await.unwrap_err();
     assert!(matches!(error, ClientError::Connect { .. }) && error.is_temporary(), "{error}");
@@ -46,7 +46,7 @@ async fn errors_tell_what_may_help() {
 }
 
 #[tokio::test]
-async fn who_publishes_too_fast_is_told_when_to_come_back() {
+async fn rate_limited_publishing_returns_busy() {
     let daemon = Daemon::with(|config| config.publish_rate = NonZeroU32::new(1));
     let client = client_of(&daemon);
     let error = client.publish_lines(&name("t"), "x\nx\n").await.unwrap_err();
@@ -64,7 +64,7 @@ async fn who_publishes_too_fast_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_across_cuts_without_loss_or_repetition() {
+async fn a_stream_resumes_across_cuts_without_loss_or_repetition() {
     const COUNT: u64 = 3000;
     let daemon = Daemon::start();
     let proxy = Proxy::to(daemon.address).await;
@@ -109,7 +109,7 @@ async fn the_position_can_be_kept_by_the_caller() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_cannot_begin_says_so() {
+async fn a_subscription_that_cannot_start_returns_an_error() {
     let client = Client::new(&nowhere().to_string()).unwrap();
     let mut stream = pin!(client.subscribe(&name("t"), Position::New).into_stream());
     assert!(matches!(stream.next().await, Some(Err(ClientError::Connect { .. }))));
@@ -125,17 +125,17 @@ async fn a_path_in_front_of_the_topics_is_kept() {
 }
 
 #[tokio::test]
-async fn a_look_tells_all_gone_from_nothing_new() {
+async fn a_peek_distinguishes_expired_messages_from_no_new_ones() {
     let daemon = Daemon::with(|config| config.bus.topic.ttl = Some(Duration::from_millis(1)));
     let client = client_of(&daemon);
-    let look = async |from| client.peek(&name("t"), Some(from), 10).await.unwrap();
-    assert_eq!(look(Position::All).await, Peeked::default(), "no such topic");
+    let peek = async |from| client.peek(&name("t"), Some(from), 10).await.unwrap();
+    assert_eq!(peek(Position::All).await, Peeked::default(), "no such topic");
     let epoch = client.publish(&name("t"), "x").await.unwrap().epoch;
     daemon.put("t", "x");
     tokio::time::sleep(Duration::from_millis(5)).await; // Real expiry needs real time.
     let nothing = Peeked { epoch, next_id: Some(2), ..Peeked::default() };
-    assert_eq!(look(Position::Id(0)).await, Peeked { missed: 2, ..nothing.clone() });
-    assert_eq!(look(Position::Id(2)).await, nothing);
-    let other_life = Peeked { missed: 2, restarted: true, ..nothing };
-    assert_eq!(look(Position::After { epoch: 1, id: 7 }).await, other_life);
+    assert_eq!(peek(Position::Id(0)).await, Peeked { missed: 2, ..nothing.clone() });
+    assert_eq!(peek(Position::Id(2)).await, nothing);
+    let other_epoch = Peeked { missed: 2, restarted: true, ..nothing };
+    assert_eq!(peek(Position::After { epoch: 1, id: 7 }).await, other_epoch);
 }

@@ -1,5 +1,5 @@
-//! `msgbus bench`: measuring a server. The work is done by `msgbus_load`; here it is chosen, and its
-//! results are shown.
+//! `msgbus bench` measures a server. `msgbus_load` generates the load; this module selects it and shows
+//! the results.
 
 mod plan;
 mod show;
@@ -23,15 +23,15 @@ use crate::{
 };
 
 /// How long the server may take to delete a topic at the end.
-const DELETE_PATIENCE: Duration = Duration::from_secs(5);
+const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(bench: Bench) -> Result<Exit, Failure> {
-    // One thread: what it does not use is the server's.
+    // One thread, to leave the other cores to a local server.
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("cannot start: {error}")))?;
-    // Each connection is a file. Where that is not allowed, opening one will say so.
+    // Each connection needs a file descriptor. If the limit cannot be raised, connecting fails with an error.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     LocalSet::new().block_on(&runtime, measure(bench))
 }
@@ -39,7 +39,7 @@ pub(crate) fn run(bench: Bench) -> Result<Exit, Failure> {
 async fn measure(bench: Bench) -> Result<Exit, Failure> {
     let mut stop = Stop::listen().map_err(|error| Failure::Other(error.to_string()))?;
     let mut ended = stop.clone();
-    // Says clearly where there is no server, or another one.
+    // Fails early with a clear error if there is no msgbus server.
     bench.client.topics("-").await?;
     let target = target(&bench).await?;
     let topics = bench.topic_names()?;
@@ -70,7 +70,7 @@ async fn measure(bench: Bench) -> Result<Exit, Failure> {
     if bench.topic.is_none()
         && let Err(error) = remove(&bench.client, &topics).await
     {
-        note(&format!("topics of its own may be left at the server: {error}"));
+        note(&format!("topics of this run may remain on the server: {error}"));
     }
     let Some(report) = report else { return Err(Failure::Other("ended by a signal".to_owned())) };
     let report = report.map_err(|error| Failure::Other(format!("bench: {error}")))?;
@@ -81,7 +81,7 @@ async fn measure(bench: Bench) -> Result<Exit, Failure> {
     })?;
     let accounts = report.accounts;
     if accounts.refused > 0 {
-        note(&format!("the server refused {} requests", accounts.refused));
+        note(&format!("the server rejected {} requests", accounts.refused));
     }
     let is_whole = accounts.lost + accounts.repeated + accounts.reordered == 0;
     Ok(if is_whole { Exit::Done } else { Exit::Missed })
@@ -89,17 +89,17 @@ async fn measure(bench: Bench) -> Result<Exit, Failure> {
 
 async fn target(bench: &Bench) -> Result<Target, Failure> {
     let server = bench.client.server();
-    let settled = bench.client.connector().clone().settled().await;
-    let connector = settled.map_err(|error| ClientError::Connect {
+    let resolved = bench.client.connector().clone().resolved().await;
+    let connector = resolved.map_err(|error| ClientError::Connect {
         server: server.to_string(),
         reason: error.to_string(),
         kind: error.kind(),
     })?;
     let server_process = bench.pid.map(|pid| Server::new([pid]));
     if let (Some(process), Some(pid)) = (&server_process, bench.pid) {
-        process
-            .processor_time()
-            .map_err(|error| Failure::usage(format!("--pid: cannot look at {pid}: {error}")))?;
+        process.processor_time().map_err(|error| {
+            Failure::usage(format!("--pid: cannot inspect process {pid}: {error}"))
+        })?;
     }
     let key = bench.client.key().and_then(|key| key.authorization().to_str().ok());
     let http = Http {
@@ -117,7 +117,7 @@ async fn target(bench: &Bench) -> Result<Target, Failure> {
 
 async fn remove(client: &Client, topics: &[TopicName]) -> Result<(), Failure> {
     for topic in topics {
-        let deleted = timeout(DELETE_PATIENCE, client.delete(topic)).await;
+        let deleted = timeout(DELETE_TIMEOUT, client.delete(topic)).await;
         deleted.map_err(|_| Failure::Other("no answer".to_owned()))??;
     }
     Ok(())

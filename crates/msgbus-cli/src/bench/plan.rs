@@ -1,4 +1,4 @@
-//! What is to be measured: from the command line to a load.
+//! Parses the options of `msgbus bench` into a load.
 
 use std::{ffi::OsString, str::FromStr, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     reader::{Options, count, duration},
 };
 
-/// What is measured.
+/// The kind of benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Work {
@@ -49,7 +49,7 @@ impl FromStr for Work {
     }
 }
 
-/// How the result is shown.
+/// The output format of the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Show {
     Table,
@@ -61,7 +61,7 @@ pub(super) enum Show {
 pub(crate) struct Bench {
     pub(super) work: Work,
     pub(super) client: Client,
-    /// `None` for topics of its own, which are deleted at the end.
+    /// `None` creates topics, which are deleted at the end.
     pub(super) topic: Option<TopicName>,
     pub(super) topics: usize,
     pub(super) clients: usize,
@@ -78,15 +78,15 @@ pub(crate) struct Bench {
     pub(super) progress: bool,
 }
 
-/// More would be a mistake: each is a file and a task.
-const MOST_CONNECTIONS: u64 = 60_000;
-const MOST_TOPICS: u64 = 1_000_000;
-/// The most in a request, in bytes.
-const LARGEST: usize = 1 << 30;
-/// Messages in a second. A smaller one would take longer than clocks reach.
-const LEAST_RATE: f64 = 0.001;
-/// What a topic holds where it is not configured otherwise.
-const TOPIC_HOLDS: u64 = 65_536;
+/// An upper bound against typos: each connection needs a file descriptor and a task.
+const MAX_CONNECTIONS: u64 = 60_000;
+const MAX_TOPICS: u64 = 1_000_000;
+/// The largest request, in bytes.
+const MAX_REQUEST: usize = 1 << 30;
+/// In messages per second. A lower rate would overflow the computation of due times.
+const MIN_RATE: f64 = 0.001;
+/// The default limit of a topic, in messages.
+const DEFAULT_TOPIC_LIMIT: u64 = 65_536;
 
 impl Bench {
     pub(crate) fn parse(options: &mut Options, work: Option<OsString>) -> Result<Self, Failure> {
@@ -94,7 +94,7 @@ impl Bench {
             Failure::usage("choose a benchmark: pub, sub, pull, fanout, idle or latency")
         })?;
         let work: Work = work.to_string_lossy().parse().map_err(Failure::usage)?;
-        let topics = options.value("--topics", number(MOST_TOPICS))?.unwrap_or(1);
+        let topics = options.value("--topics", number(MAX_TOPICS))?.unwrap_or(1);
         let (clients, subscribers, messages, rate, time) = match work {
             Work::Pub => (16, 0, Some(100_000), None, None),
             Work::Sub => (0, 1, None, None, None),
@@ -105,7 +105,7 @@ impl Bench {
         };
         let asked = options.value("--msgs", count)?;
         let duration = options.value("--duration", duration)?;
-        // A time alone is meant to be the only end.
+        // With --duration and without --msgs, only the time ends the run.
         let messages = asked.or(messages.filter(|_| duration.is_none() || work == Work::Pull));
         let bench = Self {
             work,
@@ -143,19 +143,21 @@ impl Bench {
             ));
         }
         let topics = self.topics as u64;
-        if self.work == Work::Pull && self.messages.is_some_and(|all| all / topics > TOPIC_HOLDS) {
+        if self.work == Work::Pull
+            && self.messages.is_some_and(|all| all / topics > DEFAULT_TOPIC_LIMIT)
+        {
             return Err(Failure::usage(format!(
-                "a topic holds {TOPIC_HOLDS} messages: spread them with --topics"
+                "a topic holds {DEFAULT_TOPIC_LIMIT} messages; use more --topics"
             )));
         }
         if self.work == Work::Pull && self.messages.is_some_and(|all| all < topics) {
-            return Err(Failure::usage("--topics is more than --msgs: some would have nothing"));
+            return Err(Failure::usage("--topics must not be more than --msgs"));
         }
-        if self.size.saturating_mul(self.batch) > LARGEST {
-            return Err(Failure::usage("--size times --batch is more than 1 GiB in a request"));
+        if self.size.saturating_mul(self.batch) > MAX_REQUEST {
+            return Err(Failure::usage("--size times --batch must not be more than 1 GiB"));
         }
         if self.work == Work::Pull && self.batch > 1 {
-            return Err(Failure::usage("--batch publishes; bench pull has no use for it"));
+            return Err(Failure::usage("--batch is for publishing; bench pull does not accept it"));
         }
         Ok(())
     }
@@ -189,14 +191,15 @@ impl Bench {
     }
 }
 
-/// How many connections of a kind there are to be, of which the work may have none.
+/// The number of connections of a kind. Fails if the option is given to a benchmark without such
+/// connections.
 fn connections(
     options: &mut Options,
     name: &'static str,
     work: Work,
     default: usize,
 ) -> Result<usize, Failure> {
-    match options.value(name, number(MOST_CONNECTIONS))? {
+    match options.value(name, number(MAX_CONNECTIONS))? {
         Some(_) if default == 0 => {
             Err(Failure::usage(format!("{name} is not an option of bench {}", work.name())))
         }
@@ -207,19 +210,19 @@ fn connections(
 fn number(most: u64) -> impl Fn(&str) -> Result<usize, String> {
     move |text| match count(text)? {
         number if number <= most => usize::try_from(number).map_err(|_| not_a_number(text)),
-        _ => Err(format!("{most} at most")),
+        _ => Err(format!("must be a number from 1 to {most}")),
     }
 }
 
 fn size(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|size| *size <= LARGEST).ok_or_else(|| not_a_number(text))
+    text.parse().ok().filter(|size| *size <= MAX_REQUEST).ok_or_else(|| not_a_number(text))
 }
 
 fn rate_of(text: &str) -> Result<f64, String> {
     let rate: Option<f64> = text.parse().ok();
-    rate.filter(|rate| rate.is_finite() && *rate >= LEAST_RATE).ok_or_else(|| not_a_number(text))
+    rate.filter(|rate| rate.is_finite() && *rate >= MIN_RATE).ok_or_else(|| not_a_number(text))
 }
 
 fn not_a_number(text: &str) -> String {
-    format!("not a number that fits: {text:?}")
+    format!("not a valid number: {text:?}")
 }

@@ -1,9 +1,9 @@
-//! What people and programs see of a measurement.
+//! The output of a benchmark: progress, a table, JSON or CSV.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    reason = "figures to be looked at"
+    reason = "figures for display"
 )]
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Bench, Work};
 
-/// Shows how far it is, until it is dropped.
+/// Shows the progress until the future is dropped.
 pub(super) async fn watch(bench: &Bench, progress: &Progress) {
     const WIDTH: u64 = 30;
     let receivers = match bench.work {
@@ -101,7 +101,7 @@ fn costs(cost: &Cost, operations: u64, is_idle: bool) -> String {
     }
 }
 
-/// A time in microseconds, as people read it.
+/// Formats a time in microseconds with a suitable unit.
 fn span(microseconds: f64) -> String {
     match microseconds {
         us if us < 10.0 => format!("{us:.2} us"),
@@ -123,7 +123,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// The settings and the findings in one object.
+/// The settings and the results in one object.
 #[derive(Serialize)]
 struct Record<'a> {
     work: Work,
@@ -157,7 +157,7 @@ pub(super) fn json(bench: &Bench, report: &Report) -> String {
     line
 }
 
-/// The same, flat: the names of what is within something else follow its name.
+/// The same as flat columns; a nested field is named `parent_field`.
 pub(super) fn csv(bench: &Bench, report: &Report) -> String {
     let mut cells = Vec::new();
     flatten("", &serde_json::to_value(record(bench, report)).unwrap_or_default(), &mut cells);

@@ -1,4 +1,4 @@
-//! `msgbus bench`: that the books balance and are right. No speed is asserted.
+//! `msgbus bench`: the message counts are right. No speed is asserted.
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ async fn bench(daemon: &Daemon, args: &str) -> Finished {
     run(command).await
 }
 
-/// The accounts of a run that ends well.
+/// The message counts of a successful run.
 async fn accounts(daemon: &Daemon, args: &str) -> Value {
     let finished = bench(daemon, &format!("{args} --json")).await;
     assert_eq!((finished.code, &finished.err[..]), (Some(0), ""), "{args}");
@@ -47,8 +47,8 @@ async fn every_message_is_accounted_for() {
 }
 
 #[tokio::test]
-async fn what_is_lost_is_seen() {
-    // Many batches in one write, of which the log holds one: no subscriber gets to all of them.
+async fn lost_messages_are_counted() {
+    // One write contains more batches than the topic retains, so no subscriber receives all of them.
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 10);
     let finished = bench(&daemon, "fanout --msgs 5000 --batch 10 --pipeline 500 --subs 1").await;
     let (before, _) = finished.out.split_once(" lost").unwrap();
@@ -62,9 +62,9 @@ async fn what_is_lost_is_seen() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_turn_that_will_not_come() {
+async fn a_client_without_work_does_not_wait_for_its_turn() {
     let daemon = Daemon::start();
-    // The second client is due after a quarter of an hour.
+    // The second client's first request is due after 15 minutes.
     for end in ["--msgs 1", "--duration 50ms"] {
         let report = accounts(&daemon, &format!("pub --clients 2 --rate 0.001 {end}")).await;
         assert_eq!(report["operations"], 1, "{end}");
@@ -72,7 +72,7 @@ async fn nobody_waits_for_a_turn_that_will_not_come() {
 }
 
 #[tokio::test]
-async fn it_says_what_is_wrong_and_ends() {
+async fn errors_end_it_with_a_message() {
     let daemon = Daemon::start();
     for args in ["pub --size 2000000", "pub --size 100000 --batch 100", "fanout --size 2000000"] {
         bench(&daemon, args).await.fails(1, "413: payload exceeds max-payload-size");
@@ -105,7 +105,7 @@ async fn two_of_them_measure_together() {
 #[tokio::test]
 async fn the_cost_of_a_process_shows_with_its_id() {
     let daemon = Daemon::start();
-    // Not this process: what the threads of other tests have used is gone when they end.
+    // Not this process: the processor time of other tests' threads disappears when they end.
     let mut following = msgbus(&["sub", "t"]);
     following.env("MSGBUS_URI", daemon.uri());
     let following = Running::start(following);
@@ -123,7 +123,7 @@ async fn the_cost_of_a_process_shows_with_its_id() {
 }
 
 #[tokio::test]
-async fn wrong_wishes_are_refused() {
+async fn wrong_options_are_rejected() {
     let daemon = Daemon::start();
     for (args, hint) in [
         ("fly", "no benchmark"),

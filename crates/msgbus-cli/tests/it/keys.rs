@@ -1,4 +1,4 @@
-//! Keys: how the command and the library show them, and what is said when one is missing.
+//! Keys: how the command and the library send them, and the errors without a valid one.
 
 use std::{fs, path::PathBuf};
 
@@ -10,7 +10,7 @@ use crate::{
     support::{Daemon, Finished, Running, msgbus, name, run, soon},
 };
 
-/// A server that wants to know who asks, and a key to it.
+/// A server that requires a key, and a valid key.
 struct Guarded {
     daemon: Daemon,
     folder: tempfile::TempDir,
@@ -34,7 +34,7 @@ impl Guarded {
         path
     }
 
-    /// Forgets all keys.
+    /// Revokes all keys.
     fn forget(&self) {
         fs::write(self.folder.path().join("keys.toml"), "[anonymous]\nallow = []\n").unwrap();
         self.daemon.keyring.as_ref().unwrap().reload().unwrap();
@@ -53,7 +53,7 @@ impl Guarded {
 }
 
 #[tokio::test]
-async fn every_command_shows_the_key() {
+async fn every_command_sends_the_key() {
     let guarded = Guarded::start(&["*:**"]);
     let key = Some(&*guarded.key.secret);
     for (args, out) in [
@@ -83,7 +83,7 @@ async fn every_command_shows_the_key() {
 }
 
 #[tokio::test]
-async fn the_key_goes_over_tls_and_sockets_too() {
+async fn the_key_is_sent_over_tls_and_sockets_too() {
     let guarded = Guarded::start(&["publish:t", "subscribe:t", "pull:t"]);
     let authority = Authority::new();
     let tls = authority.relay(guarded.daemon.address).await;
@@ -123,14 +123,14 @@ async fn the_key_comes_from_option_file_or_environment() {
     guarded.run(&absent, None).await.fails(2, "--key-file: cannot read /does/not/exist: No such");
     let empty = guarded.file("\n");
     let empty = ["pub", "t", "x", "--key-file", empty.to_str().unwrap()];
-    guarded.run(&empty, None).await.fails(2, "--key-file: a key is letters");
+    guarded.run(&empty, None).await.fails(2, "--key-file: not a key");
     let two_words = format!("{secret} {secret}");
-    guarded.run(&["pub", "t", "x", "--key", &two_words], None).await.fails(2, "--key: a key is");
-    guarded.run(&["pub", "t", "x"], Some(&two_words)).await.fails(2, "MSGBUS_KEY: a key is");
+    guarded.run(&["pub", "t", "x", "--key", &two_words], None).await.fails(2, "--key: not a key");
+    guarded.run(&["pub", "t", "x"], Some(&two_words)).await.fails(2, "MSGBUS_KEY: not a key");
 }
 
 #[tokio::test]
-async fn what_is_not_allowed_is_told_in_the_servers_words() {
+async fn a_refusal_shows_the_servers_text() {
     let guarded = Guarded::start(&["publish:t"]);
     let key = Some(&*guarded.key.secret);
     for args in [&["pub", "u", "x"][..], &["pull", "u"], &["sub", "u"], &["rm", "u"]] {
@@ -141,7 +141,7 @@ async fn what_is_not_allowed_is_told_in_the_servers_words() {
 }
 
 #[tokio::test]
-async fn one_who_follows_is_told_when_it_is_over() {
+async fn a_revoked_key_ends_a_subscription() {
     let guarded = Guarded::start(&["subscribe:t"]);
     let mut command = msgbus(&["sub", "t"]);
     command.env("MSGBUS_URI", guarded.daemon.uri()).env("MSGBUS_KEY", &guarded.key.secret);
@@ -154,7 +154,7 @@ async fn one_who_follows_is_told_when_it_is_over() {
 }
 
 #[tokio::test]
-async fn the_library_shows_the_key_to_the_server_and_to_nobody_else() {
+async fn the_library_sends_the_key_only_to_the_server() {
     let guarded = Guarded::start(&["publish:t", "subscribe:t"]);
     let key: Key = guarded.key.secret.parse().unwrap();
     let client = Client::new(&guarded.daemon.uri()).unwrap().with_key(key.clone());

@@ -1,5 +1,5 @@
-//! The built `msgbus` against the real daemon: through pipes, through a terminal,
-//! across cut connections and restarts. docs/cli.md.
+//! The built `msgbus` against a real server: through pipes, on a terminal, across cut connections and
+//! restarts. docs/cli.md.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 

@@ -51,7 +51,7 @@ async fn lines_are_messages() {
 }
 
 #[tokio::test]
-async fn of_lines_the_one_that_failed_is_named() {
+async fn the_failed_line_is_named() {
     let daemon = Daemon::with(|config| config.max_payload = 5);
     for how in ["--lines", "--split"] {
         let said = publish(&daemon, &["t", how], b"one\ntwo\ntoo long\nfour\n").await;
@@ -65,7 +65,7 @@ async fn of_lines_the_one_that_failed_is_named() {
 }
 
 #[tokio::test]
-async fn ttl_and_content_type_go_with_it() {
+async fn ttl_and_content_type_are_sent() {
     let daemon = Daemon::start();
     publish(&daemon, &["t", "x", "--ttl=90s", "-t", "text/plain"], b"").await.is_silent();
     let message = daemon.bus.get(&name("t")).unwrap();
@@ -83,7 +83,7 @@ async fn odd_names_arrive_as_they_are() {
 }
 
 #[tokio::test]
-async fn a_busy_server_is_waited_for_within_the_timeout() {
+async fn a_busy_server_is_retried_within_the_timeout() {
     let daemon = Daemon::with(|config| config.bus.max_topics = 1);
     daemon.put("full", "x");
     let refused = publish(&daemon, &["t", "x", "--timeout", "500ms"], b"").await;
@@ -100,7 +100,7 @@ async fn a_busy_server_is_waited_for_within_the_timeout() {
 }
 
 #[tokio::test]
-async fn many_lines_go_by_the_batch() {
+async fn lines_are_published_in_batches() {
     let daemon = Daemon::start();
     let lines: String = (0..2500).map(|n| n.to_string() + "\n").collect();
     publish(&daemon, &["t", "--split"], lines.as_bytes()).await.is_silent();
@@ -116,7 +116,7 @@ async fn many_lines_go_by_the_batch() {
 }
 
 #[tokio::test]
-async fn batches_are_as_small_as_the_server_wants_them() {
+async fn batches_shrink_to_what_the_server_accepts() {
     let lines: Vec<Vec<u8>> = (0..2500).map(|n| format!("{n:0>100}").into_bytes()).collect();
     let input = lines.join(&b'\n');
     for daemon in [
@@ -133,7 +133,7 @@ async fn batches_are_as_small_as_the_server_wants_them() {
 }
 
 #[tokio::test]
-async fn a_long_line_goes_apart() {
+async fn a_long_line_is_published_alone() {
     let daemon = Daemon::start();
     let short = vec![b"short".to_vec(); 200];
     let longest = vec![b'x'; 1 << 20];
@@ -142,7 +142,7 @@ async fn a_long_line_goes_apart() {
     assert!(pulled(&daemon, "t") == lines);
 }
 
-/// CASES A16: what the server does not take is not read first.
+/// An input that the server rejects is not read to its end first.
 #[tokio::test]
 async fn an_input_without_end_is_refused_early_and_in_little_memory() {
     let daemon = Daemon::start();
@@ -167,7 +167,7 @@ async fn an_input_without_end_is_refused_early_and_in_little_memory() {
 }
 
 #[tokio::test]
-async fn what_is_larger_than_memory_may_hold_is_streamed() {
+async fn a_message_larger_than_memory_is_streamed() {
     let daemon = Daemon::with(|config| config.max_payload = 32 << 20);
     let long = |end: &[u8]| [&vec![b'x'; 12 << 20][..], end].concat();
     let publish = async |args: &[&str], input: &[u8]| {
@@ -185,9 +185,9 @@ async fn what_is_larger_than_memory_may_hold_is_streamed() {
     }
 }
 
-/// CASES C10: a restart of the server is waited for.
+/// `pub` retries across a restart of the server.
 #[tokio::test]
-async fn a_server_that_is_away_is_waited_for_within_the_timeout() {
+async fn an_unreachable_server_is_retried_within_the_timeout() {
     let address = nowhere();
     let uri = format!("http://{address}");
     for (args, input) in
@@ -217,7 +217,7 @@ async fn a_server_that_is_away_is_waited_for_within_the_timeout() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_accepted_is_not_sent_again() {
+async fn a_possibly_accepted_message_is_not_sent_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap());
     let mut command = msgbus(&["pub", "t", "x"]);
@@ -256,7 +256,7 @@ async fn a_server_that_reads_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn headers_go_with_a_message_and_are_shown() {
+async fn headers_are_sent_and_shown() {
     let daemon = Daemon::start();
     let headers = [
         "-H",
@@ -291,10 +291,10 @@ async fn headers_go_with_a_message_and_are_shown() {
 }
 
 #[tokio::test]
-async fn headers_that_cannot_be_are_refused_before_anything_is_sent() {
+async fn invalid_headers_are_rejected_before_anything_is_sent() {
     let daemon = Daemon::start();
     for (header, text) in [
-        ("no colon", "--header: a name, a colon and a value are needed"),
+        ("no colon", "--header: expected 'name: value'"),
         ("a b: c", "--header: a header name has only"),
         ("a: b\u{7}", "--header: a header value must not"),
     ] {
@@ -304,7 +304,7 @@ async fn headers_that_cannot_be_are_refused_before_anything_is_sent() {
 }
 
 #[tokio::test]
-async fn what_a_message_is_goes_with_it_and_is_shown() {
+async fn content_type_and_encoding_are_sent_and_shown() {
     let daemon = Daemon::start();
     let args = ["t", "-t", "application/json", "--content-encoding", "gzip"];
     publish(&daemon, &args, b"\xff\0").await.is_silent();

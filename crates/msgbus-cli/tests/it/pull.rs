@@ -27,7 +27,7 @@ async fn a_message_is_one_line_of_json_in_a_pipe() {
 }
 
 #[tokio::test]
-async fn nothing_there_is_silent_unless_asked_for() {
+async fn an_empty_topic_is_silent_unless_fail_empty() {
     let daemon = Daemon::start();
     pull(&daemon, &[]).await.is_silent();
     assert_eq!(pull(&daemon, &["--fail-empty"]).await.code, Some(5));
@@ -36,7 +36,7 @@ async fn nothing_there_is_silent_unless_asked_for() {
 }
 
 #[tokio::test]
-async fn raw_and_pretty_are_what_they_say() {
+async fn raw_and_pretty_formats() {
     let daemon = Daemon::start();
     for payload in [&b"a"[..], b"b\x1b[2J", b"\xff\x00", b""] {
         daemon.put("t", payload);
@@ -103,7 +103,7 @@ async fn a_server_that_hangs_is_given_up_at_the_timeout() {
 }
 
 #[tokio::test]
-async fn max_wait_and_peek_are_the_servers() {
+async fn max_wait_and_peek_are_passed_to_the_server() {
     let daemon = Daemon::start();
     for n in 0..5 {
         daemon.put("t", n.to_string());
@@ -145,13 +145,13 @@ async fn a_peek_ends_at_the_timeout_and_at_a_signal() {
     assert_eq!((timeout.code, &timeout.out[..], &timeout.err[..]), (Some(5), "", ""));
 
     let peeking = Running::start(msgbus(&["pull", "t", "--peek", "-u", &uri]));
-    // When it has connected, it listens to signals. The connection before it is of the other run.
+    // Once it has connected, it handles signals. The earlier connection is that of the other run.
     let _connections = (soon(silent.accept()).await.unwrap(), soon(silent.accept()).await.unwrap());
     peeking.signal("-INT");
     peeking.end().await.is_silent();
 }
 
-/// Answers one request, and says what was asked for.
+/// Answers one request, and returns the request.
 async fn answer(listener: &TcpListener, answer: &str) -> String {
     let (mut stream, _) = soon(listener.accept()).await.unwrap();
     let mut request = Vec::new();
@@ -164,7 +164,7 @@ async fn answer(listener: &TcpListener, answer: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_wait_longer_than_the_servers_is_asked_for_again() {
+async fn a_wait_beyond_the_servers_limit_is_repeated() {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = server.local_addr().unwrap().to_string();
     let waiting = Running::start(msgbus(&["pull", "t", "--wait", "5m", "-u", &uri]));
@@ -175,9 +175,9 @@ async fn a_wait_longer_than_the_servers_is_asked_for_again() {
     waiting.end().await.fails(1, "410");
 }
 
-/// CASES C10: nothing has been taken where there was no connection.
+/// Retrying is safe: without a connection nothing has been taken.
 #[tokio::test]
-async fn a_server_that_is_away_is_waited_for_where_there_is_time() {
+async fn an_unreachable_server_is_retried_if_there_is_time() {
     for time in ["--timeout=60s", "--wait=60s"] {
         let address = nowhere();
         let uri = address.to_string();

@@ -1,5 +1,4 @@
-//! What stands before a server: an authority with its certificates, and relays that speak TLS or
-//! listen on a unix socket.
+//! Relays in front of a server that speak TLS or listen on a unix socket, and a certificate authority.
 
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -16,7 +15,7 @@ use tokio_rustls::{
     rustls::{ServerConfig, pki_types::PrivateKeyDer},
 };
 
-/// Somebody to be trusted, or not.
+/// A certificate authority.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: TempDir,
@@ -47,7 +46,7 @@ impl Authority {
         self.relay_with(&["localhost", "127.0.0.1"], to, |_| {}).await
     }
 
-    /// A relay with a certificate for these names, and with something special.
+    /// A relay with a certificate for these names, after `set` has changed its parameters.
     pub(crate) async fn relay_with(
         &self,
         names: &[&str],
@@ -63,13 +62,13 @@ impl Authority {
     }
 }
 
-/// Speaks TLS, and passes on what is said to a server that does not.
+/// Terminates TLS in front of a server without TLS.
 pub(crate) struct TlsRelay {
     pub(crate) port: u16,
 }
 
 impl TlsRelay {
-    /// A relay whose certificate nobody vouches for, and the certificate in PEM.
+    /// A relay with a self-signed certificate, and the certificate in PEM.
     pub(crate) async fn self_signed(to: SocketAddr) -> (Self, String) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
@@ -93,7 +92,7 @@ impl TlsRelay {
                 let acceptor = acceptor.clone();
                 tokio::spawn(async move {
                     let Ok(near) = acceptor.accept(near).await else { return };
-                    // The server behind speaks nothing else.
+                    // The server speaks HTTP/1.1 only.
                     if near.get_ref().1.alpn_protocol() == Some(b"http/1.1") {
                         pass_on(near, to).await;
                     }
@@ -108,7 +107,7 @@ impl TlsRelay {
     }
 }
 
-/// Listens on a unix socket, and passes on what is said.
+/// Forwards connections from a unix socket.
 pub(crate) struct UnixRelay {
     folder: TempDir,
 }

@@ -1,4 +1,4 @@
-//! TLS: who is trusted, and what is said of those who are not.
+//! TLS: trusted certificates, and the errors for others.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::{
     support::{Daemon, Finished, Proxy, Running, msgbus, name, run},
 };
 
-/// Runs a command at a server, trusting those in a file.
+/// Runs a command with a file of trusted certificates.
 async fn ask(uri: &str, ca_file: &str, args: &[&str]) -> Finished {
     let mut command = msgbus(args);
     command.env("MSGBUS_URI", uri);
@@ -45,7 +45,7 @@ async fn every_command_speaks_tls() {
         assert_eq!((said.code, &*said.err), (Some(0), ""), "{work}");
         assert!(said.out.contains("0 lost, 0 repeated, 0 reordered"), "{}", said.out);
     }
-    // An address has to be in the certificate, as a name.
+    // The certificate must contain the address, as it must contain a name.
     let uri = format!("https://127.0.0.1:{}/front", relay.port);
     ask(&uri, &authority.file(), &["pub", "t", "x"]).await.is_silent();
     assert_eq!(daemon.bus.topics(), [name("front/t")]);
@@ -82,7 +82,7 @@ async fn the_daemon_speaks_tls_and_listens_on_a_socket_itself() {
 }
 
 #[tokio::test]
-async fn a_subscription_goes_on_when_the_connection_is_cut() {
+async fn a_subscription_resumes_when_the_connection_is_cut() {
     let (daemon, authority) = (Daemon::start(), Authority::new());
     let proxy = Proxy::to(daemon.address).await;
     let relay = authority.relay(proxy.address).await;
@@ -95,13 +95,13 @@ async fn a_subscription_goes_on_when_the_connection_is_cut() {
         proxy.cut();
         let note = running.note().await;
         assert!(note.contains("lost the connection to https://"), "{note}");
-        assert!(note.contains("closed in the middle"), "{note}");
+        assert!(note.contains("closed without TLS close_notify"), "{note}");
         assert_eq!(running.note().await, "msgbus: connected again\n");
     }
 }
 
 #[tokio::test]
-async fn those_of_the_option_are_trusted_instead_of_the_systems() {
+async fn the_options_roots_replace_those_of_the_system() {
     let (daemon, authority) = (Daemon::start(), Authority::new());
     let (stranger, namesake) = (Authority::named("stranger"), Authority::new());
     let relay = authority.relay(daemon.address).await;
@@ -131,13 +131,16 @@ async fn those_of_the_option_are_trusted_instead_of_the_systems() {
 }
 
 #[tokio::test]
-async fn a_file_without_certificates_is_told() {
+async fn a_file_without_certificates_is_an_error() {
     let daemon = Daemon::start();
     let file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().to_str().unwrap();
     for (text, mention) in [
-        ("", "no certificate"),
-        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "cannot be read"),
+        ("", "contains no PEM certificate"),
+        (
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "contains an invalid certificate",
+        ),
     ] {
         fs::write(path, text).unwrap();
         let said = ask("https://localhost:1", path, &["pub", "t", "x"]).await;
@@ -146,12 +149,12 @@ async fn a_file_without_certificates_is_told() {
     }
     let absent = ["pub", "t", "x", "--ca-file", "/does/not/exist"];
     ask("https://localhost:1", "", &absent).await.fails(2, "--ca-file: cannot read /does/not");
-    // Who speaks no TLS needs nobody to trust.
+    // Without TLS, the file is not read.
     ask(&daemon.uri(), "/does/not/exist", &["pub", "t", "x"]).await.is_silent();
 }
 
 #[tokio::test]
-async fn a_certificate_that_nobody_vouches_for_can_be_trusted_itself() {
+async fn a_self_signed_certificate_can_be_trusted() {
     let daemon = Daemon::start();
     let (relay, certificate) = TlsRelay::self_signed(daemon.address).await;
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -161,7 +164,7 @@ async fn a_certificate_that_nobody_vouches_for_can_be_trusted_itself() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_certificate_is_told() {
+async fn an_invalid_certificate_is_explained() {
     let (daemon, authority) = (Daemon::start(), Authority::new());
     let to = daemon.address;
     let here = &["localhost"][..];
@@ -180,7 +183,7 @@ async fn what_is_wrong_with_a_certificate_is_told() {
         .await;
     for (relay, mention) in [
         (other, "its certificate is for bus.example, 10.1.2.3, not for localhost"),
-        (none, "its certificate is for no name at all, not for localhost"),
+        (none, "its certificate names no host, so it is not valid for localhost"),
         (old, "its certificate has expired: 2020-02-29 00:00 UTC"),
         (young, "its certificate is not valid yet: 3000-01-02 00:00 UTC"),
         (
@@ -196,7 +199,7 @@ async fn what_is_wrong_with_a_certificate_is_told() {
 }
 
 #[tokio::test]
-async fn a_server_of_the_other_scheme_is_told() {
+async fn the_wrong_scheme_is_explained() {
     let (daemon, authority) = (Daemon::start(), Authority::new());
     let relay = authority.relay(daemon.address).await;
     let closing = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -211,7 +214,7 @@ async fn a_server_of_the_other_scheme_is_told() {
     for (uri, mention) in [
         (plain, "it does not speak TLS; is it http:// and not https://?"),
         (secure, "it speaks TLS; is it https:// and not http://?"),
-        (closes, "it has closed instead of speaking TLS; is it http://"),
+        (closes, "it closed the connection instead of speaking TLS; is it http://"),
     ] {
         for args in [&["pub", "t", "x"][..], &["pull", "t"], &["sub", "t"], &["topics"]] {
             ask(&uri, &authority.file(), args).await.fails(3, mention);
@@ -220,12 +223,12 @@ async fn a_server_of_the_other_scheme_is_told() {
 }
 
 #[tokio::test]
-async fn a_key_in_the_clear_is_told_where_others_may_read_it() {
-    let clear = "http://no-such-host.invalid";
+async fn an_unencrypted_key_gets_a_warning_unless_the_server_is_local() {
+    let unencrypted = "http://no-such-host.invalid";
     for (uri, args, warned) in [
-        (clear, &["topics"][..], true),
-        (clear, &["topics", "-q"], false),
-        (clear, &["sub", "t", "-q"], false),
+        (unencrypted, &["topics"][..], true),
+        (unencrypted, &["topics", "-q"], false),
+        (unencrypted, &["sub", "t", "-q"], false),
         ("https://no-such-host.invalid", &["topics"], false),
         ("http://localhost:1", &["topics"], false),
     ] {
@@ -241,7 +244,7 @@ async fn a_key_in_the_clear_is_told_where_others_may_read_it() {
 }
 
 #[tokio::test]
-async fn the_library_trusts_whom_it_is_told_to() {
+async fn the_library_trusts_the_given_roots() {
     let (daemon, authority) = (Daemon::start(), Authority::new());
     let relay = authority.relay(daemon.address).await;
     let roots = Roots::from_pem(&fs::read(authority.file()).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! `msgbus sub`: printing, commands, cursors, cut connections, restarts, and the end.
+//! `msgbus sub`: printing, commands, cursors, cut connections, restarts and shutdown.
 
 use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
@@ -51,7 +51,7 @@ async fn a_cut_connection_loses_and_repeats_nothing() {
         for _ in 0..100 {
             daemon.put("t", "x");
         }
-        // Some are printed, some on the way, some not yet sent.
+        // Some are printed, some in flight, some not yet sent.
         let some = running.ids(20 * round + 1).await;
         proxy.cut();
         for _ in 0..50 {
@@ -92,14 +92,14 @@ async fn a_restart_of_the_server_is_noticed_and_followed() {
 }
 
 #[tokio::test]
-async fn what_the_server_no_longer_has_is_said() {
+async fn missed_messages_are_reported() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 10);
     let proxy = Proxy::to(daemon.address).await;
     let mut running = sub(&proxy.uri(), &["t", "-q"]);
     daemon.subscribers(1).await;
     daemon.put("t", "x");
     assert_eq!(running.ids(1).await, [0]);
-    // Published before anybody can be connected again: all of this is one thread.
+    // Published before the client can reconnect: the test has only one thread.
     proxy.cut();
     for _ in 0..30 {
         daemon.put("t", "x");
@@ -117,7 +117,7 @@ async fn a_command_runs_once_per_message_in_order_one_at_a_time() {
     let daemon = Daemon::start();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
-    // It would be seen if two ran at a time, or in another order.
+    // The output shows if two run at the same time, or in the wrong order.
     let script = format!(
         "echo \"begin $MSGBUS_ID $MSGBUS_TOPIC $1\" >> {0}; cat >> {0}; sleep 0.02; echo \"end $MSGBUS_ID\" >> {0}",
         log.display()
@@ -141,7 +141,7 @@ async fn a_command_runs_once_per_message_in_order_one_at_a_time() {
 }
 
 #[tokio::test]
-async fn what_a_command_says_is_passed_on_and_its_failures_are_told() {
+async fn output_of_a_command_is_passed_on_and_failures_are_reported() {
     let daemon = Daemon::start();
     for _ in 0..3 {
         daemon.put("t", "x");
@@ -183,7 +183,7 @@ async fn large_messages_pass_through_a_command_that_answers_as_it_reads() {
 }
 
 #[tokio::test]
-async fn a_cursor_goes_on_where_the_last_run_ended() {
+async fn a_cursor_resumes_where_the_last_run_ended() {
     let daemon = Daemon::start();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cursor");
@@ -205,7 +205,7 @@ async fn a_cursor_goes_on_where_the_last_run_ended() {
     let epoch = daemon.bus.topic(&name("t")).unwrap().topic.epoch;
     let expected = format!("{epoch}-2\ntopic: t\nserver: {}\n", daemon.uri());
     assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
-    // The cursor wins over --since, once it is there.
+    // An existing cursor overrides --since.
     assert_eq!(run(&["--since=all", "-n", "4"]).await.1, [3, 4, 5, 6]);
     assert_eq!(run(&["--timeout", "300ms"]).await, (Some(0), vec![7, 8, 9], String::new()));
 
@@ -253,7 +253,7 @@ async fn a_killed_run_repeats_one_message_at_most() {
         let ids = running.ids(50).await;
         assert!(ids[0] == next || ids[0] + 1 == next, "{} after {next}", ids[0]);
         running.child.kill().await.unwrap();
-        // What it printed before it died counts as printed.
+        // Lines that it printed before it was killed count as printed.
         let rest = running.end().await.out;
         let last = rest
             .lines()
@@ -350,7 +350,7 @@ async fn a_second_signal_ends_at_once() {
         sub(&daemon.uri(), &["t", "--since=all", "sh", "-c", "echo began; exec sleep 5"]);
     assert_eq!(running.line().await, "began\n");
     running.signal("-TERM");
-    // Together with the first it would be no second one.
+    // A second signal that is too close to the first would not count.
     tokio::time::sleep(Duration::from_millis(400)).await;
     running.signal("-TERM");
     assert_eq!(soon(running.child.wait()).await.unwrap().code(), Some(130));
@@ -371,7 +371,7 @@ async fn a_script_can_be_the_command() {
 }
 
 #[tokio::test]
-async fn a_message_that_could_not_be_written_is_not_behind_the_cursor() {
+async fn the_cursor_does_not_pass_a_message_that_could_not_be_written() {
     let daemon = Daemon::start();
     let folder = tempfile::tempdir().unwrap();
     let cursor = folder.path().join("cursor");
@@ -427,7 +427,7 @@ async fn a_connection_that_ends_within_its_handshake_is_tried_again() {
                 let (mut from_near, mut to_near) = near.split();
                 let (mut from_far, mut to_far) = far.split();
                 let request = tokio::io::copy(&mut from_near, &mut to_far);
-                // The first breaks among the messages, the next two in the answer's head.
+                // The first connection breaks after some messages, the next two within the response head.
                 let most = [700, 60, 0][..].get(turn).copied().unwrap_or(u64::MAX);
                 let mut limited = tokio::io::AsyncReadExt::take(&mut from_far, most);
                 let answer = tokio::io::copy(&mut limited, &mut to_near);
@@ -443,7 +443,7 @@ async fn a_connection_that_ends_within_its_handshake_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_busy_server_is_waited_for_at_the_start_too() {
+async fn a_busy_server_is_retried_at_the_start_too() {
     let daemon = Daemon::with(|config| config.max_connections = 1);
     let held = tokio::net::TcpStream::connect(daemon.address).await.unwrap();
     let mut running = sub(&daemon.uri(), &["t", "--timeout", "50s"]);
@@ -462,12 +462,12 @@ async fn no_connection_in_time_is_an_exit_of_3() {
 }
 
 #[tokio::test]
-async fn what_a_command_leaves_behind_holds_nothing_up() {
+async fn a_surviving_child_of_a_command_blocks_nothing() {
     let daemon = Daemon::start();
     for _ in 0..2 {
         daemon.put("t", vec![b'x'; 300_000]);
     }
-    // A grandchild keeps the standard input open and does not read it.
+    // A grandchild keeps standard input open without reading it.
     let script = "sleep 20 > /dev/null 2>&1 & echo $MSGBUS_ID";
     let ended =
         sub(&daemon.uri(), &["t", "--since=all", "-n", "2", "sh", "-c", script]).end().await;
@@ -513,7 +513,7 @@ async fn a_cursor_keeps_its_link_and_its_mode() {
 }
 
 #[tokio::test]
-async fn all_new_and_poll_say_where_to_begin_and_end() {
+async fn all_new_and_poll_set_the_start_and_the_end() {
     let daemon = Daemon::start();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cursor");
@@ -526,7 +526,7 @@ async fn all_new_and_poll_say_where_to_begin_and_end() {
     assert_eq!(polled.out.lines().last(), Some("2499"));
     assert_eq!(sub(&daemon.uri(), &["none", "--all", "--poll"]).end().await.code, Some(0));
 
-    // With a cursor, each poll goes on where the last one ended.
+    // With a cursor, each poll resumes where the last one ended.
     let poll = async |count: &str| {
         let args = ["t", "--all", "--poll", "--cursor", path, "-n", count, "-o", "raw"];
         sub(&daemon.uri(), &args).end().await.out
@@ -538,7 +538,7 @@ async fn all_new_and_poll_say_where_to_begin_and_end() {
     daemon.put("t", "newest");
     assert_eq!(new.ids(1).await, [2500]);
     sub(&daemon.uri(), &["t", "--all", "--since", "3"]).end().await.fails(2, "one of --since");
-    sub(&daemon.uri(), &["t", "--poll", "cat"]).end().await.fails(2, "runs no command");
+    sub(&daemon.uri(), &["t", "--poll", "cat"]).end().await.fails(2, "cannot run a command");
 }
 
 #[tokio::test]
@@ -558,7 +558,7 @@ async fn strict_makes_a_gap_an_exit_of_6() {
 }
 
 #[tokio::test]
-async fn tail_shows_the_last_ones_and_goes_on() {
+async fn tail_shows_the_last_messages_and_follows() {
     let daemon = Daemon::start();
     let tail = |args: &[&str]| {
         let mut command = msgbus(&[&["tail", "t"], args].concat());
@@ -611,7 +611,7 @@ async fn a_cursor_survives_wrong_usage() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "1-1\n");
 }
 
-/// Waits until no more than so many messages of the topic are left.
+/// Waits until the topic retains at most `count` messages.
 async fn retained(daemon: &Daemon, count: u64) {
     soon(async {
         while daemon.bus.topic(&name("t")).unwrap().retained > count {
@@ -627,7 +627,7 @@ fn put_short(daemon: &Daemon) {
 }
 
 #[tokio::test]
-async fn a_poll_tells_once_that_everything_is_gone() {
+async fn a_poll_reports_missed_messages_once() {
     let daemon = Daemon::start();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cursor");
@@ -642,7 +642,7 @@ async fn a_poll_tells_once_that_everything_is_gone() {
     gone.fails(6, "missed 3 messages: ");
     sub(&daemon.uri(), &args).end().await.is_silent();
 
-    // As the first thing that a cursor sees, too.
+    // The same if the gap is the first thing that a new cursor sees.
     std::fs::remove_file(&path).unwrap();
     let since = [&args[..], &["--since", "2"]].concat();
     sub(&daemon.uri(), &since).end().await.fails(6, "missed 2 messages: ");
@@ -660,7 +660,7 @@ async fn a_poll_ends_with_what_was_there_when_it_began() {
     let mut shown = 0;
     while !polling.line().await.is_empty() {
         shown += 1;
-        // Always ahead: what it prints waits for us in a pipe.
+        // Publishing stays ahead of it: its output blocks in a pipe until the test reads it.
         for _ in 0..2 {
             daemon.put("t", "x");
         }
@@ -671,7 +671,7 @@ async fn a_poll_ends_with_what_was_there_when_it_began() {
 }
 
 #[tokio::test]
-async fn tail_shows_the_last_ones_there_are_and_misses_no_other() {
+async fn tail_shows_the_last_retained_messages_and_misses_no_others() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 5000);
     daemon.put("t", "0");
     for _ in 0..1500 {
@@ -697,7 +697,7 @@ async fn tail_shows_the_last_ones_there_are_and_misses_no_other() {
         daemon.subscribers(0).await;
     }
 
-    // What is gone from then on was missed.
+    // Messages that leave the topic from now on are missed.
     let mut last = tail(&["-n", "1"]);
     assert_eq!(last.ids(1).await, [1503]);
     daemon.subscribers(1).await;
@@ -712,7 +712,7 @@ async fn tail_shows_the_last_ones_there_are_and_misses_no_other() {
     assert_eq!(last.end().await.code, Some(6));
 }
 
-/// CASES C5.
+/// With `-o raw` and in `MSGBUS_PAYLOAD`.
 #[tokio::test]
 async fn a_command_gets_the_payload_if_it_wants_it() {
     let daemon = Daemon::start();
@@ -734,9 +734,9 @@ async fn a_command_gets_the_payload_if_it_wants_it() {
     assert!(json.out.starts_with("{\"id\":0,"), "{json:?}");
 }
 
-/// CASES C9.
+/// It waits, and skips the messages before that id.
 #[tokio::test]
-async fn a_message_that_is_still_to_come_is_waited_for() {
+async fn an_id_that_is_not_reached_yet_is_waited_for() {
     let daemon = Daemon::start();
     daemon.put("t", "0");
     let args = ["t", "--since", "3", "-n", "2", "-o", "raw"];
@@ -748,7 +748,7 @@ async fn a_message_that_is_still_to_come_is_waited_for() {
     }
     let ended = running.end().await;
     assert_eq!((&ended.out[..], &ended.err[..]), ("3\n4\n", ""));
-    // The next message is one that everybody waits for.
+    // If the id is the next one, nothing is skipped.
     let mut running = sub(&daemon.uri(), &["t", "--since", "5", "-n", "1", "-o", "raw"]);
     daemon.subscribers(1).await;
     daemon.put("t", "5");
@@ -765,7 +765,7 @@ async fn a_message_that_is_still_to_come_is_waited_for() {
     assert_eq!(none.err, "msgbus: t has no message 9 yet (next id is 6)\n");
 }
 
-/// CASES C11.
+/// A file in use, or of another topic, is rejected; another server only gets a note.
 #[tokio::test]
 async fn a_cursor_is_for_one_run_and_one_topic() {
     let daemon = Daemon::start();
@@ -782,12 +782,13 @@ async fn a_cursor_is_for_one_run_and_one_topic() {
     })
     .await;
     let second = sub(&daemon.uri(), &["t", "--cursor", path]).end().await;
-    let said = format!("--cursor {path}: another run uses it; give each run a file of its own");
+    let said =
+        format!("--cursor {path}: another run is using it; use a separate file for each run");
     second.fails(2, &said);
     first.signal("-INT");
     first.end().await.is_silent();
     let other = sub(&daemon.uri(), &["u", "--cursor", path]).end().await;
-    other.fails(2, "it is of topic t, not u; give each topic a file of its own");
+    other.fails(2, "it belongs to topic t, not u; use a separate file for each topic");
     let text = std::fs::read_to_string(&file).unwrap().replace("http://", "http://other.");
     std::fs::write(&file, text).unwrap();
     let moved = sub(&daemon.uri(), &["t", "--poll", "--cursor", path]).end().await;
@@ -795,7 +796,7 @@ async fn a_cursor_is_for_one_run_and_one_topic() {
     assert_eq!(moved.code, Some(0));
 }
 
-/// CASES B4: a message of the server's default limit, in base64 and its frame.
+/// A message of the server's default size limit, in base64 with the JSON around it.
 #[tokio::test]
 async fn the_largest_message_is_received() {
     let daemon = Daemon::start();

@@ -13,7 +13,7 @@ pub(crate) fn msgbus(args: &[&str]) -> Command {
     command(env!("CARGO_BIN_EXE_msgbus"), args)
 }
 
-/// The same with no more data than this, in KiB: it is killed by an allocation beyond it.
+/// The same with a limit on its data segment, in KiB. An allocation beyond it kills the process.
 pub(crate) fn in_memory(kib: u32, args: &[&str]) -> Command {
     let script = format!("ulimit -d {kib}; exec \"$@\"");
     command("sh", &[&["-c", &script, "sh", env!("CARGO_BIN_EXE_msgbus")], args].concat())
@@ -40,13 +40,13 @@ pub(crate) struct Finished {
 }
 
 impl Finished {
-    /// Asserts an end without a word.
+    /// Asserts success without any output.
     #[track_caller]
     pub(crate) fn is_silent(&self) {
         assert_eq!((self.code, &self.out[..], &self.err[..]), (Some(0), "", ""));
     }
 
-    /// Asserts an exit code, and one line on standard error that mentions something.
+    /// Asserts the exit code, and one line on standard error that contains `mention`.
     #[track_caller]
     pub(crate) fn fails(&self, code: i32, mention: &str) {
         assert_eq!(self.code, Some(code), "{self:?}");
@@ -57,12 +57,12 @@ impl Finished {
     }
 }
 
-/// Runs a command to its end, with this on its standard input.
+/// Runs a command to its end, with `input` on standard input.
 pub(crate) async fn run_with(mut command: Command, input: &[u8]) -> Finished {
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let feed = async {
-        // It may end without reading all of it.
+        // The command may exit without reading all of it.
         let _ = stdin.write_all(input).await;
         drop(stdin);
     };
@@ -79,7 +79,7 @@ pub(crate) async fn run(command: Command) -> Finished {
     run_with(command, b"").await
 }
 
-/// A command that goes on.
+/// A running command.
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) stdin: Option<ChildStdin>,

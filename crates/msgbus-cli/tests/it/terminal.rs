@@ -1,10 +1,10 @@
-//! What a person sees: the same binary on a pseudo-terminal, made by script(1).
+//! The binary on a pseudo-terminal, created by script(1).
 
 use crate::support::{Daemon, Running, msgbus, name, soon};
 
 /// The binary on a terminal of its own.
 fn on_terminal(daemon: &Daemon, args: &str) -> Running {
-    // A shell that stayed in between would take Ctrl-C as its own end.
+    // exec, because a shell in between would also be ended by Ctrl-C.
     let command = format!("exec {} {args}", env!("CARGO_BIN_EXE_msgbus"));
     let mut script = tokio::process::Command::new("script");
     script.args(["-q", "-e", "-f", "-c", &command, "/dev/null"]);

@@ -1,10 +1,10 @@
-//! What is said to somebody who has typed something else than was meant: each text word for word.
+//! Error texts for likely mistakes on the command line, compared word for word.
 
 use crate::support::{Daemon, msgbus, run};
 
-/// The arguments and the one line on standard error, without the name of the program.
+/// The arguments, and the line on standard error without the name of the program.
 const WRONG_USAGE: [(&[&str], &str); 63] = [
-    // Nothing, or not enough.
+    // Missing arguments.
     (&[], "no command given; see msgbus --help"),
     (&["pub"], "no topic given; usage: msgbus pub TOPIC [MESSAGE]"),
     (&["sub", "--count", "1"], "no topic given; usage: msgbus sub TOPIC [COMMAND [ARG...]]"),
@@ -16,7 +16,7 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
     ),
     (&["completion"], "which shell: bash, zsh or fish?"),
     (&["completion", "tcsh"], "the shells are bash, zsh and fish"),
-    // A command of another name.
+    // Unknown commands.
     (&["list"], "no such command: \"list\"; did you mean topics?"),
     (&["delete", "t"], "no such command: \"delete\"; did you mean rm?"),
     (&["send", "t", "x"], "no such command: \"send\"; did you mean pub?"),
@@ -25,7 +25,7 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
     (&["subscribe"], "no such command: \"subscribe\"; did you mean sub?"),
     (&["publish"], "no such command: \"publish\"; did you mean pub?"),
     (&["frobnicate"], "no such command: \"frobnicate\"; see msgbus --help"),
-    // Too much.
+    // Unexpected arguments.
     (&["pull", "a", "b"], "unexpected argument \"b\"; pull takes one topic"),
     (&["topics", "a", "b"], "unexpected argument \"b\"; topics takes one prefix"),
     (&["rm", "a", "b"], "unexpected argument \"b\"; rm takes one topic"),
@@ -34,7 +34,7 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
         &["pub", "t", "two", "words"],
         "unexpected argument \"words\"; put a message with spaces in quotes",
     ),
-    // An option of another name, or of another command.
+    // Unknown options, and options of another command.
     (&["sub", "hello", "--tail", "5"], "no such option: --tail; see msgbus tail -n 5 hello"),
     (&["pub", "hello", "-m", "hi"], "no option -m: write msgbus pub hello \"hi\""),
     (&["pub", "hello", "--message=hi"], "no option --message: write msgbus pub hello \"hi\""),
@@ -45,8 +45,11 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
         "-f is not an option of pub; write msgbus pub TOPIC < FILE",
     ),
     (&["pub", "t", "-5"], "no such option: -5; use -- before a message that starts with a dash"),
-    (&["sub", "-t", "hello"], "-t is not an option of sub; the topic stands alone"),
-    (&["pull", "--topic", "hello"], "--topic is not an option of pull; the topic stands alone"),
+    (&["sub", "-t", "hello"], "-t is not an option of sub; give the topic as a plain argument"),
+    (
+        &["pull", "--topic", "hello"],
+        "--topic is not an option of pull; give the topic as a plain argument",
+    ),
     (&["pull", "hello", "--json"], "--json is not an option of pull; use -o json"),
     (&["sub", "hello", "--raw"], "--raw is not an option of sub; use -o raw"),
     (&["pull", "t", "--lines"], "--lines is not an option of pull; see msgbus pull --help"),
@@ -55,7 +58,7 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
     (&["pub", "t", "x", "--server", "a"], "no such option: --server; did you mean --uri?"),
     (&["pull", "t", "--cont", "2"], "no such option: --cont; did you mean --count?"),
     (&["pull", "t", "-x"], "no such option: -x; see --help"),
-    // A value that is none.
+    // Invalid values.
     (&["pull", "t", "-n", "0"], "--count must be at least 1"),
     (&["pull", "t", "--max=many"], "--max: not a whole number: \"many\""),
     (&["sub", "t", "--cursor", "--debug", "--count"], "--count needs a value"),
@@ -68,14 +71,14 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
         &["pub", "t", "x", "--content-encoding", "ü"],
         "--content-encoding: not a content coding: \"ü\"",
     ),
+    (&["pub", "t", "x", "--lines"], "--lines and --split read standard input; omit the message"),
     (
-        &["pub", "t", "x", "--lines"],
-        "--lines and --split read standard input; leave the message out",
+        &["sub", "t", "-o", "pretty", "cat"],
+        "a command receives json or raw; pretty is for terminals only",
     ),
-    (&["sub", "t", "-o", "pretty", "cat"], "a command gets json or raw; pretty is for people"),
     (&["sub", "t", "--all", "--new"], "give one of --since, --all and --new"),
     (&["pub", "t", "x", "--key", "a", "--key-file", "b"], "give one of --key and --key-file"),
-    // A topic that is none.
+    // Invalid topics.
     (
         &["sub", "orders/**"],
         "bad topic \"orders/**\": \"*\" and \"**\" are patterns, not parts of a topic name; a \
@@ -84,7 +87,7 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
     (&["pub", "", "x"], "bad topic \"\": it is empty; is the variable set?"),
     (&["sub", "/"], "bad topic \"/\": it is empty; is the variable set?"),
     (&["sub", "t", ""], "the command is empty; is the variable set?"),
-    // A server that is none.
+    // Invalid servers.
     (
         &["topics", "-u", "http://127.0.0.1:99999"],
         "--uri: port 99999 is out of range: a port is 1 to 65535",
@@ -100,7 +103,7 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
     ),
     (
         &["topics", "--key", "a b"],
-        "--key: a key is letters, digits and signs without a space, as msgbusd key new prints it",
+        "--key: not a key; a key has no spaces or control characters, as printed by msgbusd key new",
     ),
     (
         &["topics", "--config", "/absent"],
@@ -114,7 +117,7 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
 ];
 
 #[tokio::test]
-async fn wrong_usage_is_told_word_for_word_and_exits_with_2() {
+async fn wrong_usage_is_reported_word_for_word_and_exits_with_2() {
     for (args, text) in WRONG_USAGE {
         let said = run(msgbus(args)).await;
         assert_eq!(said.err, format!("msgbus: {text}\n"), "{args:?}");
@@ -158,9 +161,9 @@ async fn an_empty_value_is_called_empty_in_every_option_and_variable() {
     }
 }
 
-/// Topics that are probably not what was meant are used, and that is said.
+/// A topic that is probably a mistake is used, with a note.
 #[tokio::test]
-async fn a_topic_that_looks_like_something_else_is_told() {
+async fn a_topic_that_looks_like_a_mistake_is_noted() {
     let daemon = Daemon::start();
     let wildcard = |topic| format!("msgbus: no wildcards here: this is a topic named {topic:?}\n");
     for (topic, said) in [
@@ -181,14 +184,14 @@ async fn a_topic_that_looks_like_something_else_is_told() {
     let said = run(msgbus(&["sub", "orders/eu", "orders/us", "-u", &daemon.uri()])).await;
     said.fails(
         1,
-        "msgbus: cannot run orders/us: there is no such program; sub follows one topic; what comes \
-         after it is a command\n",
+        "msgbus: cannot run orders/us: there is no such program; sub follows one topic, and a second \
+         argument is a command to run\n",
     );
 }
 
 /// CASES C12.
 #[tokio::test]
-async fn a_variable_that_is_nearly_right_is_told() {
+async fn a_misspelt_variable_is_noted() {
     let daemon = Daemon::start();
     for (variable, meant) in [
         ("MSGBUS_URL", "MSGBUS_URI"),

@@ -79,7 +79,7 @@ async fn rm_deletes() {
 }
 
 #[tokio::test]
-async fn a_purge_discards_what_nobody_has_taken_and_keeps_the_topic() {
+async fn a_purge_discards_messages_not_yet_taken_and_keeps_the_topic() {
     let daemon = Daemon::start();
     let topics = async |args: &[&str]| {
         let mut command = msgbus(args);

@@ -22,7 +22,7 @@ async fn every_command_takes_a_socket() {
         (&["rm", "t"], ""),
     ] {
         let mut command = msgbus(args);
-        // What is said here stays here, so there is nothing to say about the key.
+        // Traffic stays on this machine, so there is no warning about the key.
         command.env("MSGBUS_URI", relay.uri()).env("MSGBUS_KEY", "mbk_x");
         let said = run(command).await;
         assert_eq!((said.code, &*said.out, &*said.err), (Some(0), out, ""), "{args:?}");
@@ -37,7 +37,7 @@ async fn every_command_takes_a_socket() {
 }
 
 #[tokio::test]
-async fn a_subscription_goes_on_when_the_socket_is_cut() {
+async fn a_subscription_resumes_when_the_socket_is_cut() {
     let daemon = Daemon::start();
     let proxy = Proxy::to(daemon.address).await;
     let relay = UnixRelay::start(proxy.address);
@@ -80,7 +80,7 @@ async fn the_host_is_localhost() {
 }
 
 #[tokio::test]
-async fn a_socket_that_is_not_there_is_told() {
+async fn a_missing_socket_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let uri = format!("unix:{}", path.display());
@@ -93,7 +93,7 @@ async fn a_socket_that_is_not_there_is_told() {
     for args in [publish, &["pull", "t"], &["sub", "t"], &["bench", "pub"]] {
         ask(args, "there is no such socket; is msgbusd running?").await;
     }
-    // One that somebody has left behind.
+    // A stale socket file.
     drop(UnixListener::bind(&path).unwrap());
     ask(publish, "connection refused; is msgbusd running there?").await;
     run(msgbus(&["pub", "t", "x", "-u", "unix:relative"])).await.fails(2, "unix:/path");

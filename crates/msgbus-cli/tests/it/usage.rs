@@ -1,4 +1,4 @@
-//! Help, wrong usage, and servers that are not there or are something else.
+//! Help, wrong usage, and servers that are unreachable or not msgbus.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -8,7 +8,7 @@ use tokio::{
 use crate::support::{Daemon, msgbus, nowhere, run};
 
 #[tokio::test]
-async fn wrong_usage_is_told_in_one_line_and_exits_with_2() {
+async fn wrong_usage_is_reported_in_one_line_and_exits_with_2() {
     for (args, mention) in [
         (&["pull", "t", "--timeout", "5"][..], "1h30m"),
         (&["sub", "t", "--since", "yesterday"], "not a position"),
@@ -44,7 +44,7 @@ async fn help_is_there_for_all_and_each() {
     }
 }
 
-/// docs/cli.md shows the help of each command: it is the help.
+/// docs/cli.md shows the help of each command as it is printed.
 #[tokio::test]
 async fn the_documentation_shows_the_real_help() {
     let page = include_str!("../../../../docs/cli.md");
@@ -102,13 +102,13 @@ async fn a_server_that_is_not_there_exits_with_3() {
         run(command).await.fails(3, "connection refused; is msgbusd running there?");
     }
     let unknown = run(msgbus(&["pull", "t", "-u", "http://no-such-host.invalid"])).await;
-    // Without a name server it is another one.
+    // Without a name server, the error is a different one.
     unknown.fails(3, "no-such-host.invalid");
     let is_known = ["unknown host ", "cannot resolve "].iter().any(|say| unknown.err.contains(say));
     assert!(is_known, "{unknown:?}");
 }
 
-/// A server that says the same to everybody.
+/// A server that sends the same answer to every client.
 async fn says(answer: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap());
@@ -151,7 +151,7 @@ async fn a_server_that_is_something_else_is_recognised() {
 }
 
 #[tokio::test]
-async fn what_the_server_refuses_is_told_in_its_words() {
+async fn a_refusal_shows_the_servers_text() {
     let daemon = Daemon::with(|config| config.max_payload = 10);
     let mut command = msgbus(&["pub", "t", "more than ten bytes"]);
     command.env("MSGBUS_URI", daemon.uri());
@@ -173,7 +173,7 @@ async fn a_value_is_never_taken_for_an_option() {
 }
 
 #[tokio::test]
-async fn who_publishes_too_fast_waits_as_long_as_the_server_says() {
+async fn rate_limited_publishing_waits_as_long_as_the_server_says() {
     let daemon = Daemon::with(|config| config.publish_rate = std::num::NonZeroU32::new(1));
     for _ in 0..3 {
         let mut command = msgbus(&["pub", "t", "x"]);
@@ -183,7 +183,7 @@ async fn who_publishes_too_fast_waits_as_long_as_the_server_says() {
 }
 
 #[tokio::test]
-async fn a_wait_of_ages_is_no_panic() {
+async fn a_huge_retry_after_does_not_panic() {
     let busy = "HTTP/1.1 503 Busy\r\nRetry-After: 18446744073709551615\r\nContent-Length: 5\r\n\
         Connection: close\r\n\r\nlater";
     let uri = says(busy).await;
@@ -208,7 +208,7 @@ async fn completions_and_the_manual_know_every_option() {
     assert!(manual.contains("\\fB\\-n, \\-\\-count\\fR \\fIN\\fR"), "{manual}");
 }
 
-/// What bash has for the words of a command line.
+/// The completions of bash for command lines.
 async fn complete(lines: &str, uri: &str) -> String {
     let script = format!(
         r#"
@@ -249,10 +249,10 @@ async fn topics_are_completed() {
         complete(lines, &daemon.uri()).await,
         "orders/eu orders/us\nother\nor\\ der orders/eu orders/us\nb\n--all\n\n"
     );
-    // The server that the line names is asked.
+    // The server on the command line is used.
     let lines = format!("try -u {} rm oth; try rm --uri={0} oth", daemon.uri());
     assert_eq!(complete(&lines, "localhost:1").await, "other\nother\n");
-    // Nobody can use an error there.
+    // Errors print nothing.
     assert_eq!(complete("try sub ord", "localhost:1").await, "\n");
     run(msgbus(&["__topics", "x", "-u", "localhost:1"])).await.is_silent();
 }

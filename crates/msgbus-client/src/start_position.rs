@@ -1,17 +1,18 @@
-//! Where a reading of a topic starts, as the server says it.
+//! The start position that the server reports in response headers.
 
 use hyper::header::HeaderMap;
 
-/// The place at which a subscription, or a look, starts. A server of another make says nothing.
+/// The position at which a subscription or a peek starts. Fields are empty if the server does not
+/// report them, as prologic/msgbus does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Start {
+pub(crate) struct StartPosition {
     pub(crate) epoch: Option<u64>,
     pub(crate) next_id: Option<u64>,
     pub(crate) missed: u64,
     pub(crate) restarted: bool,
 }
 
-impl Start {
+impl StartPosition {
     pub(crate) fn read(headers: &HeaderMap) -> Self {
         let number = |name| headers.get(name)?.to_str().ok()?.parse().ok();
         Self {

@@ -1,8 +1,8 @@
-//! What is said to somebody who has typed something else than was meant.
+//! Error texts with a suggestion, for likely mistakes on the command line.
 
 use crate::commands::{COMMANDS, Command, CommandSpec};
 
-/// Names that other programs have for a command.
+/// Names of commands in other programs, and the command here.
 const OTHER_NAMES: [(&str, &str); 16] = [
     ("list", "topics"),
     ("status", "topics"),
@@ -22,7 +22,7 @@ const OTHER_NAMES: [(&str, &str); 16] = [
     ("empty", "purge"),
 ];
 
-/// An error about a command that does not exist.
+/// The error for a command that does not exist.
 pub(crate) fn no_command(name: &str) -> String {
     let other = OTHER_NAMES.iter().find(|(other, _)| *other == name).map(|(_, meant)| *meant);
     let names = COMMANDS.iter().flat_map(CommandSpec::names);
@@ -32,17 +32,17 @@ pub(crate) fn no_command(name: &str) -> String {
     }
 }
 
-/// An option that does not exist, as it was typed.
+/// An option that does not exist, as typed.
 pub(crate) struct Unknown<'a> {
     pub(crate) name: &'a str,
-    /// What is its value, or follows it.
+    /// Its value, or the next argument.
     pub(crate) value: Option<&'a str>,
     pub(crate) command: Option<Command>,
     pub(crate) topic: Option<&'a str>,
 }
 
 impl Unknown<'_> {
-    /// An error that says what was meant. `known` are the options of the command.
+    /// The error, with a suggestion if possible. `known` are the options of the command.
     pub(crate) fn explain(&self, known: impl Iterator<Item = &'static str>) -> String {
         let (name, topic) = (self.name, self.topic.unwrap_or("TOPIC"));
         match (self.command, name) {
@@ -75,12 +75,12 @@ impl Unknown<'_> {
     }
 }
 
-/// An error about an option that another command has.
+/// The error for an option of another command.
 pub(crate) fn misplaced(name: &str, command: Command) -> String {
     let spec = command.spec();
     let prints_messages = matches!(command, Command::Sub | Command::Pull | Command::Tail);
     let hint = match name {
-        "-t" | "--topic" if spec.takes_topic() => "the topic stands alone".to_owned(),
+        "-t" | "--topic" if spec.takes_topic() => "give the topic as a plain argument".to_owned(),
         "-f" if command == Command::Pub => "write msgbus pub TOPIC < FILE".to_owned(),
         "--json" if prints_messages => "use -o json".to_owned(),
         "--raw" if prints_messages => "use -o raw".to_owned(),
@@ -89,7 +89,7 @@ pub(crate) fn misplaced(name: &str, command: Command) -> String {
     format!("{name} is not an option of {}; {hint}", spec.name)
 }
 
-/// What is said of a topic that is probably not the one that was meant. It is used nevertheless.
+/// A warning about a topic name that is probably a mistake. The name is used nevertheless.
 pub(crate) fn about_topic(name: &str) -> Option<String> {
     if name.split('/').any(|segment| matches!(segment, "#" | "+" | ">")) {
         Some(format!("no wildcards here: this is a topic named {name:?}"))
@@ -100,20 +100,20 @@ pub(crate) fn about_topic(name: &str) -> Option<String> {
     }
 }
 
-/// What helps somebody whose topic is a pattern.
+/// A hint for a topic that is a pattern.
 pub(crate) fn pattern_hint(name: &str) -> String {
     let prefix = name.split('*').next().unwrap_or_default();
     format!("; a subscription follows one topic; msgbus topics {prefix} lists them")
 }
 
-/// The name among `names` that somebody may have meant.
+/// The name that is most similar to `name`, if any is similar enough.
 pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
         .filter(|(distance, candidate)| {
             *distance <= 1 + candidate.len() / 4 || name.starts_with(candidate)
         })
-        // Of equals, the one of which it is the beginning.
+        // Among equally distant names, prefer one that starts with `name`.
         .min_by_key(|(distance, candidate)| (*distance, !candidate.starts_with(name)))
         .map(|(_, candidate)| candidate)
 }
