@@ -1,11 +1,11 @@
-//! Work that visits many topics, done on a thread that serves no connection.
+//! Work that visits many topics. It runs on a thread that serves no connection.
 
 use std::{future::pending, panic::resume_unwind, sync::Arc};
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-/// Runs long work one piece at a time, in the order in which it was asked for: with 100,000 topics a listing
-/// takes tens of milliseconds, for which everybody else on the thread would have to wait.
+/// Runs long jobs one at a time, in the order of the calls. Listing 100,000 topics takes tens of milliseconds; on a
+/// serving thread, all other connections of that thread would wait for it.
 #[derive(Debug)]
 pub(crate) struct Background(Arc<Semaphore>);
 
@@ -16,13 +16,14 @@ impl Default for Background {
 }
 
 impl Background {
-    /// Waits for its turn, then for what the work returns.
+    /// Waits for its turn, runs `work`, and returns its result.
     ///
     /// # Cancel safety
-    /// Dropped before its turn, the work is not begun; dropped later, it is finished for nobody.
+    /// If the future is dropped before its turn, the work does not start. If it is dropped later, the work finishes
+    /// and its result is discarded.
     ///
     /// # Panics
-    /// When the work does.
+    /// When `work` panics.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

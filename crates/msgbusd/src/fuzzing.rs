@@ -1,5 +1,5 @@
-//! What has to hold for any bytes from outside: the fuzz targets of this crate. `fuzz/` runs them with
-//! bytes that it makes up, and the tests here with those that were worth keeping.
+//! The fuzz targets of this crate: properties that hold for any bytes from outside. `fuzz/` runs them with generated
+//! input; the tests here replay the corpus.
 
 use std::cell::RefCell;
 
@@ -27,7 +27,7 @@ thread_local! {
     );
 }
 
-/// Runs with a clock that stands still, and goes on by itself where nothing else is left to do.
+/// Runs a future on a paused clock, which advances to the next timer when no task can run.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     RUNTIME.with_borrow(|runtime| runtime.block_on(future))
 }

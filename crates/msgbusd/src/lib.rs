@@ -1,5 +1,5 @@
-//! The msgbus daemon as a library: [`Server`] serves a bus over HTTP and websockets with a
-//! [`config::Config`]. The binary only wires the two, and tests start the real thing on port 0.
+//! The msgbus daemon as a library: [`Server`] serves a bus over HTTP and websockets as a [`config::Config`] says.
+//! The binary only connects the two. Tests start the same server on port 0.
 
 pub mod auth;
 mod background;

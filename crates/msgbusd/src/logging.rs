@@ -1,8 +1,8 @@
-//! The log: lines are queued, and a thread of its own writes them to standard error.
+//! The log: lines are queued, and a separate thread writes them to standard error.
 //!
-//! Whatever becomes of standard error (a closed pipe, a pipe that nobody reads, a full disk), no other
-//! thread waits for it, fails or panics because of a line. The queue is bounded; a line that does not
-//! fit, or cannot be written, is dropped, counted, and reported by the next line that gets through.
+//! Whatever happens to standard error (a closed pipe, a pipe without a reader, a full disk), no other thread blocks,
+//! fails or panics because of a line. The queue is bounded. A line that does not fit, or cannot be written, is dropped
+//! and counted, and a later line reports the number.
 
 use std::{
     env, fmt,
@@ -33,21 +33,21 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-/// The most bytes of lines that wait to be written.
+/// The maximum size of the queued lines, in bytes.
 const QUEUE: usize = 1 << 20;
-/// What the queue keeps allocated while it is empty, in bytes.
+/// The memory that the empty queue keeps allocated, in bytes.
 const IDLE_QUEUE: usize = 16 << 10;
-/// The most bytes of one field; what comes after them is left out.
+/// The maximum size of one field, in bytes. Longer values are truncated.
 const MAX_FIELD: usize = 1 << 10;
-/// How long the exit waits for the last lines.
+/// How long the process waits for the last lines when it exits.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long to wait where standard error does not block and takes nothing more.
+/// The pause before writing again when standard error is non-blocking and full.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// Lines that were dropped since the start of the process.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// How many lines of the log were dropped since the start of the process.
+/// The number of log lines that were dropped since the start of the process.
 pub(crate) fn dropped() -> u64 {
     DROPPED.load(Relaxed)
 }
@@ -59,16 +59,16 @@ pub struct Log(Arc<Queue>);
 #[derive(Debug, Default)]
 struct Queue {
     state: Mutex<State>,
-    /// Something waits to be written.
+    /// Notified when lines are queued.
     filled: Condvar,
-    /// Nothing does.
+    /// Notified when everything is written.
     idle: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     lines: Vec<u8>,
-    /// Lines that did not fit since the writer was here.
+    /// Lines that did not fit since the writer last took the queue.
     dropped: u64,
     is_writing: bool,
 }
@@ -77,7 +77,7 @@ impl Log {
     /// Starts the thread that writes to standard error.
     ///
     /// # Errors
-    /// When the system gives no more threads.
+    /// When the thread cannot be started.
     pub fn to_stderr() -> io::Result<Self> {
         Self::to(io::stderr())
     }
@@ -89,13 +89,13 @@ impl Log {
         Ok(log)
     }
 
-    /// Makes this the log of the process, for events and for panics.
+    /// Installs this as the log of the process, for events and panics.
     ///
     /// # Panics
-    /// When the process has one already.
+    /// When a log is installed already.
     pub fn install(&self, debug: bool) {
         let level = if debug { Level::DEBUG } else { Level::INFO };
-        // Only our own events: the libraries report every frame.
+        // Only the daemon's own events: the libraries log every frame.
         let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), level);
         tracing_subscriber::fmt()
             .with_writer(self.clone())
@@ -107,23 +107,23 @@ impl Log {
             .finish()
             .with(ours)
             .init();
-        // The hook of std writes to standard error by itself, and would wait for it.
+        // The default hook writes to standard error directly, and could block.
         let log = self.clone();
         panic::set_hook(Box::new(move |panic| {
             error!("{panic}");
-            // The process ends with this thread.
+            // The process exits with the main thread.
             if thread::current().name() == Some("main") {
                 log.flush();
             }
         }));
     }
 
-    /// Queues one line; the line end is added.
+    /// Queues one line. The line end is added.
     pub fn line(&self, text: &str) {
         self.push(format!("{text}\n").as_bytes());
     }
 
-    /// Waits until everything is written, but no longer than a second: for the exit.
+    /// Waits until everything is written, for at most one second. Call it before the process exits.
     pub fn flush(&self) {
         let Queue { state, idle, .. } = &*self.0;
         let waits = |state: &mut State| state.is_writing || !state.lines.is_empty();
@@ -143,7 +143,7 @@ impl Log {
     }
 }
 
-/// The formatter writes each event whole, by one call.
+/// The formatter writes each event with a single call.
 impl Write for &Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
@@ -163,7 +163,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// <https://no-color.org>, and terminals that cannot show colours.
+/// Respects <https://no-color.org>, and terminals that cannot show colours.
 fn wants_colour() -> bool {
     let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     io::stderr().is_terminal()
@@ -171,13 +171,13 @@ fn wants_colour() -> bool {
         && env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// The only one who ever waits for standard error.
+/// The thread that writes. No other thread waits for standard error.
 struct LogWriter<W> {
     queue: Arc<Queue>,
     out: W,
-    /// Lines that were dropped and that no line has reported yet.
+    /// Dropped lines that are not reported yet.
     unreported: u64,
-    /// Whether the last line that was begun was not written to its end.
+    /// Whether the last line was written only in part.
     is_torn: bool,
 }
 
@@ -195,7 +195,7 @@ impl<W: Write> LogWriter<W> {
         }
     }
 
-    /// Waits for lines. Says how many were dropped after them.
+    /// Waits for lines. Returns how many were dropped after them.
     fn next(&self, lines: &mut Vec<u8>) -> u64 {
         let Queue { state, filled, idle } = &*self.queue;
         let mut state = state.lock();
@@ -209,7 +209,7 @@ impl<W: Write> LogWriter<W> {
         mem::take(&mut state.dropped)
     }
 
-    /// Writes lines. Those that cannot be written are dropped.
+    /// Writes lines, and drops those that cannot be written.
     fn write(&mut self, lines: &[u8]) {
         let left = self.put(lines);
         let lost = left.split(|byte| *byte == b'\n').count() as u64 - 1;
@@ -230,7 +230,7 @@ impl<W: Write> LogWriter<W> {
         }
     }
 
-    /// Writes as much as is taken, and returns what is not.
+    /// Writes as much as possible, and returns the rest.
     fn put<'a>(&mut self, text: &'a [u8]) -> &'a [u8] {
         let mut left = text;
         while !left.is_empty() {
@@ -254,8 +254,8 @@ impl<W: Write> LogWriter<W> {
     }
 }
 
-/// Writes fields so that no value can pass for another field or another line: a value with anything in
-/// it that could is quoted and escaped.
+/// Writes fields so that a value cannot be mistaken for another field or another line: a value with special characters
+/// is quoted and escaped.
 #[derive(Debug, Clone, Copy)]
 struct Fields;
 
@@ -308,7 +308,7 @@ impl Visit for Line<'_> {
     }
 }
 
-/// The beginning of a value, and the sign that there was more of it.
+/// Truncates a value. Returns the beginning, and "..." if there was more.
 fn cut(value: &str) -> (&str, &'static str) {
     if value.len() <= MAX_FIELD {
         return (value, "");
@@ -326,7 +326,7 @@ fn is_plain(c: char) -> bool {
 mod tests {
     use super::*;
 
-    /// Takes so many bytes, then nothing until it is told otherwise.
+    /// A writer with a limited capacity, which tests change.
     #[derive(Clone, Default)]
     struct Disk(Arc<Mutex<(usize, Vec<u8>)>>);
 
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_disk_loses_is_reported_when_it_takes_lines_again() {
+    fn lines_lost_to_a_full_disk_are_reported_later() {
         let disk = Disk::default();
         let log = Log::to(disk.clone()).unwrap();
         disk.0.lock().0 = 10;

@@ -1,6 +1,6 @@
-//! The Prometheus text of `/metrics`: the names of prologic/msgbus with their types corrected, and new ones
-//! beside them, which follow the conventions of Prometheus (`.ci/metrics` has promtool check them). Written by
-//! hand because `prometheus-client` appends `_total` to the name of every counter, those old ones included.
+//! The Prometheus text of `/metrics`: the names of prologic/msgbus with their types corrected, and new names that follow
+//! the Prometheus conventions (`.ci/metrics` checks them with promtool). It is written by hand because
+//! `prometheus-client` appends `_total` to the name of every counter, also to the old ones.
 
 use std::{
     cmp::Reverse,
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::{logging, service::code::Code, worker::Counter};
 
-/// What a connection was too slow with.
+/// The deadline that a connection exceeded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Deadline {
     Header,
@@ -36,7 +36,7 @@ impl Deadline {
     ];
 }
 
-/// What the daemon counts besides its bus.
+/// The counters of the daemon. The bus has its own.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     started: Instant,
@@ -45,7 +45,7 @@ pub(crate) struct Metrics {
     connections: AtomicU64,
     refused_connections: AtomicU64,
     client_errors: AtomicU64,
-    /// By the code word of the refusal.
+    /// Refusals by code.
     refused: [AtomicU64; Code::ALL.len()],
     timeouts: [AtomicU64; Deadline::ALL.len()],
     /// Round trips of pings, in nanoseconds.
@@ -73,7 +73,7 @@ impl Metrics {
         }
     }
 
-    /// One more counter of requests, for those of one worker.
+    /// Adds a request counter for one worker.
     pub(crate) fn requests_of_a_worker(&self) -> Arc<Counter> {
         let counter = Arc::default();
         self.requests.lock().push(Arc::clone(&counter));
@@ -84,7 +84,7 @@ impl Metrics {
         self.connections.fetch_add(1, Relaxed);
     }
 
-    /// A connection was turned away; `code` says at which bound.
+    /// Counts a refused connection; `code` names the limit.
     pub(crate) fn refused_connection(&self, code: Code) {
         self.refused_connections.fetch_add(1, Relaxed);
         self.refusal(code);
@@ -109,12 +109,12 @@ impl Metrics {
     pub(crate) fn latency(&self, round_trip: Duration) {
         let mut latency = self.latency.lock();
         let nanoseconds = u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX);
-        // The histogram grows by itself; without memory for that one sample is nothing.
+        // It fails only if the histogram cannot grow; losing a sample is acceptable.
         let _ = latency.histogram.record(nanoseconds);
         latency.sum += round_trip;
     }
 
-    /// The exposition, with series for at most `max_topics` topics: those with the most published.
+    /// The page, with series for at most `max_topics` topics: those with the most published messages.
     pub(crate) fn render(
         &self,
         bus: &MessageBus,
@@ -149,7 +149,7 @@ impl Metrics {
             let count = self.timeouts[deadline as usize].load(Relaxed);
             page.sample(name, Some(("which", which)), count);
         }
-        // Told with a 408.
+        // These got a 408.
         page.sample(name, Some(("which", "body")), self.refused(Code::BodyTimeout));
     }
 
@@ -213,7 +213,7 @@ fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
         "Messages removed before a subscriber received them, counted once for each subscriber.",
         counters.missed,
     );
-    for (name, unpulled_name, help, departed) in [
+    for (name, unpulled_name, help, removed) in [
         (
             "msgbus_bus_expired_total",
             "msgbus_bus_expired_unpulled_total",
@@ -233,9 +233,9 @@ fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
             counters.deleted,
         ),
     ] {
-        page.counter(name, &format!("Messages {help}."), departed.total);
+        page.counter(name, &format!("Messages {help}."), removed.total);
         let help = format!("Messages {help} before anyone pulled them.");
-        page.counter(unpulled_name, &help, departed.unpulled);
+        page.counter(unpulled_name, &help, removed.unpulled);
     }
     page.gauge("msgbus_bus_retained", "Messages retained.", stats.retained);
     page.gauge("msgbus_bus_topics", "Topics.", stats.topics);
@@ -253,7 +253,7 @@ fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
     );
 }
 
-/// A family of series, one for each topic.
+/// A metric with one series for each topic: name, help, type and value.
 type Family = (&'static str, &'static str, &'static str, fn(&TopicStats) -> u64);
 
 const FAMILIES: [Family; 11] = [
@@ -301,8 +301,8 @@ fn per_topic(page: &mut Page, topics: &[TopicStats]) {
     }
 }
 
-/// The counters of the bus, and the topics with the most messages published, by name. Of all others nothing
-/// is kept.
+/// The counters of the bus, and those of the topics with the most published messages, sorted by name. The walk keeps no
+/// others in memory.
 fn walk(bus: &MessageBus, max_topics: usize) -> (BusStats, Vec<TopicStats>) {
     let mut walk = bus.walk_stats();
     let mut busiest = Vec::new();
@@ -321,7 +321,7 @@ fn keep_busiest(topics: &mut Vec<TopicStats>, count: usize) {
     }
 }
 
-/// The text format, version 0.0.4. Writing to a String cannot fail.
+/// A page in the text format, version 0.0.4. Writing to a String cannot fail.
 struct Page(String);
 
 impl Page {

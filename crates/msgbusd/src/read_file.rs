@@ -1,8 +1,7 @@
-//! Files that the operator has named (configuration, keys, certificates) are read here, with a deadline.
+//! Reads files that the operator names (configuration, keys, certificates), with a deadline.
 //!
-//! A file can be a pipe into which nobody writes, or lie on a file system that does not answer. Such a
-//! read cannot be given up, so it has a thread of its own, which alone waits for it and ends with the
-//! process.
+//! The file may be a pipe without a writer, or be on a file system that does not respond. Such a read cannot be
+//! cancelled, so each read has its own thread, which may stay blocked until the process ends.
 
 use std::{
     fs::File,
@@ -16,24 +15,24 @@ use std::{
     time::Duration,
 };
 
-/// How long a file may take to be read.
+/// The maximum time for reading a file.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The most bytes of a file.
+/// The maximum size of a file, in bytes.
 const MAX_SIZE: u64 = 64 << 20;
-/// The most reads at a time, those that never end included.
+/// The maximum number of concurrent reads, including those that never end.
 const MAX_READS: usize = 8;
 
 static READS: AtomicUsize = AtomicUsize::new(0);
 
-/// Reads a whole file. Blocks its caller, but no longer than ten seconds.
+/// Reads a whole file. Blocks the caller for at most ten seconds.
 ///
 /// # Errors
-/// When the file cannot be read, has more than 64 MiB, or does not answer in time.
+/// When the file cannot be read, is larger than 64 MiB, or is not read in time.
 pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let read = Read::begin(path)?;
     let (sender, receiver) = mpsc::sync_channel(1);
     thread::Builder::new().name("read-file".to_owned()).spawn(move || {
-        // Whoever wanted it may have given up.
+        // The caller may have timed out.
         let _ = sender.send(read.finish());
     })?;
     receiver.recv_timeout(TIMEOUT).unwrap_or_else(|_| {
@@ -41,19 +40,19 @@ pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     })
 }
 
-/// The same, of a file of text.
+/// Like [`read_file`], for a UTF-8 text file.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     String::from_utf8(read_file(path)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
-/// A read under way, counted until it ends.
+/// A read in progress. It is counted until it is dropped.
 struct Read(PathBuf);
 
 impl Read {
     fn begin(path: &Path) -> io::Result<Self> {
         let read = Self(path.to_owned());
-        // Above the bound it is dropped, which takes it off again.
+        // Above the limit, dropping `read` decrements the counter again.
         match READS.fetch_add(1, Relaxed) {
             0..MAX_READS => Ok(read),
             reads => {

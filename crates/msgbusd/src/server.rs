@@ -1,4 +1,4 @@
-//! The server: listening, accepting, the bound on connections, and an end that is in order.
+//! The server: it listens, accepts connections up to their limit, and shuts down in order.
 
 use std::{
     convert::Infallible,
@@ -39,63 +39,63 @@ use crate::{
     worker::Worker,
 };
 
-/// How often the memory of expired messages is freed at the latest.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
-/// How long to wait when the system has no more sockets to give.
+/// The memory of an expired message is freed within this time.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// The pause after the system failed to give a socket.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often the log says so.
-const TELL_EVERY: Duration = Duration::from_secs(5);
-/// How many connections may be told at a time that there are too many; more are just closed. Half as many
-/// as may be served: where files are few, these do not take all the others.
-const MOST_REFUSALS: usize = 64;
-const FEWEST_REFUSALS: usize = 8;
+/// The minimum time between two warnings about that.
+const WARN_INTERVAL: Duration = Duration::from_secs(5);
+/// The maximum number of connections that get a 503 at a time; others are closed without one. It is at most half
+/// of the connection limit, so that refusals do not use up the file descriptors.
+const MAX_REFUSALS: usize = 64;
+const MIN_REFUSALS: usize = 8;
 
 /// A bound server, not yet serving.
 #[derive(Debug)]
 pub struct Server {
-    doors: Vec<Door>,
-    places: Vec<Bind>,
+    listeners: Vec<BoundListener>,
+    endpoints: Vec<Bind>,
     certificate: Option<Arc<Certificate>>,
     app: Arc<App>,
     workers: Workers,
 }
 
-/// Where connections come in, and what is spoken there.
+/// A listener and the TLS settings of its connections.
 #[derive(Debug)]
-struct Door {
+struct BoundListener {
     listener: Listener,
-    /// How TLS is spoken, where it is.
+    /// `None` for connections without TLS.
     tls: Option<Arc<ServerConfig>>,
 }
 
 /// Why a server does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// It cannot listen there.
-    #[error("cannot listen on {place}: {error}")]
+    /// The endpoint cannot be listened on.
+    #[error("cannot listen on {endpoint}: {error}")]
     Listen {
-        /// Where.
-        place: Bind,
-        /// What the system says.
+        /// The endpoint as configured.
+        endpoint: Bind,
+        /// The system's error.
         error: io::Error,
     },
-    /// The certificate cannot be used.
+    /// The certificate is not usable.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
 }
 
-/// What the end of a server cut off.
+/// What a server cut off when it stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Connections, requests of HTTP/2 and websockets that were still at work at the deadline.
+    /// Connections, HTTP/2 requests and websockets that were still active at the deadline.
     pub cut: usize,
 }
 
 impl Server {
-    /// Listens on the configured places, with an empty bus.
+    /// Listens on the configured endpoints, with an empty bus.
     ///
     /// # Errors
-    /// The place that cannot be listened on, or the file of the certificate that is wrong by now.
+    /// When an endpoint cannot be listened on, or a certificate file is not usable any more.
     ///
     /// # Panics
     /// When called outside a tokio runtime.
@@ -103,92 +103,92 @@ impl Server {
         let certificate =
             config.certificate.clone().map(Certificate::new).transpose()?.map(Arc::new);
         let tls = certificate.as_ref().map(tls::settings);
-        let mut doors = Vec::new();
-        let mut places = Vec::new();
+        let mut listeners = Vec::new();
+        let mut endpoints = Vec::new();
         for bind in &config.bind {
-            let failed = |error| StartError::Listen { place: bind.clone(), error };
+            let failed = |error| StartError::Listen { endpoint: bind.clone(), error };
             let listener = Listener::new(bind).map_err(failed)?;
-            places.push(listener.place().map_err(failed)?);
-            // Nobody can read along on a unix socket.
+            endpoints.push(listener.local_endpoint().map_err(failed)?);
+            // A unix socket does not leave the machine, so it needs no encryption.
             let tls = tls.clone().filter(|_| matches!(bind, Bind::Tcp(_)));
-            doors.push(Door { listener, tls });
+            listeners.push(BoundListener { listener, tls });
         }
         let keyring = config.keys.clone().map(|file| Arc::new(Keyring::new(file)));
         let app = Arc::new(App::new(config, keyring));
-        Ok(Self { doors, places, certificate, app, workers: Workers::current() })
+        Ok(Self { listeners, endpoints, certificate, app, workers: Workers::current() })
     }
 
-    /// Lets these threads serve the connections, instead of the runtime that accepts them.
+    /// Serves connections on these threads instead of the runtime that accepts them.
     #[must_use]
     pub fn with_workers(self, workers: Workers) -> Self {
         Self { workers, ..self }
     }
 
-    /// Where it listens, with the ports that were picked if none were given.
-    pub fn places(&self) -> &[Bind] {
-        &self.places
+    /// The endpoints that the server listens on. Port 0 is replaced by the port that the system picked.
+    pub fn local_endpoints(&self) -> &[Bind] {
+        &self.endpoints
     }
 
-    /// How a client names one of the places.
-    pub fn uri(&self, place: &Bind) -> String {
-        match place {
+    /// The URI by which a client reaches an endpoint.
+    pub fn uri(&self, endpoint: &Bind) -> String {
+        match endpoint {
             Bind::Tcp(address) if self.certificate.is_some() => format!("https://{address}"),
             Bind::Tcp(address) => format!("http://{address}"),
-            Bind::Unix(_) => place.to_string(),
+            Bind::Unix(_) => endpoint.to_string(),
         }
     }
 
-    /// The first of the addresses; `None` where there are unix sockets only.
+    /// The first TCP address; `None` if the server listens on unix sockets only.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.places.iter().find_map(|place| match place {
+        self.endpoints.iter().find_map(|endpoint| match endpoint {
             Bind::Tcp(address) => Some(*address),
             Bind::Unix(_) => None,
         })
     }
 
-    /// The certificate in force; `None` where nobody speaks TLS.
+    /// The certificate in force; `None` without TLS.
     pub fn certificate(&self) -> Option<&Arc<Certificate>> {
         self.certificate.as_ref()
     }
 
-    /// The keys in force; `None` where everybody may do everything.
+    /// The keys in force; `None` if the server has no keys and every client may do everything.
     pub fn keyring(&self) -> Option<&Arc<Keyring>> {
         self.app.keyring.as_ref()
     }
 
-    /// The bus behind the doors.
+    /// The bus that the server serves.
     pub fn bus(&self) -> &MessageBus {
         &self.app.bus
     }
 
-    /// Serves until `shutdown` is ready, then stops accepting, lets requests finish, closes
-    /// websockets, and ends within the drain timeout.
+    /// Serves until `shutdown` is ready. Then it stops accepting connections, lets requests finish, closes
+    /// websockets, and returns within the drain timeout.
     ///
     /// # Panics
-    /// When there is no place to listen on.
+    /// When the configuration has no endpoint.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
-        let Self { doors, app, workers, .. } = self;
+        let Self { listeners, app, workers, .. } = self;
         let sweeper = tokio::spawn(sweep(Arc::clone(&app)));
         let bus = app.bus.clone();
         let waking = tokio::spawn(async move { bus.drive_wakes().await });
-        let entrance = Entrance::new(&app, &workers);
-        let accepting = doors.iter().map(|door| Box::pin(entrance.open(door)));
+        let acceptor = Acceptor::new(&app, &workers);
+        let accepting = listeners.iter().map(|bound| Box::pin(acceptor.accept_loop(bound)));
         select! {
             (never, ..) = select_all(accepting) => match never {},
             () = shutdown => {}
         }
-        drop(doors);
+        drop(listeners);
         sweeper.abort();
-        let drained = entrance.drain().await;
+        let drained = acceptor.drain().await;
         waking.abort();
         drained
     }
 }
 
-/// Frees what has expired, on a thread that serves nobody: where much has, it takes a while. The bus does
-/// it by itself only where it is used.
+/// Frees expired messages of all topics. The bus itself frees only those of topics that are in use. It runs on a
+/// blocking thread, because many expired messages take a while.
 async fn sweep(app: Arc<App>) {
-    let mut ticks = interval(SWEEP_EVERY);
+    let mut ticks = interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -197,7 +197,7 @@ async fn sweep(app: Arc<App>) {
             app.frames.clear();
             app.bus.purge_expired()
         });
-        // It does not panic; if it did, the next one would try again.
+        // If a sweep panics, the next one tries again.
         let purged = freeing.await.unwrap_or_default();
         if purged.topics > 0 {
             debug!(topics = purged.topics, messages = purged.messages, "Sweep");
@@ -205,18 +205,18 @@ async fn sweep(app: Arc<App>) {
     }
 }
 
-/// What all doors have in common.
-struct Entrance<'a> {
+/// Gives the connections of all listeners to the workers.
+struct Acceptor<'a> {
     app: &'a App,
-    /// The threads, each with its runtime; connections take turns.
+    /// The serving threads with their runtimes; connections go to each in turn.
     workers: Vec<(&'a Handle, Arc<Worker>)>,
     next: AtomicUsize,
     refusals: Arc<ConnectionLimiter>,
 }
 
-impl<'a> Entrance<'a> {
+impl<'a> Acceptor<'a> {
     fn new(app: &'a Arc<App>, workers: &'a Workers) -> Self {
-        let refusals = (app.config.max_connections / 2).clamp(FEWEST_REFUSALS, MOST_REFUSALS);
+        let refusals = (app.config.max_connections / 2).clamp(MIN_REFUSALS, MAX_REFUSALS);
         let runtimes = workers.runtimes().iter();
         Self {
             app,
@@ -226,16 +226,16 @@ impl<'a> Entrance<'a> {
         }
     }
 
-    async fn open(&self, door: &Door) -> Infallible {
-        let mut told = None;
+    async fn accept_loop(&self, bound: &BoundListener) -> Infallible {
+        let mut last_warned = None;
         loop {
-            match door.listener.accept().await {
-                Ok((accepted, address)) => self.admit(door, accepted, address),
-                Err(error) if is_the_peers(&error) => {}
+            match bound.listener.accept().await {
+                Ok((accepted, address)) => self.dispatch(bound, accepted, address),
+                Err(error) if is_peer_error(&error) => {}
                 Err(error) => {
-                    if told.is_none_or(|told: Instant| told.elapsed() >= TELL_EVERY) {
+                    if last_warned.is_none_or(|last: Instant| last.elapsed() >= WARN_INTERVAL) {
                         warn!(%error, "cannot accept connections for now");
-                        told = Some(Instant::now());
+                        last_warned = Some(Instant::now());
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -243,27 +243,27 @@ impl<'a> Entrance<'a> {
         }
     }
 
-    fn admit(&self, door: &Door, accepted: Accepted, address: Option<SocketAddr>) {
+    fn dispatch(&self, bound: &BoundListener, accepted: Accepted, address: Option<SocketAddr>) {
         let Self { app, workers, refusals, .. } = self;
         let (runtime, worker) = &workers[self.next.fetch_add(1, Relaxed) % workers.len()];
         app.metrics.connection();
-        let peer = Peer { address, has_tls: door.tls.is_some() };
-        let why = match app.connections.try_acquire(peer.ip()) {
+        let peer = Peer { address, has_tls: bound.tls.is_some() };
+        let exceeded = match app.connections.try_acquire(peer.ip()) {
             Ok(permit) => {
-                let tls = door.tls.clone();
+                let tls = bound.tls.clone();
                 let serving = serve::serve(Arc::clone(worker), accepted, permit, tls, peer);
                 worker.tasks.spawn_on(runtime, serving);
                 return;
             }
-            Err(why) => why,
+            Err(exceeded) => exceeded,
         };
-        app.metrics.refused_connection(why.code());
-        // In TLS it would take a handshake to say so, which costs more than a request does.
+        app.metrics.refused_connection(exceeded.code());
+        // A TLS client could read the 503 only after a handshake, which costs more than a request.
         if peer.has_tls {
             return;
         }
         if let Ok(permit) = refusals.try_acquire(None) {
-            let refusing = refuse(accepted, app.config.timeouts.write, permit, why);
+            let refusing = refuse(accepted, app.config.timeouts.write, permit, exceeded);
             worker.tasks.spawn_on(runtime, refusing);
         }
     }
@@ -295,35 +295,34 @@ impl<'a> Entrance<'a> {
     }
 }
 
-/// Whether only the connection that was about to be accepted has failed.
-fn is_the_peers(error: &io::Error) -> bool {
+/// Whether the error concerns only the connection that was about to be accepted.
+fn is_peer_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-/// Tells a client that it is one too many, once it has asked for something: an answer before the
-/// question confuses some.
+/// Refuses a connection with a 503. It first reads some of the request: some clients do not expect a response
+/// before they have sent one.
 async fn refuse(
     accepted: Accepted,
     write_timeout: Duration,
     permit: ConnectionPermit,
-    why: LimitExceeded,
+    exceeded: LimitExceeded,
 ) {
-    const PATIENCE: Duration = Duration::from_secs(1);
-    let text = why.text();
+    const READ_TIMEOUT: Duration = Duration::from_secs(1);
+    let text = exceeded.text();
     let length = text.len();
-    let answer = format!(
+    let response = format!(
         "HTTP/1.1 503 Service Unavailable\r\n\
          Content-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
          Retry-After: 1\r\nConnection: close\r\n\r\n{text}"
     );
-    // One that cannot even be refused is just closed.
-    let Ok(mut socket) = TimeoutStream::new(accepted, write_timeout, permit) else { return };
-    let mut question = [0; 1024];
-    // What it asks for does not matter.
-    let _ = timeout(PATIENCE, socket.read(&mut question)).await;
-    if socket.write_all(answer.as_bytes()).await.is_ok() {
-        // The client may be gone, which is what is wanted.
-        let _ = socket.shutdown().await;
+    let Ok(mut stream) = TimeoutStream::new(accepted, write_timeout, permit) else { return };
+    let mut request = [0; 1024];
+    // Every request gets the same response, also one that does not arrive.
+    let _ = timeout(READ_TIMEOUT, stream.read(&mut request)).await;
+    if stream.write_all(response.as_bytes()).await.is_ok() {
+        // If it fails, the client has already closed the connection.
+        let _ = stream.shutdown().await;
     }
 }

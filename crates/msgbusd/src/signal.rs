@@ -1,5 +1,5 @@
-//! Telling all tasks of a thread something, once. A `CancellationToken` does that too, but takes two locks each
-//! time one of its futures is polled, which is at every wake of every connection.
+//! A one-time signal to all tasks of a thread. A `CancellationToken` alone takes two locks each time one of its
+//! futures is polled, and each wake of each connection polls one.
 
 use std::{
     pin::Pin,
@@ -16,7 +16,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Something that happens once.
+/// A signal that is sent once and stays set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Signal(Arc<State>);
 
@@ -36,13 +36,13 @@ impl Signal {
         self.0.is_cancelled.load(Acquire)
     }
 
-    /// Waits for it. No poll but the first takes a lock, unless the task changes.
+    /// Waits for the signal. Only the first poll by a task takes a lock.
     pub(crate) fn cancelled(&self) -> Cancelled {
         let registered = self.0.token.clone().cancelled_owned();
         Cancelled { signal: self.clone(), waker: None, registered }
     }
 
-    /// Runs a task until it ends or this is cancelled.
+    /// Runs a task until it ends or the signal is sent.
     pub(crate) fn ends<F: Future<Output = ()>>(&self, task: F) -> Ended<F> {
         Ended { cancelled: self.cancelled(), task }
     }
@@ -53,7 +53,7 @@ pin_project! {
     #[derive(Debug)]
     pub(crate) struct Cancelled {
         signal: Signal,
-        // The one that is woken.
+        // The waker that is registered with the token.
         waker: Option<Waker>,
         #[pin]
         registered: WaitForCancellationFutureOwned,
@@ -69,7 +69,7 @@ impl Future for Cancelled {
         if this.signal.is_cancelled() {
             return Poll::Ready(());
         }
-        // It was not cancelled after this was registered, or it is about to be woken.
+        // Either the signal was not sent since the waker was registered, or it is about to wake the task.
         if this.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn all_who_wait_are_told_and_whoever_comes_later() {
+    async fn current_and_later_waiters_are_released() {
         let signal = Signal::default();
         let waiting: Vec<_> = (0..3).map(|_| tokio::spawn(signal.cancelled())).collect();
         let ended = tokio::spawn(signal.ends(std::future::pending()));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_moves_to_another_task_is_told_there() {
+    async fn a_waiter_that_moves_to_another_task_is_woken_there() {
         let signal = Signal::default();
         let mut waiting = Box::pin(signal.cancelled());
         assert!(timeout(Duration::from_millis(1), waiting.as_mut()).await.is_err());

@@ -1,4 +1,4 @@
-//! What the server has once, whatever its doors are.
+//! The state that the whole server shares, independent of its doors.
 
 use std::sync::Arc;
 
@@ -18,17 +18,17 @@ use crate::{
     metrics::Metrics,
 };
 
-/// The state of the server.
+/// The shared state of the server.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) bus: MessageBus,
     pub(crate) config: Config,
-    /// `None` where everybody may do everything.
+    /// `None` if the server has no keys and every client may do everything.
     pub(crate) keyring: Option<Arc<Keyring>>,
     pub(crate) metrics: Metrics,
     pub(crate) frames: FrameCaches,
     pub(crate) inflight: Inflight,
-    /// Websockets and streams.
+    /// Counts websockets and streams.
     pub(crate) subscriptions: Arc<Quota>,
     pub(crate) connections: Arc<ConnectionLimiter>,
     pub(crate) rates: RateLimiter,
@@ -37,10 +37,10 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(config: Config, keyring: Option<Arc<Keyring>>) -> Self {
-        const OF_ANOTHER_MACHINE: usize = 1000;
+        const DEFAULT_PER_ADDRESS: usize = 1000;
         let per_address = match config.max_connections_per_address {
-            Some(most) => PerAddress::Max(most),
-            None => PerAddress::MaxExceptLoopback(OF_ANOTHER_MACHINE),
+            Some(max) => PerAddress::Max(max),
+            None => PerAddress::MaxExceptLoopback(DEFAULT_PER_ADDRESS),
         };
         Self {
             bus: MessageBus::new(config.bus.clone()),

@@ -1,6 +1,5 @@
-//! What the connections of one thread share with each other and with no other thread: a request, a poll
-//! or a delivery that took a lock or counted in a place of the whole process would have all threads wait
-//! for one cache line.
+//! State that the connections of one thread share, and no other thread: if every request, poll or delivery took a
+//! process-wide lock or incremented a process-wide counter, all threads would contend for one cache line.
 
 use std::{
     ops::Deref,
@@ -15,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{signal::Signal, state::App};
 
-/// The server as one thread has it: everything of [`App`], and a share of what would be contended.
+/// The server as seen by one thread: the shared [`App`], and this thread's own counters and tasks.
 #[derive(Debug)]
 pub(crate) struct Worker {
     app: Arc<App>,
@@ -24,7 +23,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// One more share, which [`App`]'s metrics count in.
+    /// Creates a worker, and registers its counter with the metrics of [`App`].
     pub(crate) fn new(app: &Arc<App>) -> Arc<Self> {
         let requests = app.metrics.requests_of_a_worker();
         Arc::new(Self { app: Arc::clone(app), requests, tasks: Tasks::default() })
@@ -44,7 +43,8 @@ impl Deref for Worker {
     }
 }
 
-/// A counter with a cache line of its own, or two where the processor fetches them in pairs.
+/// A counter that shares its cache line with no other data. The alignment is two lines, because some processors
+/// fetch lines in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Counter(AtomicU64);
@@ -59,23 +59,23 @@ impl Counter {
     }
 }
 
-/// The tasks of one worker, and how they are told to end.
+/// The tasks of one worker, and the signals that end them.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
     pub(crate) tracker: TaskTracker,
-    /// Finish what is under way, then end.
+    /// Tells tasks to finish what they are doing and then end.
     pub(crate) drain: Signal,
-    /// End now.
+    /// Drops all tasks at once.
     pub(crate) cut: Signal,
 }
 
 impl Tasks {
-    /// Runs a task that the drain waits for and the cut ends, beside the one that calls this.
+    /// Spawns a task on the current runtime. The drain waits for it, and the cut drops it.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.spawn_on(&Handle::current(), task);
     }
 
-    /// The same, on another runtime.
+    /// Like [`spawn`](Self::spawn), on the given runtime.
     pub(crate) fn spawn_on(
         &self,
         runtime: &Handle,

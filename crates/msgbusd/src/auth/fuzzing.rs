@@ -1,4 +1,4 @@
-//! The fuzz target of the file of keys and its grants.
+//! The fuzz target for the key file and grants.
 
 use std::{path::PathBuf, str};
 
@@ -7,11 +7,11 @@ use msgbus_core::TopicName;
 use super::{Action, Grant, Hash, KeyFile, NewKey, Permission, Principal, secret::check_name};
 use crate::fuzzing::common::is_a_line;
 
-/// Read as a file of keys, as a grant and as the name of a key: what is printed is read back as the same,
-/// and what is wrong is one line that never has a secret in it.
+/// Parses `data` as a key file, as a grant and as the name of a key. Printed values parse to the same value, and
+/// an error is one line without a secret.
 ///
 /// # Panics
-/// When one of that is not so.
+/// When a property does not hold.
 pub fn keys(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     match read(text) {
@@ -34,33 +34,34 @@ pub(crate) fn hash(secret: &str) -> String {
     Hash::of(secret).to_string()
 }
 
-/// Written as TOML again, a file has the same keys with the same grants.
+/// Checks that a file written as TOML again has the same keys with the same grants.
 fn is_read_back(file: &KeyFile) {
-    let anybody = &file.keys.anonymous;
+    let anonymous = &file.keys.anonymous;
     let allow = |principal: &Principal| {
         let grants = principal.grants.iter().map(|grant| toml_string(&grant.to_string()));
         format!("allow = [{}]\n", grants.collect::<Vec<_>>().join(", "))
     };
-    let mut text = format!("[anonymous]\n{}", allow(anybody));
+    let mut text = format!("[anonymous]\n{}", allow(anonymous));
     for principal in file.keys.by_hash.values() {
-        let (name, hash) = principal.key.as_ref().expect("who has a hash has a key");
+        let (name, hash) = principal.key.as_ref().expect("a principal with a hash has a key");
         text.push_str(&format!("[keys.{name}]\nhash = \"{hash}\"\n{}", allow(principal)));
-        let gives_as_much = anybody.grants.iter().all(|grant| principal.grants.contains(grant));
-        assert!(gives_as_much, "{name} may do less than who has no key");
+        let includes_anonymous =
+            anonymous.grants.iter().all(|grant| principal.grants.contains(grant));
+        assert!(includes_anonymous, "{name} may do less than a client without a key");
     }
     let back = read(&text).expect("it was just written");
-    assert_eq!(back.keys.anonymous.grants, anybody.grants);
+    assert_eq!(back.keys.anonymous.grants, anonymous.grants);
     assert_eq!(back.keys.by_hash.len(), file.keys.by_hash.len());
     for (hash, principal) in &file.keys.by_hash {
         let same = &back.keys.by_hash[hash];
         assert_eq!(same.key, principal.key);
-        // Those of anybody are there twice now.
+        // The grants of [anonymous] were appended a second time.
         let own = &same.grants[..principal.grants.len()];
         assert_eq!(own, principal.grants);
     }
 }
 
-/// A string of JSON, but for the one character that TOML would have escaped.
+/// A TOML string: like JSON, but TOML escapes one more character.
 fn toml_string(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007F")
 }
@@ -74,18 +75,18 @@ fn grant(text: &str) {
     let (action, pattern) = text.split_once(':').expect("a grant has a colon");
     for known in [Action::Publish, Action::Pull, Action::Subscribe, Action::Delete, Action::Inspect]
     {
-        let need = Permission::EveryTopic(known);
-        let of_this_action = action == "*" || need.to_string() == format!("{action}:**");
-        assert_eq!(grant.gives(Permission::SomeTopic(known)), of_this_action);
-        assert_eq!(grant.gives(need), of_this_action && pattern == "**");
+        let permission = Permission::EveryTopic(known);
+        let of_this_action = action == "*" || permission.to_string() == format!("{action}:**");
+        assert_eq!(grant.allows(Permission::SomeTopic(known)), of_this_action);
+        assert_eq!(grant.allows(permission), of_this_action && pattern == "**");
         if let Ok(topic) = TopicName::new(pattern) {
-            let need = Permission::Topic(known, &topic);
-            assert_eq!(grant.gives(need), of_this_action);
-            let wanted: Grant = need.to_string().parse().expect("what is missing is a grant");
-            assert!(wanted.gives(need));
+            let permission = Permission::Topic(known, &topic);
+            assert_eq!(grant.allows(permission), of_this_action);
+            let wanted: Grant = permission.to_string().parse().expect("what is missing is a grant");
+            assert!(wanted.allows(permission));
         }
     }
-    // The file takes it as `msgbusd key new` writes it.
+    // The key file accepts the lines that `msgbusd key new` prints.
     let key = NewKey::make("a", std::slice::from_ref(&grant)).expect("there is randomness");
     let file = read(&key.lines).expect("it was made for the file");
     assert_eq!(file.keys.by_hash[&Hash::of(&key.secret)].grants, [grant]);
@@ -101,7 +102,7 @@ fn name(text: &str) {
     assert_eq!(file.keys.by_hash[&Hash::of("x")].key_name(), Some(text));
 }
 
-/// What stands in the place of a hash may be the secret itself.
+/// Checks that an invalid hash, which may be the secret itself, is not quoted in the error.
 fn no_hash(text: &str) {
     let lines = |hash: &str| format!("[keys.a]\nhash = {}\nallow = []\n", toml_string(hash));
     match (text.parse::<Hash>(), read(&lines(text))) {
@@ -111,6 +112,6 @@ fn no_hash(text: &str) {
         }
         (Ok(hash), Err(_)) => assert_eq!(hash, Hash::of("")),
         (Err(why), Err(error)) => assert_eq!(error, format!("keys.toml:2: keys.a: hash: {why}")),
-        (Err(why), Ok(_)) => panic!("the file takes it as a hash, but {why}"),
+        (Err(why), Ok(_)) => panic!("the file accepts it as a hash, but {why}"),
     }
 }

@@ -1,10 +1,10 @@
-//! What a key allows: an action on the topics of a pattern, written `publish:orders/**`.
+//! Grants: an action on the topics that match a pattern, written `publish:orders/**`.
 
 use std::{fmt, str::FromStr};
 
 use msgbus_core::{TopicName, TopicPattern};
 
-/// What can be done to a topic.
+/// An action on a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     Publish,
@@ -29,7 +29,7 @@ impl Action {
     }
 }
 
-/// One permission: an action, or all of them, on the topics that a pattern stands for.
+/// A grant of a key: one action, or all actions, on the topics that match a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// `None` for every action.
@@ -38,25 +38,25 @@ pub struct Grant {
     is_for_all_topics: bool,
 }
 
-/// What a request needs.
+/// A permission that a request needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Permission<'a> {
     /// The action on this topic.
     Topic(Action, &'a TopicName),
     /// The action on every topic.
     EveryTopic(Action),
-    /// The action on one topic at least.
+    /// The action on at least one topic.
     SomeTopic(Action),
-    /// A key, whatever it allows.
+    /// Any key, whatever its grants.
     Key,
 }
 
 impl Grant {
-    pub(super) const SHAPE: &str = "write it as ACTION:TOPIC, as in publish:orders/** or *:**";
+    pub(super) const SHAPE: &str = "expected ACTION:TOPIC, such as publish:orders/** or *:**";
 
-    pub(super) fn gives(&self, need: Permission<'_>) -> bool {
+    pub(super) fn allows(&self, permission: Permission<'_>) -> bool {
         let is_for = |action| self.action.is_none_or(|own| own == action);
-        match need {
+        match permission {
             Permission::Topic(action, topic) => is_for(action) && self.pattern.matches(topic),
             Permission::EveryTopic(action) => is_for(action) && self.is_for_all_topics,
             Permission::SomeTopic(action) => is_for(action),
@@ -66,7 +66,7 @@ impl Grant {
 }
 
 impl FromStr for Grant {
-    /// What is wrong, and what would be right.
+    /// The error text. It says what is expected.
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -74,7 +74,9 @@ impl FromStr for Grant {
         let known = Action::ALL.into_iter().find(|known| known.name() == action);
         if known.is_none() && action != "*" {
             let names = Action::ALL.map(Action::name).join(", ");
-            return Err(format!("no such action: {action:?}; there are {names}, and * for all"));
+            return Err(format!(
+                "unknown action {action:?}; expected one of {names}, or * for all"
+            ));
         }
         Ok(Self {
             action: known,
@@ -90,7 +92,7 @@ impl fmt::Display for Grant {
     }
 }
 
-/// As a grant that would give it.
+/// Printed as a grant that allows it.
 impl fmt::Display for Permission<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -122,7 +124,7 @@ mod tests {
             let topic = topic.parse().unwrap();
             let parsed: Grant = grant.parse().unwrap();
             assert_eq!(
-                parsed.gives(Permission::Topic(action, &topic)),
+                parsed.allows(Permission::Topic(action, &topic)),
                 expected,
                 "{grant} {topic}"
             );
@@ -140,19 +142,19 @@ mod tests {
             ("pull:**", false, false),
         ] {
             let grant: Grant = grant.parse().unwrap();
-            assert_eq!(grant.gives(Permission::EveryTopic(Action::Inspect)), every, "{grant}");
-            assert_eq!(grant.gives(Permission::SomeTopic(Action::Inspect)), some, "{grant}");
+            assert_eq!(grant.allows(Permission::EveryTopic(Action::Inspect)), every, "{grant}");
+            assert_eq!(grant.allows(Permission::SomeTopic(Action::Inspect)), some, "{grant}");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_what_would_be_right() {
+    fn errors_say_what_is_expected() {
         for (text, mention) in [
             ("publish", "ACTION:TOPIC"),
             ("", "ACTION:TOPIC"),
-            ("publsh:a", "there are publish, pull, subscribe, delete, inspect, and * for all"),
-            (":a", "no such action"),
-            ("Publish:a", "no such action"),
+            ("publsh:a", "one of publish, pull, subscribe, delete, inspect, or * for all"),
+            (":a", "unknown action"),
+            ("Publish:a", "unknown action"),
             ("publish:", "must not be empty"),
             ("publish:a//b", "empty"),
             ("publish:**/a", "last segment"),

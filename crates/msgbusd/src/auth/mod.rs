@@ -1,12 +1,12 @@
-//! Keys, and what each of them allows. It knows no socket and no HTTP: a secret or a ticket comes as
-//! text, and who may do what is decided here. docs/protocol.md, section 13.
+//! Keys and their grants (docs/protocol.md, section 13). This module decides which client may do what. It knows no
+//! sockets and no HTTP: a door passes a secret or a ticket as text.
 
 mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod grant;
-mod permit;
-mod ring;
+mod keyring;
+mod live_authorization;
 mod secret;
 mod tickets;
 
@@ -15,31 +15,31 @@ use std::{collections::HashMap, sync::Arc};
 pub use self::{
     file::{KeyFile, KeyFileError},
     grant::Grant,
-    ring::Keyring,
+    keyring::Keyring,
     secret::{NewKey, NewKeyError},
 };
 pub(crate) use self::{
     grant::{Action, Permission},
-    permit::LiveAuthorization,
+    live_authorization::LiveAuthorization,
     secret::Hash,
-    tickets::{TICKET_LIVES, TooManyTickets},
+    tickets::{TICKET_LIFETIME, TooManyTickets},
 };
 
 use crate::limits::rate::Rate;
 
-/// Who asks: the holder of a key, or anybody.
+/// The identity of a client: the holder of a key, or anonymous.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Principal {
-    /// The name and the hash of the key; `None` for anybody.
+    /// The name and the hash of the key; `None` for anonymous.
     key: Option<(String, Hash)>,
-    /// Those of anybody included: to leave the key away would give no more.
+    /// The grants of the key and those of anonymous, so that a key never allows less than no key.
     grants: Vec<Grant>,
-    /// How fast it may publish, if the file says so.
+    /// The publish rate that the key file sets, if any.
     publish_rate: Option<Rate>,
 }
 
 impl Principal {
-    /// The name of the key; `None` for anybody.
+    /// The name of the key; `None` for anonymous.
     pub(crate) fn key_name(&self) -> Option<&str> {
         self.key.as_ref().map(|(name, _)| name.as_str())
     }
@@ -52,26 +52,26 @@ impl Principal {
         self.publish_rate
     }
 
-    pub(crate) fn may(&self, need: Permission<'_>) -> bool {
-        match need {
+    pub(crate) fn can(&self, permission: Permission<'_>) -> bool {
+        match permission {
             Permission::Key => self.key.is_some(),
-            need => self.grants.iter().any(|grant| grant.gives(need)),
+            permission => self.grants.iter().any(|grant| grant.allows(permission)),
         }
     }
 }
 
-/// What a file of keys says.
+/// The content of a key file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Keys {
     anonymous: Arc<Principal>,
-    /// Looked up by the hash of what a client says. How long that takes may tell something about the
-    /// hashes here, and nobody can make a secret of a hash.
+    /// Keyed by the hash of the secret. The time of a look-up may leak something about these hashes; that is
+    /// harmless, because a hash cannot be turned into its secret.
     by_hash: HashMap<Hash, Arc<Principal>>,
 }
 
 impl Keys {
-    /// Who this caller is by now; `None` where the key is gone.
-    fn same(&self, principal: &Principal) -> Option<&Arc<Principal>> {
+    /// The current grants of a principal; `None` if its key has been removed.
+    fn current(&self, principal: &Principal) -> Option<&Arc<Principal>> {
         match &principal.key {
             Some((_, hash)) => self.by_hash.get(hash),
             None => Some(&self.anonymous),

@@ -1,8 +1,7 @@
-//! Secrets: how they are made, and the hash that is all the server keeps of one.
+//! Secrets and their hashes. The server keeps only the hash.
 //!
-//! A secret is 256 bits of the system's randomness, so nobody guesses one, and a fast hash is right: a
-//! slow one makes guessing dear, which is for passwords that people think of, and would be paid for
-//! with every request.
+//! A secret has 256 random bits, so it cannot be guessed, and a fast hash is the right choice: a slow hash protects
+//! passwords that people choose, and would slow down every request.
 
 use std::{fmt, str::FromStr};
 
@@ -12,13 +11,13 @@ use thiserror::Error;
 
 use super::grant::Grant;
 
-/// What a secret begins with, so that whoever finds one knows what it is.
+/// The prefix of secrets, which makes a leaked one recognizable.
 const PREFIX: &str = "mbk_";
 /// In bytes.
-const SECRET: usize = 32;
+const SECRET_SIZE: usize = 32;
 const HASH_PREFIX: &str = "sha256:";
 
-/// The SHA-256 of a secret, as text `sha256:` and 64 hex digits.
+/// The SHA-256 of a secret. Its text is `sha256:` and 64 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Hash([u8; 32]);
 
@@ -29,11 +28,11 @@ impl Hash {
 }
 
 impl FromStr for Hash {
-    /// What would be right. What is there is not repeated: it may be the secret itself.
+    /// What is expected. The text is not quoted, because it may be the secret itself.
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = "write it as sha256: and 64 hex digits, as msgbusd key new prints it";
+        let wrong = "expected sha256: and 64 hex digits, as msgbusd key new prints them";
         let digits = text.strip_prefix(HASH_PREFIX).ok_or(wrong)?;
         let mut hash = [0; 32];
         if digits.len() != 2 * hash.len() || !digits.bytes().all(|d| d.is_ascii_hexdigit()) {
@@ -53,66 +52,66 @@ impl fmt::Display for Hash {
     }
 }
 
-/// Whether this may be a secret that is in the wrong place, and is not to be repeated in an error.
-pub(super) fn may_be_one(text: &str) -> bool {
-    const SHORTEST: usize = 32;
-    let is_of_one = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '+' | '=');
-    let mut words = text.split(|c| !is_of_one(c));
-    text.contains(PREFIX) || words.any(|word| word.len() >= SHORTEST)
+/// Whether this may be a misplaced secret, which errors must not quote.
+pub(super) fn may_be_secret(text: &str) -> bool {
+    const MIN_LENGTH: usize = 32;
+    let is_secret_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '+' | '=');
+    let mut words = text.split(|c| !is_secret_char(c));
+    text.contains(PREFIX) || words.any(|word| word.len() >= MIN_LENGTH)
 }
 
-/// Something that nobody guesses: bytes of the system's randomness, in base64url.
+/// Random bytes of the system in base64url, after a prefix.
 ///
 /// # Errors
-/// When the system has none to give.
+/// When the system's random number generator fails.
 pub(super) fn random<const BYTES: usize>(prefix: &str) -> Result<String, getrandom::Error> {
     let mut bytes = [0; BYTES];
     getrandom::fill(&mut bytes)?;
     Ok(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes)))
 }
 
-/// Why a name is none for a key.
+/// Checks the name of a key.
 pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if name.contains(PREFIX) {
-        return Err("a secret is no name for a key");
+        return Err("a secret cannot be the name of a key");
     }
     if !name.is_empty() && name.len() <= 64 && name.bytes().all(fits) {
         Ok(())
     } else {
-        Err("a name of a key has up to 64 letters, digits, - and _")
+        Err("a key name has 1 to 64 letters, digits, - and _")
     }
 }
 
-/// A key that has just been made.
+/// A new key.
 pub struct NewKey {
-    /// What its holder has to say. It is kept nowhere else.
+    /// The secret. It is not stored anywhere else.
     pub secret: String,
-    /// The lines for the file.
+    /// The lines for the key file.
     pub lines: String,
 }
 
-/// Why there is no new key.
+/// Why a key cannot be created.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum NewKeyError {
-    /// The name could not stand in the file.
+    /// The name is not valid.
     #[error("{0}")]
     Name(&'static str),
-    /// The system has no randomness to give.
-    #[error("cannot make a secret: {0}")]
+    /// The system's random number generator failed.
+    #[error("cannot create a secret: {0}")]
     Randomness(String),
 }
 
 impl NewKey {
-    /// Makes a key of this name.
+    /// Creates a key with this name.
     ///
     /// # Errors
-    /// When the name could not stand in the file, or the system has no randomness to give.
+    /// When the name is not valid, or the system's random number generator fails.
     pub fn make(name: &str, grants: &[Grant]) -> Result<Self, NewKeyError> {
         check_name(name).map_err(NewKeyError::Name)?;
-        let secret =
-            random::<SECRET>(PREFIX).map_err(|error| NewKeyError::Randomness(error.to_string()))?;
+        let secret = random::<SECRET_SIZE>(PREFIX)
+            .map_err(|error| NewKeyError::Randomness(error.to_string()))?;
         let allow: Vec<String> =
             grants.iter().map(|grant| toml_string(&grant.to_string())).collect();
         let lines = format!(
@@ -124,14 +123,14 @@ impl NewKey {
     }
 }
 
-/// Without the secret.
+/// Omits the secret.
 impl fmt::Debug for NewKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NewKey").field("lines", &self.lines).finish_non_exhaustive()
     }
 }
 
-/// A grant has no control characters: only these two have a meaning in TOML.
+/// A grant has no control characters, so only these two characters need an escape in TOML.
 fn toml_string(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
@@ -141,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_is_that_of_sha256sum() {
+    fn the_hash_equals_that_of_sha256sum() {
         let text = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(Hash::of("abc").to_string(), text);
         assert_eq!(text.parse(), Ok(Hash::of("abc")));
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn each_secret_is_another_one_and_long() {
+    fn secrets_are_unique_and_long() {
         let make = || NewKey::make("a", &["pull:a".parse().unwrap()]).unwrap();
         let (one, other) = (make(), make());
         assert_ne!(one.secret, other.secret);

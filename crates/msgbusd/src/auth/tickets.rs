@@ -1,4 +1,4 @@
-//! Tickets: what a web page says in the place of a key where it can send no header.
+//! Tickets: a web page uses one instead of a key where it cannot send headers.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -6,21 +6,21 @@ use tokio::time::Instant;
 
 use super::{Principal, secret};
 
-/// How long a ticket can be used.
-pub(crate) const TICKET_LIVES: Duration = Duration::from_secs(30);
-/// The most that are open at a time.
-const MOST: usize = 10_000;
-/// The most of one key: its holder is not to take them all from the others.
-const MOST_OF_A_KEY: usize = 1_000;
+/// The time in which a ticket can be redeemed.
+pub(crate) const TICKET_LIFETIME: Duration = Duration::from_secs(30);
+/// The maximum number of open tickets.
+const MAX_TICKETS: usize = 10_000;
+/// The maximum number of open tickets of one key, so that one client cannot use them all up.
+const MAX_PER_KEY: usize = 1_000;
 const PREFIX: &str = "mbt_";
-/// In bytes: more than can be tried in half a minute.
+/// In bytes. Too many to guess a ticket within its lifetime.
 const SIZE: usize = 16;
 
-/// The tickets that nobody has used yet.
+/// The open tickets.
 #[derive(Default)]
 pub(super) struct Tickets(HashMap<String, Ticket>);
 
-/// Without the tickets: who reads one may use it.
+/// Omits the tickets: they are secrets.
 impl fmt::Debug for Tickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tickets({})", self.0.len())
@@ -29,42 +29,42 @@ impl fmt::Debug for Tickets {
 
 #[derive(Debug)]
 struct Ticket {
-    of: Arc<Principal>,
-    ends: Instant,
+    principal: Arc<Principal>,
+    expires_at: Instant,
 }
 
-/// As many tickets are open as can be, or the system has no randomness to give.
+/// The maximum number of tickets is open, or the system's random number generator failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooManyTickets;
 
 impl Tickets {
     pub(super) fn open(
         &mut self,
-        of: Arc<Principal>,
+        principal: Arc<Principal>,
         now: Instant,
     ) -> Result<String, TooManyTickets> {
-        if self.is_full_for(&of) {
-            self.0.retain(|_, ticket| ticket.ends > now);
+        if self.is_full_for(&principal) {
+            self.0.retain(|_, ticket| ticket.expires_at > now);
         }
-        if self.is_full_for(&of) {
+        if self.is_full_for(&principal) {
             return Err(TooManyTickets);
         }
         let text = secret::random::<SIZE>(PREFIX).map_err(|_| TooManyTickets)?;
-        self.0.insert(text.clone(), Ticket { of, ends: now + TICKET_LIVES });
+        self.0.insert(text.clone(), Ticket { principal, expires_at: now + TICKET_LIFETIME });
         Ok(text)
     }
 
     fn is_full_for(&self, principal: &Principal) -> bool {
-        let is_own = |ticket: &&Ticket| ticket.of.key == principal.key;
-        // They are counted only where they can be too many.
+        let is_own = |ticket: &&Ticket| ticket.principal.key == principal.key;
+        // Counting visits all tickets, so it is done only when the result can matter.
         let own = || self.0.values().filter(is_own).count();
-        self.0.len() >= MOST || (self.0.len() >= MOST_OF_A_KEY && own() >= MOST_OF_A_KEY)
+        self.0.len() >= MAX_TICKETS || (self.0.len() >= MAX_PER_KEY && own() >= MAX_PER_KEY)
     }
 
-    /// Uses a ticket up.
+    /// Removes a ticket. Returns its principal if it has not expired.
     pub(super) fn redeem(&mut self, text: &str, now: Instant) -> Option<Arc<Principal>> {
-        let Ticket { of, ends } = self.0.remove(text)?;
-        Some(of).filter(|_| now < ends)
+        let Ticket { principal, expires_at } = self.0.remove(text)?;
+        Some(principal).filter(|_| now < expires_at)
     }
 }
 
@@ -73,35 +73,35 @@ mod tests {
     use super::{super::Hash, *};
 
     #[test]
-    fn a_ticket_is_for_once_and_not_for_long() {
+    fn a_ticket_is_single_use_and_expires() {
         let principal = Arc::new(Principal { key: None, grants: Vec::new(), publish_rate: None });
         let (mut tickets, now) = (Tickets::default(), Instant::now());
         let once = tickets.open(Arc::clone(&principal), now).unwrap();
         let late = tickets.open(Arc::clone(&principal), now).unwrap();
-        assert!(tickets.redeem(&once, now + TICKET_LIVES - Duration::from_nanos(1)).is_some());
+        assert!(tickets.redeem(&once, now + TICKET_LIFETIME - Duration::from_nanos(1)).is_some());
         assert!(tickets.redeem(&once, now).is_none());
-        assert!(tickets.redeem(&late, now + TICKET_LIVES).is_none());
+        assert!(tickets.redeem(&late, now + TICKET_LIFETIME).is_none());
         assert!(tickets.redeem("mbt_", now).is_none());
     }
 
     #[test]
-    fn a_key_has_only_so_many_and_all_of_them_too() {
+    fn tickets_are_limited_per_key_and_in_total() {
         let holder = |name: String| {
             let hash = Hash::of(&name);
             Arc::new(Principal { key: Some((name, hash)), grants: Vec::new(), publish_rate: None })
         };
         let (mut tickets, now) = (Tickets::default(), Instant::now());
-        for key in 0..MOST / MOST_OF_A_KEY {
+        for key in 0..MAX_TICKETS / MAX_PER_KEY {
             let principal = holder(key.to_string());
-            for _ in 0..MOST_OF_A_KEY {
+            for _ in 0..MAX_PER_KEY {
                 tickets.open(Arc::clone(&principal), now).unwrap();
             }
             assert_eq!(tickets.open(principal, now), Err(TooManyTickets));
         }
         let other = holder("other".to_owned());
         assert_eq!(tickets.open(Arc::clone(&other), now), Err(TooManyTickets));
-        let text = tickets.open(other, now + TICKET_LIVES).unwrap();
-        assert_eq!(tickets.0.len(), 1, "old ones make room");
+        let text = tickets.open(other, now + TICKET_LIFETIME).unwrap();
+        assert_eq!(tickets.0.len(), 1, "expired tickets are dropped");
         assert!(!format!("{tickets:?}").contains(&text));
     }
 }

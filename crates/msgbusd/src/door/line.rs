@@ -1,5 +1,5 @@
-//! A door for tests, which shows what another protocol needs: the service and a byte stream. `PUB topic text` answers
-//! with the id; `SUB topic` answers with each payload in a line.
+//! A door for tests. It shows what another protocol needs: the service and a byte stream. `PUB topic text` returns the
+//! id; `SUB topic` returns each payload in a line.
 
 use std::{future::poll_fn, io, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
 
 async fn serve(worker: Arc<Worker>, stream: TimeoutStream, peer: Peer) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
-    let principal = worker.keyring.as_ref().map(|keyring| keyring.anybody());
+    let principal = worker.keyring.as_ref().map(|keyring| keyring.anonymous());
     let call = Call { worker: &worker, peer, principal };
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 0 {

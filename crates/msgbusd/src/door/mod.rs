@@ -1,4 +1,4 @@
-//! The protocols that clients speak. A door calls the service; it never imports another door's code.
+//! The protocols that clients speak. A door calls the service; doors do not import each other's code.
 
 pub(crate) mod http;
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! What is no message, in the form in which it goes out.
+//! Encodings of events that are not messages.
 
-/// A gap between messages as JSON, where messages are JSON.
+/// A gap in the messages, as a line of JSON.
 pub(crate) fn gap(missed: u64, next_id: u64) -> String {
     format!("{{\"event\":\"gap\",\"missed\":{missed},\"next_id\":{next_id}}}\n")
 }

@@ -1,8 +1,8 @@
-//! Messages made ready for the wire once for everybody who follows the same topic in the same form.
+//! Encodes each message once for all subscribers that follow a topic in the same format.
 //!
-//! Frames of a server are not masked (RFC 6455, section 5.1), so even for websockets the bytes are the
-//! same for all: header and payload are made once and shared. Small frames are kept for those who follow
-//! closely; large ones are shared for as long as somebody writes them.
+//! Frames of a server are not masked (RFC 6455, section 5.1), so the bytes are the same for all subscribers, also on
+//! websockets: header and payload are encoded once and shared. Small frames are kept for subscribers that keep up;
+//! large ones are shared while a subscriber writes them.
 
 #[cfg(test)]
 mod tests;
@@ -28,7 +28,7 @@ use crate::{
     limits::quota::{Quota, QuotaPermit},
 };
 
-/// What a message becomes.
+/// The format in which messages go out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum FrameFormat {
     /// A text frame with the JSON and a line feed.
@@ -44,13 +44,13 @@ pub(crate) enum FrameFormat {
 }
 
 impl FrameFormat {
-    /// Whether more is made of a payload than a header and a line end.
+    /// Whether the payload itself is encoded, and not only put between a header and a line end.
     fn is_encoded(self) -> bool {
         matches!(self, Self::Text | Self::Sse | Self::JsonLine)
     }
 }
 
-/// A message in its form, in up to two pieces: a large payload that needs no encoding stays where it is.
+/// An encoded message, in up to two pieces: a large payload that needs no encoding is not copied.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     head: Bytes,
@@ -92,101 +92,101 @@ impl Frame {
         head + tail
     }
 
-    /// The same, whose large pieces keep something alive.
-    fn with<T: Clone + Send + 'static>(self, owner: &T) -> Self {
-        let held = |bytes: Bytes| {
-            if bytes.len() <= FrameCache::LARGEST {
+    /// The same frame, with large pieces that keep `owner` alive.
+    fn with_owner<T: Clone + Send + 'static>(self, owner: &T) -> Self {
+        let owned = |bytes: Bytes| {
+            if bytes.len() <= FrameCache::MAX_SMALL {
                 return bytes;
             }
-            Bytes::from_owner(Held { bytes, _owner: owner.clone() })
+            Bytes::from_owner(Owned { bytes, _owner: owner.clone() })
         };
-        Self { head: held(self.head), tail: held(self.tail) }
+        Self { head: owned(self.head), tail: owned(self.tail) }
     }
 }
 
-/// Bytes that keep something alive.
-struct Held<T> {
+/// Bytes that keep an owner alive.
+struct Owned<T> {
     bytes: Bytes,
     _owner: T,
 }
 
-impl<T> AsRef<[u8]> for Held<T> {
+impl<T> AsRef<[u8]> for Owned<T> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-/// The rings of all topics that somebody follows.
+/// The caches of all topics that have subscribers.
 #[derive(Debug)]
 pub(crate) struct FrameCaches {
-    rings: Mutex<Caches>,
-    /// Bytes of the frames that all rings keep.
-    bound: Arc<Quota>,
+    caches: Mutex<Caches>,
+    /// The bytes of the frames that all caches keep.
+    quota: Arc<Quota>,
 }
 
 #[derive(Debug, Default)]
 struct Caches {
     /// By epoch, which is unique within a bus.
     all: HashMap<(u64, FrameFormat), Weak<FrameCache>>,
-    /// How many entries there may be before the dead ones are dropped.
-    tidy_at: usize,
+    /// The number of entries at which dead ones are dropped.
+    purge_at: usize,
 }
 
 impl Default for FrameCaches {
     fn default() -> Self {
-        Self { rings: Mutex::default(), bound: Quota::new(Self::MOST_KEPT) }
+        Self { caches: Mutex::default(), quota: Quota::new(Self::MAX_KEPT_BYTES) }
     }
 }
 
 impl FrameCaches {
-    const FEW: usize = 64;
-    const MOST_KEPT: usize = 64 << 20;
+    const MIN_PURGE_THRESHOLD: usize = 64;
+    const MAX_KEPT_BYTES: usize = 64 << 20;
 
-    /// The ring of a topic, which lives as long as somebody holds it.
-    pub(crate) fn cache(&self, epoch: u64, form: FrameFormat) -> Arc<FrameCache> {
-        let mut rings = self.rings.lock();
-        if let Some(ring) = rings.all.get(&(epoch, form)).and_then(Weak::upgrade) {
-            return ring;
+    /// The cache of a topic in a format. It lives while a subscriber holds it.
+    pub(crate) fn cache(&self, epoch: u64, format: FrameFormat) -> Arc<FrameCache> {
+        let mut caches = self.caches.lock();
+        if let Some(cache) = caches.all.get(&(epoch, format)).and_then(Weak::upgrade) {
+            return cache;
         }
-        if rings.all.len() >= rings.tidy_at {
-            rings.all.retain(|_, ring| ring.strong_count() > 0);
-            rings.tidy_at = (rings.all.len() * 2).max(Self::FEW);
+        if caches.all.len() >= caches.purge_at {
+            caches.all.retain(|_, cache| cache.strong_count() > 0);
+            caches.purge_at = (caches.all.len() * 2).max(Self::MIN_PURGE_THRESHOLD);
         }
-        let ring = Arc::new(FrameCache::new(form, Arc::clone(&self.bound)));
-        rings.all.insert((epoch, form), Arc::downgrade(&ring));
-        ring
+        let cache = Arc::new(FrameCache::new(format, Arc::clone(&self.quota)));
+        caches.all.insert((epoch, format), Arc::downgrade(&cache));
+        cache
     }
 
-    /// Drops all frames that are kept, which serve those who follow closely and no longer: a message that
-    /// has expired is not to live on here.
+    /// Drops all kept frames. Subscribers that keep up have received them already, and expired messages must not stay
+    /// in memory here.
     pub(crate) fn clear(&self) {
-        let rings: Vec<_> = self.rings.lock().all.values().filter_map(Weak::upgrade).collect();
-        for ring in rings {
-            ring.clear();
+        let caches: Vec<_> = self.caches.lock().all.values().filter_map(Weak::upgrade).collect();
+        for cache in caches {
+            cache.clear();
         }
     }
 }
 
-/// The latest frames of one topic, and all large ones that somebody still has. Those who lag make their own
-/// small ones.
+/// The latest small frames of one topic, and all large frames that are in use. For a lagging subscriber, small frames
+/// are encoded anew.
 #[derive(Debug)]
 pub(crate) struct FrameCache {
-    form: FrameFormat,
-    /// Made when there is somebody to share with: most topics may have one follower.
+    format: FrameFormat,
+    /// Allocated when there is a second subscriber: many topics have only one.
     slots: OnceLock<Box<[Mutex<Option<Slot>>]>>,
-    /// Whether anything was kept since the last clearing.
+    /// Whether a frame was added since the cache was last cleared.
     used: AtomicBool,
-    bound: Arc<Quota>,
+    quota: Arc<Quota>,
     large: Mutex<Large>,
 }
 
 /// The large frames of one topic.
 #[derive(Debug, Default)]
 struct Large {
-    /// Those that somebody has, by id.
-    taken: HashMap<u64, Weak<Shared>>,
-    /// The latest that took encoding, for the next who follows closely: the one before may have written it
-    /// and dropped it by then. They do not count as in flight.
+    /// The frames in use, by message id.
+    in_use: HashMap<u64, Weak<Shared>>,
+    /// The latest encoded frames, for subscribers that keep up: the first one may have written and dropped a frame
+    /// before the next one needs it. They do not count as in flight.
     latest: VecDeque<LargeSlot>,
 }
 
@@ -203,66 +203,66 @@ struct Slot {
     shared: Arc<Shared>,
 }
 
-/// A frame that the first who needs it encodes, while the others of the same message wait for it.
+/// A shared frame. The first subscriber that needs it encodes it, while the others wait.
 #[derive(Debug, Default)]
 struct Shared {
     encoded: OnceLock<Encoded>,
-    /// Counts it among the frames that are kept.
+    /// Counts it among the kept frames.
     _kept: Option<QuotaPermit>,
 }
 
 #[derive(Debug)]
 struct Encoded {
     frame: Frame,
-    /// Counts it as in flight, once for all who share it.
+    /// Counts it as in flight, once for all subscribers.
     _inflight: Option<QuotaPermit>,
 }
 
 impl Shared {
-    /// The frame of a message, which is encoded outside of every lock.
-    fn frame(&self, message: &Message, form: FrameFormat, inflight: &Inflight) -> Frame {
-        let encode = || Encoded::new(encode(message, form), inflight);
+    /// The frame of a message. Encoding happens outside of all locks.
+    fn frame(&self, message: &Message, format: FrameFormat, inflight: &Inflight) -> Frame {
+        let encode = || Encoded::new(encode(message, format), inflight);
         self.encoded.get_or_init(encode).frame.clone()
     }
 }
 
 impl Encoded {
     fn new(frame: Frame, inflight: &Inflight) -> Self {
-        Self { _inflight: inflight.hold_shared(frame.len()), frame }
+        Self { _inflight: inflight.track_shared(frame.len()), frame }
     }
 }
 
 impl FrameCache {
     const SLOTS: usize = 64;
-    /// Frames that are larger, in bytes, are not kept, and their payload is not copied for a header.
-    const LARGEST: usize = 16 << 10;
-    /// The most bytes of large frames that are kept, if they are several.
-    const LATEST_LARGE: usize = 128 << 10;
+    /// The maximum size of a small frame, in bytes. Larger frames have no slot, and their payload is not copied.
+    const MAX_SMALL: usize = 16 << 10;
+    /// The maximum number of bytes of large frames to keep. One frame is kept in any case.
+    const MAX_LARGE_BYTES: usize = 128 << 10;
 
-    fn new(form: FrameFormat, bound: Arc<Quota>) -> Self {
+    fn new(format: FrameFormat, quota: Arc<Quota>) -> Self {
         Self {
-            form,
+            format,
             slots: OnceLock::new(),
             used: AtomicBool::new(false),
-            bound,
+            quota,
             large: Mutex::default(),
         }
     }
 
-    /// The frame of a message. If it is large it counts as in flight, once however many have it.
+    /// The frame of a message. A large frame counts as in flight, once for all subscribers.
     pub(crate) fn frame(self: &Arc<Self>, message: &Message, inflight: &Inflight) -> Frame {
-        let size = size_hint(message, self.form);
-        if size > Self::LARGEST {
+        let size = size_hint(message, self.format);
+        if size > Self::MAX_SMALL {
             return self.large_frame(message, inflight);
         }
         let is_alone = Arc::strong_count(self) == 1;
         match if is_alone { None } else { self.kept(message.id(), size) } {
-            Some(shared) => shared.frame(message, self.form, inflight),
-            None => encode(message, self.form),
+            Some(shared) => shared.frame(message, self.format, inflight),
+            None => encode(message, self.format),
         }
     }
 
-    /// What is kept of a message; `None` when it is for somebody who lags, or nothing more may be kept.
+    /// The kept frame of a message; `None` if the slot has a newer one, or the quota is used up.
     fn kept(&self, id: u64, size: usize) -> Option<Arc<Shared>> {
         let slots = self.slots.get_or_init(|| (0..Self::SLOTS).map(|_| Mutex::default()).collect());
         #[expect(clippy::cast_possible_truncation, reason = "the remainder is below SLOTS")]
@@ -272,8 +272,8 @@ impl FrameCache {
             Some(kept) if kept.id > id => return None,
             _ => {}
         }
-        let hold = self.bound.take(size)?;
-        let shared = Arc::new(Shared { encoded: OnceLock::new(), _kept: Some(hold) });
+        let permit = self.quota.try_acquire(size)?;
+        let shared = Arc::new(Shared { encoded: OnceLock::new(), _kept: Some(permit) });
         let replaced = slot.replace(Slot { id, shared: Arc::clone(&shared) });
         self.used.store(true, Relaxed);
         drop(slot);
@@ -284,37 +284,37 @@ impl FrameCache {
     fn large_frame(self: &Arc<Self>, message: &Message, inflight: &Inflight) -> Frame {
         let shared = self.large(message.id(), inflight);
         let encoded = shared.encoded.get_or_init(|| {
-            let frame = encode(message, self.form);
-            if Arc::strong_count(self) > 1 && self.form.is_encoded() {
+            let frame = encode(message, self.format);
+            if Arc::strong_count(self) > 1 && self.format.is_encoded() {
                 self.keep_large(message.id(), &frame);
             }
             Encoded::new(frame, inflight)
         });
-        encoded.frame.clone().with(&shared)
+        encoded.frame.clone().with_owner(&shared)
     }
 
     fn large(&self, id: u64, inflight: &Inflight) -> Arc<Shared> {
         let mut large = self.large.lock();
-        let Large { taken, latest } = &mut *large;
-        if let Some(shared) = taken.get(&id).and_then(Weak::upgrade) {
+        let Large { in_use, latest } = &mut *large;
+        if let Some(shared) = in_use.get(&id).and_then(Weak::upgrade) {
             return shared;
         }
-        if taken.len() == taken.capacity() {
-            taken.retain(|_, shared| shared.strong_count() > 0);
+        if in_use.len() == in_use.capacity() {
+            in_use.retain(|_, shared| shared.strong_count() > 0);
         }
         let kept = latest.iter().find(|slot| slot.id == id);
         let encoded = kept.map_or_else(OnceLock::new, |slot| {
             OnceLock::from(Encoded::new(slot.frame.clone(), inflight))
         });
         let shared = Arc::new(Shared { encoded, _kept: None });
-        taken.insert(id, Arc::downgrade(&shared));
+        in_use.insert(id, Arc::downgrade(&shared));
         self.used.store(true, Relaxed);
         shared
     }
 
-    /// Keeps a frame, beside as many older ones as a batch may have.
+    /// Keeps a large frame, and drops the oldest ones beyond [`MAX_LARGE_BYTES`](Self::MAX_LARGE_BYTES).
     fn keep_large(&self, id: u64, frame: &Frame) {
-        let Some(kept) = self.bound.take(frame.len()) else { return };
+        let Some(kept) = self.quota.try_acquire(frame.len()) else { return };
         let mut large = self.large.lock();
         let latest = &mut large.latest;
         if latest.back().is_some_and(|slot| slot.id >= id) {
@@ -323,13 +323,13 @@ impl FrameCache {
         latest.push_back(LargeSlot { id, frame: frame.clone(), _kept: kept });
         let mut bytes: usize = latest.iter().map(|slot| slot.frame.len()).sum();
         let mut dropped = Vec::new();
-        while bytes > Self::LATEST_LARGE && latest.len() > 1 {
+        while bytes > Self::MAX_LARGE_BYTES && latest.len() > 1 {
             if let Some(slot) = latest.pop_front() {
                 bytes -= slot.frame.len();
                 dropped.push(slot);
             }
         }
-        // Freed when no lock is held.
+        // `dropped` is freed after the lock is released.
         drop(large);
     }
 
@@ -342,27 +342,27 @@ impl FrameCache {
             drop(kept);
         }
         let mut large = self.large.lock();
-        large.taken.retain(|_, shared| shared.strong_count() > 0);
-        large.taken.shrink_to_fit();
+        large.in_use.retain(|_, shared| shared.strong_count() > 0);
+        large.in_use.shrink_to_fit();
         let latest = std::mem::take(&mut large.latest);
         drop(large);
         drop(latest);
     }
 }
 
-/// About how large the frame of a message is, in bytes.
-fn size_hint(message: &Message, form: FrameFormat) -> usize {
-    match form {
-        FrameFormat::Binary | FrameFormat::RawLine => message.payload().len() + LONGEST_HEADER,
+/// The approximate size of the frame of a message, in bytes.
+fn size_hint(message: &Message, format: FrameFormat) -> usize {
+    match format {
+        FrameFormat::Binary | FrameFormat::RawLine => message.payload().len() + MAX_HEADER,
         FrameFormat::Text | FrameFormat::Sse | FrameFormat::JsonLine => json::size_hint(message),
     }
 }
 
-/// The bytes of a message in this form, complete.
-fn encode(message: &Message, form: FrameFormat) -> Frame {
+/// Encodes a message.
+fn encode(message: &Message, format: FrameFormat) -> Frame {
     let payload = message.payload();
-    let is_large = payload.len() > FrameCache::LARGEST;
-    match form {
+    let is_large = payload.len() > FrameCache::MAX_SMALL;
+    match format {
         FrameFormat::Text => text_frame(message),
         FrameFormat::Binary if is_large => {
             Frame::new(header(Data::Binary, payload.len()), payload.clone())
@@ -380,31 +380,32 @@ fn encode(message: &Message, form: FrameFormat) -> Frame {
     }
 }
 
-/// A text frame with the JSON and a line feed, written behind space for the longest header.
+/// A text frame with the JSON and a line feed. They are written after space for the longest header, because the size
+/// is not known before.
 fn text_frame(message: &Message) -> Frame {
-    let mut bytes = json_line(message, &[0; LONGEST_HEADER], b"\n");
-    let header = header(Data::Text, bytes.len() - LONGEST_HEADER);
-    let start = LONGEST_HEADER - header.len();
-    bytes[start..LONGEST_HEADER].copy_from_slice(&header);
+    let mut bytes = json_line(message, &[0; MAX_HEADER], b"\n");
+    let header = header(Data::Text, bytes.len() - MAX_HEADER);
+    let start = MAX_HEADER - header.len();
+    bytes[start..MAX_HEADER].copy_from_slice(&header);
     Frame::new(Bytes::from(bytes).slice(start..), "")
 }
 
-fn json_line(message: &Message, before: &[u8], behind: &[u8]) -> Vec<u8> {
-    let size = before.len() + json::size_hint(message) + behind.len();
+fn json_line(message: &Message, before: &[u8], after: &[u8]) -> Vec<u8> {
+    let size = before.len() + json::size_hint(message) + after.len();
     let mut line = Vec::with_capacity(size);
     line.extend_from_slice(before);
     json::write_message(&mut line, message);
-    line.extend_from_slice(behind);
+    line.extend_from_slice(after);
     line
 }
 
-/// In bytes.
-const LONGEST_HEADER: usize = 10;
+/// The size of the longest header of a server's frame, in bytes.
+const MAX_HEADER: usize = 10;
 
 /// The header of a complete, final websocket frame.
 fn header(kind: Data, length: usize) -> Vec<u8> {
     let header = FrameHeader { opcode: OpCode::Data(kind), ..FrameHeader::default() };
-    let mut bytes = Vec::with_capacity(LONGEST_HEADER);
+    let mut bytes = Vec::with_capacity(MAX_HEADER);
     // Writing to a Vec cannot fail.
     let _ = header.format(length as u64, &mut bytes);
     bytes

@@ -1,4 +1,4 @@
-//! Messages in the form in which they go out.
+//! Messages and events encoded for the wire.
 
 pub(crate) mod events;
 pub(crate) mod frame_cache;

@@ -1,4 +1,4 @@
-//! The limiter of connections: so many in all, and so many of one address.
+//! Limits the number of connections, in total and per address.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::{net::client_prefix::ClientPrefix, service::code::Code};
 
-/// Places for connections.
+/// Counts open connections and enforces the limits.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
     limit: usize,
@@ -14,24 +14,24 @@ pub(crate) struct ConnectionLimiter {
     in_use: Mutex<InUse>,
 }
 
-/// How many of them one address may have.
+/// The maximum number of connections per address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PerAddress {
     Unlimited,
-    /// So many, whoever it is.
+    /// The same limit for every address.
     Max(usize),
-    /// So many, unless it is this machine: there are proxies, and whoever tries something out.
+    /// A limit for every address but loopback, which proxies and local tests use.
     MaxExceptLoopback(usize),
 }
 
 #[derive(Debug, Default)]
 struct InUse {
-    all: usize,
-    /// Of those that are counted and have one at least.
-    of: HashMap<ClientPrefix, usize>,
+    total: usize,
+    /// The addresses that are counted and have at least one connection.
+    by_prefix: HashMap<ClientPrefix, usize>,
 }
 
-/// Why there is no place.
+/// The limit that refused a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LimitExceeded {
     Total,
@@ -39,15 +39,15 @@ pub(crate) enum LimitExceeded {
 }
 
 impl LimitExceeded {
-    /// What the client is told, a line.
+    /// The response text, one line.
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Self::Total => "too many connections: try again in a bit\n",
+            Self::Total => "too many connections: try again later\n",
             Self::PerAddress => "too many connections from this address: close some first\n",
         }
     }
 
-    /// The word in the metrics.
+    /// The code word for metrics.
     pub(crate) fn code(self) -> Code {
         match self {
             Self::Total => Code::TooManyConnections,
@@ -66,61 +66,62 @@ impl ConnectionLimiter {
     }
 
     pub(crate) fn in_use(&self) -> usize {
-        self.in_use.lock().all
+        self.in_use.lock().total
     }
 
-    /// A place for a connection from this address; where there is none, as with a unix socket, only all of
-    /// them together are counted.
+    /// Counts a connection from this address. A connection without an address (unix socket) counts only toward the
+    /// total.
     pub(crate) fn try_acquire(
         self: &Arc<Self>,
         address: Option<IpAddr>,
     ) -> Result<ConnectionPermit, LimitExceeded> {
-        let counted = address.and_then(|address| self.counted(address));
+        let counted = address.and_then(|address| self.limit_for(address));
         let mut in_use = self.in_use.lock();
-        if in_use.all >= self.limit {
+        if in_use.total >= self.limit {
             return Err(LimitExceeded::Total);
         }
-        if let Some((network, most)) = counted {
-            let own = in_use.of.entry(network).or_default();
-            if *own >= most {
+        if let Some((prefix, max)) = counted {
+            let count = in_use.by_prefix.entry(prefix).or_default();
+            if *count >= max {
                 return Err(LimitExceeded::PerAddress);
             }
-            *own += 1;
+            *count += 1;
         }
-        in_use.all += 1;
-        let network = counted.map(|(network, _)| network);
-        Ok(ConnectionPermit { limiter: Arc::clone(self), network })
+        in_use.total += 1;
+        let prefix = counted.map(|(prefix, _)| prefix);
+        Ok(ConnectionPermit { limiter: Arc::clone(self), prefix })
     }
 
-    fn counted(&self, address: IpAddr) -> Option<(ClientPrefix, usize)> {
-        let most = match self.per_address {
+    /// The prefix that the address counts as, and its limit; `None` without a limit.
+    fn limit_for(&self, address: IpAddr) -> Option<(ClientPrefix, usize)> {
+        let max = match self.per_address {
             PerAddress::MaxExceptLoopback(_) if address.to_canonical().is_loopback() => {
                 return None;
             }
             PerAddress::Unlimited => return None,
-            PerAddress::Max(most) | PerAddress::MaxExceptLoopback(most) => most,
+            PerAddress::Max(max) | PerAddress::MaxExceptLoopback(max) => max,
         };
-        Some((address.into(), most))
+        Some((address.into(), max))
     }
 }
 
-/// A place that is in use until this is dropped.
+/// An open connection. It is counted until this is dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     limiter: Arc<ConnectionLimiter>,
-    /// As which it is counted.
-    network: Option<ClientPrefix>,
+    /// The prefix that it is counted for, if any.
+    prefix: Option<ClientPrefix>,
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut in_use = self.limiter.in_use.lock();
-        in_use.all -= 1;
-        let Some(network) = self.network else { return };
-        if let Some(own) = in_use.of.get_mut(&network) {
-            *own -= 1;
-            if *own == 0 {
-                in_use.of.remove(&network);
+        in_use.total -= 1;
+        let Some(prefix) = self.prefix else { return };
+        if let Some(count) = in_use.by_prefix.get_mut(&prefix) {
+            *count -= 1;
+            if *count == 0 {
+                in_use.by_prefix.remove(&prefix);
             }
         }
     }
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_only_so_many_and_all_of_them_too() {
+    fn connections_are_limited_per_address_and_in_total() {
         let limiter = ConnectionLimiter::new(4, PerAddress::Max(2));
         let one = limiter.try_acquire(Some(ip("2001:db8::1"))).unwrap();
         let _two = limiter.try_acquire(Some(ip("2001:db8::2"))).unwrap();
@@ -147,11 +148,11 @@ mod tests {
         let _three = limiter.try_acquire(Some(ip("2001:db8::3"))).unwrap();
         let _unix = [limiter.try_acquire(None).unwrap(), limiter.try_acquire(None).unwrap()];
         assert_eq!(limiter.try_acquire(Some(ip("192.0.2.1"))).unwrap_err(), LimitExceeded::Total);
-        assert_eq!((limiter.in_use(), limiter.in_use.lock().of.len()), (4, 1));
+        assert_eq!((limiter.in_use(), limiter.in_use.lock().by_prefix.len()), (4, 1));
     }
 
     #[test]
-    fn this_machine_is_counted_only_when_that_was_said() {
+    fn loopback_is_limited_only_on_request() {
         for address in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
             let limiter = ConnectionLimiter::new(9, PerAddress::MaxExceptLoopback(1));
             let _one = [
@@ -169,6 +170,6 @@ mod tests {
         let other = limiter.try_acquire(Some(ip("192.0.2.1"))).unwrap();
         assert!(limiter.try_acquire(Some(ip("::ffff:192.0.2.1"))).is_err());
         drop(other);
-        assert_eq!(limiter.in_use.lock().of.len(), 0, "nobody is remembered");
+        assert_eq!(limiter.in_use.lock().by_prefix.len(), 0, "no address is remembered");
     }
 }

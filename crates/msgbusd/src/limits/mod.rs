@@ -1,4 +1,4 @@
-//! What may be used at most: connections, memory in flight, subscriptions, messages a second.
+//! Limits: connections, memory in flight, subscriptions, and messages per second.
 
 pub(crate) mod connection_limit;
 pub(crate) mod inflight;

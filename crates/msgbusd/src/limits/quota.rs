@@ -1,4 +1,4 @@
-//! Something of which there is only so much, and what holds a part of it.
+//! A counter with a limit, and permits for shares of it.
 
 use std::sync::{
     Arc,
@@ -7,12 +7,12 @@ use std::sync::{
 
 use tokio::sync::{Notify, futures::OwnedNotified};
 
-/// How much there may be of something, and how much there is.
+/// A limit and the amount in use.
 #[derive(Debug)]
 pub(crate) struct Quota {
     limit: usize,
     used: AtomicUsize,
-    /// Wakes one waiter when the limit is no longer reached.
+    /// Notified when the amount in use falls below the limit.
     freed: Arc<Notify>,
 }
 
@@ -33,37 +33,37 @@ impl Quota {
         self.used() >= self.limit
     }
 
-    /// Ready when the limit is no longer reached. Waiters are woken in order, one at a time: each one that
-    /// goes on calls [`wake_next`](Self::wake_next), and one that finds the limit reached again waits anew.
-    /// One that is dropped instead lets the next one go.
+    /// Ready when the amount in use falls below the limit. Waiters are woken in order, one at a time. A woken waiter
+    /// that proceeds calls [`wake_next`](Self::wake_next); one that finds the limit reached again waits anew. Dropping
+    /// a woken waiter wakes the next one.
     pub(crate) fn freed(&self) -> OwnedNotified {
         Arc::clone(&self.freed).notified_owned()
     }
 
-    /// Wakes the next waiter, unless the limit is reached: then whoever gives something back does.
+    /// Wakes the next waiter, unless the limit is reached: then the next permit that is dropped does.
     pub(crate) fn wake_next(&self) {
         if !self.is_full() {
             self.freed.notify_one();
         }
     }
 
-    /// Takes so much, if it is there.
-    pub(crate) fn take(self: &Arc<Self>, amount: usize) -> Option<QuotaPermit> {
-        let mut hold = QuotaPermit { bound: Arc::clone(self), amount: 0 };
-        hold.grow(amount).then_some(hold)
+    /// Acquires `amount` if the limit allows it.
+    pub(crate) fn try_acquire(self: &Arc<Self>, amount: usize) -> Option<QuotaPermit> {
+        let mut permit = QuotaPermit { quota: Arc::clone(self), amount: 0 };
+        permit.try_extend(amount).then_some(permit)
     }
 
-    /// Takes so much, even beyond the limit: for what is there already.
-    pub(crate) fn take_anyway(self: &Arc<Self>, amount: usize) -> QuotaPermit {
+    /// Acquires `amount` even beyond the limit, for memory that is allocated already.
+    pub(crate) fn acquire_overdraft(self: &Arc<Self>, amount: usize) -> QuotaPermit {
         self.used.fetch_add(amount, Relaxed);
-        QuotaPermit { bound: Arc::clone(self), amount }
+        QuotaPermit { quota: Arc::clone(self), amount }
     }
 }
 
-/// A part of a [`Quota`], given back when this is dropped.
+/// A share of a [`Quota`], returned when this is dropped.
 #[derive(Debug)]
 pub(crate) struct QuotaPermit {
-    bound: Arc<Quota>,
+    quota: Arc<Quota>,
     amount: usize,
 }
 
@@ -72,21 +72,21 @@ impl QuotaPermit {
         self.amount
     }
 
-    /// Takes so much more, if it is there; else nothing changes.
-    pub(crate) fn grow(&mut self, more: usize) -> bool {
-        let grown = |used: usize| used.checked_add(more).filter(|sum| *sum <= self.bound.limit);
-        let is_there = self.bound.used.fetch_update(Relaxed, Relaxed, grown).is_ok();
-        self.amount += if is_there { more } else { 0 };
-        is_there
+    /// Acquires `more` in addition if the limit allows it; otherwise changes nothing.
+    pub(crate) fn try_extend(&mut self, more: usize) -> bool {
+        let extended = |used: usize| used.checked_add(more).filter(|sum| *sum <= self.quota.limit);
+        let is_acquired = self.quota.used.fetch_update(Relaxed, Relaxed, extended).is_ok();
+        self.amount += if is_acquired { more } else { 0 };
+        is_acquired
     }
 }
 
 impl Drop for QuotaPermit {
     fn drop(&mut self) {
-        let before = self.bound.used.fetch_sub(self.amount, Relaxed);
-        let limit = self.bound.limit;
+        let before = self.quota.used.fetch_sub(self.amount, Relaxed);
+        let limit = self.quota.limit;
         if before >= limit && before - self.amount < limit {
-            self.bound.freed.notify_one();
+            self.quota.freed.notify_one();
         }
     }
 }
@@ -100,41 +100,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_is_given_back() {
-        let bound = Quota::new(10);
-        let mut one = bound.take(4).unwrap();
-        assert!(bound.take(7).is_none());
-        assert!(one.grow(5) && !one.grow(2));
-        assert_eq!((one.amount(), bound.used(), bound.is_full()), (9, 9, false));
-        let beyond = bound.take_anyway(5);
-        assert!(bound.is_full() && bound.take(1).is_none());
+    fn permits_are_returned_when_dropped() {
+        let quota = Quota::new(10);
+        let mut one = quota.try_acquire(4).unwrap();
+        assert!(quota.try_acquire(7).is_none());
+        assert!(one.try_extend(5) && !one.try_extend(2));
+        assert_eq!((one.amount(), quota.used(), quota.is_full()), (9, 9, false));
+        let beyond = quota.acquire_overdraft(5);
+        assert!(quota.is_full() && quota.try_acquire(1).is_none());
         drop(beyond);
         drop(one);
-        assert_eq!(bound.used(), 0);
-        assert!(bound.take(10).is_some());
+        assert_eq!(quota.used(), 0);
+        assert!(quota.try_acquire(10).is_some());
     }
 
     #[test]
-    fn waiters_go_on_in_order_until_the_limit_is_reached_again() {
-        let bound = Quota::new(10);
-        let full = bound.take(10).unwrap();
-        let mut waiters = [bound.freed(), bound.freed(), bound.freed()].map(Box::pin);
+    fn waiters_proceed_in_order_until_the_limit_is_reached_again() {
+        let quota = Quota::new(10);
+        let full = quota.try_acquire(10).unwrap();
+        let mut waiters = [quota.freed(), quota.freed(), quota.freed()].map(Box::pin);
         assert!(waiters.iter_mut().all(|waiter| waiter.now_or_never().is_none()));
         drop(full);
         let woken = |waiter: &mut Pin<Box<OwnedNotified>>| waiter.now_or_never().is_some();
         assert!(!woken(&mut waiters[1]), "one at a time");
         assert!(woken(&mut waiters[0]));
-        let _half = bound.take(5).unwrap();
-        bound.wake_next();
+        let _half = quota.try_acquire(5).unwrap();
+        quota.wake_next();
         assert!(woken(&mut waiters[1]));
-        let rest = bound.take(5).unwrap();
-        bound.wake_next();
-        assert!(!woken(&mut waiters[2]), "there is nothing for it");
-        let mut fourth = Box::pin(bound.freed());
+        let rest = quota.try_acquire(5).unwrap();
+        quota.wake_next();
+        assert!(!woken(&mut waiters[2]), "the limit is reached");
+        let mut fourth = Box::pin(quota.freed());
         assert!(!woken(&mut fourth));
         drop(rest);
         let [.., third] = waiters;
         drop(third);
-        assert!(woken(&mut fourth), "one that leaves lets the next one go");
+        assert!(woken(&mut fourth), "dropping a woken waiter wakes the next");
     }
 }

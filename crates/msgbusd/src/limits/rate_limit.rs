@@ -1,12 +1,12 @@
-//! Publish rates: a token bucket for each key, for each address without a key, and one for all clients of
+//! Limits publish rates, with a token bucket for each key, for each address without a key, and one for all clients of
 //! unix sockets without a key.
 //!
-//! A bucket holds the tokens of one second. It is known by the moment at which it is full again, so there
-//! is nothing to do as time goes by, and one that is full need not be kept. Tokens are taken before anything is
-//! published, and never more than there are: no client goes past its rate, and none owes tokens.
+//! A bucket holds the tokens of one second. It stores only the time at which it is full again, so no timer has to
+//! refill it, and a full bucket can be dropped. Tokens are taken before a publish and never go below zero: no client
+//! exceeds its rate, and none goes into debt.
 //!
-//! `governor` has the same algorithm, but no bound on the number of its keys and no rate for each key: both
-//! would be added around it, and are most of this file.
+//! `governor` has the same algorithm, but no limit on the number of its keys and no rate per key. Both would have to
+//! be added around it, and they are most of this file.
 
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 
@@ -20,38 +20,38 @@ use crate::{
 };
 
 const BURST: Duration = Duration::from_secs(1);
-/// How many keys and addresses have a bucket of their own; other addresses share one.
-const MOST_BUCKETS: usize = 100_000;
-const FEW: usize = 64;
+/// The maximum number of buckets. Further addresses share one bucket.
+const MAX_BUCKETS: usize = 100_000;
+const MIN_EVICTION_THRESHOLD: usize = 64;
 
-/// The rates, and how much of them is used up.
+/// The default rate and all buckets that are not full.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
-    /// For clients whose key has no rate of its own.
+    /// The rate of clients whose key has none of its own.
     default: Option<Rate>,
     buckets: Mutex<Buckets>,
 }
 
 #[derive(Debug, Default)]
 struct Buckets {
-    /// Those that may miss tokens.
+    /// The buckets that may not be full.
     by_owner: HashMap<Owner, Bucket>,
-    /// How many there may be before the full ones are dropped.
-    tidy_at: usize,
-    tidied: Option<Instant>,
+    /// The number of buckets at which full ones are dropped.
+    evict_at: usize,
+    evicted_at: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
-    /// With another rate it is another bucket.
+    /// A client whose rate changed gets a new bucket.
     rate: Rate,
-    /// In the future while tokens are missing.
+    /// When the bucket is full again; in the future while tokens are missing.
     full_at: Instant,
 }
 
-/// The bucket that a client's messages are charged to, and its rate.
+/// The key of the bucket that a client's messages are charged to, and its rate.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Account {
+pub(crate) struct RateKey {
     owner: Owner,
     rate: Rate,
 }
@@ -60,18 +60,18 @@ pub(crate) struct Account {
 enum Owner {
     Key(Hash),
     Address(ClientPrefix),
-    /// All clients of unix sockets together: the system does not say which of them a proxy speaks for.
+    /// All clients of unix sockets: nothing tells them apart behind a proxy.
     UnixSockets,
-    /// All addresses for which there is no bucket of their own.
+    /// All addresses beyond [`MAX_BUCKETS`].
     OtherAddresses,
 }
 
 /// Why tokens were not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OverRate {
-    /// They will be there after this time.
+    /// Enough tokens will be available after this time.
     Wait(Duration),
-    /// More than the bucket holds: they will never be there. This is what it holds.
+    /// The batch needs more tokens than the bucket holds, which is this number.
     Never(Rate),
 }
 
@@ -80,50 +80,50 @@ impl RateLimiter {
         Self { default, buckets: Mutex::default() }
     }
 
-    /// The bucket for a client's messages; `None` where no rate is set for it. Without an address it comes
-    /// by a unix socket.
-    pub(crate) fn account(
+    /// The key for a client's messages; `None` if no rate applies to it. A client without an address uses a unix
+    /// socket.
+    pub(crate) fn key(
         &self,
         principal: Option<&Principal>,
         address: Option<IpAddr>,
-    ) -> Option<Account> {
+    ) -> Option<RateKey> {
         let rate = principal.and_then(Principal::publish_rate).or(self.default)?;
         let owner = match (principal.and_then(Principal::hash), address) {
             (Some(hash), _) => Owner::Key(hash),
             (None, Some(address)) => Owner::Address(address.into()),
             (None, None) => Owner::UnixSockets,
         };
-        Some(Account { owner, rate })
+        Some(RateKey { owner, rate })
     }
 
-    /// Takes the token of a request.
+    /// Takes one token for a request.
     ///
     /// # Errors
-    /// When there is none. Nothing is taken then.
-    pub(crate) fn take(&self, account: Account) -> Result<(), OverRate> {
+    /// When the bucket is empty. Nothing is taken then.
+    pub(crate) fn take(&self, key: RateKey) -> Result<(), OverRate> {
         let now = Instant::now();
-        self.buckets.lock().of(account, now).take(now, 1)
+        self.buckets.lock().bucket(key, now).take(now, 1)
     }
 
-    /// Takes the tokens of a batch, in place of the one that was taken for its request.
+    /// Takes the tokens of a batch, in exchange for the one that was taken for its request.
     ///
     /// # Errors
-    /// When there are not as many. That of the request is given back then.
-    pub(crate) fn take_batch(&self, account: Account, count: usize) -> Result<(), OverRate> {
+    /// When there are not enough tokens. The token of the request is returned also then.
+    pub(crate) fn take_batch(&self, key: RateKey, count: usize) -> Result<(), OverRate> {
         let now = Instant::now();
         let mut buckets = self.buckets.lock();
-        let bucket = buckets.of(account, now);
+        let bucket = buckets.bucket(key, now);
         bucket.give_back_one(now);
         bucket.take(now, count)
     }
 }
 
 impl Buckets {
-    fn of(&mut self, account: Account, now: Instant) -> &mut Bucket {
-        let Account { mut owner, rate } = account;
+    fn bucket(&mut self, key: RateKey, now: Instant) -> &mut Bucket {
+        let RateKey { mut owner, rate } = key;
         if !self.by_owner.contains_key(&owner) {
-            self.tidy(now);
-            if matches!(owner, Owner::Address(_)) && self.by_owner.len() >= MOST_BUCKETS {
+            self.evict_full(now);
+            if matches!(owner, Owner::Address(_)) && self.by_owner.len() >= MAX_BUCKETS {
                 owner = Owner::OtherAddresses;
             }
         }
@@ -135,16 +135,16 @@ impl Buckets {
         bucket
     }
 
-    /// Drops those that are full again, when there are twice as many as the last time, but at most once a
-    /// second: at the most there may be none to drop.
-    fn tidy(&mut self, now: Instant) {
-        let is_due = self.tidied.is_none_or(|last| now - last >= BURST);
-        if self.by_owner.len() < self.tidy_at || !is_due {
+    /// Drops full buckets when the number of buckets has doubled since the last time. It does so at most once a second,
+    /// because at the maximum number there may be no full bucket to drop.
+    fn evict_full(&mut self, now: Instant) {
+        let is_due = self.evicted_at.is_none_or(|last| now - last >= BURST);
+        if self.by_owner.len() < self.evict_at || !is_due {
             return;
         }
         self.by_owner.retain(|_, bucket| bucket.full_at > now);
-        self.tidy_at = (self.by_owner.len() * 2).clamp(FEW, MOST_BUCKETS);
-        self.tidied = Some(now);
+        self.evict_at = (self.by_owner.len() * 2).clamp(MIN_EVICTION_THRESHOLD, MAX_BUCKETS);
+        self.evicted_at = Some(now);
     }
 }
 
@@ -199,51 +199,51 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_batch_takes_all_its_tokens_at_once_or_none() {
         let rates = RateLimiter::new(Some(rate(10)));
-        let account = rates.account(None, None).unwrap();
+        let key = rates.key(None, None).unwrap();
         for _ in 0..3 {
-            rates.take(account).unwrap();
+            rates.take(key).unwrap();
         }
-        assert_eq!(rates.take_batch(account, 11), Err(OverRate::Never(rate(10))));
-        rates.take(account).unwrap();
-        rates.take_batch(account, 8).unwrap();
-        assert_eq!(rates.take(account), Err(OverRate::Wait(Duration::from_millis(100))));
+        assert_eq!(rates.take_batch(key, 11), Err(OverRate::Never(rate(10))));
+        rates.take(key).unwrap();
+        rates.take_batch(key, 8).unwrap();
+        assert_eq!(rates.take(key), Err(OverRate::Wait(Duration::from_millis(100))));
         tokio::time::advance(Duration::from_millis(100)).await;
-        rates.take(account).unwrap();
+        rates.take(key).unwrap();
         let wait = Duration::from_millis(100);
-        assert_eq!(rates.take_batch(account, 2), Err(OverRate::Wait(wait)), "one was given back");
+        assert_eq!(rates.take_batch(key, 2), Err(OverRate::Wait(wait)), "one was returned");
         tokio::time::advance(wait).await;
-        rates.take(account).unwrap();
-        rates.take_batch(account, 2).unwrap();
+        rates.take(key).unwrap();
+        rates.take_batch(key, 2).unwrap();
         tokio::time::advance(BURST).await;
-        rates.take(account).unwrap();
-        rates.take_batch(account, 10).unwrap();
+        rates.take(key).unwrap();
+        rates.take_batch(key, 10).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn another_rate_is_another_bucket_and_the_same_one_stays() {
         let rates = RateLimiter::new(None);
-        let account = |n| Account { owner: Owner::UnixSockets, rate: rate(n) };
-        rates.take(account(1)).unwrap();
-        assert!(rates.take(account(1)).is_err());
-        rates.take(account(2)).unwrap();
-        assert!(rates.account(None, None).is_none(), "no rate is set");
+        let key = |n| RateKey { owner: Owner::UnixSockets, rate: rate(n) };
+        rates.take(key(1)).unwrap();
+        assert!(rates.take(key(1)).is_err());
+        rates.take(key(2)).unwrap();
+        assert!(rates.key(None, None).is_none(), "no rate is set");
     }
 
     #[tokio::test(start_paused = true)]
     async fn buckets_are_kept_while_tokens_are_missing_and_are_bounded() {
         let rates = RateLimiter::new(Some(rate(1)));
-        let account = |n: u32| rates.account(None, Some(IpAddr::V4(n.into()))).unwrap();
-        let count = u32::try_from(MOST_BUCKETS).unwrap();
+        let key = |n: u32| rates.key(None, Some(IpAddr::V4(n.into()))).unwrap();
+        let count = u32::try_from(MAX_BUCKETS).unwrap();
         for n in 0..count {
-            rates.take(account(n)).unwrap();
+            rates.take(key(n)).unwrap();
         }
-        rates.take(account(count)).unwrap();
-        assert!(rates.take(account(count + 1)).is_err(), "newcomers have one together");
-        assert!(rates.take(account(0)).is_err());
-        rates.take(rates.account(None, None).unwrap()).unwrap();
-        assert_eq!(rates.buckets.lock().by_owner.len(), MOST_BUCKETS + 2);
+        rates.take(key(count)).unwrap();
+        assert!(rates.take(key(count + 1)).is_err(), "further addresses share a bucket");
+        assert!(rates.take(key(0)).is_err());
+        rates.take(rates.key(None, None).unwrap()).unwrap();
+        assert_eq!(rates.buckets.lock().by_owner.len(), MAX_BUCKETS + 2);
         tokio::time::advance(BURST).await;
-        rates.take(account(count + 1)).unwrap();
+        rates.take(key(count + 1)).unwrap();
         assert_eq!(rates.buckets.lock().by_owner.len(), 1, "the others are full again");
     }
 }

@@ -1,9 +1,9 @@
-//! Whom an address stands for, where each is to have only so much.
+//! The network prefix that identifies a client for limits per address.
 
 use std::net::IpAddr;
 
-/// Those behind one address. Of IPv6 everybody has a whole /64 to choose from, so it counts as one;
-/// an IPv4 address is the same by whichever protocol it came.
+/// A client as counted by limits per address: a whole IPv6 /64, because one client can choose any address of it, or
+/// one IPv4 address. An IPv4-mapped IPv6 address counts as IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ClientPrefix {
     V4(u32),
@@ -24,8 +24,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_counts_as_its_network() {
-        let network = |text: &str| ClientPrefix::from(text.parse::<IpAddr>().unwrap());
+    fn an_address_counts_as_its_prefix() {
+        let prefix = |text: &str| ClientPrefix::from(text.parse::<IpAddr>().unwrap());
         for (one, other, is_same) in [
             ("192.0.2.1", "::ffff:192.0.2.1", true),
             ("192.0.2.1", "192.0.2.2", false),
@@ -34,7 +34,7 @@ mod tests {
             ("2001:db8::1", "2001:db8:0:1::1", false),
             ("::1", "127.0.0.1", false),
         ] {
-            assert_eq!(network(one) == network(other), is_same, "{one} {other}");
+            assert_eq!(prefix(one) == prefix(other), is_same, "{one} {other}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a client speaks over: in the clear or in TLS.
+//! A connection with or without TLS.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use tokio_util::either::Either;
 
 use crate::{net::raw_stream::RawStream, net::timeout_stream::TimeoutStream, net::tls};
 
-/// The most requests at a time on one connection of HTTP/2, and so subscriptions.
-pub(crate) const MOST_STREAMS: u32 = 32;
+/// The maximum number of concurrent requests, and thus subscriptions, on one HTTP/2 connection.
+pub(crate) const MAX_STREAMS: u32 = 32;
 
-/// A connection as the doors use it: in the clear, or in TLS.
+/// The byte stream that doors use: unencrypted or TLS.
 pub(crate) type Connection = Either<TimeoutStream, Box<TlsStream<TimeoutStream>>>;
 
-/// Whether HTTP/2 was agreed upon.
+/// Whether the client negotiated HTTP/2.
 pub(crate) fn is_http2(connection: &Connection) -> bool {
     match connection {
         Either::Left(_) => false,
@@ -21,10 +21,11 @@ pub(crate) fn is_http2(connection: &Connection) -> bool {
     }
 }
 
-/// Where to write past the connection; `None` where something of its own may have to go first, or in between.
+/// The socket for writes that bypass the connection. `None` if the connection adds bytes of its own (TLS) or still
+/// holds bytes that go out first.
 pub(crate) fn direct(connection: &Connection) -> Option<Arc<RawStream>> {
     match connection {
-        Either::Left(socket) => socket.direct(),
+        Either::Left(stream) => stream.direct(),
         Either::Right(_) => None,
     }
 }

@@ -1,4 +1,4 @@
-//! Where the server listens: addresses and unix sockets.
+//! Listeners on TCP addresses and unix sockets.
 
 use std::{
     fmt, fs,
@@ -15,14 +15,14 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::net::raw_stream::Accepted;
 
 const BACKLOG: i32 = 1024;
-/// Finds peers that have vanished without a word from connections on which nothing is said: a raw
-/// stream of a silent topic has no other way to notice.
+/// Detects peers that vanished without closing their connection. A raw stream of a silent topic sends nothing, so
+/// nothing else would detect it.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(60))
     .with_interval(Duration::from_secs(15))
     .with_retries(4);
 
-/// Where to listen.
+/// An endpoint to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bind {
     /// An address; port 0 picks a free one.
@@ -32,7 +32,7 @@ pub enum Bind {
 }
 
 impl Bind {
-    /// Whether other machines may be able to reach it.
+    /// Whether other machines may be able to reach the endpoint.
     pub fn is_reachable(&self) -> bool {
         matches!(self, Self::Tcp(address) if !address.ip().is_loopback())
     }
@@ -47,7 +47,7 @@ impl fmt::Display for Bind {
     }
 }
 
-/// One place where connections come in.
+/// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(TcpListener),
@@ -56,7 +56,7 @@ pub(crate) enum Listener {
 
 impl Listener {
     /// # Errors
-    /// When the place cannot be listened on.
+    /// When the endpoint cannot be listened on.
     ///
     /// # Panics
     /// When called outside a tokio runtime.
@@ -70,15 +70,15 @@ impl Listener {
         }
     }
 
-    /// Where it listens, with the port that was picked if none was given.
-    pub(crate) fn place(&self) -> io::Result<Bind> {
+    /// The endpoint it listens on. Port 0 is replaced by the port that the system picked.
+    pub(crate) fn local_endpoint(&self) -> io::Result<Bind> {
         Ok(match self {
             Self::Tcp(listener) => Bind::Tcp(listener.local_addr()?),
             Self::Unix { file, .. } => Bind::Unix(file.path.clone()),
         })
     }
 
-    /// The next connection, and its address if it has one.
+    /// Accepts the next connection. Returns the peer's address for TCP.
     pub(crate) async fn accept(&self) -> io::Result<(Accepted, Option<SocketAddr>)> {
         match self {
             Self::Tcp(listener) => {
@@ -93,7 +93,8 @@ impl Listener {
     }
 }
 
-/// All interfaces means those of both protocols, where the system has both.
+/// The unspecified IPv6 address listens on all interfaces of both protocols, and of IPv4 alone on a system without
+/// IPv6.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket =
         match RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)) {
@@ -106,7 +107,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
-    // Accepted connections inherit it, so that it costs none of them a call.
+    // Accepted connections inherit the option, which saves a system call for each.
     socket.set_tcp_keepalive(&KEEPALIVE)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -114,10 +115,10 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Takes the place of a socket that nobody listens on any more, as one that was killed leaves it.
+/// Binds a unix socket. It replaces a stale socket file, which a server that was killed leaves behind.
 fn listen_at(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse && is_left_over(path) => {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path) => {
             fs::remove_file(path)?;
             UnixListener::bind(path)
         }
@@ -125,22 +126,22 @@ fn listen_at(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
-fn is_left_over(path: &Path) -> bool {
+fn is_stale(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     let connect = || {
         let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
-        // One who has no time for those who come is there all the same.
+        // A listener whose backlog is full would block the connect; it is not stale.
         socket.set_nonblocking(true)?;
         socket.connect(&SockAddr::unix(path)?)
     };
     is_socket && connect().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-/// The file of a unix socket, which goes with the listener.
+/// The file of a unix socket. It is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// Device and number: what has taken its place meanwhile is left alone.
+    /// Device and inode. A file that has replaced this one meanwhile is not removed.
     identity: (u64, u64),
 }
 
@@ -153,7 +154,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // Left over, it is in nobody's way.
+            // If it fails, the next server replaces the stale file.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -174,7 +175,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn accepted_connections_are_probed_when_they_are_silent() {
+    async fn accepted_connections_have_keepalive() {
         for bind in ["127.0.0.1:0", "[::]:0"] {
             let listener = listen(bind.parse().unwrap()).unwrap();
             let port = listener.local_addr().unwrap().port();
@@ -189,12 +190,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_goes_with_its_listener_and_one_left_over_is_replaced() {
+    async fn a_socket_file_is_removed_with_its_listener_and_a_stale_one_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let bind = Bind::Unix(directory.path().join("bus.sock"));
         let Bind::Unix(path) = &bind else { unreachable!() };
         drop(UnixListener::bind(path).unwrap());
-        assert!(path.exists(), "left over");
+        assert!(path.exists(), "stale");
 
         let listener = Listener::new(&bind).unwrap();
         assert_eq!(Listener::new(&bind).unwrap_err().kind(), ErrorKind::AddrInUse);
@@ -225,13 +226,13 @@ mod tests {
             }
             waiting.push(socket);
         }
-        let (tell, told) = mpsc::channel();
-        thread::spawn(move || tell.send(is_left_over(&path)));
-        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(false));
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || sender.send(is_stale(&path)));
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(false));
     }
 
     #[tokio::test]
-    async fn a_socket_of_somebody_else_is_left_alone() {
+    async fn a_socket_of_another_process_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bus.sock");
         let listener = Listener::new(&Bind::Unix(path.clone())).unwrap();

@@ -1,4 +1,4 @@
-//! Listening, byte streams with deadlines, TLS, and the threads that serve.
+//! Listeners, byte streams with deadlines, TLS, and the serving threads.
 
 pub(crate) mod client_prefix;
 pub(crate) mod connection;

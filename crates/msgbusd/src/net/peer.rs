@@ -1,16 +1,16 @@
-//! Who is at the other end of a connection.
+//! The peer of a connection.
 
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
 };
 
-/// The other end of a connection, as far as the connection says.
+/// What the server knows about the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Peer {
     /// `None` on a unix socket.
     pub(crate) address: Option<SocketAddr>,
-    /// Whether it speaks TLS, and so has seen a certificate for the name that it asked for.
+    /// Whether the connection uses TLS. A browser has then verified a certificate for the name that it asked for.
     pub(crate) has_tls: bool,
 }
 

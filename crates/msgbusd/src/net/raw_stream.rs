@@ -1,4 +1,4 @@
-//! A connection as the system gives it: TCP, or a unix socket.
+//! A socket of the system: TCP or unix.
 
 use std::{
     io::{self, ErrorKind},
@@ -18,14 +18,14 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-/// A connection that no runtime has yet: it belongs to the one that will serve it.
+/// An accepted connection that is not yet registered with the runtime that will serve it.
 #[derive(Debug)]
 pub(crate) enum Accepted {
     Tcp(StdTcpStream),
     Unix(StdUnixStream),
 }
 
-/// A connection on the runtime that serves it, to be used by several at a time.
+/// A connection registered with the runtime that serves it. It can be shared.
 #[derive(Debug)]
 pub(crate) enum RawStream {
     Tcp(TcpStream),
@@ -33,15 +33,15 @@ pub(crate) enum RawStream {
 }
 
 impl RawStream {
-    /// Ties a connection to the runtime that calls this.
+    /// Registers a connection with the current runtime.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When the registration fails.
     pub(crate) fn new(accepted: Accepted) -> io::Result<Self> {
         Ok(match accepted {
             Accepted::Tcp(stream) => {
                 let stream = TcpStream::from_std(stream)?;
-                // Latency is worth more than the few packets saved; a socket that refuses still works.
+                // Low latency matters more than the few packets saved. The connection works also if this fails.
                 let _ = stream.set_nodelay(true);
                 Self::Tcp(stream)
             }
@@ -49,8 +49,8 @@ impl RawStream {
         })
     }
 
-    /// The first byte from the peer, which stays to be read. `None` when there will be none, or where it
-    /// cannot be seen beforehand, as on a unix socket.
+    /// Peeks at the first byte from the peer. `None` if the peer has closed its side, or for a unix socket, which
+    /// tokio cannot peek at.
     ///
     /// # Errors
     /// When the connection breaks.
@@ -61,7 +61,7 @@ impl RawStream {
         Ok(byte.first().copied().filter(|_| count > 0))
     }
 
-    /// As the system's own stream, which wants to be the only one.
+    /// Reads into `buffer`, like `AsyncRead`, but through a shared reference.
     #[inline]
     pub(crate) fn poll_read(
         &self,
@@ -73,8 +73,8 @@ impl RawStream {
             ready!(self.poll_read_ready(cx))?;
             let result = self.try_io(Interest::READABLE, || {
                 let count = self.try_read_buf(buffer)?;
-                // Where there is room left, nothing more has come: to say so saves the call that would
-                // find it out the next time.
+                // If the buffer is not full, nothing more has arrived. Reporting that to tokio saves the system call
+                // that would find it out at the next read.
                 let is_drained = count > 0 && buffer.remaining() > 0;
                 if is_drained { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
@@ -89,7 +89,7 @@ impl RawStream {
         }
     }
 
-    /// Writes when the system says that there is room.
+    /// Writes when the socket is writable.
     #[inline]
     pub(crate) fn poll_write(
         &self,
@@ -105,16 +105,16 @@ impl RawStream {
         }
     }
 
-    /// How many bytes there are to be read, 1 at most; none when the peer has closed its side.
+    /// Returns 1 if a byte can be read, and 0 if the peer has closed its side.
     ///
     /// # Errors
-    /// [`ErrorKind::WouldBlock`] when there are none yet, or when the connection is broken.
+    /// [`ErrorKind::WouldBlock`] if nothing has arrived yet; another error if the connection is broken.
     pub(crate) fn peek_now(&self) -> io::Result<usize> {
         let mut byte = [MaybeUninit::uninit()];
         self.try_io(Interest::READABLE, || SockRef::from(self).peek(&mut byte))
     }
 
-    /// Whether the peer has closed its side, even if there is still something to read. It may be seen late.
+    /// Whether the peer is known to have closed its side, even if there are bytes left to read.
     pub(crate) fn is_read_closed(&self) -> bool {
         let ready = match self {
             Self::Tcp(stream) => stream.ready(Interest::READABLE).now_or_never(),

@@ -1,4 +1,4 @@
-//! A connection of which some bytes have been read before, and are read again.
+//! A stream whose first bytes have been read already and are read a second time.
 
 use std::{
     io::{self, IoSlice},
@@ -9,51 +9,51 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Gives out the bytes that have been read before, and then what comes.
+/// Reads return the rewound bytes first, then those of the inner stream.
 #[derive(Debug)]
-pub(crate) struct Rewound<T> {
+pub(crate) struct Rewind<T> {
     io: T,
-    again: Bytes,
+    rewound: Bytes,
 }
 
-impl<T> Rewound<T> {
-    pub(crate) fn new(io: T, again: Bytes) -> Self {
-        Self { io, again }
+impl<T> Rewind<T> {
+    pub(crate) fn new(io: T, rewound: Bytes) -> Self {
+        Self { io, rewound }
     }
 
-    /// Whether there are bytes to be read again.
+    /// Whether some rewound bytes are still to be read.
     pub(crate) fn is_rewound(&self) -> bool {
-        !self.again.is_empty()
+        !self.rewound.is_empty()
     }
 
-    /// What came is to have been read.
+    /// The inner stream. Call this when no rewound bytes are left: they would be lost.
     pub(crate) fn into_inner(self) -> T {
         self.io
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Rewound<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for Rewind<T> {
     #[inline]
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.again.is_empty() {
+        if self.rewound.is_empty() {
             return Pin::new(&mut self.io).poll_read(cx, buffer);
         }
-        let count = self.again.len().min(buffer.remaining());
-        buffer.put_slice(&self.again[..count]);
-        self.again.advance(count);
-        if self.again.is_empty() {
-            // It keeps the whole buffer that it was read into.
-            self.again = Bytes::new();
+        let count = self.rewound.len().min(buffer.remaining());
+        buffer.put_slice(&self.rewound[..count]);
+        self.rewound.advance(count);
+        if self.rewound.is_empty() {
+            // An empty slice would keep the whole read buffer alive.
+            self.rewound = Bytes::new();
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Rewound<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Rewind<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

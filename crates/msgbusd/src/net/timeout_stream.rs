@@ -1,5 +1,5 @@
-//! A connection that does not wait for ever: the deadlines of reading and writing, and a close that
-//! lets the peer read the last answer. One place for all doors.
+//! A stream with deadlines for reading and writing, and a close that lets the peer read the last response. All doors
+//! use it.
 
 mod activity;
 
@@ -25,50 +25,50 @@ use crate::{
     net::raw_stream::{Accepted, RawStream},
 };
 
-pub(crate) use self::activity::{ConnectionActivity, RequestGuard, SECOND_LOOK, UnsentChunk};
+pub(crate) use self::activity::{ConnectionActivity, DEADLINE_GRACE, RequestGuard, UnsentChunk};
 
-/// A connection as the server uses it.
+/// A socket with a write deadline, response batching and a lingering close.
 ///
-/// Writing fails with [`ErrorKind::TimedOut`] when the peer takes no bytes for too long; reading
-/// is watched by [`ConnectionActivity::overdue`]. Shutting down sends what is left and then reads a little
-/// of what the peer still sends: closing at once would reset the connection, and the peer might
-/// never see the answer.
+/// Writing fails with [`ErrorKind::TimedOut`] if the peer accepts no bytes within the write timeout.
+/// [`ConnectionActivity::deadline_exceeded`] watches the reading side. Shutdown sends the remaining bytes and then
+/// reads a limited amount of what the peer still sends: closing at once would reset the connection, and the peer
+/// might never see the response.
 #[derive(Debug)]
 pub(crate) struct TimeoutStream {
     stream: Arc<RawStream>,
     activity: ConnectionActivity,
     write_timeout: Duration,
-    /// Set while the peer takes no bytes.
+    /// Set while the peer accepts no bytes.
     write_timer: Option<Pin<Box<Sleep>>>,
     held: Held,
     linger: Option<Linger>,
-    /// Counts the connection for as long as it is open, whatever it has become.
+    /// Counts the connection while it is open, also after it became a websocket.
     _permit: ConnectionPermit,
 }
 
-/// Answers that are to be written together.
+/// Responses that are held back to be written together.
 #[derive(Debug, Default)]
 struct Held {
     bytes: Vec<u8>,
-    /// Whether some of them are of an answer that no flush was asked for yet.
+    /// Whether bytes were added since the last flush.
     is_new: bool,
-    /// How many flushes were put off.
+    /// The number of flushes that were deferred.
     flushes: u8,
 }
 
 impl Held {
-    const MOST_BYTES: usize = 16 << 10;
-    /// As many requests as hyper answers before it lets others run.
-    const MOST_FLUSHES: u8 = 16;
+    const MAX_BYTES: usize = 16 << 10;
+    /// The number of requests that hyper answers before it yields.
+    const MAX_FLUSHES: u8 = 16;
 }
 
 thread_local! {
-    /// The buffer of whichever connection of this thread holds answers next: it needs one only while it is
+    /// A buffer for the next connection of this thread that holds responses. A connection needs one only while it is
     /// polled.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// How much of a peer is read that has its answer and still sends.
+/// The limits of the lingering close: how long and how much is read of a peer that still sends.
 #[derive(Debug)]
 pub(crate) struct Linger {
     timer: Pin<Box<Sleep>>,
@@ -76,15 +76,15 @@ pub(crate) struct Linger {
 }
 
 impl Linger {
-    pub(crate) const TIME: Duration = Duration::from_secs(1);
-    pub(crate) const BYTES: usize = 4 << 20;
+    pub(crate) const TIMEOUT: Duration = Duration::from_secs(1);
+    pub(crate) const MAX_BYTES: usize = 4 << 20;
 }
 
 impl TimeoutStream {
-    /// Ties a connection to the runtime that calls this.
+    /// Registers a connection with the current runtime.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When the registration fails.
     pub(crate) fn new(
         accepted: Accepted,
         write_timeout: Duration,
@@ -110,15 +110,15 @@ impl TimeoutStream {
         &self.stream
     }
 
-    /// Where to write past this, which is for one that [holds nothing](ConnectionActivity::hold_nothing); `None` where
-    /// something is held all the same.
+    /// The socket for writes that bypass this stream, after [`ConnectionActivity::hold_nothing`]. `None` if responses
+    /// are still held.
     pub(crate) fn direct(&self) -> Option<Arc<RawStream>> {
         self.held.bytes.is_empty().then(|| Arc::clone(&self.stream))
     }
 
-    /// Takes bytes to be written later, unless they are too many.
+    /// Holds bytes back to be written later. Returns `false` if they have to be written now.
     fn hold<'a>(&mut self, size: usize, bytes: impl Iterator<Item = &'a [u8]>) -> bool {
-        let is_small = self.held.bytes.len() + size <= Held::MOST_BYTES;
+        let is_small = self.held.bytes.len() + size <= Held::MAX_BYTES;
         let may_hold = self.activity.may_hold();
         if !may_hold || !is_small || self.write_timer.is_some() {
             return false;
@@ -131,7 +131,7 @@ impl TimeoutStream {
         true
     }
 
-    /// Writes what is held.
+    /// Writes the held bytes.
     #[inline]
     fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.held.bytes.is_empty() {
@@ -141,12 +141,12 @@ impl TimeoutStream {
     }
 
     fn poll_write_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // From here on the system wakes whoever waits for the rest.
+        // From here on, the socket's readiness wakes the task.
         self.activity.set_holding(false);
         let mut bytes = mem::take(&mut self.held.bytes);
         while !bytes.is_empty() {
             let result = self.stream.poll_write(cx, |stream| stream.try_write(&bytes));
-            let result = match self.watch_write(cx, result, |socket| socket.send(&bytes)) {
+            let result = match self.limit_write(cx, result, |socket| socket.send(&bytes)) {
                 Poll::Ready(Ok(0)) => Poll::Ready(Err(ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(count)) => {
                     bytes.drain(..count);
@@ -163,19 +163,19 @@ impl TimeoutStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Passes a write's result on, unless it has been pending for too long.
+    /// Applies the write deadline to the result of a write.
     ///
-    /// The system calls a socket writable only when a good part of its buffer is free, so a slow
-    /// reader can look like none at all. Hence `attempt`, which writes without asking: once at the
-    /// beginning, after which the buffer is full, and again before giving up.
-    fn watch_write(
+    /// The system reports a socket as writable only when a good part of its buffer is free, so a slow reader can look
+    /// like one that reads nothing. Therefore `attempt` writes without asking for readiness: once when the timer
+    /// starts, which fills the buffer, and once more before the write fails.
+    fn limit_write(
         &mut self,
         cx: &mut Context<'_>,
         result: Poll<io::Result<usize>>,
         attempt: impl FnOnce(SockRef<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         if result.is_ready() {
-            self.write_ends();
+            self.end_write();
             return result;
         }
         if let Some(timer) = &mut self.write_timer {
@@ -185,7 +185,7 @@ impl TimeoutStream {
             (Err(error), None) if error.kind() == ErrorKind::WouldBlock => {
                 self.activity.set_writing(true);
                 let timer = Box::pin(sleep_until(Instant::now() + self.write_timeout));
-                // Polled, so that it wakes this. It cannot be over yet.
+                // The first poll registers the waker. The timer cannot have expired yet.
                 let _ = self.write_timer.insert(timer).as_mut().poll(cx);
                 Poll::Pending
             }
@@ -193,13 +193,13 @@ impl TimeoutStream {
                 Poll::Ready(Err(ErrorKind::TimedOut.into()))
             }
             (result, _) => {
-                self.write_ends();
+                self.end_write();
                 Poll::Ready(result)
             }
         }
     }
 
-    fn write_ends(&mut self) {
+    fn end_write(&mut self) {
         if self.write_timer.take().is_some() {
             self.activity.set_writing(false);
         }
@@ -213,7 +213,7 @@ impl AsyncRead for TimeoutStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Whoever waits for more has to have the answers first.
+        // A client may wait for these responses before it sends more.
         ready!(self.poll_release(cx))?;
         let result = self.stream.poll_read(cx, buffer);
         match &result {
@@ -236,7 +236,7 @@ impl AsyncWrite for TimeoutStream {
         }
         ready!(self.poll_release(cx))?;
         let result = self.stream.poll_write(cx, |stream| stream.try_write(bytes));
-        self.watch_write(cx, result, |socket| socket.send(bytes))
+        self.limit_write(cx, result, |socket| socket.send(bytes))
     }
 
     fn poll_write_vectored(
@@ -250,18 +250,18 @@ impl AsyncWrite for TimeoutStream {
         }
         ready!(self.poll_release(cx))?;
         let result = self.stream.poll_write(cx, |stream| stream.try_write_vectored(slices));
-        self.watch_write(cx, result, |socket| socket.send_vectored(slices))
+        self.limit_write(cx, result, |socket| socket.send_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    /// There is nothing between this and the system but answers that are held.
+    /// Only held responses are buffered here. A flush may be deferred to write several together.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { held, activity, .. } = &mut *self;
         let may_hold = activity.may_hold();
-        if may_hold && held.is_new && held.flushes < Held::MOST_FLUSHES {
+        if may_hold && held.is_new && held.flushes < Held::MAX_FLUSHES {
             held.is_new = false;
             held.flushes += 1;
             activity.set_holding(true);
@@ -282,8 +282,8 @@ impl AsyncWrite for TimeoutStream {
             }
         }
         let linger = linger.get_or_insert_with(|| Linger {
-            timer: Box::pin(sleep_until(Instant::now() + Linger::TIME)),
-            bytes_left: Linger::BYTES,
+            timer: Box::pin(sleep_until(Instant::now() + Linger::TIMEOUT)),
+            bytes_left: Linger::MAX_BYTES,
         });
         let mut scratch = [0; 4096];
         while linger.timer.as_mut().poll(cx).is_pending() {

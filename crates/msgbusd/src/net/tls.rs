@@ -1,4 +1,4 @@
-//! TLS: the certificate, which is read again while the server runs, and how a connection begins.
+//! TLS: the certificate, which can be reloaded while the server runs, and the handshake.
 
 use std::{
     io,
@@ -26,20 +26,20 @@ use tokio_rustls::{
 
 use crate::{net::timeout_stream::TimeoutStream, read_file::read_file};
 
-/// The name of HTTP/2 where protocols are agreed upon (RFC 9113, section 3.1).
+/// The ALPN name of HTTP/2 (RFC 9113, section 3.1).
 pub(crate) const HTTP_2: &[u8] = b"h2";
 const HTTP_1: &[u8] = b"http/1.1";
 
 /// The files of a certificate, in PEM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CertificateFiles {
-    /// The server's certificate, and behind it those that lead to a root.
+    /// The server's certificate, followed by its intermediate certificates.
     pub chain: PathBuf,
-    /// Its private key, not encrypted.
+    /// The unencrypted private key of the certificate.
     pub key: PathBuf,
 }
 
-/// What is wrong with the files of a certificate: one line that names the file.
+/// An error in the certificate files. The text is one line that names the file.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{}: {problem}", .file.display())]
 pub struct CertificateError {
@@ -48,17 +48,17 @@ pub struct CertificateError {
 }
 
 impl CertificateError {
-    /// Whether it is about this file.
+    /// Whether the error concerns this file.
     pub(crate) fn is_of(&self, file: &Path) -> bool {
         self.file == file
     }
 }
 
 impl CertificateFiles {
-    /// Reads the files. Blocks for ten seconds at the most for each of them.
+    /// Reads the files. Blocks for up to ten seconds for each.
     ///
     /// # Errors
-    /// When one cannot be read or has not in it what it should, or the two do not belong together.
+    /// When a file cannot be read or has the wrong content, or the key is not that of the certificate.
     pub(crate) fn read(&self) -> Result<CertifiedKey, CertificateError> {
         let wrong = |file: &Path, problem: String| CertificateError { file: file.into(), problem };
         let pem = |file: &Path, what: &str, error: pem::Error| {
@@ -69,7 +69,7 @@ impl CertificateFiles {
             wrong(file, problem)
         };
         let read = |file: &Path| {
-            read_file(file).map_err(|error| wrong(file, format!("cannot read it: {error}")))
+            read_file(file).map_err(|error| wrong(file, format!("cannot read the file: {error}")))
         };
         let chain = CertificateDer::pem_slice_iter(&read(&self.chain)?)
             .collect::<Result<Vec<_>, _>>()
@@ -84,9 +84,9 @@ impl CertificateFiles {
                 wrong(&self.key, format!("not the key of {}", self.chain.display()))
             }
             rustls::Error::InvalidCertificate(_) => {
-                wrong(&self.chain, format!("cannot use it: {error}"))
+                wrong(&self.chain, format!("cannot use the file: {error}"))
             }
-            error => wrong(&self.key, format!("cannot use it: {error}")),
+            error => wrong(&self.key, format!("cannot use the file: {error}")),
         })
     }
 }
@@ -95,7 +95,7 @@ fn provider() -> CryptoProvider {
     ring::default_provider()
 }
 
-/// The certificate in force. Connections that are open keep the one that they began with.
+/// The certificate in force. Open connections keep the one of their handshake.
 #[derive(Debug)]
 pub struct Certificate {
     files: CertificateFiles,
@@ -108,16 +108,15 @@ impl Certificate {
         Ok(Self { files, in_force })
     }
 
-    /// The file that the certificate is from.
+    /// The path of the certificate file.
     pub fn path(&self) -> &Path {
         &self.files.chain
     }
 
-    /// Reads the files again. Blocks for ten seconds at the most for each of them: it is not for a thread
-    /// that serves.
+    /// Reloads the files. Blocks for up to ten seconds for each, so do not call it on a serving thread.
     ///
     /// # Errors
-    /// When something is wrong with them: then the certificate stays as it was.
+    /// When a file cannot be used. The old certificate stays in force then.
     pub fn reload(&self) -> Result<(), CertificateError> {
         *self.in_force.write() = Arc::new(self.files.read()?);
         Ok(())
@@ -130,19 +129,19 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-/// How TLS is spoken with this certificate.
+/// The TLS settings for connections that use this certificate.
 pub(crate) fn settings(certificate: &Arc<Certificate>) -> Arc<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()
-        .unwrap_or_else(|_| unreachable!("ring has ciphers for them"))
+        .unwrap_or_else(|_| unreachable!("ring supports the default versions"))
         .with_no_client_auth()
         .with_cert_resolver(Arc::<Certificate>::clone(certificate));
     config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
     Arc::new(config)
 }
 
-/// Begins TLS. A client that does not speak it is told so in the clear, as no browser or curl
-/// would explain it.
+/// Accepts a TLS handshake. A client that speaks plain HTTP gets a plain HTTP response that says so, because browsers
+/// and curl would not explain the failure.
 pub(crate) async fn begin(
     settings: Arc<ServerConfig>,
     mut socket: TimeoutStream,
@@ -151,11 +150,11 @@ pub(crate) async fn begin(
         Content-Type: text/plain; charset=utf-8\r\nContent-Length: 38\r\n\
         Connection: close\r\n\r\n\
         this port speaks TLS: use https://...\n";
-    // A handshake begins with 22, a request with a letter.
+    // A TLS handshake starts with the byte 22, an HTTP request with a letter.
     if socket.stream().first_byte().await?.is_some_and(|byte| byte.is_ascii_alphabetic()) {
         socket.write_all(ANSWER).await?;
         socket.shutdown().await?;
-        return Err(io::Error::other("it does not speak TLS"));
+        return Err(io::Error::other("the client does not speak TLS"));
     }
     TlsAcceptor::from(settings).accept(socket).await
 }

@@ -1,14 +1,14 @@
-//! Waking tasks across threads, and delivering for them without a wake.
+//! Wakes tasks across threads, and delivers messages on behalf of tasks without waking them.
 //!
-//! Each thread that serves connections has a runtime and a [`WakeQueue`] of its own. A publish wakes everybody
-//! who waits for it, and a wake of another thread's task is a system call, after which that thread has to be
-//! scheduled first. So such wakes are queued at the thread, and only the first of them calls: one call for all
-//! that are queued until the thread looks.
+//! Each serving thread has its own runtime and its own [`WakeQueue`]. A publish wakes all subscribers that wait for
+//! it. Waking a task of another thread takes a system call, and then that thread has to be scheduled. Therefore such
+//! wakes are queued for the thread, and only the first one makes the call; it covers all wakes that are queued until
+//! the thread takes them.
 //!
-//! A task may have a [`Delivery`]: what it does when it is woken, so that any thread can do it in its place. The
-//! thread that publishes delivers to its own tasks and to those of threads that sleep; tasks of threads that are
-//! awake are left to them. When a thread cannot keep up with that, the threads that sleep are woken to deliver to
-//! their own.
+//! A task may have a [`Delivery`]: the work that it would do when woken, which any thread can do for it. The thread
+//! that publishes delivers for its own tasks and for those of sleeping threads. Threads that are awake deliver for
+//! their own tasks. When the publishing thread falls behind, it wakes sleeping threads so that they deliver for
+//! themselves.
 
 use std::{
     cell::{Cell, OnceCell},
@@ -25,52 +25,51 @@ use std::{
 use parking_lot::Mutex;
 use tokio::task::yield_now;
 
-/// How many wakes are carried out before the thread looks for what else has come. A delivery takes a few
-/// microseconds.
+/// The number of wakes that are handled before the thread yields to other tasks. A delivery takes a few microseconds.
 const SLICE: usize = 32;
-/// How many are carried out before the publisher has its answer.
-const SLICE_BEFORE_ANSWER: usize = 16;
+/// The number of wakes that are handled before the publisher gets its response.
+const SLICE_BEFORE_RESPONSE: usize = 16;
 
 thread_local! {
-    /// This thread, if it has a queue.
+    /// The state of this thread; empty if it has no queue.
     static HERE: OnceCell<Here> = const { OnceCell::new() };
 }
 
-/// A thread with a queue.
+/// The state of a thread with a queue.
 #[derive(Debug)]
 struct Here {
     queue: Arc<WakeQueue>,
-    /// How often it has published since it slept.
+    /// The number of publishes since the thread last slept.
     publishes: Cell<usize>,
-    /// Whether it published once at most between the last times that it slept.
+    /// Whether there was at most one publish between the last two sleeps that had any.
     publishes_seldom: Cell<bool>,
 }
 
-/// What can be done for a task instead of waking it.
+/// Work that any thread can do for a task instead of waking it.
 pub(crate) trait Delivery: Debug + Send + Sync {
-    /// Does it without blocking. `false` when the task has to be woken after all.
+    /// Delivers without blocking. Returns `false` if the task has to be woken nevertheless.
     fn deliver(&self) -> bool;
 }
 
-/// The wakes that one thread is to carry out.
+/// The wakes queued for one thread.
 #[derive(Debug, Default)]
 pub(crate) struct WakeQueue {
     pending: Mutex<Pending>,
-    /// Whether the thread waits for events, as far as is known.
+    /// Whether the thread waits for events. It may be out of date.
     is_asleep: AtomicBool,
-    /// Whether wakes are left that there was no time for.
+    /// Whether the last slice left wakes in the queue.
     is_behind: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
     tasks: VecDeque<Arc<RemoteTask>>,
-    /// Of the one who drives the queue; taken when it is woken.
+    /// The waker of the task that drives the queue; taken when it is used.
     driver: Option<Waker>,
 }
 
 impl WakeQueue {
-    /// Drives the queue of this thread for ever: to be run by the thread's runtime, and by no other.
+    /// Drives the queue of this thread. It never returns. Run it on the runtime of the thread.
     pub(crate) async fn drive() {
         let queue = HERE.with(|here| Arc::clone(&here.get_or_init(Here::new).queue));
         let mut tasks = VecDeque::new();
@@ -78,7 +77,7 @@ impl WakeQueue {
             poll_fn(|cx| queue.poll_pending(cx, &mut tasks)).await;
             while !tasks.is_empty() {
                 for task in tasks.drain(..SLICE.min(tasks.len())) {
-                    task.carry_out();
+                    task.run();
                 }
                 queue.is_behind.store(!tasks.is_empty(), Relaxed);
                 yield_now().await;
@@ -86,7 +85,7 @@ impl WakeQueue {
         }
     }
 
-    /// To be called when the thread is about to wait for events.
+    /// Call this when the thread is about to wait for events.
     pub(crate) fn thread_sleeps() {
         HERE.with(|here| {
             let Some(Here { queue, publishes, publishes_seldom }) = here.get() else { return };
@@ -98,7 +97,7 @@ impl WakeQueue {
         });
     }
 
-    /// To be called when it has waited.
+    /// Call this when the thread has stopped waiting.
     pub(crate) fn thread_is_awake() {
         HERE.with(|here| {
             if let Some(here) = here.get() {
@@ -107,7 +106,7 @@ impl WakeQueue {
         });
     }
 
-    /// Takes all pending wakes, in exchange for an empty list: nothing is allocated for a wake.
+    /// Takes all pending wakes. It swaps them with an empty list, so that wakes need no allocation.
     fn poll_pending(
         &self,
         cx: &mut Context<'_>,
@@ -140,9 +139,9 @@ impl Here {
     }
 }
 
-/// To be called after a publish, before its answer. Where there are few publishes the first deliveries are made
-/// now: the answer would come between. Where there are many, all deliveries come after the publishes that are
-/// there already, so that messages go out together.
+/// Call this after a publish, before its response is written. If publishes are rare, it makes the first deliveries
+/// now, so that they do not wait for the response. If they are frequent, all deliveries follow the publishes that have
+/// arrived already, so that messages are written together.
 pub(crate) fn published() {
     HERE.with(|here| {
         let Some(Here { queue, publishes, publishes_seldom }) = here.get() else { return };
@@ -150,17 +149,18 @@ pub(crate) fn published() {
         if !is_first || !publishes_seldom.get() || queue.is_behind.load(Relaxed) {
             return;
         }
-        for _ in 0..SLICE_BEFORE_ANSWER {
+        for _ in 0..SLICE_BEFORE_RESPONSE {
             let task = queue.pending.lock().tasks.pop_front();
             let Some(task) = task else { return };
-            task.carry_out();
+            task.run();
         }
     });
 }
 
-/// A task and the queue of its thread.
+/// A task that can be woken from other threads.
 #[derive(Debug)]
 struct RemoteTask {
+    /// The queue of the task's thread.
     home: Arc<WakeQueue>,
     waker: Waker,
     delivery: Option<Weak<dyn Delivery>>,
@@ -168,7 +168,7 @@ struct RemoteTask {
 
 impl RemoteTask {
     /// Delivers for the task, or wakes it.
-    fn carry_out(&self) {
+    fn run(&self) {
         let delivery = self.delivery.as_ref().and_then(Weak::upgrade);
         if !delivery.is_some_and(|delivery| delivery.deliver()) {
             self.waker.wake_by_ref();
@@ -179,7 +179,7 @@ impl RemoteTask {
 impl Wake for RemoteTask {
     fn wake(self: Arc<Self>) {
         let home = Arc::clone(&self.home);
-        // While a thread ends it has none.
+        // A thread that is ending has no queue any more.
         let here = HERE.try_with(|here| Some(Arc::clone(&here.get()?.queue))).ok().flatten();
         let Some(here) = here else { return home.enqueue(self) };
         let is_local = Arc::ptr_eq(&here, &home);
@@ -193,25 +193,25 @@ impl Wake for RemoteTask {
     }
 }
 
-/// Polls for one task what another thread may make ready.
+/// Polls a future of one task with a waker that works efficiently from other threads.
 #[derive(Debug, Default)]
-pub(crate) struct Relay {
+pub(crate) struct RemoteWaker {
     delivery: Option<Weak<dyn Delivery>>,
     task: Option<(Arc<RemoteTask>, Waker)>,
 }
 
-impl Relay {
-    /// For a task for which other threads can deliver.
+impl RemoteWaker {
+    /// For a task with a [`Delivery`].
     pub(crate) fn with_delivery(delivery: Weak<dyn Delivery>) -> Self {
         Self { delivery: Some(delivery), task: None }
     }
 
-    /// The waker of the task that has polled last, where its thread has a queue.
+    /// The waker of the task that polled last, if its thread has a queue.
     pub(crate) fn task(&self) -> Option<Waker> {
         self.task.as_ref().map(|(task, _)| task.waker.clone())
     }
 
-    /// Polls with a waker that goes by the queue of this thread, where it has one.
+    /// Polls with a waker that uses the queue of this thread, if it has one.
     pub(crate) fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -245,9 +245,9 @@ mod tests {
     use super::*;
     use crate::net::workers::Workers;
 
-    const SOON: Duration = Duration::from_secs(60);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// Something published to one task.
+    /// A topic with one subscriber task.
     #[derive(Debug, Default)]
     struct Topic {
         waker: Mutex<Option<Waker>>,
@@ -271,10 +271,10 @@ mod tests {
 
     async fn follow(topic: Arc<Topic>) {
         let delivery: Weak<dyn Delivery> = Arc::downgrade(&topic) as _;
-        let mut relay = Relay::with_delivery(delivery);
+        let mut remote = RemoteWaker::with_delivery(delivery);
         poll_fn(|cx| {
             topic.polls.fetch_add(1, Relaxed);
-            relay.poll(cx, |cx| {
+            remote.poll(cx, |cx| {
                 *topic.waker.lock() = Some(cx.waker().clone());
                 Poll::<()>::Pending
             })
@@ -282,11 +282,11 @@ mod tests {
         .await;
     }
 
-    /// Runs something on a thread and waits for it.
+    /// Runs a function on a thread and returns its result.
     fn on<T: Send + 'static>(thread: &Handle, act: impl FnOnce() -> T + Send + 'static) -> T {
-        let (tell, told) = mpsc::channel();
-        thread.spawn(async move { tell.send(act()) });
-        told.recv_timeout(SOON).unwrap()
+        let (sender, receiver) = mpsc::channel();
+        thread.spawn(async move { sender.send(act()) });
+        receiver.recv_timeout(TEST_TIMEOUT).unwrap()
     }
 
     fn until(mut is_so: impl FnMut() -> bool) {
@@ -295,7 +295,7 @@ mod tests {
         }
     }
 
-    /// Two threads, of which the first has a task that waits, and its queue.
+    /// Two threads, with a waiting task on the first; and the queue of the first.
     fn start() -> (Workers, Arc<Topic>, Arc<WakeQueue>) {
         let workers = Workers::pinned(2).unwrap();
         let topic = Arc::new(Topic::default());
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_that_is_refused_wakes_the_task() {
+    fn a_refused_delivery_wakes_the_task() {
         let (workers, topic, _) = start();
         topic.is_refused.store(true, Relaxed);
         wake_from(&workers, 1, &topic);
@@ -330,22 +330,22 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_is_awake_delivers_to_its_own() {
+    fn a_thread_that_is_awake_delivers_for_its_own_tasks() {
         let (workers, topic, queue) = start();
-        let (go_on, may_go_on) = mpsc::channel();
+        let (release, released) = mpsc::channel();
         workers.runtimes()[0].spawn(async move {
-            let _ = may_go_on.recv_timeout(SOON);
+            let _ = released.recv_timeout(TEST_TIMEOUT);
         });
         until(|| !queue.is_asleep.load(Relaxed));
         wake_from(&workers, 1, &topic);
         assert_eq!(queue.pending.lock().tasks.len(), 1);
-        go_on.send(()).unwrap();
+        release.send(()).unwrap();
         until(|| !topic.delivered.lock().is_empty());
         assert_eq!(*topic.delivered.lock(), [Some("worker-0".to_owned())]);
     }
 
     #[test]
-    fn a_thread_without_a_queue_leaves_it_to_the_task_s() {
+    fn a_thread_without_a_queue_uses_that_of_the_task() {
         let (_workers, topic, _) = start();
         topic.wake();
         until(|| !topic.delivered.lock().is_empty());

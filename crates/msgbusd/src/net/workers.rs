@@ -1,4 +1,4 @@
-//! The threads that serve connections.
+//! The serving threads.
 
 use std::{
     io,
@@ -13,32 +13,32 @@ use tokio::{
 
 use crate::net::wake_queue::WakeQueue;
 
-/// Threads that serve connections, each connection belonging to one runtime for good. They end when
+/// Threads that serve connections. Each connection stays on one runtime for its whole life. The threads end when
 /// this is dropped.
 #[derive(Debug)]
 pub struct Workers {
     runtimes: Vec<Handle>,
     next: AtomicUsize,
-    /// Held until the threads are to end.
+    /// Dropping a sender ends its thread.
     stops: Vec<oneshot::Sender<()>>,
 }
 
 impl Workers {
-    /// The runtime that calls this, and no thread of its own.
+    /// Uses the current runtime and starts no threads.
     ///
     /// # Panics
     /// When called outside a tokio runtime.
     pub fn current() -> Self {
         let runtime = Handle::current();
-        // What its threads share is not to be shared by all of them.
+        // One handle for each thread of the runtime, so that each gets its own `Worker`.
         let runtimes = vec![runtime.clone(); runtime.metrics().num_workers()];
         Self { runtimes, next: AtomicUsize::new(0), stops: Vec::new() }
     }
 
-    /// Starts threads with a runtime each.
+    /// Starts threads, each with its own single-threaded runtime.
     ///
     /// # Errors
-    /// When the system gives no more threads or files.
+    /// When the system has no more threads or file descriptors.
     pub fn pinned(threads: usize) -> io::Result<Self> {
         let mut workers =
             Self { runtimes: Vec::new(), next: AtomicUsize::new(0), stops: Vec::new() };
@@ -53,19 +53,19 @@ impl Workers {
             workers.stops.push(stop);
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 runtime.spawn(WakeQueue::drive());
-                // Nothing is ever sent: the end of the sender is the message.
+                // Nothing is ever sent. It returns when the sender is dropped.
                 let _ = runtime.block_on(stopped);
             })?;
         }
         Ok(workers)
     }
 
-    /// One for each thread.
+    /// One runtime for each thread.
     pub(crate) fn runtimes(&self) -> &[Handle] {
         &self.runtimes
     }
 
-    /// The runtime for the next connection: they take turns.
+    /// The runtime for the next connection, round robin.
     pub fn next(&self) -> &Handle {
         &self.runtimes[self.next.fetch_add(1, Relaxed) % self.runtimes.len()]
     }

@@ -1,6 +1,6 @@
-//! Back-pressure: what may be taken out of a topic while memory in flight is at `--max-inflight-bytes`.
-//! That is one small message at a time: nobody who reads slowly stops what is small, and nothing large is
-//! begun.
+//! Back-pressure: how much may be taken out of a topic while memory in flight has reached `--max-inflight-bytes`. Then
+//! it is one small message at a time: clients that read slowly do not block small messages, and no large message is
+//! started.
 
 use std::{
     pin::Pin,
@@ -16,13 +16,12 @@ use tokio::{
 
 use crate::{limits::inflight::Inflight, state::App};
 
-/// How often a waiter looks whether its topic has changed: the large message may have expired, or the topic
-/// be gone.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a waiter checks its topic again: the large message may have expired, or the topic may have been deleted.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How much of `limit` may be taken from here on, or, without a position, pulled; `None` for nothing.
-/// `small` is what is not counted as in flight, in bytes.
-pub(crate) fn find(
+/// How much of `limit` may be peeked at from a position, or, without a position, pulled; `None` for nothing. `small` is
+/// the size, in bytes, up to which messages do not count as in flight.
+pub(crate) fn admit(
     app: &App,
     topic: &TopicName,
     from: Option<Position>,
@@ -34,11 +33,11 @@ pub(crate) fn find(
         let peek = app.bus.peek(topic, from, one)?;
         peek.messages().next().map(|next| next.payload().len())
     };
-    admit(&app.inflight, limit, small, next_size)
+    admit_next(&app.inflight, limit, small, next_size)
 }
 
-/// The same, where the size of the next payload is known to something else.
-fn admit(
+/// Like [`admit`], with the size of the next payload from `next_size`.
+fn admit_next(
     inflight: &Inflight,
     limit: BatchLimit,
     small: usize,
@@ -47,24 +46,24 @@ fn admit(
     if !inflight.is_full() {
         return Some(limit);
     }
-    // Half of it: JSON makes more of a payload.
+    // Half of it, because a payload grows when it is encoded as JSON.
     let is_small = next_size().is_none_or(|size| size <= small / 2);
     is_small.then_some(BatchLimit { events: 1, ..limit })
 }
 
-/// One that may have to wait for memory.
+/// A wait for memory; empty while there is none.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryWait(Option<Box<Wait>>);
 
 #[derive(Debug)]
 struct Wait {
-    /// Its turn, in the order of waiting.
+    /// Ready when it is this waiter's turn.
     freed: Pin<Box<OwnedNotified>>,
-    look_again: Pin<Box<Sleep>>,
+    next_check: Pin<Box<Sleep>>,
 }
 
 impl MemoryWait {
-    /// Waits until a subscription may receive, and says how much.
+    /// Waits until a subscription may receive, and returns how much.
     pub(crate) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
@@ -74,11 +73,11 @@ impl MemoryWait {
     ) -> Poll<BatchLimit> {
         let next_size = || subscription.next_size();
         self.poll(cx, &app.inflight, || {
-            admit(&app.inflight, limit, Inflight::SMALL_FRAME, next_size)
+            admit_next(&app.inflight, limit, Inflight::SMALL_FRAME, next_size)
         })
     }
 
-    /// Waits until a pull may take all of its limit, or has nothing to take yet.
+    /// Waits until a pull may take messages up to its limit, or until there are none.
     pub(crate) fn poll_pull(
         &mut self,
         cx: &mut Context<'_>,
@@ -89,7 +88,7 @@ impl MemoryWait {
     ) -> Poll<()> {
         self.poll(cx, &app.inflight, || {
             let next = pull.next_size();
-            let may = admit(&app.inflight, limit, small, || next);
+            let may = admit_next(&app.inflight, limit, small, || next);
             (next.is_none() || may == Some(limit)).then_some(())
         })
     }
@@ -103,15 +102,15 @@ impl MemoryWait {
         loop {
             if let Some(admitted) = admit() {
                 if self.0.take().is_some() {
-                    inflight.bound().wake_next();
+                    inflight.quota().wake_next();
                 }
                 return Poll::Ready(admitted);
             }
             let wait = self.0.get_or_insert_with(|| Box::new(Wait::new(inflight)));
             if wait.freed.as_mut().poll(cx).is_ready() {
-                wait.freed.set(inflight.bound().freed());
-            } else if wait.look_again.as_mut().poll(cx).is_ready() {
-                wait.look_again.set(sleep(LOOK_EVERY));
+                wait.freed.set(inflight.quota().freed());
+            } else if wait.next_check.as_mut().poll(cx).is_ready() {
+                wait.next_check.set(sleep(CHECK_INTERVAL));
             } else {
                 return Poll::Pending;
             }
@@ -121,6 +120,9 @@ impl MemoryWait {
 
 impl Wait {
     fn new(inflight: &Inflight) -> Self {
-        Self { freed: Box::pin(inflight.bound().freed()), look_again: Box::pin(sleep(LOOK_EVERY)) }
+        Self {
+            freed: Box::pin(inflight.quota().freed()),
+            next_check: Box::pin(sleep(CHECK_INTERVAL)),
+        }
     }
 }

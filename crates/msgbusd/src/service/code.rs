@@ -1,14 +1,14 @@
-//! The code words of all refusals: of requests, of connections, and of what is said on a websocket.
-//! docs/protocol.md, section 8.
+//! The code words of all refusals of requests and connections, and of websocket protocol errors. docs/protocol.md,
+//! section 8.
 
 macro_rules! codes {
     ($($code:ident = $word:literal,)+) => {
-        /// The stable word of a refusal: for programs, and for the metrics.
+        /// The stable word of a refusal, for programs and metrics.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Code { $($code,)+ }
 
         impl Code {
-            /// In the order of the variants: a code is an index.
+            /// In the order of the variants, so that a code can be used as an index.
             pub(crate) const ALL: [Self; [$($word),+].len()] = [$(Self::$code,)+];
 
             pub(crate) const fn word(self) -> &'static str {

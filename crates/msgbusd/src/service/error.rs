@@ -1,4 +1,4 @@
-//! Why the service refuses something. Each door says it in its own protocol.
+//! The errors of the service. Each door maps them to its own protocol.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::code::Code;
 use crate::limits::{rate::Rate, rate_limit::OverRate};
 
-/// Why an operation was refused. The text is one line for people.
+/// Why an operation was refused. The text is one line for users.
 #[derive(Debug, Error)]
 pub(crate) enum ServiceError {
     #[error("{permission} needs a key")]
@@ -19,18 +19,18 @@ pub(crate) enum ServiceError {
     WrongTicket,
     #[error("the key {key:?} does not allow {permission}")]
     NotGranted { key: String, permission: String },
-    #[error("too many tickets are open: each is gone after 30 seconds")]
+    #[error("too many tickets are open: each expires after 30 seconds")]
     TooManyTickets,
     #[error("no such topic: {0}")]
     NoSuchTopic(TopicName),
     #[error("server is busy: in-flight memory limit reached; retry shortly")]
     TooMuchInFlight,
-    #[error("too many subscriptions: at most {limit} are open at a time")]
+    #[error("too many subscriptions: at most {limit} may be open at a time")]
     TooManySubscriptions { limit: usize },
-    #[error("too many messages: the next one may come in {} s", seconds(*.retry_after))]
+    #[error("too many messages: retry in {} s", seconds(*.retry_after))]
     TooManyMessages { retry_after: Duration },
     #[error(
-        "the batch has {count} messages, and at most {rate} a second may be published: \
+        "the batch has {count} messages, which exceeds the publish rate of {rate} per second: \
          send at most {rate} in one request"
     )]
     BatchOverRate { count: usize, rate: Rate },
@@ -40,13 +40,13 @@ pub(crate) enum ServiceError {
     Subscribe(#[from] SubscribeError),
 }
 
-/// In whole seconds, so that a client that waits as long is never too early.
+/// Rounds up to whole seconds, so that a client that waits this long is not too early.
 pub(crate) fn seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
 impl ServiceError {
-    /// For this many messages.
+    /// The error for a publish of `count` messages.
     pub(super) fn over_rate(over: OverRate, count: usize) -> Self {
         match over {
             OverRate::Wait(retry_after) => Self::TooManyMessages { retry_after },

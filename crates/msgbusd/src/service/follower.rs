@@ -1,5 +1,5 @@
-//! One subscription as a door serves it: its authorisation, its back-pressure and the encodings that it
-//! shares with others. What is done with the frames is up to the door.
+//! One subscription as a door serves it: with its authorization, its back-pressure and the frames that it shares with
+//! other subscriptions. The door decides what to do with the frames.
 
 use std::{
     cell::Cell,
@@ -20,53 +20,53 @@ use crate::{
     encode::frame_cache::{Frame, FrameCache, FrameFormat},
     limits::quota::QuotaPermit,
     net::peer::Peer,
-    net::wake_queue::{Delivery, Relay},
+    net::wake_queue::{Delivery, RemoteWaker},
     worker::Worker,
 };
 
-/// What is taken out of the topic at once: a client that stops reading pins no more than this.
+/// The maximum that is taken out of the topic at once. A client that stops reading keeps no more than this in memory.
 const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
 
 thread_local! {
-    /// Room for one batch, lent to whichever follower is polled: none allocates for a delivery.
+    /// A buffer for one batch. The follower that is polled uses it, so a delivery does not allocate.
     static EVENTS: Cell<Vec<Event>> = const { Cell::new(Vec::new()) };
 }
 
 /// One subscription of one client.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    app: Arc<Worker>,
+    worker: Arc<Worker>,
     peer: Peer,
     subscription: Subscription,
     authorization: LiveAuthorization,
     cache: Arc<FrameCache>,
-    relay: Relay,
+    waker: RemoteWaker,
     memory: MemoryWait,
-    /// The id that comes next if nothing is missed.
+    /// The id of the next message if none is missed.
     next_id: u64,
-    /// The id of the last message that was taken.
+    /// The id of the last message that was received.
     last_id: Option<u64>,
     _permit: QuotaPermit,
 }
 
-/// What comes next in the topic.
+/// One item of the topic, in order.
 #[derive(Debug)]
 pub(crate) enum Item {
     Frame(Frame),
-    /// This many messages have left the topic.
+    /// This many messages were missed.
     Missed(u64),
 }
 
-/// Why nothing more comes.
+/// Why a subscription ended.
 #[derive(Debug)]
 pub(crate) enum End {
     /// The keys no longer allow it.
     Revoked,
-    /// The subscription is over.
+    /// The bus ended the subscription.
     Over(RecvError),
 }
 
-/// How a topic is followed.
+/// Options for following a topic.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FollowOptions {
     pub(crate) from: Position,
@@ -75,8 +75,8 @@ pub(crate) struct FollowOptions {
 }
 
 impl Call<'_> {
-    /// Subscribes to a topic. When it is ready the position is fixed: whatever the door says before the first message,
-    /// nothing is lost in between.
+    /// Subscribes to a topic. When this is ready, the position is fixed: no message is lost while the door sends its
+    /// response.
     pub(crate) fn follow(
         &self,
         topic: &TopicName,
@@ -101,7 +101,7 @@ impl Call<'_> {
         self.authorize(Action::Subscribe, topic)?;
         let subscriptions = &self.worker.subscriptions;
         let limit = subscriptions.limit();
-        subscriptions.take(1).ok_or(ServiceError::TooManySubscriptions { limit })
+        subscriptions.try_acquire(1).ok_or(ServiceError::TooManySubscriptions { limit })
     }
 }
 
@@ -119,24 +119,24 @@ impl Follower {
             peer,
             authorization,
             cache: worker.frames.cache(subscription.topic().epoch, format),
-            relay: Relay::default(),
+            waker: RemoteWaker::default(),
             memory: MemoryWait::default(),
-            // What had left before the start comes first, as missed.
+            // Messages that were removed before the start are reported first, as missed.
             next_id: start.requested_id,
             last_id: None,
             subscription,
-            app: worker,
+            worker,
             _permit: permit,
         }
     }
 
-    /// Lets other threads take messages and write them, instead of waking the task.
+    /// Lets other threads deliver messages, instead of waking the task.
     pub(crate) fn deliver_by(&mut self, delivery: Weak<dyn Delivery>) {
-        self.relay = Relay::with_delivery(delivery);
+        self.waker = RemoteWaker::with_delivery(delivery);
     }
 
-    pub(crate) fn app(&self) -> &Arc<Worker> {
-        &self.app
+    pub(crate) fn worker(&self) -> &Arc<Worker> {
+        &self.worker
     }
 
     pub(crate) fn subscription(&self) -> &Subscription {
@@ -156,7 +156,7 @@ impl Follower {
         self.authorization.poll_revoked(cx)
     }
 
-    /// Takes a batch out of the topic and gives each of it to `give`, with the id that comes next after it.
+    /// Receives a batch from the topic and passes each item to `give`, with the next id after it.
     pub(crate) fn poll_batch(
         &mut self,
         cx: &mut Context<'_>,
@@ -172,13 +172,14 @@ impl Follower {
         polled
     }
 
-    /// The same on behalf of the task that has polled last: that one is woken when there is more.
+    /// Like [`poll_batch`](Self::poll_batch), on behalf of the task that polled last: when there is more, that task is
+    /// woken.
     pub(crate) fn poll_batch_for_task(
         &mut self,
         give: impl FnMut(Item, u64),
     ) -> Poll<Result<(), End>> {
-        // Without a task it has not been polled, and there is nobody to deliver for.
-        let Some(waker) = self.relay.task() else { return Poll::Pending };
+        // Without a waker, no task has polled yet, and there is none to deliver for.
+        let Some(waker) = self.waker.task() else { return Poll::Pending };
         self.poll_batch(&mut Context::from_waker(&waker), give)
     }
 
@@ -190,10 +191,10 @@ impl Follower {
         if self.authorization.poll_revoked(cx).is_ready() {
             return Poll::Ready(Err(End::Revoked));
         }
-        let Self { app, memory, relay, subscription, .. } = self;
-        let batch = ready!(memory.poll_receive(cx, app, subscription, BATCH));
-        let received = ready!(relay.poll(cx, |cx| subscription.poll_recv_batch(cx, events, batch)));
-        // It may have been published since the keys were looked at above.
+        let Self { worker, memory, waker, subscription, .. } = self;
+        let batch = ready!(memory.poll_receive(cx, worker, subscription, BATCH));
+        let received = ready!(waker.poll(cx, |cx| subscription.poll_recv_batch(cx, events, batch)));
+        // A message may have been published since the check above, with keys that were reloaded meanwhile.
         if self.authorization.poll_revoked(cx).is_ready() {
             return Poll::Ready(Err(End::Revoked));
         }
@@ -206,7 +207,7 @@ impl Follower {
                 Event::Message(message) => {
                     self.next_id = message.id() + 1;
                     self.last_id = Some(message.id());
-                    Item::Frame(self.cache.frame(message, &self.app.inflight))
+                    Item::Frame(self.cache.frame(message, &self.worker.inflight))
                 }
                 Event::Missed { count, next_id } => {
                     self.next_id = *next_id;
@@ -217,8 +218,8 @@ impl Follower {
         }
     }
 
-    /// Logs what the client has received. The counters take the topic's lock: not for a line that nobody
-    /// reads.
+    /// Logs how many messages the client received. Reading the counters takes the topic's lock, so they are read only
+    /// if the line is logged.
     pub(crate) fn log_end(&self, end: &dyn fmt::Debug) {
         if !enabled!(Level::DEBUG) {
             return;

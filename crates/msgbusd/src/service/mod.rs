@@ -1,5 +1,5 @@
-//! What every door calls: publish, pull, peek, follow, delete. It authorises, charges, counts and traces, once for all
-//! doors. Nothing here knows a protocol, and no module here imports a door.
+//! The operations that every door calls: publish, pull, peek, follow, delete. Authorization, rate limits, quotas and
+//! tracing are applied here, once for all doors. No module here knows a protocol or imports a door.
 
 pub(crate) mod backpressure;
 pub(crate) mod code;
@@ -20,26 +20,26 @@ use crate::{
     worker::Worker,
 };
 
-/// One client as it asks for something: who it is, and where it comes from.
+/// One request of a client: its identity and its address.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
     pub(crate) worker: &'a Arc<Worker>,
     pub(crate) peer: Peer,
-    /// `None` where the server has no keys and everybody may do everything.
+    /// `None` if the server has no keys and every client may do everything.
     pub(crate) principal: Option<Arc<Principal>>,
 }
 
 impl Call<'_> {
-    /// Checks a permission by the keys that are in force now.
+    /// Checks a permission against the keys that are in force now.
     fn authorize(&self, action: Action, topic: &TopicName) -> Result<(), ServiceError> {
         let (Some(keyring), Some(principal)) = (&self.worker.keyring, &self.principal) else {
             return Ok(());
         };
-        let principal = keyring.by_now(principal).ok_or(ServiceError::WrongKey)?;
+        let principal = keyring.refresh(principal).ok_or(ServiceError::WrongKey)?;
         require(&principal, Permission::Topic(action, topic))
     }
 
-    /// What lets the client stay, for as long as the keys say so.
+    /// The authorization for an operation that takes time. It ends when the keys no longer allow it.
     fn live_authorization(&self, action: Action, topic: &TopicName) -> LiveAuthorization {
         match (&self.worker.keyring, &self.principal) {
             (Some(keyring), Some(principal)) => {
@@ -49,7 +49,7 @@ impl Call<'_> {
         }
     }
 
-    /// How a subscription is shown: the name of the key, if the client has shown one, and the address.
+    /// The label of a subscription: the name of the client's key, if it has one, and its address.
     fn label(&self) -> Box<str> {
         match self.principal.as_ref().and_then(|principal| principal.key_name()) {
             Some(key) => format!("{key}@{}", self.peer).into(),
@@ -58,12 +58,12 @@ impl Call<'_> {
     }
 }
 
-/// Refuses what the principal may not do.
+/// Returns an error if the principal does not have the permission.
 pub(crate) fn require(
     principal: &Principal,
     permission: Permission<'_>,
 ) -> Result<(), ServiceError> {
-    if principal.may(permission) {
+    if principal.can(permission) {
         return Ok(());
     }
     let permission = permission.to_string();

@@ -1,33 +1,33 @@
-//! Publishing: the rules that hold whatever the protocol.
+//! Publishing: the rules that are the same for every protocol.
 
 use msgbus_core::{NewMessage, Op, PublishError, Published, PublishedBatch, TopicName};
 use tracing::debug;
 
 use super::{Call, error::ServiceError};
-use crate::{auth::Action, limits::rate_limit::Account, net::wake_queue};
+use crate::{auth::Action, limits::rate_limit::RateKey, net::wake_queue};
 
-/// A publish that was admitted: the client is charged for one message.
+/// An admitted publish. The client's rate has been charged for one message.
 #[derive(Debug)]
 pub(crate) struct Publish<'a> {
     call: &'a Call<'a>,
     topic: &'a TopicName,
-    account: Option<Account>,
+    rate_key: Option<RateKey>,
 }
 
 impl Call<'_> {
     /// Admits a publish, before its payload is read: charges the client's rate for one message.
     pub(crate) fn publish<'a>(&'a self, topic: &'a TopicName) -> Result<Publish<'a>, ServiceError> {
         let rates = &self.worker.rates;
-        let account = rates.account(self.principal.as_deref(), self.peer.ip());
-        if let Some(account) = account {
-            rates.take(account).map_err(|over| ServiceError::over_rate(over, 1))?;
+        let rate_key = rates.key(self.principal.as_deref(), self.peer.ip());
+        if let Some(rate_key) = rate_key {
+            rates.take(rate_key).map_err(|over| ServiceError::over_rate(over, 1))?;
         }
-        Ok(Publish { call: self, topic, account })
+        Ok(Publish { call: self, topic, rate_key })
     }
 }
 
 impl Publish<'_> {
-    /// Publishes one message, if the client may by now: reading a payload takes as long as its sender likes.
+    /// Publishes one message. It checks the authorization, because receiving the payload may have taken long.
     pub(crate) fn put(self, message: NewMessage) -> Op<Result<Published, ServiceError>> {
         let Self { call, topic, .. } = self;
         if let Err(error) = call.authorize(Action::Publish, topic) {
@@ -42,20 +42,20 @@ impl Publish<'_> {
         })
     }
 
-    /// Admits a batch of this many messages instead: one that the topic may not hold would become many messages
-    /// before the bus could refuse it.
+    /// Admits a batch of this many messages instead of one. A batch that exceeds the topic's limit is refused here,
+    /// before memory is allocated for its messages.
     pub(crate) fn admit_batch(&self, count: usize) -> Result<(), ServiceError> {
-        let app = self.call.worker;
-        let limit = app.bus.options().settings_for(self.topic).max_messages;
+        let worker = self.call.worker;
+        let limit = worker.bus.options().settings_for(self.topic).max_messages;
         if count > limit {
             return Err(PublishError::TooMany { count, limit }.into());
         }
-        let Some(account) = self.account else { return Ok(()) };
-        let taken = app.rates.take_batch(account, count);
+        let Some(rate_key) = self.rate_key else { return Ok(()) };
+        let taken = worker.rates.take_batch(rate_key, count);
         taken.map_err(|over| ServiceError::over_rate(over, count))
     }
 
-    /// Publishes all of a batch that was admitted, or nothing.
+    /// Publishes all messages of an admitted batch, or none.
     pub(crate) fn put_batch(
         self,
         messages: Vec<NewMessage>,

@@ -1,4 +1,4 @@
-//! Pulling, at once or when there is something, and looking without taking.
+//! Pulling, with or without waiting, and peeking.
 
 use std::task::{Context, Poll};
 
@@ -17,8 +17,8 @@ use crate::{
 };
 
 impl<'a> Call<'a> {
-    /// Takes the next messages; none when there are none. `small` is what of an answer does not count as in flight,
-    /// in bytes.
+    /// Takes the next messages, or none if the topic is empty. `small` is the size, in bytes, up to which a response
+    /// does not count as in flight.
     pub(crate) fn pull(
         &self,
         topic: &TopicName,
@@ -28,7 +28,7 @@ impl<'a> Call<'a> {
         if let Err(error) = self.authorize(Action::Pull, topic) {
             return Op::ready(Err(error));
         }
-        let Some(limit) = backpressure::find(self.worker, topic, None, limit, small) else {
+        let Some(limit) = backpressure::admit(self.worker, topic, None, limit, small) else {
             return Op::ready(Err(ServiceError::TooMuchInFlight));
         };
         let peer = self.peer;
@@ -38,7 +38,7 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// Waits in line for the next messages, also for those that are there: others may have waited longer.
+    /// Queues for the next messages. It queues even if there are messages, because other pulls may have waited longer.
     pub(crate) fn pull_wait(
         &self,
         topic: &TopicName,
@@ -57,8 +57,8 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// Looks at messages without taking them, from a position on, or at those that would be pulled. `None` when
-    /// there is no such topic.
+    /// Returns messages without taking them: those after a position, or those that would be pulled next. `None` if the
+    /// topic does not exist.
     pub(crate) fn peek(
         &self,
         topic: &TopicName,
@@ -67,13 +67,13 @@ impl<'a> Call<'a> {
         small: usize,
     ) -> Result<Option<Peek>, ServiceError> {
         self.authorize(Action::Subscribe, topic)?;
-        let limit = backpressure::find(self.worker, topic, from, limit, small)
+        let limit = backpressure::admit(self.worker, topic, from, limit, small)
             .ok_or(ServiceError::TooMuchInFlight)?;
         Ok(self.worker.bus.peek(topic, from, limit))
     }
 }
 
-/// A pull that waits. Dropped, it leaves what comes to others.
+/// A waiting pull. Dropping it takes no messages.
 #[derive(Debug)]
 pub(crate) struct WaitingPull<'a> {
     worker: &'a Worker,
@@ -86,7 +86,7 @@ pub(crate) struct WaitingPull<'a> {
 }
 
 impl WaitingPull<'_> {
-    /// Ready with messages; with none when the keys no longer allow the pull or the topic is deleted.
+    /// Ready with messages; or with none when the keys no longer allow the pull or the topic is deleted.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Vec<Message>> {
         let Self { worker, peer, pull, authorization, memory, limit, small } = self;
         if authorization.poll_revoked(cx).is_ready() {
@@ -95,8 +95,8 @@ impl WaitingPull<'_> {
         if memory.poll_pull(cx, worker, pull, *limit, *small).is_pending() {
             return Poll::Pending;
         }
-        // The keys may be read again at any time, and a message come right after it.
-        pull.poll_allowed(cx, || authorization.holds()).map(|messages| {
+        // The keys may be reloaded at any time, and a message may arrive right after that.
+        pull.poll_allowed(cx, || authorization.is_valid()).map(|messages| {
             let messages = messages.unwrap_or_default();
             trace(*peer, &messages);
             messages

@@ -1,4 +1,4 @@
-//! Topics as a whole.
+//! Operations on whole topics.
 
 use msgbus_core::{TopicName, TopicStats};
 use tracing::debug;
@@ -27,8 +27,8 @@ impl Call<'_> {
     }
 }
 
-/// The first `max` names that begin with `prefix`, come after `after` and may be inspected; and whether there are more.
-/// It visits all topics: it is not for a thread that serves.
+/// The first `max` topic names that begin with `prefix`, sort after `after` and may be inspected; and whether there are
+/// more. It visits all topics, so do not call it on a serving thread.
 pub(crate) fn names(
     app: &App,
     principal: Option<&Principal>,
@@ -37,7 +37,7 @@ pub(crate) fn names(
     max: usize,
 ) -> (Vec<TopicName>, bool) {
     let may_inspect = |name: &TopicName| {
-        principal.is_none_or(|principal| principal.may(Permission::Topic(Action::Inspect, name)))
+        principal.is_none_or(|principal| principal.can(Permission::Topic(Action::Inspect, name)))
     };
     let mut page = app.bus.topic_page(prefix, after, max);
     while page.step(may_inspect) {}

@@ -353,7 +353,7 @@ async fn an_address_publishes_so_many_messages_a_second() {
     let problem = daemon.put_until_refused("Accept: application/json").await;
     assert!(problem.text().contains("\"too_many_messages\""), "{problem:?}");
     let refused = daemon.put_until_refused("X: y").await;
-    refused.refuses(429, "too many messages: the next one may come in 1 s");
+    refused.refuses(429, "too many messages: retry in 1 s");
     assert_eq!(refused.number("Retry-After"), 1);
     assert_eq!(daemon.refused("too_many_messages").await, 2);
     assert_eq!(daemon.get("/t").await.status, 200, "pulls are free");

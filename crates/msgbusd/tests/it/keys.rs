@@ -551,7 +551,7 @@ fn a_file_that_is_wrong_is_told_in_one_line() {
     let file = File::new(&["pull:a", "publsh:b"], &[]);
     let path = file.path();
     let path = path.to_str().unwrap();
-    let mention = [&format!("--keys: {path}:2: anonymous: \"publsh:b\": no such action")[..]];
+    let mention = [&format!("--keys: {path}:2: anonymous: \"publsh:b\": unknown action")[..]];
     refuses(&mut msgbusd(&["--keys", path]), &mention);
     refuses(msgbusd(&[]).env("MSGBUSD_KEYS", path), &[&format!("MSGBUSD_KEYS: {path}:2: ")]);
     // An address that nobody has, so that it ends in any case.
@@ -598,8 +598,8 @@ fn a_new_key_is_shown_once_and_works() {
         (&["key", "old", "a"], &["key new NAME"]),
         (&["key", "new", "a"], &["--allow", "nothing"]),
         (&["key", "new", "a", "--alow", "pull:a"], &["key new NAME"]),
-        (&["key", "new", "a", "--allow", "pul:a"], &["\"pul:a\": no such action"]),
-        (&["key", "new", "a b", "--allow", "pull:a"], &["key new a b: a name of a key"]),
+        (&["key", "new", "a", "--allow", "pul:a"], &["\"pul:a\": unknown action"]),
+        (&["key", "new", "a b", "--allow", "pull:a"], &["key new a b: a key name"]),
     ] {
         refuses(&mut msgbusd(args), mention);
     }

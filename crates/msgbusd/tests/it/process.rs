@@ -255,7 +255,7 @@ fn a_port_in_use_is_said_with_a_way_out() {
 #[test]
 fn all_interfaces_means_both_protocols_and_is_warned_of() {
     let daemon = Running::start(&mut msgbusd(&["--bind", ":0", "--open"]));
-    assert!(daemon.opening.contains("anybody who can reach"), "{}", daemon.opening);
+    assert!(daemon.opening.contains("any client that can reach"), "{}", daemon.opening);
     let port = daemon.address.port();
     assert!(TcpStream::connect(("127.0.0.1", port)).is_ok());
     if TcpListener::bind("[::1]:0").is_ok() {

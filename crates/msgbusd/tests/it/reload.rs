@@ -64,7 +64,7 @@ fn a_file_of_keys_that_does_not_answer_holds_nobody_up() {
         assert!(daemon.say("PUT /t").starts_with("HTTP/1.1 202 "));
     }
     let line = daemon.logs("SIGHUP");
-    let says = "keys.toml: cannot read it: no answer within 10s; the keys stay as they were";
+    let says = "keys.toml: cannot read the file: no answer within 10s; the keys stay as they were";
     assert!(line.contains(says), "{line}");
     assert!(is_refused(&daemon, "GET /t"));
 
@@ -94,7 +94,7 @@ fn a_certificate_that_does_not_answer_stays_and_a_later_one_is_read() {
         daemon.signal("-HUP");
         daemon.logs("SIGHUP: keys: 0 from");
         let line = daemon.logs("certificate stays");
-        assert!(line.contains("chain.pem: cannot read it: no answer within 10s"), "{line}");
+        assert!(line.contains("chain.pem: cannot read the file: no answer within 10s"), "{line}");
     }
     folder.put("chain.pem", Some(&certificate.cert.pem()));
     daemon.signal("-HUP");
@@ -107,7 +107,7 @@ fn the_start_names_the_file_that_does_not_answer() {
     let pipe = folder.put("pipe", None);
     thread::scope(|scope| {
         for (flag, says) in [
-            ("--keys", format!("{pipe}: cannot read it: no answer within 10s")),
+            ("--keys", format!("{pipe}: cannot read the file: no answer within 10s")),
             ("--config", format!("cannot read {pipe}: no answer within 10s")),
         ] {
             let pipe = &pipe;
@@ -155,7 +155,7 @@ fn a_file_without_keys_does_not_lock_everybody_out() {
         folder.put("keys.toml", Some(text));
         daemon.signal("-HUP");
         let line = daemon.logs("the keys stay as they were");
-        assert!(line.contains("keys.toml:1: it has neither [anonymous] nor a key"), "{line}");
+        assert!(line.contains("keys.toml:1: the file has neither [anonymous] nor a key"), "{line}");
         assert!(daemon.say("PUT /t").starts_with("HTTP/1.1 202 "));
     }
     refuses(&mut msgbusd(&["--keys", &keys]), &["neither [anonymous] nor a key"]);

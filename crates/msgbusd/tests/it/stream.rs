@@ -240,7 +240,7 @@ async fn a_strange_last_event_id_is_ignored_only_where_a_browser_could_not_react
     let header = format!("Last-Event-ID: 42\r\n{EVENT_SOURCE}");
     daemon.put("/t", "x").await;
     let mut sse = Stream::open(&daemon, "/t?stream=sse&since=all", &header).await;
-    assert!(sse.lines(1).await[0].starts_with(": Last-Event-ID is not of this server"));
+    assert!(sse.lines(1).await[0].starts_with(": Last-Event-ID is not from this server"));
     assert!(sse.lines(1).await[0].ends_with("-start"), "since counts then");
     for target in ["/t?stream=ndjson", "/t?stream=raw"] {
         let reply = daemon.send("GET", target, &["Last-Event-ID: 42"], b"").await;

@@ -202,7 +202,7 @@ async fn bad_positions_are_refused_before_the_handshake() {
         ("/t?since=yesterday", "use all, new, an id"),
         ("/t?since=-1", "since"),
         ("/t?index=-2", "use -1"),
-        ("/t?since=1&index=1", "use one of them"),
+        ("/t?since=1&index=1", "use either since or index"),
         ("/t?wait=1s", "expected one of: since, index, raw, lag"),
         ("/t?lag=wait", "use skip or disconnect"),
     ] {

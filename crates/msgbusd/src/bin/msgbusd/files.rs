@@ -1,4 +1,4 @@
-//! The system's limit of open files: each connection is one.
+//! The system's limit on open files. Each connection is one open file.
 
 use std::{error::Error, io};
 
@@ -6,37 +6,36 @@ use anyhow::{anyhow, bail};
 use msgbusd::{StartError, config::Config};
 use tracing::warn;
 
-/// Files of a runtime that has its own events.
-const OF_A_THREAD: usize = 4;
-/// Files of the process itself: listeners, the log, signals, the runtime that accepts.
-const OF_THE_PROCESS: usize = 16;
-/// Without these nothing works: standard input and output, signals, the runtime that accepts, a listener
-/// and a connection.
-const FEWEST: usize = 10;
-const FEWEST_OF_A_THREAD: usize = 3;
-/// The most files kept free for connections that are refused.
+/// Open files of one runtime.
+const FILES_PER_THREAD: usize = 4;
+/// Open files of the process itself: listeners, the log, signals, the runtime that accepts.
+const PROCESS_FILES: usize = 16;
+/// The minimum number of open files: standard streams, signals, the runtime that accepts, a listener and a connection.
+const MIN_FILES: usize = 10;
+const MIN_FILES_PER_THREAD: usize = 3;
+/// The maximum number of files kept free for connections that are refused.
 const SPARE: usize = 84;
 const HOW_TO_RAISE: &str = "raise it with ulimit -n, or LimitNOFILE= in a systemd unit";
 
-/// Takes as many files as the system gives, and says how many; `None` where there is no such limit.
+/// Raises the limit as far as the system allows, and returns it; `None` if there is no limit.
 pub(crate) fn raise_limit() -> Option<usize> {
     let files = rlimit::increase_nofile_limit(u64::MAX).ok()?;
     Some(usize::try_from(files).unwrap_or(usize::MAX))
 }
 
-/// Lowers the bound on connections to what the runtimes of these threads leave of `limit` files.
+/// Lowers the connection limit to the number of files that the runtimes leave of `limit`.
 ///
 /// # Errors
-/// When they leave nothing. To try it all the same would be a panic: the runtime's signals need files.
+/// When too few files are left. Starting nevertheless would panic, because the runtime's signals need files.
 pub(crate) fn fit(config: &mut Config, limit: usize, threads: usize) -> anyhow::Result<()> {
-    let needed = FEWEST + threads * FEWEST_OF_A_THREAD;
+    let needed = MIN_FILES + threads * MIN_FILES_PER_THREAD;
     if limit < needed {
         bail!(
             "{threads} threads need at least {needed} open files, and the system allows {limit} open files; \
              {HOW_TO_RAISE}, or lower --threads"
         );
     }
-    let left = limit.saturating_sub(OF_THE_PROCESS + threads * OF_A_THREAD);
+    let left = limit.saturating_sub(PROCESS_FILES + threads * FILES_PER_THREAD);
     let fit = (left - SPARE.min(left / 3)).max(1);
     if config.max_connections > fit {
         warn!(
@@ -47,18 +46,18 @@ pub(crate) fn fit(config: &mut Config, limit: usize, threads: usize) -> anyhow::
     Ok(())
 }
 
-/// Says what helps where the start failed for want of files.
+/// Adds a hint to the error if the start failed because of the limit.
 pub(crate) fn explain(error: anyhow::Error, limit: Option<usize>) -> anyhow::Error {
     match limit {
-        Some(limit) if error.chain().any(are_used_up) => anyhow!(
+        Some(limit) if error.chain().any(is_out_of_files) => anyhow!(
             "{error:#}: the system allows {limit} open files; {HOW_TO_RAISE}, or lower --threads"
         ),
         _ => error,
     }
 }
 
-/// Whether this is the system's answer when a process, or all of them, have too many open files.
-pub(crate) fn are_used_up(error: &(dyn Error + 'static)) -> bool {
+/// Whether the error means that the process, or the system, has too many open files.
+pub(crate) fn is_out_of_files(error: &(dyn Error + 'static)) -> bool {
     /// EMFILE and ENFILE, the same on all Unix systems.
     const NO_MORE_FILES: [i32; 2] = [24, 23];
     let error = match error.downcast_ref::<StartError>() {

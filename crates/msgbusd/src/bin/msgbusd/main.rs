@@ -1,4 +1,4 @@
-//! `msgbusd`: reads its configuration, serves, and stops when a signal says so.
+//! `msgbusd`: reads its configuration, serves, and stops at a signal.
 
 mod files;
 mod reload;
@@ -21,7 +21,7 @@ use self::{reload::Reload, signals::Signals};
 
 const USAGE: u8 = 2;
 const STOPPED_BY_SIGNAL: u8 = 130;
-/// Signals within this time of the first one are the same request to stop.
+/// Signals within this time after the first one count as the same request to stop.
 const SAME_REQUEST: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
@@ -47,7 +47,7 @@ fn serve(config: Config, file: Option<ConfigFile>) -> ExitCode {
     code
 }
 
-/// Prints what was asked for. That nobody reads it any more is no error.
+/// Prints to standard output. A broken pipe is not an error.
 fn print(text: &str) -> ExitCode {
     match write(io::stdout(), text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -57,8 +57,8 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-/// The secret goes apart from the lines for the file, so that neither need ever be where the other is;
-/// and only when these are written, because without them it opens nothing.
+/// Prints the lines for the key file to standard output and the secret to standard error, so that they can be kept
+/// apart. If the lines cannot be written, the secret is useless and is not printed.
 fn print_key(key: &NewKey) -> ExitCode {
     if let Err(error) = write(io::stdout(), &key.lines) {
         return fail(&format!("cannot write the key to standard output: {error}"), 1);
@@ -74,7 +74,7 @@ fn write(mut to: impl io::Write, text: &str) -> io::Result<()> {
     to.flush()
 }
 
-/// Says what is wrong, as far as anybody listens.
+/// Prints an error. It does not wait for long if standard error blocks.
 fn fail(problem: &str, code: u8) -> ExitCode {
     let line = format!("msgbusd: {problem}");
     match Log::to_stderr() {
@@ -82,7 +82,7 @@ fn fail(problem: &str, code: u8) -> ExitCode {
             log.line(&line);
             log.flush();
         }
-        // Without a thread for it this may wait for its reader.
+        // Without the log thread, this may block.
         Err(_) => drop(write(io::stderr(), &format!("{line}\n"))),
     }
     ExitCode::from(code)
@@ -126,7 +126,7 @@ async fn run(
     announce_notices(&config);
     let bounds = config.bounds();
     let mut server = Server::bind(config).map_err(|error| match error {
-        StartError::Listen { .. } if !files::are_used_up(&error) => {
+        StartError::Listen { .. } if !files::is_out_of_files(&error) => {
             anyhow!("{error}; choose another address with --bind")
         }
         error => error.into(),
@@ -136,12 +136,17 @@ async fn run(
     }
     Reload::of(&server, file).on_hangup()?;
     let bus = server.bus().clone();
-    let places: Vec<String> = server.places().iter().map(|place| server.uri(place)).collect();
-    info!("msgbusd {} listening on {} ({bounds})", env!("CARGO_PKG_VERSION"), places.join(" and "));
+    let endpoints: Vec<String> =
+        server.local_endpoints().iter().map(|endpoint| server.uri(endpoint)).collect();
+    info!(
+        "msgbusd {} listening on {} ({bounds})",
+        env!("CARGO_PKG_VERSION"),
+        endpoints.join(" and ")
+    );
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.run(async {
-        // The sender is gone only when it has sent.
+        // The sender is not dropped before it has sent.
         let _ = stopped.await;
     });
     let second_signal = async {
@@ -164,7 +169,7 @@ async fn run(
     }
 }
 
-/// What the end of the process takes with it.
+/// Describes the messages that are lost when the process exits.
 fn discarded(bus: &MessageBus) -> String {
     let stats = bus.stats();
     match stats.retained {
@@ -185,11 +190,11 @@ fn announce_notices(config: &Config) {
     for notice in &config.notices {
         warn!("{notice}");
     }
-    for place in config.bind.iter().filter(|bind| bind.is_reachable()) {
+    for endpoint in config.bind.iter().filter(|bind| bind.is_reachable()) {
         if config.keys.is_none() {
-            warn!("--open: anybody who can reach {place} may publish and read");
+            warn!("--open: any client that can reach {endpoint} may publish and read");
         } else if config.certificate.is_none() {
-            warn!("keys come to {place} in the clear: use --tls-cert, or put TLS in front");
+            warn!("keys are sent to {endpoint} unencrypted: use --tls-cert, or put TLS in front");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What SIGHUP does: reads the files of keys and of the certificate again, and has a look at that of
-//! `--config`. It never ends the server.
+//! SIGHUP: reloads the key file and the certificate files, and checks the file of `--config` for changes. It never ends
+//! the server.
 
 use std::{io, sync::Arc, thread};
 
@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-/// The files that are read again.
+/// The files that SIGHUP reloads.
 #[derive(Clone)]
 pub(crate) struct Reload {
     file: Option<ConfigFile>,
@@ -27,19 +27,19 @@ impl Reload {
         Self { file, keyring, certificate }
     }
 
-    /// Reads them at each signal, one time after the other: signals that come meanwhile count as one.
+    /// Reloads the files at each signal. Signals that arrive during a reload count as one.
     pub(crate) fn on_hangup(self) -> io::Result<()> {
         let mut hangups = signal(SignalKind::hangup())?;
         tokio::spawn(async move {
             while hangups.recv().await.is_some() {
-                // Not one of the runtime's threads: the exit waits for those.
+                // Not on a blocking thread of the runtime: the exit of the process would wait for it.
                 let (reload, (done, is_done)) = (self.clone(), oneshot::channel());
                 let thread = thread::Builder::new().name("reload".to_owned()).spawn(move || {
                     reload.read();
                     let _ = done.send(());
                 });
                 match thread {
-                    // An error is a panic there, which the log has.
+                    // An error means a panic in the thread, which is logged.
                     Ok(_) => drop(is_done.await),
                     Err(error) => warn!("SIGHUP: cannot start a thread: {error}; nothing is read"),
                 }
@@ -73,7 +73,7 @@ impl Reload {
     }
 }
 
-/// Settings need a restart: says which.
+/// Logs which settings in the file have changed: they need a restart.
 fn check(file: &ConfigFile) {
     let path = file.path().display();
     match file.changes() {

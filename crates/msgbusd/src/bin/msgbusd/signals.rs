@@ -21,7 +21,7 @@ impl Signals {
         })
     }
 
-    /// Lets those that come within this time be part of the last one.
+    /// Ignores signals for this time.
     pub(crate) async fn ignore_for(&mut self, time: Duration) {
         let end = sleep(time);
         tokio::pin!(end);
@@ -33,7 +33,7 @@ impl Signals {
         }
     }
 
-    /// Waits for the next one and names it.
+    /// Waits for the next signal and returns its name.
     pub(crate) async fn next(&mut self) -> &'static str {
         select! {
             Some(()) = self.terminate.recv() => "SIGTERM",

@@ -1,5 +1,4 @@
-//! `/metrics`, `/healthz` and what is under `/-/`: for those who look after the daemon.
-//! docs/protocol.md, section 10.
+//! `/metrics`, `/healthz` and `/-/`, for operators. docs/protocol.md, section 10.
 
 use std::sync::Arc;
 
@@ -8,23 +7,23 @@ use msgbus_core::{TopicName, TopicStats, json};
 
 use super::{error::ApiError, response::Answer, response::content, response::no_store};
 use crate::{
-    auth::{Principal, TICKET_LIVES, TooManyTickets},
+    auth::{Principal, TICKET_LIFETIME, TooManyTickets},
     service::{Call, error::ServiceError},
     state::App,
     worker::Worker,
 };
 
-/// Of so many an answer is small.
+/// Up to this number of subscribers, the response is small.
 const FEW_SUBSCRIBERS: usize = 12;
 
 pub(super) async fn metrics(worker: &Arc<Worker>) -> Answer {
-    let on_it = Arc::clone(worker);
-    worker.background.run(move || render(&on_it)).await
+    let app = Arc::clone(worker);
+    worker.background.run(move || render(&app)).await
 }
 
 fn render(app: &App) -> Answer {
     let (connections, subscriptions) = (&app.connections, &app.subscriptions);
-    let inflight = app.inflight.bound();
+    let inflight = app.inflight.quota();
     let gauges = [
         (
             "msgbus_server_connections_open",
@@ -53,7 +52,7 @@ fn render(app: &App) -> Answer {
             inflight.limit(),
         ),
     ];
-    // They can be large, and this is answered in any case.
+    // The page is served also without free memory, but then without the series of topics, which can be large.
     let topics = if app.inflight.is_full() { 0 } else { app.config.max_metric_topics };
     let body = app.metrics.render(&app.bus, &gauges, topics);
     let mut answer = content(app, "text/plain; version=0.0.4; charset=utf-8", body);
@@ -74,8 +73,8 @@ pub(super) fn health(worker: &Worker) -> Answer {
 
 /// `/-/stats`: the counters of the whole bus, as JSON.
 pub(super) async fn stats(worker: &Arc<Worker>) -> Answer {
-    let on_it = Arc::clone(worker);
-    let stats = worker.background.run(move || on_it.bus.stats()).await;
+    let app = Arc::clone(worker);
+    let stats = worker.background.run(move || app.bus.stats()).await;
     let mut body = Vec::new();
     json::write_stats(&mut body, &stats);
     object(worker, body)
@@ -90,8 +89,8 @@ pub(super) async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<Answer,
     if worker.inflight.is_full() {
         return Err(ServiceError::TooMuchInFlight.into());
     }
-    let on_it = Arc::clone(worker);
-    Ok(worker.background.run(move || topic_object(&on_it, &stats)).await)
+    let app = Arc::clone(worker);
+    Ok(worker.background.run(move || topic_object(&app, &stats)).await)
 }
 
 fn topic_object(app: &App, stats: &TopicStats) -> Answer {
@@ -100,7 +99,7 @@ fn topic_object(app: &App, stats: &TopicStats) -> Answer {
     object(app, body)
 }
 
-/// `/-/ticket`: what stands for the caller's key in one URL, once. docs/protocol.md, section 13.6.
+/// `/-/ticket`: creates a ticket, which stands for the client's key in one URL, once. docs/protocol.md, section 13.6.
 pub(super) fn ticket<B>(
     app: &App,
     request: &Request<B>,
@@ -114,7 +113,7 @@ pub(super) fn ticket<B>(
     }
     let ticket =
         keyring.open_ticket(principal).map_err(|TooManyTickets| ServiceError::TooManyTickets)?;
-    let body = serde_json::json!({ "ticket": ticket, "expires_in": TICKET_LIVES.as_secs() });
+    let body = serde_json::json!({ "ticket": ticket, "expires_in": TICKET_LIFETIME.as_secs() });
     Ok(object(app, body.to_string().into_bytes()))
 }
 

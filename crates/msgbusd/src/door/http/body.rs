@@ -1,4 +1,4 @@
-//! Reading a payload: never more of it than is allowed, never longer than the peer sends.
+//! Reads request bodies within a size limit and a timeout.
 
 use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
@@ -13,30 +13,30 @@ use tokio::time::timeout;
 
 use super::{error::ApiError, head::shed_head};
 use crate::{
-    limits::inflight::Inflight, limits::quota::QuotaPermit, net::timeout_stream::SECOND_LOOK,
+    limits::inflight::Inflight, limits::quota::QuotaPermit, net::timeout_stream::DEADLINE_GRACE,
 };
 
-/// The bounds of a body.
+/// The limits of a body.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BodyLimit {
-    /// In bytes, inclusive.
+    /// The maximum size, in bytes.
     pub(super) size: usize,
-    /// How long the next bytes may take.
-    pub(super) patience: Duration,
-    /// Up to what it is not counted as in flight, in bytes.
+    /// The maximum time until the next bytes arrive.
+    pub(super) read_timeout: Duration,
+    /// The size up to which a body does not count as in flight, in bytes.
     pub(super) small: usize,
 }
 
-/// What has come of a body together with its head.
+/// The part of a body that arrived together with its head.
 #[derive(Debug)]
 pub(super) enum Begun {
-    /// All of it, and it is small.
+    /// The whole body, which is small.
     Whole(Bytes),
-    /// Its first piece, which may be empty.
+    /// The first piece, which may be empty.
     Part(Bytes),
 }
 
-/// Looks at what has come of a body, without waiting for more.
+/// Reads what has arrived of a body, without waiting for more.
 pub(super) fn begin(request: &mut Request<Incoming>, limit: BodyLimit) -> Result<Begun, ApiError> {
     let size = request.body().size_hint();
     if size.lower() > limit.size as u64 {
@@ -51,16 +51,15 @@ pub(super) fn begin(request: &mut Request<Incoming>, limit: BodyLimit) -> Result
     Ok(if is_whole { Begun::Whole(copy(&first)) } else { Begun::Part(first) })
 }
 
-/// A slice of the connection's read buffer would keep all of that alive for as long as the message lives.
+/// Copies a payload. A slice would keep the whole read buffer of the connection alive for as long as the message lives.
 fn copy(slice: &Bytes) -> Bytes {
     Bytes::copy_from_slice(slice)
 }
 
-/// Reads the rest of a body, and gives all of it in a buffer of its exact size.
+/// Reads the rest of a body, and returns the whole body in a buffer of its exact size, together with the permit that
+/// counts it as in flight. Drop the permit when the bus has the payload.
 ///
-/// The head of a request whose body keeps it waiting is given up, see [`shed_head`].
-///
-/// Beside it there is what it counts as in flight, to be dropped when the bus has it.
+/// If the body is slow, the request's head is freed, see [`shed_head`].
 pub(super) async fn read(
     request: &mut Request<Incoming>,
     begun: Bytes,
@@ -70,26 +69,26 @@ pub(super) async fn read(
     let mut piece = begun;
     let mut first: Option<Bytes> = None;
     let mut rest: Vec<u8> = Vec::new();
-    let mut hold = None;
-    // What is announced is not yet there: room is taken as it comes.
-    let most = request.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
-    let most = most.map_or(limit.size, |size| size.saturating_add(piece.len()));
+    let mut permit = None;
+    // Memory is reserved for bytes that have arrived, not for an announced length.
+    let max = request.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    let max = max.map_or(limit.size, |size| size.saturating_add(piece.len()));
     loop {
         let read = first.as_ref().map_or(rest.len(), Bytes::len);
         if piece.len() > limit.size - read {
             return Err(ApiError::PayloadTooLarge { limit: limit.size });
         }
-        // Most payloads come in one piece.
+        // Most payloads arrive in one piece.
         if read == 0 {
-            if !inflight.make_room(&mut hold, piece.len(), limit.small) {
+            if !inflight.reserve(&mut permit, piece.len(), limit.small) {
                 return Err(ApiError::NoRoomForPayload);
             }
             first = Some(piece);
         } else if !piece.is_empty() {
             let size = read + piece.len();
             if size > rest.capacity() {
-                let capacity = (2 * rest.capacity()).min(most).max(size);
-                if !inflight.make_room(&mut hold, capacity, limit.small) {
+                let capacity = (2 * rest.capacity()).min(max).max(size);
+                if !inflight.reserve(&mut permit, capacity, limit.small) {
                     return Err(ApiError::NoRoomForPayload);
                 }
                 rest.reserve_exact(capacity - rest.len());
@@ -102,7 +101,7 @@ pub(super) async fn read(
         if request.body().is_end_stream() {
             break;
         }
-        piece = match next_frame(request, limit.patience).await? {
+        piece = match next_frame(request, limit.read_timeout).await? {
             Some(frame) => frame.map_err(|_| ApiError::Body)?.into_data().unwrap_or_default(),
             None => break,
         };
@@ -111,16 +110,16 @@ pub(super) async fn read(
         Some(only) => copy(&only),
         None => rest.into_boxed_slice().into(),
     };
-    Ok((payload, hold))
+    Ok((payload, permit))
 }
 
 type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;
 
-/// Waits for the next piece. Most bodies have come with their head, and hyper hands them out when it
-/// is asked a second time: only then it is worth to set a timer.
+/// Waits for the next piece. Most bodies have arrived with their head, and hyper returns them at the second poll. A
+/// timer is set only after that.
 async fn next_frame(
     request: &mut Request<Incoming>,
-    patience: Duration,
+    read_timeout: Duration,
 ) -> Result<NextFrame, ApiError> {
     let mut is_second_look = false;
     let at_hand = poll_fn(|cx| match Pin::new(request.body_mut()).poll_frame(cx) {
@@ -136,16 +135,16 @@ async fn next_frame(
         Some(frame) => Ok(frame),
         None => {
             shed_head(request);
-            // Boxed, so that requests that need no timer are not larger for it.
+            // Boxed, so that requests without a timer need less memory.
             Box::pin(async {
                 let body = request.body_mut();
-                match timeout(patience, body.frame()).await {
-                    Err(_) => timeout(SECOND_LOOK, body.frame()).await,
+                match timeout(read_timeout, body.frame()).await {
+                    Err(_) => timeout(DEADLINE_GRACE, body.frame()).await,
                     in_time => in_time,
                 }
             })
             .await
-            .map_err(|_| ApiError::BodyTimeout(patience))
+            .map_err(|_| ApiError::BodyTimeout(read_timeout))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How a request says who asks, and whether that one may. docs/protocol.md, section 13.
+//! Authenticates and authorizes requests. docs/protocol.md, section 13.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use crate::{
 
 const BEARER_SUBPROTOCOL: &str = "bearer.";
 
-/// Refuses what the caller may not do, whether there is such a topic or not. Without keys there is no
-/// caller, and everything is allowed.
+/// Refuses a request that its principal may not make, whether or not the topic exists. If the server has no keys, there
+/// is no principal, and everything is allowed.
 pub(super) fn check<B>(
     app: &App,
     route: &Route,
@@ -29,13 +29,13 @@ pub(super) fn check<B>(
     query: &Query,
 ) -> Result<Option<Arc<Principal>>, ApiError> {
     let Some(keyring) = &app.keyring else { return Ok(None) };
-    let Some(need) = route.needs() else { return Ok(None) };
+    let Some(permission) = route.needs() else { return Ok(None) };
     let principal = principal(keyring, route, request, query)?;
-    service::require(&principal, need)?;
+    service::require(&principal, permission)?;
     Ok(Some(principal))
 }
 
-/// Who asks, by the first way in which the request says so.
+/// The principal of a request, from the first of the possible credentials that is present.
 fn principal<B>(
     keyring: &Keyring,
     route: &Route,
@@ -44,7 +44,7 @@ fn principal<B>(
 ) -> Result<Arc<Principal>, ApiError> {
     let headers = request.headers();
     if headers.contains_key(header::AUTHORIZATION) {
-        let holder = authorization(headers).and_then(|secret| keyring.holder(&secret));
+        let holder = authorization(headers).and_then(|secret| keyring.authenticate(&secret));
         return Ok(holder.ok_or(ServiceError::WrongKey)?);
     }
     if matches!(route, Route::Websocket(_))
@@ -53,7 +53,7 @@ fn principal<B>(
     {
         let secret = text(URL_SAFE_NO_PAD.decode(encoded));
         return Ok(secret
-            .and_then(|secret| keyring.holder(&secret))
+            .and_then(|secret| keyring.authenticate(&secret))
             .ok_or(ServiceError::WrongKey)?);
     }
     if matches!(route, Route::Websocket(_) | Route::Stream(..))
@@ -61,10 +61,10 @@ fn principal<B>(
     {
         return Ok(keyring.redeem(ticket).ok_or(ServiceError::WrongTicket)?);
     }
-    Ok(keyring.anybody())
+    Ok(keyring.anonymous())
 }
 
-/// The secret in `Authorization`: a bearer (RFC 6750), or the password of Basic (RFC 7617).
+/// The secret in `Authorization`: a bearer token (RFC 6750), or the password of Basic (RFC 7617).
 fn authorization(headers: &HeaderMap) -> Option<String> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().filter(|_| values.next().is_none())?;

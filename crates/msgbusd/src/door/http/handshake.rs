@@ -1,6 +1,5 @@
-//! The opening handshake (RFC 6455, section 4.2): what is a websocket, what was meant to be one,
-//! and what is neither. What was meant to be one never falls through to a pull: it would eat a
-//! message that nobody sees.
+//! The opening handshake of a websocket (RFC 6455, section 4.2). A request that is meant as a handshake but is
+//! malformed never falls through to a pull, which would take a message that no client sees.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::{
@@ -11,22 +10,22 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::{error::ApiError, negotiate::items};
 
-/// Whether the client wants a websocket, however badly it says so.
+/// Whether the client wants a websocket, even if its handshake is malformed.
 pub(super) fn is_wanted<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     has_token(headers, &header::UPGRADE, "websocket")
         || headers.keys().any(|name| name.as_str().starts_with("sec-websocket-"))
 }
 
-/// The value of `Sec-WebSocket-Accept`, if the handshake is right.
+/// Validates the handshake, and returns the value of `Sec-WebSocket-Accept`.
 pub(super) fn check<B>(request: &Request<B>) -> Result<HeaderValue, ApiError> {
     let headers = request.headers();
     if request.version() != Version::HTTP_11 {
-        return Err(ApiError::Handshake("bad websocket handshake: HTTP/1.1 is needed"));
+        return Err(ApiError::Handshake("bad websocket handshake: HTTP/1.1 is required"));
     }
     if !has_token(headers, &header::UPGRADE, "websocket") {
         return Err(ApiError::Handshake(
-            "bad websocket handshake: there are Sec-WebSocket headers, but no Upgrade: websocket",
+            "bad websocket handshake: Sec-WebSocket headers without Upgrade: websocket",
         ));
     }
     if !has_token(headers, &header::CONNECTION, "upgrade") {
@@ -49,7 +48,7 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<HeaderValue, ApiError> {
     ))
 }
 
-/// Whether a header that is a list has this item, in any case.
+/// Whether a list header has this item, ignoring case.
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     items(headers, name).any(|item| item.eq_ignore_ascii_case(token))
 }

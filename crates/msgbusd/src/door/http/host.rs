@@ -1,6 +1,6 @@
-//! The name by which a client calls this server. A page of another site can have its own name made to point
-//! here (DNS rebinding): for a browser the page and this server are one site then. Such a name is refused
-//! wherever a browser would need no key. docs/protocol.md, section 9.3.
+//! Checks the host name of a request (docs/protocol.md, section 9.3). A page of another site can make its own name
+//! point to this server (DNS rebinding); a browser then treats the page and this server as one site. Requests with
+//! such a name are refused unless they carry a key.
 
 use std::{cell::RefCell, net::IpAddr};
 
@@ -9,14 +9,15 @@ use hyper::{Request, header};
 use super::{error::ApiError, head::Outline, negotiate::find};
 use crate::{config::Config, net::peer::Peer};
 
-/// Host and port that a request is for: of its target where that has one (RFC 9112, section 3.2.2; in HTTP/2
-/// `:authority`), and else of `Host`. Empty where it is for none, which no browser says.
+/// The host and port that a request names: those of its target (RFC 9112, section 3.2.2; in HTTP/2 `:authority`), or
+/// else those of `Host`. Empty if there are none; browsers always send one.
 pub(super) fn authority<B>(request: &Request<B>) -> &str {
     let host = || find(request.headers(), &header::HOST)?.to_str().ok();
     request.uri().authority().map_or_else(|| host().unwrap_or_default(), |named| named.as_str())
 }
 
-/// Refuses a name that may be somebody else's. Not in TLS: there is no certificate here for such a name.
+/// Refuses a name that may belong to another site. TLS connections are exempt: this server has no certificate for such
+/// a name.
 pub(super) fn check<B>(
     request: &Request<B>,
     outline: Outline,
@@ -33,7 +34,7 @@ pub(super) fn check<B>(
     }
     let name = name(authority);
     if is_local(name) {
-        // Only what `head::check` has seen.
+        // Only for names from `Host`, which `head::check` compares.
         if is_by_host {
             LATEST_LOCAL.with_borrow_mut(|latest| authority.clone_into(latest));
         }
@@ -45,12 +46,12 @@ pub(super) fn check<B>(
     Err(ApiError::ForeignHost { host: name.chars().take(100).collect() })
 }
 
-/// Whether this can only be a name of this server, whatever speaks to it.
+/// Whether this is certainly a name of this server.
 pub(super) fn is_own(name: &str, config: &Config) -> bool {
     is_local(name) || config.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
 }
 
-/// Whether this can be no name that somebody else makes point here, whatever is configured.
+/// Whether this name cannot be used for DNS rebinding, independent of the configuration.
 fn is_local(name: &str) -> bool {
     name.eq_ignore_ascii_case("localhost")
         || name.parse::<IpAddr>().is_ok()
@@ -58,16 +59,16 @@ fn is_local(name: &str) -> bool {
 }
 
 thread_local! {
-    /// The latest `Host` that was found to be local: most requests have the same one.
+    /// The latest `Host` that is local. Most requests have the same one.
     static LATEST_LOCAL: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Whether this is the latest `Host` of this thread that was found to be local.
+/// Whether this is the latest `Host` of this thread that is local.
 pub(super) fn is_latest_local(host: &[u8]) -> bool {
     LATEST_LOCAL.with_borrow(|latest| latest.as_bytes() == host)
 }
 
-/// Whether this is the host of an origin that was allowed: a proxy's name is one that browsers use.
+/// Whether this is the host of an allowed origin, such as the name of a proxy that browsers use.
 pub(super) fn is_of_allowed_origin(host: &str, config: &Config) -> bool {
     config
         .allowed_origins

@@ -1,4 +1,4 @@
-//! The names of the headers that are this server's own, each in one place.
+//! The names of the server's own headers.
 
 use hyper::header::HeaderName;
 
@@ -6,7 +6,7 @@ macro_rules! own_headers {
     ($($header:ident = $name:literal,)+) => {
         $(pub(super) const $header: HeaderName = HeaderName::from_static($name);)+
 
-        /// What a page of an allowed origin may see of an answer: all of these, and when to come again.
+        /// The headers that pages of allowed origins may read: all of these, and `Retry-After`.
         pub(super) const EXPOSED: &str = concat!($($name, ", ",)+ "retry-after");
     };
 }
@@ -38,7 +38,7 @@ pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event
 pub(super) const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 pub(super) const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 pub(super) const X_REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
-/// In which browsers and what previews links say that nobody looks yet.
+/// The headers by which browsers and link previews mark a prefetch.
 pub(super) const PURPOSES: [HeaderName; 4] = [
     HeaderName::from_static("sec-purpose"),
     HeaderName::from_static("purpose"),

@@ -1,9 +1,8 @@
-//! Reading headers that are lists or that choose a form.
+//! Helpers for headers that are lists, or that negotiate a format.
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// Whether the client names this media type among those it accepts. A wildcard names none, and
-/// `;q=0` refuses.
+/// Whether the client accepts this media type by name. Wildcards do not count, and `;q=0` excludes the type.
 pub(super) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
     if !headers.contains_key(header::ACCEPT) {
         return false;
@@ -17,14 +16,14 @@ pub(super) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
     })
 }
 
-/// Whether a parameter of an accepted type says that it is not acceptable (RFC 9110, section 12.4.2).
+/// Whether a parameter of a media type is `q=0`, not acceptable (RFC 9110, section 12.4.2).
 fn is_quality_0(parameter: &str) -> bool {
     parameter.split_once('=').is_some_and(|(name, value)| {
         name.eq_ignore_ascii_case("q") && value.parse().is_ok_and(|quality: f32| quality <= 0.0)
     })
 }
 
-/// The value of a header, the first of several. Few headers are compared sooner than a name is hashed.
+/// The first value of a header. Comparing a few names is faster than hashing one.
 pub(super) fn find<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     const FEW: usize = 6;
     if headers.len() > FEW {

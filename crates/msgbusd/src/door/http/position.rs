@@ -1,12 +1,12 @@
-//! Where a subscriber starts, for every door that follows a topic. docs/protocol.md, section 6.3.
+//! The start position of a subscription. docs/protocol.md, section 6.3.
 
 use hyper::header::HeaderMap;
 use msgbus_core::{LagPolicy, Position, PositionError};
 
 use super::{error::ApiError, names::LAST_EVENT_ID, query::Query};
 
-/// What the request says, if anything. The header wins silently: it is what a client resumes with by
-/// itself.
+/// The position that a request asks for, if any. `Last-Event-ID` takes precedence over parameters, because clients
+/// resume with it automatically.
 pub(super) fn requested(query: &Query, headers: &HeaderMap) -> Result<Option<Position>, ApiError> {
     let by_query = by_query(query)?;
     let Some(id) = headers.get(LAST_EVENT_ID) else { return Ok(by_query) };
@@ -15,12 +15,10 @@ pub(super) fn requested(query: &Query, headers: &HeaderMap) -> Result<Option<Pos
     position.map(Some).ok_or(ApiError::Header { name: "Last-Event-ID", why })
 }
 
-/// What the parameters alone say, if anything.
+/// The position that the parameters ask for, if any.
 pub(super) fn by_query(query: &Query) -> Result<Option<Position>, ApiError> {
     let position = match (query.get("since")?, query.get("index")?) {
-        (Some(_), Some(_)) => {
-            Err(ApiError::parameter("index", "since says the same; use one of them"))
-        }
+        (Some(_), Some(_)) => Err(ApiError::parameter("index", "use either since or index")),
         (Some(since), None) => since
             .parse()
             .map_err(|error: PositionError| ApiError::parameter("since", error.to_string())),
@@ -31,7 +29,7 @@ pub(super) fn by_query(query: &Query) -> Result<Option<Position>, ApiError> {
     position.map(Some)
 }
 
-/// What to do with a subscriber that falls behind what is retained.
+/// The policy for a subscriber that lags behind the retained messages.
 pub(super) fn lag(query: &Query) -> Result<LagPolicy, ApiError> {
     match query.get("lag")? {
         None | Some("skip") => Ok(LagPolicy::Skip),

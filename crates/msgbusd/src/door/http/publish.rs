@@ -45,7 +45,7 @@ pub(super) async fn publish(
     drop(query);
     let limit = BodyLimit {
         size: app.config.max_payload,
-        patience: app.config.timeouts.body,
+        read_timeout: app.config.timeouts.body,
         small: Inflight::small(request.version()),
     };
     let publish = call.publish(topic)?;

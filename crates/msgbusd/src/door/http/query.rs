@@ -1,5 +1,5 @@
-//! The parameters of a request: known ones with bad values are refused; unknown ones too, where a
-//! misspelt one would do harm.
+//! Query parameters. Known parameters with invalid values are refused; unknown ones are refused where a misspelt one
+//! would do harm.
 
 use hyper::Request;
 
@@ -25,7 +25,7 @@ impl Query {
 
     /// Refuses parameters that are not among `known`.
     pub(super) fn only(self, known: &'static [&'static str]) -> Result<Self, ApiError> {
-        // `_` is what scripts add against caches.
+        // Scripts add `_` to bypass caches.
         let is_known = |name: &str| name == "_" || known.contains(&name);
         match self.0.iter().find(|(name, _)| !is_known(name)) {
             Some((name, _)) => {
@@ -35,12 +35,12 @@ impl Query {
         }
     }
 
-    /// Whether a parameter is there, whatever its value.
+    /// Whether a parameter is present, with any value.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(known, _)| known == name)
     }
 
-    /// The value of a parameter that may be given once.
+    /// The value of a parameter. It must not be repeated.
     pub(super) fn get(&self, name: &'static str) -> Result<Option<&str>, ApiError> {
         let mut values = self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| value);
         match (values.next(), values.next()) {
@@ -49,19 +49,16 @@ impl Query {
         }
     }
 
-    /// A parameter that is on when it is there: `?raw`, and `?raw=1` or `?raw=true`.
+    /// A boolean parameter: `?raw`, `?raw=1` or `?raw=true`.
     pub(super) fn flag(&self, name: &'static str) -> Result<bool, ApiError> {
         match self.get(name)? {
             None | Some("0" | "false") => Ok(false),
             Some("" | "1" | "true") => Ok(true),
-            Some(_) => Err(ApiError::parameter(
-                name,
-                "give it without a value, or use 1, true, 0 or false",
-            )),
+            Some(_) => Err(ApiError::parameter(name, "omit the value, or use 1, true, 0 or false")),
         }
     }
 
-    /// A whole number, 1 or more.
+    /// A parameter that is a whole number, 1 or more.
     pub(super) fn count(&self, name: &'static str) -> Result<Option<usize>, ApiError> {
         self.get(name)?
             .map(|text| text.parse().ok().filter(|count| *count > 0))

@@ -14,16 +14,16 @@ use super::names::{MSGBUS_EPOCH, MSGBUS_MISSED, MSGBUS_NEXT_ID, MSGBUS_RESTARTED
 use super::stream::StreamingBody;
 use crate::state::App;
 
-/// A whole body, or one that goes on. That one is boxed: an answer is moved often, and most are whole.
+/// A whole body or a stream. A stream is boxed, because most bodies are whole and responses are moved often.
 pub(crate) type AnswerBody = Either<Full<Bytes>, Box<StreamingBody>>;
 pub(crate) type Answer = Response<AnswerBody>;
 
 thread_local! {
-    /// The latest epoch that was asked for, and how it is written: a topic has the same one for long.
+    /// The latest epoch and its header value. The epoch of a topic rarely changes.
     static LATEST: RefCell<(u64, HeaderValue)> = RefCell::new((0, number(0)));
 }
 
-/// Tells in the headers of the answer where the reading starts.
+/// Sets the headers that say where a reader starts.
 pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: StartPosition) {
     headers.insert(MSGBUS_EPOCH, self::epoch(epoch));
     headers.insert(MSGBUS_NEXT_ID, number(start.next_id));
@@ -35,13 +35,13 @@ pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: StartPositi
     }
 }
 
-/// A number as a header's value: in one allocation, where the library's own way takes two.
+/// A number as a header value. It takes one allocation; the library's conversion takes two.
 pub(super) fn number(number: u64) -> HeaderValue {
     HeaderValue::from_str(itoa::Buffer::new().format(number))
         .unwrap_or_else(|_| HeaderValue::from(number))
 }
 
-/// An epoch as a header's value.
+/// An epoch as a header value.
 pub(super) fn epoch(epoch: u64) -> HeaderValue {
     LATEST.with_borrow_mut(|(latest, written)| {
         if *latest != epoch {
@@ -58,9 +58,9 @@ pub(super) fn empty(status: StatusCode) -> Answer {
     answer
 }
 
-/// An answer whose body counts as in flight until it is written.
+/// A response with a body that counts as in flight until it is written.
 pub(super) fn content(app: &App, media_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let body = app.inflight.track_answer(body.into());
+    let body = app.inflight.track_response(body.into());
     let mut answer = Response::new(Either::Left(Full::new(body)));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     answer

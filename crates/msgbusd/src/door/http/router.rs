@@ -1,4 +1,4 @@
-//! From a request to exactly one handler.
+//! Routes each request to exactly one handler.
 
 use std::sync::Arc;
 
@@ -28,8 +28,8 @@ use crate::{
     worker::Worker,
 };
 
-/// Answers one request. It is borrowed all the way down: each async fn that took it would keep it twice,
-/// and hyper keeps the room for all of them as long as the connection is open.
+/// Answers one request. All functions below borrow the request: an async fn that took it by value would store it
+/// twice, and hyper keeps that memory for as long as the connection is open.
 pub(crate) async fn answer(
     worker: &Arc<Worker>,
     peer: Peer,
@@ -60,13 +60,13 @@ pub(crate) async fn answer(
     answer
 }
 
-/// What hyper answers by itself in HTTP/1.1.
+/// The HTTP/2 response to a request with too many headers. In HTTP/1.1, hyper sends it.
 pub(crate) fn too_many_headers(worker: &Worker) -> Answer {
     worker.request();
     empty(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
 }
 
-/// What a request of HTTP/2 gets for which there is no memory. Without a body: that would need some.
+/// The response to an HTTP/2 request for which there is not enough memory. It has no body, which would need memory.
 pub(crate) fn no_memory_for_request(worker: &Worker) -> Answer {
     worker.request();
     worker.metrics.refusal(Code::TooMuchInFlight);
@@ -78,7 +78,7 @@ pub(crate) fn no_memory_for_request(worker: &Worker) -> Answer {
 fn refuse(app: &App, refusal: &ApiError, peer: Peer, request: &Request<Incoming>) -> Answer {
     app.metrics.refusal(refusal.code());
     if enabled!(Level::DEBUG) {
-        // Not the rest of the URL: a ticket may be in it, or a key that is there by mistake.
+        // The query is not logged: it may have a ticket, or a key by mistake.
         let (path, refusal) = (request.uri().path(), refusal.for_the_log());
         debug!(%peer, method = %request.method(), path, refusal, "refused");
     }
@@ -95,7 +95,7 @@ async fn route(
     let app: &App = worker;
     let query = Query::of(request);
     let route = Route::of(request, &query)?;
-    // Before anything of a body is read, and whatever there is.
+    // Permissions are checked before the body is read, and whether or not the topic exists.
     let principal = credentials::check(app, &route, request, &query)?;
     if needs_own_name(&route, principal.as_deref()) {
         host::check(request, outline, peer, &app.config)?;
@@ -114,7 +114,7 @@ async fn route(
         }
         Route::Counters(topic) => topics::counters(&call, &topic, query),
         Route::Delete(topic) => topics::delete(&call, &topic, query),
-        // Boxed, so that no other request is larger for it.
+        // Rare and large futures are boxed, so that other requests need less memory.
         Route::List => Box::pin(topics::list(call, request, query)).await,
         Route::Inspect(topic) => Box::pin(admin::inspect(&call, topic)).await,
         Route::Stats => Ok(Box::pin(admin::stats(worker)).await),
@@ -124,8 +124,8 @@ async fn route(
     }
 }
 
-/// Whether a page of another site could send this, if its name pointed here: it has no key, and whoever looks
-/// after servers asks `/healthz` by any name.
+/// Whether the request must name this server, because a page of another site could have sent it after DNS rebinding.
+/// Such a page has no key. Monitoring may request `/healthz` by any name.
 fn needs_own_name(route: &Route, principal: Option<&Principal>) -> bool {
     let has_key = principal.is_some_and(|principal| principal.key_name().is_some());
     !has_key && !matches!(route, Route::Health)

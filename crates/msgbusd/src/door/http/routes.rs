@@ -1,4 +1,4 @@
-//! What a request asks for: one thing, found by its method and its path, and the grant that it takes.
+//! Routes: what a request asks for, by its method, path and parameters, and the permission that it needs.
 
 use std::cell::RefCell;
 
@@ -15,7 +15,7 @@ use crate::{
 pub(super) const TOPIC_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
 pub(super) const READ_METHODS: &str = "GET, HEAD";
 
-/// One of the things that can be asked for.
+/// A route.
 #[derive(Debug)]
 pub(super) enum Route {
     List,
@@ -80,12 +80,12 @@ impl Route {
             return Ok(Self::Pull(topic));
         }
         Ok(match stream::wanted(query, request.headers())? {
-            Some(form) => Self::Stream(topic, form),
+            Some(format) => Self::Stream(topic, format),
             None => Self::Pull(topic),
         })
     }
 
-    /// What it takes; `None` for what is open to everybody.
+    /// The permission that the route needs; `None` if every client may use it.
     pub(super) fn needs(&self) -> Option<Permission<'_>> {
         Some(match self {
             Self::Health => return None,
@@ -105,7 +105,7 @@ impl Route {
     }
 }
 
-/// The topic that a path names: decoded once, without its outer slashes.
+/// The topic that a path names. It is percent-decoded once, and outer slashes are removed.
 fn topic_name(path: &str) -> Result<TopicName, ApiError> {
     if let Some(name) = latest_name(path) {
         return Ok(name);
@@ -127,7 +127,7 @@ fn topic_name(path: &str) -> Result<TopicName, ApiError> {
 }
 
 thread_local! {
-    /// The latest name that stood in a path as it is: requests that follow each other are most often for one topic.
+    /// The latest name that needed no decoding. Consecutive requests are often for the same topic.
     static LATEST: RefCell<Option<TopicName>> = const { RefCell::new(None) };
 }
 

@@ -1,8 +1,8 @@
 //! `GET /<topic>` as a stream: server-sent events, JSON lines or raw lines. docs/protocol.md,
 //! sections 6.10 to 6.14.
 //!
-//! The answer's body is the subscription: the connection asks for more when the last piece is written, so a slow
-//! reader holds nothing but its position in the topic.
+//! The response body is the subscription. The connection polls for more when the last piece is written, so a slow
+//! reader holds only its position in the topic.
 
 use std::{
     collections::VecDeque,
@@ -37,13 +37,13 @@ use crate::{
     worker::Worker,
 };
 
-/// The longest silence of a stream whose format has a keep-alive, if `--ping-interval` is not shorter.
+/// The maximum time without bytes in a format that has a keep-alive, if `--ping-interval` is not shorter.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// A comment without an empty line behind it: some parsers take every empty line for an event.
+/// A comment without an empty line after it, because some parsers treat every empty line as an event.
 const SSE_KEEP_ALIVE: &[u8] = b":\n";
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// The format that the request asks for, if it asks for a stream at all.
+/// The format that the request asks for; `None` if it does not ask for a stream.
 pub(super) fn wanted(query: &Query, headers: &HeaderMap) -> Result<Option<FrameFormat>, ApiError> {
     if let Some(format) = query.get("stream")? {
         return match format {
@@ -62,7 +62,7 @@ pub(super) fn wanted(query: &Query, headers: &HeaderMap) -> Result<Option<FrameF
     })
 }
 
-/// Subscribes, then answers: nothing falls between.
+/// Subscribes, and then answers, so that no message is lost in between.
 pub(super) async fn stream<B>(
     call: Call<'_>,
     activity: &ConnectionActivity,
@@ -73,9 +73,9 @@ pub(super) async fn stream<B>(
 ) -> Result<Answer, ApiError> {
     let query = query.only(&["stream", "since", "index", "lag", "ticket"])?;
     let (from, note) = match position::requested(&query, request.headers()) {
-        // A browser cannot be told by a status: it would only ask again, with the same header.
+        // An error status would not help: a browser would send the same header again. It gets a comment instead.
         Err(ApiError::Header { .. }) if format == FrameFormat::Sse => {
-            let note = ": Last-Event-ID is not of this server, and ignored\n";
+            let note = ": Last-Event-ID is not from this server; ignored\n";
             (position::by_query(&query)?, note)
         }
         position => (position?, ""),
@@ -93,7 +93,7 @@ pub(super) async fn stream<B>(
     let (epoch, start) = (subscription.topic().epoch, subscription.start());
     let mut live = StreamingBody::new(follower, activity, format, note);
     if format == FrameFormat::Sse && is_event_source(request.headers()) {
-        live.name_the_start();
+        live.push_start_position();
     }
     let mut answer = Response::new(Either::Right(Box::new(live)));
     *answer.version_mut() = request.version();
@@ -101,30 +101,29 @@ pub(super) async fn stream<B>(
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // Says to nginx not to hold the stream back.
+    // Tells nginx not to buffer the stream.
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     response::tell_start(headers, epoch, start);
     Ok(answer)
 }
 
-fn keep_alive(app: &Worker) -> Duration {
-    KEEP_ALIVE.min(app.config.timeouts.ping)
+fn keep_alive(worker: &Worker) -> Duration {
+    KEEP_ALIVE.min(worker.config.timeouts.ping)
 }
 
-/// Whether the client is an `EventSource`: it fetches with the cache mode `no-store`, for which the Fetch
-/// standard adds this header. Other clients that read server-sent events take the block that names the start
-/// for an empty event, and do not need it.
+/// Whether the client is an `EventSource`. It fetches with the cache mode `no-store`, for which the Fetch standard adds
+/// this header. Other SSE clients would treat the block with the start position as an empty event, and do not need it.
 fn is_event_source(headers: &HeaderMap) -> bool {
     items(headers, &header::CACHE_CONTROL).any(|item| item.eq_ignore_ascii_case("no-cache"))
 }
 
-/// A body that ends when the subscription, the client or the server does.
+/// A body that ends with the subscription, the client or the server.
 #[derive(Debug)]
 pub(crate) struct StreamingBody {
     follower: Follower,
     activity: ConnectionActivity,
-    form: FrameFormat,
-    /// What is ready to be written.
+    format: FrameFormat,
+    /// The pieces that are ready to be written.
     pieces: VecDeque<Bytes>,
     keep_alive: Pin<Box<Sleep>>,
     draining: Pin<Box<Cancelled>>,
@@ -135,15 +134,15 @@ impl StreamingBody {
     fn new(
         follower: Follower,
         activity: &ConnectionActivity,
-        form: FrameFormat,
+        format: FrameFormat,
         note: &'static str,
     ) -> Self {
-        let app = follower.app();
+        let worker = follower.worker();
         let mut live = Self {
-            keep_alive: Box::pin(sleep(keep_alive(app))),
-            draining: Box::pin(app.tasks.drain.cancelled()),
+            keep_alive: Box::pin(sleep(keep_alive(worker))),
+            draining: Box::pin(worker.tasks.drain.cancelled()),
             activity: activity.clone(),
-            form,
+            format,
             pieces: VecDeque::new(),
             over: false,
             follower,
@@ -154,42 +153,42 @@ impl StreamingBody {
         let subscription = live.follower.subscription();
         if subscription.start().restarted {
             let epoch = subscription.topic().epoch;
-            live.say("restart", &format!("\"epoch\":\"{epoch}\""));
+            live.push_event("restart", &format!("\"epoch\":\"{epoch}\""));
         }
         live
     }
 
-    /// Tells a browser where it starts: cut off before the first message, it resumes there and not
-    /// wherever the topic is by then. An id without data is no event.
-    fn name_the_start(&mut self) {
+    /// Sends the start position to a browser. If the connection breaks before the first message, the browser resumes
+    /// there, and not at the then current end of the topic. An id without data is not an event.
+    fn push_start_position(&mut self) {
         let epoch = self.follower.subscription().topic().epoch;
         let position = Position::before(epoch, self.follower.next_id());
         self.pieces.push_back(format!("id: {position}\n\n").into());
     }
 
-    /// Says something that is no message, where the format has a way to.
-    fn say(&mut self, event: &str, fields: &str) {
-        self.pieces.extend(event_text(self.form, event, fields, None));
+    /// Queues an event that is not a message, if the format has such events.
+    fn push_event(&mut self, event: &str, fields: &str) {
+        self.pieces.extend(event_text(self.format, event, fields, None));
     }
 
     fn end(&mut self, end: &End) {
         match end {
-            End::Revoked => self.say("revoked", ""),
-            End::Over(RecvError::Deleted) => self.say("deleted", ""),
+            End::Revoked => self.push_event("revoked", ""),
+            End::Over(RecvError::Deleted) => self.push_event("deleted", ""),
             End::Over(RecvError::Lagged { missed }) => {
-                self.say("lagged", &format!("\"missed\":{missed}"));
+                self.push_event("lagged", &format!("\"missed\":{missed}"));
             }
             End::Over(_) => {}
         }
         self.over = true;
     }
 
-    /// What waits to be written, in order.
+    /// The pieces that wait to be written, in order.
     pub(crate) fn pieces(&mut self) -> &mut VecDeque<Bytes> {
         &mut self.pieces
     }
 
-    /// Whether there will be no more.
+    /// Whether no more pieces will come.
     pub(crate) fn is_over(&self) -> bool {
         self.over
     }
@@ -205,17 +204,17 @@ impl StreamingBody {
             self.over = true;
             return Poll::Ready(());
         }
-        let Self { follower, pieces, form, .. } = self;
-        let (form, epoch) = (*form, follower.subscription().topic().epoch);
+        let Self { follower, pieces, format, .. } = self;
+        let (format, epoch) = (*format, follower.subscription().topic().epoch);
         let received = follower.poll_batch(cx, |item, next_id| match item {
             Item::Frame(frame) => {
                 pieces.extend(frame.into_pieces().into_iter().filter(|piece| !piece.is_empty()));
             }
             Item::Missed(count) => {
-                // Told once: a client that resumes after it is not told again.
+                // With this position, a client that resumes does not get the gap again.
                 let position = Position::before(epoch, next_id);
                 let fields = format!("\"missed\":{count}");
-                pieces.extend(event_text(form, "gap", &fields, Some(position)));
+                pieces.extend(event_text(format, "gap", &fields, Some(position)));
             }
         });
         if let Poll::Ready(received) = received {
@@ -225,16 +224,16 @@ impl StreamingBody {
             self.reset_keep_alive();
             return Poll::Ready(());
         }
-        // It has what there is. What comes is for somebody who is there.
+        // The client has everything. Check that it is still connected before taking more messages for it.
         if self.activity.poll_peer_left(cx).is_ready() {
             self.over = true;
             return Poll::Ready(());
         }
         ready!(self.keep_alive.as_mut().poll(cx));
         self.reset_keep_alive();
-        // The timer is set again, and has to be polled to wake this.
+        // The timer was reset, and has to be polled to register the waker.
         let _ = self.keep_alive.as_mut().poll(cx);
-        match self.form {
+        match self.format {
             FrameFormat::Sse => self.pieces.push_back(Bytes::from_static(SSE_KEEP_ALIVE)),
             FrameFormat::JsonLine => self.pieces.push_back(Bytes::from_static(b"\n")),
             _ => return Poll::Pending,
@@ -243,19 +242,19 @@ impl StreamingBody {
     }
 
     fn reset_keep_alive(&mut self) {
-        let deadline = Instant::now() + keep_alive(self.follower.app());
+        let deadline = Instant::now() + keep_alive(self.follower.worker());
         self.keep_alive.as_mut().reset(deadline);
     }
 }
 
-/// An event that is no message, in a format that has such; SSE also names the position after it.
+/// An event that is not a message; `None` if the format has none. In SSE it also carries the position after it.
 fn event_text(
-    form: FrameFormat,
+    format: FrameFormat,
     event: &str,
     fields: &str,
     after: Option<Position>,
 ) -> Option<Bytes> {
-    let text = match (form, after) {
+    let text = match (format, after) {
         (FrameFormat::Sse, None) => format!("event: {event}\ndata: {{{fields}}}\n\n"),
         (FrameFormat::Sse, Some(after)) => {
             format!("event: {event}\ndata: {{{fields}}}\nid: {after}\n\n")

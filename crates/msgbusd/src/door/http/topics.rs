@@ -1,4 +1,4 @@
-//! `GET /`, `HEAD /<topic>`, `DELETE /<topic>`: topics as wholes. docs/protocol.md, section 7.
+//! `GET /`, `HEAD /<topic>`, `DELETE /<topic>`: operations on whole topics. docs/protocol.md, section 7.
 
 use std::sync::Arc;
 
@@ -20,16 +20,16 @@ use crate::{
     state::App,
 };
 
-/// The most topics in one listing.
-const PAGE: usize = 10_000;
-/// Of one topic, whatever is told of it, in bytes.
-const MOST_OF_ONE: usize = 1 << 10;
-/// What a GET of a topic may have. A HEAD answers the same whatever they say.
-const OF_GET: &[&str] =
+/// The maximum number of topics in one listing.
+const MAX_PAGE: usize = 10_000;
+/// The maximum size of the entry of one topic, in bytes.
+const MAX_ENTRY: usize = 1 << 10;
+/// The parameters of a GET of a topic. A HEAD accepts and ignores them.
+const GET_PARAMETERS: &[&str] =
     &["raw", "max", "wait", "peek", "stream", "since", "index", "lag", "gaps", "ticket"];
 
-/// Names, one a line; or objects with counters, for those who accept JSON. Only those that the caller may
-/// inspect, where there are keys.
+/// Lists topics: one name per line, or objects with counters for clients that accept JSON. If the server has keys, it
+/// lists only topics that the principal may inspect.
 pub(super) async fn list<B>(
     call: Call<'_>,
     request: &Request<B>,
@@ -39,22 +39,22 @@ pub(super) async fn list<B>(
     let page = Page {
         prefix: query.get("prefix")?.unwrap_or_default().to_owned(),
         after: query.get("after")?.unwrap_or_default().to_owned(),
-        max: query.count("max")?.unwrap_or(PAGE).min(PAGE),
+        max: query.count("max")?.unwrap_or(MAX_PAGE).min(MAX_PAGE),
         as_json: accepts(request.headers(), "application/json"),
         small: Inflight::small(request.version()),
         principal: call.principal,
     };
-    let on_it = Arc::clone(call.worker);
-    call.worker.background.run(move || page.answer(&on_it)).await
+    let worker = Arc::clone(call.worker);
+    call.worker.background.run(move || page.answer(&worker)).await
 }
 
-/// A part of all topics that is asked for.
+/// One page of the list of topics.
 struct Page {
     prefix: String,
     after: String,
     max: usize,
     as_json: bool,
-    /// What is not counted as in flight, in bytes.
+    /// The size up to which a response does not count as in flight, in bytes.
     small: usize,
     principal: Option<Arc<Principal>>,
 }
@@ -64,7 +64,7 @@ impl Page {
         let Self { prefix, after, max, .. } = self;
         let (names, more) =
             service::topics::names(app, self.principal.as_deref(), prefix, after, *max);
-        if names.len() * MOST_OF_ONE > self.small && app.inflight.is_full() {
+        if names.len() * MAX_ENTRY > self.small && app.inflight.is_full() {
             return Err(ServiceError::TooMuchInFlight.into());
         }
         let mut answer = if self.as_json {
@@ -87,7 +87,7 @@ impl Page {
         Ok(answer)
     }
 
-    /// Where the page after this one is.
+    /// The link to the next page.
     fn next(&self, last: &TopicName) -> Option<HeaderValue> {
         let escape = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         let (prefix, after) = (escape(&self.prefix), escape(last.as_str()));
@@ -103,7 +103,7 @@ pub(super) fn counters(
     topic: &TopicName,
     query: Query,
 ) -> Result<Answer, ApiError> {
-    query.only(OF_GET)?;
+    query.only(GET_PARAMETERS)?;
     let stats = call.topic(topic)?;
     let counters = stats.counters;
     let mut answer = empty(StatusCode::OK);

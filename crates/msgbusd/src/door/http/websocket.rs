@@ -1,6 +1,7 @@
-//! `GET /<topic>` with a websocket upgrade: subscribing. docs/protocol.md, section 6.
+//! `GET /<topic>` with a websocket upgrade: subscribes. docs/protocol.md, section 6.
 //!
-//! [`handshake`] decides, this file takes the connection over, and [`crate::door::websocket`] serves it.
+//! [`handshake`] validates the request, this module takes over the connection, and [`crate::door::websocket`] serves
+//! it.
 
 use hyper::{
     Request, StatusCode,
@@ -18,14 +19,14 @@ use super::{
 use crate::{
     door::websocket::{self, Push},
     encode::frame_cache::FrameFormat,
-    net::{connection::Connection, rewind::Rewound},
+    net::{connection::Connection, rewind::Rewind},
     service::{Call, follower::FollowOptions},
 };
 
-/// What a page offers beside its key, and is answered.
+/// The subprotocol that a page offers in addition to its key, and that the server selects.
 const SUBPROTOCOL: &str = "msgbus";
 
-/// Subscribes, then answers the handshake: nothing falls between.
+/// Subscribes, and then answers the handshake, so that no message is lost in between.
 pub(super) async fn subscribe(
     call: Call<'_>,
     topic: &TopicName,
@@ -53,10 +54,10 @@ pub(super) async fn subscribe(
     response::tell_start(headers, subscription.topic().epoch, subscription.start());
 
     let upgrade = hyper::upgrade::on(request);
-    // Shared from the beginning: the task is not to be larger for it.
+    // Created here, so that the task holds only a pointer.
     let push = Push::new(follower, reports_gaps);
     call.worker.tasks.spawn(async move {
-        // A client that is gone by now, or a connection that is not ours, has no session.
+        // There is no session if the client has disconnected meanwhile.
         if let Some((connection, already_read)) = upgrade.await.ok().and_then(take_over) {
             websocket::serve(push, connection, already_read).await;
         }
@@ -64,9 +65,9 @@ pub(super) async fn subscribe(
     Ok(answer)
 }
 
-/// The connection itself, and what the client has sent behind the handshake.
+/// The connection, and the bytes that were read after the handshake.
 fn take_over(upgraded: Upgraded) -> Option<(Connection, Vec<u8>)> {
-    let parts = upgraded.downcast::<TokioIo<Rewound<Connection>>>().ok()?;
-    // Most often nothing was read; but its slice keeps the connection's whole read buffer alive.
+    let parts = upgraded.downcast::<TokioIo<Rewind<Connection>>>().ok()?;
+    // Usually empty. It is copied because the slice would keep the whole read buffer alive.
     Some((parts.io.into_inner().into_inner(), parts.read_buf.to_vec()))
 }

@@ -1,4 +1,4 @@
-//! The fuzz target of what a client says on a websocket.
+//! The fuzz target for bytes from a websocket client.
 
 use std::{
     future::poll_fn,
@@ -16,41 +16,41 @@ use super::{
 };
 use crate::fuzzing::block_on;
 
-/// What a client says after the handshake: it is understood the same in whatever pieces it comes, it is
-/// answered with pongs and one close frame, and never with more than was said.
+/// Reads `data` as the bytes of a client after the handshake. The result does not depend on how the bytes are split;
+/// the server replies with pongs and at most one close frame, and never with more than was received.
 ///
 /// # Panics
-/// When one of that is not so.
+/// When a property does not hold.
 pub fn websocket(data: &[u8]) {
-    let whole = ConnectionActivity::of(data, 0, usize::MAX);
-    assert_eq!(whole, ConnectionActivity::of(data, 0, 1));
-    assert_eq!(whole, ConnectionActivity::of(data, data.len() / 2, 7));
+    let whole = Dialogue::of(data, 0, usize::MAX);
+    assert_eq!(whole, Dialogue::of(data, 0, 1));
+    assert_eq!(whole, Dialogue::of(data, data.len() / 2, 7));
     whole.is_right(data.len());
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct ConnectionActivity {
-    heard: Vec<Message>,
-    /// An end as it shows in the log.
+struct Dialogue {
+    received: Vec<Message>,
+    /// The end as logged.
     end: String,
-    said: Vec<u8>,
+    sent: Vec<u8>,
 }
 
-impl ConnectionActivity {
-    /// With the first bytes come along with the handshake, and the others in pieces.
+impl Dialogue {
+    /// Runs a session that reads the first bytes with the handshake and the others in pieces.
     fn of(data: &[u8], already_read: usize, piece: usize) -> Self {
         let (already_read, to_come) = data.split_at(already_read);
-        let (mut heard, mut said) = (Vec::new(), Vec::new());
+        let (mut received, mut sent) = (Vec::new(), Vec::new());
         let end = block_on(async {
-            let wire = Wire { to_come, piece, said: &mut said };
+            let wire = Wire { to_come, piece, sent: &mut sent };
             let mut transport = Transport::new(wire, already_read.to_vec());
             let mut outgoing = Outgoing::default();
             let end = poll_fn(|cx| {
-                // As `Session::poll_read` does.
+                // Like `Session::poll_read`.
                 while let Poll::Ready(message) = transport.poll_read(cx) {
                     match message {
                         Ok(Message::Close(_)) => return Poll::Ready(End::ClosedByClient),
-                        Ok(message) => heard.push(message),
+                        Ok(message) => received.push(message),
                         Err(error) => return Poll::Ready(End::from(error)),
                     }
                     let _ = transport.poll_write(cx, &mut outgoing);
@@ -63,13 +63,13 @@ impl ConnectionActivity {
             }
             end
         });
-        Self { heard, end: format!("{end:?}"), said }
+        Self { received, end: format!("{end:?}"), sent }
     }
 
     fn is_right(&self, given: usize) {
-        assert!(self.heard.iter().map(Message::len).sum::<usize>() <= given);
-        let frames = frames(&self.said);
-        let pings = self.heard.iter().filter_map(|message| match message {
+        assert!(self.received.iter().map(Message::len).sum::<usize>() <= given);
+        let frames = frames(&self.sent);
+        let pings = self.received.iter().filter_map(|message| match message {
             Message::Ping(text) => Some(text),
             _ => None,
         });
@@ -91,24 +91,24 @@ impl ConnectionActivity {
 const PONG: u8 = 0x8a;
 const CLOSE: u8 = 0x88;
 
-/// The frames of a server, which are short and not masked: the first byte and the payload of each.
-fn frames(mut said: &[u8]) -> Vec<(u8, &[u8])> {
+/// Splits a server's short unmasked frames: the first byte and the payload of each.
+fn frames(mut sent: &[u8]) -> Vec<(u8, &[u8])> {
     let mut frames = Vec::new();
-    while let [first, length, rest @ ..] = said {
-        assert!(*length <= 125, "{said:x?}");
+    while let [first, length, rest @ ..] = sent {
+        assert!(*length <= 125, "{sent:x?}");
         let (payload, rest) = rest.split_at(usize::from(*length));
         frames.push((*first, payload));
-        said = rest;
+        sent = rest;
     }
-    assert!(said.is_empty(), "half a frame");
+    assert!(sent.is_empty(), "half a frame");
     frames
 }
 
-/// A connection on which all that comes is known.
+/// A connection with known input.
 struct Wire<'a> {
     to_come: &'a [u8],
     piece: usize,
-    said: &'a mut Vec<u8>,
+    sent: &'a mut Vec<u8>,
 }
 
 impl AsyncRead for Wire<'_> {
@@ -131,7 +131,7 @@ impl AsyncWrite for Wire<'_> {
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.said.extend_from_slice(bytes);
+        self.sent.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 

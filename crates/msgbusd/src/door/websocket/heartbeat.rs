@@ -1,13 +1,13 @@
-//! When a websocket is pinged, and when its client has been silent for too long.
+//! When to ping a websocket, and when its client has been silent for too long.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long a ping has to be answered, at least, counted from when it was written.
+/// The minimum time that a client has to answer a ping, from when the ping was written.
 const PONG_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time of one websocket.
+/// The ping timer of one websocket.
 #[derive(Debug)]
 pub(super) struct Heartbeat {
     interval: Duration,
@@ -16,11 +16,11 @@ pub(super) struct Heartbeat {
     ping: Ping,
 }
 
-/// The first ping after the client was last heard of.
+/// The first ping since the client last sent something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ping {
     None,
-    /// It waits to be written.
+    /// The ping waits to be written.
     Queued,
     Written(Instant),
 }
@@ -30,18 +30,18 @@ impl Heartbeat {
         Self { interval, ping_at: now + interval, heard_at: now, ping: Ping::None }
     }
 
-    /// When there is something to do at the earliest. Looked at then: later, all of it is later.
+    /// The earliest time at which something is due. Check again then: due times only move later.
     pub(super) fn next(&self) -> Instant {
         self.silent_at().map_or(self.ping_at, |silent_at| silent_at.min(self.ping_at))
     }
 
-    /// The client has sent something.
+    /// Records that the client sent something.
     pub(super) fn heard(&mut self, now: Instant) {
         self.heard_at = now;
         self.ping = Ping::None;
     }
 
-    /// Whether to ping now. If so, the next ping is due an interval from now.
+    /// Whether to ping now. If so, the next ping is due one interval from now.
     pub(super) fn ping_is_due(&mut self, now: Instant) -> bool {
         let is_due = self.ping_at <= now;
         if is_due {
@@ -53,19 +53,20 @@ impl Heartbeat {
         is_due
     }
 
-    /// All pings are written.
+    /// Records that all pings are written.
     pub(super) fn ping_is_out(&mut self) {
         if self.ping == Ping::Queued {
             self.ping = Ping::Written(Instant::now());
         }
     }
 
-    /// Whether the client is to be given up.
+    /// Whether the client has been silent for too long.
     pub(super) fn is_silent(&self, now: Instant) -> bool {
         self.silent_at().is_some_and(|silent_at| silent_at <= now)
     }
 
-    /// A client that takes its time to read gets its pings late, and is not silent for that.
+    /// When the client is considered silent. A client that reads slowly gets its pings late, so the time also counts from
+    /// when the ping was written.
     fn silent_at(&self) -> Option<Instant> {
         let Ping::Written(written_at) = self.ping else { return None };
         let longest_silence = 2 * self.interval + PONG_TIMEOUT;
@@ -80,7 +81,7 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(25);
 
     #[test]
-    fn two_pings_and_ten_seconds() {
+    fn a_client_is_silent_after_two_pings_and_ten_seconds() {
         let start = Instant::now();
         let mut heartbeat = Heartbeat::new(INTERVAL, start);
         let mut pings = 0;

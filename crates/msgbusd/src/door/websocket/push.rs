@@ -1,8 +1,8 @@
-//! What pushing to one websocket takes, shared by its session and by the thread that publishes: while nothing
-//! waits to be written, that thread writes the next messages itself, straight to the socket.
+//! The state for pushing to one websocket. Its session shares it with publishing threads: while no frame waits to be
+//! written, a publishing thread writes new messages itself, directly to the socket.
 //!
-//! Locks are taken in this order: this one, then those of the topic, the keys and the frames. Nobody wakes a task
-//! by a topic, or publishes, while holding this one.
+//! Lock order: this lock, then those of the topic, the keys and the frames. While holding this lock, a thread does not
+//! publish and does not wake subscribers of a topic.
 
 use std::{
     io::IoSlice,
@@ -22,10 +22,10 @@ use crate::{
     service::follower::{End, Follower, Item},
 };
 
-/// How many batches another thread writes before the session goes on by itself.
+/// The number of batches that another thread writes before it leaves the rest to the session.
 const MAX_BATCHES: usize = 4;
 
-/// One websocket as everybody who writes messages to it has it.
+/// One websocket, for all threads that write messages to it.
 #[derive(Debug)]
 pub(crate) struct Push(Mutex<State>);
 
@@ -33,9 +33,9 @@ pub(crate) struct Push(Mutex<State>);
 pub(super) struct State {
     pub(super) follower: Follower,
     pub(super) outgoing: Outgoing,
-    /// Where others may write; `None` where all bytes have to go by the session, as in TLS and when it has ended.
+    /// The socket that other threads write to. `None` if only the session may write: with TLS, and after it has ended.
     stream: Option<Arc<RawStream>>,
-    /// Whether the client asked for `?gaps`.
+    /// Whether the client requested `?gaps`.
     reports_gaps: bool,
 }
 
@@ -46,7 +46,7 @@ impl Push {
         Arc::new(Self(Mutex::new(state)))
     }
 
-    /// Lets other threads write to this stream. To be called before the follower is polled.
+    /// Lets other threads write to this stream. Call it before the follower is polled.
     pub(super) fn share(self: &Arc<Self>, stream: Arc<RawStream>) {
         let mut state = self.lock();
         state.stream = Some(stream);
@@ -54,26 +54,26 @@ impl Push {
         state.follower.deliver_by(push);
     }
 
-    /// For the session. Others hold it no longer than it takes to write what the socket takes at once.
+    /// Locks the state for the session. Other threads hold the lock only for writes that do not block.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock()
     }
 }
 
 impl State {
-    /// Takes a batch out of the topic, to be written.
+    /// Receives a batch from the topic, and queues it for writing.
     pub(super) fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         self.follower.poll_batch(cx, to(&mut self.outgoing, self.reports_gaps))
     }
 
-    /// Lets nobody write any more but the session itself, and returns what there is left to write.
+    /// Stops writes by other threads, and returns the frames that are left to write.
     pub(super) fn end(&mut self) -> Outgoing {
         self.stream = None;
         mem::take(&mut self.outgoing)
     }
 }
 
-/// Queues what comes out of the topic.
+/// Queues an item of the topic for writing.
 fn to(outgoing: &mut Outgoing, reports_gaps: bool) -> impl FnMut(Item, u64) {
     move |item, next_id| match item {
         Item::Frame(frame) => outgoing.push(frame),
@@ -87,7 +87,7 @@ fn to(outgoing: &mut Outgoing, reports_gaps: bool) -> impl FnMut(Item, u64) {
 
 impl Delivery for Push {
     fn deliver(&self) -> bool {
-        // If it is locked, it may be too late for the session to see what there is.
+        // If it is locked, the session is woken: it may have looked at the topic already.
         let Some(mut state) = self.0.try_lock() else { return false };
         let State { follower, outgoing, stream, reports_gaps } = &mut *state;
         let Some(stream) = stream else { return false };
@@ -98,7 +98,7 @@ impl Delivery for Push {
             match follower.poll_batch_for_task(to(outgoing, *reports_gaps)) {
                 Poll::Pending => return true,
                 Poll::Ready(Ok(())) => {}
-                // The session finds out the same.
+                // The session will get the same result.
                 Poll::Ready(Err(_)) => return false,
             }
             write_now(stream, outgoing);
@@ -107,7 +107,7 @@ impl Delivery for Push {
     }
 }
 
-/// Writes what the socket takes at once. What is left, or has failed, is for the session.
+/// Writes as much as the socket accepts now. The session handles the rest, and errors.
 fn write_now(stream: &RawStream, outgoing: &mut Outgoing) {
     while !outgoing.is_empty() {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];

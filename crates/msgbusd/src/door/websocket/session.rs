@@ -1,4 +1,4 @@
-//! One subscriber on one websocket, from the handshake to the last close frame.
+//! One subscription on one websocket, from the handshake to the close frame.
 
 use std::{
     future::poll_fn,
@@ -37,9 +37,9 @@ use crate::{
     worker::Worker,
 };
 
-/// How long the client's answer to a close frame is awaited.
+/// How long the server waits for the client's close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most that a latency counts in the metrics, whatever a client echoes.
+/// The highest latency that the metrics record: a client can echo any time.
 const MAX_LATENCY: Duration = Duration::from_secs(60);
 
 const NOT_ALLOWED: u16 = 4403;
@@ -55,27 +55,27 @@ pub(super) struct Session {
 /// Why a session ends.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The client has sent a close frame.
+    /// The client sent a close frame.
     ClosedByClient,
     /// The connection is broken.
     Broken,
-    /// The client takes no bytes.
+    /// The client accepted no bytes within the write timeout.
     Stuck,
-    /// The client has broken the protocol.
+    /// The client violated the protocol.
     Violation(CloseCode, &'static str),
-    /// Nothing has come from the client for too long.
+    /// The client sent nothing for too long.
     Silent,
-    /// The server stops.
+    /// The server is shutting down.
     Drain,
     /// The keys no longer allow it.
     Revoked,
-    /// The subscription is over.
+    /// The bus ended the subscription.
     Over(RecvError),
 }
 
 impl Session {
     pub(super) fn new(push: Arc<Push>, connection: Connection, already_read: Vec<u8>) -> Self {
-        let ping = push.lock().follower.app().config.timeouts.ping;
+        let ping = push.lock().follower.worker().config.timeouts.ping;
         if let Some(stream) = connection::direct(&connection) {
             push.share(stream);
         }
@@ -86,10 +86,10 @@ impl Session {
         }
     }
 
-    /// Writes what the topic brings and reads what the client sends, until one of them ends it.
+    /// Writes the messages of the topic and reads what the client sends, until the session ends.
     pub(super) async fn follow(&mut self) -> End {
-        let app = Arc::clone(self.push.lock().follower.app());
-        let mut drain = pin!(app.tasks.drain.cancelled());
+        let worker = Arc::clone(self.push.lock().follower.worker());
+        let mut drain = pin!(worker.tasks.drain.cancelled());
         let mut alarm = pin!(sleep_until(self.heartbeat.next()));
         poll_fn(|cx| {
             if drain.as_mut().poll(cx).is_ready() {
@@ -103,7 +103,7 @@ impl Session {
         .await
     }
 
-    /// Does what can be done until all has to wait.
+    /// Reads and writes until both have to wait.
     fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
         let push = Arc::clone(&self.push);
         let state = &mut *push.lock();
@@ -111,12 +111,12 @@ impl Session {
             self.poll_read(cx, state)?;
             self.poll_alarm(cx, alarm.as_mut())?;
             if !coop::has_budget_remaining() {
-                // Other tasks come first; the drain is looked at again, too.
+                // Yields to other tasks. The next poll checks the drain signal again, too.
                 cx.waker().wake_by_ref();
                 return ControlFlow::Continue(());
             }
             if self.poll_write(cx, &mut state.outgoing)?.is_pending() {
-                // A client that takes its time does not outlive its right.
+                // A slow client must not keep the subscription after its key is revoked.
                 return match state.follower.poll_revoked(cx) {
                     Poll::Ready(()) => ControlFlow::Break(End::Revoked),
                     Poll::Pending => ControlFlow::Continue(()),
@@ -130,19 +130,19 @@ impl Session {
         }
     }
 
-    /// Reads all that has come. Data is ignored; pings are answered by the library.
+    /// Reads everything that has arrived. It ignores data; the library answers pings.
     fn poll_read(&mut self, cx: &mut Context<'_>, state: &mut State) -> ControlFlow<End> {
         while let Poll::Ready(message) = self.transport.poll_read(cx) {
             match message {
                 Ok(Message::Close(_)) => return ControlFlow::Break(End::ClosedByClient),
-                Ok(Message::Pong(echo)) => measure(state.follower.app(), &echo),
+                Ok(Message::Pong(echo)) => measure(state.follower.worker(), &echo),
                 Ok(_) => {}
                 Err(error) => return ControlFlow::Break(End::from(error)),
             }
             self.heartbeat.heard(Instant::now());
             if self.transport.has_control(&state.outgoing) {
-                // If it cannot go out now, what comes is read all the same: a client may not read before it
-                // has written.
+                // Reading continues even if the control frame cannot be written now: a client may have to write before
+                // it reads.
                 let _ = self.poll_write(cx, &mut state.outgoing)?;
             }
         }
@@ -183,21 +183,21 @@ impl Session {
         }
     }
 
-    /// Parts with the client.
+    /// Ends the session: writes the remaining frames if appropriate, and closes the websocket.
     pub(super) async fn end(self, end: End) {
         let Self { push, mut transport, .. } = self;
-        let (app, last_id, mut outgoing) = {
+        let (worker, last_id, mut outgoing) = {
             let mut state = push.lock();
             let follower = &state.follower;
             follower.log_end(&end);
-            (Arc::clone(follower.app()), follower.last_id(), state.end())
+            (Arc::clone(follower.worker()), follower.last_id(), state.end())
         };
-        // Nothing more is received: the cursor in the topic need not wait for the close.
+        // No more messages are received, so the subscription is dropped before the close.
         drop(push);
-        count(&app, &end);
+        count(&worker, &end);
         match end {
             End::Broken | End::Stuck => return,
-            // What was taken out of the topic is written. The write deadline and the end of the drain bound it.
+            // Messages that were taken out of the topic are still written, within the write timeout and the drain timeout.
             End::Drain | End::Over(_) => write_rest(&mut transport, &mut outgoing).await,
             _ => {}
         }
@@ -206,33 +206,33 @@ impl Session {
     }
 }
 
-/// A pong echoes the time of its ping. One that does not is nobody's loss.
-fn measure(app: &Worker, echo: &[u8]) {
+/// Records the latency from a pong, which echoes the time of its ping. Other pongs are ignored.
+fn measure(worker: &Worker, echo: &[u8]) {
     let sent: Option<i64> = std::str::from_utf8(echo).ok().and_then(|text| text.parse().ok());
     let now = Utc::now().timestamp_nanos_opt();
     if let (Some(sent), Some(now)) = (sent, now)
         && let Ok(nanoseconds) = u64::try_from(now.saturating_sub(sent))
     {
-        app.metrics.latency(Duration::from_nanos(nanoseconds).min(MAX_LATENCY));
+        worker.metrics.latency(Duration::from_nanos(nanoseconds).min(MAX_LATENCY));
     }
 }
 
-/// Counts an end in the metrics.
-fn count(app: &Worker, end: &End) {
+/// Counts the end of a session in the metrics.
+fn count(worker: &Worker, end: &End) {
     match end {
-        End::Stuck => app.metrics.timeout(Deadline::Write),
-        End::Silent => app.metrics.timeout(Deadline::Silence),
-        End::Violation(CloseCode::Size, _) => app.metrics.refusal(Code::WebsocketTooLarge),
-        End::Violation(CloseCode::Invalid, _) => app.metrics.refusal(Code::WebsocketNotUtf8),
-        End::Violation(..) => app.metrics.refusal(Code::WebsocketViolation),
+        End::Stuck => worker.metrics.timeout(Deadline::Write),
+        End::Silent => worker.metrics.timeout(Deadline::Silence),
+        End::Violation(CloseCode::Size, _) => worker.metrics.refusal(Code::WebsocketTooLarge),
+        End::Violation(CloseCode::Invalid, _) => worker.metrics.refusal(Code::WebsocketNotUtf8),
+        End::Violation(..) => worker.metrics.refusal(Code::WebsocketViolation),
         _ => {}
     }
     if matches!(end, End::Broken | End::Stuck) {
-        app.metrics.client_error();
+        worker.metrics.client_error();
     }
 }
 
-/// Writes what is left, and reads and ignores what comes, until one of both ends.
+/// Writes the remaining frames, and reads and ignores what the client sends, until writing is done or reading fails.
 async fn write_rest<S: AsyncRead + AsyncWrite + Unpin>(
     transport: &mut Transport<S>,
     outgoing: &mut Outgoing,
@@ -243,21 +243,21 @@ async fn write_rest<S: AsyncRead + AsyncWrite + Unpin>(
                 return Poll::Ready(());
             }
         }
-        // What goes wrong shows again when the close frame is written.
+        // A write error shows up again when the close frame is written.
         transport.poll_write(cx, outgoing).map(|_| ())
     })
     .await;
 }
 
-/// Sends the close frame, or the answer to the client's, and waits a little for the client. A frame that is
-/// written in part has the same time to be written whole.
+/// Sends the close frame, or the reply to the client's, and waits for the client up to [`CLOSE_TIMEOUT`]. A frame that
+/// is partly written has to be completed within the same time.
 pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
     mut transport: Transport<S>,
     mut outgoing: Outgoing,
     mut frame: Option<CloseFrame>,
 ) {
     let mut is_over = false;
-    let farewell = poll_fn(|cx| {
+    let closing = poll_fn(|cx| {
         if let Some(frame) = frame.take() {
             is_over = transport.close(cx, frame).is_err();
         }
@@ -272,8 +272,8 @@ pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
             }
         }
     });
-    let is_written = timeout(CLOSE_TIMEOUT, farewell).await.is_ok_and(|written| written.is_ok());
-    // The client is not told of the end in the middle of a frame.
+    let is_written = timeout(CLOSE_TIMEOUT, closing).await.is_ok_and(|written| written.is_ok());
+    // In the middle of a frame there is no orderly shutdown.
     if is_written || outgoing.is_empty() {
         let _ = transport.into_connection().shutdown().await;
     }
@@ -318,7 +318,7 @@ impl End {
         }
     }
 
-    /// What the client is told; `None` where it has closed first and is only answered.
+    /// The close frame for the client; `None` if the client closed first, or the connection cannot be used any more.
     pub(super) fn close_frame(&self, last_id: Option<u64>) -> Option<CloseFrame> {
         let (code, reason) = match self {
             Self::ClosedByClient | Self::Broken | Self::Stuck => return None,

@@ -1,7 +1,7 @@
-//! One websocket on a connection: the library reads, and writes control frames; shared frames go past it.
+//! One websocket on a connection. The library reads, and writes control frames; shared frames bypass it.
 //!
-//! The library would copy each frame into a buffer of its own. And what it has to say may not come between
-//! the parts of a frame: so it writes into a buffer here, which goes out between two frames.
+//! The library would copy each frame into its own buffer. Its control frames must not split another frame, so they go
+//! into a buffer here, which is written between two frames.
 
 use std::{
     collections::VecDeque,
@@ -19,13 +19,14 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::encode::frame_cache::Frame;
 
-/// The largest frame and message from a client, in bytes. What it says is read and ignored.
-const LARGEST_FROM_CLIENT: usize = 64 << 10;
-/// The library's buffer for reading, in bytes.
+/// The maximum size of a frame and of a message from a client, in bytes. Data from clients is read and ignored.
+const MAX_CLIENT_FRAME: usize = 64 << 10;
+/// The size of the library's read buffer, in bytes.
 const READ_BUFFER: usize = 256;
-/// The most bytes of control frames that wait here. The library keeps as many, and then only the latest pong.
+/// The maximum number of bytes of control frames that wait here. The library buffers as many again, and then keeps only
+/// the latest pong.
 const CONTROL_BUFFER: usize = 1 << 10;
-/// The most pieces of frames in one write.
+/// The maximum number of pieces in one write.
 pub(super) const MAX_SLICES: usize = 64;
 
 /// The server's end of a websocket.
@@ -34,22 +35,22 @@ pub(super) struct Transport<S> {
     library: WebSocketContext,
     /// Control frames of the library.
     control: BytesMut,
-    /// Whether the library has control frames for which there was no space in `control`.
+    /// Whether the library holds control frames that did not fit into `control`.
     is_held_back: bool,
     needs_flush: bool,
-    /// Whether reading has failed: what comes then means nothing.
+    /// Whether reading has failed. Nothing can be read after that.
     is_over: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
-    /// Takes a connection over, with what was read of it already.
+    /// Takes over a connection. `already_read` has the bytes that were read from it before.
     pub(super) fn new(connection: S, already_read: Vec<u8>) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .write_buffer_size(0)
             .max_write_buffer_size(CONTROL_BUFFER)
-            .max_message_size(Some(LARGEST_FROM_CLIENT))
-            .max_frame_size(Some(LARGEST_FROM_CLIENT));
+            .max_message_size(Some(MAX_CLIENT_FRAME))
+            .max_frame_size(Some(MAX_CLIENT_FRAME));
         Self {
             connection,
             library: WebSocketContext::from_partially_read(
@@ -68,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         self.connection
     }
 
-    /// Polls for the next message of the client. Answers to pings and to a close frame wait to be written.
+    /// Polls for the next message of the client. Replies to pings and to a close frame are queued for writing.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Error>> {
         if self.is_over {
             return Poll::Ready(Err(Error::AlreadyClosed));
@@ -76,7 +77,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         let read = self.with_library(cx, |library, wire| {
             let message = library.read(wire)?;
             if message.is_ping() {
-                // The answer would come with the next read. What goes wrong shows then, too.
+                // Without the flush, the pong would wait for the next read. Errors show up there, too.
                 let _ = library.flush(wire);
             }
             Ok(message)
@@ -90,7 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         }
     }
 
-    /// Queues a ping. It is left out when as many control frames wait as may.
+    /// Queues a ping. It is skipped if too many control frames wait.
     pub(super) fn ping(&mut self, cx: &mut Context<'_>, payload: String) -> Result<(), Error> {
         let ping = Message::Ping(payload.into());
         held_back(self.with_library(cx, |library, wire| library.write(wire, ping)))
@@ -127,21 +128,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
             self.needs_flush = true;
         }
         if self.needs_flush {
-            // TLS may still have some of it.
+            // TLS may still buffer some bytes.
             ready!(Pin::new(&mut self.connection).poll_flush(cx))?;
             self.needs_flush = false;
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Lets the control frames go out behind the frame that is being written.
+    /// Queues the control frames after the frame that is being written.
     fn hand_over(&mut self, cx: &mut Context<'_>, outgoing: &mut Outgoing) {
         if !outgoing.control.is_empty() {
             return;
         }
         if self.is_held_back && self.control.len() < CONTROL_BUFFER {
             self.is_held_back = false;
-            // What goes wrong shows when reading.
+            // Errors show up when reading.
             let _ = self.with_library(cx, |library, wire| library.flush(wire));
         }
         outgoing.control = std::mem::take(&mut self.control);
@@ -157,7 +158,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
     }
 }
 
-/// That the library keeps something back for now is no error.
+/// Ignores the errors by which the library says that it holds a frame back.
 fn held_back(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(Error::WriteBufferFull(_)) => Ok(()),
@@ -199,13 +200,13 @@ impl<S> Write for Wire<'_, '_, S> {
     }
 }
 
-/// What waits to be written to one websocket.
+/// The frames that wait to be written to one websocket.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     frames: VecDeque<Frame>,
-    /// Whether a part of the first frame is written: nothing may come before the rest.
+    /// Whether the first frame is partly written: its rest has to be written next.
     is_started: bool,
-    /// Whole control frames. They go before every frame that is not started.
+    /// Whole control frames. They are written before all frames that are not started.
     control: BytesMut,
 }
 
@@ -218,19 +219,19 @@ impl Outgoing {
         self.frames.push_back(frame);
     }
 
-    /// Drops all frames of which nothing is written.
+    /// Drops all frames of which no byte is written.
     pub(super) fn drop_unstarted(&mut self) {
         self.frames.truncate(usize::from(self.is_started));
     }
 
-    /// Gives the memory for waiting frames back, if none waits.
+    /// Frees the memory of the queue if it is empty.
     pub(super) fn shrink(&mut self) {
         if self.frames.is_empty() {
             self.frames = VecDeque::new();
         }
     }
 
-    /// Fills `slices` with the first pieces of what waits, and returns how many they are.
+    /// Fills `slices` with the first pieces to write, and returns their number.
     pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
         let started = usize::from(self.is_started);
         let frames =
@@ -248,7 +249,7 @@ impl Outgoing {
         count
     }
 
-    /// Drops the first bytes, which are written.
+    /// Drops the first `count` bytes, which have been written.
     pub(super) fn advance(&mut self, mut count: usize) {
         while count > 0 {
             if !self.is_started && !self.control.is_empty() {

@@ -15,7 +15,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{
     super::{credentials, error::ApiError, query::Query, routes::Route},
-    LONGEST_REFUSAL, head,
+    MAX_ERROR_TEXT, head,
 };
 use crate::{
     auth::{self, Keyring},
@@ -25,9 +25,9 @@ use crate::{
     state::App,
 };
 
-/// The secret of the one key: it may publish to `orders/**` and follow everything.
+/// The secret of the only key. It allows publishing to `orders/**` and following everything.
 const SECRET: &str = "mbk_5eCr3t-0f_the/0nly+key";
-/// What stands for a ticket in what the target is given.
+/// The placeholder for a ticket in the input.
 const TICKET: &str = "mbt_TICKET";
 const KEYS: &str = r#"
 [anonymous]
@@ -44,15 +44,15 @@ static APP: LazyLock<App> = LazyLock::new(|| {
     App::new(Config::default(), Some(Arc::new(keyring)))
 });
 
-/// Who asks: nobody is the holder of a key who has not said its secret or a ticket of it, a ticket is good
-/// for once, all ways to say a secret are as good, and no refusal tells one.
+/// Authenticates a request. Only a request with the secret or a ticket gets the key, a ticket can be used once, all ways
+/// to send a secret are equivalent, and no error quotes a secret.
 ///
 /// # Panics
-/// When one of that is not so.
+/// When a property does not hold.
 pub fn authorization(data: &[u8]) {
     let keyring = APP.keyring.as_ref().expect("there are keys");
     let ticket = keyring
-        .holder(SECRET)
+        .authenticate(SECRET)
         .and_then(|holder| keyring.open_ticket(holder).ok())
         .expect("the last one has been used up");
     if let Some(request) = head(&replace(data, TICKET, &ticket)) {
@@ -97,8 +97,8 @@ fn asked(request: &Request<()>, ticket: &str) {
         }
         Ok(Some(_)) => assert!(matches!(route, Route::Pull(_))),
         Err(refusal) => {
-            is_a_line(&refusal, LONGEST_REFUSAL);
-            // A topic may be called so.
+            is_a_line(&refusal, MAX_ERROR_TEXT);
+            // A topic may have such a name.
             let path = percent_decode_str(request.uri().path()).decode_utf8_lossy();
             for text in [refusal.to_string(), format!("{refusal:?}")] {
                 assert!(!text.contains(SECRET) || path.contains("mbk_"), "{text}");
@@ -128,7 +128,7 @@ fn says_secret(request: &Request<()>) -> bool {
     request.headers().values().any(is_said)
 }
 
-/// The same text as a bearer, a password and a subprotocol.
+/// Sends the same text as a bearer token, a password and a subprotocol.
 fn every_way(secret: &str) {
     if secret.is_empty() || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
         return;

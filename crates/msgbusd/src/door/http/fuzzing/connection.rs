@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     super::{response::Answer, router::answer},
-    LONGEST_REFUSAL, PEER,
+    MAX_ERROR_TEXT, PEER,
 };
 use crate::fuzzing::block_on;
 use crate::{
@@ -25,17 +25,17 @@ use crate::{
     state::App, worker::Worker,
 };
 
-/// How long a client listens: longer than any wait.
-const PATIENCE: Duration = Duration::from_secs(62);
-/// The most bytes of an answer that are under way, and of what a client hears.
+/// How long a client reads. Longer than any `?wait`.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(62);
+/// The capacity of the pipe, and the maximum number of bytes that a client reads.
 const PIPE: usize = 16 << 10;
-const MOST_HEARD: u64 = 256 << 10;
+const MAX_RECEIVED: u64 = 256 << 10;
 
-/// All that a client says on a connection, through the server's HTTP library to every door and back: what
-/// each answer says is so, and the books are in order.
+/// Sends `data` as the bytes of a client through the HTTP library to every handler and back. The responses are
+/// consistent with the bus, and the counters balance.
 ///
 /// # Panics
-/// When one of that is not so.
+/// When a property does not hold.
 pub fn connection(data: &[u8]) {
     block_on(serve(data));
 }
@@ -50,7 +50,7 @@ async fn serve(data: &[u8]) {
             let method = request.method().clone();
             let uri = request.uri().clone();
             let mut answer = answer(&app, PEER, activity, &mut request).await;
-            is_right(&app, &method, &uri, request.headers(), &mut answer).await;
+            check_response(&app, &method, &uri, request.headers(), &mut answer).await;
             Ok::<_, Infallible>(answer)
         }
     });
@@ -60,14 +60,14 @@ async fn serve(data: &[u8]) {
         .serve_connection(TokioIo::new(server), service)
         .with_upgrades();
     select! {
-        // How it ends is up to the client.
+        // Any end is fine.
         _ = connection => {}
-        () = client_says(client, data) => {}
+        () = drive_client(client, data) => {}
     }
     app.tasks.cut.cancel();
     app.tasks.tracker.close();
     app.tasks.tracker.wait().await;
-    books_are_in_order(&app.bus);
+    check_counters(&app.bus);
 }
 
 fn app() -> App {
@@ -78,30 +78,37 @@ fn app() -> App {
     let app = App::new(config, None);
     let topic: TopicName = "a".parse().expect("a name");
     for payload in ["one", "two\n", ""] {
-        let draft = NewMessage::new(payload).header("content-type", "text/html").expect("a header");
-        app.bus.put(&topic, draft).expect("there is room");
+        let message =
+            NewMessage::new(payload).header("content-type", "text/html").expect("a header");
+        app.bus.put(&topic, message).expect("there is room");
     }
     app
 }
 
-async fn client_says(client: DuplexStream, data: &[u8]) {
-    let (hears, mut says) = tokio::io::split(client);
-    let mut heard = Vec::new();
-    let mut hears = hears.take(MOST_HEARD);
-    let hears = timeout(PATIENCE, hears.read_to_end(&mut heard));
-    let says = async {
-        // It may be hung up on before it has said all.
-        let _ = says.write_all(data).await;
+async fn drive_client(client: DuplexStream, data: &[u8]) {
+    let (reader, mut writer) = tokio::io::split(client);
+    let mut received = Vec::new();
+    let mut reader = reader.take(MAX_RECEIVED);
+    let reader = timeout(CLIENT_TIMEOUT, reader.read_to_end(&mut received));
+    let writer = async {
+        // The server may close the connection before everything is written.
+        let _ = writer.write_all(data).await;
     };
-    let _ = tokio::join!(hears, says);
+    let _ = tokio::join!(reader, writer);
 }
 
-/// What an answer says for itself.
-async fn is_right(app: &App, method: &Method, uri: &Uri, asked: &HeaderMap, answer: &mut Answer) {
+/// Checks that a response is consistent with the bus.
+async fn check_response(
+    app: &App,
+    method: &Method,
+    uri: &Uri,
+    asked: &HeaderMap,
+    answer: &mut Answer,
+) {
     let status = answer.status();
     let headers = answer.headers().clone();
     let number = |name| headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
-    // A stream goes on, and a body can be read only once.
+    // A stream does not end.
     let Either::Left(body) = answer.body_mut() else { return };
     let body = body.clone().collect().await.map(http_body_util::Collected::to_bytes);
     let body = body.unwrap_or_default();
@@ -151,9 +158,9 @@ fn is_refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) {
         let problem: serde_json::Value = serde_json::from_str(text).expect("JSON");
         assert_eq!(problem["status"], status.as_u16());
         assert!(problem["code"].is_string());
-        is_a_line(&problem["detail"].as_str().expect("a text"), LONGEST_REFUSAL);
+        is_a_line(&problem["detail"].as_str().expect("a text"), MAX_ERROR_TEXT);
     } else {
-        is_a_line(&text.strip_suffix('\n').expect("a line end is last"), LONGEST_REFUSAL);
+        is_a_line(&text.strip_suffix('\n').expect("a line end is last"), MAX_ERROR_TEXT);
     }
     let must_have = match status {
         StatusCode::METHOD_NOT_ALLOWED => header::ALLOW,
@@ -165,15 +172,15 @@ fn is_refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) {
     assert!(headers.contains_key(&must_have), "{status} without {must_have}");
 }
 
-fn books_are_in_order(bus: &MessageBus) {
+fn check_counters(bus: &MessageBus) {
     let stats = bus.stats();
     let counters = stats.counters;
-    let gone = counters.expired.total + counters.evicted.total + counters.deleted.total;
-    assert_eq!(counters.published, stats.retained + gone);
+    let removed = counters.expired.total + counters.evicted.total + counters.deleted.total;
+    assert_eq!(counters.published, stats.retained + removed);
     for name in bus.topics() {
         let topic = bus.topic(&name).expect("nobody deletes it now");
-        let gone = topic.counters.expired.total + topic.counters.evicted.total;
-        assert_eq!(topic.counters.published, topic.retained + gone);
+        let removed = topic.counters.expired.total + topic.counters.evicted.total;
+        assert_eq!(topic.counters.published, topic.retained + removed);
         assert_eq!((topic.subscribers, topic.waiters), (0, 0), "nobody is left");
     }
 }

@@ -1,4 +1,4 @@
-//! The fuzz targets of what a request says.
+//! The fuzz targets for requests.
 
 mod authorization;
 mod connection;
@@ -12,11 +12,10 @@ pub use self::{
 };
 use crate::net::peer::Peer;
 
-/// The most bytes of a refusal: a name of a topic may be in it, and the start of what was wrong.
-const LONGEST_REFUSAL: usize = 1000;
+/// The maximum size of an error text, in bytes. It may quote a topic name and the beginning of an invalid value.
+const MAX_ERROR_TEXT: usize = 1000;
 
-/// A request as one would write it for `nc`: method and path, then headers, a line each. `None` where the
-/// server's HTTP library would not let it through.
+/// Parses a request head: method and path, then one header per line. `None` if the HTTP library would reject it.
 fn head(data: &[u8]) -> Option<Request<()>> {
     let mut lines = data.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let mut words = lines.next()?.split(|byte| *byte == b' ');
@@ -30,5 +29,5 @@ fn head(data: &[u8]) -> Option<Request<()>> {
     request.body(()).ok()
 }
 
-/// In the clear, and by no address, so that nothing is counted for it.
+/// A peer without TLS and without an address, so that no limit per address applies.
 const PEER: Peer = Peer { address: None, has_tls: false };

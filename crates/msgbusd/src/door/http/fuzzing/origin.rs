@@ -11,15 +11,15 @@ use super::{
         host,
         origin::{Source, check, may_take},
     },
-    LONGEST_REFUSAL, PEER, head,
+    MAX_ERROR_TEXT, PEER, head,
 };
 use crate::{config::Config, fuzzing::common::is_a_line, net::peer::Peer};
 
-/// Where a request comes from: a page that is let in is of an origin that was allowed, or of a host that
-/// can be nobody else's.
+/// Checks the origin of a request. A page that is accepted is of an allowed origin, or of a host that cannot belong to
+/// another site.
 ///
 /// # Panics
-/// When one of that is not so.
+/// When a property does not hold.
 pub fn origin(data: &[u8]) {
     let Some(request) = head(data) else { return };
     let headers = request.headers();
@@ -62,7 +62,7 @@ pub fn origin(data: &[u8]) {
         Ok(Source::Own) => {
             if let Some(origin) = &origin {
                 assert!(origin.ends_with(&format!("://{host}")), "{origin} at {host}");
-                assert!(is_nobody_elses(&host), "{host}");
+                assert!(is_own_name(&host), "{host}");
             }
             let mut answer = HeaderMap::new();
             Source::Own.share(&mut answer);
@@ -70,10 +70,10 @@ pub fn origin(data: &[u8]) {
         }
         Err(refusal) => {
             assert!(origin.is_some() || headers.contains_key("sec-fetch-site"));
-            is_a_line(&refusal, LONGEST_REFUSAL);
+            is_a_line(&refusal, MAX_ERROR_TEXT);
         }
     }
-    // Without a word from a browser everything is let in.
+    // Without the headers of a browser, every request is accepted.
     let mut request = request;
     request.headers_mut().remove(header::ORIGIN);
     request.headers_mut().remove("sec-fetch-site");
@@ -82,18 +82,18 @@ pub fn origin(data: &[u8]) {
     let is_of_allowed = |name: &str| matches!(name, "good.example" | "bus.example");
     match host::check(&request, outline, PEER, &config) {
         Ok(()) => assert!(
-            host.is_empty() || is_nobody_elses(&host) || is_of_allowed(host::name(&host)),
+            host.is_empty() || is_own_name(&host) || is_of_allowed(host::name(&host)),
             "{host}"
         ),
-        Err(refusal) => is_a_line(&refusal, LONGEST_REFUSAL),
+        Err(refusal) => is_a_line(&refusal, MAX_ERROR_TEXT),
     }
     if let Err(refusal) = may_take(&request) {
-        is_a_line(&refusal, LONGEST_REFUSAL);
+        is_a_line(&refusal, MAX_ERROR_TEXT);
     }
 }
 
-/// The same, by the library's own reader of hosts and ports. What it does not read no browser sends.
-fn is_nobody_elses(host: &str) -> bool {
+/// The same check as in `host`, with the HTTP library's parser. A browser sends nothing that it cannot parse.
+fn is_own_name(host: &str) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return true };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
     let name = name.strip_suffix('.').unwrap_or(name);

@@ -10,7 +10,7 @@ use super::{
         error::ApiError, handshake, negotiate::accepts, position, pull, query::Query,
         routes::Route, stream,
     },
-    LONGEST_REFUSAL, head,
+    MAX_ERROR_TEXT, head,
 };
 use crate::{auth::Permission, fuzzing::common::is_a_line};
 
@@ -19,11 +19,11 @@ const PARAMETERS: [&str; 13] = [
     "ttl", "split",
 ];
 
-/// What a request asks for: written in another way it is the same, and a refusal names what was wrong and
-/// repeats no value.
+/// Routes a request. The same request in another notation gets the same route, and an error names the parameter and does
+/// not quote its value.
 ///
 /// # Panics
-/// When one of that is not so.
+/// When a property does not hold.
 pub fn request(data: &[u8]) {
     let Some(request) = head(data) else { return };
     match Route::of(&request, &Query::of(&request)) {
@@ -38,19 +38,19 @@ pub fn request(data: &[u8]) {
 }
 
 fn is_routed(request: &Request<()>, route: &Route) {
-    if let Some(need) = route.needs() {
-        is_a_line(&need, LONGEST_REFUSAL);
+    if let Some(permission) = route.needs() {
+        is_a_line(&permission, MAX_ERROR_TEXT);
     }
     let Some(Permission::Topic(_, topic)) = route.needs() else { return };
-    let place = if matches!(route, Route::Inspect(_)) { "/-/topics/" } else { "/" };
-    let path = request.uri().path().strip_prefix(place).expect("it is routed by that");
+    let prefix = if matches!(route, Route::Inspect(_)) { "/-/topics/" } else { "/" };
+    let path = request.uri().path().strip_prefix(prefix).expect("it is routed by that");
     let once = percent_decode_str(path).decode_utf8().expect("a name is UTF-8");
     assert_eq!(topic.as_str(), once.trim_matches('/'));
     let path = utf8_percent_encode(topic.as_str(), NON_ALPHANUMERIC);
     let query = Serializer::new(String::new()).extend_pairs(pairs(request)).finish();
     let mut other = Request::builder()
         .method(request.method())
-        .uri(format!("{place}{path}?{query}"))
+        .uri(format!("{prefix}{path}?{query}"))
         .body(())
         .expect("everything is escaped");
     other.headers_mut().clone_from(request.headers());
@@ -59,7 +59,7 @@ fn is_routed(request: &Request<()>, route: &Route) {
 }
 
 fn is_refused(request: &Request<()>, refusal: &ApiError) {
-    is_a_line(refusal, LONGEST_REFUSAL);
+    is_a_line(refusal, MAX_ERROR_TEXT);
     let text = refusal.to_string();
     let status = refusal.answer(false).status();
     assert!(status.is_client_error(), "{status}");
@@ -117,7 +117,7 @@ fn parameters(request: &Request<()>) {
     only_the_first(request, parameters);
 }
 
-/// Which are known decides, and nothing else.
+/// Checks that exactly the requests with unknown parameters are refused.
 fn only_the_first(request: &Request<()>, parameters: Query) {
     const KNOWN: &[&str] = PARAMETERS.split_at(4).0;
     let all_known = pairs(request).all(|(name, _)| KNOWN.contains(&&*name));
@@ -130,7 +130,7 @@ fn only_the_first(request: &Request<()>, parameters: Query) {
     }
 }
 
-/// A type that is named is accepted, whatever else is.
+/// Checks that a media type is accepted if it is named, whatever else is.
 fn accepted(request: &Request<()>) {
     let media_type = "text/event-stream";
     let mut headers: HeaderMap = request.headers().clone();
@@ -143,7 +143,7 @@ fn accepted(request: &Request<()>) {
     assert!(handshake::is_wanted(request) || !headers.contains_key(header::SEC_WEBSOCKET_KEY));
 }
 
-/// A handshake that is right has all that makes one.
+/// Checks that a valid handshake is complete.
 fn read_handshake(request: &Request<()>) -> Result<(), ApiError> {
     let accept = handshake::check(request)?;
     assert!(handshake::is_wanted(request));

@@ -1,4 +1,4 @@
-//! Answers on their way to a connection of HTTP/2.
+//! Response bodies of HTTP/2.
 
 use std::{
     pin::Pin,
@@ -17,19 +17,19 @@ use crate::{
     state::App,
 };
 
-/// What of an answer is given to a connection of HTTP/2 at a time, in bytes.
-pub(super) const MOST_OFFERED: usize = 16 << 10;
+/// The maximum size of a chunk that is passed to the HTTP/2 connection, in bytes.
+pub(super) const MAX_CHUNK: usize = 16 << 10;
 
-/// A body for HTTP/2, which ends its exchange when it ends. It is given out in parts, and watched until the peer
-/// has taken the last of them: a whole one could lie in the connection's buffers for ever.
+/// A response body for HTTP/2. Its request ends when the body is dropped. It is passed on in chunks, which are tracked
+/// until they are sent: a whole body could stay in the connection's buffers for ever.
 pub(super) struct PacedBody {
     body: AnswerBody,
-    /// What the body has given, and this has not.
+    /// Bytes received from the inner body and not yet passed on.
     rest: Bytes,
     activity: ConnectionActivity,
-    /// While the next part waits until the peer has room for it.
-    untaken: Option<UnsentChunk>,
-    _exchange: RequestGuard,
+    /// Set while the next chunk waits for flow control.
+    unsent: Option<UnsentChunk>,
+    _guard: RequestGuard,
     _counted: Option<QuotaPermit>,
 }
 
@@ -37,7 +37,7 @@ impl PacedBody {
     pub(super) fn new(
         app: &App,
         activity: ConnectionActivity,
-        exchange: RequestGuard,
+        guard: RequestGuard,
         counted: Option<QuotaPermit>,
         mut body: AnswerBody,
     ) -> Self {
@@ -45,10 +45,10 @@ impl PacedBody {
         if let Either::Left(whole) = &mut body {
             let data = whole.frame().now_or_never().flatten();
             let data = data.and_then(|frame| frame.ok()?.into_data().ok());
-            rest = app.inflight.track_one_of_many(data.unwrap_or_default());
+            rest = app.inflight.track_http2_response(data.unwrap_or_default());
         }
-        let untaken = (!rest.is_empty()).then(|| activity.offer());
-        Self { body, rest, activity, untaken, _exchange: exchange, _counted: counted }
+        let unsent = (!rest.is_empty()).then(|| activity.track_chunk());
+        Self { body, rest, activity, unsent, _guard: guard, _counted: counted }
     }
 }
 
@@ -61,19 +61,19 @@ impl Body for PacedBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
-        this.untaken = None;
+        this.unsent = None;
         while this.rest.is_empty() {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 Some(Ok(frame)) => this.rest = frame.into_data().unwrap_or_default(),
                 end => return Poll::Ready(end),
             }
         }
-        let bytes = this.rest.split_to(this.rest.len().min(MOST_OFFERED));
-        let part = Part { bytes, _untaken: this.activity.offer() };
+        let bytes = this.rest.split_to(this.rest.len().min(MAX_CHUNK));
+        let chunk = Chunk { bytes, _unsent: this.activity.track_chunk() };
         if !this.is_end_stream() {
-            this.untaken = Some(this.activity.offer());
+            this.unsent = Some(this.activity.track_chunk());
         }
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(part)))))
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(chunk)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -88,12 +88,12 @@ impl Body for PacedBody {
     }
 }
 
-struct Part {
+struct Chunk {
     bytes: Bytes,
-    _untaken: UnsentChunk,
+    _unsent: UnsentChunk,
 }
 
-impl AsRef<[u8]> for Part {
+impl AsRef<[u8]> for Chunk {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

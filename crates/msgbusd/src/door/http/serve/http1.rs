@@ -1,4 +1,4 @@
-//! Serving one connection of HTTP/1.1.
+//! Serves one HTTP/1.1 connection.
 
 use std::{
     convert::Infallible,
@@ -25,46 +25,46 @@ use crate::{
     door::http::{router, stream::StreamingBody},
     net::connection::Connection,
     net::peer::Peer,
-    net::rewind::Rewound,
+    net::rewind::Rewind,
     net::timeout_stream::ConnectionActivity,
     worker::Worker,
 };
 
-/// The largest buffer of a connection, in bytes: for heads, and for what of a body is in flight.
-const MOST_BUFFERED: usize = 64 << 10;
-/// For how long a connection is idle before it gives its buffers back, which are 16 KiB.
+/// The maximum size of hyper's read buffer, in bytes, unless heads may be larger.
+const MAX_BUFFER: usize = 64 << 10;
+/// The idle time after which a connection frees hyper's buffers, which are 16 KiB.
 const KEEP_BUFFERS: Duration = Duration::from_secs(1);
 
-/// What becomes of a connection that hyper no longer serves.
+/// What happens with a connection that hyper no longer serves.
 enum Next {
-    /// It is idle, but for the beginning of a head that may have come.
-    Request(Rewound<Connection>),
-    /// It is a stream from here on.
+    /// It waits for the next request, whose first bytes may have arrived.
+    Request(Rewind<Connection>),
+    /// It becomes a stream.
     Stream(Connection, Response<Box<StreamingBody>>),
 }
 
-/// Serves until the connection ends or becomes a websocket. While it is idle there is nothing of hyper.
+/// Serves until the connection ends or becomes a websocket. An idle connection holds no state of hyper.
 pub(super) async fn serve(
     worker: &Arc<Worker>,
     connection: Connection,
     activity: &ConnectionActivity,
     peer: Peer,
 ) {
-    activity.hold_answers();
-    let mut io = Rewound::new(connection, Bytes::new());
+    activity.hold_responses();
+    let mut io = Rewind::new(connection, Bytes::new());
     let end = loop {
         io = match serve_until_idle(worker, io, activity, peer).await {
             Ok(Next::Request(io)) => io,
             Ok(Next::Stream(connection, answer)) => {
                 activity.hold_nothing();
-                // Boxed: no other connection is to be larger for it.
+                // Boxed, so that other connections need less memory.
                 break End::Stream(Box::pin(streaming::serve(connection, answer)).await);
             }
             Err(end) => break end,
         };
         if io.is_rewound() {
-            // Half a head came together with the request before it.
-            activity.is_in_a_head();
+            // A part of the next head arrived together with the last request.
+            activity.expect_rest_of_head();
         } else if let Some(end) = wait_for_more(worker, activity, &mut io).await {
             break end;
         }
@@ -72,10 +72,10 @@ pub(super) async fn serve(
     note_end(worker, peer, end);
 }
 
-/// Answers requests until the connection is idle or one of them asks for a stream; else says how it has ended.
+/// Answers requests until the connection is idle or becomes a stream. Otherwise returns how it ended.
 async fn serve_until_idle(
     worker: &Arc<Worker>,
-    io: Rewound<Connection>,
+    io: Rewind<Connection>,
     activity: &ConnectionActivity,
     peer: Peer,
 ) -> Result<Next, End> {
@@ -85,41 +85,41 @@ async fn serve_until_idle(
         Some(answer) => Next::Stream(connection, answer),
         None => {
             let is_a_head = !unread.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
-            let again = if is_a_head { unread } else { Bytes::new() };
-            Next::Request(Rewound::new(connection, again))
+            let rest = if is_a_head { unread } else { Bytes::new() };
+            Next::Request(Rewind::new(connection, rest))
         }
     })
 }
 
-/// The same; gives the connection back with what hyper has read and not used. An answer that is a stream is left in
-/// `stream`.
+/// Like [`serve_until_idle`], but returns the connection with the bytes that hyper has read and not used. A response
+/// that is a stream is left in `stream`.
 async fn serve_by_hyper(
     worker: &Arc<Worker>,
-    io: Rewound<Connection>,
+    io: Rewind<Connection>,
     activity: &ConnectionActivity,
     peer: Peer,
     stream: &OnceLock<Response<Box<StreamingBody>>>,
 ) -> Result<(Connection, Bytes), End> {
     let service = service_fn(|request| respond(worker, activity, peer, stream, request));
-    // Boxed, so that nothing of it stays while the connection is idle.
+    // Boxed, so that its memory is freed while the connection is idle.
     let mut connection = Box::new(
         Builder::new()
-            // The socket has deadlines of its own, which tell an idle connection from a slow head.
+            // `ConnectionActivity` has its own deadlines, which distinguish an idle connection from a slow head.
             .header_read_timeout(None)
-            // What has come whole is answered, even if nothing more can come. See docs/protocol.md, 1.7.
+            // Complete requests are answered after the client has closed its side. See docs/protocol.md, 1.7.
             .half_close(true)
             .max_header_size(worker.config.max_header)
-            .max_buf_size(worker.config.max_header.max(MOST_BUFFERED))
+            .max_buf_size(worker.config.max_header.max(MAX_BUFFER))
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades(),
     );
     let stop = UpgradeableConnection::graceful_shutdown;
-    // hyper writes all answers before it waits, unless the peer takes no more.
+    // hyper writes all responses before it waits, unless the peer accepts no more bytes.
     let has_stream = || stream.get().is_some() && !activity.is_writing();
     let end = select! {
         biased;
         end = attend(worker, activity, Pin::new(&mut *connection), stop, Some(KEEP_BUFFERS)) => end,
-        // Whatever makes it true has woken the other one.
+        // Needs no waker: whatever makes it true has woken the branch above.
         () = poll_fn(|_| if has_stream() { Poll::Ready(()) } else { Poll::Pending }) => End::Idle,
     };
     if !matches!(end, End::Idle) {
@@ -144,7 +144,7 @@ async fn respond(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     activity.begin_only();
     if request.extensions().get::<OnUpgrade>().is_some() {
-        // hyper gives the connection away with what it has not written.
+        // hyper hands over the connection without flushing it.
         activity.hold_nothing();
     }
     let answer = router::answer(worker, peer, activity, &mut request).await;
@@ -153,7 +153,7 @@ async fn respond(
         Either::Left(whole) => {
             // Otherwise the rest of the request is still to come, and is not another one.
             activity.is_between_requests(request.body().is_end_stream());
-            // hyper takes the answer as a whole, now.
+            // hyper takes the whole response now.
             activity.end_only();
             let mut answer = Response::from_parts(head, whole);
             date::correct(&mut answer);
@@ -162,24 +162,24 @@ async fn respond(
         Either::Right(live) => {
             let mut answer = Response::from_parts(head, live);
             date::stamp(&mut answer);
-            // There is one at most: hyper takes up no other request before this one is answered.
+            // It cannot be set already: hyper reads no other request before this one is answered.
             let _ = stream.set(answer);
             pending().await
         }
     }
 }
 
-/// Waits until an idle connection has something to read; otherwise says how it has ended.
+/// Waits until an idle connection has bytes to read. Returns how it ended, if it did.
 async fn wait_for_more(
     worker: &Worker,
     activity: &ConnectionActivity,
-    io: &mut Rewound<Connection>,
+    io: &mut Rewind<Connection>,
 ) -> Option<End> {
     select! {
         () = activity.readable() => None,
-        deadline = activity.overdue(&worker.config.timeouts) => Some(End::Overdue(deadline)),
+        deadline = activity.deadline_exceeded(&worker.config.timeouts) => Some(End::Overdue(deadline)),
         () = worker.tasks.drain.cancelled() => {
-            // It may be gone, which is what is wanted.
+            // If it fails, the connection is closed already.
             let _ = io.shutdown().await;
             Some(End::Over(Ok(())))
         }

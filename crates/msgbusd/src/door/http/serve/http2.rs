@@ -1,4 +1,4 @@
-//! Serving one connection of HTTP/2.
+//! Serves one HTTP/2 connection.
 
 use std::{
     convert::Infallible,
@@ -26,28 +26,28 @@ use tokio::{
 
 use super::{
     End, attend,
-    bodies::{MOST_OFFERED, PacedBody},
+    bodies::{MAX_CHUNK, PacedBody},
     date, note_end,
 };
 use crate::{
     door::http::router,
     limits::inflight::Inflight,
     limits::quota::QuotaPermit,
-    net::connection::{Connection, MOST_STREAMS},
+    net::connection::{Connection, MAX_STREAMS},
     net::peer::Peer,
     net::timeout_stream::{ConnectionActivity, Linger},
     worker::Worker,
 };
 
-/// What a client of HTTP/2 may send of one body, and of all, before somebody has read it, in bytes.
+/// The flow control windows for one body and for all bodies of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 64 << 10;
-/// As in HTTP/1.1.
-const MOST_HEADERS: usize = 100;
-/// How long a client of HTTP/2 has to answer a ping.
-const PING_PATIENCE: Duration = Duration::from_secs(20);
-/// How long the close of an idle connection of HTTP/2 may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// The maximum number of headers, as in HTTP/1.1.
+const MAX_HEADERS: usize = 100;
+/// How long a client has to answer a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the close of an idle connection may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) async fn serve(
     worker: &Arc<Worker>,
@@ -62,34 +62,34 @@ pub(super) async fn serve(
     let connection = Builder::new(Streams(Arc::clone(worker)))
         .timer(TokioTimer::new())
         .auto_date_header(false)
-        .max_concurrent_streams(MOST_STREAMS)
+        .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(MOST_OFFERED)
+        .max_send_buf_size(MAX_CHUNK)
         .max_header_list_size(header_size)
         .keep_alive_interval(worker.config.timeouts.ping)
-        .keep_alive_timeout(PING_PATIENCE)
+        .keep_alive_timeout(PING_TIMEOUT)
         .serve_connection(TokioIo::new(connection), service);
     let mut connection = pin!(connection);
     let stop = Http2::graceful_shutdown;
-    // It has to agree to its end, and may not answer any more.
-    let quiet_at_the_end = async {
+    // A graceful shutdown needs a reply, which a client may never send.
+    let idle_while_draining = async {
         worker.tasks.drain.cancelled().await;
         loop {
-            sleep(FAREWELL).await;
-            if activity.is_quiet() {
+            sleep(CLOSE_TIMEOUT).await;
+            if activity.is_idle() {
                 return;
             }
         }
     };
     let end = select! {
         end = attend(worker, activity, connection.as_mut(), stop, None) => end,
-        () = quiet_at_the_end => End::Over(Ok(())),
+        () = idle_while_draining => End::Over(Ok(())),
     };
     if matches!(end, End::Overdue(_)) {
-        // A request may be on its way: its client is told that nobody will look at it.
+        // A request may be on its way. GOAWAY tells the client that it will not be processed.
         stop(connection.as_mut());
-        let _ = timeout(FAREWELL, connection).await;
+        let _ = timeout(CLOSE_TIMEOUT, connection).await;
     }
     note_end(worker, peer, end);
 }
@@ -100,11 +100,11 @@ async fn respond(
     peer: Peer,
     mut request: Request<Incoming>,
 ) -> Result<Response<PacedBody>, Infallible> {
-    let exchange = activity.clone().begin();
+    let guard = activity.clone().begin();
     let counted = count(&worker.inflight, &request);
     let mut answer = if counted.is_none() {
         router::no_memory_for_request(&worker)
-    } else if request.headers().len() > MOST_HEADERS {
+    } else if request.headers().len() > MAX_HEADERS {
         router::too_many_headers(&worker)
     } else {
         router::answer(&worker, peer, &activity, &mut request).await
@@ -113,44 +113,44 @@ async fn respond(
         worker.tasks.spawn(linger(request.into_body()));
     }
     date::stamp(&mut answer);
-    Ok(answer.map(|body| PacedBody::new(&worker, activity, exchange, counted, body)))
+    Ok(answer.map(|body| PacedBody::new(&worker, activity, guard, counted, body)))
 }
 
-/// What a request counts as in flight until its answer has been taken; `None` where there is no memory for it.
+/// Counts a request as in flight until its response is sent; `None` if there is not enough memory.
 fn count(inflight: &Inflight, request: &Request<Incoming>) -> Option<QuotaPermit> {
     let is_read =
         request.body().is_end_stream() || matches!(*request.method(), Method::PUT | Method::POST);
     let unread = if is_read { 0 } else { STREAM_WINDOW as usize };
     let is_of_an_operator = matches!(request.uri().path(), "/metrics" | "/healthz");
-    inflight.request_of_many(unread, is_of_an_operator)
+    inflight.track_http2_request(unread, is_of_an_operator)
 }
 
-/// Reads a little of what nobody wants, as a socket does when it is closed: reset at once, some clients
-/// do not look at the answer.
+/// Reads a limited amount of an unwanted body, like the lingering close of a socket. If the stream is reset at once,
+/// some clients do not read the response.
 async fn linger(mut body: Incoming) {
     let reading = async {
         let mut bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {
             bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > Linger::BYTES {
+            if bytes > Linger::MAX_BYTES {
                 return;
             }
         }
     };
-    // The answer is out: who is slower has to make do with it.
-    let _ = timeout(Linger::TIME, reading).await;
+    // A client that sends for longer may not see the response.
+    let _ = timeout(Linger::TIMEOUT, reading).await;
 }
 
-/// Runs the exchanges of HTTP/2, so that the end of the server waits for each.
+/// Runs the streams of HTTP/2 as tracked tasks, so that the drain waits for them.
 #[derive(Clone)]
 struct Streams(Arc<Worker>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
-    /// Each is begun at once, before the next head is taken up: a request that can be answered is, and one that
-    /// waits has given the memory of its head back.
+    /// Polls each stream once before the next head is read: a request that need not wait is answered at once, and one
+    /// that has to wait has freed the memory of its head.
     fn execute(&self, stream: F) {
         let mut stream = Box::pin(stream);
-        // The task asks again, with a waker of its own.
+        // The spawned task polls again, with its own waker.
         if stream.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
             return;
         }

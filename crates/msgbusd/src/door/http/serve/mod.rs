@@ -1,5 +1,4 @@
-//! Serving one connection: in the clear or in TLS, HTTP/1.1 or HTTP/2, until it ends or becomes a
-//! websocket.
+//! Serves one connection, with or without TLS, HTTP/1.1 or HTTP/2.
 
 mod bodies;
 mod date;
@@ -42,15 +41,15 @@ pub(crate) async fn serve(
     tls: Option<Arc<ServerConfig>>,
     peer: Peer,
 ) {
-    let socket = match TimeoutStream::new(accepted, worker.config.timeouts.write, permit) {
-        Ok(socket) => socket,
+    let stream = match TimeoutStream::new(accepted, worker.config.timeouts.write, permit) {
+        Ok(stream) => stream,
         Err(error) => return warn!(%peer, %error, "cannot serve a connection"),
     };
-    let activity = socket.activity();
+    let activity = stream.activity();
     let connection = match tls {
-        None => Either::Left(socket),
-        // Boxed, as all that most connections do without: they are not to be larger for it.
-        Some(settings) => match Box::pin(encrypt(&worker, settings, socket, &activity)).await {
+        None => Either::Left(stream),
+        // Boxed, like everything that most connections do not need, to save memory.
+        Some(settings) => match Box::pin(encrypt(&worker, settings, stream, &activity)).await {
             Ok(connection) => connection,
             Err(error) => return debug!(%peer, %error, "no TLS"),
         },
@@ -65,28 +64,28 @@ pub(crate) async fn serve(
 async fn encrypt(
     worker: &Worker,
     settings: Arc<ServerConfig>,
-    socket: TimeoutStream,
+    stream: TimeoutStream,
     activity: &ConnectionActivity,
 ) -> io::Result<Connection> {
     select! {
-        stream = tls::begin(settings, socket) => Ok(Either::Right(Box::new(stream?))),
-        late = activity.overdue(&worker.config.timeouts) => {
-            worker.metrics.timeout(late);
+        encrypted = tls::begin(settings, stream) => Ok(Either::Right(Box::new(encrypted?))),
+        deadline = activity.deadline_exceeded(&worker.config.timeouts) => {
+            worker.metrics.timeout(deadline);
             Err(io::ErrorKind::TimedOut.into())
         }
-        () = worker.tasks.drain.cancelled() => Err(io::Error::other("the server stops")),
+        () = worker.tasks.drain.cancelled() => Err(io::Error::other("the server is stopping")),
     }
 }
 
 /// Why a connection is no longer served.
 enum End {
-    /// By itself.
+    /// hyper finished serving it.
     Over(hyper::Result<()>),
-    /// Nothing came in time.
+    /// The peer exceeded a deadline.
     Overdue(Deadline),
-    /// As a stream.
+    /// It became a stream, which ended.
     Stream(io::Result<()>),
-    /// It goes on, but need not be attended for now.
+    /// It is still open, but hyper has nothing to do.
     Idle,
 }
 
@@ -94,7 +93,7 @@ fn note_end(worker: &Worker, peer: Peer, end: End) {
     match end {
         End::Over(Ok(())) | End::Stream(Ok(())) | End::Idle => {}
         End::Over(Err(error)) => {
-            // hyper has answered by itself.
+            // hyper has sent the response.
             if error.is_parse_too_large() {
                 worker.metrics.refusal(Code::HeaderTooLarge);
             } else if error.is_parse() {
@@ -117,30 +116,29 @@ fn note_end(worker: &Worker, peer: Peer, end: End) {
     }
 }
 
-/// Whether the peer took no bytes for too long, see [`TimeoutStream`].
+/// Whether the write deadline was exceeded, see [`TimeoutStream`].
 fn is_timeout(error: &(dyn Error + 'static)) -> bool {
     let is_one = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
     error.downcast_ref().is_some_and(is_one) || error.source().is_some_and(is_timeout)
 }
 
-/// Polls a connection until nothing is left to do: the answers that its socket still holds by then are
-/// written when it is polled again.
+/// Polls a connection until nothing is left to do. If its stream still holds responses, another poll writes them.
 fn poll_through<C: Future>(
     activity: &ConnectionActivity,
     mut connection: Pin<&mut C>,
     cx: &mut Context<'_>,
 ) -> Poll<C::Output> {
     loop {
-        date::look();
+        date::update();
         let polled = connection.as_mut().poll(cx);
-        if polled.is_ready() || !activity.holds_answers() {
+        if polled.is_ready() || !activity.holds_responses() {
             return polled;
         }
     }
 }
 
-/// Lets a connection go on until it ends, nothing comes in time or it is idle for so long; tells it when the
-/// server stops.
+/// Drives a connection until it ends, exceeds a deadline, or has been idle for `idle`. Calls `stop` when the server
+/// drains.
 async fn attend<C: Future<Output = hyper::Result<()>>>(
     worker: &Worker,
     activity: &ConnectionActivity,
@@ -149,7 +147,7 @@ async fn attend<C: Future<Output = hyper::Result<()>>>(
     idle: Option<Duration>,
 ) -> End {
     let mut draining = pin!(worker.tasks.drain.cancelled());
-    let mut overdue = pin!(activity.overdue_or_idle(&worker.config.timeouts, idle));
+    let mut overdue = pin!(activity.deadline_exceeded_or_idle(&worker.config.timeouts, idle));
     let mut is_draining = false;
     loop {
         select! {

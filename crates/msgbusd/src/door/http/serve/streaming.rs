@@ -1,5 +1,5 @@
-//! A stream over HTTP/1.1, from its head to its last chunk. hyper has read the request, and serves the connection
-//! no longer: it would keep two buffers of 8 KiB for as long as the stream lasts, and copy what is shared.
+//! Writes a stream over HTTP/1.1, from its head to its last chunk. hyper has read the request, and no longer serves the
+//! connection: it would keep two buffers of 8 KiB for as long as the stream lasts, and copy shared frames.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{door::http::stream::StreamingBody, net::connection::Connection};
 
-/// The most pieces in one write.
+/// The maximum number of pieces in one write.
 const MAX_SLICES: usize = 64;
 /// How long a stream may take to end when its key is revoked.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,11 +32,11 @@ const TYPICAL_HEAD: usize = 512;
 const END_OF_CHUNK: Bytes = Bytes::from_static(b"\r\n");
 const LAST_CHUNK: Bytes = Bytes::from_static(b"0\r\n\r\n");
 
-/// Writes the answer until it or the connection ends, and closes the connection.
+/// Writes the response until it or the connection ends, and closes the connection.
 ///
 /// # Errors
-/// When the connection breaks, with [`ErrorKind::TimedOut`] when the peer takes no bytes for too long; or when the
-/// peer takes none and the keys no longer allow the stream.
+/// When the connection breaks; with [`ErrorKind::TimedOut`] when the peer accepts no bytes within the write timeout;
+/// with [`ErrorKind::PermissionDenied`] when it accepts none and the keys no longer allow the stream.
 pub(super) async fn serve(
     mut connection: Connection,
     answer: Response<Box<StreamingBody>>,
@@ -53,17 +53,17 @@ pub(super) async fn serve(
 }
 
 struct Stream {
-    /// With the pieces that wait to be written.
+    /// The body, with the pieces that wait to be written.
     live: Box<StreamingBody>,
-    /// Not in HTTP/1.0, where the end of the connection is the end of the answer.
+    /// Not in HTTP/1.0, where the end of the connection ends the response.
     is_chunked: bool,
     needs_flush: bool,
-    /// Set when the keys no longer allow the stream and the peer takes no bytes.
+    /// Set when the keys no longer allow the stream and the peer accepts no bytes.
     cut: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stream {
-    /// Does what can be done until all has to wait, or the stream is over.
+    /// Writes and polls the body until both have to wait, or the stream is over.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -106,18 +106,18 @@ impl Stream {
             }
             self.needs_flush = true;
         }
-        // Most streams are silent most of the time.
+        // Streams are idle most of the time, so the queue's memory is freed.
         pieces.shrink_to_fit();
         if self.needs_flush {
-            // TLS may still have some of it.
+            // TLS may still buffer some bytes.
             ready!(connection.poll_flush(cx))?;
             self.needs_flush = false;
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Ready when the keys have not allowed the stream for a while: a peer that takes nothing does not outlive its
-    /// right by longer.
+    /// Ready [`CLOSE_TIMEOUT`] after the keys stopped allowing the stream, so that a peer that accepts no bytes cannot
+    /// keep it open.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let cut = match &mut self.cut {
             Some(cut) => cut,
@@ -130,7 +130,7 @@ impl Stream {
     }
 }
 
-/// Makes one chunk of all pieces (RFC 9112, section 7.1), if there are any.
+/// Wraps all pieces into one chunk (RFC 9112, section 7.1), if there are any.
 fn wrap(pieces: &mut VecDeque<Bytes>) {
     let size: usize = pieces.iter().map(Bytes::len).sum();
     if size > 0 {
@@ -139,7 +139,7 @@ fn wrap(pieces: &mut VecDeque<Bytes>) {
     }
 }
 
-/// Drops the first bytes, which are written.
+/// Drops the first `count` bytes, which have been written.
 fn advance(pieces: &mut VecDeque<Bytes>, mut count: usize) {
     while let Some(piece) = pieces.front_mut() {
         if count < piece.len() {
@@ -150,7 +150,7 @@ fn advance(pieces: &mut VecDeque<Bytes>, mut count: usize) {
     }
 }
 
-/// The status line and the headers (RFC 9112, sections 4 and 5).
+/// Encodes the status line and the headers (RFC 9112, sections 4 and 5).
 fn encode(mut head: response::Parts) -> Vec<u8> {
     if head.version == Version::HTTP_11 {
         let chunked = HeaderValue::from_static("chunked");
