@@ -367,7 +367,7 @@ async fn an_address_publishes_so_many_messages_a_second() {
 async fn batches_that_come_at_the_same_time_do_not_go_past_the_rate() {
     let daemon = Daemon::with(|config| config.publish_rate = rate(100));
     let too_many = daemon.put("/t?split=lines", "x\n".repeat(101)).await;
-    too_many.refuses(413, "101 messages, and at most 100 a second");
+    too_many.refuses(413, "101 messages, which exceeds the publish rate of 100 per second");
 
     let start = Instant::now();
     let mut batches = Vec::new();
@@ -565,7 +565,7 @@ async fn keys_have_rates_of_their_own_which_a_reload_leaves_alone() {
             }
         }
     });
-    later.await.refuses(413, "at most 2 a second");
+    later.await.refuses(413, "publish rate of 2 per second");
     write(1_000_000);
     keyring.reload().unwrap();
     assert_eq!(batch(&slow).await.status, 202, "a new rate begins anew");
