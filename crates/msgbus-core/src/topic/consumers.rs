@@ -22,15 +22,23 @@ impl Consumers {
         self.0.as_deref().is_none_or(Tables::is_empty)
     }
 
-    /// Whether no consumer has arrived since the last [`shrink`](Self::shrink) to nothing.
     #[inline]
+    pub(crate) fn tables(&self) -> &Tables {
+        self.0.as_deref().unwrap_or(&EMPTY)
+    }
+
+    /// Whether there is no memory for consumers.
+    #[cfg(test)]
     pub(crate) fn is_unallocated(&self) -> bool {
         self.0.is_none()
     }
 
+    /// Whether any consumer may have left a waker.
     #[inline]
-    pub(crate) fn tables(&self) -> &Tables {
-        self.0.as_deref().unwrap_or(&EMPTY)
+    pub(crate) fn may_sleep(&self) -> bool {
+        self.0
+            .as_deref()
+            .is_some_and(|tables| tables.cursors.any_parked() || tables.waiters.len() > 0)
     }
 
     /// The tables, allocated on first use.

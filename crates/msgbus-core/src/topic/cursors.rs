@@ -118,6 +118,10 @@ impl Cursors {
         self.slots.iter().map(|(_, cursor)| cursor)
     }
 
+    pub(crate) fn any_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
     }

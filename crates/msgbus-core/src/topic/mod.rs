@@ -61,8 +61,8 @@ pub(crate) struct Topic {
     /// Whether a publish was ever accepted. Until then the topic exists only for its consumers: it is
     /// removed with the last of them and does not count toward the limits of the bus.
     was_published: bool,
-    /// The part of `reservation` that the topic itself needs, in bytes.
-    own_size: u64,
+    /// The length of the topic's name, in bytes. Small, so that it fits beside the flags.
+    name_length: u8,
     last_created: WallTime,
     last_publish: MonotonicTime,
 }
@@ -87,7 +87,8 @@ impl Topic {
         reservation: Reservation,
         now: Now,
     ) -> Self {
-        let own_size = info.name.as_str().len() as u64 + Self::OVERHEAD;
+        // A name has at most 255 bytes.
+        let name_length = u8::try_from(info.name.as_str().len()).unwrap_or(u8::MAX);
         Self {
             last_created: now.wall,
             info,
@@ -103,13 +104,18 @@ impl Topic {
             removed: Removed::default(),
             next_waiter: 0,
             was_published: false,
-            own_size,
+            name_length,
             last_publish: now.monotonic,
         }
     }
 
     pub(crate) fn info(&self) -> &Arc<TopicInfo> {
         &self.info
+    }
+
+    /// The part of `reservation` that the topic itself needs, in bytes.
+    fn own_size(&self) -> u64 {
+        u64::from(self.name_length) + Self::OVERHEAD
     }
 
     /// Whether the topic has left the map. A new topic may have its name by now.
@@ -153,7 +159,7 @@ impl Topic {
         self.counters.deleted.total += self.log.len() as u64 - expired.total;
         self.counters.deleted.unpulled += self.log.count_from(self.pull_next) - expired.unpulled;
         let retained = self.log.take_all();
-        self.reservation.trim(self.own_size);
+        self.reservation.trim(self.own_size());
         retained
     }
 }

@@ -63,7 +63,7 @@ impl Topic {
             // By the clock as it is now, even if it was set back.
             now.wall.after(ttl),
             new.payload,
-            if new.headers.is_empty() { Headers::default() } else { self.share(new.headers) },
+            if new.headers.is_empty() { new.headers } else { self.share(new.headers) },
         );
         self.log.push(message, now.monotonic.after(ttl), ttl < self.ttl);
         self.counters.published += 1;

@@ -32,7 +32,7 @@ impl Topic {
         if added > max_bytes {
             return Err(PublishError::TooLarge { size: added, limit: max_bytes });
         }
-        let minimum = self.own_size + added;
+        let minimum = self.own_size() + added;
         let bus_is_full = !self.reservation.reserve(minimum + self.log.bytes());
         let limit_reached = LimitReached::Bytes { limit: self.reservation.limit() };
         if bus_is_full && !self.reservation.reserve(minimum) {
@@ -111,7 +111,7 @@ impl Topic {
             if self.log.is_empty() {
                 self.headers = Headers::default();
             }
-            self.reservation.trim(self.own_size + self.log.bytes());
+            self.reservation.trim(self.own_size() + self.log.bytes());
         }
         (before - self.log.len(), more)
     }

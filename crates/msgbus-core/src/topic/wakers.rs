@@ -20,9 +20,12 @@ impl Topic {
     /// replaces that of the parked subscribers.
     #[inline]
     pub(crate) fn take_wakers(&mut self, spare: impl FnOnce() -> Vec<Parked>) -> Wakers {
-        if self.consumers.is_unallocated() {
-            return Wakers::default();
-        }
+        if self.consumers.may_sleep() { self.wake_consumers(spare) } else { Wakers::default() }
+    }
+
+    // Apart, so that a publish that wakes nobody does not pay for its stack frame.
+    #[inline(never)]
+    fn wake_consumers(&mut self, spare: impl FnOnce() -> Vec<Parked>) -> Wakers {
         let consumers = self.consumers.tables_mut();
         let mut wakers =
             Wakers { parked: consumers.cursors.take_parked(spare), ..Wakers::default() };
