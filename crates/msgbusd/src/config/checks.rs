@@ -1,4 +1,4 @@
-//! What settings must have in common, and the files that they name.
+//! Checks of settings against each other, and of the files that they name.
 
 use super::{
     Config, ConfigError,
@@ -7,14 +7,14 @@ use super::{
 };
 use crate::{Bind, auth::KeyFile};
 
-/// Checks what needs no file to be read.
+/// Makes the checks that read no file.
 pub(super) fn check(config: &mut Config, layer: &Layer) -> Result<(), ConfigError> {
     check_reach(config, layer)?;
     check_certificate(config, layer)?;
     check_inflight(config, layer)
 }
 
-/// Reads the keys, and whether the certificate is one: what is wrong shows before the server runs.
+/// Reads the keys and checks the certificate, so that errors in them show before the server runs.
 pub(super) fn read_files(config: &mut Config, layer: &Layer) -> Result<(), ConfigError> {
     if let Some(keys) = layer.get("keys").and_then(|values| values.first()) {
         let file = KeyFile::read(&keys.value);
@@ -32,31 +32,31 @@ pub(super) fn read_files(config: &mut Config, layer: &Layer) -> Result<(), Confi
     })
 }
 
-/// Nobody opens a server to other machines without saying for whom.
+/// A server that other machines can reach needs keys, or `--open`.
 fn check_reach(config: &Config, layer: &Layer) -> Result<(), ConfigError> {
     let reachable = config.bind.iter().find(|bind| bind.is_reachable());
     match reachable {
         Some(bind) if !config.open && !layer.contains_key("keys") => Err(ConfigError::new(
             origin(layer, "bind", "--bind"),
             format!(
-                "{bind} can be reached from other machines, and anybody there may publish and read; \
-                 say who may with --keys, or --open if that is meant"
+                "other machines can reach {bind}, and any client there could publish and read; \
+                 restrict access with --keys, or use --open if that is intended"
             ),
         )),
         _ => Ok(()),
     }
 }
 
-/// A payload that is allowed can be received.
+/// A payload of the maximum size must fit into the memory in flight.
 fn check_inflight(config: &Config, layer: &Layer) -> Result<(), ConfigError> {
     if config.max_inflight_bytes >= config.max_payload {
         return Ok(());
     }
-    let said = ["max-inflight-bytes", "max-payload-size"]
+    let given = ["max-inflight-bytes", "max-payload-size"]
         .into_iter()
         .find(|name| layer.contains_key(name));
     Err(ConfigError::new(
-        origin(layer, said.unwrap_or_default(), "--max-inflight-bytes"),
+        origin(layer, given.unwrap_or_default(), "--max-inflight-bytes"),
         format!(
             "--max-inflight-bytes ({}) must be at least --max-payload-size ({})",
             values::format_size(config.max_inflight_bytes as u64),
@@ -65,19 +65,19 @@ fn check_inflight(config: &Config, layer: &Layer) -> Result<(), ConfigError> {
     ))
 }
 
-/// A certificate has two files.
+/// A certificate needs both files.
 fn check_certificate(config: &mut Config, layer: &Layer) -> Result<(), ConfigError> {
     let Some(files) = &config.certificate else { return Ok(()) };
     if files.key.as_os_str().is_empty() {
         let chain = origin(layer, "tls-cert", "--tls-cert");
-        return Err(ConfigError::new(chain, "its private key is missing: name it with --tls-key"));
+        return Err(ConfigError::new(chain, "the private key is missing: set it with --tls-key"));
     }
     if files.chain.as_os_str().is_empty() {
         let key = origin(layer, "tls-key", "--tls-key");
-        return Err(ConfigError::new(key, "the certificate is missing: name it with --tls-cert"));
+        return Err(ConfigError::new(key, "the certificate is missing: set it with --tls-cert"));
     }
     if !config.bind.iter().any(|bind| matches!(bind, Bind::Tcp(_))) {
-        config.notices.push("--tls-cert does nothing: unix sockets speak no TLS".to_owned());
+        config.notices.push("--tls-cert has no effect: unix sockets do not use TLS".to_owned());
     }
     Ok(())
 }

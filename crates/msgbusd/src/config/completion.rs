@@ -1,4 +1,4 @@
-//! Completions for shells, from the table of settings.
+//! Completion scripts for shells, from the table of settings.
 
 use std::{ffi::OsString, fmt::Write as _, str::FromStr};
 
@@ -16,7 +16,7 @@ enum Shell {
 
 const SHELLS: &str = "bash zsh fish";
 const COMMANDS: [(&str, &str); 3] = [
-    ("key", "make a key for the file of --keys"),
+    ("key", "create a key for the file of --keys"),
     ("completion", "print a completion script for a shell"),
     ("man", "print the manual page"),
 ];
@@ -36,7 +36,7 @@ impl FromStr for Shell {
     }
 }
 
-/// Reads what follows `completion`.
+/// Parses the arguments after `completion`.
 pub(super) fn parse(args: &[OsString]) -> Result<Invocation, ConfigError> {
     const USAGE: &str = "usage: msgbusd completion bash|zsh|fish";
     let names: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
@@ -68,7 +68,7 @@ fn script(shell: Shell) -> String {
     }
 }
 
-/// What a setting can be, where that is a few words.
+/// The possible values of a setting that has only a few.
 fn choices(setting: &Setting) -> Option<&'static str> {
     match setting.name {
         "overflow" => Some("drop-oldest reject"),

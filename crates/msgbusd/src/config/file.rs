@@ -1,4 +1,4 @@
-//! The file: settings by the names of their flags, and rules for topics in `[topics."pattern"]`.
+//! The configuration file: settings by the names of their flags, and rules for topics in `[topics."pattern"]`.
 
 use std::path::Path;
 
@@ -23,14 +23,14 @@ pub(super) struct File {
     pub(super) rules: Rules,
 }
 
-/// What `[topics."pattern"]` sets.
+/// The rules in `[topics."pattern"]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Rules {
     pub(super) topics: Vec<TopicRule>,
     pub(super) keep_headers: Vec<(TopicPattern, Vec<HeaderPattern>)>,
 }
 
-/// The text of a file, for naming the lines of what is wrong with it.
+/// The text of a file, and its path for errors.
 struct Source<'a> {
     path: &'a str,
     text: &'a str,
@@ -46,13 +46,13 @@ impl Source<'_> {
         ConfigError::new(self.origin(offset), problem)
     }
 
-    /// What the parser says is wrong, with the name of the setting on that line.
+    /// An error of the TOML parser, with the name of the setting on that line.
     fn syntax(&self, error: &toml::de::Error) -> ConfigError {
         let span = error.span().unwrap_or_default();
         let problem = error.message().replace('\n', ", ");
         if problem == "duplicate key" {
             let name = self.text.get(span.clone()).unwrap_or_default();
-            return self.error(span.start, format!("there are two of {name:?}"));
+            return self.error(span.start, format!("duplicate setting {name:?}"));
         }
         let begin = self.text.get(..span.start).unwrap_or_default();
         let begin = begin.rfind('\n').map_or(0, |end| end + 1);
@@ -100,7 +100,7 @@ impl File {
             let setting = SETTINGS
                 .iter()
                 .find(|setting| setting.name == key.get_ref().as_ref())
-                // A file that names a file would be one too many.
+                // A file cannot name another file.
                 .filter(|setting| setting.name != "config")
                 .ok_or_else(|| {
                     unknown_key(
@@ -120,7 +120,7 @@ impl File {
                 return Err(source.error(line, format!("{}: takes one value", setting.name)));
             }
             if values.is_empty() && setting.name == "bind" {
-                return Err(source.error(line, "bind: name one place at least"));
+                return Err(source.error(line, "bind: at least one address is required"));
             }
             let origin = format!("{}: {}", source.origin(line), setting.name);
             let raw = |value| Raw { value, origin: origin.clone() };
@@ -202,7 +202,7 @@ fn list(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>
     }
 }
 
-/// A value as one would write it for a flag.
+/// A value in the notation of a flag.
 fn scalar(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<String, ConfigError> {
     match value.get_ref() {
         DeValue::String(text) => Ok(text.to_string()),
@@ -210,7 +210,7 @@ fn scalar(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<String, C
         DeValue::Boolean(switch) => Ok(switch.to_string()),
         other => {
             let problem =
-                format!("a string, number or boolean is wanted, not a {}", other.type_str());
+                format!("expected a string, number or boolean, not a {}", other.type_str());
             Err(source.error(value.span().start, problem))
         }
     }
@@ -250,7 +250,7 @@ mod tests {
             ),
             ("ttl = ", "bus.toml:1: ttl must be a string: ttl = \"...\""),
             ("\nttl = 2h # two\n", "bus.toml:2: ttl must be a string: ttl = \"2h\""),
-            ("ttl = \"1h\"\nttl = \"2h\"\n", "bus.toml:2: there are two of \"ttl\""),
+            ("ttl = \"1h\"\nttl = \"2h\"\n", "bus.toml:2: duplicate setting \"ttl\""),
             ("\n[topics.\"a//b\"]\n", "bus.toml:2: topics.\"a//b\": a topic name must not"),
             ("[topics.a]\nmax-queue-size = 0\n", "bus.toml:2: max-queue-size: must be 1 or more"),
             ("[topics.a]\nmax-queue = 0\n", "bus.toml:2: no such setting: \"max-queue\""),
@@ -259,10 +259,10 @@ mod tests {
                 "bus.toml:2: keep-headers: \"a*\" matches autho",
             ),
             ("topics = 1\n", "bus.toml:1: write rules for topics as"),
-            ("ttl = 1.5\n", "bus.toml:1: a string, number or boolean"),
+            ("ttl = 1.5\n", "bus.toml:1: expected a string, number or boolean"),
             ("ttl = [\"1h\", \"2h\"]\n", "bus.toml:1: ttl: takes one value"),
             ("config = \"x\"\n", "bus.toml:1: no such setting"),
-            ("bind = []\n", "bus.toml:1: bind: name one place at least"),
+            ("bind = []\n", "bus.toml:1: bind: at least one address is required"),
         ] {
             let error = parse(text).expect_err(text);
             assert!(error.starts_with(start), "{text:?} gave {error:?}");

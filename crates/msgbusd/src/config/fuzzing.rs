@@ -1,4 +1,4 @@
-//! The fuzz target of the daemon's configuration.
+//! The fuzz target for the daemon's configuration.
 
 use std::{
     ffi::OsString,
@@ -16,11 +16,11 @@ use super::{
 };
 use crate::fuzzing::common::is_a_line;
 
-/// Flags, one a line, behind an empty line variables, and behind another one the file. What is wrong is
-/// one line; and a setting means the same wherever it is given.
+/// Parses flags, one per line; after an empty line, variables; after another empty line, the file. An error is one line,
+/// and a setting has the same effect wherever it is given.
 ///
 /// # Panics
-/// When one of that is not so.
+/// When a property does not hold.
 pub fn config(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let (flags, rest) = text.split_once("\n\n").unwrap_or((text, ""));
@@ -38,19 +38,18 @@ fn command_line(flags: &str, variables: &str) {
         .filter(|(name, value)| !asks_the_system(&format!("{name}={value}")))
         .map(|(name, value)| (OsString::from(name), OsString::from(value)));
     match super::parse(flags, variables) {
-        Ok(Invocation::Serve { config, .. }) => is_a_line(&config.bounds(), 300),
+        Ok(Invocation::Serve { config, .. }) => is_a_line(&config.summary(), 300),
         Ok(_) => {}
-        Err(error) => is_a_line(&error, most(&error)),
+        Err(error) => is_a_line(&error, max_text(&error)),
     }
 }
 
-/// An error may repeat what it is about, with escapes, and twice at the most.
-fn most(error: &ConfigError) -> usize {
+/// The maximum length of an error. It may quote its subject twice, with escapes.
+fn max_text(error: &ConfigError) -> usize {
     300 + 10 * (error.origin.len() + error.problem.len())
 }
 
-/// Whether a flag or variable names a file, which would be read, or maybe a host, which would be looked
-/// for in the network.
+/// Whether a flag or variable names a file, which would be read, or a host, which would be resolved.
 fn asks_the_system(argument: &str) -> bool {
     let (name, value) = argument.split_once('=').unwrap_or((argument, ""));
     let name = name.trim_start_matches('-');
@@ -84,7 +83,7 @@ fn of_file(text: &str) {
     settings.retain(|_, values| !values.is_empty());
     let config = resolve(&settings, rules.clone());
     if let Err(error) = &config {
-        is_a_line(error, most(error));
+        is_a_line(error, max_text(error));
     }
     if let Some(flags) = as_flags(&settings) {
         is_same(super::parse(flags, []), &config, &rules);
@@ -94,7 +93,7 @@ fn of_file(text: &str) {
     }
 }
 
-/// The same settings as flags; `None` where a value would be taken for a flag.
+/// The same settings as flags; `None` if a value looks like a flag.
 fn as_flags(settings: &Layer) -> Option<Vec<OsString>> {
     let mut flags = Vec::new();
     for setting in SETTINGS {
@@ -111,15 +110,15 @@ fn as_flags(settings: &Layer) -> Option<Vec<OsString>> {
     Some(flags.into_iter().map(OsString::from).collect())
 }
 
-/// The same settings as variables; `None` where there is no way to say it.
+/// The same settings as variables; `None` if a value cannot be written as one.
 fn as_variables(settings: &Layer) -> Option<Vec<(OsString, OsString)>> {
     let mut variables = Vec::new();
     for setting in SETTINGS {
         let values = settings.get(setting.name).map_or(&[][..], Vec::as_slice);
-        let is_said = |raw: &Raw| {
+        let can_be_written = |raw: &Raw| {
             !raw.value.is_empty() && !raw.value.contains(',') && raw.value.trim() == raw.value
         };
-        if !values.iter().all(is_said) {
+        if !values.iter().all(can_be_written) {
             return None;
         }
         let values: Vec<_> = values.iter().map(|raw| &*raw.value).collect();
@@ -131,18 +130,18 @@ fn as_variables(settings: &Layer) -> Option<Vec<(OsString, OsString)>> {
 }
 
 fn is_same(
-    said: Result<Invocation, ConfigError>,
+    given: Result<Invocation, ConfigError>,
     config: &Result<Config, ConfigError>,
     rules: &super::file::Rules,
 ) {
-    match (said, config) {
-        (Ok(Invocation::Serve { config: mut said, .. }), Ok(config)) => {
-            said.bus.rules.clone_from(&rules.topics);
-            said.keep_headers.rules.clone_from(&rules.keep_headers);
-            assert_eq!(*said, *config);
+    match (given, config) {
+        (Ok(Invocation::Serve { config: mut given, .. }), Ok(config)) => {
+            given.bus.rules.clone_from(&rules.topics);
+            given.keep_headers.rules.clone_from(&rules.keep_headers);
+            assert_eq!(*given, *config);
         }
-        (Err(said), Err(error)) => assert_eq!(said.problem, error.problem),
-        (said, config) => panic!("{said:?}, but in the file {config:?}"),
+        (Err(given), Err(error)) => assert_eq!(given.problem, error.problem),
+        (given, config) => panic!("{given:?}, but in the file {config:?}"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::settings::{SETTINGS, Setting};
 
-/// Of the column of flags.
+/// The width of the column of flags.
 const WIDTH: usize = 34;
 
 const ABOUT: &str = "the message bus you can curl";
@@ -30,15 +30,12 @@ A flag overrides a variable, a variable overrides the file.
 
 /// Signals and what they do.
 const SIGNALS: [(&str, &str); 2] = [
-    (
-        "SIGTERM, SIGINT",
-        "stop accepting, finish requests under way, exit; repeat to exit immediately",
-    ),
+    ("SIGTERM, SIGINT", "stop accepting, finish active requests, exit; repeat to exit immediately"),
     ("SIGHUP", "reload the keys and the certificate, check the file of --config"),
 ];
 
 const EXIT_CODES: [(&str, &str); 4] = [
-    ("0", "stopped in order, or printed what was asked for"),
+    ("0", "stopped in order, or printed the output"),
     ("1", "could not run, had to cut connections, or could not print"),
     ("2", "wrong usage or configuration"),
     ("130", "stopped by a second signal"),
@@ -46,7 +43,7 @@ const EXIT_CODES: [(&str, &str); 4] = [
 
 const EXAMPLES: [(&str, &str); 2] = [
     ("msgbusd --ttl 2h --max-total-bytes 4GiB", "for this machine only"),
-    ("msgbusd --bind :8000 --keys keys.toml", "for everybody with a key"),
+    ("msgbusd --bind :8000 --keys keys.toml", "for clients with a key"),
 ];
 
 /// The text of `--help`.
@@ -82,7 +79,7 @@ fn line(setting: &Setting) -> String {
     let flag = format!("{short}{} {}", setting.flag(), setting.placeholder);
     let mut flag = flag.trim_end().to_owned();
     if flag.len() >= WIDTH {
-        // It has a line of its own.
+        // A long flag gets its own line.
         flag.push_str("\n  ");
         flag.push_str(&" ".repeat(WIDTH));
     }
@@ -137,7 +134,7 @@ pub(super) fn manual() -> String {
     page
 }
 
-/// Text in which nothing is a command to roff.
+/// Escapes text for roff.
 fn roff(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
     text.split('\n')

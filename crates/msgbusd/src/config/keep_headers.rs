@@ -34,7 +34,7 @@ pub struct HeaderPattern {
     is_prefix: bool,
 }
 
-/// What must stay between a client and the server: credentials, and what HTTP says about one request or connection.
+/// Headers that are never kept: credentials, and headers that describe one request or connection.
 const NEVER_KEPT: [&str; 18] = [
     "authorization",
     "connection",
@@ -57,7 +57,7 @@ const NEVER_KEPT: [&str; 18] = [
 ];
 
 impl HeaderPattern {
-    /// Whether the header `name`, in lower case, is meant.
+    /// Whether the pattern matches the header `name`, in lower case.
     pub(crate) fn matches(&self, name: &str) -> bool {
         if self.is_prefix { name.starts_with(&*self.name) } else { *name == *self.name }
     }

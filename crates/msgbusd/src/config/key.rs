@@ -1,4 +1,4 @@
-//! `msgbusd key new`: a new key for the file of `--keys`.
+//! `msgbusd key new`: creates a key for the file of `--keys`.
 
 use std::ffi::OsString;
 
@@ -10,7 +10,7 @@ use crate::auth::{Grant, NewKey};
 const USAGE: &str = "use msgbusd key new NAME --allow ACTION:TOPIC, see msgbusd key --help";
 
 const HELP: &str = "\
-Make a key for the file of --keys
+Create a key for the file of --keys
 
 Usage: msgbusd key new NAME --allow ACTION:TOPIC...
 
@@ -29,7 +29,7 @@ Examples:
   msgbusd key new prometheus --allow 'inspect:**' >> keys.toml 2> prometheus.key
 ";
 
-/// Reads what follows `key`.
+/// Parses the arguments after `key`.
 pub(super) fn parse(args: Vec<OsString>) -> Result<Invocation, ConfigError> {
     let mut args = Arguments::from_vec(args);
     if args.contains(["-h", "--help"]) {
@@ -45,7 +45,7 @@ pub(super) fn parse(args: Vec<OsString>) -> Result<Invocation, ConfigError> {
         _ => return Err(ConfigError::new("key", USAGE)),
     };
     if allow.is_empty() {
-        return Err(ConfigError::new("--allow", format!("a key that allows nothing; {USAGE}")));
+        return Err(ConfigError::new("--allow", format!("the key would allow nothing; {USAGE}")));
     }
     let grants: Result<Vec<Grant>, ConfigError> = allow
         .iter()

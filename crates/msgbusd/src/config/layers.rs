@@ -1,4 +1,4 @@
-//! Values as they are written, from each place that can hold them: flags, the environment, the file.
+//! Values as they were written, from each layer: flags, the environment, the file.
 
 use std::{collections::HashMap, ffi::OsString};
 
@@ -10,39 +10,39 @@ use super::{
     values,
 };
 
-/// A value as it was written, and where.
+/// A value as it was written, and its origin.
 #[derive(Debug, Clone)]
 pub(super) struct Raw {
     pub(super) value: String,
     pub(super) origin: String,
 }
 
-/// The values of each setting that has any.
+/// The values of the settings in one layer.
 pub(super) type Layer = HashMap<&'static str, Vec<Raw>>;
 
 /// Variables by their names.
 pub(super) type Environment = HashMap<OsString, OsString>;
 
-/// Takes in the values of a layer that does not count where there is another.
+/// Adds the values of a lower layer for settings that are not set yet.
 pub(super) fn put_below(above: &mut Layer, below: Layer) {
     for (name, values) in below {
         above.entry(name).or_insert(values);
     }
 }
 
-/// Where a setting is from, for naming what is wrong with it.
+/// The origin of a setting, for errors.
 pub(super) fn origin<'a>(layer: &'a Layer, name: &str, flag: &'a str) -> &'a str {
     layer.get(name).and_then(|values| values.first()).map_or(flag, |raw| &raw.origin)
 }
 
-/// The flags in the form that is read here, where the ancestor's form is another.
+/// Converts flags in the notation of prologic/msgbus to the standard one.
 pub(super) fn standard_form(
     args: impl Iterator<Item = OsString>,
 ) -> Result<Vec<OsString>, ConfigError> {
     args.map(with_two_dashes).filter_map(plain_switch).collect()
 }
 
-/// The ancestor's flags have one dash, whatever their length.
+/// The flags of prologic/msgbus have one dash, also the long ones.
 fn with_two_dashes(arg: OsString) -> OsString {
     let long = arg.to_str().and_then(|text| text.strip_prefix('-')).filter(|rest| {
         let name = rest.split('=').next().unwrap_or(rest);
@@ -54,8 +54,7 @@ fn with_two_dashes(arg: OsString) -> OsString {
     }
 }
 
-/// Go's flags take `-d=true` and `-d=false` for switches: the first is the switch, the second
-/// nothing.
+/// Go's flags allow `-d=true` and `-d=false` for switches.
 fn plain_switch(arg: OsString) -> Option<Result<OsString, ConfigError>> {
     let split = arg.to_str().and_then(|text| text.split_once('='));
     let Some((name, value)) = split else { return Some(Ok(arg)) };
@@ -77,7 +76,7 @@ pub(super) fn flags(args: &mut Arguments) -> Result<Layer, ConfigError> {
         let flag = setting.flag();
         let values = match setting.kind {
             Kind::Switch => {
-                // Given twice it is no more than given.
+                // A repeated switch has no further effect.
                 let mut given = Vec::new();
                 while args.contains(flag) || setting.short.is_some_and(|s| args.contains(s)) {
                     given = vec!["true".to_owned()];
@@ -107,7 +106,7 @@ pub(super) fn describe(error: &pico_args::Error) -> String {
     }
 }
 
-/// What is wrong with the first of the arguments that no flag has taken.
+/// An error for the first argument that is not part of a flag.
 pub(super) fn unknown_flag(left: &[OsString]) -> Option<ConfigError> {
     let arg = left.first()?.to_string_lossy();
     if !arg.starts_with('-') {
@@ -124,9 +123,9 @@ pub(super) fn unknown_flag(left: &[OsString]) -> Option<ConfigError> {
     Some(ConfigError::new(&*arg, hint))
 }
 
-/// What stands here for a flag of other servers.
+/// A hint for a flag of other servers.
 fn elsewhere(name: &str, value: &str) -> Option<String> {
-    let bind = |place: &str| Some(format!("no such flag; use --bind {place}"));
+    let bind = |address: &str| Some(format!("no such flag; use --bind {address}"));
     match name {
         "port" | "p" if value.is_empty() => bind(":PORT"),
         "port" | "p" => bind(&format!(":{}", value.trim_start_matches(':'))),
@@ -142,7 +141,7 @@ fn elsewhere(name: &str, value: &str) -> Option<String> {
     }
 }
 
-/// Takes the settings from the variables that are set.
+/// Reads the settings from environment variables.
 pub(super) fn variables(environment: &Environment) -> Result<Layer, ConfigError> {
     let mut layer = Layer::new();
     for setting in SETTINGS {
@@ -170,7 +169,7 @@ fn variable(setting: &Setting, environment: &Environment) -> Result<Option<Vec<R
     Ok(Some(values.into_iter().map(raw).collect()))
 }
 
-/// A variable that was probably meant as a setting, and is none.
+/// A variable that was probably meant as a setting.
 pub(super) struct UnknownVariable<'a> {
     pub(super) name: &'a str,
     /// The setting that was probably meant.
@@ -178,7 +177,7 @@ pub(super) struct UnknownVariable<'a> {
 }
 
 impl UnknownVariable<'_> {
-    /// One line that says so.
+    /// A notice about the variable, one line.
     pub(super) fn notice(&self) -> String {
         let name = self.name;
         match self.near {
@@ -188,8 +187,8 @@ impl UnknownVariable<'_> {
     }
 }
 
-/// Others set variables of such names too: Docker and Kubernetes do for a service of the name msgbusd.
-/// So an unknown one is no error, and theirs are not even unknown.
+/// Variables that are probably misspelt settings. They are not errors, because other programs also set such variables.
+/// Those that Docker and Kubernetes set for a service named msgbusd are left out.
 pub(super) fn unknown_variables(environment: &Environment) -> Vec<UnknownVariable<'_>> {
     let mut unknown: Vec<_> = environment
         .iter()
@@ -204,8 +203,8 @@ pub(super) fn unknown_variables(environment: &Environment) -> Vec<UnknownVariabl
     unknown
 }
 
-/// Whether a variable is one of those with which a container learns of the service msgbusd:
-/// `MSGBUSD_SERVICE_HOST`, `MSGBUSD_PORT=tcp://…`, `MSGBUSD_PORT_8000_TCP_ADDR` and their like.
+/// Whether a variable is one that describes the service msgbusd to a container: `MSGBUSD_SERVICE_HOST`,
+/// `MSGBUSD_PORT=tcp://…`, `MSGBUSD_PORT_8000_TCP_ADDR` and so on.
 fn is_of_a_service(rest: &str, value: &str) -> bool {
     rest.starts_with("SERVICE_")
         || rest == "NAME"

@@ -1,5 +1,5 @@
-//! What the daemon runs with: [`Config`], resolved from flags, environment, file and defaults, in
-//! this order. Each setting is described once, in the table of `settings.rs`.
+//! The configuration of the daemon: [`Config`], resolved from flags, environment, file and defaults, in this order.
+//! Each setting is described once, in the table of `settings.rs`.
 
 mod checks;
 mod completion;
@@ -34,78 +34,79 @@ use crate::{
     auth::{KeyFile, NewKey},
 };
 
-/// The resolved settings of a daemon. `Config::default()` is what a daemon runs with that is told
-/// nothing.
+/// The resolved settings of a daemon. `Config::default()` has the defaults of all settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen; one place at least.
+    /// The endpoints to listen on; at least one.
     pub bind: Vec<Bind>,
-    /// What to speak TLS with on all addresses; in the clear if `None`.
+    /// The certificate for TLS on all TCP addresses; `None` for unencrypted connections.
     pub certificate: Option<CertificateFiles>,
-    /// Whether anybody who can reach an address beyond loopback may use the bus.
+    /// Whether to listen on addresses beyond loopback without keys.
     pub open: bool,
-    /// Who may do what; everybody everything if `None`.
+    /// The keys and their grants; `None` if every client may do everything.
     pub keys: Option<KeyFile>,
     /// Foreign web origins that may use the bus, as a browser sends them: `https://example.com`.
     pub allowed_origins: Vec<String>,
-    /// Names of this server beside `localhost`, its addresses and the hosts of allowed origins; in lower case, without ports.
+    /// Host names of this server, in addition to `localhost`, IP addresses and the hosts of allowed origins; in lower
+    /// case, without ports.
     pub allowed_hosts: Vec<String>,
-    /// The bounds of the bus, and the rules for its topics.
+    /// The limits of the bus, and the rules for its topics.
     pub bus: Options,
-    /// Headers of a publish that are kept with its message besides the well-known ones.
+    /// Headers of a publish that are kept with its message, in addition to the well-known ones.
     pub keep_headers: KeepHeaders,
-    /// The largest payload, in bytes.
+    /// The maximum size of a payload, in bytes.
     pub max_payload: usize,
-    /// The largest head of a request, in bytes.
+    /// The maximum size of a request head, in bytes.
     pub max_header: usize,
-    /// The most connections at a time, websockets included.
+    /// The maximum number of open connections, websockets included.
     pub max_connections: usize,
-    /// The most of one address; where nothing is said, 1000 but for loopback.
+    /// The maximum number of open connections per address; `None` means 1000, and no limit for loopback.
     pub max_connections_per_address: Option<usize>,
-    /// The most websockets and streams at a time.
+    /// The maximum number of open websockets and streams.
     pub max_subscriptions: usize,
-    /// How many messages per second a key, or an address without one, may publish; any number if `None`.
+    /// The maximum publish rate, in messages per second, of each key and of each address without a key; `None` for no
+    /// limit.
     pub publish_rate: Option<NonZeroU32>,
-    /// The most bytes of bodies, answers and frames on their way, over all connections.
+    /// The maximum size of request bodies, responses and frames in flight on all connections, in bytes.
     pub max_inflight_bytes: usize,
-    /// The most topics with series of their own in the metrics.
+    /// The maximum number of topics that have their own series in the metrics.
     pub max_metric_topics: usize,
-    /// How long the bounded waits are.
+    /// The timeouts.
     pub timeouts: Timeouts,
-    /// How many threads serve connections; as many as there are cores if `None`.
+    /// The number of serving threads; `None` for one per core.
     pub threads: Option<usize>,
-    /// How they share the work.
+    /// How the threads share the work.
     pub scheduler: Scheduler,
     /// Whether to log each request.
     pub debug: bool,
-    /// What to tell the operator at the start about how the daemon was called.
+    /// Notices about the command line and the environment, to be logged at the start.
     pub notices: Vec<String>,
 }
 
 /// How threads share the work of the connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheduler {
-    /// Each connection stays with one thread, and the threads take turns at new ones. What one has
-    /// to do for its connections no other takes from it.
+    /// Each connection stays on one thread; new connections go to each thread in turn. A thread does not take work from
+    /// another.
     Pinned,
-    /// Whichever thread is free does what is to be done.
+    /// A free thread takes work from others.
     Stealing,
 }
 
-/// The bounds on waiting.
+/// The timeouts of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For a whole head of a request, from its first byte, or from the connection's start.
+    /// The maximum time for a whole request head, from its first byte or from the start of the connection.
     pub header: Duration,
-    /// For the next bytes of a body.
+    /// The maximum time until the next bytes of a body arrive.
     pub body: Duration,
-    /// For the next request on a connection.
+    /// The maximum time until the next request on a connection.
     pub idle: Duration,
-    /// For a peer to take any bytes that wait to be written.
+    /// The maximum time for which a peer may accept no bytes while some wait to be written.
     pub write: Duration,
-    /// For the end of what is under way when the daemon is told to stop.
+    /// The maximum time for active requests to finish when the daemon stops.
     pub drain: Duration,
-    /// How often a websocket is pinged; also the longest silence of a stream whose format has a keep-alive.
+    /// The interval of websocket pings; also the maximum time without bytes on a stream whose format has a keep-alive.
     pub ping: Duration,
 }
 
@@ -145,8 +146,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What an operator wants to know at a glance: how long messages live, and the bounds.
-    pub fn bounds(&self) -> String {
+    /// The TTL and the most important limits, in one line for the log.
+    pub fn summary(&self) -> String {
         let topic = self.bus.topic;
         format!(
             "ttl {}, per topic {} messages and {}, in all {} topics and {}, payload {}, {} connections",
@@ -161,14 +162,14 @@ impl Config {
     }
 }
 
-/// What a command line asks for.
+/// The action that a command line asks for.
 #[derive(Debug)]
 pub enum Invocation {
     /// Run the daemon.
     Serve {
-        /// What it runs with.
+        /// The configuration.
         config: Box<Config>,
-        /// The file of `--config`, to be read again at SIGHUP.
+        /// The file of `--config`, which SIGHUP reads again.
         file: Option<ConfigFile>,
     },
     /// Print this: help, the version, a manual page or a completion script.
@@ -177,16 +178,16 @@ pub enum Invocation {
     NewKey(NewKey),
 }
 
-/// A wrong flag, variable or file: one line that names it.
+/// An error in a flag, variable or file. The text is one line that names it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{}: {}", one_line(.origin), one_line(.problem))]
 pub struct ConfigError {
-    /// Where the fault is: a flag, a variable, or a file and line.
+    /// The origin of the error: a flag, a variable, or a file and line.
     origin: String,
     problem: String,
 }
 
-/// What came from outside may have line ends in it.
+/// Escapes control characters, such as line ends, in text from outside.
 fn one_line(text: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
     text.chars().map(escape).collect()
@@ -198,11 +199,11 @@ impl ConfigError {
     }
 }
 
-/// Reads a command line (without the program's name) and the environment, and the files that they
-/// name. Blocks for ten seconds at the most for each file.
+/// Parses a command line (without the name of the program) and the environment, and reads the files that they name.
+/// Blocks for up to ten seconds for each file.
 ///
 /// # Errors
-/// The first flag, variable or line of a file that is wrong.
+/// The first error in a flag, a variable or a line of a file.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -236,7 +237,7 @@ pub fn parse(
     Ok(Invocation::Serve { config: Box::new(config), file })
 }
 
-/// Puts the settings of the file that `--config` names, if it does, below what there is.
+/// Adds the settings of the file that `--config` names, if any, below the others.
 fn with_file(layer: &mut Layer) -> Result<Option<ConfigFile>, ConfigError> {
     let Some(path) = layer.get("config").and_then(|values| values.first()).cloned() else {
         return Ok(None);
@@ -247,7 +248,7 @@ fn with_file(layer: &mut Layer) -> Result<Option<ConfigFile>, ConfigError> {
     Ok(Some(ConfigFile { path, above, at_start }))
 }
 
-/// The configuration that the values of all layers make. Reads no file.
+/// Resolves the values of all layers to a configuration. Reads no file.
 fn resolve(layer: &Layer, rules: Rules) -> Result<Config, ConfigError> {
     let mut config = Config::default();
     config.bus.rules = rules.topics;
@@ -265,13 +266,13 @@ fn resolve(layer: &Layer, rules: Rules) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// Points out variables that are nearly settings.
+/// Adds notices about variables that look like misspelt settings.
 fn note_unknown(config: &mut Config, environment: &Environment) -> Result<(), ConfigError> {
     for unknown in layers::unknown_variables(environment) {
         let near = unknown.near.filter(|near| near.name == "keys");
         if let Some(keys) = near.filter(|_| config.open && config.keys.is_none()) {
             let problem = format!(
-                "unknown setting; {} is one, and without it --open lets anybody in: set it, or unset this",
+                "unknown setting; did you mean {}? Without it, --open lets any client in: set it, or unset this",
                 keys.variable()
             );
             return Err(ConfigError::new(unknown.name, problem));

@@ -1,4 +1,4 @@
-//! The file of `--config`, read again while the daemon runs.
+//! Reads the file of `--config` again while the daemon runs.
 
 use std::path::Path;
 
@@ -9,27 +9,27 @@ use super::{
     resolve,
 };
 
-/// The file of `--config` as it was at the start, and what it takes to read it again.
+/// The file of `--config` as it was at the start, with the flags and variables that override it.
 #[derive(Debug, Clone)]
 pub struct ConfigFile {
     pub(super) path: Raw,
-    /// Flags and variables, which count before the file.
+    /// Flags and variables, which override the file.
     pub(super) above: Layer,
     pub(super) at_start: File,
 }
 
 impl ConfigFile {
-    /// Where it is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         Path::new(&self.path.value)
     }
 
-    /// Reads the file again and names, in order, what it sets otherwise than at the start: settings, and
-    /// `topics` for the rules of topics. None of it counts before the next start. Blocks for ten seconds
-    /// at the most: it is not for a thread that serves.
+    /// Reads the file again and returns the names of the settings that differ from those at the start, sorted, and
+    /// `topics` for the rules of topics. Changes take effect at the next start. Blocks for up to ten seconds, so do not
+    /// call it on a serving thread.
     ///
     /// # Errors
-    /// When it cannot be read, or is so that the daemon would not start with it.
+    /// When the file cannot be read, or the daemon would not start with it.
     pub fn changes(&self) -> Result<Vec<&'static str>, ConfigError> {
         let file = File::read(&self.path)?;
         let mut layer = self.above.clone();

@@ -2,7 +2,7 @@
 
 use super::{Config, values};
 
-/// What the names of all variables begin with.
+/// The prefix of all environment variables.
 pub(super) const VARIABLE_PREFIX: &str = "MSGBUSD_";
 
 /// One setting.
@@ -11,12 +11,12 @@ pub(super) struct Setting {
     pub(super) name: &'static str,
     pub(super) short: Option<&'static str>,
     pub(super) kind: Kind,
-    /// What the value is called in the help.
+    /// The name of the value in the help.
     pub(super) placeholder: &'static str,
-    /// The default as one would write it; empty where there is none.
+    /// The default in the notation of a flag; empty if there is none.
     pub(super) default: &'static str,
     pub(super) help: &'static str,
-    /// Puts a value into the configuration, or says what is wrong with it.
+    /// Parses a value and stores it in the configuration, or returns an error text.
     pub(super) apply: fn(&mut Config, &str) -> Result<(), String>,
     flag: &'static str,
 }
@@ -73,7 +73,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         Ok(())
     }),
     setting!(Value "keys" "FILE" "", "keys and what each allows; reloaded on SIGHUP", |_, v| {
-        // It is read when all settings are known.
+        // The file is read when all settings are known.
         values::file(v).map(drop)
     }),
     setting!(Value "tls-cert" "FILE" "", "use TLS with this certificate; reloaded on SIGHUP", |c, v| {
@@ -155,7 +155,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     }),
     setting!(Value "max-header-size" "SIZE" "16KiB", "maximum size of a request head", |c, v| {
         let size = usize::try_from(values::size(v)?).map_err(|_| "too large")?;
-        if !(SMALLEST_HEADER..=LARGEST_HEADER).contains(&size) {
+        if !(MIN_HEADER..=MAX_HEADER).contains(&size) {
             return Err("must be between 8KiB and 1MiB".to_owned());
         }
         c.max_header = size;
@@ -181,7 +181,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.timeouts.write = values::duration(v)?;
         Ok(())
     }),
-    setting!(Value "drain-timeout" "DURATION" "10s", "time limit for requests under way at shutdown", |c, v| {
+    setting!(Value "drain-timeout" "DURATION" "10s", "time limit for active requests at shutdown", |c, v| {
         c.timeouts.drain = values::duration(v)?;
         Ok(())
     }),
@@ -191,8 +191,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     }),
     setting!(Value "buffer-length" "COUNT" "", "accepted, no longer needed", |c, _| {
         c.notices.push(
-            "--buffer-length is no longer needed: a subscription keeps no buffer, only its place \
-             in the topic's log, which --max-queue-size and --max-queue-bytes bound"
+            "--buffer-length is no longer needed: a subscription has no buffer, only a position in \
+             the topic's log, which --max-queue-size and --max-queue-bytes limit"
                 .to_owned(),
         );
         Ok(())
@@ -203,17 +203,17 @@ pub(super) const SETTINGS: &[Setting] = &[
     }),
 ];
 
-/// What hyper needs at least, and what no client needs.
-const SMALLEST_HEADER: usize = 8 << 10;
-const LARGEST_HEADER: usize = 1 << 20;
+/// The minimum that hyper needs, and a maximum that no client exceeds.
+const MIN_HEADER: usize = 8 << 10;
+const MAX_HEADER: usize = 1 << 20;
 
-/// The name that somebody may have meant.
+/// The flag that is most similar to `name`.
 pub(super) fn nearest(name: &str) -> Option<&'static str> {
     let names = SETTINGS.iter().map(|setting| setting.name).chain(["help", "version"]);
     closest(name, names)
 }
 
-/// The one of `names` that differs from `name` in a few letters at most.
+/// The one of `names` that is most similar to `name`, if it differs in only a few letters.
 pub(super) fn closest(
     name: &str,
     names: impl Iterator<Item = &'static str>,

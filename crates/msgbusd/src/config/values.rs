@@ -1,4 +1,4 @@
-//! The parsers of values that settings share. Errors say what would be right.
+//! The parsers of the values of settings. Errors say what is expected.
 
 use std::{
     net::{Ipv6Addr, SocketAddr, ToSocketAddrs},
@@ -24,15 +24,15 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Messages per second.
+/// A rate in messages per second.
 pub(super) fn rate(text: &str) -> Result<Rate, String> {
     rate::parse(text).ok_or_else(|| {
-        let most = rate::HIGHEST;
-        format!("expected an integer from 1 to {most}, not {text:?}; omit it for no limit")
+        let max = rate::HIGHEST;
+        format!("expected an integer from 1 to {max}, not {text:?}; omit it for no limit")
     })
 }
 
-/// Bytes: a whole number with or without a unit, 1 or more.
+/// A size in bytes: a whole number, 1 or more, with or without a unit.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("not a size: {text:?}; use bytes or a unit, as in 8192, 64KiB or 1MiB");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -42,7 +42,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         "k" | "kib" => 1 << 10,
         "m" | "mib" => 1 << 20,
         "g" | "gib" => 1 << 30,
-        // It may mean either, so it means nothing.
+        // Ambiguous: it may mean a decimal or a binary unit.
         unit @ ("kb" | "mb" | "gb") if !number.is_empty() => {
             let unit = unit[..1].to_ascii_uppercase();
             return Err(format!("not a size: {text:?}; write {number}{unit} or {number}{unit}iB"));
@@ -57,15 +57,15 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Bytes that a topic may keep: enough for a message.
+/// The maximum size of a topic, in bytes. It has to be enough for one message.
 pub(super) fn queue_bytes(text: &str) -> Result<u64, String> {
     match size(text)? {
         size if size > Message::OVERHEAD => Ok(size),
-        _ => Err(format!("must be more than {}, which any message counts for", Message::OVERHEAD)),
+        _ => Err(format!("must be more than {}, the overhead of one message", Message::OVERHEAD)),
     }
 }
 
-/// Writes bytes as [`size`] reads them, in the largest unit that needs no fraction.
+/// Formats a size so that [`size`] can parse it, in the largest unit without a fraction.
 pub(super) fn format_size(bytes: u64) -> String {
     match [(30, "GiB"), (20, "MiB"), (10, "KiB")]
         .into_iter()
@@ -76,7 +76,7 @@ pub(super) fn format_size(bytes: u64) -> String {
     }
 }
 
-/// A length of time above zero.
+/// A duration longer than 0.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
@@ -85,7 +85,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// How often to ping, in a range in which the deadlines that follow from it can be computed.
+/// The ping interval, in a range in which the deadlines computed from it do not overflow.
 pub(super) fn ping_interval(text: &str) -> Result<Duration, String> {
     const RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
     let interval = duration(text)?;
@@ -96,7 +96,7 @@ pub(super) fn ping_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// How long messages live; 0 for ever.
+/// The TTL of messages; 0 means for ever.
 pub(super) fn ttl(text: &str) -> Result<Option<Duration>, String> {
     let ttl =
         parse_duration(text).map_err(|error| format!("{error}; 0 keeps messages for ever"))?;
@@ -112,10 +112,10 @@ pub(super) fn overflow(text: &str) -> Result<Overflow, String> {
 }
 
 pub(super) fn threads(text: &str) -> Result<usize, String> {
-    const MOST: usize = 1024;
+    const MAX_THREADS: usize = 1024;
     match count(text)? {
-        threads if threads <= MOST => Ok(threads),
-        _ => Err(format!("must be {MOST} or less")),
+        threads if threads <= MAX_THREADS => Ok(threads),
+        _ => Err(format!("must be {MAX_THREADS} or less")),
     }
 }
 
@@ -137,7 +137,7 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
 
 /// The name of a file.
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
-    if text.is_empty() { Err("it names no file".to_owned()) } else { Ok(text.into()) }
+    if text.is_empty() { Err("the name of the file is empty".to_owned()) } else { Ok(text.into()) }
 }
 
 /// An address, or `unix:PATH`.
@@ -148,7 +148,7 @@ pub(super) fn bind(text: &str) -> Result<Bind, String> {
     }
 }
 
-/// `HOST:PORT`, or `:PORT` for all interfaces. Of a name with several addresses, the first.
+/// `HOST:PORT`, or `:PORT` for all interfaces. A host name resolves to its first address.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let wrong = || {
         format!("not an address: {text:?}; use HOST:PORT, :PORT for all interfaces, or unix:PATH")
@@ -175,7 +175,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     addresses.next().ok_or_else(|| format!("{text:?} has no address"))
 }
 
-/// The name of a host as browsers send it, for any port.
+/// A host name as browsers send it, without a port.
 pub(super) fn host(text: &str) -> Result<String, String> {
     let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     if text.is_empty() || !text.bytes().all(is_of_name) {
@@ -186,7 +186,7 @@ pub(super) fn host(text: &str) -> Result<String, String> {
     Ok(text.trim_end_matches('.').to_ascii_lowercase())
 }
 
-/// A web origin as browsers send it: scheme, host and maybe a port.
+/// A web origin as browsers send it: scheme, host and optional port.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     let wrong = || {
         format!("not an origin: {text:?}; use scheme://host or scheme://host:port, without a path")

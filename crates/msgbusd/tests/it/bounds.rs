@@ -552,7 +552,7 @@ async fn keys_have_rates_of_their_own_which_a_reload_leaves_alone() {
     let bearer = |key: &NewKey| format!("Authorization: Bearer {}", key.secret);
     let (slow, plain, anonymous) = (bearer(&slow), bearer(&plain), "X: y".to_owned());
     for (header, rate) in [(&slow, 2), (&plain, 5), (&anonymous, 1)] {
-        batch(header).await.refuses(413, &format!("at most {rate} a second"));
+        batch(header).await.refuses(413, &format!("publish rate of {rate} per second"));
         daemon.put_until_refused(header).await.refuses(429, "too many messages");
     }
     keyring.reload().unwrap();

@@ -158,7 +158,7 @@ async fn a_body_that_stalls_is_408_and_publishes_nothing() {
     let start = Instant::now();
     connection.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nha").await;
     let reply = connection.reply().await;
-    reply.refuses(408, "nothing came for 30s");
+    reply.refuses(408, "nothing arrived for 30s");
     assert!(start.elapsed() >= Duration::from_secs(30));
     assert_eq!(daemon.bus.topics(), []);
 }

@@ -556,10 +556,10 @@ fn a_file_that_is_wrong_is_told_in_one_line() {
     refuses(msgbusd(&[]).env("MSGBUSD_KEYS", path), &[&format!("MSGBUSD_KEYS: {path}:2: ")]);
     // An address that nobody has, so that it ends in any case.
     let mut unnamed = msgbusd(&["--open", "--bind", "192.0.2.1:1"]);
-    refuses(unnamed.env("MSGBUSD_KEYS", ""), &["MSGBUSD_KEYS: it names no file"]);
+    refuses(unnamed.env("MSGBUSD_KEYS", ""), &["MSGBUSD_KEYS: the name of the file is empty"]);
     // Without it --open would let anybody in.
     let mut misspelt = msgbusd(&["--open", "--bind", "192.0.2.1:1"]);
-    let mention = ["MSGBUSD_KEY: unknown setting", "MSGBUSD_KEYS is", "--open"];
+    let mention = ["MSGBUSD_KEY: unknown setting", "did you mean MSGBUSD_KEYS", "--open"];
     refuses(misspelt.env("MSGBUSD_KEY", path), &mention);
     refuses(&mut msgbusd(&["--keys", "/does/not/exist"]), &["/does/not/exist", "No such file"]);
     refuses(&mut msgbusd(&["--bind", ":0"]), &["--keys", "--open"]);

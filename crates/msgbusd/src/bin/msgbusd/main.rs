@@ -124,7 +124,7 @@ async fn run(
 ) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     announce_notices(&config);
-    let bounds = config.bounds();
+    let summary = config.summary();
     let mut server = Server::bind(config).map_err(|error| match error {
         StartError::Listen { .. } if !files::is_out_of_files(&error) => {
             anyhow!("{error}; choose another address with --bind")
@@ -139,7 +139,7 @@ async fn run(
     let endpoints: Vec<String> =
         server.local_endpoints().iter().map(|endpoint| server.uri(endpoint)).collect();
     info!(
-        "msgbusd {} listening on {} ({bounds})",
+        "msgbusd {} listening on {} ({summary})",
         env!("CARGO_PKG_VERSION"),
         endpoints.join(" and ")
     );

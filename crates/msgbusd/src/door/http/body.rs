@@ -81,7 +81,7 @@ pub(super) async fn read(
         // Most payloads arrive in one piece.
         if read == 0 {
             if !inflight.reserve(&mut permit, piece.len(), limit.small) {
-                return Err(ApiError::NoRoomForPayload);
+                return Err(ApiError::InflightLimit);
             }
             first = Some(piece);
         } else if !piece.is_empty() {
@@ -89,7 +89,7 @@ pub(super) async fn read(
             if size > rest.capacity() {
                 let capacity = (2 * rest.capacity()).min(max).max(size);
                 if !inflight.reserve(&mut permit, capacity, limit.small) {
-                    return Err(ApiError::NoRoomForPayload);
+                    return Err(ApiError::InflightLimit);
                 }
                 rest.reserve_exact(capacity - rest.len());
             }

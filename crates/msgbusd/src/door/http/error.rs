@@ -1,5 +1,4 @@
-//! What a client is told when it gets nothing: the only table from errors to status, text and code
-//! word. docs/protocol.md, section 8.
+//! The errors of HTTP: the only table from errors to status, text and code word. docs/protocol.md, section 8.
 
 use std::time::Duration;
 
@@ -19,18 +18,18 @@ use crate::service::{
     error::{ServiceError, seconds},
 };
 
-/// What a 401 asks for. Basic is taken but not asked for: a browser would ask its user for the key, and
-/// from then on send it with whatever any page makes it request here.
+/// The challenge of a 401. Basic is accepted but not requested: a browser would ask its user for the key, and then send
+/// it with every request that any page makes to this server.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"msgbus\"");
 
-/// Why a request was refused. The text is for people: what was wrong, and what would be right.
+/// Why a request was refused. The text tells users what was wrong, and what is expected.
 #[derive(Debug, Error)]
 pub(super) enum ApiError {
     #[error("bad percent-encoding in the path: use %XX with two hex digits, and UTF-8")]
     PathEncoding,
     #[error("bad topic name: {0}")]
     Name(#[from] NameError),
-    #[error("there is no topic in the path: use /<topic>")]
+    #[error("the path has no topic: use /<topic>")]
     NoTopic,
     #[error("unknown parameter {name:?}; {}", allowed(.known))]
     UnknownParameter { name: String, known: &'static [&'static str] },
@@ -54,11 +53,11 @@ pub(super) enum ApiError {
     Handshake(&'static str),
     #[error("unsupported websocket version: use 13")]
     WebsocketVersion,
-    #[error("there is nothing to subscribe to on /: open the websocket on /<topic>")]
+    #[error("/ is not a topic: open the websocket on /<topic>")]
     WebsocketOnRoot,
     #[error("requests from {origin:?} are not allowed; {}", advice(.origin))]
     ForeignOrigin { origin: String },
-    #[error("requests that another site makes a browser send are not allowed")]
+    #[error("requests from a page of another site are not allowed")]
     CrossSite,
     #[error("a link on another site takes no message: enter the address yourself, or add ?peek")]
     CrossSitePull,
@@ -67,11 +66,11 @@ pub(super) enum ApiError {
          X-Requested-With, or use TLS or curl"
     )]
     UnknownPage,
-    #[error("a prefetch takes no message: request it when somebody looks")]
+    #[error("a prefetch takes no message: send the request when the user opens the page")]
     Prefetch,
-    #[error("the host {host:?} is not allowed; --allow-host lets a name in, an address needs none")]
+    #[error("the host {host:?} is not allowed; allow it with --allow-host, or use an IP address")]
     ForeignHost { host: String },
-    #[error("the request is for http, and this connection is TLS: use https")]
+    #[error("the request is for an http URL, but this connection is TLS: use https")]
     WrongScheme,
     #[error("no messages enqueued for topic: {0}")]
     Empty(TopicName),
@@ -83,14 +82,14 @@ pub(super) enum ApiError {
     Method { allow: &'static str },
     #[error("payload exceeds max-payload-size: at most {limit} bytes are allowed")]
     PayloadTooLarge { limit: usize },
-    #[error("error reading payload: it is broken, or ends too early")]
+    #[error("error reading payload: it is malformed or incomplete")]
     Body,
-    #[error("error reading payload: nothing came for {}", format_duration(*.0))]
+    #[error("error reading payload: nothing arrived for {}", format_duration(*.0))]
     BodyTimeout(Duration),
     #[error("lines of an encoded payload cannot be split: leave out ?split or Content-Encoding")]
     EncodedLines,
     #[error("server is busy: in-flight memory limit reached; retry shortly")]
-    NoRoomForPayload,
+    InflightLimit,
     #[error("{error}{}", credentials_hint(.error))]
     Service {
         #[from]
@@ -98,7 +97,7 @@ pub(super) enum ApiError {
     },
 }
 
-/// Where HTTP has the key, for those who have not shown the right one.
+/// Tells a client without a valid key where to send one.
 fn credentials_hint(error: &ServiceError) -> &'static str {
     match error {
         ServiceError::KeyNeeded { .. } => ": send it as Authorization: Bearer KEY",
@@ -111,11 +110,11 @@ fn advice(origin: &str) -> &'static str {
     if origin == "null" {
         "pages opened as files cannot be allowed; serve them over HTTP"
     } else {
-        "--allow-origin lets an origin in"
+        "--allow-origin allows an origin"
     }
 }
 
-/// Whether a client would rather have a problem document than text.
+/// Whether the client prefers a problem document to text.
 pub(super) fn prefers_json(headers: &HeaderMap) -> bool {
     accepts(headers, "application/json") || accepts(headers, "application/problem+json")
 }
@@ -129,12 +128,12 @@ fn allowed(known: &[&str]) -> String {
 }
 
 impl ApiError {
-    /// A parameter whose value is wrong.
+    /// An error for a parameter with an invalid value.
     pub(super) fn parameter(name: &'static str, why: impl Into<String>) -> Self {
         Self::Parameter { name, why: why.into() }
     }
 
-    /// Status and code word.
+    /// The status and the code word.
     fn kind(&self) -> (StatusCode, Code) {
         match self {
             Self::PathEncoding | Self::Name(_) | Self::NoTopic => {
@@ -170,7 +169,7 @@ impl ApiError {
             Self::EncodedLines => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::EncodedLines),
             Self::Body => (StatusCode::BAD_REQUEST, Code::BadBody),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, Code::BodyTimeout),
-            Self::NoRoomForPayload => (StatusCode::SERVICE_UNAVAILABLE, Code::TooMuchInFlight),
+            Self::InflightLimit => (StatusCode::SERVICE_UNAVAILABLE, Code::TooMuchInFlight),
             Self::Service { error } => (status(error), error.code()),
         }
     }
@@ -179,21 +178,23 @@ impl ApiError {
         self.kind().1
     }
 
-    /// What a log may have of it: nothing of the query, where a key may be by mistake. Only the name of an
-    /// unknown parameter is repeated at all.
-    pub(super) fn for_the_log(&self) -> String {
+    /// The text for the log. It quotes nothing of the query, which may have a key by mistake. The only error that quotes
+    /// the query is that for an unknown parameter.
+    pub(super) fn log_text(&self) -> String {
         match self {
             Self::UnknownParameter { .. } => "unknown parameter".to_owned(),
             other => other.to_string(),
         }
     }
 
-    /// The headers that this refusal needs besides.
+    /// Sets the additional headers of this error.
     fn headers(&self, headers: &mut HeaderMap) {
         let value = HeaderValue::from_static;
         match self {
-            // All gone, or nothing new: the client can tell.
-            Self::NothingFrom { epoch, start, .. } => response::tell_start(headers, *epoch, *start),
+            // They tell the client whether messages were removed or there are no new ones.
+            Self::NothingFrom { epoch, start, .. } => {
+                response::set_position_headers(headers, *epoch, *start);
+            }
             Self::Method { allow } => {
                 headers.insert(header::ALLOW, value(allow));
             }
@@ -207,12 +208,12 @@ impl ApiError {
             } => {
                 headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
             }
-            // What is left of the body is not worth reading.
+            // The rest of the body is not read.
             Self::PayloadTooLarge { .. }
             | Self::Body
             | Self::BodyTimeout(_)
             | Self::TransferCoding
-            | Self::NoRoomForPayload => {
+            | Self::InflightLimit => {
                 headers.insert(header::CONNECTION, value("close"));
             }
             Self::EncodedLines => {
@@ -228,7 +229,7 @@ impl ApiError {
         }
     }
 
-    /// One line of text, or a problem document (RFC 9457) for those who prefer JSON.
+    /// The response: one line of text, or a problem document (RFC 9457) for clients that prefer JSON.
     pub(super) fn answer(&self, prefers_json: bool) -> Answer {
         let (status, code) = self.kind();
         let (content_type, body) = if prefers_json {
@@ -253,7 +254,7 @@ impl ApiError {
     }
 }
 
-/// The status of what the service has refused.
+/// The status for an error of the service.
 fn status(error: &ServiceError) -> StatusCode {
     match error {
         ServiceError::KeyNeeded { .. } | ServiceError::WrongKey | ServiceError::WrongTicket => {

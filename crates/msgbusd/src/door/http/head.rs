@@ -1,4 +1,4 @@
-//! What HTTP asks of the head of a request beyond what the HTTP library checks. docs/protocol.md, section 1.
+//! Checks of a request head that the HTTP library does not make. docs/protocol.md, section 1.
 
 use hyper::{
     Request, Uri, Version,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::net::peer::Peer;
 
-/// Headers that say one thing: of two different ones each reader may believe another.
+/// Headers that must not be repeated: different readers could use different ones.
 const SINGLE: [(HeaderName, &str); 11] = [
     (header::HOST, "Host"),
     (header::CONTENT_TYPE, "Content-Type"),
@@ -31,25 +31,26 @@ const SINGLE: [(HeaderName, &str); 11] = [
     (LAST_EVENT_ID, "Last-Event-ID"),
 ];
 
-/// What one pass over the headers finds: most requests have none of the rare ones, and need no search for each.
+/// The result of one pass over the headers. Most requests have none of the rare headers, and this saves a search for
+/// each.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Outline {
-    /// Whether `Host` is the latest one of this thread that was found to be local.
+    /// Whether `Host` is the latest one of this thread that is local.
     pub(super) has_known_host: bool,
-    /// Whether there is a header that only browsers send: `Origin` or `Sec-Fetch-Site`.
-    pub(super) is_of_browser: bool,
-    /// Whether there is a header that goes with a message.
-    pub(super) of_message: OfMessage,
+    /// Whether a header is present that only browsers send: `Origin` or `Sec-Fetch-Site`.
+    pub(super) is_from_browser: bool,
+    /// Whether a header may be kept with the message.
+    pub(super) header_scope: HeaderScope,
 }
 
-/// In which topics a header of a request goes with its message.
+/// The topics in which a header of the request is kept with its message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum OfMessage {
+pub(super) enum HeaderScope {
     #[default]
-    Nowhere,
-    /// Where the setting `keep-headers` names it.
-    InSomeTopics,
-    Everywhere,
+    None,
+    /// Topics for which the setting `keep-headers` names it.
+    SomeTopics,
+    AllTopics,
 }
 
 impl Outline {
@@ -59,40 +60,40 @@ impl Outline {
             match *name {
                 header::HOST => outline.has_known_host = host::is_latest_local(value.as_bytes()),
                 header::CONTENT_LENGTH | header::USER_AGENT | header::ACCEPT => {}
-                header::ORIGIN => outline.is_of_browser = true,
+                header::ORIGIN => outline.is_from_browser = true,
                 header::CONTENT_TYPE | header::CONTENT_ENCODING => {
-                    outline.of_message = OfMessage::Everywhere;
+                    outline.header_scope = HeaderScope::AllTopics;
                 }
-                _ if *name == SEC_FETCH_SITE => outline.is_of_browser = true,
+                _ if *name == SEC_FETCH_SITE => outline.is_from_browser = true,
                 _ if *name == TTL || message_headers::is_kept(name.as_str()) => {
-                    outline.of_message = OfMessage::Everywhere;
+                    outline.header_scope = HeaderScope::AllTopics;
                 }
-                _ => outline.of_message = outline.of_message.max(OfMessage::InSomeTopics),
+                _ => outline.header_scope = outline.header_scope.max(HeaderScope::SomeTopics),
             }
         }
         outline
     }
 }
 
-/// Refuses a head that two readers could read differently.
+/// Refuses an ambiguous head, which a proxy could read differently.
 pub(super) fn check<B: Body>(
     request: &Request<B>,
     outline: Outline,
     peer: Peer,
 ) -> Result<(), ApiError> {
     let headers = request.headers();
-    // Most requests repeat no header at all.
+    // Most requests repeat no header.
     if headers.len() > headers.keys_len() {
         repeats_no_single(headers)?;
     }
-    // One that is known has been checked before.
+    // A known host has been checked before.
     if !outline.has_known_host || request.version() == Version::HTTP_2 {
         check_host(request)?;
     }
     if peer.has_tls && request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTPS) {
         return Err(ApiError::WrongScheme);
     }
-    // Only a chunked body has no length, and none but a body of HTTP/1.1 has a coding.
+    // Without a length, the body may have a transfer coding.
     if request.body().size_hint().exact().is_none() {
         check_coding(headers)?;
     }
@@ -107,7 +108,7 @@ fn repeats_no_single(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// RFC 9112, section 3.2, and RFC 9113, section 8.3.1.
+/// Checks `Host` (RFC 9112, section 3.2, and RFC 9113, section 8.3.1).
 fn check_host<B>(request: &Request<B>) -> Result<(), ApiError> {
     let Some(host) = find(request.headers(), &header::HOST) else {
         let is_needed = request.version() == Version::HTTP_11;
@@ -128,7 +129,7 @@ fn check_host<B>(request: &Request<B>) -> Result<(), ApiError> {
     }
 }
 
-/// The characters of a host and port (RFC 3986, section 3.2.2).
+/// Whether a host and port may have this character (RFC 3986, section 3.2.2).
 const fn is_of_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
@@ -138,7 +139,7 @@ const fn is_of_host(byte: u8) -> bool {
         || matches!(byte, b'*' | b'+' | b',' | b';' | b'=' | b':' | b'[' | b']')
 }
 
-/// `chunked` is all that the HTTP library undoes (RFC 9112, section 6.1).
+/// Checks `Transfer-Encoding` (RFC 9112, section 6.1). The HTTP library decodes only `chunked`.
 fn check_coding(headers: &HeaderMap) -> Result<(), ApiError> {
     let mut codings = items(headers, &header::TRANSFER_ENCODING).filter(|item| !item.is_empty());
     let is_chunked = |coding: &str| coding.eq_ignore_ascii_case("chunked");
@@ -146,26 +147,26 @@ fn check_coding(headers: &HeaderMap) -> Result<(), ApiError> {
         (None, _) => Ok(()),
         (Some(only), None) if is_chunked(only) => Ok(()),
         (Some(first), Some(second)) if is_chunked(first) && is_chunked(second) => {
-            Err(ApiError::Header { name: "Transfer-Encoding", why: "chunked goes once" })
+            Err(ApiError::Header { name: "Transfer-Encoding", why: "use chunked only once" })
         }
         _ => Err(ApiError::TransferCoding),
     }
 }
 
-/// Gives the memory of a head back before its request waits: it can be three times `--max-header-size`. The path
-/// and what an error looks at stay.
+/// Frees the memory of a head before its request waits. It can be three times `--max-header-size`. The path and the
+/// headers that an error response needs are kept.
 pub(super) fn shed_head<B>(request: &mut Request<B>) {
-    const LONGEST_PATH: usize = 1 << 10;
+    const MAX_PATH: usize = 1 << 10;
     if request.headers().is_empty() {
         return;
     }
     let prefers_json = super::error::prefers_json(request.headers());
-    // What is taken over would be a part of the buffer that all of the head is in.
+    // Values that were moved instead of copied would keep the buffer of the whole head alive.
     *request.headers_mut() = HeaderMap::new();
     if prefers_json {
         request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
     }
-    let path = Some(request.uri().path()).filter(|path| path.len() <= LONGEST_PATH);
+    let path = Some(request.uri().path()).filter(|path| path.len() <= MAX_PATH);
     let path = path.and_then(|path| Uri::try_from(path.as_bytes()).ok());
     *request.uri_mut() = path.unwrap_or_default();
 }

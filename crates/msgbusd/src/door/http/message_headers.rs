@@ -1,4 +1,4 @@
-//! Headers of a message in those of HTTP, both ways. docs/protocol.md, 4.7.
+//! Converts between the headers of a message and those of HTTP. docs/protocol.md, 4.7.
 
 use std::str;
 
@@ -8,7 +8,7 @@ use msgbus_core::{Headers, TopicName};
 use super::{error::ApiError, negotiate::find};
 use crate::state::App;
 
-/// Begins the names of headers that are not kept by their own name.
+/// The prefix of headers that are not kept by their own name.
 const PREFIX: &str = "msgbus-header-";
 /// The longest `Content-Type` and `Content-Encoding` that is kept, in bytes.
 const MAX_CONTENT_VALUE: usize = 255;
@@ -57,8 +57,8 @@ pub(super) fn read(
     Ok(Headers::new(headers)?)
 }
 
-/// Gives the headers of a message back. Only the well-known ones get their own names: a publisher must not be
-/// able to set any header of this server's answers.
+/// Adds the headers of a message to a response. Only the well-known ones get their own names: a publisher must not be
+/// able to set arbitrary headers of the server's responses.
 pub(super) fn write(headers: &Headers, answer: &mut HeaderMap) {
     for (name, value) in headers {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
@@ -77,7 +77,7 @@ pub(super) fn write(headers: &Headers, answer: &mut HeaderMap) {
     }
 }
 
-/// The media type of the payload, unless it is only what curl says of any data.
+/// The media type of the payload, except the one that curl sends by default.
 fn content_type(headers: &HeaderMap) -> Option<&str> {
     find(headers, &header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -85,8 +85,8 @@ fn content_type(headers: &HeaderMap) -> Option<&str> {
         .filter(|text| *text != "application/x-www-form-urlencoded")
 }
 
-/// The codings of the payload, which is kept encoded. Codings that cannot be kept are refused, because nobody
-/// could decode the payload without them.
+/// The codings of the payload, which is kept encoded. Codings that cannot be kept are refused, because the payload could
+/// not be decoded without them.
 fn content_encoding(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     if find(headers, &header::CONTENT_ENCODING).is_none() {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! The Origin rule: a web page of another site must not use the bus through the browser of somebody who can
-//! reach it. docs/protocol.md, sections 9.1 and 9.4.
+//! The Origin rule: a page of another site must not use the bus through the browser of a user who can reach it.
+//! docs/protocol.md, sections 9.1 and 9.4.
 
 use hyper::{
     Method, Request,
@@ -16,16 +16,16 @@ use super::{
 };
 use crate::{config::Config, net::peer::Peer};
 
-/// Where a request comes from, as far as browsers say.
+/// The source of a request, according to the browser's headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
-    /// No browser, or a page of this very server.
+    /// Not a browser, or a page of this server.
     Own,
-    /// A page of an origin that has been allowed.
+    /// A page of an allowed origin.
     Allowed(HeaderValue),
 }
 
-/// Refuses what a foreign page has sent.
+/// Refuses requests of foreign pages.
 pub(super) fn check<B>(
     request: &Request<B>,
     outline: Outline,
@@ -33,22 +33,22 @@ pub(super) fn check<B>(
     config: &Config,
 ) -> Result<Source, ApiError> {
     let headers = request.headers();
-    let (origin, site) = if outline.is_of_browser {
+    let (origin, site) = if outline.is_from_browser {
         (find(headers, &header::ORIGIN), text(headers, &SEC_FETCH_SITE))
     } else {
         (None, None)
     };
     if origin.is_none() && site.is_none() {
-        // No browser, or one that does not say.
+        // Not a browser, or one that does not send these headers.
         return Ok(Source::Own);
     }
     let authority = host::authority(request).to_ascii_lowercase();
     let name = host::name(&authority);
-    // A name that cannot be read is nobody's, even with TLS.
+    // Without an authority, the request names no server, even with TLS.
     let is_own = !authority.is_empty() && (peer.has_tls || host::is_own(name, config));
     let Some(value) = origin else {
         return match site.as_deref() {
-            // The user's own doing: an address typed, a link followed.
+            // The user typed the address or followed a link.
             None | Some("none") => Ok(Source::Own),
             _ if is_link(request) => Ok(Source::Own),
             Some("same-origin") if is_own || host::is_of_allowed_origin(name, config) => {
@@ -63,7 +63,7 @@ pub(super) fn check<B>(
         return Ok(Source::Allowed(value.clone()));
     }
     match origin.split_once("://") {
-        // A page in the clear is whoever's is on the way to it, and no page of a server that speaks TLS.
+        // An unencrypted page can be forged on its way, so it is not a page of a server that uses TLS.
         Some((scheme, _)) if peer.has_tls && scheme != "https" => Err(foreign(&origin)),
         Some((_, page)) if page == authority && is_own => Ok(Source::Own),
         _ => Err(foreign(&origin)),
@@ -74,19 +74,19 @@ fn foreign(origin: &str) -> ApiError {
     ApiError::ForeignOrigin { origin: origin.chars().take(100).collect() }
 }
 
-/// Whether a page is to be shown, which takes nothing but a GET.
+/// Whether the browser navigates to the page. Only a GET takes something then.
 fn is_link<B>(request: &Request<B>) -> bool {
     matches!(*request.method(), Method::GET | Method::HEAD)
         && text(request.headers(), &SEC_FETCH_DEST).as_deref() == Some("document")
 }
 
-/// Refuses to take a message out for a browser unless its user or a page of this server asked for it:
-/// neither for a link of another site, nor ahead of a click, nor for who does not say which page asks.
+/// Refuses to take a message for a browser unless its user or a page of this server requested it: not for a link on
+/// another site, not for a prefetch, and not for a browser that does not say which page sends the request.
 ///
-/// To be asked after [`check`], which has decided about an `Origin`.
+/// Call it after [`check`], which has decided about `Origin`.
 pub(super) fn may_take<B>(request: &Request<B>) -> Result<(), ApiError> {
     let headers = request.headers();
-    if PURPOSES.iter().any(|name| is_ahead(headers, name)) {
+    if PURPOSES.iter().any(|name| is_prefetch(headers, name)) {
         return Err(ApiError::Prefetch);
     }
     if headers.contains_key(header::ORIGIN) {
@@ -95,28 +95,28 @@ pub(super) fn may_take<B>(request: &Request<B>) -> Result<(), ApiError> {
     match text(headers, &SEC_FETCH_SITE).as_deref() {
         Some("none" | "same-origin") => Ok(()),
         Some(_) => Err(ApiError::CrossSitePull),
-        // In the clear, other than to localhost, browsers say nothing of the page.
+        // Without TLS, browsers send this header only to localhost.
         None if is_browser(headers) && !is_own_script(headers) => Err(ApiError::UnknownPage),
         None => Ok(()),
     }
 }
 
-/// Whether a browser says that nobody looks yet: `prefetch`, `prefetch;prerender`, `preview`.
-fn is_ahead(headers: &HeaderMap, name: &HeaderName) -> bool {
+/// Whether a header marks a prefetch: `prefetch`, `prefetch;prerender`, `preview`.
+fn is_prefetch(headers: &HeaderMap, name: &HeaderName) -> bool {
     text(headers, name).is_some_and(|value| {
         let mut words = value.split([';', ',']).map(str::trim);
         words.any(|word| matches!(word, "prefetch" | "prerender" | "preview"))
     })
 }
 
-/// All browsers say so, and a page cannot change it for an image, a frame or a link.
+/// Whether `User-Agent` is that of a browser. A page cannot change it for an image, a frame or a link.
 fn is_browser(headers: &HeaderMap) -> bool {
     let agent = headers.get(header::USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
     agent.starts_with(b"Mozilla/") && !agent.windows(11).any(|word| word == b"PowerShell/")
 }
 
-/// Whether there is a header that the browser lets a page of another site send only after it has asked here
-/// (Fetch, section 2.2.2), and was refused. Basic it sends by itself.
+/// Whether a header is present that a browser sends for a page of another site only after a preflight (Fetch, section
+/// 2.2.2), which would be refused. Basic does not count, because browsers send it automatically.
 fn is_own_script(headers: &HeaderMap) -> bool {
     let is_bearer = |value: &HeaderValue| {
         value.as_bytes().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
@@ -130,7 +130,7 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 }
 
 impl Source {
-    /// Lets the browser show an answer to the page it is for (Fetch, section 3.2).
+    /// Lets the browser pass the response to the page (Fetch, section 3.2).
     pub(super) fn share(&self, headers: &mut HeaderMap) {
         if let Self::Allowed(origin) = self {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -139,7 +139,7 @@ impl Source {
         }
     }
 
-    /// Answers a browser that asks before it sends.
+    /// Sets the headers of the response to a preflight.
     pub(super) fn preflight(&self, headers: &mut HeaderMap) {
         self.share(headers);
         for (name, value) in [

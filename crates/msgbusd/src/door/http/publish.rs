@@ -1,4 +1,4 @@
-//! `PUT|POST /<topic>`: publishing. docs/protocol.md, section 4.
+//! `PUT|POST /<topic>`: publishes. docs/protocol.md, section 4.
 
 use std::{mem, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::task::yield_now;
 use super::{
     body::{self, Begun, BodyLimit},
     error::ApiError,
-    head::{OfMessage, Outline},
+    head::{HeaderScope, Outline},
     message_headers,
     names::{MSGBUS_EPOCH, MSGBUS_FIRST_ID, MSGBUS_ID, MSGBUS_LAST_ID, TTL},
     negotiate::find,
@@ -29,7 +29,7 @@ use crate::{
     state::App,
 };
 
-/// How many lines are made messages before another request gets its turn.
+/// The number of lines that are split before the task yields to other requests.
 const LINES_AT_ONCE: usize = 2048;
 
 pub(super) async fn publish(
@@ -40,8 +40,8 @@ pub(super) async fn publish(
     outline: Outline,
 ) -> Result<Answer, ApiError> {
     let app: &App = call.worker;
-    let (draft, split) = wanted(app, topic, request, &query, outline)?;
-    // The payload may keep this waiting.
+    let (message, split) = wanted(app, topic, request, &query, outline)?;
+    // The payload may take a while; the query is not needed any more.
     drop(query);
     let limit = BodyLimit {
         size: app.config.max_payload,
@@ -49,19 +49,19 @@ pub(super) async fn publish(
         small: Inflight::small(request.version()),
     };
     let publish = call.publish(topic)?;
-    // Held until the bus has it or has refused it.
+    // The permit is held until the bus has stored or refused the payload.
     let (payload, _in_flight) = match body::begin(request, limit)? {
         Begun::Whole(payload) => (payload, None),
-        // Boxed, as all that is seldom: a request is moved about before it begins, and is not to be larger for it.
+        // Boxed, like everything that is rare: the future of a request is moved before it starts, and should be small.
         Begun::Part(first) => Box::pin(body::read(request, first, limit, &app.inflight)).await?,
     };
     if split {
-        let published = Box::pin(publish_lines(publish, payload, draft)).await?;
+        let published = Box::pin(publish_lines(publish, payload, message)).await?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         let ids = [(MSGBUS_FIRST_ID, first), (MSGBUS_LAST_ID, last)];
         return Ok(accepted(request, ids, published.epoch));
     }
-    let published = publish.put(draft.payload(payload)).await?;
+    let published = publish.put(message.payload(payload)).await?;
     Ok(accepted(request, [(MSGBUS_ID, published.id)], published.epoch))
 }
 
@@ -69,13 +69,13 @@ pub(super) async fn publish(
 async fn publish_lines(
     publish: Publish<'_>,
     body: Bytes,
-    draft: NewMessage,
+    message: NewMessage,
 ) -> Result<PublishedBatch, ServiceError> {
     publish.admit_batch(lines(&body).count())?;
-    publish.put_batch(split_lines(body, draft).await).await
+    publish.put_batch(split_lines(body, message).await).await
 }
 
-/// The answer to a request whose headers are no longer needed: their map serves for those of the answer.
+/// The response to a publish. It reuses the header map of the request, which is no longer needed.
 fn accepted<B, const N: usize>(
     request: &mut Request<B>,
     ids: [(HeaderName, u64); N],
@@ -92,20 +92,20 @@ fn accepted<B, const N: usize>(
     answer
 }
 
-/// A message for each line. Other requests of the same thread get their turn in between.
-async fn split_lines(body: Bytes, draft: NewMessage) -> Vec<NewMessage> {
-    let mut drafts = Vec::new();
+/// Creates a message for each line. It yields in between, so that other requests of the same thread make progress.
+async fn split_lines(body: Bytes, message: NewMessage) -> Vec<NewMessage> {
+    let mut messages = Vec::new();
     for (number, line) in lines(&body).enumerate() {
         if number % LINES_AT_ONCE == LINES_AT_ONCE - 1 {
             yield_now().await;
         }
-        // A slice of the body would keep all of it for as long as one line lives.
-        drafts.push(draft.clone().payload(Bytes::copy_from_slice(line)));
+        // A slice would keep the whole body in memory as long as one of its lines.
+        messages.push(message.clone().payload(Bytes::copy_from_slice(line)));
     }
-    drafts
+    messages
 }
 
-/// Whether the body is many messages.
+/// Whether the body is split into messages.
 fn split(query: &Query) -> Result<bool, ApiError> {
     match query.get("split")? {
         None => Ok(false),
@@ -114,13 +114,13 @@ fn split(query: &Query) -> Result<bool, ApiError> {
     }
 }
 
-/// The lines of a body: the last line end adds none, and an empty line is one.
+/// The lines of a body. A line end at the end of the body adds no line; an empty line is a message.
 fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     let body = body.strip_suffix(b"\n").unwrap_or(body);
     body.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
-/// A message as the request describes it, without its payload yet, and whether the body is many of them.
+/// The message that the request describes, without its payload; and whether the body is split into messages.
 fn wanted<B>(
     app: &App,
     topic: &TopicName,
@@ -128,27 +128,27 @@ fn wanted<B>(
     query: &Query,
     outline: Outline,
 ) -> Result<(NewMessage, bool), ApiError> {
-    let describes_message = match outline.of_message {
-        OfMessage::Nowhere => false,
-        OfMessage::InSomeTopics => !app.config.keep_headers.is_empty(),
-        OfMessage::Everywhere => true,
+    let has_message_headers = match outline.header_scope {
+        HeaderScope::None => false,
+        HeaderScope::SomeTopics => !app.config.keep_headers.is_empty(),
+        HeaderScope::AllTopics => true,
     };
-    if query.is_empty() && !describes_message {
+    if query.is_empty() && !has_message_headers {
         return Ok((NewMessage::default(), false));
     }
-    let headers = describes_message.then(|| request.headers());
-    let mut draft = NewMessage::default();
+    let headers = has_message_headers.then(|| request.headers());
+    let mut message = NewMessage::default();
     if let Some(ttl) = ttl(query, headers)? {
-        draft = draft.ttl(ttl);
+        message = message.ttl(ttl);
     }
     let split = split(query)?;
     if let Some(headers) = headers {
-        draft = draft.headers(message_headers::read(app, topic, split, headers)?);
+        message = message.headers(message_headers::read(app, topic, split, headers)?);
     }
-    Ok((draft, split))
+    Ok((message, split))
 }
 
-/// How long the message is to live, from the parameter or else the header (RFC 8030, section 5.2).
+/// The TTL of the message, from the parameter or else from the header (RFC 8030, section 5.2).
 fn ttl(query: &Query, headers: Option<&HeaderMap>) -> Result<Option<Duration>, ApiError> {
     if let Some(text) = query.get("ttl")? {
         let ttl =

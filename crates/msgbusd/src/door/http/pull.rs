@@ -1,5 +1,4 @@
-//! `GET /<topic>`: pulling, waiting for it, several at a time, and only looking. docs/protocol.md,
-//! section 5.
+//! `GET /<topic>`: pulls one message or several, with or without waiting, and peeks. docs/protocol.md, section 5.
 
 use std::{future::poll_fn, mem, task::Poll, time::Duration};
 
@@ -25,17 +24,17 @@ use crate::{
     worker::Worker,
 };
 
-/// What a header value cannot have, and the escape itself.
+/// The characters of a topic name that are escaped in a header value.
 const HEADER_ESCAPES: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
 const OCTETS: &str = "application/octet-stream";
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// The most messages, and bytes of payload, in one answer.
-const MOST: BatchLimit = BatchLimit { events: 10_000, bytes: 8 << 20 };
+const MAX_WAIT: Duration = Duration::from_secs(60);
+/// The maximum number of messages, and of bytes of payload, in one response.
+const MAX_BATCH: BatchLimit = BatchLimit { events: 10_000, bytes: 8 << 20 };
 
-/// How much of an answer is made before another request gets its turn, in bytes.
+/// The number of bytes that are encoded before the task yields to other requests.
 const BYTES_AT_ONCE: usize = 256 << 10;
 
-/// Whether a parameter says that this is a pull, whatever the client accepts.
+/// Whether a parameter makes this a pull, whatever media types the client accepts.
 pub(super) fn is_wanted(query: &Query) -> bool {
     ["max", "wait", "peek"].into_iter().any(|name| query.has(name))
 }
@@ -50,11 +49,11 @@ pub(super) async fn pull<B>(
     let Wanted { limit, wait, raw, is_batch } = Wanted::of(request, query)?;
     let small = Inflight::small(request.version());
     let messages = match wait {
-        Some(patience) => {
+        Some(timeout) => {
             shed_head(request);
             let pull = call.pull_wait(topic, limit, small)?;
-            // Boxed, so that no other request is larger for it.
-            Box::pin(wait_for(call.worker, activity, pull, patience)).await
+            // Boxed, so that other requests need less memory.
+            Box::pin(wait_for(call.worker, activity, pull, timeout)).await
         }
         None => call.pull(topic, limit, small).await?,
     };
@@ -74,12 +73,12 @@ pub(super) async fn pull<B>(
     Ok(answer)
 }
 
-/// What a pull asks for.
+/// The options of a pull.
 struct Wanted {
     limit: BatchLimit,
     wait: Option<Duration>,
     raw: bool,
-    /// Whether the answer is lines of JSON, however many.
+    /// Whether the response is JSON lines, even for a single message.
     is_batch: bool,
 }
 
@@ -94,16 +93,16 @@ impl Wanted {
         let wait = wait(&query)?;
         let max = query.count("max")?;
         let raw = is_raw(&query, request, max)?;
-        let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
+        let limit = BatchLimit { events: max.unwrap_or(1).min(MAX_BATCH.events), ..MAX_BATCH };
         Ok(Self { limit, wait, raw, is_batch: max.is_some() })
     }
 }
 
-/// Whether the payload itself is wanted.
+/// Whether the client wants the raw payload.
 fn is_raw<B>(query: &Query, request: &Request<B>, max: Option<usize>) -> Result<bool, ApiError> {
     let raw = query.flag("raw")?;
     if raw && max.is_some() {
-        return Err(ApiError::parameter("raw", "one payload is given at a time; leave max out"));
+        return Err(ApiError::parameter("raw", "a raw response has one payload; leave max out"));
     }
     Ok(raw || (max.is_none() && accepts(request.headers(), OCTETS)))
 }
@@ -111,26 +110,27 @@ fn is_raw<B>(query: &Query, request: &Request<B>, max: Option<usize>) -> Result<
 fn wait(query: &Query) -> Result<Option<Duration>, ApiError> {
     let Some(text) = query.get("wait")? else { return Ok(None) };
     match parse_duration(text) {
-        Ok(wait) if !wait.is_zero() && wait <= LONGEST_WAIT => Ok(Some(wait)),
+        Ok(wait) if !wait.is_zero() && wait <= MAX_WAIT => Ok(Some(wait)),
         Ok(_) => {
-            let why = format!("use more than 0, and at most {}", format_duration(LONGEST_WAIT));
+            let why = format!("use more than 0, and at most {}", format_duration(MAX_WAIT));
             Err(ApiError::parameter("wait", why))
         }
         Err(error) => Err(ApiError::parameter("wait", error.to_string())),
     }
 }
 
-/// Waits for messages; none, when the time is over, the topic is deleted, the server stops, the keys no
-/// longer allow it or the client closes its side. What it waited for is for the next one then.
+/// Waits for messages. Returns none when the time is over, the topic is deleted, the server stops, the keys no longer
+/// allow the pull, or the client closes its side. Then it has taken nothing.
 async fn wait_for(
     worker: &Worker,
     activity: &ConnectionActivity,
     mut pull: WaitingPull<'_>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Vec<Message> {
     let mut waits = false;
     let pull = poll_fn(|cx| {
-        // What is there it gets, as without waiting; what comes is for somebody who is there.
+        // The first poll may take messages even if the client has closed its side, like a pull that does not wait.
+        // Later ones only take messages for a client that is still connected.
         if waits && activity.poll_peer_left(cx).is_ready() {
             return Poll::Ready(Vec::new());
         }
@@ -146,11 +146,11 @@ async fn wait_for(
         biased;
         () = worker.tasks.drain.cancelled() => Vec::new(),
         messages = pull => messages,
-        () = sleep(patience) => Vec::new(),
+        () = sleep(timeout) => Vec::new(),
     }
 }
 
-/// Shows what would be pulled, or what there is from a position on.
+/// Returns the messages that would be pulled next, or those after a position, without taking them.
 pub(super) async fn peek<B>(
     call: &Call<'_>,
     topic: &TopicName,
@@ -161,7 +161,7 @@ pub(super) async fn peek<B>(
     let from = position::requested(&query, request.headers())?;
     let max = query.count("max")?;
     let raw = is_raw(&query, request, max)?;
-    let limit = BatchLimit { events: max.unwrap_or(1).min(MOST.events), ..MOST };
+    let limit = BatchLimit { events: max.unwrap_or(1).min(MAX_BATCH.events), ..MAX_BATCH };
     let small = Inflight::small(request.version());
     let reports_gaps = query.flag("gaps")?;
     let peek = call.peek(topic, from, limit, small)?;
@@ -175,7 +175,7 @@ pub(super) async fn peek<B>(
         None if raw => payload(call.worker, first),
         None => object(call.worker, first),
     };
-    response::tell_start(answer.headers_mut(), epoch, start);
+    response::set_position_headers(answer.headers_mut(), epoch, start);
     no_store(&mut answer);
     Ok(answer)
 }
@@ -186,7 +186,7 @@ fn object(app: &App, message: &Message) -> Answer {
     content(app, "application/json", body)
 }
 
-/// Other requests of the same thread get their turn between parts of it.
+/// Encodes JSON lines. It yields in between, so that other requests of the same thread make progress.
 async fn lines(app: &App, events: &[Event], reports_gaps: bool) -> Answer {
     let size = |event: &Event| match event {
         Event::Message(message) => json::size_hint(message),
@@ -222,7 +222,7 @@ fn payload(app: &App, message: &Message) -> Answer {
     }
     if let Some(media_type) = message.content_type() {
         set(headers, header::CONTENT_TYPE, media_type);
-        // Whoever may publish is not to run scripts as this server.
+        // A publisher must not be able to run scripts in the origin of this server.
         set(headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
         set(headers, header::CONTENT_SECURITY_POLICY, "sandbox; default-src 'none'");
     }
@@ -243,7 +243,7 @@ fn payload(app: &App, message: &Message) -> Answer {
 }
 
 fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    // What came in a header, or was escaped for one, fits in one.
+    // It cannot fail: the value came in a header, or was escaped for one.
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }

@@ -24,7 +24,7 @@ thread_local! {
 }
 
 /// Sets the headers that say where a reader starts.
-pub(super) fn tell_start(headers: &mut HeaderMap, epoch: u64, start: StartPosition) {
+pub(super) fn set_position_headers(headers: &mut HeaderMap, epoch: u64, start: StartPosition) {
     headers.insert(MSGBUS_EPOCH, self::epoch(epoch));
     headers.insert(MSGBUS_NEXT_ID, number(start.next_id));
     if start.missed > 0 {

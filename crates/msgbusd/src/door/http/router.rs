@@ -79,7 +79,7 @@ fn refuse(app: &App, refusal: &ApiError, peer: Peer, request: &Request<Incoming>
     app.metrics.refusal(refusal.code());
     if enabled!(Level::DEBUG) {
         // The query is not logged: it may have a ticket, or a key by mistake.
-        let (path, refusal) = (request.uri().path(), refusal.for_the_log());
+        let (path, refusal) = (request.uri().path(), refusal.log_text());
         debug!(%peer, method = %request.method(), path, refusal, "refused");
     }
     refusal.answer(error::prefers_json(request.headers()))

@@ -103,7 +103,7 @@ pub(super) async fn stream<B>(
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Tells nginx not to buffer the stream.
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
-    response::tell_start(headers, epoch, start);
+    response::set_position_headers(headers, epoch, start);
     Ok(answer)
 }
 

@@ -83,7 +83,7 @@ fn is_refused(request: &Request<()>, refusal: &ApiError) {
             assert!(!text.contains(&*value), "{text}");
         }
     }
-    let log = refusal.for_the_log();
+    let log = refusal.log_text();
     assert!(!log.contains("mbk_") && !log.contains("mbt_"), "{log}");
 }
 
