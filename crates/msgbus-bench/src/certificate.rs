@@ -1,4 +1,4 @@
-//! A certificate for servers that live for a while on this machine.
+//! A self-signed certificate for test servers on this machine.
 
 use std::{fs, io, path::Path, sync::Arc};
 
@@ -11,12 +11,12 @@ use tokio_rustls::{
     },
 };
 
-/// Where servers are started: the files, and the flags that name them.
+/// The files, relative to the server's working directory, and the flags that name them.
 pub(crate) const CHAIN: &str = "cert.pem";
 const KEY: &str = "key.pem";
 pub(crate) const FLAGS: &[&str] = &["--tls-cert", CHAIN, "--tls-key", KEY];
 
-/// For 127.0.0.1, believed by those only who are shown it.
+/// A self-signed certificate for 127.0.0.1.
 pub(crate) struct Certificate {
     chain: String,
     key: String,
@@ -34,7 +34,7 @@ impl Certificate {
         fs::write(folder.join(KEY), &self.key)
     }
 
-    /// What begins TLS with HTTP/1.1 in it.
+    /// A TLS connector that trusts the certificate, with HTTP/1.1 as the protocol.
     pub(crate) fn connector(&self) -> anyhow::Result<TlsConnector> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.chain.as_bytes())?)?;

@@ -1,4 +1,4 @@
-//! Measures msgbus: its engine, and it beside others. And wears it: the soak.
+//! Benchmarks of the engine, comparisons with other servers, and the soak test.
 
 pub mod bare;
 mod certificate;

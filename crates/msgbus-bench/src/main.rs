@@ -1,4 +1,4 @@
-//! `msgbus-bench`: measures msgbus, or wears it, and prints what it found.
+//! `msgbus-bench`: measures or stress-tests msgbus, and prints the results.
 
 use std::{
     io::{self, Write as _},
@@ -13,16 +13,16 @@ use pico_args::Arguments;
 const USAGE: &str = "\
 usage: msgbus-bench COMMAND
 
-  micro [--quick] [--json] [FILTER]   the engine alone: time and memory for each operation whose name
-                                      contains FILTER
+  micro [--quick] [--json] [FILTER]   measures the engine alone: time and memory of each operation whose
+                                      name contains FILTER
   compare [--quick] [--runs N] [--to FOLDER] [FILTER]
-                                      the same work on msgbusd, on bare servers, and on nginx with nchan,
-                                      redis-server and nats-server where they are there. Prints what it
-                                      found, and without FILTER writes it to FOLDER/performance.md [docs]
+                                      runs the same work on msgbusd, on bare servers, and on nginx with
+                                      nchan, redis-server and nats-server if they are installed. Prints the
+                                      results, and without FILTER writes them to FOLDER/performance.md [docs]
   soak [--minutes N] [--seed S] [--tls]
-                                      every kind of client, decent or not, against msgbusd with small bounds
-                                      for so many minutes [5]; then accounts for every message, and for
-                                      memory and open files. Exit 1 when a book does not balance
+                                      runs clients of every kind, well-behaved or not, against msgbusd with
+                                      low limits for N minutes [5]; then accounts for every message, for
+                                      memory and for open files. Exits with 1 if an invariant is violated
 ";
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -31,9 +31,9 @@ fn main() -> anyhow::Result<ExitCode> {
     let report = match command.as_deref() {
         Some("micro") => micro_report(args)?,
         Some("compare") => comparison(args)?,
-        Some("soak") => return worn(args),
+        Some("soak") => return soak_report(args),
         None => USAGE.to_owned(),
-        Some(other) => bail!("there is no {other}\n{USAGE}"),
+        Some(other) => bail!("no such command: {other}\n{USAGE}"),
     };
     print(&report)?;
     Ok(ExitCode::SUCCESS)
@@ -58,25 +58,25 @@ fn comparison(mut args: Arguments) -> anyhow::Result<String> {
     let to: Option<PathBuf> = args.opt_value_from_str("--to")?;
     let filter: String = args.opt_free_from_str()?.unwrap_or_default();
     end(args)?;
-    // A page is whole, and not made in a hurry, unless it was asked for.
+    // By default the page is written only by complete runs that are not quick.
     let folder = to.or((!quick && filter.is_empty()).then(|| PathBuf::from("docs")));
     compare::run(&compare::Options { quick, runs, filter, folder })
 }
 
-fn worn(mut args: Arguments) -> anyhow::Result<ExitCode> {
+fn soak_report(mut args: Arguments) -> anyhow::Result<ExitCode> {
     let minutes = args.opt_value_from_str("--minutes")?.unwrap_or(5.0);
     let seed = args.opt_value_from_str("--seed")?.unwrap_or_else(|| fastrand::u64(..));
     let tls = args.contains("--tls");
     end(args)?;
-    let worn = soak::run(&soak::Options { minutes, seed, tls })?;
-    print(&worn.report)?;
-    Ok(if worn.balances { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let result = soak::run(&soak::Options { minutes, seed, tls })?;
+    print(&result.report)?;
+    Ok(if result.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Everything that was said has to have been understood.
+/// Rejects arguments that were not read.
 fn end(args: Arguments) -> anyhow::Result<()> {
     match args.finish().first() {
-        Some(rest) => bail!("what is {}?\n{USAGE}", rest.display()),
+        Some(rest) => bail!("unexpected argument: {}\n{USAGE}", rest.display()),
         None => Ok(()),
     }
 }

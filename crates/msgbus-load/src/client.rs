@@ -10,26 +10,26 @@ use tokio::{
 use crate::{
     connection::Connection,
     load::{Load, Target},
-    plan::{Payload, Schedule, Turn},
+    plan::{Payload, Schedule, TopicCycle},
     protocol::{Outcome, Requester},
-    sent::{Sent, Work},
+    run_state::{RunState, Work},
 };
 
-/// A connection at work.
+/// A connection that publishes or pulls.
 pub(crate) struct Client {
     index: usize,
     connection: Connection,
     requester: Box<dyn Requester>,
     out: Vec<u8>,
-    turn: Turn,
+    topic_cycle: TopicCycle,
     topics: Rc<[String]>,
-    under_way: VecDeque<Asked>,
-    /// Pulls in a row that found nothing.
-    fruitless: usize,
+    in_flight: VecDeque<PendingRequest>,
+    /// The number of consecutive pulls without a message.
+    empty_in_a_row: usize,
 }
 
-/// A request under way.
-struct Asked {
+/// A request in flight.
+struct PendingRequest {
     since: Instant,
     topic: usize,
     messages: u64,
@@ -43,7 +43,7 @@ impl Client {
         topics: Rc<[String]>,
     ) -> io::Result<Self> {
         let requester = target.protocol.requester();
-        let mut connection = Connection::open(&*target.dial).await?;
+        let mut connection = Connection::open(&*target.connector).await?;
         let mut out = Vec::new();
         requester.open(&mut out);
         connection.write(&out).await?;
@@ -52,77 +52,80 @@ impl Client {
             connection,
             requester,
             out,
-            turn: Turn::new(index, load),
+            topic_cycle: TopicCycle::new(index, load),
             topics,
-            under_way: VecDeque::new(),
-            fruitless: 0,
+            in_flight: VecDeque::new(),
+            empty_in_a_row: 0,
         })
     }
 
-    /// Works until there is nothing left to do, or the time is over.
+    /// Runs until no messages are left, or the time is over.
     pub(crate) async fn run(
         mut self,
         load: &Load,
-        sent: &Sent,
+        state: &RunState,
         work: Work,
         begin: Instant,
     ) -> io::Result<()> {
         let end = load.duration.map(|duration| begin + duration);
         let mut schedule = load.rate.map(|rate| Schedule::new(begin, rate, self.index, load));
         let mut payload = Payload::new(load.size, load.batch);
-        // Since when the connection has been able to send.
-        let mut free = begin;
+        // When the connection last became able to send.
+        let mut idle_since = begin;
         loop {
             let now = Instant::now();
-            let is_over = end.is_some_and(|end| now >= end);
+            let has_ended = end.is_some_and(|end| now >= end);
             self.out.clear();
-            while self.under_way.len() < load.pipeline && !is_over {
+            while self.in_flight.len() < load.pipeline && !has_ended {
                 let due = schedule.as_ref().map_or(now, |schedule| schedule.due);
                 if due > now {
                     break;
                 }
-                let messages = sent.take(load.batch);
+                let messages = state.take(load.batch);
                 if messages == 0 {
                     break;
                 }
                 if let Some(schedule) = &mut schedule {
                     schedule.advance();
                 }
-                // A timer that is late is not the server's fault; a connection in use is.
-                let since = if due < free { due } else { now };
-                sent.asked.set(sent.asked.get() + 1);
-                self.ask(work, messages, &mut payload, now - since, since);
+                // If the connection was busy, the latency counts from the due time. If only the timer
+                // was late, the server is not to blame.
+                let since = if due < idle_since { due } else { now };
+                state.requested.set(state.requested.get() + 1);
+                self.send_request(work, messages, &mut payload, now - since, since);
             }
             if !self.out.is_empty()
                 && let Err(error) = self.connection.write(&self.out).await
             {
-                // The server may have said why it takes no more.
-                self.hear(load, sent).await?;
+                // A response of the server may explain the error.
+                self.read_responses(load, state).await?;
                 return Err(error);
             }
-            if self.under_way.is_empty() {
-                if is_over || sent.left.get() == 0 {
+            if self.in_flight.is_empty() {
+                if has_ended || state.left.get() == 0 {
                     return Ok(());
                 }
                 if let Some(schedule) = &schedule {
                     select! {
                         () = sleep_until(end.map_or(schedule.due, |end| end.min(schedule.due))) => {}
-                        () = sent.none_left.notified() => {}
+                        () = state.none_left.notified() => {}
                     }
                 }
                 continue;
             }
-            self.hear(load, sent).await?;
-            free = Instant::now();
+            self.read_responses(load, state).await?;
+            idle_since = Instant::now();
         }
     }
 
-    async fn hear(&mut self, load: &Load, sent: &Sent) -> io::Result<()> {
-        let Self { connection, requester, under_way, fruitless, .. } = self;
-        connection.read(|input| answers(requester, under_way, fruitless, load, sent, input)).await
+    async fn read_responses(&mut self, load: &Load, state: &RunState) -> io::Result<()> {
+        let Self { connection, requester, in_flight, empty_in_a_row, .. } = self;
+        connection
+            .read(|input| record_outcomes(requester, in_flight, empty_in_a_row, load, state, input))
+            .await
     }
 
-    fn ask(
+    fn send_request(
         &mut self,
         work: Work,
         messages: usize,
@@ -130,67 +133,67 @@ impl Client {
         late: Duration,
         since: Instant,
     ) {
-        let (topic, round) = self.turn.next();
+        let (topic, round) = self.topic_cycle.next();
         let name = &self.topics[topic];
         match work {
             Work::Publish => {
-                let body = payload.stamped(self.index, round, late, messages);
+                let body = payload.traced(self.index, round, late, messages);
                 self.requester.publish(name, body, &mut self.out);
             }
             Work::Pull => self.requester.pull(name, &mut self.out),
         }
-        self.under_way.push_back(Asked { since, topic, messages: messages as u64 });
+        self.in_flight.push_back(PendingRequest { since, topic, messages: messages as u64 });
     }
 }
 
-/// Enters the answers that have come.
-fn answers(
+/// Records the outcomes of the responses in `input`.
+fn record_outcomes(
     requester: &mut Box<dyn Requester>,
-    under_way: &mut VecDeque<Asked>,
-    fruitless: &mut usize,
+    in_flight: &mut VecDeque<PendingRequest>,
+    empty_in_a_row: &mut usize,
     load: &Load,
-    sent: &Sent,
+    state: &RunState,
     input: &[u8],
 ) -> io::Result<usize> {
     let now = Instant::now();
-    let mut latencies = sent.latencies.borrow_mut();
-    let mut accounts = sent.accounts.get();
-    let mut unasked = false;
-    let used = requester.answers(input, &mut |outcome| {
-        let Some(asked) = under_way.pop_front() else {
-            unasked = true;
+    let mut latencies = state.latencies.borrow_mut();
+    let mut accounts = state.accounts.get();
+    let mut unexpected = false;
+    let used = requester.decode(input, &mut |outcome| {
+        let Some(request) = in_flight.pop_front() else {
+            unexpected = true;
             return;
         };
-        let time = now.saturating_duration_since(asked.since);
+        let time = now.saturating_duration_since(request.since);
         latencies.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-        sent.answered.set(sent.answered.get() + 1);
+        state.answered.set(state.answered.get() + 1);
         if outcome != Outcome::Empty {
-            load.progress.add(asked.messages);
+            load.progress.add(request.messages);
         }
         match outcome {
             Outcome::Done => {
-                *fruitless = 0;
-                accounts.published += asked.messages;
-                let topic = &sent.by_topic[asked.topic];
-                topic.set(topic.get() + asked.messages);
+                *empty_in_a_row = 0;
+                accounts.published += request.messages;
+                let topic = &state.by_topic[request.topic];
+                topic.set(topic.get() + request.messages);
             }
             Outcome::Empty => {
                 accounts.empty += 1;
-                *fruitless += 1;
-                // Another topic may still have it, unless this client has been to all of them.
-                if *fruitless < load.topics.len() {
-                    sent.left.set(sent.left.get() + asked.messages);
+                *empty_in_a_row += 1;
+                // Another topic may still have messages, unless this client has visited all of them.
+                if *empty_in_a_row < load.topics.len() {
+                    state.left.set(state.left.get() + request.messages);
                 } else {
-                    sent.left.set(0);
-                    sent.none_left.notify_waiters();
+                    state.left.set(0);
+                    state.none_left.notify_waiters();
                 }
             }
             Outcome::Refused => accounts.refused += 1,
         }
     })?;
-    sent.accounts.set(accounts);
-    if unasked {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer to no question"));
+    state.accounts.set(accounts);
+    if unexpected {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a response without a request"));
     }
     Ok(used)
 }

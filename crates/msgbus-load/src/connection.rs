@@ -1,4 +1,4 @@
-//! A connection that is read with one buffer for all of them; and how it is made.
+//! Connections to a server. All of them share one read buffer.
 
 use std::{
     cell::RefCell,
@@ -17,30 +17,30 @@ use tokio::{
     time::timeout,
 };
 
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// In bytes.
-const READ_AT_ONCE: usize = 256 << 10;
+const READ_BUFFER_SIZE: usize = 256 << 10;
 
 thread_local! {
-    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_AT_ONCE]);
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BUFFER_SIZE]);
 }
 
-/// What bytes go through, both ways.
+/// A byte stream in both directions.
 pub trait Stream: AsyncRead + AsyncWrite + Debug + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Debug + Unpin> Stream for T {}
 
-/// A stream that is being made.
-pub type Dialing<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + 'a>>;
+/// A connection attempt.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + 'a>>;
 
-/// How a server is reached. An address is reached by TCP.
-pub trait Dial: Debug {
-    /// Makes a connection.
-    fn dial(&self) -> Dialing<'_>;
+/// Opens connections to a server. A [`SocketAddr`] connects with TCP.
+pub trait Connect: Debug {
+    /// Opens a connection.
+    fn connect(&self) -> Connecting<'_>;
 }
 
-impl Dial for SocketAddr {
-    fn dial(&self) -> Dialing<'_> {
+impl Connect for SocketAddr {
+    fn connect(&self) -> Connecting<'_> {
         Box::pin(async move {
             let stream = TcpStream::connect(self).await?;
             stream.set_nodelay(true)?;
@@ -49,22 +49,22 @@ impl Dial for SocketAddr {
     }
 }
 
-/// A server that is reached by calling a function.
-pub struct DialFn<F>(pub F);
+/// Opens connections by calling a function.
+pub struct ConnectFn<F>(pub F);
 
-impl<F> Debug for DialFn<F> {
+impl<F> Debug for ConnectFn<F> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str("DialFn")
+        f.write_str("ConnectFn")
     }
 }
 
-impl<F, C, S> Dial for DialFn<F>
+impl<F, C, S> Connect for ConnectFn<F>
 where
     F: Fn() -> C,
     C: Future<Output = io::Result<S>> + 'static,
     S: Stream + 'static,
 {
-    fn dial(&self) -> Dialing<'_> {
+    fn connect(&self) -> Connecting<'_> {
         let connect = (self.0)();
         Box::pin(async { Ok(Box::new(connect.await?) as Box<dyn Stream>) })
     }
@@ -73,13 +73,13 @@ where
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Box<dyn Stream>,
-    /// The beginning of something that has not come whole.
+    /// The incomplete end of the input so far.
     rest: Vec<u8>,
 }
 
 impl Connection {
-    pub(crate) async fn open(server: &dyn Dial) -> io::Result<Self> {
-        let stream = timeout(CONNECT_PATIENCE, server.dial())
+    pub(crate) async fn open(server: &dyn Connect) -> io::Result<Self> {
+        let stream = timeout(CONNECT_TIMEOUT, server.connect())
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(Self { stream, rest: Vec::new() })
@@ -87,11 +87,11 @@ impl Connection {
 
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await?;
-        // What is encrypted may have been kept back.
+        // TLS may buffer data.
         self.stream.flush().await
     }
 
-    /// Reads once, and lets `parse` take of it what is whole: it says how many bytes that is.
+    /// Reads once. `parse` consumes the complete frames and returns their length in bytes.
     pub(crate) async fn read(
         &mut self,
         mut parse: impl FnMut(&[u8]) -> io::Result<usize>,
@@ -109,7 +109,10 @@ impl Connection {
             ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
             let input = buffer.filled();
             Poll::Ready(match input {
-                [] => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server has closed")),
+                [] => Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the server closed the connection",
+                )),
                 _ => self.take(input, parse),
             })
         })
@@ -129,7 +132,7 @@ impl Connection {
             self.rest.drain(..used);
         }
         if self.rest.is_empty() {
-            // Thousands of these are open at a time.
+            // Frees the memory, because thousands of connections may be open.
             self.rest = Vec::new();
         }
         Ok(())

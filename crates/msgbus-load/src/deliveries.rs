@@ -1,4 +1,4 @@
-//! Following topics, with or without publishing to them at the same time.
+//! Subscribing to topics, with or without publishing to them at the same time.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,143 +19,147 @@ use crate::{
     connection::Connection,
     load::{Load, Target},
     progress::Progress,
-    protocol::{Follower, Heard},
+    protocol::{Follower, Received},
     report::{Accounts, Latencies, Meters, Report},
     requests,
-    sent::{Sent, Work},
-    stamp::{Ledger, Stamp},
+    run_state::{RunState, Work},
+    trace::{Tally, Trace},
 };
 
-/// How long it may be quiet before what has not come is called lost.
-const QUIET: Duration = Duration::from_secs(2);
-/// How often it is looked whether all has come.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How long the server may take to let a follower in.
-const READY_PATIENCE: Duration = Duration::from_secs(30);
-/// How many connections are opened at a time.
-const OPENED_AT_ONCE: usize = 64;
+/// Messages count as lost if nothing is received for this long.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
+/// The interval at which the number of received messages is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// The time limit for a subscription to become active.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many connections are opened before waiting for their subscriptions.
+const PARALLEL_CONNECTS: usize = 64;
 
-/// Publishes to topics that are followed, and accounts for every message. Latency is from the time
-/// a message was to be sent until a follower has it.
+/// Publishes to topics with subscribers, and accounts for every message. Latency is the time from
+/// when a message was due until a follower has received it.
 ///
 /// # Errors
-/// When the server cannot be reached or stops answering, or a connection breaks.
+/// The server cannot be reached or stops responding, or a connection breaks.
 pub async fn fan_out(target: &Target, load: &Load, followers: usize) -> io::Result<Report> {
-    let mut crowd = Crowd::gather(target, load, followers).await?;
-    let heard = Rc::clone(&crowd.heard);
-    let sent = Rc::new(Sent::new(load));
-    // The operations are what is delivered, not what is published.
+    let mut group = Group::connect(target, load, followers).await?;
+    let deliveries = Rc::clone(&group.deliveries);
+    let state = Rc::new(RunState::new(load));
+    // The progress counts deliveries, not publishes.
     let publishing = Load { progress: Progress::default(), ..load.clone() };
     let clients = requests::connect(target, &publishing).await?;
     let meters = Meters::start(target)?;
     let begin = Instant::now();
     let work = async {
-        requests::drive(clients, &publishing, &sent, Work::Publish).await?;
+        requests::drive(clients, &publishing, &state, Work::Publish).await?;
         let topic = |follower| follower % load.topics.len();
-        let expected: u64 = (0..followers).map(|i| sent.by_topic[topic(i)].get()).sum();
+        let expected: u64 = (0..followers).map(|i| state.by_topic[topic(i)].get()).sum();
         let (mut seen, mut since) = (0, Instant::now());
-        while heard.received() < expected && since.elapsed() < QUIET {
-            sleep(LOOK_EVERY).await;
-            if heard.received() > seen {
-                (seen, since) = (heard.received(), Instant::now());
+        while deliveries.received() < expected && since.elapsed() < QUIET_TIMEOUT {
+            sleep(POLL_INTERVAL).await;
+            if deliveries.received() > seen {
+                (seen, since) = (deliveries.received(), Instant::now());
             }
         }
         Ok(expected)
     };
     let expected = tokio::select! {
         expected = work => expected,
-        error = crowd.ended() => Err(error),
+        error = group.ended() => Err(error),
     }?;
     let accounts = Accounts {
-        lost: expected.saturating_sub(heard.received()),
-        ..heard.accounts(sent.accounts.get())
+        lost: expected.saturating_sub(deliveries.received()),
+        ..deliveries.accounts(state.accounts.get())
     };
-    let time = heard.last.get().unwrap_or(begin) - begin;
-    meters.report(time, accounts.received, accounts, &heard.latencies.borrow())
+    let time = deliveries.last.get().unwrap_or(begin) - begin;
+    meters.report(time, accounts.received, accounts, &deliveries.latencies.borrow())
 }
 
-/// Follows topics that somebody else publishes to, until `load.messages` have been received, or
+/// Subscribes to topics that another process publishes to, until `load.messages` have been received,
 /// `load.duration` is over, or `stop` is ready.
 ///
 /// # Errors
-/// When the server cannot be reached, or a connection breaks.
+/// The server cannot be reached, or a connection breaks.
 pub async fn follow(
     target: &Target,
     load: &Load,
     followers: usize,
     stop: impl Future<Output = ()>,
 ) -> io::Result<Report> {
-    let mut crowd = Crowd::gather(target, load, followers).await?;
-    let heard = Rc::clone(&crowd.heard);
+    let mut group = Group::connect(target, load, followers).await?;
+    let deliveries = Rc::clone(&group.deliveries);
     let meters = Meters::start(target)?;
     let begin = Instant::now();
     let enough = async {
         let is_over = || load.duration.is_some_and(|duration| begin.elapsed() >= duration);
-        while heard.received() < load.messages && !is_over() {
-            sleep(LOOK_EVERY).await;
+        while deliveries.received() < load.messages && !is_over() {
+            sleep(POLL_INTERVAL).await;
         }
     };
     tokio::select! {
         () = enough => {}
         () = stop => {}
-        error = crowd.ended() => return Err(error),
+        error = group.ended() => return Err(error),
     }
-    let accounts = heard.accounts(Accounts::default());
-    // Before the first message there was nothing to do.
-    let begin = heard.first.get().unwrap_or(begin);
-    let time = heard.last.get().unwrap_or(begin) - begin;
-    meters.report(time, accounts.received, accounts, &heard.latencies.borrow())
+    let accounts = deliveries.accounts(Accounts::default());
+    // The measurement starts with the first message.
+    let begin = deliveries.first.get().unwrap_or(begin);
+    let time = deliveries.last.get().unwrap_or(begin) - begin;
+    meters.report(time, accounts.received, accounts, &deliveries.latencies.borrow())
 }
 
-/// Connections that follow topics; they end when this is dropped.
-pub(crate) struct Crowd {
+/// Subscriber connections. Dropping this closes them.
+pub(crate) struct Group {
     tasks: JoinSet<io::Result<Infallible>>,
-    heard: Rc<Everything>,
+    deliveries: Rc<SharedTally>,
 }
 
-impl Crowd {
-    /// Opens connections, and returns when all of them follow.
-    pub(crate) async fn gather(target: &Target, load: &Load, followers: usize) -> io::Result<Self> {
-        let heard = Rc::new(Everything::new(followers, load.progress.clone()));
+impl Group {
+    /// Opens connections, and returns when all subscriptions are active.
+    pub(crate) async fn connect(
+        target: &Target,
+        load: &Load,
+        followers: usize,
+    ) -> io::Result<Self> {
+        let deliveries = Rc::new(SharedTally::new(followers, load.progress.clone()));
         let (ready, mut count) = watch::channel(0);
         let ready = Rc::new(ready);
-        let mut crowd = Self { tasks: JoinSet::new(), heard };
+        let mut group = Self { tasks: JoinSet::new(), deliveries };
         for index in 0..followers {
             let topic = target.protocol.encode_topic(&load.topics[index % load.topics.len()]);
             let follower = target.protocol.follower(&topic);
-            let connection = Connection::open(&*target.dial).await?;
-            let (heard, ready) = (Rc::clone(&crowd.heard), Rc::clone(&ready));
-            crowd.tasks.spawn_local(async move {
-                listen(connection, follower, index, &heard, &ready).await
+            let connection = Connection::open(&*target.connector).await?;
+            let (deliveries, ready) = (Rc::clone(&group.deliveries), Rc::clone(&ready));
+            group.tasks.spawn_local(async move {
+                receive(connection, follower, index, &deliveries, &ready).await
             });
-            if index % OPENED_AT_ONCE == 0 || index + 1 == followers {
-                crowd.wait_for(&mut count, index + 1).await?;
+            if index % PARALLEL_CONNECTS == 0 || index + 1 == followers {
+                group.wait_for(&mut count, index + 1).await?;
             }
         }
-        Ok(crowd)
+        Ok(group)
     }
 
     async fn wait_for(&mut self, count: &mut watch::Receiver<usize>, all: usize) -> io::Result<()> {
         let ready = count.wait_for(|count| *count >= all);
         tokio::select! {
-            ready = timeout(READY_PATIENCE, ready) => match ready {
+            ready = timeout(READY_TIMEOUT, ready) => match ready {
                 Ok(_) => Ok(()),
-                Err(_) => Err(io::Error::other("the server lets no more subscribers in")),
+                Err(_) => Err(io::Error::other("the server accepts no more subscribers")),
             },
-            Some(ended) = self.tasks.join_next() => Err(why(ended)),
+            Some(ended) = self.tasks.join_next() => Err(end_error(ended)),
         }
     }
 
-    /// Waits until one of them follows no longer, and says why.
+    /// Waits until one of the subscriptions ends, and returns the reason.
     pub(crate) async fn ended(&mut self) -> io::Error {
         match self.tasks.join_next().await {
-            Some(ended) => why(ended),
+            Some(ended) => end_error(ended),
             None => pending().await,
         }
     }
 }
 
-fn why(ended: Result<io::Result<Infallible>, JoinError>) -> io::Error {
+fn end_error(ended: Result<io::Result<Infallible>, JoinError>) -> io::Error {
     match ended {
         Ok(Ok(never)) => match never {},
         Ok(Err(error)) => error,
@@ -163,11 +167,11 @@ fn why(ended: Result<io::Result<Infallible>, JoinError>) -> io::Error {
     }
 }
 
-async fn listen(
+async fn receive(
     mut connection: Connection,
     mut follower: Box<dyn Follower>,
     index: usize,
-    heard: &Everything,
+    deliveries: &SharedTally,
     ready: &watch::Sender<usize>,
 ) -> io::Result<Infallible> {
     let mut out = Vec::new();
@@ -177,10 +181,10 @@ async fn listen(
     loop {
         connection
             .read(|input| {
-                let batch = heard.batch(index);
-                follower.hear(input, &mut out, &mut |what| match what {
-                    Heard::Ready => ready.send_modify(|count| *count += 1),
-                    Heard::Message(stamp) => batch.enter(stamp),
+                let batch = deliveries.batch(index);
+                follower.decode(input, &mut out, &mut |what| match what {
+                    Received::Ready => ready.send_modify(|count| *count += 1),
+                    Received::Message(trace) => batch.record(trace),
                 })
             })
             .await?;
@@ -191,10 +195,10 @@ async fn listen(
     }
 }
 
-/// What all followers have heard.
+/// The message counts and latencies of all followers.
 #[derive(Debug)]
-pub(crate) struct Everything {
-    ledgers: Vec<RefCell<Ledger>>,
+pub(crate) struct SharedTally {
+    tallies: Vec<RefCell<Tally>>,
     received: Cell<u64>,
     latencies: RefCell<Latencies>,
     first: Cell<Option<Instant>>,
@@ -202,10 +206,10 @@ pub(crate) struct Everything {
     progress: Progress,
 }
 
-impl Everything {
+impl SharedTally {
     fn new(followers: usize, progress: Progress) -> Self {
         Self {
-            ledgers: std::iter::repeat_with(RefCell::default).take(followers).collect(),
+            tallies: std::iter::repeat_with(RefCell::default).take(followers).collect(),
             received: Cell::new(0),
             latencies: RefCell::new(Latencies::new()),
             first: Cell::new(None),
@@ -214,49 +218,49 @@ impl Everything {
         }
     }
 
-    /// Different messages, by all followers together.
+    /// Distinct messages received, summed over all followers.
     fn received(&self) -> u64 {
         self.received.get()
     }
 
     fn batch(&self, follower: usize) -> Batch<'_> {
-        Batch { all: self, follower, now: Stamp::now(), count: Cell::new(0) }
+        Batch { all: self, follower, now: Trace::now(), count: Cell::new(0) }
     }
 
     fn accounts(&self, published: Accounts) -> Accounts {
         let mut accounts = published;
-        for ledger in &self.ledgers {
-            let ledger = ledger.borrow();
-            accounts.lost += ledger.gaps();
-            accounts.repeated += ledger.repeated;
-            accounts.reordered += ledger.reordered;
+        for tally in &self.tallies {
+            let tally = tally.borrow();
+            accounts.lost += tally.lost();
+            accounts.repeated += tally.repeated;
+            accounts.reordered += tally.reordered;
         }
         accounts.received = self.received();
         accounts
     }
 }
 
-/// What came in one read.
+/// The messages of one read.
 struct Batch<'a> {
-    all: &'a Everything,
+    all: &'a SharedTally,
     follower: usize,
     now: u64,
-    /// Different messages.
+    /// Distinct messages.
     count: Cell<u64>,
 }
 
 impl Batch<'_> {
-    fn enter(&self, stamp: Option<Stamp>) {
+    fn record(&self, trace: Option<Trace>) {
         let all = self.all;
-        let new = match stamp {
-            Some(stamp) => {
-                let mut ledger = all.ledgers[self.follower].borrow_mut();
-                let before = ledger.received;
-                ledger.enter(&stamp);
-                all.latencies.borrow_mut().record(self.now.saturating_sub(stamp.time));
-                ledger.received - before
+        let new = match trace {
+            Some(trace) => {
+                let mut tally = all.tallies[self.follower].borrow_mut();
+                let before = tally.received;
+                tally.record(&trace);
+                all.latencies.borrow_mut().record(self.now.saturating_sub(trace.time));
+                tally.received - before
             }
-            // It can be counted, and no more.
+            // Without a trace it can only be counted.
             None => 1,
         };
         self.count.set(self.count.get() + new);

@@ -1,4 +1,4 @@
-//! What msgbus speaks: HTTP/1.1 and websockets.
+//! The protocol of msgbus: HTTP/1.1 and websockets.
 
 use std::{
     fmt,
@@ -14,25 +14,25 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
 };
 
 use crate::{
-    protocol::{Body, Follower, Heard, Outcome, Protocol, Requester},
+    protocol::{Body, Follower, Outcome, Protocol, Received, Requester},
     response::{ResponseHead, invalid},
-    stamp::Stamp,
+    trace::Trace,
 };
 
-/// A msgbus server, and whatever takes the same requests.
+/// A msgbus server, or another server that accepts the same requests.
 #[derive(Clone, Default)]
 pub struct Http {
     /// The host, and the port if it is not 80.
     pub host: String,
-    /// What stands before the topics in a path: empty, or with a slash before and none behind it.
+    /// The path in front of the topics: empty, or with a leading and without a trailing slash.
     pub prefix: String,
-    /// Whether to follow topics in binary frames with the bare payload.
+    /// Whether subscribers receive binary frames that contain only the payload.
     pub raw: bool,
-    /// What `Authorization` says, if it says something.
+    /// The value of the `Authorization` header.
     pub authorization: Option<String>,
 }
 
-/// Without what is nobody's business.
+/// Omits the key.
 impl fmt::Debug for Http {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, prefix, raw, .. } = self;
@@ -42,7 +42,7 @@ impl fmt::Debug for Http {
 }
 
 impl Http {
-    /// The headers that go with every request, each with its line end.
+    /// The headers of every request, each with its line break.
     pub(crate) fn headers(&self) -> String {
         let mut headers = format!("Host: {}\r\n", self.host);
         if let Some(authorization) = &self.authorization {
@@ -71,7 +71,7 @@ impl Protocol for Http {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n",
             self.headers()
         );
-        Box::new(Listener {
+        Box::new(WebsocketFollower {
             request,
             raw: self.raw,
             is_open: false,
@@ -105,7 +105,7 @@ impl Requester for Client {
         }
     }
 
-    fn answers(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
+    fn decode(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
         let mut used = 0;
         while let Some(head) = ResponseHead::parse(&input[used..])? {
             let whole = head.length() + head.body_length()?;
@@ -115,12 +115,12 @@ impl Requester for Client {
             each(match head.status() {
                 200..=299 => Outcome::Done,
                 404 => Outcome::Empty,
-                // Neither will the next one be right.
+                // The next request would fail as well.
                 status @ 400..=499 => {
                     let text = &input[used + head.length()..used + whole];
                     let text = String::from_utf8_lossy(text);
                     return Err(invalid(format!(
-                        "the server answers {status}: {}",
+                        "the server answered {status}: {}",
                         text.trim_end()
                     )));
                 }
@@ -132,51 +132,54 @@ impl Requester for Client {
     }
 }
 
-struct Listener {
+struct WebsocketFollower {
     request: String,
     raw: bool,
     is_open: bool,
     payload: Finder<'static>,
 }
 
-impl Follower for Listener {
+impl Follower for WebsocketFollower {
     fn open(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.request.as_bytes());
     }
 
-    fn hear(
+    fn decode(
         &mut self,
         input: &[u8],
         reply: &mut Vec<u8>,
-        each: &mut dyn FnMut(Heard),
+        each: &mut dyn FnMut(Received),
     ) -> io::Result<usize> {
         let mut used = 0;
         if !self.is_open {
             let Some(head) = ResponseHead::parse(input)? else { return Ok(0) };
             if head.status() != 101 {
-                return Err(invalid(format!("the server answers {}, not 101", head.status())));
+                return Err(invalid(format!(
+                    "the server answered {} instead of 101",
+                    head.status()
+                )));
             }
             self.is_open = true;
             used = head.length();
-            each(Heard::Ready);
+            each(Received::Ready);
         }
         loop {
             let mut rest = Cursor::new(&input[used..]);
             let Some((header, length)) = FrameHeader::parse(&mut rest).map_err(invalid)? else {
                 return Ok(used);
             };
-            // Both are positions in `input`.
+            // The cursor is relative to `used`; the sum is an index into `input`.
             let begin = used + usize::try_from(rest.position()).unwrap_or(usize::MAX);
             let length = usize::try_from(length).map_err(invalid)?;
             let Some(content) = input.get(begin..begin.saturating_add(length)) else {
                 return Ok(used);
             };
             match header.opcode {
-                OpCode::Data(_) => each(Heard::Message(self.stamp(content))),
+                OpCode::Data(_) => each(Received::Message(self.trace(content))),
                 OpCode::Control(Control::Ping) => pong(content, reply)?,
                 OpCode::Control(Control::Close) => {
                     return Err(invalid(format!(
-                        "the server has closed: {}",
+                        "the server closed the connection: {}",
                         String::from_utf8_lossy(content.get(2..).unwrap_or_default())
                     )));
                 }
@@ -187,23 +190,23 @@ impl Follower for Listener {
     }
 }
 
-impl Listener {
-    /// Base64 has four characters for three bytes.
-    const ENCODED_STAMP: usize = Stamp::LENGTH.div_ceil(3) * 4;
+impl WebsocketFollower {
+    /// Base64 encodes three bytes as four characters.
+    const ENCODED_TRACE: usize = Trace::LENGTH.div_ceil(3) * 4;
 
-    fn stamp(&self, content: &[u8]) -> Option<Stamp> {
+    fn trace(&self, content: &[u8]) -> Option<Trace> {
         if self.raw {
-            return Stamp::read(content);
+            return Trace::read(content);
         }
         let begin = self.payload.find(content)? + self.payload.needle().len();
-        let encoded = content.get(begin..begin + Self::ENCODED_STAMP)?;
-        let mut stamp = [0; Self::ENCODED_STAMP];
-        let length = BASE64_STANDARD.decode_slice(encoded, &mut stamp).ok()?;
-        Stamp::read(&stamp[..length])
+        let encoded = content.get(begin..begin + Self::ENCODED_TRACE)?;
+        let mut trace = [0; Self::ENCODED_TRACE];
+        let length = BASE64_STANDARD.decode_slice(encoded, &mut trace).ok()?;
+        Trace::read(&trace[..length])
     }
 }
 
-/// The answer to a ping, masked with zeros: it hides nothing.
+/// Writes a pong. Its mask is zero, which leaves the content unchanged.
 fn pong(content: &[u8], reply: &mut Vec<u8>) -> io::Result<()> {
     let header = FrameHeader {
         opcode: OpCode::Control(Control::Pong),
@@ -230,17 +233,17 @@ mod tests {
             HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nno\n\
             HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab";
         let mut outcomes = Vec::new();
-        let used = client.answers(input, &mut |outcome| outcomes.push(outcome)).unwrap();
+        let used = client.decode(input, &mut |outcome| outcomes.push(outcome)).unwrap();
         assert_eq!(outcomes, [Outcome::Done, Outcome::Empty]);
         assert!(input[used..].starts_with(b"HTTP/1.1 200"));
-        assert!(client.answers(b"SSH-2.0-x\r\n\r\n", &mut |_| ()).is_err());
+        assert!(client.decode(b"SSH-2.0-x\r\n\r\n", &mut |_| ()).is_err());
     }
 
     #[test]
     fn a_follower_hears_frames_in_any_pieces() {
-        let stamp = Stamp { publisher: 1, sequence: 2, time: 3 };
+        let trace = Trace { publisher: 1, sequence: 2, time: 3 };
         let mut payload = [b'x'; 100];
-        stamp.write(&mut payload);
+        trace.write(&mut payload);
         let json = format!("{{\"id\":0,\"payload\":\"{}\"}}\n", BASE64_STANDARD.encode(payload));
         let mut input = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n".to_vec();
         input.extend_from_slice(&[0x89, 2, b'h', b'i']);
@@ -248,14 +251,14 @@ mod tests {
         input.extend_from_slice(json.as_bytes());
 
         let mut follower = http(false).follower("t");
-        let (mut heard, mut reply, mut begin) = (Vec::new(), Vec::new(), 0);
+        let (mut tally_of_all, mut reply, mut begin) = (Vec::new(), Vec::new(), 0);
         for end in 1..=input.len() {
-            let listen = &mut |what| heard.push(what);
-            begin += follower.hear(&input[begin..end], &mut reply, listen).unwrap();
+            let listen = &mut |what| tally_of_all.push(what);
+            begin += follower.decode(&input[begin..end], &mut reply, listen).unwrap();
         }
         assert_eq!(begin, input.len());
-        assert_eq!(heard, [Heard::Ready, Heard::Message(Some(stamp))]);
+        assert_eq!(tally_of_all, [Received::Ready, Received::Message(Some(trace))]);
         assert_eq!(reply, [0x8a, 0x82, 0, 0, 0, 0, b'h', b'i']);
-        assert!(follower.hear(&[0x88, 2, 3, 0xe9], &mut reply, &mut |_| ()).is_err());
+        assert!(follower.decode(&[0x88, 2, 3, 0xe9], &mut reply, &mut |_| ()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Following topics on which nothing happens: what a connection costs in memory.
+//! Idle subscriptions, to measure the memory of a connection.
 
 use std::{io, time::Duration};
 
@@ -8,27 +8,27 @@ use tokio::{
 };
 
 use crate::{
-    deliveries::Crowd,
+    deliveries::Group,
     load::{Load, Target},
     report::{Accounts, Latencies, Meters, Report},
 };
 
-/// Time for the server to settle before and after, where no duration is given.
+/// How long the server may settle before and after, unless a duration is given.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Opens connections that follow topics, and holds them open for `load.duration`. The operations
-/// are connections; `growth` divided by them is what one costs in memory.
+/// Opens subscriber connections, and keeps them open for `load.duration`. The operations are
+/// connections; `growth` divided by them is the memory of one connection.
 ///
 /// # Errors
-/// When the server cannot be reached, or does not keep all connections open.
+/// The server cannot be reached, or closes a connection.
 pub async fn idle(target: &Target, load: &Load, followers: usize) -> io::Result<Report> {
     let meters = Meters::start(target)?;
     let begin = Instant::now();
-    let mut crowd = Crowd::gather(target, load, followers).await?;
+    let mut group = Group::connect(target, load, followers).await?;
     let time = begin.elapsed();
     select! {
         () = sleep(load.duration.unwrap_or(SETTLE)) => {}
-        error = crowd.ended() => return Err(error),
+        error = group.ended() => return Err(error),
     }
     meters.report(time, followers as u64, Accounts::default(), &Latencies::new())
 }

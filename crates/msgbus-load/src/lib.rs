@@ -1,15 +1,14 @@
-//! A load generator: what `msgbus bench` runs, and what msgbus is compared with others by.
+//! The load generator of `msgbus bench` and of the comparisons with other servers.
 //!
-//! It shares the machine with the server it measures, so it is made cheap: one thread, requests
-//! written ready-made, one buffer to read into, and every message checked where it lies in that
-//! buffer. What a server speaks is a [`Protocol`], which knows bytes and no sockets; how it is reached,
-//! a [`Dial`], which may add encryption.
+//! It often shares the machine with the server that it measures, so it is cheap: one thread,
+//! prepared requests, one read buffer for all connections, and messages are checked in that buffer
+//! without a copy. A [`Protocol`] encodes requests and decodes responses, without sockets; a
+//! [`Connect`] opens connections, and may add encryption.
 //!
-//! Every message carries a [`Stamp`]: who published it, its number there, and when. So each
-//! subscriber can tell what was lost, repeated or reordered, and how long it took.
+//! Every message carries a [`Trace`]: its publisher, its sequence number and its time. From these,
+//! subscribers compute latency, and count lost, repeated and reordered messages.
 //!
-//! All of it needs a tokio runtime of the current thread, within a
-//! [`LocalSet`](tokio::task::LocalSet).
+//! Requires a current-thread tokio runtime, within a [`LocalSet`](tokio::task::LocalSet).
 
 mod client;
 mod connection;
@@ -24,20 +23,20 @@ mod protocol;
 mod report;
 mod requests;
 mod response;
-mod sent;
-mod stamp;
+mod run_state;
 mod streaming;
+mod trace;
 
-pub use connection::{Dial, DialFn, Dialing, Stream};
+pub use connection::{Connect, ConnectFn, Connecting, Stream};
 pub use deliveries::{fan_out, follow};
 pub use http::Http;
 pub use idle::idle;
 pub use load::{Load, Target};
 pub use process::Server;
 pub use progress::Progress;
-pub use protocol::{Body, Follower, Heard, Outcome, Protocol, Requester};
+pub use protocol::{Body, Follower, Outcome, Protocol, Received, Requester};
 pub use report::{Accounts, Cost, Percentiles, Report};
 pub use requests::{publish, pull};
 pub use response::ResponseHead;
-pub use stamp::Stamp;
 pub use streaming::{Streaming, Waiting};
+pub use trace::Trace;

@@ -1,40 +1,39 @@
-//! What a server is given to do.
+//! The load for a server.
 
 use std::{rc::Rc, time::Duration};
 
-use crate::{connection::Dial, process::Server, progress::Progress, protocol::Protocol};
+use crate::{connection::Connect, process::Server, progress::Progress, protocol::Protocol};
 
 /// The server under load.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// How it is reached.
-    pub dial: Rc<dyn Dial>,
-    /// What it speaks.
+    /// Opens connections to it.
+    pub connector: Rc<dyn Connect>,
+    /// The protocol that it speaks.
     pub protocol: Rc<dyn Protocol>,
-    /// Its processes, where they are to be measured.
+    /// The processes to measure, if any.
     pub server: Option<Server>,
 }
 
-/// What is asked of the server.
+/// The work for the server.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// Connections that publish or pull.
+    /// The number of connections that publish or pull.
     pub clients: usize,
-    /// The topics, which the clients share between them.
+    /// The topics, which all clients use.
     pub topics: Vec<String>,
-    /// How many messages, by all clients together.
+    /// The number of messages, summed over all clients.
     pub messages: u64,
-    /// Ends earlier after this time.
+    /// Ends the run after this time even if messages are left.
     pub duration: Option<Duration>,
-    /// The size of a payload, in bytes.
+    /// The payload size, in bytes.
     pub size: usize,
-    /// How many messages in a second, by all clients together; as many as the server takes if
-    /// `None`.
+    /// Messages per second, summed over all clients; `None` for as many as the server takes.
     pub rate: Option<f64>,
-    /// How many requests a connection has under way.
+    /// The number of requests in flight on each connection.
     pub pipeline: usize,
-    /// How many messages a request publishes.
+    /// The number of messages per publish request.
     pub batch: usize,
-    /// Counts the operations while they are done.
+    /// Counts the completed operations.
     pub progress: Progress,
 }

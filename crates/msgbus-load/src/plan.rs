@@ -1,29 +1,29 @@
-//! What a client sends, to which topic, and when.
+//! What a client publishes or pulls, in which topic, and when.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{load::Load, protocol::Body, stamp::Stamp};
+use crate::{load::Load, protocol::Body, trace::Trace};
 
-/// Whose turn it is: each client goes round all topics, and they begin as far apart as can be, or
-/// those that pull would come to what another has just emptied.
+/// The order in which a client visits the topics. Clients start evenly spread over the topics, so that
+/// one does not pull from a topic that another has just emptied.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct TopicCycle {
     topic: usize,
     first: usize,
     count: usize,
     round: u64,
 }
 
-impl Turn {
+impl TopicCycle {
     pub(crate) fn new(index: usize, load: &Load) -> Self {
         let count = load.topics.len();
         let first = index * count / load.clients;
         Self { topic: first, first, count, round: 0 }
     }
 
-    /// The next topic, and how many times this client was there before.
+    /// The next topic, and how many times this client has visited it before.
     pub(crate) fn next(&mut self) -> (usize, u64) {
         let now = (self.topic, self.round);
         self.topic = (self.topic + 1) % self.count;
@@ -32,7 +32,7 @@ impl Turn {
     }
 }
 
-/// When the next request of a client is due.
+/// The due times of a client's requests.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     pub(crate) due: Instant,
@@ -52,7 +52,7 @@ impl Schedule {
     }
 }
 
-/// The bytes to publish, which change by their stamps only.
+/// The bytes to publish. Only their traces change between requests.
 #[derive(Debug)]
 pub(crate) struct Payload {
     bytes: Vec<u8>,
@@ -70,7 +70,7 @@ impl Payload {
         Self { bytes, size, batch }
     }
 
-    pub(crate) fn stamped(
+    pub(crate) fn traced(
         &mut self,
         client: usize,
         round: u64,
@@ -80,15 +80,15 @@ impl Payload {
         let is_batch = self.batch > 1;
         let line = if is_batch { self.size + 1 } else { self.size };
         let late = u64::try_from(late.as_nanos()).unwrap_or(u64::MAX);
-        let mut stamp = Stamp {
+        let mut trace = Trace {
             publisher: u16::try_from(client).unwrap_or(u16::MAX),
             sequence: round * self.batch as u64,
-            time: Stamp::now().saturating_sub(late),
+            time: Trace::now().saturating_sub(late),
         };
         let bytes = &mut self.bytes[..line * count];
         for payload in bytes.chunks_exact_mut(line.max(1)) {
-            stamp.write(&mut payload[..self.size]);
-            stamp.sequence += 1;
+            trace.write(&mut payload[..self.size]);
+            trace.sequence += 1;
         }
         if is_batch { Body::Lines(bytes) } else { Body::Message(bytes) }
     }

@@ -1,4 +1,4 @@
-//! What a server costs: the processor time and the memory of its processes. Linux only.
+//! The processor time and the memory of a server's processes. Linux only.
 
 use std::{fs, io, time::Duration};
 
@@ -9,7 +9,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server that these processes are.
+    /// A server that consists of these processes.
     pub fn new(pids: impl Into<Vec<u32>>) -> Self {
         Self { pids: pids.into() }
     }
@@ -19,15 +19,15 @@ impl Server {
         Self::new([std::process::id()])
     }
 
-    /// The processor time that all their threads have used.
+    /// The processor time of all threads.
     ///
     /// # Errors
-    /// When there is no such process, or the system does not tell.
+    /// A process does not exist, or the system does not report it.
     pub fn processor_time(&self) -> io::Result<Duration> {
         let mut nanoseconds = 0;
         for pid in &self.pids {
             for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-                // A thread may end while it is looked at.
+                // A thread may end meanwhile.
                 let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
                 nanoseconds += first_number(&text)?;
             }
@@ -35,10 +35,10 @@ impl Server {
         Ok(Duration::from_nanos(nanoseconds))
     }
 
-    /// The memory that they hold, in bytes.
+    /// The resident memory, in bytes.
     ///
     /// # Errors
-    /// As [`processor_time`](Self::processor_time).
+    /// See [`processor_time`](Self::processor_time).
     pub fn resident(&self) -> io::Result<u64> {
         let mut kilobytes = 0;
         for pid in &self.pids {

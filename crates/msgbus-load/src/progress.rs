@@ -1,16 +1,16 @@
-//! How far a run is.
+//! The progress of a run.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// How far a run is, for whoever shows it.
+/// The progress of a run, for display.
 #[derive(Debug, Clone, Default)]
 pub struct Progress(Arc<AtomicU64>);
 
 impl Progress {
-    /// Operations done so far.
+    /// The number of completed operations.
     pub fn done(&self) -> u64 {
         self.0.load(Relaxed)
     }

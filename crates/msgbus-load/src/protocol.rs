@@ -1,47 +1,48 @@
-//! How a server is spoken to: bytes in, bytes out, no sockets.
+//! The protocol of a server, as bytes in and bytes out, without sockets.
 
 use std::{fmt, io};
 
-use crate::stamp::Stamp;
+use crate::trace::Trace;
 
-/// What a server speaks.
+/// The protocol of a server.
 pub trait Protocol: fmt::Debug {
-    /// How a topic is written in requests: what [`Requester`] and [`follower`](Self::follower)
-    /// are given.
+    /// Encodes a topic for requests, once. [`Requester`] and [`follower`](Self::follower) are given
+    /// the encoded form.
     fn encode_topic(&self, topic: &str) -> String {
         topic.to_owned()
     }
 
-    /// The client's side of a connection that asks and is answered, in order.
+    /// Creates the client side of a connection for requests and responses.
     fn requester(&self) -> Box<dyn Requester>;
 
-    /// The client's side of a connection that follows a topic.
+    /// Creates the client side of a subscription.
     fn follower(&self, topic: &str) -> Box<dyn Follower>;
 }
 
-/// What is published at once.
+/// The body of a publish request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body<'a> {
     /// One message.
     Message(&'a [u8]),
-    /// As many messages as there are lines.
+    /// One message per line.
     Lines(&'a [u8]),
 }
 
-/// How a request ended.
+/// The result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It did what it was for.
+    /// It succeeded.
     Done,
-    /// There was nothing to pull.
+    /// There was no message to pull.
     Empty,
-    /// The server would not.
+    /// The server rejected it.
     Refused,
 }
 
-/// One connection that asks and is answered, in order.
+/// The client side of a connection for requests and responses, which come in the order of the
+/// requests.
 pub trait Requester {
-    /// What is said first, and not answered.
+    /// Writes the opening bytes of the connection, if any. They get no response.
     fn open(&self, out: &mut Vec<u8>) {
         let _ = out;
     }
@@ -52,36 +53,36 @@ pub trait Requester {
     /// Writes a request to pull one message.
     fn pull(&self, topic: &str, out: &mut Vec<u8>);
 
-    /// Reads as many whole answers as there are in `input`, and says how many bytes they took.
+    /// Decodes the complete responses in `input`, and returns their length in bytes.
     ///
     /// # Errors
-    /// When this is no answer.
-    fn answers(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize>;
+    /// The input is not a valid response.
+    fn decode(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize>;
 }
 
-/// What a follower hears.
+/// An event of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
-    /// It follows now: everything published from here on will come.
+pub enum Received {
+    /// The subscription is active: messages that are published from now on will be received.
     Ready,
-    /// A message, with its stamp if it has one.
-    Message(Option<Stamp>),
+    /// A message, with its trace if it has one.
+    Message(Option<Trace>),
 }
 
-/// One connection that follows a topic.
+/// The client side of a subscription to a topic.
 pub trait Follower {
-    /// What is said first.
+    /// Writes the opening bytes of the connection.
     fn open(&self, out: &mut Vec<u8>);
 
-    /// Reads as much as is whole in `input`, and says how many bytes that took. What has to be
-    /// said to the server goes to `reply`.
+    /// Decodes the complete frames in `input`, and returns their length in bytes. Writes replies to
+    /// the server, such as pongs, to `reply`.
     ///
     /// # Errors
-    /// When the server has ended it, or this is not the protocol.
-    fn hear(
+    /// The server has closed the subscription, or the input is not valid.
+    fn decode(
         &mut self,
         input: &[u8],
         reply: &mut Vec<u8>,
-        each: &mut dyn FnMut(Heard),
+        each: &mut dyn FnMut(Received),
     ) -> io::Result<usize>;
 }

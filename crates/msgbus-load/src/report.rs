@@ -1,4 +1,4 @@
-//! What a run has found out.
+//! The results of a run.
 
 use std::{io, time::Duration};
 
@@ -7,29 +7,29 @@ use serde::Serialize;
 
 use crate::{load::Target, process::Server};
 
-/// The findings of a run.
+/// The results of a run.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
-    /// How long the work took, in seconds.
+    /// The duration of the run, in seconds.
     pub seconds: f64,
-    /// What was done: messages published, pulled or delivered, or connections opened.
+    /// The number of messages published, pulled or delivered, or of connections opened.
     pub operations: u64,
-    /// `operations` in a second.
+    /// `operations` per second.
     pub rate: f64,
-    /// How long each took: a request until its answer, a message from its publishing until it was
-    /// received. In microseconds.
+    /// The latency of a request until its response, or of a message from its publish until it was
+    /// received, in microseconds.
     pub latency: Option<Percentiles>,
-    /// What became of the messages.
+    /// The message counts.
     pub accounts: Accounts,
-    /// What it cost the server, where its processes are known.
+    /// The resource use of the server, if its processes are known.
     pub server: Option<Cost>,
-    /// What it cost the load generator.
+    /// The resource use of the load generator.
     pub generator: Option<Cost>,
 }
 
 /// A distribution, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "the names are clear")]
 pub struct Percentiles {
     pub p50: f64,
     pub p90: f64,
@@ -38,37 +38,37 @@ pub struct Percentiles {
     pub max: f64,
 }
 
-/// What became of the messages.
+/// The message counts of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Accounts {
-    /// Messages that the server has accepted.
+    /// Messages that the server accepted.
     pub published: u64,
-    /// Messages that were received, by all subscribers together.
+    /// Messages received, summed over all subscribers.
     pub received: u64,
-    /// Messages that should have been received, and were not.
+    /// Messages that should have been received but were not.
     pub lost: u64,
-    /// Messages that were received again.
+    /// Messages received more than once.
     pub repeated: u64,
-    /// Messages that came behind later ones of the same publisher.
+    /// Messages received after later ones of the same publisher.
     pub reordered: u64,
-    /// Requests that the server refused.
+    /// Requests that the server rejected.
     pub refused: u64,
-    /// Pulls that found nothing.
+    /// Pulls that returned no message.
     pub empty: u64,
 }
 
-/// What a run cost a process.
+/// The resource use of processes during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cost {
-    /// Processor time for each operation, in microseconds.
+    /// Processor time per operation, in microseconds.
     pub cpu_per_operation: f64,
-    /// Memory at the end, in bytes.
+    /// Resident memory at the end, in bytes.
     pub resident: u64,
-    /// How much more memory that is than at the beginning, in bytes.
+    /// The growth of the resident memory during the run, in bytes.
     pub growth: i64,
 }
 
-/// Measures what processes use while something runs.
+/// Measures the resource use of processes during a run.
 #[derive(Debug)]
 struct Meter {
     server: Server,
@@ -97,7 +97,7 @@ impl Meter {
     }
 }
 
-/// What is measured beside the work.
+/// The measurements of a run besides its operations.
 #[derive(Debug)]
 pub(crate) struct Meters {
     server: Option<Meter>,
@@ -108,7 +108,7 @@ impl Meters {
     pub(crate) fn start(target: &Target) -> io::Result<Self> {
         Ok(Self {
             server: target.server.as_ref().map(Meter::start).transpose()?,
-            // Nobody has asked for it: where it cannot be known, it is left out.
+            // Optional: omitted if the system does not report it.
             generator: Meter::start(&Server::own()).ok(),
         })
     }
@@ -133,7 +133,7 @@ impl Meters {
     }
 }
 
-/// A distribution in the making.
+/// A histogram of latencies.
 #[derive(Debug)]
 pub(crate) struct Latencies {
     /// In nanoseconds.
@@ -141,16 +141,17 @@ pub(crate) struct Latencies {
 }
 
 impl Latencies {
-    const LONGEST: u64 = 100_000_000_000;
-    const DIGITS: u8 = 3;
+    const MAX_NANOSECONDS: u64 = 100_000_000_000;
+    const SIGNIFICANT_DIGITS: u8 = 3;
 
     pub(crate) fn new() -> Self {
-        #[expect(clippy::unwrap_used, reason = "the bounds are constants that the library takes")]
-        let histogram = Histogram::new_with_max(Self::LONGEST, Self::DIGITS).unwrap();
+        #[expect(clippy::unwrap_used, reason = "the constants are valid bounds")]
+        let histogram =
+            Histogram::new_with_max(Self::MAX_NANOSECONDS, Self::SIGNIFICANT_DIGITS).unwrap();
         Self { histogram }
     }
 
-    /// Enters a time in nanoseconds.
+    /// Records a time in nanoseconds.
     pub(crate) fn record(&mut self, nanoseconds: u64) {
         self.histogram.saturating_record(nanoseconds);
     }

@@ -1,4 +1,4 @@
-//! Publishing and pulling as fast as the server answers, or at a given rate.
+//! Publishing and pulling, as fast as the server responds or at a given rate.
 
 use std::{io, rc::Rc};
 
@@ -9,37 +9,35 @@ use crate::{
     load::{Load, Target},
     progress::Progress,
     report::{Accounts, Meters, Report},
-    sent::{PATIENCE, Sent, Work},
+    run_state::{RESPONSE_TIMEOUT, RunState, Work},
 };
 
-/// Publishes.
+/// Publishes messages.
 ///
-/// With a rate, each request has a time at which it is due, and its latency counts from there
-/// wherever the server has kept the connection from sending it: a slow answer is not hidden by the
-/// requests that it held back (coordinated omission).
+/// With a rate, each request has a due time. If a slow response delays it, its latency counts from
+/// the due time, so that delays are not hidden (coordinated omission).
 ///
 /// # Errors
-/// When the server cannot be reached, stops answering, or calls a request wrong; or when a connection
-/// breaks.
+/// The server cannot be reached, stops responding or answers with 4xx, or a connection breaks.
 pub async fn publish(target: &Target, load: &Load) -> io::Result<Report> {
-    let sent = Rc::new(Sent::new(load));
+    let state = Rc::new(RunState::new(load));
     let clients = connect(target, load).await?;
     let meter = Meters::start(target)?;
     let begin = Instant::now();
-    drive(clients, load, &sent, Work::Publish).await?;
-    sent.report(begin.elapsed(), meter)
+    drive(clients, load, &state, Work::Publish).await?;
+    state.report(begin.elapsed(), meter)
 }
 
-/// Pulls, from topics that it has filled before.
+/// Pulls messages from topics that it fills first.
 ///
 /// # Errors
-/// As [`publish`].
+/// See [`publish`].
 pub async fn pull(target: &Target, load: &Load) -> io::Result<Report> {
     const LINES: usize = 200;
     let each = load.messages / load.topics.len() as u64;
     let lines = if load.size * LINES <= 512 << 10 { LINES } else { 1 };
     let filling = Load {
-        // A single one goes round the topics in order, so that they have the same number, or nearly.
+        // One client, because it visits the topics in order and so fills them evenly.
         clients: 1,
         rate: None,
         duration: None,
@@ -50,15 +48,17 @@ pub async fn pull(target: &Target, load: &Load) -> io::Result<Report> {
     };
     let filled = publish(target, &filling).await?;
     if filled.accounts.refused > 0 {
-        return Err(io::Error::other("the server refused the messages that were to be pulled"));
+        return Err(io::Error::other(
+            "the server rejected the messages that were published for pulling",
+        ));
     }
     let load = &Load { batch: 1, ..load.clone() };
-    let sent = Rc::new(Sent::new(load));
+    let state = Rc::new(RunState::new(load));
     let clients = connect(target, load).await?;
     let meter = Meters::start(target)?;
     let begin = Instant::now();
-    drive(clients, load, &sent, Work::Pull).await?;
-    let mut report = sent.report(begin.elapsed(), meter)?;
+    drive(clients, load, &state, Work::Pull).await?;
+    let mut report = state.report(begin.elapsed(), meter)?;
     report.accounts.received = report.accounts.published;
     report.accounts.published = filled.accounts.published;
     if load.duration.is_none() {
@@ -81,14 +81,14 @@ pub(crate) async fn connect(target: &Target, load: &Load) -> io::Result<Vec<Clie
 pub(crate) async fn drive(
     clients: Vec<Client>,
     load: &Load,
-    sent: &Rc<Sent>,
+    state: &Rc<RunState>,
     work: Work,
 ) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     let begin = Instant::now();
     for client in clients {
-        let (load, sent) = (load.clone(), Rc::clone(sent));
-        tasks.spawn_local(async move { client.run(&load, &sent, work, begin).await });
+        let (load, state) = (load.clone(), Rc::clone(state));
+        tasks.spawn_local(async move { client.run(&load, &state, work, begin).await });
     }
     let done = async {
         while let Some(ended) = tasks.join_next().await {
@@ -98,8 +98,8 @@ pub(crate) async fn drive(
     };
     select! {
         done = done => done,
-        () = sent.silence() => {
-            let text = format!("the server has answered nothing for {} s", PATIENCE.as_secs());
+        () = state.response_timeout() => {
+            let text = format!("no response from the server for {} s", RESPONSE_TIMEOUT.as_secs());
             Err(io::Error::new(io::ErrorKind::TimedOut, text))
         }
     }

@@ -4,10 +4,10 @@ use std::io;
 
 use httparse::{EMPTY_HEADER, Header, Response, Status};
 
-/// The most headers of a response.
+/// The maximum number of headers in a response.
 const MAX_HEADERS: usize = 32;
 
-/// The head of an HTTP/1 response, which stays where it lies in the input.
+/// The head of an HTTP/1 response. Borrows from the input.
 #[derive(Debug)]
 pub struct ResponseHead<'input> {
     status: u16,
@@ -17,10 +17,10 @@ pub struct ResponseHead<'input> {
 }
 
 impl<'input> ResponseHead<'input> {
-    /// Parses the head at the beginning of `input`; `None` if it has not arrived whole.
+    /// Parses the head at the beginning of `input`; `None` if it is incomplete.
     ///
     /// # Errors
-    /// When this is not HTTP/1, or has more than 32 headers.
+    /// The input is not HTTP/1, or has more than 32 headers.
     pub fn parse(input: &'input [u8]) -> io::Result<Option<Self>> {
         let mut headers = [EMPTY_HEADER; MAX_HEADERS];
         let mut response = Response::new(&mut headers);
@@ -36,18 +36,18 @@ impl<'input> ResponseHead<'input> {
         self.status
     }
 
-    /// The length of the head in bytes, with the empty line at its end.
+    /// The length of the head in bytes, including the empty line at its end.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// All headers in their order. A value that is not UTF-8 is empty.
+    /// All headers in order. A value that is not UTF-8 is empty.
     pub fn headers(&self) -> impl Iterator<Item = (&'input str, &'input str)> {
         let headers = self.headers[..self.count].iter();
         headers.map(|header| (header.name, str::from_utf8(header.value).unwrap_or_default()))
     }
 
-    /// The value of the first header of this name, in any case.
+    /// The value of the first header with this name. The case of the name is ignored.
     pub fn header(&self, name: &str) -> Option<&'input str> {
         self.headers().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
@@ -55,7 +55,7 @@ impl<'input> ResponseHead<'input> {
     /// The length of the body in bytes.
     ///
     /// # Errors
-    /// When `Content-Length` is missing where there may be a body, or is not a number.
+    /// `Content-Length` is missing although there may be a body, or is not a number.
     pub fn body_length(&self) -> io::Result<usize> {
         match self.header("content-length") {
             Some(length) => length.parse().map_err(invalid),
@@ -65,7 +65,7 @@ impl<'input> ResponseHead<'input> {
     }
 }
 
-/// An error for input that is not what the protocol allows.
+/// An error for input that violates the protocol.
 pub(crate) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }

@@ -1,5 +1,5 @@
-//! What tests of several crates need: a real server that can be stopped and started on the same port, and a proxy that
-//! cuts connections.
+//! Helpers for the tests of several crates: a real server that can be stopped and restarted on the same port, and a
+//! proxy that cuts connections.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 #![expect(clippy::missing_panics_doc, reason = "a test may")]
@@ -20,44 +20,44 @@ use tokio::{
     time::timeout,
 };
 
-/// Long enough for anything that is going to happen at all.
+/// A generous time limit for anything that is expected to happen.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Awaits what must happen within a minute.
+/// Awaits a future that must complete within a minute.
 pub async fn soon<F: Future>(future: F) -> F::Output {
     timeout(SOON, future).await.expect("it takes too long")
 }
 
-/// The topic of this name.
+/// Parses a topic name.
 pub fn name(text: &str) -> TopicName {
     text.parse().unwrap()
 }
 
-/// A server in this process.
+/// A msgbusd server in this process.
 #[derive(Debug)]
 pub struct Daemon {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
-    /// The bus behind it.
+    /// The bus of the server.
     pub bus: MessageBus,
-    /// Its keys, if it has any.
+    /// The keys, if the server requires any.
     pub keyring: Option<Arc<Keyring>>,
     stop: oneshot::Sender<()>,
     running: JoinHandle<Drained>,
 }
 
 impl Daemon {
-    /// Starts one on a free port, with the defaults.
+    /// Starts a server on a free port, with the defaults.
     pub fn start() -> Self {
         Self::with(|_| {})
     }
 
-    /// Starts one with a configuration that is changed first.
+    /// Starts a server on a free port, after `set` has changed its configuration.
     pub fn with(set: impl FnOnce(&mut Config)) -> Self {
         Self::at(([127, 0, 0, 1], 0).into(), set)
     }
 
-    /// Starts one at an address.
+    /// Starts a server on an address, after `set` has changed its configuration.
     pub fn at(bind: SocketAddr, set: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config { bind: vec![Bind::Tcp(bind)], ..Config::default() };
         config.timeouts.drain = Duration::from_secs(1);
@@ -75,7 +75,7 @@ impl Daemon {
         }
     }
 
-    /// Stops it and waits until it has ended.
+    /// Stops the server, and waits until it has ended.
     pub async fn stop(self) {
         self.stop.send(()).unwrap();
         soon(self.running).await.unwrap();
@@ -86,7 +86,7 @@ impl Daemon {
         format!("http://{}", self.address)
     }
 
-    /// Publishes past the network, and returns the id.
+    /// Publishes directly to the bus, and returns the id.
     pub fn put(&self, topic: &str, payload: impl Into<Vec<u8>>) -> u64 {
         self.bus.put(&name(topic), payload.into()).unwrap().id
     }
@@ -102,21 +102,21 @@ impl Daemon {
     }
 }
 
-/// An address on which nobody listens.
+/// An address on which no server listens.
 pub fn nowhere() -> SocketAddr {
     StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// Passes connections on to a server, and cuts them when told to.
+/// Forwards connections to a server, and can cut them.
 #[derive(Debug)]
 pub struct Proxy {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     cut: watch::Sender<u64>,
 }
 
 impl Proxy {
-    /// Starts one in front of a server.
+    /// Starts a proxy in front of a server.
     pub async fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -127,12 +127,12 @@ impl Proxy {
                 let mut cuts = cuts.clone();
                 cuts.mark_unchanged();
                 tokio::spawn(async move {
-                    // While the server is away, the connection ends at once.
+                    // While the server is down, the connection is closed at once.
                     let Ok(mut far) = TcpStream::connect(server).await else { return };
                     tokio::select! {
                         _ = copy_bidirectional(&mut near, &mut far) => {}
                         _ = cuts.changed() => {
-                            // A reset rather than an orderly end.
+                            // Reset instead of an orderly close.
                             let _ = near.set_zero_linger();
                             let _ = far.set_zero_linger();
                         }

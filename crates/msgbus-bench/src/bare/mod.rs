@@ -1,8 +1,7 @@
-//! Servers that do nothing but move bytes: the limit for anything that makes the same system calls.
+//! Servers that only move bytes: the limit for any server that makes the same system calls.
 //!
-//! What is published is answered by hyper where it goes nowhere, as msgbusd answers it, and by
-//! `push` without a library where it goes to subscribers: there hyper is a small part of the work,
-//! and a limit has none that could be left out.
+//! Without subscribers, requests are served by hyper, like in msgbusd. With subscribers, `push` serves
+//! them without a library: hyper would be avoidable work, which a limit must not include.
 
 mod frame;
 mod push;
@@ -15,21 +14,21 @@ use tokio::net::{TcpListener, TcpStream};
 
 use self::push::Hub;
 
-/// What a bare server does with what is published.
+/// What a bare server does with published messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Push {
-    /// Nothing.
+    /// Discards them.
     Nowhere,
-    /// A frame for every subscriber, made once, written by itself, by the subscriber's own task.
+    /// Encodes a frame once. Each subscriber's task writes it with a separate system call.
     Each,
-    /// The same, as many frames in one write as there are, up to 64.
+    /// The same, but a task writes up to 64 frames with one system call.
     Batches,
-    /// The publisher's task writes the frame to all subscribers, and then answers: nobody is woken.
+    /// The publisher's task writes the frame to all subscribers before it responds. No task is woken.
     AtOnce,
 }
 
 impl Push {
-    /// What it is called on the command line.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nowhere => "nowhere",
@@ -47,14 +46,16 @@ impl FromStr for Push {
         [Self::Nowhere, Self::Each, Self::Batches, Self::AtOnce]
             .into_iter()
             .find(|push| push.name() == name)
-            .ok_or_else(|| anyhow::anyhow!("nowhere, each, batches or at-once, not {name}"))
+            .ok_or_else(|| {
+                anyhow::anyhow!("expected nowhere, each, batches or at-once, not {name}")
+            })
     }
 }
 
-/// Serves for ever; a pull is answered with a message of `size` bytes.
+/// Serves without end. Answers pulls with a message of `size` bytes.
 ///
 /// # Errors
-/// When the address cannot be listened on.
+/// The server cannot listen on the address.
 pub async fn serve(
     address: SocketAddr,
     push: Push,
@@ -70,7 +71,7 @@ pub async fn serve(
         let stream = stream.into_std()?;
         let (hub, ready) = (Arc::clone(&hub), ready.clone());
         workers.next().spawn(async move {
-            // A connection that fails is the client's affair.
+            // A failed connection does not affect the server.
             let Ok(stream) = TcpStream::from_std(stream) else { return };
             let _ = match push {
                 Push::Nowhere => requests::serve(stream, ready).await.map_err(anyhow::Error::from),

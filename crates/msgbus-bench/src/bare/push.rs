@@ -1,4 +1,4 @@
-//! What is published goes to subscribers: the limit for pushing.
+//! Delivers published messages to subscribers: the limit for pushing.
 
 use std::{
     collections::VecDeque,
@@ -25,19 +25,20 @@ use super::{
     frame::{frame, json},
 };
 
-/// Frames for one subscriber that is slow. What comes beyond is lost, and the accounts show it.
+/// The maximum number of queued frames for a slow subscriber. Further frames are lost, which the message
+/// counts show.
 const BACKLOG: usize = 1 << 16;
-/// Frames in one write.
-const MOST_AT_ONCE: usize = 64;
-const READ_AT_ONCE: usize = 16 << 10;
+/// The maximum number of frames per write.
+const MAX_BATCH: usize = 64;
+const READ_BUFFER_SIZE: usize = 16 << 10;
 
-/// Whom what is published goes to.
+/// The subscribers.
 #[derive(Debug)]
 pub(super) struct Hub {
     push: Push,
-    /// Replaced as a whole, so that publishers hold it without a lock.
+    /// Replaced as a whole, so that publishers can iterate over it without the lock.
     subscribers: RwLock<Arc<Vec<Arc<Subscriber>>>>,
-    /// Held while somebody is added or a frame is given to all: frames stay whole, and in order.
+    /// Held while a subscriber is added or a frame is written to all, so that frames do not interleave.
     writing: AsyncMutex<()>,
 }
 
@@ -54,7 +55,7 @@ impl Hub {
         Self { push, subscribers: RwLock::default(), writing: AsyncMutex::default() }
     }
 
-    /// Lets somebody subscribe: all that is published after the answer will come.
+    /// Adds a subscriber. It receives all messages that are published after the response.
     async fn subscribe(&self, stream: TcpStream, accept: &str) -> io::Result<Arc<Subscriber>> {
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
@@ -77,7 +78,7 @@ impl Hub {
     async fn publish(&self, payload: &[u8]) {
         let frame = frame(&json(payload));
         let _writing = self.writing.lock().await;
-        // Not before: somebody may have been added while it waited.
+        // After the lock: a subscriber may have been added while this waited for it.
         let subscribers = Arc::clone(&self.subscribers.read());
         for subscriber in subscribers.iter().filter(|s| !s.is_gone.load(Relaxed)) {
             if self.push == Push::AtOnce {
@@ -104,7 +105,7 @@ impl Subscriber {
         }
     }
 
-    /// Writes what is put, so many frames at a time, for ever.
+    /// Writes queued frames without end, up to `at_once` per write.
     async fn forward(&self, at_once: usize) -> io::Result<()> {
         let mut batch = Vec::with_capacity(at_once);
         loop {
@@ -121,8 +122,8 @@ impl Subscriber {
         }
     }
 
-    /// Reads until the client is gone: nothing that it says is for anybody.
-    async fn until_gone(&self) -> io::Result<()> {
+    /// Reads and discards input until the client closes the connection.
+    async fn until_closed(&self) -> io::Result<()> {
         let mut ignored = [0; 256];
         loop {
             self.stream.readable().await?;
@@ -136,9 +137,9 @@ impl Subscriber {
     }
 }
 
-/// Serves a connection that publishes, or subscribes.
+/// Serves a connection that publishes or subscribes.
 pub(super) async fn serve(stream: TcpStream, hub: Arc<Hub>) -> anyhow::Result<()> {
-    let mut input = BytesMut::with_capacity(READ_AT_ONCE);
+    let mut input = BytesMut::with_capacity(READ_BUFFER_SIZE);
     loop {
         let Some(head) = Head::read(&input)? else {
             read(&stream, &mut input).await?;
@@ -162,11 +163,11 @@ pub(super) async fn serve(stream: TcpStream, hub: Arc<Hub>) -> anyhow::Result<()
 async fn follow(stream: TcpStream, accept: &str, hub: &Hub) -> anyhow::Result<()> {
     let subscriber = hub.subscribe(stream, accept).await?;
     let ended = match hub.push {
-        Push::AtOnce => subscriber.until_gone().await,
+        Push::AtOnce => subscriber.until_closed().await,
         push => {
-            let at_once = if push == Push::Batches { MOST_AT_ONCE } else { 1 };
+            let at_once = if push == Push::Batches { MAX_BATCH } else { 1 };
             tokio::select! {
-                ended = subscriber.until_gone() => ended,
+                ended = subscriber.until_closed() => ended,
                 ended = subscriber.forward(at_once) => ended,
             }
         }
@@ -175,18 +176,18 @@ async fn follow(stream: TcpStream, accept: &str, hub: &Hub) -> anyhow::Result<()
     Ok(ended?)
 }
 
-/// What of a request matters.
+/// The relevant parts of a request head.
 struct Head {
-    /// In bytes.
+    /// The length of the head, in bytes.
     length: usize,
-    /// The length of what follows, in bytes.
+    /// The length of the body, in bytes.
     body: usize,
-    /// The answer to the key of somebody who wants to subscribe.
+    /// The value of `Sec-WebSocket-Accept`, for a subscriber.
     accept: Option<String>,
 }
 
 impl Head {
-    /// `None` where it has not come whole.
+    /// Parses a head; `None` if it is incomplete.
     fn read(input: &[u8]) -> anyhow::Result<Option<Self>> {
         let mut headers = [EMPTY_HEADER; 16];
         let mut request = Request::new(&mut headers);
@@ -196,17 +197,17 @@ impl Head {
             header.map(|header| header.value)
         };
         let body = header("content-length").map_or(Ok("0"), str::from_utf8)?;
-        let body = body.parse().context("Content-Length is no number")?;
+        let body = body.parse().context("Content-Length is not a number")?;
         let accept = header("sec-websocket-key").map(derive_accept_key);
         if accept.is_none() && request.method == Some("GET") {
-            bail!("nothing can be pulled here");
+            bail!("this server does not support pulls");
         }
         Ok(Some(Self { length, body, accept }))
     }
 }
 
 async fn read(stream: &TcpStream, input: &mut BytesMut) -> io::Result<()> {
-    input.reserve(READ_AT_ONCE);
+    input.reserve(READ_BUFFER_SIZE);
     loop {
         stream.readable().await?;
         match stream.try_read_buf(input) {
@@ -231,9 +232,9 @@ async fn write(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes frames, and leaves none.
+/// Writes all frames, and clears the list.
 async fn write_all(stream: &TcpStream, frames: &mut Vec<Bytes>) -> io::Result<()> {
-    let mut slices = [IoSlice::new(&[]); MOST_AT_ONCE];
+    let mut slices = [IoSlice::new(&[]); MAX_BATCH];
     for (slice, frame) in slices.iter_mut().zip(frames.iter()) {
         *slice = IoSlice::new(frame);
     }

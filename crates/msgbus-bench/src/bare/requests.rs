@@ -1,4 +1,4 @@
-//! Requests that are answered, by hyper, and no more: the limit for publishing and pulling.
+//! Requests that hyper only answers: the limit for publishing and pulling.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::frame::json;
 
-/// What a pull is answered with: a message of `size` bytes.
+/// The response body of a pull: a message of `size` bytes.
 pub(super) fn ready_answer(size: usize) -> Bytes {
     json(&vec![b'x'; size]).into()
 }
@@ -18,7 +18,7 @@ pub(super) fn ready_answer(size: usize) -> Bytes {
 pub(super) async fn serve(stream: TcpStream, ready: Bytes) -> hyper::Result<()> {
     http1::Builder::new()
         .header_read_timeout(None)
-        // What came together is answered together: else each answer is a write of its own.
+        // Writes the responses to pipelined requests together, as msgbusd does.
         .pipeline_flush(true)
         .serve_connection(TokioIo::new(stream), service_fn(|request| answer(request, &ready)))
         .await
@@ -34,7 +34,7 @@ async fn answer(
         return Ok(Response::new(Full::new(body)));
     }
     let payload = request.into_body().collect().await?.to_bytes();
-    // It has to come whole, and is not left out because nobody looks.
+    // The body must be read, and the compiler must not remove that.
     std::hint::black_box(&payload);
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::ACCEPTED;

@@ -1,4 +1,4 @@
-//! How the cost of the same work grows with the size of a payload, and with the number of threads.
+//! How the cost of an operation depends on the payload size and on the number of threads.
 
 use super::{
     servers::Contender::{self, Bare, Msgbusd, With},
@@ -7,16 +7,16 @@ use super::{
 };
 use crate::bare::Push;
 
-/// A size of a payload, and how much of each work is done with it.
+/// A payload size, and the number of operations of each work.
 struct Size {
     label: &'static str,
-    /// In keys.
+    /// The label in keys.
     key: &'static str,
     bytes: usize,
     clients: usize,
     publishes: u64,
     pulls: u64,
-    /// Few enough that their topic keeps all of them: no subscriber can miss one.
+    /// Few enough that the topic retains all of them, so that no subscriber can miss one.
     fan_outs: u64,
 }
 
@@ -70,10 +70,10 @@ const SIZES: [Size; 5] = [
 
 const REQUESTS: &[Contender] = &[Msgbusd, Bare(Push::Nowhere)];
 const DELIVERIES: &[Contender] = &[Msgbusd, Bare(Push::Batches)];
-/// The one that the others are measured against comes first.
+/// The first one is the reference for the others.
 const BY_THREADS: &[Contender] = &[With(TWO_THREADS), With(ONE_THREAD), With(EIGHT_THREADS)];
 
-/// The works of both axes. Those of one size axis have one title: they share a table.
+/// The works of both axes. Works with the same title share a table.
 pub(super) fn works() -> Vec<Work> {
     let mut works = Vec::new();
     works.extend(SIZES.iter().map(Size::publish));

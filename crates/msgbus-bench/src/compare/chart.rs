@@ -1,4 +1,4 @@
-//! Bars, as SVG that reads on light and dark pages.
+//! Bar charts, as SVG for light and dark pages.
 
 use std::fmt::Write as _;
 
@@ -17,7 +17,7 @@ const BAR: f64 = 18.0;
 const STEP: f64 = 26.0;
 const TOP: f64 = 30.0;
 
-/// What a work is judged by: the rate and the processor time, or one thing alone.
+/// The chart of a work: its rate and processor time, its latency or its memory.
 pub(super) fn svg(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     let panels: Vec<Panel> = if work.is_about_memory() {
         vec![Panel::new("bytes of memory each (less is better)", found, growth, count)]
@@ -52,7 +52,7 @@ pub(super) fn svg(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     svg
 }
 
-/// Bars of one kind of figure.
+/// The bars of one figure.
 struct Panel {
     title: &'static str,
     bars: Vec<(Contender, f64)>,

@@ -1,8 +1,8 @@
-//! Figures of runs, and how people read them.
+//! Figures of runs, and their formatting.
 
 use msgbus_load::Report;
 
-/// Operations in a second.
+/// Operations per second.
 pub(super) fn rate(report: &Report) -> f64 {
     report.rate
 }
@@ -12,23 +12,23 @@ pub(super) fn p50(report: &Report) -> f64 {
     report.latency.map_or(f64::NAN, |latency| latency.p50)
 }
 
-/// What 99 of 100 did not exceed, in microseconds.
+/// The 99th percentile of the latency, in microseconds.
 pub(super) fn p99(report: &Report) -> f64 {
     report.latency.map_or(f64::NAN, |latency| latency.p99)
 }
 
-/// The memory that the server has taken for each operation, in bytes.
+/// The growth of the server's memory per operation, in bytes.
 #[expect(clippy::cast_precision_loss, reason = "bytes of one thing")]
 pub(super) fn growth(report: &Report) -> f64 {
     report.server.map_or(f64::NAN, |cost| cost.growth as f64 / report.operations as f64)
 }
 
-/// The processor time for an operation, in microseconds.
+/// The server's processor time per operation, in microseconds.
 pub(super) fn server_cpu(report: &Report) -> f64 {
     report.server.map_or(f64::NAN, |cost| cost.cpu_per_operation)
 }
 
-/// The value in the middle; not a number where there is none.
+/// The median; NaN if there are no values.
 pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -40,7 +40,7 @@ pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-/// A time in microseconds, as people read it.
+/// Formats a time in microseconds with a suitable unit.
 pub(super) fn time(microseconds: f64) -> String {
     match microseconds {
         us if us.is_nan() => "-".to_owned(),
@@ -50,7 +50,7 @@ pub(super) fn time(microseconds: f64) -> String {
     }
 }
 
-/// A number in three digits or so.
+/// Formats a number with about three digits.
 pub(super) fn count(number: f64) -> String {
     match number {
         n if n >= 1e6 => format!("{:.2} M", n / 1e6),

@@ -1,4 +1,4 @@
-//! What msgbus wants to reach, and how far it is.
+//! The performance goals, and whether they are met.
 
 use super::{
     Findings,
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::micro::Measure;
 
-/// A goal and how it stands.
+/// A goal and its result.
 #[derive(Debug)]
 pub(super) struct Goal {
     pub(super) work: &'static str,
@@ -46,7 +46,7 @@ fn short(value: f64) -> String {
     }
 }
 
-/// What of a run a goal is about.
+/// The figure of a run that a goal is about.
 type Figure = fn(&msgbus_load::Report) -> f64;
 
 impl Findings {
@@ -54,7 +54,7 @@ impl Findings {
         let work = self.works.iter().find(|(work, _)| work.key == key);
         let found = work.and_then(|(_, found)| match contender {
             Some(contender) => found.iter().find(|(other, _)| *other == contender),
-            // The second is the one that sets the limit.
+            // The second contender is the limit.
             None => found.get(1),
         });
         found.map_or(&[], |(_, reports)| reports)
@@ -69,15 +69,15 @@ impl Findings {
         median(self.reports("idle-http", Some(Contender::With(variant))).iter().map(growth))
     }
 
-    /// msgbusd's figure as a part of the bare server's: the median over the runs, each compared
-    /// with the one beside it.
+    /// msgbusd's figure divided by the bare server's: the median over the runs, each divided by the run
+    /// next to it.
     fn ratio(&self, key: &str, figure: Figure) -> f64 {
         let own = self.reports(key, Some(Contender::Msgbusd)).iter();
         let bare = self.reports(key, None).iter();
         median(own.zip(bare).map(|(own, bare)| figure(own) / figure(bare)))
     }
 
-    /// How many messages were lost, repeated or reordered in all runs of a work.
+    /// The number of messages that were lost, repeated or reordered in all runs of a work.
     fn wrong(&self, key: &str) -> u64 {
         let reports = self.reports(key, Some(Contender::Msgbusd)).iter();
         reports.map(|r| r.accounts.lost + r.accounts.repeated + r.accounts.reordered).sum()
@@ -87,8 +87,8 @@ impl Findings {
         self.micro_measure(name).map_or(f64::NAN, |measure| measure.value)
     }
 
-    /// What it takes when nothing else disturbs the machine: where two threads have to be compared
-    /// with one, a third that somebody else runs makes everything else worthless.
+    /// The minimum, which other load affects least. Comparing two threads with one needs it: another
+    /// busy process makes the median meaningless.
     fn micro_least(&self, name: &str) -> f64 {
         self.micro_measure(name).map_or(f64::NAN, |measure| measure.min)
     }
@@ -98,7 +98,7 @@ impl Findings {
     }
 }
 
-/// All goals whose works were done.
+/// All goals whose works were run.
 #[expect(clippy::cast_precision_loss, reason = "small numbers")]
 pub(super) fn all(findings: &Findings) -> Vec<Goal> {
     let f = findings;
@@ -147,12 +147,12 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
     goals.extend(engine(findings));
     goals.push(most("binary", "MB", 8.0, f.binary as f64 / 1e6));
     goals.push(most("start", "ms until it listens", 20.0, median(f.startup.iter().copied())));
-    // What was not measured has no figure.
+    // Works that were not run have no figures.
     goals.retain(|goal| goal.found != "NaN");
     goals
 }
 
-/// What may grow with the size of a payload, and what with the number of threads.
+/// The goals on payload sizes and thread counts.
 fn axes(f: &Findings) -> Vec<Goal> {
     let most = Goal::at_most;
     // The bare server shares one buffer among all subscribers.

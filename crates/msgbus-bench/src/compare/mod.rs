@@ -1,4 +1,4 @@
-//! The same work on msgbusd, on bare servers and on what else there is on the machine, in turns.
+//! Runs the same work on msgbusd, on bare servers and on other installed servers, in turns.
 
 mod axes;
 mod chart;
@@ -26,44 +26,44 @@ use self::{count::Count, works::Work};
 pub use self::{servers::Contender, variants::Variant};
 use crate::micro::Measure;
 
-/// How to compare.
+/// The options of a comparison.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Whether to do just enough to see that everything works.
+    /// Whether to do just enough to check that everything works.
     pub quick: bool,
-    /// How many times each server does each work.
+    /// How many times each server runs each work.
     pub runs: usize,
-    /// Only works that have this in their key.
+    /// Runs only works whose key contains this text.
     pub filter: String,
-    /// Where the page and its charts go; nowhere if `None`.
+    /// The folder for the page and its charts; `None` writes none.
     pub folder: Option<PathBuf>,
 }
 
 /// All runs of a work by each contender.
 type Runs = Vec<(Contender, Vec<Report>)>;
 
-/// Everything that was found.
+/// All results.
 #[derive(Debug, Default)]
 struct Findings {
     /// By work, then by contender, in the order of the works' lists.
     works: Vec<(Work, Runs)>,
     micro: Vec<Measure>,
     counts: Vec<Count>,
-    /// Of msgbusd's release binary, in bytes.
+    /// The size of msgbusd's release binary, in bytes.
     binary: u64,
-    /// From the start until it takes connections, in milliseconds.
+    /// The times from msgbusd's start until it accepts connections, in milliseconds.
     startup: Vec<f64>,
-    /// What each contender says of its version.
+    /// The version of each contender.
     versions: Vec<String>,
 }
 
-/// Compares, and says what was found.
+/// Runs the comparison, and returns the results as Markdown.
 ///
 /// # Errors
-/// When msgbusd or a bare server does not do its work. Peers that are not there are left out.
+/// msgbusd or a bare server fails. Other servers are skipped if they are not installed.
 pub fn run(options: &Options) -> anyhow::Result<String> {
     build()?;
-    // Each connection is a file. Where that is not allowed, opening one will say so.
+    // Each connection needs a file descriptor. If the limit cannot be raised, connecting fails with an error.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let mut findings = Findings {
         binary: fs::metadata(servers::beside("msgbusd")?)?.len(),
@@ -87,7 +87,7 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
         findings.micro = engine(options.quick)?;
     }
     if !options.quick && (options.filter.is_empty() || options.filter == "count") {
-        // All else was measured by now, and is not to be lost with it.
+        // Last, and not fatal: a failure must not lose the other results.
         match count::all(&note) {
             Ok(counts) => findings.counts = counts,
             Err(error) => note(&format!("instructions and locks are not counted: {error:#}")),
@@ -100,7 +100,7 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// The servers of this project, as they are now.
+/// Builds the servers of this project.
 pub(crate) fn build() -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
@@ -113,8 +113,8 @@ pub(crate) fn build() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The engine alone, in a process of its own: what memory it takes can be seen only where nothing has
-/// been given back before.
+/// Runs the engine's benchmarks in a process of their own: memory can be measured only while the
+/// allocator holds no freed memory.
 fn engine(quick: bool) -> anyhow::Result<Vec<Measure>> {
     let mut command = Command::new(env::current_exe()?);
     command.args(["micro", "--json"]);
@@ -126,8 +126,7 @@ fn engine(quick: bool) -> anyhow::Result<Vec<Measure>> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// All runs of a work the contenders take turns, so that what else happens on the machine hits all
-/// of them alike.
+/// Runs a work. The contenders take turns, so that other load on the machine affects all of them alike.
 fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::Result<Runs> {
     let mut found = Runs::new();
     for contender in work.contenders {
@@ -138,10 +137,10 @@ fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::R
                 }
                 found.push((*contender, Vec::new()));
             }
-            None => note(&format!("{}: {} is not there, left out", work.key, contender.name())),
+            None => note(&format!("{}: {} is not installed, skipped", work.key, contender.name())),
         }
     }
-    let runs = if options.quick { 1 } else { options.runs.max(work.least_runs()) };
+    let runs = if options.quick { 1 } else { options.runs.max(work.min_runs()) };
     for run in 1..=runs {
         for (contender, reports) in &mut found {
             note(&format!("{}: {} ({run} of {runs})", work.key, contender.name()));
@@ -150,7 +149,7 @@ fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::R
                 findings.startup.push(server.startup.as_secs_f64() * 1e3);
             }
             let target = server.target(*contender)?;
-            // A runtime of its own for each: nothing is left over from the one before.
+            // A new runtime for each run, so that nothing is left over from the previous one.
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let report = LocalSet::new().block_on(&runtime, work.run(&target));
             let report = report.with_context(|| format!("{} at {}", contender.name(), work.key))?;
@@ -173,7 +172,7 @@ fn write(folder: &Path, findings: &Findings, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says what happens, where somebody looks or a log is kept.
+/// Shows the progress, on a terminal or in a log.
 #[expect(clippy::print_stderr, reason = "this is a command")]
 fn note(text: &str) {
     if io::stderr().is_terminal() {

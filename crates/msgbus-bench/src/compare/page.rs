@@ -1,5 +1,4 @@
-//! The page: tables in Markdown, between two marks, so that what people have written around them
-//! stays.
+//! The page: Markdown tables between two marks. The text around the marks is kept.
 
 use std::fmt::Write as _;
 
@@ -20,21 +19,21 @@ const BEGIN: &str =
     "<!-- measured: from here to the end mark this is written by msgbus-bench compare -->";
 const END: &str = "<!-- measured: end -->";
 
-/// The page when there is none.
+/// The initial page.
 pub(super) const EMPTY: &str = concat!(
     "# Performance\n\n",
     "<!-- measured: from here to the end mark this is written by msgbus-bench compare -->\n",
     "<!-- measured: end -->\n"
 );
 
-/// The page with what was measured now.
+/// Replaces the measurements in a page.
 pub(super) fn renew(page: &str, measured: &str) -> anyhow::Result<String> {
-    let (before, rest) = page.split_once(BEGIN).context("the page has lost its begin mark")?;
-    let (_, after) = rest.split_once(END).context("the page has lost its end mark")?;
+    let (before, rest) = page.split_once(BEGIN).context("the page has no begin mark")?;
+    let (_, after) = rest.split_once(END).context("the page has no end mark")?;
     Ok(format!("{before}{BEGIN}\n\n{measured}\n{END}{after}"))
 }
 
-/// Everything that was found.
+/// Formats all results.
 pub(super) fn text(findings: &Findings) -> String {
     let mut text = machine(findings);
     text.push_str("\n## Goals\n\n| work | goal | found | |\n|---|---|---|---|\n");
@@ -103,7 +102,7 @@ fn chapter(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     format!("\n## {title}\n\n![{title}](charts/{}.svg)\n\n{table}", work.key)
 }
 
-/// Several works of one kind in one table, each beside what limits it.
+/// One table for several works of a kind, each next to its limit.
 fn axis(points: &[(Work, Runs)]) -> String {
     let title = points.first().map_or("", |(work, _)| work.title);
     let mut text = format!(
@@ -145,8 +144,7 @@ fn table(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     text
 }
 
-/// What all of them are measured against: the server that sets a limit, or msgbusd with nothing switched
-/// on.
+/// The reference for the other rows: the server that sets the limit, or msgbusd without options.
 fn yardstick(found: &[(Contender, Vec<Report>)]) -> Option<(&'static str, &[Report])> {
     match found {
         [_, (Contender::Bare(_), limit), ..] => Some(("the limit", limit)),

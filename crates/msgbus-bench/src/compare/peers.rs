@@ -1,10 +1,10 @@
-//! What the other servers speak: NATS and Redis.
+//! The protocols of other servers: NATS and Redis.
 
 use std::io;
 
-use msgbus_load::{Body, Follower, Heard, Outcome, Protocol, Requester, Stamp};
+use msgbus_load::{Body, Follower, Outcome, Protocol, Received, Requester, Trace};
 
-/// NATS core, with an answer to each publish. <https://docs.nats.io/reference/nats-protocol>
+/// NATS core, with a response to each publish. <https://docs.nats.io/reference/nats-protocol>
 #[derive(Debug)]
 pub(super) struct Nats;
 
@@ -14,12 +14,12 @@ impl Protocol for Nats {
     }
 
     fn follower(&self, topic: &str) -> Box<dyn Follower> {
-        Box::new(NatsListener { topic: topic.to_owned() })
+        Box::new(NatsFollower { topic: topic.to_owned() })
     }
 }
 
 struct NatsClient {
-    /// Whether the answer to CONNECT has come.
+    /// Whether the response to CONNECT has been received.
     is_open: bool,
 }
 
@@ -36,10 +36,10 @@ impl Requester for NatsClient {
     }
 
     fn pull(&self, _: &str, _: &mut Vec<u8>) {
-        unreachable!("NATS core keeps nothing that could be pulled");
+        unreachable!("NATS core stores no messages to pull");
     }
 
-    fn answers(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
+    fn decode(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
         let mut used = 0;
         while let Some(line) = line(&input[used..]) {
             match line {
@@ -54,22 +54,22 @@ impl Requester for NatsClient {
     }
 }
 
-struct NatsListener {
+struct NatsFollower {
     topic: String,
 }
 
-impl Follower for NatsListener {
+impl Follower for NatsFollower {
     fn open(&self, out: &mut Vec<u8>) {
         let Self { topic } = self;
         let text = format!("CONNECT {{\"verbose\":false}}\r\nSUB {topic} 1\r\nPING\r\n");
         out.extend_from_slice(text.as_bytes());
     }
 
-    fn hear(
+    fn decode(
         &mut self,
         input: &[u8],
         reply: &mut Vec<u8>,
-        each: &mut dyn FnMut(Heard),
+        each: &mut dyn FnMut(Received),
     ) -> io::Result<usize> {
         let mut used = 0;
         while let Some(line) = line(&input[used..]) {
@@ -81,12 +81,12 @@ impl Follower for NatsListener {
                 if payload.len() < length + 2 {
                     break;
                 }
-                each(Heard::Message(Stamp::read(&payload[..length])));
+                each(Received::Message(Trace::read(&payload[..length])));
                 whole += length + 2;
             } else if line.starts_with(b"PING") {
                 reply.extend_from_slice(b"PONG\r\n");
             } else if line.starts_with(b"PONG") {
-                each(Heard::Ready);
+                each(Received::Ready);
             } else if !line.starts_with(b"INFO") {
                 return Err(unexpected(line));
             }
@@ -109,7 +109,7 @@ impl Protocol for Redis {
     }
 
     fn follower(&self, topic: &str) -> Box<dyn Follower> {
-        Box::new(RedisListener { topic: topic.to_owned() })
+        Box::new(RedisFollower { topic: topic.to_owned() })
     }
 }
 
@@ -121,7 +121,7 @@ impl Requester for RedisClient {
     fn publish(&self, topic: &str, body: Body<'_>, out: &mut Vec<u8>) {
         let (Body::Message(bytes) | Body::Lines(bytes)) = body;
         match self.kind {
-            // As many as there are lines, in one command.
+            // One value per line, in one command.
             Redis::List => {
                 let mut words: Vec<&[u8]> = vec![b"RPUSH", topic.as_bytes()];
                 match body {
@@ -141,7 +141,7 @@ impl Requester for RedisClient {
         command(&[b"LPOP", topic.as_bytes()], out);
     }
 
-    fn answers(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
+    fn decode(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
         let mut used = 0;
         while let Some((item, length)) = item(&input[used..])? {
             each(match item {
@@ -165,21 +165,21 @@ fn command(words: &[&[u8]], out: &mut Vec<u8>) {
     }
 }
 
-struct RedisListener {
+struct RedisFollower {
     topic: String,
 }
 
-impl Follower for RedisListener {
+impl Follower for RedisFollower {
     fn open(&self, out: &mut Vec<u8>) {
         command(&[b"SUBSCRIBE", self.topic.as_bytes()], out);
     }
 
-    /// Everything is an array of three: what it is, the channel, and the rest.
-    fn hear(
+    /// Every push is an array of three: its kind, the channel, and the content.
+    fn decode(
         &mut self,
         input: &[u8],
         _: &mut Vec<u8>,
-        each: &mut dyn FnMut(Heard),
+        each: &mut dyn FnMut(Received),
     ) -> io::Result<usize> {
         let mut used = 0;
         'next: loop {
@@ -193,9 +193,9 @@ impl Follower for RedisListener {
                 length += more;
             }
             match parts {
-                [Item::Text(b"subscribe"), ..] => each(Heard::Ready),
+                [Item::Text(b"subscribe"), ..] => each(Received::Ready),
                 [Item::Text(b"message"), _, Item::Text(payload)] => {
-                    each(Heard::Message(Stamp::read(payload)));
+                    each(Received::Message(Trace::read(payload)));
                 }
                 _ => return Err(unexpected(&input[used..])),
             }
@@ -205,7 +205,7 @@ impl Follower for RedisListener {
     }
 }
 
-/// A part of an answer of Redis.
+/// A part of a response of Redis.
 #[derive(Debug, Clone, Copy)]
 enum Item<'a> {
     Text(&'a [u8]),
@@ -215,7 +215,7 @@ enum Item<'a> {
     Array(usize),
 }
 
-/// The first part, if it is there whole, and how long it is.
+/// Parses the first item, if it is complete. Returns it with its length in bytes.
 fn item(input: &[u8]) -> io::Result<Option<(Item<'_>, usize)>> {
     let Some(line) = line(input) else { return Ok(None) };
     let text = &line[1..line.len() - 2];
@@ -236,7 +236,7 @@ fn item(input: &[u8]) -> io::Result<Option<(Item<'_>, usize)>> {
     }))
 }
 
-/// The first line with its end, if it is there whole.
+/// The first line with its line break, if it is complete.
 fn line(input: &[u8]) -> Option<&[u8]> {
     let end = input.iter().position(|byte| *byte == b'\n')?;
     Some(&input[..=end])
@@ -249,5 +249,5 @@ fn number(digits: &[u8]) -> io::Result<usize> {
 
 fn unexpected(input: &[u8]) -> io::Error {
     let text = String::from_utf8_lossy(&input[..input.len().min(100)]).into_owned();
-    io::Error::new(io::ErrorKind::InvalidData, format!("not expected: {text:?}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected input: {text:?}"))
 }

@@ -1,4 +1,4 @@
-//! The servers that are compared: how each is started, and what it speaks.
+//! The servers that are compared: how to start each of them, and its protocol.
 
 use std::{
     env, fs, io,
@@ -17,16 +17,16 @@ use tempfile::TempDir;
 
 use super::{
     peers::{Nats, Redis},
-    variants::{self, Door, Variant},
+    variants::{self, Transport, Variant},
 };
 use crate::bare::Push;
 
-/// Who is measured.
+/// A server to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contender {
     /// This project.
     Msgbusd,
-    /// The same with something switched on.
+    /// This project with an option.
     With(&'static Variant),
     /// A bare server, which sets the limit.
     Bare(Push),
@@ -41,7 +41,7 @@ pub enum Contender {
 }
 
 impl Contender {
-    /// What it is called in tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Msgbusd => "msgbusd",
@@ -57,7 +57,7 @@ impl Contender {
         }
     }
 
-    /// The program to be found, and the words that make it tell its version.
+    /// The program, and the arguments that make it print its version.
     fn program(self) -> Option<(&'static str, &'static [&'static str])> {
         match self {
             Self::Msgbusd | Self::With(_) | Self::Bare(_) => None,
@@ -67,7 +67,7 @@ impl Contender {
         }
     }
 
-    /// What it says of its version; `None` when it is not there.
+    /// The version; `None` if the server is not installed.
     pub fn version(self) -> Option<String> {
         let Some((program, words)) = self.program() else {
             return Some(concat!("msgbus ", env!("CARGO_PKG_VERSION")).to_owned());
@@ -80,10 +80,10 @@ impl Contender {
         Some(String::from_utf8_lossy(&said).lines().next()?.trim().to_owned())
     }
 
-    fn door(self) -> Door {
+    fn transport(self) -> Transport {
         match self {
-            Self::With(variant) => variant.door,
-            _ => Door::Plain,
+            Self::With(variant) => variant.transport,
+            _ => Transport::Plain,
         }
     }
 
@@ -91,7 +91,7 @@ impl Contender {
         let host = format!("127.0.0.1:{port}");
         let http = Http { host, ..Http::default() };
         match self {
-            // It pushes nothing: only an idle connection can be had of it.
+            // It pushes nothing, so its followers can only be idle.
             Self::Bare(Push::Nowhere) => Rc::new(Streaming { http, waiting: Waiting::NextRequest }),
             Self::Msgbusd | Self::Bare(_) => Rc::new(http),
             Self::With(variant) => {
@@ -109,17 +109,17 @@ impl Contender {
         }
     }
 
-    /// Starts it on a port of its own, and waits until it takes connections. A bare server answers pulls
-    /// with a message of `size` bytes.
+    /// Starts the server on a free port, and waits until it accepts connections. A bare server answers
+    /// pulls with a message of `size` bytes.
     ///
     /// # Errors
-    /// When it cannot be started, or does not listen.
+    /// The server cannot be started, or does not listen.
     pub fn start(self, size: usize) -> anyhow::Result<Running> {
         let running = Running::start(self.name(), |port, folder| self.command(port, folder, size))?;
         if self == Self::Nchan {
             running.wait_for_workers()?;
         }
-        if self.door() == Door::Unix {
+        if self.transport() == Transport::Unix {
             running.wait_for_socket(variants::SOCKET)?;
         }
         Ok(running)
@@ -176,11 +176,11 @@ fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(address(0))?.local_addr()?.port())
 }
 
-/// A program of this workspace: it is built to where this one is.
+/// The path of a program of this workspace, in the folder of this program.
 pub(crate) fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let path = env::current_exe()?.with_file_name(name);
     if !path.exists() {
-        bail!("there is no {}: build the workspace first", path.display());
+        bail!("{} does not exist; build the workspace first", path.display());
     }
     Ok(path)
 }
@@ -191,9 +191,9 @@ fn nchan_module() -> Option<&'static str> {
         .find(|path| Path::new(path).exists())
 }
 
-/// One place that publishes and subscribes, at the same paths as msgbusd.
+/// A configuration in which nchan publishes and subscribes at the same paths as msgbusd.
 fn nginx_config(address: &str, folder: &Path) -> anyhow::Result<String> {
-    let module = nchan_module().context("there is no nchan module")?;
+    let module = nchan_module().context("the nchan module is not installed")?;
     let folder = folder.display();
     Ok(format!(
         "load_module {module};\n\
@@ -215,24 +215,24 @@ fn nginx_config(address: &str, folder: &Path) -> anyhow::Result<String> {
     ))
 }
 
-/// A server that runs, and ends when this is dropped.
+/// A running server. Dropping this stops it.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
     address: SocketAddr,
     folder: TempDir,
-    /// From its start until it took a connection.
+    /// The time from its start until it accepted a connection.
     pub startup: Duration,
 }
 
 impl Running {
-    /// Starts a server on a port of its own, by the command for that port and a folder that lives as
-    /// long as it, and waits until it takes connections.
+    /// Starts a server on a free port, with a folder that is removed when it stops, and waits until it
+    /// accepts connections. `command` returns its command line.
     pub(crate) fn start(
         name: &str,
         command: impl FnOnce(u16, &Path) -> anyhow::Result<Command>,
     ) -> anyhow::Result<Self> {
-        const PATIENCE: Duration = Duration::from_secs(10);
+        const TIMEOUT: Duration = Duration::from_secs(10);
         let port = free_port()?;
         let folder = tempfile::tempdir()?;
         let mut command = command(port, folder.path())?;
@@ -243,9 +243,9 @@ impl Running {
         let mut running = Self { child, address: address(port), folder, startup: Duration::ZERO };
         while TcpStream::connect(running.address).is_err() {
             if let Some(status) = running.child.try_wait()? {
-                bail!("{name} has ended with {status}: {}", running.log());
+                bail!("{name} exited with {status}: {}", running.log());
             }
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > TIMEOUT {
                 bail!("{name} does not listen: {}", running.log());
             }
             sleep(Duration::from_micros(200));
@@ -262,21 +262,21 @@ impl Running {
         self.child.id()
     }
 
-    /// Its own, for as long as this lives.
+    /// The folder of the server, which is removed when this is dropped.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Asks the server to stop, and says how it ended; `None` when it had to be killed.
+    /// Stops the server, and returns its exit status; `None` if it had to be killed.
     pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
-        const PATIENCE: Duration = Duration::from_secs(15);
+        const TIMEOUT: Duration = Duration::from_secs(15);
         if let Ok(Some(status)) = self.child.try_wait() {
             return Some(status);
         }
-        // Where it cannot be asked it is killed.
+        // If this fails, the server is killed below.
         let _ = signal(self.child.id(), "TERM");
         let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
+        while begin.elapsed() < TIMEOUT {
             match self.child.try_wait() {
                 Ok(None) => sleep(Duration::from_millis(20)),
                 Ok(status) => return status,
@@ -291,23 +291,23 @@ impl Running {
     /// The server as a target for load.
     ///
     /// # Errors
-    /// When its processes cannot be looked at.
+    /// The processes of the server cannot be inspected.
     pub fn target(&self, contender: Contender) -> anyhow::Result<Target> {
         let mut pids = vec![self.child.id()];
         pids.extend(children(self.child.id())?);
         Ok(Target {
-            dial: contender.door().dial(self.address, self.folder())?,
+            connector: contender.transport().connect(self.address, self.folder())?,
             protocol: contender.protocol(self.address.port()),
             server: Some(Server::new(pids)),
         })
     }
 
-    /// nginx listens before those are there who serve, and they need a moment to find each other.
+    /// nginx listens before its workers run, and they need a moment to connect to each other.
     fn wait_for_workers(&self) -> anyhow::Result<()> {
-        const MOMENT: Duration = Duration::from_millis(500);
+        const WORKER_SETUP: Duration = Duration::from_millis(500);
         for _ in 0..100 {
             if !children(self.child.id())?.is_empty() {
-                sleep(MOMENT);
+                sleep(WORKER_SETUP);
                 return Ok(());
             }
             sleep(Duration::from_millis(20));
@@ -315,7 +315,7 @@ impl Running {
         bail!("nginx has no workers: {}", self.log())
     }
 
-    /// Addresses are listened on one after the other: that one takes connections says nothing of the next.
+    /// msgbusd opens its listeners one after the other, so the socket may follow the TCP port.
     fn wait_for_socket(&self, name: &str) -> anyhow::Result<()> {
         let path = self.folder().join(name);
         for _ in 0..500 {
@@ -327,27 +327,27 @@ impl Running {
         bail!("nothing listens on {}: {}", path.display(), self.log())
     }
 
-    /// What it has said.
+    /// The log of the server.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 }
 
-/// Sends a signal to a process that was started here.
+/// Sends a signal to a process of this program.
 pub(crate) fn signal(pid: u32, name: &str) -> io::Result<()> {
-    // Every shell can do that; the program of this name is not everywhere.
+    // `kill` is built into every shell, but not every system has the program.
     let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status()?;
     if sent.success() { Ok(()) } else { Err(io::Error::other(format!("cannot send {name}"))) }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It is asked first, so that it takes its own children with it.
+        // SIGTERM first, so that the server ends its own children.
         self.stop();
     }
 }
 
-/// The processes that a process has started.
+/// The child processes of a process.
 fn children(pid: u32) -> io::Result<Vec<u32>> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     Ok(text.split_whitespace().filter_map(|word| word.parse().ok()).collect())

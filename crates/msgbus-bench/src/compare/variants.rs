@@ -1,54 +1,58 @@
-//! msgbusd with what makes it safe, one thing at a time: each is measured beside the plain one.
+//! msgbusd with one security option at a time, each measured next to the plain one.
 
 use std::{fs, net::SocketAddr, path::Path, rc::Rc};
 
 use msgbus_client::{Client, Roots};
-use msgbus_load::{Dial, DialFn, Waiting};
+use msgbus_load::{Connect, ConnectFn, Waiting};
 
 use crate::certificate::{self, Certificate};
 
-/// msgbusd with something switched on, and clients that know of it.
+/// msgbusd with an option, and how clients use it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Variant {
-    /// What it is called in tables.
+    /// The name in tables.
     pub(super) name: &'static str,
-    /// What it is started with. Files are those of [`write_files`].
+    /// The command line flags. They refer to the files of [`write_files`].
     pub(super) flags: &'static [&'static str],
-    /// What clients say in `Authorization`.
+    /// The `Authorization` header of clients.
     pub(super) authorization: Option<&'static str>,
-    /// What clients connect to.
-    pub(super) door: Door,
-    /// What idle connections wait for, if they are not websockets.
+    /// The transport of clients.
+    pub(super) transport: Transport,
+    /// The kind of idle connections, if they are not websockets.
     pub(super) waiting: Option<Waiting>,
 }
 
-/// A way in.
+/// A transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Door {
-    /// TCP, in the clear.
+pub(super) enum Transport {
+    /// Unencrypted TCP.
     Plain,
-    /// TLS, with HTTP/1.1 in it.
+    /// TLS with HTTP/1.1.
     Tls,
-    /// The unix socket in its folder.
+    /// The unix socket in the server's folder.
     Unix,
 }
 
-/// Each request shows a key.
+/// Each request carries a key.
 pub(super) const WITH_KEYS: &Variant = &Variant {
     name: "msgbusd, keys",
     flags: &["--keys", KEYS],
     authorization: Some(BEARER),
     ..PLAIN
 };
-/// All clients share a bucket, which is the dearest there is, and never empty.
+/// All clients share one rate limit, which is the most expensive case. It is never reached.
 pub(super) const WITH_RATE: &Variant =
     &Variant { name: "msgbusd, rate", flags: &["--publish-rate", "10000000"], ..PLAIN };
-pub(super) const WITH_TLS: &Variant =
-    &Variant { name: "msgbusd, TLS", flags: certificate::FLAGS, door: Door::Tls, ..PLAIN };
+pub(super) const WITH_TLS: &Variant = &Variant {
+    name: "msgbusd, TLS",
+    flags: certificate::FLAGS,
+    transport: Transport::Tls,
+    ..PLAIN
+};
 pub(super) const WITH_UNIX: &Variant = &Variant {
     name: "msgbusd, unix",
     flags: &["--bind", "unix:bus.sock"],
-    door: Door::Unix,
+    transport: Transport::Unix,
     ..PLAIN
 };
 
@@ -66,8 +70,13 @@ pub(super) const TWO_THREADS: &Variant =
 pub(super) const EIGHT_THREADS: &Variant =
     &Variant { name: "msgbusd, 8 threads", flags: &["--threads", "8"], ..PLAIN };
 
-const PLAIN: Variant =
-    Variant { name: "", flags: &[], authorization: None, door: Door::Plain, waiting: None };
+const PLAIN: Variant = Variant {
+    name: "",
+    flags: &[],
+    authorization: None,
+    transport: Transport::Plain,
+    waiting: None,
+};
 
 const BEARER: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";
 const KEYS: &str = "keys.toml";
@@ -76,15 +85,19 @@ const KEYS_TEXT: &str = "[keys.bench]\n\
     allow = [\"*:bench-00000000\", \"*:bench/*\"]\n";
 pub(super) const SOCKET: &str = "bus.sock";
 
-/// Writes what the flags name to a folder, where the server is started.
+/// Writes the files of the flags to the server's working directory.
 pub(super) fn write_files(folder: &Path) -> anyhow::Result<()> {
     fs::write(folder.join(KEYS), KEYS_TEXT)?;
     Ok(Certificate::make()?.write(folder)?)
 }
 
-impl Door {
-    /// How a server is reached that listens at this address, and was started in this folder.
-    pub(super) fn dial(self, address: SocketAddr, folder: &Path) -> anyhow::Result<Rc<dyn Dial>> {
+impl Transport {
+    /// Connects to a server with this address and working directory.
+    pub(super) fn connect(
+        self,
+        address: SocketAddr,
+        folder: &Path,
+    ) -> anyhow::Result<Rc<dyn Connect>> {
         let client = match self {
             Self::Plain => return Ok(Rc::new(address)),
             Self::Tls => {
@@ -94,7 +107,7 @@ impl Door {
             Self::Unix => Client::new(&format!("unix:{}", folder.join(SOCKET).display()))?,
         };
         let connector = client.connector().clone();
-        Ok(Rc::new(DialFn(move || {
+        Ok(Rc::new(ConnectFn(move || {
             let connector = connector.clone();
             async move { connector.connect().await }
         })))

@@ -1,4 +1,4 @@
-//! What the servers are given to do.
+//! The works: what the servers have to do.
 
 use std::{io, time::Duration};
 
@@ -11,16 +11,16 @@ use super::{
 };
 use crate::bare::Push;
 
-/// A piece of work.
+/// A work, which several servers run.
 #[derive(Debug, Clone)]
 pub(super) struct Work {
     /// A short name, for files and filters.
     pub key: String,
-    /// What is done, for people.
+    /// The title in the page.
     pub title: &'static str,
-    /// Where it stands on the axis of its title, if it is one of several that share a table.
+    /// The label on the axis, if several works share a table.
     pub point: Option<&'static str>,
-    /// Who does it; msgbusd first, what it is measured against next.
+    /// The servers: msgbusd first, its limit second.
     pub contenders: &'static [Contender],
     kind: Kind,
     load: Load,
@@ -30,14 +30,14 @@ pub(super) struct Work {
 pub(super) enum Kind {
     Publish,
     Pull,
-    /// To so many subscribers.
+    /// With this many subscribers.
     FanOut(usize),
     Idle(usize),
 }
 
 use Contender::{Bare, Msgbusd, Nats, Nchan, RedisChannel, RedisList, With};
 
-/// The plain one, and it with one thing more.
+/// msgbusd without options, and with one option each.
 const BESIDE_PLAIN: &[Contender] =
     &[Msgbusd, With(WITH_KEYS), With(WITH_RATE), With(WITH_TLS), With(WITH_UNIX)];
 
@@ -78,14 +78,13 @@ impl Work {
         matches!(self.kind, Kind::Idle(_)) || self.key == "topics"
     }
 
-    /// Whether it measures how long things take, at a rate that leaves time.
+    /// Whether it measures latency, at a rate below the maximum.
     pub(super) fn is_about_latency(&self) -> bool {
         self.load.rate.is_some()
     }
 
-    /// How many runs it takes until the figures mean something: the long tail of a latency comes and
-    /// goes.
-    pub(super) fn least_runs(&self) -> usize {
+    /// The minimum number of runs for meaningful figures: the tail of a latency varies between runs.
+    pub(super) fn min_runs(&self) -> usize {
         if self.is_about_latency() { 5 } else { 1 }
     }
 
@@ -115,7 +114,7 @@ const EACH: Contender = Bare(Push::Each);
 const BATCHES: Contender = Bare(Push::Batches);
 const AT_ONCE: Contender = Bare(Push::AtOnce);
 
-/// All works; quick ones do the least that shows whether they work.
+/// All works. Quick ones do just enough to check that they work.
 pub(super) fn all(quick: bool) -> Vec<Work> {
     let mut works = beside_others();
     works.push(idle_http());
@@ -124,7 +123,7 @@ pub(super) fn all(quick: bool) -> Vec<Work> {
     if quick { works.into_iter().map(Work::quick).collect() } else { works }
 }
 
-/// Works small enough for a server in valgrind.
+/// Works that are small enough for a server in valgrind.
 pub(super) fn counted() -> Vec<Work> {
     vec![
         Work::new("count-put", "PUT", &[Msgbusd], Kind::Publish)
@@ -134,7 +133,7 @@ pub(super) fn counted() -> Vec<Work> {
     ]
 }
 
-/// The works of msgbusd beside what limits it and beside others.
+/// The works of msgbusd, its limit and other servers.
 fn beside_others() -> Vec<Work> {
     let latency = |load: &mut Load| {
         load.clients = 1;
@@ -237,7 +236,7 @@ fn beside_others() -> Vec<Work> {
     ]
 }
 
-/// Connections that wait without being websockets.
+/// Idle connections that are not websockets.
 fn idle_http() -> Work {
     Work::new(
         "idle-http",
@@ -249,7 +248,7 @@ fn idle_http() -> Work {
 }
 
 impl Work {
-    /// The same work, where it shows what safety costs.
+    /// The same work with the security options, if it shows their cost.
     fn in_safety(&self) -> Option<Self> {
         let (key, title) = match self.key.as_str() {
             "put" => ("safe-put", "What safety costs: publish, 64 connections, 128 B"),

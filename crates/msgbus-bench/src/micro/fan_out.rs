@@ -1,4 +1,4 @@
-//! One topic that many follow.
+//! One topic with many subscribers.
 
 use std::{
     hint::black_box,
@@ -27,7 +27,7 @@ pub(super) fn measure(bench: &mut Bench) {
     }
 }
 
-/// Publishes to subscribers that sleep, as a publisher feels it: most are woken by a driver, later.
+/// The time of a publish to sleeping subscribers, most of which a driver wakes later.
 fn publish(bench: &mut Bench, subscribers: u32) {
     let bus = MessageBus::new(Options::default());
     let topic = name("orders/eu");
@@ -46,7 +46,7 @@ fn publish(bench: &mut Bench, subscribers: u32) {
                 }
             }
             taken += clocked(|| put(&bus, &topic, payload));
-            // It takes a slice of them at each poll.
+            // The driver wakes a slice of them at each poll.
             for _ in 0..=subscribers / 64 {
                 let _ = driver.as_mut().poll(&mut cx);
             }
@@ -55,7 +55,7 @@ fn publish(bench: &mut Bench, subscribers: u32) {
     });
 }
 
-/// Publishes some messages to subscribers that sleep, and lets each receive them and sleep again.
+/// The time of deliveries to sleeping subscribers, which receive all messages and sleep again.
 fn deliver(bench: &mut Bench, subscribers: u32, messages: u32) {
     let bus = MessageBus::new(Options::default());
     let topic = name("orders/eu");
@@ -64,7 +64,7 @@ fn deliver(bench: &mut Bench, subscribers: u32, messages: u32) {
     let mut cx = Context::from_waker(Waker::noop());
     let mut events = Vec::new();
     let name = format!("a delivery, {messages} to {subscribers} subscribers");
-    // The reading of the clock around a batch is not to matter.
+    // Large enough that reading the clock around a batch does not matter.
     let rounds = BATCH.div_ceil(subscribers * messages);
     bench.time(&name, subscribers * messages * rounds, || {
         let mut payloads = payloads(messages * rounds).into_iter();

@@ -1,4 +1,4 @@
-//! What is kept costs, in resident memory beyond what was published.
+//! The memory of messages and topics, in resident bytes beyond the payloads.
 
 use std::{fs, time::Duration};
 
@@ -17,7 +17,7 @@ pub(super) fn measure(bench: &mut Bench) {
     let few_messages = 250_000 / shrunk;
     let topics = 100_000 / shrunk;
 
-    // Nothing is dropped before the end: what it leaves in the allocator would be used again.
+    // Nothing is dropped before the end, because later measurements would reuse freed memory.
     let mut buses = Vec::new();
     let mut keep = |name, count, given, fill: &dyn Fn(&MessageBus, u32)| {
         buses.extend(keep(bench, name, count, given, fill));
@@ -51,8 +51,8 @@ fn publish(bus: &MessageBus, count: u32, attributes: impl Fn(NewMessage) -> NewM
     }
 }
 
-/// Measures what `fill` makes resident for each of `count` things, beyond the bytes that each was
-/// given. The answer is what has been filled.
+/// Measures the resident memory that `fill` takes for each of `count` items, beyond their payloads.
+/// Returns the filled bus.
 fn keep(
     bench: &mut Bench,
     name: &str,
@@ -74,7 +74,7 @@ fn keep(
     Some(bus)
 }
 
-/// The resident memory of this process in bytes; `None` where the system does not tell.
+/// The resident memory of this process in bytes; `None` if the system does not report it.
 fn resident() -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

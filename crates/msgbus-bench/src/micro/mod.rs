@@ -1,4 +1,4 @@
-//! The engine alone: what one operation takes, and what is kept costs.
+//! Benchmarks of the engine alone: the time per operation, and the memory of messages and topics.
 
 use std::fmt::Write as _;
 
@@ -12,32 +12,32 @@ mod topics;
 
 use pace::Bench;
 
-/// What to measure.
+/// The options of the benchmarks.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Whether rough figures will do: a second or two in all.
+    /// Whether to take only rough figures, within a second or two.
     pub quick: bool,
-    /// Only what has this text in its name is measured.
+    /// Measures only operations whose name contains this text.
     pub filter: String,
 }
 
-/// One figure.
+/// One measured figure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measure {
-    /// What was measured.
+    /// The name of the operation.
     pub name: String,
-    /// What `value` and `min` count: `ns` for each operation, or `B` (bytes) for each thing kept.
+    /// The unit of `value` and `min`: `ns` per operation, or `B` (bytes) per stored item.
     pub unit: String,
     /// The median of all batches.
     pub value: f64,
-    /// The least of all batches: what it takes when nothing else disturbs the machine.
+    /// The minimum of all batches, which other load on the machine affects least.
     pub min: f64,
 }
 
-/// Measures everything that was asked for.
+/// Runs the selected benchmarks.
 pub fn run(options: &Options) -> Vec<Measure> {
     let mut bench = Bench::new(options);
-    // Memory first, while the allocator has nothing that others have left.
+    // Memory first, while the allocator holds no freed memory of other benchmarks.
     memory::measure(&mut bench);
     queue::measure(&mut bench);
     topics::measure(&mut bench);
@@ -45,7 +45,7 @@ pub fn run(options: &Options) -> Vec<Measure> {
     bench.into_measures()
 }
 
-/// The measures as a table for people.
+/// Formats the measures as a table.
 pub fn table(measures: &[Measure]) -> String {
     let width = measures.iter().map(|measure| measure.name.len()).max().unwrap_or(0);
     let mut table = format!("{:width$}  {:>10}  {:>10}\n", "", "median", "min");

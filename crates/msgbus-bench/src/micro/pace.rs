@@ -1,4 +1,4 @@
-//! How often something is done until its time is known.
+//! Times operations in batches.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,8 @@ impl Bench {
         name.contains(&self.options.filter)
     }
 
-    /// Runs batches of so many operations until enough time has passed. A batch answers how long
-    /// its operations took, without what it did before and after.
+    /// Runs batches of `operations` until enough time has passed. A batch returns how long its operations
+    /// took, without its setup and teardown.
     pub(super) fn time(
         &mut self,
         name: &str,
@@ -36,12 +36,12 @@ impl Bench {
         if !self.wants(name) {
             return;
         }
-        let patience = Duration::from_millis(if self.is_quick() { 20 } else { 600 });
-        let warm = Instant::now() + patience / 5;
+        let duration = Duration::from_millis(if self.is_quick() { 20 } else { 600 });
+        let warm = Instant::now() + duration / 5;
         while Instant::now() < warm {
             batch();
         }
-        let end = Instant::now() + patience;
+        let end = Instant::now() + duration;
         let mut times = Vec::new();
         while times.len() < Self::FEWEST_BATCHES || Instant::now() < end {
             times.push(batch());
@@ -60,7 +60,7 @@ impl Bench {
     }
 }
 
-/// How long something takes.
+/// Measures how long `work` takes.
 pub(super) fn clocked(work: impl FnOnce()) -> Duration {
     let start = Instant::now();
     work();

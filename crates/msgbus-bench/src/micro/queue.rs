@@ -13,8 +13,8 @@ use msgbus_core::{MessageBus, NewMessage, Options, TopicName, TopicSettings};
 
 use super::pace::{Bench, clocked};
 
-/// Operations in a batch: few enough that their messages stay in a cache, as those of a server that
-/// has just read them do.
+/// Operations per batch: few enough that their messages stay in a cache, like payloads that a server has
+/// just read.
 pub(super) const BATCH: u32 = 1000;
 pub(super) const PAYLOAD: usize = 128;
 
@@ -24,7 +24,7 @@ pub(super) fn measure(bench: &mut Bench) {
     several_threads(bench);
 }
 
-/// A payload as a server makes it: a buffer of its own, of the exact size.
+/// A payload like a server's: a separate buffer of the exact size.
 pub(super) fn payload() -> Bytes {
     Bytes::copy_from_slice(&[b'x'; PAYLOAD])
 }
@@ -98,7 +98,7 @@ fn one_thread(bench: &mut Bench) {
     });
 }
 
-/// Publishing while older messages leave.
+/// Publishing while older messages are evicted or expire.
 fn leaving(bench: &mut Bench) {
     let topic = name("orders/eu");
     let short = Duration::from_micros(50);
@@ -117,9 +117,9 @@ fn leaving(bench: &mut Bench) {
     puts("put, all expire early", default, &|payload| NewMessage::new(payload).ttl(short));
 }
 
-/// What threads cost each other. The figure is the time from start to end for each message of all.
+/// Contention between threads. The figure is the total time divided by the messages of all threads.
 fn several_threads(bench: &mut Bench) {
-    // The start of a thread is not to matter.
+    // Large enough that starting threads does not matter.
     const LONG_BATCH: u32 = 5 * BATCH;
     let cases: [(&str, u32, &[&str]); 3] = [
         ("one thread", 1, &["a"]),
@@ -128,7 +128,7 @@ fn several_threads(bench: &mut Bench) {
     ];
     for (who, threads, names) in cases {
         let topics: Vec<TopicName> = names.iter().map(|text| name(text)).collect();
-        // The oldest leave, so that the threads share no growing memory.
+        // The oldest messages are evicted, so that the memory does not grow.
         let topic = TopicSettings { max_messages: 1000, ..TopicSettings::default() };
         let bus = MessageBus::new(Options { topic, ..Options::default() });
         bench.time(&format!("put, {who}"), threads * LONG_BATCH, || {
@@ -141,8 +141,8 @@ fn several_threads(bench: &mut Bench) {
     }
 }
 
-/// Works in a thread for each topic with payloads that the thread has made, and says how long it took
-/// from the start of the first to the end of the last.
+/// Runs a thread for each topic, with payloads that the thread has created. Returns the time from the
+/// start of the first thread to the end of the last.
 fn at_once(
     topics: &[TopicName],
     count: u32,

@@ -1,4 +1,4 @@
-//! Publishing where there are many topics.
+//! Publishing with many topics.
 
 use msgbus_core::{MessageBus, Options, TopicName, TopicSettings};
 
@@ -15,7 +15,7 @@ pub(super) fn measure(bench: &mut Bench) {
         if !bench.wants(&to_one) && !bench.wants(&to_all) {
             continue;
         }
-        // Few messages each, so that the memory is the same from the first batch to the last.
+        // Few messages per topic, so that the memory does not grow between batches.
         let settings = TopicSettings { max_messages: 4, ..TopicSettings::default() };
         let bus = MessageBus::new(Options { topic: settings, ..Options::default() });
         let topics: Vec<TopicName> = (0..count).map(|n| name(&format!("topic/{n}"))).collect();

@@ -1,4 +1,4 @@
-//! Those who follow: by every transport, in time, slowly, not at all, and again from where they were.
+//! Subscribers: on every transport, reading at once, slowly or not at all, and resuming.
 
 use std::{io, rc::Rc, time::Duration};
 
@@ -9,21 +9,20 @@ use tokio::{
 };
 
 use super::{
-    Phase, Soak,
-    books::Book,
-    show,
+    Phase, Soak, credentials,
+    invariants::Invariant,
+    raw_client::RawClient,
+    subscription_model::SubscriptionModel,
     topics::Topic,
-    track::Track,
     transport::{Item, Transport},
-    wire::Wire,
 };
 
-/// How well somebody reads.
+/// How a subscriber reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reading {
+enum ReadPace {
     InTime,
     Slowly,
-    /// After a while not at all.
+    /// Stops reading after a while.
     Stops,
 }
 
@@ -32,22 +31,22 @@ pub(super) struct Follower {
     rng: Rng,
 }
 
-/// Why a connection is over.
+/// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// The follower has had enough.
+    /// The client disconnected.
     Left,
-    /// The server has ended it, and said so.
-    Told,
-    /// The server has ended it because of the keys, and said so.
+    /// The server ended it, with a reason.
+    Announced,
+    /// The server ended it because of the keys, and reported that.
     Revoked,
-    /// The server has ended it without a word, as it does with those who take no bytes.
+    /// The server ended it without a reason, as it does if a client reads nothing.
     Ended,
     /// The soak is over.
     Over,
 }
 
-/// Somebody whom the server may know already, and the books not yet.
+/// Counts a subscription that the server may already list but that is not in `live` yet.
 struct Connecting(Rc<Soak>);
 
 impl Connecting {
@@ -72,119 +71,127 @@ impl Follower {
         while self.soak.is_loading() {
             let topic = Topic::any(&mut self.rng);
             let transport = Transport::ALL[self.rng.usize(..Transport::ALL.len())];
-            let claim = {
+            let access = {
                 let keys = self.soak.keys.borrow();
-                keys.claim(keys.some(&mut self.rng), &topic)
+                keys.access(keys.random_principal(&mut self.rng), &topic)
             };
-            let mut track = Track::new(topic, transport, claim);
-            let reading = self.some_reading();
-            self.soak.books.borrow_mut().count(track.transport.name(), 1);
+            let mut model = SubscriptionModel::new(topic, transport, access);
+            let pace = self.random_pace();
+            self.soak.invariants.borrow_mut().count(model.transport.name(), 1);
             loop {
-                let end = self.connect(&mut track, reading).await;
-                let goes_on = track.transport.has_ids() && self.rng.u8(..10) < 7;
+                let end = self.connect(&mut model, pace).await;
+                let goes_on = model.transport.has_ids() && self.rng.u8(..10) < 7;
                 if !matches!(end, Ok(End::Left)) {
                     sleep(Duration::from_millis(self.rng.u64(5..100))).await;
                 }
-                if !self.soak.is_loading() || !goes_on || track.place.is_none() {
+                if !self.soak.is_loading() || !goes_on || model.position.is_none() {
                     break;
                 }
-                self.soak.books.borrow_mut().count("subscriptions resumed", 1);
+                self.soak.invariants.borrow_mut().count("subscriptions resumed", 1);
             }
         }
     }
 
-    fn some_reading(&mut self) -> Reading {
+    fn random_pace(&mut self) -> ReadPace {
         match self.rng.u8(..10) {
-            0..6 => Reading::InTime,
-            6..9 => Reading::Slowly,
-            _ => Reading::Stops,
+            0..6 => ReadPace::InTime,
+            6..9 => ReadPace::Slowly,
+            _ => ReadPace::Stops,
         }
     }
 
     /// One connection, from the request to its end.
-    async fn connect(&mut self, track: &mut Track, reading: Reading) -> io::Result<End> {
+    async fn connect(&mut self, model: &mut SubscriptionModel, pace: ReadPace) -> io::Result<End> {
         let connecting = Connecting::new(&self.soak);
-        let shown =
-            show::to_follow(&self.soak, track.claim.who, track.transport, &mut self.rng).await?;
-        let Some(shown) = shown else { return Ok(End::Ended) };
-        let mut wire = match reading {
-            Reading::InTime => Wire::open(&self.soak.place).await?,
-            Reading::Slowly | Reading::Stops => Wire::open_narrow(&self.soak.place).await?,
+        let credentials = credentials::for_subscription(
+            &self.soak,
+            model.access.principal,
+            model.transport,
+            &mut self.rng,
+        )
+        .await?;
+        let Some(credentials) = credentials else { return Ok(End::Ended) };
+        let mut client = match pace {
+            ReadPace::InTime => RawClient::open(&self.soak.endpoint).await?,
+            ReadPace::Slowly | ReadPace::Stops => {
+                RawClient::open_with_small_buffer(&self.soak.endpoint).await?
+            }
         };
-        let (query, version) = (self.query(track, shown.query), self.rng.u8(..2));
-        let name = track.topic.name();
-        let request = track.transport.request(name, &query, &shown.headers, version);
-        track.claim = self.soak.keys.borrow().again(&track.claim);
-        wire.send(request.as_bytes()).await?;
+        let (query, version) = (self.query(model, credentials.query), self.rng.u8(..2));
+        let name = model.topic.name();
+        let request = model.transport.request(name, &query, &credentials.headers, version);
+        model.access = self.soak.keys.borrow().renew(&model.access);
+        client.send(request.as_bytes()).await?;
         if self.rng.u8(..40) == 0 {
-            self.soak.books.borrow_mut().count("subscriptions left in the handshake", 1);
-            wire.cut(self.soak.some_cut(&mut self.rng));
+            self.soak.invariants.borrow_mut().count("subscriptions cut during the handshake", 1);
+            client.cut(self.soak.random_cut(&mut self.rng));
             return Ok(End::Left);
         }
-        let head = match wire.head().await {
+        let head = match client.read_head().await {
             Ok(head) => head,
             Err(error) => {
-                self.soak.note_silence(&error, "a subscription");
+                self.soak.record_error(&error, "a subscription");
                 return Err(error);
             }
         };
         let is_refused = {
-            let mut books = self.soak.books.borrow_mut();
+            let mut invariants = self.soak.invariants.borrow_mut();
             let what = format!("following {name}");
             let keys = self.soak.keys.borrow();
-            keys.check_answer(&mut books, &track.claim, head.status, &what)
+            keys.check_response(&mut invariants, &model.access, head.status, &what)
         };
         if is_refused {
             return Ok(End::Ended);
         }
         if !matches!(head.status, 101 | 200) {
-            let mut books = self.soak.books.borrow_mut();
-            books.count("subscriptions refused at a bound", 1);
-            books.check(Book::Answers, head.status == 503, || {
+            let mut invariants = self.soak.invariants.borrow_mut();
+            invariants.count("subscriptions refused at a limit", 1);
+            invariants.check(Invariant::Responses, head.status == 503, || {
                 format!("subscribing to {name}: {}", head.status)
             });
             return Ok(End::Ended);
         }
         if head.has("transfer-encoding") {
-            wire.expect_chunks()?;
+            client.expect_chunks()?;
         }
-        let name = wire.name()?;
-        track.begin(&self.soak, &head, &name);
+        let name = client.local_address()?;
+        model.begin(&self.soak, &head, &name);
         drop(connecting);
-        let end = self.follow(track, reading, &mut wire, &name).await;
+        let end = self.follow(model, pace, &mut client, &name).await;
         self.soak.live.borrow_mut().remove(&name);
         let by_server = match end {
             Ok(End::Left) => {
-                self.part(track.transport, reading, wire).await;
+                self.leave(model.transport, pace, client).await;
                 None
             }
             Ok(End::Over | End::Revoked) => None,
-            Ok(End::Told) => Some("subscriptions ended by the server, and told so"),
+            Ok(End::Announced) => Some("subscriptions ended by the server with a reason"),
             Ok(End::Ended) | Err(_) => Some("subscriptions cut by the server"),
         };
         if let Some(what) = by_server {
-            self.soak.books.borrow_mut().count(what, 1);
+            self.soak.invariants.borrow_mut().count(what, 1);
         }
-        // Without a word only those are cut who take no bytes; the end of raw lines is told to nobody.
-        if reading == Reading::InTime && track.transport != Transport::RawStream {
+        // The server cuts a connection without a reason only if it reads nothing. Raw lines have no way
+        // to carry a reason.
+        if pace == ReadPace::InTime && model.transport != Transport::RawStream {
             let is_cut = matches!(end, Ok(End::Ended) | Err(_));
-            self.soak.books.borrow_mut().check(Book::StillAllowed, !is_cut, || {
-                format!("following {} by {:?}: {end:?}", track.topic.name(), track.transport)
+            self.soak.invariants.borrow_mut().check(Invariant::StillAllowed, !is_cut, || {
+                format!("following {} by {:?}: {end:?}", model.topic.name(), model.transport)
             });
         }
         if let Err(error) = &end {
             // What is not understood is the server's fault; that it may cut is in the contract.
             let is_fault = error.kind() == io::ErrorKind::InvalidData;
             let what =
-                || format!("following {} by {:?}: {error}", track.topic.name(), track.transport);
-            self.soak.books.borrow_mut().check(Book::Answers, !is_fault, what);
+                || format!("following {} by {:?}: {error}", model.topic.name(), model.transport);
+            self.soak.invariants.borrow_mut().check(Invariant::Responses, !is_fault, what);
         }
         end
     }
 
-    /// Writes a lot before it reads anything, and the server goes on reading: pings, and text that it
+    /// Writes a lot before it reads anything. The server must keep reading: pings, and text that it
     /// ignores.
-    async fn chatter(&mut self, wire: &mut Wire) -> io::Result<()> {
+    async fn chatter(&mut self, client: &mut RawClient) -> io::Result<()> {
         const FRAMES: usize = 200;
         const LENGTH: u8 = 100;
         let mut frames = Vec::new();
@@ -193,12 +200,12 @@ impl Follower {
             frames.extend_from_slice(&[opcode, 0x80 | LENGTH, 0, 0, 0, 0]);
             frames.resize(frames.len() + usize::from(LENGTH), b'x');
         }
-        self.soak.books.borrow_mut().count("subscribers that write a lot before they read", 1);
-        wire.send(&frames).await
+        self.soak.invariants.borrow_mut().count("subscribers that write a lot before they read", 1);
+        client.send(&frames).await
     }
 
-    fn query(&mut self, track: &Track, ticket: String) -> String {
-        let since = match track.place {
+    fn query(&mut self, model: &SubscriptionModel, ticket: String) -> String {
+        let since = match model.position {
             Some((epoch, 0)) => format!("since={epoch}-start"),
             Some((epoch, next)) => format!("since={epoch}-{}", next - 1),
             None => match self.rng.u8(..4) {
@@ -214,31 +221,31 @@ impl Follower {
         parts.join("&")
     }
 
-    /// Reads until one of the two has had enough.
+    /// Reads until the client or the server ends the connection.
     async fn follow(
         &mut self,
-        track: &mut Track,
-        reading: Reading,
-        wire: &mut Wire,
+        model: &mut SubscriptionModel,
+        pace: ReadPace,
+        client: &mut RawClient,
         name: &str,
     ) -> io::Result<End> {
-        if track.transport.is_websocket() && self.rng.u8(..8) == 0 {
-            self.chatter(wire).await?;
+        if model.transport.is_websocket() && self.rng.u8(..8) == 0 {
+            self.chatter(client).await?;
         }
         let mut phase = self.soak.phase.subscribe();
         let leave_at = Instant::now() + Duration::from_millis(self.rng.u64(50..8000));
         loop {
-            while let Some(item) = track.transport.next(&mut wire.input)? {
+            while let Some(item) = model.transport.next(&mut client.input)? {
                 match item {
-                    Item::Ping(text) => wire.send(&pong(&text)).await?,
-                    Item::End => return Ok(End::Told),
+                    Item::Ping(text) => client.send(&pong(&text)).await?,
+                    Item::End => return Ok(End::Announced),
                     Item::Revoked => {
-                        let mut books = self.soak.books.borrow_mut();
+                        let mut invariants = self.soak.invariants.borrow_mut();
                         let keys = self.soak.keys.borrow();
-                        keys.check_revoked(&mut books, &track.claim, track.topic.name());
+                        keys.check_revoked(&mut invariants, &model.access, model.topic.name());
                         return Ok(End::Revoked);
                     }
-                    item => track.take(&self.soak, name, item),
+                    item => model.take(&self.soak, name, item),
                 }
             }
             let now = *phase.borrow_and_update();
@@ -246,11 +253,11 @@ impl Follower {
                 return Ok(End::Over);
             }
             let is_loading = now == Phase::Load;
-            if is_loading && reading == Reading::Slowly {
+            if is_loading && pace == ReadPace::Slowly {
                 sleep(Duration::from_millis(self.rng.u64(..100))).await;
             }
             select! {
-                read = wire.more() => if read? == 0 {
+                read = client.read_more() => if read? == 0 {
                     return Ok(End::Ended);
                 },
                 _ = phase.changed() => {}
@@ -259,35 +266,35 @@ impl Follower {
         }
     }
 
-    /// Leaves, in one of many ways.
-    async fn part(&mut self, transport: Transport, reading: Reading, mut wire: Wire) {
-        if reading == Reading::Stops {
-            self.soak.books.borrow_mut().count("subscribers that stopped reading", 1);
-            // Beyond the server's patience.
+    /// Disconnects, in one of many ways.
+    async fn leave(&mut self, transport: Transport, pace: ReadPace, mut client: RawClient) {
+        if pace == ReadPace::Stops {
+            self.soak.invariants.borrow_mut().count("subscribers that stopped reading", 1);
+            // Longer than the server's write timeout.
             let mut phase = self.soak.phase.subscribe();
             select! {
                 () = sleep(Duration::from_millis(2500)) => {}
                 _ = phase.wait_for(|phase| *phase != Phase::Load) => {}
             }
-            return wire.cut(self.soak.some_cut(&mut self.rng));
+            return client.cut(self.soak.random_cut(&mut self.rng));
         }
         if transport.is_websocket() {
             let words: &[u8] = match self.rng.u8(..6) {
-                // A close, half a frame, text that is ignored, and what breaks the protocol.
+                // A close frame, half a frame, text that is ignored, or a protocol error.
                 0 => &[0x88, 0x82, 0, 0, 0, 0, 3, 0xe8],
                 1 => &[0x81, 0xfe, 1],
                 2 => &[0x81, 0x82, 0, 0, 0, 0, b'h', b'i'],
                 3 => &[0x8f, 0x80],
                 _ => &[],
             };
-            // It may be faster.
-            let _ = wire.send(words).await;
+            // The server may have closed the connection already.
+            let _ = client.send(words).await;
         }
-        wire.cut(self.soak.some_cut(&mut self.rng));
+        client.cut(self.soak.random_cut(&mut self.rng));
     }
 }
 
-/// The answer to a ping, masked with zeros.
+/// A pong, masked with zeros.
 fn pong(text: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x8a, 0x80 | u8::try_from(text.len()).unwrap_or(0), 0, 0, 0, 0];
     frame.extend_from_slice(text);

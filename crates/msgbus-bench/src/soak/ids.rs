@@ -1,4 +1,4 @@
-//! Sets of ids that are dense from 0 on, a bit for each.
+//! Sets of ids that are dense from 0 on, as bit sets.
 
 /// A set of ids.
 #[derive(Debug, Default)]
@@ -8,7 +8,7 @@ pub(super) struct IdSet {
 }
 
 impl IdSet {
-    /// Adds an id. Says whether it was new.
+    /// Adds an id. Returns whether it was new.
     pub(super) fn insert(&mut self, id: u64) -> bool {
         let Ok(word) = usize::try_from(id / 64) else { return false };
         if word >= self.words.len() {
@@ -25,7 +25,7 @@ impl IdSet {
         self.len
     }
 
-    /// One more than the greatest id; 0 when there is none.
+    /// One more than the greatest id; 0 if the set is empty.
     pub(super) fn end(&self) -> u64 {
         let Some(last) = self.words.iter().rposition(|word| *word != 0) else { return 0 };
         last as u64 * 64 + u64::from(64 - self.words[last].leading_zeros())

@@ -1,33 +1,37 @@
-//! The file of keys, and what becomes of those who are in it.
+//! The key file, and how its keys change.
 
 use std::io;
 
 use fastrand::Rng;
 use msgbusd::auth::NewKey;
 
-/// What happens in the file to somebody who asks.
+/// How the key of a principal changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// Nothing: the key is in every file, and allows everything.
-    Stays,
-    /// The key is removed, and comes back.
-    ComesAndGoes,
-    /// Grants are taken away, and given again; some are always left.
-    Grants,
-    /// There is no key. What needs none changes.
-    Anybody,
+pub(super) enum Lifecycle {
+    /// It is in every file, and allows everything.
+    Permanent,
+    /// It is removed and added again.
+    Intermittent,
+    /// Grants are removed and added again; some always remain.
+    ChangingGrants,
+    /// There is no key. The grants of `[anonymous]` change.
+    Anonymous,
 }
 
-const CAST: [(Fate, usize); 4] =
-    [(Fate::Stays, 8), (Fate::ComesAndGoes, 4), (Fate::Grants, 4), (Fate::Anybody, 1)];
-/// What is left of a key whose grants were taken.
-const LEFT: &str = "\"*:quick/*\", \"*:keep/*\"";
-/// What needs no key while anybody has something.
-const OPEN: &str = "\"*:quick/*\"";
+const PRINCIPALS: [(Lifecycle, usize); 4] = [
+    (Lifecycle::Permanent, 8),
+    (Lifecycle::Intermittent, 4),
+    (Lifecycle::ChangingGrants, 4),
+    (Lifecycle::Anonymous, 1),
+];
+/// The remaining grants of a key with reduced grants.
+const REDUCED_GRANTS: &str = "\"*:quick/*\", \"*:keep/*\"";
+/// The grants of `[anonymous]`, while it has any.
+const ANONYMOUS_GRANTS: &str = "\"*:quick/*\"";
 
-/// Somebody who asks, as a place in [`Keys::holders`].
+/// A principal, as an index into [`Keys::holders`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Who(usize);
+pub(super) struct Principal(usize);
 
 #[derive(Debug)]
 struct Key {
@@ -45,109 +49,108 @@ impl Key {
 
 #[derive(Debug)]
 struct Holder {
-    fate: Fate,
+    lifecycle: Lifecycle,
     key: Key,
-    /// Whether the file has the key, or the grants, that come and go.
-    has: bool,
+    /// Whether the current file contains the changing key or grants.
+    is_present: bool,
     verdict: Verdict,
 }
 
-/// The keys that there are, and what the server can know of them.
+/// All keys, and what the server may know of them.
 #[derive(Debug)]
 pub(super) struct Keys {
     holders: Vec<Holder>,
-    /// A key that no file had before: who is known by it knows that the file has been read.
+    /// A key that is new in the current file. If the server accepts it, it has read the file.
     newest: Key,
-    /// How many times the server has read a file.
+    /// How many files the server has read.
     reloads: u64,
 }
 
-/// What the keys say of a wish.
+/// The decision of the keys on an access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Right {
+pub(super) enum Decision {
     Allowed,
-    Refused,
-    /// The file says something else by now, and the server may have read it or not.
+    Denied,
+    /// The file has changed, and the server may or may not have read it.
     Unsettled,
 }
 
-/// A right, and the number of the reload that gave it.
+/// A decision, and the number of the reload that it dates from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Verdict {
-    pub(super) right: Right,
+    pub(super) decision: Decision,
     pub(super) since: u64,
 }
 
 impl Keys {
     pub(super) fn make() -> io::Result<Self> {
         let mut holders = Vec::new();
-        for (fate, count) in CAST {
+        for (lifecycle, count) in PRINCIPALS {
             for _ in 0..count {
-                let verdict = Verdict { right: Right::Allowed, since: 0 };
-                holders.push(Holder { fate, key: Key::make()?, has: true, verdict });
+                let verdict = Verdict { decision: Decision::Allowed, since: 0 };
+                holders.push(Holder { lifecycle, key: Key::make()?, is_present: true, verdict });
             }
         }
         Ok(Self { holders, newest: Key::make()?, reloads: 0 })
     }
 
-    /// Somebody; more often than not one whose key stays.
-    pub(super) fn some(&self, rng: &mut Rng) -> Who {
-        let fate = match rng.u8(..100) {
-            0..60 => Fate::Stays,
-            60..78 => Fate::ComesAndGoes,
-            78..92 => Fate::Grants,
-            _ => Fate::Anybody,
+    /// A random principal, usually one with a permanent key.
+    pub(super) fn random_principal(&self, rng: &mut Rng) -> Principal {
+        let lifecycle = match rng.u8(..100) {
+            0..60 => Lifecycle::Permanent,
+            60..78 => Lifecycle::Intermittent,
+            78..92 => Lifecycle::ChangingGrants,
+            _ => Lifecycle::Anonymous,
         };
         let those: Vec<usize> =
-            (0..self.holders.len()).filter(|at| self.holders[*at].fate == fate).collect();
-        Who(those[rng.usize(..those.len())])
+            (0..self.holders.len()).filter(|at| self.holders[*at].lifecycle == lifecycle).collect();
+        Principal(those[rng.usize(..those.len())])
     }
 
-    /// A key that stays.
-    pub(super) fn steady_secret(&self) -> &str {
+    /// The secret of a permanent key.
+    pub(super) fn permanent_secret(&self) -> &str {
         &self.holders[0].key.secret
     }
 
-    /// The key that somebody shows.
-    pub(super) fn secret(&self, who: Who) -> Option<&str> {
-        let holder = &self.holders[who.0];
-        (holder.fate != Fate::Anybody).then_some(&*holder.key.secret)
+    /// The secret of a principal; `None` for the anonymous one.
+    pub(super) fn secret(&self, principal: Principal) -> Option<&str> {
+        let holder = &self.holders[principal.0];
+        (holder.lifecycle != Lifecycle::Anonymous).then_some(&*holder.key.secret)
     }
 
     pub(super) fn newest_secret(&self) -> &str {
         &self.newest.secret
     }
 
-    /// How many times the server has read a file, for what is published from now on.
+    /// How many files the server has read, to be recorded in messages published from now on.
     pub(super) fn reloads(&self) -> u64 {
         self.reloads
     }
 
-    /// The next file: some have what they had not, or no longer what they had. From now on nobody
-    /// knows what the server says to them.
+    /// Changes some keys for the next file. From now on, both decisions are possible for them.
     pub(super) fn change(&mut self, rng: &mut Rng) -> io::Result<()> {
         self.newest = Key::make()?;
-        let (_, changing) = self.holders.split_at_mut(CAST[0].1);
+        let (_, changing) = self.holders.split_at_mut(PRINCIPALS[0].1);
         for _ in 0..rng.usize(1..4) {
             let holder = &mut changing[rng.usize(..changing.len())];
-            holder.has ^= true;
-            holder.verdict.right = Right::Unsettled;
+            holder.is_present ^= true;
+            holder.verdict.decision = Decision::Unsettled;
         }
         Ok(())
     }
 
-    /// The server has read the file.
-    pub(super) fn settle(&mut self) {
+    /// Records that the server has read the file.
+    pub(super) fn record_reload(&mut self) {
         self.reloads += 1;
         for holder in &mut self.holders {
-            if holder.verdict.right == Right::Unsettled {
-                let right = if holder.has { Right::Allowed } else { Right::Refused };
-                holder.verdict = Verdict { right, since: self.reloads };
+            if holder.verdict.decision == Decision::Unsettled {
+                let decision = if holder.is_present { Decision::Allowed } else { Decision::Denied };
+                holder.verdict = Verdict { decision, since: self.reloads };
             }
         }
     }
 
-    /// The file, in any order.
+    /// The content of the file, in random order.
     pub(super) fn text(&self, rng: &mut Rng) -> String {
         let entry = |name: &str, key: &Key, allow| {
             format!("[keys.{name}]\n{}\nallow = [{allow}]\n", key.hash)
@@ -156,12 +159,17 @@ impl Keys {
             .holders
             .iter()
             .enumerate()
-            .map(|(at, holder)| match (holder.fate, holder.has) {
-                (Fate::Anybody, has) => {
-                    format!("[anonymous]\nallow = [{}]\n", if has { OPEN } else { "" })
+            .map(|(at, holder)| match (holder.lifecycle, holder.is_present) {
+                (Lifecycle::Anonymous, is_present) => {
+                    format!(
+                        "[anonymous]\nallow = [{}]\n",
+                        if is_present { ANONYMOUS_GRANTS } else { "" }
+                    )
                 }
-                (Fate::ComesAndGoes, false) => String::new(),
-                (Fate::Grants, false) => entry(&format!("key-{at}"), &holder.key, LEFT),
+                (Lifecycle::Intermittent, false) => String::new(),
+                (Lifecycle::ChangingGrants, false) => {
+                    entry(&format!("key-{at}"), &holder.key, REDUCED_GRANTS)
+                }
                 _ => entry(&format!("key-{at}"), &holder.key, "\"*:**\""),
             })
             .collect();
@@ -170,12 +178,12 @@ impl Keys {
         entries.concat()
     }
 
-    pub(super) fn fate(&self, who: Who) -> Fate {
-        self.holders[who.0].fate
+    pub(super) fn lifecycle(&self, principal: Principal) -> Lifecycle {
+        self.holders[principal.0].lifecycle
     }
 
-    /// What the keys say of what comes and goes of somebody.
-    pub(super) fn verdict(&self, who: Who) -> Verdict {
-        self.holders[who.0].verdict
+    /// The verdict on the changing key or grants of a principal.
+    pub(super) fn verdict(&self, principal: Principal) -> Verdict {
+        self.holders[principal.0].verdict
     }
 }

@@ -1,28 +1,28 @@
-//! Wears msgbusd: every kind of client at once, many of which leave without a word, against bounds
-//! that are met all the time. Then all is quiet, and every message is accounted for.
+//! Stress-tests msgbusd: clients of every kind at once, many of which disconnect abruptly, against low
+//! limits that are reached all the time. Then the load stops, and every message is accounted for.
 //!
-//! The load comes in rounds. After each the books are compared, all topics deleted, and memory and
-//! open files compared with what they were. The seed decides what each client does; when it happens is
-//! up to the machine, so that a seed makes a fault likely again, and not certain.
+//! The load comes in rounds. After each round the counters are compared, all topics are deleted, and
+//! memory and open files are compared with the start. The seed determines what each client does, but
+//! not when, so the same seed makes a fault likely to recur, but not certain.
 
-mod account;
-mod books;
-mod claims;
-mod cost;
-mod disturb;
+mod acl_model;
+mod chaos;
+mod credentials;
 mod follow;
 mod ids;
+mod invariants;
 mod keys;
 mod payload;
 mod publish;
 mod pull;
+mod raw_client;
+mod reconcile;
 mod reload;
 mod report;
-mod show;
+mod resource_use;
+mod subscription_model;
 mod topics;
-mod track;
 mod transport;
-mod wire;
 
 use std::{
     cell::{Cell, RefCell},
@@ -44,15 +44,15 @@ use tokio::{
 };
 
 use self::{
-    books::{Book, Books},
-    cost::Cost,
     follow::Follower,
+    invariants::{Invariant, Invariants},
     keys::Keys,
     payload::{Described, Origin},
     publish::Publisher,
     pull::Puller,
-    track::Live,
-    wire::{Cut, Place},
+    raw_client::{Cut, Endpoint},
+    resource_use::ResourceUse,
+    subscription_model::LiveSubscription,
 };
 use crate::{
     certificate::{self, Certificate},
@@ -62,60 +62,60 @@ use crate::{
     },
 };
 
-/// How long to soak.
+/// The options of a soak.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
-    /// Minutes of load. What comes between and after is not in it.
+    /// Minutes of load. The time between and after the rounds is not included.
     pub minutes: f64,
-    /// What the clients' dice begin with.
+    /// The seed of all random decisions of the clients.
     pub seed: u64,
-    /// Whether all speak TLS.
+    /// Whether all clients use TLS.
     pub tls: bool,
 }
 
-/// What was found.
+/// The result of a soak.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Worn {
-    /// Tables of what was done and of the books.
+pub struct SoakResult {
+    /// Tables of the actions and of the invariants.
     pub report: String,
-    /// Whether all books balance.
-    pub balances: bool,
+    /// Whether all invariants hold.
+    pub passed: bool,
 }
 
-/// The first round is short: it only shows what memory the server keeps when all is gone.
+/// The first round is short: it only shows how much memory the server keeps after a load.
 const FIRST_ROUND: Duration = Duration::from_secs(10);
 const ROUND: Duration = Duration::from_secs(60);
 const PUBLISHERS: usize = 8;
 const PULLERS: usize = 8;
 const FOLLOWERS: usize = 32;
-/// In the folder of the server.
+/// The key file in the folder of the server.
 const KEY_FILE: &str = "keys.toml";
 
-/// What the clients are to do.
+/// What the clients do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Load,
-    /// Only those who follow read on.
+    /// Only subscribers keep pace.
     Settle,
     Over,
 }
 
-/// What all clients share.
+/// The state that all clients share.
 struct Soak {
     server: RefCell<Running>,
-    place: Place,
+    endpoint: Endpoint,
     phase: watch::Sender<Phase>,
-    books: RefCell<Books>,
-    /// Own subscriptions that are there now, by the name that the server has for them.
-    live: RefCell<BTreeMap<String, Live>>,
-    /// Followers on their way to a subscription.
+    invariants: RefCell<Invariants>,
+    /// The active subscriptions of the soak, by the address of the client.
+    live: RefCell<BTreeMap<String, LiveSubscription>>,
+    /// The number of followers that are connecting.
     connecting: Cell<usize>,
     publishers: Cell<u64>,
     keys: RefCell<Keys>,
-    /// The file that the server has them from.
+    /// The key file of the server.
     key_file: PathBuf,
-    /// The header of one who may do everything all the time.
-    steady: String,
+    /// The `Authorization` header with a key that permanently allows everything.
+    admin_header: String,
 }
 
 impl Soak {
@@ -123,12 +123,12 @@ impl Soak {
         *self.phase.borrow() == Phase::Load
     }
 
-    /// A request of one who may do everything all the time.
+    /// A request with the key that allows everything.
     fn request(&self, method: &str, target: &str) -> String {
-        format!("{method} {target} HTTP/1.1\r\nHost: soak.localhost\r\n{}\r\n", self.steady)
+        format!("{method} {target} HTTP/1.1\r\nHost: soak.localhost\r\n{}\r\n", self.admin_header)
     }
 
-    /// A publisher that there was not yet.
+    /// A new publisher.
     fn new_origin(&self) -> Origin {
         self.publishers.set(self.publishers.get() + 1);
         Origin {
@@ -139,35 +139,35 @@ impl Soak {
         }
     }
 
-    fn some_cut(&self, rng: &mut Rng) -> Cut {
+    fn random_cut(&self, rng: &mut Rng) -> Cut {
         let cut = if rng.bool() { Cut::Reset } else { Cut::Close };
         let what = match cut {
             Cut::Reset => "connections reset",
-            Cut::Close => "connections just closed",
+            Cut::Close => "connections closed abruptly",
         };
-        self.books.borrow_mut().count(what, 1);
+        self.invariants.borrow_mut().count(what, 1);
         cut
     }
 
-    /// A connection may break, but the server may not be silent on one.
-    fn note_silence(&self, error: &io::Error, what: &str) {
+    /// Records a failed request. A connection may break, but a timeout is a violation.
+    fn record_error(&self, error: &io::Error, what: &str) {
         let is_silence = error.kind() == io::ErrorKind::TimedOut;
-        let mut books = self.books.borrow_mut();
-        books.check(Book::Answers, !is_silence, || format!("{what} was not answered"));
-        books.count("requests that ended without an answer", 1);
+        let mut invariants = self.invariants.borrow_mut();
+        invariants.check(Invariant::Responses, !is_silence, || format!("{what} timed out"));
+        invariants.count("requests without a response", 1);
     }
 }
 
-/// Soaks, and says what was found.
+/// Runs a soak.
 ///
 /// # Errors
-/// When there are no minutes, the server cannot be started or does not answer at rest, or the system
-/// does not tell what it costs.
-pub fn run(options: &Options) -> anyhow::Result<Worn> {
-    let time = Duration::try_from_secs_f64(options.minutes * 60.0).context("so many minutes")?;
-    ensure!(!time.is_zero(), "it takes some minutes");
+/// `minutes` is not positive, the server cannot be started or does not respond when idle, or the system
+/// does not report its resource use.
+pub fn run(options: &Options) -> anyhow::Result<SoakResult> {
+    let time = Duration::try_from_secs_f64(options.minutes * 60.0).context("invalid --minutes")?;
+    ensure!(!time.is_zero(), "--minutes must be more than 0");
     build()?;
-    // Each connection is a file. Where that is not allowed, opening one will say so.
+    // Each connection needs a file descriptor. If the limit cannot be raised, connecting fails with an error.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let mut rng = Rng::with_seed(options.seed);
     let keys = Keys::make()?;
@@ -178,29 +178,32 @@ pub fn run(options: &Options) -> anyhow::Result<Worn> {
     })?;
     let tls = certificate.as_ref().map(Certificate::connector).transpose()?;
     let soak = Rc::new(Soak {
-        place: Place { address: running.address(), tls },
+        endpoint: Endpoint { address: running.address(), tls },
         key_file: running.folder().join(KEY_FILE),
         server: RefCell::new(running),
-        steady: show::bearer(keys.steady_secret()),
+        admin_header: credentials::bearer(keys.permanent_secret()),
         keys: RefCell::new(keys),
         phase: watch::Sender::new(Phase::Over),
-        books: RefCell::default(),
+        invariants: RefCell::default(),
         live: RefCell::default(),
         connecting: Cell::default(),
         publishers: Cell::default(),
     });
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let rounds = rounds(&soak, rng, time);
-    let costs = LocalSet::new().block_on(&runtime, rounds).with_context(|| {
-        format!("seed {}; the server has said: {}", options.seed, soak.server.borrow().log())
+    let usage = LocalSet::new().block_on(&runtime, rounds).with_context(|| {
+        format!("seed {}; the server's log: {}", options.seed, soak.server.borrow().log())
     })?;
     report::end_progress();
     let end = soak.server.borrow_mut().stop();
-    let mut books = soak.books.borrow_mut();
-    books.check(Book::End, end.is_some_and(|status| status.success()), || {
+    let mut invariants = soak.invariants.borrow_mut();
+    invariants.check(Invariant::End, end.is_some_and(|status| status.success()), || {
         format!("{end:?}: {}", soak.server.borrow().log())
     });
-    Ok(Worn { report: report::text(&books, &costs, options), balances: books.balance() })
+    Ok(SoakResult {
+        report: report::text(&invariants, &usage, options),
+        passed: invariants.all_hold(),
+    })
 }
 
 fn server_command(
@@ -223,23 +226,23 @@ fn server_command(
     Ok(command)
 }
 
-async fn rounds(soak: &Rc<Soak>, mut rng: Rng, mut left: Duration) -> io::Result<Vec<Cost>> {
+async fn rounds(soak: &Rc<Soak>, mut rng: Rng, mut left: Duration) -> io::Result<Vec<ResourceUse>> {
     let pid = soak.server.borrow().pid();
-    let mut costs = vec![cost::rest(pid, 0).await?];
+    let mut usage = vec![resource_use::rest(pid, 0).await?];
     let mut length = FIRST_ROUND.min(left / 4);
     while !length.is_zero() {
         round(soak, &mut rng, length, left).await?;
-        report::progress(&soak.books.borrow(), "quiet");
-        account::clear(soak).await?;
-        costs.push(cost::rest(pid, costs[0].files).await?);
-        cost::compare(&mut soak.books.borrow_mut(), &costs);
+        report::progress(&soak.invariants.borrow(), "settling");
+        reconcile::clear(soak).await?;
+        usage.push(resource_use::rest(pid, usage[0].files).await?);
+        resource_use::compare(&mut soak.invariants.borrow_mut(), &usage);
         left = left.saturating_sub(length);
         length = ROUND.min(left);
     }
-    Ok(costs)
+    Ok(usage)
 }
 
-/// Load for so long, then quiet, then the books.
+/// One round: load for `length`, then settling, then the comparison.
 async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration) -> io::Result<()> {
     soak.phase.send_replace(Phase::Load);
     let mut workers = JoinSet::new();
@@ -254,22 +257,22 @@ async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration)
         followers.spawn_local(Follower::new(soak, rng.fork()).run());
     }
     for _ in 0..2 {
-        workers.spawn_local(disturb::look(Rc::clone(soak), rng.fork()));
-        workers.spawn_local(disturb::misbehave(Rc::clone(soak), rng.fork()));
+        workers.spawn_local(chaos::inspect(Rc::clone(soak), rng.fork()));
+        workers.spawn_local(chaos::send_bad_requests(Rc::clone(soak), rng.fork()));
     }
-    workers.spawn_local(disturb::delete(Rc::clone(soak), rng.fork()));
-    workers.spawn_local(disturb::crowd(Rc::clone(soak), rng.fork()));
+    workers.spawn_local(chaos::delete(Rc::clone(soak), rng.fork()));
+    workers.spawn_local(chaos::crowd(Rc::clone(soak), rng.fork()));
     workers.spawn_local(reload::reload(Rc::clone(soak), rng.fork()));
 
     let begin = Instant::now();
     while begin.elapsed() < length {
         sleep(Duration::from_millis(500).min(length)).await;
         let left = left.saturating_sub(begin.elapsed()).as_secs();
-        report::progress(&soak.books.borrow(), &format!("{left} s left"));
+        report::progress(&soak.invariants.borrow(), &format!("{left} s left"));
     }
     soak.phase.send_replace(Phase::Settle);
     workers.join_all().await;
-    account::settle(soak).await?;
+    reconcile::settle(soak).await?;
     soak.phase.send_replace(Phase::Over);
     followers.join_all().await;
     Ok(())

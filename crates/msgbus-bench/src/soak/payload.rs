@@ -1,20 +1,20 @@
-//! Payloads that tell whose they are, so that each message can be checked by itself.
+//! Payloads that contain their origin, so that each message can be checked by itself.
 
 use std::io::Write as _;
 
 use msgbus_core::Message;
 
-/// Who published something, and as what in its own count.
+/// The publisher of a message, and its sequence number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Origin {
     pub(super) publisher: u64,
     pub(super) sequence: u64,
-    /// How many times the server had read its keys by then.
+    /// How many key files the server had read when the message was published.
     pub(super) reloads: u64,
     pub(super) described: Described,
 }
 
-/// What a publisher says of its payload.
+/// The attributes of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Described {
     pub(super) has_type: bool,
@@ -22,7 +22,7 @@ pub(super) struct Described {
 }
 
 impl Described {
-    /// The headers that say so, each with its line end.
+    /// The request headers, each with its line break.
     pub(super) fn headers(self, publisher: u64) -> String {
         let mut headers = String::new();
         if self.has_type {
@@ -40,7 +40,7 @@ impl Described {
 }
 
 impl Origin {
-    /// Whether a message has come with what was said of it, and nothing else.
+    /// Whether a message has exactly these attributes.
     pub(super) fn describes(self, message: &Message) -> bool {
         let Described { has_type, has_encoding } = self.described;
         let media_type = has_type.then(|| media_type(self.publisher));
@@ -55,18 +55,18 @@ fn media_type(publisher: u64) -> String {
     format!("text/x-soak; publisher={publisher}")
 }
 
-/// Appends a payload of about `size` bytes, without a line end in it.
+/// Appends a payload of about `size` bytes, without line breaks.
 pub(super) fn write(out: &mut Vec<u8>, topic: &str, origin: Origin, size: usize) {
     let begin = out.len();
     let Origin { publisher, sequence, reloads, described } = origin;
     let described = described.number();
-    // Writing to a Vec does not fail.
+    // Writing to a Vec cannot fail.
     let _ = write!(out, "{topic} {publisher} {sequence} {reloads} {described} {size} ");
     let size = size.max(out.len() - begin);
     out.resize(begin + size, filler(sequence));
 }
 
-/// Reads a payload again; `None` when it is not one that was published to this topic, whole.
+/// Parses a payload; `None` if it is incomplete, or was not published to this topic.
 pub(super) fn read(payload: &[u8], topic: &str) -> Option<Origin> {
     let mut words = payload.splitn(7, |byte| *byte == b' ');
     let mut word = || std::str::from_utf8(words.next()?).ok();

@@ -1,54 +1,54 @@
-//! What was done and found, as text.
+//! The report of a soak, and its progress.
 
 use std::io::{self, IsTerminal as _};
 
 use super::{
     Options,
-    books::{Book, Books},
-    cost::{Cost, GROWTH_BYTES, GROWTH_PERCENT},
+    invariants::{Invariant, Invariants},
+    resource_use::{GROWTH_BYTES, GROWTH_PERCENT, ResourceUse},
 };
 
-/// The tables, and the verdict.
-pub(super) fn text(books: &Books, costs: &[Cost], options: &Options) -> String {
+/// The tables of actions, of resource use and of invariants.
+pub(super) fn text(invariants: &Invariants, usage: &[ResourceUse], options: &Options) -> String {
     let mut text = format!("{} minutes of load, seed {}\n\n", options.minutes, options.seed);
-    for (what, times) in books.tally() {
+    for (what, times) in invariants.actions() {
         text.push_str(&format!("{times:>12}  {what}\n"));
     }
-    let (published, pulled) = (books.all_published(), books.all_pulled());
+    let (published, pulled) = (invariants.all_published(), invariants.all_pulled());
     for (times, what) in [
-        (books.received, "messages received by subscribers"),
-        (published.unknown, "messages at most in publishes without an answer"),
-        (pulled.unknown, "messages at most in pulls without an answer"),
+        (invariants.received, "messages received by subscribers"),
+        (published.unconfirmed, "messages, at most, in publishes without a response"),
+        (pulled.unconfirmed, "messages, at most, in pulls without a response"),
     ] {
         text.push_str(&format!("{times:>12}  {what}\n"));
     }
-    text.push_str("\nthe server at rest: before, and after each round\n");
-    for Cost { memory, files } in costs {
+    text.push_str("\nthe idle server, before the first and after each round\n");
+    for ResourceUse { memory, files } in usage {
         text.push_str(&format!("{:>9.1} MB  {files} open files\n", mega(*memory)));
     }
     text.push_str(&format!(
-        "(memory may grow by {GROWTH_PERCENT} % and {:.1} MB from the first round on, files not at all)\n\n",
+        "(after the first round, memory may grow by {GROWTH_PERCENT} % plus {:.1} MB, open files not at all)\n\n",
         mega(GROWTH_BYTES)
     ));
-    for book in Book::ALL {
-        text.push_str(&line(books, book));
+    for invariant in Invariant::ALL {
+        text.push_str(&line(invariants, invariant));
     }
-    if !books.balance() {
-        text.push_str(&format!("\nNot all books balance. The seed was {}.\n", options.seed));
+    if !invariants.all_hold() {
+        text.push_str(&format!("\nNot all invariants hold. The seed was {}.\n", options.seed));
     }
     text
 }
 
-fn line(books: &Books, book: Book) -> String {
-    let what = book.text();
-    match books.standing(book) {
+fn line(invariants: &Invariants, invariant: Invariant) -> String {
+    let what = invariant.text();
+    match invariants.state(invariant) {
         None => format!("not checked               {what}\n"),
-        Some(standing) if standing.faults == 0 => {
-            format!("ok    {:>12} checks  {what}\n", standing.checks)
+        Some(state) if state.violations == 0 => {
+            format!("ok    {:>12} checks  {what}\n", state.checks)
         }
-        Some(standing) => {
-            let head = format!("WRONG {:>5} of {:>10}  {what}\n", standing.faults, standing.checks);
-            let examples = standing.examples.iter().map(|example| format!("      {example}\n"));
+        Some(state) => {
+            let head = format!("WRONG {:>5} of {:>10}  {what}\n", state.violations, state.checks);
+            let examples = state.examples.iter().map(|example| format!("      {example}\n"));
             head + &examples.collect::<String>()
         }
     }
@@ -59,14 +59,14 @@ fn mega(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// Says what happens, where somebody looks.
-pub(super) fn progress(books: &Books, what: &str) {
-    let faults = if books.are_sound() { "" } else { ", some books do not balance" };
-    let published = books.all_published().told;
-    show(&format!("{what}: {published} published, {} received{faults}", books.received));
+/// Shows the progress, on a terminal only.
+pub(super) fn progress(invariants: &Invariants, what: &str) {
+    let violations = if invariants.none_violated() { "" } else { ", some invariants are violated" };
+    let published = invariants.all_published().confirmed;
+    show(&format!("{what}: {published} published, {} received{violations}", invariants.received));
 }
 
-/// Makes room for the report.
+/// Clears the progress line.
 pub(super) fn end_progress() {
     show("");
 }

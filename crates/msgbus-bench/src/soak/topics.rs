@@ -1,13 +1,13 @@
-//! The topics of a soak, and the bounds of its server, which are small enough to be met.
+//! The topics of a soak, and the limits of its server, which are low enough to be reached.
 
 use fastrand::Rng;
 
-/// The most connections that the server takes.
-pub(super) const MOST_CONNECTIONS: usize = 96;
+/// The connection limit of the server.
+pub(super) const MAX_CONNECTIONS: usize = 96;
 /// The largest payload, in bytes.
-pub(super) const LARGEST_PAYLOAD: usize = 32 << 10;
+pub(super) const MAX_PAYLOAD: usize = 32 << 10;
 
-/// The file that the server is started with.
+/// The configuration file of the server.
 pub(super) const CONFIG: &str = r#"
 ttl = "20s"
 max-queue-size = 500
@@ -34,12 +34,12 @@ max-queue-size = 20000
 max-queue-bytes = "3MiB"
 "#;
 
-/// A topic by name.
+/// The name of a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Topic(String);
 
 impl Topic {
-    /// With the extra ones they are more than the server takes.
+    /// A random topic. With the extra ones there are more than the server's limit.
     pub(super) fn any(rng: &mut Rng) -> Self {
         Self(match rng.u8(..100) {
             0..60 => format!("plain/{}", rng.u8(..4)),
@@ -50,7 +50,7 @@ impl Topic {
         })
     }
 
-    /// One that may be pulled from: of those that are kept nothing ever leaves.
+    /// A random topic for pulling: not one that retains all messages.
     pub(super) fn any_to_pull(rng: &mut Rng) -> Self {
         loop {
             let topic = Self::any(rng);
@@ -68,7 +68,8 @@ impl Topic {
         self.0.starts_with("quick/")
     }
 
-    /// Whether nothing leaves it before it is deleted: it refuses, has no ttl, and nobody pulls.
+    /// Whether it retains all messages until it is deleted: it rejects on overflow, has no TTL, and no
+    /// client pulls from it.
     pub(super) fn is_kept(&self) -> bool {
         self.0.starts_with("keep/")
     }
@@ -80,8 +81,8 @@ mod tests {
 
     #[test]
     fn the_file_says_what_the_load_relies_on() {
-        assert!(CONFIG.contains(&format!("max-connections = {MOST_CONNECTIONS}\n")));
-        let payload = format!("max-payload-size = \"{}KiB\"\n", LARGEST_PAYLOAD >> 10);
+        assert!(CONFIG.contains(&format!("max-connections = {MAX_CONNECTIONS}\n")));
+        let payload = format!("max-payload-size = \"{}KiB\"\n", MAX_PAYLOAD >> 10);
         assert!(CONFIG.contains(&payload));
     }
 }

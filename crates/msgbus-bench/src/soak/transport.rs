@@ -1,4 +1,4 @@
-//! The ways to follow a topic: how each is asked for, and what comes.
+//! The transports of a subscription: their requests, and how they frame messages.
 
 use std::io::{self, Cursor};
 
@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
     coding::{Control, Data, OpCode},
 };
 
-use super::wire::invalid;
+use super::raw_client::invalid;
 
 /// The close code 4403.
 const REVOKED: [u8; 2] = 4403_u16.to_be_bytes();
@@ -25,27 +25,27 @@ pub(super) enum Transport {
     RawStream,
 }
 
-/// Something that came.
+/// A received item.
 #[derive(Debug)]
 pub(super) enum Item {
     Message(Message),
-    /// A message of which only the payload came.
+    /// The payload of a message, on a raw transport.
     Payload(Bytes),
-    /// So many messages are gone.
+    /// The number of missed messages.
     Gap(u64),
-    /// To be answered with the same.
+    /// To be answered with a pong of the same content.
     Ping(Bytes),
-    /// The subscription is over, and the server says why.
+    /// The server has ended the subscription, with a reason.
     End,
-    /// It is over because the keys no longer allow it.
+    /// The server has ended the subscription because of the keys.
     Revoked,
-    /// Nothing that matters.
+    /// Anything else.
     Other,
 }
 
-/// What is no message in NDJSON and in SSE.
+/// An event in NDJSON or SSE that is not a message.
 #[derive(Deserialize)]
-struct Note {
+struct StreamEvent {
     event: Option<String>,
     missed: Option<u64>,
 }
@@ -68,18 +68,18 @@ impl Transport {
         matches!(self, Self::Websocket | Self::WebsocketRaw)
     }
 
-    /// Whether messages come with their ids.
+    /// Whether messages carry ids.
     pub(super) fn has_ids(self) -> bool {
         !matches!(self, Self::WebsocketRaw | Self::RawStream)
     }
 
-    /// Whether a gap is an event of its own.
-    pub(super) fn tells_gaps(self) -> bool {
+    /// Whether gaps are reported as events.
+    pub(super) fn reports_gaps(self) -> bool {
         matches!(self, Self::Sse | Self::Ndjson)
     }
 
-    /// The request for a topic with more of a query and of headers. Streams are asked for in HTTP/1.`version`: by 1.1
-    /// they come in chunks.
+    /// The request for a topic, with an additional query and additional headers. Streams use HTTP/1.`version`; with 1.1
+    /// their body is chunked.
     pub(super) fn request(self, topic: &str, query: &str, headers: &str, version: u8) -> String {
         let own = match self {
             Self::Websocket => "",
@@ -100,24 +100,24 @@ impl Transport {
         }
     }
 
-    /// Takes the next thing that has come whole.
+    /// Removes the next complete item from the input.
     pub(super) fn next(self, input: &mut BytesMut) -> io::Result<Option<Item>> {
         match self {
             Self::Websocket | Self::WebsocketRaw => frame(input),
-            Self::Sse => Ok(match until(input, b"\n\n") {
+            Self::Sse => Ok(match take_until(input, b"\n\n") {
                 Some(event) => Some(sse(&event)?),
                 None => None,
             }),
-            Self::Ndjson => Ok(match until(input, b"\n") {
+            Self::Ndjson => Ok(match take_until(input, b"\n") {
                 Some(line) => Some(ndjson(&line)?),
                 None => None,
             }),
-            Self::RawStream => Ok(until(input, b"\n").map(Item::Payload)),
+            Self::RawStream => Ok(take_until(input, b"\n").map(Item::Payload)),
         }
     }
 }
 
-fn until(input: &mut BytesMut, end: &[u8]) -> Option<Bytes> {
+fn take_until(input: &mut BytesMut, end: &[u8]) -> Option<Bytes> {
     let length = memmem::find(input, end)?;
     let piece = input.split_to(length).freeze();
     let _ = input.split_to(end.len());
@@ -158,8 +158,8 @@ fn ndjson(line: &Bytes) -> io::Result<Item> {
     if !line.starts_with(b"{\"event\":") {
         return message(line);
     }
-    let note: Note = serde_json::from_slice(line).map_err(invalid)?;
-    noted(note.event.as_deref(), note.missed, line)
+    let note: StreamEvent = serde_json::from_slice(line).map_err(invalid)?;
+    stream_event(note.event.as_deref(), note.missed, line)
 }
 
 fn sse(event: &Bytes) -> io::Result<Item> {
@@ -175,8 +175,8 @@ fn sse(event: &Bytes) -> io::Result<Item> {
     }
     let Some(data) = data else { return Ok(Item::Other) };
     if name.is_some() {
-        let note: Note = serde_json::from_slice(data).map_err(invalid)?;
-        return noted(name, note.missed, event);
+        let note: StreamEvent = serde_json::from_slice(data).map_err(invalid)?;
+        return stream_event(name, note.missed, event);
     }
     let item = message(data)?;
     if let Item::Message(message) = &item {
@@ -188,12 +188,12 @@ fn sse(event: &Bytes) -> io::Result<Item> {
     Ok(item)
 }
 
-fn noted(event: Option<&str>, missed: Option<u64>, whole: &Bytes) -> io::Result<Item> {
+fn stream_event(event: Option<&str>, missed: Option<u64>, whole: &Bytes) -> io::Result<Item> {
     match (event, missed) {
         (Some("gap"), Some(count)) => Ok(Item::Gap(count)),
         (Some("restart"), _) => Ok(Item::Other),
         (Some("deleted" | "lagged"), _) => Ok(Item::End),
         (Some("revoked"), _) => Ok(Item::Revoked),
-        _ => Err(invalid(format!("an event of no known kind: {}", String::from_utf8_lossy(whole)))),
+        _ => Err(invalid(format!("an unknown event: {}", String::from_utf8_lossy(whole)))),
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use msgbus_client::{Client, ClientError, TopicName};
-use msgbus_load::{DialFn, Http, Progress, Server, Target};
+use msgbus_load::{ConnectFn, Http, Progress, Server, Target};
 use tokio::{runtime, select, task::LocalSet, time::timeout};
 
 pub(crate) use self::plan::Bench;
@@ -108,11 +108,11 @@ async fn target(bench: &Bench) -> Result<Target, Failure> {
         raw: bench.raw,
         authorization: key.map(str::to_owned),
     };
-    let dial = DialFn(move || {
+    let connector = ConnectFn(move || {
         let connector = connector.clone();
         async move { connector.connect().await }
     });
-    Ok(Target { dial: Rc::new(dial), protocol: Rc::new(http), server: server_process })
+    Ok(Target { connector: Rc::new(connector), protocol: Rc::new(http), server: server_process })
 }
 
 async fn remove(client: &Client, topics: &[TopicName]) -> Result<(), Failure> {

@@ -1,23 +1,23 @@
-//! The atomic instructions of a program, and which of them take a lock.
+//! Finds the atomic instructions of a program, and which of them take a lock.
 
 use std::{collections::BTreeMap, process::Command};
 
 use anyhow::{Context as _, ensure};
 
-/// What an atomic instruction is for.
+/// The purpose of an atomic instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// It takes a mutex or a reader-writer lock.
     Lock,
-    /// Anything else: it gives a lock back, counts, or hands something over.
+    /// Anything else: it releases a lock, counts, or transfers ownership.
     Other,
 }
 
-/// Finds the atomic instructions of an object file, by address. Which of them take locks can be told
-/// where it has line tables.
+/// Finds the atomic instructions of an object file, by address. Which of them take locks is known only
+/// if the file has line tables.
 pub(super) fn find(object: &str, has_lines: bool) -> anyhow::Result<BTreeMap<u64, Kind>> {
     let listing = output(Command::new("objdump").args(["-d", "--no-show-raw-insn", object]));
-    // What is no file, like the kernel's page of system calls, has no locks of this project.
+    // Objects that are not files, like the vDSO, contain no locks of this project.
     let Ok(listing) = listing else { return Ok(BTreeMap::new()) };
     let addresses = listing.lines().filter_map(atomic);
     let mut kinds: BTreeMap<u64, Kind> = addresses.map(|at| (at, Kind::Other)).collect();
@@ -38,8 +38,8 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The address of a line of a listing, if it shows an atomic instruction: one with a lock prefix, or an
-/// exchange with memory, which needs none.
+/// The address in a line of a listing, if the line is an atomic instruction: one with a lock prefix, or an
+/// exchange with memory, which is implicitly locked.
 fn atomic(line: &str) -> Option<u64> {
     let (address, instruction) = line.split_once(":\t")?;
     let mut words = instruction.split_whitespace();
@@ -51,8 +51,8 @@ fn atomic(line: &str) -> Option<u64> {
     is_atomic.then(|| u64::from_str_radix(address.trim(), 16).ok())?
 }
 
-/// The addresses that belong to a function which takes a lock, among those that were looked up: each with
-/// the functions that were put in place there, from the inside out.
+/// The addresses that belong to a function that takes a lock. The text lists each address with its inlined
+/// functions, from the inside out.
 fn locks(text: &str) -> Vec<u64> {
     let mut found = Vec::new();
     let mut address = None;

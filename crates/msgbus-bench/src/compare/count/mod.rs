@@ -1,8 +1,8 @@
-//! What an operation costs in instructions and in locks, counted by valgrind: no neighbour on the machine
-//! disturbs these figures, and locks that nobody fights for yet show before they hold anybody up.
+//! Counts the instructions and locks of an operation with valgrind. Other load on the machine does not
+//! affect these figures, and locks show before they are contended.
 //!
-//! Valgrind runs one thread at a time, so waiting for a lock is not seen, only taking it. The kernel's part
-//! is not counted.
+//! Valgrind runs one thread at a time, so it shows how often a lock is taken, but not how long threads wait
+//! for it. The kernel's instructions are not counted.
 
 mod atomics;
 mod profile;
@@ -24,7 +24,7 @@ use super::{
     works::{self, Work},
 };
 
-/// What all of a run took.
+/// The totals of a run.
 #[derive(Debug, Clone, Copy, Default)]
 struct Taken {
     operations: f64,
@@ -33,29 +33,30 @@ struct Taken {
     locks: f64,
 }
 
-/// What one operation takes.
+/// The cost of one operation.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Count {
     pub(super) work: &'static str,
     pub(super) threads: usize,
-    /// Of the server, without the kernel.
+    /// Instructions of the server, without the kernel.
     pub(super) instructions: f64,
-    /// Instructions that take a cache line for themselves: of locks, counters and references.
+    /// Atomic instructions: locks, counters and reference counts.
     pub(super) atomics: f64,
-    /// Times that a mutex or a reader-writer lock is taken.
+    /// How often a mutex or a reader-writer lock is taken.
     pub(super) locks: f64,
 }
 
-/// Runs once, and again with more of the same: what is the same in both, like the start, falls out.
+/// The second run does this many times the work of the first. The difference contains no fixed costs, like
+/// those of the start.
 const TIMES: u64 = 3;
 
-/// Counts at each number of threads. Empty where a tool is missing.
+/// Counts for each number of threads. Empty if a tool is not installed.
 pub(super) fn all(note: &dyn Fn(&str)) -> anyhow::Result<Vec<Count>> {
     const TOOLS: [&str; 3] = ["valgrind", "objdump", "addr2line"];
     for tool in TOOLS {
         let found = Command::new(tool).arg("--version").stdout(Stdio::null()).status();
         if !found.is_ok_and(|status| status.success()) {
-            note(&format!("{tool} is not there: instructions and locks are not counted"));
+            note(&format!("{tool} is not installed: instructions and locks are not counted"));
             return Ok(Vec::new());
         }
     }
@@ -82,7 +83,7 @@ pub(super) fn all(note: &dyn Fn(&str)) -> anyhow::Result<Vec<Count>> {
     Ok(counts)
 }
 
-/// The same program as the release, but with its line tables, in a folder of its own.
+/// Builds the release program with line tables, in a separate folder.
 fn build() -> anyhow::Result<PathBuf> {
     let folder = env::current_exe()?.with_file_name("counted");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -111,7 +112,7 @@ fn run(
     let mut running = Running::start("msgbusd in valgrind", |port, folder| {
         let mut command = Command::new("valgrind");
         command.args(["--tool=callgrind", "--dump-instr=yes", "--dump-line=no"]);
-        // Threads take turns, or eight of them would wait for one.
+        // Fair scheduling; otherwise one thread may do the work of all eight.
         command.args(["--compress-strings=no", "--compress-pos=no", "--fair-sched=yes"]);
         command.arg(format!("--callgrind-out-file={}", folder.join("profile").display()));
         command.arg(program).args(["--bind", &format!("127.0.0.1:{port}")]);
@@ -124,7 +125,7 @@ fn run(
     let report: Report = LocalSet::new().block_on(&runtime, work.run(&target))?;
     ensure!(running.stop().is_some_and(|status| status.success()), "{}", running.log());
     let profile = fs::read_to_string(running.folder().join("profile"))?;
-    let profile = Profile::parse(&profile).context("a profile that is not understood")?;
+    let profile = Profile::parse(&profile).context("cannot parse the profile")?;
     taken(&report, &profile, program, kinds)
 }
 

@@ -1,4 +1,4 @@
-//! What callgrind writes: how often each instruction was executed.
+//! Parses callgrind's output: how often each instruction was executed.
 //! <https://valgrind.org/docs/manual/cl-format.html>
 
 use std::collections::BTreeMap;
@@ -13,11 +13,11 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    /// Reads a profile by instructions, without line numbers, and with nothing compressed.
+    /// Parses an uncompressed profile by instructions, without line numbers.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut profile = Self::default();
         let mut object = "";
-        // What follows a call is the cost of the function that was called, which has its own lines.
+        // The line after a call is the inclusive cost of the called function, which has lines of its own.
         let mut is_call = false;
         for line in text.lines() {
             if let Some(name) = line.strip_prefix("ob=") {
@@ -35,7 +35,7 @@ impl Profile {
         Some(profile)
     }
 
-    /// Enters an instruction: its address, and how often it was executed.
+    /// Adds an instruction: its address, and how often it was executed.
     fn add(&mut self, object: &str, line: &str) -> Option<()> {
         let (address, times) = line.split_once(' ')?;
         let address = u64::from_str_radix(address, 16).ok()?;

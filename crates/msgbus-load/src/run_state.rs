@@ -1,4 +1,4 @@
-//! What all clients of a run share: what is left to do, and what became of it.
+//! The state that all clients of a run share: the remaining work and its results.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,38 +16,39 @@ use crate::{
     report::{Accounts, Latencies, Meters, Report},
 };
 
-/// How long the server may answer nothing at all of what it was asked.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the server may send no response while requests are in flight.
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a request is for.
+/// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
     Publish,
     Pull,
 }
 
-/// What all clients of a run share.
+/// The state that all clients of a run share.
 #[derive(Debug)]
-pub(crate) struct Sent {
-    /// Messages that have not been given to a client yet.
+pub(crate) struct RunState {
+    /// Messages that no client has taken yet.
     pub(crate) left: Cell<u64>,
-    /// Wakes the clients whose turn will not come any more.
+    /// Wakes clients that wait for their next due time when no messages are left.
     pub(crate) none_left: Notify,
-    /// Requests sent, and answered.
-    pub(crate) asked: Cell<u64>,
+    /// The number of requests.
+    pub(crate) requested: Cell<u64>,
+    /// The number of responses.
     pub(crate) answered: Cell<u64>,
     pub(crate) latencies: RefCell<Latencies>,
     pub(crate) accounts: Cell<Accounts>,
-    /// Messages accepted, by topic.
+    /// Accepted messages by topic.
     pub(crate) by_topic: Vec<Cell<u64>>,
 }
 
-impl Sent {
+impl RunState {
     pub(crate) fn new(load: &Load) -> Self {
         Self {
             left: Cell::new(load.messages),
             none_left: Notify::new(),
-            asked: Cell::new(0),
+            requested: Cell::new(0),
             answered: Cell::new(0),
             latencies: RefCell::new(Latencies::new()),
             accounts: Cell::default(),
@@ -55,7 +56,7 @@ impl Sent {
         }
     }
 
-    /// Takes as many messages as there are left, but not more.
+    /// Takes up to `most` of the remaining messages, and returns how many.
     pub(crate) fn take(&self, most: usize) -> usize {
         let taken = self.left.get().min(most as u64);
         self.left.set(self.left.get() - taken);
@@ -65,13 +66,13 @@ impl Sent {
         usize::try_from(taken).unwrap_or(most)
     }
 
-    /// Waits until the server has answered nothing for too long.
-    pub(crate) async fn silence(&self) {
-        let mut looks = interval(Duration::from_secs(1));
+    /// Completes when the server has sent no response for [`RESPONSE_TIMEOUT`] despite open requests.
+    pub(crate) async fn response_timeout(&self) {
+        let mut ticks = interval(Duration::from_secs(1));
         let (mut answered, mut since) = (0, Instant::now());
-        while since.elapsed() < PATIENCE {
-            looks.tick().await;
-            if self.answered.get() > answered || self.answered.get() == self.asked.get() {
+        while since.elapsed() < RESPONSE_TIMEOUT {
+            ticks.tick().await;
+            if self.answered.get() > answered || self.answered.get() == self.requested.get() {
                 (answered, since) = (self.answered.get(), Instant::now());
             }
         }

@@ -1,4 +1,4 @@
-//! A connection that does as it is told, also what no decent client does.
+//! A raw HTTP client that can also break the rules: send half a request, read slowly, reset.
 
 use std::{collections::HashMap, io, mem, net::SocketAddr, time::Duration};
 
@@ -13,41 +13,41 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream, rustls::pki_types::ServerName};
 use tokio_util::either::Either;
 
-/// How long the server may take for anything before that counts as no answer.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// What a slow reader's system takes for it, in bytes.
+/// The time limit for every operation. A longer wait counts as no response.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The receive buffer of a slow reader, in bytes.
 const SMALL_BUFFER: u32 = 4 << 10;
-const READ_AT_ONCE: usize = 64 << 10;
+const READ_BUFFER_SIZE: usize = 64 << 10;
 
-/// How a client leaves.
+/// How a client disconnects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
-    /// The connection is reset.
+    /// With a reset.
     Reset,
-    /// It is closed in order, whatever was under way.
+    /// With an orderly close, regardless of requests in flight.
     Close,
 }
 
-/// Where the server is, and what is spoken there.
+/// The address of the server, and whether it uses TLS.
 #[derive(Clone)]
-pub(super) struct Place {
+pub(super) struct Endpoint {
     pub(super) address: SocketAddr,
-    /// Begins TLS, where it is spoken.
+    /// Connects with TLS, if set.
     pub(super) tls: Option<TlsConnector>,
 }
 
 type Stream = Either<TcpStream, TlsStream<TcpStream>>;
 
-pub(super) struct Wire {
+pub(super) struct RawClient {
     stream: Stream,
-    /// What has come and was not taken yet.
+    /// The received bytes that have not been consumed.
     pub(super) input: BytesMut,
-    /// What has come of a body in chunks and is not in `input` yet.
+    /// The received bytes of a chunked body that have not been decoded into `input`.
     chunks: Option<BytesMut>,
     is_at_end: bool,
 }
 
-/// The head of an answer.
+/// The head of a response.
 pub(super) struct Head {
     pub(super) status: u16,
     headers: HashMap<String, String>,
@@ -61,7 +61,7 @@ impl From<&ResponseHead<'_>> for Head {
 }
 
 impl Head {
-    /// A header's number.
+    /// The value of a numeric header.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         self.headers.get(name)?.parse().ok()
     }
@@ -70,74 +70,74 @@ impl Head {
         self.headers.contains_key(name)
     }
 
-    /// Whether the connection takes another request.
-    pub(super) fn goes_on(&self) -> bool {
+    /// Whether the connection stays open for another request.
+    pub(super) fn keeps_alive(&self) -> bool {
         self.headers.get("connection").is_none_or(|value| !value.eq_ignore_ascii_case("close"))
     }
 }
 
-impl Wire {
-    pub(super) async fn open(place: &Place) -> io::Result<Self> {
-        Self::with(TcpSocket::new_v4()?, place).await
+impl RawClient {
+    pub(super) async fn open(endpoint: &Endpoint) -> io::Result<Self> {
+        Self::with(TcpSocket::new_v4()?, endpoint).await
     }
 
-    /// One that the server finds full soon.
-    pub(super) async fn open_narrow(place: &Place) -> io::Result<Self> {
+    /// Connects with a small receive buffer, which the server soon finds full.
+    pub(super) async fn open_with_small_buffer(endpoint: &Endpoint) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(SMALL_BUFFER)?;
-        Self::with(socket, place).await
+        Self::with(socket, endpoint).await
     }
 
-    async fn with(socket: TcpSocket, place: &Place) -> io::Result<Self> {
-        let stream = patiently(socket.connect(place.address)).await?;
+    async fn with(socket: TcpSocket, endpoint: &Endpoint) -> io::Result<Self> {
+        let stream = with_timeout(socket.connect(endpoint.address)).await?;
         stream.set_nodelay(true)?;
-        let stream = match &place.tls {
+        let stream = match &endpoint.tls {
             None => Either::Left(stream),
             Some(tls) => {
-                let name = ServerName::IpAddress(place.address.ip().into());
-                Either::Right(patiently(tls.connect(name, stream)).await?)
+                let name = ServerName::IpAddress(endpoint.address.ip().into());
+                Either::Right(with_timeout(tls.connect(name, stream)).await?)
             }
         };
         Ok(Self { stream, input: BytesMut::new(), chunks: None, is_at_end: false })
     }
 
-    /// How the server calls this client.
-    pub(super) fn name(&self) -> io::Result<String> {
+    /// The address of this client, by which the server lists its subscriptions.
+    pub(super) fn local_address(&self) -> io::Result<String> {
         Ok(tcp(&self.stream).local_addr()?.to_string())
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        patiently(async {
+        with_timeout(async {
             self.stream.write_all(bytes).await?;
             self.stream.flush().await
         })
         .await
     }
 
-    /// Says that nothing more will be sent. What was sent is still to be answered.
+    /// Shuts down the sending side. Responses still arrive.
     pub(super) async fn end_sending(&mut self) -> io::Result<()> {
-        patiently(self.stream.shutdown()).await
+        with_timeout(self.stream.shutdown()).await
     }
 
-    /// Reads once; 0 is the end. Nothing is lost when it is dropped.
-    pub(super) async fn more(&mut self) -> io::Result<usize> {
+    /// Reads once; returns 0 at the end. Cancel safe.
+    pub(super) async fn read_more(&mut self) -> io::Result<usize> {
         if self.is_at_end {
             return Ok(0);
         }
         let buffer = self.chunks.as_mut().unwrap_or(&mut self.input);
-        buffer.reserve(READ_AT_ONCE);
+        buffer.reserve(READ_BUFFER_SIZE);
         let count = self.stream.read_buf(buffer).await?;
         self.take_chunks()?;
         Ok(count)
     }
 
-    /// Takes what comes from now on, and has come behind the head, for a body in chunks.
+    /// Treats everything after the head as a chunked body.
     pub(super) fn expect_chunks(&mut self) -> io::Result<()> {
         self.chunks = Some(mem::take(&mut self.input));
         self.take_chunks()
     }
 
-    /// Moves the content of whole chunks to `input`.
+    /// Moves the content of complete chunks to `input`.
     fn take_chunks(&mut self) -> io::Result<()> {
         let Some(chunks) = &mut self.chunks else { return Ok(()) };
         while let Some(head) = memmem::find(chunks, b"\r\n") {
@@ -157,8 +157,8 @@ impl Wire {
         Ok(())
     }
 
-    /// The head of an answer. What follows it stays in `input`.
-    pub(super) async fn head(&mut self) -> io::Result<Head> {
+    /// Reads the head of a response. What follows it stays in `input`.
+    pub(super) async fn read_head(&mut self) -> io::Result<Head> {
         loop {
             if let Some(head) = ResponseHead::parse(&self.input)? {
                 let (length, head) = (head.length(), Head::from(&head));
@@ -169,9 +169,9 @@ impl Wire {
         }
     }
 
-    /// An answer whose length is known.
-    pub(super) async fn answer(&mut self, has_body: bool) -> io::Result<(Head, Bytes)> {
-        let head = self.head().await?;
+    /// Reads a response with `Content-Length`.
+    pub(super) async fn read_response(&mut self, has_body: bool) -> io::Result<(Head, Bytes)> {
+        let head = self.read_head().await?;
         let length = if has_body { head.number("content-length").unwrap_or(0) } else { 0 };
         let length = usize::try_from(length).map_err(invalid)?;
         while self.input.len() < length {
@@ -181,7 +181,7 @@ impl Wire {
     }
 
     async fn wait_for_more(&mut self) -> io::Result<()> {
-        match patiently(self.more()).await? {
+        match with_timeout(self.read_more()).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
@@ -189,13 +189,13 @@ impl Wire {
 
     pub(super) fn cut(self, how: Cut) {
         if how == Cut::Reset {
-            // Where the server was faster there is nothing left to reset.
+            // Fails if the server has already closed the connection.
             let _ = tcp(&self.stream).set_zero_linger();
         }
     }
 }
 
-/// What is below, in the clear or not.
+/// The TCP stream, below TLS or not.
 fn tcp(stream: &Stream) -> &TcpStream {
     match stream {
         Either::Left(stream) => stream,
@@ -203,18 +203,22 @@ fn tcp(stream: &Stream) -> &TcpStream {
     }
 }
 
-/// One request on a connection of its own: the status and the body of the answer.
-pub(super) async fn ask(place: &Place, request: &[u8], has_body: bool) -> io::Result<(u16, Bytes)> {
-    let mut wire = Wire::open(place).await?;
-    // What is refused is answered before all of it is sent.
-    let _ = wire.send(request).await;
-    let (head, body) = wire.answer(has_body).await?;
-    wire.cut(Cut::Close);
+/// Sends one request on a new connection. Returns the status and the body of the response.
+pub(super) async fn send_request(
+    endpoint: &Endpoint,
+    request: &[u8],
+    has_body: bool,
+) -> io::Result<(u16, Bytes)> {
+    let mut client = RawClient::open(endpoint).await?;
+    // The server may reject a request before it has read all of it, which makes the write fail.
+    let _ = client.send(request).await;
+    let (head, body) = client.read_response(has_body).await?;
+    client.cut(Cut::Close);
     Ok((head.status, body))
 }
 
-async fn patiently<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(PATIENCE, work).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+async fn with_timeout<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(TIMEOUT, work).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 pub(super) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
