@@ -1,6 +1,6 @@
 //! The bounds on memory in flight, connections of an address, subscriptions and publish rates: what the
 //! client sees at each, that the bus is alive behind it, and what the metrics say. docs/operations.md,
-//! "Bounds".
+//! "Limits".
 
 use std::{
     fs,

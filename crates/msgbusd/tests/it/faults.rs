@@ -1,5 +1,5 @@
 //! What no client should do, to the binary: nobody else notices, nothing is left behind, and memory
-//! stays bounded. docs/operations.md, "Bounds"; docs/protocol.md, sections 8.2 and 11.
+//! stays bounded. docs/operations.md, "Limits"; docs/protocol.md, sections 8.2 and 11.
 
 use std::{
     fs,

@@ -736,7 +736,7 @@ async fn requests_of_http_2_are_inside_the_bound_of_memory_in_flight() {
     soon(async { while number(&files, INFLIGHT).await != 72 << 10 {} }).await;
 }
 
-/// docs/operations.md, "All memory, at the worst": what waits has given its head back.
+/// docs/operations.md, "Memory in the worst case": a request that waits has released the memory of its head.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn requests_that_wait_in_http_2_take_no_more_memory_than_they_count() {
