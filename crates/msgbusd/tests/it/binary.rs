@@ -1,4 +1,4 @@
-//! The binary in a process of its own.
+//! The binary in its own process.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -17,7 +17,7 @@ pub(crate) fn msgbusd(args: &[&str]) -> Command {
     command
 }
 
-/// One that may open so many files and no more, on a port of its own.
+/// A daemon on its own port with a limit on open files.
 #[cfg(target_os = "linux")]
 pub(crate) fn msgbusd_of_files(files: usize, args: &str) -> Command {
     let binary = env!("CARGO_BIN_EXE_msgbusd");
@@ -27,11 +27,11 @@ pub(crate) fn msgbusd_of_files(files: usize, args: &str) -> Command {
     command
 }
 
-/// A daemon in a process of its own, killed when dropped.
+/// A daemon in its own process, killed when dropped.
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) log: BufReader<ChildStderr>,
-    /// What it has logged up to the line that says where it listens.
+    /// The log up to the line with the address.
     pub(crate) opening: String,
     pub(crate) address: SocketAddr,
 }
@@ -59,7 +59,7 @@ impl Running {
         (self.child.wait().unwrap(), log)
     }
 
-    /// Reads the log on, up to a line that has this in it.
+    /// Reads the log up to a line that contains `text`.
     pub(crate) fn logs(&mut self, text: &str) -> String {
         let mut line = String::new();
         while !line.contains(text) {

@@ -1,6 +1,5 @@
-//! The bounds on memory in flight, connections of an address, subscriptions and publish rates: what the
-//! client sees at each, that the bus is alive behind it, and what the metrics say. docs/operations.md,
-//! "Limits".
+//! The limits on memory in flight, connections per address, subscriptions and publish rates: the response at each
+//! limit, that the bus keeps serving, and the metrics. docs/operations.md, "Limits".
 
 use std::{
     fs,
@@ -38,10 +37,10 @@ impl Daemon {
         self.metric(&format!("msgbus_server_refused_total{{code=\"{code}\"}}")).await
     }
 
-    /// Asks for something and does not read the answer, so that it stays in flight.
+    /// Sends a request and does not read the response, so that it stays in flight.
     async fn ask_and_not_read(&self, target: &str) -> Connection {
         let socket = TcpSocket::new_v4().unwrap();
-        // So that the system takes little of it.
+        // Small, so that the system buffers little of it.
         socket.set_recv_buffer_size(4096).unwrap();
         let mut connection = Connection(socket.connect(self.address).await.unwrap());
         let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
@@ -60,7 +59,7 @@ impl Daemon {
 const INFLIGHT: &str = "msgbus_server_inflight_bytes";
 
 #[tokio::test]
-async fn at_the_bound_of_memory_in_flight_nothing_large_is_begun_and_nothing_is_lost() {
+async fn at_the_inflight_limit_no_large_message_is_taken_and_none_is_lost() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
     daemon.fill("large", 16);
     daemon.put("/small", "hi").await;
@@ -77,9 +76,9 @@ async fn at_the_bound_of_memory_in_flight_nothing_large_is_begun_and_nothing_is_
     assert_eq!(daemon.bus.stats().counters.pulled, 8, "nothing more was taken");
     assert_eq!(daemon.refused("too_much_in_flight").await, 6);
 
-    // What may be large is not told.
+    // Responses that may be large are refused.
     assert!(!daemon.get("/metrics").await.text().contains("topic=\"small\""));
-    // What is small goes on.
+    // Small messages are still served.
     assert_eq!(daemon.get("/small?max=10&peek").await.status, 200);
     assert_eq!(&daemon.get("/small").await.message().payload()[..], b"hi");
     assert_eq!(daemon.put("/small", vec![b'x'; 8 << 10]).await.status, 202);
@@ -92,7 +91,7 @@ async fn at_the_bound_of_memory_in_flight_nothing_large_is_begun_and_nothing_is_
 }
 
 #[tokio::test]
-async fn an_answer_counts_until_its_connection_is_gone() {
+async fn a_response_counts_until_its_connection_closes() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
     daemon.fill("large", 8);
     let greedy = daemon.ask_and_not_read("/large?max=8").await;
@@ -102,7 +101,7 @@ async fn an_answer_counts_until_its_connection_is_gone() {
 }
 
 #[tokio::test]
-async fn bodies_beyond_the_memory_in_flight_are_refused_and_the_others_come_through() {
+async fn bodies_beyond_the_inflight_limit_are_refused_and_others_are_accepted() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = 2 * MIB);
     let mut slow = Vec::new();
     for _ in 0..2 {
@@ -131,7 +130,7 @@ async fn bodies_beyond_the_memory_in_flight_are_refused_and_the_others_come_thro
 }
 
 #[tokio::test]
-async fn a_body_that_was_announced_takes_no_room_before_it_comes() {
+async fn an_announced_body_takes_no_memory_before_it_arrives() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = MIB);
     let mut waiting = daemon.connect().await;
     let head = format!("PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: {MIB}\r\n");
@@ -142,7 +141,7 @@ async fn a_body_that_was_announced_takes_no_room_before_it_comes() {
 }
 
 #[tokio::test]
-async fn who_follows_waits_for_room_with_what_is_large_and_gets_what_is_small() {
+async fn a_subscriber_waits_for_memory_for_large_messages_and_gets_small_ones() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
     daemon.fill("large", 8);
     let mut websocket = daemon.subscribe("/t").await;
@@ -152,13 +151,13 @@ async fn who_follows_waits_for_room_with_what_is_large_and_gets_what_is_small() 
     let mut greedy = daemon.ask_and_not_read("/large?max=8").await;
     daemon.wait_for_metric(INFLIGHT, |bytes| bytes > 8 * MIB as u64).await;
 
-    // All at once, so that one batch could have had them all.
+    // All at once, so that one batch could take them all.
     daemon.bus.put(&"t".parse().unwrap(), "0").unwrap();
     daemon.fill("t", 1);
     daemon.bus.put(&"t".parse().unwrap(), "2").unwrap();
     assert_eq!(websocket.ids(1).await, [0]);
     stream.read_until(b"}\n\r\n").await;
-    // Both have been woken, and look for room.
+    // Both have been woken, and wait for memory.
     for _ in 0..10 {
         let delivered = daemon.metric("msgbus_bus_delivered").await;
         assert_eq!(delivered, 2, "one to each, and nothing more is taken");
@@ -171,7 +170,7 @@ async fn who_follows_waits_for_room_with_what_is_large_and_gets_what_is_small() 
 }
 
 #[tokio::test]
-async fn who_waits_for_memory_looks_at_its_own_topic_and_not_at_the_next_of_that_name() {
+async fn a_memory_wait_looks_at_its_own_topic_and_not_at_a_later_one_of_the_same_name() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
     daemon.fill("large", 8);
     let mut websocket = daemon.subscribe("/t").await;
@@ -185,7 +184,7 @@ async fn who_waits_for_memory_looks_at_its_own_topic_and_not_at_the_next_of_that
 }
 
 #[tokio::test]
-async fn many_that_wait_for_memory_all_go_on() {
+async fn all_memory_waits_proceed() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = 2 * MIB);
     daemon.fill("large", 4);
     let mut greedy = daemon.ask_and_not_read("/large?max=4").await;
@@ -211,7 +210,7 @@ async fn many_that_wait_for_memory_all_go_on() {
 }
 
 #[tokio::test]
-async fn frames_that_are_not_read_count() {
+async fn unread_frames_count_as_in_flight() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
     let mut stuck = Vec::new();
     for target in ["/t", "/t?raw"] {
@@ -228,7 +227,7 @@ async fn frames_that_are_not_read_count() {
         connection.read_until(b"\r\n\r\n").await;
         stuck.push(connection);
     }
-    // The system takes some of them; who is stuck holds one message.
+    // The system buffers some of them; a stalled subscriber holds one message.
     daemon.fill("t", 60);
     daemon.wait_for_metric(INFLIGHT, |bytes| bytes >= 4 * MIB as u64).await;
     assert!(daemon.metric(INFLIGHT).await < 8 * MIB as u64);
@@ -237,7 +236,7 @@ async fn frames_that_are_not_read_count() {
 }
 
 #[tokio::test]
-async fn a_pull_that_waits_waits_for_room_too() {
+async fn a_waiting_pull_waits_for_memory_too() {
     let daemon = Daemon::with(|config| config.max_inflight_bytes = 4 * MIB);
     daemon.fill("large", 8);
     let mut greedy = daemon.ask_and_not_read("/large?max=8").await;
@@ -251,7 +250,7 @@ async fn a_pull_that_waits_waits_for_room_too() {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_connections_and_what_was_a_websocket_leaves_room() {
+async fn connections_are_limited_per_address_and_a_closed_websocket_frees_its_permit() {
     let daemon = Daemon::with(|config| {
         config.max_connections_per_address = Some(2);
         config.bind = vec![msgbusd::Bind::Tcp(([127, 0, 0, 1], 0).into())];
@@ -262,7 +261,7 @@ async fn an_address_has_so_many_connections_and_what_was_a_websocket_leaves_room
     refused.refuses(503, "too many connections from this address");
     assert_eq!(refused.number("Retry-After"), 1);
 
-    // The bus is there for others.
+    // The bus serves other addresses.
     let from_elsewhere = from(daemon.address.port(), [127, 0, 0, 2].into()).await;
     let mut elsewhere = Connection(from_elsewhere);
     elsewhere.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
@@ -285,7 +284,7 @@ async fn from(port: u16, own: IpAddr) -> TcpStream {
 }
 
 #[tokio::test]
-async fn this_machine_is_not_counted_unless_that_is_said() {
+async fn loopback_is_not_limited_by_default() {
     // Both ends of each connection are files of this process.
     rlimit::increase_nofile_limit(4096).unwrap();
     let daemon = Daemon::start();
@@ -298,7 +297,7 @@ async fn this_machine_is_not_counted_unless_that_is_said() {
 }
 
 #[tokio::test]
-async fn subscriptions_are_so_many_and_room_is_found_again() {
+async fn subscriptions_are_limited_and_permits_are_returned() {
     let daemon = Daemon::with(|config| config.max_subscriptions = 2);
     let websocket = daemon.subscribe("/t").await;
     let mut stream = daemon.connect().await;
@@ -330,7 +329,7 @@ fn rate(rate: u32) -> Option<NonZeroU32> {
 }
 
 impl Daemon {
-    /// Publishes until the rate is met: a slow machine may give a token back before the next request.
+    /// Publishes until the rate is exceeded: on a slow machine, a token may be back before the next request.
     async fn put_until_refused(&self, header: &str) -> Reply {
         soon(async {
             loop {
@@ -348,7 +347,7 @@ const EMPTY_PUT: &[u8] =
     b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 #[tokio::test]
-async fn an_address_publishes_so_many_messages_a_second() {
+async fn an_address_has_a_publish_rate() {
     let daemon = Daemon::with(|config| config.publish_rate = rate(2));
     let problem = daemon.put_until_refused("Accept: application/json").await;
     assert!(problem.text().contains("\"too_many_messages\""), "{problem:?}");
@@ -364,7 +363,7 @@ async fn an_address_publishes_so_many_messages_a_second() {
 }
 
 #[tokio::test]
-async fn batches_that_come_at_the_same_time_do_not_go_past_the_rate() {
+async fn concurrent_batches_do_not_exceed_the_rate() {
     let daemon = Daemon::with(|config| config.publish_rate = rate(100));
     let too_many = daemon.put("/t?split=lines", "x\n".repeat(101)).await;
     too_many.refuses(413, "101 messages, which exceeds the publish rate of 100 per second");
@@ -396,7 +395,7 @@ async fn batches_that_come_at_the_same_time_do_not_go_past_the_rate() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_without_a_key_has_a_rate_too() {
+async fn clients_of_a_unix_socket_without_a_key_share_a_rate() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bus.sock");
     let daemon = Daemon::with(|config| {
@@ -420,7 +419,7 @@ async fn a_unix_socket_without_a_key_has_a_rate_too() {
 }
 
 #[tokio::test]
-async fn who_waits_as_long_as_was_said_may_publish_again() {
+async fn after_retry_after_a_publish_is_accepted() {
     let daemon = Daemon::with(|config| config.publish_rate = rate(1));
     let mut accepted = 0;
     soon(async {
@@ -440,7 +439,7 @@ async fn who_waits_as_long_as_was_said_may_publish_again() {
 }
 
 #[tokio::test]
-async fn who_is_refused_is_told_before_the_body() {
+async fn a_rate_refusal_comes_before_the_body_is_read() {
     let daemon = Daemon::with(|config| config.publish_rate = rate(1));
     let head = "PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
     soon(async {
@@ -458,7 +457,7 @@ async fn who_is_refused_is_told_before_the_body() {
 }
 
 #[tokio::test]
-async fn clients_that_are_too_slow_are_counted_by_what_they_were_slow_with() {
+async fn timeouts_are_counted_by_deadline() {
     let daemon = Daemon::with(|config| {
         let moment = Duration::from_millis(200);
         config.timeouts.header = moment;
@@ -485,7 +484,7 @@ async fn clients_that_are_too_slow_are_counted_by_what_they_were_slow_with() {
 }
 
 #[tokio::test]
-async fn what_is_said_wrongly_is_counted_and_the_bus_goes_on() {
+async fn protocol_errors_are_counted_and_the_bus_keeps_serving() {
     let daemon = Daemon::start();
     let large = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(17 << 10));
     for (said, status, code) in
@@ -513,7 +512,7 @@ async fn what_is_said_wrongly_is_counted_and_the_bus_goes_on() {
 }
 
 #[tokio::test]
-async fn every_refusal_has_a_series_from_the_beginning() {
+async fn every_error_code_has_a_series_from_the_start() {
     let daemon = Daemon::start();
     let page = daemon.get("/metrics").await;
     let contract = include_str!("../../../../docs/protocol.md");
@@ -531,7 +530,7 @@ async fn every_refusal_has_a_series_from_the_beginning() {
 }
 
 #[tokio::test]
-async fn keys_have_rates_of_their_own_which_a_reload_leaves_alone() {
+async fn keys_have_their_own_rates_and_a_reload_keeps_the_buckets() {
     let key = |name| NewKey::make(name, &["publish:**".parse().unwrap()]).unwrap();
     let (slow, plain) = (key("slow"), key("plain"));
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -556,7 +555,7 @@ async fn keys_have_rates_of_their_own_which_a_reload_leaves_alone() {
         daemon.put_until_refused(header).await.refuses(429, "too many messages");
     }
     keyring.reload().unwrap();
-    // Its tokens are used up for a moment.
+    // Its tokens are used up for a short time.
     let later = soon(async {
         loop {
             let reply = batch(&slow).await;

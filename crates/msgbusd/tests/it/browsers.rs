@@ -1,4 +1,4 @@
-//! Section 9: what foreign pages may do through somebody's browser.
+//! Section 9: what foreign pages may do through a user's browser.
 
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest as _};
 
@@ -38,7 +38,7 @@ async fn a_foreign_page_cannot_subscribe() {
 }
 
 #[tokio::test]
-async fn the_servers_own_pages_and_links_to_it_are_fine() {
+async fn own_pages_and_links_are_allowed() {
     let daemon = Daemon::start();
     let own = format!("Origin: http://{}", daemon.address);
     assert_eq!(daemon.send("PUT", "/t", &[&own], b"x").await.status, 202);
@@ -49,9 +49,9 @@ async fn the_servers_own_pages_and_links_to_it_are_fine() {
     assert_eq!(daemon.send("POST", "/t", &link, b"x").await.status, 403, "no link publishes");
 }
 
-/// A foreign name that has been made to point here (DNS rebinding) is no name of this server.
+/// A foreign name that points to this server (DNS rebinding) is not a name of this server.
 #[tokio::test]
-async fn a_page_is_not_our_own_for_using_a_name_that_points_here() {
+async fn a_page_with_a_rebound_name_is_not_an_own_page() {
     let daemon = Daemon::start();
     daemon.put("/t", "x").await;
     let say = async |headers: &str| {
@@ -68,9 +68,9 @@ async fn a_page_is_not_our_own_for_using_a_name_that_points_here() {
     assert_eq!(say("Host: bus.example\r\n").await, 421);
 }
 
-/// Section 9.4: neither a link of another site, nor a look ahead, nor a page that nobody knows takes a message.
+/// Section 9.4: no message is taken by a link on another site, a prefetch, or an unknown page.
 #[tokio::test]
-async fn a_browser_takes_a_message_only_for_its_user_or_an_own_page() {
+async fn a_browser_pulls_only_for_its_user_or_an_own_page() {
     const FIREFOX: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox/140.0";
     let daemon = Daemon::start();
     daemon.put("/t", "x").await;
@@ -101,7 +101,7 @@ async fn a_browser_takes_a_message_only_for_its_user_or_an_own_page() {
         assert_eq!(reply.number("Retry-After"), 1);
         get("/t", &[ahead]).await.refuses(503, "prefetch");
     }
-    // An image or a frame on a page in the clear: browsers say nothing of it to another machine.
+    // An image or a frame on an unencrypted page: browsers send no headers about it to another machine.
     get("/t?max=10", &[FIREFOX, "Accept: image/*"]).await.refuses(403, "X-Requested-With");
     get("/t", &[FIREFOX, "Authorization: Basic OmtleQ=="]).await.refuses(403, "takes no message");
     assert_eq!(daemon.bus.stats().counters.pulled, 0);
@@ -120,7 +120,7 @@ async fn a_browser_takes_a_message_only_for_its_user_or_an_own_page() {
 }
 
 #[tokio::test]
-async fn an_allowed_origin_gets_cors_answers() {
+async fn an_allowed_origin_gets_cors_headers() {
     let daemon =
         Daemon::with(|config| config.allowed_origins = vec!["https://app.example".to_owned()]);
     let origin = "Origin: https://app.example";

@@ -1,5 +1,5 @@
-//! The system's clock is set while the server runs: the real binary under libfaketime, which tells it another
-//! time. docs/protocol.md, sections 2 and 4.
+//! The system clock is set while the server runs: the real binary under libfaketime. docs/protocol.md, sections 2
+//! and 4.
 
 use std::{
     env, fs,
@@ -11,8 +11,8 @@ use std::{
 
 use crate::binary::{Running, msgbusd};
 
-/// Long enough for anything that is going to happen at all.
-const SOON: Duration = Duration::from_secs(60);
+/// Long enough for anything that a test waits for.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 const HOUR: i64 = 3600;
 
 /// The library, of the Debian package of this name; `None` where it is not installed.
@@ -43,7 +43,7 @@ impl Clocked {
             .env("LD_PRELOAD", library)
             .env("FAKETIME_TIMESTAMP_FILE", offset.path())
             .env("FAKETIME_NO_CACHE", "1")
-            // Setting the clock moves no other.
+            // Only the wall clock is set.
             .env("DONT_FAKE_MONOTONIC", "1");
         Self { server: Running::start(&mut command), offset }
     }
@@ -74,7 +74,7 @@ impl Clocked {
             if (is - ahead).abs() < 60 {
                 return;
             }
-            assert!(start.elapsed() < SOON, "Date is {is} s ahead, not {ahead}");
+            assert!(start.elapsed() < TEST_TIMEOUT, "Date is {is} s ahead, not {ahead}");
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -98,7 +98,7 @@ fn date_follows_a_clock_that_is_set_back() {
 }
 
 #[test]
-fn after_the_clock_was_set_back_created_stands_still_and_expires_is_true() {
+fn after_the_clock_is_set_back_created_stands_still_and_expires_is_correct() {
     let Some(library) = libfaketime() else { return };
     let server = Clocked::start(&library, &["--ttl", "1h"]);
     let put = || {

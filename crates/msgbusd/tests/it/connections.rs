@@ -1,4 +1,4 @@
-//! Section 11: deadlines, the bound on connections, and the end.
+//! Section 11: deadlines, the connection limit, and the shutdown.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::support::{Daemon, soon};
 
 const PUT: &[u8] = b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
 
-// The clock of these tests is paused: it jumps to the next deadline whenever all is quiet.
+// The clock of these tests is paused: it jumps to the next deadline when no task can run.
 
 #[tokio::test(start_paused = true)]
-async fn a_head_must_come_in_ten_seconds() {
+async fn a_head_must_arrive_within_ten_seconds() {
     let daemon = Daemon::start();
     for sent in [&b""[..], b"GET", b"GET /t HTTP/1.1\r\nHost: a\r\n"] {
         let mut connection = daemon.connect().await;
@@ -28,7 +28,7 @@ async fn a_head_must_come_in_ten_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_in_drops_gains_no_time() {
+async fn a_slow_head_gets_no_more_time() {
     let daemon = Daemon::start();
     let mut connection = daemon.connect().await;
     let start = Instant::now();
@@ -59,7 +59,7 @@ async fn an_idle_connection_is_kept_for_75_seconds_and_then_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_time_shorter_than_that_of_heads_is_kept_too() {
+async fn an_idle_timeout_shorter_than_the_header_timeout_is_enforced() {
     let daemon = Daemon::with(|config| config.timeouts.idle = Duration::from_secs(2));
     let mut connection = daemon.connect().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -72,7 +72,7 @@ async fn an_idle_time_shorter_than_that_of_heads_is_kept_too() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_read_slowly_is_not_cut_for_being_idle() {
+async fn a_slowly_read_response_is_not_idle() {
     let daemon = Daemon::with(|config| {
         config.max_payload = 64 << 20;
         config.timeouts.idle = Duration::from_millis(300);
@@ -87,7 +87,7 @@ async fn an_answer_that_is_read_slowly_is_not_cut_for_being_idle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_head_has_its_ten_seconds_too() {
+async fn the_next_head_has_ten_seconds_too() {
     let daemon = Daemon::start();
     let mut connection = daemon.connect().await;
     connection.write(PUT).await;
@@ -101,7 +101,7 @@ async fn the_next_head_has_its_ten_seconds_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_head_behind_a_request_has_ten_seconds_too() {
+async fn a_partial_head_after_a_request_has_ten_seconds_too() {
     let daemon = Daemon::start();
     for behind in [&b"GET /t HTT"[..], b"GET /t HTTP/1.1\r\nHost: a\r\n"] {
         let mut connection = daemon.connect().await;
@@ -115,7 +115,7 @@ async fn half_a_head_behind_a_request_has_ten_seconds_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_goes_on_wherever_a_pause_was() {
+async fn a_request_may_pause_anywhere() {
     let daemon = Daemon::start();
     let mut connection = daemon.connect().await;
     let (two, three) = (PUT.repeat(2), PUT.repeat(3));
@@ -134,7 +134,7 @@ async fn a_request_goes_on_wherever_a_pause_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_left_of_a_refused_body_is_no_request() {
+async fn the_rest_of_a_refused_body_is_not_a_request() {
     let daemon = Daemon::with(|config| config.max_payload = 10);
     let mut connection = daemon.connect().await;
     let body = String::from_utf8_lossy(PUT).repeat(2);
@@ -164,7 +164,7 @@ async fn a_body_that_stalls_is_408_and_publishes_nothing() {
 }
 
 #[tokio::test]
-async fn a_reader_of_answers_that_stalls_is_cut() {
+async fn a_stalled_reader_of_responses_is_cut() {
     let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_millis(200));
     let payload = vec![0; 1 << 20];
     for _ in 0..40 {
@@ -174,7 +174,7 @@ async fn a_reader_of_answers_that_stalls_is_cut() {
     greedy.write(&b"GET /t HTTP/1.1\r\nHost: a\r\n\r\n".repeat(40)).await;
     soon(async {
         let mut pulled = 0;
-        // It is cut when no more is pulled for it, long before all of it.
+        // It is cut when nothing more is pulled for it, long before everything is pulled.
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = daemon.bus.stats().counters.pulled;
@@ -192,7 +192,7 @@ async fn a_reader_of_answers_that_stalls_is_cut() {
 }
 
 #[tokio::test]
-async fn requests_in_a_row_are_answered_in_order_on_one_connection() {
+async fn pipelined_requests_are_answered_in_order() {
     let daemon = Daemon::start();
     let mut connection = daemon.connect().await;
     connection.write(&PUT.repeat(50)).await;
@@ -203,7 +203,7 @@ async fn requests_in_a_row_are_answered_in_order_on_one_connection() {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_is_told_so_and_room_is_found_again() {
+async fn a_connection_beyond_the_limit_is_refused_until_another_closes() {
     let daemon = Daemon::with(|config| config.max_connections = 2);
     let subscriber = daemon.subscribe("/t").await;
     let mut idle = daemon.connect().await;
@@ -221,7 +221,7 @@ async fn one_connection_too_many_is_told_so_and_room_is_found_again() {
 }
 
 #[tokio::test]
-async fn the_end_closes_websockets_and_finishes_requests() {
+async fn a_drain_closes_websockets_and_finishes_requests() {
     let daemon = Daemon::start();
     let mut subscriber = daemon.subscribe("/t").await;
     let mut idle = daemon.connect().await;
@@ -251,7 +251,7 @@ async fn the_end_closes_websockets_and_finishes_requests() {
 }
 
 #[tokio::test]
-async fn the_end_does_not_wait_for_ever() {
+async fn a_drain_ends_at_its_timeout() {
     let daemon = Daemon::with(|config| config.timeouts.drain = Duration::from_millis(100));
     let mut half = daemon.connect().await;
     half.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")

@@ -1,5 +1,5 @@
-//! What no client should do, to the binary: nobody else notices, nothing is left behind, and memory
-//! stays bounded. docs/operations.md, "Limits"; docs/protocol.md, sections 8.2 and 11.
+//! Misbehaving clients of the binary: they do not affect other clients, leave nothing behind, and memory stays bounded.
+//! docs/operations.md, "Limits"; docs/protocol.md, sections 8.2 and 11.
 
 use std::{
     fs,
@@ -15,14 +15,14 @@ use crate::binary::{Running, msgbusd, msgbusd_of_files};
 
 const PUT: &[u8] = b"PUT /t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi";
 const MIB: u64 = 1 << 20;
-/// Long enough for anything that is going to happen at all.
-const SOON: Duration = Duration::from_secs(300);
+/// Long enough for anything that a test waits for.
+const TEST_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 fn soon(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < SOON, "it takes too long: {what}");
+        assert!(start.elapsed() < TEST_TIMEOUT, "it takes too long: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -39,7 +39,7 @@ impl Running {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// Time at work, in hundredths of a second.
+    /// CPU time, in hundredths of a second.
     fn work(&self) -> u64 {
         let stat = self.of("stat");
         let behind_the_name = stat.rsplit_once(") ").unwrap().1;
@@ -62,8 +62,8 @@ impl Running {
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.set_write_timeout(Some(SOON)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TEST_TIMEOUT)).unwrap();
         stream
     }
 
@@ -78,7 +78,7 @@ impl Running {
     }
 }
 
-/// Everything until the server closes, in whatever way.
+/// Everything until the server closes or resets the connection.
 fn rest(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     if let Err(error) = stream.read_to_end(&mut bytes) {
@@ -87,7 +87,7 @@ fn rest(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Two who were there before anything happened: one publishes, the other one follows.
+/// Two clients that were connected before: one publishes, the other one subscribes.
 struct Regulars {
     publisher: TcpStream,
     follower: TcpStream,
@@ -121,18 +121,18 @@ fn read_until(stream: &mut TcpStream, end: &str) -> String {
 }
 
 #[test]
-fn without_files_those_who_are_there_are_served_and_others_later() {
-    const ROOM: usize = 8;
+fn without_file_descriptors_open_connections_are_served_and_new_ones_later() {
+    const FREE_FILES: usize = 8;
     let mut daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--threads", "2"]));
     let mut regulars = Regulars::of(&daemon);
     let files = daemon.files();
-    // Whatever it has inherited, so many numbers below this are free.
-    let most = (0..).filter(|number| !files.contains(number)).nth(ROOM).unwrap();
+    // However many files it has inherited, this many numbers below the limit are free.
+    let most = (0..).filter(|number| !files.contains(number)).nth(FREE_FILES).unwrap();
     let id = i32::try_from(daemon.child.id()).unwrap();
     rlimit::prlimit(id, Resource::NOFILE, Some((most, most)), None).unwrap();
 
     let start = Instant::now();
-    let flood: Vec<_> = (0..4 * ROOM).map(|_| daemon.connect()).collect();
+    let flood: Vec<_> = (0..4 * FREE_FILES).map(|_| daemon.connect()).collect();
     daemon.wait_for_log("cannot accept connections for now");
     let before = daemon.work();
     for _ in 0..20 {
@@ -153,7 +153,7 @@ fn without_files_those_who_are_there_are_served_and_others_later() {
 }
 
 #[test]
-fn a_flood_of_the_silent_is_turned_away_before_files_run_out() {
+fn a_flood_of_idle_connections_is_refused_before_file_descriptors_run_out() {
     let args = "--threads 1 --header-timeout 2s";
     let mut daemon = Running::start(&mut msgbusd_of_files(128, args));
     let mut regulars = Regulars::of(&daemon);
@@ -172,7 +172,7 @@ fn a_flood_of_the_silent_is_turned_away_before_files_run_out() {
     }
     assert!((1..400).contains(&told), "{told} have been told");
     drop(flood);
-    soon("room", || daemon.health() == Some(200));
+    soon("a free file", || daemon.health() == Some(200));
     soon("files", || daemon.files().len() <= files);
     daemon.signal("-TERM");
     let mut log = String::new();
@@ -181,13 +181,13 @@ fn a_flood_of_the_silent_is_turned_away_before_files_run_out() {
 }
 
 #[test]
-fn those_who_stop_half_way_leave_nothing_behind() {
+fn incomplete_requests_leave_nothing_behind() {
     let deadlines = ["--header-timeout", "--body-timeout", "--idle-timeout", "--write-timeout"];
     let mut command = msgbusd(&["--bind", "127.0.0.1:0"]);
     command.args(deadlines.iter().flat_map(|deadline| [deadline, "1s"]));
     let daemon = Running::start(&mut command);
     let files = daemon.files().len();
-    // Of these the publisher is idle for too long and has to come again.
+    // The publisher is idle for too long meanwhile, and has to connect again.
     let mut regulars = Regulars::of(&daemon);
 
     let head = "GET /half HTTP/1.1\r\nHost: localhost\r\n";
@@ -218,7 +218,7 @@ fn those_who_stop_half_way_leave_nothing_behind() {
                         let _ = stream.shutdown(how);
                         waiting.push(stream);
                     }
-                    // Those who say nothing more, where that is allowed, are there until they go.
+                    // Clients that may be silent stay connected until they leave.
                     None if part.contains('?') || part.contains("Upgrade") => {}
                     None => waiting.push(stream),
                 }
@@ -235,7 +235,7 @@ fn those_who_stop_half_way_leave_nothing_behind() {
     regulars.are_served();
 }
 
-/// Says the piece again and again until the server has had enough, and returns its answer.
+/// Sends the piece repeatedly until the server refuses more, and returns its response.
 fn go_on_for_ever(daemon: &Running, opening: &str, piece: &str) -> String {
     const MOST: usize = 256 << 20;
     let mut stream = daemon.connect();
@@ -253,7 +253,7 @@ fn go_on_for_ever(daemon: &Running, opening: &str, piece: &str) -> String {
 }
 
 #[test]
-fn what_never_ends_is_ended_and_kept_nowhere() {
+fn endless_requests_are_cut_and_not_buffered() {
     const AT_ONCE: usize = 4;
     let args = ["--bind", "127.0.0.1:0", "--max-payload-size", "64KiB"];
     let daemon = Running::start(&mut msgbusd(&args));
@@ -326,9 +326,9 @@ fn other_protocols_on_the_port_are_refused() {
     }
 }
 
-/// Each holds its answer, and no more than that.
+/// Each reader keeps only its own response in memory.
 #[test]
-fn those_who_do_not_read_large_answers_are_cut_and_their_memory_is_back() {
+fn readers_that_stall_on_large_responses_are_cut_and_their_memory_is_freed() {
     const GREEDY: usize = 10;
     let daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--write-timeout", "1s"]));
     let payload = "x".repeat(1 << 20);

@@ -1,5 +1,4 @@
-//! docs/protocol.md, 1.7: a client that closes its sending side behind its requests, as `nc -N`, socat and
-//! ncat do.
+//! docs/protocol.md, 1.7: clients that close their sending side after their requests, like `nc -N`, socat and ncat.
 
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ const TIMES: usize = 1000;
 /// At a time.
 const CLIENTS: usize = 10;
 
-/// Says something, closes its side at once, and hears the rest.
+/// Sends a text, closes its side at once, and reads the response.
 async fn say(daemon: &Daemon, text: &str) -> String {
     say_to(TcpStream::connect(daemon.address).await.unwrap(), text).await
 }
@@ -34,7 +33,7 @@ async fn say_to(mut stream: impl AsyncRead + AsyncWrite + Unpin, text: &str) -> 
     answer
 }
 
-/// Says the same a thousand times, and expects the same status.
+/// Sends the same text a thousand times, and expects the same status.
 async fn each_is_answered(daemon: &Daemon, text: &'static str, status: &str) {
     let address = daemon.address;
     let mut clients = JoinSet::new();
@@ -94,7 +93,7 @@ async fn requests_in_a_row_are_all_answered() {
 }
 
 #[tokio::test]
-async fn a_request_that_did_not_arrive_whole_is_not_carried_out() {
+async fn an_incomplete_request_is_not_executed() {
     let daemon = Daemon::start();
     for part in ["GET /t HT", "PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhi"] {
         let answers = say(&daemon, &(PUT.to_owned() + part)).await;
@@ -104,7 +103,7 @@ async fn a_request_that_did_not_arrive_whole_is_not_carried_out() {
 }
 
 #[tokio::test]
-async fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
+async fn a_response_does_not_wait_for_the_rest_of_the_next_request() {
     let daemon = Daemon::start();
     for behind in ["GET /t HT", "PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhi"] {
         let mut connection = daemon.connect().await;
@@ -118,7 +117,7 @@ async fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
 }
 
 #[tokio::test]
-async fn on_a_unix_socket_and_in_tls_too() {
+async fn half_close_works_on_unix_sockets_and_with_tls() {
     let folder = tempfile::tempdir().unwrap();
     let files = Files::new();
     let path = folder.path().join("socket");
@@ -135,7 +134,7 @@ async fn on_a_unix_socket_and_in_tls_too() {
 }
 
 #[tokio::test]
-async fn what_waits_has_what_there_is_and_then_ends() {
+async fn a_waiting_request_gets_what_is_there_and_then_ends() {
     let daemon = Daemon::start();
     let start = Instant::now();
     let waits = "GET /t?wait=60s HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -156,7 +155,7 @@ async fn what_waits_has_what_there_is_and_then_ends() {
 }
 
 #[tokio::test]
-async fn one_that_leaves_later_takes_nothing_either() {
+async fn a_client_that_disconnects_later_takes_nothing_either() {
     let daemon = Daemon::start();
     let mut waiting = daemon.connect().await;
     let waits = "GET /t?wait=60s HTTP/1.1\r\nHost: a\r\n\r\n";

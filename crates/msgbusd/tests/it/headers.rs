@@ -19,7 +19,7 @@ fn is_kept(message: &Message) {
 }
 
 #[tokio::test]
-async fn they_come_back_by_every_way() {
+async fn headers_are_returned_in_every_format() {
     let daemon = Daemon::start();
     let mut websocket = daemon.subscribe("/t").await;
     for _ in 0..3 {
@@ -51,7 +51,7 @@ async fn they_come_back_by_every_way() {
 }
 
 #[tokio::test]
-async fn a_message_without_them_has_no_field_for_them() {
+async fn a_message_without_headers_has_no_field_for_them() {
     let daemon = Daemon::start();
     for headers in [
         &[][..],
@@ -109,7 +109,7 @@ async fn curl_decodes_what_was_published_compressed() {
 
 /// What is kept by its own name, and by another.
 #[tokio::test]
-async fn a_fixed_list_of_headers_goes_in_and_comes_back() {
+async fn a_fixed_list_of_headers_is_kept_and_returned() {
     let daemon = Daemon::start();
     let sent = [
         "Correlation-Id: 17",

@@ -1,4 +1,4 @@
-//! Sections 1.8 and 9.3: by which names the server is called, and heads that can be read in two ways.
+//! Sections 1.8 and 9.3: host names of the server, and ambiguous heads.
 
 use msgbusd::auth::KeyFile;
 
@@ -13,19 +13,19 @@ async fn say(daemon: &Daemon, request: &str) -> Reply {
     connection.reply().await
 }
 
-/// One request without a body on a connection that is closed after it, with these lines as its head.
+/// Sends a request without a body, with these header lines, on a connection that is closed after it.
 async fn ask(daemon: &Daemon, request: &str, lines: &[&str]) -> Reply {
     let head = [&["Connection: close"], lines].concat().join("\r\n");
     say(daemon, &format!("{request} HTTP/1.1\r\n{head}\r\n\r\n")).await
 }
 
 #[tokio::test]
-async fn a_name_that_may_be_somebody_elses_reads_and_takes_nothing() {
+async fn a_foreign_host_name_can_neither_read_nor_pull() {
     let daemon = Daemon::start();
     daemon.put("/t", "x").await;
     for target in ["/t", "/t?max=10000", "/t?peek", "/t?stream=raw", "/", "/metrics", "/-/stats"] {
         let reply = ask(&daemon, &format!("GET {target}"), &["Host: evil.example:80"]).await;
-        reply.refuses(421, "\"evil.example\" is not allowed; --allow-host");
+        reply.refuses(421, "\"evil.example\" is not allowed; allow it with --allow-host");
     }
     for method in ["PUT", "POST", "DELETE"] {
         let reply = ask(&daemon, &format!("{method} /t"), &["Host: evil.example"]).await;
@@ -72,7 +72,7 @@ async fn a_name_can_be_allowed() {
 
     let own = ["Host: bus.lan:8000", "Origin: http://bus.lan:8000"];
     assert_eq!(ask(&daemon, "PUT /t", &own).await.status, 202);
-    // A page in the clear is whoever's is on the way to it.
+    // An unencrypted page can be forged on its way.
     let clear = ["Host: bus.example.com", "Origin: http://bus.example.com"];
     ask(&daemon, "PUT /t", &clear).await.refuses(403, "http://bus.example.com");
     let secure = ["Host: bus.example.com", "Origin: https://bus.example.com"];
@@ -80,7 +80,7 @@ async fn a_name_can_be_allowed() {
 }
 
 #[tokio::test]
-async fn who_shows_a_key_may_use_any_name() {
+async fn a_client_with_a_key_may_use_any_host_name() {
     let key = key("k", &["pull:**"]);
     let file = File::new(&["subscribe:**"], &[&key]);
     let daemon = Daemon::with(|config| config.keys = Some(KeyFile::read(file.path()).unwrap()));
@@ -106,7 +106,7 @@ async fn a_request_of_http_1_1_names_one_host() {
 }
 
 #[tokio::test]
-async fn headers_that_say_one_thing_are_given_once() {
+async fn single_headers_must_not_be_repeated() {
     let daemon = Daemon::start();
     for line in [
         "Content-Type: text/plain",
@@ -127,7 +127,7 @@ async fn headers_that_say_one_thing_are_given_once() {
 }
 
 #[tokio::test]
-async fn only_chunked_is_undone() {
+async fn only_chunked_is_decoded() {
     let daemon = Daemon::start();
     for (coding, status) in [
         ("gzip, chunked", 501),

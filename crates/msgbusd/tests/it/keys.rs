@@ -1,4 +1,4 @@
-//! Section 13: who may do what.
+//! Section 13: keys and grants.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -26,7 +26,7 @@ const HANDSHAKE: [&str; 4] = [
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 ];
 
-/// A file of keys, which can be written anew.
+/// A key file that can be rewritten.
 pub(crate) struct File {
     folder: tempfile::TempDir,
 }
@@ -65,7 +65,7 @@ async fn follow(daemon: &Daemon, target: &str, key: &NewKey) -> Subscriber {
     daemon.subscribe_with(target, &[("authorization", &format!("Bearer {}", key.secret))]).await.0
 }
 
-/// A connection on which somebody waits to pull from the topic t.
+/// A connection with a waiting pull from the topic t.
 async fn wait_for_message(daemon: &Daemon, key: &NewKey) -> Connection {
     let mut connection = daemon.connect().await;
     connection.write(request("GET", "/t?wait=60s", key).as_bytes()).await;
@@ -79,13 +79,13 @@ async fn wait_for_message(daemon: &Daemon, key: &NewKey) -> Connection {
     connection
 }
 
-/// The head of a request on a connection that goes on, with the key.
+/// The head of a request with the key, on a connection that stays open.
 fn request(method: &str, target: &str, key: &NewKey) -> String {
     format!("{method} {target} HTTP/1.1\r\nHost: a\r\n{}\r\n\r\n", bearer(key))
 }
 
 #[tokio::test]
-async fn each_request_takes_its_grant_and_no_other() {
+async fn each_request_needs_its_grant_and_no_other() {
     let actions = ["publish", "pull", "subscribe", "delete", "inspect"];
     let without = |action: &str| {
         let others = actions.iter().filter(|other| **other != action);
@@ -137,7 +137,7 @@ async fn each_request_takes_its_grant_and_no_other() {
 }
 
 #[tokio::test]
-async fn what_is_of_the_whole_bus_takes_inspecting_all_of_it() {
+async fn requests_about_the_whole_bus_need_inspect_on_all_topics() {
     let (all, some) = (key("all", &["inspect:**"]), key("some", &["inspect:a/**", "pull:**"]));
     let none = key("none", &["pull:**"]);
     let daemon = File::new(&[], &[&all, &some, &none]).daemon();
@@ -166,7 +166,7 @@ async fn what_is_of_the_whole_bus_takes_inspecting_all_of_it() {
 }
 
 #[tokio::test]
-async fn the_answer_is_the_same_whether_there_is_such_a_topic_or_not() {
+async fn the_response_does_not_reveal_whether_a_topic_exists() {
     let key = key("k", &["publish:elsewhere"]);
     let daemon = File::new(&[], &[&key]).daemon();
     daemon.bus.put(&"here".parse().unwrap(), "x").unwrap();
@@ -183,7 +183,7 @@ async fn the_answer_is_the_same_whether_there_is_such_a_topic_or_not() {
 }
 
 #[tokio::test]
-async fn a_key_comes_as_a_bearer_or_as_a_password() {
+async fn a_key_is_sent_as_a_bearer_token_or_a_password() {
     let key = key("k", &["publish:t"]);
     let daemon = File::new(&[], &[&key]).daemon();
     let secret = &key.secret;
@@ -212,7 +212,7 @@ async fn a_key_comes_as_a_bearer_or_as_a_password() {
 }
 
 #[tokio::test]
-async fn what_needs_no_key_is_open_to_everybody() {
+async fn what_needs_no_key_is_open_to_all_clients() {
     let key = key("k", &["publish:t"]);
     let daemon = File::new(&["publish:public/**", "inspect:**"], &[&key]).daemon();
     assert_eq!(daemon.put("/public/a", "x").await.status, 202);
@@ -223,7 +223,7 @@ async fn what_needs_no_key_is_open_to_everybody() {
 }
 
 #[tokio::test]
-async fn it_is_refused_before_the_body_is_read() {
+async fn authorization_comes_before_the_body_is_read() {
     let daemon = File::new(&[], &[]).daemon();
     let mut connection = daemon.connect().await;
     connection
@@ -236,7 +236,7 @@ async fn it_is_refused_before_the_body_is_read() {
 }
 
 #[tokio::test]
-async fn a_browsers_websocket_has_its_key_in_a_subprotocol() {
+async fn a_browser_websocket_sends_its_key_in_a_subprotocol() {
     let key = key("k", &["subscribe:t"]);
     let daemon = File::new(&[], &[&key]).daemon();
     let encoded = URL_SAFE_NO_PAD.encode(&key.secret);
@@ -277,7 +277,7 @@ async fn ticket(daemon: &Daemon, key: &NewKey) -> String {
 }
 
 #[tokio::test]
-async fn a_ticket_stands_for_its_key_once() {
+async fn a_ticket_is_redeemed_once() {
     let key = key("k", &["subscribe:t", "pull:t"]);
     let file = File::new(&[], &[&key]);
     let daemon = file.daemon();
@@ -309,7 +309,7 @@ async fn a_ticket_stands_for_its_key_once() {
 }
 
 #[tokio::test]
-async fn a_reload_closes_those_who_no_longer_may_and_nobody_else() {
+async fn a_reload_closes_only_subscriptions_that_are_no_longer_allowed() {
     let (stays, goes) = (key("stays", &["subscribe:**"]), key("goes", &["subscribe:**", "pull:t"]));
     let file = File::new(&["subscribe:public"], &[&stays, &goes]);
     let daemon = file.daemon();
@@ -317,7 +317,7 @@ async fn a_reload_closes_those_who_no_longer_may_and_nobody_else() {
 
     let mut staying = follow(&daemon, "/t", &stays).await;
     let mut going = follow(&daemon, "/t", &goes).await;
-    let mut anybody = daemon.subscribe("/public").await;
+    let mut anonymous = daemon.subscribe("/public").await;
     let mut streams = Vec::new();
     for (form, all) in [("sse", "YWxs"), ("ndjson", "YWxs"), ("raw", "all\n")] {
         let mut stream = daemon.connect().await;
@@ -347,7 +347,7 @@ async fn a_reload_closes_those_who_no_longer_may_and_nobody_else() {
     daemon.bus.put(&"t".parse().unwrap(), "not for all").unwrap();
     daemon.bus.put(&"public".parse().unwrap(), "not for all").unwrap();
     assert_eq!(staying.message().await.payload(), "not for all");
-    for subscriber in [&mut going, &mut anybody] {
+    for subscriber in [&mut going, &mut anonymous] {
         assert_eq!(subscriber.close_code().await, CloseCode::from(4403));
     }
     let farewells = ["event: revoked\ndata: {}\n\n", "{\"event\":\"revoked\"}\n", ""];
@@ -375,7 +375,7 @@ async fn a_key_that_loses_a_grant_keeps_the_others() {
     assert_eq!(b.message().await.payload(), "x");
 }
 
-/// Revokes the key of a follower that has begun to take a message and reads no more; asserts that it is cut.
+/// Revokes the key of a subscriber that has read a part of a message and reads no more; asserts that it is cut.
 async fn revoke_in_the_middle<S: AsyncRead + Unpin>(
     follow: impl AsyncFnOnce(&Daemon, &NewKey) -> S,
 ) {
@@ -387,7 +387,7 @@ async fn revoke_in_the_middle<S: AsyncRead + Unpin>(
         config.timeouts.drain = Duration::from_secs(3600);
     });
     let mut stream = follow(&daemon, &made).await;
-    // More than the buffers of the system hold.
+    // More than the system's buffers hold.
     let payload = vec![b'x'; 32 << 20];
     daemon.bus.put(&"t".parse().unwrap(), payload.clone()).unwrap();
     soon(async {
@@ -437,9 +437,9 @@ async fn a_revoked_stream_is_cut_in_the_middle_of_a_message_that_it_does_not_rea
     .await;
 }
 
-/// Whatever the sessions are just doing: many tries find what one does not.
+/// Repeated, because the sessions are in a different state each time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn nothing_published_after_a_reload_slips_through() {
+async fn no_message_published_after_a_reload_is_delivered() {
     let key = key("goes", &["subscribe:t"]);
     let file = File::new(&[], &[&key]);
     let daemon = file.daemon();
@@ -466,7 +466,7 @@ async fn nothing_published_after_a_reload_slips_through() {
 }
 
 #[tokio::test]
-async fn a_body_that_outlives_its_key_is_not_published() {
+async fn a_body_that_arrives_after_its_key_is_revoked_is_not_published() {
     let (gone, less) = (key("gone", &["publish:t"]), key("less", &["publish:t"]));
     let file = File::new(&[], &[&gone, &less]);
     let daemon = file.daemon();
@@ -479,7 +479,7 @@ async fn a_body_that_outlives_its_key_is_not_published() {
             bearer(key)
         );
         connection.write(head.as_bytes()).await;
-        // It was let in: the body is asked for.
+        // It was authorized: the server asks for the body.
         connection.read_until(b"100 Continue\r\n\r\n").await;
         connections.push((connection, status));
     }
@@ -512,7 +512,7 @@ async fn an_allowed_page_may_send_a_key() {
 }
 
 #[tokio::test]
-async fn programs_can_tell_the_refusals_apart() {
+async fn errors_have_distinct_codes() {
     let key = key("k", &["publish:t"]);
     let daemon = File::new(&[], &[&key]).daemon();
     let json = "Accept: application/json";
@@ -530,7 +530,7 @@ async fn programs_can_tell_the_refusals_apart() {
 }
 
 #[tokio::test]
-async fn a_key_has_so_many_tickets_and_the_bus_goes_on() {
+async fn tickets_are_limited_per_key_and_the_bus_keeps_serving() {
     let key = key("page", &["subscribe:t"]);
     let daemon = File::new(&["publish:t"], &[&key]).daemon();
     let mut connection = daemon.connect().await;
@@ -547,17 +547,17 @@ async fn a_key_has_so_many_tickets_and_the_bus_goes_on() {
 }
 
 #[test]
-fn a_file_that_is_wrong_is_told_in_one_line() {
+fn an_invalid_key_file_is_reported_in_one_line() {
     let file = File::new(&["pull:a", "publsh:b"], &[]);
     let path = file.path();
     let path = path.to_str().unwrap();
     let mention = [&format!("--keys: {path}:2: anonymous: \"publsh:b\": unknown action")[..]];
     refuses(&mut msgbusd(&["--keys", path]), &mention);
     refuses(msgbusd(&[]).env("MSGBUSD_KEYS", path), &[&format!("MSGBUSD_KEYS: {path}:2: ")]);
-    // An address that nobody has, so that it ends in any case.
+    // An address of no machine, so that the process ends in any case.
     let mut unnamed = msgbusd(&["--open", "--bind", "192.0.2.1:1"]);
     refuses(unnamed.env("MSGBUSD_KEYS", ""), &["MSGBUSD_KEYS: the name of the file is empty"]);
-    // Without it --open would let anybody in.
+    // Without the key file, --open would let any client in.
     let mut misspelt = msgbusd(&["--open", "--bind", "192.0.2.1:1"]);
     let mention = ["MSGBUSD_KEY: unknown setting", "did you mean MSGBUSD_KEYS", "--open"];
     refuses(misspelt.env("MSGBUSD_KEY", path), &mention);
@@ -608,7 +608,7 @@ fn a_new_key_is_shown_once_and_works() {
 }
 
 #[test]
-fn a_signal_reads_the_keys_again_and_no_log_has_a_secret() {
+fn a_signal_reloads_the_keys_and_no_log_has_a_secret() {
     let (one, two) = (key("one", &["*:**"]), key("two", &["*:**"]));
     let file = File::new(&[], &[&one]);
     let path = file.path();

@@ -1,5 +1,5 @@
-//! Whatever becomes of standard error, the server serves, hears its signals and ends as documented.
-//! docs/operations.md, "Logs".
+//! Whatever happens to standard error, the server serves, handles signals and exits as documented. docs/operations.md,
+//! "Logs".
 
 use std::{
     fs::{self, File},
@@ -13,17 +13,17 @@ use std::{
 
 use crate::binary::msgbusd;
 
-/// Long enough for anything that is going to happen at all.
+/// Long enough for anything that a test waits for.
 const LIMIT: Duration = Duration::from_secs(300);
-/// What a pipe holds on Linux.
+/// The capacity of a pipe on Linux, in bytes.
 const PIPE: usize = 64 << 10;
 
 /// What standard error is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// A pipe whose reader is gone.
+    /// A pipe whose reader is closed.
     NoReader,
-    /// A pipe that is full, and that nobody reads.
+    /// A full pipe that is not read.
     Full,
     /// A file on a full disk.
     DiskFull,
@@ -128,7 +128,7 @@ impl Unheard {
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
-    /// Sends the head of a request and waits until it is under way.
+    /// Sends the head of a request and waits until the server handles it.
     fn half_a_request(&self) -> UnixStream {
         let mut stream = self.connect().unwrap();
         let head = "PUT /t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nConnection: close\r\n\
@@ -160,7 +160,7 @@ impl Drop for Unheard {
     }
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 fn soon(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -170,7 +170,7 @@ fn soon(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn whatever_becomes_of_the_log_the_server_serves_reloads_and_drains() {
+fn with_a_broken_log_the_server_serves_reloads_and_drains() {
     for fate in FATES {
         for args in [&[][..], &["-d"]] {
             let mut daemon = Unheard::start(fate, args);
@@ -178,7 +178,7 @@ fn whatever_becomes_of_the_log_the_server_serves_reloads_and_drains() {
             let denied = daemon.ask("GET /t");
             assert!(denied.starts_with("HTTP/1.1 401 "), "{denied}");
 
-            // Twice: the first must not end what hears the second.
+            // Twice, because the first must not end the signal handler.
             for (action, request) in [("pull", "GET /t"), ("delete", "DELETE /t")] {
                 let keys = KEYS.replace("\"publish", &format!("\"{action}:**\", \"publish"));
                 fs::write(daemon.folder.path().join("keys.toml"), keys).unwrap();
@@ -201,7 +201,7 @@ fn whatever_becomes_of_the_log_the_server_serves_reloads_and_drains() {
 }
 
 #[test]
-fn whatever_becomes_of_the_log_a_second_signal_ends_at_once() {
+fn with_a_broken_log_a_second_signal_exits_at_once() {
     for fate in FATES {
         let mut daemon = Unheard::start(fate, &["-d", "--drain-timeout", "1h"]);
         let held = daemon.half_a_request();
@@ -220,7 +220,7 @@ fn whatever_becomes_of_the_log_a_second_signal_ends_at_once() {
 }
 
 #[test]
-fn lines_that_are_not_written_are_counted_and_the_next_one_that_is_says_so() {
+fn dropped_lines_are_counted_and_reported_later() {
     const LINES: usize = 10_000;
     let mut daemon = Unheard::start(Fate::Full, &["-d"]);
     let topic = "t".repeat(200);
@@ -260,9 +260,9 @@ fn lines_that_are_not_written_are_counted_and_the_next_one_that_is_says_so() {
     );
 }
 
-/// Connections beyond the limit of files, and nobody who reads the warning.
+/// Connections beyond the limit of open files, and a warning that is not read.
 #[test]
-fn without_files_and_without_a_reader_of_the_log_it_serves_again_later() {
+fn without_file_descriptors_and_a_log_reader_it_serves_again_later() {
     let daemon = Unheard::start(Fate::NoReader, &[]);
     let pid = daemon.child.id().to_string();
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() + 3;
@@ -295,7 +295,7 @@ fn no_topic_forges_a_field_or_a_line() {
 }
 
 #[test]
-fn colours_are_for_terminals_that_want_them() {
+fn colours_are_only_for_terminals_that_support_them() {
     for (variables, has_colour) in
         [("TERM=xterm", true), ("TERM=dumb", false), ("NO_COLOR=1", false), ("NO_COLOR=", true)]
     {

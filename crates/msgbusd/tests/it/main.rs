@@ -1,7 +1,7 @@
 //! The contract of docs/protocol.md and docs/operations.md, tested on the real server over real
 //! sockets. Each test names the sections that it holds the server to.
 
-#![expect(clippy::unwrap_used, reason = "a test may")]
+#![expect(clippy::unwrap_used, reason = "tests may panic")]
 
 mod binary;
 mod bounds;

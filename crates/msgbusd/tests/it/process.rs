@@ -103,10 +103,10 @@ fn wrong_variables_and_files_are_named_in_one_line() {
 }
 
 #[test]
-fn a_variable_that_is_nearly_a_setting_is_pointed_out() {
+fn a_misspelt_variable_is_reported() {
     let mut command = msgbusd(&["--bind", "127.0.0.1:0"]);
     command.env("MSGBUSD_MAX_TOPIC", "10").env("MSGBUSD_WORKDIR", "x").env("MSGBUSD_LISTEN", ":1");
-    // Those of Kubernetes and Docker for a service of the name msgbusd.
+    // Variables of Kubernetes and Docker for a service named msgbusd.
     for (name, value) in [
         ("SERVICE_HOST", "10.0.0.1"),
         ("SERVICE_PORT_HTTP", "80"),
@@ -173,7 +173,7 @@ fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
 }
 
 #[test]
-fn the_ancestors_command_line_works_and_is_explained() {
+fn the_command_line_of_prologic_msgbus_works_and_is_explained() {
     let daemon = Running::start(&mut msgbusd(&[
         "-d",
         "-debug=true",
@@ -203,7 +203,7 @@ fn the_ancestors_command_line_works_and_is_explained() {
 }
 
 #[test]
-fn requests_are_not_logged_unless_asked_for() {
+fn requests_are_logged_only_with_debug() {
     let daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0"]));
     daemon.say("PUT /hello");
     daemon.signal("-INT");
@@ -215,7 +215,7 @@ fn requests_are_not_logged_unless_asked_for() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn connections_are_as_many_as_files_beside_those_of_the_threads() {
+fn the_connection_limit_is_lowered_to_the_available_file_descriptors() {
     use crate::binary::msgbusd_of_files;
     let running = Running::start(&mut msgbusd_of_files(400, "--threads 64"));
     let threads = format!("/proc/{}/fd", running.child.id());
@@ -239,7 +239,7 @@ fn connections_are_as_many_as_files_beside_those_of_the_threads() {
 }
 
 #[test]
-fn a_port_in_use_is_said_with_a_way_out() {
+fn a_port_in_use_is_reported_with_a_hint() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = msgbusd(&["--bind", &address]).output().unwrap();
@@ -253,7 +253,7 @@ fn a_port_in_use_is_said_with_a_way_out() {
 }
 
 #[test]
-fn all_interfaces_means_both_protocols_and_is_warned_of() {
+fn all_interfaces_means_both_protocols_and_logs_a_warning() {
     let daemon = Running::start(&mut msgbusd(&["--bind", ":0", "--open"]));
     assert!(daemon.opening.contains("any client that can reach"), "{}", daemon.opening);
     let port = daemon.address.port();
@@ -264,7 +264,7 @@ fn all_interfaces_means_both_protocols_and_is_warned_of() {
 }
 
 #[test]
-fn what_is_cut_at_the_end_is_said_and_a_second_signal_ends_at_once() {
+fn cut_connections_are_logged_and_a_second_signal_exits_at_once() {
     let half =
         b"PUT /t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
     let hold = |daemon: &Running| {
@@ -295,7 +295,7 @@ fn what_is_cut_at_the_end_is_said_and_a_second_signal_ends_at_once() {
     while !log.contains("draining") {
         assert_ne!(daemon.log.read_line(&mut log).unwrap(), 0, "{log}");
     }
-    // At once it would be part of the first.
+    // An immediate second signal would count as part of the first.
     std::thread::sleep(std::time::Duration::from_millis(400));
     daemon.signal("-TERM");
     let (status, log) = daemon.end();
@@ -304,9 +304,9 @@ fn what_is_cut_at_the_end_is_said_and_a_second_signal_ends_at_once() {
     drop(held);
 }
 
-/// A process that was stopped sees its timers before the bytes that have come meanwhile.
+/// A process that was suspended sees its timers before the bytes that arrived meanwhile.
 #[test]
-fn what_arrived_while_the_process_was_stopped_is_not_too_late() {
+fn bytes_that_arrived_while_the_process_was_suspended_are_not_late() {
     let flags = ["--body-timeout=1s", "--header-timeout=1s", "--idle-timeout=1s"];
     let args: Vec<&str> = ["--bind", "127.0.0.1:0"].into_iter().chain(flags).collect();
     let daemon = Running::start(&mut msgbusd(&args));
@@ -323,7 +323,7 @@ fn what_arrived_while_the_process_was_stopped_is_not_too_late() {
         connections.push((connection, rest));
     }
     read_answer(&mut connections[2].0);
-    // That all of it has been read shows in nothing but the time.
+    // Nothing but time shows that everything has been read.
     std::thread::sleep(std::time::Duration::from_millis(100));
     daemon.signal("-STOP");
     for (connection, rest) in &mut connections {
@@ -336,7 +336,7 @@ fn what_arrived_while_the_process_was_stopped_is_not_too_late() {
     }
 }
 
-/// The first line of an answer that has no body.
+/// The first line of a response without a body.
 fn read_answer(connection: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {

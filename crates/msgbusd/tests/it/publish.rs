@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::support::{Daemon, soon};
 
 #[tokio::test]
-async fn put_and_post_answer_with_the_place_of_the_message() {
+async fn put_and_post_return_the_id_of_the_message() {
     let daemon = Daemon::start();
     let first = daemon.put("/t", "a").await;
     let second = daemon.send("POST", "/t", &[], b"b").await;
@@ -22,7 +22,7 @@ async fn put_and_post_answer_with_the_place_of_the_message() {
 }
 
 #[tokio::test]
-async fn any_bytes_are_a_payload_and_so_are_none() {
+async fn any_bytes_are_a_payload_also_none() {
     let daemon = Daemon::start();
     let every_byte: Vec<u8> = (0..=255).collect();
     for payload in [&b""[..], b"\0", &every_byte] {
@@ -55,17 +55,17 @@ async fn the_payload_limit_is_inclusive_with_and_without_a_length() {
 }
 
 #[tokio::test]
-async fn a_huge_upload_gets_its_answer_before_it_is_read() {
+async fn a_huge_upload_is_refused_before_it_is_read() {
     let daemon = Daemon::start();
     let mut connection = daemon.connect().await;
     connection.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999\r\n\r\n").await;
-    // No byte of the body has been sent, and some of it is sent all the same.
+    // No byte of the body was sent before the response; some of it is sent after it.
     connection.write(&vec![0; 100_000]).await;
     connection.reply().await.refuses(413, "1048576");
 }
 
 #[tokio::test]
-async fn a_client_that_sends_all_before_it_reads_gets_its_answer_too() {
+async fn a_client_that_writes_everything_before_it_reads_gets_its_response() {
     let daemon = Daemon::start();
     let mut connection = daemon.connect().await;
     connection.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n").await;
@@ -78,7 +78,7 @@ async fn a_client_that_sends_all_before_it_reads_gets_its_answer_too() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_is_told_to_send_nothing() {
+async fn an_expectation_of_a_refused_request_gets_no_continue() {
     let daemon = Daemon::with(|config| config.max_payload = 10);
     let mut connection = daemon.connect().await;
     connection
@@ -142,7 +142,7 @@ async fn messages_expire_by_parameter_header_and_topic() {
 }
 
 #[tokio::test]
-async fn at_its_bound_a_topic_drops_the_oldest_or_refuses() {
+async fn at_its_limit_a_topic_drops_the_oldest_or_refuses() {
     let strict = TopicRule {
         overflow: Some(Overflow::Reject),
         ..TopicRule::new("strict/**".parse().unwrap())
@@ -163,7 +163,7 @@ async fn at_its_bound_a_topic_drops_the_oldest_or_refuses() {
     }
     daemon.put("/strict/t", "3").await.refuses(507, "full");
     assert_eq!(daemon.get("/strict/t").await.message().payload(), "0");
-    assert_eq!(daemon.put("/strict/t", "3").await.status, 202, "what was pulled makes room");
+    assert_eq!(daemon.put("/strict/t", "3").await.status, 202, "pulled messages are evicted");
     daemon.put("/strict/t", "4").await.refuses(507, "full");
 }
 
@@ -177,7 +177,7 @@ async fn a_payload_that_its_topic_can_never_hold_evicts_nothing() {
 }
 
 #[tokio::test]
-async fn ten_thousand_names_in_a_row_meet_the_bound_and_the_bus_goes_on() {
+async fn at_the_topic_limit_new_names_are_refused_and_the_bus_keeps_serving() {
     let daemon = Daemon::with(|config| config.bus.max_topics = 1000);
     let mut connection = daemon.connect().await;
     let mut accepted = 0;

@@ -69,7 +69,7 @@ async fn concurrent_pullers_share_each_message_once_and_in_order() {
             connection.write(b"GET /t HTTP/1.1\r\nHost: a\r\n\r\n").await;
             let head = connection.read_until(b"\r\n\r\n").await;
             if head.starts_with(b"HTTP/1.1 200 ") {
-                // The topic ends so, and then the message.
+                // The topic JSON ends like this, and then the message.
                 let mut body = connection.read_until(b"Z\"}").await;
                 body.extend(connection.read_until(b"Z\"}").await);
                 mine.push(msgbus_core::json::read_message(&body).unwrap().id());
@@ -117,7 +117,7 @@ async fn raw_gives_the_payload_and_tells_the_rest_in_headers() {
 }
 
 #[tokio::test]
-async fn a_payload_can_be_looked_at() {
+async fn a_payload_can_be_peeked_at() {
     let daemon = Daemon::start();
     daemon.put("/t", "one").await;
     daemon.put("/t", "two").await;
@@ -135,7 +135,7 @@ async fn a_payload_can_be_looked_at() {
 }
 
 #[tokio::test]
-async fn a_content_type_comes_back_but_runs_no_scripts() {
+async fn a_content_type_is_returned_but_runs_no_scripts() {
     let daemon = Daemon::start();
     daemon.send("PUT", "/t", &["Content-Type: text/html"], b"<script>").await;
     daemon.send("PUT", "/t", &["Content-Type: application/x-www-form-urlencoded"], b"a").await;
@@ -163,7 +163,7 @@ fn ids(ndjson: &str) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn several_come_as_lines_of_json() {
+async fn several_messages_are_json_lines() {
     let daemon = Daemon::start();
     for _ in 0..5 {
         daemon.put("/t", "x").await;
@@ -217,7 +217,7 @@ async fn a_wait_that_is_over_is_204() {
 }
 
 #[tokio::test]
-async fn those_who_wait_are_served_in_order_of_arrival() {
+async fn waiting_pulls_are_served_in_order_of_arrival() {
     let daemon = Daemon::start();
     let topic = "t".parse().unwrap();
     let mut waiting = Vec::new();
@@ -233,7 +233,7 @@ async fn those_who_wait_are_served_in_order_of_arrival() {
         })
         .await;
     }
-    // The second one goes: the server sees it, and it takes nothing.
+    // The second one disconnects: the server notices, and it takes nothing.
     drop(waiting.remove(1));
     soon(async {
         while daemon.bus.topic(&topic).unwrap().waiters > 4 {
@@ -249,7 +249,7 @@ async fn those_who_wait_are_served_in_order_of_arrival() {
     }
 }
 
-/// One who asks later does not overtake, though it is quicker than the one who was woken.
+/// A later pull does not overtake, even if it is faster than the one that was woken.
 #[tokio::test]
 async fn a_wait_does_not_overtake_another() {
     let daemon = Daemon::start();
@@ -325,10 +325,10 @@ async fn peeking_takes_nothing() {
     assert_eq!(daemon.get("/t").await.message().id(), 1);
 }
 
-/// All gone is not the same as nothing new.
+/// Clients can distinguish "all removed" from "nothing new".
 /// docs/protocol.md, 5.8.
 #[tokio::test]
-async fn with_gaps_a_peek_counts_what_has_left_between_messages() {
+async fn with_gaps_a_peek_reports_missed_messages() {
     let daemon = Daemon::start();
     daemon.put("/t", "a").await;
     daemon.put("/t?ttl=1ms", "b").await;
@@ -345,7 +345,7 @@ async fn with_gaps_a_peek_counts_what_has_left_between_messages() {
 }
 
 #[tokio::test]
-async fn peeking_tells_where_nothing_is() {
+async fn an_empty_peek_reports_its_position() {
     let daemon = Daemon::start();
     assert_eq!(daemon.get("/t?peek&since=0").await.header("Msgbus-Epoch"), None, "no such topic");
     let epoch = daemon.put("/t", "stays").await.number("Msgbus-Epoch");

@@ -1,4 +1,4 @@
-//! SIGHUP and files that do not answer: nobody who is served notices. docs/operations.md, "Signals".
+//! SIGHUP, and files that block: clients are not affected. docs/operations.md, "Signals".
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::{
     process::refuses,
 };
 
-/// Long enough for anything that is going to happen at all.
+/// Long enough for anything that a test waits for.
 const LIMIT: Duration = Duration::from_secs(300);
 const PUT: &str = "[anonymous]\nallow = [\"publish:**\"]\n";
 const PUT_AND_GET: &str = "[anonymous]\nallow = [\"publish:**\", \"pull:**\"]\n";
@@ -26,7 +26,7 @@ impl Folder {
         Self(tempfile::tempdir().unwrap())
     }
 
-    /// Puts a file there, or a pipe into which nobody writes.
+    /// Writes a file, or creates a pipe without a writer.
     fn put(&self, name: &str, text: Option<&str>) -> String {
         let path = self.0.path().join(name);
         let _ = fs::remove_file(&path);
@@ -52,7 +52,7 @@ fn is_refused(daemon: &Running, request: &str) -> bool {
 }
 
 #[test]
-fn a_file_of_keys_that_does_not_answer_holds_nobody_up() {
+fn a_blocked_key_file_does_not_block_clients() {
     let folder = Folder::new();
     let keys = folder.put("keys.toml", Some(PUT));
     let mut daemon = start(&["--keys", &keys]);
@@ -82,7 +82,7 @@ fn a_file_of_keys_that_does_not_answer_holds_nobody_up() {
 }
 
 #[test]
-fn a_certificate_that_does_not_answer_stays_and_a_later_one_is_read() {
+fn a_blocked_certificate_file_keeps_the_old_certificate_until_a_later_reload() {
     let folder = Folder::new();
     let keys = folder.put("keys.toml", Some(PUT));
     let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -102,7 +102,7 @@ fn a_certificate_that_does_not_answer_stays_and_a_later_one_is_read() {
 }
 
 #[test]
-fn the_start_names_the_file_that_does_not_answer() {
+fn the_start_names_a_blocked_file() {
     let folder = Folder::new();
     let pipe = folder.put("pipe", None);
     thread::scope(|scope| {
@@ -117,7 +117,7 @@ fn the_start_names_the_file_that_does_not_answer() {
 }
 
 #[test]
-fn a_hangup_never_ends_the_server() {
+fn a_sighup_never_ends_the_server() {
     let mut daemon = start(&[]);
     daemon.say("PUT /t");
     daemon.signal("-HUP");
@@ -145,9 +145,9 @@ fn a_hangup_never_ends_the_server() {
     assert_eq!(daemon.end().0.code(), Some(0));
 }
 
-/// As an editor or a full disk leaves it behind.
+/// An editor or a full disk may leave such a file.
 #[test]
-fn a_file_without_keys_does_not_lock_everybody_out() {
+fn a_file_without_keys_does_not_lock_all_clients_out() {
     let folder = Folder::new();
     let keys = folder.put("keys.toml", Some(PUT));
     let mut daemon = start(&["--keys", &keys]);
@@ -166,7 +166,7 @@ fn a_file_without_keys_does_not_lock_everybody_out() {
 }
 
 #[test]
-fn a_stop_says_what_it_discards() {
+fn a_stop_logs_what_it_discards() {
     for (puts, says) in [
         (0, "stopped; no messages were in memory"),
         (1, "stopped; discarded 1 message in memory, in 1 topic"),
@@ -183,7 +183,7 @@ fn a_stop_says_what_it_discards() {
             log.contains("received SIGTERM, shutting down (repeat to exit immediately)"),
             "{log}"
         );
-        // The connections of the publishes may still be on their way out.
+        // The connections of the publishes may still be closing.
         assert!(log.contains("draining ") && log.contains(", up to 10s"), "{log}");
     }
 

@@ -100,7 +100,7 @@ async fn parameters_are_checked_where_a_misspelt_one_would_do_harm() {
 }
 
 #[tokio::test]
-async fn errors_are_problem_documents_for_those_who_prefer_json() {
+async fn errors_are_problem_documents_for_clients_that_prefer_json() {
     let daemon = Daemon::start();
     for accept in ["application/json", "text/html, application/problem+json;q=0.9"] {
         let header = format!("Accept: {accept}");
@@ -153,7 +153,7 @@ async fn say(daemon: &Daemon, bytes: &[u8]) -> Reply {
 }
 
 #[tokio::test]
-async fn what_is_not_http_or_too_large_is_refused_and_the_bus_goes_on() {
+async fn invalid_or_too_large_requests_are_refused_and_the_bus_keeps_serving() {
     let daemon = Daemon::start();
     assert_eq!(say(&daemon, b"hello?\r\n\r\n").await.status, 400);
     assert_eq!(say(&daemon, b"GET /a b HTTP/1.1\r\n\r\n").await.status, 400);
@@ -184,7 +184,7 @@ async fn http_1_0_and_absolute_targets_are_understood() {
 }
 
 #[tokio::test]
-async fn a_request_is_not_taken_for_the_one_before_it() {
+async fn a_request_is_not_mistaken_for_the_one_before_it() {
     let daemon = Daemon::on_threads(1, |_| {});
     for (head, status) in [
         ("PUT /a%2520b HTTP/1.1\r\nHost: localhost\r\n", 202),

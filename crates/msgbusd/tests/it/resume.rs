@@ -23,17 +23,17 @@ use tokio::{
 
 use crate::support::{Connection, Daemon, EVENT_SOURCE, soon, until};
 
-/// What the topic retains: few enough that readers are overtaken.
-const KEPT: u64 = 256;
-/// How often the server begins anew, and how many cuts each of its lives sees.
+/// The number of messages that the topic retains: so few that retention overtakes readers.
+const RETAINED: u64 = 256;
+/// How often the server is restarted, and the number of cuts in each of its lives.
 const LIVES: u64 = 4;
 const CUTS_PER_LIFE: usize = 275;
-/// Payloads are running numbers: the life of the server times this, plus the id.
+/// Payloads are sequence numbers: the life of the server times this, plus the id.
 const LIFE: u64 = 1_000_000;
 const SUBSCRIBERS: usize = 16;
 const SEED: u64 = 0x6d73_6762_7573;
 
-/// Runs a test in a task of its own, so that a failure of any part can name the seed.
+/// Runs a test in a separate task, so that a failure of any part can name the seed.
 async fn seeded<F>(test: impl FnOnce(u64) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -50,31 +50,31 @@ async fn all(mut tasks: JoinSet<()>) {
     }
 }
 
-/// What the parts of the test know of each other.
+/// The state that the parts of the test share.
 #[derive(Default)]
 struct World {
-    /// Where the server listens, while it does.
+    /// The address of the server, while it runs.
     server: Mutex<Option<SocketAddr>>,
     cuts: AtomicUsize,
-    /// No new connection is cut any more.
+    /// Whether new connections are no longer cut.
     calm: AtomicBool,
-    /// The number after the last one that was, or is just being, published.
+    /// The number after the last one that has been published or is being published.
     begun: AtomicU64,
-    /// The epoch of the last life, and how many messages it has, when it has all of them.
+    /// The epoch of the last life, and its number of messages, when all are published.
     end: OnceLock<(u64, u64)>,
 }
 
 // The proxy
 
-/// How one connection fares.
+/// What the proxy does to one connection.
 struct Fate {
-    /// How many bytes pass to the server, and from it.
+    /// The number of bytes that pass to the server, and from it.
     up: usize,
     down: usize,
     time: Duration,
-    /// After how many bytes from the server nothing is read for how long.
+    /// After how many bytes from the server reading pauses, and for how long.
     pause: (usize, Duration),
-    /// Whether each side sees a reset rather than an orderly end.
+    /// Whether each side sees a reset instead of an orderly end.
     reset_near: bool,
     reset_far: bool,
 }
@@ -101,7 +101,7 @@ impl Fate {
             ..Self::calm()
         };
         match rng.u8(0..10) {
-            // Inside the head of the request, of the answer, and anywhere in frames and chunks.
+            // In the head of the request or the response, and anywhere in frames and chunks.
             0 => fate.up = rng.usize(0..250),
             1 => fate.down = rng.usize(0..350),
             2..=6 => {
@@ -118,16 +118,16 @@ impl Fate {
     }
 }
 
-/// A proxy for one subscriber: what happens to its connections depends on the seed alone.
+/// A proxy for one subscriber. What it does depends only on the seed.
 async fn proxy(world: Arc<World>, listener: TcpListener, mut rng: Rng) {
     loop {
         let (near, _) = listener.accept().await.unwrap();
         let server = *world.server.lock().unwrap();
         let fate = if world.calm.load(SeqCst) { Fate::calm() } else { Fate::draw(&mut rng) };
-        // While the server is away, the connection ends at once.
+        // While the server is down, the connection ends at once.
         let Some(server) = server else { continue };
         let socket = TcpSocket::new_v4().unwrap();
-        // Small, so that a pause is felt by the server.
+        // Small, so that a pause blocks the server.
         socket.set_recv_buffer_size(4 << 10).unwrap();
         let Ok(far) = socket.connect(server).await else { continue };
         pass(&world, near, far, fate).await;
@@ -150,14 +150,14 @@ async fn pass(world: &World, mut near: TcpStream, mut far: TcpStream, fate: Fate
         if reset {
             socket.set_zero_linger().unwrap();
         } else {
-            // The other side may have been faster.
+            // The other side may have closed first.
             let _ = socket.shutdown().await;
         }
     }
     world.cuts.fetch_add(1, SeqCst);
 }
 
-/// Passes so many bytes on; whether that was the end, rather than one of the two sides.
+/// Forwards a number of bytes. Returns whether that number was reached, and neither side ended before.
 async fn carry(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
@@ -172,8 +172,8 @@ async fn carry(
             is_paused = true;
             sleep(pause.1).await;
         }
-        let room = buffer.len().min(most - passed);
-        let Ok(count @ 1..) = from.read(&mut buffer[..room]).await else { return false };
+        let space = buffer.len().min(most - passed);
+        let Ok(count @ 1..) = from.read(&mut buffer[..space]).await else { return false };
         if to.write_all(&buffer[..count]).await.is_err() {
             return false;
         }
@@ -195,17 +195,17 @@ enum Door {
 struct Wire {
     door: Door,
     stream: TcpStream,
-    /// As they come, and without what HTTP or the websocket puts around them.
+    /// The received bytes, and those without the framing of HTTP or the websocket.
     bytes: Vec<u8>,
     text: Vec<u8>,
     is_over: bool,
 }
 
 impl Wire {
-    /// Waits a little for more bytes; `false` at the end of the connection.
+    /// Waits up to 50 ms for more bytes; `false` at the end of the connection.
     async fn read(&mut self) -> bool {
-        const A_LITTLE: Duration = Duration::from_millis(50);
-        let read = timeout(A_LITTLE, self.stream.read_buf(&mut self.bytes)).await;
+        const READ_TIMEOUT: Duration = Duration::from_millis(50);
+        let read = timeout(READ_TIMEOUT, self.stream.read_buf(&mut self.bytes)).await;
         !self.is_over && !matches!(read, Ok(Ok(0) | Err(_)))
     }
 
@@ -220,7 +220,7 @@ impl Wire {
         }
     }
 
-    /// The next whole line or, of server-sent events, event.
+    /// The next whole line or, in SSE, event.
     fn entry(&mut self) -> Option<String> {
         let end: &[u8] = if self.door == Door::Sse { b"\n\n" } else { b"\n" };
         loop {
@@ -261,7 +261,7 @@ impl Wire {
     }
 }
 
-/// Takes what comes before `end`, which ends with a line feed, and drops the end.
+/// Takes the bytes before `end`, which ends with a line feed, and drops `end`.
 fn take_until(bytes: &mut Vec<u8>, end: &[u8]) -> Option<Vec<u8>> {
     let (mut taken, mut rest) = (Vec::new(), &bytes[..]);
     while !taken.ends_with(end) {
@@ -292,27 +292,27 @@ enum Asked {
     After { epoch: u64, id: u64 },
 }
 
-/// One subscriber, and its books: every message is the one that they expect next.
+/// One subscriber, and the message that it expects next.
 struct Subscriber {
     world: Arc<World>,
     door: Door,
     proxy: SocketAddr,
     rng: Rng,
-    /// The last message that was complete.
+    /// The last complete message.
     last: Option<(u64, u64)>,
     last_number: Option<u64>,
-    /// The first id that is wanted or, once there was a message, the one after it.
+    /// The first requested id or, after a message, the id after it.
     next: u64,
     epoch: u64,
-    /// How many messages from `next` on are said to be gone.
+    /// The number of messages from `next` on that were reported as missed.
     told: u64,
     owes_restart: bool,
-    /// Which life of the server has which epoch, as the messages say.
+    /// The epoch of each life of the server, according to the messages.
     lives: BTreeMap<u64, u64>,
     seen: Arc<Seen>,
 }
 
-/// What happened to all of them: a test in which nothing happens shows nothing.
+/// What happened to all subscribers: the test requires that enough happens.
 #[derive(Default, Debug)]
 struct Seen {
     messages: AtomicUsize,
@@ -325,7 +325,7 @@ struct Seen {
 impl Subscriber {
     async fn run(mut self, published: Arc<Mutex<Vec<u64>>>) {
         while !self.follow().await {
-            // As everybody who tries again: not at once. Some are away for long.
+            // Retries after a pause. Some pauses are long.
             let away = if self.rng.u8(0..8) == 0 { 150 } else { 10 };
             sleep(Duration::from_millis(self.rng.u64(0..away))).await;
         }
@@ -381,7 +381,7 @@ impl Subscriber {
     async fn follow(&mut self) -> bool {
         let asked = self.ask();
         let mut stream = TcpStream::connect(self.proxy).await.unwrap();
-        // What comes of it shows when reading.
+        // Errors show up when reading.
         let _ = stream.write_all(self.request(asked).as_bytes()).await;
         let (bytes, text) = (Vec::new(), Vec::new());
         let mut wire = Wire { door: self.door, stream, bytes, text, is_over: false };
@@ -413,7 +413,7 @@ impl Subscriber {
         self.next = header(head, "msgbus-next-id").unwrap() - missed;
         match asked {
             Asked::All | Asked::New => assert_eq!((missed, restarted), (0, false)),
-            // It was an id of the life before.
+            // It was an id of the previous life.
             Asked::Id(_) if restarted => assert_eq!(self.next, 0),
             Asked::Id(id) => assert_eq!(self.next, id),
             Asked::After { epoch, id } => {
@@ -422,14 +422,14 @@ impl Subscriber {
                 self.seen.resumed.fetch_add(1, SeqCst);
             }
         }
-        self.owes_restart = restarted && self.tells();
-        self.told = if self.tells() { 0 } else { missed };
+        self.owes_restart = restarted && self.reports_gaps();
+        self.told = if self.reports_gaps() { 0 } else { missed };
         self.seen.restarts.fetch_add(usize::from(restarted), SeqCst);
         self.seen.gaps_at_start.fetch_add(usize::from(missed > 0), SeqCst);
     }
 
-    /// Whether gaps and restarts are events of their own.
-    fn tells(&self) -> bool {
+    /// Whether gaps and restarts are reported as events.
+    fn reports_gaps(&self) -> bool {
         matches!(self.door, Door::Sse | Door::Ndjson)
     }
 
@@ -444,7 +444,7 @@ impl Subscriber {
             Door::Ndjson => {
                 let event = |name| between(entry, &format!("{{\"event\":\"{name}\","), "}");
                 if let Some(fields) = event("gap").or_else(|| event("restart")) {
-                    self.told(fields);
+                    self.control_event(fields);
                 } else if !entry.is_empty() {
                     self.object(entry);
                 }
@@ -465,15 +465,15 @@ impl Subscriber {
             assert_eq!(id, format!("{epoch}-{last}"));
         } else {
             assert!(["event: gap", "event: restart"].contains(&first), "{event}");
-            // Behind a gap comes the id to resume with.
+            // After a gap comes the id to resume with.
             let data = data.lines().next().unwrap();
-            self.told(between(data, "{", "}").unwrap());
+            self.control_event(between(data, "{", "}").unwrap());
         }
     }
 
     /// A gap or a restart.
-    fn told(&mut self, fields: &str) {
-        assert!(self.tells());
+    fn control_event(&mut self, fields: &str) {
+        assert!(self.reports_gaps());
         if let Some(count) = fields.strip_prefix("\"missed\":") {
             self.told += count.parse::<u64>().unwrap();
             assert!(!self.owes_restart, "the restart comes first");
@@ -495,7 +495,7 @@ impl Subscriber {
         let expected = self.next + self.told;
         assert_eq!(number % LIFE, id, "{door:?}: the payload of another message");
         assert!(!self.owes_restart, "{door:?}: the restart was not told");
-        if self.tells() {
+        if self.reports_gaps() {
             assert_eq!(id, expected, "{door:?}: {} were told to be gone", self.told);
         }
         assert!(id >= expected, "{door:?}: {id} instead of {expected}");
@@ -510,12 +510,12 @@ impl Subscriber {
         self.seen.messages.fetch_add(1, SeqCst);
     }
 
-    /// A gap before this message: only retention may leave one, when it has reached the message.
+    /// Checks a gap before this message: only retention may cause one, when it has reached the message.
     fn overtaken(&self, number: u64) {
         let begun = self.world.begun.load(SeqCst);
         let door = self.door;
         assert!(
-            number + KEPT <= begun,
+            number + RETAINED <= begun,
             "{door:?}: a gap from {} to {number}, of {begun} that were published",
             self.next
         );
@@ -525,14 +525,14 @@ impl Subscriber {
 
 // The test
 
-/// Publishes into one life of the server until it has seen its share of cuts.
+/// Publishes in one life of the server until it has had its share of cuts.
 async fn publish(world: &World, bus: &MessageBus, life: u64, rng: &mut Rng) -> (u64, u64) {
     let topic = "t".parse().unwrap();
     let cuts = CUTS_PER_LIFE * usize::try_from(life + 1).unwrap();
     let (mut epoch, mut count) = (0, 0);
     while world.cuts.load(SeqCst) < cuts {
-        // Sometimes more than is retained, in one go; sometimes large enough to fill buffers.
-        let burst = if rng.u8(0..40) == 0 { KEPT + 100 } else { rng.u64(1..30) };
+        // Sometimes more than is retained, at once; sometimes large enough to fill buffers.
+        let burst = if rng.u8(0..40) == 0 { RETAINED + 100 } else { rng.u64(1..30) };
         let width = if rng.u8(0..10) == 0 { 4 << 10 } else { rng.usize(0..300) };
         for _ in 0..burst {
             let number = life * LIFE + count;
@@ -549,7 +549,7 @@ async fn publish(world: &World, bus: &MessageBus, life: u64, rng: &mut Rng) -> (
 fn start(address: SocketAddr) -> Daemon {
     Daemon::with(|config| {
         config.bind = vec![msgbusd::Bind::Tcp(address)];
-        config.bus.topic.max_messages = usize::try_from(KEPT).unwrap();
+        config.bus.topic.max_messages = usize::try_from(RETAINED).unwrap();
         config.timeouts.drain = Duration::from_millis(300);
     })
 }
@@ -585,8 +585,8 @@ async fn subscribers(
     (proxies, subscribers)
 }
 
-/// All lives of the server; the last one still runs.
-async fn live(world: &World, published: &Mutex<Vec<u64>>, rng: &mut Rng) -> Daemon {
+/// Runs all lives of the server; the last one is still running.
+async fn run_lives(world: &World, published: &Mutex<Vec<u64>>, rng: &mut Rng) -> Daemon {
     let mut daemon = start(([127, 0, 0, 1], 0).into());
     let address = daemon.address;
     for life in 0.. {
@@ -610,8 +610,8 @@ async fn cut_and_resume(seed: u64) {
     let (world, published, seen) =
         (Arc::<World>::default(), Arc::<Mutex<Vec<u64>>>::default(), Arc::<Seen>::default());
     let (proxies, subscribers) = subscribers(&world, &published, &seen, &mut rng).await;
-    // Together: a subscriber that fails is to end the test at once.
-    let (daemon, ()) = tokio::join!(live(&world, &published, &mut rng), all(subscribers));
+    // Together, so that a subscriber that fails ends the test at once.
+    let (daemon, ()) = tokio::join!(run_lives(&world, &published, &mut rng), all(subscribers));
     drop(proxies);
     soon(until(|| daemon.bus.stats().subscribers == 0)).await;
     assert!(world.cuts.load(SeqCst) >= 1000);
@@ -625,9 +625,9 @@ async fn nothing_is_missed_through_a_thousand_cuts() {
     seeded(cut_and_resume).await;
 }
 
-// Pulls that wait
+// Waiting pulls
 
-/// A pull that waits, and how many messages it may take.
+/// A waiting pull, and the maximum number of messages that it takes.
 struct Waiting {
     connection: Connection,
     most: usize,
@@ -664,7 +664,7 @@ async fn waiting(daemon: &Daemon, topic: &str, count: usize, rng: &mut Rng) -> V
     waiting
 }
 
-/// One topic: some wait to the end, some vanish before anything is published, some while it is.
+/// One topic: some pulls wait to the end, some vanish before anything is published, some meanwhile.
 async fn pull_and_vanish(daemon: &Daemon, topic: &str, rng: &mut Rng) {
     let name = topic.parse().unwrap();
     let bus = &daemon.bus;
@@ -716,6 +716,6 @@ async fn wait_and_vanish(seed: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn those_who_vanish_while_they_wait_take_nothing_with_them() {
+async fn waiting_pulls_that_vanish_take_no_messages() {
     seeded(wait_and_vanish).await;
 }

@@ -1,6 +1,6 @@
-//! RFC 6455, sections 5 to 7, said by hand on raw sockets, and sections 6.7 to 6.9 of protocol.md.
+//! RFC 6455, sections 5 to 7, with handwritten frames on raw sockets, and sections 6.7 to 6.9 of protocol.md.
 //!
-//! Autobahn's fuzzing client needs a server that echoes; this one ignores what it is told.
+//! Autobahn's fuzzing client needs a server that echoes; this one ignores data from clients.
 
 use std::str;
 
@@ -17,7 +17,7 @@ const FIRST_OF_BINARY: u8 = 0x02;
 const NEXT: u8 = 0x00;
 const LAST: u8 = 0x80;
 
-/// The most that is read of a frame, and of a message.
+/// The maximum size of a frame and of a message that the server reads.
 const LARGEST: usize = 64 << 10;
 
 /// A frame of a client.
@@ -26,7 +26,7 @@ fn frame(first: u8, payload: impl AsRef<[u8]>) -> Vec<u8> {
     frame_of_length(first, &frame_length(payload.len()), payload)
 }
 
-/// One that writes its length as it likes.
+/// A frame with a given encoding of its length.
 fn frame_of_length(first: u8, length: &[u8], payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
     let masked = payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask);
@@ -41,7 +41,7 @@ fn close(code: u16, reason: &[u8]) -> Vec<u8> {
     frame(CLOSE, [&code.to_be_bytes(), reason].concat())
 }
 
-/// Asserts that whoever says this is closed with this code, and hears nothing else.
+/// Asserts that a client that sends this is closed with this code, and receives nothing else.
 async fn is_closed(daemon: &Daemon, said: &[u8], code: u16, what: &str) {
     let mut connection = daemon.raw_websocket("/t").await;
     connection.write(said).await;
@@ -52,7 +52,7 @@ async fn is_closed(daemon: &Daemon, said: &[u8], code: u16, what: &str) {
     assert!(heard[1] <= 125 && str::from_utf8(&heard[4..]).is_ok(), "{what}: {heard:x?}");
 }
 
-/// Asserts that whoever says this hears these pongs, and goes on receiving.
+/// Asserts that a client that sends this receives these pongs, and keeps receiving messages.
 async fn is_served(daemon: &Daemon, said: &[u8], pongs: &[&[u8]], what: &str) {
     let mut connection = daemon.raw_websocket("/t?raw").await;
     connection.write(said).await;
@@ -64,14 +64,14 @@ async fn is_served(daemon: &Daemon, said: &[u8], pongs: &[&[u8]], what: &str) {
     assert_eq!(connection.frame().await, (BINARY, what.into()), "{what}");
 }
 
-/// Asserts that nobody but this one has been hurt by others.
+/// Asserts that other clients have not affected this one.
 async fn still_receives(daemon: &Daemon, bystander: &mut Connection) {
     gone(daemon, 1).await;
     daemon.put("/t", "to the bystander").await;
     while bystander.frame().await != (BINARY, "to the bystander".into()) {}
 }
 
-/// Waits until no more than these subscribe.
+/// Waits until only this many subscriptions are left.
 async fn gone(daemon: &Daemon, left: usize) {
     soon(async {
         while daemon.bus.stats().subscribers > left {
@@ -141,7 +141,7 @@ async fn text_that_is_not_utf8_is_closed_with_1007() {
     let mut bystander = daemon.raw_websocket("/t?raw").await;
     for bad in [
         &b"\xff"[..],
-        b"\x80",             // Goes on with nothing.
+        b"\x80",             // A continuation of nothing.
         b"\xc0\x80",         // NUL in two bytes.
         b"\xed\xa0\x80",     // Half of a surrogate pair.
         b"\xf4\x90\x80\x80", // Beyond the last character.
@@ -151,7 +151,7 @@ async fn text_that_is_not_utf8_is_closed_with_1007() {
         is_closed(&daemon, &frame(TEXT, bad), 1007, &what).await;
         is_closed(&daemon, &frame(TEXT, [b"good \xc3\xa4", bad].concat()), 1007, &what).await;
         is_closed(&daemon, &close(1000, bad), 1007, &format!("the reason {what}")).await;
-        // Each byte in a frame of its own.
+        // Each byte in a separate frame.
         let mut said = frame(FIRST_OF_TEXT, "\u{e4}");
         for byte in bad {
             said.extend(frame(NEXT, [*byte]));
@@ -162,7 +162,7 @@ async fn text_that_is_not_utf8_is_closed_with_1007() {
         is_served(&daemon, &frame(BINARY, bad), &[], "binary may be anything").await;
         is_served(&daemon, &frame(PING, bad), &[bad], "and so may pings").await;
     }
-    // Nobody waits for the end of what is bad already.
+    // The server does not wait for the end of an invalid message.
     is_closed(&daemon, &frame(FIRST_OF_TEXT, b"\xff"), 1007, "the first piece").await;
     still_receives(&daemon, &mut bystander).await;
 }
@@ -181,7 +181,7 @@ async fn what_is_too_large_is_closed_with_1009() {
         ("a binary of a byte too many", frame(BINARY, vec![b'x'; LARGEST + 1])),
         ("one that only says so", announced(LARGEST as u64 + 1)),
         ("the largest there is", announced(u64::MAX >> 1)),
-        // 5.2: this bit must be 0. It is too large all the same.
+        // 5.2: this bit must be 0. The frame is too large in any case.
         ("the top bit of the length", announced(1 << 63)),
         ("all bits of the length", announced(u64::MAX)),
         ("pieces of a byte too many", {
@@ -197,7 +197,7 @@ async fn what_is_too_large_is_closed_with_1009() {
 }
 
 #[tokio::test]
-async fn what_is_right_is_read_and_ignored() {
+async fn valid_frames_are_read_and_ignored() {
     let daemon = Daemon::start();
     let half = &vec![b'x'; LARGEST / 2];
     let euro = "\u{20ac}".as_bytes();
@@ -221,7 +221,7 @@ async fn what_is_right_is_read_and_ignored() {
         }),
         ("many tiny frames", frame(TEXT, "x").repeat(20_000)),
         ("many large ones", frame(BINARY, half).repeat(50)),
-        // 5.2 wants the shortest form, and says of no receiver that it has to insist.
+        // 5.2 requires the shortest form of senders, but does not require receivers to reject others.
         ("16 bits for 5", frame_of_length(TEXT, &[126, 0, 5], b"hello")),
         ("64 bits for 5", frame_of_length(TEXT, &[127, 0, 0, 0, 0, 0, 0, 0, 5], b"hello")),
         ("64 bits for 200", {
@@ -229,7 +229,7 @@ async fn what_is_right_is_read_and_ignored() {
         }),
         ("a mask of zeros", b"\x81\x82\0\0\0\0hi".to_vec()),
         // 5.5.3
-        ("pongs that nobody asked for", {
+        ("unsolicited pongs", {
             [frame(PONG, ""), frame(PONG, "1795281040102381723"), frame(PONG, [0xff; 125])].concat()
         }),
     ] {
@@ -253,7 +253,7 @@ async fn pings_are_answered_with_their_own_bytes_and_in_order() {
 }
 
 #[tokio::test]
-async fn frames_may_come_byte_by_byte() {
+async fn frames_may_arrive_byte_by_byte() {
     let daemon = Daemon::start();
     let mut connection = daemon.raw_websocket("/t?raw").await;
     connection.0.set_nodelay(true).unwrap();
@@ -279,7 +279,7 @@ async fn frames_may_come_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn messages_come_between_the_fragments_of_the_client() {
+async fn messages_are_sent_between_fragments_of_the_client() {
     let daemon = Daemon::start();
     let mut connection = daemon.raw_websocket("/t?raw").await;
     for (fragment, message) in [
@@ -337,7 +337,7 @@ async fn codes_that_are_not_for_closing_are_answered_with_1002() {
 }
 
 #[tokio::test]
-async fn after_its_own_close_the_server_says_nothing_more() {
+async fn after_its_close_the_server_sends_nothing_more() {
     let daemon = Daemon::start();
     let mut connection = daemon.raw_websocket("/t").await;
     connection.write(&frame(FIRST_OF_TEXT, "a")).await;
@@ -400,9 +400,9 @@ async fn extensions_are_offered_and_not_taken() {
     assert_eq!((first, &payload[..2]), (CLOSE, &1002_u16.to_be_bytes()[..]));
 }
 
-/// What [`Connection::frame`] demands of every frame: no mask, no reserved bit, the shortest length.
+/// [`Connection::frame`] checks every frame: no mask, no reserved bit, the shortest length.
 #[tokio::test]
-async fn frames_of_every_form_of_length_are_written() {
+async fn frames_of_every_length_encoding_are_written() {
     let daemon = Daemon::start();
     let mut connection = daemon.raw_websocket("/t?raw").await;
     for length in [0, 1, 125, 126, 127, 0xffff, 0x1_0000, 0x1_0001] {

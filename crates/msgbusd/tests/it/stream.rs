@@ -6,7 +6,7 @@ use tokio::{io::AsyncReadExt as _, time::Instant};
 
 use crate::support::{Connection, Daemon, EVENT_SOURCE, soon};
 
-/// A stream, read as its lines without the chunks that HTTP puts around them.
+/// A stream, read line by line without the chunk framing of HTTP.
 struct Stream {
     connection: Connection,
     head: String,
@@ -44,7 +44,7 @@ impl Stream {
     async fn lines(&mut self, count: usize) -> Vec<String> {
         let mut lines = Vec::new();
         while lines.len() < count {
-            lines.push(self.line().await.expect("it goes on"));
+            lines.push(self.line().await.expect("the stream ended"));
         }
         lines
     }
@@ -63,7 +63,7 @@ fn id(json: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn each_format_by_parameter_and_by_accept() {
+async fn formats_are_chosen_by_parameter_or_accept() {
     let daemon = Daemon::start();
     let epoch = daemon.put("/t", "first").await.number("Msgbus-Epoch");
     let sse = "text/event-stream";
@@ -98,7 +98,7 @@ async fn each_format_by_parameter_and_by_accept() {
 }
 
 #[tokio::test]
-async fn the_headers_come_at_once_and_messages_as_they_are_published() {
+async fn headers_are_sent_at_once_and_messages_when_published() {
     let daemon = Daemon::start();
     let mut stream = Stream::open(&daemon, "/t?stream=raw", "").await;
     for payload in ["a", "b", "c"] {
@@ -108,7 +108,7 @@ async fn the_headers_come_at_once_and_messages_as_they_are_published() {
 }
 
 #[tokio::test]
-async fn everything_comes_in_order_through_every_format() {
+async fn every_format_delivers_all_messages_in_order() {
     const COUNT: u64 = 5000;
     let daemon = Daemon::start();
     let mut ndjson = Stream::open(&daemon, "/t?stream=ndjson", "").await;
@@ -147,7 +147,7 @@ async fn a_stream_resumes_where_it_was() {
 }
 
 #[tokio::test]
-async fn gaps_and_restarts_are_told() {
+async fn gaps_and_restarts_are_reported() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 2);
     let mut epoch = 0;
     for n in 0..5 {
@@ -168,12 +168,12 @@ async fn gaps_and_restarts_are_told() {
     assert_eq!(sse.lines(4).await, ["event: gap", "data: {\"missed\":3}", &resume, ""]);
     assert_eq!(sse.lines(1).await, [format!("id: {epoch}-3")]);
 
-    // Raw lines have no way to say it.
+    // Raw lines cannot report it.
     let mut raw = Stream::open(&daemon, "/t?stream=raw&since=0", "").await;
     assert_eq!(raw.lines(1).await, ["3"]);
 }
 
-/// An `EventSource` that is cut off before the first message sends back the id of the start.
+/// An `EventSource` that disconnects before the first message resumes with the id of the start.
 #[tokio::test]
 async fn a_browser_can_resume_before_it_has_seen_a_message() {
     let daemon = Daemon::start();
@@ -191,11 +191,11 @@ async fn a_browser_can_resume_before_it_has_seen_a_message() {
     assert!(other_life.lines(1).await[0].contains("restart"));
 }
 
-/// Also when the client takes the answers late.
+/// Also when the client reads the responses late.
 #[tokio::test]
-async fn a_stream_begins_behind_the_answers_to_the_requests_before_it() {
+async fn a_stream_starts_after_the_responses_to_earlier_requests() {
     let daemon = Daemon::start();
-    // More than the buffers of the system hold.
+    // More than the system's buffers hold.
     let large = vec![b'x'; 16 << 20];
     daemon.bus.put(&"large".parse().unwrap(), large.clone()).unwrap();
     daemon.put("/t", "x").await;
@@ -235,7 +235,7 @@ async fn http_1_0_has_no_chunks() {
 }
 
 #[tokio::test]
-async fn a_strange_last_event_id_is_ignored_only_where_a_browser_could_not_react() {
+async fn an_invalid_last_event_id_is_ignored_only_in_sse() {
     let daemon = Daemon::start();
     let header = format!("Last-Event-ID: 42\r\n{EVENT_SOURCE}");
     daemon.put("/t", "x").await;
@@ -264,7 +264,7 @@ async fn bad_parameters_are_refused() {
 }
 
 #[tokio::test]
-async fn delete_and_lag_end_a_stream_with_a_word() {
+async fn a_deleted_topic_and_a_lag_end_a_stream_with_an_event() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 1);
     let mut sse = Stream::open(&daemon, "/t?stream=sse", "").await;
     let mut raw = Stream::open(&daemon, "/t?stream=raw", "").await;
@@ -274,7 +274,7 @@ async fn delete_and_lag_end_a_stream_with_a_word() {
     raw.is_over().await;
 
     let mut strict = Stream::open(&daemon, "/t?stream=ndjson&lag=disconnect", "").await;
-    // Published in one go, before the stream has a chance to follow.
+    // Published at once, before the stream can receive any.
     for _ in 0..3 {
         daemon.bus.put(&"t".parse().unwrap(), "x").unwrap();
     }
@@ -283,7 +283,7 @@ async fn delete_and_lag_end_a_stream_with_a_word() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_ends_its_subscription() {
+async fn a_client_that_disconnects_ends_its_subscription() {
     let daemon = Daemon::start();
     let stream = Stream::open(&daemon, "/t?stream=sse", "").await;
     assert_eq!(daemon.bus.stats().subscribers, 1);
@@ -296,9 +296,9 @@ async fn a_client_that_goes_ends_its_subscription() {
     .await;
 }
 
-/// A byte too many keeps hyper from looking for the end of the connection. The clock is paused.
+/// An extra byte keeps hyper from noticing the end of the connection. The clock is paused.
 #[tokio::test(start_paused = true)]
-async fn a_client_that_goes_is_noticed_whatever_it_has_left_behind() {
+async fn a_disconnect_is_noticed_despite_unread_bytes() {
     let daemon = Daemon::start();
     for target in ["/t?stream=raw", "/t?wait=60s"] {
         let mut connection = daemon.connect().await;
@@ -320,7 +320,7 @@ async fn a_client_that_goes_is_noticed_whatever_it_has_left_behind() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_server_is_the_end_of_streams() {
+async fn a_drain_ends_streams() {
     let daemon = Daemon::start();
     let mut stream = Stream::open(&daemon, "/t?stream=sse", "").await;
     daemon.put("/t", "last").await;
@@ -334,7 +334,7 @@ async fn the_end_of_the_server_is_the_end_of_streams() {
 // The clock of this test is paused: it jumps to the next deadline whenever all is quiet.
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_stream_is_kept_alive_beyond_every_deadline() {
+async fn an_idle_stream_is_kept_alive_beyond_every_deadline() {
     let daemon = Daemon::start();
     let start = Instant::now();
     let mut sse = Stream::open(&daemon, "/t?stream=sse", "").await;
@@ -349,9 +349,9 @@ async fn a_silent_stream_is_kept_alive_beyond_every_deadline() {
     assert_eq!(raw.lines(1).await, ["still there"]);
 }
 
-/// Parsers that take every empty line for an event: they see none but those of messages.
+/// Some parsers treat every empty line as an event. They must see only those of messages.
 #[tokio::test(start_paused = true)]
-async fn an_empty_line_ends_an_event_and_nothing_else() {
+async fn empty_lines_only_end_events() {
     let daemon = Daemon::start();
     let mut sse = Stream::open(&daemon, "/t?stream=sse", "Last-Event-ID: strange\r\n").await;
     let comment = sse.lines(2).await;
@@ -363,7 +363,7 @@ async fn an_empty_line_ends_an_event_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keep_alives_are_as_frequent_as_pings_are_asked_to_be() {
+async fn keep_alives_follow_a_shorter_ping_interval() {
     let daemon = Daemon::with(|config| config.timeouts.ping = Duration::from_secs(5));
     let start = Instant::now();
     let mut sse = Stream::open(&daemon, "/t?stream=sse", "").await;
@@ -371,10 +371,10 @@ async fn keep_alives_are_as_frequent_as_pings_are_asked_to_be() {
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
-/// 200 readers of all kinds that read nothing, beside one good one: it misses nothing, the server
-/// keeps no more for them than the system's buffers, and in the end they are cut.
+/// 200 stalled readers of all formats beside a good one: the good one misses nothing, the server buffers no more for
+/// the others than the system does, and finally cuts them.
 #[tokio::test]
-async fn readers_that_stall_cost_nothing_and_hurt_nobody() {
+async fn stalled_readers_need_no_memory_and_do_not_affect_others() {
     const STALLED: usize = 200;
     let daemon = Daemon::with(|config| config.timeouts.write = Duration::from_millis(500));
     let mut good = Stream::open(&daemon, "/t?stream=raw", "").await;
@@ -388,12 +388,12 @@ async fn readers_that_stall_cost_nothing_and_hurt_nobody() {
         }
     }
     assert_eq!(daemon.bus.stats().subscribers, STALLED + 1);
-    // Far more than the system's buffers hold, in pieces that are made ready once for all.
+    // Far more than the system's buffers hold, in frames that are encoded once.
     let payload = "x".repeat(11 << 10);
     for id in 0..1200 {
         daemon.bus.put(&"t".parse().unwrap(), payload.clone()).unwrap();
         assert_eq!(good.lines(1).await, [&payload[..]]);
-        // The log is all that is kept, whoever has read how much of it.
+        // Only the log is kept, however much each reader has read.
         assert_eq!(daemon.bus.stats().retained, id + 1);
     }
     soon(async {

@@ -1,4 +1,4 @@
-//! The real server on a port of its own, and clients that can also misbehave.
+//! The real server on its own port, and clients that can also misbehave.
 
 use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -20,14 +20,14 @@ use tokio_tungstenite::{
     },
 };
 
-/// Long enough for anything that is going to happen at all.
-const SOON: Duration = Duration::from_secs(300);
+/// Long enough for anything that a test waits for.
+const TEST_TIMEOUT: Duration = Duration::from_secs(300);
 
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    timeout(SOON, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub(crate) async fn until(mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -38,10 +38,10 @@ pub(crate) async fn until(mut is_so: impl FnMut() -> bool) {
 pub(crate) const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
-/// What the Fetch standard adds to the request of an `EventSource`.
+/// The headers that the Fetch standard adds to the request of an `EventSource`.
 pub(crate) const EVENT_SOURCE: &str = "Cache-Control: no-cache\r\nPragma: no-cache\r\n";
 
-/// The length of a websocket frame as its second byte and those behind it say it.
+/// The encoded length of a websocket frame: its second byte and those after it.
 pub(crate) fn frame_length(length: usize) -> Vec<u8> {
     if let Ok(length @ ..126) = u8::try_from(length) {
         vec![length]
@@ -52,7 +52,7 @@ pub(crate) fn frame_length(length: usize) -> Vec<u8> {
     }
 }
 
-/// On a port of its own, and called `a` or `x` by heads that are written by hand.
+/// Uses its own port, and allows the host names `a` and `x` of handwritten heads.
 fn config() -> Config {
     Config {
         bind: vec![Bind::Tcp(([127, 0, 0, 1], 0).into())],
@@ -61,7 +61,7 @@ fn config() -> Config {
     }
 }
 
-/// A running server. Dropping it leaves it to the end of the test's runtime.
+/// A running server. If it is dropped, it ends with the test's runtime.
 pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
     pub(crate) bus: MessageBus,
@@ -80,7 +80,7 @@ impl Daemon {
         Self::of(Self::bind(set))
     }
 
-    /// A server whose connections are on threads of their own, in turns.
+    /// A server whose connections are distributed over its own threads.
     pub(crate) fn on_threads(threads: usize, set: impl FnOnce(&mut Config)) -> Self {
         let workers = Workers::pinned(threads).unwrap();
         Self::of(Self::bind(set).with_workers(workers))
@@ -115,7 +115,7 @@ impl Daemon {
         Connection(TcpStream::connect(self.address).await.unwrap())
     }
 
-    /// A websocket by hand, for saying what no library would.
+    /// A websocket without a library, for sending invalid bytes.
     pub(crate) async fn raw_websocket(&self, target: &str) -> Connection {
         let mut connection = self.connect().await;
         let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n");
@@ -126,7 +126,7 @@ impl Daemon {
         connection
     }
 
-    /// Sends one request on a connection of its own.
+    /// Sends one request on its own connection.
     pub(crate) async fn send(
         &self,
         method: &str,
@@ -176,12 +176,12 @@ impl Daemon {
     }
 }
 
-/// A connection on which anything can be said.
+/// A connection on which a test can send any bytes.
 pub(crate) struct Connection(pub(crate) TcpStream);
 
 impl Connection {
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
-        // A server that has seen enough may be gone: what counts is its answer.
+        // The server may have closed the connection already. Only its response matters.
         let _ = self.0.write_all(bytes).await;
     }
 
@@ -192,7 +192,7 @@ impl Connection {
         bytes
     }
 
-    /// The answer on a connection that is closed after it.
+    /// The response on a connection that is closed after it.
     pub(crate) async fn reply(&mut self) -> Reply {
         Reply::parse(&self.rest().await)
     }
@@ -267,7 +267,7 @@ impl Reply {
         json::read_message(&self.body).unwrap()
     }
 
-    /// Asserts the status, and that the text mentions something.
+    /// Asserts the status, and that the text contains `mention`.
     #[track_caller]
     pub(crate) fn refuses(&self, status: u16, mention: &str) {
         assert_eq!(self.status, status, "{self:?}");

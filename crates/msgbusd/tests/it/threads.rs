@@ -1,5 +1,4 @@
-//! Connections on several threads: what one publishes wakes those on the others. docs/operations.md,
-//! "Threads".
+//! Connections on several threads: a publish on one wakes subscribers on the others. docs/operations.md, "Threads".
 
 use std::time::Duration;
 
@@ -11,16 +10,16 @@ const THREADS: usize = 3;
 const MESSAGES: usize = 500;
 
 #[tokio::test]
-async fn everyone_on_every_thread_gets_everything_in_order() {
-    everyone_gets_everything(Daemon::on_threads(THREADS, |_| {})).await;
+async fn all_subscribers_on_all_threads_get_all_messages_in_order() {
+    all_subscribers_get_all_messages(Daemon::on_threads(THREADS, |_| {})).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn everyone_gets_everything_in_order_where_threads_share_connections() {
-    everyone_gets_everything(Daemon::start()).await;
+async fn all_subscribers_get_all_messages_in_order_with_work_stealing() {
+    all_subscribers_get_all_messages(Daemon::start()).await;
 }
 
-async fn everyone_gets_everything(daemon: Daemon) {
+async fn all_subscribers_get_all_messages(daemon: Daemon) {
     let mut subscribers = Vec::new();
     for _ in 0..2 * THREADS {
         subscribers.push(daemon.subscribe("/t").await);
@@ -29,7 +28,7 @@ async fn everyone_gets_everything(daemon: Daemon) {
     stream.write(b"GET /t?stream=raw HTTP/1.1\r\nHost: x\r\n\r\n").await;
     stream.read_until(b"\r\n\r\n").await;
 
-    // Each publisher is on a thread of its own, and waits for nobody.
+    // Each publisher runs on its own thread, independent of the others.
     let publish = async {
         for n in 0..MESSAGES {
             assert_eq!(daemon.put("/t", n.to_string()).await.status, 202);
@@ -63,7 +62,7 @@ async fn one_message_at_a_time_wakes_every_thread() {
 }
 
 #[tokio::test]
-async fn pongs_go_between_messages_and_a_slow_reader_gets_them_in_order_too() {
+async fn pongs_go_between_messages_and_a_slow_reader_gets_all_in_order() {
     const PUBLISHERS: usize = 3;
     let daemon = Daemon::on_threads(THREADS, |config| {
         config.timeouts.ping = Duration::from_secs(3600);
@@ -74,7 +73,7 @@ async fn pongs_go_between_messages_and_a_slow_reader_gets_them_in_order_too() {
         readers.push(daemon.raw_websocket("/t").await);
     }
     let mut slow = daemon.raw_websocket("/t").await;
-    // More than the buffers of the system hold.
+    // More than the system's buffers hold.
     let payload = vec![b'x'; 8 << 10];
     let publish = async || {
         let mut connection = daemon.connect().await;
@@ -94,7 +93,7 @@ async fn pongs_go_between_messages_and_a_slow_reader_gets_them_in_order_too() {
     read_in_order(&mut slow, PUBLISHERS * MESSAGES).await;
 }
 
-/// Reads so many messages, of which none is missing, and a pong at least.
+/// Reads `count` messages without a gap, and at least one pong.
 async fn read_in_order(reader: &mut Connection, count: usize) {
     let (mut next, mut pongs) = (0, 0);
     while next < count as u64 || pongs == 0 {

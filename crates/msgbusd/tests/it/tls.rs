@@ -1,5 +1,5 @@
-//! docs/operations.md, TLS and unix sockets: HTTP/1.1 and HTTP/2 over TLS, a certificate that is read
-//! again, several doors at once.
+//! docs/operations.md, TLS and unix sockets: HTTP/1.1 and HTTP/2 over TLS, reloading the certificate, several listeners
+//! at once.
 
 use std::{
     convert::Infallible,
@@ -58,7 +58,7 @@ impl Files {
         files
     }
 
-    /// Puts another certificate there.
+    /// Replaces the certificate.
     fn renew(&self) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         fs::write(self.chain(), made.cert.pem()).unwrap();
@@ -107,7 +107,7 @@ impl Files {
     }
 }
 
-/// What a server answers on a connection that it then closes.
+/// Sends a request, and reads until the server closes the connection.
 async fn ask(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -158,7 +158,7 @@ async fn http_1_and_websockets_are_spoken_in_tls() {
     let stream = files.connect(&daemon, "http/1.1").await;
     let (mut socket, _) =
         tokio_tungstenite::client_async("wss://localhost/t?since=all", stream).await.unwrap();
-    // More than TLS takes at once: what is left over must not wait for the next message.
+    // More than TLS writes at once: the rest must not wait for the next message.
     let large = vec![b'x'; 900 << 10];
     daemon.bus.put(&"t".parse().unwrap(), large.clone()).unwrap();
     for expected in [&b"hi"[..], b"hi", &large] {
@@ -214,7 +214,7 @@ async fn everything_but_websockets_is_spoken_in_http_2() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_refused_does_not_hide_why() {
+async fn a_refused_body_does_not_hide_the_error() {
     let files = Files::new();
     let daemon = files.daemon();
     let mut client = http2(&files, &daemon).await;
@@ -237,7 +237,7 @@ async fn one_connection_has_at_most_32_requests_at_a_time() {
         let mut client = client.clone();
         tokio::spawn(async move { send(&mut client, "PUT", "/t", "x").await })
     };
-    // The others get what there is, while this one waits for its turn.
+    // The others get messages while this one waits.
     let mut other = http2(&files, &daemon).await;
     assert_eq!(send(&mut other, "PUT", "/t", "y").await.status(), StatusCode::ACCEPTED);
     for stream in &mut streams {
@@ -252,7 +252,7 @@ async fn one_connection_has_at_most_32_requests_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
+async fn a_too_large_head_is_refused_and_the_connection_stays_open() {
     let files = Files::new();
     let daemon = files.daemon();
     let mut client = http2(&files, &daemon).await;
@@ -260,7 +260,7 @@ async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
         .header("x", "x".repeat(17 << 10))
         .body(Full::default())
         .unwrap();
-    // The client may know the bound and refuse by itself.
+    // The client may know the limit and refuse by itself.
     if let Ok(answer) = soon(client.send_request(request)).await {
         assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
@@ -268,7 +268,7 @@ async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn who_speaks_no_tls_is_told_in_the_clear() {
+async fn a_client_without_tls_gets_an_unencrypted_error() {
     let files = Files::new();
     let daemon = files.daemon();
     daemon.get("/").await.refuses(400, "https://");
@@ -279,7 +279,7 @@ async fn who_speaks_no_tls_is_told_in_the_clear() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handshake_must_come_in_ten_seconds() {
+async fn a_handshake_must_finish_within_ten_seconds() {
     let files = Files::new();
     let daemon = files.daemon();
     for sent in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01"] {
@@ -295,7 +295,7 @@ async fn a_handshake_must_come_in_ten_seconds() {
 /// RFC 9113, section 6.8.
 const GOAWAY: u8 = 7;
 
-/// What a client says that is no request does not keep its connection.
+/// Frames that are not requests do not keep a connection open.
 #[tokio::test]
 async fn an_idle_connection_of_http_2_is_closed() {
     let files = Files::new();
@@ -329,7 +329,7 @@ async fn an_idle_connection_of_http_2_is_closed() {
 }
 
 #[tokio::test]
-async fn at_the_bound_on_connections_tls_is_closed_without_a_word() {
+async fn at_the_connection_limit_tls_connections_are_closed_without_a_response() {
     let files = Files::new();
     let daemon = Daemon::with(|config| {
         config.certificate = Some(files.config());
@@ -384,7 +384,7 @@ async fn a_stalled_reader_in_tls_is_cut() {
     drop(socket);
 }
 
-/// Over TLS a name is this server's, or there would be no certificate for it.
+/// Over TLS, any host name belongs to this server: a browser has verified the certificate for it.
 #[tokio::test]
 async fn a_page_of_the_server_itself_needs_no_allow_origin() {
     let files = Files::new();
@@ -411,7 +411,7 @@ async fn a_page_of_the_server_itself_needs_no_allow_origin() {
 }
 
 #[test]
-fn a_signal_reads_the_certificate_again() {
+fn a_signal_reloads_the_certificate() {
     let files = Files::new();
     let flags = files.flags();
     let args: Vec<&str> =
@@ -445,7 +445,7 @@ fn a_signal_reads_the_certificate_again() {
 }
 
 #[test]
-fn files_that_do_not_fit_are_named_in_one_line() {
+fn mismatched_certificate_files_are_reported_in_one_line() {
     let (files, others) = (Files::new(), Files::new());
     let empty = files.folder.path().join("empty.pem");
     fs::write(&empty, "").unwrap();
@@ -470,11 +470,11 @@ fn files_that_do_not_fit_are_named_in_one_line() {
         }
     }
     let output = msgbusd(&[]).env("MSGBUSD_TLS_CERT", "").output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "not in the clear by mistake");
+    assert_eq!(output.status.code(), Some(2), "not unencrypted by mistake");
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_a_door_beside_the_others() {
+async fn a_unix_socket_listens_beside_other_addresses() {
     let files = Files::new();
     let path = files.folder.path().join("bus.sock");
     let daemon = Daemon::with(|config| {
@@ -484,7 +484,7 @@ async fn a_unix_socket_is_a_door_beside_the_others() {
     let mut tls = http2(&files, &daemon).await;
     assert_eq!(send(&mut tls, "PUT", "/t", "hi").await.status(), StatusCode::ACCEPTED);
 
-    // No TLS on this side: nobody can read along.
+    // No TLS on the unix socket: it does not leave the machine.
     let mut stream = UnixStream::connect(&path).await.unwrap();
     stream.write_all(b"GET /t?raw HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -549,7 +549,7 @@ async fn who_leaves_an_answer_alone_is_cut_in_http_2_too() {
     for _ in 0..8 {
         daemon.bus.put(&topic, vec![b'x'; 1 << 20]).unwrap();
     }
-    // Not one part of the first is taken; of the others some, and of a stream that goes on.
+    // No chunk of the first is taken; some of the others, and of a stream.
     for (target, window) in
         [("/t?peek&max=8", 0), ("/t?peek&max=8", 60_000), ("/t?stream=raw&since=all", 60_000)]
     {
@@ -573,7 +573,7 @@ async fn who_leaves_an_answer_alone_is_cut_in_http_2_too() {
     assert_eq!(number(&files, "msgbus_server_timeouts_total{which=\"write\"}").await, 3);
 }
 
-/// The value of a series, asked for on the unix socket.
+/// The value of a series, read from the unix socket.
 async fn number(files: &Files, series: &str) -> u64 {
     let mut stream = UnixStream::connect(files.folder.path().join("bus.sock")).await.unwrap();
     stream
@@ -600,11 +600,11 @@ async fn who_takes_an_answer_slowly_in_http_2_gets_all_of_it() {
     let mut count = 0;
     while let Some(frame) = soon(answer.frame()).await {
         count += frame.unwrap().into_data().unwrap().len();
-        // Long in all, not for a part.
+        // Slow in total, but not for a chunk.
         sleep(Duration::from_millis(150)).await;
     }
     assert_eq!(count, 200_000);
-    // A stream on which nothing happens is nobody's fault.
+    // An idle stream is not a timeout.
     let stream = send(&mut client, "GET", "/t?stream=raw", "").await;
     sleep(Duration::from_millis(1500)).await;
     daemon.bus.put(&topic, "hi").unwrap();
@@ -613,7 +613,7 @@ async fn who_takes_an_answer_slowly_in_http_2_gets_all_of_it() {
 }
 
 #[tokio::test]
-async fn what_is_small_counts_where_a_connection_has_many_requests() {
+async fn small_requests_count_in_http2() {
     const EACH: usize = 40_000;
     let files = Files::new();
     let daemon = Daemon::with(|config| {
@@ -634,7 +634,7 @@ async fn what_is_small_counts_where_a_connection_has_many_requests() {
         }
         clients.push(client);
     }
-    // Those for which there is no room are refused.
+    // Requests for which there is no memory are refused.
     soon(async {
         while number(&files, "msgbus_server_refused_total{code=\"too_much_in_flight\"}").await < 50
         {
@@ -645,7 +645,7 @@ async fn what_is_small_counts_where_a_connection_has_many_requests() {
     drop((clients, bodies));
     soon(async { while number(&files, INFLIGHT).await > 0 {} }).await;
 
-    // So are answers that nobody takes.
+    // Unread responses count, too.
     daemon.bus.put(&"t".parse().unwrap(), vec![b'x'; EACH]).unwrap();
     daemon.bus.put(&"tiny".parse().unwrap(), "hi").unwrap();
     let (mut clients, mut answers) = (Vec::new(), Vec::new());
@@ -665,10 +665,14 @@ async fn what_is_small_counts_where_a_connection_has_many_requests() {
     let taken = answers.iter().filter(|answer| answer.status() == 200).count();
     assert!(taken < 40, "{taken}");
     assert!(number(&files, INFLIGHT).await < 2 << 20);
-    assert_eq!(daemon_says(&files, "GET /tiny").await, "HTTP/1.1 200 OK", "what is tiny goes on");
+    assert_eq!(
+        daemon_says(&files, "GET /tiny").await,
+        "HTTP/1.1 200 OK",
+        "tiny requests are still served"
+    );
 }
 
-/// The first line of an answer on the unix socket.
+/// The first line of a response on the unix socket.
 async fn daemon_says(files: &Files, request: &str) -> String {
     let mut stream = UnixStream::connect(files.folder.path().join("bus.sock")).await.unwrap();
     let request = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -678,7 +682,7 @@ async fn daemon_says(files: &Files, request: &str) -> String {
     answer.lines().next().unwrap_or_default().to_owned()
 }
 
-/// A connection on which requests wait, each with a head of so many bytes.
+/// Starts `count` waiting requests, each with a head of `size` bytes.
 fn wait_with_heads(client: &mut Http2, count: usize, size: usize) -> Vec<JoinHandle<u16>> {
     let mut waiting = Vec::new();
     for _ in 0..count {
@@ -725,7 +729,7 @@ async fn requests_of_http_2_are_inside_the_bound_of_memory_in_flight() {
     }
     soon(async { while number(&files, INFLIGHT).await > 0 {} }).await;
     assert_eq!(send(&mut other, "PUT", "/t", "x").await.status(), 202);
-    // A body that nobody reads counts as what its sender may send of it.
+    // An unread body counts as much as its sender may send of it.
     let body = Unfinished(Some(vec![b'x'; 100].into()));
     let stream = files.connect(&daemon, "h2").await;
     let (mut client, connection) =
@@ -803,7 +807,7 @@ async fn a_head_has_at_most_100_headers_in_http_2_too() {
 }
 
 #[tokio::test]
-async fn the_end_does_not_wait_for_an_idle_client_that_says_nothing() {
+async fn a_drain_does_not_wait_for_an_idle_http2_client() {
     let files = Files::new();
     let daemon = Daemon::with(|config| {
         config.certificate = Some(files.config());
@@ -829,7 +833,7 @@ async fn the_end_does_not_wait_for_an_idle_client_that_says_nothing() {
 }
 
 #[tokio::test]
-async fn any_name_will_do_in_tls_but_not_http() {
+async fn any_host_name_is_allowed_with_tls_but_not_http_urls() {
     let files = Files::new();
     let daemon = files.daemon();
     let mut client = http2(&files, &daemon).await;
@@ -854,7 +858,7 @@ async fn any_name_will_do_in_tls_but_not_http() {
 }
 
 #[tokio::test]
-async fn on_a_unix_socket_a_name_is_one_of_ours_too() {
+async fn host_names_are_checked_on_unix_sockets_too() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bus");
     let _daemon = Daemon::with(|config| config.bind.push(Bind::Unix(path.clone())));

@@ -1,4 +1,4 @@
-//! Sections 7 and 10: topics as wholes, metrics and health.
+//! Sections 7 and 10: operations on whole topics, metrics and health.
 
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
@@ -7,7 +7,7 @@ use crate::support::{Daemon, soon, until};
 const JSON: &[&str] = &["Accept: application/json"];
 
 #[tokio::test]
-async fn the_list_is_sorted_and_comes_in_pages() {
+async fn the_list_is_sorted_and_paged() {
     let daemon = Daemon::start();
     assert_eq!(daemon.get("/").await.text(), "");
     assert_eq!(daemon.send("GET", "/", JSON, b"").await.text(), "{}");
@@ -33,7 +33,7 @@ async fn the_list_is_sorted_and_comes_in_pages() {
 }
 
 #[tokio::test]
-async fn a_list_has_at_most_ten_thousand_names_and_leads_on() {
+async fn a_list_has_at_most_ten_thousand_names_and_links_to_the_next_page() {
     let daemon = Daemon::start();
     for n in 0..10_001 {
         daemon.bus.put(&format!("{n:05}").parse().unwrap(), "x").unwrap();
@@ -44,9 +44,9 @@ async fn a_list_has_at_most_ten_thousand_names_and_leads_on() {
     assert_eq!(daemon.get(next).await.text(), "10000\n");
 }
 
-/// Who may only follow or wait makes no topic that stays or that costs publishers theirs.
+/// Clients that only subscribe or wait create no topics that stay or that count for the limit.
 #[tokio::test]
-async fn topics_without_a_message_go_with_their_followers_and_count_for_nothing() {
+async fn topics_without_messages_end_with_their_subscribers_and_do_not_count() {
     const STREAMS: usize = 200;
     let daemon = Daemon::with(|config| config.bus.max_topics = 2);
     let mut streams = Vec::new();
@@ -75,7 +75,7 @@ async fn topics_without_a_message_go_with_their_followers_and_count_for_nothing(
 }
 
 #[tokio::test]
-async fn the_json_list_has_the_counters_and_so_has_head() {
+async fn the_json_list_and_head_have_the_counters() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 3);
     let mut subscriber = daemon.subscribe("/t").await;
     for _ in 0..5 {
@@ -119,7 +119,7 @@ async fn the_json_list_has_the_counters_and_so_has_head() {
 }
 
 #[tokio::test]
-async fn head_takes_what_get_takes_and_heeds_none_of_it() {
+async fn head_accepts_the_parameters_of_get_and_ignores_them() {
     let daemon = Daemon::start();
     daemon.put("/t", "x").await;
     for query in ["raw", "max=2&wait=20s", "peek&since=all", "stream=sse&index=0&lag=disconnect"] {
@@ -134,7 +134,7 @@ async fn head_takes_what_get_takes_and_heeds_none_of_it() {
 }
 
 #[tokio::test]
-async fn delete_takes_the_messages_and_the_subscribers() {
+async fn delete_removes_messages_and_ends_subscriptions() {
     let daemon = Daemon::start();
     let epoch = daemon.put("/t", "x").await.number("Msgbus-Epoch");
     let mut subscriber = daemon.subscribe("/t").await;
@@ -150,7 +150,7 @@ async fn delete_takes_the_messages_and_the_subscribers() {
 }
 
 #[tokio::test]
-async fn metrics_have_the_ancestors_names_and_cap_the_topics() {
+async fn metrics_keep_the_names_of_prologic_msgbus_and_limit_the_topics() {
     let daemon = Daemon::with(|config| config.max_metric_topics = 2);
     let _subscriber = daemon.subscribe("/busy").await;
     for topic in ["busy", "busy", "busy", "odd%22%5Cname", "odd%22%5Cname", "quiet"] {
@@ -221,16 +221,16 @@ async fn topics_and_the_bus_can_be_inspected() {
     assert!(subscriptions[0]["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
     assert_eq!(subscriptions[1]["missed"], 2);
 
-    let books: serde_json::Value =
+    let stats: serde_json::Value =
         serde_json::from_slice(&daemon.get("/-/stats").await.body).unwrap();
-    assert_eq!((&books["published"], &books["topics"]), (&5.into(), &1.into()));
+    assert_eq!((&stats["published"], &stats["topics"]), (&5.into(), &1.into()));
     daemon.get("/-/topics/none").await.refuses(404, "no such topic");
     daemon.get("/-/elsewhere").await.refuses(404, "/-/stats");
     daemon.put("/-/stats", "x").await.refuses(405, "GET, HEAD");
 }
 
 #[tokio::test]
-async fn what_visits_many_topics_holds_up_nobody_on_the_same_thread() {
+async fn long_listings_do_not_block_other_clients_of_the_thread() {
     const SLOW: usize = 8;
     let daemon = Daemon::on_threads(1, |_| {});
     for n in 0..50_000 {
@@ -255,7 +255,7 @@ async fn what_visits_many_topics_holds_up_nobody_on_the_same_thread() {
         for slow in slow {
             assert_eq!(slow.await.unwrap(), 200);
         }
-        // On a thread that makes them itself, about one gets its turn between two of them.
+        // On a thread that builds the listings itself, about one request would be served between two of them.
         assert!(answered > 3 * SLOW, "{target}: {answered}");
     }
 }

@@ -1,4 +1,4 @@
-//! Section 6: subscribing. What clients say is in rfc6455.rs.
+//! Section 6: subscribing. Frames from clients are tested in rfc6455.rs.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::{Bytes, Message, protocol::frame::coding::Cl
 use crate::support::{Daemon, HANDSHAKE, soon};
 
 #[tokio::test]
-async fn new_messages_come_as_json_and_a_line_feed() {
+async fn new_messages_are_json_and_a_line_feed() {
     let daemon = Daemon::start();
     daemon.put("/t", "before").await;
     let (mut subscriber, response) = daemon.subscribe_with("/t", &[]).await;
@@ -30,7 +30,7 @@ async fn new_messages_come_as_json_and_a_line_feed() {
 }
 
 #[tokio::test]
-async fn everyone_sees_everything_in_order_while_others_come_and_go() {
+async fn all_messages_arrive_in_order_while_other_subscribers_come_and_go() {
     const COUNT: usize = 3000;
     let daemon = Daemon::start();
     let subscriptions = [daemon.subscribe("/t").await, daemon.subscribe("/t?since=all").await];
@@ -43,7 +43,7 @@ async fn everyone_sees_everything_in_order_while_others_come_and_go() {
             for _ in 0..COUNT / 30 {
                 connection.read_until(b"\r\n\r\n").await;
             }
-            // A passer-by that leaves without a word, and one that reads a little.
+            // One subscriber that leaves without a close, and one that reads a few messages.
             daemon.subscribe("/t?since=all").await;
             assert_eq!(
                 daemon.subscribe("/t?since=all").await.ids(batch + 1).await.len(),
@@ -70,7 +70,7 @@ async fn raw_sends_payloads_as_binary_frames() {
 }
 
 #[tokio::test]
-async fn large_messages_come_whole() {
+async fn large_messages_arrive_whole() {
     let daemon = Daemon::start();
     let mut subscriber = daemon.subscribe("/t").await;
     let payload = vec![7; 1 << 20];
@@ -123,7 +123,7 @@ async fn every_position_starts_where_it_says() {
 }
 
 #[tokio::test]
-async fn a_position_of_another_life_replays_all_and_says_so() {
+async fn a_position_of_another_epoch_replays_all_and_reports_a_restart() {
     let daemon = Daemon::start();
     let epoch = daemon.put("/t", "0").await.number("Msgbus-Epoch");
     for position in
@@ -137,7 +137,7 @@ async fn a_position_of_another_life_replays_all_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_position_that_retention_has_overtaken_says_what_is_missing() {
+async fn a_position_before_the_oldest_message_reports_what_is_missed() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 3);
     for _ in 0..10 {
         daemon.put("/t", "x").await;
@@ -149,7 +149,7 @@ async fn a_position_that_retention_has_overtaken_says_what_is_missing() {
 
 /// docs/protocol.md, 6.6.
 #[tokio::test]
-async fn with_gaps_missed_messages_are_counted_in_a_frame_of_their_own() {
+async fn with_gaps_missed_messages_are_reported_in_a_separate_frame() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 3);
     for _ in 0..10 {
         daemon.put("/t", "x").await;
@@ -167,7 +167,7 @@ async fn with_gaps_missed_messages_are_counted_in_a_frame_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_subscriber_can_ask_to_be_closed_rather_than_to_skip() {
+async fn a_subscriber_can_choose_to_be_closed_when_it_lags() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 2);
     let payload = vec![b'x'; 1 << 20];
     let (mut strict, _) = daemon.subscribe_with("/t?lag=disconnect", &[]).await;
@@ -219,7 +219,7 @@ async fn bad_positions_are_refused_before_the_handshake() {
 }
 
 #[tokio::test]
-async fn half_a_handshake_eats_no_message() {
+async fn an_incomplete_handshake_takes_no_message() {
     let daemon = Daemon::start();
     daemon.put("/t", "x").await;
     let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
@@ -263,7 +263,7 @@ async fn upgrade_is_a_list_of_tokens_in_any_case() {
 }
 
 #[tokio::test]
-async fn frames_sent_right_behind_the_handshake_are_not_lost() {
+async fn frames_sent_right_after_the_handshake_are_not_lost() {
     let daemon = Daemon::start();
     let mut connection = daemon.connect().await;
     let mut bytes = format!("GET /t HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n").into_bytes();
@@ -273,7 +273,7 @@ async fn frames_sent_right_behind_the_handshake_are_not_lost() {
     assert_eq!(connection.read_until(b"hi").await, b"\x8a\x02hi");
 }
 
-// The clock of these tests is paused: it jumps to the next deadline whenever all is quiet.
+// The clock of these tests is paused: it jumps to the next deadline when no task can run.
 
 #[tokio::test(start_paused = true)]
 async fn the_server_pings_and_a_client_that_answers_stays() {
@@ -309,7 +309,7 @@ async fn a_silent_client_is_closed_after_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn any_frame_renews_the_minute() {
+async fn any_frame_restarts_the_silence_timeout() {
     let daemon = Daemon::start();
     let mut connection = daemon.raw_websocket("/t").await;
     for _ in 0..5 {
@@ -321,12 +321,12 @@ async fn any_frame_renews_the_minute() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_cut_and_hurts_nobody() {
+async fn a_client_that_does_not_read_is_cut_and_does_not_affect_others() {
     let daemon = Daemon::on_threads(2, |config| config.timeouts.write = Duration::from_millis(200));
     let mut good = daemon.subscribe("/t").await;
     let stalled = daemon.subscribe("/t").await;
     let payload = vec![b'x'; 256 << 10];
-    // More than the buffers of both kernels' ends can hold.
+    // More than the socket buffers of both ends can hold.
     for id in 0..100 {
         assert_eq!(daemon.put("/t", &payload).await.status, 202);
         assert_eq!(good.ids(1).await, [id]);
@@ -353,7 +353,7 @@ async fn a_client_that_reads_slowly_but_steadily_is_not_cut() {
     let request = format!("GET /t?since=all HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n");
     slow.write(request.as_bytes()).await;
     let mut piece = vec![0; 32 << 10];
-    // Five times the timeout, at a pace at which the system calls the socket full for most of it.
+    // Five times the timeout, at a rate at which the system reports the socket as full most of the time.
     for _ in 0..100 {
         tokio::io::AsyncReadExt::read_exact(&mut slow.0, &mut piece).await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -362,7 +362,7 @@ async fn a_client_that_reads_slowly_but_steadily_is_not_cut() {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_lags_goes_on_with_the_oldest_there_is() {
+async fn a_lagging_subscriber_continues_with_the_oldest_message() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 10);
     let mut slow = daemon.subscribe("/t").await;
     let payload = vec![b'x'; 256 << 10];
@@ -384,7 +384,7 @@ async fn a_subscriber_that_lags_goes_on_with_the_oldest_there_is() {
 }
 
 #[tokio::test]
-async fn pings_go_out_while_there_is_always_a_next_message() {
+async fn pings_are_sent_while_messages_are_always_available() {
     let daemon = Daemon::on_threads(2, |config| config.timeouts.ping = Duration::from_millis(20));
     let mut connection = daemon.raw_websocket("/t?raw").await;
     let is_over = Arc::new(AtomicBool::new(false));
@@ -423,7 +423,7 @@ async fn a_client_that_writes_before_it_reads_is_read_meanwhile() {
         daemon.bus.put(&"t".parse().unwrap(), vec![b'x'; 512 << 10]).unwrap();
     }
     let mut connection = daemon.raw_websocket("/t?raw&since=all").await;
-    // Far more than the buffers of the system hold, in both directions, and each to be answered.
+    // Far more than the system's buffers hold, in both directions, and each needs a reply.
     let ping = b"\x89\x82\0\0\0\0hi";
     let frame = [&b"\x82\xfe\xf0\x00\0\0\0\0"[..], &vec![0; 0xf000], ping].concat();
     for _ in 0..512 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyper::{Method, Request, StatusCode};
 use msgbus_core::{TopicName, TopicStats, json};
 
-use super::{error::ApiError, response::Answer, response::content, response::no_store};
+use super::{error::ApiError, response::HttpResponse, response::content, response::no_store};
 use crate::{
     auth::{Principal, TICKET_LIFETIME, TooManyTickets},
     service::{Call, error::ServiceError},
@@ -16,12 +16,12 @@ use crate::{
 /// Up to this number of subscribers, the response is small.
 const FEW_SUBSCRIBERS: usize = 12;
 
-pub(super) async fn metrics(worker: &Arc<Worker>) -> Answer {
+pub(super) async fn metrics(worker: &Arc<Worker>) -> HttpResponse {
     let app = Arc::clone(worker);
     worker.background.run(move || render(&app)).await
 }
 
-fn render(app: &App) -> Answer {
+fn render(app: &App) -> HttpResponse {
     let (connections, subscriptions) = (&app.connections, &app.subscriptions);
     let inflight = app.inflight.quota();
     let gauges = [
@@ -55,24 +55,24 @@ fn render(app: &App) -> Answer {
     // The page is served also without free memory, but then without the series of topics, which can be large.
     let topics = if app.inflight.is_full() { 0 } else { app.config.max_metric_topics };
     let body = app.metrics.render(&app.bus, &gauges, topics);
-    let mut answer = content(app, "text/plain; version=0.0.4; charset=utf-8", body);
-    no_store(&mut answer);
-    answer
+    let mut response = content(app, "text/plain; version=0.0.4; charset=utf-8", body);
+    no_store(&mut response);
+    response
 }
 
-pub(super) fn health(worker: &Worker) -> Answer {
+pub(super) fn health(worker: &Worker) -> HttpResponse {
     let draining = worker.tasks.drain.is_cancelled();
     let text = if draining { "draining\n" } else { "ok\n" };
-    let mut answer = content(worker, "text/plain; charset=utf-8", text);
+    let mut response = content(worker, "text/plain; charset=utf-8", text);
     if draining {
-        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
-    no_store(&mut answer);
-    answer
+    no_store(&mut response);
+    response
 }
 
 /// `/-/stats`: the counters of the whole bus, as JSON.
-pub(super) async fn stats(worker: &Arc<Worker>) -> Answer {
+pub(super) async fn stats(worker: &Arc<Worker>) -> HttpResponse {
     let app = Arc::clone(worker);
     let stats = worker.background.run(move || app.bus.stats()).await;
     let mut body = Vec::new();
@@ -81,7 +81,7 @@ pub(super) async fn stats(worker: &Arc<Worker>) -> Answer {
 }
 
 /// `/-/topics/<topic>`: the counters of a topic, and its subscriptions.
-pub(super) async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<Answer, ApiError> {
+pub(super) async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<HttpResponse, ApiError> {
     let (worker, stats) = (call.worker, call.topic(&topic)?);
     if stats.subscribers <= FEW_SUBSCRIBERS {
         return Ok(topic_object(worker, &stats));
@@ -93,7 +93,7 @@ pub(super) async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<Answer,
     Ok(worker.background.run(move || topic_object(&app, &stats)).await)
 }
 
-fn topic_object(app: &App, stats: &TopicStats) -> Answer {
+fn topic_object(app: &App, stats: &TopicStats) -> HttpResponse {
     let mut body = Vec::new();
     json::write_topic(&mut body, stats, &app.bus.subscribers(&stats.topic.name));
     object(app, body)
@@ -104,7 +104,7 @@ pub(super) fn ticket<B>(
     app: &App,
     request: &Request<B>,
     principal: Option<Arc<Principal>>,
-) -> Result<Answer, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let (Some(keyring), Some(principal)) = (&app.keyring, principal) else {
         return Err(ApiError::NothingHere);
     };
@@ -117,8 +117,8 @@ pub(super) fn ticket<B>(
     Ok(object(app, body.to_string().into_bytes()))
 }
 
-fn object(app: &App, body: Vec<u8>) -> Answer {
-    let mut answer = content(app, "application/json", body);
-    no_store(&mut answer);
-    answer
+fn object(app: &App, body: Vec<u8>) -> HttpResponse {
+    let mut response = content(app, "application/json", body);
+    no_store(&mut response);
+    response
 }

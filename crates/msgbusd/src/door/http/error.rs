@@ -12,7 +12,7 @@ use msgbus_core::{
 };
 use thiserror::Error;
 
-use super::{negotiate::accepts, response, response::Answer};
+use super::{negotiate::accepts, response, response::HttpResponse};
 use crate::service::{
     code::Code,
     error::{ServiceError, seconds},
@@ -230,7 +230,7 @@ impl ApiError {
     }
 
     /// The response: one line of text, or a problem document (RFC 9457) for clients that prefer JSON.
-    pub(super) fn answer(&self, prefers_json: bool) -> Answer {
+    pub(super) fn response(&self, prefers_json: bool) -> HttpResponse {
         let (status, code) = self.kind();
         let (content_type, body) = if prefers_json {
             let problem = serde_json::json!({

@@ -59,7 +59,7 @@ pub(super) fn read(
 
 /// Adds the headers of a message to a response. Only the well-known ones get their own names: a publisher must not be
 /// able to set arbitrary headers of the server's responses.
-pub(super) fn write(headers: &Headers, answer: &mut HeaderMap) {
+pub(super) fn write(headers: &Headers, response: &mut HeaderMap) {
     for (name, value) in headers {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         let name = if is(Headers::CONTENT_TYPE) || is(Headers::CONTENT_ENCODING) {
@@ -72,7 +72,7 @@ pub(super) fn write(headers: &Headers, answer: &mut HeaderMap) {
         };
         // Names are tokens, and values have no control characters.
         if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value.as_bytes())) {
-            answer.append(name, value);
+            response.append(name, value);
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{
     negotiate::find,
     query::Query,
     response,
-    response::Answer,
+    response::HttpResponse,
     response::empty,
 };
 use crate::{
@@ -38,7 +38,7 @@ pub(super) async fn publish(
     request: &mut Request<Incoming>,
     query: Query,
     outline: Outline,
-) -> Result<Answer, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let app: &App = call.worker;
     let (message, split) = wanted(app, topic, request, &query, outline)?;
     // The payload may take a while; the query is not needed any more.
@@ -80,16 +80,16 @@ fn accepted<B, const N: usize>(
     request: &mut Request<B>,
     ids: [(HeaderName, u64); N],
     epoch: u64,
-) -> Answer {
+) -> HttpResponse {
     let mut headers = mem::take(request.headers_mut());
     headers.clear();
     for (name, id) in ids {
         headers.insert(name, response::number(id));
     }
     headers.insert(MSGBUS_EPOCH, response::epoch(epoch));
-    let mut answer = empty(StatusCode::ACCEPTED);
-    *answer.headers_mut() = headers;
-    answer
+    let mut response = empty(StatusCode::ACCEPTED);
+    *response.headers_mut() = headers;
+    response
 }
 
 /// Creates a message for each line. It yields in between, so that other requests of the same thread make progress.

@@ -12,7 +12,7 @@ use tokio::{select, task::yield_now, time::sleep};
 
 use super::{
     error::ApiError, head::shed_head, message_headers, names, negotiate::accepts, position,
-    query::Query, response, response::Answer, response::content, response::empty,
+    query::Query, response, response::HttpResponse, response::content, response::empty,
     response::no_store,
 };
 use crate::{
@@ -45,7 +45,7 @@ pub(super) async fn pull<B>(
     topic: &TopicName,
     request: &mut Request<B>,
     query: Query,
-) -> Result<Answer, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let Wanted { limit, wait, raw, is_batch } = Wanted::of(request, query)?;
     let small = Inflight::small(request.version());
     let messages = match wait {
@@ -60,7 +60,7 @@ pub(super) async fn pull<B>(
     if messages.is_empty() && wait.is_none() {
         return Err(ApiError::Empty(topic.clone()));
     }
-    let mut answer = match &messages[..] {
+    let mut response = match &messages[..] {
         [] => empty(StatusCode::NO_CONTENT),
         _ if is_batch => {
             let events: Vec<_> = messages.into_iter().map(Event::Message).collect();
@@ -69,8 +69,8 @@ pub(super) async fn pull<B>(
         [message, ..] if raw => payload(call.worker, message),
         [message, ..] => object(call.worker, message),
     };
-    no_store(&mut answer);
-    Ok(answer)
+    no_store(&mut response);
+    Ok(response)
 }
 
 /// The options of a pull.
@@ -156,7 +156,7 @@ pub(super) async fn peek<B>(
     topic: &TopicName,
     request: &Request<B>,
     query: Query,
-) -> Result<Answer, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let query = query.only(&["peek", "raw", "since", "max", "gaps"])?;
     let from = position::requested(&query, request.headers())?;
     let max = query.count("max")?;
@@ -170,24 +170,24 @@ pub(super) async fn peek<B>(
     let Some(first) = peek.messages().next() else {
         return Err(ApiError::NothingFrom { topic: topic.clone(), epoch, start });
     };
-    let mut answer = match max {
+    let mut response = match max {
         Some(_) => Box::pin(lines(call.worker, &peek.events, reports_gaps)).await,
         None if raw => payload(call.worker, first),
         None => object(call.worker, first),
     };
-    response::set_position_headers(answer.headers_mut(), epoch, start);
-    no_store(&mut answer);
-    Ok(answer)
+    response::set_position_headers(response.headers_mut(), epoch, start);
+    no_store(&mut response);
+    Ok(response)
 }
 
-fn object(app: &App, message: &Message) -> Answer {
+fn object(app: &App, message: &Message) -> HttpResponse {
     let mut body = Vec::with_capacity(json::size_hint(message));
     json::write_message(&mut body, message);
     content(app, "application/json", body)
 }
 
 /// Encodes JSON lines. It yields in between, so that other requests of the same thread make progress.
-async fn lines(app: &App, events: &[Event], reports_gaps: bool) -> Answer {
+async fn lines(app: &App, events: &[Event], reports_gaps: bool) -> HttpResponse {
     let size = |event: &Event| match event {
         Event::Message(message) => json::size_hint(message),
         Event::Missed { .. } => 0,
@@ -214,9 +214,9 @@ async fn lines(app: &App, events: &[Event], reports_gaps: bool) -> Answer {
     content(app, "application/x-ndjson", body)
 }
 
-fn payload(app: &App, message: &Message) -> Answer {
-    let mut answer = content(app, OCTETS, message.payload().clone());
-    let headers = answer.headers_mut();
+fn payload(app: &App, message: &Message) -> HttpResponse {
+    let mut response = content(app, OCTETS, message.payload().clone());
+    let headers = response.headers_mut();
     if let Some(codings) = message.content_encoding() {
         set(headers, header::CONTENT_ENCODING, codings);
     }
@@ -239,7 +239,7 @@ fn payload(app: &App, message: &Message) -> Answer {
     if let Some(expires) = message.expires() {
         set(headers, names::MSGBUS_EXPIRES, &json::format_time(expires));
     }
-    answer
+    response
 }
 
 fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {

@@ -15,8 +15,8 @@ use super::stream::StreamingBody;
 use crate::state::App;
 
 /// A whole body or a stream. A stream is boxed, because most bodies are whole and responses are moved often.
-pub(crate) type AnswerBody = Either<Full<Bytes>, Box<StreamingBody>>;
-pub(crate) type Answer = Response<AnswerBody>;
+pub(crate) type ResponseBody = Either<Full<Bytes>, Box<StreamingBody>>;
+pub(crate) type HttpResponse = Response<ResponseBody>;
 
 thread_local! {
     /// The latest epoch and its header value. The epoch of a topic rarely changes.
@@ -52,20 +52,20 @@ pub(super) fn epoch(epoch: u64) -> HeaderValue {
     })
 }
 
-pub(super) fn empty(status: StatusCode) -> Answer {
-    let mut answer = Response::new(Either::Left(Full::default()));
-    *answer.status_mut() = status;
-    answer
+pub(super) fn empty(status: StatusCode) -> HttpResponse {
+    let mut response = Response::new(Either::Left(Full::default()));
+    *response.status_mut() = status;
+    response
 }
 
 /// A response with a body that counts as in flight until it is written.
-pub(super) fn content(app: &App, media_type: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(super) fn content(app: &App, media_type: &'static str, body: impl Into<Bytes>) -> HttpResponse {
     let body = app.inflight.track_response(body.into());
-    let mut answer = Response::new(Either::Left(Full::new(body)));
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    answer
+    let mut response = Response::new(Either::Left(Full::new(body)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
 }
 
-pub(super) fn no_store(answer: &mut Answer) {
-    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+pub(super) fn no_store(response: &mut HttpResponse) {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
 }

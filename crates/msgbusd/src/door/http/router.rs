@@ -15,7 +15,7 @@ use super::{
     head::{self, Outline},
     host, origin, publish, pull,
     query::Query,
-    response::{Answer, empty},
+    response::{HttpResponse, empty},
     routes::Route,
     stream, topics, websocket,
 };
@@ -30,12 +30,12 @@ use crate::{
 
 /// Answers one request. All functions below borrow the request: an async fn that took it by value would store it
 /// twice, and hyper keeps that memory for as long as the connection is open.
-pub(crate) async fn answer(
+pub(crate) async fn handle(
     worker: &Arc<Worker>,
     peer: Peer,
     activity: &ConnectionActivity,
     request: &mut Request<Incoming>,
-) -> Answer {
+) -> HttpResponse {
     worker.request();
     let app: &App = worker;
     let outline = Outline::of(request.headers());
@@ -45,44 +45,44 @@ pub(crate) async fn answer(
         Ok(source) => source,
         Err(refusal) => return refuse(app, &refusal, peer, request),
     };
-    let mut answer = if request.method() == Method::OPTIONS && source != origin::Source::Own {
-        let mut answer = empty(StatusCode::NO_CONTENT);
-        source.preflight(answer.headers_mut());
-        answer
+    let mut response = if request.method() == Method::OPTIONS && source != origin::Source::Own {
+        let mut response = empty(StatusCode::NO_CONTENT);
+        source.preflight(response.headers_mut());
+        response
     } else {
         let routed = route(worker, peer, activity, request, outline).await;
         routed.unwrap_or_else(|refusal| refuse(app, &refusal, peer, request))
     };
-    source.share(answer.headers_mut());
+    source.share(response.headers_mut());
     if !app.config.allowed_origins.is_empty() {
-        answer.headers_mut().insert(header::VARY, HeaderValue::from_static("origin"));
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("origin"));
     }
-    answer
+    response
 }
 
 /// The HTTP/2 response to a request with too many headers. In HTTP/1.1, hyper sends it.
-pub(crate) fn too_many_headers(worker: &Worker) -> Answer {
+pub(crate) fn too_many_headers(worker: &Worker) -> HttpResponse {
     worker.request();
     empty(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
 }
 
 /// The response to an HTTP/2 request for which there is not enough memory. It has no body, which would need memory.
-pub(crate) fn no_memory_for_request(worker: &Worker) -> Answer {
+pub(crate) fn no_memory_for_request(worker: &Worker) -> HttpResponse {
     worker.request();
     worker.metrics.refusal(Code::TooMuchInFlight);
-    let mut answer = empty(StatusCode::SERVICE_UNAVAILABLE);
-    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    answer
+    let mut response = empty(StatusCode::SERVICE_UNAVAILABLE);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }
 
-fn refuse(app: &App, refusal: &ApiError, peer: Peer, request: &Request<Incoming>) -> Answer {
+fn refuse(app: &App, refusal: &ApiError, peer: Peer, request: &Request<Incoming>) -> HttpResponse {
     app.metrics.refusal(refusal.code());
     if enabled!(Level::DEBUG) {
         // The query is not logged: it may have a ticket, or a key by mistake.
         let (path, refusal) = (request.uri().path(), refusal.log_text());
         debug!(%peer, method = %request.method(), path, refusal, "refused");
     }
-    refusal.answer(error::prefers_json(request.headers()))
+    refusal.response(error::prefers_json(request.headers()))
 }
 
 async fn route(
@@ -91,7 +91,7 @@ async fn route(
     activity: &ConnectionActivity,
     request: &mut Request<Incoming>,
     outline: Outline,
-) -> Result<Answer, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let app: &App = worker;
     let query = Query::of(request);
     let route = Route::of(request, &query)?;

@@ -24,7 +24,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     error::ApiError, negotiate::accepts, negotiate::items, position, query::Query, response,
-    response::Answer,
+    response::HttpResponse,
 };
 use crate::{
     encode::frame_cache::FrameFormat,
@@ -70,7 +70,7 @@ pub(super) async fn stream<B>(
     request: &Request<B>,
     query: Query,
     format: FrameFormat,
-) -> Result<Answer, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let query = query.only(&["stream", "since", "index", "lag", "ticket"])?;
     let (from, note) = match position::requested(&query, request.headers()) {
         // An error status would not help: a browser would send the same header again. It gets a comment instead.
@@ -95,16 +95,16 @@ pub(super) async fn stream<B>(
     if format == FrameFormat::Sse && is_event_source(request.headers()) {
         live.push_start_position();
     }
-    let mut answer = Response::new(Either::Right(Box::new(live)));
-    *answer.version_mut() = request.version();
-    let headers = answer.headers_mut();
+    let mut response = Response::new(Either::Right(Box::new(live)));
+    *response.version_mut() = request.version();
+    let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Tells nginx not to buffer the stream.
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     response::set_position_headers(headers, epoch, start);
-    Ok(answer)
+    Ok(response)
 }
 
 fn keep_alive(worker: &Worker) -> Duration {

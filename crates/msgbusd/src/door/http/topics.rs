@@ -10,7 +10,7 @@ use msgbus_core::{TopicName, json};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
-    error::ApiError, names, negotiate::accepts, query::Query, response, response::Answer,
+    error::ApiError, names, negotiate::accepts, query::Query, response, response::HttpResponse,
     response::content, response::empty, response::no_store,
 };
 use crate::{
@@ -34,7 +34,7 @@ pub(super) async fn list<B>(
     call: Call<'_>,
     request: &Request<B>,
     query: Query,
-) -> Result<Answer, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let query = query.only(&["prefix", "after", "max"])?;
     let page = Page {
         prefix: query.get("prefix")?.unwrap_or_default().to_owned(),
@@ -45,7 +45,7 @@ pub(super) async fn list<B>(
         principal: call.principal,
     };
     let worker = Arc::clone(call.worker);
-    call.worker.background.run(move || page.answer(&worker)).await
+    call.worker.background.run(move || page.response(&worker)).await
 }
 
 /// One page of the list of topics.
@@ -60,14 +60,14 @@ struct Page {
 }
 
 impl Page {
-    fn answer(&self, app: &App) -> Result<Answer, ApiError> {
+    fn response(&self, app: &App) -> Result<HttpResponse, ApiError> {
         let Self { prefix, after, max, .. } = self;
         let (names, more) =
             service::topics::names(app, self.principal.as_deref(), prefix, after, *max);
         if names.len() * MAX_ENTRY > self.small && app.inflight.is_full() {
             return Err(ServiceError::TooMuchInFlight.into());
         }
-        let mut answer = if self.as_json {
+        let mut response = if self.as_json {
             let topics: Vec<_> = names.iter().filter_map(|name| app.bus.topic(name)).collect();
             let mut body = Vec::new();
             json::write_topics(&mut body, &topics);
@@ -81,10 +81,10 @@ impl Page {
             content(app, "text/plain; charset=utf-8", body)
         };
         if let Some(link) = names.last().filter(|_| more).and_then(|last| self.next(last)) {
-            answer.headers_mut().insert(header::LINK, link);
+            response.headers_mut().insert(header::LINK, link);
         }
-        no_store(&mut answer);
-        Ok(answer)
+        no_store(&mut response);
+        Ok(response)
     }
 
     /// The link to the next page.
@@ -102,11 +102,11 @@ pub(super) fn counters(
     call: &Call<'_>,
     topic: &TopicName,
     query: Query,
-) -> Result<Answer, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     query.only(GET_PARAMETERS)?;
     let stats = call.topic(topic)?;
     let counters = stats.counters;
-    let mut answer = empty(StatusCode::OK);
+    let mut response = empty(StatusCode::OK);
     for (name, value) in [
         (names::MSGBUS_EPOCH, stats.topic.epoch),
         (names::MSGBUS_FIRST_ID, stats.first_id),
@@ -122,13 +122,17 @@ pub(super) fn counters(
         (names::MSGBUS_EXPIRED, counters.expired.total),
         (names::MSGBUS_EVICTED, counters.evicted.total),
     ] {
-        answer.headers_mut().insert(name, response::number(value));
+        response.headers_mut().insert(name, response::number(value));
     }
-    no_store(&mut answer);
-    Ok(answer)
+    no_store(&mut response);
+    Ok(response)
 }
 
-pub(super) fn delete(call: &Call<'_>, topic: &TopicName, query: Query) -> Result<Answer, ApiError> {
+pub(super) fn delete(
+    call: &Call<'_>,
+    topic: &TopicName,
+    query: Query,
+) -> Result<HttpResponse, ApiError> {
     query.only(&[])?;
     call.delete(topic)?;
     Ok(empty(StatusCode::NO_CONTENT))

@@ -14,7 +14,7 @@ use msgbus_core::TopicName;
 
 use super::{
     error::ApiError, handshake, negotiate::items, position, query::Query, response,
-    response::Answer, response::empty,
+    response::HttpResponse, response::empty,
 };
 use crate::{
     door::websocket::{self, Push},
@@ -32,7 +32,7 @@ pub(super) async fn subscribe(
     topic: &TopicName,
     request: &mut Request<Incoming>,
     query: Query,
-) -> Result<Answer, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let accept = handshake::check(request)?;
     let query = query.only(&["since", "index", "raw", "lag", "gaps", "ticket"])?;
     let format = if query.flag("raw")? { FrameFormat::Binary } else { FrameFormat::Text };
@@ -42,8 +42,8 @@ pub(super) async fn subscribe(
         FollowOptions { from: from.unwrap_or_default(), lag: position::lag(&query)?, format };
     let follower = call.follow(topic, options).await?;
 
-    let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
-    let headers = answer.headers_mut();
+    let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
+    let headers = response.headers_mut();
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
@@ -62,7 +62,7 @@ pub(super) async fn subscribe(
             websocket::serve(push, connection, already_read).await;
         }
     });
-    Ok(answer)
+    Ok(response)
 }
 
 /// The connection, and the bytes that were read after the handshake.

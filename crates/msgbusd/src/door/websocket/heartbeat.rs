@@ -12,7 +12,7 @@ const PONG_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Heartbeat {
     interval: Duration,
     ping_at: Instant,
-    heard_at: Instant,
+    received_at: Instant,
     ping: Ping,
 }
 
@@ -27,7 +27,7 @@ enum Ping {
 
 impl Heartbeat {
     pub(super) fn new(interval: Duration, now: Instant) -> Self {
-        Self { interval, ping_at: now + interval, heard_at: now, ping: Ping::None }
+        Self { interval, ping_at: now + interval, received_at: now, ping: Ping::None }
     }
 
     /// The earliest time at which something is due. Check again then: due times only move later.
@@ -36,8 +36,8 @@ impl Heartbeat {
     }
 
     /// Records that the client sent something.
-    pub(super) fn heard(&mut self, now: Instant) {
-        self.heard_at = now;
+    pub(super) fn received(&mut self, now: Instant) {
+        self.received_at = now;
         self.ping = Ping::None;
     }
 
@@ -54,7 +54,7 @@ impl Heartbeat {
     }
 
     /// Records that all pings are written.
-    pub(super) fn ping_is_out(&mut self) {
+    pub(super) fn pings_written(&mut self) {
         if self.ping == Ping::Queued {
             self.ping = Ping::Written(Instant::now());
         }
@@ -69,8 +69,8 @@ impl Heartbeat {
     /// when the ping was written.
     fn silent_at(&self) -> Option<Instant> {
         let Ping::Written(written_at) = self.ping else { return None };
-        let longest_silence = 2 * self.interval + PONG_TIMEOUT;
-        Some((self.heard_at + longest_silence).max(written_at + PONG_TIMEOUT))
+        let max_silence = 2 * self.interval + PONG_TIMEOUT;
+        Some((self.received_at + max_silence).max(written_at + PONG_TIMEOUT))
     }
 }
 
@@ -88,7 +88,7 @@ mod tests {
         let mut now = start;
         while !heartbeat.is_silent(now) {
             pings += u32::from(heartbeat.ping_is_due(now));
-            heartbeat.ping_is_out();
+            heartbeat.pings_written();
             now = heartbeat.next();
         }
         assert_eq!((pings, now - start), (2, 2 * INTERVAL + PONG_TIMEOUT));
@@ -103,8 +103,8 @@ mod tests {
             assert!(heartbeat.ping_is_due(now) && !heartbeat.is_silent(now));
             assert_eq!(heartbeat.next(), now + INTERVAL);
         }
-        heartbeat.heard(start + 9 * INTERVAL);
-        heartbeat.ping_is_out();
+        heartbeat.received(start + 9 * INTERVAL);
+        heartbeat.pings_written();
         assert_eq!(heartbeat.next(), start + 10 * INTERVAL);
     }
 }

@@ -139,7 +139,7 @@ impl Session {
                 Ok(_) => {}
                 Err(error) => return ControlFlow::Break(End::from(error)),
             }
-            self.heartbeat.heard(Instant::now());
+            self.heartbeat.received(Instant::now());
             if self.transport.has_control(&state.outgoing) {
                 // Reading continues even if the control frame cannot be written now: a client may have to write before
                 // it reads.
@@ -171,7 +171,7 @@ impl Session {
     ) -> ControlFlow<End, Poll<()>> {
         let written = self.transport.poll_write(cx, outgoing);
         if !self.transport.has_control(outgoing) {
-            self.heartbeat.ping_is_out();
+            self.heartbeat.pings_written();
         }
         match written {
             Poll::Ready(result) => {

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    super::{response::Answer, router::answer},
+    super::{response::HttpResponse, router::handle},
     MAX_ERROR_TEXT, PEER,
 };
 use crate::fuzzing::block_on;
@@ -49,9 +49,9 @@ async fn serve(data: &[u8]) {
         async move {
             let method = request.method().clone();
             let uri = request.uri().clone();
-            let mut answer = answer(&app, PEER, activity, &mut request).await;
-            check_response(&app, &method, &uri, request.headers(), &mut answer).await;
-            Ok::<_, Infallible>(answer)
+            let mut response = handle(&app, PEER, activity, &mut request).await;
+            check_response(&app, &method, &uri, request.headers(), &mut response).await;
+            Ok::<_, Infallible>(response)
         }
     });
     let connection = http1::Builder::new()
@@ -80,7 +80,7 @@ fn app() -> App {
     for payload in ["one", "two\n", ""] {
         let message =
             NewMessage::new(payload).header("content-type", "text/html").expect("a header");
-        app.bus.put(&topic, message).expect("there is room");
+        app.bus.put(&topic, message).expect("the topic has space");
     }
     app
 }
@@ -103,13 +103,13 @@ async fn check_response(
     method: &Method,
     uri: &Uri,
     asked: &HeaderMap,
-    answer: &mut Answer,
+    response: &mut HttpResponse,
 ) {
-    let status = answer.status();
-    let headers = answer.headers().clone();
+    let status = response.status();
+    let headers = response.headers().clone();
     let number = |name| headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
     // A stream does not end.
-    let Either::Left(body) = answer.body_mut() else { return };
+    let Either::Left(body) = response.body_mut() else { return };
     let body = body.clone().collect().await.map(http_body_util::Collected::to_bytes);
     let body = body.unwrap_or_default();
     if status.is_client_error() || status.is_server_error() {
@@ -126,7 +126,7 @@ async fn check_response(
             app.bus.topics().iter().filter_map(|name| app.bus.topic(name)).collect::<Vec<_>>();
         let topic =
             stats.iter().find(|stats| stats.topic.epoch == epoch).expect("there is the topic");
-        assert_eq!(topic.next_id, last + 1, "nobody else publishes");
+        assert_eq!(topic.next_id, last + 1, "no other publisher");
         return;
     }
     let media_type =
@@ -178,9 +178,9 @@ fn check_counters(bus: &MessageBus) {
     let removed = counters.expired.total + counters.evicted.total + counters.deleted.total;
     assert_eq!(counters.published, stats.retained + removed);
     for name in bus.topics() {
-        let topic = bus.topic(&name).expect("nobody deletes it now");
+        let topic = bus.topic(&name).expect("it is not deleted");
         let removed = topic.counters.expired.total + topic.counters.evicted.total;
         assert_eq!(topic.counters.published, topic.retained + removed);
-        assert_eq!((topic.subscribers, topic.waiters), (0, 0), "nobody is left");
+        assert_eq!((topic.subscribers, topic.waiters), (0, 0), "no client is left");
     }
 }

@@ -52,10 +52,10 @@ pub fn origin(data: &[u8]) {
     match check(&request, outline, PEER, &config) {
         Ok(Source::Allowed(value)) => {
             assert!(origin.is_some_and(|origin| allowed.contains(&origin)));
-            let mut answer = HeaderMap::new();
-            Source::Allowed(value).preflight(&mut answer);
+            let mut response = HeaderMap::new();
+            Source::Allowed(value).preflight(&mut response);
             assert_eq!(
-                answer.get(header::ACCESS_CONTROL_ALLOW_ORIGIN),
+                response.get(header::ACCESS_CONTROL_ALLOW_ORIGIN),
                 headers.get(header::ORIGIN)
             );
         }
@@ -64,9 +64,9 @@ pub fn origin(data: &[u8]) {
                 assert!(origin.ends_with(&format!("://{host}")), "{origin} at {host}");
                 assert!(is_own_name(&host), "{host}");
             }
-            let mut answer = HeaderMap::new();
-            Source::Own.share(&mut answer);
-            assert!(answer.is_empty());
+            let mut response = HeaderMap::new();
+            Source::Own.share(&mut response);
+            assert!(response.is_empty());
         }
         Err(refusal) => {
             assert!(origin.is_some() || headers.contains_key("sec-fetch-site"));

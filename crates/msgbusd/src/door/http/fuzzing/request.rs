@@ -61,7 +61,7 @@ fn is_routed(request: &Request<()>, route: &Route) {
 fn is_refused(request: &Request<()>, refusal: &ApiError) {
     is_a_line(refusal, MAX_ERROR_TEXT);
     let text = refusal.to_string();
-    let status = refusal.answer(false).status();
+    let status = refusal.response(false).status();
     assert!(status.is_client_error(), "{status}");
     let given = |name: &str| pairs(request).filter(|(known, _)| known == name).count();
     match refusal {

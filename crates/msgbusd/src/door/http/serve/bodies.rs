@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Either};
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::{
-    door::http::response::AnswerBody,
+    door::http::response::ResponseBody,
     limits::quota::QuotaPermit,
     net::timeout_stream::{ConnectionActivity, RequestGuard, UnsentChunk},
     state::App,
@@ -23,7 +23,7 @@ pub(super) const MAX_CHUNK: usize = 16 << 10;
 /// A response body for HTTP/2. Its request ends when the body is dropped. It is passed on in chunks, which are tracked
 /// until they are sent: a whole body could stay in the connection's buffers for ever.
 pub(super) struct PacedBody {
-    body: AnswerBody,
+    body: ResponseBody,
     /// Bytes received from the inner body and not yet passed on.
     rest: Bytes,
     activity: ConnectionActivity,
@@ -39,7 +39,7 @@ impl PacedBody {
         activity: ConnectionActivity,
         guard: RequestGuard,
         counted: Option<QuotaPermit>,
-        mut body: AnswerBody,
+        mut body: ResponseBody,
     ) -> Self {
         let mut rest = Bytes::new();
         if let Either::Left(whole) = &mut body {
@@ -54,7 +54,7 @@ impl PacedBody {
 
 impl Body for PacedBody {
     type Data = Bytes;
-    type Error = <AnswerBody as Body>::Error;
+    type Error = <ResponseBody as Body>::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,

@@ -32,15 +32,15 @@ pub(super) fn update() {
 }
 
 /// Sets the date of a response if hyper's date would be wrong.
-pub(super) fn correct<B>(answer: &mut Response<B>) {
+pub(super) fn correct<B>(response: &mut Response<B>) {
     if IS_SET_BACK.get() {
-        stamp(answer);
+        stamp(response);
     }
 }
 
 /// Sets the date of a response.
-pub(super) fn stamp<B>(answer: &mut Response<B>) {
-    answer.headers_mut().insert(header::DATE, now());
+pub(super) fn stamp<B>(response: &mut Response<B>) {
+    response.headers_mut().insert(header::DATE, now());
 }
 
 /// The current time in the format of `Date` (RFC 9110, section 5.6.7). It is formatted once per second and thread.

@@ -55,10 +55,10 @@ pub(super) async fn serve(
     let end = loop {
         io = match serve_until_idle(worker, io, activity, peer).await {
             Ok(Next::Request(io)) => io,
-            Ok(Next::Stream(connection, answer)) => {
+            Ok(Next::Stream(connection, response)) => {
                 activity.hold_nothing();
                 // Boxed, so that other connections need less memory.
-                break End::Stream(Box::pin(streaming::serve(connection, answer)).await);
+                break End::Stream(Box::pin(streaming::serve(connection, response)).await);
             }
             Err(end) => break end,
         };
@@ -82,7 +82,7 @@ async fn serve_until_idle(
     let stream = OnceLock::new();
     let (connection, unread) = serve_by_hyper(worker, io, activity, peer, &stream).await?;
     Ok(match stream.into_inner() {
-        Some(answer) => Next::Stream(connection, answer),
+        Some(response) => Next::Stream(connection, response),
         None => {
             let is_a_head = !unread.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
             let rest = if is_a_head { unread } else { Bytes::new() };
@@ -147,23 +147,23 @@ async fn respond(
         // hyper hands over the connection without flushing it.
         activity.hold_nothing();
     }
-    let answer = router::answer(worker, peer, activity, &mut request).await;
-    let (head, body) = answer.into_parts();
+    let response = router::handle(worker, peer, activity, &mut request).await;
+    let (head, body) = response.into_parts();
     match body {
         Either::Left(whole) => {
             // Otherwise the rest of the request is still to come, and is not another one.
             activity.is_between_requests(request.body().is_end_stream());
             // hyper takes the whole response now.
             activity.end_only();
-            let mut answer = Response::from_parts(head, whole);
-            date::correct(&mut answer);
-            Ok(answer)
+            let mut response = Response::from_parts(head, whole);
+            date::correct(&mut response);
+            Ok(response)
         }
         Either::Right(live) => {
-            let mut answer = Response::from_parts(head, live);
-            date::stamp(&mut answer);
+            let mut response = Response::from_parts(head, live);
+            date::stamp(&mut response);
             // It cannot be set already: hyper reads no other request before this one is answered.
-            let _ = stream.set(answer);
+            let _ = stream.set(response);
             pending().await
         }
     }

@@ -102,18 +102,18 @@ async fn respond(
 ) -> Result<Response<PacedBody>, Infallible> {
     let guard = activity.clone().begin();
     let counted = count(&worker.inflight, &request);
-    let mut answer = if counted.is_none() {
+    let mut response = if counted.is_none() {
         router::no_memory_for_request(&worker)
     } else if request.headers().len() > MAX_HEADERS {
         router::too_many_headers(&worker)
     } else {
-        router::answer(&worker, peer, &activity, &mut request).await
+        router::handle(&worker, peer, &activity, &mut request).await
     };
     if counted.is_some() && !request.body().is_end_stream() {
         worker.tasks.spawn(linger(request.into_body()));
     }
-    date::stamp(&mut answer);
-    Ok(answer.map(|body| PacedBody::new(&worker, activity, guard, counted, body)))
+    date::stamp(&mut response);
+    Ok(response.map(|body| PacedBody::new(&worker, activity, guard, counted, body)))
 }
 
 /// Counts a request as in flight until its response is sent; `None` if there is not enough memory.

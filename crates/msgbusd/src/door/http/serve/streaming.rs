@@ -39,9 +39,9 @@ const LAST_CHUNK: Bytes = Bytes::from_static(b"0\r\n\r\n");
 /// with [`ErrorKind::PermissionDenied`] when it accepts none and the keys no longer allow the stream.
 pub(super) async fn serve(
     mut connection: Connection,
-    answer: Response<Box<StreamingBody>>,
+    response: Response<Box<StreamingBody>>,
 ) -> io::Result<()> {
-    let (head, mut live) = answer.into_parts();
+    let (head, mut live) = response.into_parts();
     let is_chunked = head.version == Version::HTTP_11;
     if is_chunked {
         wrap(live.pieces());
