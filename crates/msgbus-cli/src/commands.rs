@@ -154,7 +154,7 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         name: "info",
         alias: None,
         arguments: "TOPIC",
-        about: "Show everything about a topic, and who follows it",
+        about: "Show the settings, counters and subscribers of a topic",
         details: "LAG is the number of messages a subscriber has not received yet.",
         examples: &["msgbus info orders", "msgbus info --json orders"],
         max_arguments: 1,

@@ -85,7 +85,7 @@ impl Meter {
         })
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
+    #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
     fn stop(self, operations: u64) -> io::Result<Cost> {
         let used = self.server.processor_time()?.saturating_sub(self.processor_time);
         let resident = self.server.resident()?;
@@ -113,7 +113,7 @@ impl Meters {
         })
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
+    #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
     pub(crate) fn report(
         self,
         time: Duration,

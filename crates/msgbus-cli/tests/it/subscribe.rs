@@ -638,8 +638,8 @@ async fn a_poll_reports_missed_messages_once() {
         put_short(&daemon);
     }
     retained(&daemon, 1).await;
-    let gone = sub(&daemon.uri(), &args).end().await;
-    gone.fails(6, "missed 3 messages: ");
+    let missed = sub(&daemon.uri(), &args).end().await;
+    missed.fails(6, "missed 3 messages: ");
     sub(&daemon.uri(), &args).end().await.is_silent();
 
     // The same if the gap is the first thing that a new cursor sees.

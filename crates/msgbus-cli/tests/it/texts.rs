@@ -125,7 +125,7 @@ async fn wrong_usage_is_reported_word_for_word_and_exits_with_2() {
     }
 }
 
-/// CASES A17: an unset variable in a script.
+/// An empty value usually comes from an unset variable in a script.
 #[tokio::test]
 async fn an_empty_value_is_called_empty_in_every_option_and_variable() {
     for (command, option) in [
@@ -189,7 +189,7 @@ async fn a_topic_that_looks_like_a_mistake_is_noted() {
     );
 }
 
-/// CASES C12.
+/// `MSGBUS_PORT` is not one: container platforms set it.
 #[tokio::test]
 async fn a_misspelt_variable_is_noted() {
     let daemon = Daemon::start();
