@@ -459,7 +459,7 @@ fn mismatched_certificate_files_are_reported_in_one_line() {
         (&["--tls-cert", &chain, "--tls-key", &other_key], &["--tls-key", "not the key of"]),
         (&["--tls-cert", &chain, "--tls-key", &chain], &["--tls-key", "no private key"]),
         (&["--tls-cert", &empty, "--tls-key", &key], &["--tls-cert", "no certificate"]),
-        (&["--tls-cert", "", "--tls-key", &key], &["--tls-cert", "names no file"]),
+        (&["--tls-cert", "", "--tls-key", &key], &["--tls-cert", "the name of the file is empty"]),
     ] {
         let output = msgbusd(args).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
