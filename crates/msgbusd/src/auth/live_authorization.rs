@@ -27,6 +27,8 @@ struct Inner {
     action: Action,
     topic: TopicName,
     last_check: Option<Check>,
+    /// Revoked once, it stays so: whoever saw it first may have dropped messages.
+    is_revoked: bool,
 }
 
 /// The last check of the keys that succeeded.
@@ -58,6 +60,7 @@ impl LiveAuthorization {
             action,
             topic: topic.clone(),
             last_check: None,
+            is_revoked: false,
         })))
     }
 
@@ -65,6 +68,9 @@ impl LiveAuthorization {
     /// so it is cheap enough for each delivery.
     pub(crate) fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(inner) = &mut self.0 else { return Poll::Pending };
+        if inner.is_revoked {
+            return Poll::Ready(());
+        }
         loop {
             let generation = inner.keyring.generation();
             if let Some(last_check) = &mut inner.last_check
@@ -78,6 +84,7 @@ impl LiveAuthorization {
             }
             let snapshot = inner.keyring.snapshot();
             if !inner.allows(&snapshot.keys) {
+                inner.is_revoked = true;
                 return Poll::Ready(());
             }
             let mut superseded = Box::pin(snapshot.superseded.clone().cancelled_owned());
@@ -92,5 +99,32 @@ impl LiveAuthorization {
     /// Checks the current keys, whatever was polled before.
     pub(crate) fn is_valid(&self) -> bool {
         self.0.as_ref().is_none_or(|inner| inner.allows(&inner.keyring.snapshot().keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, task::Waker};
+
+    use super::*;
+    use crate::auth::{KeyFile, NewKey};
+
+    #[test]
+    fn a_grant_that_comes_back_does_not_take_a_revocation_back() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let key = NewKey::make("k", &["subscribe:t".parse().unwrap()]).unwrap();
+        fs::write(file.path(), &key.lines).unwrap();
+        let keyring = Arc::new(Keyring::new(KeyFile::read(file.path()).unwrap()));
+        let principal = keyring.authenticate(&key.secret).unwrap();
+        let topic = "t".parse().unwrap();
+        let mut authorization =
+            LiveAuthorization::new(&keyring, principal, Action::Subscribe, &topic);
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(authorization.poll_revoked(&mut context).is_pending());
+        for text in ["[anonymous]\nallow = []\n", &key.lines] {
+            fs::write(file.path(), text).unwrap();
+            keyring.reload().unwrap();
+            assert!(authorization.poll_revoked(&mut context).is_ready(), "{text}");
+        }
     }
 }
