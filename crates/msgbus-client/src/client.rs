@@ -66,9 +66,7 @@ impl OutgoingMessage {
         self.content_encoding = Some(coding.into());
         self
     }
-}
 
-impl OutgoingMessage {
     /// Replaces the headers. The server stores names in lower case.
     #[must_use]
     pub fn headers(mut self, headers: Headers) -> Self {
