@@ -68,7 +68,8 @@ impl Publish<'_> {
         call.worker.bus.publish_batch(topic, messages).map(|published| {
             let published = published?;
             wake_queue::published();
-            let (first, last) = (published.ids.start, published.ids.end - 1);
+            // A door may publish an empty batch, which has no last id.
+            let (first, last) = (published.ids.start, published.ids.end.saturating_sub(1));
             debug!(%peer, %topic, first, last, "publish");
             Ok(published)
         })
