@@ -34,6 +34,7 @@ mod model;
 mod options;
 mod receive;
 mod stats;
+pub mod store;
 mod topic;
 mod wire;
 
