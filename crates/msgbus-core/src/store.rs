@@ -27,15 +27,12 @@ use crate::{
 /// The order of locks is: that of a topic, then those of the store. So a store never calls a [`CommitObserver`] from
 /// within one of its methods, or while it holds a lock that its methods take.
 pub trait Store: Debug + Send + Sync {
-    /// Hands over everything that was kept, topic by topic. `found` returns the observer of the topic. The bus calls
-    /// this once, before all other methods. It may block.
+    /// Hands over everything that was kept, topic by topic. `found` returns what is to become of the topic. The bus
+    /// calls this once, before all other methods. It may block.
     ///
     /// # Errors
     /// When the contents cannot be read. The store must not be used then.
-    fn recover(
-        &self,
-        found: &mut dyn FnMut(RecoveredTopic) -> Weak<dyn CommitObserver>,
-    ) -> Result<(), StoreError>;
+    fn recover(&self, found: &mut dyn FnMut(RecoveredTopic) -> Adopted) -> Result<(), StoreError>;
 
     /// Starts to keep a new topic. Nothing is written before the first append. Must not block.
     ///
@@ -77,7 +74,8 @@ pub trait TopicStore: Debug + Send + Sync {
 }
 
 /// Messages that are being read, see [`TopicStore::read`].
-pub type Read = Pin<Box<dyn Future<Output = Result<Vec<RecoveredMessage>, StoreError>> + Send>>;
+pub type Read =
+    Pin<Box<dyn Future<Output = Result<Vec<RecoveredMessage>, StoreError>> + Send + Sync>>;
 
 /// Is told what becomes of the records of one topic. The implementation locks the topic.
 pub trait CommitObserver: Debug + Send + Sync {
@@ -123,17 +121,53 @@ pub struct TopicState {
 pub struct RecoveredTopic {
     /// The topic. Its TTL is that of the settings of now, whatever this says.
     pub info: TopicInfo,
+    /// What the topic promised so far.
+    pub promise: Promise,
     /// The last known state. Messages may have been appended and pulled after it: a store that knows the counters only
     /// from time to time sets `next_id`, `appended` and `pull_next` to what the records say, and the bus balances
     /// the counters.
     pub state: TopicState,
-    /// The messages with ids in `state.first_id..state.next_id`, oldest first. Expired ones may be missing.
-    pub messages: Vec<RecoveredMessage>,
+    /// The gaps in the ids, in order. Empty if ids are dense.
+    pub gaps: Vec<Gap>,
+    /// The messages with ids in `state.first_id..state.next_id`, oldest first. Expired ones may be missing. Their
+    /// payloads stay in the store until they are read.
+    pub messages: Vec<KeptMessage>,
     /// Keeps what comes next.
     pub store: Box<dyn TopicStore>,
 }
 
-/// A message that a store has kept.
+/// Ids that no message has, such as those that may have been given to messages which a power cut took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The first id after the gap.
+    pub id: u64,
+    /// How many messages were appended before it.
+    pub appended: u64,
+}
+
+/// What the bus says about a recovered topic.
+#[derive(Debug)]
+pub struct Adopted {
+    /// Is told about commits from now on.
+    pub observer: Weak<dyn CommitObserver>,
+    /// What the topic promises from now on.
+    pub promise: Promise,
+}
+
+/// What a bus has to know of a message that a store has kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptMessage {
+    /// See [`Message::id`].
+    pub id: u64,
+    /// See [`Message::created`], in nanoseconds since 1970.
+    pub created: i64,
+    /// See [`Message::expires`], in nanoseconds since 1970; `i64::MAX` for never.
+    pub expires: i64,
+    /// See [`Message::accounted_size`].
+    pub size: u64,
+}
+
+/// A message that a store has read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveredMessage {
     /// See [`Message::id`].
@@ -161,6 +195,40 @@ pub enum Promise {
     },
     /// They survive a power cut.
     Synced,
+}
+
+impl Promise {
+    /// The same without its parameters, to be shown to a publisher.
+    pub fn durability(self) -> Durability {
+        match self {
+            Self::Memory => Durability::Memory,
+            Self::Written { .. } => Durability::Written,
+            Self::Synced => Durability::Synced,
+        }
+    }
+}
+
+/// What an accepted message survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Durability {
+    /// Nothing: it is lost when the process ends.
+    #[default]
+    Memory,
+    /// The end of the process, but not certainly a power cut.
+    Written,
+    /// A power cut.
+    Synced,
+}
+
+impl Durability {
+    /// `memory`, `written` or `synced`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Written => "written",
+            Self::Synced => "synced",
+        }
+    }
 }
 
 /// Why a store did not keep something.

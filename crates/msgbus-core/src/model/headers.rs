@@ -152,7 +152,7 @@ impl Headers {
     /// What the headers add to the size of a message, in bytes. Shared headers count in full: the messages that
     /// share them may leave first.
     #[inline]
-    pub(crate) fn accounted_size(&self) -> u64 {
+    pub fn accounted_size(&self) -> u64 {
         if self.is_empty() { 0 } else { self.size() }
     }
 

@@ -10,6 +10,7 @@ use super::{
     name::TopicName,
     time::WallTime,
 };
+use crate::store::RecoveredMessage;
 
 /// The properties of a topic that never change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +53,13 @@ impl Message {
         headers: Headers,
     ) -> Self {
         Self(Arc::new(Inner { topic, id, created, expires, payload, headers }))
+    }
+
+    /// The message that a store has read.
+    pub fn recovered(topic: &Arc<TopicInfo>, kept: RecoveredMessage) -> Self {
+        let expires = kept.expires.map_or(WallTime::NEVER, WallTime::from);
+        let created = kept.created.into();
+        Self::new(Arc::clone(topic), kept.id, created, expires, kept.payload, kept.headers)
     }
 
     /// The topic that the message was published to.
@@ -100,7 +108,9 @@ impl Message {
         self.0.created
     }
 
-    pub(crate) fn accounted_size(&self) -> u64 {
+    /// The size of the message as the limits count it, in bytes: its payload, its headers, and
+    /// [`OVERHEAD`](Self::OVERHEAD).
+    pub fn accounted_size(&self) -> u64 {
         accounted_size(self.payload(), self.headers())
     }
 }

@@ -1,0 +1,7 @@
+//! Tests of the whole store on a simulated disk, without threads.
+
+mod crash;
+mod damage;
+mod model;
+mod observer;
+mod world;
