@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     bus.put(&jobs, "cat.png")?;
     bus.put(&jobs, NewMessage::new("dog.png").ttl(Duration::from_secs(60)))?;
 
-    while let Some(job) = bus.get(&jobs) {
+    while let Some(job) = bus.get(&jobs)? {
         println!("job {}: {}", job.id(), String::from_utf8_lossy(job.payload()));
     }
 

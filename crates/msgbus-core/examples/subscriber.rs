@@ -28,6 +28,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     for headline in ["first", "second", "third"] {
         bus.put(&news, headline)?;
     }
-    bus.close();
+    bus.close()?;
     reader.join().map_err(|_| "the reader panicked".into())
 }

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::store::StoreError;
+
 /// Why a publish was refused. Nothing was kept, evicted or created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -31,6 +33,10 @@ pub enum PublishError {
     /// The bus was closed.
     #[error("the bus is closed")]
     Closed,
+    /// The topic is durable, and its store did not keep the message. After [`StoreError::Failed`] it is unknown
+    /// whether the message is there when the store is opened again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// A limit of the whole bus is reached.
@@ -76,4 +82,7 @@ pub enum RecvError {
         /// How many messages left the log before the subscription received them.
         missed: u64,
     },
+    /// The topic is durable, and its store did not keep the new position of pulls.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }

@@ -12,9 +12,9 @@
 //! let mut subscription = bus.subscribe(&hello, Position::New)?;
 //! bus.put(&hello, "hi there")?;
 //!
-//! let message = bus.get(&hello).expect("just published");
+//! let message = bus.get(&hello)?.expect("just published");
 //! assert_eq!(message.payload(), "hi there");
-//! assert!(bus.get(&hello).is_none(), "a message is pulled once");
+//! assert!(bus.get(&hello)?.is_none(), "a message is pulled once");
 //!
 //! match subscription.recv_blocking()? {
 //!     Event::Message(message) => assert_eq!(message.id(), 0),

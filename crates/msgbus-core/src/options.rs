@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::model::{Position, TopicName, TopicPattern};
+use crate::{
+    model::{Position, TopicName, TopicPattern},
+    store::Promise,
+};
 
 /// The options of a bus. The defaults suit most programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,11 @@ pub struct TopicSettings {
     pub max_bytes: u64,
     /// What happens to a publish that would exceed one of the two limits.
     pub overflow: Overflow,
+    /// How much of a durable topic is in memory, in bytes as [`Options::max_bytes`] counts them. Older messages are only
+    /// in the store, and count for 32 bytes each. Default 16 MiB.
+    pub memory_bytes: u64,
+    /// What the topic promises about accepted messages, if the bus has a store. Default [`Promise::Memory`].
+    pub promise: Promise,
 }
 
 impl Default for TopicSettings {
@@ -55,6 +63,8 @@ impl Default for TopicSettings {
             max_messages: 65_536,
             max_bytes: 64 << 20,
             overflow: Overflow::DropOldest,
+            memory_bytes: 16 << 20,
+            promise: Promise::Memory,
         }
     }
 }
@@ -82,12 +92,24 @@ pub struct TopicRule {
     pub max_bytes: Option<u64>,
     /// Sets [`TopicSettings::overflow`].
     pub overflow: Option<Overflow>,
+    /// Sets [`TopicSettings::memory_bytes`].
+    pub memory_bytes: Option<u64>,
+    /// Sets [`TopicSettings::promise`].
+    pub promise: Option<Promise>,
 }
 
 impl TopicRule {
     /// A rule without settings.
     pub fn new(pattern: TopicPattern) -> Self {
-        Self { pattern, ttl: None, max_messages: None, max_bytes: None, overflow: None }
+        Self {
+            pattern,
+            ttl: None,
+            max_messages: None,
+            max_bytes: None,
+            overflow: None,
+            memory_bytes: None,
+            promise: None,
+        }
     }
 }
 
@@ -104,6 +126,8 @@ impl Options {
             max_messages: rule.max_messages.unwrap_or(settings.max_messages).max(1),
             max_bytes: rule.max_bytes.unwrap_or(settings.max_bytes),
             overflow: rule.overflow.unwrap_or(settings.overflow),
+            memory_bytes: rule.memory_bytes.unwrap_or(settings.memory_bytes),
+            promise: rule.promise.unwrap_or(settings.promise),
         })
     }
 }
@@ -134,6 +158,11 @@ pub enum LagPolicy {
     Skip,
     /// It ends with [`RecvError::Lagged`](crate::RecvError::Lagged).
     Disconnect,
+}
+
+impl BatchLimit {
+    /// One event or message, of any size.
+    pub const ONE: Self = Self { events: 1, bytes: usize::MAX };
 }
 
 /// The limits of a batch.

@@ -2,7 +2,7 @@
 
 use std::{iter::Sum, ops::AddAssign, sync::Arc};
 
-use crate::{model::TopicInfo, options::TopicSettings};
+use crate::{model::TopicInfo, options::TopicSettings, store::Durability};
 
 /// What happened to the messages of a topic or of a whole bus.
 ///
@@ -84,6 +84,8 @@ pub struct TopicStats {
     pub bytes: u64,
     /// The settings that the topic was created with.
     pub settings: TopicSettings,
+    /// What an accepted message survives.
+    pub durability: Durability,
     /// The id of the oldest message in the log, or `next_id` if the log is empty.
     pub first_id: u64,
     /// The id of the next message.

@@ -55,7 +55,7 @@ fn concurrent_publishers_and_pullers_share_each_id_once_and_in_order() {
             thread::spawn(move || {
                 let mut mine = Vec::new();
                 while taken.load(SeqCst) < PUBLISHERS * EACH {
-                    if let Some(message) = bus.get(&jobs) {
+                    if let Some(message) = bus.get(&jobs).unwrap() {
                         taken.fetch_add(1, SeqCst);
                         mine.push(message.id());
                     }
@@ -140,7 +140,7 @@ fn no_accepted_message_is_lost_to_a_delete() {
         });
         start.wait();
         for _ in 0..2_000 {
-            bus.delete(&topic);
+            bus.delete(&topic).wait().unwrap();
         }
     });
     let stats = bus.stats();
@@ -154,17 +154,17 @@ fn a_handle_does_what_the_name_does() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     let mut handle = bus.handle(&topic);
-    assert_eq!(handle.get(), None);
+    assert_eq!(handle.get().unwrap(), None);
     assert_eq!(bus.topics(), [], "a handle makes no topic");
 
     let first = handle.put("a").unwrap();
-    assert_eq!(bus.get(&topic).unwrap().payload(), "a");
-    bus.delete(&topic);
+    assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "a");
+    bus.delete(&topic).wait().unwrap();
     let mut subscription = handle.subscribe(Position::New).unwrap();
     let again = bus.put(&topic, "b").unwrap();
     assert!(again.epoch > first.epoch);
     assert_eq!(next(&mut subscription), 0);
-    assert_eq!(handle.get().unwrap().payload(), "b");
+    assert_eq!(handle.get().unwrap().unwrap().payload(), "b");
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn epochs_rise_and_distinguish_a_restart_from_a_lag() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     let first = bus.put(&topic, "a").unwrap();
-    bus.delete(&topic);
+    bus.delete(&topic).wait().unwrap();
     let second = bus.put(&topic, "b").unwrap();
     assert_eq!((first.id, second.id), (0, 0));
     assert!(second.epoch > first.epoch);
@@ -247,23 +247,24 @@ fn delete_ends_subscriptions_at_once_and_close_lets_them_drain() {
     let mut deleted = bus.subscribe(&gone, Position::All).unwrap();
     let mut drains = bus.subscribe(&kept, Position::All).unwrap();
 
-    assert!(bus.delete(&gone));
-    assert!(!bus.delete(&gone), "there is none any more");
+    assert!(bus.delete(&gone).wait().unwrap());
+    assert!(!bus.delete(&gone).wait().unwrap(), "there is none any more");
     assert_eq!(deleted.recv_blocking(), Err(RecvError::Deleted));
     assert_eq!(deleted.stats().missed, 2);
 
-    bus.close();
+    bus.close().unwrap();
     assert_eq!(bus.put(&kept, "3"), Err(PublishError::Closed));
     assert_eq!(bus.put(&name("new"), "1"), Err(PublishError::Closed));
     assert_eq!(bus.subscribe(&kept, Position::All).err(), Some(SubscribeError::Closed));
-    assert_eq!(bus.get(&kept).unwrap().payload(), "1");
+    assert_eq!(bus.get(&kept).unwrap().unwrap().payload(), "1");
     assert_eq!((next(&mut drains), next(&mut drains)), (0, 1));
     assert_eq!(drains.recv_blocking(), Err(RecvError::Closed));
 }
 
 #[test]
 fn delete_and_close_wake_a_blocked_thread() {
-    for end in [MessageBus::close, |bus: &MessageBus| assert!(bus.delete(&name("t")))] {
+    let delete = |bus: &MessageBus| assert!(bus.delete(&name("t")).wait().unwrap());
+    for end in [|bus: &MessageBus| bus.close().unwrap(), delete] {
         let bus = MessageBus::new(Options::default());
         let mut subscription = bus.subscribe(&name("t"), Position::New).unwrap();
         let blocked = thread::spawn(move || subscription.recv_timeout(SOON));
@@ -317,7 +318,7 @@ fn a_parked_task_is_woken_once_per_sleep() {
     assert!(stream.as_mut().poll_next(&mut cx).is_ready());
     assert!(stream.as_mut().poll_next(&mut cx).is_ready());
     assert!(stream.as_mut().poll_next(&mut cx).is_pending());
-    bus.close();
+    bus.close().unwrap();
     assert_eq!(wakes.0.load(SeqCst), 2);
     assert_eq!(stream.as_mut().poll_next(&mut cx), Poll::Ready(Some(Err(RecvError::Closed))));
     assert_eq!(stream.poll_next(&mut cx), Poll::Ready(None));
@@ -332,16 +333,16 @@ fn the_bus_limits_its_topics_and_bytes() {
     }
     let full = LimitReached::Topics { limit: 3 };
     assert_eq!(bus.put(&name("d"), "x"), Err(full.into()));
-    assert!(bus.get(&name("d")).is_none());
+    assert!(bus.get(&name("d")).unwrap().is_none());
     assert_eq!(bus.topics().len(), 3);
 
-    assert!(bus.delete(&name("c")));
+    assert!(bus.delete(&name("c")).wait().unwrap());
     bus.put(&name("d"), "x").unwrap();
     let refused = bus.put(&name("d"), vec![0; 5_000]).unwrap_err();
     assert_eq!(refused, LimitReached::Bytes { limit: 4_000 }.into());
 
     for topic in ["a", "b", "d"] {
-        assert!(bus.delete(&name(topic)));
+        assert!(bus.delete(&name(topic)).wait().unwrap());
     }
     assert_eq!(bus.stats().bytes, 0, "everything set aside has been given back");
 }
@@ -361,7 +362,7 @@ fn a_refused_publish_does_not_reserve_bytes_meanwhile() {
         });
         let accepted = (0..20_000).all(|_| {
             let accepted = bus.put(&name("small"), "x").is_ok();
-            bus.delete(&name("small"));
+            bus.delete(&name("small")).wait().unwrap();
             accepted
         });
         done.store(true, SeqCst);
@@ -416,7 +417,7 @@ fn messages_that_leave_with_their_topic_are_dropped_outside_its_locks() {
     let bus = MessageBus::new(Options::default());
     let (sender, dropped) = mpsc::channel();
     bus.put(&name("t"), Bytes::from_owner(Looks(bus.clone(), sender))).unwrap();
-    thread::spawn(move || bus.delete(&name("t")));
+    thread::spawn(move || bus.delete(&name("t")).wait().unwrap());
     let stats = dropped.recv_timeout(SOON).unwrap();
     assert_eq!((stats.topics, stats.counters.deleted.unpulled), (0, 1));
 }
@@ -432,7 +433,8 @@ fn a_batch_is_published_whole_or_not_at_all() {
     assert_eq!(bus.put_batch(&topic, drafts(4)).unwrap().ids, 3..7);
     assert_eq!(bus.put_batch(&topic, drafts(6)), Err(PublishError::TooMany { count: 6, limit: 5 }));
     let limit = BatchLimit { events: 10, bytes: usize::MAX };
-    let ids: Vec<u64> = bus.get_batch(&topic, limit).iter().map(msgbus_core::Message::id).collect();
+    let ids: Vec<u64> =
+        bus.get_batch(&topic, limit).unwrap().iter().map(msgbus_core::Message::id).collect();
     assert_eq!(ids, [2, 3, 4, 5, 6]);
 }
 
@@ -444,7 +446,7 @@ fn expired_messages_are_never_seen_and_purging_frees_them() {
     bus.put(&topic, "long").unwrap();
     thread::sleep(Duration::from_millis(30)); // Real expiry needs real time.
     assert_eq!(bus.purge_expired().messages, 1);
-    assert_eq!(bus.get(&topic).unwrap().payload(), "long");
+    assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "long");
     let stats = bus.topic(&topic).unwrap();
     assert_eq!((stats.counters.expired.total, stats.counters.expired.unpulled), (1, 1));
     assert_eq!(stats.retained, 1, "pulled messages stay for replay");
@@ -456,7 +458,7 @@ fn a_message_reads_back_as_it_was_written() {
     let topic = name("a/\"quoted\" & <odd>");
     for payload in [&b""[..], b"hi", b"\x00\xff\n"] {
         bus.put(&topic, payload).unwrap();
-        let sent = bus.get(&topic).unwrap();
+        let sent = bus.get(&topic).unwrap().unwrap();
         let mut out = Vec::new();
         json::write_message(&mut out, &sent);
         let read = json::read_message(&out).unwrap();

@@ -25,7 +25,7 @@ fn headers_read_back_as_they_were_written_and_only_where_there_are_any() {
     ];
     for (draft, expected) in drafts {
         bus.put(&topic, draft).unwrap();
-        let sent = bus.get(&topic).unwrap();
+        let sent = bus.get(&topic).unwrap().unwrap();
         let mut out = Vec::new();
         json::write_message(&mut out, &sent);
         let text = str::from_utf8(&out).unwrap();

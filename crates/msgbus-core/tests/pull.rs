@@ -110,11 +110,11 @@ fn a_waiting_pull_ends_with_its_deadline_its_topic_or_its_bus() {
     let wait = || bus.pull_wait(&name("t"), ONE).unwrap();
     assert_eq!(wait().wait_timeout(Duration::from_millis(10)), Ok(None));
     let pull = wait();
-    bus.delete(&name("t"));
+    bus.delete(&name("t")).wait().unwrap();
     assert_eq!(pull.wait_timeout(SOON), Err(RecvError::Deleted));
     let (first, second) = (wait(), wait());
     bus.put(&name("t"), "left").unwrap();
-    bus.close();
+    bus.close().unwrap();
     assert_eq!(first.wait_timeout(SOON).unwrap().unwrap()[0].payload(), "left");
     assert_eq!(second.wait_timeout(SOON), Err(RecvError::Closed));
     assert_eq!(bus.pull_wait(&name("t"), ONE).err(), Some(SubscribeError::Closed));
@@ -125,13 +125,13 @@ fn peeking_takes_nothing() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     let limit = BatchLimit { events: 2, bytes: usize::MAX };
-    assert_eq!(bus.peek(&topic, None, limit), None);
+    assert_eq!(bus.peek(&topic, None, limit).wait().unwrap(), None);
     for n in 0..4 {
         bus.put(&topic, n.to_string()).unwrap();
     }
-    bus.get(&topic).unwrap();
+    bus.get(&topic).unwrap().unwrap();
     let ids = |from| {
-        let peek = bus.peek(&topic, from, limit).unwrap();
+        let peek = bus.peek(&topic, from, limit).wait().unwrap().unwrap();
         peek.messages().map(msgbus_core::Message::id).collect::<Vec<_>>()
     };
     assert_eq!(ids(None), [1, 2]);
@@ -139,9 +139,9 @@ fn peeking_takes_nothing() {
     assert_eq!(ids(Some(Position::All)), [0, 1]);
     assert_eq!(ids(Some(Position::Id(3))), [3]);
     assert!(ids(Some(Position::New)).is_empty());
-    let nothing = bus.peek(&topic, Some(Position::New), limit).unwrap();
+    let nothing = bus.peek(&topic, Some(Position::New), limit).wait().unwrap().unwrap();
     assert_eq!((nothing.epoch, nothing.start.next_id), (bus.topic(&topic).unwrap().topic.epoch, 4));
-    assert_eq!(bus.get(&topic).unwrap().id(), 1);
+    assert_eq!(bus.get(&topic).unwrap().unwrap().id(), 1);
 }
 
 #[test]

@@ -43,11 +43,11 @@ mod linux {
         }
         assert!(before.elapsed() < Duration::from_secs(3600), "the monotonic clock stood still");
 
-        assert_eq!(bus.get(&topic), None);
+        assert_eq!(bus.get(&topic).unwrap(), None);
         assert_eq!(subscription.recv_blocking(), Ok(Event::Missed { count: 2, next_id: 2 }));
         assert_eq!(bus.topic(&topic).unwrap().counters.expired.total, 2);
         bus.put(&topic, "in the morning").unwrap();
-        assert_eq!(bus.get(&topic).unwrap().payload(), "in the morning");
+        assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "in the morning");
     }
 
     fn sleep_through_a_night() -> std::io::Result<()> {

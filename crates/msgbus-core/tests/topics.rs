@@ -51,7 +51,7 @@ fn a_topic_without_a_publish_is_removed_with_its_last_consumer_and_uses_no_limit
     drop(waiters);
     assert_eq!(bus.topics(), [name("loud")]);
 
-    assert!(bus.delete(&name("loud")));
+    assert!(bus.delete(&name("loud")).wait().unwrap());
     let follower = bus.subscribe(&names[0], Position::New).unwrap();
     bus.put(&names[0], "x").unwrap();
     drop(follower);
@@ -73,8 +73,8 @@ fn consumers_and_publishers_of_one_topic_that_come_and_go_lose_nothing() {
         while !followers.is_finished() {
             let published = bus.put(&topic, "x").unwrap();
             assert_eq!(published.id, 0);
-            assert_eq!(bus.get(&topic).unwrap().topic().epoch, published.epoch);
-            assert!(bus.delete(&topic));
+            assert_eq!(bus.get(&topic).unwrap().unwrap().topic().epoch, published.epoch);
+            assert!(bus.delete(&topic).wait().unwrap());
         }
     });
     assert_eq!((bus.topics().len(), bus.stats().bytes), (0, 0));
@@ -94,7 +94,7 @@ fn resuming_at_the_start_of_a_topic_that_was_never_published_to_misses_nothing()
     let resumed = start(Position::Start { epoch });
     assert_eq!((resumed.next_id, resumed.missed, resumed.restarted), (0, 0, false));
 
-    bus.delete(&topic);
+    bus.delete(&topic).wait().unwrap();
     assert!(start(Position::Start { epoch }).restarted, "a message may have been missed");
     assert!(start(Position::Start { epoch: 17 }).restarted, "of another bus");
     assert!(start(Position::Start { epoch: u64::MAX }).restarted, "of no bus yet");
@@ -110,7 +110,7 @@ fn an_empty_batch_creates_no_topic() {
     let published = bus.put(&topic, "x").unwrap();
     let nothing = bus.put_batch(&topic, Vec::new()).unwrap();
     assert_eq!((nothing.epoch, nothing.ids), (published.epoch, 1..1));
-    bus.close();
+    bus.close().unwrap();
     assert_eq!(bus.put_batch(&topic, Vec::new()), Err(PublishError::Closed));
 }
 
@@ -194,7 +194,7 @@ fn a_walk_counts_each_topic_once_wherever_it_is() {
             for round in 0..200 {
                 for topic in topics.iter().skip(round % 2).step_by(2) {
                     bus.put(topic, "x").unwrap();
-                    assert!(bus.delete(topic));
+                    assert!(bus.delete(topic).wait().unwrap());
                 }
             }
         });
@@ -225,8 +225,8 @@ impl AsRef<[u8]> for Looks {
 impl Drop for Looks {
     fn drop(&mut self) {
         // This also takes the shard's lock for writing.
-        self.0.delete(&name("another"));
-        self.0.peek(&self.1, None, ONE);
+        self.0.delete(&name("another")).wait().unwrap();
+        self.0.peek(&self.1, None, ONE).wait().unwrap();
         self.2.send(()).unwrap();
     }
 }
@@ -256,10 +256,10 @@ fn messages_are_freed_without_a_lock_for_whatever_reason_they_leave() {
 
     let acts: [Act; 5] = [
         ("put", Box::new(|bus| ignore(bus.put(&name("put"), "x").unwrap()))),
-        ("get", Box::new(|bus| ignore(bus.get(&name("get"))))),
+        ("get", Box::new(|bus| ignore(bus.get(&name("get")).unwrap()))),
         ("stats", Box::new(|bus| ignore(bus.stats()))),
         ("purge", Box::new(|bus| ignore(bus.purge_expired()))),
-        ("delete", Box::new(|bus| assert!(bus.delete(&name("delete"))))),
+        ("delete", Box::new(|bus| assert!(bus.delete(&name("delete")).wait().unwrap()))),
     ];
     for (what, act) in acts {
         bus.put(&name(what), short(what)).unwrap();
@@ -286,10 +286,10 @@ fn many_messages_that_expire_at_once_are_skipped_and_counted() {
     bus.put_batch(&topic, (0..MANY).map(|_| short()).collect()).unwrap();
     thread::sleep(Duration::from_millis(210)); // Real expiry needs real time.
 
-    assert_eq!(bus.get(&topic).unwrap().payload(), "first");
-    assert_eq!(bus.get(&topic), None);
+    assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "first");
+    assert_eq!(bus.get(&topic).unwrap(), None);
     bus.put(&topic, "last").unwrap();
-    assert_eq!(bus.get(&topic).unwrap().payload(), "last");
+    assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "last");
     assert!(matches!(behind.recv_blocking(), Ok(Event::Message(message)) if message.id() == 0));
     assert_eq!(behind.recv_blocking(), Ok(Event::Missed { count: MANY, next_id: 1 + MANY }));
     let stats = bus.topic(&topic).unwrap();

@@ -154,7 +154,7 @@ fn act(bus: &MessageBus, topic: &TopicName, rng: &mut Rng, place: Place) -> Plac
     let count = match rng.u8(0..20) {
         0 => {
             put(rng.u64(0..2 * KEPT));
-            assert!(bus.delete(topic));
+            assert!(bus.delete(topic).wait().unwrap());
             let next = rng.u64(0..3);
             put(next);
             return Place { life: place.life + 1, next };
@@ -172,7 +172,7 @@ struct Close<'a>(&'a MessageBus);
 
 impl Drop for Close<'_> {
     fn drop(&mut self) {
-        self.0.close();
+        self.0.close().unwrap();
     }
 }
 
@@ -253,7 +253,7 @@ fn a_poll_beside_a_publish_finds_it_or_is_woken() {
                 begun.store(round, SeqCst);
                 dawdle(rng);
                 match rng.u8(0..32) {
-                    0 => assert!(bus.delete(&topic)),
+                    0 => assert!(bus.delete(&topic).wait().unwrap()),
                     1 => drop(bus.put_batch(&topic, vec!["x".into(); 8]).unwrap()),
                     _ => drop(bus.put(&topic, "x")),
                 }

@@ -10,6 +10,7 @@ use crate::{
     error::PublishError,
     model::{Message, NewMessage, Published, PublishedBatch, TopicName},
     options::BatchLimit,
+    store::StoreError,
 };
 
 /// A handle that caches the location of a topic, so that repeated use needs no look-up by name.
@@ -39,7 +40,7 @@ impl TopicHandle {
     /// # Errors
     /// See [`PublishError`].
     pub fn put(&mut self, message: impl Into<NewMessage>) -> Result<Published, PublishError> {
-        self.topic_ref().put(message.into())
+        self.topic_ref().publish(message.into()).wait()
     }
 
     /// Publishes messages in one step, see [`MessageBus::put_batch`](crate::MessageBus::put_batch).
@@ -47,18 +48,24 @@ impl TopicHandle {
     /// # Errors
     /// See [`PublishError`].
     pub fn put_batch(&mut self, messages: Vec<NewMessage>) -> Result<PublishedBatch, PublishError> {
-        self.topic_ref().put_batch(messages)
+        self.topic_ref().publish_batch(messages).wait()
     }
 
     /// Pulls the oldest message that nobody has pulled, see [`MessageBus::get`](crate::MessageBus::get).
-    pub fn get(&mut self) -> Option<Message> {
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn get(&mut self) -> Result<Option<Message>, StoreError> {
         self.topic_ref().get()
     }
 
     /// Pulls messages until a limit is reached, see
     /// [`MessageBus::get_batch`](crate::MessageBus::get_batch).
-    pub fn get_batch(&mut self, limit: BatchLimit) -> Vec<Message> {
-        self.topic_ref().get_batch(limit)
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn get_batch(&mut self, limit: BatchLimit) -> Result<Vec<Message>, StoreError> {
+        self.topic_ref().pull(limit).wait()
     }
 
     pub(crate) fn topic_ref(&mut self) -> TopicRef<'_> {

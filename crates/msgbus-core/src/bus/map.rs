@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use super::{
     clock,
     locked_topic::LockedTopic,
+    op::Op,
     wake_queue::{self, WakeQueue},
 };
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     model::{Now, Position, TopicInfo, TopicName},
     options::Options,
     stats::{Counters, Purged},
+    store::{Store, StoreError},
     topic::{Budget, Log, Reservation, Topic, Wakers},
 };
 
@@ -31,16 +33,16 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct SharedTopic {
     name: TopicName,
-    map: Weak<TopicMap>,
+    pub(super) map: Weak<TopicMap>,
     topic: Mutex<Topic>,
 }
 
 impl SharedTopic {
-    fn new(topic: Topic, map: Weak<TopicMap>) -> Self {
+    pub(super) fn new(topic: Topic, map: Weak<TopicMap>) -> Self {
         Self { name: topic.info().name.clone(), map, topic: Mutex::new(topic) }
     }
 
-    fn name(&self) -> &TopicName {
+    pub(super) fn name(&self) -> &TopicName {
         &self.name
     }
 
@@ -74,13 +76,14 @@ impl SharedTopic {
 #[derive(Debug)]
 pub(crate) struct TopicMap {
     /// For topics, which remove themselves.
-    own: Weak<Self>,
+    pub(super) own: Weak<Self>,
     options: Options,
+    pub(super) store: Option<Arc<dyn Store>>,
     shards: Box<[RwLock<Shard>]>,
     hasher: RandomState,
     /// Topics that were ever published to. Only they count toward the limit.
     published_topics: AtomicUsize,
-    budget: Arc<Budget>,
+    pub(super) budget: Arc<Budget>,
     pub(crate) wake_queue: WakeQueue,
     last_epoch: AtomicU64,
     /// The epoch that a new topic would have got when a published topic was last removed, or when the bus
@@ -125,14 +128,18 @@ impl VacantEntry<'_> {
     /// Creates a topic and calls `act` with it. Adds it to the map only if `act` succeeds.
     pub(crate) fn create<T, E>(
         mut self,
-        act: impl FnOnce(&mut Topic) -> Result<T, E>,
+        act: impl FnOnce(&Arc<SharedTopic>, &mut Topic) -> Result<T, E>,
     ) -> Result<(Arc<SharedTopic>, T), E> {
-        let mut topic = self.map.new_topic(self.key.name);
-        let result = act(&mut topic)?;
+        let topic = self.map.new_topic(self.key.name);
         let topic = Arc::new(SharedTopic::new(topic, Weak::clone(&self.map.own)));
-        let hash = |topic: &Arc<SharedTopic>| self.map.key(topic.name()).hash;
-        self.shard.topics.insert_unique(self.key.hash, Arc::clone(&topic), hash);
+        let result = act(&topic, &mut topic.lock())?;
+        self.insert(&topic);
         Ok((topic, result))
+    }
+
+    pub(super) fn insert(&mut self, topic: &Arc<SharedTopic>) {
+        let hash = |topic: &Arc<SharedTopic>| self.map.key(topic.name()).hash;
+        self.shard.topics.insert_unique(self.key.hash, Arc::clone(topic), hash);
     }
 }
 
@@ -140,11 +147,12 @@ impl TopicMap {
     /// Few enough to walk, and enough that copying one takes microseconds with 100,000 topics.
     pub(crate) const SHARDS: usize = 256;
 
-    pub(crate) fn new(options: Options) -> Arc<Self> {
+    pub(crate) fn new(options: Options, store: Option<Arc<dyn Store>>) -> Arc<Self> {
         let map = Arc::new_cyclic(|own| Self {
             own: Weak::clone(own),
             budget: Budget::new(options.max_bytes),
             options,
+            store,
             shards: iter::repeat_with(RwLock::default).take(Self::SHARDS).collect(),
             hasher: RandomState::new(),
             published_topics: AtomicUsize::new(0),
@@ -153,8 +161,19 @@ impl TopicMap {
             last_removal: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         });
-        map.last_removal.store(map.next_epoch(clock::now()), Relaxed);
+        map.forget_earlier_epochs();
         map
+    }
+
+    /// A position in an earlier epoch than the next one says nothing about what was missed.
+    fn forget_earlier_epochs(&self) {
+        self.last_removal.store(self.next_epoch(clock::now()), Relaxed);
+    }
+
+    /// Takes notice of an epoch that was given out before a restart.
+    pub(super) fn continue_after(&self, epoch: u64) {
+        self.last_epoch.fetch_max(epoch, Relaxed);
+        self.forget_earlier_epochs();
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -199,6 +218,16 @@ impl TopicMap {
         admitted.map(drop).map_err(|_| LimitReached::Topics { limit })
     }
 
+    /// Takes back an admission: the topic's first publish was refused.
+    pub(super) fn dismiss_topic(&self) {
+        self.published_topics.fetch_sub(1, Relaxed);
+    }
+
+    /// Counts a topic that was published to before a restart, limit or not.
+    pub(super) fn count_recovered(&self) {
+        self.published_topics.fetch_add(1, Relaxed);
+    }
+
     /// The position to subscribe from. A subscriber that has received nothing from an epoch of this bus has
     /// missed nothing, unless a published topic was removed since: that may have been its topic. Otherwise
     /// nothing was published to its topic, and the current topic of that name continues it.
@@ -214,17 +243,21 @@ impl TopicMap {
         }
     }
 
-    pub(crate) fn delete(&self, name: &TopicName) -> bool {
+    pub(crate) fn delete(&self, name: &TopicName) -> Op<Result<bool, StoreError>> {
         let key = self.key(name);
         let mut shard = self.shard(key).write();
-        let Some(topic) = shard.find(key).map(Arc::clone) else { return false };
+        let Some(topic) = shard.find(key).map(Arc::clone) else { return Op::ready(Ok(false)) };
         let mut locked = topic.lock();
+        let commit = match locked.store_deletion() {
+            Ok(commit) => commit,
+            Err(error) => return Op::ready(Err(error)),
+        };
         let (wakers, retained) = self.remove(&mut shard, &mut locked);
         drop(shard);
         drop(locked);
         self.wake_queue.wake(wakers);
         drop(retained);
-        true
+        Op::after(commit, &topic, true)
     }
 
     pub(crate) fn purge_expired(&self) -> Purged {
@@ -257,7 +290,7 @@ impl TopicMap {
         }
     }
 
-    pub(crate) fn close(&self) {
+    pub(crate) fn close(&self) -> Result<(), StoreError> {
         self.closed.store(true, Relaxed);
         for shard in &self.shards {
             // Topics are created under the shard's write lock, and `closed` is read under it. So a topic is
@@ -271,6 +304,7 @@ impl TopicMap {
                 self.wake_queue.wake(wakers);
             }
         }
+        self.store.as_ref().map_or(Ok(()), |store| store.close())
     }
 
     fn key<'a>(&self, name: &'a TopicName) -> Key<'a> {
@@ -330,7 +364,8 @@ impl TopicMap {
     fn remove_if(&self, topic: &SharedTopic, unused: impl FnOnce(&Topic) -> bool) -> bool {
         let mut shard = self.shard(self.key(topic.name())).write();
         let mut locked = topic.lock();
-        let is_unused = unused(&locked);
+        // If the store does not accept the removal now, the next purge tries again.
+        let is_unused = unused(&locked) && locked.store_deletion().is_ok();
         if is_unused {
             // An unused topic has no consumers to wake and no messages to drop.
             let _ = self.remove(&mut shard, &mut locked);

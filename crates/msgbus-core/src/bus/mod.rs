@@ -9,6 +9,7 @@ use crate::{
     options::{BatchLimit, Options, SubscribeOptions},
     receive::Subscription,
     stats::{BusStats, Purged, SubscriberStats, TopicStats},
+    store::{Store, StoreError},
 };
 
 pub(crate) mod clock;
@@ -16,6 +17,8 @@ mod handle;
 mod locked_topic;
 mod map;
 mod op;
+mod page_reader;
+mod stored;
 mod topic_ref;
 mod wake_queue;
 mod walk;
@@ -25,7 +28,9 @@ pub use self::{
     op::Op,
     walk::{StatsWalk, TopicPage},
 };
-pub(crate) use self::{locked_topic::LockedTopic, map::SharedTopic, topic_ref::TopicRef};
+pub(crate) use self::{
+    locked_topic::LockedTopic, map::SharedTopic, page_reader::PageReader, topic_ref::TopicRef,
+};
 
 /// A message bus: a set of topics by name. Each topic is a bounded log that can be published to, pulled from
 /// and subscribed to. Clones are cheap and refer to the same bus.
@@ -36,9 +41,25 @@ pub(crate) use self::{locked_topic::LockedTopic, map::SharedTopic, topic_ref::To
 pub struct MessageBus(Arc<TopicMap>);
 
 impl MessageBus {
-    /// Creates an empty bus.
+    /// Creates an empty bus. All topics are only in memory.
     pub fn new(options: Options) -> Self {
-        Self(TopicMap::new(options))
+        Self(TopicMap::new(options, None))
+    }
+
+    /// Creates a bus with a store, and with the topics that the store has kept. [`TopicSettings::promise`] says which
+    /// topics are durable. Blocks until they are read.
+    ///
+    /// Operations on durable topics wait until the store has kept what the topic promises. Those that return their
+    /// result block the thread until then; those that return an [`Op`] are futures.
+    ///
+    /// [`TopicSettings::promise`]: crate::TopicSettings::promise
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn open(options: Options, store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let map = TopicMap::new(options, Some(store));
+        map.recover()?;
+        Ok(Self(map))
     }
 
     /// The options that the bus was created with.
@@ -57,7 +78,7 @@ impl MessageBus {
         topic: &TopicName,
         message: impl Into<NewMessage>,
     ) -> Result<Published, PublishError> {
-        self.topic_ref(topic, &mut None).put(message.into())
+        self.publish(topic, message).wait()
     }
 
     /// Publishes all messages or none, in one step: nobody sees some of them before the others, and no other
@@ -71,7 +92,7 @@ impl MessageBus {
         topic: &TopicName,
         messages: Vec<NewMessage>,
     ) -> Result<PublishedBatch, PublishError> {
-        self.topic_ref(topic, &mut None).put_batch(messages)
+        self.publish_batch(topic, messages).wait()
     }
 
     /// Publishes as [`put`](Self::put) does, and is ready when the topic has kept the message.
@@ -80,7 +101,7 @@ impl MessageBus {
         topic: &TopicName,
         message: impl Into<NewMessage>,
     ) -> Op<Result<Published, PublishError>> {
-        Op::ready(self.put(topic, message))
+        self.topic_ref(topic, &mut None).publish(message.into())
     }
 
     /// Publishes as [`put_batch`](Self::put_batch) does, and is ready when the topic has kept the messages.
@@ -89,12 +110,17 @@ impl MessageBus {
         topic: &TopicName,
         messages: Vec<NewMessage>,
     ) -> Op<Result<PublishedBatch, PublishError>> {
-        Op::ready(self.put_batch(topic, messages))
+        self.topic_ref(topic, &mut None).publish_batch(messages)
     }
 
-    /// Pulls as [`get_batch`](Self::get_batch) does, and is ready when nobody else can get the messages.
-    pub fn pull(&self, topic: &TopicName, limit: BatchLimit) -> Op<Vec<Message>> {
-        Op::ready(self.get_batch(topic, limit))
+    /// Pulls as [`get_batch`](Self::get_batch) does, and is ready when nobody else can get the messages, not even after
+    /// a crash.
+    pub fn pull(
+        &self,
+        topic: &TopicName,
+        limit: BatchLimit,
+    ) -> Op<Result<Vec<Message>, StoreError>> {
+        self.topic_ref(topic, &mut None).pull(limit)
     }
 
     /// Subscribes as [`subscribe`](Self::subscribe) does, and is ready when the position in the topic is known.
@@ -109,24 +135,40 @@ impl MessageBus {
     /// Pulls the oldest message of a topic that nobody has pulled yet. `None` if there is none. A message is
     /// pulled at most once. It stays in the log for subscriptions that replay it, until it expires or is
     /// evicted.
-    pub fn get(&self, topic: &TopicName) -> Option<Message> {
+    ///
+    /// # Errors
+    /// When the topic is durable and its store does not keep the new position of pulls. Nothing was pulled then.
+    pub fn get(&self, topic: &TopicName) -> Result<Option<Message>, StoreError> {
         self.topic_ref(topic, &mut None).get()
     }
 
     /// Pulls messages until a limit is reached or none is left. Empty if there are none.
-    pub fn get_batch(&self, topic: &TopicName, limit: BatchLimit) -> Vec<Message> {
-        self.topic_ref(topic, &mut None).get_batch(limit)
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get).
+    pub fn get_batch(
+        &self,
+        topic: &TopicName,
+        limit: BatchLimit,
+    ) -> Result<Vec<Message>, StoreError> {
+        self.pull(topic, limit).wait()
     }
 
     /// Returns messages without taking them: from a position on, or those that nobody has pulled. `None` if
-    /// there is no such topic.
+    /// there is no such topic. There may be fewer than the limit allows, and more after them.
     pub fn peek(
         &self,
         topic: &TopicName,
         from: Option<Position>,
         limit: BatchLimit,
-    ) -> Option<Peek> {
+    ) -> Op<Result<Option<Peek>, StoreError>> {
         self.topic_ref(topic, &mut None).peek(from, limit)
+    }
+
+    /// The size of the first payload from a position on, or of the oldest that nobody has pulled, in bytes. `None` if
+    /// there is none.
+    pub fn next_size(&self, topic: &TopicName, from: Option<Position>) -> Option<usize> {
+        self.topic_ref(topic, &mut None).next_size(from)
     }
 
     /// Returns a handle that caches the topic's location. The topic need not exist yet and is created on
@@ -180,8 +222,9 @@ impl MessageBus {
         self.walk_stats().finish()
     }
 
-    /// Deletes a topic with its messages and ends its subscriptions. Returns whether there was one.
-    pub fn delete(&self, topic: &TopicName) -> bool {
+    /// Deletes a topic with its messages and ends its subscriptions. Its result says whether there was one. It is ready
+    /// when the topic cannot come back after a crash.
+    pub fn delete(&self, topic: &TopicName) -> Op<Result<bool, StoreError>> {
         self.0.delete(topic)
     }
 
@@ -206,8 +249,12 @@ impl MessageBus {
     }
 
     /// Closes the bus. Publishing and new subscriptions fail from now on. Retained messages can still be
-    /// pulled, and received by existing subscriptions, which end after the last message.
-    pub fn close(&self) {
-        self.0.close();
+    /// pulled, and received by existing subscriptions, which end after the last message. With a store it blocks until
+    /// all durable messages are safe from a power cut. After that, nothing can be pulled from durable topics.
+    ///
+    /// # Errors
+    /// When the store could not keep something. Its publishers have been told.
+    pub fn close(&self) -> Result<(), StoreError> {
+        self.0.close()
     }
 }

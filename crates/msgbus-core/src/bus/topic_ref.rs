@@ -1,18 +1,22 @@
 //! The operations on one topic, for [`MessageBus`](super::MessageBus) and
 //! [`TopicHandle`](super::TopicHandle). This is the only layer between them and the locked topic.
 
-use std::sync::Arc;
+use std::{future::poll_fn, sync::Arc};
 
 use super::{
     clock,
+    locked_topic::LockedTopic,
     map::{Entry, SharedTopic, TopicMap},
+    op::Op,
+    page_reader::PageReader,
     wake_queue,
 };
 use crate::{
-    error::PublishError,
+    error::{PublishError, RecvError},
     model::{Message, NewMessage, Peek, Position, Published, PublishedBatch, TopicName},
     options::BatchLimit,
-    topic::{BatchSize, Topic},
+    store::{Durability, StoreError},
+    topic::{Appended, BatchSize, Page, TakeError, Taken, Topic, Wakers},
 };
 
 /// A topic by its name, together with its location when it was last used.
@@ -35,22 +39,32 @@ impl<'a> TopicRef<'a> {
         self.map
     }
 
-    pub(crate) fn put(&mut self, message: NewMessage) -> Result<Published, PublishError> {
+    #[inline]
+    pub(crate) fn publish(&mut self, message: NewMessage) -> Op<Result<Published, PublishError>> {
         let size = BatchSize { count: 1, bytes: message.accounted_size() };
-        let (epoch, id) = self.append(Some(message), size)?;
-        Ok(Published { epoch, id })
+        match self.append(Some(message), size) {
+            Ok((topic, epoch, durability, Appended { first_id: id, commit })) => {
+                Op::after(commit, topic, Published { epoch, id, durability })
+            }
+            Err(error) => Op::ready(Err(error)),
+        }
     }
 
-    pub(crate) fn put_batch(
+    pub(crate) fn publish_batch(
         &mut self,
         messages: Vec<NewMessage>,
-    ) -> Result<PublishedBatch, PublishError> {
+    ) -> Op<Result<PublishedBatch, PublishError>> {
         if messages.is_empty() {
-            return self.put_empty();
+            return Op::ready(self.put_empty());
         }
         let size = BatchSize::of(&messages);
-        let (epoch, first) = self.append(messages, size)?;
-        Ok(PublishedBatch { epoch, ids: first..first + size.count as u64 })
+        match self.append(messages, size) {
+            Ok((topic, epoch, durability, Appended { first_id, commit })) => {
+                let ids = first_id..first_id + size.count as u64;
+                Op::after(commit, topic, PublishedBatch { epoch, ids, durability })
+            }
+            Err(error) => Op::ready(Err(error)),
+        }
     }
 
     /// Returns the id of the next message. Creates no topic: without one the epoch is 0.
@@ -58,45 +72,95 @@ impl<'a> TopicRef<'a> {
         if self.map.is_closed() {
             return Err(PublishError::Closed);
         }
-        let next = self.with_existing(|topic| (topic.info().epoch, topic.next_id()));
-        let (epoch, next_id) = next.unwrap_or_default();
-        Ok(PublishedBatch { epoch, ids: next_id..next_id })
+        let next =
+            self.with_existing(|topic| (topic.info().epoch, topic.next_id(), topic.durability()));
+        let (epoch, next_id, durability) = next.unwrap_or_default();
+        Ok(PublishedBatch { epoch, ids: next_id..next_id, durability })
     }
 
-    /// Appends and wakes. Returns the epoch and the first id.
+    /// Appends and wakes. Also returns the topic, its epoch, and what the messages survive.
     fn append(
         &mut self,
         messages: impl IntoIterator<Item = NewMessage>,
         size: BatchSize,
-    ) -> Result<(u64, u64), PublishError> {
+    ) -> Result<(&Arc<SharedTopic>, u64, Durability, Appended), PublishError> {
         // Refused messages are dropped here, after the lock is released.
         let mut messages = messages.into_iter();
         let map = self.map;
-        let append = |topic: &mut Topic| -> Result<_, PublishError> {
+        let append = |shared: &Arc<SharedTopic>, topic: &mut Topic| -> Result<_, PublishError> {
+            let mut is_admitted = false;
             // The clock is read under the lock, so that deadlines in a log never go back.
-            let first = topic.append(&mut messages, size, clock::now(), || map.admit_topic())?;
-            Ok(((topic.info().epoch, first), topic.take_wakers(wake_queue::spare)))
+            let appended = topic.append(&mut messages, size, clock::now(), |topic| {
+                map.admit_topic()?;
+                is_admitted = true;
+                map.keep(shared, topic)
+            });
+            if appended.is_err() && is_admitted {
+                map.dismiss_topic();
+            }
+            let appended = appended?;
+            let wakers = match appended.commit {
+                None => topic.take_wakers(wake_queue::spare),
+                // Nothing is visible yet.
+                Some(_) => Wakers::default(),
+            };
+            Ok((topic.info().epoch, topic.durability(), appended, wakers))
         };
-        let (_, (appended, wakers)) = self.with_or_create(append)?;
-        self.map.wake_queue.wake(wakers);
-        Ok(appended)
+        let (topic, (epoch, durability, appended, wakers)) = self.with_or_create(append)?;
+        map.wake_queue.wake(wakers);
+        Ok((topic, epoch, durability, appended))
     }
 
-    pub(crate) fn get(&mut self) -> Option<Message> {
-        self.with_existing(|topic| {
-            if topic.has_unpulled() { topic.take_next(clock::monotonic()) } else { None }
+    pub(crate) fn get(&mut self) -> Result<Option<Message>, StoreError> {
+        let taken = self.with_existing(|topic| {
+            if !topic.has_unpulled() {
+                return Ok(None);
+            }
+            if topic.is_durable() {
+                return Err(());
+            }
+            Ok(topic.take_next(clock::monotonic()))
+        });
+        match taken {
+            Some(Ok(message)) => Ok(message),
+            None => Ok(None),
+            Some(Err(())) => Ok(self.pull(BatchLimit::ONE).wait()?.pop()),
+        }
+    }
+
+    pub(crate) fn pull(&mut self, limit: BatchLimit) -> Op<Result<Vec<Message>, StoreError>> {
+        let taken = self.with_existing(|topic| {
+            topic.take_batch(limit, clock::monotonic(), &mut Page::default())
+        });
+        let Some(topic) = &*self.location else { return Op::ready(Ok(Vec::new())) };
+        match taken {
+            Some(Ok(Taken { messages, commit })) => Op::after(commit, topic, messages),
+            Some(Err(TakeError::Unread(_))) => Op::running(pull_cold(Arc::clone(topic), limit)),
+            Some(Err(TakeError::Over(end))) => Op::ready(Err(store_error(end))),
+            None => Op::ready(Ok(Vec::new())),
+        }
+    }
+
+    pub(crate) fn peek(
+        &mut self,
+        from: Option<Position>,
+        limit: BatchLimit,
+    ) -> Op<Result<Option<Peek>, StoreError>> {
+        let from = from.map(|from| self.map.resume(from));
+        let peek =
+            self.with_existing(|topic| topic.peek(from, limit, clock::now(), &mut Page::default()));
+        match (peek, &*self.location) {
+            (Some(Err(_)), Some(topic)) => Op::running(peek_cold(Arc::clone(topic), from, limit)),
+            (peek, _) => Op::ready(Ok(peek.and_then(Result::ok))),
+        }
+    }
+
+    pub(crate) fn next_size(&mut self, from: Option<Position>) -> Option<usize> {
+        let from = from.map(|from| self.map.resume(from));
+        self.with_existing(|topic| match from {
+            Some(from) => topic.size_from(from, clock::now()),
+            None => topic.next_unpulled_size(clock::monotonic()),
         })?
-    }
-
-    pub(crate) fn get_batch(&mut self, limit: BatchLimit) -> Vec<Message> {
-        self.with_existing(|topic| topic.take_batch(limit, clock::monotonic())).unwrap_or_default()
-    }
-
-    pub(crate) fn peek(&mut self, from: Option<Position>, limit: BatchLimit) -> Option<Peek> {
-        let map = self.map;
-        self.with_existing(|topic| {
-            topic.peek(from.map(|from| map.resume(from)), limit, clock::now())
-        })
     }
 
     /// Locks the topic and calls `act`, if there is a topic.
@@ -131,7 +195,7 @@ impl<'a> TopicRef<'a> {
     /// result together with the topic.
     pub(crate) fn with_or_create<T, E>(
         &mut self,
-        act: impl FnOnce(&mut Topic) -> Result<T, E>,
+        act: impl FnOnce(&Arc<SharedTopic>, &mut Topic) -> Result<T, E>,
     ) -> Result<(&Arc<SharedTopic>, T), E> {
         loop {
             let topic = match self.location.take() {
@@ -148,11 +212,50 @@ impl<'a> TopicRef<'a> {
             if locked.is_deleted() {
                 continue;
             }
-            let result = act(&mut locked);
+            let result = act(&topic, &mut locked);
             drop(locked);
             // The location is kept after an error too: the next attempt needs no look-up.
             let topic = self.location.insert(topic);
             return result.map(|result| (&*topic, result));
         }
+    }
+}
+
+/// Reads the next messages, and takes them.
+async fn pull_cold(topic: Arc<SharedTopic>, limit: BatchLimit) -> Result<Vec<Message>, StoreError> {
+    let mut reader = PageReader::default();
+    let taken = poll_fn(|cx| {
+        let take = |topic: &mut LockedTopic<'_>, page: &mut Page| {
+            topic.take_batch(limit, clock::monotonic(), page)
+        };
+        reader.poll_take(cx, &topic, take).map_ok(|(_, taken)| taken)
+    });
+    let Taken { messages, commit } = taken.await.map_err(store_error)?;
+    if let Some(commit) = commit {
+        poll_fn(|cx| commit.poll(cx)).await?;
+    }
+    Ok(messages)
+}
+
+async fn peek_cold(
+    topic: Arc<SharedTopic>,
+    from: Option<Position>,
+    limit: BatchLimit,
+) -> Result<Option<Peek>, StoreError> {
+    let mut reader = PageReader::default();
+    let peek = poll_fn(|cx| {
+        let peek = |topic: &mut LockedTopic<'_>, page: &mut Page| {
+            Ok(topic.peek(from, limit, clock::now(), page)?)
+        };
+        reader.poll_take(cx, &topic, peek).map_ok(|(_, peek)| peek)
+    });
+    peek.await.map(Some).map_err(store_error)
+}
+
+/// A topic that has ended has no messages: only its store fails.
+fn store_error(end: RecvError) -> StoreError {
+    match end {
+        RecvError::Store(error) => error,
+        _ => StoreError::Closed,
     }
 }

@@ -10,7 +10,7 @@ use super::{
     name::TopicName,
     time::WallTime,
 };
-use crate::store::RecoveredMessage;
+use crate::store::{Durability, RecoveredMessage};
 
 /// The properties of a topic that never change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,6 +193,8 @@ pub struct Published {
     pub epoch: u64,
     /// The id of the message in that epoch.
     pub id: u64,
+    /// What the message survives.
+    pub durability: Durability,
 }
 
 /// The ids of an accepted batch.
@@ -202,4 +204,6 @@ pub struct PublishedBatch {
     pub epoch: u64,
     /// The ids of the messages in that epoch.
     pub ids: Range<u64>,
+    /// What the messages survive.
+    pub durability: Durability,
 }

@@ -31,7 +31,9 @@ pub enum NameError {
     #[error("\"*\" and \"**\" are patterns, not parts of a topic name")]
     Wildcard,
     /// The server reserves the name.
-    #[error("\"metrics\", \"healthz\" and everything under \"-/\" are reserved, never topics")]
+    #[error(
+        "\"metrics\", \"healthz\", \"readyz\" and everything under \"-/\" are reserved, never topics"
+    )]
     Reserved,
 }
 
@@ -64,7 +66,7 @@ fn check(name: &str) -> Result<(), NameError> {
     if name.chars().any(char::is_control) {
         return Err(NameError::ControlCharacter);
     }
-    if matches!(name, "metrics" | "healthz" | "-") || name.starts_with("-/") {
+    if matches!(name, "metrics" | "healthz" | "readyz" | "-") || name.starts_with("-/") {
         return Err(NameError::Reserved);
     }
     name.split('/').try_for_each(|segment| match segment {
@@ -144,6 +146,7 @@ mod tests {
             ("**", NameError::Wildcard),
             ("metrics", NameError::Reserved),
             ("healthz", NameError::Reserved),
+            ("readyz", NameError::Reserved),
             ("-/topics", NameError::Reserved),
         ] {
             assert_eq!(TopicName::new(name), Err(why), "{name:?}");

@@ -53,6 +53,11 @@ impl WallTime {
         self.0
     }
 
+    /// The time from `earlier` to this one; zero if it is not earlier.
+    pub(crate) fn since(self, earlier: Self) -> Nanos {
+        Nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
     /// This time minus `length`.
     pub(crate) fn before(self, length: Nanos) -> Self {
         Self(self.0.saturating_sub_unsigned(length.0))

@@ -4,4 +4,5 @@ mod blocking;
 mod pull;
 mod subscription;
 
+pub(crate) use self::blocking::block_on_until;
 pub use self::{pull::Pull, subscription::Subscription};

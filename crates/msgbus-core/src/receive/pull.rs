@@ -3,17 +3,17 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use super::blocking::block_on_until;
 use crate::{
-    bus::{LockedTopic, MessageBus, SharedTopic, TopicHandle, TopicRef, clock},
+    bus::{LockedTopic, MessageBus, Op, PageReader, SharedTopic, TopicHandle, TopicRef, clock},
     error::{RecvError, SubscribeError},
     model::{Message, TopicName},
     options::BatchLimit,
-    topic::{Topic, WaiterId},
+    topic::{Taken, WaiterId},
 };
 
 impl MessageBus {
@@ -40,8 +40,14 @@ impl TopicHandle {
 
 impl TopicRef<'_> {
     fn pull_wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
-        let (topic, waiter) = self.with_or_create(Topic::wait)?;
-        Ok(Pull { topic: Arc::clone(topic), waiter: Some(waiter), limit })
+        let (topic, waiter) = self.with_or_create(|_, topic| topic.wait())?;
+        Ok(Pull {
+            topic: Arc::clone(topic),
+            waiter: Some(waiter),
+            limit,
+            reader: PageReader::default(),
+            committing: None,
+        })
     }
 }
 
@@ -49,13 +55,17 @@ impl TopicRef<'_> {
 ///
 /// The waiting pulls of a topic are served in the order in which they began, and each message goes to one of
 /// them. A pull takes messages only when its future completes. Dropping it earlier takes nothing and lets the
-/// next one have them. Once completed, it stays pending and no longer queues.
+/// next one have them. A pull from a durable topic takes them, and then waits for the store: dropped meanwhile, it has
+/// pulled them. Once completed, it stays pending and no longer queues.
 #[derive(Debug)]
 pub struct Pull {
     topic: Arc<SharedTopic>,
     /// `None` once completed.
     waiter: Option<WaiterId>,
     limit: BatchLimit,
+    reader: PageReader,
+    /// The messages taken from a durable topic, until its store has kept the new position.
+    committing: Option<Op<Result<Vec<Message>, RecvError>>>,
 }
 
 impl Pull {
@@ -65,10 +75,16 @@ impl Pull {
         self.topic.lock().next_unpulled_size(clock::monotonic())
     }
 
+    /// Whether messages were taken from a durable topic, and the store has not kept the new position yet. Nobody else
+    /// can get them any more.
+    pub fn is_committing(&self) -> bool {
+        self.committing.is_some()
+    }
+
     /// Blocks the thread until there are messages or the timeout has passed, and then returns `None`.
     ///
     /// # Errors
-    /// When the topic was deleted or the bus closed.
+    /// When the topic was deleted or the bus closed, or the store of the topic fails.
     pub fn wait_timeout(mut self, timeout: Duration) -> Result<Option<Vec<Message>>, RecvError> {
         let deadline = Instant::now().checked_add(timeout);
         block_on_until(deadline, |cx| self.poll_allowed(cx, || true)).transpose()
@@ -83,23 +99,43 @@ impl Pull {
     pub fn poll_allowed(
         &mut self,
         cx: &mut Context<'_>,
-        may_take: impl FnOnce() -> bool,
+        mut may_take: impl FnMut() -> bool,
     ) -> Poll<Result<Vec<Message>, RecvError>> {
+        if let Some(committing) = &mut self.committing {
+            let pulled = ready!(Pin::new(committing).poll(cx));
+            self.committing = None;
+            return Poll::Ready(pulled);
+        }
         let Some(waiter) = self.waiter else { return Poll::Pending };
-        let mut topic = self.topic.lock();
-        if !may_take() {
-            return Poll::Ready(Ok(Vec::new()));
-        }
-        let taken = topic.poll_pull(waiter, self.limit, clock::monotonic());
-        if taken.as_ref().is_ok_and(Vec::is_empty) {
-            let replaced = topic.park_waiter(waiter, cx.waker());
-            drop(topic);
-            drop(replaced);
-            return Poll::Pending;
-        }
+        let limit = self.limit;
+        let polled = self.reader.poll_take(cx, &self.topic, |topic, page| {
+            if !may_take() {
+                return Ok(None);
+            }
+            topic.poll_pull(waiter, limit, clock::monotonic(), page).map(Some)
+        });
+        let (topic, result) = match ready!(polled) {
+            Ok((_, None)) => return Poll::Ready(Ok(Vec::new())),
+            Ok((mut topic, Some(taken))) if taken.messages.is_empty() => {
+                let replaced = topic.park_waiter(waiter, cx.waker());
+                drop(topic);
+                drop(replaced);
+                return Poll::Pending;
+            }
+            Ok((topic, Some(taken))) => (topic, Ok(taken)),
+            Err(end) => (self.topic.lock(), Err(end)),
+        };
         self.waiter = None;
         self.leave(waiter, topic);
-        Poll::Ready(taken)
+        match result? {
+            Taken { messages, commit: None } => Poll::Ready(Ok(messages)),
+            Taken { messages, commit } => {
+                let committing = self.committing.insert(Op::after(commit, &self.topic, messages));
+                let pulled = ready!(Pin::new(committing).poll(cx));
+                self.committing = None;
+                Poll::Ready(pulled)
+            }
+        }
     }
 
     /// Leaves the queue, and wakes the next one if there is something left for it.

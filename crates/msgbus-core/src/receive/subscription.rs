@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
@@ -12,12 +12,12 @@ use futures_core::Stream;
 
 use super::blocking::block_on_until;
 use crate::{
-    bus::{MessageBus, SharedTopic, TopicHandle, TopicRef, clock},
+    bus::{MessageBus, PageReader, SharedTopic, TopicHandle, TopicRef, clock},
     error::{RecvError, SubscribeError},
     model::{Event, MonotonicTime, StartPosition, TopicInfo, TopicName},
     options::{BatchLimit, SubscribeOptions},
     stats::SubscriptionStats,
-    topic::{CursorKey, Topic},
+    topic::{CursorKey, Page, TakeError, Topic},
 };
 
 impl MessageBus {
@@ -56,14 +56,21 @@ impl TopicHandle {
 impl TopicRef<'_> {
     fn subscribe(&mut self, mut options: SubscribeOptions) -> Result<Subscription, SubscribeError> {
         let map = self.map();
-        let subscribe = |topic: &mut Topic| -> Result<_, SubscribeError> {
+        let subscribe = |_: &Arc<SharedTopic>, topic: &mut Topic| -> Result<_, SubscribeError> {
             // Under the lock, so that an earlier incarnation of the topic has been removed by now.
             options.from = map.resume(options.from);
             let (key, start) = topic.subscribe(options, clock::now())?;
             Ok((Arc::clone(topic.info()), key, start))
         };
         let (topic, (info, key, start)) = self.with_or_create(subscribe)?;
-        Ok(Subscription { topic: Arc::clone(topic), info, key, start, has_ended: false })
+        Ok(Subscription {
+            topic: Arc::clone(topic),
+            info,
+            key,
+            start,
+            reader: None,
+            has_ended: false,
+        })
     }
 }
 
@@ -78,6 +85,8 @@ pub struct Subscription {
     info: Arc<TopicInfo>,
     key: CursorKey,
     start: StartPosition,
+    /// `None` while the messages that it receives are in memory.
+    reader: Option<Box<PageReader>>,
     /// Whether the stream has returned the reason for its end.
     has_ended: bool,
 }
@@ -144,7 +153,9 @@ impl Subscription {
         events: &mut Vec<Event>,
         limit: BatchLimit,
     ) -> Poll<Result<(), RecvError>> {
-        self.poll_with(Some(cx), |topic, key, now| take_batch(topic, key, now, events, limit))
+        self.poll_with(Some(cx), |topic, key, now, page| {
+            take_batch(topic, (key, now, page), events, limit)
+        })
     }
 
     /// Polls for the next event: [`recv`](Self::recv) for hand-written futures.
@@ -155,7 +166,8 @@ impl Subscription {
         self.poll_with(Some(cx), Topic::next_event)
     }
 
-    /// Takes the next event if there is one.
+    /// Takes the next event if there is one in memory. Otherwise it may have to be read from the store, which a later call
+    /// finds done.
     ///
     /// # Errors
     /// When the subscription has ended, see [`RecvError`].
@@ -196,39 +208,88 @@ impl Subscription {
     fn poll_with<T>(
         &mut self,
         cx: Option<&mut Context<'_>>,
-        take: impl FnOnce(&mut Topic, CursorKey, MonotonicTime) -> Result<Option<T>, RecvError>,
+        mut take: impl FnMut(
+            &mut Topic,
+            CursorKey,
+            MonotonicTime,
+            &mut Page,
+        ) -> Result<Option<T>, TakeError>,
     ) -> Poll<Result<T, RecvError>> {
+        if self.reader.is_some() {
+            return self.poll_cold(cx, take);
+        }
         let mut topic = self.topic.lock();
-        let mut taken = None;
+        let mut taken = Ok(None);
         if !topic.is_caught_up(self.key) {
             let now = clock::monotonic();
             topic.expire(now);
-            taken = take(&mut topic, self.key, now).transpose();
+            taken = take(&mut topic, self.key, now, &mut Page::default());
         }
         match taken {
-            Some(taken) => Poll::Ready(taken),
-            None => {
+            Ok(Some(taken)) => Poll::Ready(Ok(taken)),
+            Ok(None) => {
                 let replaced = cx.and_then(|cx| topic.park(self.key, cx.waker()));
                 drop(topic);
                 drop(replaced);
                 Poll::Pending
             }
+            Err(TakeError::Over(end)) => Poll::Ready(Err(end)),
+            Err(TakeError::Unread(_)) => {
+                drop(topic);
+                self.poll_cold(cx, take)
+            }
         }
+    }
+
+    /// Like [`poll_with`](Self::poll_with), while the next messages are only in the store.
+    #[inline(never)]
+    fn poll_cold<T>(
+        &mut self,
+        cx: Option<&mut Context<'_>>,
+        mut take: impl FnMut(
+            &mut Topic,
+            CursorKey,
+            MonotonicTime,
+            &mut Page,
+        ) -> Result<Option<T>, TakeError>,
+    ) -> Poll<Result<T, RecvError>> {
+        let key = self.key;
+        let mut no_task = Context::from_waker(Waker::noop());
+        let has_task = cx.is_some();
+        let cx = cx.unwrap_or(&mut no_task);
+        let reader = self.reader.get_or_insert_default();
+        let polled = reader.poll_take(cx, &self.topic, |topic, page| {
+            let now = clock::monotonic();
+            topic.expire(now);
+            take(topic, key, now, page)
+        });
+        let (mut topic, taken) = ready!(polled)?;
+        if let Some(taken) = taken {
+            drop(topic);
+            if reader.is_idle() {
+                self.reader = None;
+            }
+            return Poll::Ready(Ok(taken));
+        }
+        let replaced = if has_task { topic.park(key, cx.waker()) } else { None };
+        drop(topic);
+        drop(replaced);
+        self.reader = None;
+        Poll::Pending
     }
 }
 
 /// Takes events up to the limit. An error after some events is left to the next call, which finds it again.
 fn take_batch(
     topic: &mut Topic,
-    key: CursorKey,
-    now: MonotonicTime,
+    (key, now, page): (CursorKey, MonotonicTime, &mut Page),
     events: &mut Vec<Event>,
     limit: BatchLimit,
-) -> Result<Option<()>, RecvError> {
+) -> Result<Option<()>, TakeError> {
     let before = events.len();
     let mut bytes = 0;
     while events.len() - before < limit.events.max(1) && bytes < limit.bytes.max(1) {
-        match topic.next_event(key, now) {
+        match topic.next_event(key, now, page) {
             Ok(Some(event)) => {
                 if let Event::Message(message) = &event {
                     bytes += message.payload().len();

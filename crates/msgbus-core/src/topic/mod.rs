@@ -12,13 +12,17 @@ use crate::{
 };
 
 mod budget;
+mod cold;
+mod commit;
 mod consumers;
 mod cursors;
+mod durable;
 mod log;
 mod positions;
 mod publish;
 mod pull;
 mod removed;
+mod restore;
 mod retention;
 mod sequence;
 mod stats;
@@ -27,16 +31,21 @@ mod subscribe;
 mod tests;
 mod waiters;
 mod wakers;
+mod window;
 
 use self::consumers::Consumers;
 pub(crate) use self::{
     budget::{Budget, Reservation},
+    commit::Commit,
     cursors::{CursorKey, Parked},
+    durable::Durable,
     log::Log,
-    publish::BatchSize,
+    publish::{Appended, BatchSize},
+    pull::{TakeError, Taken},
     removed::Removed,
     waiters::WaiterId,
     wakers::Wakers,
+    window::{Page, Unread},
 };
 
 /// One topic: its log, the cursors over it, and its limits.
@@ -55,6 +64,8 @@ pub(crate) struct Topic {
     consumers: Consumers,
     counters: Counters,
     reservation: Reservation,
+    /// `None` while the topic is only in memory.
+    durable: Option<Box<Durable>>,
     /// Messages that have left the log. They are freed after the lock is released.
     removed: Removed,
     next_waiter: WaiterId,
@@ -101,6 +112,7 @@ impl Topic {
             consumers: Consumers::default(),
             counters: Counters::default(),
             reservation,
+            durable: None,
             removed: Removed::default(),
             next_waiter: 0,
             was_published: false,
@@ -111,6 +123,10 @@ impl Topic {
 
     pub(crate) fn info(&self) -> &Arc<TopicInfo> {
         &self.info
+    }
+
+    pub(crate) fn settings(&self) -> &TopicSettings {
+        &self.settings
     }
 
     /// The part of `reservation` that the topic itself needs, in bytes.
@@ -145,11 +161,19 @@ impl Topic {
         }
     }
 
+    /// Whether no more messages will become visible.
+    fn is_at_end(&self) -> bool {
+        self.state != State::Open && !self.has_pending()
+    }
+
     /// Ends the topic and returns its messages, to be dropped after the locks are released. The caller
     /// removes the topic from the map and wakes the consumers.
     #[must_use]
     pub(crate) fn delete(&mut self, now: MonotonicTime) -> Log {
         self.state = State::Deleted;
+        let pending = self.drop_pending();
+        self.counters.published += pending;
+        self.counters.deleted += RemovalCount { total: pending, unpulled: pending };
         let tail = self.log.next_id();
         let expired = RemovalCount {
             total: self.log.count_expired(0..tail, now),

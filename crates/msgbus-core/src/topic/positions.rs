@@ -1,7 +1,7 @@
 //! Resolves positions to ids.
 
 use super::Topic;
-use crate::model::{Message, MonotonicTime, Now, Position, WallTime};
+use crate::model::{MonotonicTime, Now, Position, WallTime};
 
 impl Topic {
     /// The first id that a position asks for, and whether the position must be from another incarnation of
@@ -33,6 +33,6 @@ impl Topic {
 
     /// The id of the first unexpired message from `id` on, or of the next one to be published.
     pub(super) fn first_unexpired_from(&self, id: u64, now: MonotonicTime) -> u64 {
-        self.log.from(id, now).next().map_or(self.log.next_id(), Message::id)
+        self.log.first_from(id, now).map_or(self.log.next_id(), |entry| entry.id())
     }
 }

@@ -1,13 +1,43 @@
 //! Pulling: one cursor shared by everybody, and the queue of pulls that wait.
 
-use std::task::Waker;
+use std::{sync::Arc, task::Waker};
 
-use super::{State, Topic, waiters::WaiterId};
+use super::{Page, State, Topic, Unread, commit::Commit, log::Entry, waiters::WaiterId};
 use crate::{
     error::{RecvError, SubscribeError},
     model::{Event, Message, MonotonicTime, Now, Peek, Position},
     options::BatchLimit,
+    store::StoreError,
 };
+
+/// Messages that were taken.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) messages: Vec<Message>,
+    /// Tells when a crash cannot bring the messages back. Only then somebody may see them. `None` if it already cannot.
+    pub(crate) commit: Option<Arc<Commit>>,
+}
+
+/// Why nothing was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TakeError {
+    /// The next message has to be read first.
+    Unread(Unread),
+    /// No message can come any more, or the store does not accept the new position.
+    Over(RecvError),
+}
+
+impl From<Unread> for TakeError {
+    fn from(unread: Unread) -> Self {
+        Self::Unread(unread)
+    }
+}
+
+impl From<StoreError> for TakeError {
+    fn from(error: StoreError) -> Self {
+        Self::Over(error.into())
+    }
+}
 
 impl Topic {
     /// Whether a message was published that nobody has pulled. It may have expired: this needs no clock.
@@ -18,18 +48,35 @@ impl Topic {
     /// The size of the oldest payload that nobody has pulled, in bytes.
     pub(crate) fn next_unpulled_size(&mut self, now: MonotonicTime) -> Option<usize> {
         self.expire(now);
-        self.log.from(self.pull_next, now).next().map(|message| message.payload().len())
+        self.log.first_from(self.pull_next, now).map(|entry| entry.payload_size())
     }
 
-    /// Takes the oldest message that nobody has pulled.
+    /// The size of the first payload from a position on, in bytes.
+    pub(crate) fn size_from(&mut self, from: Position, now: Now) -> Option<usize> {
+        self.expire(now.monotonic);
+        let (wanted, _) = self.resolve(from, now);
+        self.log.first_from(wanted, now.monotonic).map(|entry| entry.payload_size())
+    }
+
+    /// Takes the oldest message that nobody has pulled, of a topic that is not durable.
     pub(crate) fn take_next(&mut self, now: MonotonicTime) -> Option<Message> {
         let more_expired = self.expire(now);
-        self.take(now, more_expired)
+        // No message is cold.
+        self.take(now, more_expired, &mut Page::default()).unwrap_or_default()
     }
 
     /// `more_expired` says whether the log may still hold expired messages.
-    fn take(&mut self, now: MonotonicTime, more_expired: bool) -> Option<Message> {
-        let message = self.log.from(self.pull_next, now).next().cloned();
+    #[inline]
+    fn take(
+        &mut self,
+        now: MonotonicTime,
+        more_expired: bool,
+        page: &mut Page,
+    ) -> Result<Option<Message>, Unread> {
+        let message = match self.log.first_from(self.pull_next, now) {
+            Some(entry) => Some(page.message(entry)?),
+            None => None,
+        };
         // The cursor moves past the holes, so that they are not looked at again.
         let next = message.as_ref().map_or(self.log.next_id(), |message| message.id() + 1);
         if more_expired {
@@ -39,52 +86,98 @@ impl Topic {
         }
         self.pull_next = next;
         self.counters.pulled += u64::from(message.is_some());
-        message
+        Ok(message)
     }
 
     /// Takes messages until a limit is reached or none is left.
-    pub(crate) fn take_batch(&mut self, limit: BatchLimit, now: MonotonicTime) -> Vec<Message> {
+    ///
+    /// # Errors
+    /// When the first message has to be read, or the store does not accept the new position. Nothing is taken then.
+    pub(crate) fn take_batch(
+        &mut self,
+        limit: BatchLimit,
+        now: MonotonicTime,
+        page: &mut Page,
+    ) -> Result<Taken, TakeError> {
+        if self.durable.is_some() {
+            // So that a pull that is put back has counted nothing but its messages.
+            self.expire_all(now);
+        }
+        let from = self.pull_next;
+        let messages = self.take_messages(limit, now, page)?;
+        let commit = match messages.len() {
+            0 => None,
+            count => self.store_pull(from, count as u64)?,
+        };
+        Ok(Taken { messages, commit })
+    }
+
+    fn take_messages(
+        &mut self,
+        limit: BatchLimit,
+        now: MonotonicTime,
+        page: &mut Page,
+    ) -> Result<Vec<Message>, Unread> {
         let more_expired = self.expire(now);
         let mut messages = Vec::new();
         let mut bytes = 0;
         while messages.len() < limit.events.max(1) && bytes < limit.bytes.max(1) {
-            let Some(message) = self.take(now, more_expired) else { break };
-            bytes += message.payload().len();
-            messages.push(message);
+            match self.take(now, more_expired, page) {
+                Ok(Some(message)) => {
+                    bytes += message.payload().len();
+                    messages.push(message);
+                }
+                Err(unread) if messages.is_empty() => return Err(unread),
+                Ok(None) | Err(_) => break,
+            }
         }
-        messages
+        Ok(messages)
     }
 
     /// Returns the messages from a position on, or those that nobody has pulled, without taking them.
-    pub(crate) fn peek(&mut self, from: Option<Position>, limit: BatchLimit, now: Now) -> Peek {
+    ///
+    /// # Errors
+    /// When the first message has to be read.
+    pub(crate) fn peek(
+        &mut self,
+        from: Option<Position>,
+        limit: BatchLimit,
+        now: Now,
+        page: &mut Page,
+    ) -> Result<Peek, Unread> {
         self.expire(now.monotonic);
         let (wanted, restarted) = match from {
             Some(position) => self.resolve(position, now),
             None => (self.pull_next, false),
         };
         let mut bytes = 0;
-        let fits = |message: &&Message| {
+        let fits = |entry: &Entry<'_>| {
             let fits = bytes < limit.bytes.max(1);
-            bytes += message.payload().len();
+            bytes += entry.payload_size();
             fits
         };
         let from_there = self.log.from(wanted, now.monotonic).take(limit.events.max(1));
         let mut events = Vec::new();
         let (mut first_id, mut next) = (None, None);
-        for message in from_there.take_while(fits) {
-            let (id, ordinal) = (message.id(), self.log.ordinal(message.id()));
+        for entry in from_there.take_while(fits) {
+            let (id, ordinal) = (entry.id(), self.log.ordinal(entry.id()));
+            let message = match page.message(entry) {
+                Ok(message) => message,
+                Err(unread) if first_id.is_none() => return Err(unread),
+                Err(_) => break,
+            };
             first_id.get_or_insert(id);
             // Without a position nobody asked for the messages that left before they were pulled.
             let count = next.filter(|_| from.is_some()).map_or(0, |next| ordinal.since(next));
             if count > 0 {
                 events.push(Event::Missed { count, next_id: id });
             }
-            events.push(Event::Message(message.clone()));
+            events.push(Event::Message(message));
             next = Some(ordinal.next());
         }
         let first_id = first_id.unwrap_or(self.log.next_id());
         let start = self.start_position(from.map_or(first_id, |_| wanted), first_id, restarted);
-        Peek { events, epoch: self.info.epoch, start }
+        Ok(Peek { events, epoch: self.info.epoch, start })
     }
 
     /// Joins the queue of waiting pulls.
@@ -105,24 +198,25 @@ impl Topic {
     /// and tries again when woken.
     ///
     /// # Errors
-    /// When no message can come any more.
+    /// When no message can come any more, and as for [`take_batch`](Self::take_batch).
     pub(crate) fn poll_pull(
         &mut self,
         waiter: WaiterId,
         limit: BatchLimit,
         now: MonotonicTime,
-    ) -> Result<Vec<Message>, RecvError> {
+        page: &mut Page,
+    ) -> Result<Taken, TakeError> {
         if self.state == State::Deleted {
-            return Err(RecvError::Deleted);
+            return Err(TakeError::Over(RecvError::Deleted));
         }
         if !self.consumers.tables().waiters.is_first(waiter) {
-            return Ok(Vec::new());
+            return Ok(Taken { messages: Vec::new(), commit: None });
         }
-        let messages = self.take_batch(limit, now);
-        match self.state {
-            State::Closed if messages.is_empty() => Err(RecvError::Closed),
-            _ => Ok(messages),
+        let taken = self.take_batch(limit, now, page)?;
+        if taken.messages.is_empty() && self.is_at_end() {
+            return Err(TakeError::Over(RecvError::Closed));
         }
+        Ok(taken)
     }
 
     /// Stores the waker of a waiting pull. Returns the waker that it replaces, to be dropped after the lock

@@ -19,6 +19,12 @@ impl Removed {
         }
     }
 
+    pub(crate) fn extend(&mut self, message: Option<Message>) {
+        if let Some(message) = message {
+            self.push(message);
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.first.is_none()
     }

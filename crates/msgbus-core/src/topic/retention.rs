@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{BatchSize, State, Topic};
+use super::{BatchSize, State, Topic, log::Popped};
 use crate::{
     error::{LimitReached, PublishError},
     model::{Headers, MonotonicTime},
@@ -32,6 +32,9 @@ impl Topic {
         if added > max_bytes {
             return Err(PublishError::TooLarge { size: added, limit: max_bytes });
         }
+        if self.durable.is_some() {
+            return self.reserve_durable(size, now);
+        }
         let minimum = self.own_size() + added;
         let bus_is_full = !self.reservation.reserve(minimum + self.log.bytes());
         let limit_reached = LimitReached::Bytes { limit: self.reservation.limit() };
@@ -56,25 +59,24 @@ impl Topic {
 
     /// How many of the oldest messages must be evicted before the rest `fits`. `None` if the overflow
     /// policy protects one of them.
-    fn evictions_needed(&self, fits: impl Fn(usize, u64) -> bool) -> Option<usize> {
+    pub(super) fn evictions_needed(&self, fits: impl Fn(usize, u64) -> bool) -> Option<usize> {
         let (mut messages, mut bytes) = (self.log.len(), self.log.bytes());
-        let mut oldest = self.log.iter();
+        let mut oldest = self.log.sizes();
         while !fits(messages, bytes) {
-            let message = oldest.next()?;
-            let was_pulled = message.id() < self.pull_next;
-            if self.settings.overflow == Overflow::Reject && !was_pulled {
+            let (id, size) = oldest.next()?;
+            if self.settings.overflow == Overflow::Reject && id >= self.pull_next {
                 return None;
             }
             messages -= 1;
-            bytes -= message.accounted_size();
+            bytes -= size;
         }
         Some(self.log.len() - messages)
     }
 
-    fn evict_oldest(&mut self) {
-        if let Some(oldest) = self.log.pop() {
-            self.counters.evicted.count(oldest.id() < self.pull_next);
-            self.removed.push(oldest);
+    pub(super) fn evict_oldest(&mut self) {
+        if let Some(Popped { id, message }) = self.log.pop() {
+            self.counters.evicted.count(id < self.pull_next);
+            self.removed.extend(message);
         }
     }
 
@@ -85,10 +87,10 @@ impl Topic {
     }
 
     #[inline]
-    fn expire_one(&mut self, now: MonotonicTime) -> bool {
-        let Some(message) = self.log.pop_expired(now) else { return false };
-        self.counters.expired.count(message.id() < self.pull_next);
-        self.removed.push(message);
+    pub(super) fn expire_one(&mut self, now: MonotonicTime) -> bool {
+        let Some(Popped { id, message }) = self.log.pop_expired(now) else { return false };
+        self.counters.expired.count(id < self.pull_next);
+        self.removed.extend(message);
         true
     }
 
@@ -111,7 +113,9 @@ impl Topic {
             if self.log.is_empty() {
                 self.headers = Headers::default();
             }
-            self.reservation.trim(self.own_size() + self.log.bytes());
+            let pending = self.pending_size().bytes;
+            self.reservation.trim(self.own_size() + self.log.memory_bytes() + pending);
+            self.release();
         }
         (before - self.log.len(), more)
     }
@@ -129,6 +133,7 @@ impl Topic {
             .map_or(Self::MIN_IDLE, |ttl| ttl.saturating_mul(Self::IDLE_TTLS).max(Self::MIN_IDLE));
         self.state == State::Open
             && self.log.is_empty()
+            && !self.has_pending()
             && self.consumers.is_empty()
             && now.since(self.last_publish) >= idle_time
     }

@@ -11,6 +11,14 @@ use std::collections::VecDeque;
 pub(crate) struct Ordinal(u64);
 
 impl Ordinal {
+    pub(crate) fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
     pub(crate) fn next(self) -> Self {
         Self(self.0 + 1)
     }

@@ -37,6 +37,7 @@ impl Topic {
 
     pub(crate) fn stats(&mut self, now: MonotonicTime) -> TopicStats {
         self.expire_all(now);
+        let durability = self.durability();
         let log = &mut self.log;
         let consumers = self.consumers.tables();
         let unreported: u64 =
@@ -48,6 +49,7 @@ impl Topic {
             unpulled: self.log.count_from(self.pull_next),
             bytes: self.log.bytes(),
             settings: self.settings,
+            durability,
             first_id: self.log.first_id(),
             next_id: self.log.next_id(),
             subscribers: consumers.cursors.len(),

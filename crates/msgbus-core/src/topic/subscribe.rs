@@ -3,13 +3,13 @@
 use std::task::Waker;
 
 use super::{
-    State, Topic,
+    Page, State, TakeError, Topic,
     cursors::{Cursor, CursorKey},
     stats::unreported_missed,
 };
 use crate::{
     error::{RecvError, SubscribeError},
-    model::{Event, Message, MonotonicTime, Now, StartPosition},
+    model::{Event, MonotonicTime, Now, StartPosition},
     options::{LagPolicy, SubscribeOptions},
 };
 
@@ -58,23 +58,24 @@ impl Topic {
     /// an end, or if there is none yet. The caller has called [`expire`](Self::expire) under the same lock.
     pub(crate) fn next_size(&mut self, key: CursorKey, now: MonotonicTime) -> Option<usize> {
         let cursor = self.consumers.tables().cursors.get(key);
-        let message = self.log.from(cursor.next_id, now).next()?;
-        let is_next = cursor.pending_gap == 0 && self.log.ordinal(message.id()) == cursor.next;
-        is_next.then(|| message.payload().len())
+        let entry = self.log.first_from(cursor.next_id, now)?;
+        let is_next = cursor.pending_gap == 0 && self.log.ordinal(entry.id()) == cursor.next;
+        is_next.then(|| entry.payload_size())
     }
 
     /// Moves a cursor past the next event: a message or a gap. The caller has called
     /// [`expire`](Self::expire) under the same lock.
     ///
     /// # Errors
-    /// When the subscription has ended. Every later call returns the same error.
+    /// When the subscription has ended: every later call returns the same error. Or when the message has to be read.
     pub(crate) fn next_event(
         &mut self,
         key: CursorKey,
         now: MonotonicTime,
-    ) -> Result<Option<Event>, RecvError> {
+        page: &mut Page,
+    ) -> Result<Option<Event>, TakeError> {
         if self.state == State::Deleted {
-            return Err(RecvError::Deleted);
+            return Err(TakeError::Over(RecvError::Deleted));
         }
         let cursor = self.consumers.tables_mut().cursors.get_mut(key);
         let pending_gap = std::mem::take(&mut cursor.pending_gap);
@@ -85,14 +86,14 @@ impl Topic {
                 next_id: self.log.id(cursor.next),
             }));
         }
-        let message = self.log.from(cursor.next_id, now).next();
-        let next_id = message.map_or(self.log.next_id(), Message::id);
+        let entry = self.log.first_from(cursor.next_id, now);
+        let next_id = entry.map_or(self.log.next_id(), |entry| entry.id());
         if next_id != cursor.next_id {
             // Either messages were missed or ids left out.
             let reached = self.log.ordinal(next_id);
             let count = reached.since(cursor.next);
             if count > 0 && cursor.lag == LagPolicy::Disconnect {
-                return Err(RecvError::Lagged { missed: count });
+                return Err(TakeError::Over(RecvError::Lagged { missed: count }));
             }
             (cursor.next, cursor.next_id) = (reached, next_id);
             if count > 0 {
@@ -100,15 +101,16 @@ impl Topic {
                 return Ok(Some(Event::Missed { count, next_id }));
             }
         }
-        match message {
-            Some(message) => {
+        match entry {
+            Some(entry) => {
+                let message = page.message(entry)?;
                 cursor.next = cursor.next.next();
                 cursor.next_id += 1;
                 cursor.received += 1;
                 self.counters.delivered += 1;
-                Ok(Some(Event::Message(message.clone())))
+                Ok(Some(Event::Message(message)))
             }
-            None if self.state == State::Closed => Err(RecvError::Closed),
+            None if self.is_at_end() => Err(TakeError::Over(RecvError::Closed)),
             None => Ok(None),
         }
     }

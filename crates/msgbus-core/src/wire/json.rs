@@ -114,6 +114,7 @@ pub fn write_topic(out: &mut Vec<u8>, stats: &TopicStats, subscribers: &[Subscri
         max_messages: usize,
         max_bytes: u64,
         overflow: &'static str,
+        durability: &'static str,
         subscriptions: Vec<SubscriberObject<'a>>,
     }
     let settings = stats.settings;
@@ -125,6 +126,7 @@ pub fn write_topic(out: &mut Vec<u8>, stats: &TopicStats, subscribers: &[Subscri
             Overflow::DropOldest => "drop-oldest",
             Overflow::Reject => "reject",
         },
+        durability: stats.durability.as_str(),
         subscriptions: subscribers.iter().map(SubscriberObject::new).collect(),
     };
     write(out, &wire);

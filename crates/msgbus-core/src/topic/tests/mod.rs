@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::*;
 use crate::{
-    error::{LimitReached, PublishError},
+    error::{LimitReached, PublishError, RecvError},
     model::{Event, NewMessage, Position, TopicName},
     options::{BatchLimit, Overflow},
 };
@@ -16,7 +16,15 @@ mod model;
 impl Topic {
     fn put(&mut self, message: NewMessage, now: Now) -> Result<u64, PublishError> {
         let size = BatchSize { count: 1, bytes: message.accounted_size() };
-        self.append([message], size, now, || Ok(()))
+        self.append([message], size, now, |_| Ok(None)).map(|appended| appended.first_id)
+    }
+}
+
+/// The end of a topic in memory, in which no message has to be read.
+fn over(error: TakeError) -> RecvError {
+    match error {
+        TakeError::Over(end) => end,
+        TakeError::Unread(unread) => unreachable!("{unread:?}"),
     }
 }
 
@@ -56,7 +64,9 @@ fn an_early_expiry_leaves_ids_and_older_messages_alone() {
     assert_eq!((stats.retained, stats.counters.expired.total), (2, 1000));
     let (key, _) = topic.subscribe(Position::All.into(), now).unwrap();
     let mut seen = Vec::new();
-    while let Some(event) = topic.next_event(key, now.monotonic).unwrap() {
+    while let Some(event) =
+        topic.next_event(key, now.monotonic, &mut Page::default()).map_err(over).unwrap()
+    {
         seen.push(match event {
             Event::Message(message) => message.id(),
             Event::Missed { count, .. } => count * 1_000_000,
@@ -90,7 +100,10 @@ fn a_wall_clock_that_steps_back_is_shown_by_the_expiry_only() {
     topic.put(NewMessage::new("b"), stepped).unwrap();
     let limit = BatchLimit { events: 9, bytes: usize::MAX };
     let recent = Position::Ago(Duration::from_secs(30));
-    assert_eq!(topic.peek(Some(recent), limit, stepped).events.len(), 2);
+    assert_eq!(
+        topic.peek(Some(recent), limit, stepped, &mut Page::default()).unwrap().events.len(),
+        2
+    );
     let taken: Vec<_> = std::iter::from_fn(|| topic.take_next(start.monotonic)).collect();
     assert!(taken.iter().all(|message| message.created_at() == start.wall));
     let expires = |now: Now| DateTime::from(now.wall) + TopicSettings::default().ttl.unwrap();

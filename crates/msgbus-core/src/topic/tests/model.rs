@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{later, now, topic};
+use super::{later, now, over, topic};
 use crate::{
     error::{PublishError, RecvError},
     model::{Event, MonotonicTime, NewMessage, Now, Position, WallTime},
     options::{LagPolicy, Overflow, SubscribeOptions, TopicSettings},
     stats::{Counters, RemovalCount},
-    topic::{CursorKey, Topic},
+    store::Promise,
+    topic::{CursorKey, Page, Topic},
 };
 
 const TTL: Duration = Duration::from_secs(100);
@@ -73,6 +74,8 @@ fn settings() -> impl Strategy<Value = TopicSettings> {
     let bounds = prop_oneof![(1..12usize, 200..3000u64), (Just(1000), Just(1 << 20))];
     (prop::option::weighted(0.8, Just(TTL)), bounds, overflow).prop_map(
         |(ttl, (max_messages, max_bytes), overflow)| TopicSettings {
+            memory_bytes: u64::MAX,
+            promise: Promise::Memory,
             ttl,
             max_messages,
             max_bytes,
@@ -343,7 +346,8 @@ impl Pair {
     fn receive(&mut self, subscriber: usize) {
         let Some((key, reader)) = self.readers.get_mut(subscriber) else { return };
         self.topic.expire(self.now.monotonic);
-        let event = self.topic.next_event(*key, self.now.monotonic).map(|event| {
+        let event = self.topic.next_event(*key, self.now.monotonic, &mut Page::default());
+        let event = event.map_err(over).map(|event| {
             event.map(|event| match event {
                 Event::Message(message) => Ok(message.id()),
                 Event::Missed { count, next_id } => Err((count, next_id)),

@@ -1,0 +1,244 @@
+//! A topic that a store keeps: what was appended and is not committed yet.
+//!
+//! An appended message is not in the log. It moves there when it is committed, so readers, limits and counters need not
+//! know about it, and nothing has to be undone if the store refuses it.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{BatchSize, State, Topic, commit::Commit};
+use crate::{
+    model::{Message, MonotonicTime},
+    stats::Counters,
+    store::{Durability, Promise, Record, StoreError, Ticket, TopicState, TopicStore},
+};
+
+/// The durable part of a topic.
+#[derive(Debug)]
+pub(crate) struct Durable {
+    store: Box<dyn TopicStore>,
+    durability: Durability,
+    pending: VecDeque<Pending>,
+    /// The size of all pending messages.
+    size: BatchSize,
+}
+
+/// An append that is not committed yet.
+#[derive(Debug)]
+struct Pending {
+    ticket: Ticket,
+    step: Step,
+    commit: Arc<Commit>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Publish(Vec<PendingMessage>),
+    Pull {
+        /// The position of pulls before it.
+        from: u64,
+        /// The number of messages taken.
+        count: u64,
+    },
+    Delete,
+}
+
+/// A message with its place in the log.
+#[derive(Debug)]
+pub(super) struct PendingMessage {
+    pub(super) message: Message,
+    pub(super) deadline: MonotonicTime,
+    pub(super) is_early: bool,
+}
+
+/// The appends that a commit or a refusal has ended. Finish them after the topic's lock is released.
+#[must_use]
+#[derive(Debug, Default)]
+pub(crate) struct Ended {
+    commits: Vec<Arc<Commit>>,
+    /// Whether messages became visible.
+    has_messages: bool,
+}
+
+impl Ended {
+    pub(crate) fn has_messages(&self) -> bool {
+        self.has_messages
+    }
+
+    pub(crate) fn finish(self, outcome: Result<(), StoreError>) {
+        for commit in self.commits {
+            commit.finish(outcome);
+        }
+    }
+}
+
+impl Durable {
+    pub(crate) fn new(store: Box<dyn TopicStore>, promise: Promise) -> Self {
+        Self {
+            store,
+            durability: promise.durability(),
+            pending: VecDeque::new(),
+            size: BatchSize::default(),
+        }
+    }
+
+    pub(super) fn store(&self) -> &dyn TopicStore {
+        &*self.store
+    }
+
+    pub(super) fn size(&self) -> BatchSize {
+        self.size
+    }
+
+    /// Takes out the oldest append, if its ticket is at most this one.
+    fn pop(&mut self, up_to: Ticket) -> Option<Pending> {
+        self.pending.front().filter(|pending| pending.ticket <= up_to)?;
+        self.pending.pop_front()
+    }
+
+    fn push(&mut self, ticket: Ticket, step: Step) -> Arc<Commit> {
+        let commit = Arc::new(Commit::default());
+        self.pending.push_back(Pending { ticket, step, commit: Arc::clone(&commit) });
+        commit
+    }
+}
+
+impl Topic {
+    /// What an accepted message survives.
+    pub(crate) fn durability(&self) -> Durability {
+        self.durable.as_ref().map_or(Durability::Memory, |durable| durable.durability)
+    }
+
+    /// Whether a store keeps the topic.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.durable.is_some()
+    }
+
+    /// Whether there are messages that may still become visible.
+    pub(super) fn has_pending(&self) -> bool {
+        self.durable.as_ref().is_some_and(|durable| durable.size.count > 0)
+    }
+
+    /// The id of the next message to append. Messages below it are in the log or pending.
+    pub(super) fn append_id(&self) -> u64 {
+        let pending = self.durable.as_ref().map_or(0, |durable| durable.size.count);
+        self.log.next_id() + pending as u64
+    }
+
+    /// The state after `count` more messages are appended.
+    fn state_after(&self, count: u64) -> TopicState {
+        let pending = self.durable.as_ref().map_or(0, |durable| durable.size.count as u64);
+        let added = pending + count;
+        TopicState {
+            first_id: self.log.first_id(),
+            next_id: self.log.next_id() + added,
+            appended: self.log.appended() + added,
+            pull_next: self.pull_next,
+            counters: Counters { published: self.counters.published + added, ..self.counters },
+        }
+    }
+
+    /// Hands messages to the store.
+    pub(super) fn store_messages(
+        &mut self,
+        messages: Vec<PendingMessage>,
+        size: BatchSize,
+    ) -> Result<Arc<Commit>, StoreError> {
+        let record = Record::Messages(messages.iter().map(|new| new.message.clone()).collect());
+        let state = self.state_after(messages.len() as u64);
+        let Some(durable) = &mut self.durable else { return Err(StoreError::Closed) };
+        let ticket = durable.store.append(record, state)?;
+        durable.size.count += size.count;
+        durable.size.bytes += size.bytes;
+        Ok(durable.push(ticket, Step::Publish(messages)))
+    }
+
+    /// Hands the new position of pulls to the store, after `count` messages were taken from the position `from` on.
+    /// If the store does not accept it, they are put back.
+    pub(super) fn store_pull(
+        &mut self,
+        from: u64,
+        count: u64,
+    ) -> Result<Option<Arc<Commit>>, StoreError> {
+        let state = self.state_after(0);
+        let Some(durable) = &mut self.durable else { return Ok(None) };
+        match durable.store.append(Record::Pulled, state) {
+            Ok(ticket) => Ok(Some(durable.push(ticket, Step::Pull { from, count }))),
+            Err(error) => {
+                self.put_back(from, count);
+                Err(error)
+            }
+        }
+    }
+
+    /// Tells the store that the topic is deleted. `None` if it is not durable.
+    pub(crate) fn store_deletion(&mut self) -> Result<Option<Arc<Commit>>, StoreError> {
+        let state = self.state_after(0);
+        let Some(durable) = &mut self.durable else { return Ok(None) };
+        let ticket = durable.store.append(Record::Deleted, state)?;
+        Ok(Some(durable.push(ticket, Step::Delete)))
+    }
+
+    /// Drops all pending messages, and returns how many there were.
+    pub(super) fn drop_pending(&mut self) -> u64 {
+        let Some(durable) = &mut self.durable else { return 0 };
+        for pending in &mut durable.pending {
+            if let Step::Publish(messages) = &mut pending.step {
+                for new in messages.drain(..) {
+                    self.removed.push(new.message);
+                }
+            }
+        }
+        std::mem::take(&mut durable.size).count as u64
+    }
+
+    /// Makes everything up to a ticket visible, and applies the limits to it.
+    pub(crate) fn commit(&mut self, up_to: Ticket, now: MonotonicTime) -> Ended {
+        let mut ended = Ended::default();
+        let Some(durable) = &mut self.durable else { return ended };
+        while let Some(pending) = durable.pop(up_to) {
+            if let Step::Publish(messages) = pending.step {
+                for new in messages {
+                    durable.size.count -= 1;
+                    durable.size.bytes -= new.message.accounted_size();
+                    self.counters.published += 1;
+                    self.log.push(new.message, new.deadline, new.is_early);
+                    ended.has_messages = true;
+                }
+            }
+            ended.commits.push(pending.commit);
+        }
+        self.enforce_limits(now);
+        ended
+    }
+
+    /// Takes back everything that is not committed.
+    pub(crate) fn refuse(&mut self) -> Ended {
+        self.drop_pending();
+        let mut ended = Ended::default();
+        // The latest first, so that the position of pulls ends where the earliest refused pull began.
+        while let Some(pending) =
+            self.durable.as_mut().and_then(|durable| durable.pending.pop_back())
+        {
+            if let Step::Pull { from, count } = pending.step {
+                self.put_back(from, count);
+            }
+            ended.commits.push(pending.commit);
+        }
+        ended
+    }
+
+    /// Undoes a pull that was not committed.
+    fn put_back(&mut self, from: u64, count: u64) {
+        if self.state != State::Deleted {
+            self.pull_next = from;
+            self.counters.pulled -= count;
+        }
+    }
+
+    /// Tells the store what it need not keep any longer.
+    pub(super) fn release(&self) {
+        if let Some(durable) = &self.durable {
+            durable.store.release(self.log.first_id());
+        }
+    }
+}
