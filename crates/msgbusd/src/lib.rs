@@ -18,6 +18,7 @@ mod server;
 mod service;
 mod signal;
 mod state;
+mod storage;
 mod worker;
 
 pub use net::listener::Bind;

@@ -14,6 +14,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 use msgbus_core::{BusStats, MessageBus, Options, TopicStats};
+use msgbus_store::StoreStats;
 use parking_lot::Mutex;
 
 use crate::{logging, service::code::Code, worker::Counter};
@@ -118,6 +119,7 @@ impl Metrics {
     pub(crate) fn render(
         &self,
         bus: &MessageBus,
+        store: Option<&StoreStats>,
         gauges: &[(&str, &str, usize)],
         max_topics: usize,
     ) -> String {
@@ -129,6 +131,9 @@ impl Metrics {
         self.refusals(&mut page);
         let (stats, topics) = walk(bus, max_topics);
         bus_totals(&mut page, bus.options(), &stats);
+        if let Some(store) = store {
+            store_totals(&mut page, store);
+        }
         per_topic(&mut page, &topics);
         page.0
     }
@@ -250,6 +255,37 @@ fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
         "msgbus_bus_bytes_limit",
         "Maximum number of bytes (--max-total-bytes).",
         options.max_bytes,
+    );
+}
+
+/// The store of `--data`.
+fn store_totals(page: &mut Page, store: &StoreStats) {
+    for (name, help, value) in [
+        ("msgbus_store_bytes", "Size of all files.", store.bytes),
+        ("msgbus_store_live_bytes", "Bytes of the files that are needed.", store.live_bytes),
+        ("msgbus_store_segments", "Files.", store.segments as u64),
+        ("msgbus_store_queued_bytes", "Bytes waiting to be written.", store.queued_bytes as u64),
+        ("msgbus_store_full", "Whether there is no room for messages.", store.is_full.into()),
+        ("msgbus_store_failed", "Whether the disk has failed.", store.failure.is_some().into()),
+    ] {
+        page.gauge(name, help, value);
+    }
+    for (name, help, value) in [
+        ("msgbus_store_written_bytes_total", "Bytes written.", store.written_bytes),
+        ("msgbus_store_syncs_total", "Syncs.", store.syncs),
+        ("msgbus_store_copied_total", "Messages copied to free files.", store.copied),
+    ] {
+        page.counter(name, help, value);
+    }
+    let seconds = store.sync_time.as_secs_f64();
+    page.counter("msgbus_store_sync_seconds_total", "Time of all syncs.", seconds);
+    let longest = store.longest_sync.as_secs_f64();
+    page.gauge("msgbus_store_longest_sync_seconds", "Time of the longest sync.", longest);
+    let recovery = store.recovery.time.as_secs_f64();
+    page.gauge(
+        "msgbus_store_recovery_seconds",
+        "Time of reading the files at the start.",
+        recovery,
     );
 }
 

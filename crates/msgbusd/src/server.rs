@@ -13,6 +13,7 @@ use std::{
 
 use futures_util::future::select_all;
 use msgbus_core::{MessageBus, format_duration};
+use msgbus_store::OpenError;
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -22,7 +23,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::rustls::ServerConfig;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     auth::Keyring,
@@ -36,6 +37,7 @@ use crate::{
     net::tls::{self, Certificate, CertificateError},
     net::workers::Workers,
     state::App,
+    storage::StoreWatch,
     worker::Worker,
 };
 
@@ -82,6 +84,9 @@ pub enum StartError {
     /// The certificate is not usable.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// The directory of `--data` is not usable.
+    #[error("--data: {0}")]
+    Data(#[from] OpenError),
 }
 
 /// What a server cut off when it stopped.
@@ -92,10 +97,12 @@ pub struct Drained {
 }
 
 impl Server {
-    /// Listens on the configured endpoints, with an empty bus.
+    /// Listens on the configured endpoints. With a directory of data it first blocks until everything in it is read;
+    /// connections wait meanwhile.
     ///
     /// # Errors
-    /// When an endpoint cannot be listened on, or a certificate file is not usable any more.
+    /// When an endpoint cannot be listened on, a certificate file is not usable any more, or the directory of data is
+    /// not usable.
     ///
     /// # Panics
     /// When called outside a tokio runtime.
@@ -114,7 +121,7 @@ impl Server {
             listeners.push(BoundListener { listener, tls });
         }
         let keyring = config.keys.clone().map(|file| Arc::new(Keyring::new(file)));
-        let app = Arc::new(App::new(config, keyring));
+        let app = Arc::new(App::new(config, keyring)?);
         Ok(Self { listeners, endpoints, certificate, app, workers: Workers::current() })
     }
 
@@ -190,8 +197,12 @@ impl Server {
 async fn sweep(app: Arc<App>) {
     let mut ticks = interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watch = StoreWatch::default();
     loop {
         ticks.tick().await;
+        if let Some(store) = &app.store {
+            watch.check(store);
+        }
         let app = Arc::clone(&app);
         let freeing = spawn_blocking(move || {
             app.frames.clear();
@@ -285,7 +296,11 @@ impl<'a> Acceptor<'a> {
             tasks.drain.cancel();
         }
         let left = if timeout(limit, all_ended()).await.is_ok() { 0 } else { count() };
-        self.app.bus.close();
+        let bus = self.app.bus.clone();
+        // Syncing may take a while. Its failure is counted, and the publishers are told.
+        if let Ok(Err(error)) = spawn_blocking(move || bus.close()).await {
+            error!("not everything was kept: {error}");
+        }
         tasks().for_each(|tasks| tasks.cut.cancel());
         all_ended().await;
         if left > 0 {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use msgbus_core::MessageBus;
+use msgbus_store::{LogStore, OpenError};
 
 use crate::{
     auth::Keyring,
@@ -16,12 +17,15 @@ use crate::{
         rate_limit::RateLimiter,
     },
     metrics::Metrics,
+    storage,
 };
 
 /// The shared state of the server.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) bus: MessageBus,
+    /// `None` if all topics are only in memory.
+    pub(crate) store: Option<Arc<LogStore>>,
     pub(crate) config: Config,
     /// `None` if the server has no keys and every client may do everything.
     pub(crate) keyring: Option<Arc<Keyring>>,
@@ -36,14 +40,17 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(config: Config, keyring: Option<Arc<Keyring>>) -> Self {
+    /// Opens the bus. With `--data` it blocks until everything is read.
+    pub(crate) fn new(config: Config, keyring: Option<Arc<Keyring>>) -> Result<Self, OpenError> {
         const DEFAULT_PER_ADDRESS: usize = 1000;
         let per_address = match config.max_connections_per_address {
             Some(max) => PerAddress::Max(max),
             None => PerAddress::MaxExceptLoopback(DEFAULT_PER_ADDRESS),
         };
-        Self {
-            bus: MessageBus::new(config.bus.clone()),
+        let (bus, store) = storage::open(&config)?;
+        Ok(Self {
+            bus,
+            store,
             keyring,
             metrics: Metrics::new(),
             frames: FrameCaches::default(),
@@ -53,6 +60,6 @@ impl App {
             rates: RateLimiter::new(config.publish_rate),
             background: Background::default(),
             config,
-        }
+        })
     }
 }

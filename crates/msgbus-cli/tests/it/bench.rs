@@ -83,7 +83,7 @@ async fn errors_end_it_with_a_message() {
         command.env("MSGBUS_URI", daemon.uri()).args(["--subs", "2"]);
         let running = tokio::spawn(run(command));
         daemon.subscribers(2).await;
-        daemon.bus.delete(&name("t"));
+        daemon.bus.delete(&name("t")).wait().unwrap();
         running.await.unwrap().fails(1, "the topic has been deleted");
     }
 }

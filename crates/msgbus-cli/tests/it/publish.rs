@@ -15,7 +15,9 @@ async fn publish(daemon: &Daemon, args: &[&str], input: &[u8]) -> Finished {
 }
 
 fn pulled(daemon: &Daemon, topic: &str) -> Vec<Vec<u8>> {
-    std::iter::from_fn(|| daemon.bus.get(&name(topic))).map(|m| m.payload().to_vec()).collect()
+    std::iter::from_fn(|| daemon.bus.get(&name(topic)).unwrap())
+        .map(|m| m.payload().to_vec())
+        .collect()
 }
 
 #[tokio::test]
@@ -68,7 +70,7 @@ async fn the_failed_line_is_named() {
 async fn ttl_and_content_type_are_sent() {
     let daemon = Daemon::start();
     publish(&daemon, &["t", "x", "--ttl=90s", "-t", "text/plain"], b"").await.is_silent();
-    let message = daemon.bus.get(&name("t")).unwrap();
+    let message = daemon.bus.get(&name("t")).unwrap().unwrap();
     assert_eq!((message.expires().unwrap() - message.created()).num_seconds(), 90);
     assert_eq!(message.content_type(), Some("text/plain"));
 }
@@ -92,7 +94,7 @@ async fn a_busy_server_is_retried_within_the_timeout() {
     let patient = publish(&daemon, &["t", "x", "--timeout", "30s"], b"");
     let make_room = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert!(daemon.bus.delete(&name("full")));
+        assert!(daemon.bus.delete(&name("full")).wait().unwrap());
     };
     let (patient, ()) = tokio::join!(patient, make_room);
     patient.is_silent();

@@ -209,7 +209,7 @@ async fn a_cursor_resumes_where_the_last_run_ended() {
     assert_eq!(run(&["--since=all", "-n", "4"]).await.1, [3, 4, 5, 6]);
     assert_eq!(run(&["--timeout", "300ms"]).await, (Some(0), vec![7, 8, 9], String::new()));
 
-    daemon.bus.delete(&name("t"));
+    daemon.bus.delete(&name("t")).wait().unwrap();
     daemon.put("t", "new");
     let (code, ids, notes) = run(&["-n", "1"]).await;
     assert_eq!((code, ids), (Some(0), vec![0]));

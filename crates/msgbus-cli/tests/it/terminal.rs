@@ -61,7 +61,7 @@ async fn a_message_can_be_typed() {
         }
     })
     .await;
-    assert_eq!(daemon.bus.get(&name("t")).unwrap().payload(), "typed\n");
+    assert_eq!(daemon.bus.get(&name("t")).unwrap().unwrap().payload(), "typed\n");
     assert_eq!(running.end().await.code, Some(0));
 }
 

@@ -22,7 +22,7 @@ async fn topics_are_a_table_or_json() {
     for topic in ["b", "a/long/name", "a"] {
         daemon.put(topic, "x");
     }
-    daemon.bus.get(&name("a")).unwrap();
+    daemon.bus.get(&name("a")).unwrap().unwrap();
     let table = on(&daemon, &["ls"]).await;
     assert_eq!((table.code, &table.err[..]), (Some(0), ""));
     let lines: Vec<Vec<&str>> =
@@ -89,7 +89,7 @@ async fn a_purge_discards_messages_not_yet_taken_and_keeps_the_topic() {
     for _ in 0..12_000 {
         daemon.put("t", "x");
     }
-    daemon.bus.get(&name("t")).unwrap();
+    daemon.bus.get(&name("t")).unwrap().unwrap();
     assert_eq!(topics(&["purge", "t"]).await.out, "11999 messages discarded\n");
     let stats = daemon.bus.topic(&name("t")).unwrap();
     assert_eq!(stats.counters.pulled, 12_000);

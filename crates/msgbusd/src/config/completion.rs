@@ -15,8 +15,9 @@ enum Shell {
 }
 
 const SHELLS: &str = "bash zsh fish";
-const COMMANDS: [(&str, &str); 3] = [
+const COMMANDS: [(&str, &str); 4] = [
     ("key", "create a key for the file of --keys"),
+    ("data", "look after a directory of --data"),
     ("completion", "print a completion script for a shell"),
     ("man", "print the manual page"),
 ];

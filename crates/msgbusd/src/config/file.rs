@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use msgbus_core::{TopicPattern, TopicRule};
+use msgbus_core::{TopicPattern, TopicRule, store::Promise};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -28,6 +28,18 @@ pub(super) struct File {
 pub(super) struct Rules {
     pub(super) topics: Vec<TopicRule>,
     pub(super) keep_headers: Vec<(TopicPattern, Vec<HeaderPattern>)>,
+    pub(super) durable: Vec<DurableRule>,
+}
+
+/// What a rule says about durability.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DurableRule {
+    /// The index of the rule in [`Rules::topics`].
+    pub(super) rule: usize,
+    pub(super) durable: Option<bool>,
+    pub(super) sync: Option<Promise>,
+    /// The line, for errors.
+    pub(super) origin: String,
 }
 
 /// The text of a file, and its path for errors.
@@ -73,8 +85,8 @@ impl Source<'_> {
     }
 }
 
-const RULE_KEYS: [&str; 5] =
-    ["ttl", "max-queue-size", "max-queue-bytes", "overflow", "keep-headers"];
+const RULE_KEYS: [&str; 7] =
+    ["ttl", "max-queue-size", "max-queue-bytes", "overflow", "keep-headers", "durable", "sync"];
 
 impl File {
     pub(super) fn read(path: &Raw) -> Result<Self, ConfigError> {
@@ -158,6 +170,8 @@ fn rule(
     rules: &mut Rules,
 ) -> Result<(), ConfigError> {
     let mut rule = TopicRule::new(pattern);
+    let mut durable =
+        DurableRule { rule: rules.topics.len(), durable: None, sync: None, origin: String::new() };
     for (key, value) in table {
         let name = key.get_ref().as_ref();
         if name == "keep-headers" {
@@ -169,11 +183,16 @@ fn rule(
             continue;
         }
         let text = scalar(source, value)?;
+        if matches!(name, "durable" | "sync") {
+            durable.origin = format!("{}: {name}", source.origin(key.span().start));
+        }
         let set = match name {
             "ttl" => values::ttl(&text).map(|ttl| rule.ttl = Some(ttl)),
             "max-queue-size" => values::count(&text).map(|count| rule.max_messages = Some(count)),
             "max-queue-bytes" => values::queue_bytes(&text).map(|size| rule.max_bytes = Some(size)),
             "overflow" => values::overflow(&text).map(|policy| rule.overflow = Some(policy)),
+            "durable" => values::switch(&text).map(|is_durable| durable.durable = Some(is_durable)),
+            "sync" => values::sync(&text).map(|promise| durable.sync = Some(promise)),
             _ => {
                 let near = settings::closest(name, RULE_KEYS.into_iter());
                 return Err(unknown_key(source, key, near));
@@ -182,6 +201,9 @@ fn rule(
         set.map_err(|problem| source.error(key.span().start, format!("{name}: {problem}")))?;
     }
     rules.topics.push(rule);
+    if durable.durable.is_some() || durable.sync.is_some() {
+        rules.durable.push(durable);
+    }
     Ok(())
 }
 

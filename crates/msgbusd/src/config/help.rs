@@ -9,16 +9,17 @@ const WIDTH: usize = 34;
 
 const ABOUT: &str = "the message bus you can curl";
 
-const SYNOPSES: [&str; 4] = [
+const SYNOPSES: [&str; 5] = [
     "msgbusd [FLAGS]",
     "msgbusd key new NAME --allow ACTION:TOPIC...",
+    "msgbusd data check|dump|compact DIR",
     "msgbusd completion bash|zsh|fish",
     "msgbusd man",
 ];
 
 const DESCRIPTION: &str = "\
 Publish with PUT or POST /TOPIC, pull with GET /TOPIC, subscribe with a websocket on /TOPIC,
-list topics with GET /. Messages are kept in memory only.
+list topics with GET /. Messages are in memory, and with --data also on disk.
 ";
 
 const FORMS: &str = "\
@@ -41,8 +42,9 @@ const EXIT_CODES: [(&str, &str); 4] = [
     ("130", "stopped by a second signal"),
 ];
 
-const EXAMPLES: [(&str, &str); 2] = [
+const EXAMPLES: [(&str, &str); 3] = [
     ("msgbusd --ttl 2h --max-total-bytes 4GiB", "for this machine only"),
+    ("msgbusd --data /var/lib/msgbus", "keep messages through restarts"),
     ("msgbusd --bind :8000 --keys keys.toml", "for clients with a key"),
 ];
 

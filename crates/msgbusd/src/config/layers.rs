@@ -131,8 +131,11 @@ fn elsewhere(name: &str, value: &str) -> Option<String> {
         "port" | "p" => bind(&format!(":{}", value.trim_start_matches(':'))),
         "listen" | "addr" | "address" | "l" if value.is_empty() => bind("HOST:PORT"),
         "listen" | "addr" | "address" | "l" => bind(value),
-        "data" | "data-dir" | "datadir" | "store-dir" => {
-            Some("no such flag: msgbusd keeps messages in memory only".to_owned())
+        "data-dir" | "datadir" | "store-dir" | "store" if value.is_empty() => {
+            Some("no such flag; use --data DIR".to_owned())
+        }
+        "data-dir" | "datadir" | "store-dir" | "store" => {
+            Some(format!("no such flag; use --data {value}"))
         }
         "log-level" | "loglevel" | "verbose" | "verbosity" => {
             Some("no such flag; use -d to log each request".to_owned())

@@ -3,6 +3,8 @@
 
 mod checks;
 mod completion;
+mod data;
+mod durable;
 mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -14,20 +16,22 @@ mod reread;
 mod settings;
 mod values;
 
-use std::{ffi::OsString, net::Ipv4Addr, num::NonZeroU32, time::Duration};
+use std::{ffi::OsString, net::Ipv4Addr, num::NonZeroU32, path::PathBuf, time::Duration};
 
-use msgbus_core::{Options, format_duration};
+use msgbus_core::{Options, format_duration, store::Promise};
 use pico_args::Arguments;
 use thiserror::Error;
 
+pub(crate) use self::values::format_size;
+pub use self::{
+    data::DataCommand,
+    keep_headers::{HeaderPattern, KeepHeaders},
+    reread::ConfigFile,
+};
 use self::{
     file::{File, Rules},
     layers::{Environment, Layer, Raw, put_below},
     settings::SETTINGS,
-};
-pub use self::{
-    keep_headers::{HeaderPattern, KeepHeaders},
-    reread::ConfigFile,
 };
 use crate::{
     Bind, CertificateFiles,
@@ -52,6 +56,14 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     /// The limits of the bus, and the rules for its topics.
     pub bus: Options,
+    /// The directory of the durable topics; `None` if all messages are only in memory.
+    pub data: Option<PathBuf>,
+    /// What durable topics promise that have no rule of their own.
+    pub sync: Promise,
+    /// The maximum size of the files in `data`, in bytes; `None` for no limit but the disk's.
+    pub max_disk_bytes: Option<u64>,
+    /// Whether to skip damaged records in `data`.
+    pub repair: bool,
     /// Headers of a publish that are kept with its message, in addition to the well-known ones.
     pub keep_headers: KeepHeaders,
     /// The maximum size of a payload, in bytes.
@@ -120,6 +132,10 @@ impl Default for Config {
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             bus: Options::default(),
+            data: None,
+            sync: Promise::Synced,
+            max_disk_bytes: None,
+            repair: false,
             keep_headers: KeepHeaders::default(),
             max_payload: 1 << 20,
             max_header: 16 << 10,
@@ -176,6 +192,8 @@ pub enum Invocation {
     Print(String),
     /// Print a new key.
     NewKey(NewKey),
+    /// Look after a directory of `--data`.
+    Data(DataCommand),
 }
 
 /// An error in a flag, variable or file. The text is one line that names it.
@@ -211,6 +229,7 @@ pub fn parse(
     let args: Vec<OsString> = args.into_iter().collect();
     match args.first().and_then(|first| first.to_str()) {
         Some("key") => return key::parse(args[1..].to_vec()),
+        Some("data") => return data::parse(args[1..].to_vec()),
         Some("completion") => return completion::parse(&args[1..]),
         Some("man") if args.len() == 1 => return Ok(Invocation::Print(help::manual())),
         _ => {}
@@ -262,6 +281,7 @@ fn resolve(layer: &Layer, rules: Rules) -> Result<Config, ConfigError> {
                 .map_err(|problem| ConfigError::new(origin, problem))?;
         }
     }
+    durable::apply(&mut config, layer, &rules.durable)?;
     checks::check(&mut config, layer)?;
     Ok(config)
 }

@@ -109,6 +109,26 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.bus.topic.overflow = values::overflow(v)?;
         Ok(())
     }),
+    setting!(Value "data" "DIR" "", "keep messages in this directory, through restarts and crashes", |c, v| {
+        c.data = Some(values::file(v)?);
+        Ok(())
+    }),
+    setting!(Value "sync" "WHEN" "always", "when --data is safe from a power cut: always, or every DURATION", |c, v| {
+        c.sync = values::sync(v)?;
+        Ok(())
+    }),
+    setting!(Value "max-disk-bytes" "SIZE" "", "maximum size of the files of --data", |c, v| {
+        c.max_disk_bytes = Some(values::size(v)?);
+        Ok(())
+    }),
+    setting!(Value "memory-per-topic" "SIZE" "16MiB", "how much of a topic of --data is also in memory", |c, v| {
+        c.bus.topic.memory_bytes = values::size(v)?;
+        Ok(())
+    }),
+    setting!(Switch "repair" "" "", "skip damaged records of --data, and say how many", |c, v| {
+        c.repair = values::switch(v)?;
+        Ok(())
+    }),
     setting!(List "keep-headers" "NAME" "", "header to keep with messages, as X-NAME-*; may be repeated", |c, v| {
         c.keep_headers.all.push(v.parse()?);
         Ok(())

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use msgbus_core::{Message, Overflow, parse_duration};
+use msgbus_core::{Message, Overflow, parse_duration, store::Promise};
 
 use super::Scheduler;
 use crate::{
@@ -66,7 +66,7 @@ pub(super) fn queue_bytes(text: &str) -> Result<u64, String> {
 }
 
 /// Formats a size so that [`size`] can parse it, in the largest unit without a fraction.
-pub(super) fn format_size(bytes: u64) -> String {
+pub(crate) fn format_size(bytes: u64) -> String {
     match [(30, "GiB"), (20, "MiB"), (10, "KiB")]
         .into_iter()
         .find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift)
@@ -108,6 +108,21 @@ pub(super) fn overflow(text: &str) -> Result<Overflow, String> {
         "drop-oldest" => Ok(Overflow::DropOldest),
         "reject" => Ok(Overflow::Reject),
         _ => Err(format!("must be drop-oldest or reject, not {text:?}")),
+    }
+}
+
+/// When a publish is answered, and what it then survives.
+pub(super) fn sync(text: &str) -> Result<Promise, String> {
+    const RANGE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+    if text == "always" {
+        return Ok(Promise::Synced);
+    }
+    let every = parse_duration(text)
+        .map_err(|_| format!("not always and not a duration: {text:?}; use always, or 1s"))?;
+    if RANGE.contains(&every) {
+        Ok(Promise::Written { sync_every: every })
+    } else {
+        Err("must be always, or between 1ms and 1h".to_owned())
     }
 }
 

@@ -28,12 +28,7 @@ pub(crate) fn admit(
     limit: BatchLimit,
     small: usize,
 ) -> Option<BatchLimit> {
-    let one = BatchLimit { events: 1, ..limit };
-    let next_size = || {
-        let peek = app.bus.peek(topic, from, one)?;
-        peek.messages().next().map(|next| next.payload().len())
-    };
-    admit_next(&app.inflight, limit, small, next_size)
+    admit_next(&app.inflight, limit, small, || app.bus.next_size(topic, from))
 }
 
 /// Like [`admit`], with the size of the next payload from `next_size`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use msgbus_core::{LimitReached, PublishError, SubscribeError, TopicName};
+use msgbus_core::{LimitReached, PublishError, SubscribeError, TopicName, store::StoreError};
 use thiserror::Error;
 
 use super::code::Code;
@@ -34,10 +34,33 @@ pub(crate) enum ServiceError {
          send at most {rate} in one request"
     )]
     BatchOverRate { count: usize, rate: Rate },
+    #[error("{}", store_text(*.0))]
+    Store(#[from] StoreError),
     #[error("{0}")]
-    Publish(#[from] PublishError),
+    Publish(PublishError),
     #[error("{0}")]
     Subscribe(#[from] SubscribeError),
+}
+
+/// What a client can do about a store that does not keep something.
+fn store_text(error: StoreError) -> &'static str {
+    match error {
+        StoreError::Full => "the disk is full: nothing was kept; retry when there is room",
+        StoreError::Busy => "the disk does not keep up: nothing was kept; retry shortly",
+        StoreError::Closed => "the server is stopping: nothing was kept",
+        _ => {
+            "the disk has failed: it is unknown whether this was kept; the server must be restarted"
+        }
+    }
+}
+
+impl From<PublishError> for ServiceError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Store(error) => Self::Store(error),
+            error => Self::Publish(error),
+        }
+    }
 }
 
 /// Rounds up to whole seconds, so that a client that waits this long is not too early.
@@ -76,7 +99,10 @@ impl ServiceError {
                 PublishError::LimitReached(_) => Code::BusFull,
                 _ => Code::Closed,
             },
-            Self::Subscribe(_) => Code::Closed,
+            Self::Store(StoreError::Full) => Code::DiskFull,
+            Self::Store(StoreError::Busy) => Code::StoreBusy,
+            Self::Store(StoreError::Failed) => Code::StoreFailed,
+            Self::Subscribe(_) | Self::Store(_) => Code::Closed,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Publishing: the rules that are the same for every protocol.
 
-use msgbus_core::{NewMessage, Op, PublishError, Published, PublishedBatch, TopicName};
+use msgbus_core::{NewMessage, PublishError, Published, PublishedBatch, TopicName};
 use tracing::debug;
 
 use super::{Call, error::ServiceError};
@@ -27,19 +27,16 @@ impl Call<'_> {
 }
 
 impl Publish<'_> {
-    /// Publishes one message. It checks the authorization, because receiving the payload may have taken long.
-    pub(crate) fn put(self, message: NewMessage) -> Op<Result<Published, ServiceError>> {
+    /// Publishes one message, and waits until it is kept. It checks the authorization, because receiving the payload may
+    /// have taken long.
+    pub(crate) async fn put(self, message: NewMessage) -> Result<Published, ServiceError> {
         let Self { call, topic, .. } = self;
-        if let Err(error) = call.authorize(Action::Publish, topic) {
-            return Op::ready(Err(error));
-        }
-        let (peer, bytes) = (call.peer, message.payload_len());
-        call.worker.bus.publish(topic, message).map(|published| {
-            let published = published?;
-            wake_queue::published();
-            debug!(%peer, %topic, id = published.id, bytes, "publish");
-            Ok(published)
-        })
+        call.authorize(Action::Publish, topic)?;
+        let bytes = message.payload_len();
+        let published = call.worker.bus.publish(topic, message).await?;
+        wake_queue::published();
+        debug!(peer = %call.peer, %topic, id = published.id, bytes, "publish");
+        Ok(published)
     }
 
     /// Admits a batch of this many messages instead of one. A batch that exceeds the topic's limit is refused here,
@@ -55,23 +52,18 @@ impl Publish<'_> {
         taken.map_err(|over| ServiceError::over_rate(over, count))
     }
 
-    /// Publishes all messages of an admitted batch, or none.
-    pub(crate) fn put_batch(
+    /// Publishes all messages of an admitted batch, or none, and waits until they are kept.
+    pub(crate) async fn put_batch(
         self,
         messages: Vec<NewMessage>,
-    ) -> Op<Result<PublishedBatch, ServiceError>> {
+    ) -> Result<PublishedBatch, ServiceError> {
         let Self { call, topic, .. } = self;
-        if let Err(error) = call.authorize(Action::Publish, topic) {
-            return Op::ready(Err(error));
-        }
-        let peer = call.peer;
-        call.worker.bus.publish_batch(topic, messages).map(|published| {
-            let published = published?;
-            wake_queue::published();
-            // A door may publish an empty batch, which has no last id.
-            let (first, last) = (published.ids.start, published.ids.end.saturating_sub(1));
-            debug!(%peer, %topic, first, last, "publish");
-            Ok(published)
-        })
+        call.authorize(Action::Publish, topic)?;
+        let published = call.worker.bus.publish_batch(topic, messages).await?;
+        wake_queue::published();
+        // A door may publish an empty batch, which has no last id.
+        let (first, last) = (published.ids.start, published.ids.end.saturating_sub(1));
+        debug!(peer = %call.peer, %topic, first, last, "publish");
+        Ok(published)
     }
 }

@@ -16,10 +16,10 @@ impl Call<'_> {
         self.worker.bus.topic(topic).ok_or_else(|| ServiceError::NoSuchTopic(topic.clone()))
     }
 
-    /// Deletes a topic with all of its messages.
-    pub(crate) fn delete(&self, topic: &TopicName) -> Result<(), ServiceError> {
+    /// Deletes a topic with all of its messages, and waits until a crash cannot bring it back.
+    pub(crate) async fn delete(&self, topic: &TopicName) -> Result<(), ServiceError> {
         self.authorize(Action::Delete, topic)?;
-        if !self.worker.bus.delete(topic) {
+        if !self.worker.bus.delete(topic).await? {
             return Err(ServiceError::NoSuchTopic(topic.clone()));
         }
         debug!(peer = %self.peer, %topic, "delete");

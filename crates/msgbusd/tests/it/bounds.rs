@@ -178,7 +178,7 @@ async fn a_memory_wait_looks_at_its_own_topic_and_not_at_a_later_one_of_the_same
     daemon.wait_for_metric(INFLIGHT, |bytes| bytes > 8 * MIB as u64).await;
     daemon.fill("t", 1);
     daemon.put("/t2", "x").await;
-    assert!(daemon.bus.delete(&"t".parse().unwrap()));
+    assert!(daemon.bus.delete(&"t".parse().unwrap()).wait().unwrap());
     daemon.fill("t", 1);
     assert_eq!(u16::from(websocket.close_code().await), 4404);
 }

@@ -90,7 +90,7 @@ async fn the_messages_of_a_batch_share_their_content_type() {
     let daemon = Daemon::start();
     daemon.send("PUT", "/t?split=lines", &["Content-Type: text/csv"], b"1,2\n3,4").await;
     let limit = BatchLimit { events: 2, bytes: usize::MAX };
-    let messages = daemon.bus.get_batch(&"t".parse().unwrap(), limit);
+    let messages = daemon.bus.get_batch(&"t".parse().unwrap(), limit).unwrap();
     let content_types: Vec<_> = messages.iter().map(|message| message.content_type()).collect();
     assert_eq!(content_types, [Some("text/csv"); 2]);
     let kept = |content_type: Option<&str>| content_type.unwrap().as_ptr();

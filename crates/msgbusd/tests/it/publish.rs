@@ -209,7 +209,7 @@ async fn at_the_topic_limit_new_names_are_refused_and_the_bus_keeps_serving() {
 async fn lines_are_published_as_messages_all_or_none() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 5);
     let payloads = || {
-        std::iter::from_fn(|| daemon.bus.get(&"t".parse().unwrap()))
+        std::iter::from_fn(|| daemon.bus.get(&"t".parse().unwrap()).unwrap())
             .map(|message| message.payload().to_vec())
             .collect::<Vec<_>>()
     };

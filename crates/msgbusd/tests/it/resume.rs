@@ -697,7 +697,7 @@ async fn pull_and_vanish(daemon: &Daemon, topic: &str, rng: &mut Rng) {
     }
     late.for_each(|client| client.vanish(rng));
     soon(until(|| waiters() == 0)).await;
-    while let Some(message) = bus.get(&name) {
+    while let Some(message) = bus.get(&name).unwrap() {
         ids.push(message.id());
     }
     let different: BTreeSet<_> = ids.iter().copied().collect();

@@ -230,7 +230,7 @@ async fn http_1_0_has_no_chunks() {
     let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
     assert!(!head.contains("transfer-encoding"), "{head}");
     assert_eq!(connection.read_until(b"\n").await, b"x\n");
-    daemon.bus.delete(&"t".parse().unwrap());
+    daemon.bus.delete(&"t".parse().unwrap()).wait().unwrap();
     assert_eq!(connection.rest().await, b"");
 }
 

@@ -87,7 +87,7 @@ async fn every_position_starts_where_it_says() {
     for id in 0..5 {
         epoch = daemon.put("/t", id.to_string()).await.number("Msgbus-Epoch");
     }
-    let created = daemon.bus.get(&"t".parse().unwrap()).unwrap().created();
+    let created = daemon.bus.get(&"t".parse().unwrap()).unwrap().unwrap().created();
     let (before, after) = (created - Duration::from_secs(60), created + Duration::from_secs(60));
     let time = |time: chrono::DateTime<chrono::Utc>| {
         time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)

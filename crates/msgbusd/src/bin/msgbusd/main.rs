@@ -1,5 +1,6 @@
 //! `msgbusd`: reads its configuration, serves, and stops at a signal.
 
+mod data;
 mod files;
 mod reload;
 mod signals;
@@ -7,7 +8,7 @@ mod signals;
 use std::{env, io, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use msgbus_core::MessageBus;
+use msgbus_core::{MessageBus, store::Durability};
 use msgbusd::{
     Server, StartError, Workers,
     auth::NewKey,
@@ -29,6 +30,9 @@ fn main() -> ExitCode {
         Ok(Invocation::Serve { config, file }) => serve(*config, file),
         Ok(Invocation::Print(text)) => print(&text),
         Ok(Invocation::NewKey(key)) => print_key(&key),
+        Ok(Invocation::Data(command)) => {
+            data::run(&command).unwrap_or_else(|error| fail(&format!("{error:#}"), 1))
+        }
         Err(error) => fail(&error.to_string(), USAGE),
     }
 }
@@ -159,30 +163,43 @@ async fn run(
     };
     select! {
         drained = serving => {
-            info!("stopped; {}", discarded(&bus));
+            info!("stopped; {}", messages_left(&bus));
             Ok(if drained.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         name = second_signal => {
-            warn!("received {name} again, stopped at once without draining; {}", discarded(&bus));
+            warn!("received {name} again, stopped at once without draining; {}", messages_left(&bus));
             Ok(ExitCode::from(STOPPED_BY_SIGNAL))
         }
     }
 }
 
-/// Describes the messages that are lost when the process exits.
-fn discarded(bus: &MessageBus) -> String {
-    let stats = bus.stats();
-    match stats.retained {
-        0 => "no messages were in memory".to_owned(),
-        messages => {
-            let plural = |count| if count == 1 { "" } else { "s" };
-            let topics = stats.topics as u64;
-            format!(
-                "discarded {messages} message{} in memory, in {topics} topic{}",
-                plural(messages),
-                plural(topics)
-            )
+/// Describes what becomes of the messages when the process exits.
+fn messages_left(bus: &MessageBus) -> String {
+    let (mut kept, mut lost, mut topics) = (0, 0, 0);
+    let mut walk = bus.walk_stats();
+    while let Some(slice) = walk.next_slice() {
+        for topic in slice {
+            match topic.durability {
+                Durability::Memory => {
+                    lost += topic.retained;
+                    topics += 1;
+                }
+                _ => kept += topic.retained,
+            }
         }
+    }
+    let plural = |count| if count == 1 { "" } else { "s" };
+    let kept = match kept {
+        0 => String::new(),
+        _ => format!("kept {kept} message{} on disk; ", plural(kept)),
+    };
+    match lost {
+        0 => format!("{kept}no messages were only in memory"),
+        _ => format!(
+            "{kept}discarded {lost} message{} in memory, in {topics} topic{}",
+            plural(lost),
+            plural(topics)
+        ),
     }
 }
 

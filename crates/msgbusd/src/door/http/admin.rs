@@ -54,7 +54,8 @@ fn render(app: &App) -> HttpResponse {
     ];
     // The page is served also without free memory, but then without the series of topics, which can be large.
     let topics = if app.inflight.is_full() { 0 } else { app.config.max_metric_topics };
-    let body = app.metrics.render(&app.bus, &gauges, topics);
+    let store = app.store.as_ref().map(|store| store.stats());
+    let body = app.metrics.render(&app.bus, store.as_ref(), &gauges, topics);
     let mut response = content(app, "text/plain; version=0.0.4; charset=utf-8", body);
     no_store(&mut response);
     response
@@ -67,6 +68,18 @@ pub(super) fn health(worker: &Worker) -> HttpResponse {
     if draining {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
+    no_store(&mut response);
+    response
+}
+
+/// `/readyz`: whether the server can keep messages.
+pub(super) fn readiness(worker: &Worker) -> HttpResponse {
+    let has_failed = worker.store.as_ref().is_some_and(|store| store.stats().failure.is_some());
+    if !has_failed {
+        return health(worker);
+    }
+    let mut response = content(worker, "text/plain; charset=utf-8", "the disk has failed\n");
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     no_store(&mut response);
     response
 }

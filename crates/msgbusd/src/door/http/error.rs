@@ -9,6 +9,7 @@ use hyper::{
 };
 use msgbus_core::{
     HeaderError, NameError, PublishError, StartPosition, TopicName, format_duration,
+    store::StoreError,
 };
 use thiserror::Error;
 
@@ -267,11 +268,14 @@ fn status(error: &ServiceError) -> StatusCode {
         | ServiceError::Publish(PublishError::TooLarge { .. } | PublishError::TooMany { .. }) => {
             StatusCode::PAYLOAD_TOO_LARGE
         }
-        ServiceError::Publish(PublishError::TopicFull) => StatusCode::INSUFFICIENT_STORAGE,
+        ServiceError::Publish(PublishError::TopicFull) | ServiceError::Store(StoreError::Full) => {
+            StatusCode::INSUFFICIENT_STORAGE
+        }
         ServiceError::TooManyTickets
         | ServiceError::TooMuchInFlight
         | ServiceError::TooManySubscriptions { .. }
         | ServiceError::Publish(_)
+        | ServiceError::Store(_)
         | ServiceError::Subscribe(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

@@ -17,6 +17,7 @@ own_headers! {
     MSGBUS_LAST_ID = "msgbus-last-id",
     MSGBUS_NEXT_ID = "msgbus-next-id",
     MSGBUS_EPOCH = "msgbus-epoch",
+    MSGBUS_DURABILITY = "msgbus-durability",
     MSGBUS_MISSED = "msgbus-missed",
     MSGBUS_RESTARTED = "msgbus-restarted",
     MSGBUS_TOPIC = "msgbus-topic",

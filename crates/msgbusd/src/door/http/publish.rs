@@ -6,9 +6,9 @@ use bytes::Bytes;
 use hyper::{
     Request, StatusCode,
     body::Incoming,
-    header::{HeaderMap, HeaderName},
+    header::{HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{NewMessage, PublishedBatch, TopicName, parse_duration};
+use msgbus_core::{NewMessage, PublishedBatch, TopicName, parse_duration, store::Durability};
 use tokio::task::yield_now;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     error::ApiError,
     head::{HeaderScope, Outline},
     message_headers,
-    names::{MSGBUS_EPOCH, MSGBUS_FIRST_ID, MSGBUS_ID, MSGBUS_LAST_ID, TTL},
+    names::{MSGBUS_DURABILITY, MSGBUS_EPOCH, MSGBUS_FIRST_ID, MSGBUS_ID, MSGBUS_LAST_ID, TTL},
     negotiate::find,
     query::Query,
     response,
@@ -59,10 +59,11 @@ pub(super) async fn publish(
         let published = Box::pin(publish_lines(publish, payload, message)).await?;
         let (first, last) = (published.ids.start, published.ids.end - 1);
         let ids = [(MSGBUS_FIRST_ID, first), (MSGBUS_LAST_ID, last)];
-        return Ok(accepted(request, ids, published.epoch));
+        return Ok(accepted(request, ids, published.epoch, published.durability));
     }
     let published = publish.put(message.payload(payload)).await?;
-    Ok(accepted(request, [(MSGBUS_ID, published.id)], published.epoch))
+    let ids = [(MSGBUS_ID, published.id)];
+    Ok(accepted(request, ids, published.epoch, published.durability))
 }
 
 /// Publishes a message for each line.
@@ -80,6 +81,7 @@ fn accepted<B, const N: usize>(
     request: &mut Request<B>,
     ids: [(HeaderName, u64); N],
     epoch: u64,
+    durability: Durability,
 ) -> HttpResponse {
     let mut headers = mem::take(request.headers_mut());
     headers.clear();
@@ -87,6 +89,7 @@ fn accepted<B, const N: usize>(
         headers.insert(name, response::number(id));
     }
     headers.insert(MSGBUS_EPOCH, response::epoch(epoch));
+    headers.insert(MSGBUS_DURABILITY, HeaderValue::from_static(durability.as_str()));
     let mut response = empty(StatusCode::ACCEPTED);
     *response.headers_mut() = headers;
     response

@@ -1,6 +1,6 @@
 //! `GET /<topic>`: pulls one message or several, with or without waiting, and peeks. docs/protocol.md, section 5.
 
-use std::{future::poll_fn, mem, task::Poll, time::Duration};
+use std::{future::poll_fn, mem, pin::pin, task::Poll, time::Duration};
 
 use hyper::{
     Request, StatusCode,
@@ -8,7 +8,7 @@ use hyper::{
 };
 use msgbus_core::{BatchLimit, Event, Message, TopicName, format_duration, json, parse_duration};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use tokio::{select, task::yield_now, time::sleep};
+use tokio::{task::yield_now, time::sleep};
 
 use super::{
     error::ApiError, head::shed_head, message_headers, names, negotiate::accepts, position,
@@ -19,7 +19,7 @@ use crate::{
     encode::events,
     limits::inflight::Inflight,
     net::timeout_stream::ConnectionActivity,
-    service::{Call, pull::WaitingPull},
+    service::{Call, error::ServiceError, pull::WaitingPull},
     state::App,
     worker::Worker,
 };
@@ -53,7 +53,7 @@ pub(super) async fn pull<B>(
             shed_head(request);
             let pull = call.pull_wait(topic, limit, small)?;
             // Boxed, so that other requests need less memory.
-            Box::pin(wait_for(call.worker, activity, pull, timeout)).await
+            Box::pin(wait_for(call.worker, activity, pull, timeout)).await?
         }
         None => call.pull(topic, limit, small).await?,
     };
@@ -120,34 +120,37 @@ fn wait(query: &Query) -> Result<Option<Duration>, ApiError> {
 }
 
 /// Waits for messages. Returns none when the time is over, the topic is deleted, the server stops, the keys no longer
-/// allow the pull, or the client closes its side. Then it has taken nothing.
+/// allow the pull, or the client closes its side. Then it has taken nothing. Once messages are taken, nothing but the
+/// commit of the store ends it.
 async fn wait_for(
     worker: &Worker,
     activity: &ConnectionActivity,
     mut pull: WaitingPull<'_>,
     timeout: Duration,
-) -> Vec<Message> {
+) -> Result<Vec<Message>, ServiceError> {
     let mut waits = false;
-    let pull = poll_fn(|cx| {
-        // The first poll may take messages even if the client has closed its side, like a pull that does not wait.
-        // Later ones only take messages for a client that is still connected.
-        if waits && activity.poll_peer_left(cx).is_ready() {
-            return Poll::Ready(Vec::new());
+    let mut drained = pin!(worker.tasks.drain.cancelled());
+    let mut timed_out = pin!(sleep(timeout));
+    poll_fn(|cx| {
+        let nothing = |()| Ok(Vec::new());
+        if !pull.is_committing() {
+            // The first poll may take messages even if the client has closed its side, like a pull that does not wait.
+            // Later ones only take messages for a client that is still connected.
+            let has_left = waits && activity.poll_peer_left(cx).is_ready();
+            if has_left || drained.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(nothing(()));
+            }
         }
-        if let Poll::Ready(messages) = pull.poll(cx) {
-            return Poll::Ready(messages);
+        let pulled = pull.poll(cx);
+        if pulled.is_ready() || pull.is_committing() {
+            return pulled;
         }
-        if !mem::replace(&mut waits, true) {
-            return activity.poll_peer_left(cx).map(|()| Vec::new());
+        if !mem::replace(&mut waits, true) && activity.poll_peer_left(cx).is_ready() {
+            return Poll::Ready(nothing(()));
         }
-        Poll::Pending
-    });
-    select! {
-        biased;
-        () = worker.tasks.drain.cancelled() => Vec::new(),
-        messages = pull => messages,
-        () = sleep(timeout) => Vec::new(),
-    }
+        timed_out.as_mut().poll(cx).map(nothing)
+    })
+    .await
 }
 
 /// Returns the messages that would be pulled next, or those after a position, without taking them.
@@ -164,7 +167,7 @@ pub(super) async fn peek<B>(
     let limit = BatchLimit { events: max.unwrap_or(1).min(MAX_BATCH.events), ..MAX_BATCH };
     let small = Inflight::small(request.version());
     let reports_gaps = query.flag("gaps")?;
-    let peek = call.peek(topic, from, limit, small)?;
+    let peek = call.peek(topic, from, limit, small).await?;
     let peek = peek.ok_or_else(|| ApiError::Empty(topic.clone()))?;
     let (epoch, start) = (peek.epoch, peek.start);
     let Some(first) = peek.messages().next() else {

@@ -113,20 +113,22 @@ async fn route(
             stream::stream(call, activity, &topic, request, query, format).await
         }
         Route::Counters(topic) => topics::counters(&call, &topic, query),
-        Route::Delete(topic) => topics::delete(&call, &topic, query),
+        Route::Delete(topic) => Box::pin(topics::delete(&call, &topic, query)).await,
         // Rare and large futures are boxed, so that other requests need less memory.
         Route::List => Box::pin(topics::list(call, request, query)).await,
         Route::Inspect(topic) => Box::pin(admin::inspect(&call, topic)).await,
         Route::Stats => Ok(Box::pin(admin::stats(worker)).await),
         Route::Metrics => Ok(Box::pin(admin::metrics(worker)).await),
         Route::Health => Ok(admin::health(worker)),
+        Route::Ready => Ok(admin::readiness(worker)),
         Route::Ticket => admin::ticket(app, request, call.principal),
     }
 }
 
 /// Whether the request must name this server, because a page of another site could have sent it after DNS rebinding.
-/// Such a page has no key. Monitoring may request `/healthz` by any name.
+/// Such a page has no key. Monitoring may request `/healthz` and `/readyz` by
+/// any name.
 fn needs_own_name(route: &Route, principal: Option<&Principal>) -> bool {
     let has_key = principal.is_some_and(|principal| principal.key_name().is_some());
-    !has_key && !matches!(route, Route::Health)
+    !has_key && !matches!(route, Route::Health | Route::Ready)
 }

@@ -21,6 +21,7 @@ pub(super) enum Route {
     List,
     Metrics,
     Health,
+    Ready,
     Stats,
     Ticket,
     Inspect(TopicName),
@@ -47,6 +48,7 @@ impl Route {
             },
             "/metrics" => read(Self::Metrics),
             "/healthz" => read(Self::Health),
+            "/readyz" => read(Self::Ready),
             "/-/stats" => read(Self::Stats),
             "/-/ticket" => Ok(Self::Ticket),
             path => match path.strip_prefix("/-/") {
@@ -88,7 +90,7 @@ impl Route {
     /// The permission that the route needs; `None` if every client may use it.
     pub(super) fn needs(&self) -> Option<Permission<'_>> {
         Some(match self {
-            Self::Health => return None,
+            Self::Health | Self::Ready => return None,
             Self::List => Permission::SomeTopic(Action::Inspect),
             Self::Metrics | Self::Stats => Permission::EveryTopic(Action::Inspect),
             Self::Ticket => Permission::Key,

@@ -128,12 +128,12 @@ pub(super) fn counters(
     Ok(response)
 }
 
-pub(super) fn delete(
+pub(super) async fn delete(
     call: &Call<'_>,
     topic: &TopicName,
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
     query.only(&[])?;
-    call.delete(topic)?;
+    call.delete(topic).await?;
     Ok(empty(StatusCode::NO_CONTENT))
 }

@@ -7,7 +7,7 @@ fn messages(payloads: impl IntoIterator<Item = Vec<u8>>) -> Vec<Message> {
     let topic: TopicName = "t".parse().unwrap();
     let publish = |payload| {
         bus.put(&topic, payload).unwrap();
-        bus.get(&topic).unwrap()
+        bus.get(&topic).unwrap().unwrap()
     };
     payloads.into_iter().map(publish).collect()
 }
