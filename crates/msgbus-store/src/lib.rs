@@ -14,6 +14,9 @@ mod disk;
 mod encode;
 mod error;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod options;
 mod page;

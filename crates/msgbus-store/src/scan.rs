@@ -60,6 +60,12 @@ impl Scanner {
         self.offset = offset;
     }
 
+    /// Gives the buffer back.
+    pub(crate) fn forget(&mut self) {
+        self.start = self.offset;
+        self.buffer = Vec::new();
+    }
+
     /// Looks at what stands at the offset.
     pub(crate) fn peek(&mut self) -> io::Result<Found<'_>> {
         let room = self.len.saturating_sub(self.offset);

@@ -1,12 +1,16 @@
 //! The files of a store, as a trait, so that tests can put a disk under the store that loses, tears and refuses writes.
 
+mod closable;
 mod real;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod simulated;
 
 use std::{fmt::Debug, io, path::PathBuf, sync::Arc};
 
-pub(crate) use self::real::{RealDisk, sync_directory};
+pub(crate) use self::{
+    closable::ClosableFile,
+    real::{RealDisk, sync_directory},
+};
 
 /// A folder of segments, each with a number.
 pub(crate) trait Disk: Debug + Send + Sync {

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use super::Replay;
 use crate::{
-    disk::{Access, Disk},
+    disk::{Access, ClosableFile, Disk, DiskFile},
     error::OpenError,
     format::{
         DecodeError, LogRecord, SegmentHeader,
@@ -22,6 +22,8 @@ pub(crate) struct SegmentFile {
     disk: Arc<dyn Disk>,
     pub(crate) path: PathBuf,
     pub(crate) open: OpenSegment,
+    /// The same file.
+    closable: Arc<ClosableFile>,
     pub(crate) scanner: Scanner,
     /// Up to which offset it was synced, as far as its records say.
     synced: u64,
@@ -49,7 +51,8 @@ impl SegmentFile {
     ) -> Result<Self, OpenError> {
         let path = disk.path(number);
         let failed = |error| OpenError::io(&path, error);
-        let file = disk.open(number, access).map_err(failed)?;
+        let closable = Arc::new(ClosableFile::new(Arc::clone(disk), number, access));
+        let file = Arc::clone(&closable) as Arc<dyn DiskFile>;
         let damaged = |problem: &str| OpenError::Damaged {
             file: path.clone(),
             offset: 0,
@@ -75,11 +78,18 @@ impl SegmentFile {
         Ok(Self {
             disk: Arc::clone(disk),
             open: OpenSegment { segment, file },
+            closable,
             path,
             scanner,
             synced: SegmentHeader::END,
             has_copy: false,
         })
+    }
+
+    /// Closes the file, until it is used again.
+    pub(crate) fn close(&mut self) {
+        self.scanner.forget();
+        self.closable.close();
     }
 
     /// Whether this follows on `other`.

@@ -102,6 +102,9 @@ fn open_all(disk: &Arc<dyn Disk>, mode: &Mode) -> Result<Vec<SegmentFile>, OpenE
     let numbers = disk.list().map_err(|error| OpenError::io(disk.path(0), error))?;
     let mut files: Vec<SegmentFile> = Vec::with_capacity(numbers.len());
     for number in numbers {
+        if let Some(last) = files.last_mut() {
+            last.close();
+        }
         let file = match SegmentFile::open(disk, number, access) {
             // A running server may have removed it meanwhile.
             Err(OpenError::Io { source, .. })
@@ -147,10 +150,17 @@ impl Reading<'_> {
         for index in 0..files.len() {
             let Some((file, later)) = files[index..].split_first_mut() else { break };
             let is_last = loop {
-                match self.step(file, later)? {
-                    Step::Record => {}
-                    Step::File => break false,
-                    Step::End => break true,
+                match self.step(file, later) {
+                    Ok(Step::Record) => {}
+                    Ok(Step::File) => break false,
+                    Ok(Step::End) => break true,
+                    // A running server has removed it meanwhile.
+                    Err(OpenError::Io { source, .. })
+                        if !self.mode.writes && source.kind() == io::ErrorKind::NotFound =>
+                    {
+                        break false;
+                    }
+                    Err(error) => return Err(error),
                 }
             };
             let offset = file.scanner.offset();
@@ -159,6 +169,7 @@ impl Reading<'_> {
                 self.sync_predecessor(&mut files[..=index])?;
                 return Ok(Some((index, offset)));
             }
+            file.close();
         }
         Ok(None)
     }

@@ -1,5 +1,6 @@
 //! Tests of the whole store on a simulated disk, without threads.
 
+mod behaviour;
 mod crash;
 mod damage;
 mod model;

@@ -89,14 +89,14 @@ impl ModelTopic {
         self.committed.is_deleted || self.may_be_deleted
     }
 
-    pub(super) fn append(&mut self, record: Record, state: TopicState) {
+    pub(super) fn append(&mut self, record: Record, state: TopicState) -> Result<(), StoreError> {
         let is_deletion = matches!(record, Record::Deleted);
         let messages = match &record {
             Record::Messages(messages) => messages.clone(),
             _ => Vec::new(),
         };
         let ordinals = state.appended - messages.len() as u64..;
-        let Ok(ticket) = self.store.append(record, state) else { return };
+        let ticket = self.store.append(record, state)?;
         self.pending.push_back((ticket, is_deletion, state));
         self.may_be_deleted |= is_deletion;
         self.highest.next_id = self.highest.next_id.max(state.next_id);
@@ -106,6 +106,7 @@ impl ModelTopic {
             self.ordinals.insert(message.id(), ordinal);
             self.messages.insert(message.id(), message);
         }
+        Ok(())
     }
 
     /// Applies what the store has said.

@@ -9,10 +9,10 @@ use std::{
 
 use chrono::DateTime;
 use msgbus_core::{
-    BatchLimit, Headers, Message, TopicInfo, TopicName,
+    BatchLimit, Headers, Message, TopicInfo,
     store::{
-        Adopted, CommitObserver, Promise, Record, RecoveredMessage, RecoveredTopic, TopicState,
-        TopicStore,
+        Adopted, CommitObserver, Promise, Record, RecoveredMessage, RecoveredTopic, StoreError,
+        TopicState, TopicStore,
     },
 };
 
@@ -179,29 +179,78 @@ impl World {
         state.next_id += count as u64;
         state.appended += count as u64;
         state.counters.published += count as u64;
-        topic.append(Record::Messages(messages), state);
+        let _ = topic.append(Record::Messages(messages), state);
     }
 
-    pub(super) fn create(&mut self) {
-        let Some(writer) = &self.writer else { return };
+    fn create(&mut self) {
         let names = ["a", "b/c", "größe", "d", "e", "f"];
-        let name: TopicName = names[self.random.usize(..names.len())].parse().expect("a name");
-        let of_name = |topic: &ModelTopic| topic.info.name == name && !topic.committed.is_deleted;
-        if self.topics.values().any(of_name) {
-            return;
-        }
+        let name = names[self.random.usize(..names.len())];
         let promise = match self.random.u32(..3) {
             0 => Promise::Written { sync_every: Duration::from_secs(1) },
             _ => Promise::Synced,
         };
+        let of_name =
+            |topic: &ModelTopic| topic.info.name.as_str() == name && !topic.committed.is_deleted;
+        if !self.topics.values().any(of_name) {
+            self.create_topic(name, promise);
+        }
+    }
+
+    /// Makes a topic, and returns its epoch.
+    pub(super) fn create_topic(&mut self, name: &str, promise: Promise) -> u64 {
         let epoch = self.next_epoch;
+        let Some(writer) = &self.writer else { return epoch };
         let created = DateTime::from_timestamp_nanos(epoch.cast_signed() * 1_000_000_007);
+        let name = name.parse().expect("a name");
         let info = Arc::new(TopicInfo { name, epoch, created, ttl: None });
         let observer = Arc::new(Observer::default());
         let weak = Arc::downgrade(&observer) as Weak<dyn CommitObserver>;
-        let Ok(store) = writer.shared.create(&info, promise, weak) else { return };
+        let Ok(store) = writer.shared.create(&info, promise, weak) else { return epoch };
         self.next_epoch += 1;
         self.topics.insert(epoch, ModelTopic::new(info, promise, Box::new(store), observer));
+        epoch
+    }
+
+    /// Appends messages with payloads of this size.
+    pub(super) fn publish(
+        &mut self,
+        epoch: u64,
+        count: u64,
+        size: usize,
+    ) -> Result<(), StoreError> {
+        let topic = self.topics.get_mut(&epoch).expect("a topic");
+        let mut state = topic.last_state();
+        let message = |id: u64| {
+            let payload = vec![id.to_le_bytes()[0]; size].into();
+            let (created, headers) = (topic.info.created, Headers::default());
+            let message = RecoveredMessage { id, created, expires: None, headers, payload };
+            Message::recovered(&topic.info, message)
+        };
+        let ids = state.next_id..state.next_id + count;
+        let messages = ids.map(message).collect();
+        state.next_id += count;
+        state.appended += count;
+        topic.append(Record::Messages(messages), state)
+    }
+
+    /// Appends a record without messages.
+    pub(super) fn note(&mut self, epoch: u64, record: Record) -> Result<(), StoreError> {
+        let topic = self.topics.get_mut(&epoch).expect("a topic");
+        let mut state = topic.last_state();
+        state.pull_next += u64::from(matches!(record, Record::Pulled));
+        topic.append(record, state)
+    }
+
+    /// Releases all but the newest messages.
+    pub(super) fn keep(&mut self, epoch: u64, count: u64) {
+        let topic = self.topics.get_mut(&epoch).expect("a topic");
+        let first_id = topic.committed.state.next_id.saturating_sub(count);
+        topic.committed.state.first_id = first_id;
+        topic.store.release(first_id);
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.writer.as_ref().expect("a store").shared
     }
 
     fn pull(&mut self) {
@@ -210,7 +259,7 @@ impl World {
         if topic.committed.exists && state.pull_next < topic.committed.state.next_id {
             state.pull_next = topic.committed.state.next_id.min(state.pull_next + 2);
             state.counters.pulled += 1;
-            topic.append(Record::Pulled, state);
+            let _ = topic.append(Record::Pulled, state);
         }
     }
 
@@ -227,7 +276,7 @@ impl World {
         let Some(topic) = self.pick() else { return };
         if topic.committed.exists {
             let state = topic.last_state();
-            topic.append(Record::Deleted, state);
+            let _ = topic.append(Record::Deleted, state);
         }
     }
 
