@@ -19,10 +19,12 @@ usage: msgbus-bench COMMAND
                                       runs the same work on msgbusd, on bare servers, and on nginx with
                                       nchan, redis-server and nats-server if they are installed. Prints the
                                       results, and without FILTER writes them to FOLDER/performance.md [docs]
-  soak [--minutes N] [--seed S] [--tls]
+  soak [--minutes N] [--seed S] [--tls] [--data]
                                       runs clients of every kind, well-behaved or not, against msgbusd with
                                       low limits for N minutes [5]; then accounts for every message, for
-                                      memory and for open files. Exits with 1 if an invariant is violated
+                                      memory and for open files. With --data topics are durable, and the
+                                      server is killed after each round. Exits with 1 if an invariant is
+                                      violated
 ";
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -67,8 +69,9 @@ fn soak_report(mut args: Arguments) -> anyhow::Result<ExitCode> {
     let minutes = args.opt_value_from_str("--minutes")?.unwrap_or(5.0);
     let seed = args.opt_value_from_str("--seed")?.unwrap_or_else(|| fastrand::u64(..));
     let tls = args.contains("--tls");
+    let data = args.contains("--data");
     end(args)?;
-    let result = soak::run(&soak::Options { minutes, seed, tls })?;
+    let result = soak::run(&soak::Options { minutes, seed, tls, data })?;
     print(&result.report)?;
     Ok(if result.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

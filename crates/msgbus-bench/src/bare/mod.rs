@@ -6,19 +6,22 @@
 mod frame;
 mod push;
 mod requests;
+mod synced;
 
 use std::{net::SocketAddr, str::FromStr, sync::Arc};
 
 use msgbusd::Workers;
 use tokio::net::{TcpListener, TcpStream};
 
-use self::push::Hub;
+use self::{push::Hub, synced::SyncedLog};
 
 /// What a bare server does with published messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Push {
     /// Discards them.
     Nowhere,
+    /// Appends them to a file, and responds when they survive a power cut.
+    Synced,
     /// Encodes a frame once. Each subscriber's task writes it with a separate system call.
     Each,
     /// The same, but a task writes up to 64 frames with one system call.
@@ -32,6 +35,7 @@ impl Push {
     pub fn name(self) -> &'static str {
         match self {
             Self::Nowhere => "nowhere",
+            Self::Synced => "synced",
             Self::Each => "each",
             Self::Batches => "batches",
             Self::AtOnce => "at-once",
@@ -43,11 +47,11 @@ impl FromStr for Push {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> anyhow::Result<Self> {
-        [Self::Nowhere, Self::Each, Self::Batches, Self::AtOnce]
+        [Self::Nowhere, Self::Synced, Self::Each, Self::Batches, Self::AtOnce]
             .into_iter()
             .find(|push| push.name() == name)
             .ok_or_else(|| {
-                anyhow::anyhow!("expected nowhere, each, batches or at-once, not {name}")
+                anyhow::anyhow!("expected nowhere, synced, each, batches or at-once, not {name}")
             })
     }
 }
@@ -65,16 +69,19 @@ pub async fn serve(
     let listener = TcpListener::bind(address).await?;
     let hub = Arc::new(Hub::new(push));
     let ready = requests::ready_answer(size);
+    let log = (push == Push::Synced).then(SyncedLog::start).transpose()?;
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         let stream = stream.into_std()?;
-        let (hub, ready) = (Arc::clone(&hub), ready.clone());
+        let (hub, ready, log) = (Arc::clone(&hub), ready.clone(), log.clone());
         workers.next().spawn(async move {
             // A failed connection does not affect the server.
             let Ok(stream) = TcpStream::from_std(stream) else { return };
             let _ = match push {
-                Push::Nowhere => requests::serve(stream, ready).await.map_err(anyhow::Error::from),
+                Push::Nowhere | Push::Synced => {
+                    requests::serve(stream, ready, log).await.map_err(anyhow::Error::from)
+                }
                 _ => push::serve(stream, hub).await,
             };
         });

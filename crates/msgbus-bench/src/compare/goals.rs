@@ -4,7 +4,10 @@ use super::{
     Findings,
     figures::{growth, median, p50, p99, rate, server_cpu},
     servers::Contender,
-    variants::{EIGHT_THREADS, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, TWO_THREADS, Variant},
+    variants::{
+        EIGHT_THREADS, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, SYNCED, TWO_THREADS, Variant,
+        WRITTEN,
+    },
 };
 use crate::micro::Measure;
 
@@ -143,6 +146,7 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
             f.own("topics", growth) - 128.0,
         ),
     ]);
+    goals.extend(durable(findings));
     goals.extend(axes(findings));
     goals.extend(engine(findings));
     goals.push(most("binary", "MB", 8.0, f.binary as f64 / 1e6));
@@ -150,6 +154,26 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
     // Works that were not run have no figures.
     goals.retain(|goal| goal.found != "NaN");
     goals
+}
+
+/// The goals on publishes that survive something. The second contender is the limit.
+fn durable(f: &Findings) -> [Goal; 3] {
+    let own = |key, variant| f.reports(key, Some(Contender::With(variant))).iter();
+    let ratio = |key, variant| {
+        let limit = f.reports(key, None).iter();
+        median(own(key, variant).zip(limit).map(|(own, limit)| rate(own) / rate(limit)))
+    };
+    let split = median(own("durable-split", SYNCED).map(rate));
+    [
+        Goal::at_least("durable-64", "rate over bare", 0.7, ratio("durable-64", SYNCED)),
+        Goal::at_least(
+            "durable-interval",
+            "rate over publishing in memory",
+            0.75,
+            ratio("durable-interval", WRITTEN),
+        ),
+        Goal::at_least("durable-split", "messages a second", 1e6, split),
+    ]
 }
 
 /// The goals on payload sizes and thread counts.

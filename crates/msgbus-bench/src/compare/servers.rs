@@ -34,6 +34,8 @@ pub enum Contender {
     Nchan,
     /// Redis as a queue.
     RedisList,
+    /// Redis as a queue that syncs each write.
+    RedisSynced,
     /// Redis as a channel.
     RedisChannel,
     /// NATS core.
@@ -47,11 +49,13 @@ impl Contender {
             Self::Msgbusd => "msgbusd",
             Self::With(variant) => variant.name,
             Self::Bare(Push::Nowhere) => "bare hyper",
+            Self::Bare(Push::Synced) => "bare group commit",
             Self::Bare(Push::Each) => "bare, a write each",
             Self::Bare(Push::Batches) => "bare, batches",
             Self::Bare(Push::AtOnce) => "bare, at once",
             Self::Nchan => "nchan",
             Self::RedisList => "redis (list)",
+            Self::RedisSynced => "redis (list, synced)",
             Self::RedisChannel => "redis (channel)",
             Self::Nats => "nats",
         }
@@ -62,7 +66,9 @@ impl Contender {
         match self {
             Self::Msgbusd | Self::With(_) | Self::Bare(_) => None,
             Self::Nchan => Some(("nginx", &["-v"])),
-            Self::RedisList | Self::RedisChannel => Some(("redis-server", &["--version"])),
+            Self::RedisList | Self::RedisSynced | Self::RedisChannel => {
+                Some(("redis-server", &["--version"]))
+            }
             Self::Nats => Some(("nats-server", &["--version"])),
         }
     }
@@ -92,7 +98,9 @@ impl Contender {
         let http = Http { host, ..Http::default() };
         match self {
             // It pushes nothing, so its followers can only be idle.
-            Self::Bare(Push::Nowhere) => Rc::new(Streaming { http, waiting: Waiting::NextRequest }),
+            Self::Bare(Push::Nowhere | Push::Synced) => {
+                Rc::new(Streaming { http, waiting: Waiting::NextRequest })
+            }
             Self::Msgbusd | Self::Bare(_) => Rc::new(http),
             Self::With(variant) => {
                 let authorization = variant.authorization.map(str::to_owned);
@@ -103,7 +111,7 @@ impl Contender {
                 }
             }
             Self::Nchan => Rc::new(Http { raw: true, ..http }),
-            Self::RedisList => Rc::new(Redis::List),
+            Self::RedisList | Self::RedisSynced => Rc::new(Redis::List),
             Self::RedisChannel => Rc::new(Redis::Channel),
             Self::Nats => Rc::new(Nats),
         }
@@ -142,7 +150,7 @@ impl Contender {
             Self::Bare(push) => {
                 let mut command = Command::new(beside("msgbus-bare")?);
                 command.args(["--bind", &address, "--push", push.name()]);
-                command.args(["--size", &size.to_string()]);
+                command.args(["--size", &size.to_string()]).current_dir(folder);
                 command
             }
             Self::Nchan => {
@@ -157,6 +165,13 @@ impl Contender {
                 let mut command = Command::new("redis-server");
                 command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
                 command.args(["--save", "", "--appendonly", "no"]);
+                command
+            }
+            Self::RedisSynced => {
+                let mut command = Command::new("redis-server");
+                command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
+                command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]);
+                command.arg(folder);
                 command
             }
             Self::Nats => {
@@ -218,6 +233,7 @@ fn nginx_config(address: &str, folder: &Path) -> anyhow::Result<String> {
 /// A running server. Dropping this stops it.
 #[derive(Debug)]
 pub struct Running {
+    command: Command,
     child: Child,
     address: SocketAddr,
     folder: TempDir,
@@ -232,7 +248,6 @@ impl Running {
         name: &str,
         command: impl FnOnce(u16, &Path) -> anyhow::Result<Command>,
     ) -> anyhow::Result<Self> {
-        const TIMEOUT: Duration = Duration::from_secs(10);
         let port = free_port()?;
         let folder = tempfile::tempdir()?;
         let mut command = command(port, folder.path())?;
@@ -240,18 +255,34 @@ impl Running {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let begin = Instant::now();
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        let mut running = Self { child, address: address(port), folder, startup: Duration::ZERO };
-        while TcpStream::connect(running.address).is_err() {
-            if let Some(status) = running.child.try_wait()? {
-                bail!("{name} exited with {status}: {}", running.log());
+        let startup = Duration::ZERO;
+        let mut running = Self { command, child, address: address(port), folder, startup };
+        running.wait_until_it_listens(begin).with_context(|| name.to_owned())?;
+        Ok(running)
+    }
+
+    fn wait_until_it_listens(&mut self, begin: Instant) -> anyhow::Result<()> {
+        const TIMEOUT: Duration = Duration::from_secs(10);
+        while TcpStream::connect(self.address).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it exited with {status}: {}", self.log());
             }
             if begin.elapsed() > TIMEOUT {
-                bail!("{name} does not listen: {}", running.log());
+                bail!("it does not listen: {}", self.log());
             }
             sleep(Duration::from_micros(200));
         }
-        running.startup = begin.elapsed();
-        Ok(running)
+        self.startup = begin.elapsed();
+        Ok(())
+    }
+
+    /// Kills the server, so that it can write nothing more, and starts it again with the same command line.
+    pub(crate) fn kill_and_start(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let begin = Instant::now();
+        self.child = self.command.spawn().context("cannot start it again")?;
+        self.wait_until_it_listens(begin)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -56,6 +56,13 @@ pub(super) const WITH_UNIX: &Variant = &Variant {
     ..PLAIN
 };
 
+/// A response means that the message survives a power cut.
+pub(super) const SYNCED: &Variant =
+    &Variant { name: "msgbusd, synced", flags: &["--data", "data"], ..PLAIN };
+/// A response means that the message survives the end of the server.
+pub(super) const WRITTEN: &Variant =
+    &Variant { name: "msgbusd, written", flags: &["--data", "data", "--sync", "1s"], ..PLAIN };
+
 pub(super) const IDLE_SSE: &Variant =
     &Variant { name: "msgbusd, SSE", waiting: Some(Waiting::Sse), ..PLAIN };
 pub(super) const IDLE_NDJSON: &Variant =

@@ -7,7 +7,10 @@ use msgbus_load::{Load, Progress, Report, Target};
 use super::{
     axes,
     servers::Contender,
-    variants::{IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX},
+    variants::{
+        IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, SYNCED, WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX,
+        WRITTEN,
+    },
 };
 use crate::bare::Push;
 
@@ -35,7 +38,7 @@ pub(super) enum Kind {
     Idle(usize),
 }
 
-use Contender::{Bare, Msgbusd, Nats, Nchan, RedisChannel, RedisList, With};
+use Contender::{Bare, Msgbusd, Nats, Nchan, RedisChannel, RedisList, RedisSynced, With};
 
 /// msgbusd without options, and with one option each.
 const BESIDE_PLAIN: &[Contender] =
@@ -118,6 +121,7 @@ const AT_ONCE: Contender = Bare(Push::AtOnce);
 pub(super) fn all(quick: bool) -> Vec<Work> {
     let mut works = beside_others();
     works.push(idle_http());
+    works.extend(durable());
     works.extend(works.iter().filter_map(Work::in_safety).collect::<Vec<_>>());
     works.extend(axes::works());
     if quick { works.into_iter().map(Work::quick).collect() } else { works }
@@ -232,6 +236,35 @@ fn beside_others() -> Vec<Work> {
         .with(|load| {
             load.topics = topics(100_000);
             load.messages = 100_000;
+        }),
+    ]
+}
+
+/// Publishes that survive something, each with the same promise as the servers beside it.
+fn durable() -> [Work; 4] {
+    const IN_MEMORY: &[Contender] = &[With(WRITTEN), Msgbusd];
+    const ON_DISK: &[Contender] = &[With(SYNCED), Bare(Push::Synced), RedisSynced];
+    [
+        Work::new("durable-1", "Synced: publish, 1 connection, 128 B", ON_DISK, Kind::Publish)
+            .with(|load| (load.clients, load.messages) = (1, 3_000)),
+        Work::new("durable-64", "Synced: publish, 64 connections, 128 B", ON_DISK, Kind::Publish)
+            .with(|load| load.messages = 100_000),
+        Work::new(
+            "durable-interval",
+            "Written, synced every second: publish, 64 connections, 128 B",
+            IN_MEMORY,
+            Kind::Publish,
+        ),
+        Work::new(
+            "durable-split",
+            "Synced: 4 connections, 1,000 lines of 128 B in a body",
+            &[With(SYNCED), Msgbusd],
+            Kind::Publish,
+        )
+        .with(|load| {
+            load.clients = 4;
+            load.batch = 1000;
+            load.messages = 2_000_000;
         }),
     ]
 }

@@ -71,6 +71,8 @@ pub struct Options {
     pub seed: u64,
     /// Whether all clients use TLS.
     pub tls: bool,
+    /// Whether topics are durable and the server is killed after each round.
+    pub data: bool,
 }
 
 /// The result of a soak.
@@ -114,6 +116,8 @@ struct Soak {
     keys: RefCell<Keys>,
     /// The key file of the server.
     key_file: PathBuf,
+    /// Whether topics are durable and the server is killed after each round.
+    is_durable: bool,
     /// The `Authorization` header with a key that permanently allows everything.
     admin_header: String,
 }
@@ -174,12 +178,17 @@ pub fn run(options: &Options) -> anyhow::Result<SoakResult> {
     let text = keys.text(&mut rng);
     let certificate = options.tls.then(Certificate::make).transpose()?;
     let running = Running::start("msgbusd", |port, folder| {
-        server_command(port, folder, &text, certificate.as_ref())
+        let mut command = server_command(port, folder, &text, certificate.as_ref())?;
+        if options.data {
+            command.arg("--data").arg(folder.join("data"));
+        }
+        Ok(command)
     })?;
     let tls = certificate.as_ref().map(Certificate::connector).transpose()?;
     let soak = Rc::new(Soak {
         endpoint: Endpoint { address: running.address(), tls },
         key_file: running.folder().join(KEY_FILE),
+        is_durable: options.data,
         server: RefCell::new(running),
         admin_header: credentials::bearer(keys.permanent_secret()),
         keys: RefCell::new(keys),
@@ -227,19 +236,31 @@ fn server_command(
 }
 
 async fn rounds(soak: &Rc<Soak>, mut rng: Rng, mut left: Duration) -> io::Result<Vec<ResourceUse>> {
-    let pid = soak.server.borrow().pid();
-    let mut usage = vec![resource_use::rest(pid, 0).await?];
+    let pid = || soak.server.borrow().pid();
+    let mut usage = vec![resource_use::rest(pid(), 0).await?];
     let mut length = FIRST_ROUND.min(left / 4);
     while !length.is_zero() {
         round(soak, &mut rng, length, left).await?;
+        if soak.is_durable {
+            kill(soak, &mut rng).await?;
+        }
         report::progress(&soak.invariants.borrow(), "settling");
         reconcile::clear(soak).await?;
-        usage.push(resource_use::rest(pid, usage[0].files).await?);
+        usage.push(resource_use::rest(pid(), usage[0].files).await?);
         resource_use::compare(&mut soak.invariants.borrow_mut(), &usage);
         left = left.saturating_sub(length);
         length = ROUND.min(left);
     }
     Ok(usage)
+}
+
+/// Kills the server, starts it again, and compares what it still knows.
+async fn kill(soak: &Soak, rng: &mut Rng) -> io::Result<()> {
+    // The last reload may have left an invalid file.
+    fs::write(&soak.key_file, soak.keys.borrow().text(rng))?;
+    soak.server.borrow_mut().kill_and_start().map_err(io::Error::other)?;
+    soak.invariants.borrow_mut().count("kills of the server", 1);
+    reconcile::after_restart(soak).await
 }
 
 /// One round: load for `length`, then settling, then the comparison.
