@@ -113,7 +113,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.data = Some(values::file(v)?);
         Ok(())
     }),
-    setting!(Value "sync" "WHEN" "always", "when --data is safe from a power cut: always, or every DURATION", |c, v| {
+    setting!(Value "sync" "WHEN" "always", "when to sync the disk: always, or every DURATION", |c, v| {
         c.sync = values::sync(v)?;
         Ok(())
     }),
