@@ -63,7 +63,7 @@ fn wrong_flags_are_named_in_one_line() {
         (&["--port=9999"], &["--port=9999: no such flag; use --bind :9999"]),
         (&["-p"], &["-p: no such flag; use --bind :PORT"]),
         (&["--listen", ":9999"], &["--listen: no such flag; use --bind :9999"]),
-        (&["--data-dir", "/var"], &["--data-dir", "msgbusd keeps messages in memory only"]),
+        (&["--data-dir", "/var"], &["--data-dir", "use --data /var"]),
         (&["--log-level", "debug"], &["--log-level", "use -d"]),
         (&["--max-payload-size", "5MB"], &["not a size: \"5MB\"; write 5M or 5MiB"]),
         (&["--ttl", "forever"], &["not a duration", "0 keeps messages for ever"]),
