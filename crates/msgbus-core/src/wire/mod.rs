@@ -1,4 +1,5 @@
 //! What is sent over a wire.
 
+mod base64;
 mod headers;
 pub mod json;

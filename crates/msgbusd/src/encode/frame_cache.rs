@@ -2,13 +2,14 @@
 //!
 //! Frames of a server are not masked (RFC 6455, section 5.1), so the bytes are the same for all subscribers, also on
 //! websockets: header and payload are encoded once and shared. Small frames are kept for subscribers that keep up;
-//! large ones are shared while a subscriber writes them.
+//! large ones until all subscribers have received them.
 
+mod large;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -23,6 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
     coding::{Data, OpCode},
 };
 
+use self::large::LargeFrames;
 use crate::{
     limits::inflight::Inflight,
     limits::quota::{Quota, QuotaPermit},
@@ -167,8 +169,8 @@ impl FrameCaches {
     }
 }
 
-/// The latest small frames of one topic, and all large frames that are in use. For a lagging subscriber, small frames
-/// are encoded anew.
+/// The latest small frames of one topic, and its large frames that are in use or kept. For a lagging subscriber, small
+/// frames are encoded anew.
 #[derive(Debug)]
 pub(crate) struct FrameCache {
     format: FrameFormat,
@@ -177,24 +179,7 @@ pub(crate) struct FrameCache {
     /// Whether a frame was added since the cache was last cleared.
     used: AtomicBool,
     quota: Arc<Quota>,
-    large: Mutex<Large>,
-}
-
-/// The large frames of one topic.
-#[derive(Debug, Default)]
-struct Large {
-    /// The frames in use, by message id.
-    in_use: HashMap<u64, Weak<Shared>>,
-    /// The latest encoded frames, for subscribers that keep up: the first one may have written and dropped a frame
-    /// before the next one needs it. They do not count as in flight.
-    latest: VecDeque<LargeSlot>,
-}
-
-#[derive(Debug)]
-struct LargeSlot {
-    id: u64,
-    frame: Frame,
-    _kept: QuotaPermit,
+    large: Mutex<LargeFrames>,
 }
 
 #[derive(Debug)]
@@ -236,8 +221,6 @@ impl FrameCache {
     const SLOTS: usize = 64;
     /// The maximum size of a small frame, in bytes. Larger frames have no slot, and their payload is not copied.
     const MAX_SMALL: usize = 16 << 10;
-    /// The maximum number of bytes of large frames to keep. One frame is kept in any case.
-    const MAX_LARGE_BYTES: usize = 128 << 10;
 
     fn new(format: FrameFormat, quota: Arc<Quota>) -> Self {
         Self {
@@ -282,55 +265,20 @@ impl FrameCache {
     }
 
     fn large_frame(self: &Arc<Self>, message: &Message, inflight: &Inflight) -> Frame {
-        let shared = self.large(message.id(), inflight);
+        let id = message.id();
+        let subscribers = Arc::strong_count(self);
+        let shared = self.large.lock().take(id, subscribers, inflight);
+        self.used.store(true, Relaxed);
         let encoded = shared.encoded.get_or_init(|| {
             let frame = encode(message, self.format);
-            if Arc::strong_count(self) > 1 && self.format.is_encoded() {
-                self.keep_large(message.id(), &frame);
+            if self.format.is_encoded() {
+                let released = self.large.lock().keep(id, &frame, subscribers, &self.quota);
+                // Freed after the lock is released.
+                drop(released);
             }
             Encoded::new(frame, inflight)
         });
         encoded.frame.clone().with_owner(&shared)
-    }
-
-    fn large(&self, id: u64, inflight: &Inflight) -> Arc<Shared> {
-        let mut large = self.large.lock();
-        let Large { in_use, latest } = &mut *large;
-        if let Some(shared) = in_use.get(&id).and_then(Weak::upgrade) {
-            return shared;
-        }
-        if in_use.len() == in_use.capacity() {
-            in_use.retain(|_, shared| shared.strong_count() > 0);
-        }
-        let kept = latest.iter().find(|slot| slot.id == id);
-        let encoded = kept.map_or_else(OnceLock::new, |slot| {
-            OnceLock::from(Encoded::new(slot.frame.clone(), inflight))
-        });
-        let shared = Arc::new(Shared { encoded, _kept: None });
-        in_use.insert(id, Arc::downgrade(&shared));
-        self.used.store(true, Relaxed);
-        shared
-    }
-
-    /// Keeps a large frame, and drops the oldest ones beyond [`MAX_LARGE_BYTES`](Self::MAX_LARGE_BYTES).
-    fn keep_large(&self, id: u64, frame: &Frame) {
-        let Some(kept) = self.quota.try_acquire(frame.len()) else { return };
-        let mut large = self.large.lock();
-        let latest = &mut large.latest;
-        if latest.back().is_some_and(|slot| slot.id >= id) {
-            return;
-        }
-        latest.push_back(LargeSlot { id, frame: frame.clone(), _kept: kept });
-        let mut bytes: usize = latest.iter().map(|slot| slot.frame.len()).sum();
-        let mut dropped = Vec::new();
-        while bytes > Self::MAX_LARGE_BYTES && latest.len() > 1 {
-            if let Some(slot) = latest.pop_front() {
-                bytes -= slot.frame.len();
-                dropped.push(slot);
-            }
-        }
-        // `dropped` is freed after the lock is released.
-        drop(large);
     }
 
     fn clear(&self) {
@@ -341,12 +289,8 @@ impl FrameCache {
             let kept = slot.lock().take();
             drop(kept);
         }
-        let mut large = self.large.lock();
-        large.in_use.retain(|_, shared| shared.strong_count() > 0);
-        large.in_use.shrink_to_fit();
-        let latest = std::mem::take(&mut large.latest);
-        drop(large);
-        drop(latest);
+        let released = self.large.lock().clear();
+        drop(released);
     }
 }
 

@@ -77,25 +77,53 @@ fn large_frames_are_encoded_and_counted_once_while_in_use() {
 
 /// The first subscriber may have written and dropped a frame before the second asks for it.
 #[test]
-fn large_frames_are_encoded_once_for_consecutive_subscribers() {
-    let messages = messages((0..6).map(|_| vec![b'x'; 20 << 10]));
+fn large_frames_are_encoded_once_until_all_subscribers_have_received_them() {
+    let messages = messages((0..20).map(|_| vec![b'x'; 20 << 10]));
     let (frames, inflight) = (FrameCaches::default(), Inflight::new(1 << 20));
-    let cache = frames.cache(1, FrameFormat::Text);
-    let other = frames.cache(1, FrameFormat::Text);
-    let lengths: Vec<_> =
-        messages.iter().map(|message| cache.frame(message, &inflight).len()).collect();
-    assert_eq!(inflight.quota().used(), 0, "none is in use");
-    let kept = frames.quota.used();
-    assert_eq!(kept, lengths[2..].iter().sum::<usize>(), "as many as a batch may have");
-    assert!(kept <= FrameCache::MAX_LARGE_BYTES);
-    let is_kept = |frame: &Frame| {
-        let large = cache.large.lock();
-        large.latest.iter().any(|slot| slot.frame.head.as_ptr() == frame.head.as_ptr())
-    };
-    assert!(!is_kept(&other.frame(&messages[0], &inflight)), "a lagging subscriber gets a new one");
-    for message in &messages[2..] {
-        assert!(is_kept(&other.frame(message, &inflight)));
+    let [first, second, third] = [(); 3].map(|()| frames.cache(1, FrameFormat::Text));
+    let start = |frame: Frame| frame.head.as_ptr();
+    let taken: Vec<_> = messages.iter().map(|m| first.frame(m, &inflight)).collect();
+    let kept: usize = taken.iter().map(Frame::len).sum();
+    let oldest = taken[0].len();
+    let encoded: Vec<_> = taken.into_iter().map(start).collect();
+    assert_eq!((frames.quota.used(), inflight.quota().used()), (kept, 0), "none is in use");
+    for (message, encoded) in messages.iter().zip(&encoded) {
+        assert_eq!(start(second.frame(message, &inflight)), *encoded);
     }
+    assert_eq!(frames.quota.used(), kept, "a third subscriber needs them");
+    for (message, encoded) in messages[1..].iter().zip(&encoded[1..]) {
+        assert_eq!(start(third.frame(message, &inflight)), *encoded);
+    }
+    assert!(first.large.lock().kept(messages[0].id()).is_some());
+    assert_eq!(frames.quota.used(), oldest, "the others are received by all");
+    frames.clear();
+    assert_eq!(frames.quota.used(), 0);
+}
+
+#[test]
+fn kept_large_frames_are_bounded_and_the_oldest_make_space() {
+    let messages = messages((0..20).map(|_| vec![b'x'; 1 << 20]));
+    let (frames, inflight) = (FrameCaches::default(), Inflight::new(1));
+    let [cache, _second, _third] = [(); 3].map(|()| frames.cache(1, FrameFormat::JsonLine));
+    let is_kept = |id: usize| cache.large.lock().kept(messages[id].id()).is_some();
+    let size = cache.frame(&messages[0], &inflight).len();
+    let count = LargeFrames::MAX_KEPT_BYTES / size;
+    for message in &messages[1..=count] {
+        cache.frame(message, &inflight);
+    }
+    let kept = frames.quota.used();
+    assert!(kept <= LargeFrames::MAX_KEPT_BYTES);
+    assert!(!is_kept(0) && (1..=count).all(is_kept));
+    // A lagging subscriber that encodes an old message keeps it for others that lag.
+    cache.frame(&messages[0], &inflight);
+    assert!(is_kept(0) && !is_kept(1) && is_kept(2));
+
+    // Other topics have used up the quota.
+    let rest = frames.quota.try_acquire(frames.quota.limit() - frames.quota.used()).unwrap();
+    cache.frame(&messages[count + 1], &inflight);
+    assert!(is_kept(count + 1) && !is_kept(2) && is_kept(4));
+    assert!(frames.quota.used() <= frames.quota.limit());
+    drop(rest);
     frames.clear();
     assert_eq!(frames.quota.used(), 0);
 }
