@@ -57,10 +57,11 @@ impl Writer {
         }
         let Some((segment, mut scanner)) = self.compaction.current.take() else { return Ok(false) };
         match self.copy(&segment, &mut scanner, Self::STEP.max(2 * written)) {
-            Ok(true) => self.remove_dead()?,
+            Ok(true) if segment.is_dead() => self.remove_dead()?,
             Ok(false) => self.compaction.current = Some((segment, scanner)),
             Err(CopyError::Full) => self.compaction.paused_until = Some(now + Self::PAUSE),
-            Err(CopyError::Unreadable) => self.compaction.stuck = Some(segment.number()),
+            // Copying again would copy the same.
+            Ok(true) | Err(CopyError::Unreadable) => self.give_up_compaction(segment.number()),
             Err(CopyError::Failed(error)) => return Err(error),
         }
         Ok(true)
@@ -119,9 +120,15 @@ impl Writer {
         let scanner =
             self.shared.segments.open(number).and_then(|file| Scanner::new(file, oldest.seal));
         if scanner.is_err() {
-            self.compaction.stuck = Some(number);
+            self.give_up_compaction(number);
         }
         scanner.ok().map(|scanner| (oldest, scanner))
+    }
+
+    fn give_up_compaction(&mut self, number: u32) {
+        self.compaction.stuck = Some(number);
+        let path = self.shared.segments.disk().path(number);
+        *self.shared.stats.unreadable.lock() = Some(path);
     }
 
     /// Whether to copy what is needed of the oldest segment.

@@ -110,11 +110,13 @@ impl<'a> Page<'a> {
         let Some(&(id, location)) = places.first() else { return Err(ReadError::Moved) };
         let open = self.open(location.segment)?;
         let offset = location.offset();
-        let ahead = span(places);
         let (seed, room) = (open.seal.at(offset), open.len.saturating_sub(offset));
         let mut needs = MIN_SIZE as u64;
         loop {
-            let bytes = open.at(offset, needs, ahead.max(needs)).map_err(|_| ReadError::Io)?;
+            if !open.has(offset, needs) {
+                open.fill(offset, needs.max(span(places))).map_err(|_| ReadError::Io)?;
+            }
+            let bytes = open.at(offset);
             let body = match frame(bytes, seed, room) {
                 Frame::Incomplete { needs: more } => {
                     needs = more.max(PREFIX) as u64;
@@ -147,20 +149,24 @@ impl<'a> Page<'a> {
 }
 
 impl Open {
-    /// At least `needs` bytes from `offset` if the file has them. If they are not in the buffer, `ahead` are read.
-    fn at(&mut self, offset: u64, needs: u64, ahead: u64) -> io::Result<&[u8]> {
+    /// Whether the buffer has `needs` bytes from `offset`, or all up to the end of the file.
+    fn has(&self, offset: u64, needs: u64) -> bool {
         let end = (offset + needs).min(self.len);
-        if offset < self.start || end > self.start + self.buffer.len() as u64 {
-            let length = ahead.min(self.len.saturating_sub(offset));
-            self.buffer.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
-            self.start = offset;
-            if let Err(error) = self.file.read_at(&mut self.buffer, offset) {
-                self.buffer.clear();
-                return Err(error);
-            }
-        }
-        let skipped = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
-        Ok(self.buffer.get(skipped..).unwrap_or_default())
+        offset >= self.start && end <= self.start + self.buffer.len() as u64
+    }
+
+    /// Reads `length` bytes from `offset`, or up to the end of the file.
+    fn fill(&mut self, offset: u64, length: u64) -> io::Result<()> {
+        let length = length.min(self.len.saturating_sub(offset));
+        self.buffer.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
+        self.start = offset;
+        self.file.read_at(&mut self.buffer, offset).inspect_err(|_| self.buffer.clear())
+    }
+
+    /// The buffer from `offset` on.
+    fn at(&self, offset: u64) -> &[u8] {
+        let skipped = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        self.buffer.get(skipped..).unwrap_or_default()
     }
 }
 

@@ -97,6 +97,10 @@ impl Segments {
         self.table.read().first_key_value().map(|(_, segment)| Arc::clone(segment))
     }
 
+    pub(crate) fn oldest_number(&self) -> Option<u32> {
+        self.table.read().first_key_value().map(|(number, _)| *number)
+    }
+
     /// All of them, oldest first.
     pub(crate) fn list(&self) -> Vec<Arc<Segment>> {
         self.table.read().values().cloned().collect()

@@ -27,6 +27,8 @@ pub struct StoreStats {
     pub longest_sync: Duration,
     /// Messages that compaction has copied since the start.
     pub copied: u64,
+    /// A file that compaction cannot read, if there is one. It and all later ones are kept.
+    pub unreadable: Option<PathBuf>,
     /// Bytes that wait to be written.
     pub queued_bytes: usize,
     /// There is no room for messages.
@@ -86,6 +88,7 @@ pub(crate) struct WriterStats {
     sync_nanoseconds: AtomicU64,
     longest_sync: AtomicU64,
     pub(crate) failure: Mutex<Option<String>>,
+    pub(crate) unreadable: Mutex<Option<PathBuf>>,
 }
 
 impl WriterStats {

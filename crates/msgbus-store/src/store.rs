@@ -95,6 +95,7 @@ impl LogStore {
             sync_time,
             longest_sync,
             copied: load(&stats.copied),
+            unreadable: stats.unreadable.lock().clone(),
             queued_bytes: buffer.bytes(),
             is_full: matches!(
                 admission,

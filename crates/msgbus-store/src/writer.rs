@@ -126,7 +126,12 @@ impl Writer {
             self.sync()?;
         }
         let written = self.shared.stats.written_bytes.load(Relaxed) - before;
+        let oldest = self.shared.segments.oldest_number();
         let has_more = self.compact(written, now)?;
+        if self.is_full() && self.shared.segments.oldest_number() != oldest {
+            self.retry_due = Some(now);
+            self.look_for_room(now)?;
+        }
         self.mark(now)?;
         Ok(has_more)
     }
