@@ -109,7 +109,8 @@ impl Server {
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let certificate =
             config.certificate.clone().map(Certificate::new).transpose()?.map(Arc::new);
-        let tls = certificate.as_ref().map(tls::settings);
+        let tls =
+            certificate.as_ref().map(|certificate| tls::settings(certificate, &serve::PROTOCOLS));
         let mut listeners = Vec::new();
         let mut endpoints = Vec::new();
         for bind in &config.bind {

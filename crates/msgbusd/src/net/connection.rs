@@ -5,27 +5,23 @@ use std::sync::Arc;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
-use crate::{net::raw_stream::RawStream, net::timeout_stream::TimeoutStream, net::tls};
-
-/// The maximum number of concurrent requests, and thus subscriptions, on one HTTP/2 connection.
-pub(crate) const MAX_STREAMS: u32 = 32;
+use crate::{net::raw_stream::RawStream, net::timeout_stream::TimeoutStream};
 
 /// The byte stream that doors use: unencrypted or TLS.
 pub(crate) type Connection = Either<TimeoutStream, Box<TlsStream<TimeoutStream>>>;
 
-/// Whether the client negotiated HTTP/2.
-pub(crate) fn is_http2(connection: &Connection) -> bool {
+/// The application protocol that the client negotiated (ALPN). `None` without TLS.
+pub(crate) fn protocol(connection: &Connection) -> Option<&[u8]> {
     match connection {
-        Either::Left(_) => false,
-        Either::Right(stream) => stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2),
+        Either::Left(_) => None,
+        Either::Right(stream) => stream.get_ref().1.alpn_protocol(),
     }
 }
 
-/// The socket for writes that bypass the connection. `None` if the connection adds bytes of its own (TLS) or still
-/// holds bytes that go out first.
+/// The socket for writes that bypass the connection. `None` if the connection adds bytes of its own (TLS).
 pub(crate) fn direct(connection: &Connection) -> Option<Arc<RawStream>> {
     match connection {
-        Either::Left(stream) => stream.direct(),
+        Either::Left(stream) => Some(Arc::clone(stream.socket())),
         Either::Right(_) => None,
     }
 }

@@ -5,7 +5,6 @@ pub(crate) mod connection;
 pub(crate) mod listener;
 pub(crate) mod peer;
 pub(crate) mod raw_stream;
-pub(crate) mod rewind;
 pub(crate) mod timeout_stream;
 pub(crate) mod tls;
 pub(crate) mod wake_queue;

@@ -1,12 +1,7 @@
-//! A stream with deadlines for reading and writing, and a close that lets the peer read the last response. All doors
-//! use it.
-
-mod activity;
+//! A byte stream with a deadline for writing, and a close that lets the peer read the last response. All doors use it.
 
 use std::{
-    cell::Cell,
     io::{self, ErrorKind, IoSlice},
-    iter, mem,
     net::Shutdown,
     pin::Pin,
     sync::Arc,
@@ -25,47 +20,21 @@ use crate::{
     net::raw_stream::{Accepted, RawStream},
 };
 
-pub(crate) use self::activity::{ConnectionActivity, DEADLINE_GRACE, RequestGuard, UnsentChunk};
-
-/// A socket with a write deadline, response batching and a lingering close.
+/// A socket with a write deadline and a lingering close. How long a peer may be silent depends on the protocol, so the
+/// door decides that.
 ///
-/// Writing fails with [`ErrorKind::TimedOut`] if the peer accepts no bytes within the write timeout.
-/// [`ConnectionActivity::deadline_exceeded`] watches the reading side. Shutdown sends the remaining bytes and then
-/// reads a limited amount of what the peer still sends: closing at once would reset the connection, and the peer
-/// might never see the response.
+/// Writing fails with [`ErrorKind::TimedOut`] if the peer accepts no bytes within the write timeout; it is pending only
+/// while the peer accepts none. Shutdown reads a limited amount of what the peer still sends: closing at once would
+/// reset the connection, and the peer might never see the response.
 #[derive(Debug)]
 pub(crate) struct TimeoutStream {
-    stream: Arc<RawStream>,
-    activity: ConnectionActivity,
+    socket: Arc<RawStream>,
     write_timeout: Duration,
     /// Set while the peer accepts no bytes.
     write_timer: Option<Pin<Box<Sleep>>>,
-    held: Held,
     linger: Option<Linger>,
     /// Counts the connection while it is open, also after it became a websocket.
     _permit: ConnectionPermit,
-}
-
-/// Responses that are held back to be written together.
-#[derive(Debug, Default)]
-struct Held {
-    bytes: Vec<u8>,
-    /// Whether bytes were added since the last flush.
-    is_new: bool,
-    /// The number of flushes that were deferred.
-    flushes: u8,
-}
-
-impl Held {
-    const MAX_BYTES: usize = 16 << 10;
-    /// The number of requests that hyper answers before it yields.
-    const MAX_FLUSHES: u8 = 16;
-}
-
-thread_local! {
-    /// A buffer for the next connection of this thread that holds responses. A connection needs one only while it is
-    /// polled.
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// The limits of the lingering close: how long and how much is read of a peer that still sends.
@@ -90,77 +59,13 @@ impl TimeoutStream {
         write_timeout: Duration,
         permit: ConnectionPermit,
     ) -> io::Result<Self> {
-        let stream = Arc::new(RawStream::new(accepted)?);
-        Ok(Self {
-            activity: ConnectionActivity::new(Some(Arc::clone(&stream))),
-            stream,
-            write_timeout,
-            write_timer: None,
-            held: Held::default(),
-            linger: None,
-            _permit: permit,
-        })
+        let socket = Arc::new(RawStream::new(accepted)?);
+        Ok(Self { socket, write_timeout, write_timer: None, linger: None, _permit: permit })
     }
 
-    pub(crate) fn activity(&self) -> ConnectionActivity {
-        self.activity.clone()
-    }
-
-    pub(crate) fn stream(&self) -> &RawStream {
-        &self.stream
-    }
-
-    /// The socket for writes that bypass this stream, after [`ConnectionActivity::hold_nothing`]. `None` if responses
-    /// are still held.
-    pub(crate) fn direct(&self) -> Option<Arc<RawStream>> {
-        self.held.bytes.is_empty().then(|| Arc::clone(&self.stream))
-    }
-
-    /// Holds bytes back to be written later. Returns `false` if they have to be written now.
-    fn hold<'a>(&mut self, size: usize, bytes: impl Iterator<Item = &'a [u8]>) -> bool {
-        let is_small = self.held.bytes.len() + size <= Held::MAX_BYTES;
-        let may_hold = self.activity.may_hold();
-        if !may_hold || !is_small || self.write_timer.is_some() {
-            return false;
-        }
-        if self.held.bytes.capacity() == 0 {
-            self.held.bytes = SPARE.take();
-        }
-        bytes.for_each(|bytes| self.held.bytes.extend_from_slice(bytes));
-        self.held.is_new = true;
-        true
-    }
-
-    /// Writes the held bytes.
-    #[inline]
-    fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.held.bytes.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        self.poll_write_held(cx)
-    }
-
-    fn poll_write_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // From here on, the socket's readiness wakes the task.
-        self.activity.set_holding(false);
-        let mut bytes = mem::take(&mut self.held.bytes);
-        while !bytes.is_empty() {
-            let result = self.stream.poll_write(cx, |stream| stream.try_write(&bytes));
-            let result = match self.limit_write(cx, result, |socket| socket.send(&bytes)) {
-                Poll::Ready(Ok(0)) => Poll::Ready(Err(ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(count)) => {
-                    bytes.drain(..count);
-                    continue;
-                }
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Pending => Poll::Pending,
-            };
-            self.held.bytes = bytes;
-            return result;
-        }
-        SPARE.set(bytes);
-        self.held = Held::default();
-        Poll::Ready(Ok(()))
+    /// The socket itself. Nothing is buffered in between.
+    pub(crate) fn socket(&self) -> &Arc<RawStream> {
+        &self.socket
     }
 
     /// Applies the write deadline to the result of a write.
@@ -175,15 +80,14 @@ impl TimeoutStream {
         attempt: impl FnOnce(SockRef<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         if result.is_ready() {
-            self.end_write();
+            self.write_timer = None;
             return result;
         }
         if let Some(timer) = &mut self.write_timer {
             ready!(timer.as_mut().poll(cx));
         }
-        match (attempt(SockRef::from(&*self.stream)), &self.write_timer) {
+        match (attempt(SockRef::from(&*self.socket)), &self.write_timer) {
             (Err(error), None) if error.kind() == ErrorKind::WouldBlock => {
-                self.activity.set_writing(true);
                 let timer = Box::pin(sleep_until(Instant::now() + self.write_timeout));
                 // The first poll registers the waker. The timer cannot have expired yet.
                 let _ = self.write_timer.insert(timer).as_mut().poll(cx);
@@ -193,35 +97,21 @@ impl TimeoutStream {
                 Poll::Ready(Err(ErrorKind::TimedOut.into()))
             }
             (result, _) => {
-                self.end_write();
+                self.write_timer = None;
                 Poll::Ready(result)
             }
         }
     }
-
-    fn end_write(&mut self) {
-        if self.write_timer.take().is_some() {
-            self.activity.set_writing(false);
-        }
-        self.activity.bytes_written();
-    }
 }
 
 impl AsyncRead for TimeoutStream {
+    #[inline]
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // A client may wait for these responses before it sends more.
-        ready!(self.poll_release(cx))?;
-        let result = self.stream.poll_read(cx, buffer);
-        match &result {
-            Poll::Ready(Ok(())) => self.activity.bytes_read(),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.activity.nothing_to_read(),
-        }
-        result
+        self.socket.poll_read(cx, buffer)
     }
 }
 
@@ -231,11 +121,7 @@ impl AsyncWrite for TimeoutStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.hold(bytes.len(), iter::once(bytes)) {
-            return Poll::Ready(Ok(bytes.len()));
-        }
-        ready!(self.poll_release(cx))?;
-        let result = self.stream.poll_write(cx, |stream| stream.try_write(bytes));
+        let result = self.socket.poll_write(cx, |socket| socket.try_write(bytes));
         self.limit_write(cx, result, |socket| socket.send(bytes))
     }
 
@@ -244,12 +130,7 @@ impl AsyncWrite for TimeoutStream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let size = slices.iter().map(|slice| slice.len()).sum();
-        if self.hold(size, slices.iter().map(|slice| &**slice)) {
-            return Poll::Ready(Ok(size));
-        }
-        ready!(self.poll_release(cx))?;
-        let result = self.stream.poll_write(cx, |stream| stream.try_write_vectored(slices));
+        let result = self.socket.poll_write(cx, |socket| socket.try_write_vectored(slices));
         self.limit_write(cx, result, |socket| socket.send_vectored(slices))
     }
 
@@ -257,24 +138,16 @@ impl AsyncWrite for TimeoutStream {
         true
     }
 
-    /// Only held responses are buffered here. A flush may be deferred to write several together.
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { held, activity, .. } = &mut *self;
-        let may_hold = activity.may_hold();
-        if may_hold && held.is_new && held.flushes < Held::MAX_FLUSHES {
-            held.is_new = false;
-            held.flushes += 1;
-            activity.set_holding(true);
-            return Poll::Ready(Ok(()));
-        }
-        self.poll_release(cx)
+    /// Nothing is buffered here.
+    #[inline]
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_release(cx))?;
-        let Self { stream, linger, .. } = &mut *self;
+        let Self { socket, linger, .. } = &mut *self;
         if linger.is_none() {
-            match SockRef::from(&**stream).shutdown(Shutdown::Write) {
+            match SockRef::from(&**socket).shutdown(Shutdown::Write) {
                 Err(error) if error.kind() != ErrorKind::NotConnected => {
                     return Poll::Ready(Err(error));
                 }
@@ -288,7 +161,7 @@ impl AsyncWrite for TimeoutStream {
         let mut scratch = [0; 4096];
         while linger.timer.as_mut().poll(cx).is_pending() {
             let mut buffer = ReadBuf::new(&mut scratch);
-            let read = ready!(stream.poll_read(cx, &mut buffer));
+            let read = ready!(socket.poll_read(cx, &mut buffer));
             let count = buffer.filled().len();
             if read.is_err() || count == 0 || count > linger.bytes_left {
                 break;

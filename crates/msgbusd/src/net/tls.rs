@@ -8,7 +8,6 @@ use std::{
 
 use parking_lot::RwLock;
 use thiserror::Error;
-use tokio::io::AsyncWriteExt as _;
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -25,10 +24,6 @@ use tokio_rustls::{
 };
 
 use crate::{net::timeout_stream::TimeoutStream, read_file::read_file};
-
-/// The ALPN name of HTTP/2 (RFC 9113, section 3.1).
-pub(crate) const HTTP_2: &[u8] = b"h2";
-const HTTP_1: &[u8] = b"http/1.1";
 
 /// The files of a certificate, in PEM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -129,32 +124,24 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-/// The TLS settings for connections that use this certificate.
-pub(crate) fn settings(certificate: &Arc<Certificate>) -> Arc<ServerConfig> {
+/// The TLS settings for connections that use this certificate and one of these application protocols (ALPN).
+pub(crate) fn settings(certificate: &Arc<Certificate>, protocols: &[&[u8]]) -> Arc<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()
         .unwrap_or_else(|_| unreachable!("ring supports the default versions"))
         .with_no_client_auth()
         .with_cert_resolver(Arc::<Certificate>::clone(certificate));
-    config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Arc::new(config)
 }
 
-/// Accepts a TLS handshake. A client that speaks plain HTTP gets a plain HTTP response that says so, because browsers
-/// and curl would not explain the failure.
-pub(crate) async fn begin(
+/// Accepts a TLS handshake.
+///
+/// # Errors
+/// When it fails or the connection breaks.
+pub(crate) async fn accept(
     settings: Arc<ServerConfig>,
-    mut socket: TimeoutStream,
+    stream: TimeoutStream,
 ) -> io::Result<TlsStream<TimeoutStream>> {
-    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
-        Content-Type: text/plain; charset=utf-8\r\nContent-Length: 38\r\n\
-        Connection: close\r\n\r\n\
-        this port speaks TLS: use https://...\n";
-    // A TLS handshake starts with the byte 22, an HTTP request with a letter.
-    if socket.stream().first_byte().await?.is_some_and(|byte| byte.is_ascii_alphabetic()) {
-        socket.write_all(ANSWER).await?;
-        socket.shutdown().await?;
-        return Err(io::Error::other("the client does not speak TLS"));
-    }
-    TlsAcceptor::from(settings).accept(socket).await
+    TlsAcceptor::from(settings).accept(stream).await
 }

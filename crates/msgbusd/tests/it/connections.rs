@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::support::{Daemon, soon};
+use crate::support::{Daemon, HANDSHAKE, soon};
 
 const PUT: &[u8] = b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
 
@@ -199,6 +199,23 @@ async fn pipelined_requests_are_answered_in_order() {
     for id in 0..50 {
         let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
         assert!(head.contains(&format!("msgbus-id: {id}\r\n")), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_or_a_stream_can_follow_pipelined_requests() {
+    let daemon = Daemon::start();
+    let websocket = format!("GET /t?raw HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n");
+    let stream = "GET /t?stream=raw HTTP/1.1\r\nHost: a\r\n\r\n".to_owned();
+    for (last, status) in [(websocket, "101"), (stream, "200")] {
+        let mut connection = daemon.connect().await;
+        connection.write(&[&PUT.repeat(20), last.as_bytes()].concat()).await;
+        for status in [&["202"; 20][..], &[status]].concat() {
+            let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        }
+        assert_eq!(daemon.put("/t", "next").await.status, 202);
+        connection.read_until(b"next").await;
     }
 }
 

@@ -172,6 +172,17 @@ async fn http_1_and_websockets_are_spoken_in_tls() {
 }
 
 #[tokio::test]
+async fn pipelined_requests_are_all_answered_in_tls() {
+    let files = Files::new();
+    let daemon = files.daemon();
+    let mut stream = files.connect(&daemon, "http/1.1").await;
+    let put =
+        |close| format!("PUT /t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n{close}\r\nhi");
+    let answers = ask(&mut stream, &(put("").repeat(99) + &put("Connection: close\r\n"))).await;
+    assert_eq!(answers.matches("HTTP/1.1 202 ").count(), 100, "{answers}");
+}
+
+#[tokio::test]
 async fn everything_but_websockets_is_spoken_in_http_2() {
     let files = Files::new();
     let daemon = files.daemon();

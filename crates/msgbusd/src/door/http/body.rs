@@ -11,10 +11,8 @@ use hyper::{
 };
 use tokio::time::timeout;
 
-use super::{error::ApiError, head::shed_head};
-use crate::{
-    limits::inflight::Inflight, limits::quota::QuotaPermit, net::timeout_stream::DEADLINE_GRACE,
-};
+use super::{activity::DEADLINE_GRACE, error::ApiError, head::shed_head};
+use crate::{limits::inflight::Inflight, limits::quota::QuotaPermit};
 
 /// The limits of a body.
 #[derive(Debug, Clone, Copy)]

@@ -1,6 +1,7 @@
 //! The HTTP door: [`serve`] takes a connection, [`router`] gives each request to one handler. A file for each handler and
 //! for each concern that handlers share.
 
+mod activity;
 mod admin;
 mod body;
 mod credentials;
@@ -24,4 +25,5 @@ mod routes;
 pub(crate) mod serve;
 mod stream;
 mod topics;
+mod transport;
 mod websocket;

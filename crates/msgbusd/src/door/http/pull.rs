@@ -11,14 +11,13 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::{task::yield_now, time::sleep};
 
 use super::{
-    error::ApiError, head::shed_head, message_headers, names, negotiate::accepts, position,
-    query::Query, response, response::HttpResponse, response::content, response::empty,
-    response::no_store,
+    activity::ConnectionActivity, error::ApiError, head::shed_head, message_headers, names,
+    negotiate::accepts, position, query::Query, response, response::HttpResponse,
+    response::content, response::empty, response::no_store,
 };
 use crate::{
     encode::events,
     limits::inflight::Inflight,
-    net::timeout_stream::ConnectionActivity,
     service::{Call, error::ServiceError, pull::WaitingPull},
     state::App,
     worker::Worker,

@@ -10,6 +10,7 @@ use hyper::{
 use tracing::{Level, debug, enabled};
 
 use super::{
+    activity::ConnectionActivity,
     admin, credentials,
     error::{self, ApiError},
     head::{self, Outline},
@@ -22,7 +23,6 @@ use super::{
 use crate::{
     auth::Principal,
     net::peer::Peer,
-    net::timeout_stream::ConnectionActivity,
     service::{Call, code::Code},
     state::App,
     worker::Worker,

@@ -23,12 +23,11 @@ use msgbus_core::{Position, RecvError, TopicName};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
-    error::ApiError, negotiate::accepts, negotiate::items, position, query::Query, response,
+    activity::ConnectionActivity, error::ApiError, negotiate::accepts, negotiate::items, position, query::Query, response,
     response::HttpResponse,
 };
 use crate::{
     encode::frame_cache::FrameFormat,
-    net::timeout_stream::ConnectionActivity,
     service::{
         Call,
         follower::{End, FollowOptions, Follower, Item},

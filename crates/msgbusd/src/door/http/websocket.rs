@@ -7,19 +7,19 @@ use hyper::{
     Request, StatusCode,
     body::Incoming,
     header::{self, HeaderValue},
-    upgrade::Upgraded,
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
 use msgbus_core::TopicName;
 
 use super::{
     error::ApiError, handshake, negotiate::items, position, query::Query, response,
-    response::HttpResponse, response::empty,
+    response::HttpResponse, response::empty, transport::Transport,
 };
 use crate::{
     door::websocket::{self, Push},
     encode::frame_cache::FrameFormat,
-    net::{connection::Connection, rewind::Rewind},
+    net::connection::Connection,
     service::{Call, follower::FollowOptions},
 };
 
@@ -57,17 +57,21 @@ pub(super) async fn subscribe(
     // Created here, so that the task holds only a pointer.
     let push = Push::new(follower, reports_gaps);
     call.worker.tasks.spawn(async move {
-        // There is no session if the client has disconnected meanwhile.
-        if let Some((connection, already_read)) = upgrade.await.ok().and_then(take_over) {
+        // There is no session if the client has disconnected meanwhile. Boxed, so that the memory of a session does not
+        // include the upgrade.
+        if let Some((connection, already_read)) = Box::pin(take_over(upgrade)).await {
             websocket::serve(push, connection, already_read).await;
         }
     });
     Ok(response)
 }
 
-/// The connection, and the bytes that were read after the handshake.
-fn take_over(upgraded: Upgraded) -> Option<(Connection, Vec<u8>)> {
-    let parts = upgraded.downcast::<TokioIo<Rewind<Connection>>>().ok()?;
+/// Takes the connection over from hyper, with the bytes that were read after the handshake. The response to the
+/// handshake is written then; hyper may have left it in the transport.
+async fn take_over(upgrade: OnUpgrade) -> Option<(Connection, Vec<u8>)> {
+    let parts = upgrade.await.ok()?.downcast::<TokioIo<Transport>>().ok()?;
     // Usually empty. It is copied because the slice would keep the whole read buffer alive.
-    Some((parts.io.into_inner().into_inner(), parts.read_buf.to_vec()))
+    let already_read = parts.read_buf.to_vec();
+    let connection = parts.io.into_inner().into_connection().await.ok()?;
+    Some((connection, already_read))
 }

@@ -16,14 +16,11 @@ use tokio::{
 };
 
 use super::{
-    super::{response::HttpResponse, router::handle},
+    super::{activity::ConnectionActivity, response::HttpResponse, router::handle},
     MAX_ERROR_TEXT, PEER,
 };
 use crate::fuzzing::block_on;
-use crate::{
-    config::Config, fuzzing::common::is_a_line, net::timeout_stream::ConnectionActivity,
-    state::App, worker::Worker,
-};
+use crate::{config::Config, fuzzing::common::is_a_line, state::App, worker::Worker};
 
 /// How long a client reads. Longer than any `?wait`.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(62);

@@ -11,9 +11,11 @@ use http_body_util::{BodyExt as _, Either};
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::{
-    door::http::response::ResponseBody,
+    door::http::{
+        activity::{ConnectionActivity, RequestGuard, UnsentChunk},
+        response::ResponseBody,
+    },
     limits::quota::QuotaPermit,
-    net::timeout_stream::{ConnectionActivity, RequestGuard, UnsentChunk},
     state::App,
 };
 

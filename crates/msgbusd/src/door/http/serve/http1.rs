@@ -22,11 +22,11 @@ use tokio::{io::AsyncWriteExt as _, select};
 
 use super::{End, attend, date, note_end, streaming};
 use crate::{
-    door::http::{router, stream::StreamingBody},
+    door::http::{
+        activity::ConnectionActivity, router, stream::StreamingBody, transport::Transport,
+    },
     net::connection::Connection,
     net::peer::Peer,
-    net::rewind::Rewind,
-    net::timeout_stream::ConnectionActivity,
     worker::Worker,
 };
 
@@ -38,9 +38,9 @@ const KEEP_BUFFERS: Duration = Duration::from_secs(1);
 /// What happens with a connection that hyper no longer serves.
 enum Next {
     /// It waits for the next request, whose first bytes may have arrived.
-    Request(Rewind<Connection>),
+    Request(Transport),
     /// It becomes a stream.
-    Stream(Connection, Response<Box<StreamingBody>>),
+    Stream(Transport, Response<Box<StreamingBody>>),
 }
 
 /// Serves until the connection ends or becomes a websocket. An idle connection holds no state of hyper.
@@ -51,18 +51,20 @@ pub(super) async fn serve(
     peer: Peer,
 ) {
     activity.hold_responses();
-    let mut io = Rewind::new(connection, Bytes::new());
+    let mut io = Transport::new(connection, activity.clone());
     let end = loop {
         io = match serve_until_idle(worker, io, activity, peer).await {
             Ok(Next::Request(io)) => io,
-            Ok(Next::Stream(connection, response)) => {
-                activity.hold_nothing();
-                // Boxed, so that other connections need less memory.
-                break End::Stream(Box::pin(streaming::serve(connection, response)).await);
+            // Boxed, so that other connections need less memory.
+            Ok(Next::Stream(io, response)) => {
+                break End::Stream(match Box::pin(io.into_connection()).await {
+                    Ok(connection) => Box::pin(streaming::serve(connection, response)).await,
+                    Err(error) => Err(error),
+                });
             }
             Err(end) => break end,
         };
-        if io.is_rewound() {
+        if io.has_unread() {
             // A part of the next head arrived together with the last request.
             activity.expect_rest_of_head();
         } else if let Some(end) = wait_for_more(worker, activity, &mut io).await {
@@ -75,31 +77,31 @@ pub(super) async fn serve(
 /// Answers requests until the connection is idle or becomes a stream. Otherwise returns how it ended.
 async fn serve_until_idle(
     worker: &Arc<Worker>,
-    io: Rewind<Connection>,
+    io: Transport,
     activity: &ConnectionActivity,
     peer: Peer,
 ) -> Result<Next, End> {
     let stream = OnceLock::new();
-    let (connection, unread) = serve_by_hyper(worker, io, activity, peer, &stream).await?;
-    Ok(match stream.into_inner() {
-        Some(response) => Next::Stream(connection, response),
-        None => {
-            let is_a_head = !unread.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
-            let rest = if is_a_head { unread } else { Bytes::new() };
-            Next::Request(Rewind::new(connection, rest))
-        }
-    })
+    let (mut io, unread) = serve_by_hyper(worker, io, activity, peer, &stream).await?;
+    if let Some(response) = stream.into_inner() {
+        return Ok(Next::Stream(io, response));
+    }
+    let is_a_head = !unread.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
+    if is_a_head {
+        io.unread(unread);
+    }
+    Ok(Next::Request(io))
 }
 
 /// Like [`serve_until_idle`], but returns the connection with the bytes that hyper has read and not used. A response
 /// that is a stream is left in `stream`.
 async fn serve_by_hyper(
     worker: &Arc<Worker>,
-    io: Rewind<Connection>,
+    io: Transport,
     activity: &ConnectionActivity,
     peer: Peer,
     stream: &OnceLock<Response<Box<StreamingBody>>>,
-) -> Result<(Connection, Bytes), End> {
+) -> Result<(Transport, Bytes), End> {
     let service = service_fn(|request| respond(worker, activity, peer, stream, request));
     // Boxed, so that its memory is freed while the connection is idle.
     let mut connection = Box::new(
@@ -126,7 +128,7 @@ async fn serve_by_hyper(
         return Err(end);
     }
     match connection.into_parts() {
-        Some(Parts { io, read_buf, .. }) => Ok((io.into_inner().into_inner(), read_buf)),
+        Some(Parts { io, read_buf, .. }) => Ok((io.into_inner(), read_buf)),
         None => Err(End::Over(Ok(()))),
     }
 }
@@ -144,7 +146,7 @@ async fn respond(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     activity.begin_only();
     if request.extensions().get::<OnUpgrade>().is_some() {
-        // hyper hands over the connection without flushing it.
+        // hyper hands over the connection without flushing it, also if the response refuses the upgrade.
         activity.hold_nothing();
     }
     let response = router::handle(worker, peer, activity, &mut request).await;
@@ -173,7 +175,7 @@ async fn respond(
 async fn wait_for_more(
     worker: &Worker,
     activity: &ConnectionActivity,
-    io: &mut Rewind<Connection>,
+    io: &mut Transport,
 ) -> Option<End> {
     select! {
         () = activity.readable() => None,

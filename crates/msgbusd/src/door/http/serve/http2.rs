@@ -30,15 +30,17 @@ use super::{
     date, note_end,
 };
 use crate::{
-    door::http::router,
+    door::http::{activity::ConnectionActivity, router, transport::Transport},
     limits::inflight::Inflight,
     limits::quota::QuotaPermit,
-    net::connection::{Connection, MAX_STREAMS},
+    net::connection::Connection,
     net::peer::Peer,
-    net::timeout_stream::{ConnectionActivity, Linger},
+    net::timeout_stream::Linger,
     worker::Worker,
 };
 
+/// The maximum number of concurrent requests, and thus subscriptions, on one connection.
+const MAX_STREAMS: u32 = 32;
 /// The flow control windows for one body and for all bodies of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 64 << 10;
@@ -56,6 +58,7 @@ pub(super) async fn serve(
     peer: Peer,
 ) {
     activity.multiplex();
+    let io = Transport::new(connection, activity.clone());
     let service =
         service_fn(|request| respond(Arc::clone(worker), activity.clone(), peer, request));
     let header_size = u32::try_from(worker.config.max_header).unwrap_or(u32::MAX);
@@ -69,7 +72,7 @@ pub(super) async fn serve(
         .max_header_list_size(header_size)
         .keep_alive_interval(worker.config.timeouts.ping)
         .keep_alive_timeout(PING_TIMEOUT)
-        .serve_connection(TokioIo::new(connection), service);
+        .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let stop = Http2::graceful_shutdown;
     // A graceful shutdown needs a reply, which a client may never send.

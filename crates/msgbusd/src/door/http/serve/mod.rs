@@ -16,22 +16,28 @@ use std::{
     time::Duration,
 };
 
-use tokio::select;
-use tokio_rustls::rustls::ServerConfig;
+use tokio::{io::AsyncWriteExt as _, select};
+use tokio_rustls::{rustls::ServerConfig, server::TlsStream};
 use tokio_util::either::Either;
 use tracing::{debug, warn};
 
+use super::activity::ConnectionActivity;
 use crate::{
     limits::connection_limit::ConnectionPermit,
     metrics::Deadline,
     net::connection::{self, Connection},
     net::peer::Peer,
     net::raw_stream::Accepted,
-    net::timeout_stream::{ConnectionActivity, TimeoutStream},
+    net::timeout_stream::TimeoutStream,
     net::tls,
     service::code::Code,
     worker::Worker,
 };
+
+/// The application protocols (ALPN) that the server offers, the preferred one first.
+pub(crate) const PROTOCOLS: [&[u8]; 2] = [HTTP_2, b"http/1.1"];
+/// RFC 9113, section 3.1.
+const HTTP_2: &[u8] = b"h2";
 
 /// Serves one connection until it ends, or becomes a websocket.
 pub(crate) async fn serve(
@@ -45,7 +51,7 @@ pub(crate) async fn serve(
         Ok(stream) => stream,
         Err(error) => return warn!(%peer, %error, "cannot serve a connection"),
     };
-    let activity = stream.activity();
+    let activity = ConnectionActivity::new(Arc::clone(stream.socket()));
     let connection = match tls {
         None => Either::Left(stream),
         // Boxed, like everything that most connections do not need, to save memory.
@@ -54,7 +60,7 @@ pub(crate) async fn serve(
             Err(error) => return debug!(%peer, %error, "no TLS"),
         },
     };
-    if connection::is_http2(&connection) {
+    if connection::protocol(&connection) == Some(HTTP_2) {
         Box::pin(http2::serve(&worker, connection, &activity, peer)).await;
     } else {
         http1::serve(&worker, connection, &activity, peer).await;
@@ -68,13 +74,32 @@ async fn encrypt(
     activity: &ConnectionActivity,
 ) -> io::Result<Connection> {
     select! {
-        encrypted = tls::begin(settings, stream) => Ok(Either::Right(Box::new(encrypted?))),
+        encrypted = accept_tls(settings, stream) => Ok(Either::Right(Box::new(encrypted?))),
         deadline = activity.deadline_exceeded(&worker.config.timeouts) => {
             worker.metrics.timeout(deadline);
             Err(io::ErrorKind::TimedOut.into())
         }
         () = worker.tasks.drain.cancelled() => Err(io::Error::other("the server is stopping")),
     }
+}
+
+/// Accepts a TLS handshake. A client that speaks plain HTTP gets a plain HTTP response that says so, because browsers and
+/// curl would not explain the failure.
+async fn accept_tls(
+    settings: Arc<ServerConfig>,
+    mut stream: TimeoutStream,
+) -> io::Result<TlsStream<TimeoutStream>> {
+    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
+        Content-Type: text/plain; charset=utf-8\r\nContent-Length: 38\r\n\
+        Connection: close\r\n\r\n\
+        this port speaks TLS: use https://...\n";
+    // A TLS handshake starts with the byte 22, an HTTP request with a letter.
+    if stream.socket().first_byte().await?.is_some_and(|byte| byte.is_ascii_alphabetic()) {
+        stream.write_all(ANSWER).await?;
+        stream.shutdown().await?;
+        return Err(io::Error::other("the client does not speak TLS"));
+    }
+    tls::accept(settings, stream).await
 }
 
 /// Why a connection is no longer served.
@@ -122,7 +147,7 @@ fn is_timeout(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref().is_some_and(is_one) || error.source().is_some_and(is_timeout)
 }
 
-/// Polls a connection until nothing is left to do. If its stream still holds responses, another poll writes them.
+/// Polls a connection until nothing is left to do. If responses are held back, another poll writes them.
 fn poll_through<C: Future>(
     activity: &ConnectionActivity,
     mut connection: Pin<&mut C>,

@@ -1,4 +1,4 @@
-//! The activity of a connection: which request phase it is in, and which deadline the peer has exceeded.
+//! The activity of an HTTP connection: which request phase it is in, and which deadline the peer has exceeded.
 
 use std::{
     future::poll_fn,
@@ -20,7 +20,7 @@ use crate::{config::Timeouts, metrics::Deadline, net::raw_stream::RawStream};
 
 /// The extra time that the server waits after a deadline. A process that was suspended and resumes (SIGSTOP, machine
 /// sleep) sees its timers expire before it sees the bytes that arrived meanwhile.
-pub(crate) const DEADLINE_GRACE: Duration = Duration::from_millis(100);
+pub(super) const DEADLINE_GRACE: Duration = Duration::from_millis(100);
 
 /// What the server expects from the peer. It decides how long the peer may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,15 +36,15 @@ enum Phase {
     Served,
 }
 
-/// The activity of one connection. It is shared by the stream, which sees bytes, and the HTTP server, which sees
-/// requests.
+/// The activity of one connection. It is shared by the [`Transport`](super::transport::Transport), which sees bytes, and
+/// the HTTP server, which sees requests.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionActivity(Arc<State>);
 
 #[derive(Debug)]
 struct State {
     /// Used to detect that the peer has closed; `None` in tests without a socket.
-    stream: Option<Arc<RawStream>>,
+    socket: Option<Arc<RawStream>>,
     opened: Instant,
     phase: AtomicU8,
     /// When the phase began or, in [`Phase::Idle`], when bytes were last written; in nanoseconds since `opened`.
@@ -94,9 +94,18 @@ impl Drop for UnsentChunk {
 }
 
 impl ConnectionActivity {
-    pub(super) fn new(stream: Option<Arc<RawStream>>) -> Self {
+    pub(super) fn new(socket: Arc<RawStream>) -> Self {
+        Self::with(Some(socket))
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn without_socket() -> Self {
+        Self::with(None)
+    }
+
+    fn with(socket: Option<Arc<RawStream>>) -> Self {
         Self(Arc::new(State {
-            stream,
+            socket,
             opened: Instant::now(),
             phase: AtomicU8::new(Phase::Head as u8),
             since: AtomicU64::new(0),
@@ -111,26 +120,21 @@ impl ConnectionActivity {
         }))
     }
 
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn without_socket() -> Self {
-        Self::new(None)
-    }
-
     /// From now on the connection is HTTP/2.
-    pub(crate) fn multiplex(&self) {
+    pub(super) fn multiplex(&self) {
         self.0.is_multiplexed.store(true, Relaxed);
     }
 
     /// Begins a request whose head has been received. It ends when the guard is dropped; its response may not be
     /// written by then.
-    pub(crate) fn begin(self) -> RequestGuard {
+    pub(super) fn begin(self) -> RequestGuard {
         self.0.active_requests.fetch_add(1, Relaxed);
         self.0.phase.store(Phase::Served as u8, Relaxed);
         RequestGuard(self)
     }
 
     /// Tracks a chunk that is ready to be sent.
-    pub(crate) fn track_chunk(&self) -> UnsentChunk {
+    pub(super) fn track_chunk(&self) -> UnsentChunk {
         if self.0.unsent.load(Relaxed) == 0 {
             self.0.progress_at.store(self.now(), Relaxed);
         }
@@ -139,7 +143,7 @@ impl ConnectionActivity {
     }
 
     /// Whether there is no active request, and in HTTP/2 all responses are sent.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.0.active_requests.load(Relaxed) == 0 && self.0.unsent.load(Relaxed) == 0
     }
 
@@ -154,17 +158,17 @@ impl ConnectionActivity {
     }
 
     /// Begins a request of HTTP/1.1, which is the only one on its connection.
-    pub(crate) fn begin_only(&self) {
+    pub(super) fn begin_only(&self) {
         self.0.phase.store(Phase::Served as u8, Relaxed);
     }
 
     /// Ends a request of HTTP/1.1. Its response is about to be written; the idle time counts from that write.
-    pub(crate) fn end_only(&self) {
+    pub(super) fn end_only(&self) {
         self.0.phase.store(Phase::Idle as u8, Relaxed);
     }
 
     /// Records whether the request that was answered has been read to its end, so that the next byte begins another.
-    pub(crate) fn is_between_requests(&self, is: bool) {
+    pub(super) fn is_between_requests(&self, is: bool) {
         self.0.is_read_whole.store(is, Relaxed);
     }
 
@@ -182,11 +186,14 @@ impl ConnectionActivity {
         }
     }
 
-    /// Records that bytes have been written.
-    pub(super) fn bytes_written(&self) {
-        if self.is_idle_between_requests() {
+    /// Records the result of a write. While it is pending, the peer accepts no bytes.
+    #[inline]
+    pub(super) fn polled_write<T>(&self, polled: Poll<T>) -> Poll<T> {
+        self.0.writing.store(polled.is_pending(), Relaxed);
+        if polled.is_ready() && self.is_idle_between_requests() {
             self.enter(Phase::Idle);
         }
+        polled
     }
 
     fn is_idle_between_requests(&self) -> bool {
@@ -197,37 +204,32 @@ impl ConnectionActivity {
     /// From now on, responses to pipelined requests are written together: a flush is deferred until there is nothing
     /// left to read, or nothing new to write. hyper's own `pipeline_flush` would hold a response back while only a
     /// part of the next request has arrived, and has no limit.
-    pub(crate) fn hold_responses(&self) {
+    pub(super) fn hold_responses(&self) {
         self.0.may_hold.store(true, Relaxed);
     }
 
-    /// From now on, nothing is held back. The next read, write or flush writes what is held.
-    pub(crate) fn hold_nothing(&self) {
+    /// From now on, nothing more is held back.
+    pub(super) fn hold_nothing(&self) {
         self.0.may_hold.store(false, Relaxed);
     }
 
-    /// Whether the stream may hold responses back.
+    /// Whether responses may be held back.
     pub(super) fn may_hold(&self) -> bool {
         self.0.may_hold.load(Relaxed)
     }
 
-    /// Records whether the stream holds responses back.
+    /// Records whether responses are held back.
     pub(super) fn set_holding(&self, is: bool) {
         self.0.is_holding.store(is, Relaxed);
     }
 
-    /// Records whether a write is blocked.
-    pub(super) fn set_writing(&self, is: bool) {
-        self.0.writing.store(is, Relaxed);
-    }
-
     /// Whether a write is blocked because the peer accepts no bytes.
-    pub(crate) fn is_writing(&self) -> bool {
+    pub(super) fn is_writing(&self) -> bool {
         self.0.writing.load(Relaxed)
     }
 
-    /// Whether the stream holds responses back that only another poll of the connection writes.
-    pub(crate) fn holds_responses(&self) -> bool {
+    /// Whether responses are held back that only another poll of the connection writes.
+    pub(super) fn holds_responses(&self) -> bool {
         self.0.is_holding.load(Relaxed)
     }
 
@@ -235,18 +237,18 @@ impl ConnectionActivity {
     /// wait for messages use it. It stays pending in HTTP/2, where the connection ends its requests.
     ///
     /// While bytes from the peer are unread, this does not wake the task; poll it again from time to time.
-    pub(crate) fn poll_peer_left(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(stream) = &self.0.stream else { return Poll::Pending };
+    pub(super) fn poll_peer_left(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(socket) = &self.0.socket else { return Poll::Pending };
         if self.0.is_multiplexed.load(Relaxed) {
             return Poll::Pending;
         }
         loop {
-            if ready!(stream.poll_read_ready(cx)).is_err() {
+            if ready!(socket.poll_read_ready(cx)).is_err() {
                 return Poll::Ready(());
             }
-            match stream.peek_now() {
+            match socket.peek_now() {
                 // Another request has arrived; the peer may have closed its side after it.
-                Ok(1..) if !stream.is_read_closed() => return Poll::Pending,
+                Ok(1..) if !socket.is_read_closed() => return Poll::Pending,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 _ => return Poll::Ready(()),
             }
@@ -255,7 +257,7 @@ impl ConnectionActivity {
 
     /// Waits until the peer exceeds the deadline for a request head, for the next request, or for accepting response
     /// bytes.
-    pub(crate) async fn deadline_exceeded(&self, timeouts: &Timeouts) -> Deadline {
+    pub(super) async fn deadline_exceeded(&self, timeouts: &Timeouts) -> Deadline {
         self.deadline_exceeded_or_idle(timeouts, None).await.unwrap_or(Deadline::Idle)
     }
 
@@ -264,7 +266,7 @@ impl ConnectionActivity {
     ///
     /// Phase changes do not wake this. The check interval is so short that a deadline which starts between two checks
     /// ends after the second.
-    pub(crate) async fn deadline_exceeded_or_idle(
+    pub(super) async fn deadline_exceeded_or_idle(
         &self,
         timeouts: &Timeouts,
         idle: Option<Duration>,
@@ -299,15 +301,15 @@ impl ConnectionActivity {
     }
 
     /// Records that the first bytes of the next head were received together with the previous request.
-    pub(crate) fn expect_rest_of_head(&self) {
+    pub(super) fn expect_rest_of_head(&self) {
         self.0.phase.store(Phase::Head as u8, Relaxed);
     }
 
     /// Waits until bytes can be read, or the connection is closed or broken.
-    pub(crate) async fn readable(&self) {
-        if let Some(stream) = &self.0.stream {
+    pub(super) async fn readable(&self) {
+        if let Some(socket) = &self.0.socket {
             // If the connection is broken, the next read reports it.
-            let _ = poll_fn(|cx| stream.poll_read_ready(cx)).await;
+            let _ = poll_fn(|cx| socket.poll_read_ready(cx)).await;
         }
     }
 
