@@ -28,6 +28,15 @@ pub(crate) struct Client {
     empty_in_a_row: usize,
 }
 
+/// What a client sends, and when.
+struct Sending {
+    work: Work,
+    schedule: Option<Schedule>,
+    payload: Payload,
+    /// When the connection last became able to send.
+    idle_since: Instant,
+}
+
 /// A request in flight.
 struct PendingRequest {
     since: Instant,
@@ -68,31 +77,18 @@ impl Client {
         begin: Instant,
     ) -> io::Result<()> {
         let end = load.duration.map(|duration| begin + duration);
-        let mut schedule = load.rate.map(|rate| Schedule::new(begin, rate, self.index, load));
-        let mut payload = Payload::new(load.size, load.batch);
-        // When the connection last became able to send.
-        let mut idle_since = begin;
+        let mut sending = Sending {
+            work,
+            schedule: load.rate.map(|rate| Schedule::new(begin, rate, self.index, load)),
+            payload: Payload::new(load.size, load.batch),
+            idle_since: begin,
+        };
         loop {
             let now = Instant::now();
             let has_ended = end.is_some_and(|end| now >= end);
             self.out.clear();
-            while self.in_flight.len() < load.pipeline && !has_ended {
-                let due = schedule.as_ref().map_or(now, |schedule| schedule.due);
-                if due > now {
-                    break;
-                }
-                let messages = state.take(load.batch);
-                if messages == 0 {
-                    break;
-                }
-                if let Some(schedule) = &mut schedule {
-                    schedule.advance();
-                }
-                // If the connection was busy, the latency counts from the due time. If only the timer
-                // was late, the server is not to blame.
-                let since = if due < idle_since { due } else { now };
-                state.requested.set(state.requested.get() + 1);
-                self.send_request(work, messages, &mut payload, now - since, since);
+            if !has_ended {
+                self.request_due(load, state, &mut sending, now);
             }
             if !self.out.is_empty()
                 && let Err(error) = self.connection.write(&self.out).await
@@ -105,7 +101,7 @@ impl Client {
                 if has_ended || state.left.get() == 0 {
                     return Ok(());
                 }
-                if let Some(schedule) = &schedule {
+                if let Some(schedule) = &sending.schedule {
                     select! {
                         () = sleep_until(end.map_or(schedule.due, |end| end.min(schedule.due))) => {}
                         () = state.none_left.notified() => {}
@@ -114,7 +110,29 @@ impl Client {
                 continue;
             }
             self.read_responses(load, state).await?;
-            idle_since = Instant::now();
+            sending.idle_since = Instant::now();
+        }
+    }
+
+    /// Adds the requests that are due, as many as fit into the pipeline.
+    fn request_due(&mut self, load: &Load, state: &RunState, sending: &mut Sending, now: Instant) {
+        while self.in_flight.len() < load.pipeline {
+            let due = sending.schedule.as_ref().map_or(now, |schedule| schedule.due);
+            if due > now {
+                break;
+            }
+            let messages = state.take(load.batch);
+            if messages == 0 {
+                break;
+            }
+            if let Some(schedule) = &mut sending.schedule {
+                schedule.advance();
+            }
+            // If the connection was busy, the latency counts from the due time. If only the timer
+            // was late, the server is not to blame.
+            let since = if due < sending.idle_since { due } else { now };
+            state.requested.set(state.requested.get() + 1);
+            self.send_request(sending.work, messages, &mut sending.payload, now - since, since);
         }
     }
 

@@ -205,7 +205,7 @@ impl Metrics {
 }
 
 fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
-    let counters = stats.counters;
+    let counters = &stats.counters;
     page.counter("msgbus_bus_messages", "Messages published.", counters.published);
     page.counter("msgbus_bus_fetched", "Messages pulled.", counters.pulled);
     page.counter(
@@ -218,29 +218,16 @@ fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
         "Messages removed before a subscriber received them, counted once for each subscriber.",
         counters.missed,
     );
-    for (name, unpulled_name, help, removed) in [
-        (
-            "msgbus_bus_expired_total",
-            "msgbus_bus_expired_unpulled_total",
-            "that expired",
-            counters.expired,
-        ),
-        (
-            "msgbus_bus_evicted_total",
-            "msgbus_bus_evicted_unpulled_total",
-            "evicted because a limit was reached",
-            counters.evicted,
-        ),
-        (
-            "msgbus_bus_deleted_total",
-            "msgbus_bus_deleted_unpulled_total",
-            "deleted with their topic",
-            counters.deleted,
-        ),
+    for (cause, help, removed) in [
+        ("expired", "that expired", counters.expired),
+        ("evicted", "evicted because a limit was reached", counters.evicted),
+        ("deleted", "deleted with their topic", counters.deleted),
     ] {
-        page.counter(name, &format!("Messages {help}."), removed.total);
+        let name = format!("msgbus_bus_{cause}_total");
+        page.counter(&name, &format!("Messages {help}."), removed.total);
+        let name = format!("msgbus_bus_{cause}_unpulled_total");
         let help = format!("Messages {help} before anyone pulled them.");
-        page.counter(unpulled_name, &help, removed.unpulled);
+        page.counter(&name, &help, removed.unpulled);
     }
     page.gauge("msgbus_bus_retained", "Messages retained.", stats.retained);
     page.gauge("msgbus_bus_topics", "Topics.", stats.topics);

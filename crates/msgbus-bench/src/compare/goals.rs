@@ -104,10 +104,25 @@ impl Findings {
 /// All goals whose works were run.
 #[expect(clippy::cast_precision_loss, reason = "small numbers")]
 pub(super) fn all(findings: &Findings) -> Vec<Goal> {
-    let f = findings;
+    let mut goals = throughput(findings);
+    goals.extend(correctness(findings));
+    goals.extend(latency(findings));
+    goals.extend(memory(findings));
+    goals.extend(durable(findings));
+    goals.extend(axes(findings));
+    goals.extend(engine(findings));
+    goals.push(Goal::at_most("binary", "MB", 8.0, findings.binary as f64 / 1e6));
+    let startup = median(findings.startup.iter().copied());
+    goals.push(Goal::at_most("start", "ms until it listens", 20.0, startup));
+    // Works that were not run have no figures.
+    goals.retain(|goal| goal.found != "NaN");
+    goals
+}
+
+fn throughput(f: &Findings) -> Vec<Goal> {
     let least = Goal::at_least;
     let most = Goal::at_most;
-    let mut goals = vec![
+    vec![
         least("put", "rate over bare", 0.85, f.ratio("put", rate)),
         most("put", "CPU over bare", 1.25, f.ratio("put", server_cpu)),
         least("put-pipelined", "rate over bare", 0.7, f.ratio("put-pipelined", rate)),
@@ -124,17 +139,30 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
             1.3,
             f.own("fanout-1000", server_cpu) / f.own("fanout-100-busy", server_cpu),
         ),
-    ];
-    for key in ["fanout-100", "fanout-100-busy", "fanout-1000"] {
-        if !f.reports(key, None).is_empty() {
-            goals.push(most(key, "lost, repeated or reordered", 0.0, f.wrong(key) as f64));
-        }
-    }
-    for key in ["latency-1", "latency-100"] {
-        goals.push(most(key, "p50 over bare", 1.3, f.ratio(key, p50)));
-        goals.push(most(key, "p99 over bare", 1.3, f.ratio(key, p99)));
-    }
-    goals.extend([
+    ]
+}
+
+/// What went wrong, for the works that were run.
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
+fn correctness(f: &Findings) -> impl Iterator<Item = Goal> {
+    ["fanout-100", "fanout-100-busy", "fanout-1000"]
+        .into_iter()
+        .filter(move |key| !f.reports(key, None).is_empty())
+        .map(move |key| Goal::at_most(key, "lost, repeated or reordered", 0.0, f.wrong(key) as f64))
+}
+
+fn latency(f: &Findings) -> impl Iterator<Item = Goal> {
+    ["latency-1", "latency-100"].into_iter().flat_map(move |key| {
+        [
+            Goal::at_most(key, "p50 over bare", 1.3, f.ratio(key, p50)),
+            Goal::at_most(key, "p99 over bare", 1.3, f.ratio(key, p99)),
+        ]
+    })
+}
+
+fn memory(f: &Findings) -> Vec<Goal> {
+    let most = Goal::at_most;
+    vec![
         most("idle", "bytes of memory each websocket", 2700.0, f.own("idle", growth)),
         most("idle-http", "bytes of memory each SSE stream", 6000.0, f.idle(IDLE_SSE)),
         most("idle-http", "bytes of memory each NDJSON stream", 6000.0, f.idle(IDLE_NDJSON)),
@@ -145,15 +173,7 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
             700.0,
             f.own("topics", growth) - 128.0,
         ),
-    ]);
-    goals.extend(durable(findings));
-    goals.extend(axes(findings));
-    goals.extend(engine(findings));
-    goals.push(most("binary", "MB", 8.0, f.binary as f64 / 1e6));
-    goals.push(most("start", "ms until it listens", 20.0, median(f.startup.iter().copied())));
-    // Works that were not run have no figures.
-    goals.retain(|goal| goal.found != "NaN");
-    goals
+    ]
 }
 
 /// The goals on publishes that survive something. The second contender is the limit.

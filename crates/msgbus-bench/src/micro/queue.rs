@@ -43,22 +43,33 @@ pub(super) fn put(bus: &MessageBus, topic: &TopicName, message: impl Into<NewMes
 
 fn one_thread(bench: &mut Bench) {
     let bus = MessageBus::new(Options::default());
+    by_name(bench, &bus);
+    by_handle(bench, &bus);
+    let nowhere = name("nowhere");
+    bench.time("get, no topic", BATCH, || {
+        clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&nowhere)))))
+    });
+}
+
+/// Makes the topic anew, without messages.
+fn start_again(bus: &MessageBus, topic: &TopicName) {
+    let _ = bus.delete(topic).wait();
+    put(bus, topic, payload());
+    let _ = bus.get(topic);
+}
+
+fn by_name(bench: &mut Bench, bus: &MessageBus) {
     let topic = name("orders/eu");
-    let start_again = || {
-        let _ = bus.delete(&topic).wait();
-        put(&bus, &topic, payload());
-        let _ = bus.get(&topic);
-    };
+    let start_again = || start_again(bus, &topic);
+    let put = |payload: Bytes| put(bus, &topic, payload);
     bench.time("put", BATCH, || {
         start_again();
         let payloads = payloads(BATCH);
-        clocked(|| payloads.into_iter().for_each(|payload| put(&bus, &topic, payload)))
+        clocked(|| payloads.into_iter().for_each(put))
     });
     bench.time("get", BATCH, || {
         start_again();
-        for payload in payloads(BATCH) {
-            put(&bus, &topic, payload);
-        }
+        payloads(BATCH).into_iter().for_each(put);
         clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&topic)))))
     });
     bench.time("put and get", BATCH, || {
@@ -66,7 +77,7 @@ fn one_thread(bench: &mut Bench) {
         let payloads = payloads(BATCH);
         clocked(|| {
             for payload in payloads {
-                put(&bus, &topic, payload);
+                put(payload);
                 drop(black_box(bus.get(&topic)));
             }
         })
@@ -75,9 +86,13 @@ fn one_thread(bench: &mut Bench) {
         start_again();
         clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&topic)))))
     });
+}
+
+fn by_handle(bench: &mut Bench, bus: &MessageBus) {
+    let topic = name("orders/eu");
     let mut handle = bus.handle(&topic);
     bench.time("put, by handle", BATCH, || {
-        start_again();
+        start_again(bus, &topic);
         let payloads = payloads(BATCH);
         clocked(|| {
             for payload in payloads {
@@ -86,15 +101,11 @@ fn one_thread(bench: &mut Bench) {
         })
     });
     bench.time("get, by handle", BATCH, || {
-        start_again();
+        start_again(bus, &topic);
         for payload in payloads(BATCH) {
-            put(&bus, &topic, payload);
+            put(bus, &topic, payload);
         }
         clocked(|| (0..BATCH).for_each(|_| drop(black_box(handle.get()))))
-    });
-    let nowhere = name("nowhere");
-    bench.time("get, no topic", BATCH, || {
-        clocked(|| (0..BATCH).for_each(|_| drop(black_box(bus.get(&nowhere)))))
     });
 }
 

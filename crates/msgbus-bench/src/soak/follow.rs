@@ -11,7 +11,7 @@ use tokio::{
 use super::{
     Phase, Soak, credentials,
     invariants::Invariant,
-    raw_client::RawClient,
+    raw_client::{Head, RawClient},
     subscription_model::SubscriptionModel,
     topics::Topic,
     transport::{Item, Transport},
@@ -103,6 +103,38 @@ impl Follower {
     /// One connection, from the request to its end.
     async fn connect(&mut self, model: &mut SubscriptionModel, pace: ReadPace) -> io::Result<End> {
         let connecting = Connecting::new(&self.soak);
+        let Some(mut client) = self.send_request(model, pace).await? else { return Ok(End::Ended) };
+        if self.rng.u8(..40) == 0 {
+            self.soak.invariants.borrow_mut().count("subscriptions cut during the handshake", 1);
+            client.cut(self.soak.random_cut(&mut self.rng));
+            return Ok(End::Left);
+        }
+        let head = client.read_head().await;
+        let head = head.inspect_err(|error| self.soak.record_error(error, "a subscription"))?;
+        if !self.is_accepted(model, &head) {
+            return Ok(End::Ended);
+        }
+        if head.has("transfer-encoding") {
+            client.expect_chunks()?;
+        }
+        let name = client.local_address()?;
+        model.begin(&self.soak, &head, &name);
+        drop(connecting);
+        let end = self.follow(model, pace, &mut client, &name).await;
+        self.soak.live.borrow_mut().remove(&name);
+        self.check_end(model, pace, &end);
+        if let Ok(End::Left) = end {
+            self.leave(model.transport, pace, client).await;
+        }
+        end
+    }
+
+    /// Connects and requests the subscription. `None` if there is no ticket for it.
+    async fn send_request(
+        &mut self,
+        model: &mut SubscriptionModel,
+        pace: ReadPace,
+    ) -> io::Result<Option<RawClient>> {
         let credentials = credentials::for_subscription(
             &self.soak,
             model.access.principal,
@@ -110,7 +142,7 @@ impl Follower {
             &mut self.rng,
         )
         .await?;
-        let Some(credentials) = credentials else { return Ok(End::Ended) };
+        let Some(credentials) = credentials else { return Ok(None) };
         let mut client = match pace {
             ReadPace::InTime => RawClient::open(&self.soak.endpoint).await?,
             ReadPace::Slowly | ReadPace::Stops => {
@@ -122,71 +154,52 @@ impl Follower {
         let request = model.transport.request(name, &query, &credentials.headers, version);
         model.access = self.soak.keys.borrow().renew(&model.access);
         client.send(request.as_bytes()).await?;
-        if self.rng.u8(..40) == 0 {
-            self.soak.invariants.borrow_mut().count("subscriptions cut during the handshake", 1);
-            client.cut(self.soak.random_cut(&mut self.rng));
-            return Ok(End::Left);
+        Ok(Some(client))
+    }
+
+    /// Checks the response, and returns whether the server accepted the subscription.
+    fn is_accepted(&self, model: &SubscriptionModel, head: &Head) -> bool {
+        let mut invariants = self.soak.invariants.borrow_mut();
+        let name = model.topic.name();
+        let keys = self.soak.keys.borrow();
+        let what = format!("following {name}");
+        if keys.check_response(&mut invariants, &model.access, head.status, &what) {
+            return false;
         }
-        let head = match client.read_head().await {
-            Ok(head) => head,
-            Err(error) => {
-                self.soak.record_error(&error, "a subscription");
-                return Err(error);
-            }
-        };
-        let is_refused = {
-            let mut invariants = self.soak.invariants.borrow_mut();
-            let what = format!("following {name}");
-            let keys = self.soak.keys.borrow();
-            keys.check_response(&mut invariants, &model.access, head.status, &what)
-        };
-        if is_refused {
-            return Ok(End::Ended);
-        }
-        if !matches!(head.status, 101 | 200) {
-            let mut invariants = self.soak.invariants.borrow_mut();
+        let is_accepted = matches!(head.status, 101 | 200);
+        if !is_accepted {
             invariants.count("subscriptions refused at a limit", 1);
             invariants.check(Invariant::Responses, head.status == 503, || {
                 format!("subscribing to {name}: {}", head.status)
             });
-            return Ok(End::Ended);
         }
-        if head.has("transfer-encoding") {
-            client.expect_chunks()?;
-        }
-        let name = client.local_address()?;
-        model.begin(&self.soak, &head, &name);
-        drop(connecting);
-        let end = self.follow(model, pace, &mut client, &name).await;
-        self.soak.live.borrow_mut().remove(&name);
-        let by_server = match end {
-            Ok(End::Left) => {
-                self.leave(model.transport, pace, client).await;
-                None
+        is_accepted
+    }
+
+    /// Counts an end that the server caused, and checks that it had a reason.
+    fn check_end(&self, model: &SubscriptionModel, pace: ReadPace, end: &io::Result<End>) {
+        let mut invariants = self.soak.invariants.borrow_mut();
+        match end {
+            Ok(End::Left | End::Over | End::Revoked) => {}
+            Ok(End::Announced) => {
+                invariants.count("subscriptions ended by the server with a reason", 1);
             }
-            Ok(End::Over | End::Revoked) => None,
-            Ok(End::Announced) => Some("subscriptions ended by the server with a reason"),
-            Ok(End::Ended) | Err(_) => Some("subscriptions cut by the server"),
-        };
-        if let Some(what) = by_server {
-            self.soak.invariants.borrow_mut().count(what, 1);
+            Ok(End::Ended) | Err(_) => invariants.count("subscriptions cut by the server", 1),
         }
+        let following = || format!("following {} by {:?}", model.topic.name(), model.transport);
         // The server cuts a connection without a reason only if it reads nothing. Raw lines have no way
         // to carry a reason.
         if pace == ReadPace::InTime && model.transport != Transport::RawStream {
             let is_cut = matches!(end, Ok(End::Ended) | Err(_));
-            self.soak.invariants.borrow_mut().check(Invariant::StillAllowed, !is_cut, || {
-                format!("following {} by {:?}: {end:?}", model.topic.name(), model.transport)
-            });
+            invariants
+                .check(Invariant::StillAllowed, !is_cut, || format!("{}: {end:?}", following()));
         }
-        if let Err(error) = &end {
+        if let Err(error) = end {
             // What is not understood is the server's fault; that it may cut is in the contract.
             let is_fault = error.kind() == io::ErrorKind::InvalidData;
-            let what =
-                || format!("following {} by {:?}: {error}", model.topic.name(), model.transport);
-            self.soak.invariants.borrow_mut().check(Invariant::Responses, !is_fault, what);
+            invariants
+                .check(Invariant::Responses, !is_fault, || format!("{}: {error}", following()));
         }
-        end
     }
 
     /// Writes a lot before it reads anything. The server must keep reading: pings, and text that it

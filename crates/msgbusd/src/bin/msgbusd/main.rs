@@ -129,15 +129,7 @@ async fn run(
     let mut signals = Signals::new()?;
     announce_notices(&config);
     let summary = config.summary();
-    let mut server = Server::bind(config).map_err(|error| match error {
-        StartError::Listen { .. } if !files::is_out_of_files(&error) => {
-            anyhow!("{error}; choose another address with --bind")
-        }
-        error => error.into(),
-    })?;
-    if let Some(workers) = workers {
-        server = server.with_workers(workers);
-    }
+    let server = bind(config, workers)?;
     Reload::of(&server, file).on_hangup()?;
     let bus = server.bus().clone();
     let endpoints: Vec<String> =
@@ -171,6 +163,19 @@ async fn run(
             Ok(ExitCode::from(STOPPED_BY_SIGNAL))
         }
     }
+}
+
+fn bind(config: Config, workers: Option<Workers>) -> anyhow::Result<Server> {
+    let server = Server::bind(config).map_err(|error| match error {
+        StartError::Listen { .. } if !files::is_out_of_files(&error) => {
+            anyhow!("{error}; choose another address with --bind")
+        }
+        error => error.into(),
+    })?;
+    Ok(match workers {
+        Some(workers) => server.with_workers(workers),
+        None => server,
+    })
 }
 
 /// Describes what becomes of the messages when the process exits.

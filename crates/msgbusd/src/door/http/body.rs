@@ -1,6 +1,6 @@
 //! Reads request bodies within a size limit and a timeout.
 
-use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
+use std::{future::poll_fn, mem, pin::Pin, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -64,51 +64,72 @@ pub(super) async fn read(
     limit: BodyLimit,
     inflight: &Inflight,
 ) -> Result<(Bytes, Option<QuotaPermit>), ApiError> {
-    let mut piece = begun;
-    let mut first: Option<Bytes> = None;
-    let mut rest: Vec<u8> = Vec::new();
-    let mut permit = None;
-    // Memory is reserved for bytes that have arrived, not for an announced length.
-    let max = request.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
-    let max = max.map_or(limit.size, |size| size.saturating_add(piece.len()));
-    loop {
-        let read = first.as_ref().map_or(rest.len(), Bytes::len);
-        if piece.len() > limit.size - read {
-            return Err(ApiError::PayloadTooLarge { limit: limit.size });
+    let announced = request.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    let mut payload = PartialPayload {
+        limit,
+        max: announced.map_or(limit.size, |size| size.saturating_add(begun.len())),
+        first: Bytes::new(),
+        rest: Vec::new(),
+        permit: None,
+    };
+    payload.push(begun, inflight)?;
+    while !request.body().is_end_stream() {
+        let Some(frame) = next_frame(request, limit.read_timeout).await? else { break };
+        let piece = frame.map_err(|_| ApiError::Body)?.into_data().unwrap_or_default();
+        payload.push(piece, inflight)?;
+    }
+    Ok(payload.finish())
+}
+
+/// A payload of which not all pieces have arrived. Memory is reserved for bytes that have arrived, not for an announced
+/// length.
+struct PartialPayload {
+    limit: BodyLimit,
+    /// The maximum size that the payload can still reach, in bytes.
+    max: usize,
+    /// The only piece so far. Most payloads arrive in one.
+    first: Bytes,
+    /// All pieces, if there are several.
+    rest: Vec<u8>,
+    /// Counts the reserved memory as in flight.
+    permit: Option<QuotaPermit>,
+}
+
+impl PartialPayload {
+    fn push(&mut self, piece: Bytes, inflight: &Inflight) -> Result<(), ApiError> {
+        let read = self.first.len() + self.rest.len();
+        let BodyLimit { size: limit, small, .. } = self.limit;
+        if piece.len() > limit - read {
+            return Err(ApiError::PayloadTooLarge { limit });
         }
-        // Most payloads arrive in one piece.
+        if piece.is_empty() {
+            return Ok(());
+        }
         if read == 0 {
-            if !inflight.reserve(&mut permit, piece.len(), limit.small) {
+            if !inflight.reserve(&mut self.permit, piece.len(), small) {
                 return Err(ApiError::InflightLimit);
             }
-            first = Some(piece);
-        } else if !piece.is_empty() {
-            let size = read + piece.len();
-            if size > rest.capacity() {
-                let capacity = (2 * rest.capacity()).min(max).max(size);
-                if !inflight.reserve(&mut permit, capacity, limit.small) {
-                    return Err(ApiError::InflightLimit);
-                }
-                rest.reserve_exact(capacity - rest.len());
-            }
-            if let Some(first) = first.take() {
-                rest.extend_from_slice(&first);
-            }
-            rest.extend_from_slice(&piece);
+            self.first = piece;
+            return Ok(());
         }
-        if request.body().is_end_stream() {
-            break;
+        let size = read + piece.len();
+        if size > self.rest.capacity() {
+            let capacity = (2 * self.rest.capacity()).min(self.max).max(size);
+            if !inflight.reserve(&mut self.permit, capacity, small) {
+                return Err(ApiError::InflightLimit);
+            }
+            self.rest.reserve_exact(capacity - self.rest.len());
         }
-        piece = match next_frame(request, limit.read_timeout).await? {
-            Some(frame) => frame.map_err(|_| ApiError::Body)?.into_data().unwrap_or_default(),
-            None => break,
-        };
+        self.rest.extend_from_slice(&mem::take(&mut self.first));
+        self.rest.extend_from_slice(&piece);
+        Ok(())
     }
-    let payload = match first {
-        Some(only) => copy(&only),
-        None => rest.into_boxed_slice().into(),
-    };
-    Ok((payload, permit))
+
+    fn finish(self) -> (Bytes, Option<QuotaPermit>) {
+        let Self { first, rest, permit, .. } = self;
+        let payload = if rest.is_empty() { copy(&first) } else { rest.into_boxed_slice().into() };
+        (payload, permit)
+    }
 }
 
 type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;

@@ -1,7 +1,8 @@
 use std::net::IpAddr;
 
 use hyper::{
-    header::{self, HeaderMap},
+    Request,
+    header::{self, HeaderMap, HeaderName},
     http::uri::Authority,
 };
 
@@ -21,37 +22,55 @@ use crate::{config::Config, fuzzing::common::is_a_line, net::peer::Peer};
 /// # Panics
 /// When a property does not hold.
 pub fn origin(data: &[u8]) {
-    let Some(request) = head(data) else { return };
-    let headers = request.headers();
-    let config = Config {
+    let Some(mut request) = head(data) else { return };
+    let config = config();
+    check_source(&request, &config);
+    if let Err(refusal) = may_take(&request) {
+        is_a_line(&refusal, MAX_ERROR_TEXT);
+    }
+    // Without the headers of a browser, every request is accepted.
+    request.headers_mut().remove(header::ORIGIN);
+    request.headers_mut().remove("sec-fetch-site");
+    let outline = Outline::of(request.headers());
+    assert_eq!(check(&request, outline, PEER, &config).ok(), Some(Source::Own));
+    check_host(&request, outline, &config);
+}
+
+fn config() -> Config {
+    Config {
         allowed_origins: vec![
             "https://good.example".to_owned(),
             "http://bus.example:8000".to_owned(),
         ],
         allowed_hosts: vec!["bus.lan".to_owned()],
         ..Config::default()
-    };
-    let allowed = &config.allowed_origins;
-    let lower = |name| {
-        let text = |value: &hyper::header::HeaderValue| {
-            String::from_utf8_lossy(value.as_bytes()).to_lowercase()
-        };
-        headers.get(name).map(text)
-    };
-    let outline = Outline::of(headers);
-    let origin = lower(header::ORIGIN);
-    let host = match request.uri().authority() {
+    }
+}
+
+fn lower(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).to_lowercase())
+}
+
+/// The host and port that the request names.
+fn host_of(request: &Request<()>) -> String {
+    match request.uri().authority() {
         Some(authority) => authority.as_str().to_lowercase(),
-        None => lower(header::HOST).unwrap_or_default(),
-    };
-    if let (Ok(Source::Own), Some(origin)) =
-        (check(&request, outline, Peer { has_tls: true, ..PEER }, &config), &origin)
-    {
+        None => lower(request.headers(), header::HOST).unwrap_or_default(),
+    }
+}
+
+/// The page is the server's own, or of an allowed origin, or is refused.
+fn check_source(request: &Request<()>, config: &Config) {
+    let headers = request.headers();
+    let outline = Outline::of(headers);
+    let (origin, host) = (lower(headers, header::ORIGIN), host_of(request));
+    let tls_peer = Peer { has_tls: true, ..PEER };
+    if let (Ok(Source::Own), Some(origin)) = (check(request, outline, tls_peer, config), &origin) {
         assert_eq!(*origin, format!("https://{host}"));
     }
-    match check(&request, outline, PEER, &config) {
+    match check(request, outline, PEER, config) {
         Ok(Source::Allowed(value)) => {
-            assert!(origin.is_some_and(|origin| allowed.contains(&origin)));
+            assert!(origin.is_some_and(|origin| config.allowed_origins.contains(&origin)));
             let mut response = HeaderMap::new();
             Source::Allowed(value).preflight(&mut response);
             assert_eq!(
@@ -73,22 +92,18 @@ pub fn origin(data: &[u8]) {
             is_a_line(&refusal, MAX_ERROR_TEXT);
         }
     }
-    // Without the headers of a browser, every request is accepted.
-    let mut request = request;
-    request.headers_mut().remove(header::ORIGIN);
-    request.headers_mut().remove("sec-fetch-site");
-    let outline = Outline::of(request.headers());
-    assert_eq!(check(&request, outline, PEER, &config).ok(), Some(Source::Own));
+}
+
+/// A host that is accepted is the server's own name, or that of an allowed origin.
+fn check_host(request: &Request<()>, outline: Outline, config: &Config) {
+    let host = host_of(request);
     let is_of_allowed = |name: &str| matches!(name, "good.example" | "bus.example");
-    match host::check(&request, outline, PEER, &config) {
+    match host::check(request, outline, PEER, config) {
         Ok(()) => assert!(
             host.is_empty() || is_own_name(&host) || is_of_allowed(host::name(&host)),
             "{host}"
         ),
         Err(refusal) => is_a_line(&refusal, MAX_ERROR_TEXT),
-    }
-    if let Err(refusal) = may_take(&request) {
-        is_a_line(&refusal, MAX_ERROR_TEXT);
     }
 }
 
