@@ -294,7 +294,7 @@ impl<'a> Acceptor<'a> {
         info!("draining {connections} connection{plural}, up to {}", format_duration(limit));
         for tasks in tasks() {
             tasks.tracker.close();
-            tasks.drain.cancel();
+            tasks.stop.drain();
         }
         let left = if timeout(limit, all_ended()).await.is_ok() { 0 } else { count() };
         let bus = self.app.bus.clone();
@@ -302,7 +302,7 @@ impl<'a> Acceptor<'a> {
         if let Ok(Err(error)) = spawn_blocking(move || bus.close()).await {
             error!("not everything was kept: {error}");
         }
-        tasks().for_each(|tasks| tasks.cut.cancel());
+        tasks().for_each(|tasks| tasks.stop.cut());
         all_ended().await;
         if left > 0 {
             warn!(connections = left, "cut at the end of --drain-timeout");

@@ -12,7 +12,7 @@ use std::{
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use crate::{signal::Signal, state::App};
+use crate::{signal::StopSignal, state::App};
 
 /// The server as seen by one thread: the shared [`App`], and this thread's own counters and tasks.
 #[derive(Debug)]
@@ -59,14 +59,11 @@ impl Counter {
     }
 }
 
-/// The tasks of one worker, and the signals that end them.
+/// The tasks of one worker, and the signal that ends them.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
     pub(crate) tracker: TaskTracker,
-    /// Tells tasks to finish what they are doing and then end.
-    pub(crate) drain: Signal,
-    /// Drops all tasks at once.
-    pub(crate) cut: Signal,
+    pub(crate) stop: StopSignal,
 }
 
 impl Tasks {
@@ -81,6 +78,6 @@ impl Tasks {
         runtime: &Handle,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
-        self.tracker.spawn_on(self.cut.ends(task), runtime);
+        self.tracker.spawn_on(self.stop.stoppable(task), runtime);
     }
 }

@@ -62,7 +62,7 @@ fn render(app: &App) -> HttpResponse {
 }
 
 pub(super) fn health(worker: &Worker) -> HttpResponse {
-    let draining = worker.tasks.drain.is_cancelled();
+    let draining = worker.tasks.stop.is_draining();
     let text = if draining { "draining\n" } else { "ok\n" };
     let mut response = content(worker, "text/plain; charset=utf-8", text);
     if draining {

@@ -128,7 +128,6 @@ async fn wait_for(
     timeout: Duration,
 ) -> Result<Vec<Message>, ServiceError> {
     let mut waits = false;
-    let mut drained = pin!(worker.tasks.drain.cancelled());
     let mut timed_out = pin!(sleep(timeout));
     poll_fn(|cx| {
         let nothing = |()| Ok(Vec::new());
@@ -136,7 +135,7 @@ async fn wait_for(
             // The first poll may take messages even if the client has closed its side, like a pull that does not wait.
             // Later ones only take messages for a client that is still connected.
             let has_left = waits && activity.poll_peer_left(cx).is_ready();
-            if has_left || drained.as_mut().poll(cx).is_ready() {
+            if has_left || worker.tasks.stop.is_draining() {
                 return Poll::Ready(nothing(()));
             }
         }

@@ -23,8 +23,8 @@ use msgbus_core::{Position, RecvError, TopicName};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
-    activity::ConnectionActivity, error::ApiError, negotiate::accepts, negotiate::items, position, query::Query, response,
-    response::HttpResponse,
+    activity::ConnectionActivity, error::ApiError, negotiate::accepts, negotiate::items, position,
+    query::Query, response, response::HttpResponse,
 };
 use crate::{
     encode::frame_cache::FrameFormat,
@@ -32,7 +32,6 @@ use crate::{
         Call,
         follower::{End, FollowOptions, Follower, Item},
     },
-    signal::Cancelled,
     worker::Worker,
 };
 
@@ -125,7 +124,6 @@ pub(crate) struct StreamingBody {
     /// The pieces that are ready to be written.
     pieces: VecDeque<Bytes>,
     keep_alive: Pin<Box<Sleep>>,
-    draining: Pin<Box<Cancelled>>,
     over: bool,
 }
 
@@ -139,7 +137,6 @@ impl StreamingBody {
         let worker = follower.worker();
         let mut live = Self {
             keep_alive: Box::pin(sleep(keep_alive(worker))),
-            draining: Box::pin(worker.tasks.drain.cancelled()),
             activity: activity.clone(),
             format,
             pieces: VecDeque::new(),
@@ -199,7 +196,7 @@ impl StreamingBody {
 
     /// Waits for more pieces, or for the end.
     pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.draining.as_mut().poll(cx).is_ready() {
+        if self.follower.worker().tasks.stop.is_draining() {
             self.over = true;
             return Poll::Ready(());
         }

@@ -3,6 +3,8 @@
 //! [`handshake`] validates the request, this module takes over the connection, and [`crate::door::websocket`] serves
 //! it.
 
+use std::sync::Arc;
+
 use hyper::{
     Request, StatusCode,
     body::Incoming,
@@ -17,9 +19,8 @@ use super::{
     response::HttpResponse, response::empty, transport::Transport,
 };
 use crate::{
-    door::websocket::{self, Push},
+    door::websocket::{Push, Session},
     encode::frame_cache::FrameFormat,
-    net::connection::Connection,
     service::{Call, follower::FollowOptions},
 };
 
@@ -57,21 +58,21 @@ pub(super) async fn subscribe(
     // Created here, so that the task holds only a pointer.
     let push = Push::new(follower, reports_gaps);
     call.worker.tasks.spawn(async move {
-        // There is no session if the client has disconnected meanwhile. Boxed, so that the memory of a session does not
-        // include the upgrade.
-        if let Some((connection, already_read)) = Box::pin(take_over(upgrade)).await {
-            websocket::serve(push, connection, already_read).await;
+        // Boxed, so that the memory of a session does not include the upgrade.
+        if let Some(session) = Box::pin(take_over(upgrade, push)).await {
+            session.serve().await;
         }
     });
     Ok(response)
 }
 
-/// Takes the connection over from hyper, with the bytes that were read after the handshake. The response to the
-/// handshake is written then; hyper may have left it in the transport.
-async fn take_over(upgrade: OnUpgrade) -> Option<(Connection, Vec<u8>)> {
+/// Takes the connection over from hyper. `None` if the client has disconnected meanwhile.
+///
+/// The session is boxed: a value that is passed on by an async function has its memory in each of them.
+async fn take_over(upgrade: OnUpgrade, push: Arc<Push>) -> Option<Box<Session>> {
     let parts = upgrade.await.ok()?.downcast::<TokioIo<Transport>>().ok()?;
     // Usually empty. It is copied because the slice would keep the whole read buffer alive.
     let already_read = parts.read_buf.to_vec();
     let connection = parts.io.into_inner().into_connection().await.ok()?;
-    Some((connection, already_read))
+    Some(Box::new(Session::new(push, connection, already_read)))
 }

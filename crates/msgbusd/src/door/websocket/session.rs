@@ -46,7 +46,8 @@ const NOT_ALLOWED: u16 = 4403;
 const TOPIC_DELETED: u16 = 4404;
 const TOO_FAR_BEHIND: u16 = 4408;
 
-pub(super) struct Session {
+/// One subscription on one websocket.
+pub(crate) struct Session {
     push: Arc<Push>,
     transport: Transport<Connection>,
     heartbeat: Heartbeat,
@@ -74,7 +75,8 @@ pub(super) enum End {
 }
 
 impl Session {
-    pub(super) fn new(push: Arc<Push>, connection: Connection, already_read: Vec<u8>) -> Self {
+    /// Takes over a connection after the handshake. `already_read` has the bytes that were read since then.
+    pub(crate) fn new(push: Arc<Push>, connection: Connection, already_read: Vec<u8>) -> Self {
         let ping = push.lock().follower.worker().config.timeouts.ping;
         if let Some(stream) = connection::direct(&connection) {
             push.share(stream);
@@ -86,13 +88,19 @@ impl Session {
         }
     }
 
+    /// Serves the subscription until it or the websocket ends.
+    pub(crate) async fn serve(mut self: Box<Self>) {
+        let end = self.follow().await;
+        // Boxed, so that the memory of a session does not include the close.
+        Box::pin(self.end(end)).await;
+    }
+
     /// Writes the messages of the topic and reads what the client sends, until the session ends.
-    pub(super) async fn follow(&mut self) -> End {
+    async fn follow(&mut self) -> End {
         let worker = Arc::clone(self.push.lock().follower.worker());
-        let mut drain = pin!(worker.tasks.drain.cancelled());
         let mut alarm = pin!(sleep_until(self.heartbeat.next()));
         poll_fn(|cx| {
-            if drain.as_mut().poll(cx).is_ready() {
+            if worker.tasks.stop.is_draining() {
                 return Poll::Ready(End::Drain);
             }
             match self.poll(cx, alarm.as_mut()) {
@@ -184,8 +192,8 @@ impl Session {
     }
 
     /// Ends the session: writes the remaining frames if appropriate, and closes the websocket.
-    pub(super) async fn end(self, end: End) {
-        let Self { push, mut transport, .. } = self;
+    async fn end(self: Box<Self>, end: End) {
+        let Self { push, mut transport, .. } = *self;
         let (worker, last_id, mut outgoing) = {
             let mut state = push.lock();
             let follower = &state.follower;

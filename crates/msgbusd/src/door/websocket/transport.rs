@@ -22,7 +22,7 @@ use crate::encode::frame_cache::Frame;
 /// The maximum size of a frame and of a message from a client, in bytes. Data from clients is read and ignored.
 const MAX_CLIENT_FRAME: usize = 64 << 10;
 /// The size of the library's read buffer, in bytes.
-const READ_BUFFER: usize = 256;
+const READ_BUFFER: usize = 128;
 /// The maximum number of bytes of control frames that wait here. The library buffers as many again, and then keeps only
 /// the latest pong.
 const CONTROL_BUFFER: usize = 1 << 10;

@@ -61,7 +61,7 @@ async fn serve(data: &[u8]) {
         _ = connection => {}
         () = drive_client(client, data) => {}
     }
-    app.tasks.cut.cancel();
+    app.tasks.stop.cut();
     app.tasks.tracker.close();
     app.tasks.tracker.wait().await;
     check_counters(&app.bus);

@@ -180,7 +180,7 @@ async fn wait_for_more(
     select! {
         () = activity.readable() => None,
         deadline = activity.deadline_exceeded(&worker.config.timeouts) => Some(End::Overdue(deadline)),
-        () = worker.tasks.drain.cancelled() => {
+        () = worker.tasks.stop.draining() => {
             // If it fails, the connection is closed already.
             let _ = io.shutdown().await;
             Some(End::Over(Ok(())))

@@ -77,7 +77,7 @@ pub(super) async fn serve(
     let stop = Http2::graceful_shutdown;
     // A graceful shutdown needs a reply, which a client may never send.
     let idle_while_draining = async {
-        worker.tasks.drain.cancelled().await;
+        worker.tasks.stop.draining().await;
         loop {
             sleep(CLOSE_TIMEOUT).await;
             if activity.is_idle() {

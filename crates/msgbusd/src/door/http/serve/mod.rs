@@ -79,7 +79,7 @@ async fn encrypt(
             worker.metrics.timeout(deadline);
             Err(io::ErrorKind::TimedOut.into())
         }
-        () = worker.tasks.drain.cancelled() => Err(io::Error::other("the server is stopping")),
+        () = worker.tasks.stop.draining() => Err(io::Error::other("the server is stopping")),
     }
 }
 
@@ -171,7 +171,6 @@ async fn attend<C: Future<Output = hyper::Result<()>>>(
     stop: impl Fn(Pin<&mut C>),
     idle: Option<Duration>,
 ) -> End {
-    let mut draining = pin!(worker.tasks.drain.cancelled());
     let mut overdue = pin!(activity.deadline_exceeded_or_idle(&worker.config.timeouts, idle));
     let mut is_draining = false;
     loop {
@@ -181,7 +180,7 @@ async fn attend<C: Future<Output = hyper::Result<()>>>(
                 return End::Over(ended);
             }
             overdue = &mut overdue => return overdue.map_or(End::Idle, End::Overdue),
-            () = &mut draining, if !is_draining => {
+            () = worker.tasks.stop.draining(), if !is_draining => {
                 is_draining = true;
                 stop(connection.as_mut());
             }
