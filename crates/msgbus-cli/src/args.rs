@@ -46,8 +46,6 @@ pub(crate) struct Pub {
     pub(crate) lines: bool,
     pub(crate) split: bool,
     pub(crate) ttl: Option<Duration>,
-    pub(crate) content_type: Option<String>,
-    pub(crate) content_encoding: Option<String>,
     pub(crate) headers: Headers,
     pub(crate) timeout: Duration,
     pub(crate) quiet: bool,
@@ -294,13 +292,21 @@ impl Options {
             lines,
             split,
             ttl: self.value("--ttl", duration)?,
-            content_type: self.value("--content-type", media_type)?,
-            content_encoding: self.value("--content-encoding", coding)?,
-            headers: self.headers("--header")?,
+            headers: self.message_headers()?,
             quiet: self.quiet,
             timeout: self.value("--timeout", duration)?.unwrap_or(PUBLISH_TIMEOUT),
             client,
         })
+    }
+
+    /// The headers of a message: `--content-type`, `--content-encoding` and each `--header`.
+    fn message_headers(&mut self) -> Result<Headers, Failure> {
+        let media_type = self.value("--content-type", media_type)?;
+        let coding = self.value("--content-encoding", coding)?;
+        let others = self.headers("--header")?;
+        let own = [(Headers::CONTENT_TYPE, media_type), (Headers::CONTENT_ENCODING, coding)];
+        let own = own.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
+        Headers::new(own.chain(&others)).map_err(|error| Failure::usage(error.to_string()))
     }
 
     fn subscribe(

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use msgbus_client::{ClientError, OutgoingMessage, Published};
+use msgbus_client::{ClientError, NewMessage, Published};
 use msgbus_core::format_duration;
 use tokio::{
     select,
@@ -223,18 +223,12 @@ fn message_of(
     })
 }
 
-fn draft(args: &Pub, payload: Bytes) -> OutgoingMessage {
-    let mut draft = OutgoingMessage::from(payload).headers(args.headers.clone());
-    if let Some(ttl) = args.ttl {
-        draft = draft.ttl(ttl);
+fn draft(args: &Pub, payload: Bytes) -> NewMessage {
+    let draft = NewMessage::new(payload).headers(args.headers.clone());
+    match args.ttl {
+        Some(ttl) => draft.ttl(ttl),
+        None => draft,
     }
-    if let Some(media_type) = &args.content_type {
-        draft = draft.content_type(media_type);
-    }
-    if let Some(coding) = &args.content_encoding {
-        draft = draft.content_encoding(coding);
-    }
-    draft
 }
 
 fn say_published(args: &Pub, published: Option<Published>) {

@@ -5,12 +5,10 @@ use std::{borrow::Cow, io, time::Duration};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use hyper::{
-    Method, Request, Response, StatusCode,
-    body::Incoming,
-    header::{self, HeaderMap},
+    Method, Request, Response, StatusCode, body::Incoming, header::HeaderMap,
     http::request::Builder,
 };
-use msgbus_core::{HeaderError, Headers, Message, Position, TopicName, format_duration};
+use msgbus_core::{Headers, Message, NewMessage, Position, TopicName, format_duration};
 
 use crate::{
     connection::Connector,
@@ -33,57 +31,6 @@ pub struct Client {
     http: Pool,
 }
 
-/// A message to publish: a payload with optional attributes. Anything that converts to [`Bytes`]
-/// converts to it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct OutgoingMessage {
-    payload: Bytes,
-    ttl: Option<Duration>,
-    content_type: Option<String>,
-    content_encoding: Option<String>,
-    headers: Headers,
-}
-
-impl OutgoingMessage {
-    /// Sets the time to live. It can only shorten that of the topic.
-    #[must_use]
-    pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = Some(ttl);
-        self
-    }
-
-    /// Sets the media type of the payload.
-    #[must_use]
-    pub fn content_type(mut self, media_type: impl Into<String>) -> Self {
-        self.content_type = Some(media_type.into());
-        self
-    }
-
-    /// Declares how the payload is compressed, for example `gzip`. The server stores the payload
-    /// unchanged.
-    #[must_use]
-    pub fn content_encoding(mut self, coding: impl Into<String>) -> Self {
-        self.content_encoding = Some(coding.into());
-        self
-    }
-
-    /// Replaces the headers. The server stores names in lower case.
-    #[must_use]
-    pub fn headers(mut self, headers: Headers) -> Self {
-        self.headers = headers;
-        self
-    }
-
-    /// Adds a header. The server stores the name in lower case.
-    ///
-    /// # Errors
-    /// See [`HeaderError`].
-    pub fn header(mut self, name: &str, value: &str) -> Result<Self, HeaderError> {
-        self.headers = self.headers.with(name, value)?;
-        Ok(self)
-    }
-}
-
 /// The name of the HTTP header that carries a message header. docs/protocol.md, 4.7.
 fn http_name(name: &str) -> Cow<'_, str> {
     let has_own_name = [
@@ -99,12 +46,6 @@ fn http_name(name: &str) -> Cow<'_, str> {
         name.into()
     } else {
         format!("Msgbus-Header-{name}").into()
-    }
-}
-
-impl<T: Into<Bytes>> From<T> for OutgoingMessage {
-    fn from(payload: T) -> Self {
-        Self { payload: payload.into(), ..Self::default() }
     }
 }
 
@@ -230,7 +171,7 @@ impl Client {
     pub async fn publish(
         &self,
         topic: &TopicName,
-        message: impl Into<OutgoingMessage>,
+        message: impl Into<NewMessage>,
     ) -> Result<Published, ClientError> {
         self.put(topic, message.into(), "").await
     }
@@ -246,49 +187,44 @@ impl Client {
     pub async fn publish_stream(
         &self,
         topic: &TopicName,
-        message: impl Into<OutgoingMessage>,
+        message: impl Into<NewMessage>,
         chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Result<Published, ClientError> {
-        let message = message.into();
-        let head = stream::iter([Ok(message.payload.clone())]);
-        let request = self.put_request(topic, &message, "");
-        let response = self.send_unlimited(request, streamed_body(head.chain(chunks))).await?;
+        let (request, head) = self.put_request(topic, message.into(), "");
+        let body = streamed_body(stream::iter([Ok(head)]).chain(chunks));
+        let response = self.send_unlimited(request, body).await?;
         self.published(response).await
     }
 
     async fn put(
         &self,
         topic: &TopicName,
-        message: OutgoingMessage,
+        message: NewMessage,
         parameter: &str,
     ) -> Result<Published, ClientError> {
-        let request = self.put_request(topic, &message, parameter);
-        let payload = buffered_body(message.payload);
+        let (request, payload) = self.put_request(topic, message, parameter);
+        let payload = buffered_body(payload);
         let response = self.send_payload(request, payload, RESPONSE_TIMEOUT).await?;
         self.published(response).await
     }
 
+    /// The head of a request that publishes a message, and its payload.
     fn put_request(
         &self,
         topic: &TopicName,
-        message: &OutgoingMessage,
+        message: NewMessage,
         parameter: &str,
-    ) -> Builder {
-        let ttl = message.ttl.map(|ttl| format!("ttl={}", format_duration(ttl)));
+    ) -> (Builder, Bytes) {
+        let (payload, ttl, headers) = message.into_parts();
+        let ttl = ttl.map(|ttl| format!("ttl={}", format_duration(ttl)));
         let parameter = Some(parameter.to_owned()).filter(|text| !text.is_empty());
         let query: Vec<String> = parameter.into_iter().chain(ttl).collect();
         let uri = self.server.topic("http", topic, &query.join("&"));
         let mut request = Request::builder().method(Method::PUT).uri(uri);
-        if let Some(media_type) = &message.content_type {
-            request = request.header(header::CONTENT_TYPE, media_type);
-        }
-        if let Some(encoding) = &message.content_encoding {
-            request = request.header(header::CONTENT_ENCODING, encoding);
-        }
-        for (name, value) in &message.headers {
+        for (name, value) in &headers {
             request = request.header(&*http_name(name), value.as_bytes());
         }
-        request
+        (request, payload)
     }
 
     async fn published(&self, response: Response<Incoming>) -> Result<Published, ClientError> {
@@ -384,7 +320,7 @@ impl Client {
     pub async fn publish_lines(
         &self,
         topic: &TopicName,
-        lines: impl Into<OutgoingMessage>,
+        lines: impl Into<NewMessage>,
     ) -> Result<(), ClientError> {
         self.put(topic, lines.into(), "split=lines").await.map(|_| ())
     }

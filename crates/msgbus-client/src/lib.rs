@@ -42,11 +42,11 @@ mod transport;
 mod uri;
 mod websocket;
 
-pub use client::{Client, OutgoingMessage, Peeked, Published, PullOptions, Pulled};
+pub use client::{Client, Peeked, Published, PullOptions, Pulled};
 pub use connection::{Connection, Connector};
 pub use error::ClientError;
 pub use key::{Key, KeyError};
-pub use msgbus_core::{HeaderError, Headers, Message, Position, TopicName};
+pub use msgbus_core::{HeaderError, Headers, Message, NewMessage, Position, TopicName};
 pub use subscription::{Event, Subscription};
 pub use tls::{Roots, RootsError};
 pub use topics::{SubscriberDetails, TopicDetails, TopicSummary};

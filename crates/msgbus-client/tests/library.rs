@@ -5,7 +5,7 @@
 use std::{num::NonZeroU32, pin::pin, time::Duration};
 
 use futures_util::StreamExt as _;
-use msgbus_client::{Client, ClientError, Event, OutgoingMessage, Peeked, Position};
+use msgbus_client::{Client, ClientError, Event, NewMessage, Peeked, Position};
 
 use msgbus_testkit::{Daemon, Proxy, name, nowhere, soon};
 
@@ -20,7 +20,7 @@ async fn publish_and_pull_are_a_pair() {
     let topic = name("a b/größe");
     assert!(client.pull(&topic).await.unwrap().is_none());
     let first = client.publish(&topic, "hi").await.unwrap();
-    let second = client.publish(&topic, OutgoingMessage::from(vec![0, 255])).await.unwrap();
+    let second = client.publish(&topic, NewMessage::from(vec![0, 255])).await.unwrap();
     assert_eq!((first.id, second.id), (Some(0), Some(1)));
     assert_eq!(first.epoch, second.epoch);
     let message = client.pull(&topic).await.unwrap().unwrap();

@@ -169,6 +169,11 @@ impl NewMessage {
         Ok(self)
     }
 
+    /// The payload, the TTL and the headers.
+    pub fn into_parts(self) -> (Bytes, Option<Duration>, Headers) {
+        (self.payload, self.ttl, self.headers)
+    }
+
     /// The size of the message as the limits count it, in bytes: its payload, its headers, and
     /// [`Message::OVERHEAD`].
     pub(crate) fn accounted_size(&self) -> u64 {
