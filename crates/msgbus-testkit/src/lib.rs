@@ -7,25 +7,34 @@
 use std::{
     net::{SocketAddr, TcpListener as StdListener},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use msgbus_core::{MessageBus, TopicName};
 use msgbusd::{Bind, Drained, Server, auth::Keyring, config::Config};
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::{oneshot, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// A generous time limit for anything that is expected to happen.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(300);
 
-/// Awaits a future that must complete within a minute.
+/// Awaits a future that must complete within five minutes.
 pub async fn soon<F: Future>(future: F) -> F::Output {
     timeout(SOON, future).await.expect("it takes too long")
+}
+
+/// Waits until a condition holds, for five minutes at most, also while the clock of tokio is paused.
+pub async fn until(mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < SOON, "it takes too long");
+        sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Parses a topic name.
@@ -62,7 +71,11 @@ impl Daemon {
         let mut config = Config { bind: vec![Bind::Tcp(bind)], ..Config::default() };
         config.timeouts.drain = Duration::from_secs(1);
         set(&mut config);
-        let server = Server::bind(config).unwrap();
+        Self::serve(Server::bind(config).unwrap())
+    }
+
+    /// Runs a server that is bound already. If the daemon is dropped, it ends with the runtime.
+    pub fn serve(server: Server) -> Self {
         let (stop, stopped) = oneshot::channel();
         Self {
             address: server.local_addr().unwrap(),
@@ -75,10 +88,15 @@ impl Daemon {
         }
     }
 
+    /// Tells the server to stop. The handle waits until it has ended.
+    pub fn shut_down(self) -> JoinHandle<Drained> {
+        self.stop.send(()).unwrap();
+        self.running
+    }
+
     /// Stops the server, and waits until it has ended.
     pub async fn stop(self) {
-        self.stop.send(()).unwrap();
-        soon(self.running).await.unwrap();
+        soon(self.shut_down()).await.unwrap();
     }
 
     /// The address as a URI.
@@ -93,12 +111,28 @@ impl Daemon {
 
     /// Waits until the server has this many subscribers.
     pub async fn subscribers(&self, count: usize) {
-        soon(async {
-            while self.bus.stats().subscribers != count {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        })
-        .await;
+        until(|| self.bus.stats().subscribers == count).await;
+    }
+
+    /// Waits until a pull waits at the topic, and this many messages were pulled from it before.
+    pub async fn waits_after(&self, topic: &str, pulled: u64) {
+        let topic = name(topic);
+        let is_so = || {
+            let stats = self.bus.topic(&topic);
+            stats.is_some_and(|stats| stats.waiters == 1 && stats.counters.pulled == pulled)
+        };
+        until(is_so).await;
+    }
+
+    /// A sample of `/metrics`, for example `msgbus_server_refused_total{code="empty"}`.
+    pub async fn metric(&self, sample: &str) -> u64 {
+        let mut connection = TcpStream::connect(self.address).await.unwrap();
+        let request = format!("GET /metrics HTTP/1.0\r\nHost: {}\r\n\r\n", self.address);
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let mut page = String::new();
+        soon(connection.read_to_string(&mut page)).await.unwrap();
+        let value = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {sample} in {page}")).parse().unwrap()
     }
 }
 

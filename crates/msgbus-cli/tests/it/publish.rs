@@ -91,9 +91,14 @@ async fn a_busy_server_is_retried_within_the_timeout() {
     let refused = publish(&daemon, &["t", "x", "--timeout", "500ms"], b"").await;
     refused.fails(1, "the server is busy");
 
-    let patient = publish(&daemon, &["t", "x", "--timeout", "30s"], b"");
+    let refusals =
+        async || daemon.metric("msgbus_server_refused_total{code=\"too_many_topics\"}").await;
+    let before = refusals().await;
+    let patient = publish(&daemon, &["t", "x", "--timeout", "5m"], b"");
     let make_room = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        while refusals().await == before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         assert!(daemon.bus.delete(&name("full")).wait().unwrap());
     };
     let (patient, ()) = tokio::join!(patient, make_room);

@@ -83,12 +83,12 @@ async fn with_a_timeout_it_waits_for_the_count() {
     assert!(start.elapsed() >= Duration::from_millis(200));
 
     let later = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        daemon.waits_after("t", 0).await;
         daemon.put("t", "1");
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        daemon.waits_after("t", 1).await;
         daemon.put("t", "2");
     };
-    let (both, ()) = tokio::join!(pull(&daemon, &["-n", "2", "--timeout", "50s"]), later);
+    let (both, ()) = tokio::join!(pull(&daemon, &["-n", "2", "--timeout", "5m"]), later);
     assert_eq!((both.code, both.out.lines().count()), (Some(0), 2));
 }
 
@@ -115,10 +115,10 @@ async fn max_wait_and_peek_are_passed_to_the_server() {
     assert_eq!(raw(&["--max", "30"]).await, "3\n4\n");
     assert_eq!(pull(&daemon, &["--peek", "--fail-empty"]).await.code, Some(5));
     let later = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        daemon.waits_after("t", 5).await;
         daemon.put("t", "late");
     };
-    let (waited, ()) = tokio::join!(raw(&["--wait", "20s"]), later);
+    let (waited, ()) = tokio::join!(raw(&["--wait", "5m"]), later);
     assert_eq!(waited, "late\n");
     let nothing = pull(&daemon, &["--wait", "100ms", "--fail-empty"]).await;
     assert_eq!(nothing.code, Some(5));

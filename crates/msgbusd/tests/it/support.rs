@@ -1,16 +1,14 @@
 //! The real server on its own port, and clients that can also misbehave.
 
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt::Write as _, ops::Deref};
 
 use futures_util::StreamExt as _;
-use msgbus_core::{Message, MessageBus, json};
-use msgbusd::{Bind, Drained, Server, Workers, auth::Keyring, config::Config};
+use msgbus_core::{Message, json};
+use msgbusd::{Bind, Drained, Server, Workers, config::Config};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    sync::oneshot,
     task::JoinHandle,
-    time::timeout,
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -20,19 +18,7 @@ use tokio_tungstenite::{
     },
 };
 
-/// Long enough for anything that a test waits for.
-const TEST_TIMEOUT: Duration = Duration::from_secs(300);
-
-pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
-}
-
-/// Waits until a condition holds.
-pub(crate) async fn until(mut is_so: impl FnMut() -> bool) {
-    while !is_so() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
+pub(crate) use msgbus_testkit::{soon, until};
 
 /// The headers of RFC 6455, section 1.3.
 pub(crate) const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -61,13 +47,15 @@ fn config() -> Config {
     }
 }
 
-/// A running server. If it is dropped, it ends with the test's runtime.
-pub(crate) struct Daemon {
-    pub(crate) address: SocketAddr,
-    pub(crate) bus: MessageBus,
-    pub(crate) keyring: Option<Arc<Keyring>>,
-    stop: oneshot::Sender<()>,
-    running: JoinHandle<Drained>,
+/// A running server, and clients of it.
+pub(crate) struct Daemon(msgbus_testkit::Daemon);
+
+impl Deref for Daemon {
+    type Target = msgbus_testkit::Daemon;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl Daemon {
@@ -77,13 +65,13 @@ impl Daemon {
 
     /// A server whose connections are on the runtime of the test.
     pub(crate) fn with(set: impl FnOnce(&mut Config)) -> Self {
-        Self::of(Self::bind(set))
+        Self(msgbus_testkit::Daemon::serve(Self::bind(set)))
     }
 
     /// A server whose connections are distributed over its own threads.
     pub(crate) fn on_threads(threads: usize, set: impl FnOnce(&mut Config)) -> Self {
         let workers = Workers::pinned(threads).unwrap();
-        Self::of(Self::bind(set).with_workers(workers))
+        Self(msgbus_testkit::Daemon::serve(Self::bind(set).with_workers(workers)))
     }
 
     fn bind(set: impl FnOnce(&mut Config)) -> Server {
@@ -92,23 +80,9 @@ impl Daemon {
         Server::bind(config).unwrap()
     }
 
-    fn of(server: Server) -> Self {
-        let (stop, stopped) = oneshot::channel();
-        Self {
-            address: server.local_addr().unwrap(),
-            bus: server.bus().clone(),
-            keyring: server.keyring().cloned(),
-            stop,
-            running: tokio::spawn(server.run(async {
-                let _ = stopped.await;
-            })),
-        }
-    }
-
     /// Tells the server to stop; the handle waits for it.
     pub(crate) fn stop(self) -> JoinHandle<Drained> {
-        self.stop.send(()).unwrap();
-        self.running
+        self.0.shut_down()
     }
 
     pub(crate) async fn connect(&self) -> Connection {
