@@ -83,6 +83,16 @@ _msgbus_topics() {
 complete -F _msgbus msgbus
 ";
 
+/// Quotes a text for bash and zsh.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Quotes a text for fish.
+fn quoted_for_fish(text: &str) -> String {
+    format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"))
+}
+
 fn bash() -> String {
     let mut script = BASH_HEAD.to_owned();
     script.push_str(&format!(
@@ -111,28 +121,31 @@ fn bash() -> String {
         "        '') COMPREPLY=($(compgen -W '{}' -- \"$word\")) ;;\n",
         all.join(" ")
     ));
-    for spec in &COMMANDS {
-        let pattern: Vec<&str> = spec.names().collect();
-        let words: Vec<&str> = options_of(spec).map(|option| option.long).collect();
-        let fixed = match spec.name {
-            "completion" => format!("{SHELLS} "),
-            "bench" => format!("{BENCHMARKS} "),
-            _ => String::new(),
-        };
-        let topics = if spec.takes_topic() {
-            "\n            [[ $word == -* || $arguments -gt 0 ]] || _msgbus_topics \"$word\" \"${connection[@]}\""
-        } else {
-            ""
-        };
-        script.push_str(&format!(
-            "        {}) COMPREPLY=($(compgen -W '{fixed}{}' -- \"$word\")){topics} ;;\n",
-            pattern.join("|"),
-            words.join(" ")
-        ));
-    }
+    script.extend(COMMANDS.iter().map(bash_command));
     script.push_str("    esac\n}\n");
     script.push_str(BASH_TOPICS);
     script
+}
+
+/// The branch for the words that follow a command: its options, and its fixed arguments or the topics.
+fn bash_command(spec: &CommandSpec) -> String {
+    let pattern: Vec<&str> = spec.names().collect();
+    let words: Vec<&str> = options_of(spec).map(|option| option.long).collect();
+    let fixed = match spec.name {
+        "completion" => format!("{SHELLS} "),
+        "bench" => format!("{BENCHMARKS} "),
+        _ => String::new(),
+    };
+    let topics = if spec.takes_topic() {
+        "\n            [[ $word == -* || $arguments -gt 0 ]] || _msgbus_topics \"$word\" \"${connection[@]}\""
+    } else {
+        ""
+    };
+    format!(
+        "        {}) COMPREPLY=($(compgen -W '{fixed}{}' -- \"$word\")){topics} ;;\n",
+        pattern.join("|"),
+        words.join(" ")
+    )
 }
 
 /// zsh stores the connection options that were typed in `opt_args`.
@@ -155,7 +168,7 @@ fn zsh() -> String {
     );
     for spec in &COMMANDS {
         for name in spec.names() {
-            script.push_str(&format!("        '{name}:{}'\n", spec.about));
+            script.push_str(&format!("        {}\n", quoted(&format!("{name}:{}", spec.about))));
         }
     }
     script.push_str(
@@ -166,7 +179,7 @@ fn zsh() -> String {
         let pattern: Vec<&str> = spec.names().collect();
         script.push_str(&format!("        {})\n            _arguments \\\n", pattern.join("|")));
         for option in options_of(spec) {
-            let help = option.help.replace('[', "(").replace(']', ")").replace('\'', "");
+            let help = option.help.replace('[', "(").replace(']', ")");
             let action = match option.value {
                 Some(_) if !option.values.is_empty() => {
                     format!(":value:({})", option.values.join(" "))
@@ -176,7 +189,8 @@ fn zsh() -> String {
                 None => String::new(),
             };
             for name in option.names() {
-                script.push_str(&format!("                '{name}[{help}]{action}' \\\n"));
+                let spec = quoted(&format!("{name}[{help}]{action}"));
+                script.push_str(&format!("                {spec} \\\n"));
             }
         }
         let argument = match spec.name {
@@ -212,8 +226,8 @@ fn fish() -> String {
     for spec in &COMMANDS {
         for name in spec.names() {
             script.push_str(&format!(
-                "complete -c msgbus -n __fish_use_subcommand -a {name} -d '{}'\n",
-                spec.about
+                "complete -c msgbus -n __fish_use_subcommand -a {name} -d {}\n",
+                quoted_for_fish(spec.about)
             ));
         }
     }
@@ -229,10 +243,10 @@ fn fish() -> String {
             None => String::new(),
         };
         script.push_str(&format!(
-            "complete -c msgbus -n '__fish_seen_subcommand_from {}' -l {}{short}{value} -d '{}'\n",
+            "complete -c msgbus -n '__fish_seen_subcommand_from {}' -l {}{short}{value} -d {}\n",
             place.join(" "),
             option.long.trim_start_matches('-'),
-            option.help.replace('\'', "")
+            quoted_for_fish(option.help)
         ));
     }
     let commands = COMMANDS.iter().filter(|spec| spec.takes_topic());
@@ -244,4 +258,15 @@ fn fish() -> String {
         place.join(" ")
     ));
     script
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_end_no_text() {
+        assert_eq!(quoted("a topic's \\ end"), r"'a topic'\''s \ end'");
+        assert_eq!(quoted_for_fish("a topic's \\ end"), r"'a topic\'s \\ end'");
+    }
 }
