@@ -60,9 +60,11 @@ impl FileState {
         self.unsynced.push((offset, bytes.to_vec()));
     }
 
+    /// Makes certain what was not synced yet, except for what a failed sync has forgotten.
     fn sync(&mut self) {
-        self.synced.clone_from(&self.content);
-        self.unsynced.clear();
+        for (offset, bytes) in self.unsynced.drain(..) {
+            put(&mut self.synced, &bytes, offset);
+        }
     }
 
     /// Keeps what was synced, and some sectors of what was not.
@@ -224,7 +226,7 @@ impl Disk for SimulatedDisk {
         let mut file = FileState::default();
         put(&mut file.content, header, 0);
         file.content.resize(usize::try_from(len).expect("small"), 0);
-        file.sync();
+        file.synced.clone_from(&file.content);
         let file = Arc::new(Mutex::new(file));
         state.files.insert(number, Arc::clone(&file));
         drop(state);
@@ -327,8 +329,9 @@ impl DiskFile for SimulatedFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut file = self.file.lock();
-        file.content.resize(usize::try_from(len).expect("small"), 0);
-        file.sync();
+        let len = usize::try_from(len).expect("small");
+        file.content.resize(len, 0);
+        file.synced.resize(len, 0);
         Ok(())
     }
 }

@@ -82,6 +82,7 @@ fn a_failure_of_any_operation_takes_nothing_that_was_promised() {
                 history(&mut world);
                 world.restart(ending(at));
                 history(&mut world);
+                world.restart(ending(at / 3));
                 world.restart(Ending::Close);
             }
         }
