@@ -14,6 +14,12 @@ pub enum OpenError {
         /// The path.
         path: PathBuf,
     },
+    /// There is a store already where a new one is to be made.
+    #[error("{} is not empty; name a new directory", path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Another process uses the store.
     #[error("{} is in use by another process{}; stop it, or name another directory",
         path.display(), pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]

@@ -6,6 +6,7 @@
 //!
 //! `docs/storage.md` describes the format, and what each promise means.
 
+mod backup;
 mod batch;
 mod buffer;
 mod compaction;
@@ -35,6 +36,7 @@ mod topic;
 mod writer;
 
 pub use self::{
+    backup::backup,
     error::OpenError,
     options::{Progress, StoreOptions},
     stats::{Damage, RecoveryReport, StoreStats},

@@ -6,8 +6,11 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::Path,
-    sync::{Arc, Condvar, Mutex, Weak},
-    time::Duration,
+    sync::{
+        Arc, Condvar, Mutex, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use msgbus_core::{
@@ -17,7 +20,7 @@ use msgbus_core::{
         StoreError, Ticket, TopicState, TopicStore,
     },
 };
-use msgbus_store::{LogStore, OpenError, StoreOptions, check, compact, dump};
+use msgbus_store::{LogStore, OpenError, StoreOptions, backup, check, compact, dump};
 
 /// Waits for what it is told.
 #[derive(Debug, Default)]
@@ -275,4 +278,43 @@ fn tools_check_dump_and_compact() {
     assert_eq!(dumped(None), expected);
     let report = check(directory.path()).unwrap();
     assert!(report.was_clean && report.messages == 4011, "{report:?}");
+}
+
+#[test]
+fn a_backup_of_a_busy_store_is_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let (store, _) = open(&path, small());
+    let mut ring = Topic::create(&store, "ring", 1);
+    let mut topic = Topic::create(&store, "t", 2);
+    for _ in 0..100 {
+        topic.append(5);
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            // Goes through many files, so that they are made and freed while they are copied.
+            let limit = Instant::now() + Duration::from_secs(60);
+            while !stop.load(Relaxed) && Instant::now() < limit {
+                let ticket = ring.append(100);
+                ring.observer.wait(ticket);
+                ring.store.release(ring.state.next_id.saturating_sub(200));
+            }
+        });
+        for round in 0..20 {
+            let ticket = topic.append(5);
+            topic.observer.wait(ticket);
+            let copy = directory.path().join(format!("copy{round}"));
+            let report = backup(&path, &copy).unwrap();
+            assert!(report.skipped.is_empty(), "{report:?}");
+            let check = check(&path).unwrap();
+            assert!(check.skipped.is_empty(), "{check:?}");
+            let (_, topics) = open(&copy, small());
+            let found = topics.iter().find(|found| found.info.name.as_str() == "t").unwrap();
+            assert_eq!(found.state.next_id, topic.state.next_id);
+            assert!(matches!(backup(&path, &copy), Err(OpenError::NotEmpty { .. })));
+        }
+        stop.store(true, Relaxed);
+        writing.join().unwrap();
+    });
 }

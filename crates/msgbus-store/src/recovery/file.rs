@@ -164,6 +164,29 @@ impl SegmentFile {
         self.scanner.rest().map_err(|error| OpenError::io(&self.path, error))
     }
 
+    /// Whether there is a record at the offset, if it is read again.
+    pub(crate) fn has_record_now(&mut self) -> Result<bool, OpenError> {
+        self.scanner.forget();
+        let found = self.scanner.peek().map_err(|error| OpenError::io(&self.path, error))?;
+        Ok(matches!(found, Found::Record { .. }))
+    }
+
+    /// Copies the records from the beginning on to another disk.
+    pub(crate) fn copy_to(&mut self, target: &dyn Disk) -> io::Result<()> {
+        self.scanner.forget();
+        self.scanner.seek(SegmentHeader::END);
+        while let Found::Record { size, .. } = self.scanner.peek()? {
+            self.scanner.seek(self.scanner.offset() + size as u64);
+        }
+        let header = self.open.segment.header;
+        let copy = target.create(header.number, header.len, &header.encode())?;
+        Self::in_parts(SegmentHeader::END, self.scanner.offset(), |part, offset| {
+            self.open.file.read_at(part, offset)?;
+            copy.write_at(part, offset)
+        })?;
+        copy.sync()
+    }
+
     /// Whether there is a record at or after the offset.
     pub(crate) fn has_record(&mut self) -> Result<bool, OpenError> {
         self.scanner.has_record().map_err(|error| OpenError::io(&self.path, error))

@@ -122,6 +122,20 @@ fn open_all(disk: &Arc<dyn Disk>, mode: &Mode) -> Result<Vec<SegmentFile>, OpenE
     Ok(files)
 }
 
+/// Opens all segments for reading, oldest first, and keeps them open.
+pub(crate) fn open_for_copy(disk: &Arc<dyn Disk>) -> Result<Vec<SegmentFile>, OpenError> {
+    let mut files: Vec<SegmentFile> = Vec::new();
+    for number in disk.list().map_err(|error| OpenError::io(disk.path(0), error))? {
+        match SegmentFile::open(disk, number, Access::Read) {
+            // It was removed meanwhile, so it is not needed.
+            Err(OpenError::Io { source, .. })
+                if files.is_empty() && source.kind() == io::ErrorKind::NotFound => {}
+            file => files.push(file?),
+        }
+    }
+    Ok(files)
+}
+
 /// A log that is being read.
 struct Reading<'a> {
     replay: Replay,
@@ -133,7 +147,7 @@ struct Reading<'a> {
 
 /// How the reading of a file goes on.
 enum Step {
-    /// With the next record.
+    /// With the next records.
     Record,
     /// With the next file.
     File,
@@ -210,6 +224,10 @@ impl Reading<'_> {
             Outcome::Nothing | Outcome::Bad => {
                 if !has_records(later)? && (file.rest()? == 0 || file.is_torn()?) {
                     return self.end(file, later);
+                }
+                // A running server may have written it after it was looked for, and before what follows.
+                if file.has_record_now()? {
+                    return Ok(Step::Record);
                 }
                 "a record is damaged or missing"
             }

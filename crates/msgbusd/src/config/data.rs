@@ -25,6 +25,13 @@ pub enum DataCommand {
         /// The earliest time of publishing.
         since: Option<DateTime<Utc>>,
     },
+    /// Copy the directory, also while a server uses it.
+    Backup {
+        /// The directory.
+        directory: PathBuf,
+        /// The directory to make.
+        target: PathBuf,
+    },
     /// Free the files of messages that have left.
     Compact {
         /// The directory.
@@ -32,19 +39,21 @@ pub enum DataCommand {
     },
 }
 
-const USAGE: &str = "use msgbusd data check|dump|compact DIR, see msgbusd data --help";
+const USAGE: &str = "use msgbusd data check|dump|backup|compact DIR, see msgbusd data --help";
 
 const HELP: &str = "\
 Look after a directory of --data
 
 Usage: msgbusd data check DIR
        msgbusd data dump DIR [TOPIC] [--since TIME]
+       msgbusd data backup DIR NEW_DIR
        msgbusd data compact DIR
 
 check verifies every record and changes nothing; it ends with 1 if one is damaged.
 dump prints the messages as JSON lines, oldest first; msgbus pub --from-dump publishes them again.
+backup copies the directory to a new one, and verifies the copy.
 compact copies what is needed and frees the rest; msgbusd must not run on the directory.
-check and dump may run beside msgbusd: what is written meanwhile may be missing.
+check, dump and backup may run beside msgbusd: what is written meanwhile may be missing.
 
 Flags:
       --since TIME                  only messages published since then: 10m, or 2026-01-31T12:00:00Z
@@ -67,17 +76,21 @@ pub(super) fn parse(args: Vec<OsString>) -> Result<Invocation, ConfigError> {
     let words = args.finish();
     let words: Vec<&str> = words.iter().filter_map(|word| word.to_str()).collect();
     let (what, rest) = words.split_first().ok_or_else(|| ConfigError::new("data", USAGE))?;
-    let [directory, topic @ ..] = rest else { return Err(ConfigError::new("data", USAGE)) };
+    let [directory, rest @ ..] = rest else { return Err(ConfigError::new("data", USAGE)) };
     let directory = values::file(directory).map_err(|why| ConfigError::new("data", why))?;
     if let Some(flag) = words.iter().find(|word| word.starts_with('-')) {
         return Err(ConfigError::new(*flag, format!("no such flag; {USAGE}")));
     }
-    let command = match (*what, topic, &since) {
+    let command = match (*what, rest, &since) {
         ("check", [], None) => DataCommand::Check { directory },
         ("compact", [], None) => DataCommand::Compact { directory },
+        ("backup", [target], None) => DataCommand::Backup {
+            directory,
+            target: values::file(target).map_err(|why| ConfigError::new("data", why))?,
+        },
         ("dump", [] | [_], _) => DataCommand::Dump {
             directory,
-            topic: topic.first().map(|name| topic_name(name)).transpose()?,
+            topic: rest.first().map(|name| topic_name(name)).transpose()?,
             since: since.as_deref().map(time).transpose()?,
         },
         _ => return Err(ConfigError::new("data", USAGE)),

@@ -12,7 +12,7 @@ const ABOUT: &str = "the message bus you can curl";
 const SYNOPSES: [&str; 5] = [
     "msgbusd [FLAGS]",
     "msgbusd key new NAME --allow ACTION:TOPIC...",
-    "msgbusd data check|dump|compact DIR",
+    "msgbusd data check|dump|backup|compact DIR",
     "msgbusd completion bash|zsh|fish",
     "msgbusd man",
 ];

@@ -19,7 +19,10 @@ use msgbusd::config::DataCommand;
 /// When the directory cannot be used, or standard output not be written to.
 pub(crate) fn run(command: &DataCommand) -> anyhow::Result<ExitCode> {
     match command {
-        DataCommand::Check { directory } => check(directory),
+        DataCommand::Check { directory } => check(&msgbus_store::check(directory)?),
+        DataCommand::Backup { directory, target } => {
+            check(&msgbus_store::backup(directory, target)?)
+        }
         DataCommand::Dump { directory, topic, since } => dump(directory, topic.as_ref(), *since),
         DataCommand::Compact { directory } => {
             let (before, after) = msgbus_store::compact(directory, StoreOptions::default())?;
@@ -29,9 +32,9 @@ pub(crate) fn run(command: &DataCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn check(directory: &Path) -> anyhow::Result<ExitCode> {
-    let report = msgbus_store::check(directory)?;
-    print(&summary(&report))?;
+/// Prints what was found, and fails if something is damaged.
+fn check(report: &RecoveryReport) -> anyhow::Result<ExitCode> {
+    print(&summary(report))?;
     Ok(if report.skipped.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
