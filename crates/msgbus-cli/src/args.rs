@@ -11,6 +11,7 @@ use crate::{
     commands::Command,
     failure::Failure,
     output::{Format, Style, note},
+    publish::Publisher,
     reader::{Options, coding, count, duration, media_type},
     split::Split,
     suggestions,
@@ -20,6 +21,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Invocation {
     Pub(Pub),
+    FromDump(Publisher),
     Sub(Sub),
     Pull(Pull),
     Topics(Topics),
@@ -37,9 +39,8 @@ pub(crate) enum Invocation {
 }
 
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "they are switches of the command line")]
 pub(crate) struct Pub {
-    pub(crate) client: Client,
+    pub(crate) publisher: Publisher,
     pub(crate) topic: TopicName,
     /// `None` reads standard input.
     pub(crate) message: Option<OsString>,
@@ -47,9 +48,6 @@ pub(crate) struct Pub {
     pub(crate) split: bool,
     pub(crate) ttl: Option<Duration>,
     pub(crate) headers: Headers,
-    pub(crate) timeout: Duration,
-    pub(crate) quiet: bool,
-    pub(crate) debug: bool,
 }
 
 #[derive(Debug)]
@@ -191,6 +189,9 @@ impl Options {
         let mut arguments = arguments.into_iter();
         let quiet = self.quiet;
         Ok(match command {
+            Command::Pub if self.switch("--from-dump") => {
+                Invocation::FromDump(self.dump_publisher(&mut arguments)?)
+            }
             Command::Pub => Invocation::Pub(self.publish(&mut arguments)?),
             Command::Sub => Invocation::Sub(self.subscribe(&mut arguments, own_command)?),
             Command::Pull => Invocation::Pull(self.pull(&mut arguments)?),
@@ -282,20 +283,14 @@ impl Options {
                 "--lines and --split read standard input; omit the message",
             ));
         }
-        // Accepted for compatibility with prologic/msgbus.
-        self.switch("--wait");
-        let (client, debug) = self.client()?;
         Ok(Pub {
-            debug,
             topic,
             message: message.filter(|_| !from_input),
             lines,
             split,
             ttl: self.value("--ttl", duration)?,
             headers: self.message_headers()?,
-            quiet: self.quiet,
-            timeout: self.value("--timeout", duration)?.unwrap_or(PUBLISH_TIMEOUT),
-            client,
+            publisher: self.publisher()?,
         })
     }
 
@@ -307,6 +302,36 @@ impl Options {
         let own = [(Headers::CONTENT_TYPE, media_type), (Headers::CONTENT_ENCODING, coding)];
         let own = own.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
         Headers::new(own.chain(&others)).map_err(|error| Failure::usage(error.to_string()))
+    }
+
+    fn dump_publisher(
+        &mut self,
+        arguments: &mut impl Iterator<Item = OsString>,
+    ) -> Result<Publisher, Failure> {
+        const OTHERS: [&str; 6] =
+            ["--lines", "--split", "--ttl", "--header", "--content-type", "--content-encoding"];
+        if let Some(argument) = arguments.next() {
+            let argument = argument.to_string_lossy();
+            return Err(Failure::usage(format!(
+                "unexpected argument {argument:?}; --from-dump reads topics and messages from \
+                 standard input"
+            )));
+        }
+        if let Some(other) = OTHERS.into_iter().find(|other| self.is_given(other)) {
+            return Err(Failure::usage(format!(
+                "--from-dump does not go with {other}: each line is a message with its own ttl and \
+                 headers; omit {other}"
+            )));
+        }
+        self.publisher()
+    }
+
+    fn publisher(&mut self) -> Result<Publisher, Failure> {
+        // Accepted for compatibility with prologic/msgbus.
+        self.switch("--wait");
+        let timeout = self.value("--timeout", duration)?.unwrap_or(PUBLISH_TIMEOUT);
+        let (client, debug) = self.client()?;
+        Ok(Publisher { client, timeout, quiet: self.quiet, debug })
     }
 
     fn subscribe(

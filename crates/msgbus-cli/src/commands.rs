@@ -58,8 +58,14 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         about: "Publish a message",
         details: "Without MESSAGE, or with -, the message is read from standard input.\n\
                   Use -- before a MESSAGE that starts with a dash.\n\n\
+                  With --from-dump, without TOPIC and MESSAGE, each line of standard input is a message\n\
+                  as JSON. It is published to its topic, with its headers and the ttl that is left.\n\n\
                   It tries again within --timeout while the server cannot be reached or is busy.",
-        examples: &["msgbus pub orders '{\"id\": 7}'", "tail -f app.log | msgbus pub --lines logs"],
+        examples: &[
+            "msgbus pub orders '{\"id\": 7}'",
+            "tail -f app.log | msgbus pub --lines logs",
+            "msgbusd data dump /var/lib/msgbus | msgbus pub --from-dump",
+        ],
         max_arguments: 2,
         takes: "one topic and one message",
         runs_a_command: false,

@@ -67,6 +67,23 @@ impl Input {
         })
     }
 
+    /// Whether the next line can be read without waiting for input.
+    pub(crate) fn has_line(&self) -> bool {
+        self.0.buffer().contains(&b'\n')
+    }
+
+    /// Reads the rest of a long line into memory, up to `limit` bytes of the line in all. The line has no
+    /// line break if it is longer, or if it is the last one.
+    pub(crate) async fn rest_of_line(
+        &mut self,
+        line: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<(), Failure> {
+        let mut limited = (&mut self.0).take(limit.saturating_sub(line.len()) as u64);
+        limited.read_until(b'\n', line).await.map_err(unreadable)?;
+        Ok(())
+    }
+
     /// Streams the rest of a long message to `chunks`, up to the end of the line or of the input.
     /// Returns early if the receiver is dropped.
     ///

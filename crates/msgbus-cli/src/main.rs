@@ -12,6 +12,7 @@ mod config;
 mod cursor;
 mod execute;
 mod failure;
+mod from_dump;
 mod help;
 mod input;
 mod options;
@@ -60,6 +61,7 @@ fn run(invocation: Invocation) -> Result<Exit, Failure> {
         }
         Invocation::Bench(args) => bench::run(args),
         Invocation::Pub(args) => block_on(publish::run(args)),
+        Invocation::FromDump(publisher) => block_on(from_dump::run(publisher)),
         Invocation::Pull(args) => block_on(async { pull::run(args, listen()?).await }),
         Invocation::Topics(args) => block_on(topics::list(args)),
         Invocation::Info(args) => block_on(topics::info(args)),

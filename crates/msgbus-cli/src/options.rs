@@ -56,7 +56,7 @@ impl OptionSpec {
     }
 }
 
-pub(crate) const OPTIONS: [OptionSpec; 52] = [
+pub(crate) const OPTIONS: [OptionSpec; 53] = [
     OptionSpec::new("--count", "exit after N messages").short("-n").value("N").only(&[Sub]),
     OptionSpec::new("--count", "take N messages, then exit [1]")
         .short("-n")
@@ -110,6 +110,11 @@ pub(crate) const OPTIONS: [OptionSpec; 52] = [
         .only(&[Pub]),
     OptionSpec::new("--split", "like --lines, in batches that are published all or none")
         .only(&[Pub]),
+    OptionSpec::new(
+        "--from-dump",
+        "publish messages that msgbusd data dump or sub -o json printed",
+    )
+    .only(&[Pub]),
     OptionSpec::new("--ttl", "time to live, if shorter than the topic's, as in 10m")
         .value("DURATION")
         .only(&[Pub]),

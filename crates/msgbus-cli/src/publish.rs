@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use msgbus_client::{ClientError, NewMessage, Published};
+use msgbus_client::{Client, ClientError, NewMessage, Published, TopicName};
 use msgbus_core::format_duration;
 use tokio::{
     select,
@@ -26,12 +26,21 @@ use crate::{
 };
 
 /// The maximum number of lines, and the approximate maximum number of bytes, in a batch.
-const BATCH_LINES: usize = 1_000;
-const BATCH_BYTES: usize = 256 << 10;
+pub(crate) const BATCH_LINES: usize = 1_000;
+pub(crate) const BATCH_BYTES: usize = 256 << 10;
 /// How many chunks of a streamed message may be queued between the input and the connection.
 const CHUNKS: usize = 2;
 /// The status code for a message or a batch that is too large.
-const TOO_LARGE: u16 = 413;
+pub(crate) const TOO_LARGE: u16 = 413;
+
+/// Publishes to one server, and tries again while that is safe.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    pub(crate) client: Client,
+    pub(crate) timeout: Duration,
+    pub(crate) quiet: bool,
+    pub(crate) debug: bool,
+}
 
 pub(crate) async fn run(args: Pub) -> Result<Exit, Failure> {
     if let Some(message) = &args.message {
@@ -142,7 +151,7 @@ fn at_line(first: u64, failure: Failure) -> Failure {
 }
 
 /// Whether the server has certainly not accepted the message. Without a response this is unknown.
-fn is_known(failure: &Failure) -> bool {
+pub(crate) fn is_known(failure: &Failure) -> bool {
     match failure {
         Failure::NoAnswer => false,
         Failure::Client(ClientError::Busy { .. } | ClientError::Connect { .. }) => true,
@@ -151,26 +160,43 @@ fn is_known(failure: &Failure) -> bool {
     }
 }
 
-/// Publishes one message. Within `--timeout` it is sent again only if the server has certainly not
-/// accepted it: while no connection can be made, and while the server answers with Retry-After.
 async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
-    let deadline = Instant::now() + args.timeout;
-    let mut outage = Outage::default();
-    let draft = draft(args, payload);
-    loop {
-        let once = async {
-            if args.split {
-                return args.client.publish_lines(&args.topic, draft.clone()).await.map(|()| None);
+    args.publisher.publish(&args.topic, draft(args, payload), args.split).await
+}
+
+impl Publisher {
+    /// Publishes one message, or each line of its payload as one. Within `--timeout` it is sent again only
+    /// if the server has certainly not accepted it: while no connection can be made, and while the server
+    /// answers with Retry-After.
+    pub(crate) async fn publish(
+        &self,
+        topic: &TopicName,
+        draft: NewMessage,
+        split: bool,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + self.timeout;
+        let mut outage = Outage::default();
+        loop {
+            let once = async {
+                if split {
+                    return self.client.publish_lines(topic, draft.clone()).await.map(|()| None);
+                }
+                self.client.publish(topic, draft.clone()).await.map(Some)
+            };
+            match timeout_at(deadline, once).await {
+                Ok(Ok(published)) => {
+                    self.say_published(topic, published);
+                    return Ok(());
+                }
+                Ok(Err(error)) => outage.wait(self.quiet, error, deadline).await?,
+                Err(_) => return Err(Failure::NoAnswer),
             }
-            args.client.publish(&args.topic, draft.clone()).await.map(Some)
-        };
-        match timeout_at(deadline, once).await {
-            Ok(Ok(published)) => {
-                say_published(args, published);
-                return Ok(());
-            }
-            Ok(Err(error)) => outage.wait(args, error, deadline).await?,
-            Err(_) => return Err(Failure::NoAnswer),
+        }
+    }
+
+    fn say_published(&self, topic: &TopicName, published: Option<Published>) {
+        if let (true, Some(id)) = (self.debug, published.and_then(|published| published.id)) {
+            note(&format!("{topic}: published as message {id}"));
         }
     }
 }
@@ -178,11 +204,14 @@ async fn publish(args: &Pub, payload: Bytes) -> Result<(), Failure> {
 /// Publishes a message that is too large to buffer: streams it up to the end of the input or of the
 /// line. It cannot be sent again. `--timeout` limits how long the server may read nothing.
 async fn publish_long(args: &Pub, head: Vec<u8>, input: &mut Input) -> Result<(), Failure> {
+    let publisher = &args.publisher;
     // The message cannot be sent twice, so first wait until the server can be reached.
-    let (deadline, mut outage) = (Instant::now() + args.timeout, Outage::default());
+    let (deadline, mut outage) = (Instant::now() + publisher.timeout, Outage::default());
     loop {
-        match timeout_at(deadline, args.client.ping()).await {
-            Ok(Err(error)) if error.is_unreachable() => outage.wait(args, error, deadline).await?,
+        match timeout_at(deadline, publisher.client.ping()).await {
+            Ok(Err(error)) if error.is_unreachable() => {
+                outage.wait(publisher.quiet, error, deadline).await?;
+            }
             // Any other result shows that the server can be reached.
             Ok(_) => break,
             Err(_) => {
@@ -194,18 +223,18 @@ async fn publish_long(args: &Pub, head: Vec<u8>, input: &mut Input) -> Result<()
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let draft = draft(args, head.into());
     let mut request =
-        Box::pin(args.client.publish_stream(&args.topic, draft, message_of(receiver)));
+        Box::pin(publisher.client.publish_stream(&args.topic, draft, message_of(receiver)));
     let is_line = args.lines || args.split;
     let response = select! {
         biased;
         // A response before the end of the message is a refusal.
         response = &mut request => response,
-        passed_on = input.pass_on(is_line, &sender, args.timeout) => {
+        passed_on = input.pass_on(is_line, &sender, publisher.timeout) => {
             passed_on?;
-            timeout(args.timeout, request).await.map_err(|_| Failure::NoAnswer)?
+            timeout(publisher.timeout, request).await.map_err(|_| Failure::NoAnswer)?
         }
     };
-    say_published(args, Some(response?));
+    publisher.say_published(&args.topic, Some(response?));
     Ok(())
 }
 
@@ -231,12 +260,6 @@ fn draft(args: &Pub, payload: Bytes) -> NewMessage {
     }
 }
 
-fn say_published(args: &Pub, published: Option<Published>) {
-    if let (true, Some(id)) = (args.debug, published.and_then(|published| published.id)) {
-        note(&format!("{}: published as message {id}", args.topic));
-    }
-}
-
 /// Retries while the server cannot be reached or is busy, with one note at the start.
 #[derive(Default)]
 struct Outage {
@@ -250,7 +273,7 @@ impl Outage {
     /// Returns `error` if no time is left, or if another attempt would not be safe or would not help.
     async fn wait(
         &mut self,
-        args: &Pub,
+        quiet: bool,
         error: ClientError,
         deadline: Instant,
     ) -> Result<(), Failure> {
@@ -263,7 +286,7 @@ impl Outage {
         if needed > deadline.saturating_duration_since(Instant::now()) {
             return Err(error.into());
         }
-        if !(self.is_told || args.quiet || matches!(error, ClientError::Busy { .. })) {
+        if !(self.is_told || quiet || matches!(error, ClientError::Busy { .. })) {
             self.is_told = true;
             let time = format_duration(rounded(deadline - Instant::now()));
             note(&format!("{error} (retrying for up to {time})"));

@@ -132,6 +132,12 @@ impl Options {
         given
     }
 
+    /// Whether an option is given, with or without a value. Only for an error: it may take what follows.
+    pub(crate) fn is_given(&mut self, name: &'static str) -> bool {
+        let values = self.arguments.values_from_str::<_, String>(name);
+        values.map_or(true, |values| !values.is_empty())
+    }
+
     pub(crate) fn value<T>(
         &mut self,
         name: &'static str,

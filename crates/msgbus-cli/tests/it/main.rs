@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod bench;
+mod from_dump;
 mod keys;
 mod publish;
 mod pull;

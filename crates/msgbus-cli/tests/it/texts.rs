@@ -3,7 +3,7 @@
 use crate::support::{Daemon, msgbus, run};
 
 /// The arguments, and the line on standard error without the name of the program.
-const WRONG_USAGE: [(&[&str], &str); 63] = [
+const WRONG_USAGE: [(&[&str], &str); 67] = [
     // Missing arguments.
     (&[], "no command given; see msgbus --help"),
     (&["pub"], "no topic given; usage: msgbus pub TOPIC [MESSAGE]"),
@@ -72,6 +72,25 @@ const WRONG_USAGE: [(&[&str], &str); 63] = [
         "--content-encoding: not a content coding: \"ü\"",
     ),
     (&["pub", "t", "x", "--lines"], "--lines and --split read standard input; omit the message"),
+    (
+        &["pub", "--from-dump", "t"],
+        "unexpected argument \"t\"; --from-dump reads topics and messages from standard input",
+    ),
+    (
+        &["pub", "--from-dump", "--split"],
+        "--from-dump does not go with --split: each line is a message with its own ttl and headers; \
+         omit --split",
+    ),
+    (
+        &["pub", "--from-dump", "-H", "a: b", "--header=c: d"],
+        "--from-dump does not go with --header: each line is a message with its own ttl and headers; \
+         omit --header",
+    ),
+    (
+        &["pub", "--ttl=1s", "--from-dump"],
+        "--from-dump does not go with --ttl: each line is a message with its own ttl and headers; \
+         omit --ttl",
+    ),
     (
         &["sub", "t", "-o", "pretty", "cat"],
         "a command receives json or raw; pretty is for terminals only",
