@@ -170,10 +170,12 @@ impl Buffer {
 }
 
 fn size_of_record(record: &Record) -> usize {
-    /// What a record takes besides its messages, and a message besides its payload and headers, in bytes.
+    /// What a record takes in the queue and on the disk besides its messages, in bytes.
+    const RECORD: usize = size_of::<Queued>() + 64;
+    /// What a message takes on the disk besides its payload and headers, in bytes.
     const OVERHEAD: usize = 64;
-    let Record::Messages(messages) = record else { return OVERHEAD };
-    messages.iter().fold(OVERHEAD, |size, message| {
+    let Record::Messages(messages) = record else { return RECORD };
+    messages.iter().fold(RECORD, |size, message| {
         let headers = message.headers();
         let headers: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         size + OVERHEAD + message.payload().len() + headers

@@ -105,9 +105,23 @@ impl Writer {
             }
             Ok(has_more) if has_more || !self.backlog.is_empty() => Next::Now,
             Ok(_) => {
+                self.shrink();
                 let due = [self.sync_due, self.mark_due, self.retry_due];
                 Next::Wait(due.into_iter().flatten().min())
             }
+        }
+    }
+
+    /// Gives back what a burst has taken.
+    fn shrink(&mut self) {
+        /// The number of records for which space is kept.
+        const KEPT: usize = 4096;
+        if self.spare.capacity() > KEPT || self.backlog.capacity() > KEPT {
+            self.spare.shrink_to(KEPT);
+            self.backlog.shrink_to(KEPT);
+            self.batch.queued.shrink_to(KEPT);
+            self.batch.touched.shrink_to(KEPT);
+            self.batch.locations.shrink_to(KEPT);
         }
     }
 

@@ -146,7 +146,7 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
     loop {
         match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP) => return write_zeros(file, len),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return write_zeros(file, len),
             result => return Ok(result?),
         }
     }
