@@ -63,6 +63,8 @@ impl Writer {
     /// The size of what is written at once, in bytes: large enough to make syncs cheap, and small enough to keep the
     /// first publisher from waiting for the last.
     const BATCH: usize = 4 << 20;
+    /// Batches of this size or more, in bytes, are synced as they are, see [`Tail::prepare`].
+    const SMALL_BATCH: usize = 128 << 10;
     /// How long to wait before looking for room again.
     const RETRY: Duration = Duration::from_secs(1);
     /// How long to wait for a record that says how far the log was synced, before one is written for that alone.
@@ -162,6 +164,10 @@ impl Writer {
         self.settle(false);
         self.batch.tell_committed(false);
         if self.batch.waits_for_sync() {
+            let size: usize = self.batch.queued.iter().map(|queued| queued.size).sum();
+            if size < Self::SMALL_BATCH {
+                self.tail.prepare()?;
+            }
             self.sync()?;
             self.settle(true);
             self.batch.tell_committed(true);
