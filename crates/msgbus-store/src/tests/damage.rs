@@ -190,6 +190,22 @@ fn a_repair_skips_what_is_damaged_and_is_done_once() {
 }
 
 #[test]
+fn a_record_is_only_valid_at_its_place() {
+    let (mut files, messages) = used_store(5, Ending::Kill);
+    let end = |content: &Vec<u8>| {
+        content.iter().rposition(|byte| *byte != 0).map_or(0, |last| (last + 1).next_multiple_of(8))
+    };
+    let newest = *files.iter().rfind(|(_, content)| end(content) > 64).expect("a record").0;
+    let content = files.get_mut(&newest).expect("a file");
+    let length = u32::from_le_bytes(*content[68..].first_chunk().expect("a record"));
+    let at = end(content);
+    content.copy_within(64..72 + length as usize, at);
+    let (report, found) = open(&SimulatedDisk::with_contents(&files), false).expect("a torn tail");
+    assert_eq!(report.torn_tail.map(|torn| torn.offset), Some(at as u64));
+    assert!(found == messages);
+}
+
+#[test]
 fn any_bytes_are_read_without_a_panic() {
     let mut random = fastrand::Rng::with_seed(5);
     for seed in 0..2000 {
