@@ -4,14 +4,16 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
 
+use super::quota::{Quota, QuotaPermit};
 use crate::{net::client_prefix::ClientPrefix, service::code::Code};
 
 /// Counts open connections and enforces the limits.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
-    limit: usize,
+    total: Arc<Quota>,
     per_address: PerAddress,
-    in_use: Mutex<InUse>,
+    /// The addresses that are counted and have at least one connection.
+    by_prefix: Mutex<HashMap<ClientPrefix, usize>>,
 }
 
 /// The maximum number of connections per address.
@@ -22,13 +24,6 @@ pub(crate) enum PerAddress {
     Max(usize),
     /// A limit for every address but loopback, which proxies and local tests use.
     MaxExceptLoopback(usize),
-}
-
-#[derive(Debug, Default)]
-struct InUse {
-    total: usize,
-    /// The addresses that are counted and have at least one connection.
-    by_prefix: HashMap<ClientPrefix, usize>,
 }
 
 /// The limit that refused a connection.
@@ -58,15 +53,15 @@ impl LimitExceeded {
 
 impl ConnectionLimiter {
     pub(crate) fn new(limit: usize, per_address: PerAddress) -> Arc<Self> {
-        Arc::new(Self { limit, per_address, in_use: Mutex::default() })
+        Arc::new(Self { total: Quota::new(limit), per_address, by_prefix: Mutex::default() })
     }
 
     pub(crate) fn limit(&self) -> usize {
-        self.limit
+        self.total.limit()
     }
 
     pub(crate) fn in_use(&self) -> usize {
-        self.in_use.lock().total
+        self.total.used()
     }
 
     /// Counts a connection from this address. A connection without an address (unix socket) counts only toward the
@@ -75,21 +70,18 @@ impl ConnectionLimiter {
         self: &Arc<Self>,
         address: Option<IpAddr>,
     ) -> Result<ConnectionPermit, LimitExceeded> {
+        let total = self.total.try_acquire(1).ok_or(LimitExceeded::Total)?;
         let counted = address.and_then(|address| self.limit_for(address));
-        let mut in_use = self.in_use.lock();
-        if in_use.total >= self.limit {
-            return Err(LimitExceeded::Total);
-        }
         if let Some((prefix, max)) = counted {
-            let count = in_use.by_prefix.entry(prefix).or_default();
+            let mut by_prefix = self.by_prefix.lock();
+            let count = by_prefix.entry(prefix).or_default();
             if *count >= max {
                 return Err(LimitExceeded::PerAddress);
             }
             *count += 1;
         }
-        in_use.total += 1;
         let prefix = counted.map(|(prefix, _)| prefix);
-        Ok(ConnectionPermit { limiter: Arc::clone(self), prefix })
+        Ok(ConnectionPermit { limiter: Arc::clone(self), prefix, _total: total })
     }
 
     /// The prefix that the address counts as, and its limit; `None` without a limit.
@@ -111,17 +103,17 @@ pub(crate) struct ConnectionPermit {
     limiter: Arc<ConnectionLimiter>,
     /// The prefix that it is counted for, if any.
     prefix: Option<ClientPrefix>,
+    _total: QuotaPermit,
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut in_use = self.limiter.in_use.lock();
-        in_use.total -= 1;
         let Some(prefix) = self.prefix else { return };
-        if let Some(count) = in_use.by_prefix.get_mut(&prefix) {
+        let mut by_prefix = self.limiter.by_prefix.lock();
+        if let Some(count) = by_prefix.get_mut(&prefix) {
             *count -= 1;
             if *count == 0 {
-                in_use.by_prefix.remove(&prefix);
+                by_prefix.remove(&prefix);
             }
         }
     }
@@ -148,7 +140,7 @@ mod tests {
         let _three = limiter.try_acquire(Some(ip("2001:db8::3"))).unwrap();
         let _unix = [limiter.try_acquire(None).unwrap(), limiter.try_acquire(None).unwrap()];
         assert_eq!(limiter.try_acquire(Some(ip("192.0.2.1"))).unwrap_err(), LimitExceeded::Total);
-        assert_eq!((limiter.in_use(), limiter.in_use.lock().by_prefix.len()), (4, 1));
+        assert_eq!((limiter.in_use(), limiter.by_prefix.lock().len()), (4, 1));
     }
 
     #[test]
@@ -170,6 +162,6 @@ mod tests {
         let other = limiter.try_acquire(Some(ip("192.0.2.1"))).unwrap();
         assert!(limiter.try_acquire(Some(ip("::ffff:192.0.2.1"))).is_err());
         drop(other);
-        assert_eq!(limiter.in_use.lock().by_prefix.len(), 0, "no address is remembered");
+        assert_eq!(limiter.by_prefix.lock().len(), 0, "no address is remembered");
     }
 }
