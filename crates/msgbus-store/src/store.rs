@@ -171,6 +171,10 @@ impl Store for LogStore {
         let result = match std::mem::replace(&mut *stage, Stage::Closed(Ok(()))) {
             Stage::Recovered(_) => Ok(()),
             Stage::Closed(result) => result,
+            // An observer has dropped the bus, and with it the store: nobody is left to wait.
+            Stage::Running(Threads { writer, .. }) if is_current(&writer) => {
+                Err(StoreError::Closed)
+            }
             Stage::Running(Threads { writer, reader }) => {
                 let result = writer.join().unwrap_or(Err(StoreError::Failed));
                 self.shared.readers.close();
@@ -182,6 +186,10 @@ impl Store for LogStore {
         *stage = Stage::Closed(result);
         result
     }
+}
+
+fn is_current<T>(thread: &JoinHandle<T>) -> bool {
+    thread.thread().id() == thread::current().id()
 }
 
 impl Drop for LogStore {

@@ -1,6 +1,6 @@
 //! The map of topics, with a lock over each shard and a lock over each topic.
 //!
-//! Lock order: a shard, then a topic. No lock is held while a consumer is woken.
+//! Lock order: a shard or the list of deleted topics, then a topic. No lock is held while a consumer is woken.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -85,6 +85,8 @@ pub(crate) struct TopicMap {
     published_topics: AtomicUsize,
     pub(super) budget: Arc<Budget>,
     pub(crate) wake_queue: WakeQueue,
+    /// Deleted topics whose deletion is not known to be kept.
+    deleted: Mutex<Vec<Arc<SharedTopic>>>,
     last_epoch: AtomicU64,
     /// The epoch that a new topic would have got when a published topic was last removed, or when the bus
     /// was created.
@@ -157,6 +159,7 @@ impl TopicMap {
             hasher: RandomState::new(),
             published_topics: AtomicUsize::new(0),
             wake_queue: WakeQueue::default(),
+            deleted: Mutex::default(),
             last_epoch: AtomicU64::new(0),
             last_removal: AtomicU64::new(0),
             closed: AtomicBool::new(false),
@@ -257,11 +260,15 @@ impl TopicMap {
         drop(locked);
         self.wake_queue.wake(wakers);
         drop(retained);
+        if commit.is_some() {
+            self.deleted.lock().push(Arc::clone(&topic));
+        }
         Op::after(commit, &topic, true)
     }
 
     pub(crate) fn purge_expired(&self) -> Purged {
         let mut purged = Purged::default();
+        self.deleted.lock().retain(|topic| !topic.lock().retry_deletion());
         for shard in 0..Self::SHARDS {
             let (_, topics) = self.topics_in(shard).unwrap_or_default();
             for topic in topics {

@@ -142,7 +142,8 @@ impl MessageBus {
         self.topic_ref(topic, &mut None).get()
     }
 
-    /// Pulls messages until a limit is reached or none is left. Empty if there are none.
+    /// Pulls messages until a limit is reached or none is left. Empty if there are none. From a durable topic it may be
+    /// fewer: as many as were read from the store at once.
     ///
     /// # Errors
     /// As for [`get`](Self::get).

@@ -1,6 +1,9 @@
 //! Reads cold messages for one reader of a topic.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use super::{locked_topic::LockedTopic, map::SharedTopic};
 use crate::{
@@ -46,7 +49,8 @@ impl PageReader {
                 let read = ready!(reading.as_mut().poll(cx));
                 just_read = Some(*unread);
                 self.reading = None;
-                self.page = Page::new(topic.lock().info(), read?);
+                let info = Arc::clone(topic.lock().info());
+                self.page = Page::new(&info, read?);
             }
             let mut locked = topic.lock();
             let unread = match take(&mut locked, &mut self.page) {

@@ -11,7 +11,7 @@ use crate::{
     error::PublishError,
     model::TopicInfo,
     store::{Adopted, CommitObserver, Promise, RecoveredTopic, StoreError, Ticket},
-    topic::{Durable, Reservation, Topic},
+    topic::{Durable, Reservation, Topic, Wakers},
 };
 
 impl TopicMap {
@@ -75,11 +75,7 @@ impl CommitObserver for SharedTopic {
         let wakers = ended.has_messages().then(|| topic.take_wakers(wake_queue::spare));
         drop(topic);
         if let Some(wakers) = wakers {
-            match self.map.upgrade() {
-                Some(map) => map.wake_queue.wake(wakers),
-                // The bus was dropped before its subscriptions.
-                None => WakeQueue::default().wake(wakers),
-            }
+            self.wake(wakers);
         }
         ended.finish(Ok(()));
     }
@@ -88,10 +84,23 @@ impl CommitObserver for SharedTopic {
         let mut topic = self.lock();
         let ended = topic.refuse();
         let wakers = topic.take_wakers(wake_queue::spare);
-        drop(topic);
-        if let Some(map) = self.map.upgrade() {
-            map.wake_queue.wake(wakers);
+        if ended.is_dismissed()
+            && let Some(map) = self.map.upgrade()
+        {
+            map.dismiss_topic();
         }
+        self.unlock_and_remove_if_abandoned(topic);
+        self.wake(wakers);
         ended.finish(Err(error));
+    }
+}
+
+impl SharedTopic {
+    fn wake(&self, wakers: Wakers) {
+        match self.map.upgrade() {
+            Some(map) => map.wake_queue.wake(wakers),
+            // The bus was dropped before its subscriptions.
+            None => WakeQueue::default().wake(wakers),
+        }
     }
 }

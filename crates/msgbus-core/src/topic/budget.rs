@@ -36,6 +36,16 @@ impl Budget {
             .is_ok()
     }
 
+    /// Takes bytes even beyond the limit.
+    fn take_beyond(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Relaxed);
+    }
+
+    /// Whether most of the bytes are in use.
+    fn is_scarce(&self) -> bool {
+        self.used() > self.limit / 4 * 3
+    }
+
     fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Relaxed);
     }
@@ -79,6 +89,19 @@ impl Reservation {
             }
         }
         false
+    }
+
+    /// Ensures that at least `bytes` are held in all, even if the budget does not have them.
+    pub(crate) fn reserve_beyond(&mut self, bytes: u64) {
+        if let Some(missing) = bytes.checked_sub(self.held) {
+            self.budget.take_beyond(missing);
+            self.held = bytes;
+        }
+    }
+
+    /// Whether most of the budget is in use.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.budget.is_scarce()
     }
 
     /// Returns what is held far beyond `bytes`.

@@ -45,9 +45,11 @@ impl ColdLog {
     /// What a message takes of the memory of the bus, in bytes: the slot, and its location in the store.
     pub(super) const SLOT_SIZE: u64 = 32;
 
-    /// Whether a message can be described here.
-    pub(super) fn accepts(message: &Message) -> bool {
+    /// Whether the next message can be described here: neither too large nor too far from the oldest one.
+    pub(super) fn accepts(&self, message: &Message) -> bool {
+        let first = self.first_id().unwrap_or(message.id());
         u32::try_from(message.accounted_size()).is_ok()
+            && u32::try_from(message.id() - first).is_ok()
     }
 
     /// Adds the next message.
@@ -62,8 +64,8 @@ impl ColdLog {
         self.bytes += u64::from(size);
     }
 
-    /// Counts from the oldest id again, and returns the offset of the next one. Older messages whose distance is too
-    /// large for an offset cannot be: a topic has fewer than 2^32 messages.
+    /// Counts from the oldest id again, and returns the offset of the next one, which [`accepts`](Self::accepts) has
+    /// checked.
     fn rebase(&mut self, id: u64) -> u32 {
         let first = self.slots.front().map_or(0, |slot| slot.offset);
         self.base += u64::from(first);

@@ -20,6 +20,7 @@ pub(crate) struct Durable {
     pending: VecDeque<Pending>,
     /// The size of all pending messages.
     size: BatchSize,
+    is_deletion_refused: bool,
 }
 
 /// An append that is not committed yet.
@@ -57,11 +58,17 @@ pub(crate) struct Ended {
     commits: Vec<Arc<Commit>>,
     /// Whether messages became visible.
     has_messages: bool,
+    /// Whether the topic does not count as published to any longer.
+    is_dismissed: bool,
 }
 
 impl Ended {
     pub(crate) fn has_messages(&self) -> bool {
         self.has_messages
+    }
+
+    pub(crate) fn is_dismissed(&self) -> bool {
+        self.is_dismissed
     }
 
     pub(crate) fn finish(self, outcome: Result<(), StoreError>) {
@@ -78,6 +85,7 @@ impl Durable {
             durability: promise.durability(),
             pending: VecDeque::new(),
             size: BatchSize::default(),
+            is_deletion_refused: false,
         }
     }
 
@@ -178,6 +186,20 @@ impl Topic {
         Ok(Some(durable.push(ticket, Step::Delete)))
     }
 
+    /// Tells the store again that the topic is deleted, if it has refused that. Returns whether the deletion is kept.
+    pub(crate) fn retry_deletion(&mut self) -> bool {
+        let Some(durable) = &mut self.durable else { return true };
+        if std::mem::take(&mut durable.is_deletion_refused)
+            && self.store_deletion().is_err()
+            && let Some(durable) = &mut self.durable
+        {
+            durable.is_deletion_refused = true;
+        }
+        self.durable
+            .as_ref()
+            .is_none_or(|durable| durable.pending.is_empty() && !durable.is_deletion_refused)
+    }
+
     /// Drops all pending messages, and returns how many there were.
     pub(super) fn drop_pending(&mut self) -> u64 {
         let Some(durable) = &mut self.durable else { return 0 };
@@ -211,28 +233,51 @@ impl Topic {
         ended
     }
 
-    /// Takes back everything that is not committed.
+    /// Takes back everything that is not committed, except a deletion: the topic has left the bus.
     pub(crate) fn refuse(&mut self) -> Ended {
         self.drop_pending();
         let mut ended = Ended::default();
         // The latest first, so that the position of pulls ends where the earliest refused pull began.
-        while let Some(pending) =
-            self.durable.as_mut().and_then(|durable| durable.pending.pop_back())
+        while let Some(durable) = &mut self.durable
+            && let Some(pending) = durable.pending.pop_back()
         {
-            if let Step::Pull { from, count } = pending.step {
-                self.put_back(from, count);
+            match pending.step {
+                Step::Pull { from, count } => self.put_back(from, count),
+                Step::Delete => durable.is_deletion_refused = true,
+                Step::Publish(_) => {}
             }
             ended.commits.push(pending.commit);
         }
+        ended.is_dismissed = self.dismiss_if_never_published();
         ended
+    }
+
+    /// Whether the only publishes to the topic were refused. Then it is as before them.
+    fn dismiss_if_never_published(&mut self) -> bool {
+        let is_dismissed = self.state != State::Deleted
+            && self.was_published
+            && self.durable.is_some()
+            && self.log.appended() == 0;
+        if is_dismissed {
+            self.was_published = false;
+            self.durable = None;
+        }
+        is_dismissed
     }
 
     /// Undoes a pull that was not committed.
     fn put_back(&mut self, from: u64, count: u64) {
-        if self.state != State::Deleted {
-            self.pull_next = from;
-            self.counters.pulled -= count;
+        if self.state == State::Deleted {
+            return;
         }
+        // Some of its messages may have left since, and were counted as pulled.
+        let kept = self.log.count_from(from) - self.log.count_from(self.pull_next);
+        let left = count.saturating_sub(kept);
+        let evicted = left.min(self.counters.evicted.total - self.counters.evicted.unpulled);
+        self.counters.evicted.unpulled += evicted;
+        self.counters.expired.unpulled += left - evicted;
+        self.pull_next = from;
+        self.counters.pulled -= count;
     }
 
     /// Tells the store what it need not keep any longer.

@@ -215,9 +215,10 @@ impl Log {
 
     /// Makes the oldest message in memory cold, and returns it. `None` if there is none that can be.
     pub(crate) fn cool(&mut self) -> Option<Message> {
-        match self.slots.front()? {
-            Slot::Kept { message, .. } if !ColdLog::accepts(message) => return None,
-            _ => {}
+        if let (Slot::Kept { message, .. }, Some(cold)) = (self.slots.front()?, &self.cold)
+            && !cold.accepts(message)
+        {
+            return None;
         }
         let Slot::Kept { deadline, message } = self.slots.pop_front()? else { return None };
         while let Some(Slot::Hole { .. }) = self.slots.front() {

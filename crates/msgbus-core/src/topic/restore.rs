@@ -33,8 +33,8 @@ impl Topic {
         }
         advance(&mut topic.log, &gaps, state.next_id);
         topic.pull_next = state.pull_next.min(topic.log.next_id());
-        topic.counters = topic.balanced(state.counters);
-        topic.enforce_limits(now.monotonic);
+        topic.counters = topic.balanced(state.counters, now.monotonic);
+        topic.enforce_limits_of_restored(now.monotonic);
         topic
     }
 
@@ -61,7 +61,7 @@ impl Topic {
 
     /// Completes counters that are from some time before the end of the log. Of the messages that left since then it is
     /// unknown whether they were evicted; they count as expired. What was received since then is unknown too.
-    fn balanced(&mut self, known: Counters) -> Counters {
+    fn balanced(&mut self, known: Counters, now: MonotonicTime) -> Counters {
         let mut counters = known;
         counters.published = self.log.appended();
         let gone = counters.published - self.log.len() as u64;
@@ -71,6 +71,13 @@ impl Topic {
         let oldest = self.log.ordinal(self.log.first_id());
         let unpulled = oldest.number().saturating_sub(self.log.ordinal(self.pull_next).number());
         counters.expired += RemovalCount { total: uncounted, unpulled: unpulled.min(uncounted) };
+        // Messages that had expired before older ones are back, and will be counted when they leave again.
+        let back = counted.saturating_sub(gone).min(counters.expired.total);
+        let ids = self.pull_next..self.log.next_id();
+        let back_unpulled = self.log.count_expired(ids, now).min(back);
+        counters.expired.total -= back;
+        counters.expired.unpulled =
+            counters.expired.unpulled.saturating_sub(back_unpulled).min(counters.expired.total);
         let removed_unpulled =
             counters.expired.unpulled + counters.evicted.unpulled + counters.deleted.unpulled;
         let unpulled = self.log.count_from(self.pull_next) + removed_unpulled;

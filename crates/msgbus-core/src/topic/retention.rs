@@ -113,6 +113,7 @@ impl Topic {
             if self.log.is_empty() {
                 self.headers = Headers::default();
             }
+            self.cool_if_scarce();
             let pending = self.pending_size().bytes;
             self.reservation.trim(self.own_size() + self.log.memory_bytes() + pending);
             self.release();

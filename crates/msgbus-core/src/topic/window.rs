@@ -89,18 +89,38 @@ impl Topic {
 
     /// Makes the committed messages of a durable topic fit every limit, and those in memory fit its share.
     pub(super) fn enforce_limits(&mut self, now: MonotonicTime) {
-        let (max_messages, max_bytes) = (self.settings.max_messages, self.settings.max_bytes);
-        while self.log.len() > max_messages || self.log.bytes() > max_bytes {
-            if !self.expire_one(now) {
-                self.evict_oldest();
-            }
-        }
+        self.enforce_size(now);
         while self.log.hot_bytes() > self.settings.memory_bytes && self.cool_one() {}
         let others = self.own_size() + self.pending_size().bytes;
         while !self.reservation.reserve(others + self.log.memory_bytes()) && !self.log.is_empty() {
             if !self.cool_one() {
                 self.evict_oldest();
             }
+        }
+    }
+
+    /// Makes the messages of a topic after a restart fit its own limits. What was kept may take more memory than the bus
+    /// allows now; it must not be lost for that.
+    pub(super) fn enforce_limits_of_restored(&mut self, now: MonotonicTime) {
+        self.enforce_size(now);
+        self.reservation.reserve_beyond(self.own_size() + self.log.memory_bytes());
+    }
+
+    fn enforce_size(&mut self, now: MonotonicTime) {
+        let (max_messages, max_bytes) = (self.settings.max_messages, self.settings.max_bytes);
+        while self.log.len() > max_messages || self.log.bytes() > max_bytes {
+            if !self.expire_one(now) {
+                self.evict_oldest();
+            }
+        }
+    }
+
+    /// Gives memory back when the bus has little left, so that other topics can have it.
+    pub(super) fn cool_if_scarce(&mut self) {
+        /// Messages that are cooled under one lock.
+        const SLICE: usize = 4096;
+        if self.durable.is_some() && self.reservation.is_scarce() {
+            let _ = (0..SLICE).all(|_| self.cool_one());
         }
     }
 

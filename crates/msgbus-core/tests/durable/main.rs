@@ -212,6 +212,10 @@ fn a_first_publish_that_is_refused_does_not_count_as_a_topic() {
         assert_eq!(bus.put(&name("a"), "x"), Err(PublishError::Store(StoreError::Full)));
     }
     disk.refuse_appends(None);
+    let refused = bus.publish(&name("a"), "x");
+    disk.refuse(StoreError::Full);
+    assert_eq!(refused.wait(), Err(PublishError::Store(StoreError::Full)));
+    assert!(bus.topics().is_empty());
     assert_eq!(put(&bus, &disk, "x"), 0);
     let refused = bus.put(&name("b"), "x");
     assert_eq!(refused, Err(PublishError::LimitReached(LimitReached::Topics { limit: 1 })));
@@ -535,4 +539,80 @@ fn cold_messages_expire_and_are_found_by_time() {
     let mut subscription = bus.subscribe(&name("t"), from).unwrap();
     assert_eq!(receive(&mut subscription), ["e", "f"]);
     assert_eq!(stats(&bus).counters.expired.total, 2);
+}
+
+#[test]
+fn a_refused_deletion_is_kept_later() {
+    let disk = Disk::default();
+    let bus = open(&disk);
+    put(&bus, &disk, "old");
+    let (pending, deleted) = (bus.publish(&name("t"), "pending"), bus.delete(&name("t")));
+    disk.refuse(StoreError::Full);
+    assert!(pending.wait().is_err());
+    assert_eq!((deleted.wait(), bus.topics().len()), (Err(StoreError::Full), 0));
+    assert_eq!(put(&bus, &disk, "new"), 0);
+    disk.refuse_appends(Some(StoreError::Full));
+    bus.purge_expired();
+    disk.refuse_appends(None);
+    for _ in 0..3 {
+        bus.purge_expired();
+        disk.commit();
+    }
+    assert_eq!(disk.topics(), 1);
+    assert_eq!(payloads(&open(&disk.crash())), ["new"]);
+}
+
+#[test]
+fn counters_balance_when_expired_messages_come_back() {
+    let disk = Disk::default();
+    let bus = open(&disk);
+    put(&bus, &disk, "a");
+    let op = bus.publish(&name("t"), NewMessage::new("b").ttl(Duration::from_nanos(1)));
+    disk.commit();
+    op.wait().unwrap();
+    assert_eq!(stats(&bus).counters.expired.total, 1);
+    put(&bus, &disk, "c");
+    let bus = open(&disk.crash());
+    let stats = stats(&bus);
+    assert_eq!((stats.retained, stats.counters.expired.total, stats.unpulled), (2, 1, 2));
+}
+
+#[test]
+fn counters_balance_when_a_refused_pull_took_what_has_left() {
+    let disk = Disk::default();
+    let bus = open(&disk);
+    let op = bus.publish(&name("t"), NewMessage::new("a").ttl(Duration::from_millis(30)));
+    disk.commit();
+    op.wait().unwrap();
+    put(&bus, &disk, "b");
+    let pulled = bus.pull(&name("t"), ALL);
+    std::thread::sleep(Duration::from_millis(40));
+    assert_eq!(bus.topic(&name("t")).unwrap().retained, 1);
+    disk.refuse(StoreError::Failed);
+    assert_eq!(pulled.wait(), Err(StoreError::Failed));
+    assert_eq!((stats(&bus).unpulled, stats(&bus).counters.pulled), (1, 0));
+}
+
+#[test]
+fn a_restart_loses_nothing_for_lack_of_memory() {
+    let disk = Disk::default();
+    let bus = open(&disk);
+    for _ in 0..100 {
+        put(&bus, &disk, "text");
+    }
+    let options = Options { max_bytes: 1000, ..durable(TopicSettings::default()) };
+    let bus = MessageBus::open(options, Arc::new(disk.clone().crash())).unwrap();
+    assert_eq!((stats(&bus).retained, stats(&bus).counters.evicted.total), (100, 0));
+}
+
+#[test]
+fn topics_give_memory_back_when_the_bus_has_little_left() {
+    let disk = Disk::default();
+    let options = Options { max_bytes: 20_000, ..durable(TopicSettings::default()) };
+    let bus = MessageBus::open(options, Arc::new(disk.clone())).unwrap();
+    while bus.stats().bytes < 16_000 {
+        put(&bus, &disk, "text");
+    }
+    bus.purge_expired();
+    assert!(bus.stats().bytes < 8_000, "{:?}", bus.stats());
 }

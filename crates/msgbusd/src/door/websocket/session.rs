@@ -340,6 +340,9 @@ impl End {
             Self::Revoked => {
                 (CloseCode::from(NOT_ALLOWED), "the keys no longer allow this subscription".into())
             }
+            Self::Over(RecvError::Store(error)) => {
+                (CloseCode::Error, format!("cannot read older messages: {error}").into())
+            }
             Self::Over(RecvError::Lagged { .. }) => {
                 let reason = match last_id {
                     Some(id) => format!("too far behind; the last id was {id}"),
