@@ -123,9 +123,8 @@ pub struct RecoveredTopic {
     pub info: TopicInfo,
     /// What the topic promised so far.
     pub promise: Promise,
-    /// The last known state. Messages may have been appended and pulled after it: a store that knows the counters only
-    /// from time to time sets `next_id`, `appended` and `pull_next` to what the records say, and the bus balances
-    /// the counters.
+    /// The last known state. A store may know the counters of removals, of what was delivered and of what was missed only
+    /// from some time before; the bus balances them. Everything else, `counters.pulled` too, is what the records say.
     pub state: TopicState,
     /// The gaps in the ids, in order. Empty if ids are dense.
     pub gaps: Vec<Gap>,

@@ -51,9 +51,8 @@ pub(crate) fn encode(writer: &mut Writer, queued: &Queued, now: Instant) -> io::
             }
         }
         Record::Pulled => {
-            let (pull_next, first_id) = (queued.state.pull_next, queued.state.first_id);
             log.put(true, |out, seed| {
-                record::encode_pulled(out, seed, number, pull_next, first_id);
+                record::encode_pulled(out, seed, number, &queued.state);
             })?;
         }
         Record::Deleted => {

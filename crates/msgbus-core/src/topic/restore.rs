@@ -6,7 +6,7 @@ use super::{Durable, Reservation, Topic, log::Log, sequence::Ordinal};
 use crate::{
     model::{MonotonicTime, Now, TopicInfo, WallTime},
     options::TopicSettings,
-    stats::{Counters, RemovalCount},
+    stats::Counters,
     store::{Gap, KeptMessage, Promise, RecoveredTopic},
 };
 
@@ -33,7 +33,7 @@ impl Topic {
         }
         advance(&mut topic.log, &gaps, state.next_id);
         topic.pull_next = state.pull_next.min(topic.log.next_id());
-        topic.counters = topic.balanced(state.counters, now.monotonic);
+        topic.counters = topic.balanced(state.counters);
         topic.enforce_limits_of_restored(now.monotonic);
         topic
     }
@@ -59,30 +59,44 @@ impl Topic {
         *latest_deadline = deadline.max(*latest_deadline);
     }
 
-    /// Completes counters that are from some time before the end of the log. Of the messages that left since then it is
-    /// unknown whether they were evicted; they count as expired. What was received since then is unknown too.
-    fn balanced(&mut self, known: Counters, now: MonotonicTime) -> Counters {
+    /// Completes counters of removals that are from some time before the end of the log. Of the messages that left since
+    /// then it is unknown whether they were evicted; they count as expired. Those that had expired before older ones are
+    /// back, and count when they leave again. What was received since then is unknown too.
+    fn balanced(&mut self, known: Counters) -> Counters {
         let mut counters = known;
+        let unpulled = self.log.count_from(self.pull_next);
         counters.published = self.log.appended();
         let gone = counters.published - self.log.len() as u64;
-        let counted = known.expired.total + known.evicted.total + known.deleted.total;
-        let uncounted = gone.saturating_sub(counted);
-        // Those after the position of pulls were not pulled.
-        let oldest = self.log.ordinal(self.log.first_id());
-        let unpulled = oldest.number().saturating_sub(self.log.ordinal(self.pull_next).number());
-        counters.expired += RemovalCount { total: uncounted, unpulled: unpulled.min(uncounted) };
-        // Messages that had expired before older ones are back, and will be counted when they leave again.
-        let back = counted.saturating_sub(gone).min(counters.expired.total);
-        let ids = self.pull_next..self.log.next_id();
-        let back_unpulled = self.log.count_expired(ids, now).min(back);
-        counters.expired.total -= back;
-        counters.expired.unpulled =
-            counters.expired.unpulled.saturating_sub(back_unpulled).min(counters.expired.total);
-        let removed_unpulled =
-            counters.expired.unpulled + counters.evicted.unpulled + counters.deleted.unpulled;
-        let unpulled = self.log.count_from(self.pull_next) + removed_unpulled;
-        counters.pulled = counters.published.saturating_sub(unpulled);
+        let gone_unpulled = counters.published.saturating_sub(known.pulled + unpulled);
+        let Counters { expired, evicted, deleted, .. } = &mut counters;
+        let total = [&mut expired.total, &mut evicted.total, &mut deleted.total];
+        adjust(total, gone);
+        let most = [expired.total, evicted.total, deleted.total];
+        adjust(
+            [&mut expired.unpulled, &mut evicted.unpulled, &mut deleted.unpulled],
+            gone_unpulled,
+        );
+        // No more of a kind than there are of it.
+        let mut excess = 0;
+        for (count, most) in [expired, evicted, deleted].into_iter().zip(most) {
+            let all = count.unpulled + excess;
+            count.unpulled = all.min(most);
+            excess = all - count.unpulled;
+        }
+        counters.pulled = counters.published - unpulled - gone_unpulled + excess;
         counters
+    }
+}
+
+/// Changes counts so that they add up to a sum: the first one grows, or they shrink in order.
+fn adjust(counts: [&mut u64; 3], sum: u64) {
+    let now: u64 = counts.iter().map(|count| **count).sum();
+    let (mut more, mut less) = (sum.saturating_sub(now), now.saturating_sub(sum));
+    for count in counts {
+        *count += std::mem::take(&mut more);
+        let taken = less.min(*count);
+        *count -= taken;
+        less -= taken;
     }
 }
 

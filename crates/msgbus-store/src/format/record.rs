@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use msgbus_core::{
     Headers, Message,
-    store::{KeptMessage, RecoveredMessage},
+    store::{KeptMessage, RecoveredMessage, TopicState},
 };
 use thiserror::Error;
 
@@ -225,16 +225,11 @@ pub(crate) fn encode_copy(out: &mut Vec<u8>, seed: u32, body: &[u8]) {
     framed(out, seed, |out| out.extend_from_slice(body));
 }
 
-pub(crate) fn encode_pulled(
-    out: &mut Vec<u8>,
-    seed: u32,
-    topic: u32,
-    pull_next: u64,
-    first_id: u64,
-) {
+pub(crate) fn encode_pulled(out: &mut Vec<u8>, seed: u32, topic: u32, state: &TopicState) {
     encode(out, seed, Kind::Pulled, (0, 0, topic), |out| {
-        out.extend_from_slice(&pull_next.to_le_bytes());
-        out.extend_from_slice(&first_id.to_le_bytes());
+        for field in [state.pull_next, state.first_id, state.counters.pulled] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
     });
 }
 
@@ -258,7 +253,7 @@ pub(crate) enum LogRecord<'a> {
     Hole,
     Topic { number: u32, topic: TopicRecord<'a> },
     Message(MessageRecord<'a>),
-    Pulled { topic: u32, pull_next: u64, first_id: u64 },
+    Pulled { topic: u32, pull_next: u64, first_id: u64, pulled: u64 },
     Deleted { topic: u32 },
 }
 
@@ -284,9 +279,12 @@ impl<'a> LogRecord<'a> {
             Kind::Start => Self::Start { synced: fields.u64()?, boot: fields.array()? },
             Kind::Stop => Self::Stop { synced: fields.u64()? },
             Kind::End => Self::End { synced: fields.u64()? },
-            Kind::Pulled => {
-                Self::Pulled { topic, pull_next: fields.u64()?, first_id: fields.u64()? }
-            }
+            Kind::Pulled => Self::Pulled {
+                topic,
+                pull_next: fields.u64()?,
+                first_id: fields.u64()?,
+                pulled: fields.u64()?,
+            },
             Kind::Deleted => Self::Deleted { topic },
         };
         fields.end()?;

@@ -87,9 +87,10 @@ impl Replay {
                     topic.message(&message, place, keeps)?;
                 }
             }
-            LogRecord::Pulled { topic, pull_next, first_id } => {
+            LogRecord::Pulled { topic, pull_next, first_id, pulled } => {
                 if let Some(topic) = self.known(topic)? {
                     topic.state.pull_next = pull_next;
+                    topic.state.counters.pulled = pulled;
                     topic.trim(first_id);
                 }
             }
