@@ -33,6 +33,8 @@ impl Topic {
         }
         advance(&mut topic.log, &gaps, state.next_id);
         topic.pull_next = state.pull_next.min(topic.log.next_id());
+        // Some had expired before the restart, and pulls have passed them.
+        while topic.log.pop_expired(now.monotonic).is_some() {}
         topic.counters = topic.balanced(state.counters);
         topic.enforce_limits_of_restored(now.monotonic);
         topic
