@@ -9,7 +9,7 @@ use super::{locked_topic::LockedTopic, map::SharedTopic};
 use crate::{
     error::RecvError,
     store::{Read, StoreError},
-    topic::{Page, TakeError, Unread},
+    topic::{Page, TakeError, Topic, Unread},
 };
 
 /// The messages that a reader has read from the store and not taken yet, and the read that is in progress.
@@ -41,7 +41,7 @@ impl PageReader {
         &mut self,
         cx: &mut Context<'_>,
         topic: &'t SharedTopic,
-        mut take: impl FnMut(&mut LockedTopic<'t>, &mut Page) -> Result<T, TakeError>,
+        mut take: impl FnMut(&mut Topic, &mut Page) -> Result<T, TakeError>,
     ) -> Poll<Result<(LockedTopic<'t>, T), RecvError>> {
         let mut just_read = None;
         loop {

@@ -5,7 +5,6 @@ use std::{future::poll_fn, sync::Arc};
 
 use super::{
     clock,
-    locked_topic::LockedTopic,
     map::{Entry, SharedTopic, TopicMap},
     op::Op,
     page_reader::PageReader,
@@ -223,14 +222,9 @@ impl<'a> TopicRef<'a> {
 
 /// Reads the next messages, and takes them.
 async fn pull_cold(topic: Arc<SharedTopic>, limit: BatchLimit) -> Result<Vec<Message>, StoreError> {
-    let mut reader = PageReader::default();
-    let taken = poll_fn(|cx| {
-        let take = |topic: &mut LockedTopic<'_>, page: &mut Page| {
-            topic.take_batch(limit, clock::monotonic(), page)
-        };
-        reader.poll_take(cx, &topic, take).map_ok(|(_, taken)| taken)
-    });
-    let Taken { messages, commit } = taken.await.map_err(store_error)?;
+    let take =
+        |topic: &mut Topic, page: &mut Page| topic.take_batch(limit, clock::monotonic(), page);
+    let Taken { messages, commit } = read_and_take(&topic, take).await?;
     if let Some(commit) = commit {
         poll_fn(|cx| commit.poll(cx)).await?;
     }
@@ -242,14 +236,19 @@ async fn peek_cold(
     from: Option<Position>,
     limit: BatchLimit,
 ) -> Result<Option<Peek>, StoreError> {
+    let peek =
+        |topic: &mut Topic, page: &mut Page| Ok(topic.peek(from, limit, clock::now(), page)?);
+    read_and_take(&topic, peek).await.map(Some)
+}
+
+/// Calls `take` with the messages that it needs from the store.
+async fn read_and_take<T>(
+    topic: &SharedTopic,
+    mut take: impl FnMut(&mut Topic, &mut Page) -> Result<T, TakeError>,
+) -> Result<T, StoreError> {
     let mut reader = PageReader::default();
-    let peek = poll_fn(|cx| {
-        let peek = |topic: &mut LockedTopic<'_>, page: &mut Page| {
-            Ok(topic.peek(from, limit, clock::now(), page)?)
-        };
-        reader.poll_take(cx, &topic, peek).map_ok(|(_, peek)| peek)
-    });
-    peek.await.map(Some).map_err(store_error)
+    let taken = poll_fn(|cx| reader.poll_take(cx, topic, &mut take).map_ok(|(_, taken)| taken));
+    taken.await.map_err(store_error)
 }
 
 /// A topic that has ended has no messages: only its store fails.

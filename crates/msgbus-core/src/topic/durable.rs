@@ -93,10 +93,6 @@ impl Durable {
         &*self.store
     }
 
-    pub(super) fn size(&self) -> BatchSize {
-        self.size
-    }
-
     /// Takes out the oldest append, if its ticket is at most this one.
     fn pop(&mut self, up_to: Ticket) -> Option<Pending> {
         self.pending.front().filter(|pending| pending.ticket <= up_to)?;
@@ -121,21 +117,24 @@ impl Topic {
         self.durable.is_some()
     }
 
+    /// What is appended and not committed.
+    pub(super) fn pending_size(&self) -> BatchSize {
+        self.durable.as_ref().map(|durable| durable.size).unwrap_or_default()
+    }
+
     /// Whether there are messages that may still become visible.
     pub(super) fn has_pending(&self) -> bool {
-        self.durable.as_ref().is_some_and(|durable| durable.size.count > 0)
+        self.pending_size().count > 0
     }
 
     /// The id of the next message to append. Messages below it are in the log or pending.
     pub(super) fn append_id(&self) -> u64 {
-        let pending = self.durable.as_ref().map_or(0, |durable| durable.size.count);
-        self.log.next_id() + pending as u64
+        self.log.next_id() + self.pending_size().count as u64
     }
 
     /// The state after `count` more messages are appended.
     fn state_after(&self, count: u64) -> TopicState {
-        let pending = self.durable.as_ref().map_or(0, |durable| durable.size.count as u64);
-        let added = pending + count;
+        let added = self.pending_size().count as u64 + count;
         TopicState {
             first_id: self.log.first_id(),
             next_id: self.log.next_id() + added,

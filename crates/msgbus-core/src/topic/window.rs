@@ -54,11 +54,6 @@ impl Topic {
         Some(self.durable.as_ref()?.store().read(from_id, Page::LIMIT))
     }
 
-    /// What is appended and not committed.
-    pub(super) fn pending_size(&self) -> BatchSize {
-        self.durable.as_ref().map(|durable| durable.size()).unwrap_or_default()
-    }
-
     /// Whether a durable topic can make an append of this size fit every limit when it is committed. It evicts nothing
     /// before that: what the store refuses must not cost a message that it has kept.
     #[inline(never)]
