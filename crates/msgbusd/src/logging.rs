@@ -47,6 +47,11 @@ const RETRY: Duration = Duration::from_millis(20);
 /// Lines that were dropped since the start of the process.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
+/// A count with its noun, in the plural unless it is 1.
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// The number of log lines that were dropped since the start of the process.
 pub(crate) fn dropped() -> u64 {
     DROPPED.load(Relaxed)

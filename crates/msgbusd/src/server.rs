@@ -30,6 +30,7 @@ use crate::{
     config::Config,
     door::http::serve,
     limits::connection_limit::{ConnectionLimiter, ConnectionPermit, LimitExceeded, PerAddress},
+    logging::counted,
     net::listener::{Bind, Listener},
     net::peer::Peer,
     net::raw_stream::Accepted,
@@ -290,8 +291,8 @@ impl<'a> Acceptor<'a> {
         };
         let limit = self.app.config.timeouts.drain;
         let connections: usize = count();
-        let plural = if connections == 1 { "" } else { "s" };
-        info!("draining {connections} connection{plural}, up to {}", format_duration(limit));
+        let connections = counted(connections as u64, "connection");
+        info!("draining {connections}, up to {}", format_duration(limit));
         for tasks in tasks() {
             tasks.tracker.close();
             tasks.stop.drain();

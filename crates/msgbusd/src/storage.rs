@@ -10,7 +10,10 @@ use msgbus_core::{MessageBus, format_duration, store::StoreError};
 use msgbus_store::{LogStore, OpenError, RecoveryReport, StoreOptions};
 use tracing::{error, info, warn};
 
-use crate::config::{Config, format_size};
+use crate::{
+    config::{Config, format_size},
+    logging::counted,
+};
 
 /// The pause between two lines about the progress of a start.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
@@ -76,13 +79,10 @@ fn report(directory: &Path, found: &RecoveryReport) {
     for name in &found.refused_names {
         warn!("left out the topic {name:?} of {directory}: this version does not allow its name");
     }
-    let plural = |count: u64| if count == 1 { "" } else { "s" };
     info!(
-        "keeping messages in {directory}: found {} message{} in {} topic{}, in {}",
-        found.messages,
-        plural(found.messages),
-        found.topics,
-        plural(found.topics as u64),
+        "keeping messages in {directory}: found {} in {}, in {}",
+        counted(found.messages, "message"),
+        counted(found.topics as u64, "topic"),
         format_duration(Duration::from_millis(u64::try_from(found.time.as_millis()).unwrap_or(0)))
     );
 }

@@ -13,7 +13,7 @@ use msgbusd::{
     Server, StartError, Workers,
     auth::NewKey,
     config::{self, Config, ConfigFile, Invocation, Scheduler},
-    logging::Log,
+    logging::{Log, counted},
 };
 use tokio::{runtime, select};
 use tracing::{info, warn};
@@ -193,17 +193,16 @@ fn messages_left(bus: &MessageBus) -> String {
             }
         }
     }
-    let plural = |count| if count == 1 { "" } else { "s" };
     let kept = match kept {
         0 => String::new(),
-        _ => format!("kept {kept} message{} on disk; ", plural(kept)),
+        _ => format!("kept {} on disk; ", counted(kept, "message")),
     };
     match lost {
         0 => format!("{kept}no messages were only in memory"),
         _ => format!(
-            "{kept}discarded {lost} message{} in memory, in {topics} topic{}",
-            plural(lost),
-            plural(topics)
+            "{kept}discarded {} in memory, in {}",
+            counted(lost, "message"),
+            counted(topics, "topic")
         ),
     }
 }
