@@ -24,8 +24,9 @@ pub enum PublishError {
         /// The limit of the topic, in messages.
         limit: usize,
     },
-    /// The topic is full of messages that nobody has pulled, and its overflow policy is to refuse.
-    #[error("the topic is full: its oldest message is still waiting to be pulled")]
+    /// The topic is full of messages that were not pulled or that a group has not acknowledged, and its overflow policy
+    /// is to refuse.
+    #[error("the topic is full: its oldest message is still waiting to be pulled or acknowledged")]
     TopicFull,
     /// A limit of the whole bus is reached.
     #[error(transparent)]
@@ -85,4 +86,74 @@ pub enum RecvError {
     /// The topic is durable, and its store did not keep the new position of pulls.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Why no message was leased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum LeaseError {
+    /// The group has as many live leases as it may have.
+    #[error("the group has {limit} leases, which is its limit: acknowledge some first")]
+    TooManyLeases {
+        /// The limit of the group, in leases.
+        limit: u32,
+    },
+    /// The topic has as many groups as it may have.
+    #[error("the topic has {limit} groups, which is the limit")]
+    TooManyGroups {
+        /// The limit, in groups.
+        limit: usize,
+    },
+    /// The bus was closed, and nothing is left for the group.
+    #[error("the bus is closed")]
+    Closed,
+    /// The topic was deleted.
+    #[error("the topic has been deleted")]
+    Deleted,
+    /// The topic is durable, and its store did not keep the leases.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a lease was not settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SettleError {
+    /// The lease is over: settled before, expired, or its message is gone.
+    #[error("the lease is over: it was settled before, its time has ended, or its message is gone")]
+    Lost,
+    /// The topic is durable, and its store did not keep the ack.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a group was not created or changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum GroupError {
+    /// The topic has as many groups as it may have.
+    #[error("the topic has {limit} groups, which is the limit")]
+    TooManyGroups {
+        /// The limit, in groups.
+        limit: usize,
+    },
+    /// The bus was closed.
+    #[error("the bus is closed")]
+    Closed,
+    /// The topic is new, and was refused.
+    #[error(transparent)]
+    Topic(#[from] PublishError),
+    /// The topic is durable, and its store did not keep the group.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<LeaseError> for GroupError {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::TooManyGroups { limit } => Self::TooManyGroups { limit },
+            LeaseError::Store(error) => Self::Store(error),
+            _ => Self::Closed,
+        }
+    }
 }

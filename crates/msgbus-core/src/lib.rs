@@ -39,19 +39,26 @@ mod topic;
 mod wire;
 
 pub use self::{
-    bus::{MessageBus, Op, StatsWalk, TopicHandle, TopicPage},
-    error::{LimitReached, PublishError, RecvError, SubscribeError},
+    bus::{
+        DeadLetterError, Due, MessageBus, Op, RefusedDeadLetter, StatsWalk, TopicHandle, TopicPage,
+    },
+    error::{
+        GroupError, LeaseError, LimitReached, PublishError, RecvError, SettleError, SubscribeError,
+    },
     model::{
-        DurationError, Event, HeaderError, Headers, Message, NameError, NewMessage, PatternError,
-        Peek, Position, PositionError, Published, PublishedBatch, StartPosition, TopicInfo,
+        DurationError, Event, GroupName, GroupNameError, GroupSettings, HeaderError, Headers,
+        LeaseToken, Leased, Message, NameError, NewMessage, PatternError, Peek, Position,
+        PositionError, Published, PublishedBatch, Settlement, StartPosition, TokenError, TopicInfo,
         TopicName, TopicPattern, format_duration, parse_duration,
     },
     options::{
-        BatchLimit, LagPolicy, Options, Overflow, SubscribeOptions, TopicRule, TopicSettings,
+        BatchLimit, GroupConfig, LagPolicy, LeaseOptions, Options, Overflow, SubscribeOptions,
+        TopicRule, TopicSettings,
     },
-    receive::{Pull, Subscription},
+    receive::{Delivery, Group, LeasePull, Pull, Subscription},
     stats::{
-        BusStats, Counters, Purged, RemovalCount, SubscriberStats, SubscriptionStats, TopicStats,
+        BusStats, Counters, GroupCounters, GroupStats, LeaseStats, Purged, RemovalCount,
+        SubscriberStats, SubscriptionStats, TopicStats,
     },
     wire::json,
 };

@@ -1,9 +1,9 @@
 //! Options of a bus, of its topics, and of those who read from them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
-    model::{Position, TopicName, TopicPattern},
+    model::{GroupSettings, Position, TopicName, TopicPattern},
     store::Promise,
 };
 
@@ -120,7 +120,11 @@ impl Options {
             self.rules.iter().filter(|rule| rule.pattern.matches(name)).collect();
         rules.sort_by(|a, b| b.pattern.cmp(&a.pattern));
         // From the least specific to the most specific, so that the last one wins.
-        let defaults = TopicSettings { max_messages: self.topic.max_messages.max(1), ..self.topic };
+        let mut defaults =
+            TopicSettings { max_messages: self.topic.max_messages.max(1), ..self.topic };
+        if name.is_of_dead_letters() {
+            (defaults.ttl, defaults.overflow) = (None, Overflow::Reject);
+        }
         rules.into_iter().fold(defaults, |settings, rule| TopicSettings {
             ttl: rule.ttl.unwrap_or(settings.ttl),
             max_messages: rule.max_messages.unwrap_or(settings.max_messages).max(1),
@@ -147,6 +151,52 @@ pub struct SubscribeOptions {
 impl From<Position> for SubscribeOptions {
     fn from(from: Position) -> Self {
         Self { from, ..Self::default() }
+    }
+}
+
+/// How to lease messages for a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseOptions {
+    /// How long a lease lasts, at most [`LeaseToken::MAX_TIME`](crate::LeaseToken::MAX_TIME). Default 30 seconds.
+    pub lease: Duration,
+    /// The maximum number of messages, and of their bytes. Default one.
+    pub limit: BatchLimit,
+    /// The position of the group, if it is new. Default the oldest message.
+    pub from: Position,
+    /// The name of the worker in [`LeaseStats`](crate::LeaseStats), such as the address of a peer.
+    pub holder: Option<Arc<str>>,
+}
+
+impl Default for LeaseOptions {
+    fn default() -> Self {
+        let lease = Duration::from_secs(30);
+        Self { lease, limit: BatchLimit::ONE, from: Position::All, holder: None }
+    }
+}
+
+/// What to set of a group. `None` leaves a setting as it is, or at its default.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GroupConfig {
+    /// Sets [`GroupSettings::max_deliveries`].
+    pub max_deliveries: Option<u32>,
+    /// Sets [`GroupSettings::max_leases`], within its bounds.
+    pub max_leases: Option<u32>,
+    /// Sets [`GroupSettings::dead_letters`].
+    pub dead_letters: Option<TopicName>,
+    /// Moves the group: it begins anew at this position, and its leases are lost. A new group begins at the oldest
+    /// message by default.
+    pub from: Option<Position>,
+}
+
+impl GroupConfig {
+    pub(crate) fn apply(&self, settings: &mut GroupSettings) {
+        let GroupConfig { max_deliveries, max_leases, dead_letters, from: _ } = self;
+        settings.max_deliveries = max_deliveries.unwrap_or(settings.max_deliveries);
+        let max_leases = max_leases.unwrap_or(settings.max_leases);
+        settings.max_leases = max_leases.clamp(1, GroupSettings::MAX_LEASES);
+        if let Some(topic) = dead_letters {
+            settings.dead_letters = Some(topic.clone());
+        }
     }
 }
 

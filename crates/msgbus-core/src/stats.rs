@@ -2,7 +2,13 @@
 
 use std::{iter::Sum, ops::AddAssign, sync::Arc};
 
-use crate::{model::TopicInfo, options::TopicSettings, store::Durability};
+use chrono::{DateTime, Utc};
+
+use crate::{
+    model::{GroupName, GroupSettings, TopicInfo},
+    options::TopicSettings,
+    store::Durability,
+};
 
 /// What happened to the messages of a topic or of a whole bus.
 ///
@@ -92,7 +98,7 @@ pub struct TopicStats {
     pub next_id: u64,
     /// Live subscriptions.
     pub subscribers: usize,
-    /// Waiting pulls.
+    /// Waiting pulls, those of groups included.
     pub waiters: usize,
 }
 
@@ -105,6 +111,70 @@ pub struct SubscriberStats {
     pub next_id: u64,
     /// What it has received and missed, and what is pending (its lag).
     pub stats: SubscriptionStats,
+}
+
+/// What happened to the messages of one group, since it was created or moved.
+///
+/// At every moment the number of messages published to the group is `pending + leased + waiting` of [`GroupStats`]
+/// plus `acked + dead_lettered + expired + evicted`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GroupCounters {
+    /// Leases given.
+    pub delivered: u64,
+    /// Leases given for messages that had been delivered before.
+    pub redelivered: u64,
+    /// Messages acknowledged.
+    pub acked: u64,
+    /// Leases that a worker has given back.
+    pub nacked: u64,
+    /// Leases whose time ended.
+    pub lease_expired: u64,
+    /// Messages that became dead letters.
+    pub dead_lettered: u64,
+    /// Attempts to make a dead letter that its topic refused.
+    pub dead_letters_refused: u64,
+    /// Messages that expired before they were acknowledged.
+    pub expired: u64,
+    /// Messages that were evicted before they were acknowledged.
+    pub evicted: u64,
+}
+
+/// One group at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStats {
+    /// The name of the group.
+    pub name: GroupName,
+    /// Its settings.
+    pub settings: GroupSettings,
+    /// The id of the next message that the group has not been given.
+    pub next_id: u64,
+    /// Messages that the group has not been given.
+    pub pending: u64,
+    /// Messages that are leased.
+    pub leased: u64,
+    /// Messages that were delivered before and will be delivered again, those with a delay included.
+    pub waiting: u64,
+    /// What happened to messages.
+    pub counters: GroupCounters,
+    /// When the oldest message was published that is not acknowledged.
+    pub oldest_unacked: Option<DateTime<Utc>>,
+    /// Waiting pulls.
+    pub waiters: usize,
+}
+
+/// One lease at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseStats {
+    /// The id of the message.
+    pub id: u64,
+    /// How often the group was given the message.
+    pub deliveries: u32,
+    /// The label of the worker, see [`LeaseOptions::holder`](crate::LeaseOptions::holder). `None` after a restart.
+    pub holder: Option<Arc<str>>,
+    /// When the lease began.
+    pub since: DateTime<Utc>,
+    /// When it ends.
+    pub expires: DateTime<Utc>,
 }
 
 /// A whole bus at one moment. The counters include removed topics, so they never decrease.

@@ -6,6 +6,7 @@
 //! message, so nobody has seen what a crash takes back.
 
 use std::{
+    collections::BTreeMap,
     fmt::Debug,
     pin::Pin,
     sync::{Arc, Weak},
@@ -17,9 +18,9 @@ use chrono::{DateTime, Utc};
 use thiserror::Error;
 
 use crate::{
-    model::{Headers, Message, TopicInfo},
+    model::{GroupName, GroupSettings, Headers, Message, TopicInfo},
     options::BatchLimit,
-    stats::Counters,
+    stats::{Counters, GroupCounters},
 };
 
 /// Keeps the messages of durable topics.
@@ -97,8 +98,87 @@ pub enum Record {
     Messages(Vec<Message>),
     /// The position of pulls has moved to [`TopicState::pull_next`].
     Pulled,
+    /// A group of the topic has changed.
+    Group {
+        /// Identifies the group within the topic, at most 63.
+        number: u8,
+        /// How.
+        change: GroupChange,
+    },
     /// The topic was deleted, or removed because it was not used. It is the topic's last record.
     Deleted,
+}
+
+/// A change to a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GroupChange {
+    /// This is the whole group. It replaces what the number stood for, if anything.
+    Set(Box<KeptGroup>),
+    /// Messages were handed out, given back or settled.
+    Update(GroupUpdate),
+    /// The group was removed.
+    Removed,
+}
+
+/// What has changed in a group that is known.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GroupUpdate {
+    /// The new [`KeptGroup::next_id`].
+    pub next_id: u64,
+    /// Messages that were handed out or given back. They replace what was known of them.
+    pub open: Vec<OpenMessage>,
+    /// Messages that are settled: acknowledged, or dead letters.
+    pub settled: Vec<u64>,
+    /// The new counters.
+    pub counters: GroupCounters,
+}
+
+/// A group as a store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptGroup {
+    /// The name of the group.
+    pub name: GroupName,
+    /// Its settings.
+    pub settings: GroupSettings,
+    /// Whether it was created by itself, and not by a pull.
+    pub is_explicit: bool,
+    /// How many messages were appended to the topic, without those that are counted for the group.
+    pub base: u64,
+    /// The id of the next message that the group has not been given.
+    pub next_id: u64,
+    /// Messages below `next_id` that are not settled, by their ids. A message that is gone may be among them.
+    pub open: BTreeMap<u64, OpenMessage>,
+    /// What happened to messages.
+    pub counters: GroupCounters,
+}
+
+impl KeptGroup {
+    /// Makes the group what it is after an update.
+    pub fn update(&mut self, update: &GroupUpdate) {
+        self.next_id = update.next_id;
+        self.counters = update.counters;
+        self.open.extend(update.open.iter().map(|message| (message.id, message.clone())));
+        for id in &update.settled {
+            self.open.remove(id);
+        }
+    }
+}
+
+/// A message that a group was given and has not settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenMessage {
+    /// The id of the message.
+    pub id: u64,
+    /// The secret of the lease.
+    pub nonce: u64,
+    /// How often the message was delivered.
+    pub deliveries: u32,
+    /// Whether it is leased. Otherwise it waits for its next delivery.
+    pub is_leased: bool,
+    /// When the lease or the delay ends, in nanoseconds since 1970.
+    pub until: i64,
+    /// Why it was given back last, if it was said.
+    pub reason: Option<Box<str>>,
 }
 
 /// The state of a topic besides its messages, after the record that it comes with.
@@ -131,6 +211,8 @@ pub struct RecoveredTopic {
     /// The messages with ids in `state.first_id..state.next_id`, oldest first. Expired ones may be missing. Their
     /// payloads stay in the store until they are read.
     pub messages: Vec<KeptMessage>,
+    /// The groups and their numbers.
+    pub groups: Vec<(u8, KeptGroup)>,
     /// Keeps what comes next.
     pub store: Box<dyn TopicStore>,
 }

@@ -18,6 +18,7 @@ use super::{
     clock,
     locked_topic::LockedTopic,
     op::Op,
+    timer::Timer,
     wake_queue::{self, WakeQueue},
 };
 use crate::{
@@ -85,6 +86,7 @@ pub(crate) struct TopicMap {
     published_topics: AtomicUsize,
     pub(super) budget: Arc<Budget>,
     pub(crate) wake_queue: WakeQueue,
+    pub(super) timer: Timer,
     /// Deleted topics whose deletion is not known to be kept.
     deleted: Mutex<Vec<Arc<SharedTopic>>>,
     last_epoch: AtomicU64,
@@ -159,6 +161,7 @@ impl TopicMap {
             hasher: RandomState::new(),
             published_topics: AtomicUsize::new(0),
             wake_queue: WakeQueue::default(),
+            timer: Timer::default(),
             deleted: Mutex::default(),
             last_epoch: AtomicU64::new(0),
             last_removal: AtomicU64::new(0),

@@ -13,12 +13,14 @@ use crate::{
 };
 
 pub(crate) mod clock;
+mod groups;
 mod handle;
 mod locked_topic;
 mod map;
 mod op;
 mod page_reader;
 mod stored;
+mod timer;
 mod topic_ref;
 mod wake_queue;
 mod walk;
@@ -26,6 +28,7 @@ mod walk;
 pub use self::{
     handle::TopicHandle,
     op::Op,
+    timer::{DeadLetterError, Due, RefusedDeadLetter},
     walk::{StatsWalk, TopicPage},
 };
 pub(crate) use self::{

@@ -7,7 +7,6 @@ use std::{
 
 use super::{locked_topic::LockedTopic, map::SharedTopic};
 use crate::{
-    error::RecvError,
     store::{Read, StoreError},
     topic::{Page, TakeError, Topic, Unread},
 };
@@ -37,12 +36,12 @@ impl PageReader {
     ///
     /// # Errors
     /// Those of `take`, and when the store cannot be read.
-    pub(crate) fn poll_take<'t, T>(
+    pub(crate) fn poll_take<'t, T, E: From<StoreError>>(
         &mut self,
         cx: &mut Context<'_>,
         topic: &'t SharedTopic,
-        mut take: impl FnMut(&mut Topic, &mut Page) -> Result<T, TakeError>,
-    ) -> Poll<Result<(LockedTopic<'t>, T), RecvError>> {
+        mut take: impl FnMut(&mut Topic, &mut Page) -> Result<T, TakeError<E>>,
+    ) -> Poll<Result<(LockedTopic<'t>, T), E>> {
         let mut just_read = None;
         loop {
             if let Some((unread, reading)) = &mut self.reading {

@@ -50,8 +50,11 @@ impl TopicMap {
         self.continue_after(recovered.info.epoch);
         let info = Arc::new(TopicInfo { ttl: settings.ttl, ..recovered.info.clone() });
         let reservation = Reservation::new(Arc::clone(&self.budget));
-        let topic = Topic::restore(info, settings, reservation, promise, recovered, clock::now());
+        let now = clock::now();
+        let mut topic = Topic::restore(info, settings, reservation, promise, recovered, now);
+        let registration = topic.register(now.monotonic);
         let topic = Arc::new(SharedTopic::new(topic, Weak::clone(&self.own)));
+        topic.register(registration);
         match self.entry(&name) {
             Entry::Vacant(mut entry) => {
                 entry.insert(&topic);

@@ -38,6 +38,11 @@ impl<'a> TopicRef<'a> {
         self.map
     }
 
+    /// The topic, if it was found when it was last used.
+    pub(super) fn location(&self) -> Option<&Arc<SharedTopic>> {
+        self.location.as_ref()
+    }
+
     #[inline]
     pub(crate) fn publish(&mut self, message: NewMessage) -> Op<Result<Published, PublishError>> {
         let size = BatchSize { count: 1, bytes: message.accounted_size() };
@@ -224,7 +229,7 @@ impl<'a> TopicRef<'a> {
 async fn pull_cold(topic: Arc<SharedTopic>, limit: BatchLimit) -> Result<Vec<Message>, StoreError> {
     let take =
         |topic: &mut Topic, page: &mut Page| topic.take_batch(limit, clock::monotonic(), page);
-    let Taken { messages, commit } = read_and_take(&topic, take).await?;
+    let Taken { messages, commit } = read_and_take(&topic, take).await.map_err(store_error)?;
     if let Some(commit) = commit {
         poll_fn(|cx| commit.poll(cx)).await?;
     }
@@ -238,17 +243,16 @@ async fn peek_cold(
 ) -> Result<Option<Peek>, StoreError> {
     let peek =
         |topic: &mut Topic, page: &mut Page| Ok(topic.peek(from, limit, clock::now(), page)?);
-    read_and_take(&topic, peek).await.map(Some)
+    read_and_take(&topic, peek).await.map_err(store_error).map(Some)
 }
 
 /// Calls `take` with the messages that it needs from the store.
-async fn read_and_take<T>(
+pub(super) async fn read_and_take<T, E: From<StoreError>>(
     topic: &SharedTopic,
-    mut take: impl FnMut(&mut Topic, &mut Page) -> Result<T, TakeError>,
-) -> Result<T, StoreError> {
+    mut take: impl FnMut(&mut Topic, &mut Page) -> Result<T, TakeError<E>>,
+) -> Result<T, E> {
     let mut reader = PageReader::default();
-    let taken = poll_fn(|cx| reader.poll_take(cx, topic, &mut take).map_ok(|(_, taken)| taken));
-    taken.await.map_err(store_error)
+    poll_fn(|cx| reader.poll_take(cx, topic, &mut take).map_ok(|(_, taken)| taken)).await
 }
 
 /// A topic that has ended has no messages: only its store fails.

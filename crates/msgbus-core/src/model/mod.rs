@@ -3,6 +3,7 @@
 
 mod duration;
 mod event;
+mod group;
 mod headers;
 mod message;
 mod name;
@@ -10,10 +11,12 @@ mod pattern;
 mod position;
 mod time;
 
+pub(crate) use self::group::LeaseKey;
 pub(crate) use self::time::{MonotonicTime, Nanos, Now, WallTime};
 pub use self::{
     duration::{DurationError, format_duration, parse_duration},
     event::{Event, Peek, StartPosition},
+    group::{GroupName, GroupNameError, GroupSettings, LeaseToken, Leased, Settlement, TokenError},
     headers::{HeaderError, Headers},
     message::{Message, NewMessage, Published, PublishedBatch, TopicInfo},
     name::{NameError, TopicName},

@@ -54,6 +54,23 @@ impl TopicName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The last segment of the names of topics for dead letters.
+    const DEAD_LETTERS: &str = "/dead-letters";
+
+    /// Whether the topic is for dead letters by its name, which ends with `/dead-letters`. Unless its settings say
+    /// otherwise, such a topic has no TTL, and it refuses a message rather than evict one.
+    pub fn is_of_dead_letters(&self) -> bool {
+        self.as_str().ends_with(Self::DEAD_LETTERS)
+    }
+
+    /// The default topic for the dead letters of this one.
+    ///
+    /// # Errors
+    /// When that name is too long.
+    pub fn dead_letters(&self) -> Result<Self, NameError> {
+        Self::new(&format!("{self}{}", Self::DEAD_LETTERS))
+    }
 }
 
 fn check(name: &str) -> Result<(), NameError> {

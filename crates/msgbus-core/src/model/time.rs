@@ -11,6 +11,13 @@ pub(crate) struct Now {
     pub(crate) wall: WallTime,
 }
 
+impl Now {
+    /// The wall time of a monotonic time that is at or after this one.
+    pub(crate) fn wall_at(self, time: MonotonicTime) -> WallTime {
+        self.wall.after(time.since(self.monotonic).into())
+    }
+}
+
 /// A time on a clock that never goes back and that counts while the machine is suspended: a message with a
 /// TTL of an hour has expired after a night. Only comparable with others of the same process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,6 +95,10 @@ pub(crate) struct Nanos(u64);
 
 impl Nanos {
     pub(crate) const INFINITE: Self = Self(u64::MAX);
+
+    pub(crate) const fn from_seconds(seconds: u64) -> Self {
+        Self(seconds.saturating_mul(1_000_000_000))
+    }
 }
 
 impl From<Duration> for Nanos {

@@ -1,8 +1,16 @@
 //! Receiving: subscriptions, and pulls that wait. Async, as a stream, or blocking.
 
 mod blocking;
+mod delivery;
+mod lease;
 mod pull;
 mod subscription;
+mod waiting;
 
 pub(crate) use self::blocking::block_on_until;
-pub use self::{pull::Pull, subscription::Subscription};
+pub use self::{
+    delivery::{Delivery, Group},
+    lease::LeasePull,
+    pull::Pull,
+    subscription::Subscription,
+};

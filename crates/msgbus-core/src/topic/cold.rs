@@ -30,9 +30,10 @@ struct ColdSlot {
 
 /// A message that left the cold part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Left {
-    pub(super) id: u64,
-    pub(super) size: u64,
+pub(crate) struct Left {
+    pub(crate) id: u64,
+    pub(crate) size: u64,
+    pub(crate) created: WallTime,
 }
 
 impl ColdSlot {
@@ -83,6 +84,10 @@ impl ColdLog {
         self.bytes
     }
 
+    fn left(&self, slot: &ColdSlot) -> Left {
+        Left { id: self.id(slot), size: slot.size.into(), created: slot.created }
+    }
+
     fn id(&self, slot: &ColdSlot) -> u64 {
         self.base + u64::from(slot.offset)
     }
@@ -100,13 +105,13 @@ impl ColdLog {
     pub(super) fn from(&self, id: u64, now: MonotonicTime) -> impl Iterator<Item = Left> {
         let slots = self.slots.range(self.index_of(id)..);
         let kept = slots.filter(move |slot| slot.is_live() && slot.deadline > now);
-        kept.map(|slot| Left { id: self.id(slot), size: slot.size.into() })
+        kept.map(|slot| self.left(slot))
     }
 
     /// Ids and sizes of all messages, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = Left> {
         let kept = self.slots.iter().filter(|slot| slot.is_live());
-        kept.map(|slot| Left { id: self.id(slot), size: slot.size.into() })
+        kept.map(|slot| self.left(slot))
     }
 
     pub(super) fn has_any_from(&self, id: u64) -> bool {
@@ -138,7 +143,7 @@ impl ColdLog {
         }
         self.live -= 1;
         self.bytes -= u64::from(slot.size);
-        Some(Left { id, size: slot.size.into() })
+        Some(Left { id, size: slot.size.into(), created: slot.created })
     }
 
     /// The deadline of the oldest message.
@@ -155,9 +160,10 @@ impl ColdLog {
         let is_it = self.slots.get(index).is_some_and(|slot| self.id(slot) == id && slot.is_live());
         let slot = self.slots.get_mut(index).filter(|_| is_it)?;
         let size = u64::from(std::mem::take(&mut slot.size));
+        let created = slot.created;
         self.live -= 1;
         self.bytes -= size;
-        Some(Left { id, size })
+        Some(Left { id, size, created })
     }
 
     /// Removes the slots of messages that have left.

@@ -3,7 +3,8 @@
 //! Most topics have none. Memory is allocated when the first consumer arrives, and freed by a sweep after
 //! the last one has left.
 
-use super::{cursors::Cursors, waiters::Waiters};
+use super::{Groups, cursors::Cursors, waiters::Waiters};
+use crate::model::GroupName;
 
 #[derive(Debug, Default)]
 pub(crate) struct Consumers(Option<Box<Tables>>);
@@ -12,9 +13,12 @@ pub(crate) struct Consumers(Option<Box<Tables>>);
 pub(crate) struct Tables {
     pub(crate) cursors: Cursors,
     pub(crate) waiters: Waiters,
+    /// The waiting pulls of groups. None is empty.
+    groups: Vec<(GroupName, Waiters)>,
 }
 
-static EMPTY: Tables = Tables { cursors: Cursors::new(), waiters: Waiters::new() };
+static EMPTY: Tables =
+    Tables { cursors: Cursors::new(), waiters: Waiters::new(), groups: Vec::new() };
 
 impl Consumers {
     /// Whether there is no consumer.
@@ -36,9 +40,28 @@ impl Consumers {
     /// Whether any consumer may have left a waker.
     #[inline]
     pub(crate) fn may_sleep(&self) -> bool {
-        self.0
-            .as_deref()
-            .is_some_and(|tables| tables.cursors.any_parked() || tables.waiters.len() > 0)
+        self.0.as_deref().is_some_and(|tables| {
+            tables.cursors.any_parked() || tables.waiters.len() > 0 || !tables.groups.is_empty()
+        })
+    }
+
+    /// The queue of a group's waiting pulls, or of plain pulls, if there is one.
+    pub(crate) fn existing_queue(&mut self, group: Option<&GroupName>) -> Option<&mut Waiters> {
+        let tables = self.0.as_deref_mut()?;
+        match group {
+            None => Some(&mut tables.waiters),
+            Some(name) => {
+                let mut groups = tables.groups.iter_mut();
+                groups.find(|(group, _)| group == name).map(|(_, queue)| queue)
+            }
+        }
+    }
+
+    /// Frees the queue of a group that the last waiting pull has left.
+    pub(crate) fn drop_empty_queue(&mut self, group: Option<&GroupName>) {
+        if let (Some(tables), Some(name)) = (&mut self.0, group) {
+            tables.groups.retain(|(group, queue)| group != name || queue.len() > 0);
+        }
     }
 
     /// The tables, allocated on first use.
@@ -59,6 +82,37 @@ impl Consumers {
 
 impl Tables {
     fn is_empty(&self) -> bool {
-        self.cursors.len() == 0 && self.waiters.len() == 0
+        self.cursors.len() == 0 && self.waiters.len() == 0 && self.groups.is_empty()
+    }
+
+    /// The queue of a group's waiting pulls, or of plain pulls.
+    pub(crate) fn queue(&self, group: Option<&GroupName>) -> Option<&Waiters> {
+        let Some(name) = group else { return Some(&self.waiters) };
+        self.groups.iter().find(|(group, _)| group == name).map(|(_, queue)| queue)
+    }
+
+    /// The queue of a group's waiting pulls, or of plain pulls, which is created if there is none. `None` if there are
+    /// too many.
+    pub(crate) fn queue_mut(&mut self, group: Option<&GroupName>) -> Option<&mut Waiters> {
+        let Some(name) = group else { return Some(&mut self.waiters) };
+        let index = match self.groups.iter().position(|(group, _)| group == name) {
+            Some(index) => index,
+            None if self.groups.len() >= Groups::MAX => return None,
+            None => {
+                self.groups.push((name.clone(), Waiters::default()));
+                self.groups.len() - 1
+            }
+        };
+        self.groups.get_mut(index).map(|(_, queue)| queue)
+    }
+
+    /// The number of waiting pulls, of groups too.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiters.len() + self.groups.iter().map(|(_, queue)| queue.len()).sum::<usize>()
+    }
+
+    /// All queues of waiting pulls of groups.
+    pub(crate) fn group_queues(&mut self) -> impl Iterator<Item = &mut Waiters> {
+        self.groups.iter_mut().map(|(_, queue)| queue)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{BatchSize, State, Topic, commit::Commit};
+use super::{BatchSize, State, Topic, commit::Commit, groups::GroupStep};
 use crate::{
     model::{Message, MonotonicTime},
     stats::Counters,
@@ -39,6 +39,10 @@ enum Step {
         from: u64,
         /// The number of messages taken.
         count: u64,
+    },
+    Group {
+        number: u8,
+        step: GroupStep,
     },
     Delete,
 }
@@ -177,6 +181,19 @@ impl Topic {
         }
     }
 
+    /// Hands a change of a group to the store.
+    pub(super) fn store_group(
+        &mut self,
+        record: Record,
+        number: u8,
+        step: GroupStep,
+    ) -> Result<Arc<Commit>, StoreError> {
+        let state = self.state_after(0);
+        let Some(durable) = &mut self.durable else { return Err(StoreError::Closed) };
+        let ticket = durable.store.append(record, state)?;
+        Ok(durable.push(ticket, Step::Group { number, step }))
+    }
+
     /// Tells the store that the topic is deleted. `None` if it is not durable.
     pub(crate) fn store_deletion(&mut self) -> Result<Option<Arc<Commit>>, StoreError> {
         let state = self.state_after(0);
@@ -217,14 +234,22 @@ impl Topic {
         let mut ended = Ended::default();
         let Some(durable) = &mut self.durable else { return ended };
         while let Some(pending) = durable.pop(up_to) {
-            if let Step::Publish(messages) = pending.step {
-                for new in messages {
-                    durable.size.count -= 1;
-                    durable.size.bytes -= new.message.accounted_size();
-                    self.counters.published += 1;
-                    self.log.push(new.message, new.deadline, new.is_early);
-                    ended.has_messages = true;
+            match pending.step {
+                Step::Publish(messages) => {
+                    for new in messages {
+                        durable.size.count -= 1;
+                        durable.size.bytes -= new.message.accounted_size();
+                        self.counters.published += 1;
+                        self.log.push(new.message, new.deadline, new.is_early);
+                        ended.has_messages = true;
+                    }
                 }
+                Step::Group { number, step } => {
+                    if let Some(groups) = &mut self.groups {
+                        groups.finish(number, step);
+                    }
+                }
+                Step::Pull { .. } | Step::Delete => {}
             }
             ended.commits.push(pending.commit);
         }
@@ -242,6 +267,7 @@ impl Topic {
         {
             match pending.step {
                 Step::Pull { from, count } => self.put_back(from, count),
+                Step::Group { number, step } => self.undo(number, &step),
                 Step::Delete => durable.is_deletion_refused = true,
                 Step::Publish(_) => {}
             }
@@ -256,6 +282,7 @@ impl Topic {
         let is_dismissed = self.state != State::Deleted
             && self.was_published
             && self.durable.is_some()
+            && self.groups.is_none()
             && self.log.appended() == 0;
         if is_dismissed {
             self.was_published = false;

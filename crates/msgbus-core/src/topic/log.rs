@@ -42,17 +42,21 @@ pub(crate) struct Log {
 pub(crate) enum Entry<'a> {
     Hot(&'a Message),
     /// Its payload is only in the store.
-    Cold {
-        id: u64,
-        size: u64,
-    },
+    Cold(Left),
 }
 
 impl Entry<'_> {
     pub(crate) fn id(&self) -> u64 {
         match self {
             Self::Hot(message) => message.id(),
-            Self::Cold { id, .. } => *id,
+            Self::Cold(left) => left.id,
+        }
+    }
+
+    pub(crate) fn created(&self) -> WallTime {
+        match self {
+            Self::Hot(message) => message.created_at(),
+            Self::Cold(left) => left.created,
         }
     }
 
@@ -60,16 +64,16 @@ impl Entry<'_> {
     pub(crate) fn payload_size(&self) -> usize {
         match self {
             Self::Hot(message) => message.payload().len(),
-            Self::Cold { size, .. } => {
-                usize::try_from(size.saturating_sub(Message::OVERHEAD)).unwrap_or(usize::MAX)
+            Self::Cold(left) => {
+                usize::try_from(left.size.saturating_sub(Message::OVERHEAD)).unwrap_or(usize::MAX)
             }
         }
     }
 }
 
 impl From<Left> for Entry<'_> {
-    fn from(Left { id, size }: Left) -> Self {
-        Self::Cold { id, size }
+    fn from(left: Left) -> Self {
+        Self::Cold(left)
     }
 }
 

@@ -17,6 +17,7 @@ mod commit;
 mod consumers;
 mod cursors;
 mod durable;
+mod groups;
 mod log;
 mod positions;
 mod publish;
@@ -33,20 +34,21 @@ mod waiters;
 mod wakers;
 mod window;
 
-use self::consumers::Consumers;
 pub(crate) use self::{
     budget::{Budget, Reservation},
     commit::Commit,
     cursors::{CursorKey, Parked},
     durable::Durable,
+    groups::{Burial, DeadLetter, Registration, Settled},
     log::Log,
     publish::{Appended, BatchSize},
-    pull::{TakeError, Taken},
+    pull::{TakeError, Taken, WaitError},
     removed::Removed,
     waiters::WaiterId,
     wakers::Wakers,
     window::{Page, Unread},
 };
+use self::{consumers::Consumers, groups::Groups};
 
 /// One topic: its log, the cursors over it, and its limits.
 #[derive(Debug)]
@@ -64,6 +66,8 @@ pub(crate) struct Topic {
     consumers: Consumers,
     counters: Counters,
     reservation: Reservation,
+    /// `None` while the topic has no groups.
+    groups: Option<Box<Groups>>,
     /// `None` while the topic is only in memory.
     durable: Option<Box<Durable>>,
     /// Messages that have left the log. They are freed after the lock is released.
@@ -112,6 +116,7 @@ impl Topic {
             consumers: Consumers::default(),
             counters: Counters::default(),
             reservation,
+            groups: None,
             durable: None,
             removed: Removed::default(),
             next_waiter: 0,
@@ -182,6 +187,7 @@ impl Topic {
         self.counters.expired += expired;
         self.counters.deleted.total += self.log.len() as u64 - expired.total;
         self.counters.deleted.unpulled += self.log.count_from(self.pull_next) - expired.unpulled;
+        self.groups = None;
         let retained = self.log.take_all();
         self.reservation.trim(self.own_size());
         retained

@@ -2,32 +2,49 @@
 
 use std::{sync::Arc, task::Waker};
 
-use super::{Page, State, Topic, Unread, commit::Commit, log::Entry, waiters::WaiterId};
+use super::{Groups, Page, State, Topic, Unread, commit::Commit, log::Entry, waiters::WaiterId};
 use crate::{
-    error::{RecvError, SubscribeError},
-    model::{Event, Message, MonotonicTime, Now, Peek, Position},
+    error::RecvError,
+    model::{Event, GroupName, Message, MonotonicTime, Now, Peek, Position},
     options::BatchLimit,
     store::StoreError,
 };
 
+/// Why a pull cannot wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WaitError {
+    Closed,
+    /// Pulls of as many groups wait as a topic may have.
+    TooManyGroups {
+        /// The limit, in groups.
+        limit: usize,
+    },
+}
+
 /// Messages that were taken.
 #[derive(Debug)]
-pub(crate) struct Taken {
-    pub(crate) messages: Vec<Message>,
+pub(crate) struct Taken<T = Message> {
+    pub(crate) messages: Vec<T>,
     /// Tells when a crash cannot bring the messages back. Only then somebody may see them. `None` if it already cannot.
     pub(crate) commit: Option<Arc<Commit>>,
 }
 
-/// Why nothing was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TakeError {
-    /// The next message has to be read first.
-    Unread(Unread),
-    /// No message can come any more, or the store does not accept the new position.
-    Over(RecvError),
+impl<T> Default for Taken<T> {
+    fn default() -> Self {
+        Self { messages: Vec::new(), commit: None }
+    }
 }
 
-impl From<Unread> for TakeError {
+/// Why nothing was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TakeError<E = RecvError> {
+    /// The next message has to be read first.
+    Unread(Unread),
+    /// No message can come any more, or the store does not accept what was taken.
+    Over(E),
+}
+
+impl<E> From<Unread> for TakeError<E> {
     fn from(unread: Unread) -> Self {
         Self::Unread(unread)
     }
@@ -180,17 +197,22 @@ impl Topic {
         Ok(Peek { events, epoch: self.info.epoch, start })
     }
 
-    /// Joins the queue of waiting pulls.
+    /// Joins the queue of the waiting pulls of a group, or of plain pulls.
     ///
     /// # Errors
-    /// When the bus is closed.
-    pub(crate) fn wait(&mut self) -> Result<WaiterId, SubscribeError> {
+    /// When the bus is closed, or pulls of too many groups wait.
+    pub(crate) fn wait(&mut self, group: Option<&GroupName>) -> Result<WaiterId, WaitError> {
         if self.state != State::Open {
-            return Err(SubscribeError::Closed);
+            return Err(WaitError::Closed);
         }
         let waiter = self.next_waiter;
+        let queue = self
+            .consumers
+            .tables_mut()
+            .queue_mut(group)
+            .ok_or(WaitError::TooManyGroups { limit: Groups::MAX })?;
+        queue.join(waiter);
         self.next_waiter += 1;
-        self.consumers.tables_mut().waiters.join(waiter);
         Ok(waiter)
     }
 
@@ -210,7 +232,7 @@ impl Topic {
             return Err(TakeError::Over(RecvError::Deleted));
         }
         if !self.consumers.tables().waiters.is_first(waiter) {
-            return Ok(Taken { messages: Vec::new(), commit: None });
+            return Ok(Taken::default());
         }
         let taken = self.take_batch(limit, now, page)?;
         if taken.messages.is_empty() && self.is_at_end() {
@@ -222,19 +244,33 @@ impl Topic {
     /// Stores the waker of a waiting pull. Returns the waker that it replaces, to be dropped after the lock
     /// is released.
     #[must_use]
-    pub(crate) fn park_waiter(&mut self, waiter: WaiterId, waker: &Waker) -> Option<Waker> {
-        self.consumers.tables_mut().waiters.park(waiter, waker)
+    pub(crate) fn park_waiter(
+        &mut self,
+        group: Option<&GroupName>,
+        waiter: WaiterId,
+        waker: &Waker,
+    ) -> Option<Waker> {
+        self.consumers.existing_queue(group)?.park(waiter, waker)
     }
 
     /// Leaves the queue. Returns two wakers to handle after the lock is released: its own, to be dropped,
     /// and that of the pull that is first now, to be woken, if there is something for it.
     #[must_use]
-    pub(crate) fn cancel_wait(&mut self, waiter: WaiterId) -> (Option<Waker>, Option<Waker>) {
-        let waiters = &mut self.consumers.tables_mut().waiters;
+    pub(crate) fn cancel_wait(
+        &mut self,
+        group: Option<&GroupName>,
+        waiter: WaiterId,
+    ) -> (Option<Waker>, Option<Waker>) {
+        let has_work = self.state != State::Open
+            || match group {
+                Some(group) => self.has_work_for(group),
+                None => self.log.has_any_from(self.pull_next),
+            };
+        let Some(waiters) = self.consumers.existing_queue(group) else { return (None, None) };
         let was_first = waiters.is_first(waiter);
         let own = waiters.leave(waiter);
-        let has_work = self.state != State::Open || self.log.has_any_from(self.pull_next);
         let next = if was_first && has_work { waiters.unpark_first() } else { None };
+        self.consumers.drop_empty_queue(group);
         (own, next)
     }
 }

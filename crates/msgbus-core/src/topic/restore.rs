@@ -20,7 +20,7 @@ impl Topic {
         recovered: RecoveredTopic,
         now: Now,
     ) -> Self {
-        let RecoveredTopic { state, gaps, messages, store, .. } = recovered;
+        let RecoveredTopic { state, gaps, messages, groups, store, .. } = recovered;
         let mut topic = Self::new(info, settings, reservation, now);
         topic.durable = Some(Box::new(Durable::new(store, promise)));
         topic.was_published = true;
@@ -36,6 +36,7 @@ impl Topic {
         // Some had expired before the restart, and pulls have passed them.
         while topic.log.pop_expired(now.monotonic).is_some() {}
         topic.counters = topic.balanced(state.counters);
+        topic.restore_groups(groups, now);
         topic.enforce_limits_of_restored(now.monotonic);
         topic
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{BatchSize, State, Topic, log::Popped};
+use super::{BatchSize, State, Topic, groups::Cause, log::Popped};
 use crate::{
     error::{LimitReached, PublishError},
     model::{Headers, MonotonicTime},
@@ -62,9 +62,10 @@ impl Topic {
     pub(super) fn evictions_needed(&self, fits: impl Fn(usize, u64) -> bool) -> Option<usize> {
         let (mut messages, mut bytes) = (self.log.len(), self.log.bytes());
         let mut oldest = self.log.sizes();
+        let first_needed = self.first_needed();
         while !fits(messages, bytes) {
             let (id, size) = oldest.next()?;
-            if self.settings.overflow == Overflow::Reject && id >= self.pull_next {
+            if self.settings.overflow == Overflow::Reject && id >= first_needed {
                 return None;
             }
             messages -= 1;
@@ -73,9 +74,20 @@ impl Topic {
         Some(self.log.len() - messages)
     }
 
+    /// The id of the first message that somebody still needs: a group has not acknowledged it, or it was not pulled. Plain
+    /// pulls count if there are no groups, or if there ever was one.
+    fn first_needed(&self) -> u64 {
+        match &self.groups {
+            Some(groups) if self.counters.pulled == 0 => groups.floor(),
+            Some(groups) => groups.floor().min(self.pull_next),
+            None => self.pull_next,
+        }
+    }
+
     pub(super) fn evict_oldest(&mut self) {
         if let Some(Popped { id, message }) = self.log.pop() {
             self.counters.evicted.count(id < self.pull_next);
+            self.forget(id, Cause::Evicted);
             self.removed.extend(message);
         }
     }
@@ -90,6 +102,7 @@ impl Topic {
     pub(super) fn expire_one(&mut self, now: MonotonicTime) -> bool {
         let Some(Popped { id, message }) = self.log.pop_expired(now) else { return false };
         self.counters.expired.count(id < self.pull_next);
+        self.forget(id, Cause::Expired);
         self.removed.extend(message);
         true
     }
@@ -136,6 +149,7 @@ impl Topic {
             && self.log.is_empty()
             && !self.has_pending()
             && self.consumers.is_empty()
+            && !self.groups.as_ref().is_some_and(|groups| groups.is_explicit())
             && now.since(self.last_publish) >= idle_time
     }
 }

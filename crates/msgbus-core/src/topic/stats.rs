@@ -53,7 +53,7 @@ impl Topic {
             first_id: self.log.first_id(),
             next_id: self.log.next_id(),
             subscribers: consumers.cursors.len(),
-            waiters: consumers.waiters.len(),
+            waiters: consumers.waiting(),
         }
     }
 }

@@ -2,15 +2,15 @@
 
 use std::task::Waker;
 
-use super::{State, Topic, cursors::Parked};
+use super::{State, Topic, cursors::Parked, waiters::Waiters};
 
 /// The consumers to wake after a topic's lock is released.
 #[must_use]
 #[derive(Debug, Default)]
 pub(crate) struct Wakers {
-    /// Subscribers.
+    /// Subscribers, and the pulls that wait first in their groups.
     pub(crate) parked: Vec<Parked>,
-    /// The waiting pull that is first in the queue.
+    /// The plain pull that waits first.
     pub(crate) waiter: Option<Waker>,
 }
 
@@ -30,9 +30,15 @@ impl Topic {
         let mut wakers =
             Wakers { parked: consumers.cursors.take_parked(spare), ..Wakers::default() };
         match self.state {
-            State::Open => wakers.waiter = consumers.waiters.unpark_first(),
+            State::Open => {
+                wakers.waiter = consumers.waiters.unpark_first();
+                let first = consumers.group_queues().filter_map(Waiters::unpark_first);
+                wakers.parked.extend(first.map(Parked::waiter));
+            }
             State::Closed | State::Deleted => {
                 wakers.parked.extend(consumers.waiters.unpark_all().map(Parked::waiter));
+                let all = consumers.group_queues().flat_map(Waiters::unpark_all);
+                wakers.parked.extend(all.map(Parked::waiter));
             }
         }
         wakers

@@ -43,7 +43,7 @@ impl Page {
     pub(super) fn message(&mut self, entry: Entry<'_>) -> Result<Message, Unread> {
         match entry {
             Entry::Hot(message) => Ok(message.clone()),
-            Entry::Cold { id, .. } => self.take(id).ok_or(Unread(id)),
+            Entry::Cold(left) => self.take(left.id).ok_or(Unread(left.id)),
         }
     }
 }

@@ -11,8 +11,8 @@ use std::{
 use msgbus_core::{
     BatchLimit, Message, TopicInfo,
     store::{
-        Adopted, CommitObserver, Gap, KeptMessage, Promise, Read, Record, RecoveredMessage,
-        RecoveredTopic, Store, StoreError, Ticket, TopicState, TopicStore,
+        Adopted, CommitObserver, Gap, GroupChange, KeptGroup, KeptMessage, Promise, Read, Record,
+        RecoveredMessage, RecoveredTopic, Store, StoreError, Ticket, TopicState, TopicStore,
     },
 };
 
@@ -38,6 +38,7 @@ struct Topic {
     state: TopicState,
     gaps: Vec<Gap>,
     messages: BTreeMap<u64, RecoveredMessage>,
+    groups: BTreeMap<u8, KeptGroup>,
 }
 
 impl Disk {
@@ -130,8 +131,20 @@ impl Disk {
 impl Topic {
     fn keep(&mut self, record: Record, state: TopicState) {
         self.state = state;
-        if let Record::Messages(messages) = record {
-            self.messages.extend(messages.iter().map(|message| (message.id(), kept(message))));
+        match record {
+            Record::Messages(messages) => {
+                self.messages.extend(messages.iter().map(|message| (message.id(), kept(message))));
+            }
+            Record::Group { number, change: GroupChange::Set(group) } => {
+                self.groups.insert(number, *group);
+            }
+            Record::Group { number, change: GroupChange::Update(update) } => {
+                self.groups.get_mut(&number).expect("a group is set first").update(&update);
+            }
+            Record::Group { number, change: GroupChange::Removed } => {
+                self.groups.remove(&number);
+            }
+            Record::Pulled | Record::Deleted => {}
         }
         self.messages.retain(|id, _| *id >= state.first_id);
     }
@@ -165,6 +178,7 @@ impl Store for Disk {
                 state: topic.state,
                 gaps: topic.gaps.clone(),
                 messages: topic.messages.values().map(summary).collect(),
+                groups: topic.groups.clone().into_iter().collect(),
                 store: Box::new(Kept { disk: self.clone(), number: *number }),
             });
             topic.observer = Some(adopted.observer);
@@ -189,6 +203,7 @@ impl Store for Disk {
             state: TopicState::default(),
             gaps: Vec::new(),
             messages: BTreeMap::new(),
+            groups: BTreeMap::new(),
         };
         inner.topics.insert(number, topic);
         Ok(Box::new(Kept { disk: self.clone(), number }))

@@ -11,6 +11,7 @@ use crate::{
     options::{BatchLimit, Overflow},
 };
 
+mod groups;
 mod model;
 
 impl Topic {
@@ -195,12 +196,12 @@ fn a_sweep_frees_the_tables_after_the_last_consumer_has_left() {
     let now = now();
     let mut topic = topic(TopicSettings::default(), u64::MAX, now);
     let (key, _) = topic.subscribe(Position::New.into(), now).unwrap();
-    let waiter = topic.wait().unwrap();
+    let waiter = topic.wait(None).unwrap();
     topic.sweep(now.monotonic);
     drop(topic.unsubscribe(key, now.monotonic));
     topic.sweep(now.monotonic);
     assert!(!topic.consumers.is_unallocated(), "it has a waiting pull");
-    drop(topic.cancel_wait(waiter));
+    drop(topic.cancel_wait(None, waiter));
     topic.sweep(now.monotonic);
     assert!(topic.consumers.is_unallocated());
 }

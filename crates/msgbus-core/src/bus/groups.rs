@@ -1,0 +1,285 @@
+//! The operations on groups.
+
+use std::{future::poll_fn, sync::Arc};
+
+use super::{
+    MessageBus, clock,
+    map::{SharedTopic, TopicMap},
+    op::Op,
+    topic_ref::{TopicRef, read_and_take},
+};
+use crate::{
+    error::{GroupError, LeaseError, SettleError},
+    model::{GroupName, LeaseKey, LeaseToken, Leased, Peek, Settlement, TopicName},
+    options::{BatchLimit, GroupConfig, LeaseOptions},
+    stats::{GroupStats, LeaseStats},
+    store::StoreError,
+    topic::{Commit, Page, Settled, TakeError, Taken, Topic},
+};
+
+impl MessageBus {
+    /// Leases messages to a worker of a group: those that were delivered before and not acknowledged, then new ones. Each
+    /// goes to one worker, and is delivered again when its lease ends without an [ack](Settlement::Ack). Empty if there
+    /// are none. The first pull creates the group.
+    ///
+    /// # Errors
+    /// See [`LeaseError`].
+    pub fn lease(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        options: LeaseOptions,
+    ) -> Op<Result<Vec<Leased>, LeaseError>> {
+        self.topic_ref(topic, &mut None).lease(group, options)
+    }
+
+    /// The size of the payload that a group gets next, in bytes. `None` if there is none.
+    pub fn next_lease_size(&self, topic: &TopicName, group: &GroupName) -> Option<usize> {
+        let size = |topic: &mut Topic| topic.next_size_for(group, clock::monotonic());
+        self.topic_ref(topic, &mut None).with_existing(size)?
+    }
+
+    /// Settles a lease.
+    ///
+    /// # Errors
+    /// When the lease is over, or the store does not keep the ack. The lease goes on then.
+    pub fn settle(
+        &self,
+        token: &LeaseToken,
+        settlement: &Settlement,
+    ) -> Op<Result<(), SettleError>> {
+        match self.0.settle(token.topic(), token.epoch, token.group, &[token.key], settlement) {
+            Ok((_, Settled { lost, .. })) if !lost.is_empty() => Op::ready(Err(SettleError::Lost)),
+            Ok((Some(topic), settled)) => Op::after(settled.commit, &topic, ()),
+            Ok((None, _)) => Op::ready(Err(SettleError::Lost)),
+            Err(error) => Op::ready(Err(error.into())),
+        }
+    }
+
+    /// Settles many leases in the same way. It takes least time if those of a topic and group follow each other. Returns
+    /// the indices of those that are over.
+    ///
+    /// # Errors
+    /// When a store does not keep an ack. It is unknown then which leases are settled.
+    pub fn settle_all(
+        &self,
+        tokens: &[LeaseToken],
+        settlement: &Settlement,
+    ) -> Op<Result<Vec<usize>, StoreError>> {
+        let mut all_lost = Vec::new();
+        let mut commits = Vec::new();
+        let mut first = 0;
+        let is_same = |a: &LeaseToken, b: &LeaseToken| {
+            (a.epoch, a.group, &a.topic) == (b.epoch, b.group, &b.topic)
+        };
+        for run in tokens.chunk_by(is_same) {
+            let keys: Vec<LeaseKey> = run.iter().map(|token| token.key).collect();
+            let LeaseToken { topic, epoch, group, .. } = &run[0];
+            match self.0.settle(topic, *epoch, *group, &keys, settlement) {
+                Ok((topic, Settled { lost, commit, .. })) => {
+                    all_lost.extend(lost.into_iter().map(|index| first + index));
+                    commits.extend(commit.zip(topic));
+                }
+                Err(error) => return Op::ready(Err(error)),
+            }
+            first += run.len();
+        }
+        if commits.is_empty() {
+            return Op::ready(Ok(all_lost));
+        }
+        Op::running(commit_all(commits, all_lost))
+    }
+
+    /// Returns the messages that a group has not settled, without taking them: first those that it was given, then new
+    /// ones. `None` if there is no such topic. There may be fewer than the limit allows, and more after them.
+    ///
+    /// # Errors
+    /// When messages cannot be read from the store.
+    pub fn peek_group(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        limit: BatchLimit,
+    ) -> Op<Result<Option<Peek>, StoreError>> {
+        self.topic_ref(topic, &mut None).peek_group(group, limit)
+    }
+
+    /// Creates a group, moves it, or changes its settings. Creates the topic if there is none. Returns whether the group
+    /// is new.
+    ///
+    /// # Errors
+    /// See [`GroupError`].
+    pub fn set_group(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        config: &GroupConfig,
+    ) -> Op<Result<bool, GroupError>> {
+        self.topic_ref(topic, &mut None).set_group(group, config)
+    }
+
+    /// Removes a group. Its leases are lost. Returns whether there was one.
+    ///
+    /// # Errors
+    /// When the store does not keep the removal.
+    pub fn remove_group(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+    ) -> Op<Result<bool, StoreError>> {
+        self.topic_ref(topic, &mut None).remove_group(group)
+    }
+
+    /// The groups of a topic. Empty if there is no such topic.
+    pub fn groups(&self, topic: &TopicName) -> Vec<GroupStats> {
+        let groups = |topic: &mut Topic| topic.groups(clock::now());
+        self.topic_ref(topic, &mut None).with_expired_removed(groups).unwrap_or_default()
+    }
+
+    /// A group, and its leases of the oldest messages, at most `max_leases`. `None` if there is no such group.
+    pub fn group_stats(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        max_leases: usize,
+    ) -> Option<(GroupStats, Vec<LeaseStats>)> {
+        let stats = |topic: &mut Topic| topic.group_stats(group, max_leases, clock::now());
+        self.topic_ref(topic, &mut None).with_expired_removed(stats)?
+    }
+}
+
+async fn commit_all(
+    commits: Vec<(Arc<Commit>, Arc<SharedTopic>)>,
+    lost: Vec<usize>,
+) -> Result<Vec<usize>, StoreError> {
+    for (commit, _topic) in commits {
+        poll_fn(|cx| commit.poll(cx)).await?;
+    }
+    Ok(lost)
+}
+
+impl TopicMap {
+    /// Settles leases of one group of a topic. Also returns the topic, if it is still there.
+    fn settle(
+        &self,
+        name: &TopicName,
+        epoch: u64,
+        group: u8,
+        keys: &[LeaseKey],
+        settlement: &Settlement,
+    ) -> Result<(Option<Arc<SharedTopic>>, Settled), StoreError> {
+        let all_lost = || Settled { lost: (0..keys.len()).collect(), ..Settled::default() };
+        let Some(topic) = self.find(name) else { return Ok((None, all_lost())) };
+        let mut locked = topic.lock();
+        if locked.is_deleted() || locked.info().epoch != epoch {
+            return Ok((None, all_lost()));
+        }
+        let mut settled = locked.settle(group, keys, settlement, clock::now())?;
+        let waker = settled.waker.take();
+        topic.unlock_and_register(locked);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok((Some(topic), settled))
+    }
+}
+
+impl TopicRef<'_> {
+    fn lease(
+        &mut self,
+        group: &GroupName,
+        options: LeaseOptions,
+    ) -> Op<Result<Vec<Leased>, LeaseError>> {
+        let options = LeaseOptions { from: self.map().resume(options.from), ..options };
+        let leased = self.with_existing(|topic| {
+            let now = clock::now();
+            let taken = topic.lease(group, &options, now, &mut Page::default());
+            (taken, topic.register(now.monotonic))
+        });
+        let (Some((taken, registration)), Some(topic)) = (leased, self.location()) else {
+            return Op::ready(Ok(Vec::new()));
+        };
+        topic.register(registration);
+        match taken {
+            Ok(Taken { messages, commit }) => Op::after(commit, topic, messages),
+            Err(TakeError::Over(error)) => Op::ready(Err(error)),
+            Err(TakeError::Unread(_)) => {
+                Op::running(lease_cold(Arc::clone(topic), group.clone(), options))
+            }
+        }
+    }
+
+    fn peek_group(
+        &mut self,
+        group: &GroupName,
+        limit: BatchLimit,
+    ) -> Op<Result<Option<Peek>, StoreError>> {
+        let peek = self.with_existing(|topic| {
+            topic.peek_group(group, limit, clock::now(), &mut Page::default())
+        });
+        match (peek, self.location()) {
+            (Some(Err(_)), Some(topic)) => {
+                let (topic, group) = (Arc::clone(topic), group.clone());
+                Op::running(async move {
+                    let peek = |topic: &mut Topic, page: &mut Page| {
+                        let peek = topic.peek_group(&group, limit, clock::now(), page)?;
+                        Ok::<_, TakeError<StoreError>>(peek)
+                    };
+                    read_and_take(&topic, peek).await.map(Some)
+                })
+            }
+            (peek, _) => Op::ready(Ok(peek.and_then(Result::ok))),
+        }
+    }
+
+    fn set_group(
+        &mut self,
+        group: &GroupName,
+        config: &GroupConfig,
+    ) -> Op<Result<bool, GroupError>> {
+        let map = self.map();
+        let from = config.from.map(|from| map.resume(from));
+        let config = GroupConfig { from, ..config.clone() };
+        let set = self.with_or_create(|shared, topic| {
+            let mut is_admitted = false;
+            let set = topic.set_group(group, &config, clock::now(), |topic| {
+                map.admit_topic()?;
+                is_admitted = true;
+                map.keep(shared, topic)
+            });
+            if set.is_err() && is_admitted {
+                map.dismiss_topic();
+            }
+            set
+        });
+        match set {
+            Ok((topic, (is_new, commit))) => Op::after(commit, topic, is_new),
+            Err(error) => Op::ready(Err(error)),
+        }
+    }
+
+    fn remove_group(&mut self, group: &GroupName) -> Op<Result<bool, StoreError>> {
+        let removed = self.with_existing(|topic| topic.remove_group(group));
+        match (removed, self.location()) {
+            (Some(Ok((is_removed, commit))), Some(topic)) => Op::after(commit, topic, is_removed),
+            (Some(Err(error)), _) => Op::ready(Err(error)),
+            _ => Op::ready(Ok(false)),
+        }
+    }
+}
+
+/// Reads the next messages, and leases them.
+async fn lease_cold(
+    topic: Arc<SharedTopic>,
+    group: GroupName,
+    options: LeaseOptions,
+) -> Result<Vec<Leased>, LeaseError> {
+    let take =
+        |topic: &mut Topic, page: &mut Page| topic.lease(&group, &options, clock::now(), page);
+    let Taken { messages, commit } = read_and_take(&topic, take).await?;
+    topic.unlock_and_register(topic.lock());
+    if let Some(commit) = commit {
+        poll_fn(|cx| commit.poll(cx)).await?;
+    }
+    Ok(messages)
+}

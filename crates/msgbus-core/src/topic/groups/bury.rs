@@ -1,0 +1,130 @@
+//! What is due, and dead letters: messages that a group was given too often.
+
+use std::task::Waker;
+
+use super::{
+    super::{Page, Topic, Unread, waiters::Waiters},
+    group::Group,
+};
+use crate::model::{GroupName, Message, MonotonicTime, Now, TopicName};
+
+/// What was due in one topic.
+#[derive(Debug, Default)]
+pub(crate) struct Due {
+    /// Waiting pulls for which there are messages now, to be woken after the lock is released.
+    pub(crate) wakers: Vec<Waker>,
+    /// Messages to publish as dead letters.
+    pub(crate) dead: Vec<DeadLetter>,
+}
+
+/// A message that becomes a dead letter.
+#[derive(Debug)]
+pub(crate) struct DeadLetter {
+    pub(crate) group: u8,
+    pub(crate) name: GroupName,
+    pub(crate) id: u64,
+    pub(crate) deliveries: u32,
+    pub(crate) reason: Option<Box<str>>,
+    /// The topic for it, if the group's settings name one.
+    pub(crate) topic: Option<TopicName>,
+}
+
+/// What the timer has to know of a topic.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Registration {
+    /// When something is due.
+    pub(crate) at: MonotonicTime,
+    /// The registration that this one replaces.
+    pub(crate) previous: Option<MonotonicTime>,
+}
+
+/// The outcome of a burial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Burial {
+    /// The dead letter was published.
+    Done,
+    /// It was not, and will be tried again.
+    Refused,
+    /// The message is a dead letter already.
+    Exempt,
+}
+
+impl DeadLetter {
+    /// The header that names the topic where the message was published first.
+    pub(crate) const TOPIC: &str = "dead-letter-topic";
+}
+
+impl Topic {
+    /// The time of the next thing that is due, if the timer does not know of it. It must be told.
+    pub(crate) fn register(&mut self, now: MonotonicTime) -> Option<Registration> {
+        let groups = self.groups.as_mut()?;
+        let deadlines = groups.iter_mut().filter_map(|group| {
+            if group.dying.is_empty() { group.open.next_deadline() } else { Some(now) }
+        });
+        let at = deadlines.min()?;
+        if groups.registered.is_some_and(|registered| registered <= at) {
+            return None;
+        }
+        let previous = groups.registered.replace(at);
+        Some(Registration { at, previous })
+    }
+
+    /// Does what is due.
+    pub(crate) fn run_due(&mut self, now: MonotonicTime) -> Due {
+        let mut due = Due::default();
+        self.expire_all(now);
+        let Some(groups) = &mut self.groups else { return due };
+        groups.registered = None;
+        for (number, group) in (0..).zip(&mut groups.slots) {
+            let Some(group) = group else { continue };
+            group.end_due(now);
+            for id in std::mem::take(&mut group.dying) {
+                due.dead.extend(group.dead_letter(number, id));
+            }
+            if group.has_work(&self.log) {
+                let queue = self.consumers.existing_queue(Some(&group.name));
+                due.wakers.extend(queue.and_then(Waiters::unpark_first));
+            }
+        }
+        due
+    }
+
+    /// The message of a dead letter. `None` if it has left meanwhile.
+    pub(crate) fn message_with(
+        &self,
+        id: u64,
+        now: MonotonicTime,
+        page: &mut Page,
+    ) -> Result<Option<Message>, Unread> {
+        let entry = self.log.first_from(id, now).filter(|entry| entry.id() == id);
+        entry.map(|entry| page.message(entry)).transpose()
+    }
+
+    /// Ends the burial of a message.
+    pub(crate) fn buried(&mut self, number: u8, id: u64, burial: Burial, now: Now) {
+        let group = self.groups.as_mut().and_then(|groups| groups.get_mut(number));
+        let Some(group) = group else { return };
+        match burial {
+            Burial::Done => {
+                group.finish_burial(id);
+                self.keep_burial(number, id, now);
+            }
+            Burial::Refused => group.postpone_burial(id, now.monotonic),
+            Burial::Exempt => group.cancel_burial(id, now.monotonic),
+        }
+    }
+}
+
+impl Group {
+    fn dead_letter(&self, number: u8, id: u64) -> Option<DeadLetter> {
+        let deliveries = self.open.get(id)?.deliveries;
+        Some(DeadLetter {
+            group: number,
+            name: self.name.clone(),
+            id,
+            deliveries,
+            reason: self.open.reason(id).map(Box::from),
+            topic: self.settings.dead_letters.clone(),
+        })
+    }
+}

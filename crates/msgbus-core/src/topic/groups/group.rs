@@ -1,0 +1,252 @@
+//! The rules of one group: which message is delivered next, and what becomes of it.
+
+use std::sync::Arc;
+
+use super::{
+    super::log::{Entry, Log},
+    open::{Holder, Open, OpenTable, State},
+};
+use crate::{
+    model::{
+        GroupName, GroupSettings, LeaseKey, LeaseToken, MonotonicTime, Nanos, Now, Settlement,
+    },
+    stats::GroupCounters,
+};
+
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) name: GroupName,
+    pub(super) settings: GroupSettings,
+    /// Whether it was created by itself, and not by a pull.
+    pub(super) is_explicit: bool,
+    /// Messages appended to the topic, without those that are counted for the group.
+    pub(super) base: u64,
+    /// The id of the next message that the group has not been given.
+    pub(super) next_id: u64,
+    pub(super) open: OpenTable,
+    pub(super) counters: GroupCounters,
+    /// Messages that are to become dead letters now.
+    pub(super) dying: Vec<u64>,
+    /// Whether the store knows the group, so that it can be told what has changed.
+    pub(super) is_stored: bool,
+}
+
+/// Why a message leaves a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::topic) enum Cause {
+    Expired,
+    Evicted,
+}
+
+impl Group {
+    /// The maximum number of open messages.
+    const MAX_OPEN: usize = 65_536;
+    /// The time until a dead letter that was refused is tried again.
+    const RETRY: Nanos = Nanos::from_seconds(5);
+
+    /// A group whose first message is the first one from `next_id` on.
+    pub(super) fn new(name: GroupName, next_id: u64, log: &mut Log) -> Self {
+        Self {
+            name,
+            settings: GroupSettings::default(),
+            is_explicit: false,
+            base: log.appended() - log.count_from(next_id),
+            next_id,
+            open: OpenTable::default(),
+            counters: GroupCounters::default(),
+            dying: Vec::new(),
+            is_stored: false,
+        }
+    }
+
+    /// The id below which everything is settled.
+    pub(super) fn floor(&self) -> u64 {
+        self.open.first().unwrap_or(self.next_id)
+    }
+
+    pub(super) fn has_max_leases(&self) -> bool {
+        self.open.leased() >= self.settings.max_leases as usize
+    }
+
+    /// Whether there is a message to deliver, whatever the limit on leases. It may have expired.
+    pub(super) fn has_messages(&self, log: &Log) -> bool {
+        self.open.first_ready().is_some()
+            || self.open.len() < Self::MAX_OPEN && log.has_any_from(self.next_id)
+    }
+
+    /// Whether a pull would get a message, unless it has expired.
+    pub(super) fn has_work(&self, log: &Log) -> bool {
+        !self.has_max_leases() && self.has_messages(log)
+    }
+
+    /// The message to deliver next: the oldest that was delivered before, or a new one.
+    pub(super) fn next<'a>(&self, log: &'a Log, now: MonotonicTime) -> Option<Entry<'a>> {
+        if self.has_max_leases() {
+            return None;
+        }
+        match self.open.first_ready() {
+            Some(id) => log.first_from(id, now),
+            None if self.open.len() >= Self::MAX_OPEN => None,
+            None => log.first_from(self.next_id, now),
+        }
+    }
+
+    /// Gives a message to a worker. Returns how often it was delivered.
+    pub(super) fn lease(
+        &mut self,
+        key: LeaseKey,
+        deadline: MonotonicTime,
+        holder: &Arc<Holder>,
+    ) -> u32 {
+        let earlier = self.open.get(key.id).map_or(0, |open| open.deliveries);
+        let deliveries = earlier.saturating_add(1);
+        let holder = Arc::clone(holder);
+        let open = Open { deadline, nonce: key.nonce, holder, deliveries, state: State::Leased };
+        self.open.put(key.id, open);
+        self.next_id = self.next_id.max(key.id + 1);
+        self.counters.delivered += 1;
+        self.counters.redelivered += u64::from(earlier > 0);
+        deliveries
+    }
+
+    /// Takes a lease back that the worker never got.
+    pub(super) fn unlease(&mut self, key: LeaseKey) {
+        let is_it = |open: &&Open| open.nonce == key.nonce && open.state == State::Leased;
+        let Some(open) = self.open.get(key.id).filter(is_it).cloned() else { return };
+        let deliveries = open.deliveries - 1;
+        self.open.put(key.id, Open { deliveries, state: State::Ready, ..open });
+        self.counters.delivered -= 1;
+        self.counters.redelivered -= u64::from(deliveries > 0);
+    }
+
+    /// Settles one lease. Returns `false` if it is over. An ack stays to be [finished](Self::finish_ack) if the store
+    /// must keep it first.
+    pub(super) fn settle(
+        &mut self,
+        key: LeaseKey,
+        settlement: &Settlement,
+        waits_for_store: bool,
+        now: Now,
+    ) -> bool {
+        let Some(open) = self.open.leased_until(key, now.monotonic) else { return false };
+        let (deliveries, deadline) = (open.deliveries, open.deadline);
+        match settlement {
+            Settlement::Ack => {
+                self.counters.acked += 1;
+                if waits_for_store {
+                    self.open.change(key.id, State::Settling, deadline);
+                } else {
+                    self.open.remove(key.id);
+                }
+            }
+            Settlement::Nack { delay, reason } => {
+                self.counters.nacked += 1;
+                self.open.set_reason(key.id, reason.as_deref().map(cut));
+                let ready = now.monotonic.after(Nanos::from((*delay).min(LeaseToken::MAX_TIME)));
+                self.give_back(key.id, deliveries, ready, now.monotonic);
+            }
+            Settlement::Extend { lease } => {
+                let lease = Nanos::from((*lease).min(LeaseToken::MAX_TIME));
+                self.open.change(key.id, State::Leased, now.monotonic.after(lease));
+            }
+        }
+        true
+    }
+
+    /// Makes a message ready at a time, or a dead letter.
+    fn give_back(&mut self, id: u64, deliveries: u32, ready: MonotonicTime, now: MonotonicTime) {
+        if self.is_last(deliveries) {
+            self.open.change(id, State::Burying, now);
+            self.dying.push(id);
+        } else if ready > now {
+            self.open.change(id, State::Delayed, ready);
+        } else {
+            self.open.change(id, State::Ready, now);
+        }
+    }
+
+    /// Whether this was the last delivery that the settings allow.
+    pub(super) fn is_last(&self, deliveries: u32) -> bool {
+        self.settings.max_deliveries != 0 && deliveries >= self.settings.max_deliveries
+    }
+
+    /// The store has kept an ack.
+    pub(super) fn finish_ack(&mut self, key: LeaseKey) {
+        if self.is_settling(key) {
+            self.open.remove(key.id);
+        }
+    }
+
+    /// The store has not kept an ack: the lease goes on.
+    pub(super) fn undo_ack(&mut self, key: LeaseKey) {
+        if self.is_settling(key)
+            && let Some(open) = self.open.get(key.id)
+        {
+            self.open.change(key.id, State::Leased, open.deadline);
+            self.counters.acked -= 1;
+        }
+    }
+
+    fn is_settling(&self, key: LeaseKey) -> bool {
+        let open = self.open.get(key.id);
+        open.is_some_and(|open| open.nonce == key.nonce && open.state == State::Settling)
+    }
+
+    /// Ends what is due: leases and delays.
+    pub(super) fn end_due(&mut self, now: MonotonicTime) {
+        while let Some(id) = self.open.pop_due(now) {
+            let Some(Open { state, deliveries, .. }) = self.open.get(id) else { continue };
+            match (state, *deliveries) {
+                (State::Leased, deliveries) => {
+                    self.counters.lease_expired += 1;
+                    self.open.set_reason(id, None);
+                    self.give_back(id, deliveries, now, now);
+                }
+                (State::Dying, _) => {
+                    self.open.change(id, State::Burying, now);
+                    self.dying.push(id);
+                }
+                _ => self.open.change(id, State::Ready, now),
+            }
+        }
+    }
+
+    /// A message has left the topic.
+    pub(super) fn forget(&mut self, id: u64, cause: Cause) {
+        let is_new = id >= self.next_id;
+        if !is_new && self.open.remove(id).is_none_or(|open| open.state == State::Settling) {
+            return;
+        }
+        match cause {
+            Cause::Expired => self.counters.expired += 1,
+            Cause::Evicted => self.counters.evicted += 1,
+        }
+    }
+
+    /// The message is in the dead-letter topic now.
+    pub(super) fn finish_burial(&mut self, id: u64) {
+        if self.open.remove(id).is_some() {
+            self.counters.dead_lettered += 1;
+        }
+    }
+
+    /// The dead-letter topic has not accepted the message.
+    pub(super) fn postpone_burial(&mut self, id: u64, now: MonotonicTime) {
+        self.counters.dead_letters_refused += 1;
+        self.open.change(id, State::Dying, now.after(Self::RETRY));
+    }
+
+    /// The message is a dead letter already: it is delivered again, a little later.
+    pub(super) fn cancel_burial(&mut self, id: u64, now: MonotonicTime) {
+        self.open.change(id, State::Delayed, now.after(Self::RETRY));
+    }
+}
+
+/// The beginning of a reason, as much as is kept.
+fn cut(reason: &str) -> Box<str> {
+    let mut end = reason.len().min(LeaseToken::MAX_REASON);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason[..end].into()
+}
