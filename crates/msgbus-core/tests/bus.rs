@@ -20,7 +20,7 @@ use futures_core::Stream;
 use msgbus_core::{
     BatchLimit, BusStats, Event, LagPolicy, LimitReached, MessageBus, NewMessage, Options,
     Position, PublishError, RecvError, SubscribeError, SubscribeOptions, Subscription, TopicName,
-    TopicSettings, json,
+    TopicSettings,
 };
 
 fn name(text: &str) -> TopicName {
@@ -450,42 +450,6 @@ fn expired_messages_are_never_seen_and_purging_frees_them() {
     let stats = bus.topic(&topic).unwrap();
     assert_eq!((stats.counters.expired.total, stats.counters.expired.unpulled), (1, 1));
     assert_eq!(stats.retained, 1, "pulled messages stay for replay");
-}
-
-#[test]
-fn a_message_reads_back_as_it_was_written() {
-    let bus = MessageBus::new(Options::default());
-    let topic = name("a/\"quoted\" & <odd>");
-    for payload in [&b""[..], b"hi", b"\x00\xff\n"] {
-        bus.put(&topic, payload).unwrap();
-        let sent = bus.get(&topic).unwrap().unwrap();
-        let mut out = Vec::new();
-        json::write_message(&mut out, &sent);
-        let read = json::read_message(&out).unwrap();
-        assert_eq!((read.id(), read.payload()), (sent.id(), sent.payload()));
-        assert_eq!((read.created(), read.expires()), (sent.created(), sent.expires()));
-        assert_eq!(read.topic().name, topic);
-        assert_eq!(read.topic().ttl, sent.topic().ttl);
-    }
-}
-
-#[test]
-fn every_version_of_prologic_msgbus_can_be_read() {
-    let shape_d = br#"{"id":0,"topic":{"name":"hello","seq":1,"created":"2018-05-14T01:02:03.123456-07:00"},"payload":"aGk=","created":"2018-05-14T01:02:03.123467-07:00"}"#;
-    let message = json::read_message(shape_d).unwrap();
-    assert_eq!(message.payload(), "hi");
-    assert_eq!((message.expires(), message.topic().ttl), (None, None));
-
-    let shape_a = br#"{"id":3,"topic":{"name":"hello","ttl":60000000000,"seq":9,"created":"2018-01-01T00:00:00Z"},"payload":"","expires":"0001-01-01T00:00:00Z","created":"2018-01-01T00:00:00Z","new":[]}"#;
-    let message = json::read_message(shape_a).unwrap();
-    assert_eq!(message.topic().ttl, Some(Duration::from_secs(60)));
-    assert_eq!(message.expires(), None);
-
-    for rubbish in
-        ["", "{}", "[]", "{\"id\":-1}", &String::from_utf8_lossy(shape_d).replace("aGk=", "a")]
-    {
-        assert!(json::read_message(rubbish.as_bytes()).is_err(), "{rubbish}");
-    }
 }
 
 #[derive(Default)]

@@ -4,13 +4,16 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod bench;
+mod cursor;
 mod from_dump;
 mod keys;
+mod poll;
 mod publish;
 mod pull;
 mod relay;
 mod secure;
 mod subscribe;
+mod subscribe_command;
 mod support;
 mod terminal;
 mod texts;
