@@ -254,6 +254,21 @@ fn store_totals(page: &mut Page, store: &StoreStats) {
         ("msgbus_store_queued_bytes", "Bytes waiting to be written.", store.queued_bytes as u64),
         ("msgbus_store_full", "Whether there is no room for messages.", store.is_full.into()),
         ("msgbus_store_failed", "Whether the disk has failed.", store.failure.is_some().into()),
+        (
+            "msgbus_store_unreadable",
+            "Whether a file that cannot be read keeps all later ones from being freed.",
+            store.unreadable.is_some().into(),
+        ),
+        (
+            "msgbus_store_skipped_parts",
+            "Damaged parts of files that --repair skipped at the start.",
+            store.recovery.skipped.len() as u64,
+        ),
+        (
+            "msgbus_store_skipped_bytes",
+            "Bytes that --repair skipped at the start.",
+            store.recovery.skipped.iter().map(|damage| damage.bytes).sum(),
+        ),
     ] {
         page.gauge(name, help, value);
     }

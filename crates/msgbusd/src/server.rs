@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    thread,
     time::Duration,
 };
 
@@ -19,6 +20,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     runtime::Handle,
     select,
+    sync::oneshot,
     task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
@@ -38,7 +40,7 @@ use crate::{
     net::tls::{self, Certificate, CertificateError},
     net::workers::Workers,
     state::App,
-    storage::StoreWatch,
+    storage::{self, Opened, StoreWatch},
     worker::Worker,
 };
 
@@ -71,6 +73,34 @@ struct BoundListener {
     tls: Option<Arc<ServerConfig>>,
 }
 
+/// What a server listens on.
+#[derive(Debug)]
+struct Sockets {
+    listeners: Vec<BoundListener>,
+    endpoints: Vec<Bind>,
+    certificate: Option<Arc<Certificate>>,
+}
+
+impl Sockets {
+    fn bind(config: &Config) -> Result<Self, StartError> {
+        let certificate =
+            config.certificate.clone().map(Certificate::new).transpose()?.map(Arc::new);
+        let tls =
+            certificate.as_ref().map(|certificate| tls::settings(certificate, &serve::PROTOCOLS));
+        let mut listeners = Vec::new();
+        let mut endpoints = Vec::new();
+        for bind in &config.bind {
+            let failed = |error| StartError::Listen { endpoint: bind.clone(), error };
+            let listener = Listener::new(bind).map_err(failed)?;
+            endpoints.push(listener.local_endpoint().map_err(failed)?);
+            // A unix socket does not leave the machine, so it needs no encryption.
+            let tls = tls.clone().filter(|_| matches!(bind, Bind::Tcp(_)));
+            listeners.push(BoundListener { listener, tls });
+        }
+        Ok(Self { listeners, endpoints, certificate })
+    }
+}
+
 /// Why a server does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -88,6 +118,12 @@ pub enum StartError {
     /// The directory of `--data` is not usable.
     #[error("--data: {0}")]
     Data(#[from] OpenError),
+    /// The system gives no thread to read the directory.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    /// The thread that read the directory panicked. The log says where.
+    #[error("--data: reading it has panicked")]
+    Panicked,
 }
 
 /// What a server cut off when it stopped.
@@ -98,7 +134,7 @@ pub struct Drained {
 }
 
 impl Server {
-    /// Listens on the configured endpoints. With a directory of data it first blocks until everything in it is read;
+    /// Listens on the configured endpoints. With a directory of data it blocks until everything in it is read;
     /// connections wait meanwhile.
     ///
     /// # Errors
@@ -108,23 +144,41 @@ impl Server {
     /// # Panics
     /// When called outside a tokio runtime.
     pub fn bind(config: Config) -> Result<Self, StartError> {
-        let certificate =
-            config.certificate.clone().map(Certificate::new).transpose()?.map(Arc::new);
-        let tls =
-            certificate.as_ref().map(|certificate| tls::settings(certificate, &serve::PROTOCOLS));
-        let mut listeners = Vec::new();
-        let mut endpoints = Vec::new();
-        for bind in &config.bind {
-            let failed = |error| StartError::Listen { endpoint: bind.clone(), error };
-            let listener = Listener::new(bind).map_err(failed)?;
-            endpoints.push(listener.local_endpoint().map_err(failed)?);
-            // A unix socket does not leave the machine, so it needs no encryption.
-            let tls = tls.clone().filter(|_| matches!(bind, Bind::Tcp(_)));
-            listeners.push(BoundListener { listener, tls });
+        let sockets = Sockets::bind(&config)?;
+        let opened = storage::open(&config)?;
+        Ok(Self::new(config, sockets, opened))
+    }
+
+    /// Like [`bind`](Self::bind), but reads the directory of data on a thread of its own and does not block.
+    ///
+    /// # Errors
+    /// As for [`bind`](Self::bind), and when the system gives no thread.
+    ///
+    /// # Cancel safety
+    /// When dropped, it stops listening. The thread goes on reading, and uses the directory until it is done or the
+    /// process ends, which harms nothing: the next start reads the directory again.
+    pub async fn bind_async(config: Config) -> Result<Self, StartError> {
+        if config.data.is_none() {
+            return Self::bind(config);
         }
+        let sockets = Sockets::bind(&config)?;
+        // Not on a blocking thread of the runtime: the end of the runtime would wait for it.
+        let (done, opened) = oneshot::channel();
+        let thread = thread::Builder::new().name("open".to_owned()).spawn(move || {
+            let opened = storage::open(&config);
+            // Nobody may be waiting any more.
+            let _ = done.send((config, opened));
+        });
+        thread.map_err(StartError::Thread)?;
+        let (config, opened) = opened.await.map_err(|_| StartError::Panicked)?;
+        Ok(Self::new(config, sockets, opened?))
+    }
+
+    fn new(config: Config, sockets: Sockets, opened: Opened) -> Self {
         let keyring = config.keys.clone().map(|file| Arc::new(Keyring::new(file)));
-        let app = Arc::new(App::new(config, keyring)?);
-        Ok(Self { listeners, endpoints, certificate, app, workers: Workers::current() })
+        let app = Arc::new(App::new(config, keyring, opened));
+        let Sockets { listeners, endpoints, certificate } = sockets;
+        Self { listeners, endpoints, certificate, app, workers: Workers::current() }
     }
 
     /// Serves connections on these threads instead of the runtime that accepts them.

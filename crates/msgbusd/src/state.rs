@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use msgbus_core::MessageBus;
-use msgbus_store::{LogStore, OpenError};
+use msgbus_store::LogStore;
 
 use crate::{
     auth::Keyring,
@@ -17,7 +17,7 @@ use crate::{
         rate_limit::RateLimiter,
     },
     metrics::Metrics,
-    storage,
+    storage::Opened,
 };
 
 /// The shared state of the server.
@@ -40,15 +40,20 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Opens the bus. With `--data` it blocks until everything is read.
-    pub(crate) fn new(config: Config, keyring: Option<Arc<Keyring>>) -> Result<Self, OpenError> {
+    /// The state of a server whose topics are all in memory.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn in_memory(config: Config, keyring: Option<Arc<Keyring>>) -> Self {
+        let bus = MessageBus::new(config.bus.clone());
+        Self::new(config, keyring, (bus, None))
+    }
+
+    pub(crate) fn new(config: Config, keyring: Option<Arc<Keyring>>, (bus, store): Opened) -> Self {
         const DEFAULT_PER_ADDRESS: usize = 1000;
         let per_address = match config.max_connections_per_address {
             Some(max) => PerAddress::Max(max),
             None => PerAddress::MaxExceptLoopback(DEFAULT_PER_ADDRESS),
         };
-        let (bus, store) = storage::open(&config)?;
-        Ok(Self {
+        Self {
             bus,
             store,
             keyring,
@@ -60,6 +65,6 @@ impl App {
             rates: RateLimiter::new(config.publish_rate),
             background: Background::default(),
             config,
-        })
+        }
     }
 }

@@ -20,8 +20,11 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// The pause between two lines about a store that has failed.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// A bus, and its store if it has one.
+pub(crate) type Opened = (MessageBus, Option<Arc<LogStore>>);
+
 /// Opens the bus of a configuration: with the store in its directory, if it has one. Blocks until everything is read.
-pub(crate) fn open(config: &Config) -> Result<(MessageBus, Option<Arc<LogStore>>), OpenError> {
+pub(crate) fn open(config: &Config) -> Result<Opened, OpenError> {
     let Some(directory) = &config.data else {
         return Ok((MessageBus::new(config.bus.clone()), None));
     };
@@ -61,16 +64,16 @@ fn report(directory: &Path, found: &RecoveryReport) {
     let directory = directory.display();
     if let Some(torn) = &found.torn_tail {
         warn!(
-            "removed {} bytes of an unfinished write at offset {} of {}",
-            torn.bytes,
+            "removed {} of an unfinished write at offset {} of {}",
+            counted(torn.bytes, "byte"),
             torn.offset,
             torn.file.display()
         );
     }
     for damage in &found.skipped {
         warn!(
-            "--repair: skipped {} bytes at offset {} of {}: {}",
-            damage.bytes,
+            "--repair: skipped {} at offset {} of {}: {}",
+            counted(damage.bytes, "byte"),
             damage.offset,
             damage.file.display(),
             damage.problem

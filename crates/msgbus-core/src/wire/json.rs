@@ -55,11 +55,22 @@ const MAX_TTL: u64 = i64::MAX.cast_unsigned();
 
 /// Appends a message as one JSON object, without a line end.
 pub fn write_message(out: &mut Vec<u8>, message: &Message) {
-    let before = BeforePayload {
-        id: message.id(),
-        // Fixed when the message was appended, so that a message always has the same encoding.
-        topic: TopicObject::new(message.topic(), message.id().saturating_add(1)),
-    };
+    write_object(out, message, topic_of(message));
+}
+
+/// Appends a message that a store has read, as [`write_message`] does, but without the `ttl` of its topic: that is a
+/// setting, which a store does not keep.
+pub fn write_recovered(out: &mut Vec<u8>, message: &Message) {
+    write_object(out, message, TopicObject { ttl: None, ..topic_of(message) });
+}
+
+/// The topic of a message. Fixed when the message was appended, so that a message always has the same encoding.
+fn topic_of(message: &Message) -> TopicObject<'_> {
+    TopicObject::new(message.topic(), message.id().saturating_add(1))
+}
+
+fn write_object(out: &mut Vec<u8>, message: &Message, topic: TopicObject<'_>) {
+    let before = BeforePayload { id: message.id(), topic };
     let after = AfterPayload {
         expires: Time(message.expires().unwrap_or(NEVER)),
         created: Time(message.created()),
@@ -204,8 +215,9 @@ struct AfterPayload<'a> {
 #[derive(Serialize)]
 struct TopicObject<'a> {
     name: &'a str,
-    /// Nanoseconds; 0 is without limit.
-    ttl: u64,
+    /// Nanoseconds; 0 is without limit. Absent if it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl: Option<u64>,
     seq: u64,
     created: Time,
 }
@@ -215,7 +227,7 @@ impl<'a> TopicObject<'a> {
         let ttl = topic.ttl.unwrap_or_default().as_nanos();
         Self {
             name: topic.name.as_str(),
-            ttl: u64::try_from(ttl).unwrap_or(u64::MAX).min(MAX_TTL),
+            ttl: Some(u64::try_from(ttl).unwrap_or(u64::MAX).min(MAX_TTL)),
             seq,
             created: Time(topic.created),
         }

@@ -82,7 +82,7 @@ mod tests {
     #[tokio::test]
     async fn a_door_needs_the_service_and_a_stream() {
         let config = Config { max_subscriptions: 1, ..Config::default() };
-        let worker = Worker::new(&Arc::new(App::new(config, None).unwrap()));
+        let worker = Worker::new(&Arc::new(App::in_memory(config, None)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut clients = Vec::new();
         for request in ["PUB t one\nPUB t two\nPUB a/ x\n", "SUB t\n", "SUB t\n"] {

@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
@@ -21,7 +21,7 @@ use crate::{
     process::refuses,
 };
 
-fn start(data: &Path, args: &[&str]) -> Running {
+pub(crate) fn start(data: &Path, args: &[&str]) -> Running {
     let data = data.to_str().unwrap();
     let args = [&["--bind", "127.0.0.1:0", "--data", data], args].concat();
     Running::start(&mut msgbusd(&args))
@@ -33,7 +33,7 @@ fn kill(mut daemon: Running) {
     daemon.child.wait().unwrap();
 }
 
-fn status(answer: &str) -> u16 {
+pub(crate) fn status(answer: &str) -> u16 {
     answer.get(9..12).unwrap().parse().unwrap()
 }
 
@@ -42,12 +42,12 @@ fn header<'a>(answer: &'a str, name: &str) -> &'a str {
     lines.find(|(other, _)| other.eq_ignore_ascii_case(name)).unwrap().1
 }
 
-fn body(answer: &str) -> &str {
+pub(crate) fn body(answer: &str) -> &str {
     answer.split_once("\r\n\r\n").unwrap().1
 }
 
 /// Publishes one message on a connection of its own.
-fn put(daemon: &Running, target: &str, body: &str) -> String {
+pub(crate) fn put(daemon: &Running, target: &str, body: &str) -> String {
     let length = body.len();
     let mut stream = TcpStream::connect(daemon.address).unwrap();
     let head = "Host: localhost\r\nConnection: close\r\nX-Kept: yes\r\nContent-Type: text/plain";
@@ -193,7 +193,9 @@ fn a_directory_that_cannot_be_used_is_one_line() {
 }
 
 /// Publishes and pulls from several connections, and records what the server has answered.
-struct Load {
+pub(crate) struct Load {
+    /// The size of each message, or more if its number is longer.
+    size: usize,
     stop: AtomicBool,
     /// Confirmed messages of each topic, by id.
     published: Mutex<BTreeMap<u64, String>>,
@@ -203,12 +205,43 @@ struct Load {
 }
 
 impl Load {
-    fn publisher(&self, daemon: &Running) {
+    pub(crate) fn of_size(size: usize) -> Self {
+        Self {
+            size,
+            stop: AtomicBool::new(false),
+            published: Mutex::default(),
+            pulled: Mutex::default(),
+            unknown_pulls: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    /// Stops the load when the result is dropped, also by a panic.
+    pub(crate) fn stop_when_dropped(&self) -> impl Drop {
+        StopWhenDropped(&self.stop)
+    }
+
+    /// Waits until so many more messages are confirmed.
+    pub(crate) fn wait_for_more(&self, count: usize) {
+        let confirmed = || self.published.lock().unwrap().len();
+        let (before, start) = (confirmed(), Instant::now());
+        while confirmed() < before + count {
+            assert!(start.elapsed() < Duration::from_secs(60), "only {}", confirmed() - before);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// What was confirmed so far: the messages that were published, by id, and those that were pulled.
+    pub(crate) fn confirmed(&self) -> (BTreeMap<u64, String>, Vec<String>) {
+        (self.published.lock().unwrap().clone(), self.pulled.lock().unwrap().clone())
+    }
+
+    pub(crate) fn publisher(&self, daemon: &Running) {
         let Ok(stream) = TcpStream::connect(daemon.address) else { return };
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut stream = stream;
         while !self.stop.load(Relaxed) {
-            let text = format!("m{}", self.next.fetch_add(1, Relaxed));
+            let text = format!("m{:0width$}", self.next.fetch_add(1, Relaxed), width = self.size);
             let length = text.len();
             let request = format!(
                 "PUT /t HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{text}"
@@ -221,7 +254,7 @@ impl Load {
         }
     }
 
-    fn puller(&self, daemon: &Running) {
+    pub(crate) fn puller(&self, daemon: &Running) {
         let Ok(stream) = TcpStream::connect(daemon.address) else { return };
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut stream = stream;
@@ -238,6 +271,14 @@ impl Load {
             }
             thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+struct StopWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for StopWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
     }
 }
 
@@ -259,13 +300,7 @@ fn kills() -> usize {
 #[test]
 fn kills_under_load_lose_nothing() {
     let data = TempDir::new().unwrap();
-    let load = Load {
-        stop: AtomicBool::new(false),
-        published: Mutex::default(),
-        pulled: Mutex::default(),
-        unknown_pulls: AtomicUsize::new(0),
-        next: AtomicUsize::new(0),
-    };
+    let load = Load::of_size(1);
     let args = ["--ttl", "0", "--max-queue-size", "10000000", "--max-queue-bytes", "1GiB"];
     for round in 0..kills() {
         let args = [&args[..], &["--sync", ["always", "1s"][round % 2]]].concat();
@@ -307,7 +342,7 @@ fn kills_under_load_lose_nothing() {
 }
 
 /// All messages of the topic, in pages of the maximum size.
-fn peek_all(daemon: &Running, first: &str) -> Vec<(u64, String)> {
+pub(crate) fn peek_all(daemon: &Running, first: &str) -> Vec<(u64, String)> {
     let mut all: Vec<(u64, String)> = Vec::new();
     let mut page = first.to_owned();
     let epoch = header(first, "Msgbus-Epoch").to_owned();

@@ -10,6 +10,8 @@ mod browsers;
 mod clock;
 mod connections;
 #[cfg(target_os = "linux")]
+mod data;
+#[cfg(target_os = "linux")]
 mod durable;
 #[cfg(target_os = "linux")]
 mod faults;

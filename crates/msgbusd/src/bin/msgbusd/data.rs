@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use msgbus_core::{Message, TopicName, json};
 use msgbus_store::{RecoveryReport, StoreOptions};
-use msgbusd::config::DataCommand;
+use msgbusd::{config::DataCommand, logging::counted};
 
 /// Runs a command, and prints its result to standard output.
 ///
@@ -43,24 +43,26 @@ fn summary(report: &RecoveryReport) -> String {
     for damage in &report.skipped {
         let (file, problem) = (damage.file.display(), &damage.problem);
         text += &format!(
-            "{file}: damaged at offset {}, {} bytes: {problem}\n",
-            damage.offset, damage.bytes
+            "{file}: damaged at offset {}, {}: {problem}\n",
+            damage.offset,
+            counted(damage.bytes, "byte")
         );
     }
     if let Some(torn) = &report.torn_tail {
         let file = torn.file.display();
         text += &format!(
-            "{file}: an unfinished write at offset {}, {} bytes; the next start removes it\n",
-            torn.offset, torn.bytes
+            "{file}: an unfinished write at offset {}, {}; the next start removes it\n",
+            torn.offset,
+            counted(torn.bytes, "byte")
         );
     }
     text + &format!(
-        "{} records in {} files, {} bytes: {} messages in {} topics; {}\n",
-        report.records,
-        report.segments,
-        report.bytes,
-        report.messages,
-        report.topics,
+        "{} in {}, {}: {} in {}; {}\n",
+        counted(report.records, "record"),
+        counted(report.segments as u64, "file"),
+        counted(report.bytes, "byte"),
+        counted(report.messages, "message"),
+        counted(report.topics as u64, "topic"),
         match report.skipped.len() {
             0 => "all records are good".to_owned(),
             1 => "1 part is damaged".to_owned(),
@@ -82,7 +84,7 @@ fn dump(
             return true;
         }
         line.clear();
-        json::write_message(&mut line, &Message::recovered(&Arc::new(info.clone()), kept));
+        json::write_recovered(&mut line, &Message::recovered(&Arc::new(info.clone()), kept));
         line.push(b'\n');
         failed = out.write_all(&line).err();
         failed.is_none()

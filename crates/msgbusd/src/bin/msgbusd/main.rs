@@ -15,7 +15,10 @@ use msgbusd::{
     config::{self, Config, ConfigFile, Invocation, Scheduler},
     logging::{Log, counted},
 };
-use tokio::{runtime, select};
+use tokio::{
+    runtime, select,
+    signal::unix::{SignalKind, signal},
+};
 use tracing::{info, warn};
 
 use self::{reload::Reload, signals::Signals};
@@ -126,11 +129,15 @@ async fn run(
     file: Option<ConfigFile>,
     workers: Option<Workers>,
 ) -> anyhow::Result<ExitCode> {
+    // All before the start, which may take long: a SIGHUP that nobody listens to would end the process.
     let mut signals = Signals::new()?;
+    let hangups = signal(SignalKind::hangup())?;
     announce_notices(&config);
     let summary = config.summary();
-    let server = bind(config, workers)?;
-    Reload::of(&server, file).on_hangup()?;
+    let Some(server) = bind(config, workers, &mut signals).await? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    Reload::of(&server, file).at_each(hangups);
     let bus = server.bus().clone();
     let endpoints: Vec<String> =
         server.local_endpoints().iter().map(|endpoint| server.uri(endpoint)).collect();
@@ -165,17 +172,29 @@ async fn run(
     }
 }
 
-fn bind(config: Config, workers: Option<Workers>) -> anyhow::Result<Server> {
-    let server = Server::bind(config).map_err(|error| match error {
+/// Listens and reads the data. `None` if a signal has stopped that.
+async fn bind(
+    config: Config,
+    workers: Option<Workers>,
+    signals: &mut Signals,
+) -> anyhow::Result<Option<Server>> {
+    let bound = select! {
+        bound = Server::bind_async(config) => bound,
+        name = signals.next() => {
+            info!("received {name} before the start was complete: stopped");
+            return Ok(None);
+        }
+    };
+    let server = bound.map_err(|error| match error {
         StartError::Listen { .. } if !files::is_out_of_files(&error) => {
             anyhow!("{error}; choose another address with --bind")
         }
         error => error.into(),
     })?;
-    Ok(match workers {
+    Ok(Some(match workers {
         Some(workers) => server.with_workers(workers),
         None => server,
-    })
+    }))
 }
 
 /// Describes what becomes of the messages when the process exits.

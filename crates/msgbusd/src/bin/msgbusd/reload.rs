@@ -1,13 +1,10 @@
 //! SIGHUP: reloads the key file and the certificate files, and checks the file of `--config` for changes. It never ends
 //! the server.
 
-use std::{io, sync::Arc, thread};
+use std::{sync::Arc, thread};
 
 use msgbusd::{Certificate, Server, auth::Keyring, config::ConfigFile};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-};
+use tokio::{signal::unix::Signal, sync::oneshot};
 use tracing::{info, warn};
 
 /// The files that SIGHUP reloads.
@@ -27,9 +24,8 @@ impl Reload {
         Self { file, keyring, certificate }
     }
 
-    /// Reloads the files at each signal. Signals that arrive during a reload count as one.
-    pub(crate) fn on_hangup(self) -> io::Result<()> {
-        let mut hangups = signal(SignalKind::hangup())?;
+    /// Reloads the files at each of these signals. Signals that arrive during a reload count as one.
+    pub(crate) fn at_each(self, mut hangups: Signal) {
         tokio::spawn(async move {
             while hangups.recv().await.is_some() {
                 // Not on a blocking thread of the runtime: the exit of the process would wait for it.
@@ -45,7 +41,6 @@ impl Reload {
                 }
             }
         });
-        Ok(())
     }
 
     fn read(&self) {

@@ -41,7 +41,7 @@ allow = ["publish:orders/**", "subscribe:**"]
 static APP: LazyLock<App> = LazyLock::new(|| {
     let file = auth::fuzzing::read(&KEYS.replace("HASH", &auth::fuzzing::hash(SECRET)));
     let keyring = Keyring::new(file.expect("it is right"));
-    App::new(Config::default(), Some(Arc::new(keyring))).expect("it has no data")
+    App::in_memory(Config::default(), Some(Arc::new(keyring)))
 });
 
 /// Authenticates a request. Only a request with the secret or a ticket gets the key, a ticket can be used once, all ways

@@ -72,7 +72,7 @@ fn app() -> App {
     config.bus.topic.max_messages = 8;
     config.bus.max_topics = 4;
     config.allowed_origins.push("https://good.example".to_owned());
-    let app = App::new(config, None).expect("it has no data");
+    let app = App::in_memory(config, None);
     let topic: TopicName = "a".parse().expect("a name");
     for payload in ["one", "two\n", ""] {
         let message =

@@ -32,7 +32,8 @@ use crate::{
 
 /// The maximum size of hyper's read buffer, in bytes, unless heads may be larger.
 const MAX_BUFFER: usize = 64 << 10;
-/// The idle time after which a connection frees hyper's buffers, which are 16 KiB.
+/// The idle time after which a connection frees hyper's buffers, which are 16 KiB. It is noticed at the next check of the
+/// deadlines, which is up to 10 s after the last response.
 const KEEP_BUFFERS: Duration = Duration::from_secs(1);
 
 /// What happens with a connection that hyper no longer serves.
