@@ -139,7 +139,8 @@ impl Client {
         let request = Request::builder().method(Method::DELETE).uri(uri);
         let response = self.send(request, RESPONSE_TIMEOUT).await?;
         match response.status() {
-            StatusCode::NO_CONTENT => Ok(true),
+            // Accepted: the disk of the server has not kept it yet.
+            StatusCode::NO_CONTENT | StatusCode::ACCEPTED => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
             _ => Err(self.refusal(response).await),
         }

@@ -58,6 +58,19 @@ pub enum LimitReached {
     },
 }
 
+/// Why a topic was not deleted for good. Only durable topics have such errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum DeleteError {
+    /// The store does not accept the deletion. The topic is as it was.
+    #[error("the topic was not deleted: {0}")]
+    Refused(StoreError),
+    /// The topic is gone from the bus, but its store has accepted the deletion and then not kept it: when the store is
+    /// opened again, the topic is there again. [`purge_expired`](crate::MessageBus::purge_expired) tells the store again,
+    /// until it keeps the deletion.
+    #[error("the topic was deleted, but that is not kept: {0}")]
+    NotKept(StoreError),
+}
+
 /// Why a subscription was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]

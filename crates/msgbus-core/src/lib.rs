@@ -43,7 +43,8 @@ pub use self::{
         DeadLetterError, Due, MessageBus, Op, RefusedDeadLetter, StatsWalk, TopicHandle, TopicPage,
     },
     error::{
-        GroupError, LeaseError, LimitReached, PublishError, RecvError, SettleError, SubscribeError,
+        DeleteError, GroupError, LeaseError, LimitReached, PublishError, RecvError, SettleError,
+        SubscribeError,
     },
     model::{
         DurationError, Event, GroupName, GroupNameError, GroupSettings, HeaderError, Headers,

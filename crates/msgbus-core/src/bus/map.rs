@@ -22,7 +22,7 @@ use super::{
     wake_queue::{self, WakeQueue},
 };
 use crate::{
-    error::LimitReached,
+    error::{DeleteError, LimitReached},
     model::{Now, Position, TopicInfo, TopicName},
     options::Options,
     stats::{Counters, Purged},
@@ -249,14 +249,14 @@ impl TopicMap {
         }
     }
 
-    pub(crate) fn delete(&self, name: &TopicName) -> Op<Result<bool, StoreError>> {
+    pub(crate) fn delete(&self, name: &TopicName) -> Op<Result<bool, DeleteError>> {
         let key = self.key(name);
         let mut shard = self.shard(key).write();
         let Some(topic) = shard.find(key).map(Arc::clone) else { return Op::ready(Ok(false)) };
         let mut locked = topic.lock();
         let commit = match locked.store_deletion() {
             Ok(commit) => commit,
-            Err(error) => return Op::ready(Err(error)),
+            Err(error) => return Op::ready(Err(DeleteError::Refused(error))),
         };
         let (wakers, retained) = self.remove(&mut shard, &mut locked);
         drop(shard);
@@ -266,7 +266,7 @@ impl TopicMap {
         if commit.is_some() {
             self.deleted.lock().push(Arc::clone(&topic));
         }
-        Op::after(commit, &topic, true)
+        Op::after(commit, &topic, true).map(|outcome| outcome.map_err(DeleteError::NotKept))
     }
 
     pub(crate) fn purge_expired(&self) -> Purged {

@@ -4,7 +4,7 @@ use std::{convert::Infallible, future::poll_fn, sync::Arc};
 
 use self::{map::TopicMap, wake_queue::Driver};
 use crate::{
-    error::{PublishError, SubscribeError},
+    error::{DeleteError, PublishError, SubscribeError},
     model::{Message, NewMessage, Peek, Position, Published, PublishedBatch, TopicName},
     options::{BatchLimit, Options, SubscribeOptions},
     receive::Subscription,
@@ -227,8 +227,8 @@ impl MessageBus {
     }
 
     /// Deletes a topic with its messages and ends its subscriptions. Its result says whether there was one. It is ready
-    /// when the topic cannot come back after a crash.
-    pub fn delete(&self, topic: &TopicName) -> Op<Result<bool, StoreError>> {
+    /// when the topic cannot come back after a crash, or when the store has refused that.
+    pub fn delete(&self, topic: &TopicName) -> Op<Result<bool, DeleteError>> {
         self.0.delete(topic)
     }
 

@@ -1,6 +1,6 @@
 //! Operations on whole topics.
 
-use msgbus_core::{TopicName, TopicStats};
+use msgbus_core::{DeleteError, TopicName, TopicStats, store::StoreError};
 use tracing::debug;
 
 use super::{Call, error::ServiceError};
@@ -9,6 +9,15 @@ use crate::{
     state::App,
 };
 
+/// What became of a topic that is deleted.
+#[derive(Debug)]
+pub(crate) enum Deletion {
+    /// It cannot come back.
+    Kept,
+    /// The disk has not kept that: after a crash the topic may be there again.
+    NotKept(StoreError),
+}
+
 impl Call<'_> {
     /// The counters of a topic.
     pub(crate) fn topic(&self, topic: &TopicName) -> Result<TopicStats, ServiceError> {
@@ -16,14 +25,17 @@ impl Call<'_> {
         self.worker.bus.topic(topic).ok_or_else(|| ServiceError::NoSuchTopic(topic.clone()))
     }
 
-    /// Deletes a topic with all of its messages, and waits until a crash cannot bring it back.
-    pub(crate) async fn delete(&self, topic: &TopicName) -> Result<(), ServiceError> {
+    /// Deletes a topic with all of its messages, and waits until a crash cannot bring it back, or the disk has refused.
+    pub(crate) async fn delete(&self, topic: &TopicName) -> Result<Deletion, ServiceError> {
         self.authorize(Action::Delete, topic)?;
-        if !self.worker.bus.delete(topic).await? {
-            return Err(ServiceError::NoSuchTopic(topic.clone()));
-        }
-        debug!(peer = %self.peer, %topic, "delete");
-        Ok(())
+        let deletion = match self.worker.bus.delete(topic).await {
+            Ok(true) => Deletion::Kept,
+            Ok(false) => return Err(ServiceError::NoSuchTopic(topic.clone())),
+            Err(DeleteError::NotKept(error)) => Deletion::NotKept(error),
+            Err(DeleteError::Refused(error)) => return Err(error.into()),
+        };
+        debug!(peer = %self.peer, %topic, ?deletion, "delete");
+        Ok(deletion)
     }
 }
 

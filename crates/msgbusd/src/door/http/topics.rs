@@ -1,5 +1,8 @@
 //! `GET /`, `HEAD /<topic>`, `DELETE /<topic>`: operations on whole topics. docs/protocol.md, section 7.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use hyper::{
@@ -16,7 +19,7 @@ use super::{
 use crate::{
     auth::Principal,
     limits::inflight::Inflight,
-    service::{self, Call, error::ServiceError},
+    service::{self, Call, error::ServiceError, topics::Deletion},
     state::App,
 };
 
@@ -134,6 +137,18 @@ pub(super) async fn delete(
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
     query.only(&[])?;
-    call.delete(topic).await?;
-    Ok(empty(StatusCode::NO_CONTENT))
+    Ok(deleted(call.worker, &call.delete(topic).await?))
+}
+
+/// The response for a topic that is gone.
+fn deleted(app: &App, deletion: &Deletion) -> HttpResponse {
+    match deletion {
+        Deletion::Kept => empty(StatusCode::NO_CONTENT),
+        Deletion::NotKept(error) => {
+            let text = format!("deleted, but {error}: a restart may bring the topic back\n");
+            let mut response = content(app, "text/plain; charset=utf-8", text);
+            *response.status_mut() = StatusCode::ACCEPTED;
+            response
+        }
+    }
 }
