@@ -20,6 +20,16 @@ pub(crate) struct Batch {
     pub(crate) touched: Vec<Touched>,
     /// The places of all messages in `queued`, in order.
     pub(crate) locations: Vec<Location>,
+    /// The places of all changes to groups in `queued`, in order.
+    pub(crate) groups: Vec<GroupPlace>,
+}
+
+/// Where a record of a group is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GroupPlace {
+    pub(crate) place: Location,
+    /// Its size in bytes, with padding.
+    pub(crate) size: u64,
 }
 
 /// A topic with records in a batch.
@@ -42,6 +52,7 @@ impl Batch {
         self.queued.clear();
         self.touched.clear();
         self.locations.clear();
+        self.groups.clear();
     }
 
     /// The entry of a topic, which is added if it is missing.
@@ -68,6 +79,7 @@ impl Batch {
         for touched in &self.touched {
             let mut progress = touched.topic.progress.lock();
             progress.gaps.truncate(touched.before.gaps);
+            progress.groups.undo();
             // The bus may change the promise only before it uses the topic.
             progress.written = touched.before;
         }

@@ -2,7 +2,9 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use msgbus_core::store::{Record, StoreError, Ticket, TopicState};
+use msgbus_core::store::{
+    GroupChange, KeptGroup, OpenMessage, Record, StoreError, Ticket, TopicState,
+};
 use parking_lot::{Condvar, Mutex};
 
 use crate::topic::Topic;
@@ -174,10 +176,28 @@ fn size_of_record(record: &Record) -> usize {
     const RECORD: usize = size_of::<Queued>() + 64;
     /// What a message takes on the disk besides its payload and headers, in bytes.
     const OVERHEAD: usize = 64;
-    let Record::Messages(messages) = record else { return RECORD };
-    messages.iter().fold(RECORD, |size, message| {
-        let headers = message.headers();
-        let headers: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        size + OVERHEAD + message.payload().len() + headers
-    })
+    match record {
+        Record::Messages(messages) => messages.iter().fold(RECORD, |size, message| {
+            let headers = message.headers();
+            let headers: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+            size + OVERHEAD + message.payload().len() + headers
+        }),
+        Record::Group { change, .. } => RECORD + size_of_change(change),
+        Record::Pulled | Record::Deleted => RECORD,
+    }
+}
+
+fn size_of_change(change: &GroupChange) -> usize {
+    let open = |message: &OpenMessage| {
+        size_of::<OpenMessage>() + message.reason.as_ref().map_or(0, |reason| reason.len())
+    };
+    match change {
+        GroupChange::Set(group) => {
+            size_of::<KeptGroup>() + group.open.values().map(open).sum::<usize>()
+        }
+        GroupChange::Update(update) => {
+            update.open.iter().map(open).sum::<usize>() + size_of_val(&*update.settled)
+        }
+        GroupChange::Removed => 0,
+    }
 }

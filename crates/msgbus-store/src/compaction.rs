@@ -10,10 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use msgbus_core::store::{GroupChange, GroupUpdate, OpenMessage};
+
 use crate::{
+    batch::GroupPlace,
     disk::is_full,
     encode::TopicLog,
-    format::{LogRecord, record},
+    format::{GroupKind, GroupRecord, LogRecord, record},
     index::Location,
     scan::{Found, Scanner},
     segments::Segment,
@@ -33,13 +36,29 @@ pub(crate) struct Compaction {
     stuck: Option<u32>,
 }
 
-/// A message that was copied.
-#[derive(Debug)]
+/// What was copied.
+#[derive(Debug, Default)]
 struct Copied {
+    messages: Vec<CopiedMessage>,
+    open: Vec<CopiedOpen>,
+}
+
+#[derive(Debug)]
+struct CopiedMessage {
     topic: Arc<Topic>,
     id: u64,
     from: Location,
     to: Location,
+}
+
+/// Open messages of a group that were copied from one record to another.
+#[derive(Debug)]
+struct CopiedOpen {
+    topic: Arc<Topic>,
+    group: u8,
+    ids: Vec<u64>,
+    from: Location,
+    to: GroupPlace,
 }
 
 impl Writer {
@@ -152,7 +171,7 @@ impl Writer {
     ) -> Result<bool, CopyError> {
         let snapshot = self.tail.snapshot();
         self.batch.begin();
-        let mut copied = Vec::new();
+        let mut copied = Copied::default();
         let is_done = match self.encode_copies(segment, scanner, budget, &mut copied) {
             Ok(is_done) => is_done,
             Err(error) => {
@@ -163,9 +182,13 @@ impl Writer {
             }
         };
         self.tail.flush(&self.shared.stats).map_err(CopyError::Failed)?;
-        self.shared.stats.copied.fetch_add(copied.len() as u64, Relaxed);
-        for Copied { topic, id, from, to } in copied {
+        let Copied { messages, open } = copied;
+        self.shared.stats.copied.fetch_add(messages.len() as u64, Relaxed);
+        for CopiedMessage { topic, id, from, to } in messages {
             self.shared.move_message(&topic, id, from, to);
+        }
+        for CopiedOpen { topic, group, ids, from, to } in open {
+            self.shared.move_open(&topic, group, &ids, from, to);
         }
         self.settle_topics(|_| true);
         self.batch.begin();
@@ -177,7 +200,7 @@ impl Writer {
         segment: &Segment,
         scanner: &mut Scanner,
         budget: u64,
-        copied: &mut Vec<Copied>,
+        copied: &mut Copied,
     ) -> Result<bool, CopyError> {
         let end = scanner.offset().saturating_add(budget);
         while scanner.offset() < end {
@@ -188,9 +211,11 @@ impl Writer {
             let place = Location::new(segment.number(), offset);
             match LogRecord::decode(body).map_err(|_| CopyError::Unreadable)? {
                 LogRecord::Message(message) => {
-                    copied.extend(self.copy_message(message.topic, message.id, place, body)?);
+                    let message = self.copy_message(message.topic, message.id, place, body)?;
+                    copied.messages.extend(message);
                 }
                 LogRecord::Topic { number, .. } => self.copy_topic(number, segment.number())?,
+                LogRecord::Group(group) => self.copy_group(&group, place, &mut copied.open)?,
                 LogRecord::End { .. } => return Ok(true),
                 _ => {}
             }
@@ -206,7 +231,7 @@ impl Writer {
         id: u64,
         from: Location,
         body: &[u8],
-    ) -> Result<Option<Copied>, CopyError> {
+    ) -> Result<Option<CopiedMessage>, CopyError> {
         let Some(topic) = self.topics.get(&number) else { return Ok(None) };
         if topic.index.lock().get(id) != Some(from) {
             return Ok(None);
@@ -216,7 +241,50 @@ impl Writer {
         self.batch.touch(&topic, progress);
         let mut log = TopicLog { tail: &mut self.tail, topic: &topic, progress, number };
         let to = log.put(true, |out, seed| record::encode_copy(out, seed, body))?;
-        Ok(Some(Copied { topic: Arc::clone(&topic), id, from, to }))
+        Ok(Some(CopiedMessage { topic: Arc::clone(&topic), id, from, to }))
+    }
+
+    /// Copies what is needed of a group's record: name and settings, and open messages.
+    fn copy_group(
+        &mut self,
+        record: &GroupRecord<'_>,
+        from: Location,
+        copied: &mut Vec<CopiedOpen>,
+    ) -> Result<(), CopyError> {
+        /// How many open messages are copied into one record.
+        const PART: usize = 256;
+        let group = record.number;
+        let Some(topic) = self.topics.get(&record.topic).cloned() else { return Ok(()) };
+        let progress = &mut *topic.progress.lock();
+        let Some(written) = progress.groups.get(group) else { return Ok(()) };
+        let is_newest = written.mentioned_in == from.segment
+            && matches!(record.kind, GroupKind::Set | GroupKind::Continued);
+        let (next_id, counters) = (written.group.next_id, written.group.counters);
+        let mut open = open_messages(record)?;
+        {
+            let index = topic.index.lock();
+            open.retain(|message| index.open.is_at(group, message.id, from));
+        }
+        if !is_newest && open.is_empty() {
+            return Ok(());
+        }
+        self.batch.touch(&topic, progress);
+        let number = record.topic;
+        let mut log = TopicLog { tail: &mut self.tail, topic: &topic, progress, number };
+        if is_newest {
+            log.mention_group(group)?;
+        }
+        for part in open.chunks(PART) {
+            let update =
+                GroupUpdate { next_id, open: part.to_vec(), settled: Vec::new(), counters };
+            let to = log.put_of_group(group, |out, seed| {
+                record::encode_group_update(out, seed, number, group, &update);
+            })?;
+            let (topic, ids) =
+                (Arc::clone(&topic), part.iter().map(|message| message.id).collect());
+            copied.push(CopiedOpen { topic, group, ids, from, to });
+        }
+        Ok(())
     }
 
     /// Writes a new topic record if the newest one is in the segment that is being copied.
@@ -230,6 +298,15 @@ impl Writer {
             log.mention(true)?;
         }
         Ok(())
+    }
+}
+
+/// The open messages of a record.
+fn open_messages(record: &GroupRecord<'_>) -> Result<Vec<OpenMessage>, CopyError> {
+    match record.change().map_err(|_| CopyError::Unreadable)? {
+        GroupChange::Set(group) => Ok(group.open.into_values().collect()),
+        GroupChange::Update(update) => Ok(update.open),
+        GroupChange::Removed => Ok(Vec::new()),
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::{collections::HashMap, io, sync::Arc, time::Instant};
 
-use msgbus_core::store::{Gap, Promise, Record};
+use msgbus_core::store::{Gap, GroupChange, Promise, Record};
 
 use crate::{
+    batch::GroupPlace,
     buffer::Queued,
-    format::{TopicRecord, record},
+    format::{GroupRecord, TopicRecord, group, record},
+    groups::WrittenGroup,
     index::Location,
     tail::Tail,
     topic::{Progress, Topic, Written},
@@ -55,8 +57,13 @@ pub(crate) fn encode(writer: &mut Writer, queued: &Queued, now: Instant) -> io::
                 record::encode_pulled(out, seed, number, &queued.state);
             })?;
         }
+        Record::Group { number: group, change } => {
+            let place = log.change_group(*group, change)?;
+            writer.batch.groups.push(place);
+        }
         Record::Deleted => {
             log.put(true, |out, seed| record::encode_deleted(out, seed, number))?;
+            log.progress.groups.clear();
         }
     }
     log.progress.written.state = queued.state;
@@ -103,6 +110,75 @@ impl TopicLog<'_> {
                 }
             }
         }
+    }
+
+    /// Adds a change to a group.
+    fn change_group(&mut self, group: u8, change: &GroupChange) -> io::Result<GroupPlace> {
+        let number = self.number;
+        let encode = |out: &mut Vec<u8>, seed| {
+            record::encode_group_change(out, seed, number, group, change);
+        };
+        if !group::is_within_limits(group, change) {
+            return Err(io::Error::other("a change to a group is beyond the limits"));
+        }
+        let place = match change {
+            GroupChange::Update(_) => self.put_of_group(group, encode)?,
+            GroupChange::Set(_) | GroupChange::Removed => {
+                let place = self.put(true, encode)?;
+                GroupPlace { place, size: self.tail.offset() - place.offset() }
+            }
+        };
+        let groups = &mut self.progress.groups;
+        let written = match change {
+            GroupChange::Set(kept) => Some(WrittenGroup::new(kept, place.place.segment)),
+            GroupChange::Update(update) => groups.get(group).cloned().map(|mut written| {
+                written.group.next_id = update.next_id;
+                written.group.counters = update.counters;
+                written
+            }),
+            GroupChange::Removed => None,
+        };
+        groups.set(group, written);
+        Ok(place)
+    }
+
+    /// Adds a record of a group that the log has. If it is the group's first one in its segment, the group's name and
+    /// settings come before it.
+    pub(crate) fn put_of_group(
+        &mut self,
+        group: u8,
+        encode: impl Fn(&mut Vec<u8>, u32),
+    ) -> io::Result<GroupPlace> {
+        loop {
+            let mentioned_in = self.progress.groups.get(group).map(|written| written.mentioned_in);
+            if mentioned_in != Some(self.tail.number()) {
+                self.mention_group(group)?;
+            }
+            match self.tail.push(&encode) {
+                Ok(place) => {
+                    return Ok(GroupPlace { place, size: self.tail.offset() - place.offset() });
+                }
+                Err(size) => {
+                    let record = record_of(self.topic, self.progress);
+                    self.tail.switch(size + record.size() + GroupRecord::MAX_SIZE, true)?;
+                }
+            }
+        }
+    }
+
+    /// Adds the name and settings of a group that the log has.
+    pub(crate) fn mention_group(&mut self, group: u8) -> io::Result<()> {
+        let number = self.number;
+        let Some(mut written) = self.progress.groups.get(group).cloned() else {
+            // The log must not have an update of a group that it does not know.
+            return Err(io::Error::other("a group is updated before it is set"));
+        };
+        let place = self.put(true, |out, seed| {
+            record::encode_group_continued(out, seed, number, group, &written.group);
+        })?;
+        written.mentioned_in = place.segment;
+        self.progress.groups.set(group, Some(written));
+        Ok(())
     }
 
     /// Adds a topic record.

@@ -6,6 +6,8 @@ mod common;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use msgbus_core::store::KeptGroup;
+
 use self::common::is_a_line;
 use crate::{
     disk::{Disk, simulated::SimulatedDisk},
@@ -33,15 +35,18 @@ pub fn recovery(data: &[u8]) {
     if let Ok(repaired) = read(repairing) {
         let again = read(reading).expect("repaired");
         assert!(again.report.skipped.is_empty() && again.report.torn_tail.is_none());
-        assert_eq!(messages(repaired), messages(again));
+        assert_eq!(contents(repaired), contents(again));
     }
 }
 
-fn messages(recovery: Recovery) -> BTreeMap<u32, Vec<u64>> {
+/// The ids of the messages of each topic, and its groups.
+type Contents = BTreeMap<u32, (Vec<u64>, Vec<(u8, KeptGroup)>)>;
+
+fn contents(recovery: Recovery) -> Contents {
     let Recovery { replay, segments, .. } = recovery;
     let topics = replay.topics.into_iter().map(|(number, topic)| {
-        let messages = topic.into_topic(number, &segments).1;
-        (number, messages.iter().map(|message| message.id).collect())
+        let found = topic.into_topic(number, &segments);
+        (number, (found.messages.iter().map(|message| message.id).collect(), found.groups))
     });
     topics.collect()
 }
@@ -104,7 +109,9 @@ mod tests {
                 let mut part: Vec<u8> = (0..length).map(|_| random.u8(..)).collect();
                 // Mostly a record of a known kind of one of few topics.
                 if part.len() >= 8 && random.u32(..8) > 0 {
-                    part[0] = random.u8(1..12);
+                    part[0] = random.u8(1..16);
+                    // 12 to 15 are no kinds.
+                    part[0] += if part[0] > 11 { 4 } else { 0 };
                     part[1..8].copy_from_slice(&[random.u8(..3), 0, 0, random.u8(1..4), 0, 0, 0]);
                     part[8..].iter_mut().for_each(|byte| *byte &= random.u8(..) & random.u8(..));
                 }

@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
-use crate::format::record::{ALIGNMENT, units};
+use crate::{
+    format::record::{ALIGNMENT, units},
+    open::OpenIndex,
+};
 
 /// A place in the log, in 8 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +34,8 @@ pub(crate) struct Index {
     runs: VecDeque<Run>,
     /// Messages below this id are gone.
     released: u64,
+    /// The messages that groups have not settled.
+    pub(crate) open: OpenIndex,
 }
 
 /// Messages with consecutive ids. Never empty.
@@ -80,11 +85,6 @@ impl Index {
             }
             self.runs.pop_front();
         }
-    }
-
-    /// Forgets all messages.
-    pub(crate) fn clear(&mut self, gone: impl FnMut(Location)) {
-        self.release(u64::MAX, gone);
     }
 
     /// Messages below this id are gone.

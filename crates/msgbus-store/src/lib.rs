@@ -18,7 +18,9 @@ mod format;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod groups;
 mod index;
+mod open;
 mod options;
 mod page;
 mod reader;

@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::{
     disk::{Access, Disk, DiskFile},
-    format::{Seal, SegmentHeader},
+    format::{GroupRecord, Seal, SegmentHeader},
 };
 
 /// One segment.
@@ -29,6 +29,23 @@ pub(crate) struct Segment {
     pub(crate) live: AtomicU64,
     /// Topics whose newest topic record is in it.
     pub(crate) topics: AtomicU64,
+    /// Groups whose newest name and settings are in it.
+    pub(crate) groups: AtomicU64,
+    /// Messages that a group has not settled, and whose newest record that says so is in it.
+    pub(crate) open: AtomicU64,
+    /// What its records of groups amount to.
+    group_records: GroupRecords,
+}
+
+/// Records of groups that were added to a segment.
+#[derive(Debug, Default)]
+struct GroupRecords {
+    /// The size of all of them, in bytes.
+    bytes: AtomicU64,
+    /// The size of those with open messages, in bytes.
+    open_bytes: AtomicU64,
+    /// The open messages in them.
+    open: AtomicU64,
 }
 
 impl Segment {
@@ -40,6 +57,9 @@ impl Segment {
             messages: AtomicU64::new(0),
             live: AtomicU64::new(0),
             topics: AtomicU64::new(0),
+            groups: AtomicU64::new(0),
+            open: AtomicU64::new(0),
+            group_records: GroupRecords::default(),
         }
     }
 
@@ -49,20 +69,44 @@ impl Segment {
 
     /// Whether nothing in it is needed.
     pub(crate) fn is_dead(&self) -> bool {
-        self.live.load(Relaxed) == 0 && self.topics.load(Relaxed) == 0
+        [&self.live, &self.topics, &self.groups, &self.open]
+            .into_iter()
+            .all(|needed| needed.load(Relaxed) == 0)
     }
 
-    /// An estimate of the bytes in it that are needed.
+    /// Counts a record of a group with this many open messages. Its size is in bytes.
+    pub(crate) fn count_group_record(&self, size: u64, open: usize) {
+        let GroupRecords { bytes, open_bytes, open: count } = &self.group_records;
+        bytes.fetch_add(size, Relaxed);
+        if open > 0 {
+            open_bytes.fetch_add(size, Relaxed);
+            count.fetch_add(open as u64, Relaxed);
+        }
+    }
+
+    /// An estimate of the bytes in it that are needed. It is exact for copies, so compaction comes to an end.
     pub(crate) fn live_bytes(&self) -> u64 {
         /// The size of a topic record with a name of usual length, in bytes.
         const TOPIC_SIZE: u64 = 200;
-        let (live, messages) = (self.live.load(Relaxed), self.messages.load(Relaxed));
-        let used = u128::from(self.used.load(Relaxed));
-        let share = used * u128::from(live) / u128::from(messages.max(1));
-        let topics = self.topics.load(Relaxed) * TOPIC_SIZE;
-        u64::try_from(share).unwrap_or(u64::MAX).saturating_add(topics)
+        /// The same of a group. None takes more than twice of it.
+        const GROUP_SIZE: u64 = GroupRecord::MAX_SIZE / 2;
+        let count = |counter: &AtomicU64| counter.load(Relaxed);
+        let share = |bytes: u64, needed: &AtomicU64, all: &AtomicU64| {
+            let share =
+                u128::from(bytes) * u128::from(count(needed)) / u128::from(count(all).max(1));
+            u64::try_from(share).unwrap_or(u64::MAX)
+        };
+        let groups = &self.group_records;
+        let messages = count(&self.used).saturating_sub(count(&groups.bytes));
+        let records = count(&self.topics) * TOPIC_SIZE + count(&self.groups) * GROUP_SIZE;
+        share(messages, &self.live, &self.messages)
+            .saturating_add(share(count(&groups.open_bytes), &self.open, &groups.open))
+            .saturating_add(records)
     }
 }
+
+/// One of the counters of a segment.
+pub(crate) type Counter = fn(&Segment) -> &AtomicU64;
 
 /// All segments.
 #[derive(Debug)]
@@ -121,11 +165,24 @@ impl Segments {
         self.table.read().values().map(|segment| segment.live_bytes()).sum()
     }
 
-    /// Counts messages of a segment that are no longer needed. Returns whether none is left.
-    pub(crate) fn released(&self, number: u32, count: u64) -> bool {
+    /// Subtracts from a counter of a segment what is no longer needed. Returns whether nothing is left.
+    pub(crate) fn released(&self, number: u32, count: u64, counter: Counter) -> bool {
         let table = self.table.read();
         let Some(segment) = table.get(&number) else { return false };
-        segment.live.fetch_sub(count, Relaxed) == count
+        counter(segment).fetch_sub(count, Relaxed) == count
+    }
+
+    /// Counts that something is needed in one segment, and no longer in another.
+    pub(crate) fn moved(&self, from: Option<u32>, to: Option<u32>, counter: Counter) {
+        if from == to {
+            return;
+        }
+        if let Some(segment) = to.and_then(|number| self.get(number)) {
+            counter(&segment).fetch_add(1, Relaxed);
+        }
+        if let Some(from) = from {
+            self.released(from, 1, counter);
+        }
     }
 
     /// Opens a segment for reading, or returns it if it is open.

@@ -7,14 +7,15 @@ use std::sync::{
 
 use msgbus_core::{
     TopicInfo,
-    store::{CommitObserver, Promise, StoreError},
+    store::{CommitObserver, GroupChange, Promise, StoreError},
 };
 
 use crate::{
+    batch::GroupPlace,
     buffer::{Admission, Buffer},
     index::Location,
     reader::Readers,
-    segments::{Segment, Segments},
+    segments::{Counter, Segment, Segments},
     stats::WriterStats,
     topic::{Handle, Topic},
 };
@@ -88,21 +89,88 @@ impl Shared {
         // Before the message can be released.
         segment.live.fetch_add(1, Relaxed);
         let moved = topic.index.lock().moved(id, from, to);
-        self.segments.released(if moved { from.segment } else { to.segment }, 1);
+        let unused = if moved { from.segment } else { to.segment };
+        self.segments.released(unused, 1, |segment| &segment.live);
+    }
+
+    /// Applies what was written of a group.
+    pub(crate) fn change_group(
+        &self,
+        topic: &Topic,
+        number: u8,
+        change: &GroupChange,
+        record: GroupPlace,
+    ) {
+        let place = record.place;
+        let mut gone = PerSegment::new(&self.segments, |segment| &segment.open);
+        let mut forget = |place| gone.count(place);
+        let mut index = topic.index.lock();
+        match change {
+            GroupChange::Set(group) => {
+                self.count_open(record, group.open.len());
+                index.open.remove(number, &mut forget);
+                for id in group.open.keys() {
+                    index.open.set(number, *id, place, &mut forget);
+                }
+            }
+            GroupChange::Update(update) => {
+                self.count_open(record, update.open.len());
+                for message in &update.open {
+                    index.open.set(number, message.id, place, &mut forget);
+                }
+                for id in &update.settled {
+                    index.open.settle(number, *id, &mut forget);
+                }
+            }
+            GroupChange::Removed => {
+                self.count_open(record, 0);
+                index.open.remove(number, &mut forget);
+            }
+        }
+        gone.flush();
+    }
+
+    /// Notes that open messages of a group were copied.
+    pub(crate) fn move_open(
+        &self,
+        topic: &Topic,
+        number: u8,
+        ids: &[u64],
+        from: Location,
+        record: GroupPlace,
+    ) {
+        let mut gone = PerSegment::new(&self.segments, |segment| &segment.open);
+        let mut index = topic.index.lock();
+        self.count_open(record, ids.len());
+        for id in ids {
+            index.open.moved(number, *id, (from, record.place), &mut |place| gone.count(place));
+        }
+        gone.flush();
+    }
+
+    /// Counts a record of a group and its open messages, before they can be released.
+    fn count_open(&self, record: GroupPlace, open: usize) {
+        if let Some(segment) = self.segments.get(record.place.segment) {
+            segment.count_group_record(record.size, open);
+            segment.open.fetch_add(open as u64, Relaxed);
+        }
     }
 
     /// Forgets the messages of a topic below an id.
     pub(crate) fn release(&self, topic: &Topic, first_id: u64) {
-        let mut gone = PerSegment::new(&self.segments);
-        topic.index.lock().release(first_id, |location| gone.count(location));
+        let mut gone = PerSegment::new(&self.segments, |segment| &segment.live);
+        let mut open = PerSegment::new(&self.segments, |segment| &segment.open);
+        let mut index = topic.index.lock();
+        index.release(first_id, |place| gone.count(place));
+        index.open.release(first_id, &mut |place| open.count(place));
+        drop(index);
         self.account(gone);
+        self.account(open);
     }
 
     /// Forgets all messages of a topic.
     pub(crate) fn release_all(&self, topic: &Topic) {
-        let mut gone = PerSegment::new(&self.segments);
-        topic.index.lock().clear(|location| gone.count(location));
-        self.account(gone);
+        self.release(topic, u64::MAX);
     }
 
     fn account(&self, mut gone: PerSegment<'_>) {
@@ -119,16 +187,17 @@ impl Shared {
 #[derive(Debug)]
 struct PerSegment<'a> {
     segments: &'a Segments,
+    counter: Counter,
     current: u32,
     count: u64,
     total: u64,
-    /// A segment has no live message any more.
+    /// A segment has none of them any more.
     emptied: bool,
 }
 
 impl<'a> PerSegment<'a> {
-    fn new(segments: &'a Segments) -> Self {
-        Self { segments, current: 0, count: 0, total: 0, emptied: false }
+    fn new(segments: &'a Segments, counter: Counter) -> Self {
+        Self { segments, counter, current: 0, count: 0, total: 0, emptied: false }
     }
 
     fn count(&mut self, location: Location) {
@@ -143,7 +212,7 @@ impl<'a> PerSegment<'a> {
     fn flush(&mut self) {
         let count = std::mem::take(&mut self.count);
         if count > 0 {
-            self.emptied |= self.segments.released(self.current, count);
+            self.emptied |= self.segments.released(self.current, count, self.counter);
         }
     }
 }

@@ -56,6 +56,10 @@ pub struct RecoveryReport {
     pub topics: usize,
     /// Messages that were recovered.
     pub messages: u64,
+    /// Groups that were recovered.
+    pub groups: usize,
+    /// Messages that these groups were given and have not settled. A message counts once for each group.
+    pub open_messages: u64,
     /// How long it took.
     pub time: Duration,
     /// What a crash had left of a write that nobody was told about. It was removed.

@@ -11,10 +11,7 @@ use std::{
 
 use msgbus_core::{
     TopicInfo,
-    store::{
-        Adopted, CommitObserver, KeptMessage, Promise, RecoveredTopic, Store, StoreError,
-        TopicState, TopicStore,
-    },
+    store::{Adopted, CommitObserver, Promise, RecoveredTopic, Store, StoreError, TopicStore},
 };
 use parking_lot::Mutex;
 
@@ -25,11 +22,11 @@ use crate::{
     error::OpenError,
     format::SegmentHeader,
     options::StoreOptions,
-    recovery::{self, Mode, Recovery},
+    recovery::{self, FoundTopic, Mode, Recovery},
     shared::Shared,
     stats::{RecoveryReport, StoreStats},
     tail::{BootId, OpenSegment, Tail, create_segment},
-    topic::{Handle, Topic},
+    topic::Handle,
     writer::{Next, Writer},
 };
 
@@ -204,7 +201,7 @@ impl Drop for LogStore {
 pub(crate) struct Recovered {
     pub(crate) writer: Writer,
     pub(crate) report: RecoveryReport,
-    topics: Vec<(Arc<Topic>, TopicState, Vec<KeptMessage>)>,
+    topics: Vec<FoundTopic>,
 }
 
 impl Recovered {
@@ -237,11 +234,9 @@ impl Recovered {
         let mut topics = Vec::with_capacity(replay.topics.len());
         let mut numbers = HashMap::with_capacity(replay.topics.len());
         for (number, found) in replay.topics.drain() {
-            let state = found.state;
-            let (topic, messages) = found.into_topic(number, &shared.segments);
-            let topic = Arc::new(topic);
-            numbers.insert(number, Arc::clone(&topic));
-            topics.push((topic, state, messages));
+            let found = found.into_topic(number, &shared.segments);
+            numbers.insert(number, Arc::clone(&found.topic));
+            topics.push(found);
         }
         let mut writer = Writer::new(shared, tail, numbers, replay.last_number);
         let failed = |error| OpenError::io(disk.path(0), error);
@@ -260,15 +255,15 @@ impl Recovered {
     /// Hands all topics over to the bus.
     pub(crate) fn hand_over(&mut self, found: &mut dyn FnMut(RecoveredTopic) -> Adopted) {
         let shared = &self.writer.shared;
-        for (topic, state, messages) in self.topics.drain(..) {
+        for FoundTopic { topic, state, messages, groups } in self.topics.drain(..) {
             let (promise, gaps) = {
                 let progress = topic.progress.lock();
                 (progress.written.promise, progress.gaps.clone())
             };
             let store = Handle { topic: Arc::clone(&topic), shared: Arc::clone(shared) };
             let info = TopicInfo::clone(&topic.info);
-            let recovered =
-                RecoveredTopic { info, promise, state, gaps, messages, store: Box::new(store) };
+            let store = Box::new(store);
+            let recovered = RecoveredTopic { info, promise, state, gaps, messages, groups, store };
             let Adopted { observer, promise } = found(recovered);
             topic.adopt(promise, observer);
         }

@@ -107,6 +107,11 @@ impl Tail {
         self.place.segment.segment.number()
     }
 
+    /// The offset of the next record in that segment, if it fits.
+    pub(crate) fn offset(&self) -> u64 {
+        self.place.offset
+    }
+
     /// The number of bytes for records in the current segment and in those that are ready.
     pub(crate) fn room(&self) -> u64 {
         let spares: u64 = self

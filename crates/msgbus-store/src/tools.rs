@@ -49,7 +49,7 @@ pub fn dump(
     let topics = recovery.replay.topics.into_iter();
     let mut topics: Vec<_> = topics
         .filter(|(_, found)| topic.is_none_or(|name| *name == found.info.name))
-        .map(|(number, found)| found.into_topic(number, &recovery.segments).0)
+        .map(|(number, found)| found.into_topic(number, &recovery.segments).topic)
         .collect();
     topics.sort_by(|a, b| a.info.name.cmp(&b.info.name));
     for topic in topics {

@@ -16,7 +16,7 @@ use msgbus_core::{
 };
 use parking_lot::Mutex;
 
-use crate::{index::Index, shared::Shared};
+use crate::{groups::Groups, index::Index, shared::Shared};
 
 /// What the store knows about a topic.
 ///
@@ -37,6 +37,7 @@ pub(crate) struct Progress {
     pub(crate) written: Written,
     /// The gaps in the ids of messages that were written.
     pub(crate) gaps: Vec<Gap>,
+    pub(crate) groups: Groups,
     /// The batch in which it was last touched, and its place in the list of that batch.
     pub(crate) touched: (u64, usize),
 }
@@ -103,7 +104,8 @@ impl Topic {
             reservation: Reservation::new(0),
             gaps: 0,
         };
-        let progress = Progress { written, gaps: Vec::new(), touched: (0, 0) };
+        let progress =
+            Progress { written, gaps: Vec::new(), groups: Groups::default(), touched: (0, 0) };
         Self::recovered(info, progress, Index::default(), observer)
     }
 

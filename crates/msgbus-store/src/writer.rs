@@ -22,7 +22,6 @@ use crate::{
     compaction::Compaction,
     disk::is_full,
     encode::{self, TopicLog},
-    segments::Segment,
     shared::Shared,
     tail::Tail,
     topic::Topic,
@@ -197,13 +196,26 @@ impl Writer {
     fn settle(&mut self, after_sync: bool) {
         let (batch, shared) = (&self.batch, &self.shared);
         let mut locations = &batch.locations[..];
-        for queued in &batch.queued {
-            let Record::Messages(messages) = &queued.record else { continue };
-            let (own, rest) = locations.split_at(messages.len().min(locations.len()));
-            locations = rest;
-            let index = queued.topic.progress.lock().touched.1;
-            if batch.touched[index].waits_for_sync == after_sync {
-                shared.add_messages(&queued.topic, messages.iter().map(Message::id).zip(own));
+        let mut groups = batch.groups.iter();
+        for Queued { topic, record, .. } in &batch.queued {
+            let is_settled =
+                || batch.touched[topic.progress.lock().touched.1].waits_for_sync == after_sync;
+            match record {
+                Record::Messages(messages) => {
+                    let (own, rest) = locations.split_at(messages.len().min(locations.len()));
+                    locations = rest;
+                    if is_settled() {
+                        shared.add_messages(topic, messages.iter().map(Message::id).zip(own));
+                    }
+                }
+                Record::Group { number, change } => {
+                    if let Some(place) = groups.next()
+                        && is_settled()
+                    {
+                        shared.change_group(topic, *number, change, *place);
+                    }
+                }
+                Record::Pulled | Record::Deleted => {}
             }
         }
         self.settle_topics(|touched| touched.waits_for_sync == after_sync);
@@ -219,20 +231,15 @@ impl Writer {
     }
 
     fn settle_topic(&mut self, topic: &Arc<Topic>, before: Option<u32>, is_deleted: bool) {
-        let written = topic.progress.lock().written;
-        let count = |segment: Option<u32>, change: fn(&Segment)| {
-            if let Some(segment) = segment.and_then(|number| self.shared.segments.get(number)) {
-                change(&segment);
-            }
+        let (written, groups) = {
+            let mut progress = topic.progress.lock();
+            (progress.written, progress.groups.settle())
         };
+        let segments = &self.shared.segments;
         let now = if is_deleted { None } else { written.mentioned_in };
-        if now != before {
-            count(now, |segment| {
-                segment.topics.fetch_add(1, Relaxed);
-            });
-            count(before, |segment| {
-                segment.topics.fetch_sub(1, Relaxed);
-            });
+        segments.moved(before, now, |segment| &segment.topics);
+        for (before, now) in groups {
+            segments.moved(before, now, |segment| &segment.groups);
         }
         let Some(number) = written.number else { return };
         if is_deleted {

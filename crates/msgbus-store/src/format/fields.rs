@@ -1,4 +1,4 @@
-//! Takes fields off the front of a record.
+//! The fields of records.
 
 use super::DecodeError;
 
@@ -33,6 +33,27 @@ impl<'a> Fields<'a> {
         self.array().map(i64::from_le_bytes)
     }
 
+    /// A number in groups of seven bits, the lowest first. All bytes but the last one have the highest bit set.
+    pub(super) fn varint(&mut self) -> Result<u64, DecodeError> {
+        let mut number = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if (bits << shift) >> shift != bits {
+                break;
+            }
+            number |= bits << shift;
+            if byte < 0x80 {
+                return Ok(number);
+            }
+        }
+        Err(DecodeError::Malformed)
+    }
+
+    pub(super) fn varint32(&mut self) -> Result<u32, DecodeError> {
+        u32::try_from(self.varint()?).map_err(|_| DecodeError::Malformed)
+    }
+
     pub(super) fn bytes(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
         let (field, rest) = self.0.split_at_checked(length).ok_or(DecodeError::Malformed)?;
         self.0 = rest;
@@ -46,4 +67,13 @@ impl<'a> Fields<'a> {
     pub(super) fn end(self) -> Result<(), DecodeError> {
         if self.0.is_empty() { Ok(()) } else { Err(DecodeError::Malformed) }
     }
+}
+
+/// Appends a number that [`Fields::varint`] reads, in 1 to 10 bytes.
+pub(super) fn put_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number.to_le_bytes()[0] | 0x80);
+        number >>= 7;
+    }
+    out.push(number.to_le_bytes()[0]);
 }

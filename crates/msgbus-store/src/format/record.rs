@@ -4,11 +4,16 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use msgbus_core::{
     Headers, Message,
-    store::{KeptMessage, RecoveredMessage, TopicState},
+    store::{GroupChange, GroupUpdate, KeptGroup, KeptMessage, RecoveredMessage, TopicState},
 };
 use thiserror::Error;
 
-use super::{fields::Fields, segment::SegmentHeader, topic::TopicRecord};
+use super::{
+    fields::Fields,
+    group::{self, GroupKind, GroupRecord},
+    segment::SegmentHeader,
+    topic::TopicRecord,
+};
 
 /// The size of checksum and length, in bytes.
 pub(crate) const PREFIX: usize = 8;
@@ -23,7 +28,7 @@ pub(crate) const MIN_SIZE: usize = PREFIX + HEAD;
 /// A time that never comes.
 const NEVER: i64 = i64::MAX;
 
-/// What a record is. 16 to 31 are reserved for groups.
+/// What a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Kind {
@@ -36,14 +41,30 @@ enum Kind {
     Message = 9,
     Pulled = 10,
     Deleted = 11,
+    Group = 16,
+    GroupContinued = 17,
+    GroupUpdate = 18,
+    GroupRemoved = 19,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        use Kind::{Batch, Deleted, End, Hole, Message, Pulled, Start, Stop, Topic};
-        [Batch, Start, Stop, End, Hole, Topic, Message, Pulled, Deleted]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        const ALL: [Kind; 13] = [
+            Kind::Batch,
+            Kind::Start,
+            Kind::Stop,
+            Kind::End,
+            Kind::Hole,
+            Kind::Topic,
+            Kind::Message,
+            Kind::Pulled,
+            Kind::Deleted,
+            Kind::Group,
+            Kind::GroupContinued,
+            Kind::GroupUpdate,
+            Kind::GroupRemoved,
+        ];
+        ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -237,6 +258,54 @@ pub(crate) fn encode_deleted(out: &mut Vec<u8>, seed: u32, topic: u32) {
     encode(out, seed, Kind::Deleted, (0, 0, topic), |_| {});
 }
 
+pub(crate) fn encode_group_change(
+    out: &mut Vec<u8>,
+    seed: u32,
+    topic: u32,
+    number: u8,
+    change: &GroupChange,
+) {
+    match change {
+        GroupChange::Set(group) => {
+            encode(out, seed, Kind::Group, group_head(group, number, topic), |out| {
+                group::encode_group(out, group);
+                group::encode_open(out, group.open.len(), group.open.values());
+            });
+        }
+        GroupChange::Update(update) => encode_group_update(out, seed, topic, number, update),
+        GroupChange::Removed => encode(out, seed, Kind::GroupRemoved, (number, 0, topic), |_| {}),
+    }
+}
+
+/// A group that stands before this, without its open messages.
+pub(crate) fn encode_group_continued(
+    out: &mut Vec<u8>,
+    seed: u32,
+    topic: u32,
+    number: u8,
+    group: &KeptGroup,
+) {
+    encode(out, seed, Kind::GroupContinued, group_head(group, number, topic), |out| {
+        group::encode_group(out, group);
+    });
+}
+
+pub(crate) fn encode_group_update(
+    out: &mut Vec<u8>,
+    seed: u32,
+    topic: u32,
+    number: u8,
+    update: &GroupUpdate,
+) {
+    encode(out, seed, Kind::GroupUpdate, (number, 0, topic), |out| {
+        group::encode_update(out, update);
+    });
+}
+
+fn group_head(group: &KeptGroup, number: u8, topic: u32) -> (u8, u16, u32) {
+    (number, group.is_explicit.into(), topic)
+}
+
 /// Nanoseconds since 1970. Messages have times that fit.
 pub(super) fn nanoseconds(time: DateTime<Utc>) -> i64 {
     let nearest = if time.timestamp() < 0 { i64::MIN } else { NEVER };
@@ -255,6 +324,7 @@ pub(crate) enum LogRecord<'a> {
     Message(MessageRecord<'a>),
     Pulled { topic: u32, pull_next: u64, first_id: u64, pulled: u64 },
     Deleted { topic: u32 },
+    Group(GroupRecord<'a>),
 }
 
 impl<'a> LogRecord<'a> {
@@ -266,7 +336,13 @@ impl<'a> LogRecord<'a> {
         let kind = fields.u8()?;
         let kind = Kind::from_byte(kind).ok_or(DecodeError::UnknownKind(kind))?;
         let (flag, extra, topic) = (fields.u8()?, fields.u16()?, fields.u32()?);
+        let group =
+            |kind, fields| GroupRecord::decode(kind, (flag, extra, topic), fields).map(Self::Group);
         let record = match kind {
+            Kind::Group => return group(GroupKind::Set, fields),
+            Kind::GroupContinued => return group(GroupKind::Continued, fields),
+            Kind::GroupUpdate => return group(GroupKind::Update, fields),
+            Kind::GroupRemoved => return group(GroupKind::Removed, fields),
             Kind::Message => {
                 return Ok(Self::Message(MessageRecord::decode(topic, extra.into(), fields)?));
             }

@@ -137,7 +137,7 @@ impl SegmentFile {
             Found::Bad => return Ok(Some(Outcome::Bad)),
         };
         let applied = LogRecord::decode(body).and_then(|record| {
-            replay.apply(&record, &self.open.segment, offset)?;
+            replay.apply(&record, &self.open.segment, offset, size)?;
             Ok((record.synced(), matches!(record, LogRecord::End { .. })))
         });
         match applied {

@@ -6,6 +6,7 @@
 //!   place says that it was synced, then it was good once. Damage is never removed without being asked for.
 
 mod file;
+mod groups;
 mod replay;
 
 use std::{
@@ -17,7 +18,7 @@ use std::{
 
 pub(crate) use self::{
     file::{Outcome, SegmentFile},
-    replay::Replay,
+    replay::{FoundTopic, Replay},
 };
 use crate::{
     disk::{Access, Disk},
@@ -83,6 +84,8 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, mode: &Mode) -> Result<Recovery, Ope
     report.records = replay.records;
     report.topics = replay.topics.len();
     report.messages = replay.topics.values().map(|topic| topic.len() as u64).sum();
+    report.groups = replay.topics.values().map(|topic| topic.groups.len()).sum();
+    report.open_messages = replay.topics.values().map(|topic| topic.groups.open()).sum();
     report.refused_names = replay.refused_names();
     report.time = start.elapsed();
     let end = end.map(|(index, offset)| {

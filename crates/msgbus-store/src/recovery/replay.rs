@@ -7,9 +7,10 @@ use std::{
 
 use msgbus_core::{
     TopicInfo,
-    store::{Gap, KeptMessage, Promise, TopicState},
+    store::{Gap, KeptGroup, KeptMessage, Promise, TopicState},
 };
 
+use super::groups::ReplayedGroups;
 use crate::{
     format::{DecodeError, LogRecord, MessageRecord, TopicRecord},
     index::{Index, Location},
@@ -49,6 +50,16 @@ pub(crate) struct ReplayedTopic {
     messages: VecDeque<KeptMessage>,
     /// The ids rise. Copies by compaction come later than they were.
     is_sorted: bool,
+    pub(super) groups: ReplayedGroups,
+}
+
+/// A topic that was found, for the bus.
+#[derive(Debug)]
+pub(crate) struct FoundTopic {
+    pub(crate) topic: Arc<Topic>,
+    pub(crate) state: TopicState,
+    pub(crate) messages: Vec<KeptMessage>,
+    pub(crate) groups: Vec<(u8, KeptGroup)>,
 }
 
 impl Replay {
@@ -64,7 +75,7 @@ impl Replay {
         }
     }
 
-    /// Applies a record of this segment.
+    /// Applies a record of this segment. `size` is the record's, in bytes with padding.
     ///
     /// # Errors
     /// When it contradicts what came before, or itself.
@@ -73,15 +84,16 @@ impl Replay {
         record: &LogRecord<'_>,
         segment: &Segment,
         offset: u64,
+        size: usize,
     ) -> Result<(), DecodeError> {
         self.records += 1;
         self.is_stopped = matches!(record, LogRecord::Stop { .. });
+        let place = Location::new(segment.number(), offset);
         match *record {
             LogRecord::Start { boot, .. } => self.boot = Some(boot),
             LogRecord::Topic { number, topic } => self.topic(number, &topic, segment.number()),
             LogRecord::Message(message) => {
                 segment.messages.fetch_add(1, Relaxed);
-                let place = Location::new(segment.number(), offset);
                 let keeps = self.keeps_messages;
                 if let Some(topic) = self.known(message.topic)? {
                     topic.message(&message, place, keeps)?;
@@ -93,6 +105,13 @@ impl Replay {
                     topic.state.counters.pulled = pulled;
                     topic.trim(first_id);
                 }
+            }
+            LogRecord::Group(group) => {
+                let open = match self.known(group.topic)? {
+                    Some(topic) => topic.groups.apply(&group, place)?,
+                    None => 0,
+                };
+                segment.count_group_record(size as u64, open);
             }
             LogRecord::Deleted { topic } => {
                 self.known(topic)?;
@@ -174,6 +193,7 @@ impl ReplayedTopic {
             places: VecDeque::new(),
             messages: VecDeque::new(),
             is_sorted: true,
+            groups: ReplayedGroups::default(),
         }
     }
 
@@ -232,6 +252,7 @@ impl ReplayedTopic {
                 self.state.first_id = self.reserved;
             }
         }
+        self.groups.trim(self.state.first_id);
         self.gaps.dedup_by(|later, earlier| {
             // A run without messages only makes the gap longer.
             let same = later.appended == earlier.appended;
@@ -240,13 +261,10 @@ impl ReplayedTopic {
         });
     }
 
-    /// The topic with this number, whose messages are counted in their segments, and what was kept of them.
-    pub(crate) fn into_topic(
-        mut self,
-        number: u32,
-        segments: &Segments,
-    ) -> (Topic, Vec<KeptMessage>) {
-        let index = self.take_index(segments);
+    /// The topic with this number. What is needed of it is counted in its segments.
+    pub(crate) fn into_topic(mut self, number: u32, segments: &Segments) -> FoundTopic {
+        let mut index = self.take_index(segments);
+        let (groups, kept_groups) = self.groups.into_parts(segments, &mut index.open);
         if let Some(segment) = segments.get(self.mentioned_in) {
             segment.topics.fetch_add(1, Relaxed);
         }
@@ -259,9 +277,10 @@ impl ReplayedTopic {
             reservation: Reservation::new(self.reserved),
             gaps: self.gaps.len(),
         };
-        let progress = Progress { written, gaps: self.gaps, touched: (0, 0) };
-        let topic = Topic::recovered(Arc::new(self.info), progress, index, None);
-        (topic, self.messages.into())
+        let progress = Progress { written, gaps: self.gaps, groups, touched: (0, 0) };
+        let topic = Arc::new(Topic::recovered(Arc::new(self.info), progress, index, None));
+        let messages = self.messages.into();
+        FoundTopic { topic, state: self.state, messages, groups: kept_groups }
     }
 
     /// The places of the messages, which are counted in their segments.

@@ -7,7 +7,7 @@ use std::{
 
 use msgbus_core::{
     BatchLimit,
-    store::{Adopted, CommitObserver, RecoveredMessage},
+    store::{Adopted, CommitObserver, GroupChange, KeptGroup, OpenMessage, RecoveredMessage},
 };
 
 use super::{
@@ -26,10 +26,10 @@ use crate::{
 };
 
 type Files = BTreeMap<u32, Vec<u8>>;
-type Messages = HashMap<u64, Vec<RecoveredMessage>>;
+type Contents = HashMap<u64, (Vec<RecoveredMessage>, Vec<(u8, KeptGroup)>)>;
 
 /// The files of a store that was used for a while.
-fn used_store(seed: u64, ending: Ending) -> (Files, Messages) {
+fn used_store(seed: u64, ending: Ending) -> (Files, Contents) {
     let mut world = World::new(seed);
     world.open(Ending::Kill).expect("an empty disk");
     for _ in 0..80 {
@@ -38,24 +38,25 @@ fn used_store(seed: u64, ending: Ending) -> (Files, Messages) {
     world.work();
     world.end(ending);
     let files = world.disk.contents();
-    let messages = open(&SimulatedDisk::with_contents(&files), false).expect("good").1;
-    (files, messages)
+    let contents = open(&SimulatedDisk::with_contents(&files), false).expect("good").1;
+    (files, contents)
 }
 
-fn open(disk: &SimulatedDisk, repair: bool) -> Result<(RecoveryReport, Messages), OpenError> {
+fn open(disk: &SimulatedDisk, repair: bool) -> Result<(RecoveryReport, Contents), OpenError> {
     let options = StoreOptions { segment_bytes: 8 << 10, repair, ..StoreOptions::default() };
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     let mut recovered = Recovered::open(&disk, options, Some([1; 16]), true)?;
-    let mut messages = HashMap::new();
+    let mut contents = HashMap::new();
     let shared = Arc::clone(&recovered.writer.shared);
     let promise = msgbus_core::store::Promise::Synced;
     recovered.hand_over(&mut |found| {
         let all = BatchLimit { events: usize::MAX, bytes: usize::MAX };
-        messages.insert(found.info.epoch, read(&*found.store, &shared, 0, all));
+        let messages = read(&*found.store, &shared, 0, all);
+        contents.insert(found.info.epoch, (messages, found.groups));
         let observer = Weak::<Observer>::new() as Weak<dyn CommitObserver>;
         Adopted { observer, promise }
     });
-    Ok((recovered.report, messages))
+    Ok((recovered.report, contents))
 }
 
 /// Calls `each` with the files after one bit was flipped, for each byte that is not within a long row of zeros.
@@ -75,9 +76,47 @@ fn flipped(files: &Files, mut each: impl FnMut(u32, usize, &Files)) {
     }
 }
 
-/// The ids and payloads of all messages in the log, also of those that have left their topics.
-fn written(files: &Files) -> HashSet<(u64, Vec<u8>)> {
-    let mut found = HashSet::new();
+/// What stands in a log, also what is not needed any more.
+#[derive(Debug, Default)]
+struct Written {
+    /// The ids and payloads of messages.
+    messages: HashSet<(u64, Vec<u8>)>,
+    /// By nonce.
+    open: HashMap<u64, OpenMessage>,
+}
+
+impl Written {
+    fn add(&mut self, record: &LogRecord<'_>) {
+        match record {
+            LogRecord::Message(message) => {
+                let message = message.recover().expect("a message");
+                self.messages.insert((message.id, message.payload.to_vec()));
+            }
+            LogRecord::Group(group) => {
+                let open = match group.change().expect("a change") {
+                    GroupChange::Set(group) => group.open.into_values().collect(),
+                    GroupChange::Update(update) => update.open,
+                    GroupChange::Removed => Vec::new(),
+                };
+                self.open.extend(open.into_iter().map(|message| (message.nonce, message)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether everything that was found was written once.
+    fn has(&self, found: &Contents) -> bool {
+        found.values().all(|(messages, groups)| {
+            let known = |message: &RecoveredMessage| (message.id, message.payload.to_vec());
+            let mut open = groups.iter().flat_map(|(_, group)| group.open.values());
+            messages.iter().all(|message| self.messages.contains(&known(message)))
+                && open.all(|message| self.open.get(&message.nonce) == Some(message))
+        })
+    }
+}
+
+fn written(files: &Files) -> Written {
+    let mut found = Written::default();
     for content in files.values() {
         let header = content.first_chunk().expect("a header");
         let header = SegmentHeader::decode(header).expect("a header");
@@ -86,27 +125,22 @@ fn written(files: &Files) -> HashSet<(u64, Vec<u8>)> {
         while let Frame::Record { body, size } =
             frame(&content[at..], Seal::new(&header).at(at as u64), room(at))
         {
-            if let Ok(LogRecord::Message(message)) = LogRecord::decode(body) {
-                let message = message.recover().expect("a message");
-                found.insert((message.id, message.payload.to_vec()));
-            }
+            found.add(&LogRecord::decode(body).expect("a record"));
             at += size;
         }
     }
     found
 }
 
-fn is_known(found: &Messages, written: &HashSet<(u64, Vec<u8>)>) -> bool {
-    let known = |message: &RecoveredMessage| (message.id, message.payload.to_vec());
-    found.values().flatten().all(|message| written.contains(&known(message)))
-}
-
 #[test]
 fn a_flipped_bit_is_named_or_harmless_after_a_clean_stop() {
-    let (files, messages) = used_store(1, Ending::Close);
+    let (files, contents) = used_store(5, Ending::Close);
+    assert!(
+        contents.values().flat_map(|(_, groups)| groups).any(|(_, group)| !group.open.is_empty())
+    );
     let mut named = 0;
     flipped(&files, |number, at, files| match open(&SimulatedDisk::with_contents(files), false) {
-        Ok((_, found)) => assert!(found == messages, "{number}, {at}"),
+        Ok((_, found)) => assert!(found == contents, "{number}, {at}"),
         Err(OpenError::Damaged { file, offset, .. }) => {
             assert_eq!(file, SimulatedDisk::new(0).path(number));
             assert!(offset <= at as u64, "{offset} is after {at}");
@@ -126,7 +160,7 @@ fn a_flipped_bit_never_makes_another_message() {
         let written = written(&files);
         flipped(&files, |number, at, files| {
             if let Ok((_, found)) = open(&SimulatedDisk::with_contents(files), false) {
-                assert!(is_known(&found, &written), "{number}, {at}");
+                assert!(written.has(&found), "{number}, {at}");
             }
         });
     }
@@ -163,8 +197,10 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn a_repair_skips_what_is_damaged_and_is_done_once() {
-    let (files, messages) = used_store(4, Ending::Close);
-    let all = messages.values().map(Vec::len).sum::<usize>();
+    let (files, contents) = used_store(4, Ending::Close);
+    let count =
+        |found: &Contents| found.values().map(|(messages, _)| messages.len()).sum::<usize>();
+    let all = count(&contents);
     let written = written(&files);
     let (mut repaired, mut kept) = (0, 0);
     flipped(&files, |number, at, files| {
@@ -174,8 +210,8 @@ fn a_repair_skips_what_is_damaged_and_is_done_once() {
             result => result.unwrap_or_else(|error| panic!("{number}, {at}: {error}")),
         };
         // What had left its topic may be back, if the record that says so is lost.
-        assert!(is_known(&found, &written), "{number}, {at}");
-        kept += found.values().map(Vec::len).sum::<usize>();
+        assert!(written.has(&found), "{number}, {at}");
+        kept += count(&found);
         if report.skipped.is_empty() {
             kept -= all;
         } else {
@@ -191,7 +227,7 @@ fn a_repair_skips_what_is_damaged_and_is_done_once() {
 
 #[test]
 fn a_record_is_only_valid_at_its_place() {
-    let (mut files, messages) = used_store(5, Ending::Kill);
+    let (mut files, contents) = used_store(5, Ending::Kill);
     let end = |content: &Vec<u8>| {
         content.iter().rposition(|byte| *byte != 0).map_or(0, |last| (last + 1).next_multiple_of(8))
     };
@@ -202,7 +238,7 @@ fn a_record_is_only_valid_at_its_place() {
     content.copy_within(64..72 + length as usize, at);
     let (report, found) = open(&SimulatedDisk::with_contents(&files), false).expect("a torn tail");
     assert_eq!(report.torn_tail.map(|torn| torn.offset), Some(at as u64));
-    assert!(found == messages);
+    assert!(found == contents);
 }
 
 #[test]

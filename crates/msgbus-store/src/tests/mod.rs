@@ -3,6 +3,8 @@
 mod behaviour;
 mod crash;
 mod damage;
+mod group_behaviour;
+mod groups;
 mod model;
 mod observer;
 mod world;

@@ -14,7 +14,10 @@ use msgbus_core::{
     },
 };
 
-use super::observer::{Observer, Told};
+use super::{
+    groups::{self, Groups},
+    observer::{Observer, Told},
+};
 
 /// A topic as the bus knows it.
 #[derive(Debug)]
@@ -27,10 +30,12 @@ pub(super) struct ModelTopic {
     pub(super) committed: Known,
     /// What a power cut must not take.
     pub(super) durable: Known,
-    pub(super) pending: VecDeque<(Ticket, bool, TopicState)>,
+    pub(super) pending: VecDeque<(Ticket, Known)>,
     /// The most that may be found: what was refused because the disk failed may have been written.
     highest: TopicState,
     may_be_deleted: bool,
+    /// The groups at the beginning, and after each change to them.
+    groups: Vec<Groups>,
     /// What was appended last with each id.
     pub(super) messages: BTreeMap<u64, Message>,
     /// How many messages were appended before the one with each id.
@@ -43,6 +48,8 @@ pub(super) struct Known {
     pub(super) exists: bool,
     pub(super) is_deleted: bool,
     pub(super) state: TopicState,
+    /// The number of changes to groups.
+    groups: usize,
 }
 
 /// How a run has ended.
@@ -73,6 +80,7 @@ impl ModelTopic {
             pending: VecDeque::new(),
             highest: TopicState::default(),
             may_be_deleted: false,
+            groups: vec![Groups::new()],
             messages: BTreeMap::new(),
             ordinals: BTreeMap::new(),
         }
@@ -81,8 +89,13 @@ impl ModelTopic {
     /// The state after everything that was appended.
     pub(super) fn last_state(&self) -> TopicState {
         let (first_id, committed) = (self.committed.state.first_id, self.committed.state);
-        let last = self.pending.back().map_or(committed, |(_, _, state)| *state);
+        let last = self.pending.back().map_or(committed, |(_, last)| last.state);
         TopicState { first_id, ..last }
+    }
+
+    /// The groups after everything that was appended.
+    pub(super) fn last_groups(&self) -> &Groups {
+        self.groups.last().expect("those at the beginning")
     }
 
     pub(super) fn is_being_deleted(&self) -> bool {
@@ -96,8 +109,17 @@ impl ModelTopic {
             _ => Vec::new(),
         };
         let ordinals = state.appended - messages.len() as u64..;
+        let groups = match &record {
+            Record::Group { number, change } => {
+                Some(groups::changed(self.last_groups(), *number, change))
+            }
+            _ => None,
+        };
         let ticket = self.store.append(record, state)?;
-        self.pending.push_back((ticket, is_deletion, state));
+        self.groups.extend(groups);
+        let groups = self.groups.len() - 1;
+        let known = Known { exists: true, is_deleted: is_deletion, state, groups };
+        self.pending.push_back((ticket, known));
         self.may_be_deleted |= is_deletion;
         self.highest.next_id = self.highest.next_id.max(state.next_id);
         self.highest.appended = self.highest.appended.max(state.appended);
@@ -121,17 +143,17 @@ impl ModelTopic {
                         self.highest = self.committed.state;
                         self.may_be_deleted = false;
                         self.messages.split_off(&self.committed.state.next_id);
+                        self.groups.truncate(self.committed.groups + 1);
                     }
                     continue;
                 }
             };
-            while let Some(&(ticket, is_deletion, state)) = self.pending.front()
+            while let Some(&(ticket, known)) = self.pending.front()
                 && ticket <= up_to
             {
                 self.pending.pop_front();
                 let first_id = self.committed.state.first_id;
-                let state = TopicState { first_id, ..state };
-                self.committed = Known { exists: true, is_deleted: is_deletion, state };
+                self.committed = Known { state: TopicState { first_id, ..known.state }, ..known };
             }
         }
     }
@@ -165,6 +187,8 @@ impl ModelTopic {
         self.check_contents(found, messages);
         self.check_messages(found, promised.state);
         self.check_state(found, promised.state);
+        let released = self.committed.state.first_id;
+        groups::check(found, &self.groups[promised.groups..], released);
     }
 
     fn check_contents(&self, found: &RecoveredTopic, messages: &[RecoveredMessage]) {
@@ -231,7 +255,8 @@ impl ModelTopic {
 
     /// Goes on with what was recovered.
     pub(super) fn rebase(&mut self, found: RecoveredTopic) {
-        self.committed = Known { exists: true, is_deleted: false, state: found.state };
+        self.groups = vec![found.groups.into_iter().collect()];
+        self.committed = Known { exists: true, is_deleted: false, state: found.state, groups: 0 };
         self.durable = self.committed;
         self.pending.clear();
         self.highest = found.state;

@@ -17,6 +17,7 @@ use msgbus_core::{
 };
 
 use super::{
+    groups,
     model::{Ending, ModelTopic},
     observer::Observer,
 };
@@ -148,11 +149,12 @@ impl World {
     /// One step of a history.
     pub(super) fn step(&mut self) {
         match self.random.u32(..100) {
-            0..45 => self.append(),
-            45..55 => self.pull(),
-            55..65 => self.release(),
-            65..68 => self.delete(),
-            68..72 => self.now += Duration::from_millis(self.random.u64(..3000)),
+            0..38 => self.append(),
+            38..44 => self.pull(),
+            44..60 => self.change_group(),
+            60..67 => self.release(),
+            67..69 => self.delete(),
+            69..72 => self.now += Duration::from_millis(self.random.u64(..3000)),
             72..76 => self.read(),
             _ => self.work(),
         }
@@ -261,6 +263,15 @@ impl World {
             state.counters.pulled += 1;
             let _ = topic.append(Record::Pulled, state);
         }
+    }
+
+    fn change_group(&mut self) {
+        let mut random = self.random.fork();
+        let Some(topic) = self.pick() else { return };
+        let known = topic.committed.state;
+        let (number, change) = groups::any_change(&mut random, topic.last_groups(), known);
+        let state = topic.last_state();
+        let _ = topic.append(Record::Group { number, change }, state);
     }
 
     fn release(&mut self) {

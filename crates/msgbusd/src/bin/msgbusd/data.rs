@@ -57,12 +57,20 @@ fn summary(report: &RecoveryReport) -> String {
         );
     }
     text + &format!(
-        "{} in {}, {}: {} in {}; {}\n",
+        "{} in {}, {}: {} in {}{}; {}\n",
         counted(report.records, "record"),
         counted(report.segments as u64, "file"),
         counted(report.bytes, "byte"),
         counted(report.messages, "message"),
         counted(report.topics as u64, "topic"),
+        match report.groups {
+            0 => String::new(),
+            groups => format!(
+                ", {} leased or waiting in {}",
+                counted(report.open_messages, "message"),
+                counted(groups as u64, "group")
+            ),
+        },
         match report.skipped.len() {
             0 => "all records are good".to_owned(),
             1 => "1 part is damaged".to_owned(),
