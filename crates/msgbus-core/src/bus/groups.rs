@@ -14,7 +14,7 @@ use crate::{
     options::{BatchLimit, GroupConfig, LeaseOptions},
     stats::{GroupStats, LeaseStats},
     store::StoreError,
-    topic::{Commit, Page, Settled, TakeError, Taken, Topic},
+    topic::{Commit, Page, SetGroup, Settled, TakeError, Taken, Topic},
 };
 
 impl MessageBus {
@@ -191,11 +191,20 @@ impl TopicRef<'_> {
         options: LeaseOptions,
     ) -> Op<Result<Vec<Leased>, LeaseError>> {
         let options = LeaseOptions { from: self.map().resume(options.from), ..options };
-        let leased = self.with_existing(|topic| {
+        let lease = |topic: &mut Topic| {
             let now = clock::now();
-            let taken = topic.lease(group, &options, now, &mut Page::default());
-            (taken, topic.register(now.monotonic))
-        });
+            // Expired messages are removed slice by slice.
+            (!topic.expire(now.monotonic)).then(|| {
+                let taken = topic.lease(group, &options, now, &mut Page::default());
+                (taken, topic.next_registration(now.monotonic))
+            })
+        };
+        let leased = loop {
+            match self.with_existing(lease) {
+                Some(None) => {}
+                leased => break leased.flatten(),
+            }
+        };
         let (Some((taken, registration)), Some(topic)) = (leased, self.location()) else {
             return Op::ready(Ok(Vec::new()));
         };
@@ -253,7 +262,12 @@ impl TopicRef<'_> {
             set
         });
         match set {
-            Ok((topic, (is_new, commit))) => Op::after(commit, topic, is_new),
+            Ok((topic, SetGroup { is_new, commit, waker })) => {
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+                Op::after(commit, topic, is_new)
+            }
             Err(error) => Op::ready(Err(error)),
         }
     }

@@ -52,7 +52,7 @@ impl TopicMap {
         let reservation = Reservation::new(Arc::clone(&self.budget));
         let now = clock::now();
         let mut topic = Topic::restore(info, settings, reservation, promise, recovered, now);
-        let registration = topic.register(now.monotonic);
+        let registration = topic.next_registration(now.monotonic);
         let topic = Arc::new(SharedTopic::new(topic, Weak::clone(&self.own)));
         topic.register(registration);
         match self.entry(&name) {
@@ -92,7 +92,14 @@ impl CommitObserver for SharedTopic {
         {
             map.dismiss_topic();
         }
+        let registration = topic.next_registration(clock::monotonic());
         self.unlock_and_remove_if_abandoned(topic);
+        if registration.is_some()
+            && let Some(map) = self.map.upgrade()
+            && let Some(topic) = map.find(self.name())
+        {
+            topic.register(registration);
+        }
         self.wake(wakers);
         ended.finish(Err(error));
     }

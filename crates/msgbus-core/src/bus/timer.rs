@@ -1,7 +1,7 @@
 //! The timer of a bus: when leases and delays end, and dead letters.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     future::poll_fn,
     pin::Pin,
     sync::{Arc, Weak},
@@ -87,6 +87,9 @@ struct State {
     expected: Option<MonotonicTime>,
     is_earlier: bool,
     waker: Option<Waker>,
+    /// Dead letters to publish.
+    dead: VecDeque<(Arc<SharedTopic>, DeadLetter)>,
+    /// Those that are being published.
     burials: Vec<RunningBurial>,
 }
 
@@ -156,7 +159,7 @@ impl SharedTopic {
 
     /// Releases the lock, and tells the timer if something is due earlier than it knows.
     pub(crate) fn unlock_and_register(self: &Arc<Self>, mut topic: LockedTopic<'_>) {
-        let registration = topic.register(clock::monotonic());
+        let registration = topic.next_registration(clock::monotonic());
         drop(topic);
         self.register(registration);
     }
@@ -166,59 +169,79 @@ impl TopicMap {
     /// How often burials that wait for a store are looked at.
     const POLL: Duration = Duration::from_millis(20);
 
+    /// The maximum number of burials that wait for a store.
+    const MAX_BURIALS: usize = 32;
+
     fn run_due(&self) -> Due {
         let start = clock::monotonic();
-        let mut burials = std::mem::take(&mut self.timer.0.lock().burials);
+        let mut due = Due::default();
         while let Some(topic) = self.timer.pop(start) {
             let Some(topic) = topic.upgrade() else { continue };
             let mut locked = topic.lock_and_expire();
-            let due = locked.run_due(clock::monotonic());
+            let in_topic = locked.run_due(clock::monotonic());
             topic.unlock_and_register(locked);
-            due.wakers.into_iter().for_each(Waker::wake);
-            let Some(map) = self.own.upgrade() else { continue };
-            for dead in due.dead {
-                burials.push(Box::pin(bury(Arc::clone(&map), Arc::clone(&topic), dead)));
-            }
+            in_topic.wakers.into_iter().for_each(Waker::wake);
+            let dead = in_topic.dead.into_iter().map(|dead| (Arc::clone(&topic), dead));
+            self.timer.0.lock().dead.extend(dead);
         }
-        let mut due = Due::default();
-        let mut cx = Context::from_waker(Waker::noop());
-        burials.retain_mut(|burial| match burial.as_mut().poll(&mut cx) {
-            Poll::Ready(refused) => {
-                due.refused.extend(refused);
-                false
-            }
-            Poll::Pending => true,
-        });
+        let is_waiting = self.run_burials(&mut due.refused);
         let now = clock::monotonic();
-        let poll_at = (!burials.is_empty()).then(|| now.after(Self::POLL.into()));
-        self.timer.0.lock().burials.append(&mut burials);
+        let poll_at = is_waiting.then(|| now.after(Self::POLL.into()));
         due.next = self.timer.expect_next(poll_at).map(|at| at.since(now));
         due
+    }
+
+    /// Publishes dead letters. Returns whether some wait for a store.
+    fn run_burials(&self, refused: &mut Vec<RefusedDeadLetter>) -> bool {
+        let mut burials = std::mem::take(&mut self.timer.0.lock().burials);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut is_over = |burial: &mut RunningBurial| match burial.as_mut().poll(&mut cx) {
+            Poll::Ready(outcome) => {
+                refused.extend(outcome);
+                true
+            }
+            Poll::Pending => false,
+        };
+        burials.retain_mut(|burial| !is_over(burial));
+        while burials.len() < Self::MAX_BURIALS {
+            let next = self.timer.0.lock().dead.pop_front();
+            let Some((topic, dead)) = next else { break };
+            let mut burial: RunningBurial = Box::pin(bury(Weak::clone(&self.own), topic, dead));
+            if !is_over(&mut burial) {
+                burials.push(burial);
+            }
+        }
+        let is_waiting = !burials.is_empty();
+        self.timer.0.lock().burials.append(&mut burials);
+        is_waiting
     }
 }
 
 /// Publishes a message as a dead letter, and ends its life in its topic.
 async fn bury(
-    map: Arc<TopicMap>,
+    map: Weak<TopicMap>,
     topic: Arc<SharedTopic>,
     dead: DeadLetter,
 ) -> Option<RefusedDeadLetter> {
     let outcome = publish(&map, &topic, &dead).await;
     let mut locked = topic.lock();
     let burial = *outcome.as_ref().unwrap_or(&Burial::Refused);
-    locked.buried(dead.group, dead.id, burial, clock::now());
+    let waker = locked.end_burial(&dead, burial, clock::now());
     topic.unlock_and_register(locked);
-    let error = outcome.err()?;
-    Some(RefusedDeadLetter { topic: topic.name().clone(), group: dead.name, id: dead.id, error })
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+    let (topic, group, id) = (topic.name().clone(), dead.name, dead.key.id);
+    Some(RefusedDeadLetter { topic, group, id, error: outcome.err()? })
 }
 
 async fn publish(
-    map: &TopicMap,
+    map: &Weak<TopicMap>,
     topic: &Arc<SharedTopic>,
     dead: &DeadLetter,
 ) -> Result<Burial, DeadLetterError> {
     let find = |topic: &mut Topic, page: &mut Page| {
-        Ok::<_, TakeError<StoreError>>(topic.message_with(dead.id, clock::monotonic(), page)?)
+        Ok::<_, TakeError<StoreError>>(topic.message_with(dead.key.id, clock::monotonic(), page)?)
     };
     // If it has left meanwhile, the group knows.
     let Some(message) = read_and_take(topic, find).await? else { return Ok(Burial::Exempt) };
@@ -230,23 +253,35 @@ async fn publish(
         None => topic.name().dead_letters()?,
     };
     let letter = NewMessage::new(message.payload().clone()).headers(headers(&message, dead));
-    super::TopicRef::new(map, &target, &mut None).publish(letter).await?;
+    let published = match map.upgrade() {
+        Some(map) => super::TopicRef::new(&map, &target, &mut None).publish(letter),
+        None => return Err(PublishError::Closed.into()),
+    };
+    published.await?;
     Ok(Burial::Done)
 }
 
-/// The headers of the message, and as many of those of a dead letter as there is room for.
+/// The headers of the message, and those of a dead letter. If there is not enough room for all of them, headers of the
+/// message are left out.
 fn headers(message: &Message, dead: &DeadLetter) -> Headers {
-    let reason = dead.reason.as_deref().unwrap_or("the lease expired");
+    // A header value has no spaces at its ends.
+    let topic = message.topic().name.as_str().replace('%', "%25").replace(' ', "%20");
     // A reason is any text; a header value has no control characters.
-    let reason = reason.replace(|c: char| c.is_control(), " ");
-    let additions = [
-        (DeadLetter::TOPIC, message.topic().name.to_string()),
-        ("dead-letter-id", dead.id.to_string()),
-        ("dead-letter-group", dead.name.to_string()),
-        ("dead-letter-deliveries", dead.deliveries.to_string()),
-        ("dead-letter-reason", reason.trim().to_owned()),
+    let reason = dead.reason.as_deref().map(|reason| reason.replace(char::is_control, " "));
+    let marks = [
+        (DeadLetter::TOPIC, Some(topic)),
+        ("dead-letter-id", Some(dead.key.id.to_string())),
+        ("dead-letter-group", Some(dead.name.to_string())),
+        ("dead-letter-deliveries", Some(dead.deliveries.to_string())),
+        ("dead-letter-reason", reason.map(|reason| reason.trim().to_owned())),
     ];
-    additions.iter().fold(message.headers().clone(), |headers, (name, value)| {
-        headers.with(name, value).unwrap_or(headers)
+    let marks =
+        || marks.iter().filter_map(|(name, value)| value.as_deref().map(|value| (*name, value)));
+    Headers::new(message.headers().iter().chain(marks())).unwrap_or_else(|_| {
+        let marks = Headers::new(marks()).unwrap_or_default();
+        message
+            .headers()
+            .iter()
+            .fold(marks, |headers, (name, value)| headers.with(name, value).unwrap_or(headers))
     })
 }

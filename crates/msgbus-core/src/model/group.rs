@@ -22,6 +22,9 @@ pub enum GroupNameError {
     /// The name has more than [`GroupName::MAX_BYTES`] characters. The number is its length in bytes.
     #[error("a group name has at most {max} characters, this one has {0}", max = GroupName::MAX_BYTES)]
     TooLong(usize),
+    /// The name has another meaning in paths.
+    #[error("a group name must not be \".\" or \"..\"")]
+    Dots,
     /// The name contains another character.
     #[error("a group name has only letters and digits of ASCII and \"_\", \".\", \"-\"")]
     Character,
@@ -41,6 +44,8 @@ impl GroupName {
             Err(GroupNameError::Empty)
         } else if name.len() > Self::MAX_BYTES {
             Err(GroupNameError::TooLong(name.len()))
+        } else if matches!(name, "." | "..") {
+            Err(GroupNameError::Dots)
         } else if name.bytes().all(is_allowed) {
             Ok(Self(name.into()))
         } else {
@@ -256,6 +261,7 @@ mod tests {
             ("workers", Ok(())),
             ("a_B.9-", Ok(())),
             ("", Err(GroupNameError::Empty)),
+            ("..", Err(GroupNameError::Dots)),
             ("a b", Err(GroupNameError::Character)),
             ("a/b", Err(GroupNameError::Character)),
             ("größe", Err(GroupNameError::Character)),

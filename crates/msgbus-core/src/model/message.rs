@@ -104,6 +104,10 @@ impl Message {
         (self.0.expires != WallTime::NEVER).then(|| self.0.expires.into())
     }
 
+    pub(crate) fn expires_at(&self) -> WallTime {
+        self.0.expires
+    }
+
     pub(crate) fn created_at(&self) -> WallTime {
         self.0.created
     }

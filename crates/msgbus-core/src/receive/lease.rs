@@ -10,7 +10,7 @@ use super::waiting::{Take, Waiting};
 use crate::{
     bus::{MessageBus, TopicRef, clock},
     error::LeaseError,
-    model::{GroupName, Leased, TopicName},
+    model::{GroupName, Leased, Position, TopicName},
     options::LeaseOptions,
     topic::{Page, TakeError, Taken, Topic, WaitError, WaiterId},
 };
@@ -38,8 +38,12 @@ impl TopicRef<'_> {
         options: LeaseOptions,
     ) -> Result<LeasePull, LeaseError> {
         let from = self.map().resume(options.from);
-        let joined = self.with_or_create(|_, topic| topic.wait(Some(group)));
-        let (topic, waiter) = joined.map_err(LeaseError::from)?;
+        let joined =
+            self.with_or_create(|_, topic| Ok((topic.wait(Some(group))?, topic.next_id())));
+        let (topic, (waiter, next_id)) =
+            joined.map_err(|error: WaitError| LeaseError::from(error))?;
+        // A group that is new starts with the next message from now, also if that creates the topic.
+        let from = if from == Position::New { Position::Id(next_id) } else { from };
         let take = TakeLeases { group: group.clone(), options: LeaseOptions { from, ..options } };
         Ok(LeasePull(Waiting::new(topic, waiter, take)))
     }
@@ -109,6 +113,8 @@ impl LeasePull {
         cx: &mut Context<'_>,
         may_take: impl FnMut() -> bool,
     ) -> Poll<Result<Vec<Leased>, LeaseError>> {
+        // Slice by slice, so that few expired messages are left when the messages are taken.
+        drop(self.0.topic().lock_and_expire());
         self.0.poll_allowed(cx, may_take)
     }
 }

@@ -101,7 +101,10 @@ impl<T: Take> Waiting<T> {
             Ok((_, None)) => return Poll::Ready(Ok(Vec::new())),
             Ok((mut topic, Some(taken))) if taken.messages.is_empty() => {
                 let replaced = topic.park_waiter(self.take.group(), waiter, cx.waker());
-                self.topic.unlock_and_register(topic);
+                match self.take.group() {
+                    Some(_) => self.topic.unlock_and_register(topic),
+                    None => drop(topic),
+                }
                 drop(replaced);
                 return Poll::Pending;
             }
@@ -124,7 +127,10 @@ impl<T: Take> Waiting<T> {
     /// Leaves the queue, and wakes the next one if there is something left for it.
     fn leave(&self, waiter: WaiterId, mut topic: LockedTopic<'_>) {
         let (own, next) = topic.cancel_wait(self.take.group(), waiter);
-        let registration = topic.register(clock::monotonic());
+        let registration = match self.take.group() {
+            Some(_) => topic.next_registration(clock::monotonic()),
+            None => None,
+        };
         self.topic.unlock_and_remove_if_abandoned(topic);
         self.topic.register(registration);
         drop(own);

@@ -181,17 +181,19 @@ impl Topic {
         }
     }
 
-    /// Hands a change of a group to the store.
+    /// Hands a change of a group to the store. Returns the step if the store does not accept it.
     pub(super) fn store_group(
         &mut self,
         record: Record,
         number: u8,
         step: GroupStep,
-    ) -> Result<Arc<Commit>, StoreError> {
+    ) -> Result<Arc<Commit>, (StoreError, GroupStep)> {
         let state = self.state_after(0);
-        let Some(durable) = &mut self.durable else { return Err(StoreError::Closed) };
-        let ticket = durable.store.append(record, state)?;
-        Ok(durable.push(ticket, Step::Group { number, step }))
+        let Some(durable) = &mut self.durable else { return Err((StoreError::Closed, step)) };
+        match durable.store.append(record, state) {
+            Ok(ticket) => Ok(durable.push(ticket, Step::Group { number, step })),
+            Err(error) => Err((error, step)),
+        }
     }
 
     /// Tells the store that the topic is deleted. `None` if it is not durable.
@@ -267,7 +269,7 @@ impl Topic {
         {
             match pending.step {
                 Step::Pull { from, count } => self.put_back(from, count),
-                Step::Group { number, step } => self.undo(number, &step),
+                Step::Group { number, step } => self.undo(number, step),
                 Step::Delete => durable.is_deletion_refused = true,
                 Step::Publish(_) => {}
             }

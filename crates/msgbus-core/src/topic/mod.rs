@@ -39,7 +39,7 @@ pub(crate) use self::{
     commit::Commit,
     cursors::{CursorKey, Parked},
     durable::Durable,
-    groups::{Burial, DeadLetter, Registration, Settled},
+    groups::{Burial, DeadLetter, Registration, SetGroup, Settled},
     log::Log,
     publish::{Appended, BatchSize},
     pull::{TakeError, Taken, WaitError},
@@ -136,7 +136,8 @@ impl Topic {
 
     /// The part of `reservation` that the topic itself needs, in bytes.
     fn own_size(&self) -> u64 {
-        u64::from(self.name_length) + Self::OVERHEAD
+        let groups = self.groups.as_ref().map_or(0, |groups| groups.memory_bytes());
+        u64::from(self.name_length) + Self::OVERHEAD + groups
     }
 
     /// Whether the topic has left the map. A new topic may have its name by now.

@@ -62,10 +62,13 @@ impl Topic {
     pub(super) fn evictions_needed(&self, fits: impl Fn(usize, u64) -> bool) -> Option<usize> {
         let (mut messages, mut bytes) = (self.log.len(), self.log.bytes());
         let mut oldest = self.log.sizes();
-        let first_needed = self.first_needed();
+        let first_needed = match self.settings.overflow {
+            Overflow::Reject => self.first_needed(),
+            Overflow::DropOldest => u64::MAX,
+        };
         while !fits(messages, bytes) {
             let (id, size) = oldest.next()?;
-            if self.settings.overflow == Overflow::Reject && id >= first_needed {
+            if id >= first_needed {
                 return None;
             }
             messages -= 1;

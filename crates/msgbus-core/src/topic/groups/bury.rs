@@ -5,8 +5,9 @@ use std::task::Waker;
 use super::{
     super::{Page, Topic, Unread, waiters::Waiters},
     group::Group,
+    open::State,
 };
-use crate::model::{GroupName, Message, MonotonicTime, Now, TopicName};
+use crate::model::{GroupName, LeaseKey, Message, MonotonicTime, Now, TopicName};
 
 /// What was due in one topic.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ pub(crate) struct Due {
 pub(crate) struct DeadLetter {
     pub(crate) group: u8,
     pub(crate) name: GroupName,
-    pub(crate) id: u64,
+    pub(crate) key: LeaseKey,
     pub(crate) deliveries: u32,
     pub(crate) reason: Option<Box<str>>,
     /// The topic for it, if the group's settings name one.
@@ -56,7 +57,7 @@ impl DeadLetter {
 
 impl Topic {
     /// The time of the next thing that is due, if the timer does not know of it. It must be told.
-    pub(crate) fn register(&mut self, now: MonotonicTime) -> Option<Registration> {
+    pub(crate) fn next_registration(&mut self, now: MonotonicTime) -> Option<Registration> {
         let groups = self.groups.as_mut()?;
         let deadlines = groups.iter_mut().filter_map(|group| {
             if group.dying.is_empty() { group.open.next_deadline() } else { Some(now) }
@@ -100,29 +101,32 @@ impl Topic {
         entry.map(|entry| page.message(entry)).transpose()
     }
 
-    /// Ends the burial of a message.
-    pub(crate) fn buried(&mut self, number: u8, id: u64, burial: Burial, now: Now) {
-        let group = self.groups.as_mut().and_then(|groups| groups.get_mut(number));
-        let Some(group) = group else { return };
-        match burial {
-            Burial::Done => {
-                group.finish_burial(id);
-                self.keep_burial(number, id, now);
-            }
-            Burial::Refused => group.postpone_burial(id, now.monotonic),
-            Burial::Exempt => group.cancel_burial(id, now.monotonic),
+    /// Ends the burial of a message. Returns the waiting pull that may get a message now, to be woken after the lock is
+    /// released.
+    #[must_use]
+    pub(crate) fn end_burial(
+        &mut self,
+        dead: &DeadLetter,
+        burial: Burial,
+        now: Now,
+    ) -> Option<Waker> {
+        let group = self.groups.as_mut()?.get_mut(dead.group)?;
+        let is_ended = group.end_burial(dead.key, burial, now.monotonic);
+        if is_ended && burial == Burial::Done {
+            self.keep_burial(dead.group, dead.key.id, now);
         }
+        self.waker_of_group(dead.group)
     }
 }
 
 impl Group {
     fn dead_letter(&self, number: u8, id: u64) -> Option<DeadLetter> {
-        let deliveries = self.open.get(id)?.deliveries;
+        let open = self.open.get(id).filter(|open| open.state == State::Burying)?;
         Some(DeadLetter {
             group: number,
             name: self.name.clone(),
-            id,
-            deliveries,
+            key: LeaseKey { id, nonce: open.nonce },
+            deliveries: open.deliveries,
             reason: self.open.reason(id).map(Box::from),
             topic: self.settings.dead_letters.clone(),
         })

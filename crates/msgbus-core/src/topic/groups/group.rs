@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     super::log::{Entry, Log},
+    bury::Burial,
     open::{Holder, Open, OpenTable, State},
 };
 use crate::{
@@ -14,10 +15,10 @@ use crate::{
 };
 
 #[derive(Debug)]
-pub(super) struct Group {
+pub(in crate::topic) struct Group {
     pub(super) name: GroupName,
     pub(super) settings: GroupSettings,
-    /// Whether it was created by itself, and not by a pull.
+    /// Whether it was created explicitly, and not by a pull.
     pub(super) is_explicit: bool,
     /// Messages appended to the topic, without those that are counted for the group.
     pub(super) base: u64,
@@ -43,6 +44,8 @@ impl Group {
     const MAX_OPEN: usize = 65_536;
     /// The time until a dead letter that was refused is tried again.
     const RETRY: Nanos = Nanos::from_seconds(5);
+    /// The reason for a dead letter whose last lease was not settled.
+    const EXPIRED: &str = "the lease expired";
 
     /// A group whose first message is the first one from `next_id` on.
     pub(super) fn new(name: GroupName, next_id: u64, log: &mut Log) -> Self {
@@ -68,10 +71,13 @@ impl Group {
         self.open.leased() >= self.settings.max_leases as usize
     }
 
+    pub(super) fn has_max_open(&self) -> bool {
+        self.open.len() >= Self::MAX_OPEN
+    }
+
     /// Whether there is a message to deliver, whatever the limit on leases. It may have expired.
     pub(super) fn has_messages(&self, log: &Log) -> bool {
-        self.open.first_ready().is_some()
-            || self.open.len() < Self::MAX_OPEN && log.has_any_from(self.next_id)
+        self.open.first_ready().is_some() || !self.has_max_open() && log.has_any_from(self.next_id)
     }
 
     /// Whether a pull would get a message, unless it has expired.
@@ -86,7 +92,7 @@ impl Group {
         }
         match self.open.first_ready() {
             Some(id) => log.first_from(id, now),
-            None if self.open.len() >= Self::MAX_OPEN => None,
+            None if self.has_max_open() => None,
             None => log.first_from(self.next_id, now),
         }
     }
@@ -156,7 +162,7 @@ impl Group {
     /// Makes a message ready at a time, or a dead letter.
     fn give_back(&mut self, id: u64, deliveries: u32, ready: MonotonicTime, now: MonotonicTime) {
         if self.is_last(deliveries) {
-            self.open.change(id, State::Burying, now);
+            self.open.change(id, State::Burying, ready);
             self.dying.push(id);
         } else if ready > now {
             self.open.change(id, State::Delayed, ready);
@@ -194,12 +200,14 @@ impl Group {
 
     /// Ends what is due: leases and delays.
     pub(super) fn end_due(&mut self, now: MonotonicTime) {
-        while let Some(id) = self.open.pop_due(now) {
-            let Some(Open { state, deliveries, .. }) = self.open.get(id) else { continue };
+        while let Some(id) = self.open.first_due(now)
+            && let Some(Open { state, deliveries, .. }) = self.open.get(id)
+        {
             match (state, *deliveries) {
                 (State::Leased, deliveries) => {
                     self.counters.lease_expired += 1;
-                    self.open.set_reason(id, None);
+                    let reason = self.is_last(deliveries).then(|| Self::EXPIRED.into());
+                    self.open.set_reason(id, reason);
                     self.give_back(id, deliveries, now, now);
                 }
                 (State::Dying, _) => {
@@ -223,22 +231,27 @@ impl Group {
         }
     }
 
-    /// The message is in the dead-letter topic now.
-    pub(super) fn finish_burial(&mut self, id: u64) {
-        if self.open.remove(id).is_some() {
-            self.counters.dead_lettered += 1;
+    /// Ends the burial of a message. It does nothing if the message or the group is another one by now.
+    pub(super) fn end_burial(&mut self, key: LeaseKey, burial: Burial, now: MonotonicTime) -> bool {
+        let Some(ready) = self.open.burying(key).map(|open| open.deadline) else { return false };
+        match burial {
+            Burial::Done => {
+                self.open.remove(key.id);
+                self.counters.dead_lettered += 1;
+            }
+            Burial::Refused => {
+                self.counters.dead_letters_refused += 1;
+                self.open.change(key.id, State::Dying, now.after(Self::RETRY));
+            }
+            Burial::Exempt if ready > now => self.open.change(key.id, State::Delayed, ready),
+            Burial::Exempt => self.open.change(key.id, State::Ready, now),
         }
+        true
     }
 
-    /// The dead-letter topic has not accepted the message.
-    pub(super) fn postpone_burial(&mut self, id: u64, now: MonotonicTime) {
-        self.counters.dead_letters_refused += 1;
-        self.open.change(id, State::Dying, now.after(Self::RETRY));
-    }
-
-    /// The message is a dead letter already: it is delivered again, a little later.
-    pub(super) fn cancel_burial(&mut self, id: u64, now: MonotonicTime) {
-        self.open.change(id, State::Delayed, now.after(Self::RETRY));
+    /// The group has been given every message that there is.
+    pub(super) fn skip_to(&mut self, next_id: u64) {
+        self.next_id = self.next_id.max(next_id);
     }
 }
 

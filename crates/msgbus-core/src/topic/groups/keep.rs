@@ -6,13 +6,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    super::{Commit, Topic, log::Log},
+    super::{Commit, State as TopicState, Topic, log::Log},
     Groups,
     group::{Cause, Group},
     open::{Holder, Open, OpenTable, State},
 };
 use crate::{
-    model::{LeaseKey, LeaseToken, Nanos, Now, WallTime},
+    model::{GroupSettings, LeaseKey, LeaseToken, Nanos, Now, WallTime},
     store::{GroupChange, GroupUpdate, KeptGroup, OpenMessage, Record, StoreError},
 };
 
@@ -21,6 +21,10 @@ use crate::{
 pub(in crate::topic) enum GroupStep {
     Lease(Vec<LeaseKey>),
     Ack(Vec<LeaseKey>),
+    /// The group was created, moved or removed. This is the one before, if there was one.
+    Replace(Option<Box<Group>>),
+    /// The settings were changed. These are the ones before, and whether the group was explicit.
+    Settings(GroupSettings, bool),
     /// Nothing is undone.
     Other,
 }
@@ -142,8 +146,8 @@ impl Topic {
     /// Tells the store about a change of a group. `None` if the topic is not durable.
     ///
     /// # Errors
-    /// When the store does not accept it. The caller undoes the change.
-    fn keep(
+    /// When the store does not accept it. The change is undone then.
+    pub(super) fn keep(
         &mut self,
         number: u8,
         update: impl FnOnce(&Group) -> GroupUpdate,
@@ -161,16 +165,12 @@ impl Topic {
             GroupChange::Set(Box::new(group.whole(now)))
         };
         group.is_stored = true;
-        let kept = self.store_group(Record::Group { number, change }, number, step);
-        if kept.is_err() {
-            self.forget_stored(number);
-        }
-        kept.map(Some)
-    }
-
-    fn forget_stored(&mut self, number: u8) {
-        if let Some(group) = self.groups.as_mut().and_then(|groups| groups.get_mut(number)) {
-            group.is_stored = false;
+        match self.store_group(Record::Group { number, change }, number, step) {
+            Ok(commit) => Ok(Some(commit)),
+            Err((error, step)) => {
+                self.undo(number, step);
+                Err(error)
+            }
         }
     }
 
@@ -185,9 +185,7 @@ impl Topic {
             return Ok(None);
         }
         let update = self.update_of(number, &keys, now);
-        let step = GroupStep::Lease(keys.clone());
-        self.keep(number, |_| update, now, step)
-            .inspect_err(|_| self.undo(number, &GroupStep::Lease(keys)))
+        self.keep(number, |_| update, now, GroupStep::Lease(keys))
     }
 
     /// Keeps acks, or undoes them.
@@ -199,37 +197,19 @@ impl Topic {
     ) -> Result<Option<Arc<Commit>>, StoreError> {
         let settled = keys.iter().map(|key| key.id).collect();
         let update = |group: &Group| GroupUpdate { settled, ..group.update(&[], now) };
-        let step = GroupStep::Ack(keys.clone());
-        self.keep(number, update, now, step)
-            .inspect_err(|_| self.undo(number, &GroupStep::Ack(keys)))
+        self.keep(number, update, now, GroupStep::Ack(keys))
     }
 
     /// Tells the store what has changed. After a crash it is as it was before, which does no harm: so nothing waits for
     /// it, and it is done whether the store accepts it or not.
-    pub(super) fn keep_changes(
-        &mut self,
-        number: u8,
-        keys: &[LeaseKey],
-        now: Now,
-    ) -> Option<Arc<Commit>> {
+    pub(super) fn keep_changes(&mut self, number: u8, keys: &[LeaseKey], now: Now) {
         let _ = self.keep(number, |group| group.update(keys, now), now, GroupStep::Other);
-        None
     }
 
     /// Tells the store that a message became a dead letter.
     pub(super) fn keep_burial(&mut self, number: u8, id: u64, now: Now) {
         let update = |group: &Group| GroupUpdate { settled: vec![id], ..group.update(&[], now) };
         let _ = self.keep(number, update, now, GroupStep::Other);
-    }
-
-    /// Tells the store all of a group.
-    pub(super) fn keep_group(
-        &mut self,
-        number: u8,
-        now: Now,
-    ) -> Result<Option<Arc<Commit>>, StoreError> {
-        self.forget_stored(number);
-        self.keep(number, |_| GroupUpdate::default(), now, GroupStep::Other)
     }
 
     /// Tells the store of a group that it does not know, because no message was leased yet.
@@ -241,15 +221,37 @@ impl Topic {
     }
 
     /// The store has not kept a change.
-    pub(in crate::topic) fn undo(&mut self, number: u8, step: &GroupStep) {
+    pub(in crate::topic) fn undo(&mut self, number: u8, step: GroupStep) {
+        let step = match step {
+            GroupStep::Replace(previous) => return self.put_group_back(number, previous),
+            step => step,
+        };
         let group = self.groups.as_mut().and_then(|groups| groups.get_mut(number));
         let Some(group) = group else { return };
         group.is_stored = false;
         match step {
-            GroupStep::Lease(keys) => keys.iter().for_each(|key| group.unlease(*key)),
-            GroupStep::Ack(keys) => keys.iter().for_each(|key| group.undo_ack(*key)),
-            GroupStep::Other => {}
+            GroupStep::Lease(keys) => keys.into_iter().for_each(|key| group.unlease(key)),
+            GroupStep::Ack(keys) => keys.into_iter().for_each(|key| group.undo_ack(key)),
+            GroupStep::Settings(settings, is_explicit) => {
+                group.settings = settings;
+                group.is_explicit = is_explicit;
+            }
+            GroupStep::Replace(_) | GroupStep::Other => {}
         }
+    }
+
+    /// Puts the group into its slot that was there before.
+    fn put_group_back(&mut self, number: u8, previous: Option<Box<Group>>) {
+        if self.state == TopicState::Deleted {
+            return;
+        }
+        let groups = self.groups.get_or_insert_default();
+        let index = usize::from(number);
+        if groups.slots.len() <= index {
+            groups.slots.resize_with(index + 1, || None);
+        }
+        groups.slots[index] = previous.map(|previous| Group { is_stored: false, ..*previous });
+        self.drop_groups_if_none();
     }
 
     /// A message has left the log.

@@ -12,7 +12,10 @@ use std::{
 use super::{Commit, Page, State as TopicState, TakeError, Taken, Topic, waiters::WaiterId};
 use crate::{
     error::LeaseError,
-    model::{GroupName, LeaseKey, LeaseToken, Leased, MonotonicTime, Now, Settlement},
+    model::{
+        GroupName, LeaseKey, LeaseToken, Leased, Message, MonotonicTime, Nanos, Now, Settlement,
+        WallTime,
+    },
     options::LeaseOptions,
     store::{GroupUpdate, StoreError},
 };
@@ -24,7 +27,10 @@ mod open;
 mod settings;
 mod stats;
 
-pub(crate) use self::bury::{Burial, DeadLetter, Registration};
+pub(crate) use self::{
+    bury::{Burial, DeadLetter, Registration},
+    settings::SetGroup,
+};
 pub(super) use self::{group::Cause, keep::GroupStep};
 use self::{group::Group, open::Holder};
 
@@ -106,6 +112,13 @@ impl Groups {
     /// The id below which every group has settled everything.
     pub(super) fn floor(&self) -> u64 {
         self.iter().map(Group::floor).min().unwrap_or(u64::MAX)
+    }
+
+    /// What the groups take of the memory of the bus, in bytes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        /// What a group takes without open messages, in bytes.
+        const GROUP: u64 = 512;
+        self.iter().map(|group| GROUP + group.open.memory_bytes()).sum()
     }
 
     /// Whether a group is more than what pulls have created.
@@ -191,8 +204,7 @@ impl Topic {
         page: &mut Page,
     ) -> Result<Vec<Leased>, TakeError<LeaseError>> {
         let LeaseOptions { lease, limit, holder: label, .. } = options;
-        let deadline = now.monotonic.after((*lease).into());
-        let expires = now.wall_at(deadline).into();
+        let lease = Nanos::from((*lease).min(LeaseToken::MAX_TIME));
         let Some(groups) = &mut self.groups else { return Ok(Vec::new()) };
         let mut holder = None;
         let mut messages: Vec<Leased> = Vec::new();
@@ -201,8 +213,13 @@ impl Topic {
             group.end_due(now.monotonic);
         }
         while messages.len() < limit.events.max(1) && bytes < limit.bytes.max(1) {
-            let entry = groups.get(number).and_then(|group| group.next(&self.log, now.monotonic));
-            let Some(entry) = entry else { break };
+            let Some(group) = groups.get_mut(number) else { break };
+            let Some(entry) = group.next(&self.log, now.monotonic) else {
+                if !group.has_max_leases() && !group.has_max_open() {
+                    group.skip_to(self.log.next_id());
+                }
+                break;
+            };
             let message = match page.message(entry) {
                 Ok(message) => message,
                 Err(unread) if messages.is_empty() => return Err(unread.into()),
@@ -212,6 +229,8 @@ impl Topic {
             let key = LeaseKey { id: message.id(), nonce: groups.nonce() };
             let holder = holder
                 .get_or_insert_with(|| Arc::new(Holder { label: label.clone(), since: now.wall }));
+            let deadline = lease_end(&message, lease, now);
+            let expires = now.wall_at(deadline).into();
             let Some(group) = groups.get_mut(number) else { break };
             let deliveries = group.lease(key, deadline, holder);
             let (topic, epoch) = (self.info.name.clone(), self.info.epoch);
@@ -259,6 +278,9 @@ impl Topic {
     /// The size of the payload that a group gets next, in bytes.
     pub(crate) fn next_size_for(&mut self, name: &GroupName, now: MonotonicTime) -> Option<usize> {
         self.expire(now);
+        if let Some(groups) = &mut self.groups {
+            groups.iter_mut().for_each(|group| group.end_due(now));
+        }
         let entry = match self.group(name) {
             Some(group) => group.next(&self.log, now),
             None => self.log.first_from(0, now),
@@ -292,10 +314,10 @@ impl Topic {
             }
         }
         if !kept.is_empty() {
-            settled.commit = match settlement {
-                Settlement::Ack => self.keep_acks(number, kept, now)?,
+            match settlement {
+                Settlement::Ack => settled.commit = self.keep_acks(number, kept, now)?,
                 _ => self.keep_changes(number, &kept, now),
-            };
+            }
         }
         if settled.lost.len() < keys.len() {
             settled.waker = self.waker_of_group(number);
@@ -304,6 +326,7 @@ impl Topic {
     }
 
     /// Takes the waker of the pull that waits first in a group, if there is something for it.
+    #[must_use]
     fn waker_of_group(&mut self, number: u8) -> Option<Waker> {
         let group = self.groups.as_ref()?.get(number)?;
         if !group.has_work(&self.log) {
@@ -317,4 +340,13 @@ impl Topic {
         let group = self.groups.as_ref().and_then(|groups| groups.get(number));
         group.map(|group| group.update(keys, now)).unwrap_or_default()
     }
+}
+
+/// When a lease ends: not after its message.
+fn lease_end(message: &Message, lease: Nanos, now: Now) -> MonotonicTime {
+    let left = match message.expires_at() {
+        WallTime::NEVER => lease,
+        expires => lease.min(expires.since(now.wall)),
+    };
+    now.monotonic.after(left)
 }

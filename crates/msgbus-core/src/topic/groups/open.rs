@@ -1,8 +1,7 @@
 //! The messages that a group was given and has not settled.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -21,7 +20,7 @@ pub(super) enum State {
     Ready,
     /// It becomes a dead letter at the deadline.
     Dying,
-    /// It is being published as a dead letter.
+    /// It is being published as a dead letter. The deadline is when it would be delivered again.
     Burying,
 }
 
@@ -54,8 +53,8 @@ pub(super) struct OpenTable {
     messages: BTreeMap<u64, Open>,
     /// The messages that are [`State::Ready`].
     ready: BTreeSet<u64>,
-    /// The deadlines of timed states, the earliest on top. An entry may outlive its message or state.
-    deadlines: BinaryHeap<Reverse<(MonotonicTime, u64)>>,
+    /// The deadlines of the messages in timed states.
+    deadlines: BTreeSet<(MonotonicTime, u64)>,
     /// Why messages were given back, if it was said.
     reasons: BTreeMap<u64, Box<str>>,
     leased: usize,
@@ -63,8 +62,12 @@ pub(super) struct OpenTable {
 }
 
 impl OpenTable {
-    /// This many outdated deadlines are tolerated.
-    const SLACK: usize = 64;
+    /// What an open message takes of the memory of the bus, in bytes.
+    const MESSAGE_SIZE: u64 = 128;
+
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.messages.len() as u64 * Self::MESSAGE_SIZE
+    }
 
     pub(super) fn len(&self) -> usize {
         self.messages.len()
@@ -91,6 +94,11 @@ impl OpenTable {
         })
     }
 
+    /// A message that is being published as a dead letter.
+    pub(super) fn burying(&self, key: LeaseKey) -> Option<&Open> {
+        self.get(key.id).filter(|open| open.nonce == key.nonce && open.state == State::Burying)
+    }
+
     /// The messages by id, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Open)> {
         self.messages.iter().map(|(id, open)| (*id, open))
@@ -110,7 +118,7 @@ impl OpenTable {
     pub(super) fn put(&mut self, id: u64, open: Open) {
         let (state, deadline) = (open.state, open.deadline);
         if let Some(previous) = self.messages.insert(id, open) {
-            self.leave(id, previous.state);
+            self.leave(id, previous.state, previous.deadline);
         }
         self.enter(id, state, deadline);
     }
@@ -119,19 +127,18 @@ impl OpenTable {
     pub(super) fn change(&mut self, id: u64, state: State, deadline: MonotonicTime) {
         if let Some(open) = self.messages.get_mut(&id) {
             let previous = std::mem::replace(&mut open.state, state);
-            open.deadline = deadline;
-            self.leave(id, previous);
+            let previous_deadline = std::mem::replace(&mut open.deadline, deadline);
+            self.leave(id, previous, previous_deadline);
             self.enter(id, state, deadline);
         }
     }
 
     pub(super) fn remove(&mut self, id: u64) -> Option<Open> {
         let open = self.messages.remove(&id)?;
-        self.leave(id, open.state);
+        self.leave(id, open.state, open.deadline);
         if !self.reasons.is_empty() {
             self.reasons.remove(&id);
         }
-        self.drop_outdated();
         Some(open)
     }
 
@@ -143,49 +150,30 @@ impl OpenTable {
             State::Delayed | State::Dying | State::Burying => {}
         }
         if state.is_timed() {
-            self.deadlines.push(Reverse((deadline, id)));
+            self.deadlines.insert((deadline, id));
         }
     }
 
-    fn leave(&mut self, id: u64, state: State) {
+    fn leave(&mut self, id: u64, state: State, deadline: MonotonicTime) {
         match state {
             State::Leased => self.leased -= 1,
             State::Settling => self.settling -= 1,
             State::Ready => drop(self.ready.remove(&id)),
             State::Delayed | State::Dying | State::Burying => {}
         }
+        if state.is_timed() {
+            self.deadlines.remove(&(deadline, id));
+        }
     }
 
-    /// Takes the next deadline that has passed. Returns the message, whose state the caller changes.
-    pub(super) fn pop_due(&mut self, now: MonotonicTime) -> Option<u64> {
-        while let Some(Reverse((deadline, id))) = self.deadlines.peek().copied()
-            && deadline <= now
-        {
-            self.deadlines.pop();
-            if is_current(&self.messages, deadline, id) {
-                return Some(id);
-            }
-        }
-        None
+    /// The first message whose deadline has passed. The caller changes its state.
+    pub(super) fn first_due(&self, now: MonotonicTime) -> Option<u64> {
+        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, id)| *id)
     }
 
     /// The next deadline.
-    pub(super) fn next_deadline(&mut self) -> Option<MonotonicTime> {
-        while let Some(Reverse((deadline, id))) = self.deadlines.peek().copied() {
-            if is_current(&self.messages, deadline, id) {
-                return Some(deadline);
-            }
-            self.deadlines.pop();
-        }
-        None
-    }
-
-    /// Leases are usually settled long before their deadlines, which stay behind.
-    fn drop_outdated(&mut self) {
-        if self.deadlines.len() > 2 * self.messages.len() + Self::SLACK {
-            let messages = &self.messages;
-            self.deadlines.retain(|Reverse((deadline, id))| is_current(messages, *deadline, *id));
-        }
+    pub(super) fn next_deadline(&self) -> Option<MonotonicTime> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
     pub(super) fn reason(&self, id: u64) -> Option<&str> {
@@ -198,10 +186,6 @@ impl OpenTable {
             None => drop(self.reasons.remove(&id)),
         }
     }
-}
-
-fn is_current(messages: &BTreeMap<u64, Open>, deadline: MonotonicTime, id: u64) -> bool {
-    messages.get(&id).is_some_and(|open| open.state.is_timed() && open.deadline == deadline)
 }
 
 #[cfg(test)]

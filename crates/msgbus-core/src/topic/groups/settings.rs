@@ -1,6 +1,6 @@
-//! Groups that are created, moved, changed or removed by themselves.
+//! Groups that are created, moved, changed or removed explicitly.
 
-use std::sync::Arc;
+use std::{sync::Arc, task::Waker};
 
 use super::{
     super::{Commit, State, Topic, durable::Durable},
@@ -11,8 +11,18 @@ use crate::{
     error::{GroupError, PublishError},
     model::{GroupName, Now, Position},
     options::GroupConfig,
-    store::{GroupChange, Record, StoreError},
+    store::{GroupChange, GroupUpdate, Record, StoreError},
 };
+
+/// A group that was created or changed.
+#[derive(Debug)]
+pub(crate) struct SetGroup {
+    pub(crate) is_new: bool,
+    /// Tells when it is kept. `None` if it is.
+    pub(crate) commit: Option<Arc<Commit>>,
+    /// The waiting pull that may get a message now, to be woken after the lock is released.
+    pub(crate) waker: Option<Waker>,
+}
 
 impl Topic {
     /// A group at a position. Groups of dead letters deliver without end by default.
@@ -26,14 +36,14 @@ impl Topic {
     }
 
     /// Creates a group, moves it or changes its settings. Before its first publish the topic calls `admit`, as for
-    /// [`append`](Self::append). Returns whether the group is new, and a commit to wait for.
+    /// [`append`](Self::append).
     pub(crate) fn set_group(
         &mut self,
         name: &GroupName,
         config: &GroupConfig,
         now: Now,
         admit: impl FnOnce(&Self) -> Result<Option<Box<Durable>>, PublishError>,
-    ) -> Result<(bool, Option<Arc<Commit>>), GroupError> {
+    ) -> Result<SetGroup, GroupError> {
         if self.state != State::Open {
             return Err(GroupError::Closed);
         }
@@ -50,35 +60,36 @@ impl Topic {
             self.durable = admit(self)?;
             self.was_published = true;
         }
-        let number = self.place_group(name, existing, config, now)?;
+        let (number, step) = self.place_group(name, existing, config, now)?;
         self.last_publish = now.monotonic;
-        let kept = self.keep_group(number, now);
-        if kept.is_err() {
-            if existing.is_none() {
-                self.drop_group(number);
-            }
-            if is_admitted {
-                self.was_published = false;
-                self.durable = None;
-            }
+        let kept = self.keep(number, |_| GroupUpdate::default(), now, step);
+        if kept.is_err() && is_admitted {
+            self.was_published = false;
+            self.durable = None;
         }
-        Ok((existing.is_none(), kept?))
+        Ok(SetGroup {
+            is_new: existing.is_none(),
+            commit: kept?,
+            waker: self.waker_of_group(number),
+        })
     }
 
-    /// Puts the group with its settings into its slot. Returns its number.
+    /// Puts the group with its settings into its slot, to be sent to the store as a whole. Returns its number, and how
+    /// to undo it.
     fn place_group(
         &mut self,
         name: &GroupName,
         existing: Option<u8>,
         config: &GroupConfig,
         now: Now,
-    ) -> Result<u8, GroupError> {
+    ) -> Result<(u8, GroupStep), GroupError> {
         let from = config.from.or(existing.is_none().then_some(Position::All));
         let mut made = from.map(|from| {
             let (wanted, _) = self.resolve(from, now);
             self.new_group(name, wanted)
         });
         let groups = self.groups.get_or_insert_default();
+        let mut step = GroupStep::Replace(None);
         let number = match existing {
             Some(number) => number,
             None => match made.take() {
@@ -88,21 +99,22 @@ impl Topic {
         };
         if let Some(group) = groups.get_mut(number) {
             if let Some(made) = made {
-                let settings = std::mem::take(&mut group.settings);
-                *group = Group { settings, ..made };
+                let settings = group.settings.clone();
+                let previous = std::mem::replace(group, Group { settings, ..made });
+                step = GroupStep::Replace(Some(Box::new(previous)));
+            } else if existing.is_some() {
+                step = GroupStep::Settings(group.settings.clone(), group.is_explicit);
             }
             config.apply(&mut group.settings);
             group.is_explicit = true;
+            group.is_stored = false;
         }
-        Ok(number)
+        Ok((number, step))
     }
 
-    fn drop_group(&mut self, number: u8) {
-        let Some(groups) = &mut self.groups else { return };
-        if let Some(slot) = groups.slots.get_mut(usize::from(number)) {
-            *slot = None;
-        }
-        if groups.slots.iter().all(Option::is_none) {
+    /// Frees the table after the last group.
+    pub(super) fn drop_groups_if_none(&mut self) {
+        if self.groups.as_ref().is_some_and(|groups| groups.slots.iter().all(Option::is_none)) {
             self.groups = None;
         }
     }
@@ -115,15 +127,21 @@ impl Topic {
         &mut self,
         name: &GroupName,
     ) -> Result<(bool, Option<Arc<Commit>>), StoreError> {
-        let Some(number) = self.groups.as_ref().and_then(|groups| groups.number(name)) else {
-            return Ok((false, None));
-        };
-        let mut commit = None;
-        if self.is_durable() {
-            let record = Record::Group { number, change: GroupChange::Removed };
-            commit = Some(self.store_group(record, number, GroupStep::Other)?);
+        let Some(groups) = &mut self.groups else { return Ok((false, None)) };
+        let Some(number) = groups.number(name) else { return Ok((false, None)) };
+        let removed = groups.slots.get_mut(usize::from(number)).and_then(Option::take);
+        self.drop_groups_if_none();
+        if !self.is_durable() {
+            return Ok((true, None));
         }
-        self.drop_group(number);
-        Ok((true, commit))
+        let record = Record::Group { number, change: GroupChange::Removed };
+        let step = GroupStep::Replace(removed.map(Box::new));
+        match self.store_group(record, number, step) {
+            Ok(commit) => Ok((true, Some(commit))),
+            Err((error, step)) => {
+                self.undo(number, step);
+                Err(error)
+            }
+        }
     }
 }

@@ -67,16 +67,13 @@ impl Topic {
         self.expire_all(now.monotonic);
         let group = self.group(name);
         let floor = group.map_or(0, Group::floor);
-        let is_unsettled = |id: u64| {
-            group.is_none_or(|group| {
-                let is_open = || group.open.get(id).is_some_and(|o| o.state != State::Settling);
-                id >= group.next_id || is_open()
-            })
-        };
+        let given = group.into_iter().flat_map(|group| group.open.iter());
+        let unsettled = given
+            .filter(|(_, open)| open.state != State::Settling)
+            .filter_map(|(id, _)| self.log.first_from(id, now.monotonic))
+            .chain(self.log.from(group.map_or(0, |group| group.next_id), now.monotonic));
         let mut events = Vec::new();
         let mut bytes = 0;
-        let unsettled =
-            self.log.from(floor, now.monotonic).filter(|entry| is_unsettled(entry.id()));
         for entry in unsettled.take(limit.events.max(1)) {
             if bytes >= limit.bytes.max(1) {
                 break;

@@ -270,7 +270,7 @@ impl Run {
             ..GroupConfig::default()
         };
         let set = run.topic.set_group(&workers(), &config, now, |_| Ok(None)).unwrap();
-        assert!(set.0);
+        assert!(set.is_new);
         run
     }
 
@@ -370,7 +370,7 @@ impl Run {
         self.model.expire(now);
         self.model.end_due(now);
         let due = self.topic.run_due(now.monotonic);
-        let mut dead: Vec<u64> = due.dead.iter().map(|dead| dead.id).collect();
+        let mut dead: Vec<u64> = due.dead.iter().map(|dead| dead.key.id).collect();
         dead.sort_unstable();
         let is_due = |work: Work| matches!(work, Work::Dying { after } if after <= now.monotonic);
         let expected: Vec<u64> =
@@ -378,8 +378,8 @@ impl Run {
         assert_eq!(dead, expected);
         let burial = if accepts { Burial::Done } else { Burial::Refused };
         for dead in due.dead {
-            self.topic.buried(dead.group, dead.id, burial, now);
-            let record = &mut self.model.all[dead.id as usize];
+            drop(self.topic.end_burial(&dead, burial, now));
+            let record = &mut self.model.all[dead.key.id as usize];
             if accepts {
                 record.work = Work::Settled;
                 self.model.counters.dead_lettered += 1;
@@ -395,7 +395,7 @@ impl Run {
         let Some(id) = position else { return };
         let from = Some(Position::Id(id));
         let config = GroupConfig { from, ..GroupConfig::default() };
-        self.topic.set_group(&workers(), &config, self.now, |_| unreachable!()).unwrap();
+        drop(self.topic.set_group(&workers(), &config, self.now, |_| unreachable!()).unwrap());
         self.model.expire(self.now);
         let model = &mut self.model;
         // An id beyond the end is a position from another epoch.
