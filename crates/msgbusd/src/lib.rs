@@ -4,6 +4,7 @@
 pub mod auth;
 mod background;
 pub mod config;
+mod deadlines;
 mod door;
 mod encode;
 #[cfg(any(test, fuzzing))]

@@ -2,6 +2,8 @@
 //! the Prometheus conventions (`.ci/metrics` checks them with promtool). It is written by hand because
 //! `prometheus-client` appends `_total` to the name of every counter, also to the old ones.
 
+mod groups;
+
 use std::{
     cmp::Reverse,
     fmt::{Display, Write as _},
@@ -135,6 +137,7 @@ impl Metrics {
             store_totals(&mut page, store);
         }
         per_topic(&mut page, &topics);
+        groups::write(&mut page, bus, &topics, max_topics);
         page.0
     }
 
@@ -142,7 +145,7 @@ impl Metrics {
         let name = "msgbus_server_refused_total";
         page.head(name, "Requests and connections refused, by error code.", "counter");
         for code in Code::ALL {
-            page.sample(name, Some(("code", code.word())), self.refused(code));
+            page.sample(name, &[("code", code.word())], self.refused(code));
         }
         let name = "msgbus_server_timeouts_total";
         page.head(
@@ -152,10 +155,10 @@ impl Metrics {
         );
         for (deadline, which) in Deadline::ALL {
             let count = self.timeouts[deadline as usize].load(Relaxed);
-            page.sample(name, Some(("which", which)), count);
+            page.sample(name, &[("which", which)], count);
         }
         // These got a 408.
-        page.sample(name, Some(("which", "body")), self.refused(Code::BodyTimeout));
+        page.sample(name, &[("which", "body")], self.refused(Code::BodyTimeout));
     }
 
     fn server(&self, page: &mut Page) {
@@ -197,10 +200,10 @@ impl Metrics {
                 _ => Duration::from_nanos(latency.histogram.value_at_quantile(quantile))
                     .as_secs_f64(),
             };
-            page.sample(name, Some(("quantile", &quantile.to_string())), value);
+            page.sample(name, &[("quantile", &quantile.to_string())], value);
         }
-        page.sample(&format!("{name}_sum"), None, latency.sum.as_secs_f64());
-        page.sample(&format!("{name}_count"), None, latency.histogram.len());
+        page.sample(&format!("{name}_sum"), &[], latency.sum.as_secs_f64());
+        page.sample(&format!("{name}_count"), &[], latency.histogram.len());
     }
 }
 
@@ -334,7 +337,7 @@ fn per_topic(page: &mut Page, topics: &[TopicStats]) {
     for (name, help, kind, value) in FAMILIES {
         page.head(name, help, kind);
         for topic in topics {
-            page.sample(name, Some(("topic", topic.topic.name.as_str())), value(topic));
+            page.sample(name, &[("topic", topic.topic.name.as_str())], value(topic));
         }
     }
 }
@@ -365,25 +368,26 @@ struct Page(String);
 impl Page {
     fn counter(&mut self, name: &str, help: &str, value: impl Display) {
         self.head(name, help, "counter");
-        self.sample(name, None, value);
+        self.sample(name, &[], value);
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
         self.head(name, help, "gauge");
-        self.sample(name, None, value);
+        self.sample(name, &[], value);
     }
 
     fn head(&mut self, name: &str, help: &str, kind: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, label: Option<(&str, &str)>, value: impl Display) {
-        let _ = match label {
-            Some((key, text)) => {
-                let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-                writeln!(self.0, "{name}{{{key}=\"{text}\"}} {value}")
-            }
-            None => writeln!(self.0, "{name} {value}"),
-        };
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.0.push_str(name);
+        for (index, (key, text)) in labels.iter().enumerate() {
+            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let before = if index == 0 { '{' } else { ',' };
+            let _ = write!(self.0, "{before}{key}=\"{text}\"");
+        }
+        let after = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{after} {value}");
     }
 }

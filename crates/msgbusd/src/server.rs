@@ -30,6 +30,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     auth::Keyring,
     config::Config,
+    deadlines,
     door::http::serve,
     limits::connection_limit::{ConnectionLimiter, ConnectionPermit, LimitExceeded, PerAddress},
     logging::counted,
@@ -232,6 +233,7 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         let Self { listeners, app, workers, .. } = self;
         let sweeper = tokio::spawn(sweep(Arc::clone(&app)));
+        let timer = tokio::spawn(deadlines::run(Arc::clone(&app)));
         let bus = app.bus.clone();
         let waking = tokio::spawn(async move { bus.drive_wakes().await });
         let acceptor = Acceptor::new(&app, &workers);
@@ -242,6 +244,7 @@ impl Server {
         }
         drop(listeners);
         sweeper.abort();
+        timer.abort();
         let drained = acceptor.drain().await;
         waking.abort();
         drained

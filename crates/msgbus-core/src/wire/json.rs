@@ -1,19 +1,23 @@
 //! The JSON encoding, both ways. Nothing else knows it. See docs/protocol.md, section 3.
 
+mod groups;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
+use self::groups::GroupObject;
+pub use self::groups::{leased_size_hint, read_leased, write_group, write_leased, write_unsettled};
 use super::{
     base64,
     headers::{self, HeadersIn, HeadersObject},
 };
 use crate::{
-    model::{HeaderError, Headers, Message, NameError, TopicInfo, WallTime},
+    model::{HeaderError, Headers, Message, NameError, TokenError, TopicInfo, WallTime},
     options::Overflow,
-    stats::{BusStats, Counters, SubscriberStats, TopicStats},
+    stats::{BusStats, Counters, GroupStats, SubscriberStats, TopicStats},
 };
 
 /// Why a message could not be decoded.
@@ -32,6 +36,9 @@ pub enum JsonError {
     /// The payload is not base64.
     #[error("not a message: the payload is not base64: {0}")]
     Payload(#[from] base64::DecodeError),
+    /// The token of the lease is not one.
+    #[error("not a message: {0}")]
+    Token(#[from] TokenError),
 }
 
 /// The parser's error, cut to its first 200 characters. It repeats the unexpected input, however long.
@@ -131,8 +138,13 @@ pub fn write_topics<'a>(out: &mut Vec<u8>, topics: impl IntoIterator<Item = &'a 
     write(out, &wire);
 }
 
-/// Appends one topic with its subscriptions as one JSON object.
-pub fn write_topic(out: &mut Vec<u8>, stats: &TopicStats, subscribers: &[SubscriberStats]) {
+/// Appends one topic with its subscriptions and its groups as one JSON object.
+pub fn write_topic(
+    out: &mut Vec<u8>,
+    stats: &TopicStats,
+    subscribers: &[SubscriberStats],
+    groups: &[GroupStats],
+) {
     #[derive(Serialize)]
     struct Inspected<'a> {
         #[serde(flatten)]
@@ -142,6 +154,8 @@ pub fn write_topic(out: &mut Vec<u8>, stats: &TopicStats, subscribers: &[Subscri
         overflow: &'static str,
         durability: &'static str,
         subscriptions: Vec<SubscriberObject<'a>>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        groups: Vec<GroupObject<'a>>,
     }
     let settings = stats.settings;
     let wire = Inspected {
@@ -154,6 +168,7 @@ pub fn write_topic(out: &mut Vec<u8>, stats: &TopicStats, subscribers: &[Subscri
         },
         durability: stats.durability.as_str(),
         subscriptions: subscribers.iter().map(SubscriberObject::new).collect(),
+        groups: groups.iter().map(|group| GroupObject::new(&stats.topic.name, group)).collect(),
     };
     write(out, &wire);
 }

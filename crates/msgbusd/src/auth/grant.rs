@@ -12,11 +12,13 @@ pub(crate) enum Action {
     Subscribe,
     Delete,
     Inspect,
+    /// To create, move and remove groups, and to delete topics.
+    Admin,
 }
 
 impl Action {
-    const ALL: [Self; 5] =
-        [Self::Publish, Self::Pull, Self::Subscribe, Self::Delete, Self::Inspect];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Publish, Self::Pull, Self::Subscribe, Self::Delete, Self::Inspect, Self::Admin];
 
     fn name(self) -> &'static str {
         match self {
@@ -25,7 +27,13 @@ impl Action {
             Self::Subscribe => "subscribe",
             Self::Delete => "delete",
             Self::Inspect => "inspect",
+            Self::Admin => "admin",
         }
+    }
+
+    /// Whether whoever may do this may also do the other.
+    pub(super) fn covers(self, other: Self) -> bool {
+        self == other || (self, other) == (Self::Admin, Self::Delete)
     }
 }
 
@@ -55,7 +63,7 @@ impl Grant {
     pub(super) const SHAPE: &str = "expected ACTION:TOPIC, such as publish:orders/** or *:**";
 
     pub(super) fn allows(&self, permission: Permission<'_>) -> bool {
-        let is_for = |action| self.action.is_none_or(|own| own == action);
+        let is_for = |action| self.action.is_none_or(|own| own.covers(action));
         match permission {
             Permission::Topic(action, topic) => is_for(action) && self.pattern.matches(topic),
             Permission::EveryTopic(action) => is_for(action) && self.is_for_all_topics,
@@ -118,6 +126,12 @@ mod tests {
             ("pull:orders/*", Action::Pull, "orders", false),
             ("delete:orders/**", Action::Delete, "orders/eu/late", true),
             ("delete:orders/**", Action::Delete, "order/s", false),
+            ("delete:a", Action::Admin, "a", false),
+            ("admin:orders/**", Action::Admin, "orders/eu", true),
+            ("admin:orders/**", Action::Delete, "orders/eu", true),
+            ("admin:orders/**", Action::Delete, "other", false),
+            ("admin:orders/**", Action::Pull, "orders/eu", false),
+            ("*:a", Action::Admin, "a", true),
             ("*:a", Action::Inspect, "a", true),
             ("*:**", Action::Subscribe, "x/y", true),
         ] {
@@ -152,7 +166,7 @@ mod tests {
         for (text, mention) in [
             ("publish", "ACTION:TOPIC"),
             ("", "ACTION:TOPIC"),
-            ("publsh:a", "one of publish, pull, subscribe, delete, inspect, or * for all"),
+            ("publsh:a", "one of publish, pull, subscribe, delete, inspect, admin, or * for all"),
             (":a", "unknown action"),
             ("Publish:a", "unknown action"),
             ("publish:", "must not be empty"),

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use msgbus_core::{BatchLimit, Position, Pull, Subscription, TopicName};
+use msgbus_core::{BatchLimit, Position, Subscription, TopicName};
 use tokio::{
     sync::futures::OwnedNotified,
     time::{Sleep, sleep},
@@ -32,7 +32,7 @@ pub(crate) fn admit(
 }
 
 /// Like [`admit`], with the size of the next payload from `next_size`.
-fn admit_next(
+pub(super) fn admit_next(
     inflight: &Inflight,
     limit: BatchLimit,
     small: usize,
@@ -72,17 +72,18 @@ impl MemoryWait {
         })
     }
 
-    /// Waits until a pull may take messages up to its limit, or until there are none.
+    /// Waits until a pull may take messages up to its limit, or until there are none. `next_size` is the size of the next
+    /// payload.
     pub(crate) fn poll_pull(
         &mut self,
         cx: &mut Context<'_>,
         app: &App,
-        pull: &Pull,
+        next_size: impl Fn() -> Option<usize>,
         limit: BatchLimit,
         small: usize,
     ) -> Poll<()> {
         self.poll(cx, &app.inflight, || {
-            let next = pull.next_size();
+            let next = next_size();
             let may = admit_next(&app.inflight, limit, small, || next);
             (next.is_none() || may == Some(limit)).then_some(())
         })

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use msgbus_core::{LimitReached, PublishError, SubscribeError, TopicName, store::StoreError};
+use msgbus_core::{
+    GroupError, GroupName, LeaseError, LimitReached, PublishError, SettleError, SubscribeError,
+    TopicName, store::StoreError,
+};
 use thiserror::Error;
 
 use super::code::Code;
@@ -23,6 +26,17 @@ pub(crate) enum ServiceError {
     TooManyTickets,
     #[error("no such topic: {0}")]
     NoSuchTopic(TopicName),
+    #[error("no such group: {group} of topic {topic}")]
+    NoSuchGroup { topic: TopicName, group: GroupName },
+    #[error(
+        "the lease is over: it was settled or has expired, or its message or group is gone; the \
+         message may have been delivered again"
+    )]
+    LeaseLost,
+    #[error("the group has {limit} live leases, its limit: settle some of them, or wait for one")]
+    TooManyLeases { limit: u32 },
+    #[error("the topic has {limit} groups, the limit: remove one first")]
+    TooManyGroups { limit: usize },
     #[error("server is busy: in-flight memory limit reached; retry shortly")]
     TooMuchInFlight,
     #[error("too many subscriptions: at most {limit} may be open at a time")]
@@ -63,6 +77,38 @@ impl From<PublishError> for ServiceError {
     }
 }
 
+impl From<LeaseError> for ServiceError {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::TooManyLeases { limit } => Self::TooManyLeases { limit },
+            LeaseError::TooManyGroups { limit } => Self::TooManyGroups { limit },
+            LeaseError::Store(error) => Self::Store(error),
+            // The bus is closed.
+            _ => Self::Store(StoreError::Closed),
+        }
+    }
+}
+
+impl From<SettleError> for ServiceError {
+    fn from(error: SettleError) -> Self {
+        match error {
+            SettleError::Store(error) => Self::Store(error),
+            _ => Self::LeaseLost,
+        }
+    }
+}
+
+impl From<GroupError> for ServiceError {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::TooManyGroups { limit } => Self::TooManyGroups { limit },
+            GroupError::Topic(error) => error.into(),
+            GroupError::Store(error) => Self::Store(error),
+            _ => Self::Store(StoreError::Closed),
+        }
+    }
+}
+
 /// Rounds up to whole seconds, so that a client that waits this long is not too early.
 pub(crate) fn seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
@@ -86,6 +132,10 @@ impl ServiceError {
             Self::NotGranted { .. } => Code::NotGranted,
             Self::TooManyTickets => Code::TooManyTickets,
             Self::NoSuchTopic(_) => Code::NoSuchTopic,
+            Self::NoSuchGroup { .. } => Code::NoSuchGroup,
+            Self::LeaseLost => Code::LeaseLost,
+            Self::TooManyLeases { .. } => Code::TooManyLeases,
+            Self::TooManyGroups { .. } => Code::TooManyGroups,
             Self::TooMuchInFlight => Code::TooMuchInFlight,
             Self::TooManySubscriptions { .. } => Code::TooManySubscriptions,
             Self::TooManyMessages { .. } => Code::TooManyMessages,

@@ -1,10 +1,12 @@
-//! The operations that every door calls: publish, pull, peek, follow, delete. Authorization, rate limits, quotas and
-//! tracing are applied here, once for all doors. No module here knows a protocol or imports a door.
+//! The operations that every door calls: publish, pull, peek, follow, lease, settle, delete. Authorization, rate limits,
+//! quotas and tracing are applied here, once for all doors. No module here knows a protocol or imports a door.
 
 pub(crate) mod backpressure;
 pub(crate) mod code;
 pub(crate) mod error;
 pub(crate) mod follower;
+pub(crate) mod groups;
+pub(crate) mod lease;
 pub(crate) mod publish;
 pub(crate) mod pull;
 pub(crate) mod topics;
@@ -49,7 +51,7 @@ impl Call<'_> {
         }
     }
 
-    /// The label of a subscription: the name of the client's key, if it has one, and its address.
+    /// The label of a subscription or a lease: the name of the client's key, if it has one, and its address.
     fn label(&self) -> Box<str> {
         match self.principal.as_ref().and_then(|principal| principal.key_name()) {
             Some(key) => format!("{key}@{}", self.peer).into(),

@@ -1,6 +1,6 @@
 //! Pulling, with or without waiting, and peeking.
 
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use msgbus_core::{BatchLimit, Message, Peek, Position, Pull, RecvError, TopicName};
 use tracing::debug;
@@ -39,17 +39,29 @@ impl<'a> Call<'a> {
         topic: &TopicName,
         limit: BatchLimit,
         small: usize,
-    ) -> Result<WaitingPull<'a>, ServiceError> {
+    ) -> Result<WaitingPull<'a, Pull>, ServiceError> {
         self.authorize(Action::Pull, topic)?;
-        Ok(WaitingPull {
+        let pull = self.worker.bus.pull_wait(topic, limit)?;
+        Ok(self.waiting(topic, pull, limit, small))
+    }
+
+    /// A pull that is in the queue, with everything that decides whether it may take messages.
+    pub(super) fn waiting<P>(
+        &self,
+        topic: &TopicName,
+        pull: P,
+        limit: BatchLimit,
+        small: usize,
+    ) -> WaitingPull<'a, P> {
+        WaitingPull {
             worker: self.worker,
             peer: self.peer,
-            pull: self.worker.bus.pull_wait(topic, limit)?,
+            pull,
             authorization: self.live_authorization(Action::Pull, topic),
             memory: MemoryWait::default(),
             limit,
             small,
-        })
+        }
     }
 
     /// Returns messages without taking them: those after a position, or those that would be pulled next. `None` if the
@@ -68,19 +80,69 @@ impl<'a> Call<'a> {
     }
 }
 
+/// A pull in a queue of the bus: a plain one, or one of a group.
+pub(crate) trait QueuedPull {
+    /// What it takes.
+    type Item;
+
+    /// The size of the next payload, in bytes; `None` if there is none.
+    fn next_size(&self) -> Option<usize>;
+
+    /// Whether messages were taken, and only the commit of the store is missing.
+    fn is_committing(&self) -> bool;
+
+    /// Takes messages, or none if `may_take` forbids it or no message can come any more.
+    fn poll_allowed(
+        &mut self,
+        cx: &mut Context<'_>,
+        may_take: impl FnMut() -> bool,
+    ) -> Poll<Result<Vec<Self::Item>, ServiceError>>;
+
+    /// Logs what was taken.
+    fn trace(peer: Peer, items: &[Self::Item]);
+}
+
+impl QueuedPull for Pull {
+    type Item = Message;
+
+    fn next_size(&self) -> Option<usize> {
+        self.next_size()
+    }
+
+    fn is_committing(&self) -> bool {
+        self.is_committing()
+    }
+
+    fn poll_allowed(
+        &mut self,
+        cx: &mut Context<'_>,
+        may_take: impl FnMut() -> bool,
+    ) -> Poll<Result<Vec<Message>, ServiceError>> {
+        self.poll_allowed(cx, may_take).map(|pulled| match pulled {
+            Ok(messages) => Ok(messages),
+            Err(RecvError::Store(error)) => Err(error.into()),
+            Err(_) => Ok(Vec::new()),
+        })
+    }
+
+    fn trace(peer: Peer, messages: &[Message]) {
+        trace(peer, messages);
+    }
+}
+
 /// A waiting pull. Dropping it takes no messages.
 #[derive(Debug)]
-pub(crate) struct WaitingPull<'a> {
+pub(crate) struct WaitingPull<'a, P> {
     worker: &'a Worker,
     peer: Peer,
-    pull: Pull,
+    pull: P,
     authorization: LiveAuthorization,
     memory: MemoryWait,
     limit: BatchLimit,
     small: usize,
 }
 
-impl WaitingPull<'_> {
+impl<P: QueuedPull> WaitingPull<'_, P> {
     /// Whether messages were taken, and only the commit of the store is missing.
     pub(crate) fn is_committing(&self) -> bool {
         self.pull.is_committing()
@@ -90,34 +152,19 @@ impl WaitingPull<'_> {
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Vec<Message>, ServiceError>> {
-        let Self { worker, peer, pull, authorization, memory, limit, small } = self;
-        if pull.is_committing() {
-            return pull.poll_allowed(cx, || true).map(|pulled| settle(*peer, pulled));
-        }
-        if authorization.poll_revoked(cx).is_ready() {
-            return Poll::Ready(Ok(Vec::new()));
-        }
-        if memory.poll_pull(cx, worker, pull, *limit, *small).is_pending() {
-            return Poll::Pending;
+    ) -> Poll<Result<Vec<P::Item>, ServiceError>> {
+        let Self { worker, pull, authorization, memory, limit, small, .. } = self;
+        if !pull.is_committing() {
+            if authorization.poll_revoked(cx).is_ready() {
+                return Poll::Ready(Ok(Vec::new()));
+            }
+            if memory.poll_pull(cx, worker, || pull.next_size(), *limit, *small).is_pending() {
+                return Poll::Pending;
+            }
         }
         // The keys may be reloaded at any time, and a message may arrive right after that.
-        pull.poll_allowed(cx, || authorization.is_valid()).map(|pulled| settle(*peer, pulled))
-    }
-}
-
-/// Logs what was pulled. The end of a topic is no error: there is no message.
-fn settle(
-    peer: Peer,
-    pulled: Result<Vec<Message>, RecvError>,
-) -> Result<Vec<Message>, ServiceError> {
-    match pulled {
-        Ok(messages) => {
-            trace(peer, &messages);
-            Ok(messages)
-        }
-        Err(RecvError::Store(error)) => Err(error.into()),
-        Err(_) => Ok(Vec::new()),
+        let pulled = ready!(pull.poll_allowed(cx, || authorization.is_valid()));
+        Poll::Ready(pulled.inspect(|items| P::trace(self.peer, items)))
     }
 }
 

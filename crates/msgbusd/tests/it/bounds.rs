@@ -57,7 +57,16 @@ async fn at_the_inflight_limit_no_large_message_is_taken_and_none_is_lost() {
     let mut greedy = daemon.ask_and_not_read("/large?max=8").await;
     daemon.wait_for_metric(INFLIGHT, |bytes| bytes > 8 * MIB as u64).await;
 
-    for target in ["/large", "/large?raw", "/large?max=2", "/large?peek", "/large?peek&since=all"] {
+    for target in [
+        "/large",
+        "/large?raw",
+        "/large?max=2",
+        "/large?peek",
+        "/large?peek&since=all",
+        "/large?group=g",
+        "/large?group=g&max=2",
+        "/large?peek&group=g",
+    ] {
         let refused = daemon.get(target).await;
         refused.refuses(503, "in-flight memory limit reached");
         assert_eq!(refused.number("Retry-After"), 1, "{target}");
@@ -65,12 +74,15 @@ async fn at_the_inflight_limit_no_large_message_is_taken_and_none_is_lost() {
     let problem = daemon.send("GET", "/large", &["Accept: application/json"], b"").await;
     assert!(problem.text().contains("\"too_much_in_flight\""), "{problem:?}");
     assert_eq!(daemon.bus.stats().counters.pulled, 8, "nothing more was taken");
-    assert_eq!(daemon.refused("too_much_in_flight").await, 6);
+    assert_eq!(daemon.bus.groups(&"large".parse().unwrap()), []);
+    assert_eq!(daemon.refused("too_much_in_flight").await, 9);
 
     // Responses that may be large are refused.
     assert!(!daemon.get("/metrics").await.text().contains("topic=\"small\""));
     // Small messages are still served.
     assert_eq!(daemon.get("/small?max=10&peek").await.status, 200);
+    assert_eq!(&daemon.get("/small?group=g").await.message().payload()[..], b"hi");
+    assert_eq!(daemon.get("/small?peek&group=g").await.status, 200);
     assert_eq!(&daemon.get("/small").await.message().payload()[..], b"hi");
     assert_eq!(daemon.put("/small", vec![b'x'; 8 << 10]).await.status, 202);
     assert_eq!(daemon.get("/").await.text(), "large\nsmall\n");

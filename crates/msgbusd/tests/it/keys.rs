@@ -82,9 +82,10 @@ pub(crate) fn request(method: &str, target: &str, key: &NewKey) -> String {
 
 #[tokio::test]
 async fn each_request_needs_its_grant_and_no_other() {
-    let actions = ["publish", "pull", "subscribe", "delete", "inspect"];
+    let actions = ["publish", "pull", "subscribe", "delete", "inspect", "admin"];
     let without = |action: &str| {
-        let others = actions.iter().filter(|other| **other != action);
+        let covers = |other: &str| other == action || (other, action) == ("admin", "delete");
+        let others = actions.iter().filter(|other| !covers(other));
         others.map(|other| format!("{other}:**")).collect::<Vec<_>>()
     };
     for (action, method, target, headers, granted) in [
@@ -95,13 +96,19 @@ async fn each_request_needs_its_grant_and_no_other() {
         ("pull", "GET", "/a/t?wait=1ms", &[], 204),
         ("pull", "GET", "/a/t?peek=0", &[], 404),
         ("pull", "GET", "/a/t?max=2", &["Accept: text/event-stream"], 404),
+        ("pull", "GET", "/a/t?group=g", &[], 404),
+        ("pull", "GET", "/a/t?group=g&wait=1ms", &[], 204),
         ("subscribe", "GET", "/a/t?peek", &[], 404),
+        ("subscribe", "GET", "/a/t?peek&group=g", &[], 404),
         ("subscribe", "GET", "/a/t?peek&max=2&stream=sse", &[], 400),
         ("subscribe", "GET", "/a/t?stream=sse&since=x", &[], 400),
         ("subscribe", "GET", "/a/t?index=x", &["Accept: application/x-ndjson"], 400),
         ("subscribe", "GET", "/a/t", &["Sec-WebSocket-Version: 13"], 400),
         ("subscribe", "GET", "/a/t?since=x", &HANDSHAKE, 400),
         ("delete", "DELETE", "/a/t", &[], 404),
+        ("admin", "PUT", "/-/groups/g/a/t?max_leases=0", &[], 400),
+        ("admin", "DELETE", "/-/groups/g/a/t", &[], 404),
+        ("inspect", "GET", "/-/groups/g/a/t", &[], 404),
         ("inspect", "HEAD", "/a/t", &[], 404),
         ("inspect", "GET", "/-/topics/a/t", &[], 404),
     ] {

@@ -15,6 +15,10 @@ mod data;
 mod durable;
 #[cfg(target_os = "linux")]
 mod faults;
+mod groups;
+mod groups_admin;
+mod groups_dead_letters;
+mod groups_settle;
 mod half_close;
 mod headers;
 mod hosts;

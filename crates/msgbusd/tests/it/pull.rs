@@ -196,8 +196,8 @@ async fn a_pull_can_wait() {
         "what is there comes at once"
     );
     for (target, mention) in [
-        ("/t?wait=61s", "at most 1m"),
-        ("/t?wait=0", "at most 1m"),
+        ("/t?wait=61s", "use 1ms to 1m"),
+        ("/t?wait=0", "use 1ms to 1m"),
         ("/t?wait=20", "not a duration"),
         ("/t?wait=1s&peek", "unknown parameter \"wait\""),
         ("/t?wait=1s&stream=sse", "unknown parameter \"stream\""),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hyper::{Method, Request, StatusCode};
-use msgbus_core::{TopicName, TopicStats, json};
+use msgbus_core::{GroupStats, TopicName, TopicStats, json};
 
 use super::{error::ApiError, response::HttpResponse, response::content, response::no_store};
 use crate::{
@@ -13,8 +13,8 @@ use crate::{
     worker::Worker,
 };
 
-/// Up to this number of subscribers, the response is small.
-const FEW_SUBSCRIBERS: usize = 12;
+/// Up to this number of subscribers and groups, the response is small.
+const FEW: usize = 12;
 
 pub(super) async fn metrics(worker: &Arc<Worker>) -> HttpResponse {
     let app = Arc::clone(worker);
@@ -93,22 +93,23 @@ pub(super) async fn stats(worker: &Arc<Worker>) -> HttpResponse {
     object(worker, body)
 }
 
-/// `/-/topics/<topic>`: the counters of a topic, and its subscriptions.
+/// `/-/topics/<topic>`: the counters of a topic, its subscriptions and its groups.
 pub(super) async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<HttpResponse, ApiError> {
     let (worker, stats) = (call.worker, call.topic(&topic)?);
-    if stats.subscribers <= FEW_SUBSCRIBERS {
-        return Ok(topic_object(worker, &stats));
+    let groups = worker.bus.groups(&topic);
+    if stats.subscribers + groups.len() <= FEW {
+        return Ok(topic_object(worker, &stats, &groups));
     }
     if worker.inflight.is_full() {
         return Err(ServiceError::TooMuchInFlight.into());
     }
     let app = Arc::clone(worker);
-    Ok(worker.background.run(move || topic_object(&app, &stats)).await)
+    Ok(worker.background.run(move || topic_object(&app, &stats, &groups)).await)
 }
 
-fn topic_object(app: &App, stats: &TopicStats) -> HttpResponse {
+fn topic_object(app: &App, stats: &TopicStats, groups: &[GroupStats]) -> HttpResponse {
     let mut body = Vec::new();
-    json::write_topic(&mut body, stats, &app.bus.subscribers(&stats.topic.name));
+    json::write_topic(&mut body, stats, &app.bus.subscribers(&stats.topic.name), groups);
     object(app, body)
 }
 

@@ -8,8 +8,8 @@ use hyper::{
     header::{self, HeaderMap, HeaderValue},
 };
 use msgbus_core::{
-    HeaderError, NameError, PublishError, StartPosition, TopicName, format_duration,
-    store::StoreError,
+    GroupNameError, HeaderError, NameError, PublishError, StartPosition, TokenError, TopicName,
+    format_duration, store::StoreError,
 };
 use thiserror::Error;
 
@@ -30,6 +30,14 @@ pub(super) enum ApiError {
     PathEncoding,
     #[error("bad topic name: {0}")]
     Name(#[from] NameError),
+    #[error("bad group name: {0}")]
+    Group(GroupNameError),
+    #[error("{0}")]
+    Lease(#[from] TokenError),
+    #[error("the body has no lease tokens: send one in each line, or one in the path")]
+    NoTokens,
+    #[error("too many leases in one request: send at most {limit} tokens, one in each line")]
+    TooManyTokens { limit: usize },
     #[error("the path has no topic: use /<topic>")]
     NoTopic,
     #[error("unknown parameter {name:?}; {}", allowed(.known))]
@@ -77,7 +85,10 @@ pub(super) enum ApiError {
     Empty(TopicName),
     #[error("no messages enqueued for topic: {topic}")]
     NothingFrom { topic: TopicName, epoch: u64, start: StartPosition },
-    #[error("not found; try /-/stats, /-/topics/<topic> or /-/ticket")]
+    #[error(
+        "not found; try /-/stats, /-/topics/<topic>, /-/groups/<group>/<topic>, /-/ack/<token> or \
+         /-/ticket"
+    )]
     NothingHere,
     #[error("method not allowed: use {allow}")]
     Method { allow: &'static str },
@@ -140,9 +151,11 @@ impl ApiError {
             Self::PathEncoding | Self::Name(_) | Self::NoTopic => {
                 (StatusCode::BAD_REQUEST, Code::BadTopic)
             }
-            Self::UnknownParameter { .. } | Self::RepeatedParameter(_) | Self::Parameter { .. } => {
-                (StatusCode::BAD_REQUEST, Code::BadParameter)
-            }
+            Self::UnknownParameter { .. }
+            | Self::RepeatedParameter(_)
+            | Self::Parameter { .. }
+            | Self::Group(_) => (StatusCode::BAD_REQUEST, Code::BadParameter),
+            Self::Lease(_) => (StatusCode::BAD_REQUEST, Code::InvalidLease),
             Self::MessageHeaders(HeaderError::TooMany | HeaderError::TooLarge) => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::MessageHeadersTooLarge)
             }
@@ -166,9 +179,11 @@ impl ApiError {
             Self::Empty(_) | Self::NothingFrom { .. } => (StatusCode::NOT_FOUND, Code::Empty),
             Self::NothingHere => (StatusCode::NOT_FOUND, Code::NothingHere),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, Code::MethodNotAllowed),
-            Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Code::PayloadTooLarge),
+            Self::PayloadTooLarge { .. } | Self::TooManyTokens { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, Code::PayloadTooLarge)
+            }
             Self::EncodedLines => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::EncodedLines),
-            Self::Body => (StatusCode::BAD_REQUEST, Code::BadBody),
+            Self::Body | Self::NoTokens => (StatusCode::BAD_REQUEST, Code::BadBody),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, Code::BodyTimeout),
             Self::InflightLimit => (StatusCode::SERVICE_UNAVAILABLE, Code::TooMuchInFlight),
             Self::Service { error } => (status(error), error.code()),
@@ -211,6 +226,7 @@ impl ApiError {
             }
             // The rest of the body is not read.
             Self::PayloadTooLarge { .. }
+            | Self::TooManyTokens { .. }
             | Self::Body
             | Self::BodyTimeout(_)
             | Self::TransferCoding
@@ -222,6 +238,9 @@ impl ApiError {
             }
             Self::Service { error: ServiceError::TooManyMessages { retry_after } } => {
                 headers.insert(header::RETRY_AFTER, response::number(seconds(*retry_after)));
+            }
+            Self::Service { error: ServiceError::TooManyLeases { .. } } => {
+                headers.insert(header::RETRY_AFTER, value("1"));
             }
             _ => {}
         }
@@ -262,8 +281,11 @@ fn status(error: &ServiceError) -> StatusCode {
             StatusCode::UNAUTHORIZED
         }
         ServiceError::NotGranted { .. } => StatusCode::FORBIDDEN,
-        ServiceError::NoSuchTopic(_) => StatusCode::NOT_FOUND,
-        ServiceError::TooManyMessages { .. } => StatusCode::TOO_MANY_REQUESTS,
+        ServiceError::NoSuchTopic(_) | ServiceError::NoSuchGroup { .. } => StatusCode::NOT_FOUND,
+        ServiceError::LeaseLost => StatusCode::GONE,
+        ServiceError::TooManyMessages { .. }
+        | ServiceError::TooManyLeases { .. }
+        | ServiceError::TooManyGroups { .. } => StatusCode::TOO_MANY_REQUESTS,
         ServiceError::BatchOverRate { .. }
         | ServiceError::Publish(PublishError::TooLarge { .. } | PublishError::TooMany { .. }) => {
             StatusCode::PAYLOAD_TOO_LARGE

@@ -1,7 +1,10 @@
 //! Query parameters. Known parameters with invalid values are refused; unknown ones are refused where a misspelt one
 //! would do harm.
 
+use std::{ops::RangeInclusive, time::Duration};
+
 use hyper::Request;
+use msgbus_core::{format_duration, parse_duration};
 
 use super::error::ApiError;
 
@@ -66,5 +69,23 @@ impl Query {
                 count.ok_or_else(|| ApiError::parameter(name, "use a whole number, 1 or more"))
             })
             .transpose()
+    }
+
+    /// A parameter that is a duration.
+    pub(super) fn duration(
+        &self,
+        name: &'static str,
+        allowed: RangeInclusive<Duration>,
+    ) -> Result<Option<Duration>, ApiError> {
+        let Some(text) = self.get(name)? else { return Ok(None) };
+        match parse_duration(text) {
+            Ok(duration) if allowed.contains(&duration) => Ok(Some(duration)),
+            Ok(_) => {
+                let [least, most] =
+                    [allowed.start(), allowed.end()].map(|end| format_duration(*end));
+                Err(ApiError::parameter(name, format!("use {least} to {most}")))
+            }
+            Err(error) => Err(ApiError::parameter(name, error.to_string())),
+        }
     }
 }

@@ -13,12 +13,13 @@ use super::{
     activity::ConnectionActivity,
     admin, credentials,
     error::{self, ApiError},
+    groups,
     head::{self, Outline},
-    host, origin, publish, pull,
+    host, lease, origin, publish, pull,
     query::Query,
     response::{HttpResponse, empty},
-    routes::Route,
-    stream, topics, websocket,
+    routes::{self, Route},
+    settle, stream, topics, websocket,
 };
 use crate::{
     auth::Principal,
@@ -79,7 +80,7 @@ fn refuse(app: &App, refusal: &ApiError, peer: Peer, request: &Request<Incoming>
     app.metrics.refusal(refusal.code());
     if enabled!(Level::DEBUG) {
         // The query is not logged: it may have a ticket, or a key by mistake.
-        let (path, refusal) = (request.uri().path(), refusal.log_text());
+        let (path, refusal) = (routes::log_path(request.uri().path()), refusal.log_text());
         debug!(%peer, method = %request.method(), path, refusal, "refused");
     }
     refusal.response(error::prefers_json(request.headers()))
@@ -100,13 +101,17 @@ async fn route(
     if needs_own_name(&route, principal.as_deref()) {
         host::check(request, outline, peer, &app.config)?;
     }
-    if matches!(route, Route::Pull(_)) {
+    if matches!(route, Route::Pull(_) | Route::Lease(..)) {
         origin::may_take(request)?;
     }
     let call = Call { worker, peer, principal };
     match route {
         Route::Publish(topic) => publish::publish(&call, &topic, request, query, outline).await,
         Route::Pull(topic) => pull::pull(&call, activity, &topic, request, query).await,
+        Route::Lease(topic, group) => {
+            Box::pin(lease::lease(&call, activity, &topic, &group, request, query)).await
+        }
+        Route::Settle(verb, token) => settle::one(&call, verb, &token, query).await,
         Route::Peek(topic) => pull::peek(&call, &topic, request, query).await,
         Route::Websocket(topic) => websocket::subscribe(call, &topic, request, query).await,
         Route::Stream(topic, format) => {
@@ -115,6 +120,15 @@ async fn route(
         Route::Counters(topic) => topics::counters(&call, &topic, query),
         Route::Delete(topic) => Box::pin(topics::delete(&call, &topic, query)).await,
         // Rare and large futures are boxed, so that other requests need less memory.
+        Route::SettleMany(verb) => Box::pin(settle::many(&call, verb, request, query)).await,
+        Route::PeekGroup(topic, group) => {
+            Box::pin(lease::peek(&call, &topic, &group, request, query)).await
+        }
+        Route::ShowGroup(topic, group) => groups::show(&call, &topic, &group, query),
+        Route::SetGroup(topic, group) => Box::pin(groups::set(&call, &topic, &group, query)).await,
+        Route::RemoveGroup(topic, group) => {
+            Box::pin(groups::remove(&call, &topic, &group, query)).await
+        }
         Route::List => Box::pin(topics::list(call, request, query)).await,
         Route::Inspect(topic) => Box::pin(admin::inspect(&call, topic)).await,
         Route::Stats => Ok(Box::pin(admin::stats(worker)).await),

@@ -1,12 +1,12 @@
 //! Routes: what a request asks for, by its method, path and parameters, and the permission that it needs.
 
-use std::cell::RefCell;
+use std::{borrow::Cow, cell::RefCell};
 
 use hyper::{Method, Request};
-use msgbus_core::TopicName;
+use msgbus_core::{GroupName, GroupNameError, LeaseToken, TopicName};
 use percent_encoding::percent_decode_str;
 
-use super::{error::ApiError, handshake, pull, query::Query, stream};
+use super::{error::ApiError, handshake, pull, query::Query, settle::Verb, stream};
 use crate::{
     auth::{Action, Permission},
     encode::frame_cache::FrameFormat,
@@ -14,6 +14,7 @@ use crate::{
 
 pub(super) const TOPIC_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
 pub(super) const READ_METHODS: &str = "GET, HEAD";
+const GROUP_METHODS: &str = "GET, HEAD, PUT, DELETE";
 
 /// A route.
 #[derive(Debug)]
@@ -25,9 +26,16 @@ pub(super) enum Route {
     Stats,
     Ticket,
     Inspect(TopicName),
+    ShowGroup(TopicName, GroupName),
+    SetGroup(TopicName, GroupName),
+    RemoveGroup(TopicName, GroupName),
+    Settle(Verb, LeaseToken),
+    SettleMany(Verb),
     Publish(TopicName),
     Pull(TopicName),
+    Lease(TopicName, GroupName),
     Peek(TopicName),
+    PeekGroup(TopicName, GroupName),
     Websocket(TopicName),
     Stream(TopicName, FrameFormat),
     Counters(TopicName),
@@ -36,29 +44,59 @@ pub(super) enum Route {
 
 impl Route {
     pub(super) fn of<B>(request: &Request<B>, query: &Query) -> Result<Self, ApiError> {
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let read = |route| {
-            if is_read { Ok(route) } else { Err(ApiError::Method { allow: READ_METHODS }) }
-        };
         match request.uri().path() {
             "/" => match *request.method() {
-                _ if is_read && handshake::is_wanted(request) => Err(ApiError::WebsocketOnRoot),
-                Method::PUT | Method::POST | Method::DELETE => Err(ApiError::NoTopic),
-                _ => read(Self::List),
-            },
-            "/metrics" => read(Self::Metrics),
-            "/healthz" => read(Self::Health),
-            "/readyz" => read(Self::Ready),
-            "/-/stats" => read(Self::Stats),
-            "/-/ticket" => Ok(Self::Ticket),
-            path => match path.strip_prefix("/-/") {
-                Some(rest) => {
-                    let topic = rest.strip_prefix("topics/").ok_or(ApiError::NothingHere)?;
-                    read(Self::Inspect(topic_name(topic)?))
+                Method::GET | Method::HEAD if handshake::is_wanted(request) => {
+                    Err(ApiError::WebsocketOnRoot)
                 }
+                Method::PUT | Method::POST | Method::DELETE => Err(ApiError::NoTopic),
+                _ => read(request, Self::List),
+            },
+            "/metrics" => read(request, Self::Metrics),
+            "/healthz" => read(request, Self::Health),
+            "/readyz" => read(request, Self::Ready),
+            path => match path.strip_prefix("/-/") {
+                Some(rest) => Self::of_reserved(request, rest),
                 None => Self::of_topic(request, query, path),
             },
         }
+    }
+
+    /// The route of a path below `/-/`.
+    fn of_reserved<B>(request: &Request<B>, path: &str) -> Result<Self, ApiError> {
+        let (first, rest) = match path.split_once('/') {
+            Some((first, rest)) => (first, Some(rest)),
+            None => (path, None),
+        };
+        if let Some(verb) = Verb::of(first) {
+            if request.method() != Method::POST {
+                return Err(ApiError::Method { allow: "POST" });
+            }
+            return Ok(match rest {
+                Some(token) => Self::Settle(verb, decoded(token)?.parse()?),
+                None => Self::SettleMany(verb),
+            });
+        }
+        match (first, rest) {
+            ("stats", None) => read(request, Self::Stats),
+            ("ticket", None) => Ok(Self::Ticket),
+            ("topics", Some(topic)) => read(request, Self::Inspect(topic_name(topic)?)),
+            ("groups", Some(path)) => Self::of_group(request, path),
+            _ => Err(ApiError::NothingHere),
+        }
+    }
+
+    /// The route of `/-/groups/<group>/<topic>`.
+    fn of_group<B>(request: &Request<B>, path: &str) -> Result<Self, ApiError> {
+        let (group, topic) = path.split_once('/').ok_or(ApiError::NothingHere)?;
+        let group = GroupName::new(&decoded(group)?).map_err(ApiError::Group)?;
+        let topic = topic_name(topic)?;
+        Ok(match *request.method() {
+            Method::GET | Method::HEAD => Self::ShowGroup(topic, group),
+            Method::PUT => Self::SetGroup(topic, group),
+            Method::DELETE => Self::RemoveGroup(topic, group),
+            _ => return Err(ApiError::Method { allow: GROUP_METHODS }),
+        })
     }
 
     fn of_topic<B>(request: &Request<B>, query: &Query, path: &str) -> Result<Self, ApiError> {
@@ -72,6 +110,9 @@ impl Route {
     }
 
     fn of_get<B>(request: &Request<B>, query: &Query, topic: TopicName) -> Result<Self, ApiError> {
+        if let Some(group) = query.get("group")? {
+            return Self::of_get_group(request, query, topic, group);
+        }
         if handshake::is_wanted(request) {
             return Ok(Self::Websocket(topic));
         }
@@ -87,6 +128,32 @@ impl Route {
         })
     }
 
+    /// The route of a GET with a group. It never becomes anything that would not lease.
+    fn of_get_group<B>(
+        request: &Request<B>,
+        query: &Query,
+        topic: TopicName,
+        group: &str,
+    ) -> Result<Self, ApiError> {
+        let wrong = |why: &str| Err(ApiError::parameter("group", why));
+        let group = group
+            .parse()
+            .map_err(|error: GroupNameError| ApiError::parameter("group", error.to_string()))?;
+        if handshake::is_wanted(request) {
+            return wrong("a websocket delivers no leases: use GET with wait");
+        }
+        let is_pull = pull::is_wanted(query);
+        if query.has("stream") || (!is_pull && stream::wanted(query, request.headers())?.is_some())
+        {
+            return wrong("a stream delivers no leases: use GET with wait, and no stream");
+        }
+        Ok(if query.flag("peek")? {
+            Self::PeekGroup(topic, group)
+        } else {
+            Self::Lease(topic, group)
+        })
+    }
+
     /// The permission that the route needs; `None` if every client may use it.
     pub(super) fn needs(&self) -> Option<Permission<'_>> {
         Some(match self {
@@ -94,16 +161,43 @@ impl Route {
             Self::List => Permission::SomeTopic(Action::Inspect),
             Self::Metrics | Self::Stats => Permission::EveryTopic(Action::Inspect),
             Self::Ticket => Permission::Key,
-            Self::Inspect(topic) | Self::Counters(topic) => {
+            Self::Inspect(topic) | Self::Counters(topic) | Self::ShowGroup(topic, _) => {
                 Permission::Topic(Action::Inspect, topic)
             }
-            Self::Publish(topic) => Permission::Topic(Action::Publish, topic),
-            Self::Pull(topic) => Permission::Topic(Action::Pull, topic),
-            Self::Peek(topic) | Self::Websocket(topic) | Self::Stream(topic, _) => {
-                Permission::Topic(Action::Subscribe, topic)
+            Self::SetGroup(topic, _) | Self::RemoveGroup(topic, _) => {
+                Permission::Topic(Action::Admin, topic)
             }
+            Self::Publish(topic) => Permission::Topic(Action::Publish, topic),
+            Self::Pull(topic) | Self::Lease(topic, _) => Permission::Topic(Action::Pull, topic),
+            Self::Settle(_, token) => Permission::Topic(Action::Pull, token.topic()),
+            // Each token is checked when it has been read.
+            Self::SettleMany(_) => Permission::SomeTopic(Action::Pull),
+            Self::Peek(topic)
+            | Self::PeekGroup(topic, _)
+            | Self::Websocket(topic)
+            | Self::Stream(topic, _) => Permission::Topic(Action::Subscribe, topic),
             Self::Delete(topic) => Permission::Topic(Action::Delete, topic),
         })
+    }
+}
+
+/// A path for the log. Whoever has a token can settle its lease, so below `/-/` only the paths of topics and groups are
+/// logged whole.
+pub(super) fn log_path(path: &str) -> &str {
+    let first = path.strip_prefix("/-/").and_then(|rest| rest.split_once('/'));
+    match first {
+        Some((first, rest)) if !matches!(first, "topics" | "groups") => {
+            &path[..path.len() - rest.len()]
+        }
+        _ => path,
+    }
+}
+
+/// The route, if the request reads.
+fn read<B>(request: &Request<B>, route: Route) -> Result<Route, ApiError> {
+    match *request.method() {
+        Method::GET | Method::HEAD => Ok(route),
+        _ => Err(ApiError::Method { allow: READ_METHODS }),
     }
 }
 
@@ -117,6 +211,11 @@ fn topic_name(path: &str) -> Result<TopicName, ApiError> {
         LATEST.set(Some(name.clone()));
         return Ok(name);
     }
+    Ok(TopicName::new(decoded(path)?.trim_matches('/'))?)
+}
+
+/// A part of a path, percent-decoded once.
+fn decoded(path: &str) -> Result<Cow<'_, str>, ApiError> {
     let bytes = path.as_bytes();
     let is_escape = |at: usize| {
         bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
@@ -124,8 +223,7 @@ fn topic_name(path: &str) -> Result<TopicName, ApiError> {
     if bytes.iter().enumerate().any(|(at, byte)| *byte == b'%' && !is_escape(at)) {
         return Err(ApiError::PathEncoding);
     }
-    let name = percent_decode_str(path).decode_utf8().map_err(|_| ApiError::PathEncoding)?;
-    Ok(TopicName::new(name.trim_matches('/'))?)
+    percent_decode_str(path).decode_utf8().map_err(|_| ApiError::PathEncoding)
 }
 
 thread_local! {
@@ -137,4 +235,24 @@ fn latest_name(path: &str) -> Option<TopicName> {
     LATEST.with_borrow(|latest| {
         latest.as_ref().filter(|name| path.strip_prefix('/') == Some(name.as_str())).cloned()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_token_is_logged() {
+        for (path, logged) in [
+            ("/-/ack/AQAA", "/-/ack/"),
+            ("/-/%61ck/AQAA", "/-/%61ck/"),
+            ("/-/ack//AQ/AA", "/-/ack/"),
+            ("/-/ack", "/-/ack"),
+            ("/-/groups/g/a/b", "/-/groups/g/a/b"),
+            ("/-/topics/a", "/-/topics/a"),
+            ("/a/-/b", "/a/-/b"),
+        ] {
+            assert_eq!(log_path(path), logged);
+        }
+    }
 }

@@ -28,8 +28,10 @@ const MAX_PAGE: usize = 10_000;
 /// The maximum size of the entry of one topic, in bytes.
 const MAX_ENTRY: usize = 1 << 10;
 /// The parameters of a GET of a topic. A HEAD accepts and ignores them.
-const GET_PARAMETERS: &[&str] =
-    &["raw", "max", "wait", "peek", "stream", "since", "index", "lag", "gaps", "ticket"];
+const GET_PARAMETERS: &[&str] = &[
+    "raw", "max", "wait", "peek", "group", "lease", "stream", "since", "index", "lag", "gaps",
+    "ticket",
+];
 
 /// Lists topics: one name per line, or objects with counters for clients that accept JSON. If the server has keys, it
 /// lists only topics that the principal may inspect.

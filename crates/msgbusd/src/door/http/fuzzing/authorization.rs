@@ -15,7 +15,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{
     super::{credentials, error::ApiError, query::Query, routes::Route},
-    MAX_ERROR_TEXT, head,
+    MAX_ERROR_TEXT, head, replace,
 };
 use crate::{
     auth::{self, Keyring},
@@ -64,13 +64,6 @@ pub fn authorization(data: &[u8]) {
     }
 }
 
-fn replace(data: &[u8], from: &str, to: &str) -> Vec<u8> {
-    match data.windows(from.len()).position(|window| window == from.as_bytes()) {
-        Some(at) => [&data[..at], to.as_bytes(), &data[at + from.len()..]].concat(),
-        None => data.to_vec(),
-    }
-}
-
 fn asked(request: &Request<()>, ticket: &str) {
     let Ok(route) = Route::of(request, &Query::of(request)) else { return };
     match credentials::check(&APP, &route, request, &Query::of(request)) {
@@ -92,10 +85,17 @@ fn asked(request: &Request<()>, ticket: &str) {
                     | Route::Publish(_)
                     | Route::Websocket(_)
                     | Route::Stream(..)
+                    | Route::Lease(..)
+                    | Route::Settle(..)
+                    | Route::SettleMany(_)
                     | Route::Peek(_)
+                    | Route::PeekGroup(..)
             ));
         }
-        Ok(Some(_)) => assert!(matches!(route, Route::Pull(_))),
+        Ok(Some(_)) => assert!(matches!(
+            route,
+            Route::Pull(_) | Route::Lease(..) | Route::Settle(..) | Route::SettleMany(_)
+        )),
         Err(refusal) => {
             is_a_line(&refusal, MAX_ERROR_TEXT);
             // A topic may have such a name.

@@ -8,7 +8,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use msgbus_core::{MessageBus, NewMessage, TopicName, json};
+use msgbus_core::{LeaseOptions, LeaseToken, MessageBus, NewMessage, TopicName, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     select,
@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     super::{activity::ConnectionActivity, response::HttpResponse, router::handle},
-    MAX_ERROR_TEXT, PEER,
+    MAX_ERROR_TEXT, PEER, replace,
 };
 use crate::fuzzing::block_on;
 use crate::{config::Config, fuzzing::common::is_a_line, state::App, worker::Worker};
@@ -27,6 +27,8 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(62);
 /// The capacity of the pipe, and the maximum number of bytes that a client reads.
 const PIPE: usize = 16 << 10;
 const MAX_RECEIVED: u64 = 256 << 10;
+/// The placeholder for the token of a lease in the input.
+const TOKEN: &str = "LEASE_TOKEN";
 
 /// Sends `data` as the bytes of a client through the HTTP library to every handler and back. The responses are
 /// consistent with the bus, and the counters balance.
@@ -38,7 +40,9 @@ pub fn connection(data: &[u8]) {
 }
 
 async fn serve(data: &[u8]) {
-    let app = Worker::new(&Arc::new(app()));
+    let (app, token) = app();
+    let data = &replace(data, TOKEN, &token.to_string());
+    let app = Worker::new(&Arc::new(app));
     let activity = &ConnectionActivity::without_socket();
     let (client, server) = duplex(PIPE);
     let service = service_fn(|mut request: Request<_>| {
@@ -67,7 +71,8 @@ async fn serve(data: &[u8]) {
     check_counters(&app.bus);
 }
 
-fn app() -> App {
+/// A server with one topic, of which the first message is leased.
+fn app() -> (App, LeaseToken) {
     let mut config = Config { max_payload: 4 << 10, ..Config::default() };
     config.bus.topic.max_messages = 8;
     config.bus.max_topics = 4;
@@ -79,7 +84,10 @@ fn app() -> App {
             NewMessage::new(payload).header("content-type", "text/html").expect("a header");
         app.bus.put(&topic, message).expect("the topic has space");
     }
-    app
+    let group = "g".parse().expect("a name");
+    let leased = app.bus.lease(&topic, &group, LeaseOptions::default()).wait();
+    let token = leased.expect("no limit is reached")[0].token.clone();
+    (app, token)
 }
 
 async fn drive_client(client: DuplexStream, data: &[u8]) {
@@ -128,8 +136,17 @@ async fn check_response(
     }
     let media_type =
         headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+    if headers.contains_key("msgbus-lease") {
+        let token = headers["msgbus-lease"].to_str().expect("text");
+        token.parse::<LeaseToken>().expect("a token");
+        assert!(number("msgbus-deliveries").is_some_and(|deliveries| deliveries > 0));
+    }
     let is_topic = !uri.path().starts_with("/-/") && uri.path() != "/";
     match media_type {
+        Some("application/x-ndjson") if !is_topic => str::from_utf8(&body)
+            .expect("UTF-8")
+            .lines()
+            .for_each(|line| drop(serde_json::from_str::<serde_json::Value>(line).expect("JSON"))),
         Some("application/json") if is_topic && *method == Method::GET => is_message(&body),
         Some("application/json") => {
             serde_json::from_slice::<serde_json::Value>(&body).expect("JSON");
@@ -143,9 +160,14 @@ async fn check_response(
 }
 
 fn is_message(line: &[u8]) {
-    let message = json::read_message(line).expect("a message");
     let mut again = Vec::new();
-    json::write_message(&mut again, &message);
+    match json::read_leased(line) {
+        Ok(leased) => json::write_leased(&mut again, &leased),
+        Err(_) => {
+            let message = json::read_message(line).expect("a message");
+            json::write_message(&mut again, &message);
+        }
+    }
     assert_eq!(again, line);
 }
 
@@ -179,5 +201,6 @@ fn check_counters(bus: &MessageBus) {
         let removed = topic.counters.expired.total + topic.counters.evicted.total;
         assert_eq!(topic.counters.published, topic.retained + removed);
         assert_eq!((topic.subscribers, topic.waiters), (0, 0), "no client is left");
+        assert!(bus.groups(&name).iter().all(|group| group.waiters == 0));
     }
 }

@@ -29,5 +29,20 @@ fn head(data: &[u8]) -> Option<Request<()>> {
     request.body(()).ok()
 }
 
+/// Replaces all placeholders in the input.
+fn replace(data: &[u8], placeholder: &str, text: &str) -> Vec<u8> {
+    let mut replaced = Vec::with_capacity(data.len());
+    let mut rest = data;
+    while let Some(at) =
+        rest.windows(placeholder.len()).position(|window| window == placeholder.as_bytes())
+    {
+        replaced.extend_from_slice(&rest[..at]);
+        replaced.extend_from_slice(text.as_bytes());
+        rest = &rest[at + placeholder.len()..];
+    }
+    replaced.extend_from_slice(rest);
+    replaced
+}
+
 /// A peer without TLS and without an address, so that no limit per address applies.
 const PEER: Peer = Peer { address: None, has_tls: false };

@@ -1,22 +1,47 @@
 use form_urlencoded::Serializer;
 use hyper::{
-    Request,
+    Method, Request,
     header::{self, HeaderMap, HeaderValue},
 };
+use msgbus_core::LeaseToken;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::{
     super::{
-        error::ApiError, handshake, negotiate::accepts, position, pull, query::Query,
-        routes::Route, stream,
+        error::ApiError,
+        handshake, lease,
+        negotiate::accepts,
+        position, pull,
+        query::Query,
+        routes::{Route, log_path},
+        stream,
     },
     MAX_ERROR_TEXT, head,
 };
 use crate::{auth::Permission, fuzzing::common::is_a_line};
 
-const PARAMETERS: [&str; 13] = [
-    "raw", "max", "wait", "peek", "stream", "since", "index", "lag", "gaps", "ticket", "prefix",
-    "ttl", "split",
+const PARAMETERS: [&str; 21] = [
+    "raw",
+    "max",
+    "wait",
+    "peek",
+    "stream",
+    "since",
+    "index",
+    "lag",
+    "gaps",
+    "ticket",
+    "prefix",
+    "ttl",
+    "split",
+    "group",
+    "lease",
+    "delay",
+    "reason",
+    "max_deliveries",
+    "max_leases",
+    "dead_letters",
+    "after",
 ];
 
 /// Routes a request. The same request in another notation gets the same route, and an error names the parameter and does
@@ -41,21 +66,66 @@ fn is_routed(request: &Request<()>, route: &Route) {
     if let Some(permission) = route.needs() {
         is_a_line(&permission, MAX_ERROR_TEXT);
     }
+    never_leases_by_accident(request, route);
+    if let Route::Settle(_, token) = route {
+        return is_settled_by(request, token);
+    }
     let Some(Permission::Topic(_, topic)) = route.needs() else { return };
-    let prefix = if matches!(route, Route::Inspect(_)) { "/-/topics/" } else { "/" };
-    let path = request.uri().path().strip_prefix(prefix).expect("it is routed by that");
-    let once = percent_decode_str(path).decode_utf8().expect("a name is UTF-8");
+    let path = request.uri().path();
+    let start = match route {
+        Route::Inspect(_) => "/-/topics/".len(),
+        Route::ShowGroup(..) | Route::SetGroup(..) | Route::RemoveGroup(..) => {
+            let group = path.strip_prefix("/-/groups/").and_then(|rest| rest.find('/'));
+            "/-/groups/".len() + group.expect("it is routed by that") + 1
+        }
+        _ => 1,
+    };
+    let (prefix, name) = path.split_at(start);
+    let once = percent_decode_str(name).decode_utf8().expect("a name is UTF-8");
     assert_eq!(topic.as_str(), once.trim_matches('/'));
     let path = utf8_percent_encode(topic.as_str(), NON_ALPHANUMERIC);
+    is_the_same(request, route, &format!("{prefix}{path}"));
+}
+
+/// Checks that the same request with another path has the same route.
+fn is_the_same(request: &Request<()>, route: &Route, path: &str) {
     let query = Serializer::new(String::new()).extend_pairs(pairs(request)).finish();
     let mut other = Request::builder()
         .method(request.method())
-        .uri(format!("{prefix}{path}?{query}"))
+        .uri(format!("{path}?{query}"))
         .body(())
         .expect("everything is escaped");
     other.headers_mut().clone_from(request.headers());
     let same = Route::of(&other, &Query::of(&other)).expect("it says the same");
     assert_eq!(format!("{same:?}"), format!("{route:?}"));
+}
+
+/// Checks that exactly the GETs with a group lease or peek for it.
+fn never_leases_by_accident(request: &Request<()>, route: &Route) {
+    let is_of_topic = !request.uri().path().starts_with("/-/") && request.uri().path() != "/";
+    let is_pull = matches!(route, Route::Lease(..) | Route::PeekGroup(..));
+    let has_group = pairs(request).any(|(name, _)| name == "group");
+    if is_pull {
+        assert!(has_group && request.method() == Method::GET && is_of_topic);
+        assert!(!handshake::is_wanted(request) && !Query::of(request).has("stream"));
+    }
+    let takes =
+        matches!(route, Route::Pull(_) | Route::Peek(_) | Route::Stream(..) | Route::Websocket(_));
+    assert!(!(takes && has_group), "a GET with a group is for the group");
+}
+
+/// Checks a request that settles a lease: its path has the token, escaped or not, and the log does not.
+fn is_settled_by(request: &Request<()>, token: &LeaseToken) {
+    assert_eq!(request.method(), Method::POST);
+    let path = request.uri().path();
+    let logged = log_path(path);
+    assert!(path.starts_with(logged) && logged.ends_with('/') && logged.matches('/').count() == 3);
+    let text = percent_decode_str(&path[logged.len()..]).decode_utf8().expect("UTF-8");
+    assert_eq!(text.parse().as_ref(), Ok(token));
+    let escaped = utf8_percent_encode(&text, NON_ALPHANUMERIC).to_string();
+    let route = Route::of(request, &Query::of(request)).expect("it was routed");
+    is_the_same(request, &route, &format!("{logged}{escaped}"));
+    assert!(!format!("{route:?}").contains(&*text), "a token is a secret");
 }
 
 fn is_refused(request: &Request<()>, refusal: &ApiError) {
@@ -112,6 +182,9 @@ fn parameters(request: &Request<()>) {
     must_be_right(position::by_query(&parameters).map(|_| ()));
     must_be_right(position::requested(&parameters, headers).map(|_| ()));
     must_be_right(position::lag(&parameters).map(|_| ()));
+    must_be_right(lease::duration(&parameters).map(|lease| {
+        assert!(lease.is_none_or(|lease| !lease.is_zero() && lease <= LeaseToken::MAX_TIME));
+    }));
     must_be_right(stream::wanted(&parameters, headers).map(|_| ()));
     assert!(pull::is_wanted(&parameters) || !parameters.has("wait"));
     only_the_first(request, parameters);

@@ -1,0 +1,87 @@
+//! `GET`, `PUT` and `DELETE /-/groups/<group>/<topic>`: shows, creates, moves and removes a group. docs/protocol.md,
+//! section 14.
+
+use std::ops::RangeInclusive;
+
+use hyper::StatusCode;
+use msgbus_core::{GroupConfig, GroupName, GroupSettings, GroupStats, LeaseStats, TopicName, json};
+
+use super::{
+    error::ApiError, position, query::Query, response::HttpResponse, response::content,
+    response::empty, response::no_store,
+};
+use crate::{
+    service::{Call, error::ServiceError},
+    state::App,
+};
+
+pub(super) fn show(
+    call: &Call<'_>,
+    topic: &TopicName,
+    group: &GroupName,
+    query: Query,
+) -> Result<HttpResponse, ApiError> {
+    query.only(&[])?;
+    if call.worker.inflight.is_full() {
+        return Err(ServiceError::TooMuchInFlight.into());
+    }
+    let (stats, leases) = call.group(topic, group)?;
+    Ok(object(call.worker, topic, &stats, &leases))
+}
+
+pub(super) async fn set(
+    call: &Call<'_>,
+    topic: &TopicName,
+    group: &GroupName,
+    query: Query,
+) -> Result<HttpResponse, ApiError> {
+    let query = query.only(&["since", "max_deliveries", "max_leases", "dead_letters"])?;
+    let config = GroupConfig {
+        from: position::by_query(&query)?,
+        max_deliveries: number(&query, "max_deliveries", 0..=u32::MAX)?,
+        max_leases: number(&query, "max_leases", 1..=GroupSettings::MAX_LEASES)?,
+        dead_letters: dead_letters(&query)?,
+    };
+    let (is_new, stats, leases) = call.set_group(topic, group, config).await?;
+    let mut response = object(call.worker, topic, &stats, &leases);
+    if is_new {
+        *response.status_mut() = StatusCode::CREATED;
+    }
+    Ok(response)
+}
+
+pub(super) async fn remove(
+    call: &Call<'_>,
+    topic: &TopicName,
+    group: &GroupName,
+    query: Query,
+) -> Result<HttpResponse, ApiError> {
+    query.only(&[])?;
+    call.remove_group(topic, group).await?;
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+fn number(
+    query: &Query,
+    name: &'static str,
+    allowed: RangeInclusive<u32>,
+) -> Result<Option<u32>, ApiError> {
+    let Some(text) = query.get(name)? else { return Ok(None) };
+    let number = text.parse().ok().filter(|number| allowed.contains(number));
+    let (least, most) = (allowed.start(), allowed.end());
+    let why = || format!("use a whole number, {least} to {most}");
+    number.map(Some).ok_or_else(|| ApiError::parameter(name, why()))
+}
+
+fn dead_letters(query: &Query) -> Result<Option<TopicName>, ApiError> {
+    let name = query.get("dead_letters")?.map(TopicName::new).transpose();
+    name.map_err(|error| ApiError::parameter("dead_letters", error.to_string()))
+}
+
+fn object(app: &App, topic: &TopicName, stats: &GroupStats, leases: &[LeaseStats]) -> HttpResponse {
+    let mut body = Vec::new();
+    json::write_group(&mut body, topic, stats, leases);
+    let mut response = content(app, "application/json", body);
+    no_store(&mut response);
+    response
+}

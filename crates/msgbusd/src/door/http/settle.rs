@@ -1,0 +1,180 @@
+//! `POST /-/ack`, `/-/nack` and `/-/extend`: settle leases, one by its token in the path, or many in the body.
+//! docs/protocol.md, section 14.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use bytes::Bytes;
+use chrono::Utc;
+use hyper::{Request, StatusCode, body::Incoming};
+use msgbus_core::{LeaseOptions, LeaseToken, Settlement, json};
+use tokio::task::yield_now;
+
+use super::{
+    body::{self, Begun, BodyLimit},
+    error::ApiError,
+    lease, messages,
+    names::MSGBUS_LEASE_EXPIRES,
+    query::Query,
+    response::HttpResponse,
+    response::content,
+    response::empty,
+    response::no_store,
+};
+use crate::{
+    limits::{inflight::Inflight, quota::QuotaPermit},
+    service::{Call, code::Code},
+};
+
+/// The maximum number of leases in one request.
+const MAX_LEASES: usize = 10_000;
+/// The maximum size of a body, in bytes. That many of the longest tokens are smaller.
+const MAX_BODY: usize = 4 << 20;
+/// The number of tokens that are read before the task yields to other requests.
+const TOKENS_AT_ONCE: usize = 1024;
+/// How much of a line that is not a token is repeated in the response, in bytes. A token is shorter.
+const MAX_REPEATED: usize = 400;
+
+/// How long a message may wait after a nack.
+const DELAYS: RangeInclusive<Duration> = Duration::ZERO..=LeaseToken::MAX_TIME;
+
+/// What is done with a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Ack,
+    Nack,
+    Extend,
+}
+
+impl Verb {
+    /// The verb of a path.
+    pub(super) fn of(segment: &str) -> Option<Self> {
+        match segment {
+            "ack" => Some(Self::Ack),
+            "nack" => Some(Self::Nack),
+            "extend" => Some(Self::Extend),
+            _ => None,
+        }
+    }
+
+    fn settlement(self, query: Query) -> Result<Settlement, ApiError> {
+        Ok(match self {
+            Self::Ack => {
+                query.only(&[])?;
+                Settlement::Ack
+            }
+            Self::Nack => {
+                let query = query.only(&["delay", "reason"])?;
+                let delay = query.duration("delay", DELAYS)?.unwrap_or_default();
+                Settlement::Nack { delay, reason: query.get("reason")?.map(Box::from) }
+            }
+            Self::Extend => {
+                let query = query.only(&["lease"])?;
+                let lease = lease::duration(&query)?;
+                Settlement::Extend { lease: lease.unwrap_or(LeaseOptions::default().lease) }
+            }
+        })
+    }
+}
+
+/// Settles one lease.
+pub(super) async fn one(
+    call: &Call<'_>,
+    verb: Verb,
+    token: &LeaseToken,
+    query: Query,
+) -> Result<HttpResponse, ApiError> {
+    let settlement = verb.settlement(query)?;
+    let expires = match settlement {
+        // Read before, so that it is not later than the true end.
+        Settlement::Extend { lease } => Some(json::format_time(Utc::now() + lease)),
+        _ => None,
+    };
+    call.settle(token, settlement).await?;
+    let mut response = empty(StatusCode::NO_CONTENT);
+    if let Some(expires) = expires {
+        messages::set(response.headers_mut(), MSGBUS_LEASE_EXPIRES, &expires);
+    }
+    Ok(response)
+}
+
+/// Settles many leases. The response names those that were not settled.
+pub(super) async fn many(
+    call: &Call<'_>,
+    verb: Verb,
+    request: &mut Request<Incoming>,
+    query: Query,
+) -> Result<HttpResponse, ApiError> {
+    let settlement = verb.settlement(query)?;
+    let (body, _in_flight) = receive(call, request).await?;
+    // What is not UTF-8 is not a token, and is reported as such.
+    let text = String::from_utf8_lossy(&body);
+    let Lines { texts, tokens, mut unsettled } = read(&text).await?;
+    unsettled.extend(call.settle_all(tokens, settlement).await?);
+    unsettled.sort_unstable_by_key(|(number, _)| *number);
+    let mut body = Vec::new();
+    for (number, code) in unsettled {
+        json::write_unsettled(&mut body, repeated(texts[number]), code.word());
+        body.push(b'\n');
+    }
+    let mut response = content(call.worker, "application/x-ndjson", body);
+    no_store(&mut response);
+    Ok(response)
+}
+
+/// Receives a body, with the permit that counts it as in flight.
+async fn receive(
+    call: &Call<'_>,
+    request: &mut Request<Incoming>,
+) -> Result<(Bytes, Option<QuotaPermit>), ApiError> {
+    let limit = BodyLimit {
+        size: MAX_BODY,
+        read_timeout: call.worker.config.timeouts.body,
+        small: Inflight::small(request.version()),
+    };
+    let received = match body::begin(request, limit) {
+        Ok(Begun::Whole(body)) => Ok((body, None)),
+        Ok(Begun::Part(first)) => body::read(request, first, limit, &call.worker.inflight).await,
+        Err(error) => Err(error),
+    };
+    received.map_err(|error| match error {
+        ApiError::PayloadTooLarge { .. } => ApiError::TooManyTokens { limit: MAX_LEASES },
+        error => error,
+    })
+}
+
+/// What the lines of a body say.
+struct Lines<'a> {
+    texts: Vec<&'a str>,
+    /// The tokens, with the numbers of their lines.
+    tokens: Vec<(usize, LeaseToken)>,
+    /// The numbers of the lines that are not tokens.
+    unsettled: Vec<(usize, Code)>,
+}
+
+/// Reads all lines before anything is settled.
+async fn read(text: &str) -> Result<Lines<'_>, ApiError> {
+    let mut read = Lines { texts: Vec::new(), tokens: Vec::new(), unsettled: Vec::new() };
+    for (number, (line, token)) in LeaseToken::parse_lines(text).enumerate() {
+        if number == MAX_LEASES {
+            return Err(ApiError::TooManyTokens { limit: MAX_LEASES });
+        }
+        if number % TOKENS_AT_ONCE == TOKENS_AT_ONCE - 1 {
+            yield_now().await;
+        }
+        read.texts.push(line);
+        match token {
+            Ok(token) => read.tokens.push((number, token)),
+            Err(_) => read.unsettled.push((number, Code::InvalidLease)),
+        }
+    }
+    if read.texts.is_empty() { Err(ApiError::NoTokens) } else { Ok(read) }
+}
+
+/// The beginning of a line, as much as the response repeats.
+fn repeated(line: &str) -> &str {
+    let mut end = line.len().min(MAX_REPEATED);
+    while !line.is_char_boundary(end) {
+        end -= 1;
+    }
+    &line[..end]
+}

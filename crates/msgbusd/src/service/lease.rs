@@ -1,0 +1,196 @@
+//! Leasing messages for the workers of a group, and settling the leases.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use msgbus_core::{
+    BatchLimit, GroupName, LeaseError, LeaseOptions, LeasePull, LeaseToken, Leased, Peek,
+    Settlement, TopicName,
+};
+use tokio::task::yield_now;
+use tracing::debug;
+
+use super::{
+    Call, backpressure,
+    code::Code,
+    error::ServiceError,
+    pull::{QueuedPull, WaitingPull},
+};
+use crate::{auth::Action, net::peer::Peer};
+
+/// The number of leases that are settled before the task yields to other requests.
+const SETTLED_AT_ONCE: usize = 1024;
+
+impl<'a> Call<'a> {
+    /// Leases the next messages for a group, or none if there are none, and waits until a crash cannot take the leases
+    /// back. `small` is the size, in bytes, up to which a response does not count as in flight.
+    pub(crate) async fn lease(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        options: &LeaseOptions,
+        small: usize,
+    ) -> Result<Vec<Leased>, ServiceError> {
+        self.authorize(Action::Pull, topic)?;
+        let Self { worker, peer, .. } = self;
+        let next_size = || worker.bus.next_lease_size(topic, group);
+        let limit = backpressure::admit_next(&worker.inflight, options.limit, small, next_size);
+        let limit = limit.ok_or(ServiceError::TooMuchInFlight)?;
+        let options = LeaseOptions { limit, holder: Some(self.holder()), ..*options };
+        let leased = worker.bus.lease(topic, group, options).await?;
+        trace(*peer, &leased);
+        Ok(leased)
+    }
+
+    /// Queues for the next messages of a group. It queues even if there are messages, because other pulls may have waited
+    /// longer.
+    pub(crate) fn lease_wait(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        options: &LeaseOptions,
+        small: usize,
+    ) -> Result<WaitingPull<'a, LeasePull>, ServiceError> {
+        self.authorize(Action::Pull, topic)?;
+        let limit = options.limit;
+        let options = LeaseOptions { holder: Some(self.holder()), ..*options };
+        let pull = self.worker.bus.lease_wait(topic, group, options)?;
+        Ok(self.waiting(topic, pull, limit, small))
+    }
+
+    /// Returns messages that a group has not acknowledged, without taking them. `None` if the topic does not exist.
+    pub(crate) async fn peek_group(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        limit: BatchLimit,
+        small: usize,
+    ) -> Result<Option<Peek>, ServiceError> {
+        self.authorize(Action::Subscribe, topic)?;
+        let mut peek = self.worker.bus.peek_group(topic, group, limit).await?;
+        if let Some(peek) = &mut peek {
+            let first = peek.messages().next().map(|message| message.payload().len());
+            let limit = backpressure::admit_next(&self.worker.inflight, limit, small, || first);
+            peek.events.truncate(limit.ok_or(ServiceError::TooMuchInFlight)?.events);
+        }
+        Ok(peek)
+    }
+
+    /// Settles one lease, and waits until a crash cannot take that back.
+    pub(crate) async fn settle(
+        &self,
+        token: &LeaseToken,
+        settlement: Settlement,
+    ) -> Result<(), ServiceError> {
+        self.authorize(Action::Pull, token.topic())?;
+        self.worker.bus.settle(token, &settlement).await?;
+        debug!(peer = %self.peer, ?token, "{}", verb(&settlement));
+        Ok(())
+    }
+
+    /// Settles many numbered leases. Returns the numbers of those that were not settled, in no order, and why.
+    pub(crate) async fn settle_all(
+        &self,
+        leases: Vec<(usize, LeaseToken)>,
+        settlement: Settlement,
+    ) -> Result<Vec<(usize, Code)>, ServiceError> {
+        let (granted, mut unsettled) = self.granted(leases)?;
+        let (numbers, tokens): (Vec<usize>, Vec<LeaseToken>) = granted.into_iter().unzip();
+        let mut settling = Vec::with_capacity(tokens.len().div_ceil(SETTLED_AT_ONCE));
+        for (index, part) in tokens.chunks(SETTLED_AT_ONCE).enumerate() {
+            if index > 0 {
+                yield_now().await;
+            }
+            settling.push(self.worker.bus.settle_all(part, &settlement));
+        }
+        // All have begun, so that a store keeps them together.
+        for (numbers, settling) in numbers.chunks(SETTLED_AT_ONCE).zip(settling) {
+            let lost = settling.await?;
+            unsettled.extend(lost.into_iter().map(|index| (numbers[index], Code::LeaseLost)));
+        }
+        let (count, failed) = (numbers.len(), unsettled.len());
+        debug!(peer = %self.peer, count, failed, "{} of many", verb(&settlement));
+        Ok(unsettled)
+    }
+
+    /// Separates the leases of topics that the client may not pull.
+    fn granted(&self, leases: Vec<(usize, LeaseToken)>) -> Result<Granted, ServiceError> {
+        let (mut granted, mut refused) = (Vec::with_capacity(leases.len()), Vec::new());
+        // Most leases of one request are of one topic.
+        let mut latest: Option<(TopicName, bool)> = None;
+        for (number, token) in leases {
+            let is_granted = match &latest {
+                Some((topic, is_granted)) if topic == token.topic() => *is_granted,
+                _ => {
+                    let is_granted = match self.authorize(Action::Pull, token.topic()) {
+                        Ok(()) => true,
+                        Err(ServiceError::NotGranted { .. } | ServiceError::KeyNeeded { .. }) => {
+                            false
+                        }
+                        Err(error) => return Err(error),
+                    };
+                    latest = Some((token.topic().clone(), is_granted));
+                    is_granted
+                }
+            };
+            if is_granted {
+                granted.push((number, token));
+            } else {
+                refused.push((number, Code::NotGranted));
+            }
+        }
+        Ok((granted, refused))
+    }
+
+    /// The name under which the leases of this client are listed.
+    fn holder(&self) -> Arc<str> {
+        self.label().into()
+    }
+}
+
+/// Leases that the client may settle, and the numbers of those that it may not.
+type Granted = (Vec<(usize, LeaseToken)>, Vec<(usize, Code)>);
+
+impl QueuedPull for LeasePull {
+    type Item = Leased;
+
+    fn next_size(&self) -> Option<usize> {
+        self.next_size()
+    }
+
+    fn is_committing(&self) -> bool {
+        self.is_committing()
+    }
+
+    fn poll_allowed(
+        &mut self,
+        cx: &mut Context<'_>,
+        may_take: impl FnMut() -> bool,
+    ) -> Poll<Result<Vec<Leased>, ServiceError>> {
+        self.poll_allowed(cx, may_take).map(|leased| match leased {
+            Err(LeaseError::Deleted | LeaseError::Closed) => Ok(Vec::new()),
+            leased => Ok(leased?),
+        })
+    }
+
+    fn trace(peer: Peer, leased: &[Leased]) {
+        trace(peer, leased);
+    }
+}
+
+/// A token shows no secret here.
+fn trace(peer: Peer, leased: &[Leased]) {
+    for Leased { token, deliveries, .. } in leased {
+        debug!(%peer, ?token, deliveries, "lease");
+    }
+}
+
+fn verb(settlement: &Settlement) -> &'static str {
+    match settlement {
+        Settlement::Ack => "ack",
+        Settlement::Nack { .. } => "nack",
+        Settlement::Extend { .. } => "extend",
+    }
+}
