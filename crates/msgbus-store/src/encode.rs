@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, io, sync::Arc, time::Instant};
 
-use msgbus_core::store::{Gap, GroupChange, Promise, Record};
+use msgbus_core::{
+    Message,
+    store::{Gap, GroupChange, Promise, Record},
+};
 
 use crate::{
     batch::GroupPlace,
@@ -41,16 +44,7 @@ pub(crate) fn encode(writer: &mut Writer, queued: &Queued, now: Instant) -> io::
                 touched.waits_for_sync = true;
                 log.mention(false)?;
             }
-            for message in messages {
-                log.note_id(message.id());
-                let place = log.put(false, |out, seed| {
-                    record::encode_message(out, seed, number, message);
-                })?;
-                writer.batch.locations.push(place);
-                let state = &mut log.progress.written.state;
-                state.next_id = message.id() + 1;
-                state.appended += 1;
-            }
+            log.add_messages(messages, &mut writer.batch.locations)?;
         }
         Record::Pulled => {
             log.put(true, |out, seed| {
@@ -110,6 +104,21 @@ impl TopicLog<'_> {
                 }
             }
         }
+    }
+
+    /// Adds messages, and notes where they are.
+    fn add_messages(&mut self, messages: &[Message], places: &mut Vec<Location>) -> io::Result<()> {
+        let number = self.number;
+        for message in messages {
+            self.note_id(message.id());
+            places.push(self.put(false, |out, seed| {
+                record::encode_message(out, seed, number, message);
+            })?);
+            let state = &mut self.progress.written.state;
+            state.next_id = message.id() + 1;
+            state.appended += 1;
+        }
+        Ok(())
     }
 
     /// Adds a change to a group.

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 pub struct StoreStats {
     /// The sizes of all files, in bytes. Files are made ahead of need.
     pub bytes: u64,
-    /// About how many of them are needed: messages that are retained, and topics.
+    /// About how many of them are needed: messages that are retained, topics and groups.
     pub live_bytes: u64,
     /// Files.
     pub segments: usize,

@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    ops::Range,
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::{
@@ -14,10 +15,10 @@ use std::{
 };
 
 use msgbus_core::{
-    BatchLimit, Message, TopicInfo, json,
+    BatchLimit, GroupCounters, GroupSettings, Message, TopicInfo, json,
     store::{
-        Adopted, CommitObserver, Promise, Record, RecoveredMessage, RecoveredTopic, Store,
-        StoreError, Ticket, TopicState, TopicStore,
+        Adopted, CommitObserver, GroupChange, KeptGroup, OpenMessage, Promise, Record,
+        RecoveredMessage, RecoveredTopic, Store, StoreError, Ticket, TopicState, TopicStore,
     },
 };
 use msgbus_store::{LogStore, OpenError, StoreOptions, backup, check, compact, dump};
@@ -81,6 +82,26 @@ impl Topic {
         let weak = Arc::downgrade(&observer) as Weak<dyn CommitObserver>;
         let store = store.create(&Arc::new(info), Promise::Synced, weak).unwrap();
         Self { store, observer, state: TopicState::default() }
+    }
+
+    /// Sets a group that has been given these messages.
+    fn lease(&mut self, ids: Range<u64>) -> Ticket {
+        let next_id = ids.end;
+        let open = ids.map(|id| {
+            let (nonce, deliveries, is_leased, until, reason) = (id, 1, true, 5, None);
+            (id, OpenMessage { id, nonce, deliveries, is_leased, until, reason })
+        });
+        let group = KeptGroup {
+            name: "workers".parse().unwrap(),
+            settings: GroupSettings::default(),
+            is_explicit: false,
+            base: 0,
+            next_id,
+            open: open.collect(),
+            counters: GroupCounters::default(),
+        };
+        let change = GroupChange::Set(Box::new(group));
+        self.store.append(Record::Group { number: 7, change }, self.state).unwrap()
     }
 
     fn append(&mut self, count: u64) -> Ticket {
@@ -252,6 +273,8 @@ fn tools_check_dump_and_compact() {
         }
     }
     topics[0].store.release(3990);
+    let ticket = topics[0].lease(3980..3995);
+    topics[0].observer.wait(ticket);
     let dumped = |topic: Option<&str>| {
         let topic = topic.map(|name| name.parse().unwrap());
         let mut found = Vec::new();
@@ -265,6 +288,7 @@ fn tools_check_dump_and_compact() {
     // While the store is in use.
     let report = check(directory.path()).unwrap();
     assert!(report.skipped.is_empty() && report.topics == 2, "{report:?}");
+    assert_eq!(report.groups, 1);
     assert_eq!(dumped(Some("a")), (0..4000).map(|id| ("a".to_owned(), id)).collect::<Vec<_>>());
     let last = topics[0].append(1);
     topics[0].observer.wait(last);
@@ -278,6 +302,14 @@ fn tools_check_dump_and_compact() {
     assert_eq!(dumped(None), expected);
     let report = check(directory.path()).unwrap();
     assert!(report.was_clean && report.messages == 4011, "{report:?}");
+    assert_eq!((report.groups, report.open_messages), (1, 5), "{report:?}");
+    let (_, topics) = open(directory.path(), small());
+    let [(7, group)] = &topics.iter().find(|topic| topic.info.epoch == 1).unwrap().groups[..]
+    else {
+        panic!("{topics:?}")
+    };
+    assert_eq!((group.name.as_str(), group.next_id), ("workers", 3995));
+    assert_eq!(group.open.keys().copied().collect::<Vec<_>>(), (3990..3995).collect::<Vec<_>>());
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::{io::ErrorKind, time::Duration};
 
-use super::{model::Ending, world::World};
+use msgbus_core::store::Promise;
+
+use super::{group_behaviour, model::Ending, world::World};
 use crate::disk::simulated::Plan;
 
 const STEPS: usize = 60;
@@ -68,6 +70,36 @@ fn crash_and_go_on(world: &mut World, at: u64) {
     history(world);
     world.restart(ending(at / 3));
     world.restart(Ending::Close);
+}
+
+/// The same, while compaction moves open messages of a group through the log.
+#[test]
+fn a_crash_while_open_messages_are_copied_takes_none_of_them() {
+    let mut operations = u64::MAX;
+    let (mut at, mut copied) = (1, false);
+    while at <= operations {
+        let mut world = opened(at);
+        let topic = group_behaviour::group_with_leases(&mut world, 40);
+        let ring = world.create_topic("ring", Promise::Synced);
+        world.disk.plan(Plan::EndAt(at));
+        for round in 0..60 {
+            if world.publish(ring, 3, 100).is_err() {
+                break;
+            }
+            world.work();
+            world.keep(ring, 10);
+            if round % 8 == 0 {
+                world.change_group(topic);
+            }
+        }
+        if !world.disk.has_ended() {
+            operations = world.disk.operations();
+        }
+        copied |= world.shared().segments.oldest_number() > Some(2);
+        crash_and_go_on(&mut world, at);
+        at += 1;
+    }
+    assert!(copied, "the first segments are freed");
 }
 
 /// A failed operation is a failed store, unless it says that the disk is full. It loses nothing that was promised.

@@ -105,6 +105,15 @@ fn go_through_segments(world: &mut World, ring: u64, rounds: u64) {
     }
 }
 
+/// A topic with a group that was given this many messages, and has settled none. Returns its epoch.
+pub(super) fn group_with_leases(world: &mut World, count: u64) -> u64 {
+    let topic = world.create_topic("t", Promise::Synced);
+    publish(world, topic, count, 10);
+    note(world, topic, set(group(0)));
+    note(world, topic, lease(0..count));
+    topic
+}
+
 #[test]
 fn a_group_is_kept_through_every_ending() {
     let mut world = opened();

@@ -4,6 +4,7 @@ mod behaviour;
 mod crash;
 mod damage;
 mod group_behaviour;
+mod group_format;
 mod groups;
 mod model;
 mod observer;

@@ -151,7 +151,11 @@ impl World {
         match self.random.u32(..100) {
             0..38 => self.append(),
             38..44 => self.pull(),
-            44..60 => self.change_group(),
+            44..60 => {
+                if let Some(epoch) = self.pick().map(|topic| topic.info.epoch) {
+                    self.change_group(epoch);
+                }
+            }
             60..67 => self.release(),
             67..69 => self.delete(),
             69..72 => self.now += Duration::from_millis(self.random.u64(..3000)),
@@ -265,9 +269,10 @@ impl World {
         }
     }
 
-    fn change_group(&mut self) {
+    /// Makes any change to a group.
+    pub(super) fn change_group(&mut self, epoch: u64) {
         let mut random = self.random.fork();
-        let Some(topic) = self.pick() else { return };
+        let Some(topic) = self.topics.get_mut(&epoch) else { return };
         let known = topic.committed.state;
         let (number, change) = groups::any_change(&mut random, topic.last_groups(), known);
         let state = topic.last_state();
