@@ -147,6 +147,7 @@ pub struct Proxy {
     /// The address that it listens on.
     pub address: SocketAddr,
     cut: watch::Sender<u64>,
+    is_open: watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -155,9 +156,13 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cut, cuts) = watch::channel(0);
+        let (is_open, open) = watch::channel(true);
         tokio::spawn(async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
+                if !*open.borrow() {
+                    continue;
+                }
                 let mut cuts = cuts.clone();
                 cuts.mark_unchanged();
                 tokio::spawn(async move {
@@ -174,12 +179,23 @@ impl Proxy {
                 });
             }
         });
-        Self { address, cut }
+        Self { address, cut, is_open }
     }
 
     /// Resets all connections.
     pub fn cut(&self) {
         self.cut.send_modify(|count| *count += 1);
+    }
+
+    /// Resets all connections, and closes new ones at once until [`open`](Self::open).
+    pub fn close(&self) {
+        self.is_open.send_replace(false);
+        self.cut();
+    }
+
+    /// Accepts connections again.
+    pub fn open(&self) {
+        self.is_open.send_replace(true);
     }
 
     /// The address as a URI.
