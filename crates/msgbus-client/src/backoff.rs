@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+/// Delays between attempts: from half a second, up to half a minute.
 #[derive(Debug, Default)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     failures: u32,
 }
 
@@ -12,13 +13,15 @@ impl Backoff {
     const CAP: Duration = Duration::from_secs(30);
 
     /// The next delay: 50 % to 100 % of a time that doubles with each failure, up to the cap.
-    pub(crate) fn next(&mut self) -> Duration {
+    #[expect(clippy::should_implement_trait, reason = "it never ends")]
+    pub fn next(&mut self) -> Duration {
         let full = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(Self::CAP);
         self.failures += 1;
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    pub(crate) fn reset(&mut self) {
+    /// Starts again with the shortest delay, after a success.
+    pub fn reset(&mut self) {
         self.failures = 0;
     }
 }

@@ -83,16 +83,21 @@ impl Pulled {
         Ok(self.messages_and_gaps().await?.0)
     }
 
+    pub(crate) async fn body(self) -> Result<Bytes, ClientError> {
+        self.client.body(self.response).await
+    }
+
     /// Receives the messages, and the gaps in the form of [`Peeked::gaps`].
     async fn messages_and_gaps(self) -> Result<(Vec<Message>, Vec<(usize, u64)>), ClientError> {
-        let body = self.client.body(self.response).await?;
+        let client = self.client.clone();
+        let body = self.body().await?;
         let (mut messages, mut gaps) = (Vec::new(), Vec::new());
         for line in body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             match Received::read(line) {
                 Ok(Received::Message(message)) => messages.push(message),
                 Ok(Received::Gap(gap)) => gaps.push((messages.len(), gap.missed)),
                 Err(error) => {
-                    return Err(self.client.not_msgbus(&format!("not a message, {error}")));
+                    return Err(client.not_msgbus(&format!("not a message, {error}")));
                 }
             }
         }
@@ -287,7 +292,7 @@ impl Client {
     }
 
     /// Sends a GET for a topic. Returns the response headers, and the messages if there are any.
-    async fn get(
+    pub(crate) async fn get(
         &self,
         topic: &TopicName,
         query: &str,

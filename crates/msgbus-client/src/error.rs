@@ -55,6 +55,13 @@ pub enum ClientError {
         /// The text of the response.
         text: String,
     },
+    /// The lease is over: it was settled, has expired, or its message has left the topic or group.
+    #[error("the lease is over")]
+    LeaseLost,
+    /// The lease is over. The response to an earlier attempt was lost, so that attempt may have
+    /// settled it.
+    #[error("the lease is over; an earlier attempt may have settled it, its response was lost")]
+    Unconfirmed,
     /// The response is not one that a msgbus server sends.
     #[error("unexpected response from {server}: {reason}")]
     NotMsgbus {
@@ -75,7 +82,11 @@ impl ClientError {
             Self::Connect { .. } | Self::Lost { .. } | Self::Busy { .. } => true,
             // Proxies answer with these while their upstream is down.
             Self::Refused { status, .. } => matches!(status, 500 | 502 | 503 | 504),
-            Self::NotMsgbus { .. } | Self::Message(_) | Self::Request { .. } => false,
+            Self::LeaseLost
+            | Self::Unconfirmed
+            | Self::NotMsgbus { .. }
+            | Self::Message(_)
+            | Self::Request { .. } => false,
         }
     }
 

@@ -12,16 +12,17 @@ use percent_encoding::percent_decode_str;
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::common::is_a_line;
-use crate::{Key, ServerUri, TopicDetails, TopicSummary, uri::Endpoint};
+use crate::{GroupDetails, Key, ServerUri, TopicDetails, TopicSummary, uri::Endpoint};
 
-/// Parses the bytes as a server's JSON of topics, as a server URI and as a key. Printed values parse to the
-/// same value, an error is one line, and no error contains a key.
+/// Parses the bytes as a server's JSON of topics and groups, as a server URI and as a key. Printed values parse to
+/// the same value, an error is one line, and no error contains a key.
 ///
 /// # Panics
 /// One of these properties does not hold.
 pub fn client(data: &[u8]) {
     answer::<BTreeMap<String, TopicSummary>>(data);
     answer::<TopicDetails>(data);
+    answer::<GroupDetails>(data);
     let Ok(text) = str::from_utf8(data) else { return };
     address(text);
     key(text);

@@ -1,4 +1,4 @@
-//! The msgbus client library: publish, pull, and subscribe with reconnecting.
+//! The msgbus client library: publish, pull, subscribe with reconnecting, and work through a queue.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,17 +23,42 @@
 //! # }
 //! ```
 //!
+//! A worker of a group acknowledges each message when it is done. Until then, the message is leased to it:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//!
+//! use msgbus_client::Client;
+//!
+//! let client = Client::new("http://localhost:8000")?;
+//! let workers = client.group(&"jobs".parse()?, &"workers".parse()?);
+//! while let Some(delivery) = workers.take(Duration::from_secs(60)).await? {
+//!     match work(delivery.message().payload()).await {
+//!         Ok(()) => delivery.ack().await?,
+//!         Err(error) => delivery.nack(Duration::from_secs(5), Some(error.to_string())).await?,
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! # async fn work(_: &[u8]) -> std::io::Result<()> { Ok(()) }
+//! ```
+//!
 //! Requires a tokio runtime with its time and I/O drivers enabled.
 
 mod backoff;
 mod client;
 mod connection;
+mod delivery;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod groups;
 mod key;
+mod lease;
 mod received;
+mod settle;
 mod start_position;
 mod subscription;
 mod tls;
@@ -42,11 +67,19 @@ mod transport;
 mod uri;
 mod websocket;
 
+pub use backoff::Backoff;
 pub use client::{Client, Peeked, Published, PullOptions, Pulled};
 pub use connection::{Connection, Connector};
+pub use delivery::{Delivery, Group};
 pub use error::ClientError;
+pub use groups::{GroupChange, GroupDetails, GroupSummary, LeaseDetails};
 pub use key::{Key, KeyError};
-pub use msgbus_core::{HeaderError, Headers, Message, NewMessage, Position, TopicName};
+pub use lease::LeaseOptions;
+pub use msgbus_core::{
+    GroupName, GroupNameError, HeaderError, Headers, LeaseToken, Leased, Message, NewMessage,
+    Position, Settlement, TokenError, TopicName,
+};
+pub use settle::Unsettled;
 pub use subscription::{Event, Subscription};
 pub use tls::{Roots, RootsError};
 pub use topics::{SubscriberDetails, TopicDetails, TopicSummary};

@@ -8,7 +8,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{client::Client, error::ClientError, transport::RESPONSE_TIMEOUT};
+use crate::{
+    client::Client, error::ClientError, groups::GroupSummary, transport::RESPONSE_TIMEOUT,
+};
 
 /// A topic in a list, as the server describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +37,9 @@ pub struct TopicSummary {
     pub expired_unpulled: u64,
     pub evicted: u64,
     pub evicted_unpulled: u64,
+    /// The groups, if the server lists them here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupSummary>,
 }
 
 /// A topic with its limits and subscriptions.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use hyper::Uri;
-use msgbus_core::TopicName;
+use msgbus_core::{GroupName, TopicName};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use thiserror::Error;
 
@@ -109,18 +109,34 @@ impl ServerUri {
         format!("{}/-/topics/{path}", self.base("http"))
     }
 
+    /// The URI of a group of a topic.
+    pub(crate) fn group(&self, group: &GroupName, topic: &TopicName, query: &str) -> String {
+        let path = utf8_percent_encode(topic.as_str(), ESCAPED);
+        format!("{}/-/groups/{group}/{path}{}", self.base("http"), question(query))
+    }
+
+    /// The URI to which a lease is settled; without a token, many at once.
+    pub(crate) fn settlement(&self, action: &str, token: &str, query: &str) -> String {
+        let slash = if token.is_empty() { "" } else { "/" };
+        format!("{}/-/{action}{slash}{token}{}", self.base("http"), question(query))
+    }
+
     /// The URI of a topic. `scheme` is `http` or `ws`; an `s` is appended if the server uses TLS.
     /// `query` is the part after the question mark; it may be empty.
     pub(crate) fn topic(&self, scheme: &str, topic: &TopicName, query: &str) -> String {
         let path = utf8_percent_encode(topic.as_str(), ESCAPED);
-        let mark = if query.is_empty() { "" } else { "?" };
-        format!("{}/{path}{mark}{query}", self.base(scheme))
+        format!("{}/{path}{}", self.base(scheme), question(query))
     }
 
     fn base(&self, scheme: &str) -> String {
         let s = if self.is_encrypted() { "s" } else { "" };
         format!("{scheme}{s}://{}{}", self.authority(), self.prefix)
     }
+}
+
+/// A query with its question mark, unless it is empty.
+fn question(query: &str) -> String {
+    if query.is_empty() { String::new() } else { format!("?{query}") }
 }
 
 /// Strips the brackets of an IPv6 address in URI form.
