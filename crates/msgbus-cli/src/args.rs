@@ -1,20 +1,25 @@
 //! Parses the command line into an [`Invocation`] with validated values.
 
-use std::{ffi::OsString, future::pending, path::PathBuf, str::FromStr, time::Duration};
+use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use msgbus_client::{Client, Headers, Position, TopicName};
 use pico_args::Arguments;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::{
     bench::Bench,
     commands::Command,
+    dead_letters::{Dead, Redrive},
     failure::Failure,
+    groups::GroupArgs,
     output::{Format, Style, note},
     publish::Publisher,
-    reader::{Options, coding, count, duration, media_type},
+    pull::Pull,
+    reader::{Options, coding, count, duration, group_name, media_type, position, text},
+    settle::Settle,
     split::Split,
     suggestions,
+    work::Work,
 };
 
 /// A parsed command line.
@@ -24,6 +29,11 @@ pub(crate) enum Invocation {
     FromDump(Publisher),
     Sub(Sub),
     Pull(Pull),
+    Settle(Settle),
+    Work(Box<Work>),
+    Dead(Dead),
+    Redrive(Redrive),
+    Group(Box<GroupArgs>),
     Topics(Topics),
     Info(Info),
     Purge(Purge),
@@ -71,29 +81,6 @@ pub(crate) struct Sub {
     pub(crate) style: Style,
     pub(crate) quiet: bool,
     pub(crate) debug: bool,
-}
-
-#[derive(Debug)]
-pub(crate) struct Pull {
-    pub(crate) client: Client,
-    pub(crate) topic: TopicName,
-    pub(crate) count: Option<u64>,
-    /// The maximum number of messages per response.
-    pub(crate) max: Option<u64>,
-    pub(crate) wait: Option<Duration>,
-    pub(crate) peek: bool,
-    pub(crate) deadline: Option<Instant>,
-    pub(crate) style: Style,
-    pub(crate) fail_empty: bool,
-}
-
-impl Pull {
-    pub(crate) async fn out_of_time(&self) {
-        match self.deadline {
-            Some(deadline) => sleep_until(deadline).await,
-            None => pending().await,
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -174,11 +161,6 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
     Ok(invocation)
 }
 
-fn text(arg: Option<OsString>, missing: &str) -> Result<String, Failure> {
-    let arg = arg.ok_or_else(|| Failure::usage(missing))?;
-    arg.into_string().map_err(|arg| Failure::usage(format!("not UTF-8: {}", arg.to_string_lossy())))
-}
-
 impl Options {
     fn invocation(
         &mut self,
@@ -194,23 +176,12 @@ impl Options {
             }
             Command::Pub => Invocation::Pub(self.publish(&mut arguments)?),
             Command::Sub => Invocation::Sub(self.subscribe(&mut arguments, own_command)?),
-            Command::Pull => Invocation::Pull(self.pull(&mut arguments)?),
+            Command::Ack | Command::Nack | Command::Extend => {
+                Invocation::Settle(Settle::parse(self, command, arguments)?)
+            }
             Command::Tail => Invocation::Sub(self.tail(&mut arguments)?),
             Command::Topics => Invocation::Topics(self.topics(&mut arguments)?),
             Command::TopicNames => Invocation::TopicNames(self.topics(&mut arguments)?),
-            Command::Info => {
-                let topic = self.topic(command, &mut arguments)?;
-                let json = self.switch("--json");
-                Invocation::Info(Info { client: self.client()?.0, topic, json })
-            }
-            Command::Purge => {
-                let topic = self.topic(command, &mut arguments)?;
-                Invocation::Purge(Purge { client: self.client()?.0, topic, quiet })
-            }
-            Command::Rm => {
-                let topic = self.topic(command, &mut arguments)?;
-                Invocation::Rm(Rm { client: self.client()?.0, topic })
-            }
             Command::Ping => {
                 let deadline = self.value("--timeout", duration)?.map(|time| Instant::now() + time);
                 Invocation::Ping(Ping { client: self.client()?.0, deadline, quiet })
@@ -222,6 +193,36 @@ impl Options {
             }
             Command::Man => Invocation::Man,
             Command::Version => Invocation::Version,
+            _ => self.about_topic(command, arguments, own_command)?,
+        })
+    }
+
+    /// The commands whose first argument is a topic, and whose options are read elsewhere or are few.
+    fn about_topic(
+        &mut self,
+        command: Command,
+        mut arguments: impl Iterator<Item = OsString>,
+        own_command: Option<(OsString, Vec<OsString>)>,
+    ) -> Result<Invocation, Failure> {
+        let topic = self.topic(command, &mut arguments)?;
+        let quiet = self.quiet;
+        Ok(match command {
+            Command::Pull => Invocation::Pull(Pull::parse(self, topic)?),
+            Command::Work => Invocation::Work(Box::new(Work::parse(self, topic, own_command)?)),
+            Command::Dead => Invocation::Dead(Dead::parse(self, topic)?),
+            Command::Redrive => Invocation::Redrive(Redrive::parse(self, topic)?),
+            Command::Group => {
+                let usage = command.spec().usage();
+                let group = text(arguments.next(), &format!("no group given; usage: {usage}"))?;
+                let group = group_name(&group).map_err(Failure::usage)?;
+                Invocation::Group(Box::new(GroupArgs::parse(self, topic, group)?))
+            }
+            Command::Purge => Invocation::Purge(Purge { client: self.client()?.0, topic, quiet }),
+            Command::Rm => Invocation::Rm(Rm { client: self.client()?.0, topic }),
+            _ => {
+                let json = self.switch("--json");
+                Invocation::Info(Info { client: self.client()?.0, topic, json })
+            }
         })
     }
 
@@ -326,7 +327,7 @@ impl Options {
         self.publisher()
     }
 
-    fn publisher(&mut self) -> Result<Publisher, Failure> {
+    pub(crate) fn publisher(&mut self) -> Result<Publisher, Failure> {
         // Accepted for compatibility with prologic/msgbus.
         self.switch("--wait");
         let timeout = self.value("--timeout", duration)?.unwrap_or(PUBLISH_TIMEOUT);
@@ -375,7 +376,6 @@ impl Options {
 
     /// The start position from --since, --all or --new, and whether it overrides the cursor.
     fn since(&mut self) -> Result<(Position, bool), Failure> {
-        let position = |text: &str| text.parse::<Position>().map_err(|error| error.to_string());
         let since = self.value("--since", position)?;
         match (since, self.switch("--all"), self.switch("--new")) {
             (since, false, false) => Ok((since.unwrap_or_default(), false)),
@@ -404,22 +404,6 @@ impl Options {
             style: self.style()?,
             quiet: self.quiet,
             debug,
-            client,
-        })
-    }
-
-    fn pull(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pull, Failure> {
-        let topic = self.topic(Command::Pull, arguments)?;
-        let (client, _) = self.client()?;
-        Ok(Pull {
-            topic,
-            count: self.value("--count", count)?,
-            max: self.value("--max", count)?,
-            wait: self.value("--wait", duration)?,
-            peek: self.switch("--peek"),
-            deadline: self.value("--timeout", duration)?.map(|timeout| Instant::now() + timeout),
-            style: self.style()?,
-            fail_empty: self.switch("--fail-empty"),
             client,
         })
     }

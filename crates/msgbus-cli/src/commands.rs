@@ -7,6 +7,13 @@ pub(crate) enum Command {
     Pub,
     Sub,
     Pull,
+    Ack,
+    Nack,
+    Extend,
+    Work,
+    Dead,
+    Redrive,
+    Group,
     Tail,
     Topics,
     Info,
@@ -49,7 +56,13 @@ const ASKED: &[(u8, &str)] = &[(0, "done"), REFUSED, USAGE, CONNECT];
 const ABOUT_A_TOPIC: &[(u8, &str)] =
     &[(0, "done"), (1, "there is no such topic, or the server refused"), USAGE, CONNECT];
 
-pub(crate) const COMMANDS: [CommandSpec; 13] = [
+const SETTLED: &[(u8, &str)] =
+    &[(0, "done"), (1, "a lease was over, or the server refused"), USAGE, CONNECT];
+const TOKENS: &str = "A TOKEN comes from msgbus pull --group, or from the header Msgbus-Lease. With - they are read\n\
+                      from standard input, one per line. Leases that were over are reported; all others are\n\
+                      settled. It tries again within --timeout while the server cannot be reached or is busy.";
+
+pub(crate) const COMMANDS: [CommandSpec; 20] = [
     CommandSpec {
         command: Command::Pub,
         name: "pub",
@@ -115,8 +128,16 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         arguments: "TOPIC",
         about: "Take the oldest message that has not been taken",
         details: "If the topic is empty, prints nothing and exits 0 (5 with --fail-empty).\n\
-                  With --timeout it waits that long for --count messages.",
-        examples: &["msgbus pull jobs", "msgbus pull --wait 1m -o raw jobs"],
+                  With --timeout it waits that long for --count messages.\n\n\
+                  With --group, a message is leased, and the group is given it again when the lease\n\
+                  is over, unless it is acknowledged before: with --ack, once it is printed; else with\n\
+                  msgbus ack TOKEN. The token is the field lease of the JSON; otherwise it is printed\n\
+                  on standard error, on a line of its own.",
+        examples: &[
+            "msgbus pull jobs",
+            "msgbus pull --wait 1m -o raw jobs",
+            "msgbus pull --group workers --lease 10m jobs",
+        ],
         max_arguments: 1,
         takes: "one topic",
         runs_a_command: false,
@@ -127,6 +148,139 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
             CONNECT,
             (5, "no message (with --fail-empty), or --timeout before --count"),
             SIGNAL,
+        ],
+    },
+    CommandSpec {
+        command: Command::Ack,
+        name: "ack",
+        alias: None,
+        arguments: "TOKEN...",
+        about: "Acknowledge leased messages: they are done",
+        details: TOKENS,
+        examples: &[
+            "msgbus ack \"$token\"",
+            "msgbus pull -g workers --max 50 jobs | tee work | jq -r .lease | msgbus ack -",
+        ],
+        max_arguments: usize::MAX,
+        takes: "tokens",
+        runs_a_command: false,
+        exit_codes: SETTLED,
+    },
+    CommandSpec {
+        command: Command::Nack,
+        name: "nack",
+        alias: None,
+        arguments: "TOKEN...",
+        about: "Give leased messages back: they are redelivered",
+        details: TOKENS,
+        examples: &[
+            "msgbus nack \"$token\"",
+            "msgbus nack --delay 1m --reason \"no disk space\" \"$token\"",
+        ],
+        max_arguments: usize::MAX,
+        takes: "tokens",
+        runs_a_command: false,
+        exit_codes: SETTLED,
+    },
+    CommandSpec {
+        command: Command::Extend,
+        name: "extend",
+        alias: None,
+        arguments: "TOKEN...",
+        about: "Extend leases: they begin again now",
+        details: TOKENS,
+        examples: &["msgbus extend \"$token\"", "msgbus extend --lease 10m \"$token\""],
+        max_arguments: usize::MAX,
+        takes: "tokens",
+        runs_a_command: false,
+        exit_codes: SETTLED,
+    },
+    CommandSpec {
+        command: Command::Work,
+        name: "work",
+        alias: None,
+        arguments: "TOPIC COMMAND [ARG...]",
+        about: "Run a command for each message of a group",
+        details: "--group is required. COMMAND is run once for each message, as by msgbus sub; its\n\
+                  environment also has MSGBUS_DELIVERIES, 1 at the first delivery. If it exits with 0,\n\
+                  the message is acknowledged. If not, it is redelivered after --retry-delay, with the\n\
+                  last line of standard error as the reason, and becomes a dead letter after as many\n\
+                  deliveries as the group allows. Leases are extended while commands run.\n\n\
+                  Any number of workers can share a group. A message may be delivered more than once:\n\
+                  COMMAND should do no harm if it runs again.\n\n\
+                  Ctrl-C or SIGTERM lets running commands finish. A second signal kills them and gives\n\
+                  their messages back. If the server is lost, running commands go on, and their acks are\n\
+                  tried until the lease is over.",
+        examples: &[
+            "msgbus work jobs --group workers -o raw -- ./resize",
+            "msgbus work hooks -g hooks -P 4 -o raw -- curl -fsS --json @- https://example.com/hook",
+        ],
+        max_arguments: 1,
+        takes: "one topic",
+        runs_a_command: true,
+        exit_codes: &[
+            (0, "done; commands that failed do not change it"),
+            (1, "the server refused, or the command could not be run"),
+            USAGE,
+            (3, "cannot connect at the start"),
+            SIGNAL,
+        ],
+    },
+    CommandSpec {
+        command: Command::Dead,
+        name: "dead",
+        alias: None,
+        arguments: "TOPIC",
+        about: "Show the dead letters of a topic",
+        details: "Shows messages that were delivered too often and wait to be published again. Their\n\
+                  headers say from which topic and group they come, how often they were delivered, and\n\
+                  the last reason.",
+        examples: &["msgbus dead jobs", "msgbus dead -n 1 -o raw jobs"],
+        max_arguments: 1,
+        takes: "one topic",
+        runs_a_command: false,
+        exit_codes: ASKED,
+    },
+    CommandSpec {
+        command: Command::Redrive,
+        name: "redrive",
+        alias: None,
+        arguments: "TOPIC",
+        about: "Publish the dead letters of a topic again",
+        details: "Publishes each to the topic that it comes from, with its payload and headers, and\n\
+                  prints how many. A message that fails again is a new dead letter, left for the next\n\
+                  time. If msgbus is killed, a message may be published twice.",
+        examples: &["msgbus redrive jobs", "msgbus redrive -n 1 jobs"],
+        max_arguments: 1,
+        takes: "one topic",
+        runs_a_command: false,
+        exit_codes: &[
+            (0, "done"),
+            (1, "the server refused, or there is something else among the dead letters"),
+            USAGE,
+            CONNECT,
+            SIGNAL,
+        ],
+    },
+    CommandSpec {
+        command: Command::Group,
+        name: "group",
+        alias: None,
+        arguments: "TOPIC GROUP",
+        about: "Show, create, change, move or remove a group",
+        details: "Without options, shows the group: its settings and counters, and who holds leases.\n\
+                  --max-deliveries, --max-leases and --dead-letters change it, and create it if there is\n\
+                  none. --since also moves it: its leases are lost and its counters begin at 0.\n\n\
+                  A group need not be created: the first pull does.",
+        examples: &["msgbus group jobs workers", "msgbus group jobs workers --since 10m"],
+        max_arguments: 2,
+        takes: "one topic and one group",
+        runs_a_command: false,
+        exit_codes: &[
+            (0, "done"),
+            (1, "there is no such group, or the server refused"),
+            USAGE,
+            CONNECT,
         ],
     },
     CommandSpec {
@@ -160,8 +314,9 @@ pub(crate) const COMMANDS: [CommandSpec; 13] = [
         name: "info",
         alias: None,
         arguments: "TOPIC",
-        about: "Show the settings, counters and subscribers of a topic",
-        details: "LAG is the number of messages a subscriber has not received yet.",
+        about: "Show the settings, counters, subscribers and groups of a topic",
+        details: "LAG is the number of messages a subscriber has not received yet. For groups, it also\n\
+                  shows who holds leases, and since when.",
         examples: &["msgbus info orders", "msgbus info --json orders"],
         max_arguments: 1,
         takes: "one topic",
@@ -333,7 +488,7 @@ impl CommandSpec {
 /// The exit codes of all commands.
 pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
     (0, "done"),
-    (1, "an error: the server refused, a command failed with --cursor, output cannot be written"),
+    (1, "an error: refused, a lease was over, a command failed with --cursor, or cannot write"),
     USAGE,
     CONNECT,
     (5, "no message (with --fail-empty), or --timeout before --count"),

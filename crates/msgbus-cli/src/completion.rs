@@ -199,8 +199,8 @@ fn zsh() -> String {
             _ if spec.takes_topic() => "1:topic:_msgbus_topics".to_owned(),
             _ => "*:argument:".to_owned(),
         };
-        let rest =
-            if spec.runs_a_command || spec.max_arguments > 1 { " '*:argument:'" } else { "" };
+        let has_rest = spec.takes_topic() && (spec.runs_a_command || spec.max_arguments > 1);
+        let rest = if has_rest { " '*:argument:'" } else { "" };
         script.push_str(&format!("                '{argument}'{rest} ;;\n"));
     }
     script.push_str("    esac\n}\n_msgbus \"$@\"\n");

@@ -1,4 +1,4 @@
-//! The command of `msgbus sub TOPIC COMMAND`, run once for each message.
+//! The command of `msgbus sub TOPIC COMMAND` and of `msgbus work`, run once for each message.
 
 use std::{
     collections::BTreeMap,
@@ -8,13 +8,18 @@ use std::{
     future::pending,
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::Stdio,
+    process::{ExitStatus, Stdio},
 };
 
-use msgbus_client::{Headers, Message, Subscription};
-use tokio::{io::AsyncWriteExt as _, process::Command, select};
+use msgbus_client::{Headers, Message};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, Command},
+    select,
+};
 
-use crate::{failure::Failure, output::write_json, signals::Stop};
+use crate::{failure::Failure, output::write_json, stderr::PassedOn};
 
 /// The longest payload that is put into the environment, in bytes. Systems limit the total size of the
 /// environment, and larger payloads are better read from standard input.
@@ -26,6 +31,17 @@ pub(crate) struct Execute {
     arguments: Vec<OsString>,
     /// Whether the command gets the payload on standard input instead of JSON.
     raw: bool,
+}
+
+/// How a run of the command has ended.
+pub(crate) enum Ended {
+    Exited {
+        status: ExitStatus,
+        /// The last line on standard error, if that is passed on.
+        last_line: Option<String>,
+    },
+    /// It was killed by a second signal to msgbus.
+    Killed,
 }
 
 /// Reports a missing program at the start instead of at the first message.
@@ -48,7 +64,7 @@ fn check(program: &OsStr) -> Result<(), Failure> {
     }
     let hint = match &name {
         name if name.contains(' ') => "; for a line of shell use sh -c",
-        _ => "; sub follows one topic, and a second argument is a command to run",
+        _ => "; the argument after the topic is a command to run",
     };
     Err(Failure::Other(format!("cannot run {name}: there is no such program{hint}")))
 }
@@ -63,20 +79,25 @@ impl Execute {
         Ok(Self { program, arguments, raw })
     }
 
-    /// Runs the command for one message, and returns a text if it fails. The command has a process group
-    /// of its own, so Ctrl-C reaches only msgbus, which lets the command finish. The subscription is kept
-    /// alive meanwhile.
+    /// The name of the program.
+    pub(crate) fn name(&self) -> String {
+        self.program.to_string_lossy().into_owned()
+    }
+
+    /// Runs `command`, which [`command`](Self::command) has made for this message. It has a process group
+    /// of its own, so Ctrl-C reaches only msgbus, which lets the command finish, or kills the group when
+    /// `kill` completes. If standard error is a pipe, it is passed on.
     pub(crate) async fn run(
         &self,
+        mut command: Command,
         message: &Message,
-        subscription: &mut Subscription,
-        stop: &mut Stop,
-    ) -> Result<Option<String>, Failure> {
-        let name = self.program.to_string_lossy();
-        let mut child = self
-            .command(message)
+        meanwhile: impl Future<Output = Infallible>,
+        kill: impl Future<Output = ()>,
+    ) -> Result<Ended, Failure> {
+        let mut child = command
             .spawn()
-            .map_err(|error| Failure::Other(format!("cannot run {name}: {error}")))?;
+            .map_err(|error| Failure::Other(format!("cannot run {}: {error}", self.name())))?;
+        let stderr = child.stderr.take().map(PassedOn::start);
         let input = self.input(message);
         let stdin = child.stdin.take();
         let feed = async {
@@ -89,25 +110,30 @@ impl Execute {
         let status = select! {
             status = child.wait() => status.map_err(Failure::Output)?,
             never = feed => match never {},
-            never = subscription.keep_alive() => match never {},
-            () = stop.requested_again() => {
-                // msgbus exits shortly after the second signal.
-                let _ = child.start_kill();
-                pending().await
+            never = meanwhile => match never {},
+            () = kill => {
+                kill_group(&child);
+                child.wait().await.map_err(Failure::Output)?;
+                return Ok(Ended::Killed);
             }
         };
-        let problem = || format!("{name} failed on message {}: {status}", message.id());
-        Ok((!status.success()).then(problem))
+        let last_line = match stderr {
+            Some(stderr) => stderr.last_line().await,
+            None => None,
+        };
+        Ok(Ended::Exited { status, last_line })
     }
 
-    fn command(&self, message: &Message) -> Command {
+    /// The command for one message.
+    pub(crate) fn command(&self, message: &Message) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
             .env("MSGBUS_ID", message.id().to_string())
             .env("MSGBUS_TOPIC", message.topic().name.as_str())
-            // It may be inherited if msgbus runs in a command of another msgbus sub.
+            // They may be inherited if msgbus runs in a command of another msgbus.
             .env_remove("MSGBUS_PAYLOAD")
+            .env_remove("MSGBUS_DELIVERIES")
             .stdin(Stdio::piped())
             .process_group(0);
         for (name, _) in env::vars_os().filter(|(name, _)| is_header_variable(name)) {
@@ -129,6 +155,15 @@ impl Execute {
         let mut json = Vec::new();
         write_json(&mut json, message);
         json
+    }
+}
+
+/// Kills the command and what it has started.
+fn kill_group(child: &Child) {
+    let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    if let Some(group) = group {
+        // It may have ended by itself.
+        let _ = kill_process_group(group, Signal::KILL);
     }
 }
 

@@ -10,9 +10,11 @@ mod commands;
 mod completion;
 mod config;
 mod cursor;
+mod dead_letters;
 mod execute;
 mod failure;
 mod from_dump;
+mod groups;
 mod help;
 mod input;
 mod options;
@@ -20,14 +22,17 @@ mod output;
 mod publish;
 mod pull;
 mod reader;
+mod settle;
 mod signals;
 mod split;
+mod stderr;
 mod subscribe;
 mod suggestions;
 mod tail;
 mod topics;
+mod work;
 
-use std::{env, process::ExitCode};
+use std::{env, process::ExitCode, time::Duration};
 
 use tokio::runtime;
 
@@ -62,19 +67,34 @@ fn run(invocation: Invocation) -> Result<Exit, Failure> {
         Invocation::Bench(args) => bench::run(args),
         Invocation::Pub(args) => block_on(publish::run(args)),
         Invocation::FromDump(publisher) => block_on(from_dump::run(publisher)),
-        Invocation::Pull(args) => block_on(async { pull::run(args, listen()?).await }),
+        Invocation::Pull(args) => {
+            block_on(async { pull::run(args, listen(signals::GRACE)?).await })
+        }
+        Invocation::Settle(args) => block_on(settle::run(args)),
+        Invocation::Work(args) => block_on(async { work::run(*args, listen(work::GRACE)?).await }),
+        Invocation::Dead(args) => block_on(dead_letters::list(args)),
+        Invocation::Redrive(args) => {
+            block_on(async { dead_letters::redrive(args, listen(signals::GRACE)?).await })
+        }
+        Invocation::Group(args) => block_on(groups::run(*args)),
         Invocation::Topics(args) => block_on(topics::list(args)),
         Invocation::Info(args) => block_on(topics::info(args)),
-        Invocation::Purge(args) => block_on(async { topics::purge(args, listen()?).await }),
+        Invocation::Purge(args) => {
+            block_on(async { topics::purge(args, listen(signals::GRACE)?).await })
+        }
         Invocation::Ping(args) => block_on(topics::ping(args)),
         Invocation::TopicNames(args) => block_on(topics::names(args)),
         Invocation::Rm(args) => block_on(topics::remove(args)),
-        Invocation::Sub(args) => block_on(async { subscribe::run(args, listen()?).await }),
+        Invocation::Sub(args) => {
+            block_on(async { subscribe::run(args, listen(signals::GRACE)?).await })
+        }
     }
 }
 
-fn listen() -> Result<Stop, Failure> {
-    Stop::listen().map_err(|error| Failure::Other(format!("cannot listen to signals: {error}")))
+/// Listens to signals. The process exits `grace` after the second one.
+fn listen(grace: Duration) -> Result<Stop, Failure> {
+    Stop::listen(grace)
+        .map_err(|error| Failure::Other(format!("cannot listen to signals: {error}")))
 }
 
 fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {

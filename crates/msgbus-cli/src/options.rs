@@ -1,6 +1,9 @@
 //! The table of options. See [commands](crate::commands).
 
-use crate::commands::Command::{self, Bench, Info, Ping, Pub, Pull, Sub, Tail, Topics};
+use crate::commands::Command::{
+    self, Ack, Bench, Dead, Extend, Group, Info, Nack, Ping, Pub, Pull, Redrive, Sub, Tail, Topics,
+    Work,
+};
 
 /// An option.
 pub(crate) struct OptionSpec {
@@ -56,8 +59,8 @@ impl OptionSpec {
     }
 }
 
-pub(crate) const OPTIONS: [OptionSpec; 53] = [
-    OptionSpec::new("--count", "exit after N messages").short("-n").value("N").only(&[Sub]),
+pub(crate) const OPTIONS: [OptionSpec; 73] = [
+    OptionSpec::new("--count", "exit after N messages").short("-n").value("N").only(&[Sub, Work]),
     OptionSpec::new("--count", "take N messages, then exit [1]")
         .short("-n")
         .value("N")
@@ -66,9 +69,17 @@ pub(crate) const OPTIONS: [OptionSpec; 53] = [
         .short("-n")
         .value("N")
         .only(&[Tail]),
+    OptionSpec::new("--count", "show at most N messages [100]")
+        .short("-n")
+        .value("N")
+        .only(&[Dead]),
+    OptionSpec::new("--count", "publish at most N messages again")
+        .short("-n")
+        .value("N")
+        .only(&[Redrive]),
     OptionSpec::new("--timeout", "give up after this time, as in 10s [30s]")
         .value("DURATION")
-        .only(&[Pub]),
+        .only(&[Pub, Ack, Nack, Extend, Redrive]),
     OptionSpec::new("--timeout", "exit after this time, as in 30s")
         .value("DURATION")
         .only(&[Sub, Tail]),
@@ -82,10 +93,46 @@ pub(crate) const OPTIONS: [OptionSpec; 53] = [
         .short("-o")
         .value("FORMAT")
         .one_of(&["json", "raw", "pretty"])
-        .only(&[Sub, Pull, Tail]),
+        .only(&[Sub, Pull, Tail, Dead]),
+    OptionSpec::new("--output", "what the command gets: json or raw (the payload) [json]")
+        .short("-o")
+        .value("FORMAT")
+        .one_of(&["json", "raw"])
+        .only(&[Work]),
     OptionSpec::new("--no-newline", "print no newline after a raw payload")
         .short("-N")
-        .only(&[Sub, Pull, Tail]),
+        .only(&[Sub, Pull, Tail, Dead]),
+    OptionSpec::new("--group", "take for this group, with a lease")
+        .short("-g")
+        .value("GROUP")
+        .only(&[Pull]),
+    OptionSpec::new("--group", "the group to take from, the same for all its workers")
+        .short("-g")
+        .value("GROUP")
+        .only(&[Work]),
+    OptionSpec::new("--ack", "acknowledge messages of a group once they are printed").only(&[Pull]),
+    OptionSpec::new("--lease", "lease messages of a group for this long [30s]")
+        .value("DURATION")
+        .only(&[Pull]),
+    OptionSpec::new("--lease", "redeliver this long after msgbus was killed, as in 10m [30s]")
+        .value("DURATION")
+        .only(&[Work]),
+    OptionSpec::new("--lease", "the length of the new lease, as in 10m [30s]")
+        .value("DURATION")
+        .only(&[Extend]),
+    OptionSpec::new("--parallel", "run up to N commands at the same time [1]")
+        .short("-P")
+        .value("N")
+        .only(&[Work]),
+    OptionSpec::new("--retry-delay", "redeliver a message this long after its command failed [5s]")
+        .value("DURATION")
+        .only(&[Work]),
+    OptionSpec::new("--delay", "redeliver the message after this time, as in 10s [0]")
+        .value("DURATION")
+        .only(&[Nack]),
+    OptionSpec::new("--reason", "why; a dead letter has the last reason as a header")
+        .value("TEXT")
+        .only(&[Nack]),
     OptionSpec::new("--wait", "wait this long for a message if there is none, as in 20s")
         .value("DURATION")
         .only(&[Pull]),
@@ -95,6 +142,25 @@ pub(crate) const OPTIONS: [OptionSpec; 53] = [
     OptionSpec::new("--since", "start at all, new, an id, <epoch>-<id>, 10m ago or a time [new]")
         .value("POSITION")
         .only(&[Sub]),
+    OptionSpec::new("--since", "where to start if the group is new, as for sub [all]")
+        .value("POSITION")
+        .only(&[Pull, Work]),
+    OptionSpec::new("--since", "start here, as for sub; an existing group starts anew")
+        .value("POSITION")
+        .only(&[Group]),
+    OptionSpec::new("--max-deliveries", "dead letter after N deliveries; 0 is without limit [10]")
+        .value("N")
+        .only(&[Group]),
+    OptionSpec::new("--max-leases", "up to N leases at the same time [1024]")
+        .value("N")
+        .only(&[Group]),
+    OptionSpec::new("--dead-letters", "where dead letters go [TOPIC/dead-letters]")
+        .value("TOPIC")
+        .only(&[Group]),
+    OptionSpec::new("--dead-letters", "where they are [where the groups of TOPIC send them]")
+        .value("TOPIC")
+        .only(&[Dead, Redrive]),
+    OptionSpec::new("--remove", "remove the group; the messages stay in the topic").only(&[Group]),
     OptionSpec::new("--all", "same as --since all").only(&[Sub]),
     OptionSpec::new("--new", "start with new messages; overrides --cursor").only(&[Sub]),
     OptionSpec::new("--poll", "exit after the existing messages; implies --since all").only(&[Sub]),
@@ -130,7 +196,7 @@ pub(crate) const OPTIONS: [OptionSpec; 53] = [
         .value("HEADER")
         .only(&[Pub]),
     OptionSpec::new("--wait", "accepted for compatibility; has no effect").short("-w").only(&[Pub]),
-    OptionSpec::new("--json", "print one JSON object per line").only(&[Topics, Info, Bench]),
+    OptionSpec::new("--json", "print one JSON object per line").only(&[Topics, Info, Group, Bench]),
     OptionSpec::new("--csv", "print a header line and a line of values").only(&[Bench]),
     OptionSpec::new("--clients", "connections that publish or pull [16; fanout, latency: 1]")
         .value("N")
@@ -168,7 +234,7 @@ pub(crate) const OPTIONS: [OptionSpec; 53] = [
     OptionSpec::new("--color", "auto, always or never [auto]")
         .value("WHEN")
         .one_of(&["auto", "always", "never"])
-        .only(&[Sub, Pull, Tail]),
+        .only(&[Sub, Pull, Tail, Dead]),
     OptionSpec::new("--uri", "http(s)://HOST:PORT, unix:/PATH or @NAME [http://localhost:8000]")
         .short("-u")
         .value("URI"),

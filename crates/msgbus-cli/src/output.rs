@@ -4,7 +4,7 @@ use std::{fmt::Write as _, io::IsTerminal as _, str::FromStr};
 
 use anstyle::{AnsiColor, Style as Ink};
 use chrono::Local;
-use msgbus_client::{Headers, Message};
+use msgbus_client::{Headers, LeaseToken, Leased, Message};
 use msgbus_core::json;
 use tokio::io::{AsyncWriteExt as _, BufWriter, Stdout};
 #[cfg(target_os = "linux")]
@@ -122,6 +122,19 @@ impl Output {
         Ok(self.stdout.write_all(&self.line).await?)
     }
 
+    /// Writes a message and its lease. Returns whether that includes the token: only JSON has a field for it.
+    pub(crate) async fn write_leased(&mut self, leased: &Leased) -> Result<bool, Failure> {
+        if self.format != Format::Json {
+            self.write(&leased.message).await?;
+            return Ok(false);
+        }
+        self.line.clear();
+        json::write_leased(&mut self.line, leased);
+        self.line.push(b'\n');
+        self.stdout.write_all(&self.line).await?;
+        Ok(true)
+    }
+
     pub(crate) async fn flush(&mut self) -> Result<(), Failure> {
         Ok(self.stdout.flush().await?)
     }
@@ -167,6 +180,12 @@ pub(crate) fn note(text: &str) {
     use std::io::Write as _;
     // A closed standard error is not a reason to fail.
     let _ = writeln!(std::io::stderr(), "msgbus: {}", printable(text));
+}
+
+/// Prints the token of a lease on standard error, alone on its line, so that a script can read it.
+pub(crate) fn print_token(token: &LeaseToken) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{token}");
 }
 
 /// Formats time, topic, id and payload as one line.

@@ -1,9 +1,9 @@
 //! Reads the options of a command line, one by one.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fs, ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use msgbus_client::{Client, Headers, Key, Roots};
-use msgbus_core::parse_duration;
+use msgbus_client::{Client, GroupName, Headers, Key, LeaseOptions, Position, Roots, TopicName};
+use msgbus_core::{format_duration, parse_duration};
 use pico_args::Arguments;
 
 use crate::{
@@ -34,6 +34,11 @@ impl Options {
             newline: !self.switch("--no-newline"),
             color: self.value("--color", str::parse)?.unwrap_or_default(),
         })
+    }
+
+    /// The group of --group.
+    pub(crate) fn group(&mut self) -> Result<Option<GroupName>, Failure> {
+        self.value("--group", group_name)
     }
 
     /// The client of the server that the option, the environment, the file or the default names, in this
@@ -199,6 +204,51 @@ pub(crate) fn count(text: &str) -> Result<u64, String> {
         Ok(count) => Ok(count),
         Err(_) => Err(format!("not a whole number: {text:?}")),
     }
+}
+
+pub(crate) fn bounded(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ if is_number => Err(format!("must be {} to {}", range.start(), range.end())),
+        _ => Err(format!("not a whole number: {text:?}")),
+    }
+}
+
+/// Parses the length of a lease.
+pub(crate) fn lease(text: &str) -> Result<Duration, String> {
+    within(text, LeaseOptions::MIN_LEASE..=LeaseOptions::MAX_LEASE)
+}
+
+/// Parses the delay before a message is redelivered. Its maximum is that of a lease.
+pub(crate) fn delay(text: &str) -> Result<Duration, String> {
+    within(text, Duration::ZERO..=LeaseOptions::MAX_LEASE)
+}
+
+fn within(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
+    let duration = parse_duration(text).map_err(|error| error.to_string())?;
+    if range.contains(&duration) {
+        return Ok(duration);
+    }
+    Err(format!("must be {} to {}", format_duration(*range.start()), format_duration(*range.end())))
+}
+
+pub(crate) fn position(text: &str) -> Result<Position, String> {
+    text.parse::<Position>().map_err(|error| error.to_string())
+}
+
+pub(crate) fn topic_name(text: &str) -> Result<TopicName, String> {
+    TopicName::new(text.trim_matches('/')).map_err(|error| format!("bad topic {text:?}: {error}"))
+}
+
+pub(crate) fn group_name(text: &str) -> Result<GroupName, String> {
+    text.parse::<GroupName>().map_err(|error| format!("bad group {text:?}: {error}"))
+}
+
+/// An argument as text.
+pub(crate) fn text(arg: Option<OsString>, missing: &str) -> Result<String, Failure> {
+    let arg = arg.ok_or_else(|| Failure::usage(missing))?;
+    arg.into_string().map_err(|arg| Failure::usage(format!("not UTF-8: {}", arg.to_string_lossy())))
 }
 
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {

@@ -6,34 +6,33 @@ use tokio::{
     select,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, timeout},
 };
 
 use crate::failure::Exit;
 
-/// Signals within this time count as one. Also the grace period between the second signal and the exit.
+/// Signals within this time count as one.
 const DEBOUNCE: Duration = Duration::from_millis(200);
+/// The usual time between the second signal and the exit.
+pub(crate) const GRACE: Duration = Duration::from_millis(200);
 
 /// Notifies of the request to stop.
 #[derive(Debug, Clone)]
 pub(crate) struct Stop(watch::Receiver<u8>);
 
 impl Stop {
-    /// Installs the signal handlers.
-    pub(crate) fn listen() -> io::Result<Self> {
+    /// Installs the signal handlers. The process exits `grace` after the second signal, or at the third
+    /// one.
+    pub(crate) fn listen(grace: Duration) -> io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (sender, receiver) = watch::channel(0);
         tokio::spawn(async move {
             next(&mut terminate, &mut interrupt).await;
             sender.send_replace(1);
-            // Some programs signal a process and also its group; that counts as one request.
-            let first = Instant::now();
-            while first.elapsed() < DEBOUNCE {
-                next(&mut terminate, &mut interrupt).await;
-            }
+            another(&mut terminate, &mut interrupt).await;
             sender.send_replace(2);
-            sleep(DEBOUNCE).await;
+            let _ = timeout(grace, another(&mut terminate, &mut interrupt)).await;
             process::exit(Exit::SecondSignal as i32);
         });
         Ok(Self(receiver))
@@ -49,6 +48,11 @@ impl Stop {
         self.count(2).await;
     }
 
+    /// Whether there was a second signal.
+    pub(crate) fn is_requested_again(&self) -> bool {
+        *self.0.borrow() >= 2
+    }
+
     async fn count(&mut self, signals: u8) {
         // Cannot fail: the sender lives until the process exits.
         let _ = self.0.wait_for(|count| *count >= signals).await;
@@ -59,5 +63,14 @@ async fn next(terminate: &mut Signal, interrupt: &mut Signal) {
     select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+/// Waits for a signal that counts as another one. Some programs signal a process and also its group; that
+/// is one request.
+async fn another(terminate: &mut Signal, interrupt: &mut Signal) {
+    let before = Instant::now();
+    while before.elapsed() < DEBOUNCE {
+        next(terminate, interrupt).await;
     }
 }

@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     args::Sub,
     cursor::{Cursor, Owner},
-    execute::Execute,
+    execute::{self, Execute},
     failure::{Exit, Failure},
     output::{self, Format, Output, note},
     signals::Stop,
@@ -230,9 +230,17 @@ impl Follower {
         }
         match &self.execute {
             Some(execute) => {
-                let (subscription, stop) = (&mut self.subscription, &mut self.stop);
-                let problem = execute.run(message, subscription, stop).await?;
-                self.check_result(problem)?;
+                let command = execute.command(message);
+                let (alive, kill) = (self.subscription.keep_alive(), self.stop.requested_again());
+                match execute.run(command, message, alive, kill).await? {
+                    execute::Ended::Exited { status, .. } if status.success() => {}
+                    execute::Ended::Exited { status, .. } => {
+                        let (name, id) = (execute.name(), message.id());
+                        self.report_failed(&format!("{name} failed on message {id}: {status}"))?;
+                    }
+                    // msgbus exits shortly after the second signal.
+                    execute::Ended::Killed => pending().await,
+                }
             }
             None => self.output.write(message).await?,
         }
@@ -359,14 +367,12 @@ impl Follower {
         })
     }
 
-    /// Handles the result of a command. A failure is an error only with a cursor, which must not move past
-    /// the message.
-    fn check_result(&self, problem: Option<String>) -> Result<(), Failure> {
-        let Some(problem) = problem else { return Ok(()) };
+    /// Reports a failed command. That is an error only with a cursor, which must not move past the message.
+    fn report_failed(&self, problem: &str) -> Result<(), Failure> {
         if self.cursor.is_some() {
             return Err(Failure::Other(format!("{problem}; the next run starts with it")));
         }
-        note(&problem);
+        note(problem);
         Ok(())
     }
 }

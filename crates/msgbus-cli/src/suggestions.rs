@@ -3,7 +3,7 @@
 use crate::commands::{COMMANDS, Command, CommandSpec};
 
 /// Names of commands in other programs, and the command here.
-const OTHER_NAMES: [(&str, &str); 16] = [
+const OTHER_NAMES: [(&str, &str); 21] = [
     ("list", "topics"),
     ("status", "topics"),
     ("stats", "info"),
@@ -20,6 +20,11 @@ const OTHER_NAMES: [(&str, &str); 16] = [
     ("watch", "sub"),
     ("clear", "purge"),
     ("empty", "purge"),
+    ("worker", "work"),
+    ("consumer", "work"),
+    ("acknowledge", "ack"),
+    ("dlq", "dead"),
+    ("requeue", "redrive"),
 ];
 
 /// The error for a command that does not exist.

@@ -16,6 +16,7 @@ use tokio::{
 use crate::{
     args::{Info, Ping, Purge, Rm, Topics},
     failure::{Exit, Failure},
+    groups,
     output::{print, printable},
     pull::RETRY_AFTER,
     signals::Stop,
@@ -27,7 +28,13 @@ pub(crate) async fn list(args: Topics) -> Result<Exit, Failure> {
         print(&topics.iter().map(json_line).collect::<String>())?;
     } else {
         let head = ["TOPIC", "MESSAGES", "TO PULL", "BYTES", "SUBSCRIBERS", "PUBLISHED", "MISSED"];
-        print(&table(head, topics.iter().map(row)))?;
+        let mut text = table(head, topics.iter().map(row));
+        let mut groups = topics.iter().flat_map(|topic| &topic.groups).peekable();
+        if groups.peek().is_some() {
+            text.push('\n');
+            text.push_str(&groups::summary(groups, false));
+        }
+        print(&text)?;
     }
     Ok(Exit::Done)
 }
@@ -48,7 +55,20 @@ pub(crate) async fn info(args: Info) -> Result<Exit, Failure> {
     let Some(details) = args.client.inspect(&args.topic).await? else {
         return Err(Failure::Other(format!("no such topic: {}", args.topic)));
     };
-    print(&if args.json { json_line(&details) } else { describe(&details) })?;
+    if args.json {
+        print(&json_line(&details))?;
+        return Ok(Exit::Done);
+    }
+    let mut text = describe(&details);
+    let groups = &details.topic.groups;
+    if !groups.is_empty() {
+        text.push_str(&format!("\n{}", groups::summary(groups.iter(), true)));
+        let leases = groups::leases(&args.client, &args.topic, groups).await?;
+        if !leases.is_empty() {
+            text.push_str(&format!("\n{leases}"));
+        }
+    }
+    print(&text)?;
     Ok(Exit::Done)
 }
 
@@ -58,8 +78,7 @@ fn describe(details: &TopicDetails) -> String {
         0 => "unlimited".to_owned(),
         nanoseconds => format_duration(Duration::from_nanos(nanoseconds)),
     };
-    let mut text = String::new();
-    for (name, value) in [
+    let mut text = lines(&[
         ("topic", printable(&topic.name)),
         ("created", topic.created.clone()),
         ("epoch", topic.epoch.clone()),
@@ -75,9 +94,7 @@ fn describe(details: &TopicDetails) -> String {
         ("evicted", format!("{}, {} never pulled", topic.evicted, topic.evicted_unpulled)),
         ("waiting to pull", topic.waiters.to_string()),
         ("subscribers", topic.subscribers.to_string()),
-    ] {
-        text.push_str(&format!("{name:<16} {value}\n"));
-    }
+    ]);
     if !details.subscriptions.is_empty() {
         let head = ["PEER", "NEXT ID", "RECEIVED", "MISSED", "LAG"];
         text.push('\n');
@@ -177,7 +194,14 @@ pub(crate) async fn remove(args: Rm) -> Result<Exit, Failure> {
     }
 }
 
-fn json_line(value: &impl Serialize) -> String {
+/// Formats names and values, a line each.
+pub(crate) fn lines(values: &[(&str, String)]) -> String {
+    let line =
+        |(name, value): &(&str, String)| format!("{name:<16} {value}").trim_end().to_owned() + "\n";
+    values.iter().map(line).collect()
+}
+
+pub(crate) fn json_line(value: &impl Serialize) -> String {
     // These types have string keys and nothing that can fail.
     let mut line = serde_json::to_string(value).unwrap_or_default();
     line.push('\n');
@@ -185,7 +209,10 @@ fn json_line(value: &impl Serialize) -> String {
 }
 
 /// Formats a table: the first column is left-aligned, numbers are right-aligned.
-fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub(crate) fn table<const N: usize>(
+    head: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
     let mut lines = vec![head.map(str::to_owned)];
     lines.extend(rows);
     let width = |column: usize| {

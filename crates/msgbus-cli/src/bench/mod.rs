@@ -19,7 +19,7 @@ use self::plan::{Show, Work};
 use crate::{
     failure::{Exit, Failure},
     output::{note, print},
-    signals::Stop,
+    signals::{GRACE, Stop},
 };
 
 /// How long the server may take to delete a topic at the end.
@@ -37,7 +37,7 @@ pub(crate) fn run(bench: Bench) -> Result<Exit, Failure> {
 }
 
 async fn measure(bench: Bench) -> Result<Exit, Failure> {
-    let mut stop = Stop::listen().map_err(|error| Failure::Other(error.to_string()))?;
+    let mut stop = Stop::listen(GRACE).map_err(|error| Failure::Other(error.to_string()))?;
     let mut ended = stop.clone();
     // Fails early with a clear error if there is no msgbus server.
     bench.client.topics("-").await?;

@@ -83,6 +83,39 @@ async fn every_command_sends_the_key() {
 }
 
 #[tokio::test]
+async fn groups_need_grants() {
+    let grants = ["publish:**", "pull:t", "pull:t/dead-letters", "subscribe:t/dead-letters"];
+    let guarded = Guarded::start(&grants);
+    let key = Some(&*guarded.key.secret);
+    let silent = async |args: &[&str]| {
+        let finished = guarded.run(args, key).await;
+        assert_eq!((finished.code, &*finished.out, &*finished.err), (Some(0), "", ""), "{args:?}");
+    };
+    silent(&["pub", "t", "hi"]).await;
+    let pulled = guarded.run(&["pull", "t", "-g", "w", "-oraw"], key).await;
+    assert_eq!((pulled.code, &*pulled.out), (Some(0), "hi\n"), "{pulled:?}");
+    let token = pulled.err.trim();
+    for without_key in [&["ack", token][..], &["pull", "t", "-g", "w"], &["redrive", "t"]] {
+        guarded.run(without_key, None).await.fails(1, "key");
+    }
+    silent(&["ack", token]).await;
+    silent(&["pub", "t", "hi"]).await;
+    silent(&["work", "t", "-g", "w", "-n1", "true"]).await;
+    // Without the permission to inspect, the default topic is used.
+    silent(&["dead", "t"]).await;
+    silent(&["redrive", "-q", "t"]).await;
+    let refused: [&[&str]; 4] = [
+        &["group", "t", "w"],
+        &["group", "t", "w", "--max-deliveries", "1"],
+        &["group", "t", "w", "--remove"],
+        &["work", "u", "-g", "w", "true"],
+    ];
+    for args in refused {
+        guarded.run(args, key).await.fails(1, "the server says 403: ");
+    }
+}
+
+#[tokio::test]
 async fn the_key_is_sent_over_tls_and_sockets_too() {
     let guarded = Guarded::start(&["publish:t", "subscribe:t", "pull:t"]);
     let authority = Authority::new();

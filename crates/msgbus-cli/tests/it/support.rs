@@ -1,7 +1,8 @@
 //! The built binary.
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
+use msgbus_client::{Client, GroupDetails};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
@@ -30,6 +31,27 @@ fn command(program: &str, args: &[&str]) -> Command {
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     command
+}
+
+/// Waits until a group exists and is in some state, and returns it.
+pub(crate) async fn until_group(
+    daemon: &Daemon,
+    topic: &str,
+    group: &str,
+    mut is_so: impl FnMut(&GroupDetails) -> bool,
+) -> GroupDetails {
+    let client = Client::new(&daemon.uri()).unwrap();
+    let (topic, group) = (name(topic), group.parse().unwrap());
+    soon(async {
+        loop {
+            let details = client.inspect_group(&topic, &group).await.unwrap();
+            if let Some(details) = details.filter(&mut is_so) {
+                return details;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
 }
 
 #[derive(Debug)]

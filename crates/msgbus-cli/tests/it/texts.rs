@@ -203,8 +203,8 @@ async fn a_topic_that_looks_like_a_mistake_is_noted() {
     let said = run(msgbus(&["sub", "orders/eu", "orders/us", "-u", &daemon.uri()])).await;
     said.fails(
         1,
-        "msgbus: cannot run orders/us: there is no such program; sub follows one topic, and a second \
-         argument is a command to run\n",
+        "msgbus: cannot run orders/us: there is no such program; the argument after the topic is a \
+         command to run\n",
     );
 }
 
