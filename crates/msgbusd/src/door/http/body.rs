@@ -1,6 +1,6 @@
 //! Reads request bodies within a size limit and a timeout.
 
-use std::{future::poll_fn, mem, pin::Pin, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -46,12 +46,8 @@ pub(super) fn begin(request: &mut Request<Incoming>, limit: BodyLimit) -> Result
         Some(Some(frame)) => frame.map_err(|_| ApiError::Body)?.into_data().unwrap_or_default(),
     };
     let is_whole = request.body().is_end_stream() && first.len() <= limit.small.min(limit.size);
-    Ok(if is_whole { Begun::Whole(copy(&first)) } else { Begun::Part(first) })
-}
-
-/// Copies a payload. A slice would keep the whole read buffer of the connection alive for as long as the message lives.
-fn copy(slice: &Bytes) -> Bytes {
-    Bytes::copy_from_slice(slice)
+    // A slice would keep the whole read buffer of the connection alive for as long as the message lives.
+    Ok(if is_whole { Begun::Whole(Bytes::copy_from_slice(&first)) } else { Begun::Part(first) })
 }
 
 /// Reads the rest of a body, and returns the whole body in a buffer of its exact size, together with the permit that
@@ -67,68 +63,65 @@ pub(super) async fn read(
     let announced = request.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
     let mut payload = PartialPayload {
         limit,
-        max: announced.map_or(limit.size, |size| size.saturating_add(begun.len())),
-        first: Bytes::new(),
-        rest: Vec::new(),
+        whole: announced.map(|rest| rest.saturating_add(begun.len())),
+        bytes: Vec::new(),
         permit: None,
     };
-    payload.push(begun, inflight)?;
+    payload.push(&begun, inflight)?;
+    // So that hyper can use its read buffer again.
+    drop(begun);
     while !request.body().is_end_stream() {
         let Some(frame) = next_frame(request, limit.read_timeout).await? else { break };
         let piece = frame.map_err(|_| ApiError::Body)?.into_data().unwrap_or_default();
-        payload.push(piece, inflight)?;
+        payload.push(&piece, inflight)?;
     }
     Ok(payload.finish())
 }
 
-/// A payload of which not all pieces have arrived. Memory is reserved for bytes that have arrived, not for an announced
-/// length.
+/// A payload of which not all pieces have arrived. Its memory is at most four times what has arrived, or 256 KiB, however
+/// large the announced length is.
 struct PartialPayload {
     limit: BodyLimit,
-    /// The maximum size that the payload can still reach, in bytes.
-    max: usize,
-    /// The only piece so far. Most payloads arrive in one.
-    first: Bytes,
-    /// All pieces, if there are several.
-    rest: Vec<u8>,
-    /// Counts the reserved memory as in flight.
+    /// The announced length, in bytes.
+    whole: Option<usize>,
+    /// What has arrived.
+    bytes: Vec<u8>,
+    /// Counts the memory as in flight.
     permit: Option<QuotaPermit>,
 }
 
 impl PartialPayload {
-    fn push(&mut self, piece: Bytes, inflight: &Inflight) -> Result<(), ApiError> {
-        let read = self.first.len() + self.rest.len();
+    /// Up to this announced length, in bytes, all memory is reserved at once, so that nothing is copied twice.
+    const AT_ONCE: usize = 256 << 10;
+
+    /// The memory to reserve when `size` bytes have arrived.
+    fn capacity_for(&self, size: usize) -> usize {
+        match self.whole {
+            Some(whole) => whole.min(Self::AT_ONCE.max(4 * size)).max(size),
+            // The first piece is often the only one.
+            None => (2 * self.bytes.capacity()).min(self.limit.size).max(size),
+        }
+    }
+
+    fn push(&mut self, piece: &[u8], inflight: &Inflight) -> Result<(), ApiError> {
         let BodyLimit { size: limit, small, .. } = self.limit;
-        if piece.len() > limit - read {
+        if piece.len() > limit - self.bytes.len() {
             return Err(ApiError::PayloadTooLarge { limit });
         }
-        if piece.is_empty() {
-            return Ok(());
-        }
-        if read == 0 {
-            if !inflight.reserve(&mut self.permit, piece.len(), small) {
-                return Err(ApiError::InflightLimit);
-            }
-            self.first = piece;
-            return Ok(());
-        }
-        let size = read + piece.len();
-        if size > self.rest.capacity() {
-            let capacity = (2 * self.rest.capacity()).min(self.max).max(size);
+        let size = self.bytes.len() + piece.len();
+        if size > self.bytes.capacity() {
+            let capacity = self.capacity_for(size);
             if !inflight.reserve(&mut self.permit, capacity, small) {
                 return Err(ApiError::InflightLimit);
             }
-            self.rest.reserve_exact(capacity - self.rest.len());
+            self.bytes.reserve_exact(capacity - self.bytes.len());
         }
-        self.rest.extend_from_slice(&mem::take(&mut self.first));
-        self.rest.extend_from_slice(&piece);
+        self.bytes.extend_from_slice(piece);
         Ok(())
     }
 
     fn finish(self) -> (Bytes, Option<QuotaPermit>) {
-        let Self { first, rest, permit, .. } = self;
-        let payload = if rest.is_empty() { copy(&first) } else { rest.into_boxed_slice().into() };
-        (payload, permit)
+        (self.bytes.into_boxed_slice().into(), self.permit)
     }
 }
 
