@@ -12,19 +12,10 @@ use super::{
     Phase, Soak, credentials,
     invariants::Invariant,
     raw_client::{Head, RawClient},
-    subscription_model::SubscriptionModel,
+    subscription_model::{ReadPace, SubscriptionModel},
     topics::Topic,
     transport::{Item, Transport},
 };
-
-/// How a subscriber reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ReadPace {
-    InTime,
-    Slowly,
-    /// Stops reading after a while.
-    Stops,
-}
 
 pub(super) struct Follower {
     soak: Rc<Soak>,
@@ -75,11 +66,10 @@ impl Follower {
                 let keys = self.soak.keys.borrow();
                 keys.access(keys.random_principal(&mut self.rng), &topic)
             };
-            let mut model = SubscriptionModel::new(topic, transport, access);
-            let pace = self.random_pace();
+            let mut model = SubscriptionModel::new(topic, transport, access, self.random_pace());
             self.soak.invariants.borrow_mut().count(model.transport.name(), 1);
             loop {
-                let end = self.connect(&mut model, pace).await;
+                let end = self.connect(&mut model).await;
                 let goes_on = model.transport.has_ids() && self.rng.u8(..10) < 7;
                 if !matches!(end, Ok(End::Left)) {
                     sleep(Duration::from_millis(self.rng.u64(5..100))).await;
@@ -101,9 +91,9 @@ impl Follower {
     }
 
     /// One connection, from the request to its end.
-    async fn connect(&mut self, model: &mut SubscriptionModel, pace: ReadPace) -> io::Result<End> {
+    async fn connect(&mut self, model: &mut SubscriptionModel) -> io::Result<End> {
         let connecting = Connecting::new(&self.soak);
-        let Some(mut client) = self.send_request(model, pace).await? else { return Ok(End::Ended) };
+        let Some(mut client) = self.send_request(model).await? else { return Ok(End::Ended) };
         if self.rng.u8(..40) == 0 {
             self.soak.invariants.borrow_mut().count("subscriptions cut during the handshake", 1);
             client.cut(self.soak.random_cut(&mut self.rng));
@@ -120,11 +110,11 @@ impl Follower {
         let name = client.local_address()?;
         model.begin(&self.soak, &head, &name);
         drop(connecting);
-        let end = self.follow(model, pace, &mut client, &name).await;
+        let end = self.follow(model, &mut client, &name).await;
         self.soak.live.borrow_mut().remove(&name);
-        self.check_end(model, pace, &end);
+        self.check_end(model, &end);
         if let Ok(End::Left) = end {
-            self.leave(model.transport, pace, client).await;
+            self.leave(model, client).await;
         }
         end
     }
@@ -133,7 +123,6 @@ impl Follower {
     async fn send_request(
         &mut self,
         model: &mut SubscriptionModel,
-        pace: ReadPace,
     ) -> io::Result<Option<RawClient>> {
         let credentials = credentials::for_subscription(
             &self.soak,
@@ -143,15 +132,11 @@ impl Follower {
         )
         .await?;
         let Some(credentials) = credentials else { return Ok(None) };
-        let mut client = match pace {
-            ReadPace::InTime => RawClient::open(&self.soak.endpoint).await?,
-            ReadPace::Slowly | ReadPace::Stops => {
-                RawClient::open_with_small_buffer(&self.soak.endpoint).await?
-            }
-        };
+        let mut client = RawClient::open(&self.soak.endpoint).await?;
         let (query, version) = (self.query(model, credentials.query), self.rng.u8(..2));
         let name = model.topic.name();
         let request = model.transport.request(name, &query, &credentials.headers, version);
+        request.lines().next().unwrap_or_default().clone_into(&mut model.request);
         model.access = self.soak.keys.borrow().renew(&model.access);
         client.send(request.as_bytes()).await?;
         Ok(Some(client))
@@ -177,7 +162,7 @@ impl Follower {
     }
 
     /// Counts an end that the server caused, and checks that it had a reason.
-    fn check_end(&self, model: &SubscriptionModel, pace: ReadPace, end: &io::Result<End>) {
+    fn check_end(&self, model: &SubscriptionModel, end: &io::Result<End>) {
         let mut invariants = self.soak.invariants.borrow_mut();
         match end {
             Ok(End::Left | End::Over | End::Revoked) => {}
@@ -189,7 +174,7 @@ impl Follower {
         let following = || format!("following {} by {:?}", model.topic.name(), model.transport);
         // The server cuts a connection without a reason only if it reads nothing. Raw lines have no way
         // to carry a reason.
-        if pace == ReadPace::InTime && model.transport != Transport::RawStream {
+        if model.pace == ReadPace::InTime && model.transport != Transport::RawStream {
             let is_cut = matches!(end, Ok(End::Ended) | Err(_));
             invariants
                 .check(Invariant::StillAllowed, !is_cut, || format!("{}: {end:?}", following()));
@@ -238,7 +223,6 @@ impl Follower {
     async fn follow(
         &mut self,
         model: &mut SubscriptionModel,
-        pace: ReadPace,
         client: &mut RawClient,
         name: &str,
     ) -> io::Result<End> {
@@ -261,12 +245,13 @@ impl Follower {
                     item => model.take(&self.soak, name, item),
                 }
             }
+            self.note_read(name, client.undecoded());
             let now = *phase.borrow_and_update();
             if now == Phase::Over {
                 return Ok(End::Over);
             }
             let is_loading = now == Phase::Load;
-            if is_loading && pace == ReadPace::Slowly {
+            if is_loading && model.pace == ReadPace::Slowly {
                 sleep(Duration::from_millis(self.rng.u64(..100))).await;
             }
             select! {
@@ -279,9 +264,15 @@ impl Follower {
         }
     }
 
+    fn note_read(&self, name: &str, undecoded: usize) {
+        if let Some(live) = self.soak.live.borrow_mut().get_mut(name) {
+            (live.client.undecoded, live.client.last_read) = (undecoded, Instant::now());
+        }
+    }
+
     /// Disconnects, in one of many ways.
-    async fn leave(&mut self, transport: Transport, pace: ReadPace, mut client: RawClient) {
-        if pace == ReadPace::Stops {
+    async fn leave(&mut self, model: &SubscriptionModel, mut client: RawClient) {
+        if model.pace == ReadPace::Stops {
             self.soak.invariants.borrow_mut().count("subscribers that stopped reading", 1);
             // Longer than the server's write timeout.
             let mut phase = self.soak.phase.subscribe();
@@ -291,7 +282,7 @@ impl Follower {
             }
             return client.cut(self.soak.random_cut(&mut self.rng));
         }
-        if transport.is_websocket() {
+        if model.transport.is_websocket() {
             let words: &[u8] = match self.rng.u8(..6) {
                 // A close frame, half a frame, text that is ignored, or a protocol error.
                 0 => &[0x88, 0x82, 0, 0, 0, 0, 3, 0xe8],

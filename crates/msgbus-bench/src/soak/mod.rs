@@ -20,6 +20,7 @@ mod reconcile;
 mod reload;
 mod report;
 mod resource_use;
+mod socket_queues;
 mod subscription_model;
 mod topics;
 mod transport;

@@ -10,6 +10,7 @@ use super::{
     Soak,
     invariants::{Count, Invariant, Invariants},
     raw_client::RawClient,
+    socket_queues::Queues,
 };
 
 /// How long messages in flight may take to arrive.
@@ -238,7 +239,8 @@ fn compare_subscriptions(soak: &Soak, invariants: &mut Invariants, details: &Top
             && is_in_reach
             && local.epoch.to_string() == topic.epoch;
         invariants.check(Invariant::Subscriptions, holds, || {
-            format!("next id {}: server {reported:?}, client {local:?}", topic.next_id)
+            let queues = queues(soak, reported.peer.as_deref().unwrap_or_default());
+            format!("next id {}: server {reported:?}, client {local:?}; {queues}", topic.next_id)
         });
         invariants.count("subscriptions active at the end of a round", 1);
     }
@@ -282,6 +284,17 @@ async fn get<T: DeserializeOwned>(
     client.send(soak.request("GET", path).as_bytes()).await?;
     let (_, body) = client.read_response(true).await?;
     Ok(serde_json::from_slice(&body)?)
+}
+
+/// What the system holds of a subscriber's connection. If one side lacks messages and the queues are empty, either the
+/// server has not written them or the client has not decoded them.
+fn queues(soak: &Soak, peer: &str) -> String {
+    let Ok(client) = address(peer).parse() else { return "no address".to_owned() };
+    let server = soak.endpoint.address;
+    let [server, client] = [(server, client), (client, server)].map(|(local, remote)| {
+        Queues::of(local, remote).map_or_else(|error| error.to_string(), |found| found.to_string())
+    });
+    format!("the server's socket: {server}; the client's: {client}")
 }
 
 /// The address in a subscriber's label, which may be preceded by the name of a key.

@@ -1,8 +1,9 @@
 //! The model of a subscription: what it should receive, compared with what it receives.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
 use msgbus_core::Message;
+use tokio::time::Instant;
 
 use super::{
     Soak,
@@ -27,6 +28,36 @@ pub(super) struct LiveSubscription {
     pub(super) received: u64,
     /// The next id if nothing is missed; `None` if the transport sends no ids.
     pub(super) next: Option<u64>,
+    pub(super) client: ClientState,
+}
+
+/// How a client reads a connection, for the report of a violation.
+#[derive(Clone)]
+pub(super) struct ClientState {
+    /// The first line of its request.
+    pub(super) request: String,
+    pub(super) pace: ReadPace,
+    /// The bytes that were read and not yet decoded, after the last read.
+    pub(super) undecoded: usize,
+    /// When it last read, or the phase changed.
+    pub(super) last_read: Instant,
+}
+
+impl fmt::Debug for ClientState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { request, pace, undecoded, last_read } = self;
+        let since = last_read.elapsed();
+        write!(f, "{request:?}, reads {pace:?}, last {since:?} ago, {undecoded} bytes not decoded")
+    }
+}
+
+/// How a client reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadPace {
+    InTime,
+    Slowly,
+    /// Stops reading after a while.
+    Stops,
 }
 
 /// A subscription across all its connections.
@@ -34,6 +65,9 @@ pub(super) struct LiveSubscription {
 pub(super) struct SubscriptionModel {
     pub(super) topic: Topic,
     pub(super) transport: Transport,
+    pub(super) pace: ReadPace,
+    /// The first line of the request of the current connection.
+    pub(super) request: String,
     /// The access of the current connection.
     pub(super) access: Access,
     /// The epoch and the next id, once they are known.
@@ -43,8 +77,16 @@ pub(super) struct SubscriptionModel {
 }
 
 impl SubscriptionModel {
-    pub(super) fn new(topic: Topic, transport: Transport, access: Access) -> Self {
-        Self { topic, transport, access, position: None, sequences: HashMap::new() }
+    pub(super) fn new(topic: Topic, transport: Transport, access: Access, pace: ReadPace) -> Self {
+        Self {
+            topic,
+            transport,
+            pace,
+            request: String::new(),
+            access,
+            position: None,
+            sequences: HashMap::new(),
+        }
     }
 
     /// Checks and stores the start position that the server reports on a new connection. `name` is the
@@ -81,9 +123,20 @@ impl SubscriptionModel {
         // Streams report the gap again as an event; on websockets it shows only in the ids.
         self.position = Some((epoch, start));
         let next = self.transport.has_ids().then_some(start);
-        let access = self.access;
-        let live =
-            LiveSubscription { topic: topic.to_owned(), access, epoch, start, received: 0, next };
+        let live = LiveSubscription {
+            access: self.access,
+            topic: topic.to_owned(),
+            epoch,
+            start,
+            received: 0,
+            next,
+            client: ClientState {
+                request: self.request.clone(),
+                pace: self.pace,
+                undecoded: 0,
+                last_read: Instant::now(),
+            },
+        };
         soak.live.borrow_mut().insert(name.to_owned(), live);
     }
 
