@@ -90,6 +90,7 @@ impl Group {
         // What is gone since has expired, as far as anybody knows.
         let published = log.appended().saturating_sub(base);
         group.counters.expired += published.saturating_sub(group.accounted(log));
+        group.uncount_ended_leases();
         group
     }
 
@@ -106,6 +107,15 @@ impl Group {
         self.open.set_reason(id, reason);
         let holder = Arc::clone(holder);
         self.open.put(id, Open { deadline, nonce, holder, deliveries, state });
+    }
+
+    /// A lease that ends is counted, and the store is not told. After a restart it ends once more.
+    fn uncount_ended_leases(&mut self) {
+        let leased = self.open.leased() as u64;
+        let counters = &mut self.counters;
+        let ended = counters.acked + counters.nacked + counters.lease_expired;
+        let twice = (ended + leased).saturating_sub(counters.delivered);
+        counters.lease_expired = counters.lease_expired.saturating_sub(twice);
     }
 
     /// The number of messages that are accounted for.
