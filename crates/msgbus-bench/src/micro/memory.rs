@@ -1,10 +1,14 @@
-//! The memory of messages and topics, in resident bytes beyond the payloads.
+//! The memory of messages, topics and leases, in resident bytes beyond the payloads.
 
 use std::{fs, time::Duration};
 
-use msgbus_core::{MessageBus, NewMessage, Options, TopicName, TopicSettings};
+use msgbus_core::{
+    GroupConfig, GroupName, GroupSettings, MessageBus, NewMessage, Options, TopicName,
+    TopicSettings,
+};
 
 use super::{
+    groups::take,
     pace::Bench,
     queue::{PAYLOAD, name, payload, put},
 };
@@ -20,7 +24,7 @@ pub(super) fn measure(bench: &mut Bench) {
     // Nothing is dropped before the end, because later measurements would reuse freed memory.
     let mut buses = Vec::new();
     let mut keep = |name, count, given, fill: &dyn Fn(&MessageBus, u32)| {
-        buses.extend(keep(bench, name, count, given, fill));
+        buses.extend(keep(bench, name, count, given, &|_| (), fill));
     };
     keep("memory, a topic with a message", topics, PAYLOAD, &|bus, count| {
         for n in 0..count {
@@ -42,22 +46,56 @@ pub(super) fn measure(bench: &mut Bench) {
                 .expect("a header")
         });
     });
+    for (name, at_once) in [("memory, a lease", 1), ("memory, a lease, taken by 100", 100)] {
+        let leases = LEASES / shrunk;
+        buses.extend(keep_leases(bench, name, leases, at_once));
+    }
+}
+
+/// The number of leases, shared by groups of one topic.
+const LEASES: u32 = 1_000_000;
+const GROUPS: u32 = 20;
+
+/// Measures leases of messages that a topic has already.
+fn keep_leases(bench: &mut Bench, label: &str, leases: u32, at_once: u32) -> Option<MessageBus> {
+    let topic: TopicName = name("jobs/eu");
+    let groups: Vec<GroupName> =
+        (0..GROUPS).map(|n| format!("group-{n}").parse().expect("a good name")).collect();
+    let each = leases / GROUPS;
+    let prepare = |bus: &MessageBus| {
+        publish(bus, each, |draft| draft);
+        for group in &groups {
+            let most = GroupConfig {
+                max_leases: Some(GroupSettings::MAX_LEASES),
+                ..GroupConfig::default()
+            };
+            bus.set_group(&topic, group, &most).wait().expect("few groups");
+        }
+    };
+    keep(bench, label, leases, 0, &prepare, &|bus, _| {
+        for _ in (0..each).step_by(at_once as usize) {
+            for group in &groups {
+                drop(take(bus, &topic, group, at_once as usize));
+            }
+        }
+    })
 }
 
 fn publish(bus: &MessageBus, count: u32, attributes: impl Fn(NewMessage) -> NewMessage) {
-    let topic: TopicName = name("orders/eu");
+    let topic: TopicName = name("jobs/eu");
     for _ in 0..count {
         put(bus, &topic, attributes(NewMessage::new(payload())));
     }
 }
 
-/// Measures the resident memory that `fill` takes for each of `count` items, beyond their payloads.
-/// Returns the filled bus.
+/// Measures the resident memory that `fill` takes for each of `count` items, beyond their payloads and what
+/// `prepare` takes. Returns the filled bus.
 fn keep(
     bench: &mut Bench,
     name: &str,
     count: u32,
     given: usize,
+    prepare: &dyn Fn(&MessageBus),
     fill: &dyn Fn(&MessageBus, u32),
 ) -> Option<MessageBus> {
     if !bench.wants(name) {
@@ -66,6 +104,7 @@ fn keep(
     let topic =
         TopicSettings { max_messages: usize::MAX, max_bytes: u64::MAX, ..TopicSettings::default() };
     let bus = MessageBus::new(Options { topic, max_bytes: u64::MAX, ..Options::default() });
+    prepare(&bus);
     let before = resident()?;
     fill(&bus, count);
     let after = resident()?;

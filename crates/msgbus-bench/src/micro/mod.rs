@@ -1,10 +1,11 @@
-//! Benchmarks of the engine alone: the time per operation, and the memory of messages and topics.
+//! Benchmarks of the engine alone: the time per operation, and the memory of messages, topics and leases.
 
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
 mod fan_out;
+mod groups;
 mod memory;
 mod pace;
 mod queue;
@@ -40,6 +41,7 @@ pub fn run(options: &Options) -> Vec<Measure> {
     // Memory first, while the allocator holds no freed memory of other benchmarks.
     memory::measure(&mut bench);
     queue::measure(&mut bench);
+    groups::measure(&mut bench);
     topics::measure(&mut bench);
     fan_out::measure(&mut bench);
     bench.into_measures()
