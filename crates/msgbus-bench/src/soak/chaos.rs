@@ -3,11 +3,13 @@
 
 use std::{rc::Rc, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use fastrand::Rng;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
     Soak, credentials,
+    groups::GroupId,
     invariants::Invariant,
     raw_client::{RawClient, send_request},
     reconcile::{Totals, check_bus, check_topic},
@@ -18,7 +20,7 @@ use super::{
 pub(super) async fn delete(soak: Rc<Soak>, mut rng: Rng) {
     while soak.is_loading() {
         sleep(Duration::from_millis(rng.u64(20..400))).await;
-        let topic = Topic::any(&mut rng);
+        let topic = Topic::any_to_delete(&mut rng);
         let name = topic.name();
         let (access, header) = {
             let keys = soak.keys.borrow();
@@ -37,6 +39,35 @@ pub(super) async fn delete(soak: Rc<Soak>, mut rng: Rng) {
                 invariants.count("topics deleted", u64::from(status == 204));
             }
             Err(error) => soak.record_error(&error, "a delete"),
+        }
+    }
+}
+
+/// Moves and removes a group, changes its settings, and inspects groups.
+pub(super) async fn move_groups(soak: Rc<Soak>, mut rng: Rng) {
+    while soak.is_loading() {
+        sleep(Duration::from_millis(rng.u64(10..300))).await;
+        let GroupId { topic, name } = match rng.u8(..3) {
+            0 => GroupId::random(&mut rng),
+            _ => GroupId::moved(),
+        };
+        let path = format!("/-/groups/{name}/{}", topic.name());
+        let (method, path) = match rng.u8(..4) {
+            _ if name != GroupId::moved().name => ("GET", path),
+            0 => ("DELETE", path),
+            1 => ("PUT", path + "?since=all"),
+            2 => ("PUT", path + "?since=new&max_leases=20&max_deliveries=2"),
+            _ => ("GET", path),
+        };
+        match send_request(&soak.endpoint, soak.request(method, &path).as_bytes(), true).await {
+            Ok((status, _)) => {
+                let mut invariants = soak.invariants.borrow_mut();
+                invariants.count("groups moved, removed or inspected", 1);
+                let is_right = matches!(status, 200 | 201 | 204 | 404 | 503);
+                invariants
+                    .check(Invariant::Responses, is_right, || format!("{method} {path}: {status}"));
+            }
+            Err(error) => soak.record_error(&error, "a request for a group"),
         }
     }
 }
@@ -158,9 +189,10 @@ fn bad_request(soak: &Soak, rng: &mut Rng) -> BadRequest {
     let topic = Topic::any(rng);
     let name = topic.name();
     let excess = vec![b'x'; MAX_PAYLOAD + rng.usize(1..MAX_PAYLOAD)];
+    let bad = bad_group_request(name, rng);
     let principal = &soak.admin_header;
     let put = format!("PUT /{name} HTTP/1.1\r\nHost: soak.localhost\r\n{principal}");
-    match rng.u8(..10) {
+    match rng.u8(..12) {
         0 => {
             let head = format!("{put}Content-Length: {}\r\n\r\n", excess.len());
             ([head.as_bytes(), &excess].concat(), &[413])
@@ -175,7 +207,9 @@ fn bad_request(soak: &Soak, rng: &mut Rng) -> BadRequest {
         5 => (b"not HTTP\r\n\r\n".to_vec(), &[400]),
         6 => (soak.request("PATCH", &format!("/{name}")).into_bytes(), &[405]),
         7 => (soak.request("GET", &format!("/{name}?wait=never")).into_bytes(), &[400]),
-        8 => {
+        8 => (soak.request(bad.0, &bad.1).into_bytes(), bad.2),
+        9 => (soak.post("/-/ack", &"\n".repeat(rng.usize(..20))), &[400]),
+        10 => {
             let lines = "\n".repeat(30_000);
             let head =
                 format!("PUT /{name}?split=lines HTTP/1.1\r\nHost: soak.localhost\r\n{principal}");
@@ -187,6 +221,22 @@ fn bad_request(soak: &Soak, rng: &mut Rng) -> BadRequest {
                 "GET /{name} HTTP/1.1\r\nHost: soak.localhost\r\n{principal}Upgrade: websocket\r\n\r\n"
             );
             (request.into_bytes(), &[400])
+        }
+    }
+}
+
+/// A bad request for a group or a lease: its method, its target, and the permitted status codes.
+fn bad_group_request(topic: &str, rng: &mut Rng) -> (&'static str, String, &'static [u16]) {
+    match rng.u8(..7) {
+        0 => ("GET", format!("/{topic}?group=a%2Fb"), &[400]),
+        1 => ("GET", format!("/{topic}?group=a&lease=0"), &[400]),
+        2 => ("GET", format!("/{topic}?group=a&lease=13h"), &[400]),
+        3 => ("POST", "/-/ack/rubbish".to_owned(), &[400]),
+        4 => ("PUT", format!("/-/groups/a/{topic}?max_leases=0"), &[400]),
+        5 => ("DELETE", format!("/-/groups/nobody/{topic}"), &[404]),
+        _ => {
+            let token = [&[1, 0][..], &[rng.u8(..); 24], topic.as_bytes()].concat();
+            ("POST", format!("/-/nack/{}", URL_SAFE_NO_PAD.encode(token)), &[410])
         }
     }
 }

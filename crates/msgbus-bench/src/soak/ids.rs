@@ -25,6 +25,16 @@ impl IdSet {
         self.len
     }
 
+    pub(super) fn contains(&self, id: u64) -> bool {
+        let word = usize::try_from(id / 64).ok().and_then(|word| self.words.get(word));
+        word.is_some_and(|word| word & 1 << (id % 64) != 0)
+    }
+
+    /// The ids in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = u64> {
+        (0..self.end()).filter(|id| self.contains(*id))
+    }
+
     /// One more than the greatest id; 0 if the set is empty.
     pub(super) fn end(&self) -> u64 {
         let Some(last) = self.words.iter().rposition(|word| *word != 0) else { return 0 };
@@ -45,5 +55,10 @@ mod tests {
             assert_eq!(ids.insert(id), is_new, "{id}");
         }
         assert_eq!((ids.len(), ids.end()), (4, 65));
+        assert_eq!(
+            [0, 1, 5, 64, 65, 1000].map(|id| ids.contains(id)),
+            [true, false, true, true, false, false]
+        );
+        assert_eq!(ids.iter().collect::<Vec<_>>(), [0, 5, 63, 64]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
-use super::ids::IdSet;
+use super::{groups::GroupRecords, ids::IdSet};
 
 /// A property that must hold at every check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +15,11 @@ pub(super) enum Invariant {
     Subscriptions,
     Order,
     Payloads,
+    Groups,
+    Deliveries,
+    Leases,
+    Acks,
+    DeadLetters,
     Responses,
     StillAllowed,
     NotAllowed,
@@ -26,7 +31,7 @@ pub(super) enum Invariant {
 }
 
 impl Invariant {
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 21] = [
         Self::Topics,
         Self::Pulls,
         Self::Bus,
@@ -35,6 +40,11 @@ impl Invariant {
         Self::Subscriptions,
         Self::Order,
         Self::Payloads,
+        Self::Groups,
+        Self::Deliveries,
+        Self::Leases,
+        Self::Acks,
+        Self::DeadLetters,
         Self::Responses,
         Self::StillAllowed,
         Self::NotAllowed,
@@ -56,6 +66,17 @@ impl Invariant {
             Self::Subscriptions => "subscription: received + missed = published since its start",
             Self::Order => "ids rise, and so do the sequence numbers of each publisher",
             Self::Payloads => "payloads are complete, in their topic, with their attributes",
+            Self::Groups => {
+                "group: published = acked + dead letters + expired + evicted + still there"
+            }
+            Self::Deliveries => {
+                "deliveries = acks + nacks + ended leases + live leases, as clients count"
+            }
+            Self::Leases => {
+                "one live lease of a message at a time; only live leases can be settled"
+            }
+            Self::Acks => "each job is acknowledged once or a dead letter, none is lost",
+            Self::DeadLetters => "dead letters are complete, and say where they come from",
             Self::Responses => "each request is answered according to the protocol",
             Self::StillAllowed => "permitted clients are accepted, and not ended by a reload",
             Self::NotAllowed => {
@@ -92,7 +113,7 @@ impl Count {
         self.confirmed..=self.confirmed + self.unconfirmed
     }
 
-    fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         self.confirmed += other.confirmed;
         self.unconfirmed += other.unconfirmed;
     }
@@ -135,6 +156,10 @@ pub(super) struct Invariants {
     states: BTreeMap<Invariant, InvariantState>,
     actions: BTreeMap<&'static str, u64>,
     topics: BTreeMap<String, TopicRecord>,
+    /// What workers know of groups in this round.
+    pub(super) groups: GroupRecords,
+    /// The dead letters of all rounds before.
+    pub(super) dead_letters: u64,
     published: Count,
     pulled: Count,
     /// The messages received by all subscribers.
@@ -236,5 +261,6 @@ impl Invariants {
     /// Forgets all topics after they were deleted. New ones have other epochs.
     pub(super) fn forget_topics(&mut self) {
         self.topics.clear();
+        self.groups = GroupRecords::default();
     }
 }

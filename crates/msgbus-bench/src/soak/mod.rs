@@ -8,7 +8,9 @@
 mod acl_model;
 mod chaos;
 mod credentials;
+mod drain;
 mod follow;
+mod groups;
 mod ids;
 mod invariants;
 mod keys;
@@ -20,10 +22,12 @@ mod reconcile;
 mod reload;
 mod report;
 mod resource_use;
+mod settle;
 mod socket_queues;
 mod subscription_model;
 mod topics;
 mod transport;
+mod workers;
 
 use std::{
     cell::{Cell, RefCell},
@@ -46,6 +50,7 @@ use tokio::{
 
 use self::{
     follow::Follower,
+    groups::Held,
     invariants::{Invariant, Invariants},
     keys::Keys,
     payload::{Described, Origin},
@@ -54,6 +59,7 @@ use self::{
     raw_client::{Cut, Endpoint},
     resource_use::ResourceUse,
     subscription_model::LiveSubscription,
+    workers::Worker,
 };
 use crate::{
     certificate::{self, Certificate},
@@ -90,6 +96,7 @@ const FIRST_ROUND: Duration = Duration::from_secs(10);
 const ROUND: Duration = Duration::from_secs(60);
 const PUBLISHERS: usize = 8;
 const PULLERS: usize = 8;
+const WORKERS: usize = 16;
 const FOLLOWERS: usize = 32;
 /// The key file in the folder of the server.
 const KEY_FILE: &str = "keys.toml";
@@ -111,6 +118,8 @@ struct Soak {
     invariants: RefCell<Invariants>,
     /// The active subscriptions of the soak, by the address of the client.
     live: RefCell<BTreeMap<String, LiveSubscription>>,
+    /// The leases that workers hold when the load is over.
+    held: RefCell<Vec<Held>>,
     /// The number of followers that are connecting.
     connecting: Cell<usize>,
     publishers: Cell<u64>,
@@ -133,6 +142,16 @@ impl Soak {
         format!("{method} {target} HTTP/1.1\r\nHost: soak.localhost\r\n{}\r\n", self.admin_header)
     }
 
+    /// A POST request with the key that allows everything.
+    fn post(&self, target: &str, body: &str) -> Vec<u8> {
+        let length = body.len();
+        format!(
+            "POST {target} HTTP/1.1\r\nHost: soak.localhost\r\n{}Content-Length: {length}\r\n\r\n{body}",
+            self.admin_header
+        )
+        .into_bytes()
+    }
+
     /// A new publisher.
     fn new_origin(&self) -> Origin {
         self.publishers.set(self.publishers.get() + 1);
@@ -152,6 +171,11 @@ impl Soak {
         };
         self.invariants.borrow_mut().count(what, 1);
         cut
+    }
+
+    /// Records a response that violates the protocol.
+    fn record_fault(&self, what: &str) {
+        self.invariants.borrow_mut().check(Invariant::Responses, false, || what.to_owned());
     }
 
     /// Records a failed request. A connection may break, but a timeout is a violation.
@@ -196,6 +220,7 @@ pub fn run(options: &Options) -> anyhow::Result<SoakResult> {
         phase: watch::Sender::new(Phase::Over),
         invariants: RefCell::default(),
         live: RefCell::default(),
+        held: RefCell::default(),
         connecting: Cell::default(),
         publishers: Cell::default(),
     });
@@ -241,13 +266,18 @@ async fn rounds(soak: &Rc<Soak>, mut rng: Rng, mut left: Duration) -> io::Result
     let mut usage = vec![resource_use::rest(pid(), 0).await?];
     let mut length = FIRST_ROUND.min(left / 4);
     while !length.is_zero() {
+        drain::create_groups(soak).await?;
         round(soak, &mut rng, length, left).await?;
+        drain::hold(soak).await?;
         if soak.is_durable {
             kill(soak, &mut rng).await?;
         }
         report::progress(&soak.invariants.borrow(), "settling");
+        settle::settle_held(soak).await?;
+        drain::drain(soak, &mut rng).await?;
+        reconcile::finish(soak).await?;
         reconcile::clear(soak).await?;
-        usage.push(resource_use::rest(pid(), usage[0].files).await?);
+        usage.push(resource_use::rest(pid(), usage[0].files.len()).await?);
         resource_use::compare(&mut soak.invariants.borrow_mut(), &usage);
         left = left.saturating_sub(length);
         length = ROUND.min(left);
@@ -275,6 +305,9 @@ async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration)
     for _ in 0..PULLERS {
         workers.spawn_local(Puller::new(soak, rng.fork()).run());
     }
+    for _ in 0..WORKERS {
+        workers.spawn_local(Worker::new(soak, rng.fork()).run());
+    }
     for _ in 0..FOLLOWERS {
         followers.spawn_local(Follower::new(soak, rng.fork()).run());
     }
@@ -283,6 +316,7 @@ async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration)
         workers.spawn_local(chaos::send_bad_requests(Rc::clone(soak), rng.fork()));
     }
     workers.spawn_local(chaos::delete(Rc::clone(soak), rng.fork()));
+    workers.spawn_local(chaos::move_groups(Rc::clone(soak), rng.fork()));
     workers.spawn_local(chaos::crowd(Rc::clone(soak), rng.fork()));
     workers.spawn_local(reload::reload(Rc::clone(soak), rng.fork()));
 

@@ -93,7 +93,7 @@ impl Publisher {
             }
         }
         let mut query = if lines.is_some() { "split=lines" } else { "" }.to_owned();
-        if !topic.is_kept() && self.rng.u8(..4) == 0 {
+        if !topic.is_kept() && !topic.is_for_jobs() && self.rng.u8(..4) == 0 {
             query.push_str("&ttl=");
             query.push_str(TTLS[self.rng.usize(..TTLS.len())]);
         }

@@ -124,13 +124,13 @@ impl Puller {
                 for line in body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                     match json::read_message(line) {
                         Ok(message) => self.take(request, &message),
-                        Err(error) => self.record_fault(&format!("GET {name}: {error}")),
+                        Err(error) => self.soak.record_fault(&format!("GET {name}: {error}")),
                     }
                 }
             }
             204 | 404 => self.soak.invariants.borrow_mut().count("pulls without a message", 1),
             503 => self.soak.invariants.borrow_mut().count("pulls refused at a limit", 1),
-            status => self.record_fault(&format!("GET {name}: {status}")),
+            status => self.soak.record_fault(&format!("GET {name}: {status}")),
         }
     }
 
@@ -156,9 +156,5 @@ impl Puller {
         invariants.check(Invariant::Order, last.is_none_or(|last| last < message.id()), || {
             format!("GET {name}: #{} after {last:?}", message.id())
         });
-    }
-
-    fn record_fault(&self, what: &str) {
-        self.soak.invariants.borrow_mut().check(Invariant::Responses, false, || what.to_owned());
     }
 }

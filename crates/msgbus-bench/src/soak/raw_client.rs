@@ -61,7 +61,12 @@ impl From<&ResponseHead<'_>> for Head {
 impl Head {
     /// The value of a numeric header.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
-        self.headers.get(name)?.parse().ok()
+        self.text(name)?.parse().ok()
+    }
+
+    /// The value of a header.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

@@ -2,15 +2,18 @@
 
 use std::{io, time::Duration};
 
+use bytes::Bytes;
 use msgbus_client::{Position, TopicDetails};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep};
 
 use super::{
     Soak,
+    drain::{self, Described},
     invariants::{Count, Invariant, Invariants},
     raw_client::RawClient,
     socket_queues::Queues,
+    topics::Topic,
 };
 
 /// How long messages in flight may take to arrive.
@@ -83,24 +86,40 @@ pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
         let topics = topics(soak, &mut client).await?;
         let totals: Totals = get(soak, &mut client, "/-/stats").await?;
         // No await until the comparison, so the clients' state cannot change in between.
-        let is_quiet = topics.iter().all(|details| is_quiet(soak, details));
+        let is_quiet = topics.iter().all(|(details, ..)| is_quiet(soak, details));
         if is_quiet || Instant::now() > give_up {
             break (topics, totals);
         }
         sleep(POLL_INTERVAL).await;
     };
     let mut invariants = soak.invariants.borrow_mut();
-    for details in &topics {
+    for (details, groups, life) in &topics {
         check_topic(&mut invariants, details);
-        compare_topic(&mut invariants, details);
+        compare_topic(&mut invariants, details, *life);
+        drain::compare_groups(&mut invariants, details, &groups.groups, *life);
         compare_subscriptions(soak, &mut invariants, details);
     }
+    check_bus(&mut invariants, &totals);
+    Ok(())
+}
+
+/// Compares what has become of all jobs, and the counters of the bus, when all jobs are done.
+pub(super) async fn finish(soak: &Soak) -> io::Result<()> {
+    let mut client = RawClient::open(&soak.endpoint).await?;
+    let topics = topics(soak, &mut client).await?;
+    let totals: Totals = get(soak, &mut client, "/-/stats").await?;
+    let mut invariants = soak.invariants.borrow_mut();
+    for (details, groups, life) in &topics {
+        drain::compare_groups(&mut invariants, details, &groups.groups, *life);
+    }
+    drain::compare_jobs(&mut invariants, &topics);
     check_bus(&mut invariants, &totals);
     if soak.is_durable {
         // The counters of deleted topics do not survive a restart.
         return Ok(());
     }
-    let (published, pulled) = (invariants.all_published(), invariants.all_pulled());
+    let (mut published, pulled) = (invariants.all_published(), invariants.all_pulled());
+    published.confirmed += invariants.dead_letters;
     compare(
         &mut invariants,
         Invariant::Published,
@@ -122,9 +141,10 @@ pub(super) async fn after_restart(soak: &Soak) -> io::Result<()> {
     let topics = topics(soak, &mut client).await?;
     let totals: Totals = get(soak, &mut client, "/-/stats").await?;
     let mut invariants = soak.invariants.borrow_mut();
-    for details in &topics {
+    for (details, groups, life) in &topics {
         check_topic(&mut invariants, details);
-        compare_topic(&mut invariants, details);
+        compare_topic(&mut invariants, details, *life);
+        drain::compare_groups(&mut invariants, details, &groups.groups, *life);
     }
     check_bus(&mut invariants, &totals);
     Ok(())
@@ -172,10 +192,13 @@ fn is_quiet(soak: &Soak, details: &TopicDetails) -> bool {
         })
 }
 
-fn compare_topic(invariants: &mut Invariants, details: &TopicDetails) {
+fn compare_topic(invariants: &mut Invariants, details: &TopicDetails, created: u64) {
     let topic = &details.topic;
+    if Topic::named(&topic.name).is_of_dead_letters() {
+        // No client publishes there.
+        return;
+    }
     let epoch = topic.epoch.parse().unwrap_or(0);
-    let created = created(&topic.created);
     let known = invariants.record(&topic.name);
     let (published, end) = known.map(|known| known.published(epoch)).unwrap_or_default();
     let (pulled, pulled_end) = known.map(|known| known.pulled(created)).unwrap_or_default();
@@ -262,10 +285,13 @@ fn created(text: &str) -> u64 {
     }
 }
 
-async fn topics(soak: &Soak, client: &mut RawClient) -> io::Result<Vec<TopicDetails>> {
+async fn topics(soak: &Soak, client: &mut RawClient) -> io::Result<Vec<Described>> {
     let mut topics = Vec::new();
     for name in names(soak, client).await? {
-        topics.push(get(soak, client, &format!("/-/topics/{name}")).await?);
+        let body = get_bytes(soak, client, &format!("/-/topics/{name}")).await?;
+        let details: TopicDetails = serde_json::from_slice(&body)?;
+        let life = created(&details.topic.created);
+        topics.push((details, serde_json::from_slice(&body)?, life));
     }
     Ok(topics)
 }
@@ -281,9 +307,12 @@ async fn get<T: DeserializeOwned>(
     client: &mut RawClient,
     path: &str,
 ) -> io::Result<T> {
+    Ok(serde_json::from_slice(&get_bytes(soak, client, path).await?)?)
+}
+
+async fn get_bytes(soak: &Soak, client: &mut RawClient, path: &str) -> io::Result<Bytes> {
     client.send(soak.request("GET", path).as_bytes()).await?;
-    let (_, body) = client.read_response(true).await?;
-    Ok(serde_json::from_slice(&body)?)
+    Ok(client.read_response(true).await?.1)
 }
 
 /// What the system holds of a subscriber's connection. If one side lacks messages and the queues are empty, either the

@@ -24,7 +24,7 @@ pub(super) fn text(invariants: &Invariants, usage: &[ResourceUse], options: &Opt
     }
     text.push_str("\nthe idle server, before the first and after each round\n");
     for ResourceUse { memory, files } in usage {
-        text.push_str(&format!("{:>9.1} MB  {files} open files\n", mega(*memory)));
+        text.push_str(&format!("{:>9.1} MB  {} open files\n", mega(*memory), files.len()));
     }
     text.push_str(&format!(
         "(after the first round, memory may grow by {GROWTH_PERCENT} % plus {:.1} MB, open files not at all)\n\n",

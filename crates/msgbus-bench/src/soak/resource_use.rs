@@ -1,6 +1,6 @@
 //! The resource use of the idle server, and whether it grows.
 
-use std::{fs, io, time::Duration};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use msgbus_load::Server;
 use tokio::time::{Instant, sleep};
@@ -17,16 +17,23 @@ pub(super) const GROWTH_PERCENT: u64 = 25;
 pub(super) const GROWTH_BYTES: u64 = 4 << 20;
 
 /// The resource use of the idle server, before the first round and after each round.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct ResourceUse {
     /// Resident memory, in bytes.
     pub(super) memory: u64,
-    pub(super) files: usize,
+    /// The open files: paths, and the numbers of pipes and sockets.
+    pub(super) files: Vec<PathBuf>,
 }
 
 impl ResourceUse {
     fn of(pid: u32) -> io::Result<Self> {
-        let files = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+        let all = fs::read_dir(format!("/proc/{pid}/fd"))?;
+        // A file may be closed meanwhile.
+        let mut files: Vec<_> =
+            all.filter_map(|file| fs::read_link(file.ok()?.path()).ok()).collect();
+        // After a restart a segment may be open twice: to be read, and to be written.
+        files.sort_unstable();
+        files.dedup_by(|one, other| one == other && one.extension().is_some_and(|e| e == "seg"));
         Ok(Self { memory: Server::new([pid]).resident()?, files })
     }
 }
@@ -35,7 +42,8 @@ impl ResourceUse {
 pub(super) async fn rest(pid: u32, files: usize) -> io::Result<ResourceUse> {
     let begin = Instant::now();
     sleep(SWEEPS).await;
-    while files > 0 && ResourceUse::of(pid)?.files > files && begin.elapsed() < CLOSE_TIMEOUT {
+    while files > 0 && ResourceUse::of(pid)?.files.len() > files && begin.elapsed() < CLOSE_TIMEOUT
+    {
         sleep(Duration::from_millis(100)).await;
     }
     ResourceUse::of(pid)
@@ -44,8 +52,9 @@ pub(super) async fn rest(pid: u32, files: usize) -> io::Result<ResourceUse> {
 pub(super) fn compare(invariants: &mut Invariants, usage: &[ResourceUse]) {
     let [start, first, rest @ ..] = usage else { return };
     let now = rest.last().unwrap_or(first);
-    invariants.check(Invariant::Descriptors, now.files == start.files, || {
-        format!("{} at the start, now {}", start.files, now.files)
+    let (before, after) = (start.files.len(), now.files.len());
+    invariants.check(Invariant::Descriptors, after == before, || {
+        format!("{before} at the start, now {after}: {:?} and {:?}", start.files, now.files)
     });
     if rest.is_empty() {
         return;
