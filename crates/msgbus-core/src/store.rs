@@ -115,7 +115,7 @@ pub enum GroupChange {
     /// This is the whole group. It replaces what the number stood for, if anything.
     Set(Box<KeptGroup>),
     /// Messages were handed out, given back or settled.
-    Update(GroupUpdate),
+    Update(Box<GroupUpdate>),
     /// The group was removed.
     Removed,
 }

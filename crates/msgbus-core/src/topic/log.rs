@@ -56,6 +56,14 @@ impl Entry<'_> {
         }
     }
 
+    /// The message, if it is in memory.
+    pub(crate) fn message(&self) -> Option<&Message> {
+        match self {
+            Self::Hot(message) => Some(message),
+            Self::Cold(_) => None,
+        }
+    }
+
     pub(crate) fn created(&self) -> WallTime {
         match self {
             Self::Hot(message) => message.created_at(),

@@ -78,7 +78,8 @@ impl<'a> GroupRecord<'a> {
                 let count = decode_count(&mut fields)?;
                 let open = decode_open(&mut fields, count)?;
                 let settled = decode_settled(&mut fields)?;
-                Ok(GroupChange::Update(GroupUpdate { next_id, open, settled, counters }))
+                let update = GroupUpdate { next_id, open, settled, counters };
+                Ok(GroupChange::Update(Box::new(update)))
             }
             GroupKind::Removed => Ok(GroupChange::Removed),
         }
@@ -90,8 +91,8 @@ pub(crate) fn is_within_limits(number: u8, change: &GroupChange) -> bool {
     number <= MAX_NUMBER
         && match change {
             GroupChange::Set(group) => group.open.len() <= MAX_MESSAGES,
-            GroupChange::Update(GroupUpdate { open, settled, .. }) => {
-                open.len() <= MAX_MESSAGES && settled.len() <= MAX_MESSAGES
+            GroupChange::Update(update) => {
+                update.open.len() <= MAX_MESSAGES && update.settled.len() <= MAX_MESSAGES
             }
             GroupChange::Removed => true,
         }

@@ -40,7 +40,7 @@ fn ids(world: &World, epoch: u64) -> Vec<u64> {
 fn one_sync_serves_all_who_wait() {
     let mut world = opened_with(1 << 20);
     let topics: Vec<_> =
-        (0..30).map(|n| world.create_topic(&format!("t{n}"), Promise::Synced)).collect();
+        (0..50).map(|n| world.create_topic(&format!("t{n}"), Promise::Synced)).collect();
     for topic in &topics {
         world.publish(*topic, 1, 10).expect("accepted");
         assert_eq!(committed(&world, *topic), 0);

@@ -62,12 +62,13 @@ fn lease(ids: std::ops::Range<u64>) -> Record {
     let counters = GroupCounters { delivered: ids.end, ..GroupCounters::default() };
     let (next_id, settled) = (ids.end, Vec::new());
     let open = ids.map(open).collect();
-    change(GroupChange::Update(GroupUpdate { next_id, open, settled, counters }))
+    change(GroupChange::Update(Box::new(GroupUpdate { next_id, open, settled, counters })))
 }
 
 fn ack(next_id: u64, settled: Vec<u64>) -> Record {
     let counters = GroupCounters { acked: next_id, ..GroupCounters::default() };
-    change(GroupChange::Update(GroupUpdate { next_id, open: Vec::new(), settled, counters }))
+    let update = GroupUpdate { next_id, open: Vec::new(), settled, counters };
+    change(GroupChange::Update(Box::new(update)))
 }
 
 fn note(world: &mut World, epoch: u64, record: Record) {

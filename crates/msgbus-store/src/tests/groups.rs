@@ -37,7 +37,7 @@ pub(super) fn any_change(
     let change = match (groups.get(&number), random.u32(..20)) {
         (None, _) | (_, 0) => GroupChange::Set(Box::new(any_group(random, topic))),
         (_, 1) => GroupChange::Removed,
-        (Some(group), _) => GroupChange::Update(any_update(random, group, topic)),
+        (Some(group), _) => GroupChange::Update(Box::new(any_update(random, group, topic))),
     };
     (number, change)
 }

@@ -1,6 +1,6 @@
 //! The rules of one group: which message is delivered next, and what becomes of it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     super::log::{Entry, Log},
@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     model::{
-        GroupName, GroupSettings, LeaseKey, LeaseToken, MonotonicTime, Nanos, Now, Settlement,
+        GroupName, GroupSettings, LeaseKey, LeaseToken, Message, MonotonicTime, Nanos, Now,
+        Settlement, WallTime,
     },
     stats::GroupCounters,
 };
@@ -132,6 +133,7 @@ impl Group {
         key: LeaseKey,
         settlement: &Settlement,
         waits_for_store: bool,
+        log: &Log,
         now: Now,
     ) -> bool {
         let Some(open) = self.open.leased_until(key, now.monotonic) else { return false };
@@ -152,8 +154,9 @@ impl Group {
                 self.give_back(key.id, deliveries, ready, now.monotonic);
             }
             Settlement::Extend { lease } => {
-                let lease = Nanos::from((*lease).min(LeaseToken::MAX_TIME));
-                self.open.change(key.id, State::Leased, now.monotonic.after(lease));
+                let entry = log.first_from(key.id, now.monotonic);
+                let message = entry.as_ref().and_then(Entry::message);
+                self.open.change(key.id, State::Leased, lease_end(message, *lease, now));
             }
         }
         true
@@ -253,6 +256,16 @@ impl Group {
     pub(super) fn skip_to(&mut self, next_id: u64) {
         self.next_id = self.next_id.max(next_id);
     }
+}
+
+/// When a lease from now ends: not after its message, if that is in memory.
+pub(super) fn lease_end(message: Option<&Message>, lease: Duration, now: Now) -> MonotonicTime {
+    let lease = Nanos::from(lease.min(LeaseToken::MAX_TIME));
+    let left = match message.map(Message::expires_at) {
+        None | Some(WallTime::NEVER) => lease,
+        Some(expires) => lease.min(expires.since(now.wall)),
+    };
+    now.monotonic.after(left)
 }
 
 /// The beginning of a reason, as much as is kept.

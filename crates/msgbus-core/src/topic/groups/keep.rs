@@ -170,7 +170,7 @@ impl Topic {
         let group = self.groups.as_mut().and_then(|groups| groups.get_mut(number));
         let Some(group) = group else { return Ok(None) };
         let change = if group.is_stored {
-            GroupChange::Update(update(group))
+            GroupChange::Update(Box::new(update(group)))
         } else {
             GroupChange::Set(Box::new(group.whole(now)))
         };

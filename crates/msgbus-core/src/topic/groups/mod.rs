@@ -12,10 +12,7 @@ use std::{
 use super::{Commit, Page, State as TopicState, TakeError, Taken, Topic, waiters::WaiterId};
 use crate::{
     error::LeaseError,
-    model::{
-        GroupName, LeaseKey, LeaseToken, Leased, Message, MonotonicTime, Nanos, Now, Settlement,
-        WallTime,
-    },
+    model::{GroupName, LeaseKey, LeaseToken, Leased, MonotonicTime, Now, Settlement},
     options::LeaseOptions,
     store::{GroupUpdate, StoreError},
 };
@@ -32,7 +29,10 @@ pub(crate) use self::{
     settings::SetGroup,
 };
 pub(super) use self::{group::Cause, keep::GroupStep};
-use self::{group::Group, open::Holder};
+use self::{
+    group::{Group, lease_end},
+    open::Holder,
+};
 
 /// The groups of one topic.
 #[derive(Debug, Default)]
@@ -204,7 +204,6 @@ impl Topic {
         page: &mut Page,
     ) -> Result<Vec<Leased>, TakeError<LeaseError>> {
         let LeaseOptions { lease, limit, holder: label, .. } = options;
-        let lease = Nanos::from((*lease).min(LeaseToken::MAX_TIME));
         let Some(groups) = &mut self.groups else { return Ok(Vec::new()) };
         let mut holder = None;
         let mut messages: Vec<Leased> = Vec::new();
@@ -229,7 +228,7 @@ impl Topic {
             let key = LeaseKey { id: message.id(), nonce: groups.nonce() };
             let holder = holder
                 .get_or_insert_with(|| Arc::new(Holder { label: label.clone(), since: now.wall }));
-            let deadline = lease_end(&message, lease, now);
+            let deadline = lease_end(Some(&message), *lease, now);
             let expires = now.wall_at(deadline).into();
             let Some(group) = groups.get_mut(number) else { break };
             let deliveries = group.lease(key, deadline, holder);
@@ -307,7 +306,7 @@ impl Topic {
         let mut settled = Settled::default();
         let mut kept = Vec::new();
         for (index, key) in keys.iter().enumerate() {
-            if !group.settle(*key, settlement, is_durable, now) {
+            if !group.settle(*key, settlement, is_durable, &self.log, now) {
                 settled.lost.push(index);
             } else if is_durable {
                 kept.push(*key);
@@ -340,13 +339,4 @@ impl Topic {
         let group = self.groups.as_ref().and_then(|groups| groups.get(number));
         group.map(|group| group.update(keys, now)).unwrap_or_default()
     }
-}
-
-/// When a lease ends: not after its message.
-fn lease_end(message: &Message, lease: Nanos, now: Now) -> MonotonicTime {
-    let left = match message.expires_at() {
-        WallTime::NEVER => lease,
-        expires => lease.min(expires.since(now.wall)),
-    };
-    now.monotonic.after(left)
 }
