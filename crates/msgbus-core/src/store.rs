@@ -303,7 +303,7 @@ pub enum Durability {
 
 impl Durability {
     /// `memory`, `written` or `synced`.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::Written => "written",

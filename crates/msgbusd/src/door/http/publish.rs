@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::{
     Request, StatusCode,
     body::Incoming,
-    header::{HeaderMap, HeaderName, HeaderValue},
+    header::{HeaderMap, HeaderName},
 };
 use msgbus_core::{NewMessage, PublishedBatch, TopicName, parse_duration, store::Durability};
 use tokio::task::yield_now;
@@ -89,7 +89,7 @@ fn accepted<B, const N: usize>(
         headers.insert(name, response::number(id));
     }
     headers.insert(MSGBUS_EPOCH, response::epoch(epoch));
-    headers.insert(MSGBUS_DURABILITY, HeaderValue::from_static(durability.as_str()));
+    headers.insert(MSGBUS_DURABILITY, response::durability(durability));
     let mut response = empty(StatusCode::ACCEPTED);
     *response.headers_mut() = headers;
     response

@@ -8,7 +8,7 @@ use hyper::{
     Response, StatusCode,
     header::{self, HeaderMap, HeaderValue},
 };
-use msgbus_core::StartPosition;
+use msgbus_core::{StartPosition, store::Durability};
 
 use super::names::{MSGBUS_EPOCH, MSGBUS_MISSED, MSGBUS_NEXT_ID, MSGBUS_RESTARTED};
 use super::stream::StreamingBody;
@@ -50,6 +50,18 @@ pub(super) fn epoch(epoch: u64) -> HeaderValue {
         }
         written.clone()
     })
+}
+
+/// A durability as a header value. The values are checked when they are compiled.
+pub(super) fn durability(durability: Durability) -> HeaderValue {
+    const MEMORY: HeaderValue = HeaderValue::from_static(Durability::Memory.as_str());
+    const WRITTEN: HeaderValue = HeaderValue::from_static(Durability::Written.as_str());
+    const SYNCED: HeaderValue = HeaderValue::from_static(Durability::Synced.as_str());
+    match durability {
+        Durability::Memory => MEMORY,
+        Durability::Written => WRITTEN,
+        Durability::Synced => SYNCED,
+    }
 }
 
 pub(super) fn empty(status: StatusCode) -> HttpResponse {
