@@ -87,6 +87,7 @@ pub(crate) struct Sub {
 pub(crate) struct Topics {
     pub(crate) client: Client,
     pub(crate) prefix: String,
+    pub(crate) groups: bool,
     pub(crate) json: bool,
 }
 
@@ -270,7 +271,8 @@ impl Options {
         arguments: &mut impl Iterator<Item = OsString>,
     ) -> Result<Topics, Failure> {
         let prefix = arguments.next().map_or(Ok(String::new()), |prefix| text(Some(prefix), ""))?;
-        Ok(Topics { prefix, json: self.switch("--json"), client: self.client()?.0 })
+        let (groups, json) = (self.switch("--groups"), self.switch("--json"));
+        Ok(Topics { prefix, groups, json, client: self.client()?.0 })
     }
 
     fn publish(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pub, Failure> {

@@ -303,7 +303,7 @@ pub(crate) const COMMANDS: [CommandSpec; 20] = [
         arguments: "[PREFIX]",
         about: "List the topics and what is in them",
         details: "With PREFIX, lists only topics whose names begin with it.",
-        examples: &["msgbus topics", "msgbus topics --json orders/"],
+        examples: &["msgbus topics", "msgbus topics --json orders/", "msgbus topics --groups"],
         max_arguments: 1,
         takes: "one prefix",
         runs_a_command: false,

@@ -59,7 +59,7 @@ impl Source {
             return Ok(BTreeSet::from([topic.clone()]));
         }
         let groups = match client.inspect(&self.topic).await {
-            Ok(details) => details.map(|details| details.topic.groups).unwrap_or_default(),
+            Ok(details) => details.map(|details| details.groups).unwrap_or_default(),
             // The key may not inspect.
             Err(ClientError::Refused { status: 403, .. }) => Vec::new(),
             Err(error) => return Err(error.into()),

@@ -59,7 +59,7 @@ impl OptionSpec {
     }
 }
 
-pub(crate) const OPTIONS: [OptionSpec; 73] = [
+pub(crate) const OPTIONS: [OptionSpec; 74] = [
     OptionSpec::new("--count", "exit after N messages").short("-n").value("N").only(&[Sub, Work]),
     OptionSpec::new("--count", "take N messages, then exit [1]")
         .short("-n")
@@ -196,6 +196,8 @@ pub(crate) const OPTIONS: [OptionSpec; 73] = [
         .value("HEADER")
         .only(&[Pub]),
     OptionSpec::new("--wait", "accepted for compatibility; has no effect").short("-w").only(&[Pub]),
+    OptionSpec::new("--groups", "show their groups too, with a request for each topic")
+        .only(&[Topics]),
     OptionSpec::new("--json", "print one JSON object per line").only(&[Topics, Info, Group, Bench]),
     OptionSpec::new("--csv", "print a header line and a line of values").only(&[Bench]),
     OptionSpec::new("--clients", "connections that publish or pull [16; fanout, latency: 1]")

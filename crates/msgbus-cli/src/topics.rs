@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use msgbus_client::{
     Client, ClientError, Message, Position, PullOptions, SubscriberDetails, TopicDetails,
     TopicName, TopicSummary,
@@ -22,21 +23,36 @@ use crate::{
     signals::Stop,
 };
 
+/// How many topics are inspected at the same time.
+const CONCURRENCY: usize = 16;
+
 pub(crate) async fn list(args: Topics) -> Result<Exit, Failure> {
     let topics = args.client.topics(&args.prefix).await?;
-    if args.json {
+    let details = if args.groups { inspect(&args.client, &topics).await? } else { Vec::new() };
+    if args.json && args.groups {
+        print(&details.iter().map(json_line).collect::<String>())?;
+    } else if args.json {
         print(&topics.iter().map(json_line).collect::<String>())?;
     } else {
         let head = ["TOPIC", "MESSAGES", "TO PULL", "BYTES", "SUBSCRIBERS", "PUBLISHED", "MISSED"];
         let mut text = table(head, topics.iter().map(row));
-        let mut groups = topics.iter().flat_map(|topic| &topic.groups).peekable();
-        if groups.peek().is_some() {
-            text.push('\n');
-            text.push_str(&groups::summary(groups, false));
+        if args.groups {
+            let groups = details.iter().flat_map(|details| &details.groups);
+            text.push_str(&format!("\n{}", groups::summary(groups, false)));
         }
         print(&text)?;
     }
     Ok(Exit::Done)
+}
+
+/// Describes topics, without those that were deleted meanwhile.
+async fn inspect(client: &Client, topics: &[TopicSummary]) -> Result<Vec<TopicDetails>, Failure> {
+    let names = topics.iter().filter_map(|topic| topic.name.parse::<TopicName>().ok());
+    let details = stream::iter(names)
+        .map(async |name| client.inspect(&name).await)
+        .buffered(CONCURRENCY)
+        .try_collect::<Vec<_>>();
+    Ok(details.await?.into_iter().flatten().collect())
 }
 
 fn row(topic: &TopicSummary) -> [String; 7] {
@@ -60,7 +76,7 @@ pub(crate) async fn info(args: Info) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     let mut text = describe(&details);
-    let groups = &details.topic.groups;
+    let groups = &details.groups;
     if !groups.is_empty() {
         text.push_str(&format!("\n{}", groups::summary(groups.iter(), true)));
         let leases = groups::leases(&args.client, &args.topic, groups).await?;

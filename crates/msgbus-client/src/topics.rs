@@ -37,9 +37,6 @@ pub struct TopicSummary {
     pub expired_unpulled: u64,
     pub evicted: u64,
     pub evicted_unpulled: u64,
-    /// The groups, if the server lists them here.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub groups: Vec<GroupSummary>,
 }
 
 /// A topic with its limits and subscriptions.
@@ -53,6 +50,8 @@ pub struct TopicDetails {
     pub max_bytes: u64,
     pub overflow: String,
     pub subscriptions: Vec<SubscriberDetails>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupSummary>,
 }
 
 /// One subscription of a topic.

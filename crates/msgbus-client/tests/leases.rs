@@ -239,7 +239,7 @@ async fn a_group_is_created_changed_moved_and_removed() {
     assert_eq!((&*created.group, &*created.topic), ("workers", "a b/ü"));
     assert_eq!((created.max_deliveries, created.dead_letters.as_deref()), (3, Some("failed/ü")));
     daemon.put("a b/ü", "x");
-    assert_eq!(client.inspect(&topic).await.unwrap().unwrap().topic.groups[0].pending, 1);
+    assert_eq!(client.inspect(&topic).await.unwrap().unwrap().groups[0].pending, 1);
     let moved = GroupChange { since: Some(Position::New), ..GroupChange::default() };
     let moved = client.set_group(&topic, &group, &moved).await.unwrap().group;
     assert_eq!((moved.pending, moved.max_deliveries), (0, 3));

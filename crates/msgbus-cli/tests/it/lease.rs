@@ -168,6 +168,17 @@ async fn a_group_is_shown_and_changed() {
     assert_eq!(row(&info, "w ")[..6], ["w", "1", "1", "0", "0", "0"]);
     let lease = info.lines().last().unwrap();
     assert!(lease.starts_with('w') && lease.contains("127.0.0.1:"), "{info}");
+    daemon.put("another", "x");
+    let topics = on(&daemon, &["topics", "--groups"]).await.out;
+    assert_eq!(row(&topics, "w of t ")[..5], ["w", "of", "t", "1", "1"]);
+    let json = on(&daemon, &["topics", "--groups", "--json"]).await.out;
+    let groups = |line: &str| {
+        let topic: Value = serde_json::from_str(line).unwrap();
+        (topic["name"].clone(), topic["groups"].as_array().map(Vec::len))
+    };
+    let groups: Vec<_> = json.lines().map(groups).collect();
+    assert_eq!(groups, [("another".into(), None), ("t".into(), Some(1))]);
+    assert!(!on(&daemon, &["topics"]).await.out.contains("GROUP"));
     let json = on(&daemon, &["info", "--json", "t"]).await.out;
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["groups"][0]["group"], "w");
