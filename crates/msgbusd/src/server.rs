@@ -21,7 +21,7 @@ use tokio::{
     runtime::Handle,
     select,
     sync::oneshot,
-    task::spawn_blocking,
+    task::{JoinHandle, spawn_blocking},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::rustls::ServerConfig;
@@ -244,8 +244,7 @@ impl Server {
         }
         drop(listeners);
         sweeper.abort();
-        timer.abort();
-        let drained = acceptor.drain().await;
+        let drained = acceptor.drain(timer).await;
         waking.abort();
         drained
     }
@@ -338,7 +337,8 @@ impl<'a> Acceptor<'a> {
         }
     }
 
-    async fn drain(&self) -> Drained {
+    /// Ends all connections, then the timer of groups, and closes the bus.
+    async fn drain(&self, timer: JoinHandle<()>) -> Drained {
         let tasks = || self.workers.iter().map(|(_, worker)| &worker.tasks);
         let count = || tasks().map(|tasks| tasks.tracker.len()).sum();
         let all_ended = || async {
@@ -355,9 +355,15 @@ impl<'a> Acceptor<'a> {
             tasks.stop.drain();
         }
         let left = if timeout(limit, all_ended()).await.is_ok() { 0 } else { count() };
+        timer.abort();
         let bus = self.app.bus.clone();
         // Syncing may take a while. Its failure is counted, and the publishers are told.
-        if let Ok(Err(error)) = spawn_blocking(move || bus.close()).await {
+        let closing = spawn_blocking(move || {
+            // So that a dead letter that has been kept is not published again after a restart.
+            bus.run_due();
+            bus.close()
+        });
+        if let Ok(Err(error)) = closing.await {
             error!("not everything was kept: {error}");
         }
         tasks().for_each(|tasks| tasks.stop.cut());

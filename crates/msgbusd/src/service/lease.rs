@@ -1,6 +1,7 @@
 //! Leasing messages for the workers of a group, and settling the leases.
 
 use std::{
+    cell::RefCell,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -18,7 +19,10 @@ use super::{
     error::ServiceError,
     pull::{QueuedPull, WaitingPull},
 };
-use crate::{auth::Action, net::peer::Peer};
+use crate::{
+    auth::{Action, Principal},
+    net::peer::Peer,
+};
 
 /// The number of leases that are settled before the task yields to other requests.
 const SETTLED_AT_ONCE: usize = 1024;
@@ -146,8 +150,31 @@ impl<'a> Call<'a> {
 
     /// The name under which the leases of this client are listed.
     fn holder(&self) -> Arc<str> {
-        self.label().into()
+        LATEST.with_borrow_mut(|latest| {
+            if let Some(latest) = latest
+                && latest.peer == self.peer
+                && latest.principal.as_ref().map(Arc::as_ptr)
+                    == self.principal.as_ref().map(Arc::as_ptr)
+            {
+                return Arc::clone(&latest.label);
+            }
+            let (peer, principal) = (self.peer, self.principal.clone());
+            let label: Arc<str> = self.label().into();
+            *latest = Some(Holder { peer, principal, label: Arc::clone(&label) });
+            label
+        })
     }
+}
+
+thread_local! {
+    /// The latest client of this thread that has pulled for a group. The same one often pulls again.
+    static LATEST: RefCell<Option<Holder>> = const { RefCell::new(None) };
+}
+
+struct Holder {
+    peer: Peer,
+    principal: Option<Arc<Principal>>,
+    label: Arc<str>,
 }
 
 /// Leases that the client may settle, and the numbers of those that it may not.

@@ -1,7 +1,7 @@
 //! `POST /-/ack`, `/-/nack` and `/-/extend`: settle leases, one by its token in the path, or many in the body.
 //! docs/protocol.md, section 14.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
 
 use bytes::Bytes;
 use chrono::Utc;
@@ -25,14 +25,14 @@ use crate::{
     service::{Call, code::Code},
 };
 
-/// The maximum number of leases in one request.
+/// The maximum number of leases, and of lines, in one request.
 const MAX_LEASES: usize = 10_000;
 /// The maximum size of a body, in bytes. That many of the longest tokens are smaller.
 const MAX_BODY: usize = 4 << 20;
-/// The number of tokens that are read before the task yields to other requests.
-const TOKENS_AT_ONCE: usize = 1024;
-/// How much of a line that is not a token is repeated in the response, in bytes. A token is shorter.
-const MAX_REPEATED: usize = 400;
+/// The number of lines that are read or written before the task yields to other requests.
+const LINES_AT_ONCE: usize = 1024;
+/// How much of a line that is not a token is repeated in the response, in characters.
+const MAX_REPEATED: usize = 100;
 
 /// How long a message may wait after a nack.
 const DELAYS: RangeInclusive<Duration> = Duration::ZERO..=LeaseToken::MAX_TIME;
@@ -112,8 +112,15 @@ pub(super) async fn many(
     unsettled.extend(call.settle_all(tokens, settlement).await?);
     unsettled.sort_unstable_by_key(|(number, _)| *number);
     let mut body = Vec::new();
-    for (number, code) in unsettled {
-        json::write_unsettled(&mut body, repeated(texts[number]), code.word());
+    for (count, (number, code)) in unsettled.into_iter().enumerate() {
+        if count % LINES_AT_ONCE == LINES_AT_ONCE - 1 {
+            yield_now().await;
+        }
+        let text = match code {
+            Code::InvalidLease => Cow::Owned(shortened(texts[number])),
+            _ => Cow::Borrowed(texts[number]),
+        };
+        json::write_unsettled(&mut body, &text, code.word());
         body.push(b'\n');
     }
     let mut response = content(call.worker, "application/x-ndjson", body);
@@ -153,12 +160,16 @@ struct Lines<'a> {
 
 /// Reads all lines before anything is settled.
 async fn read(text: &str) -> Result<Lines<'_>, ApiError> {
+    // Also bounds the empty ones, which are skipped without a yield.
+    if text.bytes().filter(|byte| *byte == b'\n').count() > MAX_LEASES {
+        return Err(ApiError::TooManyTokens { limit: MAX_LEASES });
+    }
     let mut read = Lines { texts: Vec::new(), tokens: Vec::new(), unsettled: Vec::new() };
     for (number, (line, token)) in LeaseToken::parse_lines(text).enumerate() {
         if number == MAX_LEASES {
             return Err(ApiError::TooManyTokens { limit: MAX_LEASES });
         }
-        if number % TOKENS_AT_ONCE == TOKENS_AT_ONCE - 1 {
+        if number % LINES_AT_ONCE == LINES_AT_ONCE - 1 {
             yield_now().await;
         }
         read.texts.push(line);
@@ -170,11 +181,8 @@ async fn read(text: &str) -> Result<Lines<'_>, ApiError> {
     if read.texts.is_empty() { Err(ApiError::NoTokens) } else { Ok(read) }
 }
 
-/// The beginning of a line, as much as the response repeats.
-fn repeated(line: &str) -> &str {
-    let mut end = line.len().min(MAX_REPEATED);
-    while !line.is_char_boundary(end) {
-        end -= 1;
-    }
-    &line[..end]
+/// The beginning of a line, without control characters, which would take several times their size as JSON.
+fn shortened(line: &str) -> String {
+    let visible = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    line.chars().take(MAX_REPEATED).map(visible).collect()
 }
