@@ -7,6 +7,7 @@ mod bench;
 mod cursor;
 mod from_dump;
 mod keys;
+mod killed_workers;
 mod lease;
 mod poll;
 mod publish;
