@@ -53,13 +53,7 @@ pub async fn fan_out(target: &Target, load: &Load, followers: usize) -> io::Resu
         requests::drive(clients, &publishing, &state, Work::Publish).await?;
         let topic = |follower| follower % load.topics.len();
         let expected: u64 = (0..followers).map(|i| state.by_topic[topic(i)].get()).sum();
-        let (mut seen, mut since) = (0, Instant::now());
-        while deliveries.received() < expected && since.elapsed() < QUIET_TIMEOUT {
-            sleep(POLL_INTERVAL).await;
-            if deliveries.received() > seen {
-                (seen, since) = (deliveries.received(), Instant::now());
-            }
-        }
+        deliveries.wait_for(expected).await;
         Ok(expected)
     };
     let expected = tokio::select! {
@@ -72,6 +66,29 @@ pub async fn fan_out(target: &Target, load: &Load, followers: usize) -> io::Resu
     };
     let time = deliveries.last.get().unwrap_or(begin) - begin;
     meters.report(time, accounts.received, accounts, &deliveries.latencies.borrow())
+}
+
+/// Publishes all messages first, and then measures how fast followers receive them. The protocol must be one whose
+/// followers begin with the oldest message, such as [`Replaying`](crate::Replaying).
+///
+/// # Errors
+/// See [`fan_out`].
+pub async fn replay(target: &Target, load: &Load, followers: usize) -> io::Result<Report> {
+    let filled = requests::fill(target, load).await?;
+    let expected: u64 = (0..followers).map(|i| filled[i % filled.len()]).sum();
+    let meters = Meters::start(target)?;
+    let begin = Instant::now();
+    let mut group = Group::connect(target, load, followers).await?;
+    let deliveries = Rc::clone(&group.deliveries);
+    tokio::select! {
+        () = deliveries.wait_for(expected) => {}
+        error = group.ended() => return Err(error),
+    }
+    let mut accounts = deliveries.accounts(Accounts::default());
+    accounts.lost = expected.saturating_sub(accounts.received);
+    let time = deliveries.last.get().unwrap_or(begin) - begin;
+    // The latencies would say how long ago the messages were published.
+    meters.report(time, accounts.received, accounts, &Latencies::new())
 }
 
 /// Subscribes to topics that another process publishes to, until `load.messages` have been received,
@@ -221,6 +238,17 @@ impl SharedTally {
     /// Distinct messages received, summed over all followers.
     fn received(&self) -> u64 {
         self.received.get()
+    }
+
+    /// Waits until as many messages are received, or none for a while.
+    async fn wait_for(&self, expected: u64) {
+        let (mut seen, mut since) = (0, Instant::now());
+        while self.received() < expected && since.elapsed() < QUIET_TIMEOUT {
+            sleep(POLL_INTERVAL).await;
+            if self.received() > seen {
+                (seen, since) = (self.received(), Instant::now());
+            }
+        }
     }
 
     fn batch(&self, follower: usize) -> Batch<'_> {

@@ -50,6 +50,16 @@ impl Http {
         }
         headers
     }
+
+    fn websocket(&self, topic: &str, query: &str) -> WebsocketFollower {
+        let request = format!(
+            "GET {topic}{query} HTTP/1.1\r\n{}Connection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n",
+            self.headers()
+        );
+        let payload = Finder::new(b"\"payload\":\"");
+        WebsocketFollower { request, raw: self.raw, is_open: false, payload }
+    }
 }
 
 const PATH: &AsciiSet =
@@ -65,18 +75,26 @@ impl Protocol for Http {
     }
 
     fn follower(&self, topic: &str) -> Box<dyn Follower> {
-        let query = if self.raw { "?raw" } else { "" };
-        let request = format!(
-            "GET {topic}{query} HTTP/1.1\r\n{}Connection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n",
-            self.headers()
-        );
-        Box::new(WebsocketFollower {
-            request,
-            raw: self.raw,
-            is_open: false,
-            payload: Finder::new(b"\"payload\":\""),
-        })
+        Box::new(self.websocket(topic, if self.raw { "?raw" } else { "" }))
+    }
+}
+
+/// A msgbus server whose followers begin with the oldest message of the topic.
+#[derive(Debug, Clone)]
+pub struct Replaying(pub Http);
+
+impl Protocol for Replaying {
+    fn encode_topic(&self, topic: &str) -> String {
+        self.0.encode_topic(topic)
+    }
+
+    fn requester(&self) -> Box<dyn Requester> {
+        self.0.requester()
+    }
+
+    fn follower(&self, topic: &str) -> Box<dyn Follower> {
+        let query = if self.0.raw { "?raw&since=all" } else { "?since=all" };
+        Box::new(self.0.websocket(topic, query))
     }
 }
 

@@ -28,8 +28,8 @@ mod streaming;
 mod trace;
 
 pub use connection::{Connect, ConnectFn, Connecting, Stream};
-pub use deliveries::{fan_out, follow};
-pub use http::Http;
+pub use deliveries::{fan_out, follow, replay};
+pub use http::{Http, Replaying};
 pub use idle::idle;
 pub use load::{Load, Target};
 pub use process::Server;

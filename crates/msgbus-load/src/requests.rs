@@ -1,6 +1,6 @@
 //! Publishing and pulling, as fast as the server responds or at a given rate.
 
-use std::{io, rc::Rc};
+use std::{cell::Cell, io, rc::Rc};
 
 use tokio::{select, task::JoinSet, time::Instant};
 
@@ -33,6 +33,25 @@ pub async fn publish(target: &Target, load: &Load) -> io::Result<Report> {
 /// # Errors
 /// See [`publish`].
 pub async fn pull(target: &Target, load: &Load) -> io::Result<Report> {
+    let filled = fill(target, load).await?.iter().sum();
+    let load = &Load { batch: 1, ..load.clone() };
+    let state = Rc::new(RunState::new(load));
+    let clients = connect(target, load).await?;
+    let meter = Meters::start(target)?;
+    let begin = Instant::now();
+    drive(clients, load, &state, Work::Pull).await?;
+    let mut report = state.report(begin.elapsed(), meter)?;
+    report.accounts.received = report.accounts.published;
+    report.accounts.published = filled;
+    if load.duration.is_none() {
+        let Accounts { published, received, .. } = report.accounts;
+        report.accounts.lost = published.saturating_sub(received);
+    }
+    Ok(report)
+}
+
+/// Publishes all messages of a load, to each topic as many, and returns how many each topic has.
+pub(crate) async fn fill(target: &Target, load: &Load) -> io::Result<Vec<u64>> {
     const LINES: usize = 200;
     let each = load.messages / load.topics.len() as u64;
     let lines = if load.size * LINES <= 512 << 10 { LINES } else { 1 };
@@ -46,26 +65,14 @@ pub async fn pull(target: &Target, load: &Load) -> io::Result<Report> {
         progress: Progress::default(),
         ..load.clone()
     };
-    let filled = publish(target, &filling).await?;
-    if filled.accounts.refused > 0 {
+    let state = Rc::new(RunState::new(&filling));
+    drive(connect(target, &filling).await?, &filling, &state, Work::Publish).await?;
+    if state.accounts.get().refused > 0 {
         return Err(io::Error::other(
-            "the server rejected the messages that were published for pulling",
+            "the server rejected the messages that were published for reading",
         ));
     }
-    let load = &Load { batch: 1, ..load.clone() };
-    let state = Rc::new(RunState::new(load));
-    let clients = connect(target, load).await?;
-    let meter = Meters::start(target)?;
-    let begin = Instant::now();
-    drive(clients, load, &state, Work::Pull).await?;
-    let mut report = state.report(begin.elapsed(), meter)?;
-    report.accounts.received = report.accounts.published;
-    report.accounts.published = filled.accounts.published;
-    if load.duration.is_none() {
-        let Accounts { published, received, .. } = report.accounts;
-        report.accounts.lost = published.saturating_sub(received);
-    }
-    Ok(report)
+    Ok(state.by_topic.iter().map(Cell::get).collect())
 }
 
 pub(crate) async fn connect(target: &Target, load: &Load) -> io::Result<Vec<Client>> {

@@ -5,8 +5,8 @@ use super::{
     figures::{growth, median, p50, p99, rate, server_cpu},
     servers::Contender,
     variants::{
-        EIGHT_THREADS, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, SYNCED, TWO_THREADS, Variant,
-        WRITTEN,
+        EIGHT_THREADS, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, REPLAY_COLD, SYNCED, TWO_THREADS,
+        Variant, WRITTEN,
     },
 };
 use crate::micro::Measure;
@@ -177,7 +177,7 @@ fn memory(f: &Findings) -> Vec<Goal> {
 }
 
 /// The goals on publishes that survive something. The second contender is the limit.
-fn durable(f: &Findings) -> [Goal; 3] {
+fn durable(f: &Findings) -> [Goal; 4] {
     let own = |key, variant| f.reports(key, Some(Contender::With(variant))).iter();
     let ratio = |key, variant| {
         let limit = f.reports(key, None).iter();
@@ -193,6 +193,12 @@ fn durable(f: &Findings) -> [Goal; 3] {
             ratio("durable-interval", WRITTEN),
         ),
         Goal::at_least("durable-split", "messages a second", 1e6, split),
+        Goal::at_least(
+            "durable-replay",
+            "rate over replay from memory",
+            0.5,
+            ratio("durable-replay", REPLAY_COLD),
+        ),
     ]
 }
 

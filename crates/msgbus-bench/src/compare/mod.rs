@@ -137,7 +137,11 @@ fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::R
                 }
                 found.push((*contender, Vec::new()));
             }
-            None => note(&format!("{}: {} is not installed, skipped", work.key, contender.name())),
+            None => note(&format!(
+                "{}: {} is not installed or too old, skipped",
+                work.key,
+                contender.name()
+            )),
         }
     }
     let runs = if options.quick { 1 } else { options.runs.max(work.min_runs()) };

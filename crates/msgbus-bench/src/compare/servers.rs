@@ -12,12 +12,13 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use msgbus_load::{Http, Protocol, Server, Streaming, Target, Waiting};
+use msgbus_load::{Http, Protocol, Replaying, Server, Streaming, Target, Waiting};
 use tempfile::TempDir;
 
 use super::{
-    peers::{Nats, Redis},
+    peers::{self, Beanstalk, JetStream, Nats, Redis},
     variants::{self, Transport, Variant},
+    works::TOPIC,
 };
 use crate::bare::Push;
 
@@ -34,12 +35,25 @@ pub enum Contender {
     Nchan,
     /// Redis as a queue.
     RedisList,
-    /// Redis as a queue that syncs each write.
-    RedisSynced,
+    /// Redis as a queue in an append-only file.
+    RedisFile(Syncing),
     /// Redis as a channel.
     RedisChannel,
     /// NATS core.
     Nats,
+    /// NATS with a stream on disk.
+    JetStream(Syncing),
+    /// beanstalkd with its write-ahead log.
+    Beanstalk(Syncing),
+}
+
+/// When a server syncs what it has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Syncing {
+    /// Before it answers.
+    Always,
+    /// At its default interval.
+    Later,
 }
 
 impl Contender {
@@ -55,9 +69,14 @@ impl Contender {
             Self::Bare(Push::AtOnce) => "bare, at once",
             Self::Nchan => "nchan",
             Self::RedisList => "redis (list)",
-            Self::RedisSynced => "redis (list, synced)",
+            Self::RedisFile(Syncing::Always) => "redis (list, synced)",
+            Self::RedisFile(Syncing::Later) => "redis (list, file)",
             Self::RedisChannel => "redis (channel)",
             Self::Nats => "nats",
+            Self::JetStream(Syncing::Always) => "nats (stream, synced)",
+            Self::JetStream(Syncing::Later) => "nats (stream)",
+            Self::Beanstalk(Syncing::Always) => "beanstalkd, synced",
+            Self::Beanstalk(Syncing::Later) => "beanstalkd",
         }
     }
 
@@ -66,14 +85,15 @@ impl Contender {
         match self {
             Self::Msgbusd | Self::With(_) | Self::Bare(_) => None,
             Self::Nchan => Some(("nginx", &["-v"])),
-            Self::RedisList | Self::RedisSynced | Self::RedisChannel => {
+            Self::RedisList | Self::RedisFile(_) | Self::RedisChannel => {
                 Some(("redis-server", &["--version"]))
             }
-            Self::Nats => Some(("nats-server", &["--version"])),
+            Self::Nats | Self::JetStream(_) => Some(("nats-server", &["--version"])),
+            Self::Beanstalk(_) => Some(("beanstalkd", &["-v"])),
         }
     }
 
-    /// The version; `None` if the server is not installed.
+    /// The version; `None` if the server is not installed, or too old.
     pub fn version(self) -> Option<String> {
         let Some((program, words)) = self.program() else {
             return Some(concat!("msgbus ", env!("CARGO_PKG_VERSION")).to_owned());
@@ -83,7 +103,10 @@ impl Contender {
         }
         let output = Command::new(program).args(words).output().ok()?;
         let said = [output.stdout, output.stderr].concat();
-        Some(String::from_utf8_lossy(&said).lines().next()?.trim().to_owned())
+        let version = String::from_utf8_lossy(&said).lines().next()?.trim().to_owned();
+        let is_too_old =
+            self == Self::JetStream(Syncing::Always) && !peers::can_sync_always(&version);
+        (!is_too_old).then_some(version)
     }
 
     fn transport(self) -> Transport {
@@ -107,13 +130,16 @@ impl Contender {
                 let http = Http { authorization, ..http };
                 match variant.waiting {
                     Some(waiting) => Rc::new(Streaming { http, waiting }),
+                    None if variant.replays => Rc::new(Replaying(http)),
                     None => Rc::new(http),
                 }
             }
             Self::Nchan => Rc::new(Http { raw: true, ..http }),
-            Self::RedisList | Self::RedisSynced => Rc::new(Redis::List),
+            Self::RedisList | Self::RedisFile(_) => Rc::new(Redis::List),
             Self::RedisChannel => Rc::new(Redis::Channel),
             Self::Nats => Rc::new(Nats),
+            Self::JetStream(_) => Rc::new(JetStream),
+            Self::Beanstalk(_) => Rc::new(Beanstalk),
         }
     }
 
@@ -129,6 +155,9 @@ impl Contender {
         }
         if self.transport() == Transport::Unix {
             running.wait_for_socket(variants::SOCKET)?;
+        }
+        if let Self::JetStream(_) = self {
+            peers::create_stream(running.address(), TOPIC)?;
         }
         Ok(running)
     }
@@ -153,6 +182,14 @@ impl Contender {
                 command.args(["--size", &size.to_string()]).current_dir(folder);
                 command
             }
+            _ => return self.peer_command(port, folder),
+        })
+    }
+
+    fn peer_command(self, port: u16, folder: &Path) -> anyhow::Result<Command> {
+        let address = address(port).to_string();
+        Ok(match self {
+            Self::Msgbusd | Self::With(_) | Self::Bare(_) => bail!("{} is no peer", self.name()),
             Self::Nchan => {
                 let config = folder.join("nginx.conf");
                 fs::write(&config, nginx_config(&address, folder)?)?;
@@ -167,16 +204,31 @@ impl Contender {
                 command.args(["--save", "", "--appendonly", "no"]);
                 command
             }
-            Self::RedisSynced => {
+            Self::RedisFile(sync) => {
                 let mut command = Command::new("redis-server");
                 command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
-                command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]);
-                command.arg(folder);
+                let sync = if sync == Syncing::Always { "always" } else { "everysec" };
+                command.args(["--appendonly", "yes", "--appendfsync", sync, "--dir"]).arg(folder);
                 command
             }
             Self::Nats => {
                 let mut command = Command::new("nats-server");
                 command.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
+                command
+            }
+            Self::JetStream(sync) => {
+                let config = folder.join("nats.conf");
+                fs::write(&config, nats_config(&address, folder, sync))?;
+                let mut command = Command::new("nats-server");
+                command.arg("-c").arg(config);
+                command
+            }
+            Self::Beanstalk(sync) => {
+                let mut command = Command::new("beanstalkd");
+                command.args(["-l", "127.0.0.1", "-p", &port.to_string(), "-b"]).arg(folder);
+                if sync == Syncing::Always {
+                    command.args(["-f", "0"]);
+                }
                 command
             }
         })
@@ -228,6 +280,12 @@ fn nginx_config(address: &str, folder: &Path) -> anyhow::Result<String> {
            }}\n\
          }}\n"
     ))
+}
+
+fn nats_config(address: &str, folder: &Path, sync: Syncing) -> String {
+    let folder = folder.display();
+    let sync = if sync == Syncing::Always { "sync_interval: always" } else { "" };
+    format!("listen: \"{address}\"\njetstream {{ store_dir: \"{folder}/streams\"\n{sync} }}\n")
 }
 
 /// A running server. Dropping this stops it.

@@ -20,6 +20,8 @@ pub struct Variant {
     pub(super) transport: Transport,
     /// The kind of idle connections, if they are not websockets.
     pub(super) waiting: Option<Waiting>,
+    /// Whether followers begin with the oldest message.
+    pub(super) replays: bool,
 }
 
 /// A transport.
@@ -63,6 +65,32 @@ pub(super) const SYNCED: &Variant =
 pub(super) const WRITTEN: &Variant =
     &Variant { name: "msgbusd, written", flags: &["--data", "data", "--sync", "1s"], ..PLAIN };
 
+/// The topic is in memory.
+pub(super) const REPLAY_HOT: &Variant = &Variant {
+    name: "msgbusd, in memory",
+    flags: &["--max-queue-size", "10000000", "--max-queue-bytes", "1GiB"],
+    replays: true,
+    ..PLAIN
+};
+/// All but the newest messages of the topic are only on disk, in the page cache of the kernel.
+pub(super) const REPLAY_COLD: &Variant = &Variant {
+    name: "msgbusd, on disk",
+    flags: &[
+        "--max-queue-size",
+        "10000000",
+        "--max-queue-bytes",
+        "1GiB",
+        "--data",
+        "data",
+        "--sync",
+        "1s",
+        "--memory-per-topic",
+        "64KiB",
+    ],
+    replays: true,
+    ..PLAIN
+};
+
 pub(super) const IDLE_SSE: &Variant =
     &Variant { name: "msgbusd, SSE", waiting: Some(Waiting::Sse), ..PLAIN };
 pub(super) const IDLE_NDJSON: &Variant =
@@ -83,6 +111,7 @@ const PLAIN: Variant = Variant {
     authorization: None,
     transport: Transport::Plain,
     waiting: None,
+    replays: false,
 };
 
 const BEARER: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";

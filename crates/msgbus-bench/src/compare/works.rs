@@ -6,10 +6,10 @@ use msgbus_load::{Load, Progress, Report, Target};
 
 use super::{
     axes,
-    servers::Contender,
+    servers::{Contender, Syncing},
     variants::{
-        IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, SYNCED, WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX,
-        WRITTEN,
+        IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, REPLAY_COLD, REPLAY_HOT, SYNCED, WITH_KEYS,
+        WITH_RATE, WITH_TLS, WITH_UNIX, WRITTEN,
     },
 };
 use crate::bare::Push;
@@ -35,10 +35,17 @@ pub(super) enum Kind {
     Pull,
     /// With this many subscribers.
     FanOut(usize),
+    /// From the oldest message on, to this many subscribers.
+    Replay(usize),
     Idle(usize),
 }
 
-use Contender::{Bare, Msgbusd, Nats, Nchan, RedisChannel, RedisList, RedisSynced, With};
+use Contender::{
+    Bare, Beanstalk, JetStream, Msgbusd, Nats, Nchan, RedisChannel, RedisFile, RedisList, With,
+};
+
+/// The topic of works that need only one.
+pub(super) const TOPIC: &str = "bench-00000000";
 
 /// msgbusd without options, and with one option each.
 const BESIDE_PLAIN: &[Contender] =
@@ -53,7 +60,7 @@ impl Work {
     ) -> Self {
         let load = Load {
             clients: 64,
-            topics: vec!["bench-00000000".to_owned()],
+            topics: vec![TOPIC.to_owned()],
             messages: 200_000,
             duration: None,
             size: 128,
@@ -103,6 +110,7 @@ impl Work {
             Kind::FanOut(subscribers) => {
                 msgbus_load::fan_out(target, &self.load, subscribers).await
             }
+            Kind::Replay(subscribers) => msgbus_load::replay(target, &self.load, subscribers).await,
             Kind::Idle(subscribers) => msgbus_load::idle(target, &self.load, subscribers).await,
         }
     }
@@ -241,20 +249,35 @@ fn beside_others() -> Vec<Work> {
 }
 
 /// Publishes that survive something, each with the same promise as the servers beside it.
-fn durable() -> [Work; 4] {
-    const IN_MEMORY: &[Contender] = &[With(WRITTEN), Msgbusd];
-    const ON_DISK: &[Contender] = &[With(SYNCED), Bare(Push::Synced), RedisSynced];
+fn durable() -> [Work; 5] {
+    const WRITTEN_LATER: &[Contender] = &[
+        With(WRITTEN),
+        Msgbusd,
+        RedisFile(Syncing::Later),
+        JetStream(Syncing::Later),
+        Beanstalk(Syncing::Later),
+    ];
+    const ON_DISK: &[Contender] = &[
+        With(SYNCED),
+        Bare(Push::Synced),
+        RedisFile(Syncing::Always),
+        JetStream(Syncing::Always),
+        Beanstalk(Syncing::Always),
+    ];
+    /// Some sync each message by itself.
+    const LIMIT: Option<Duration> = Some(Duration::from_secs(15));
     [
         Work::new("durable-1", "Synced: publish, 1 connection, 128 B", ON_DISK, Kind::Publish)
             .with(|load| (load.clients, load.messages) = (1, 3_000)),
         Work::new("durable-64", "Synced: publish, 64 connections, 128 B", ON_DISK, Kind::Publish)
-            .with(|load| load.messages = 100_000),
+            .with(|load| (load.messages, load.duration) = (100_000, LIMIT)),
         Work::new(
             "durable-interval",
             "Written, synced every second: publish, 64 connections, 128 B",
-            IN_MEMORY,
+            WRITTEN_LATER,
             Kind::Publish,
-        ),
+        )
+        .with(|load| load.duration = LIMIT),
         Work::new(
             "durable-split",
             "Synced: 4 connections, 1,000 lines of 128 B in a body",
@@ -266,6 +289,13 @@ fn durable() -> [Work; 4] {
             load.batch = 1000;
             load.messages = 2_000_000;
         }),
+        Work::new(
+            "durable-replay",
+            "Replay to 1 subscriber, 128 B",
+            &[With(REPLAY_COLD), With(REPLAY_HOT)],
+            Kind::Replay(1),
+        )
+        .with(|load| load.messages = 500_000),
     ]
 }
 

@@ -1,0 +1,31 @@
+//! The protocols of other servers.
+
+mod beanstalk;
+mod jetstream;
+mod nats;
+mod redis;
+
+use std::io;
+
+pub(super) use self::{
+    beanstalk::Beanstalk,
+    jetstream::{JetStream, can_sync_always, create_stream},
+    nats::Nats,
+    redis::Redis,
+};
+
+/// The first line with its line break, if it is complete.
+fn line(input: &[u8]) -> Option<&[u8]> {
+    let end = input.iter().position(|byte| *byte == b'\n')?;
+    Some(&input[..=end])
+}
+
+fn number(digits: &[u8]) -> io::Result<usize> {
+    let number = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok());
+    number.ok_or_else(|| unexpected(digits))
+}
+
+fn unexpected(input: &[u8]) -> io::Error {
+    let text = String::from_utf8_lossy(&input[..input.len().min(100)]).into_owned();
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected input: {text:?}"))
+}
