@@ -14,7 +14,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
 };
 
 use crate::{
-    protocol::{Body, Follower, Outcome, Protocol, Received, Requester},
+    leases::HttpWorker,
+    protocol::{Body, Follower, Outcome, Protocol, Received, Requester, Worker},
     response::{ResponseHead, invalid},
     trace::Trace,
 };
@@ -68,6 +69,10 @@ const PATH: &AsciiSet =
 impl Protocol for Http {
     fn encode_topic(&self, topic: &str) -> String {
         format!("{}/{}", self.prefix, utf8_percent_encode(topic, PATH))
+    }
+
+    fn worker(&self) -> Option<Box<dyn Worker>> {
+        Some(Box::new(HttpWorker::new(self.headers(), true)))
     }
 
     fn requester(&self) -> Box<dyn Requester> {

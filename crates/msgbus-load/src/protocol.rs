@@ -17,6 +17,17 @@ pub trait Protocol: fmt::Debug {
 
     /// Creates the client side of a subscription.
     fn follower(&self, topic: &str) -> Box<dyn Follower>;
+
+    /// Creates the client side of a connection for a worker; `None` if the protocol has no
+    /// acknowledgements.
+    fn worker(&self) -> Option<Box<dyn Worker>> {
+        None
+    }
+
+    /// Whether a requester publishes several messages with one request.
+    fn publishes_lines(&self) -> bool {
+        true
+    }
 }
 
 /// The body of a publish request.
@@ -85,4 +96,36 @@ pub trait Follower {
         reply: &mut Vec<u8>,
         each: &mut dyn FnMut(Received),
     ) -> io::Result<usize>;
+}
+
+/// The result of a request of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It got this many messages, which have to be acknowledged.
+    Taken(u64),
+    /// This many messages are done.
+    Done(u64),
+    /// There was no message.
+    Empty,
+}
+
+/// The client side of a connection that takes messages and acknowledges them, one request after the
+/// other.
+pub trait Worker {
+    /// Writes the opening bytes of the connection, if any. They get no response.
+    fn open(&self, out: &mut Vec<u8>) {
+        let _ = out;
+    }
+
+    /// Writes a request for up to `most` messages.
+    fn take(&mut self, topic: &str, most: usize, out: &mut Vec<u8>);
+
+    /// Writes the acknowledgement of all messages of the last response.
+    fn ack(&mut self, out: &mut Vec<u8>);
+
+    /// Decodes the response in `input`, if it is complete, and returns how many bytes were used.
+    ///
+    /// # Errors
+    /// The server rejected the request, or the input is not a valid response.
+    fn decode(&mut self, input: &[u8], each: &mut dyn FnMut(Step)) -> io::Result<usize>;
 }

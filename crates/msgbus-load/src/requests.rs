@@ -53,15 +53,19 @@ pub async fn pull(target: &Target, load: &Load) -> io::Result<Report> {
 /// Publishes all messages of a load, to each topic as many, and returns how many each topic has.
 pub(crate) async fn fill(target: &Target, load: &Load) -> io::Result<Vec<u64>> {
     const LINES: usize = 200;
+    const PIPELINE: usize = 64;
     let each = load.messages / load.topics.len() as u64;
     let lines = if load.size * LINES <= 512 << 10 { LINES } else { 1 };
+    let lines = lines.min(usize::try_from(each / 4).unwrap_or(lines)).max(1);
+    let (pipeline, batch) =
+        if target.protocol.publishes_lines() { (1, lines) } else { (PIPELINE, 1) };
     let filling = Load {
         // One client, because it visits the topics in order and so fills them evenly.
         clients: 1,
         rate: None,
         duration: None,
-        pipeline: 1,
-        batch: lines.min(usize::try_from(each / 4).unwrap_or(lines)).max(1),
+        pipeline,
+        batch,
         progress: Progress::default(),
         ..load.clone()
     };
@@ -97,6 +101,11 @@ pub(crate) async fn drive(
         let (load, state) = (load.clone(), Rc::clone(state));
         tasks.spawn_local(async move { client.run(&load, &state, work, begin).await });
     }
+    join(tasks, state).await
+}
+
+/// Waits for all clients, or until the server has stopped responding.
+pub(crate) async fn join(mut tasks: JoinSet<io::Result<()>>, state: &RunState) -> io::Result<()> {
     let done = async {
         while let Some(ended) = tasks.join_next().await {
             ended.map_err(io::Error::other)??;

@@ -5,8 +5,8 @@ use super::{
     figures::{growth, median, p50, p99, rate, server_cpu},
     servers::Contender,
     variants::{
-        EIGHT_THREADS, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, REPLAY_COLD, SYNCED, TWO_THREADS,
-        Variant, WRITTEN,
+        EIGHT_THREADS, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, LEASES, PLAIN_PULLS, REPLAY_COLD,
+        SYNCED, TWO_THREADS, Variant, WRITTEN,
     },
 };
 use crate::micro::Measure;
@@ -108,6 +108,7 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
     goals.extend(correctness(findings));
     goals.extend(latency(findings));
     goals.extend(memory(findings));
+    goals.extend(leases(findings));
     goals.extend(durable(findings));
     goals.extend(axes(findings));
     goals.extend(engine(findings));
@@ -173,6 +174,19 @@ fn memory(f: &Findings) -> Vec<Goal> {
             700.0,
             f.own("topics", growth) - 128.0,
         ),
+    ]
+}
+
+/// The goals on leases. Each is compared with the plain pulls that ran before it.
+fn leases(f: &Findings) -> [Goal; 3] {
+    let of = |key, variant| f.reports(key, Some(Contender::With(variant))).iter();
+    let pairs = of("leases-1", LEASES).zip(of("leases-1", PLAIN_PULLS));
+    let ratio = median(pairs.map(|(leases, plain)| rate(leases) / rate(plain)));
+    let by_hundred = |figure: Figure| median(of("leases-100", LEASES).map(figure));
+    [
+        Goal::at_least("leases-1", "rate over plain pulls", 0.4, ratio),
+        Goal::at_least("leases-100", "messages a second", 2e6, by_hundred(rate)),
+        Goal::at_most("leases-100", "us of CPU each", 1.5, by_hundred(server_cpu)),
     ]
 }
 
@@ -260,6 +274,7 @@ fn engine(f: &Findings) -> Vec<Goal> {
             150.0,
             f.micro("memory, a message"),
         ),
+        most("engine", "bytes of memory for a lease", 120.0, f.micro("memory, a lease")),
         most(
             "engine",
             "bytes of memory for a topic with a message, beyond its payload",

@@ -12,11 +12,11 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use msgbus_load::{Http, Protocol, Replaying, Server, Streaming, Target, Waiting};
+use msgbus_load::{Http, PlainPulls, Protocol, Replaying, Server, Streaming, Target, Waiting};
 use tempfile::TempDir;
 
 use super::{
-    peers::{self, Beanstalk, JetStream, Nats, Redis},
+    peers::{self, Beanstalk, JetStream, Nats, Redis, RedisStream},
     variants::{self, Transport, Variant},
     works::TOPIC,
 };
@@ -37,13 +37,15 @@ pub enum Contender {
     RedisList,
     /// Redis as a queue in an append-only file.
     RedisFile(Syncing),
+    /// Redis as a stream with a consumer group, in memory.
+    RedisStream,
     /// Redis as a channel.
     RedisChannel,
     /// NATS core.
     Nats,
-    /// NATS with a stream on disk.
+    /// NATS with a stream.
     JetStream(Syncing),
-    /// beanstalkd with its write-ahead log.
+    /// beanstalkd, with its write-ahead log if it writes anything.
     Beanstalk(Syncing),
 }
 
@@ -54,6 +56,8 @@ pub enum Syncing {
     Always,
     /// At its default interval.
     Later,
+    /// It writes nothing: everything is in memory.
+    Never,
 }
 
 impl Contender {
@@ -70,13 +74,16 @@ impl Contender {
             Self::Nchan => "nchan",
             Self::RedisList => "redis (list)",
             Self::RedisFile(Syncing::Always) => "redis (list, synced)",
-            Self::RedisFile(Syncing::Later) => "redis (list, file)",
+            Self::RedisFile(Syncing::Later | Syncing::Never) => "redis (list, file)",
+            Self::RedisStream => "redis (stream)",
             Self::RedisChannel => "redis (channel)",
             Self::Nats => "nats",
             Self::JetStream(Syncing::Always) => "nats (stream, synced)",
             Self::JetStream(Syncing::Later) => "nats (stream)",
+            Self::JetStream(Syncing::Never) => "nats (stream in memory)",
             Self::Beanstalk(Syncing::Always) => "beanstalkd, synced",
-            Self::Beanstalk(Syncing::Later) => "beanstalkd",
+            Self::Beanstalk(Syncing::Later) => "beanstalkd, written",
+            Self::Beanstalk(Syncing::Never) => "beanstalkd",
         }
     }
 
@@ -85,7 +92,7 @@ impl Contender {
         match self {
             Self::Msgbusd | Self::With(_) | Self::Bare(_) => None,
             Self::Nchan => Some(("nginx", &["-v"])),
-            Self::RedisList | Self::RedisFile(_) | Self::RedisChannel => {
+            Self::RedisList | Self::RedisFile(_) | Self::RedisStream | Self::RedisChannel => {
                 Some(("redis-server", &["--version"]))
             }
             Self::Nats | Self::JetStream(_) => Some(("nats-server", &["--version"])),
@@ -131,11 +138,13 @@ impl Contender {
                 match variant.waiting {
                     Some(waiting) => Rc::new(Streaming { http, waiting }),
                     None if variant.replays => Rc::new(Replaying(http)),
+                    None if variant.pulls_plainly => Rc::new(PlainPulls(http)),
                     None => Rc::new(http),
                 }
             }
             Self::Nchan => Rc::new(Http { raw: true, ..http }),
             Self::RedisList | Self::RedisFile(_) => Rc::new(Redis::List),
+            Self::RedisStream => Rc::new(RedisStream),
             Self::RedisChannel => Rc::new(Redis::Channel),
             Self::Nats => Rc::new(Nats),
             Self::JetStream(_) => Rc::new(JetStream),
@@ -156,8 +165,9 @@ impl Contender {
         if self.transport() == Transport::Unix {
             running.wait_for_socket(variants::SOCKET)?;
         }
-        if let Self::JetStream(_) = self {
-            peers::create_stream(running.address(), TOPIC)?;
+        if let Self::JetStream(syncing) = self {
+            let storage = if syncing == Syncing::Never { "memory" } else { "file" };
+            peers::create_stream(running.address(), TOPIC, storage)?;
         }
         Ok(running)
     }
@@ -198,7 +208,7 @@ impl Contender {
                 command.args(["-e", "stderr"]);
                 command
             }
-            Self::RedisList | Self::RedisChannel => {
+            Self::RedisList | Self::RedisStream | Self::RedisChannel => {
                 let mut command = Command::new("redis-server");
                 command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
                 command.args(["--save", "", "--appendonly", "no"]);
@@ -225,7 +235,10 @@ impl Contender {
             }
             Self::Beanstalk(sync) => {
                 let mut command = Command::new("beanstalkd");
-                command.args(["-l", "127.0.0.1", "-p", &port.to_string(), "-b"]).arg(folder);
+                command.args(["-l", "127.0.0.1", "-p", &port.to_string()]);
+                if sync != Syncing::Never {
+                    command.arg("-b").arg(folder);
+                }
                 if sync == Syncing::Always {
                     command.args(["-f", "0"]);
                 }

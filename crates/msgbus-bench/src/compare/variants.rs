@@ -22,6 +22,8 @@ pub struct Variant {
     pub(super) waiting: Option<Waiting>,
     /// Whether followers begin with the oldest message.
     pub(super) replays: bool,
+    /// Whether workers pull without a group.
+    pub(super) pulls_plainly: bool,
 }
 
 /// A transport.
@@ -91,6 +93,14 @@ pub(super) const REPLAY_COLD: &Variant = &Variant {
     ..PLAIN
 };
 
+/// Workers pull without a group, and have nothing to acknowledge.
+pub(super) const PLAIN_PULLS: &Variant =
+    &Variant { name: "msgbusd, plain pulls", flags: DEEP, pulls_plainly: true, ..PLAIN };
+/// Workers lease messages of a group, and acknowledge them.
+pub(super) const LEASES: &Variant = &Variant { name: "msgbusd, leases", flags: DEEP, ..PLAIN };
+/// One topic holds all messages of a work.
+const DEEP: &[&str] = &["--max-queue-size", "10000000", "--max-queue-bytes", "1GiB"];
+
 pub(super) const IDLE_SSE: &Variant =
     &Variant { name: "msgbusd, SSE", waiting: Some(Waiting::Sse), ..PLAIN };
 pub(super) const IDLE_NDJSON: &Variant =
@@ -112,6 +122,7 @@ const PLAIN: Variant = Variant {
     transport: Transport::Plain,
     waiting: None,
     replays: false,
+    pulls_plainly: false,
 };
 
 const BEARER: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";

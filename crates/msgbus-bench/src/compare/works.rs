@@ -8,8 +8,8 @@ use super::{
     axes,
     servers::{Contender, Syncing},
     variants::{
-        IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, REPLAY_COLD, REPLAY_HOT, SYNCED, WITH_KEYS,
-        WITH_RATE, WITH_TLS, WITH_UNIX, WRITTEN,
+        IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, LEASES, PLAIN_PULLS, REPLAY_COLD, REPLAY_HOT,
+        SYNCED, WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX, WRITTEN,
     },
 };
 use crate::bare::Push;
@@ -35,13 +35,16 @@ pub(super) enum Kind {
     Pull,
     /// With this many subscribers.
     FanOut(usize),
+    /// Taking messages and acknowledging them.
+    Work,
     /// From the oldest message on, to this many subscribers.
     Replay(usize),
     Idle(usize),
 }
 
 use Contender::{
-    Bare, Beanstalk, JetStream, Msgbusd, Nats, Nchan, RedisChannel, RedisFile, RedisList, With,
+    Bare, Beanstalk, JetStream, Msgbusd, Nats, Nchan, RedisChannel, RedisFile, RedisList,
+    RedisStream, With,
 };
 
 /// The topic of works that need only one.
@@ -110,6 +113,7 @@ impl Work {
             Kind::FanOut(subscribers) => {
                 msgbus_load::fan_out(target, &self.load, subscribers).await
             }
+            Kind::Work => msgbus_load::work(target, &self.load).await,
             Kind::Replay(subscribers) => msgbus_load::replay(target, &self.load, subscribers).await,
             Kind::Idle(subscribers) => msgbus_load::idle(target, &self.load, subscribers).await,
         }
@@ -129,6 +133,7 @@ const AT_ONCE: Contender = Bare(Push::AtOnce);
 pub(super) fn all(quick: bool) -> Vec<Work> {
     let mut works = beside_others();
     works.push(idle_http());
+    works.extend(leases());
     works.extend(durable());
     works.extend(works.iter().filter_map(Work::in_safety).collect::<Vec<_>>());
     works.extend(axes::works());
@@ -245,6 +250,35 @@ fn beside_others() -> Vec<Work> {
             load.topics = topics(100_000);
             load.messages = 100_000;
         }),
+    ]
+}
+
+/// Work queues: messages are taken, and acknowledged when they are done. All servers keep them in memory.
+fn leases() -> [Work; 2] {
+    const ONE_BY_ONE: &[Contender] = &[
+        With(PLAIN_PULLS),
+        With(LEASES),
+        RedisStream,
+        JetStream(Syncing::Never),
+        Beanstalk(Syncing::Never),
+    ];
+    const BY_HUNDRED: &[Contender] =
+        &[With(PLAIN_PULLS), With(LEASES), RedisStream, JetStream(Syncing::Never)];
+    [
+        Work::new(
+            "leases-1",
+            "Work queue: take a message and acknowledge it, 1 connection, 128 B",
+            ONE_BY_ONE,
+            Kind::Work,
+        )
+        .with(|load| (load.clients, load.messages) = (1, 60_000)),
+        Work::new(
+            "leases-100",
+            "Work queue: take 100 messages and acknowledge them, 4 connections, 128 B",
+            BY_HUNDRED,
+            Kind::Work,
+        )
+        .with(|load| (load.clients, load.messages, load.batch) = (4, 1_000_000, 100)),
     ]
 }
 

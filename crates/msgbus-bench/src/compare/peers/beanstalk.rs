@@ -2,11 +2,11 @@
 
 use std::io;
 
-use msgbus_load::{Body, Follower, Outcome, Protocol, Requester};
+use msgbus_load::{Body, Follower, Outcome, Protocol, Requester, Worker};
 
-use super::{line, unexpected};
+use super::{beanstalk_worker::BeanstalkWorker, line, unexpected};
 
-/// beanstalkd, publishing only, to its default tube.
+/// beanstalkd, with its default tube.
 /// <https://github.com/beanstalkd/beanstalkd/blob/master/doc/protocol.txt>
 #[derive(Debug)]
 pub(in crate::compare) struct Beanstalk;
@@ -18,6 +18,14 @@ impl Protocol for Beanstalk {
 
     fn follower(&self, _: &str) -> Box<dyn Follower> {
         unreachable!("beanstalkd does not push");
+    }
+
+    fn worker(&self) -> Option<Box<dyn Worker>> {
+        Some(Box::new(BeanstalkWorker::default()))
+    }
+
+    fn publishes_lines(&self) -> bool {
+        false
     }
 }
 

@@ -8,23 +8,39 @@ use std::{
 };
 
 use memchr::memmem;
-use msgbus_load::{Body, Follower, Outcome, Protocol, Requester};
+use msgbus_load::{Body, Follower, Outcome, Protocol, Requester, Worker};
 
-use super::{line, number, unexpected};
+use super::{
+    jetstream_worker::{JetStreamWorker, NAME},
+    line, number, unexpected,
+};
 
-/// Publishing to a stream. <https://docs.nats.io/reference/reference-protocols/nats_api_reference>
+/// A stream and its pull consumer. <https://docs.nats.io/reference/reference-protocols/nats_api_reference>
 #[derive(Debug)]
 pub(in crate::compare) struct JetStream;
 
 impl Protocol for JetStream {
     fn requester(&self) -> Box<dyn Requester> {
-        static CLIENTS: AtomicU64 = AtomicU64::new(0);
-        Box::new(Client { inbox: format!("_INBOX.bench.{}", CLIENTS.fetch_add(1, Relaxed)) })
+        Box::new(Client { inbox: inbox() })
+    }
+
+    fn worker(&self) -> Option<Box<dyn Worker>> {
+        Some(Box::new(JetStreamWorker::new(inbox())))
+    }
+
+    fn publishes_lines(&self) -> bool {
+        false
     }
 
     fn follower(&self, _: &str) -> Box<dyn Follower> {
-        unreachable!("only publishes to streams are compared");
+        unreachable!("streams are only compared as queues");
     }
+}
+
+/// A subject of its own for each connection.
+fn inbox() -> String {
+    static CLIENTS: AtomicU64 = AtomicU64::new(0);
+    format!("_INBOX.bench.{}", CLIENTS.fetch_add(1, Relaxed))
 }
 
 struct Client {
@@ -48,7 +64,7 @@ impl Requester for Client {
     }
 
     fn pull(&self, _: &str, _: &mut Vec<u8>) {
-        unreachable!("only publishes to streams are compared");
+        unreachable!("a pull takes two requests");
     }
 
     fn decode(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
@@ -97,20 +113,33 @@ pub(in crate::compare) fn can_sync_always(version: &str) -> bool {
     (numbers.next(), numbers.next()) >= (Some(2), Some(10))
 }
 
-/// Creates a stream for a topic, and waits until it is there.
-pub(in crate::compare) fn create_stream(server: SocketAddr, topic: &str) -> io::Result<()> {
-    const TIMEOUT: Duration = Duration::from_secs(10);
-    let config = format!(
-        "{{\"name\":\"bench\",\"subjects\":[\"{topic}\"],\"storage\":\"file\",\"retention\":\"limits\",\
+/// Creates a stream for a topic, and a consumer for workers.
+pub(in crate::compare) fn create_stream(
+    server: SocketAddr,
+    topic: &str,
+    storage: &str,
+) -> io::Result<()> {
+    let stream = format!(
+        "{{\"name\":\"{NAME}\",\"subjects\":[\"{topic}\"],\"storage\":\"{storage}\",\"retention\":\"limits\",\
          \"discard\":\"old\",\"max_msgs\":-1,\"max_bytes\":-1,\"max_age\":0,\"max_consumers\":-1,\"num_replicas\":1}}"
     );
-    let length = config.len();
+    ask(server, &format!("$JS.API.STREAM.CREATE.{NAME}"), &stream)?;
+    let consumer = format!(
+        "{{\"stream_name\":\"{NAME}\",\"config\":{{\"durable_name\":\"{NAME}\",\"deliver_policy\":\"all\",\
+         \"ack_policy\":\"explicit\",\"ack_wait\":30000000000,\"max_ack_pending\":100000}}}}"
+    );
+    ask(server, &format!("$JS.API.CONSUMER.DURABLE.CREATE.{NAME}.{NAME}"), &consumer)
+}
+
+/// Sends a request, and waits for its response.
+fn ask(server: SocketAddr, subject: &str, request: &str) -> io::Result<()> {
+    const TIMEOUT: Duration = Duration::from_secs(10);
     let mut stream = TcpStream::connect(server)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
+    let length = request.len();
     write!(
         stream,
-        "{CONNECT}SUB _INBOX.create 1\r\n\
-         PUB $JS.API.STREAM.CREATE.bench _INBOX.create {length}\r\n{config}\r\n"
+        "{CONNECT}SUB _INBOX.create 1\r\nPUB {subject} _INBOX.create {length}\r\n{request}\r\n"
     )?;
     let (mut received, mut used) = (Vec::new(), 0);
     loop {

@@ -1,9 +1,12 @@
 //! The protocols of other servers.
 
 mod beanstalk;
+mod beanstalk_worker;
 mod jetstream;
+mod jetstream_worker;
 mod nats;
 mod redis;
+mod redis_stream;
 
 use std::io;
 
@@ -12,6 +15,7 @@ pub(super) use self::{
     jetstream::{JetStream, can_sync_always, create_stream},
     nats::Nats,
     redis::Redis,
+    redis_stream::RedisStream,
 };
 
 /// The first line with its line break, if it is complete.

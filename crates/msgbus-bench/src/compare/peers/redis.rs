@@ -66,7 +66,7 @@ impl Requester for RedisClient {
     }
 }
 
-fn command(words: &[&[u8]], out: &mut Vec<u8>) {
+pub(super) fn command(words: &[&[u8]], out: &mut Vec<u8>) {
     out.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
     for word in words {
         out.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
@@ -117,7 +117,7 @@ impl Follower for RedisFollower {
 
 /// A part of a response of Redis.
 #[derive(Debug, Clone, Copy)]
-enum Item<'a> {
+pub(super) enum Item<'a> {
     Text(&'a [u8]),
     Number,
     Nothing,
@@ -126,14 +126,14 @@ enum Item<'a> {
 }
 
 /// Parses the first item, if it is complete. Returns it with its length in bytes.
-fn item(input: &[u8]) -> io::Result<Option<(Item<'_>, usize)>> {
+pub(super) fn item(input: &[u8]) -> io::Result<Option<(Item<'_>, usize)>> {
     let Some(line) = line(input) else { return Ok(None) };
     let text = &line[1..line.len() - 2];
     Ok(Some(match line[0] {
         b'+' => (Item::Text(text), line.len()),
         b':' => (Item::Number, line.len()),
         b'-' => (Item::Error, line.len()),
-        b'$' if text == b"-1" => (Item::Nothing, line.len()),
+        b'$' | b'*' if text == b"-1" => (Item::Nothing, line.len()),
         b'*' => (Item::Array(number(text)?), line.len()),
         b'$' => {
             let end = line.len() + number(text)?;
