@@ -171,7 +171,7 @@ pub struct LeaseStats {
     pub deliveries: u32,
     /// The label of the worker, see [`LeaseOptions::holder`](crate::LeaseOptions::holder). `None` after a restart.
     pub holder: Option<Arc<str>>,
-    /// When the lease began.
+    /// When the lease began, to the second. After a restart, when that was.
     pub since: DateTime<Utc>,
     /// When it ends.
     pub expires: DateTime<Utc>,

@@ -205,11 +205,13 @@ impl ReplayedTopic {
     ) -> Result<(), DecodeError> {
         let id = message.id;
         let state = &mut self.state;
+        // First, so that a record that cannot be read changes nothing.
+        let (kept, next_id) = (message.keep()?, id.checked_add(1).ok_or(DecodeError::Malformed)?);
         if id >= state.next_id {
             if id > state.next_id {
                 self.gaps.push(Gap { id, appended: state.appended });
             }
-            state.next_id = id.checked_add(1).ok_or(DecodeError::Malformed)?;
+            state.next_id = next_id;
             state.appended = state.appended.saturating_add(1);
         }
         if id < state.first_id {
@@ -217,7 +219,6 @@ impl ReplayedTopic {
         }
         self.is_sorted &= self.places.back().is_none_or(|(last, _)| *last < id);
         self.places.push_back((id, place));
-        let kept = message.keep()?;
         if keeps {
             self.messages.push_back(kept);
         }

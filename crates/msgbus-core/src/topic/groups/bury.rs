@@ -126,7 +126,7 @@ impl Group {
             group: number,
             name: self.name.clone(),
             key: LeaseKey { id, nonce: open.nonce },
-            deliveries: open.deliveries,
+            deliveries: open.deliveries.into(),
             reason: self.open.reason(id).map(Box::from),
             topic: self.settings.dead_letters.clone(),
         })

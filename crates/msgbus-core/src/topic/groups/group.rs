@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     super::log::{Entry, Log},
     bury::Burial,
-    open::{Holder, Open, OpenTable, State},
+    open::{Open, OpenTable, State},
 };
 use crate::{
     model::{
@@ -103,17 +103,18 @@ impl Group {
         &mut self,
         key: LeaseKey,
         deadline: MonotonicTime,
-        holder: &Arc<Holder>,
+        holder: Option<Arc<str>>,
+        now: MonotonicTime,
     ) -> u32 {
         let earlier = self.open.get(key.id).map_or(0, |open| open.deliveries);
         let deliveries = earlier.saturating_add(1);
-        let holder = Arc::clone(holder);
-        let open = Open { deadline, nonce: key.nonce, holder, deliveries, state: State::Leased };
-        self.open.put(key.id, open);
+        let (nonce, since) = (key.nonce, now.into());
+        self.open
+            .put(key.id, Open { deadline, nonce, holder, since, deliveries, state: State::Leased });
         self.next_id = self.next_id.max(key.id + 1);
         self.counters.delivered += 1;
         self.counters.redelivered += u64::from(earlier > 0);
-        deliveries
+        deliveries.into()
     }
 
     /// Takes a lease back that the worker never got.
@@ -163,7 +164,7 @@ impl Group {
     }
 
     /// Makes a message ready at a time, or a dead letter.
-    fn give_back(&mut self, id: u64, deliveries: u32, ready: MonotonicTime, now: MonotonicTime) {
+    fn give_back(&mut self, id: u64, deliveries: u16, ready: MonotonicTime, now: MonotonicTime) {
         if self.is_last(deliveries) {
             self.open.change(id, State::Burying, ready);
             self.dying.push(id);
@@ -175,8 +176,9 @@ impl Group {
     }
 
     /// Whether this was the last delivery that the settings allow.
-    pub(super) fn is_last(&self, deliveries: u32) -> bool {
-        self.settings.max_deliveries != 0 && deliveries >= self.settings.max_deliveries
+    pub(super) fn is_last(&self, deliveries: u16) -> bool {
+        let max = self.settings.max_deliveries;
+        max != 0 && u32::from(deliveries) >= max
     }
 
     /// The store has kept an ack.

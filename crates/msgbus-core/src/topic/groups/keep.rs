@@ -9,7 +9,7 @@ use super::{
     super::{Commit, State as TopicState, Topic, log::Log},
     Groups,
     group::{Cause, Group},
-    open::{Holder, Open, OpenTable, State},
+    open::{Open, OpenTable, State},
 };
 use crate::{
     model::{GroupSettings, LeaseKey, LeaseToken, Nanos, Now, WallTime},
@@ -34,7 +34,14 @@ impl Group {
         let is_leased = open.state == State::Leased;
         let until = now.wall_at(open.deadline).nanoseconds();
         let reason = self.open.reason(id).map(Box::from);
-        OpenMessage { id, nonce: open.nonce, deliveries: open.deliveries, is_leased, until, reason }
+        OpenMessage {
+            id,
+            nonce: open.nonce,
+            deliveries: open.deliveries.into(),
+            is_leased,
+            until,
+            reason,
+        }
     }
 
     /// Describes the open messages with these keys.
@@ -80,11 +87,10 @@ impl Group {
             dying: Vec::new(),
             is_stored: true,
         };
-        let holder = Arc::new(Holder { label: None, since: now.wall });
         for (id, message) in open {
             let is_retained = || log.first_from(id, now.monotonic).is_some_and(|e| e.id() == id);
             if id < next_id && is_retained() {
-                group.restore_message(id, message, &holder, now);
+                group.restore_message(id, message, now);
             }
         }
         // What is gone since has expired, as far as anybody knows.
@@ -94,9 +100,10 @@ impl Group {
         group
     }
 
-    fn restore_message(&mut self, id: u64, message: OpenMessage, holder: &Arc<Holder>, now: Now) {
+    fn restore_message(&mut self, id: u64, message: OpenMessage, now: Now) {
         let OpenMessage { nonce, deliveries, is_leased, until, reason, .. } = message;
         // At most the longest time from now, in case the clock was set back.
+        let deliveries = u16::try_from(deliveries).unwrap_or(u16::MAX);
         let left = WallTime::from_nanoseconds(until).since(now.wall);
         let deadline = now.monotonic.after(left.min(Nanos::from(LeaseToken::MAX_TIME)));
         let state = match is_leased {
@@ -105,8 +112,9 @@ impl Group {
             false => State::Delayed,
         };
         self.open.set_reason(id, reason);
-        let holder = Arc::clone(holder);
-        self.open.put(id, Open { deadline, nonce, holder, deliveries, state });
+        let since = now.monotonic.into();
+        let open = Open { deadline, nonce, holder: None, since, deliveries, state };
+        self.open.put(id, open);
     }
 
     /// A lease that ends is counted, and the store is not told. After a restart it ends once more.

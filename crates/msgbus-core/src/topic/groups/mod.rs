@@ -24,15 +24,12 @@ mod open;
 mod settings;
 mod stats;
 
+use self::group::{Group, lease_end};
 pub(crate) use self::{
     bury::{Burial, DeadLetter, Registration},
     settings::SetGroup,
 };
 pub(super) use self::{group::Cause, keep::GroupStep};
-use self::{
-    group::{Group, lease_end},
-    open::Holder,
-};
 
 /// The groups of one topic.
 #[derive(Debug, Default)]
@@ -203,9 +200,8 @@ impl Topic {
         now: Now,
         page: &mut Page,
     ) -> Result<Vec<Leased>, TakeError<LeaseError>> {
-        let LeaseOptions { lease, limit, holder: label, .. } = options;
+        let LeaseOptions { lease, limit, holder, .. } = options;
         let Some(groups) = &mut self.groups else { return Ok(Vec::new()) };
-        let mut holder = None;
         let mut messages: Vec<Leased> = Vec::new();
         let mut bytes = 0;
         if let Some(group) = groups.get_mut(number) {
@@ -226,12 +222,10 @@ impl Topic {
             };
             bytes += message.payload().len();
             let key = LeaseKey { id: message.id(), nonce: groups.nonce() };
-            let holder = holder
-                .get_or_insert_with(|| Arc::new(Holder { label: label.clone(), since: now.wall }));
             let deadline = lease_end(Some(&message), *lease, now);
             let expires = now.wall_at(deadline).into();
             let Some(group) = groups.get_mut(number) else { break };
-            let deliveries = group.lease(key, deadline, holder);
+            let deliveries = group.lease(key, deadline, holder.clone(), now.monotonic);
             let (topic, epoch) = (self.info.name.clone(), self.info.epoch);
             let token = LeaseToken { topic, epoch, group: number, key };
             messages.push(Leased { message, token, deliveries, expires });

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::model::{LeaseKey, MonotonicTime, WallTime};
+use crate::model::{LeaseKey, MonotonicTime, Now, WallTime};
 
 /// What happens to an open message next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,22 +30,35 @@ impl State {
     }
 }
 
-/// One open message.
+/// One open message, in 40 bytes.
 #[derive(Debug, Clone)]
 pub(super) struct Open {
     pub(super) deadline: MonotonicTime,
     pub(super) nonce: u64,
-    /// The last worker that got it.
-    pub(super) holder: Arc<Holder>,
-    pub(super) deliveries: u32,
+    /// The label of the last worker that got it.
+    pub(super) holder: Option<Arc<str>>,
+    /// When that worker got it.
+    pub(super) since: Seconds,
+    /// No more are counted than fit.
+    pub(super) deliveries: u16,
     pub(super) state: State,
 }
 
-/// A worker that has taken messages, shared by the messages of one pull.
-#[derive(Debug)]
-pub(super) struct Holder {
-    pub(super) label: Option<Arc<str>>,
-    pub(super) since: WallTime,
+/// A monotonic time in whole seconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seconds(u32);
+
+impl From<MonotonicTime> for Seconds {
+    fn from(time: MonotonicTime) -> Self {
+        Self(u32::try_from(time.nanoseconds() / 1_000_000_000).unwrap_or(u32::MAX))
+    }
+}
+
+impl Seconds {
+    pub(super) fn wall(self, now: Now) -> WallTime {
+        let time = MonotonicTime::from_nanoseconds(u64::from(self.0) * 1_000_000_000);
+        now.wall.before(now.monotonic.since(time).into())
+    }
 }
 
 #[derive(Debug, Default)]

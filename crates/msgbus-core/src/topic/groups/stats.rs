@@ -97,9 +97,9 @@ impl Group {
             .take(max)
             .map(|(id, open)| LeaseStats {
                 id,
-                deliveries: open.deliveries,
-                holder: open.holder.label.clone(),
-                since: open.holder.since.into(),
+                deliveries: open.deliveries.into(),
+                holder: open.holder.clone(),
+                since: open.since.wall(now).into(),
                 expires: now.wall_at(open.deadline).into(),
             })
             .collect()
