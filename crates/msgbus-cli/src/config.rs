@@ -82,7 +82,8 @@ impl File {
     /// The server of this name.
     pub(crate) fn server(&self, name: &str, origin: &str) -> Result<&Server, Failure> {
         self.named.get(name).ok_or_else(|| {
-            let names: Vec<&str> = self.named.keys().map(String::as_str).collect();
+            let names: Vec<String> =
+                self.named.keys().map(|name| name.escape_debug().to_string()).collect();
             let there = match &names[..] {
                 [] => "it names none".to_owned(),
                 names => format!("it names {}", names.join(", ")),
@@ -133,6 +134,7 @@ impl Parser {
             return Err("it is indented, but no server name is above it".to_owned());
         }
         if let Some(first) = self.lines.insert((self.section.clone(), key.to_owned()), number) {
+            let key = key.escape_debug();
             return Err(format!("{key} is given twice; the first is in line {first}"));
         }
         let is_setting = matches!(key, "uri" | "key" | "key-file" | "ca-file" | "debug");
@@ -142,7 +144,7 @@ impl Parser {
             return Ok(());
         }
         if value.is_empty() {
-            return Err(format!("{key} is empty"));
+            return Err(format!("{} is empty", key.escape_debug()));
         }
         self.set(key, Given::new(value, origin))
     }
@@ -165,6 +167,7 @@ impl Parser {
                 ));
             }
             (_, Some(name)) => {
+                let name = name.escape_debug();
                 return Err(format!(
                     "no such setting of {name}: {key:?}; there are uri, key, key-file and ca-file"
                 ));
