@@ -53,7 +53,7 @@ impl Source {
         Ok(Self { topic, dead_letters: options.value("--dead-letters", topic_name)? })
     }
 
-    /// The dead-letter topics: those of the groups, or else the default.
+    /// The dead-letter topics: those of the groups, and the default, where letters from before may be.
     async fn topics(&self, client: &Client) -> Result<BTreeSet<TopicName>, Failure> {
         if let Some(topic) = &self.dead_letters {
             return Ok(BTreeSet::from([topic.clone()]));
@@ -64,15 +64,18 @@ impl Source {
             Err(ClientError::Refused { status: 403, .. }) => Vec::new(),
             Err(error) => return Err(error.into()),
         };
-        let topics: BTreeSet<TopicName> =
+        let mut topics: BTreeSet<TopicName> =
             groups.iter().filter_map(|group| group.dead_letters.as_ref()?.parse().ok()).collect();
-        if !topics.is_empty() {
-            return Ok(topics);
-        }
         let name = format!("{}/dead-letters", self.topic);
-        let topic = TopicName::new(&name)
-            .map_err(|error| Failure::Other(format!("bad topic {name:?}: {error}")))?;
-        Ok(BTreeSet::from([topic]))
+        match TopicName::new(&name) {
+            Ok(topic) => drop(topics.insert(topic)),
+            Err(error) if topics.is_empty() => {
+                return Err(Failure::Other(format!("bad topic {name:?}: {error}")));
+            }
+            // The groups name others because of that.
+            Err(_) => {}
+        }
+        Ok(topics)
     }
 }
 
@@ -123,7 +126,9 @@ pub(crate) async fn list(args: Dead) -> Result<Exit, Failure> {
 /// Publishes dead letters to the topics that they come from.
 pub(crate) async fn redrive(args: Redrive, stop: Stop) -> Result<Exit, Failure> {
     let publisher = &args.publisher;
-    let mut run = Run { publisher, stop, left: args.count, published: 0, passed: Vec::new() };
+    let origin = &args.source.topic;
+    let mut run =
+        Run { publisher, origin, stop, left: args.count, published: 0, passed: Vec::new() };
     let mut ended = Ok(());
     for topic in args.source.topics(&publisher.client).await? {
         ended = run.topic(&topic).await;
@@ -145,11 +150,13 @@ pub(crate) async fn redrive(args: Redrive, stop: Stop) -> Result<Exit, Failure> 
 
 struct Run<'a> {
     publisher: &'a Publisher,
+    /// Only dead letters of this topic are published: a header that anybody could write must not choose where.
+    origin: &'a TopicName,
     /// A signal ends the run between two messages.
     stop: Stop,
     left: u64,
     published: u64,
-    /// Messages that are no dead letters. Their leases are kept until the end, so that they do not come again.
+    /// Messages that are no dead letters of the topic. Their leases are kept until the end, so that they do not come again.
     passed: Vec<Delivery>,
 }
 
@@ -173,29 +180,42 @@ impl Run<'_> {
                 break;
             }
             match origin(delivery.message()) {
-                Some(origin) => self.message(delivery, &origin).await?,
-                None if self.passed.len() < MAX_PASSED => {
-                    let id = delivery.message().id();
-                    note(&format!("{topic}: message {id} is no dead letter: no header {ORIGIN}"));
-                    self.passed.push(delivery);
-                }
-                None => {
-                    self.passed.push(delivery);
-                    let text = format!(
-                        "{topic} has more than {MAX_PASSED} messages that are no dead letters"
-                    );
-                    return Err(Failure::Other(text));
-                }
+                Some(origin) if origin == *self.origin => self.message(delivery).await?,
+                other => self.pass_over(topic, delivery, other)?,
             }
         }
         Ok(())
     }
 
+    /// Leaves a message that does not come from the topic.
+    fn pass_over(
+        &mut self,
+        topic: &TopicName,
+        delivery: Delivery,
+        origin: Option<TopicName>,
+    ) -> Result<(), Failure> {
+        let id = delivery.message().id();
+        self.passed.push(delivery);
+        if self.passed.len() > MAX_PASSED {
+            return Err(Failure::Other(format!(
+                "{topic} has more than {MAX_PASSED} messages that are no dead letters of {}",
+                self.origin
+            )));
+        }
+        note(&match origin {
+            Some(origin) => {
+                format!("{topic}: message {id} comes from {origin}: use msgbus redrive {origin}")
+            }
+            None => format!("{topic}: message {id} is no dead letter: no header {ORIGIN}"),
+        });
+        Ok(())
+    }
+
     /// Publishes one message, and acknowledges it.
-    async fn message(&mut self, delivery: Delivery, origin: &TopicName) -> Result<(), Failure> {
+    async fn message(&mut self, delivery: Delivery) -> Result<(), Failure> {
         let message = delivery.message();
         let (id, again) = (message.id(), again(message)?);
-        if let Err(failure) = self.publisher.publish(origin, again, false).await {
+        if let Err(failure) = self.publisher.publish(self.origin, again, false).await {
             self.passed.push(delivery);
             return Err(failure);
         }

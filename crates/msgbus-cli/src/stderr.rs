@@ -57,7 +57,8 @@ struct Lines {
 
 impl Lines {
     fn add(&mut self, bytes: &[u8]) {
-        let mut pieces = bytes.split(|byte| *byte == b'\n');
+        // A progress bar ends its lines with a carriage return.
+        let mut pieces = bytes.split(|byte| matches!(byte, b'\n' | b'\r'));
         self.extend(pieces.next().unwrap_or_default());
         for piece in pieces {
             self.end_line();
@@ -98,6 +99,7 @@ mod tests {
             (&["a\nb"], Some("b")),
             (&["a\nb\n\n  \n"], Some("b")),
             (&["a\nb", "c\r\n"], Some("bc")),
+            (&["10 %\r50 %\r100 %\n"], Some("100 %")),
             (&["a\n", "\x1b[31mred\x1b[0m\n"], Some("[31mred [0m")),
         ] {
             let mut lines = Lines::default();

@@ -216,7 +216,9 @@ impl<'a> Source<'a> {
         match error {
             ClientError::Busy { .. } => true,
             // A proxy may answer while the server is down.
-            ClientError::NotMsgbus { .. } => self.established,
+            ClientError::NotMsgbus { .. } | ClientError::Refused { status: 507, .. } => {
+                self.established
+            }
             error => self.established && error.is_temporary(),
         }
     }

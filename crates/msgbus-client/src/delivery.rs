@@ -9,7 +9,7 @@ use msgbus_core::{GroupName, LeaseToken, Leased, Message, Position, Settlement, 
 use tokio::{
     select,
     sync::{oneshot, watch},
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use crate::{client::Client, error::ClientError, lease::LeaseOptions};
@@ -62,6 +62,8 @@ impl Client {
 impl Group {
     /// How long one request waits. Proxies often close a connection that is silent for a minute.
     const WAIT: Duration = Duration::from_secs(20);
+    /// The pause after an empty response that came early.
+    const PAUSE: Duration = Duration::from_millis(500);
     /// The shortest wait that servers accept.
     const MIN_WAIT: Duration = Duration::from_millis(1);
 
@@ -116,8 +118,12 @@ impl Group {
         let start = Instant::now();
         loop {
             let left = wait.saturating_sub(start.elapsed());
-            let deliveries =
-                self.request(max, Some(left.clamp(Self::MIN_WAIT, Self::WAIT))).await?;
+            let (asked, sent) = (left.clamp(Self::MIN_WAIT, Self::WAIT), Instant::now());
+            let deliveries = self.request(max, Some(asked)).await?;
+            if deliveries.is_empty() && sent.elapsed() < asked / 2 {
+                // A proxy without its upstream answers at once, for example.
+                sleep(Self::PAUSE.min(left)).await;
+            }
             if !deliveries.is_empty() || left <= Self::WAIT {
                 return Ok(deliveries);
             }

@@ -220,6 +220,15 @@ impl Retry {
         left.clamp(Duration::from_secs(1), Client::ATTEMPT_TIMEOUT)
     }
 
+    /// Whether another attempt may help. A full disk may have room again, and proxies answer with 404 and 408 while their
+    /// upstream is down.
+    fn is_worthwhile(error: &ClientError) -> bool {
+        let has_refused = |error: &ClientError| {
+            matches!(error, ClientError::Refused { status: 404 | 408 | 507, .. })
+        };
+        error.is_temporary() || has_refused(error)
+    }
+
     /// Waits before the next attempt.
     ///
     /// # Errors
@@ -228,14 +237,13 @@ impl Retry {
         if matches!(error, ClientError::LeaseLost) && self.is_uncertain {
             return Err(ClientError::Unconfirmed);
         }
-        if !error.is_temporary() {
+        if !Self::is_worthwhile(&error) {
             return Err(error);
         }
         let mut pause = self.backoff.next().min(Self::MAX_PAUSE);
-        match &error {
-            ClientError::Connect { .. } => {}
-            ClientError::Busy { retry_after, .. } => pause = pause.max(*retry_after),
-            _ => self.is_uncertain = true,
+        self.is_uncertain |= !matches!(error, ClientError::Connect { .. });
+        if let ClientError::Busy { retry_after, .. } = &error {
+            pause = pause.max(*retry_after);
         }
         if pause >= self.until.saturating_duration_since(Instant::now()) {
             return Err(error);

@@ -100,17 +100,22 @@ async fn redrive_leaves_what_is_no_dead_letter_and_stops_at_an_error() {
     let daemon = Daemon::start();
     let redrive = ["redrive", "t", "--dead-letters", "failed", "--timeout", "1s"];
     on(&daemon, &["pub", "failed", "a stray message"]).await.is_silent();
-    on(&daemon, &["pub", "failed", "x", "-H", "dead-letter-topic: u"]).await.is_silent();
-    on(&daemon, &["pub", "failed", "x", "-H", "dead-letter-topic: a//b"]).await.is_silent();
+    for origin in ["t", "a//b", "payments"] {
+        let header = format!("dead-letter-topic: {origin}");
+        on(&daemon, &["pub", "failed", "x", "-H", &header]).await.is_silent();
+    }
     let said = on(&daemon, &redrive).await;
     assert_eq!((said.code, &*said.out), (Some(0), "1 message was published again\n"));
     let stray = "is no dead letter: no header dead-letter-topic";
     assert_eq!(
         said.err,
-        format!("msgbus: failed: message 0 {stray}\nmsgbus: failed: message 2 {stray}\n")
+        format!(
+            "msgbus: failed: message 0 {stray}\nmsgbus: failed: message 2 {stray}\n\
+             msgbus: failed: message 3 comes from payments: use msgbus redrive payments\n"
+        )
     );
     let left = on(&daemon, &["dead", "t", "--dead-letters", "failed", "-o", "raw"]).await.out;
-    assert_eq!(left, "a stray message\nx\n");
+    assert_eq!(left, "a stray message\nx\nx\n");
     until_group(&daemon, "failed", "redrive", |group| group.leases.is_empty()).await;
 }
 
