@@ -12,7 +12,7 @@ use super::{
     open::{Open, OpenTable, State},
 };
 use crate::{
-    model::{GroupSettings, LeaseKey, LeaseToken, Nanos, Now, WallTime},
+    model::{GroupSettings, LeaseKey, LeaseToken, Leased, Nanos, Now, WallTime},
     store::{GroupChange, GroupUpdate, KeptGroup, OpenMessage, Record, StoreError},
 };
 
@@ -149,15 +149,10 @@ impl Groups {
 impl Topic {
     pub(in crate::topic) fn restore_groups(&mut self, kept: Vec<(u8, KeptGroup)>, now: Now) {
         for (number, group) in kept {
-            let groups = self.groups.get_or_insert_default();
-            let index = usize::from(number);
-            if index >= Groups::MAX {
-                continue;
+            if usize::from(number) < Groups::MAX {
+                let group = Group::restore(group, &mut self.log, now);
+                self.groups.get_or_insert_default().place(number, Some(group));
             }
-            if groups.slots.len() <= index {
-                groups.slots.resize_with(index + 1, || None);
-            }
-            groups.slots[index] = Some(Group::restore(group, &mut self.log, now));
         }
     }
 
@@ -196,14 +191,15 @@ impl Topic {
     pub(super) fn keep_leases(
         &mut self,
         number: u8,
-        keys: Vec<LeaseKey>,
+        leased: &[Leased],
         now: Now,
     ) -> Result<Option<Arc<Commit>>, StoreError> {
         if !self.is_durable() {
             return Ok(None);
         }
-        let update = self.update_of(number, &keys, now);
-        self.keep(number, |_| update, now, GroupStep::Lease(keys))
+        let keys: Vec<_> = leased.iter().map(|leased| leased.token.key).collect();
+        let step = GroupStep::Lease(keys.clone());
+        self.keep(number, |group| group.update(&keys, now), now, step)
     }
 
     /// Keeps acks, or undoes them.
@@ -263,12 +259,8 @@ impl Topic {
         if self.state == TopicState::Deleted {
             return;
         }
-        let groups = self.groups.get_or_insert_default();
-        let index = usize::from(number);
-        if groups.slots.len() <= index {
-            groups.slots.resize_with(index + 1, || None);
-        }
-        groups.slots[index] = previous.map(|previous| Group { is_stored: false, ..*previous });
+        let previous = previous.map(|previous| Group { is_stored: false, ..*previous });
+        self.groups.get_or_insert_default().place(number, previous);
         self.drop_groups_if_none();
     }
 

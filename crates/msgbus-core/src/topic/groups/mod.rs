@@ -14,7 +14,7 @@ use crate::{
     error::LeaseError,
     model::{GroupName, LeaseKey, LeaseToken, Leased, MonotonicTime, Now, Settlement},
     options::LeaseOptions,
-    store::{GroupUpdate, StoreError},
+    store::StoreError,
 };
 
 mod bury;
@@ -86,11 +86,17 @@ impl Groups {
         let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let number = u8::try_from(free).ok().filter(|_| free < limit);
         let number = number.ok_or(LeaseError::TooManyGroups { limit })?;
-        match self.slots.get_mut(free) {
-            Some(slot) => *slot = Some(group),
-            None => self.slots.push(Some(group)),
-        }
+        self.place(number, Some(group));
         Ok(number)
+    }
+
+    /// Sets what is in a slot.
+    fn place(&mut self, number: u8, group: Option<Group>) {
+        let index = usize::from(number);
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, || None);
+        }
+        self.slots[index] = group;
     }
 
     fn nonce(&mut self) -> u64 {
@@ -168,8 +174,7 @@ impl Topic {
             self.keep_new_group(number, now);
             return Ok(Taken::default());
         }
-        let keys = messages.iter().map(|leased| leased.token.key).collect();
-        let commit = self.keep_leases(number, keys, now).map_err(LeaseError::from);
+        let commit = self.keep_leases(number, &messages, now).map_err(LeaseError::from);
         Ok(Taken { messages, commit: commit.map_err(TakeError::Over)? })
     }
 
@@ -326,11 +331,5 @@ impl Topic {
             return None;
         }
         self.consumers.existing_queue(Some(&group.name))?.unpark_first()
-    }
-
-    /// Describes the open messages with these keys to the store.
-    fn update_of(&self, number: u8, keys: &[LeaseKey], now: Now) -> GroupUpdate {
-        let group = self.groups.as_ref().and_then(|groups| groups.get(number));
-        group.map(|group| group.update(keys, now)).unwrap_or_default()
     }
 }
