@@ -106,14 +106,7 @@ impl Client {
         topic: &TopicName,
         group: &GroupName,
     ) -> Result<Option<GroupDetails>, ClientError> {
-        let uri = self.server().group(group, topic, "");
-        let request = Request::builder().method(Method::GET).uri(uri);
-        let response = self.send(request, RESPONSE_TIMEOUT).await?;
-        match response.status() {
-            StatusCode::OK => self.json(response).await.map(Some),
-            StatusCode::NOT_FOUND => Ok(None),
-            _ => Err(self.refusal(response).await),
-        }
+        self.describe(self.server().group(group, topic, "")).await
     }
 
     /// Creates, changes or moves a group, and describes it then. Creates the topic too.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use hyper::{Method, Request, StatusCode, header};
 use msgbus_core::TopicName;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
 use crate::{
@@ -124,7 +124,14 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn inspect(&self, topic: &TopicName) -> Result<Option<TopicDetails>, ClientError> {
-        let uri = self.server().inspection(topic);
+        self.describe(self.server().inspection(topic)).await
+    }
+
+    /// The JSON object at this URI; `None` if there is none.
+    pub(crate) async fn describe<T: DeserializeOwned>(
+        &self,
+        uri: String,
+    ) -> Result<Option<T>, ClientError> {
         let request = Request::builder().method(Method::GET).uri(uri);
         let response = self.send(request, RESPONSE_TIMEOUT).await?;
         match response.status() {
