@@ -4,7 +4,13 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
+
+/// The time after which a daemon is killed, so that a test that waits for it fails instead of hanging.
+const LIFETIME: Duration = Duration::from_secs(300);
 
 pub(crate) fn msgbusd(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_msgbusd"));
@@ -34,23 +40,24 @@ pub(crate) struct Running {
     /// The log up to the line with the address.
     pub(crate) opening: String,
     pub(crate) address: SocketAddr,
+    _watchdog: mpsc::Sender<()>,
 }
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
+        let watchdog = watchdog(child.id());
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut opening = String::new();
         while !opening.contains("listening on") {
             assert_ne!(log.read_line(&mut opening).unwrap(), 0, "it ended: {opening}");
         }
         let address = opening.split("://").nth(1).unwrap().split(' ').next().unwrap();
-        Self { child, log, address: address.parse().unwrap(), opening }
+        Self { child, log, address: address.parse().unwrap(), opening, _watchdog: watchdog }
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+        assert!(signal(self.child.id(), name));
     }
 
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
@@ -81,6 +88,22 @@ impl Running {
         stream.read_to_string(&mut answer).unwrap();
         answer
     }
+}
+
+/// Sends a signal with kill(1).
+fn signal(pid: u32, name: &str) -> bool {
+    Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success()
+}
+
+/// Kills a process after [`LIFETIME`], unless the returned sender is dropped before.
+fn watchdog(pid: u32) -> mpsc::Sender<()> {
+    let (alive, ended) = mpsc::channel();
+    thread::spawn(move || {
+        if ended.recv_timeout(LIFETIME) == Err(mpsc::RecvTimeoutError::Timeout) {
+            signal(pid, "-KILL");
+        }
+    });
+    alive
 }
 
 impl Drop for Running {

@@ -103,7 +103,10 @@ fn a_subscriber_resumes_across_a_kill() {
     let follow = |daemon: &Running, header: &str| {
         let mut stream = TcpStream::connect(daemon.address).unwrap();
         write!(stream, "GET /t?stream=sse HTTP/1.1\r\nHost: localhost\r\n{header}\r\n").unwrap();
-        BufReader::new(stream)
+        let mut reader = BufReader::new(stream);
+        // Only with the response it is certain that the subscription has its position.
+        read_head(&mut reader).unwrap();
+        reader
     };
     let event = |reader: &mut BufReader<TcpStream>| {
         let (mut id, mut line) = (String::new(), String::new());
