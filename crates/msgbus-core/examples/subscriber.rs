@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let reader = thread::spawn(move || {
         loop {
             match subscription.recv_blocking() {
-                Ok(Event::Message(message)) => {
+                Ok(Event::Message { message, .. }) => {
                     println!("{}: {}", message.id(), String::from_utf8_lossy(message.payload()));
                 }
                 Ok(Event::Missed { count, .. }) => println!("missed {count} messages"),

@@ -17,7 +17,7 @@
 //! assert!(bus.get(&hello)?.is_none(), "a message is pulled once");
 //!
 //! match subscription.recv_blocking()? {
-//!     Event::Message(message) => assert_eq!(message.id(), 0),
+//!     Event::Message { message, .. } => assert_eq!(message.id(), 0),
 //!     Event::Missed { count, .. } => println!("missed {count} messages"),
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -29,7 +29,7 @@ fn name(text: &str) -> TopicName {
 
 fn id(event: &Event) -> u64 {
     match event {
-        Event::Message(message) => message.id(),
+        Event::Message { message, .. } => message.id(),
         Event::Missed { count, .. } => panic!("{count} missed"),
     }
 }

@@ -243,5 +243,5 @@ fn many_leases_are_settled_at_once() {
     assert!(peek.events.is_empty());
     bus.put(&jobs, "b").unwrap();
     let peek = bus.peek_group(&jobs, &workers(), options.limit).wait().unwrap().unwrap();
-    assert!(matches!(&peek.events[..], [Event::Message(message)] if message.id() == 10));
+    assert!(matches!(&peek.events[..], [Event::Message { message, .. }] if message.id() == 10));
 }

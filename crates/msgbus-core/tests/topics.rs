@@ -86,7 +86,7 @@ fn resuming_at_the_start_of_a_topic_that_was_never_published_to_misses_nothing()
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
     let start = |from| bus.subscribe(&topic, from).unwrap().start();
-    let epoch = bus.subscribe(&topic, Position::New).unwrap().topic().epoch;
+    let epoch = bus.subscribe(&topic, Position::New).unwrap().epoch();
     assert!(!start(Position::Start { epoch }).restarted);
 
     // The subscriber waits for what was published in between.
@@ -290,7 +290,9 @@ fn many_messages_that_expire_at_once_are_skipped_and_counted() {
     assert_eq!(bus.get(&topic).unwrap(), None);
     bus.put(&topic, "last").unwrap();
     assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "last");
-    assert!(matches!(behind.recv_blocking(), Ok(Event::Message(message)) if message.id() == 0));
+    assert!(
+        matches!(behind.recv_blocking(), Ok(Event::Message { message, .. }) if message.id() == 0)
+    );
     assert_eq!(behind.recv_blocking(), Ok(Event::Missed { count: MANY, next_id: 1 + MANY }));
     let stats = bus.topic(&topic).unwrap();
     assert_eq!((stats.counters.expired.total, stats.counters.expired.unpulled), (MANY, MANY));

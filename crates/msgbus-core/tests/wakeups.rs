@@ -100,7 +100,7 @@ impl<'a> Follower<'a> {
 
     fn take(&mut self, event: Result<Event, RecvError>) -> ControlFlow<()> {
         match event {
-            Ok(Event::Message(message)) => {
+            Ok(Event::Message { message, .. }) => {
                 assert_eq!(message.id(), self.place.next);
                 self.place.next += 1;
             }
@@ -113,7 +113,7 @@ impl<'a> Follower<'a> {
 
     /// Continues from the same position, even in another epoch.
     fn subscribe_again(&mut self) -> ControlFlow<()> {
-        let epoch = self.subscription.topic().epoch;
+        let epoch = self.subscription.epoch();
         let from = match self.place.next.checked_sub(1) {
             Some(id) => Position::After { epoch, id },
             None => Position::Start { epoch },
@@ -126,7 +126,7 @@ impl<'a> Follower<'a> {
         }
         let start = self.subscription.start();
         self.place.next = start.next_id - start.missed;
-        self.place.life += u64::from(self.subscription.topic().epoch != epoch);
+        self.place.life += u64::from(self.subscription.epoch() != epoch);
         ControlFlow::Continue(())
     }
 }

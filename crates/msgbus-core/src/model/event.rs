@@ -6,14 +6,26 @@ use super::message::Message;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The next message.
-    Message(Message),
-    /// The next messages in the topic's order expired or were evicted before the subscription received them.
+    Message {
+        /// Where it is in what the subscription follows: its own id in a topic, its id in the order of a pattern.
+        id: u64,
+        /// The message, with its topic and its id there.
+        message: Message,
+    },
+    /// The next messages expired, were evicted or were deleted before the subscription received them.
     Missed {
         /// How many messages were missed. Ids may have gaps, so no difference of ids is this number.
         count: u64,
         /// The id of the first message after them.
         next_id: u64,
     },
+}
+
+/// A message of a topic.
+impl From<Message> for Event {
+    fn from(message: Message) -> Self {
+        Self::Message { id: message.id(), message }
+    }
 }
 
 /// The position at which a subscription started.
@@ -26,8 +38,8 @@ pub struct StartPosition {
     /// How many of the messages that it asked for had already left the log. Its first event reports them
     /// again as [`Event::Missed`].
     pub missed: u64,
-    /// Whether the requested position was from another epoch of the topic, or ahead of this one. Then the
-    /// subscription starts with the first message of this epoch.
+    /// Whether the requested position was from another epoch of what is followed, or ahead of this one. Then the
+    /// subscription starts with the first message of this epoch, or with the oldest that the topics of a pattern retain.
     pub restarted: bool,
 }
 
@@ -48,7 +60,7 @@ impl Peek {
     /// The messages, in order.
     pub fn messages(&self) -> impl Iterator<Item = &Message> {
         self.events.iter().filter_map(|event| match event {
-            Event::Message(message) => Some(message),
+            Event::Message { message, .. } => Some(message),
             Event::Missed { .. } => None,
         })
     }

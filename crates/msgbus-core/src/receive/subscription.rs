@@ -92,9 +92,19 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The topic.
-    pub fn topic(&self) -> &Arc<TopicInfo> {
-        &self.info
+    /// The name of the topic, or the pattern.
+    pub fn name(&self) -> &str {
+        self.info.name.as_str()
+    }
+
+    /// The epoch of the positions: that of the topic, see [`TopicInfo::epoch`], or that of the order of a pattern.
+    pub fn epoch(&self) -> u64 {
+        self.info.epoch
+    }
+
+    /// Whether it follows a pattern.
+    pub fn is_of_pattern(&self) -> bool {
+        false
     }
 
     /// The position at which the subscription started.
@@ -291,7 +301,7 @@ fn take_batch(
     while events.len() - before < limit.events.max(1) && bytes < limit.bytes.max(1) {
         match topic.next_event(key, now, page) {
             Ok(Some(event)) => {
-                if let Event::Message(message) = &event {
+                if let Event::Message { message, .. } = &event {
                     bytes += message.payload().len();
                 }
                 events.push(event);

@@ -189,7 +189,7 @@ impl Topic {
             if count > 0 {
                 events.push(Event::Missed { count, next_id: id });
             }
-            events.push(Event::Message(message));
+            events.push(Event::Message { id, message });
             next = Some(ordinal.next());
         }
         let first_id = first_id.unwrap_or(self.log.next_id());

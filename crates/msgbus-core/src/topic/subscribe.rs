@@ -108,7 +108,7 @@ impl Topic {
                 cursor.next_id += 1;
                 cursor.received += 1;
                 self.counters.delivered += 1;
-                Ok(Some(Event::Message(message)))
+                Ok(Some(Event::Message { id: next_id, message }))
             }
             None if self.is_at_end() => Err(TakeError::Over(RecvError::Closed)),
             None => Ok(None),

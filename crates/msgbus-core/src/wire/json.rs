@@ -15,7 +15,7 @@ use super::{
     headers::{self, HeadersIn, HeadersObject},
 };
 use crate::{
-    model::{HeaderError, Headers, Message, NameError, TokenError, TopicInfo, WallTime},
+    model::{HeaderError, Headers, Message, NameError, Position, TokenError, TopicInfo, WallTime},
     options::Overflow,
     stats::{BusStats, Counters, GroupStats, SubscriberStats, TopicStats},
 };
@@ -71,6 +71,14 @@ pub fn write_recovered(out: &mut Vec<u8>, message: &Message) {
     write_object(out, message, TopicObject { ttl: None, ..topic_of(message) });
 }
 
+/// Appends a message as [`write_message`] does, with its position in the order of a pattern as the last field.
+pub fn write_positioned(out: &mut Vec<u8>, message: &Message, epoch: u64, id: u64) {
+    write_message(out, message);
+    out.pop();
+    let position = Position::After { epoch, id };
+    out.extend_from_slice(format!(r#","position":"{position}"}}"#).as_bytes());
+}
+
 /// The topic of a message. Fixed when the message was appended, so that a message always has the same encoding.
 fn topic_of(message: &Message) -> TopicObject<'_> {
     TopicObject::new(message.topic(), message.id().saturating_add(1))
@@ -95,10 +103,10 @@ fn write_object(out: &mut Vec<u8>, message: &Message, topic: TopicObject<'_>) {
     out[brace] = b',';
 }
 
-/// An estimate of how many bytes [`write_message`] appends. It is not too low, unless names or values have to be
+/// An estimate of how many bytes [`write_message`] or [`write_positioned`] appends. It is not too low, unless names or values have to be
 /// escaped.
 pub fn size_hint(message: &Message) -> usize {
-    const FIELDS: usize = 256;
+    const FIELDS: usize = 312;
     let name = message.topic().name.as_str().len();
     let headers = headers::size_hint(message.headers());
     base64::encoded_len(message.payload().len()) + FIELDS + name + headers

@@ -19,7 +19,7 @@ fn receive(subscription: &mut Subscription) -> Vec<String> {
     let mut received = Vec::new();
     while let Ok(Some(event)) = subscription.recv_timeout(Duration::from_millis(10)) {
         received.push(match event {
-            Event::Message(message) => text(&message),
+            Event::Message { message, .. } => text(&message),
             Event::Missed { count, .. } => format!("missed {count}"),
         });
     }
@@ -36,7 +36,7 @@ fn what_is_not_in_memory_is_read_and_joins_what_is() {
         let op = bus.publish(&name("t"), text.clone());
         disk.commit();
         assert_eq!(op.wait().unwrap().id, number as u64);
-        assert!(matches!(live.try_recv(), Ok(Some(Event::Message(_)))));
+        assert!(matches!(live.try_recv(), Ok(Some(Event::Message { .. }))));
     }
     assert_eq!(disk.reads(), 0, "who keeps pace needs no disk");
     assert!(bus.stats().bytes < 20 * Message::OVERHEAD, "{:?}", bus.stats());
@@ -118,7 +118,7 @@ fn a_disk_that_cannot_be_read_ends_the_reader_and_not_the_topic() {
     assert_eq!(bus.get(&name("t")), Err(StoreError::Failed));
     assert!(bus.peek(&name("t"), None, ALL).wait().is_err());
     put(&bus, &disk, "live");
-    assert!(matches!(live.try_recv(), Ok(Some(Event::Message(_)))));
+    assert!(matches!(live.try_recv(), Ok(Some(Event::Message { .. }))));
     // The disk has lost a message that the topic still has.
     disk.fail_reads(None);
     disk.change(|_, messages| drop(messages.remove(&0)));

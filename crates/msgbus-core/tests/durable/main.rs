@@ -72,7 +72,7 @@ fn payloads(bus: &MessageBus) -> Vec<String> {
         let peek = bus.peek(&name("t"), Some(from), ALL).wait().unwrap().unwrap();
         for event in &peek.events {
             payloads.push(match event {
-                Event::Message(message) => text(message),
+                Event::Message { message, .. } => text(message),
                 Event::Missed { count, .. } => format!("missed {count}"),
             });
         }
@@ -140,7 +140,7 @@ fn a_commit_wakes_those_who_wait() {
             std::thread::yield_now();
         }
         assert_eq!(publisher.join().unwrap().unwrap().id, 0);
-        assert!(matches!(subscriber.join().unwrap(), Ok(Event::Message(_))));
+        assert!(matches!(subscriber.join().unwrap(), Ok(Event::Message { .. })));
         assert_eq!(puller.join().unwrap().unwrap().unwrap().len(), 1);
     });
 }
@@ -168,7 +168,7 @@ fn everything_continues_after_a_crash() {
     assert_eq!((after.next_id, after.counters.pulled, after.unpulled), (3, 1, 2));
     let mut subscription = bus.subscribe(&name("t"), Position::After { epoch, id: 1 }).unwrap();
     assert!(!subscription.start().restarted);
-    let Ok(Event::Message(message)) = subscription.recv_blocking() else { panic!() };
+    let Ok(Event::Message { message, .. }) = subscription.recv_blocking() else { panic!() };
     assert_eq!(message.payload(), "two");
     assert_eq!(pull(&bus, &disk).as_deref(), Some("one"));
     assert_eq!(put(&bus, &disk, "three"), 3);
@@ -281,7 +281,7 @@ fn a_close_keeps_everything_before_subscriptions_end() {
     let last = bus.publish(&name("t"), "last");
     bus.close().unwrap();
     assert_eq!(last.wait().unwrap().id, 0);
-    assert!(matches!(subscription.try_recv(), Ok(Some(Event::Message(_)))));
+    assert!(matches!(subscription.try_recv(), Ok(Some(Event::Message { .. }))));
     assert_eq!(subscription.try_recv(), Err(RecvError::Closed));
     assert_eq!(bus.get(&name("t")), Err(StoreError::Closed));
     assert_eq!(payloads(&open(&disk.crash())), ["last"]);

@@ -118,7 +118,16 @@ impl<T> AsRef<[u8]> for Owned<T> {
     }
 }
 
-/// The caches of all topics that have subscribers.
+/// What subscribers follow: a topic, or a pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Followed {
+    /// Unique within a bus.
+    pub(crate) epoch: u64,
+    /// Whether it is a pattern. The JSON of its messages ends with their position, which is not that in their topic.
+    pub(crate) is_pattern: bool,
+}
+
+/// The caches of all topics and patterns that have subscribers.
 #[derive(Debug)]
 pub(crate) struct FrameCaches {
     caches: Mutex<Caches>,
@@ -128,7 +137,6 @@ pub(crate) struct FrameCaches {
 
 #[derive(Debug, Default)]
 struct Caches {
-    /// By epoch, which is unique within a bus.
     all: HashMap<(u64, FrameFormat), Weak<FrameCache>>,
     /// The number of entries at which dead ones are dropped.
     purge_at: usize,
@@ -144,8 +152,9 @@ impl FrameCaches {
     const MIN_PURGE_THRESHOLD: usize = 64;
     const MAX_KEPT_BYTES: usize = 64 << 20;
 
-    /// The cache of a topic in a format. It lives while a subscriber holds it.
-    pub(crate) fn cache(&self, epoch: u64, format: FrameFormat) -> Arc<FrameCache> {
+    /// The cache of a topic or a pattern in a format. It lives while a subscriber holds it.
+    pub(crate) fn cache(&self, followed: Followed, format: FrameFormat) -> Arc<FrameCache> {
+        let epoch = followed.epoch;
         let mut caches = self.caches.lock();
         if let Some(cache) = caches.all.get(&(epoch, format)).and_then(Weak::upgrade) {
             return cache;
@@ -154,7 +163,7 @@ impl FrameCaches {
             caches.all.retain(|_, cache| cache.strong_count() > 0);
             caches.purge_at = (caches.all.len() * 2).max(Self::MIN_PURGE_THRESHOLD);
         }
-        let cache = Arc::new(FrameCache::new(format, Arc::clone(&self.quota)));
+        let cache = Arc::new(FrameCache::new(followed, format, Arc::clone(&self.quota)));
         caches.all.insert((epoch, format), Arc::downgrade(&cache));
         cache
     }
@@ -169,10 +178,11 @@ impl FrameCaches {
     }
 }
 
-/// The latest small frames of one topic, and its large frames that are in use or kept. For a lagging subscriber, small
+/// The latest small frames of one topic or pattern, and its large frames that are in use or kept. For a lagging subscriber, small
 /// frames are encoded anew.
 #[derive(Debug)]
 pub(crate) struct FrameCache {
+    followed: Followed,
     format: FrameFormat,
     /// Allocated when there is a second subscriber: many topics have only one.
     slots: OnceLock<Box<[Mutex<Option<Slot>>]>>,
@@ -204,10 +214,9 @@ struct Encoded {
 }
 
 impl Shared {
-    /// The frame of a message. Encoding happens outside of all locks.
-    fn frame(&self, message: &Message, format: FrameFormat, inflight: &Inflight) -> Frame {
-        let encode = || Encoded::new(encode(message, format), inflight);
-        self.encoded.get_or_init(encode).frame.clone()
+    /// The frame, which `encode` makes if there is none yet. Encoding happens outside of all locks.
+    fn frame(&self, inflight: &Inflight, encode: impl FnOnce() -> Frame) -> Frame {
+        self.encoded.get_or_init(|| Encoded::new(encode(), inflight)).frame.clone()
     }
 }
 
@@ -222,8 +231,9 @@ impl FrameCache {
     /// The maximum size of a small frame, in bytes. Larger frames have no slot, and their payload is not copied.
     const MAX_SMALL: usize = 16 << 10;
 
-    fn new(format: FrameFormat, quota: Arc<Quota>) -> Self {
+    fn new(followed: Followed, format: FrameFormat, quota: Arc<Quota>) -> Self {
         Self {
+            followed,
             format,
             slots: OnceLock::new(),
             used: AtomicBool::new(false),
@@ -232,16 +242,22 @@ impl FrameCache {
         }
     }
 
-    /// The frame of a message. A large frame counts as in flight, once for all subscribers.
-    pub(crate) fn frame(self: &Arc<Self>, message: &Message, inflight: &Inflight) -> Frame {
+    /// The frame of a message, which has this id in what is followed. A large frame counts as in flight, once for all
+    /// subscribers.
+    pub(crate) fn frame(
+        self: &Arc<Self>,
+        id: u64,
+        message: &Message,
+        inflight: &Inflight,
+    ) -> Frame {
         let size = size_hint(message, self.format);
         if size > Self::MAX_SMALL {
-            return self.large_frame(message, inflight);
+            return self.large_frame(id, message, inflight);
         }
         let is_alone = Arc::strong_count(self) == 1;
-        match if is_alone { None } else { self.kept(message.id(), size) } {
-            Some(shared) => shared.frame(message, self.format, inflight),
-            None => encode(message, self.format),
+        match if is_alone { None } else { self.kept(id, size) } {
+            Some(shared) => shared.frame(inflight, || self.encode(id, message)),
+            None => self.encode(id, message),
         }
     }
 
@@ -264,13 +280,12 @@ impl FrameCache {
         Some(shared)
     }
 
-    fn large_frame(self: &Arc<Self>, message: &Message, inflight: &Inflight) -> Frame {
-        let id = message.id();
+    fn large_frame(self: &Arc<Self>, id: u64, message: &Message, inflight: &Inflight) -> Frame {
         let subscribers = Arc::strong_count(self);
         let shared = self.large.lock().take(id, subscribers, inflight);
         self.used.store(true, Relaxed);
         let encoded = shared.encoded.get_or_init(|| {
-            let frame = encode(message, self.format);
+            let frame = self.encode(id, message);
             if self.format.is_encoded() {
                 let released = self.large.lock().keep(id, &frame, subscribers, &self.quota);
                 // Freed after the lock is released.
@@ -279,6 +294,10 @@ impl FrameCache {
             Encoded::new(frame, inflight)
         });
         encoded.frame.clone().with_owner(&shared)
+    }
+
+    fn encode(&self, id: u64, message: &Message) -> Frame {
+        encode(message, Place { followed: self.followed, id }, self.format)
     }
 
     fn clear(&self) {
@@ -302,12 +321,19 @@ fn size_hint(message: &Message, format: FrameFormat) -> usize {
     }
 }
 
+/// Where a message is in what is followed.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    followed: Followed,
+    id: u64,
+}
+
 /// Encodes a message.
-fn encode(message: &Message, format: FrameFormat) -> Frame {
+fn encode(message: &Message, place: Place, format: FrameFormat) -> Frame {
     let payload = message.payload();
     let is_large = payload.len() > FrameCache::MAX_SMALL;
     match format {
-        FrameFormat::Text => text_frame(message),
+        FrameFormat::Text => text_frame(message, place),
         FrameFormat::Binary if is_large => {
             Frame::new(header(Data::Binary, payload.len()), payload.clone())
         }
@@ -315,10 +341,10 @@ fn encode(message: &Message, format: FrameFormat) -> Frame {
             Frame::new([&header(Data::Binary, payload.len()), &payload[..]].concat(), "")
         }
         FrameFormat::Sse => {
-            let head = format!("id: {}-{}\ndata: ", message.topic().epoch, message.id());
-            Frame::new(json_line(message, head.as_bytes(), b"\n\n"), "")
+            let head = format!("id: {}-{}\ndata: ", place.followed.epoch, place.id);
+            Frame::new(json_line(message, place, head.as_bytes(), b"\n\n"), "")
         }
-        FrameFormat::JsonLine => Frame::new(json_line(message, b"", b"\n"), ""),
+        FrameFormat::JsonLine => Frame::new(json_line(message, place, b"", b"\n"), ""),
         FrameFormat::RawLine if is_large => Frame::new(payload.clone(), "\n"),
         FrameFormat::RawLine => Frame::new([&payload[..], b"\n"].concat(), ""),
     }
@@ -326,19 +352,23 @@ fn encode(message: &Message, format: FrameFormat) -> Frame {
 
 /// A text frame with the JSON and a line feed. They are written after space for the longest header, because the size
 /// is not known before.
-fn text_frame(message: &Message) -> Frame {
-    let mut bytes = json_line(message, &[0; MAX_HEADER], b"\n");
+fn text_frame(message: &Message, place: Place) -> Frame {
+    let mut bytes = json_line(message, place, &[0; MAX_HEADER], b"\n");
     let header = header(Data::Text, bytes.len() - MAX_HEADER);
     let start = MAX_HEADER - header.len();
     bytes[start..MAX_HEADER].copy_from_slice(&header);
     Frame::new(Bytes::from(bytes).slice(start..), "")
 }
 
-fn json_line(message: &Message, before: &[u8], after: &[u8]) -> Vec<u8> {
+fn json_line(message: &Message, place: Place, before: &[u8], after: &[u8]) -> Vec<u8> {
     let size = before.len() + json::size_hint(message) + after.len();
     let mut line = Vec::with_capacity(size);
     line.extend_from_slice(before);
-    json::write_message(&mut line, message);
+    if place.followed.is_pattern {
+        json::write_positioned(&mut line, message, place.followed.epoch, place.id);
+    } else {
+        json::write_message(&mut line, message);
+    }
     line.extend_from_slice(after);
     line
 }

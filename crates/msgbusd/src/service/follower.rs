@@ -17,7 +17,7 @@ use tracing::{Level, debug, enabled};
 use super::{Call, backpressure::MemoryWait, error::ServiceError};
 use crate::{
     auth::{Action, LiveAuthorization},
-    encode::frame_cache::{Frame, FrameCache, FrameFormat},
+    encode::frame_cache::{Followed, Frame, FrameCache, FrameFormat},
     limits::quota::QuotaPermit,
     net::peer::Peer,
     net::wake_queue::{Delivery, RemoteWaker},
@@ -92,7 +92,7 @@ impl Call<'_> {
         let options = SubscribeOptions { from, lag, label: Some(self.label()) };
         self.worker.bus.follow(topic, options).map(move |subscription| {
             let subscription = subscription?;
-            debug!(%peer, topic = %subscription.topic().name, from = subscription.start().next_id, "subscribe");
+            debug!(%peer, topic = subscription.name(), from = subscription.start().next_id, "subscribe");
             Ok(Follower::new(worker, peer, subscription, format, authorization, permit))
         })
     }
@@ -115,10 +115,12 @@ impl Follower {
         permit: QuotaPermit,
     ) -> Self {
         let start = subscription.start();
+        let (epoch, is_pattern) = (subscription.epoch(), subscription.is_of_pattern());
+        let followed = Followed { epoch, is_pattern };
         Self {
             peer,
             authorization,
-            cache: worker.frames.cache(subscription.topic().epoch, format),
+            cache: worker.frames.cache(followed, format),
             waker: RemoteWaker::default(),
             memory: MemoryWait::default(),
             // Messages that were removed before the start are reported first, as missed.
@@ -204,10 +206,10 @@ impl Follower {
     fn encode(&mut self, events: &[Event], mut give: impl FnMut(Item, u64)) {
         for event in events {
             let item = match event {
-                Event::Message(message) => {
-                    self.next_id = message.id() + 1;
-                    self.last_id = Some(message.id());
-                    Item::Frame(self.cache.frame(message, &self.worker.inflight))
+                Event::Message { id, message } => {
+                    self.next_id = id + 1;
+                    self.last_id = Some(*id);
+                    Item::Frame(self.cache.frame(*id, message, &self.worker.inflight))
                 }
                 Event::Missed { count, next_id } => {
                     self.next_id = *next_id;
@@ -227,7 +229,7 @@ impl Follower {
         let stats = self.subscription.stats();
         debug!(
             peer = %self.peer,
-            topic = %self.subscription.topic().name,
+            topic = self.subscription.name(),
             received = stats.received,
             missed = stats.missed,
             ?end,

@@ -79,8 +79,9 @@ impl Topic {
                 break;
             }
             bytes += entry.payload_size();
+            let id = entry.id();
             match page.message(entry) {
-                Ok(message) => events.push(Event::Message(message)),
+                Ok(message) => events.push(Event::Message { id, message }),
                 Err(unread) if events.is_empty() => return Err(unread),
                 Err(_) => break,
             }

@@ -69,7 +69,7 @@ fn an_early_expiry_leaves_ids_and_older_messages_alone() {
         topic.next_event(key, now.monotonic, &mut Page::default()).map_err(over).unwrap()
     {
         seen.push(match event {
-            Event::Message(message) => message.id(),
+            Event::Message { message, .. } => message.id(),
             Event::Missed { count, .. } => count * 1_000_000,
         });
     }

@@ -349,7 +349,7 @@ impl Pair {
         let event = self.topic.next_event(*key, self.now.monotonic, &mut Page::default());
         let event = event.map_err(over).map(|event| {
             event.map(|event| match event {
-                Event::Message(message) => Ok(message.id()),
+                Event::Message { message, .. } => Ok(message.id()),
                 Event::Missed { count, next_id } => Err((count, next_id)),
             })
         });

@@ -28,11 +28,11 @@ pub(super) fn one(app: &App, message: &Message, raw: bool) -> HttpResponse {
 /// Messages and, if wanted, the gaps between them as JSON lines.
 pub(super) async fn events(app: &App, events: &[Event], reports_gaps: bool) -> HttpResponse {
     let size = |event: &Event| match event {
-        Event::Message(message) => json::size_hint(message) + 1,
+        Event::Message { message, .. } => json::size_hint(message) + 1,
         Event::Missed { .. } => 0,
     };
     let write = |body: &mut Vec<u8>, event: &Event| match event {
-        Event::Message(message) => {
+        Event::Message { message, .. } => {
             json::write_message(body, message);
             body.push(b'\n');
         }

@@ -78,7 +78,7 @@ pub(super) async fn pull<B>(
     let mut response = match &messages[..] {
         [] => empty(StatusCode::NO_CONTENT),
         _ if is_batch => {
-            let events: Vec<_> = messages.into_iter().map(Event::Message).collect();
+            let events: Vec<_> = messages.into_iter().map(Event::from).collect();
             Box::pin(messages::events(call.worker, &events, false)).await
         }
         [message, ..] => messages::one(call.worker, message, raw),

@@ -88,7 +88,7 @@ pub(super) async fn stream<B>(
         _ => "application/octet-stream",
     };
     let subscription = follower.subscription();
-    let (epoch, start) = (subscription.topic().epoch, subscription.start());
+    let (epoch, start) = (subscription.epoch(), subscription.start());
     let mut live = StreamingBody::new(follower, activity, format, note);
     if format == FrameFormat::Sse && is_event_source(request.headers()) {
         live.push_start_position();
@@ -148,7 +148,7 @@ impl StreamingBody {
         }
         let subscription = live.follower.subscription();
         if subscription.start().restarted {
-            let epoch = subscription.topic().epoch;
+            let epoch = subscription.epoch();
             live.push_event("restart", &format!("\"epoch\":\"{epoch}\""));
         }
         live
@@ -157,7 +157,7 @@ impl StreamingBody {
     /// Sends the start position to a browser. If the connection breaks before the first message, the browser resumes
     /// there, and not at the then current end of the topic. An id without data is not an event.
     fn push_start_position(&mut self) {
-        let epoch = self.follower.subscription().topic().epoch;
+        let epoch = self.follower.subscription().epoch();
         let position = Position::before(epoch, self.follower.next_id());
         self.pieces.push_back(format!("id: {position}\n\n").into());
     }
@@ -201,7 +201,7 @@ impl StreamingBody {
             return Poll::Ready(());
         }
         let Self { follower, pieces, format, .. } = self;
-        let (format, epoch) = (*format, follower.subscription().topic().epoch);
+        let (format, epoch) = (*format, follower.subscription().epoch());
         let received = follower.poll_batch(cx, |item, next_id| match item {
             Item::Frame(frame) => {
                 pieces.extend(frame.into_pieces().into_iter().filter(|piece| !piece.is_empty()));

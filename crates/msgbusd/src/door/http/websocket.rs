@@ -52,7 +52,7 @@ pub(super) async fn subscribe(
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
     let subscription = follower.subscription();
-    response::set_position_headers(headers, subscription.topic().epoch, subscription.start());
+    response::set_position_headers(headers, subscription.epoch(), subscription.start());
 
     let upgrade = hyper::upgrade::on(request);
     // Created here, so that the task holds only a pointer.

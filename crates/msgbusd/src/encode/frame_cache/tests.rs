@@ -2,6 +2,8 @@ use msgbus_core::{MessageBus, Options, TopicName};
 
 use super::*;
 
+const TOPIC: Followed = Followed { epoch: 1, is_pattern: false };
+
 fn messages(payloads: impl IntoIterator<Item = Vec<u8>>) -> Vec<Message> {
     let bus = MessageBus::new(Options::default());
     let topic: TopicName = "t".parse().unwrap();
@@ -10,6 +12,10 @@ fn messages(payloads: impl IntoIterator<Item = Vec<u8>>) -> Vec<Message> {
         bus.get(&topic).unwrap().unwrap()
     };
     payloads.into_iter().map(publish).collect()
+}
+
+fn frame(cache: &Arc<FrameCache>, message: &Message, inflight: &Inflight) -> Frame {
+    cache.frame(message.id(), message, inflight)
 }
 
 fn bytes(frame: &Frame) -> Vec<u8> {
@@ -21,23 +27,23 @@ fn small_frames_are_shared_until_they_are_replaced_or_cleared() {
     let messages = messages((0..=FrameCache::SLOTS).map(|n| n.to_string().into_bytes()));
     let (frames, inflight) = (FrameCaches::default(), Inflight::new(1));
     let is_same = |one: &Frame, other: &Frame| one.head.as_ptr() == other.head.as_ptr();
-    let cache = frames.cache(1, FrameFormat::Binary);
-    cache.frame(&messages[0], &inflight);
+    let cache = frames.cache(TOPIC, FrameFormat::Binary);
+    frame(&cache, &messages[0], &inflight);
     assert_eq!(frames.quota.used(), 0, "a single subscriber");
 
-    let other = frames.cache(1, FrameFormat::Binary);
-    let first = cache.frame(&messages[0], &inflight);
+    let other = frames.cache(TOPIC, FrameFormat::Binary);
+    let first = frame(&cache, &messages[0], &inflight);
     assert_eq!(bytes(&first), b"\x82\x010");
-    assert!(is_same(&first, &other.frame(&messages[0], &inflight)));
+    assert!(is_same(&first, &frame(&other, &messages[0], &inflight)));
     assert!(frames.quota.used() > 0);
 
     // The last message replaces the first in its slot.
-    cache.frame(&messages[FrameCache::SLOTS], &inflight);
-    assert!(!is_same(&first, &cache.frame(&messages[0], &inflight)));
+    frame(&cache, &messages[FrameCache::SLOTS], &inflight);
+    assert!(!is_same(&first, &frame(&cache, &messages[0], &inflight)));
 
     frames.clear();
     assert_eq!(frames.quota.used(), 0);
-    cache.frame(&messages[1], &inflight);
+    frame(&cache, &messages[1], &inflight);
     drop((cache, other));
     assert_eq!(frames.quota.used(), 0);
 }
@@ -53,11 +59,11 @@ fn large_frames_are_encoded_and_counted_once_while_in_use() {
         FrameFormat::RawLine,
     ] {
         let (frames, inflight) = (FrameCaches::default(), Inflight::new(1 << 20));
-        let cache = frames.cache(1, format);
-        let first = cache.frame(&messages[0], &inflight);
+        let cache = frames.cache(TOPIC, format);
+        let first = frame(&cache, &messages[0], &inflight);
         // A lagging subscriber shares large frames, too.
-        let next = cache.frame(&messages[1], &inflight);
-        let same = cache.frame(&messages[0], &inflight);
+        let next = frame(&cache, &messages[1], &inflight);
+        let same = frame(&cache, &messages[0], &inflight);
         let large =
             |frame: &Frame| frame.pieces().into_iter().max_by_key(|p| p.len()).unwrap().as_ptr();
         assert_eq!(large(&first), large(&same), "{format:?}");
@@ -80,19 +86,19 @@ fn large_frames_are_encoded_and_counted_once_while_in_use() {
 fn large_frames_are_encoded_once_until_all_subscribers_have_received_them() {
     let messages = messages((0..20).map(|_| vec![b'x'; 20 << 10]));
     let (frames, inflight) = (FrameCaches::default(), Inflight::new(1 << 20));
-    let [first, second, third] = [(); 3].map(|()| frames.cache(1, FrameFormat::Text));
+    let [first, second, third] = [(); 3].map(|()| frames.cache(TOPIC, FrameFormat::Text));
     let start = |frame: Frame| frame.head.as_ptr();
-    let taken: Vec<_> = messages.iter().map(|m| first.frame(m, &inflight)).collect();
+    let taken: Vec<_> = messages.iter().map(|m| frame(&first, m, &inflight)).collect();
     let kept: usize = taken.iter().map(Frame::len).sum();
     let oldest = taken[0].len();
     let encoded: Vec<_> = taken.into_iter().map(start).collect();
     assert_eq!((frames.quota.used(), inflight.quota().used()), (kept, 0), "none is in use");
     for (message, encoded) in messages.iter().zip(&encoded) {
-        assert_eq!(start(second.frame(message, &inflight)), *encoded);
+        assert_eq!(start(frame(&second, message, &inflight)), *encoded);
     }
     assert_eq!(frames.quota.used(), kept, "a third subscriber needs them");
     for (message, encoded) in messages[1..].iter().zip(&encoded[1..]) {
-        assert_eq!(start(third.frame(message, &inflight)), *encoded);
+        assert_eq!(start(frame(&third, message, &inflight)), *encoded);
     }
     assert!(first.large.lock().kept(messages[0].id()).is_some());
     assert_eq!(frames.quota.used(), oldest, "the others are received by all");
@@ -104,23 +110,23 @@ fn large_frames_are_encoded_once_until_all_subscribers_have_received_them() {
 fn kept_large_frames_are_bounded_and_the_oldest_make_space() {
     let messages = messages((0..20).map(|_| vec![b'x'; 1 << 20]));
     let (frames, inflight) = (FrameCaches::default(), Inflight::new(1));
-    let [cache, _second, _third] = [(); 3].map(|()| frames.cache(1, FrameFormat::JsonLine));
+    let [cache, _second, _third] = [(); 3].map(|()| frames.cache(TOPIC, FrameFormat::JsonLine));
     let is_kept = |id: usize| cache.large.lock().kept(messages[id].id()).is_some();
-    let size = cache.frame(&messages[0], &inflight).len();
+    let size = frame(&cache, &messages[0], &inflight).len();
     let count = LargeFrames::MAX_KEPT_BYTES / size;
     for message in &messages[1..=count] {
-        cache.frame(message, &inflight);
+        frame(&cache, message, &inflight);
     }
     let kept = frames.quota.used();
     assert!(kept <= LargeFrames::MAX_KEPT_BYTES);
     assert!(!is_kept(0) && (1..=count).all(is_kept));
     // A lagging subscriber that encodes an old message keeps it for others that lag.
-    cache.frame(&messages[0], &inflight);
+    frame(&cache, &messages[0], &inflight);
     assert!(is_kept(0) && !is_kept(1) && is_kept(2));
 
     // Other topics have used up the quota.
     let rest = frames.quota.try_acquire(frames.quota.limit() - frames.quota.used()).unwrap();
-    cache.frame(&messages[count + 1], &inflight);
+    frame(&cache, &messages[count + 1], &inflight);
     assert!(is_kept(count + 1) && !is_kept(2) && is_kept(4));
     assert!(frames.quota.used() <= frames.quota.limit());
     drop(rest);
@@ -133,7 +139,7 @@ fn a_frame_is_what_the_library_would_send() {
     for length in [0, 1, 125, 126, 16_374, 16_384, 16_385, 65_535, 65_536] {
         let message = &messages([vec![b'x'; length]])[0];
         for format in [FrameFormat::Binary, FrameFormat::Text] {
-            let frame = bytes(&encode(message, format));
+            let frame = bytes(&encode(message, Place { followed: TOPIC, id: 0 }, format));
             let (header, size) =
                 FrameHeader::parse(&mut std::io::Cursor::new(&frame)).unwrap().unwrap();
             assert!(header.is_final && header.mask.is_none());
@@ -150,4 +156,20 @@ fn a_frame_is_what_the_library_would_send() {
             }
         }
     }
+}
+
+#[test]
+fn a_message_of_a_pattern_is_sent_with_its_position() {
+    let message = &messages([b"x".to_vec()])[0];
+    let followed = Followed { epoch: 7, is_pattern: true };
+    let text = |format| {
+        let frame = bytes(&encode(message, Place { followed, id: 9 }, format));
+        String::from_utf8_lossy(&frame).into_owned()
+    };
+    let (end, size) = (r#""position":"7-9"}"#, json::size_hint(message));
+    assert!(text(FrameFormat::Text).ends_with(&format!("{end}\n")));
+    assert!(text(FrameFormat::JsonLine).ends_with(&format!("{end}\n")));
+    let event = text(FrameFormat::Sse);
+    assert!(event.starts_with("id: 7-9\n") && event.ends_with(&format!("{end}\n\n")), "{event}");
+    assert!(text(FrameFormat::JsonLine).len() <= size + 1, "{size}");
 }
