@@ -6,24 +6,37 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     future::pending,
+    io,
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    pin::pin,
     process::{ExitStatus, Stdio},
+    time::Duration,
 };
 
 use msgbus_client::{Headers, Message};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process_group},
+};
 use tokio::{
     io::AsyncWriteExt as _,
     process::{Child, Command},
     select,
+    time::sleep,
 };
 
-use crate::{failure::Failure, output::write_json, stderr::PassedOn};
+use crate::{
+    failure::Failure,
+    output::{note, write_json},
+    stderr::PassedOn,
+};
 
 /// The longest payload that is put into the environment, in bytes. Systems limit the total size of the
 /// environment, and larger payloads are better read from standard input.
 const MAX_VARIABLE: usize = 4096;
+/// The pause before another attempt to start a command when the system lacks processes, files or memory.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct Execute {
@@ -94,9 +107,11 @@ impl Execute {
         meanwhile: impl Future<Output = Infallible>,
         kill: impl Future<Output = ()>,
     ) -> Result<Ended, Failure> {
-        let mut child = command
-            .spawn()
-            .map_err(|error| Failure::Other(format!("cannot run {}: {error}", self.name())))?;
+        let mut kill = pin!(kill);
+        let mut child = select! {
+            child = self.spawn(&mut command) => child?,
+            () = &mut kill => return Ok(Ended::Killed),
+        };
         let stderr = child.stderr.take().map(PassedOn::start);
         let input = self.input(message);
         let stdin = child.stdin.take();
@@ -122,6 +137,25 @@ impl Execute {
             None => None,
         };
         Ok(Ended::Exited { status, last_line })
+    }
+
+    /// Starts the command. While the system has no resources for it, it waits: a message that is leased is kept meanwhile.
+    async fn spawn(&self, command: &mut Command) -> Result<Child, Failure> {
+        let mut is_noted = false;
+        loop {
+            match command.spawn() {
+                Err(error) if is_shortage(&error) => {
+                    if !std::mem::replace(&mut is_noted, true) {
+                        note(&format!("cannot run {} yet: {error}; trying again", self.name()));
+                    }
+                    sleep(SHORTAGE_PAUSE).await;
+                }
+                child => {
+                    let failed = |error| format!("cannot run {}: {error}", self.name());
+                    return child.map_err(|error| Failure::Other(failed(error)));
+                }
+            }
+        }
     }
 
     /// The command for one message.
@@ -156,6 +190,14 @@ impl Execute {
         write_json(&mut json, message);
         json
     }
+}
+
+/// Whether the system lacks processes, open files or memory, which may be a matter of time.
+fn is_shortage(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| {
+        [Errno::AGAIN, Errno::MFILE, Errno::NFILE, Errno::NOMEM].contains(&errno)
+    })
 }
 
 /// Kills the command and what it has started.

@@ -136,9 +136,9 @@ impl Group {
         wait: Option<Duration>,
     ) -> Result<Vec<Delivery>, ClientError> {
         let options = LeaseOptions { lease: self.lease, max, wait, since: self.since };
-        let leased = self.client.lease(&self.topic, &self.name, options).await?;
+        let (begun, leased) = self.client.lease_since(&self.topic, &self.name, options).await?;
         let lease = self.lease.clamp(LeaseOptions::MIN_LEASE, LeaseOptions::MAX_LEASE);
-        let end = Instant::now() + lease;
+        let end = begun + lease;
         let begin = |leased| Delivery::begin(self.client.clone(), leased, lease, end);
         Ok(leased.into_iter().map(begin).collect())
     }

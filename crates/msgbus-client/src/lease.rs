@@ -6,6 +6,8 @@ use msgbus_core::{
     GroupName, LeaseToken, Leased, Message, Position, TopicName, format_duration, json,
 };
 
+use tokio::time::Instant;
+
 use crate::{client::Client, error::ClientError, transport::RESPONSE_TIMEOUT};
 
 /// Options of a pull of a group.
@@ -63,14 +65,26 @@ impl Client {
         group: &GroupName,
         options: LeaseOptions,
     ) -> Result<Vec<Leased>, ClientError> {
+        Ok(self.lease_since(topic, group, options).await?.1)
+    }
+
+    /// Like [`lease`](Self::lease). Also returns when the head of the response arrived: by then the leases had begun,
+    /// while a large body may take long.
+    pub(crate) async fn lease_since(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        options: LeaseOptions,
+    ) -> Result<(Instant, Vec<Leased>), ClientError> {
         let limit = RESPONSE_TIMEOUT.saturating_add(options.wait.unwrap_or_default());
         let (_, pulled) = self.get(topic, &options.query(group), limit).await?;
-        let Some(pulled) = pulled else { return Ok(Vec::new()) };
+        let begun = Instant::now();
+        let Some(pulled) = pulled else { return Ok((begun, Vec::new())) };
         let body = pulled.body().await?;
         let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         let read = |line| json::read_leased(line).map_err(ClientError::from);
         // A server that does not know groups ignores the parameters, and its message has no lease.
-        lines.map(read).collect()
+        Ok((begun, lines.map(read).collect::<Result<_, _>>()?))
     }
 
     /// Reads the messages that a group has not acknowledged, leased ones too, without taking them.

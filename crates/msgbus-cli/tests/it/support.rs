@@ -16,7 +16,16 @@ pub(crate) fn msgbus(args: &[&str]) -> Command {
 
 /// The same with a limit on its data segment, in KiB. An allocation beyond it kills the process.
 pub(crate) fn in_memory(kib: u32, args: &[&str]) -> Command {
-    let script = format!("ulimit -d {kib}; exec \"$@\"");
+    limited(&format!("-d {kib}"), args)
+}
+
+/// The same with a limit on its open files.
+pub(crate) fn with_files(files: u32, args: &[&str]) -> Command {
+    limited(&format!("-n {files}"), args)
+}
+
+fn limited(limit: &str, args: &[&str]) -> Command {
+    let script = format!("ulimit {limit}; exec \"$@\"");
     command("sh", &[&["-c", &script, "sh", env!("CARGO_BIN_EXE_msgbus")], args].concat())
 }
 

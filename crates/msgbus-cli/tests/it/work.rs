@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::support::{
-    Daemon, Finished, Proxy, Running, msgbus, name, nowhere, run, soon, until_group,
+    Daemon, Finished, Proxy, Running, msgbus, name, nowhere, run, soon, until_group, with_files,
 };
 
 /// `msgbus work t -g w`, with more arguments.
@@ -149,6 +149,22 @@ async fn commands_run_in_parallel() {
     command.current_dir(folder.path());
     run(command).await.is_silent();
     until_group(&daemon, "t", "w", |group| group.group.acked == 4).await;
+}
+
+#[tokio::test]
+async fn a_lack_of_files_for_processes_is_waited_for() {
+    let daemon = Daemon::start();
+    for job in 0..20 {
+        daemon.put("t", format!("{job}"));
+    }
+    // A running command takes two open files: its process and its standard error.
+    let args = ["work", "t", "-gw", "-P16", "-n20", "--", "sleep", "1"];
+    let mut command = with_files(24, &args);
+    command.env("MSGBUS_URI", daemon.uri());
+    let said = run(command).await;
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert!(said.err.contains("cannot run sleep yet: Too many open files"), "{}", said.err);
+    until_group(&daemon, "t", "w", |group| group.group.acked == 20).await;
 }
 
 #[tokio::test]
