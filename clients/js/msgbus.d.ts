@@ -1,0 +1,193 @@
+/** Connects to a server, and rejects if the first attempt fails. `url` may begin with `http`, `https`, `ws` or `wss`. */
+export function connect(url: string | URL, options?: ConnectOptions): Promise<Bus>;
+
+export interface ConnectOptions {
+    /** A key of the server's key file. It is sent as a subprotocol, because browsers cannot set headers. */
+    key?: string;
+    /**
+     * A ticket (`POST /-/ticket`) in the place of a key. Each is for one connection, so pass a function that returns a
+     * new one. With a string, the bus is closed when its first connection is lost.
+     */
+    ticket?: string | (() => string | Promise<string>);
+    /** The class to use if there is no global WebSocket, as in Node 20: that of the package `ws`, for example. */
+    WebSocket?: new (url: string, protocols: string[]) => unknown;
+    /** The delays in ms before attempts to reconnect: they double from `first` (500) to `cap` (30,000), with jitter. */
+    backoff?: { first?: number; cap?: number };
+    /** The server's `--max-payload-size` in bytes, if it is not 1 MiB. Larger messages are refused by the client. */
+    maxPayload?: number;
+    /** Called at every connection after the first one, too. */
+    onConnect?(): void;
+    /** Called when a connection is lost or an attempt has failed, with the time in ms until the next attempt. */
+    onDisconnect?(error: Error, retryIn: number): void;
+}
+
+/**
+ * One connection for everything. When it breaks, it is made again until `close` is called; every subscription resumes at
+ * its own position.
+ */
+export class Bus {
+    private constructor();
+    /** Whether there is a connection at this moment. */
+    readonly isConnected: boolean;
+
+    /**
+     * Publishes a message and waits for the server's `ok`. Publishes may be pipelined: messages to one topic are in the
+     * order of the calls. While there is no connection, they wait.
+     *
+     * A string is sent as text, `Uint8Array` and other buffers as bytes, any other value as JSON.
+     *
+     * @throws {ConnectionLost} if the connection broke before the answer, unless `retry` is set.
+     * @throws {MsgbusError} if the server refused it, or `too_many_waiting` if 65,536 operations or 64 MiB wait.
+     */
+    publish(topic: string, payload?: string | ArrayBuffer | ArrayBufferView | JsonValue, options?: PublishOptions): Promise<Published>;
+
+    /** Follows a topic or a pattern (`orders/*`, `orders/**`). It begins at once, not at the first `next`. */
+    subscribe(topic: string, options?: SubscribeOptions): Subscription<Message>;
+    /** Works on a topic: each message is leased to one worker of the group, until that acknowledges it. */
+    subscribe(topic: string, options: WorkOptions): Subscription<Delivery>;
+
+    /** Takes messages: an empty array if there are none, or none within `wait`. */
+    pull(topic: string, options?: PullOptions): Promise<Message[]>;
+    /** Leases messages for a group. */
+    pull(topic: string, options: PullOptions & { group: string; lease?: string; since?: string }): Promise<Delivery[]>;
+
+    /** Settles a lease by its token, as `Delivery.ack` does. */
+    ack(token: string): Promise<void>;
+    nack(token: string, options?: NackOptions): Promise<void>;
+    /** Returns when the lease ends (RFC 3339). */
+    extend(token: string, lease?: string): Promise<string>;
+
+    /**
+     * Closes the connection. Subscriptions end, messages of groups that were not taken are given back, and operations
+     * without an answer are rejected.
+     */
+    close(): Promise<void>;
+}
+
+export type JsonValue = string | number | boolean | null | readonly JsonValue[] | { readonly [name: string]: JsonValue | undefined };
+
+export type Headers = Record<string, string | string[]>;
+
+export interface PublishOptions {
+    /** A duration such as `30s`, after which the message expires. */
+    ttl?: string;
+    headers?: Headers;
+    /** Publish again if the connection breaks before the answer. The message may then be published twice. */
+    retry?: boolean;
+}
+
+export interface Published {
+    id: number;
+    epoch: string;
+    durability: "memory" | "written" | "synced";
+}
+
+export interface SubscribeOptions {
+    /** Where to start (docs/protocol.md, 6.3): `all`, `10m`, `message.position`. By default with new messages. */
+    since?: string;
+    /** `disconnect` ends the subscription with the error `lagged` where it would have missed messages. */
+    lag?: "continue" | "disconnect";
+    /** Called in its turn between messages when the server no longer had this many. By default a warning is logged. */
+    onGap?(missed: number): void;
+    /**
+     * Called in its turn when the topic has started anew (it was deleted, or the server restarted without its messages).
+     * All messages that it holds now follow. By default a warning is logged.
+     */
+    onRestart?(): void;
+}
+
+export interface WorkOptions {
+    group: string;
+    /** How long a lease lasts, by default `30s`. */
+    lease?: string;
+    /** How many unsettled messages the worker may have at a time, by default 1. */
+    credit?: number;
+    /** Where the group starts, if this subscription creates it. */
+    since?: string;
+}
+
+export interface PullOptions {
+    /** At most this many messages, by default 1. */
+    max?: number;
+    /** How long to wait for a message, such as `20s`. */
+    wait?: string;
+}
+
+export interface NackOptions {
+    /** When the message is delivered again: a duration such as `10s`. By default at once. */
+    delay?: string;
+    reason?: string;
+}
+
+/**
+ * The messages of a topic, a pattern or a group. Within a topic they are in order, each once, with none missing except
+ * what `onGap` and `onRestart` tell.
+ *
+ * A consumer may be slow: at most 1,024 messages or about 4 MiB are buffered. Then the subscription ends on the server
+ * and resumes at its position when half of the buffer was taken. What the server no longer has by then is told as a gap.
+ */
+export class Subscription<M extends Message = Message> implements AsyncIterableIterator<M> {
+    private constructor();
+    /** Fulfilled when the server has accepted the subscription: later messages are received. */
+    readonly ready: Promise<void>;
+    /** The position after what was taken, to be used as `since`. Undefined before `ready`, and for groups. */
+    readonly position: string | undefined;
+    next(): Promise<IteratorResult<M, undefined>>;
+    /** Ends the subscription, as leaving a `for await` does. */
+    return(): Promise<IteratorResult<M, undefined>>;
+    [Symbol.asyncIterator](): this;
+}
+
+export class Message {
+    protected constructor();
+    readonly topic: string;
+    readonly id: number;
+    /** The position after this message in its subscription, to be used as `since`. */
+    readonly position: string | undefined;
+    /** RFC 3339 with nanoseconds. */
+    readonly created: string;
+    /** RFC 3339 with nanoseconds, or undefined if the message never expires. */
+    readonly expires: string | undefined;
+    readonly headers: Headers;
+    /** The bytes of the payload, in a new array. */
+    readonly payload: Uint8Array;
+    /** The payload as text; bytes that are not UTF-8 become U+FFFD. */
+    text(): string;
+    /** The payload parsed as JSON. */
+    json(): any;
+}
+
+/** A message that is leased. Whoever settles it late gets the error `lease_lost`: it is delivered again. */
+export class Delivery extends Message {
+    /** The token of the lease. */
+    readonly lease: string;
+    /** How often the group was given the message, this time included. */
+    readonly deliveries: number;
+    /** When the lease ends, RFC 3339 on the server's clock. */
+    readonly leaseExpires: string;
+    /** The work is done. */
+    ack(): Promise<void>;
+    /** The work has failed: the message is delivered again. */
+    nack(options?: NackOptions): Promise<void>;
+    /** The lease lasts from now on as long as `lease` says, by default 30 s. */
+    extend(lease?: string): Promise<void>;
+}
+
+/** An operation was refused, a subscription has ended, or there is no connection. */
+export class MsgbusError extends Error {
+    /**
+     * A stable word: those of docs/protocol.md, section 8 and 16.3, the reasons of an `end` (`revoked`, `lagged`,
+     * `store_failed`), and of this client `connection_lost`, `disconnected`, `client_closed`, `wrong_ticket`,
+     * `bad_protocol`, `bad_text` and `too_many_waiting`.
+     */
+    readonly code: string;
+    /** In seconds, where trying again may help. */
+    readonly retryAfter: number | undefined;
+    /** With `lagged`: how many messages the subscription has missed. */
+    readonly missed: number | undefined;
+}
+
+/** The connection broke before the answer: it is unknown whether the operation was carried out. */
+export class ConnectionLost extends MsgbusError {
+    readonly code: "connection_lost";
+}

@@ -1,0 +1,12 @@
+"""A client of msgbusd for asyncio.
+
+One websocket, which speaks ``msgbus.v1`` (docs/protocol.md, section 16), publishes, follows topics and patterns, pulls,
+and works on queues. It reconnects by itself, and every subscription resumes at its own position.
+"""
+
+from ._client import Client, Published
+from ._errors import ConnectionLost, MsgbusError
+from ._message import Delivery, Message
+from ._subscription import Subscription
+
+__all__ = ["Client", "ConnectionLost", "Delivery", "Message", "MsgbusError", "Published", "Subscription"]
