@@ -45,6 +45,8 @@ pub(crate) struct Metrics {
     started: Instant,
     /// A counter for each worker.
     requests: Mutex<Vec<Arc<Counter>>>,
+    /// As `requests`, of operations on `msgbus.v1` websockets.
+    operations: Mutex<Vec<Arc<Counter>>>,
     connections: AtomicU64,
     refused_connections: AtomicU64,
     client_errors: AtomicU64,
@@ -67,6 +69,7 @@ impl Metrics {
         Self {
             started: Instant::now(),
             requests: Mutex::default(),
+            operations: Mutex::default(),
             connections: AtomicU64::new(0),
             refused_connections: AtomicU64::new(0),
             client_errors: AtomicU64::new(0),
@@ -76,11 +79,14 @@ impl Metrics {
         }
     }
 
-    /// Adds a request counter for one worker.
-    pub(crate) fn requests_of_a_worker(&self) -> Arc<Counter> {
-        let counter = Arc::default();
-        self.requests.lock().push(Arc::clone(&counter));
-        counter
+    /// Adds counters of requests and of operations for one worker.
+    pub(crate) fn counters_of_a_worker(&self) -> (Arc<Counter>, Arc<Counter>) {
+        let add = |counters: &Mutex<Vec<Arc<Counter>>>| {
+            let counter = Arc::default();
+            counters.lock().push(Arc::clone(&counter));
+            counter
+        };
+        (add(&self.requests), add(&self.operations))
     }
 
     pub(crate) fn connection(&self) {
@@ -168,10 +174,17 @@ impl Metrics {
             "Nanoseconds since the server started.",
             uptime.as_nanos(),
         );
-        let requests = self.requests.lock().iter().map(|counter| counter.get()).sum();
+        let sum = |counters: &Mutex<Vec<Arc<Counter>>>| {
+            counters.lock().iter().map(|counter| counter.get()).sum()
+        };
         let load = |counter: &AtomicU64| counter.load(Relaxed);
         for (name, help, counter) in [
-            ("msgbus_server_requests", "HTTP requests received.", requests),
+            ("msgbus_server_requests", "HTTP requests received.", sum(&self.requests)),
+            (
+                "msgbus_server_operations_total",
+                "Operations received on msgbus.v1 websockets.",
+                sum(&self.operations),
+            ),
             ("msgbus_server_connections_total", "Connections accepted.", load(&self.connections)),
             (
                 "msgbus_server_connections_refused_total",

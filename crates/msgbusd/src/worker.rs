@@ -19,19 +19,25 @@ use crate::{signal::StopSignal, state::App};
 pub(crate) struct Worker {
     app: Arc<App>,
     requests: Arc<Counter>,
+    operations: Arc<Counter>,
     pub(crate) tasks: Tasks,
 }
 
 impl Worker {
     /// Creates a worker, and registers its counter with the metrics of [`App`].
     pub(crate) fn new(app: &Arc<App>) -> Arc<Self> {
-        let requests = app.metrics.requests_of_a_worker();
-        Arc::new(Self { app: Arc::clone(app), requests, tasks: Tasks::default() })
+        let (requests, operations) = app.metrics.counters_of_a_worker();
+        Arc::new(Self { app: Arc::clone(app), requests, operations, tasks: Tasks::default() })
     }
 
     /// Counts a request.
     pub(crate) fn request(&self) {
         self.requests.increment();
+    }
+
+    /// Counts an operation of a `msgbus.v1` websocket.
+    pub(crate) fn operation(&self) {
+        self.operations.increment();
     }
 }
 

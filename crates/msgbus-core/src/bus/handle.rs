@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     map::{SharedTopic, TopicMap},
+    op::Op,
     topic_ref::TopicRef,
 };
 use crate::{
@@ -41,6 +42,15 @@ impl TopicHandle {
     /// See [`PublishError`].
     pub fn put(&mut self, message: impl Into<NewMessage>) -> Result<Published, PublishError> {
         self.topic_ref().publish(message.into()).wait()
+    }
+
+    /// Publishes as [`put`](Self::put) does, and is ready when the topic has kept the message.
+    #[inline]
+    pub fn publish(
+        &mut self,
+        message: impl Into<NewMessage>,
+    ) -> Op<Result<Published, PublishError>> {
+        self.topic_ref().publish(message.into())
     }
 
     /// Publishes messages in one step, see [`MessageBus::put_batch`](crate::MessageBus::put_batch).

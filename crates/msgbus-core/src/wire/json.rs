@@ -9,10 +9,14 @@ use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use self::groups::GroupObject;
-pub use self::groups::{leased_size_hint, read_leased, write_group, write_leased, write_unsettled};
+pub use self::groups::{
+    leased_size_hint, read_leased, write_group, write_lease, write_leased, write_leased_as,
+    write_unsettled,
+};
 use super::{
     base64,
     headers::{self, HeadersIn, HeadersObject},
+    text,
 };
 use crate::{
     model::{HeaderError, Headers, Message, NameError, Position, TokenError, TopicInfo, WallTime},
@@ -60,15 +64,31 @@ const NEVER: DateTime<Utc> = match DateTime::from_timestamp(-62_135_596_800, 0) 
 /// In nanoseconds: the field of prologic/msgbus is a signed 64-bit number.
 const MAX_TTL: u64 = i64::MAX.cast_unsigned();
 
+/// How a payload is written in the JSON of its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum PayloadForm {
+    /// `"payload"`: base64.
+    #[default]
+    Base64,
+    /// `"text"`: the payload itself, if it is UTF-8 and takes no more bytes than its base64. Others are base64.
+    Text,
+}
+
 /// Appends a message as one JSON object, without a line end.
 pub fn write_message(out: &mut Vec<u8>, message: &Message) {
-    write_object(out, message, topic_of(message));
+    write_message_as(out, message, PayloadForm::Base64);
+}
+
+/// Appends a message as [`write_message`] does, with its payload in this form.
+pub fn write_message_as(out: &mut Vec<u8>, message: &Message, form: PayloadForm) {
+    write_object(out, message, topic_of(message), form);
 }
 
 /// Appends a message that a store has read, as [`write_message`] does, but without the `ttl` of its topic: that is a
 /// setting, which a store does not keep.
 pub fn write_recovered(out: &mut Vec<u8>, message: &Message) {
-    write_object(out, message, TopicObject { ttl: None, ..topic_of(message) });
+    let topic = TopicObject { ttl: None, ..topic_of(message) };
+    write_object(out, message, topic, PayloadForm::Base64);
 }
 
 /// Appends a message as [`write_message`] does, with its position in the order of a pattern as the last field.
@@ -84,7 +104,7 @@ fn topic_of(message: &Message) -> TopicObject<'_> {
     TopicObject::new(message.topic(), message.id().saturating_add(1))
 }
 
-fn write_object(out: &mut Vec<u8>, message: &Message, topic: TopicObject<'_>) {
+fn write_object(out: &mut Vec<u8>, message: &Message, topic: TopicObject<'_>, form: PayloadForm) {
     let before = BeforePayload { id: message.id(), topic };
     let after = AfterPayload {
         expires: Time(message.expires().unwrap_or(NEVER)),
@@ -95,12 +115,23 @@ fn write_object(out: &mut Vec<u8>, message: &Message, topic: TopicObject<'_>) {
     // The payload goes between the fields of two objects, without the serializer: it would search the base64 for
     // characters to escape, which takes several times as long as the encoding.
     out.pop();
-    out.extend_from_slice(br#","payload":""#);
-    base64::encode(out, message.payload());
-    out.push(b'"');
+    write_payload(out, message.payload(), form);
     let brace = out.len();
     write(out, &after);
     out[brace] = b',';
+}
+
+/// Appends the field with the payload, after a comma.
+fn write_payload(out: &mut Vec<u8>, payload: &[u8], form: PayloadForm) {
+    if form == PayloadForm::Text
+        && let Some(text) = text::shorter_than_base64(payload)
+    {
+        out.extend_from_slice(br#","text":"#);
+        return write(out, &text);
+    }
+    out.extend_from_slice(br#","payload":""#);
+    base64::encode(out, payload);
+    out.push(b'"');
 }
 
 /// An estimate of how many bytes [`write_message`] or [`write_positioned`] appends. It is not too low, unless names or values have to be
@@ -135,6 +166,22 @@ pub fn read_message(json: &[u8]) -> Result<Message, JsonError> {
         payload.into(),
         wire.headers.map_or(Ok(Headers::default()), HeadersIn::into_headers)?,
     ))
+}
+
+/// Reads the headers of a message: an object from name to value, or to an array of values. Order and repeats are kept.
+///
+/// # Errors
+/// When `json` is not such an object, or a header is invalid.
+pub fn read_headers(json: &str) -> Result<Headers, JsonError> {
+    Ok(serde_json::from_str::<HeadersIn<'_>>(json)?.into_headers()?)
+}
+
+/// Decodes a payload in base64, as a message has it.
+///
+/// # Errors
+/// When `text` is not base64.
+pub fn read_base64(text: &str) -> Result<Vec<u8>, JsonError> {
+    Ok(base64::decode(text.as_bytes())?)
 }
 
 /// Appends topics as one JSON object, from name to topic object with counters, in the order of the names.

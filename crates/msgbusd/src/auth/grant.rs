@@ -57,6 +57,8 @@ pub(crate) enum Permission<'a> {
     SomeTopic(Action),
     /// Any key, whatever its grants.
     Key,
+    /// Nothing: only an unknown key is refused.
+    Anything,
 }
 
 impl Grant {
@@ -68,7 +70,7 @@ impl Grant {
             Permission::Topic(action, topic) => is_for(action) && self.pattern.matches(topic),
             Permission::EveryTopic(action) => is_for(action) && self.is_for_all_topics,
             Permission::SomeTopic(action) => is_for(action),
-            Permission::Key => false,
+            Permission::Key | Permission::Anything => false,
         }
     }
 }
@@ -107,6 +109,7 @@ impl fmt::Display for Permission<'_> {
             Self::Topic(action, topic) => write!(f, "{}:{topic}", action.name()),
             Self::EveryTopic(action) | Self::SomeTopic(action) => write!(f, "{}:**", action.name()),
             Self::Key => f.write_str("a ticket"),
+            Self::Anything => f.write_str("anything"),
         }
     }
 }

@@ -79,7 +79,7 @@ impl Keyring {
     }
 
     /// Changes with each reload, before [`KeySnapshot::superseded`] is cancelled.
-    pub(super) fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Acquire)
     }
 

@@ -96,6 +96,11 @@ impl LiveAuthorization {
         }
     }
 
+    /// Whether the keys do not allow the action, or did not when it was polled.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.is_revoked) || !self.is_valid()
+    }
+
     /// Checks the current keys, whatever was polled before.
     pub(crate) fn is_valid(&self) -> bool {
         self.0.as_ref().is_none_or(|inner| inner.allows(&inner.keyring.snapshot().keys))

@@ -17,7 +17,10 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use msgbus_core::{Message, json};
+use msgbus_core::{
+    Message,
+    json::{self, PayloadForm},
+};
 use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::protocol::frame::{
     FrameHeader,
@@ -43,12 +46,14 @@ pub(crate) enum FrameFormat {
     JsonLine,
     /// The payload and a line feed.
     RawLine,
+    /// The JSON alone, to be put into another object.
+    Object(PayloadForm),
 }
 
 impl FrameFormat {
     /// Whether the payload itself is encoded, and not only put between a header and a line end.
     fn is_encoded(self) -> bool {
-        matches!(self, Self::Text | Self::Sse | Self::JsonLine)
+        matches!(self, Self::Text | Self::Sse | Self::JsonLine | Self::Object(_))
     }
 }
 
@@ -317,7 +322,9 @@ impl FrameCache {
 fn size_hint(message: &Message, format: FrameFormat) -> usize {
     match format {
         FrameFormat::Binary | FrameFormat::RawLine => message.payload().len() + MAX_HEADER,
-        FrameFormat::Text | FrameFormat::Sse | FrameFormat::JsonLine => json::size_hint(message),
+        FrameFormat::Text | FrameFormat::Sse | FrameFormat::JsonLine | FrameFormat::Object(_) => {
+            json::size_hint(message)
+        }
     }
 }
 
@@ -345,6 +352,11 @@ fn encode(message: &Message, place: Place, format: FrameFormat) -> Frame {
             Frame::new(json_line(message, place, head.as_bytes(), b"\n\n"), "")
         }
         FrameFormat::JsonLine => Frame::new(json_line(message, place, b"", b"\n"), ""),
+        FrameFormat::Object(form) => {
+            let mut object = Vec::with_capacity(json::size_hint(message));
+            json::write_message_as(&mut object, message, form);
+            Frame::new(object, "")
+        }
         FrameFormat::RawLine if is_large => Frame::new(payload.clone(), "\n"),
         FrameFormat::RawLine => Frame::new([&payload[..], b"\n"].concat(), ""),
     }
@@ -371,6 +383,32 @@ fn json_line(message: &Message, place: Place, before: &[u8], after: &[u8]) -> Ve
     }
     line.extend_from_slice(after);
     line
+}
+
+/// The header of a text frame that is put together by its sender.
+#[derive(Debug)]
+pub(crate) struct TextHeader {
+    bytes: [u8; MAX_HEADER],
+    length: usize,
+}
+
+impl TextHeader {
+    pub(crate) const MAX_SIZE: usize = MAX_HEADER;
+
+    /// The header of a frame with a payload of this length.
+    pub(crate) fn new(payload: usize) -> Self {
+        let header = FrameHeader { opcode: OpCode::Data(Data::Text), ..FrameHeader::default() };
+        let mut bytes = [0; MAX_HEADER];
+        // It cannot fail: no header is longer.
+        let _ = header.format(payload as u64, &mut &mut bytes[..]);
+        Self { bytes, length: header.len(payload as u64) }
+    }
+}
+
+impl AsRef<[u8]> for TextHeader {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
 }
 
 /// The size of the longest header of a server's frame, in bytes.

@@ -18,7 +18,7 @@ impl Inflight {
     pub(crate) const SMALL_FRAME: usize = 64 << 10;
     /// HTTP/1.1 bodies and responses up to this size, in bytes, are not counted; they are bounded by
     /// `--max-connections`.
-    const SMALL: usize = 8 << 10;
+    pub(crate) const SMALL: usize = 8 << 10;
     /// HTTP/2 bodies and responses up to this size, in bytes, are not counted separately;
     /// [`HTTP2_REQUEST`](Self::HTTP2_REQUEST) includes them.
     const SMALL_HTTP2: usize = 2 << 10;

@@ -110,7 +110,7 @@ impl From<GroupError> for ServiceError {
 }
 
 /// Rounds up to whole seconds, so that a client that waits this long is not too early.
-pub(crate) fn seconds(wait: Duration) -> u64 {
+fn seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
@@ -120,6 +120,27 @@ impl ServiceError {
         match over {
             OverRate::Wait(retry_after) => Self::TooManyMessages { retry_after },
             OverRate::Never(rate) => Self::BatchOverRate { count, rate },
+        }
+    }
+
+    /// After how many seconds to try again, if that may help.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::TooManyMessages { retry_after } => Some(seconds(*retry_after)),
+            Self::Publish(
+                PublishError::TooLarge { .. }
+                | PublishError::TooMany { .. }
+                | PublishError::TopicFull,
+            )
+            | Self::Store(StoreError::Full) => None,
+            Self::TooManyLeases { .. }
+            | Self::TooManyTickets
+            | Self::TooMuchInFlight
+            | Self::TooManySubscriptions { .. }
+            | Self::Publish(_)
+            | Self::Store(_)
+            | Self::Subscribe(_) => Some(1),
+            _ => None,
         }
     }
 

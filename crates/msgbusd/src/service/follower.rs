@@ -82,7 +82,7 @@ impl Call<'_> {
         topic: &TopicName,
         options: FollowOptions,
     ) -> Op<Result<Follower, ServiceError>> {
-        let permit = match self.acquire_subscription(topic) {
+        let permit = match self.acquire_subscription(Action::Subscribe, topic) {
             Ok(permit) => permit,
             Err(error) => return Op::ready(Err(error)),
         };
@@ -97,8 +97,12 @@ impl Call<'_> {
         })
     }
 
-    fn acquire_subscription(&self, topic: &TopicName) -> Result<QuotaPermit, ServiceError> {
-        self.authorize(Action::Subscribe, topic)?;
+    pub(super) fn acquire_subscription(
+        &self,
+        action: Action,
+        topic: &TopicName,
+    ) -> Result<QuotaPermit, ServiceError> {
+        self.authorize(action, topic)?;
         let subscriptions = &self.worker.subscriptions;
         let limit = subscriptions.limit();
         subscriptions.try_acquire(1).ok_or(ServiceError::TooManySubscriptions { limit })

@@ -20,14 +20,17 @@ use super::{
     pull::{QueuedPull, WaitingPull},
 };
 use crate::{
-    auth::{Action, Principal},
+    auth::{Action, LiveAuthorization, Principal},
+    limits::quota::QuotaPermit,
     net::peer::Peer,
 };
 
 /// The number of leases that are settled before the task yields to other requests.
 const SETTLED_AT_ONCE: usize = 1024;
+/// How much of a text that is not a token is repeated in the answer, in characters.
+const MAX_REPEATED: usize = 100;
 
-impl<'a> Call<'a> {
+impl Call<'_> {
     /// Leases the next messages for a group, or none if there are none, and waits until a crash cannot take the leases
     /// back. `small` is the size, in bytes, up to which a response does not count as in flight.
     pub(crate) async fn lease(
@@ -56,12 +59,21 @@ impl<'a> Call<'a> {
         group: &GroupName,
         options: &LeaseOptions,
         small: usize,
-    ) -> Result<WaitingPull<'a, LeasePull>, ServiceError> {
+    ) -> Result<WaitingPull<LeasePull>, ServiceError> {
         self.authorize(Action::Pull, topic)?;
         let limit = options.limit;
         let options = LeaseOptions { holder: Some(self.holder()), ..*options };
         let pull = self.worker.bus.lease_wait(topic, group, options)?;
         Ok(self.waiting(topic, pull, limit, small))
+    }
+
+    /// Admits a client that works for a group for as long as it holds the permit and is authorised.
+    pub(crate) fn admit_worker(
+        &self,
+        topic: &TopicName,
+    ) -> Result<(QuotaPermit, LiveAuthorization), ServiceError> {
+        let permit = self.acquire_subscription(Action::Pull, topic)?;
+        Ok((permit, self.live_authorization(Action::Pull, topic)))
     }
 
     /// Returns messages that a group has not acknowledged, without taking them. `None` if the topic does not exist.
@@ -205,6 +217,13 @@ impl QueuedPull for LeasePull {
     fn trace(peer: Peer, leased: &[Leased]) {
         trace(peer, leased);
     }
+}
+
+/// The beginning of a text that is not a token, without control characters, which would take several times their size as
+/// JSON.
+pub(crate) fn shortened(text: &str) -> String {
+    let visible = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    text.chars().take(MAX_REPEATED).map(visible).collect()
 }
 
 /// A token shows no secret here.

@@ -7,7 +7,9 @@ pub(crate) mod error;
 pub(crate) mod follower;
 pub(crate) mod groups;
 pub(crate) mod lease;
+pub(crate) mod parameters;
 pub(crate) mod publish;
+pub(crate) mod publisher;
 pub(crate) mod pull;
 pub(crate) mod topics;
 

@@ -17,12 +17,17 @@ pub(crate) struct Publish<'a> {
 impl Call<'_> {
     /// Admits a publish, before its payload is read: charges the client's rate for one message.
     pub(crate) fn publish<'a>(&'a self, topic: &'a TopicName) -> Result<Publish<'a>, ServiceError> {
+        Ok(Publish { call: self, topic, rate_key: self.charge()? })
+    }
+
+    /// Charges the client's rate for one message. Returns what is charged, if there is a rate.
+    pub(super) fn charge(&self) -> Result<Option<RateKey>, ServiceError> {
         let rates = &self.worker.rates;
         let rate_key = rates.key(self.principal.as_deref(), self.peer.ip());
         if let Some(rate_key) = rate_key {
             rates.take(rate_key).map_err(|over| ServiceError::over_rate(over, 1))?;
         }
-        Ok(Publish { call: self, topic, rate_key })
+        Ok(rate_key)
     }
 }
 

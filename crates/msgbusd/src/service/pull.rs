@@ -1,6 +1,9 @@
 //! Pulling, with or without waiting, and peeking.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use msgbus_core::{BatchLimit, Message, Peek, Position, Pull, RecvError, TopicName};
 use tracing::debug;
@@ -16,7 +19,7 @@ use crate::{
     worker::Worker,
 };
 
-impl<'a> Call<'a> {
+impl Call<'_> {
     /// Takes the next messages, or none if the topic is empty, and waits until a crash cannot bring them back. `small` is
     /// the size, in bytes, up to which a response does not count as in flight.
     pub(crate) async fn pull(
@@ -39,7 +42,7 @@ impl<'a> Call<'a> {
         topic: &TopicName,
         limit: BatchLimit,
         small: usize,
-    ) -> Result<WaitingPull<'a, Pull>, ServiceError> {
+    ) -> Result<WaitingPull<Pull>, ServiceError> {
         self.authorize(Action::Pull, topic)?;
         let pull = self.worker.bus.pull_wait(topic, limit)?;
         Ok(self.waiting(topic, pull, limit, small))
@@ -52,9 +55,9 @@ impl<'a> Call<'a> {
         pull: P,
         limit: BatchLimit,
         small: usize,
-    ) -> WaitingPull<'a, P> {
+    ) -> WaitingPull<P> {
         WaitingPull {
-            worker: self.worker,
+            worker: Arc::clone(self.worker),
             peer: self.peer,
             pull,
             authorization: self.live_authorization(Action::Pull, topic),
@@ -132,8 +135,8 @@ impl QueuedPull for Pull {
 
 /// A waiting pull. Dropping it takes no messages.
 #[derive(Debug)]
-pub(crate) struct WaitingPull<'a, P> {
-    worker: &'a Worker,
+pub(crate) struct WaitingPull<P> {
+    worker: Arc<Worker>,
     peer: Peer,
     pull: P,
     authorization: LiveAuthorization,
@@ -142,10 +145,15 @@ pub(crate) struct WaitingPull<'a, P> {
     small: usize,
 }
 
-impl<P: QueuedPull> WaitingPull<'_, P> {
+impl<P: QueuedPull> WaitingPull<P> {
     /// Whether messages were taken, and only the commit of the store is missing.
     pub(crate) fn is_committing(&self) -> bool {
         self.pull.is_committing()
+    }
+
+    /// Whether the keys no longer allow it.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.authorization.is_revoked()
     }
 
     /// Ready with messages; or with none when the keys no longer allow the pull or the topic is deleted.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{JsonError, Time, read_message, size_hint, write, write_message};
+use super::{JsonError, PayloadForm, Time, read_message, size_hint, write, write_message_as};
 use crate::{
     model::{Leased, TopicName},
     stats::{GroupStats, LeaseStats},
@@ -13,19 +13,32 @@ use crate::{
 
 /// Appends a leased message as one JSON object, without a line end: the message, and its lease in the last fields.
 pub fn write_leased(out: &mut Vec<u8>, leased: &Leased) {
+    write_leased_as(out, leased, PayloadForm::Base64);
+}
+
+/// Appends a leased message as [`write_leased`] does, with its payload in this form.
+pub fn write_leased_as(out: &mut Vec<u8>, leased: &Leased, form: PayloadForm) {
+    write_message_as(out, &leased.message, form);
+    out.pop();
+    out.push(b',');
+    write_lease(out, leased);
+    out.push(b'}');
+}
+
+/// Appends the fields of a lease, for an object that has others.
+pub fn write_lease(out: &mut Vec<u8>, leased: &Leased) {
     #[derive(Serialize)]
     struct AfterToken {
         deliveries: u32,
         lease_expires: Time,
     }
-    write_message(out, &leased.message);
-    out.pop();
-    out.extend_from_slice(br#","lease":""#);
+    out.extend_from_slice(br#""lease":""#);
     leased.token.write_to(out);
     out.push(b'"');
     let brace = out.len();
     write(out, &AfterToken { deliveries: leased.deliveries, lease_expires: Time(leased.expires) });
     out[brace] = b',';
+    out.pop();
 }
 
 /// An estimate of how many bytes [`write_leased`] appends, as [`size_hint`] is one.

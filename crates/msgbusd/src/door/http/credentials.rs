@@ -47,7 +47,7 @@ fn principal<B>(
         let holder = authorization(headers).and_then(|secret| keyring.authenticate(&secret));
         return Ok(holder.ok_or(ServiceError::WrongKey)?);
     }
-    if matches!(route, Route::Websocket(_))
+    if matches!(route, Route::Websocket(_) | Route::Connect)
         && let Some(encoded) = items(headers, &header::SEC_WEBSOCKET_PROTOCOL)
             .find_map(|offer| offer.strip_prefix(BEARER_SUBPROTOCOL))
     {
@@ -56,7 +56,7 @@ fn principal<B>(
             .and_then(|secret| keyring.authenticate(&secret))
             .ok_or(ServiceError::WrongKey)?);
     }
-    if matches!(route, Route::Websocket(_) | Route::Stream(..))
+    if matches!(route, Route::Websocket(_) | Route::Connect | Route::Stream(..))
         && let Some(ticket) = query.get("ticket")?
     {
         return Ok(keyring.redeem(ticket).ok_or(ServiceError::WrongTicket)?);

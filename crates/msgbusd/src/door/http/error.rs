@@ -14,10 +14,7 @@ use msgbus_core::{
 use thiserror::Error;
 
 use super::{negotiate::accepts, response, response::HttpResponse};
-use crate::service::{
-    code::Code,
-    error::{ServiceError, seconds},
-};
+use crate::service::{code::Code, error::ServiceError, parameters::BadParameter};
 
 /// The challenge of a 401. Basic is accepted but not requested: a browser would ask its user for the key, and then send
 /// it with every request that any page makes to this server.
@@ -44,8 +41,8 @@ pub(super) enum ApiError {
     UnknownParameter { name: String, known: &'static [&'static str] },
     #[error("parameter {0:?} is given more than once")]
     RepeatedParameter(&'static str),
-    #[error("bad value of parameter {name:?}: {why}")]
-    Parameter { name: &'static str, why: String },
+    #[error("{0}")]
+    Parameter(#[from] BadParameter),
     #[error("bad value of header {name}: {why}")]
     Header { name: &'static str, why: &'static str },
     #[error("header {0} is given more than once")]
@@ -62,7 +59,10 @@ pub(super) enum ApiError {
     Handshake(&'static str),
     #[error("unsupported websocket version: use 13")]
     WebsocketVersion,
-    #[error("/ is not a topic: open the websocket on /<topic>")]
+    #[error(
+        "a websocket on / must offer the subprotocol msgbus.v1; to follow one topic, open it on \
+         /<topic>"
+    )]
     WebsocketOnRoot,
     #[error("requests from {origin:?} are not allowed; {}", advice(.origin))]
     ForeignOrigin { origin: String },
@@ -142,7 +142,7 @@ fn allowed(known: &[&str]) -> String {
 impl ApiError {
     /// An error for a parameter with an invalid value.
     pub(super) fn parameter(name: &'static str, why: impl Into<String>) -> Self {
-        Self::Parameter { name, why: why.into() }
+        Self::Parameter(BadParameter { name, why: why.into() })
     }
 
     /// The status and the code word.
@@ -153,7 +153,7 @@ impl ApiError {
             }
             Self::UnknownParameter { .. }
             | Self::RepeatedParameter(_)
-            | Self::Parameter { .. }
+            | Self::Parameter(_)
             | Self::Group(_) => (StatusCode::BAD_REQUEST, Code::BadParameter),
             Self::Lease(_) => (StatusCode::BAD_REQUEST, Code::InvalidLease),
             Self::MessageHeaders(HeaderError::TooMany | HeaderError::TooLarge) => {
@@ -203,6 +203,15 @@ impl ApiError {
         }
     }
 
+    /// After how many seconds to try again, if that may help.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Service { error } => error.retry_after(),
+            Self::Prefetch | Self::InflightLimit => Some(1),
+            _ => None,
+        }
+    }
+
     /// Sets the additional headers of this error.
     fn headers(&self, headers: &mut HeaderMap) {
         let value = HeaderValue::from_static;
@@ -236,16 +245,10 @@ impl ApiError {
             Self::EncodedLines => {
                 headers.insert(header::ACCEPT_ENCODING, value("identity"));
             }
-            Self::Service { error: ServiceError::TooManyMessages { retry_after } } => {
-                headers.insert(header::RETRY_AFTER, response::number(seconds(*retry_after)));
-            }
-            Self::Service { error: ServiceError::TooManyLeases { .. } } => {
-                headers.insert(header::RETRY_AFTER, value("1"));
-            }
             _ => {}
         }
-        if self.kind().0 == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, value("1"));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, response::number(seconds));
         }
     }
 

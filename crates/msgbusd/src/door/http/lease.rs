@@ -1,10 +1,10 @@
 //! `GET /<topic>?group=<group>`: leases messages to a worker of a group, with or without waiting, and peeks.
 //! docs/protocol.md, section 14.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::time::Duration;
 
 use hyper::{Request, StatusCode, header::HeaderMap};
-use msgbus_core::{GroupName, LeaseOptions, LeaseToken, Leased, TopicName, json};
+use msgbus_core::{GroupName, LeaseOptions, Leased, TopicName, json};
 
 use super::{
     activity::ConnectionActivity,
@@ -20,10 +20,11 @@ use super::{
     response::no_store,
     response::number,
 };
-use crate::{limits::inflight::Inflight, service::Call, state::App};
-
-/// How long a lease may be.
-const LEASES: RangeInclusive<Duration> = Duration::from_secs(1)..=LeaseToken::MAX_TIME;
+use crate::{
+    limits::inflight::Inflight,
+    service::{Call, parameters::LEASES},
+    state::App,
+};
 
 /// The wanted duration of a lease, if the client says one.
 pub(super) fn duration(query: &Query) -> Result<Option<Duration>, ApiError> {

@@ -1,9 +1,10 @@
 //! The start position of a subscription. docs/protocol.md, section 6.3.
 
 use hyper::header::HeaderMap;
-use msgbus_core::{LagPolicy, Position, PositionError};
+use msgbus_core::{LagPolicy, Position};
 
 use super::{error::ApiError, names::LAST_EVENT_ID, query::Query};
+use crate::service::parameters;
 
 /// The position that a request asks for, if any. `Last-Event-ID` takes precedence over parameters, because clients
 /// resume with it automatically.
@@ -19,9 +20,7 @@ pub(super) fn requested(query: &Query, headers: &HeaderMap) -> Result<Option<Pos
 pub(super) fn by_query(query: &Query) -> Result<Option<Position>, ApiError> {
     let position = match (query.get("since")?, query.get("index")?) {
         (Some(_), Some(_)) => Err(ApiError::parameter("index", "use either since or index")),
-        (Some(since), None) => since
-            .parse()
-            .map_err(|error: PositionError| ApiError::parameter("since", error.to_string())),
+        (Some(since), None) => Ok(parameters::since(since)?),
         (None, Some(index)) => Position::from_index(index)
             .map_err(|error| ApiError::parameter("index", error.to_string())),
         (None, None) => return Ok(None),
@@ -31,9 +30,5 @@ pub(super) fn by_query(query: &Query) -> Result<Option<Position>, ApiError> {
 
 /// The policy for a subscriber that lags behind the retained messages.
 pub(super) fn lag(query: &Query) -> Result<LagPolicy, ApiError> {
-    match query.get("lag")? {
-        None | Some("skip") => Ok(LagPolicy::Skip),
-        Some("disconnect") => Ok(LagPolicy::Disconnect),
-        Some(_) => Err(ApiError::parameter("lag", "use skip or disconnect")),
-    }
+    Ok(query.get("lag")?.map(parameters::lag).transpose()?.unwrap_or_default())
 }

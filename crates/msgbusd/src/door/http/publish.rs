@@ -8,7 +8,7 @@ use hyper::{
     body::Incoming,
     header::{HeaderMap, HeaderName},
 };
-use msgbus_core::{NewMessage, PublishedBatch, TopicName, parse_duration, store::Durability};
+use msgbus_core::{NewMessage, PublishedBatch, TopicName, store::Durability};
 use tokio::task::yield_now;
 
 use super::{
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     limits::inflight::Inflight,
-    service::{Call, error::ServiceError, publish::Publish},
+    service::{Call, error::ServiceError, parameters, publish::Publish},
     state::App,
 };
 
@@ -154,12 +154,7 @@ fn wanted<B>(
 /// The TTL of the message, from the parameter or else from the header (RFC 8030, section 5.2).
 fn ttl(query: &Query, headers: Option<&HeaderMap>) -> Result<Option<Duration>, ApiError> {
     if let Some(text) = query.get("ttl")? {
-        let ttl =
-            parse_duration(text).map_err(|error| ApiError::parameter("ttl", error.to_string()))?;
-        if ttl.is_zero() {
-            return Err(ApiError::parameter("ttl", "must be longer than 0"));
-        }
-        return Ok(Some(ttl));
+        return Ok(Some(parameters::ttl(text)?));
     }
     let Some(value) = headers.and_then(|headers| find(headers, &TTL)) else { return Ok(None) };
     let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));

@@ -1,6 +1,6 @@
 //! `GET /<topic>`: pulls one message or several, with or without waiting, and peeks. docs/protocol.md, section 5.
 
-use std::{future::poll_fn, mem, ops::RangeInclusive, pin::pin, task::Poll, time::Duration};
+use std::{future::poll_fn, mem, pin::pin, task::Poll, time::Duration};
 
 use hyper::{Request, StatusCode};
 use msgbus_core::{BatchLimit, Event, Peek, TopicName};
@@ -24,15 +24,11 @@ use crate::{
     service::{
         Call,
         error::ServiceError,
+        parameters::{MAX_BATCH, WAITS},
         pull::{QueuedPull, WaitingPull},
     },
     worker::Worker,
 };
-
-/// How long a pull may wait.
-const WAITS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
-/// The maximum number of messages, and of bytes of payload, in one response.
-const MAX_BATCH: BatchLimit = BatchLimit { events: 10_000, bytes: 8 << 20 };
 
 /// Parameters of other requests, and what they are for.
 const NOT_OF_PULLS: [(&str, &str); 2] = [
@@ -121,7 +117,7 @@ fn is_raw<B>(query: &Query, request: &Request<B>, max: Option<usize>) -> Result<
 pub(super) async fn wait_for<P: QueuedPull>(
     worker: &Worker,
     activity: &ConnectionActivity,
-    mut pull: WaitingPull<'_, P>,
+    mut pull: WaitingPull<P>,
     timeout: Duration,
 ) -> Result<Vec<P::Item>, ServiceError> {
     let mut waits = false;

@@ -4,9 +4,9 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use hyper::Request;
-use msgbus_core::{format_duration, parse_duration};
 
 use super::error::ApiError;
+use crate::service::parameters;
 
 /// The decoded query string. It is parsed once for each request, and outlives the request's head.
 #[derive(Debug)]
@@ -78,14 +78,6 @@ impl Query {
         allowed: RangeInclusive<Duration>,
     ) -> Result<Option<Duration>, ApiError> {
         let Some(text) = self.get(name)? else { return Ok(None) };
-        match parse_duration(text) {
-            Ok(duration) if allowed.contains(&duration) => Ok(Some(duration)),
-            Ok(_) => {
-                let [least, most] =
-                    [allowed.start(), allowed.end()].map(|end| format_duration(*end));
-                Err(ApiError::parameter(name, format!("use {least} to {most}")))
-            }
-            Err(error) => Err(ApiError::parameter(name, error.to_string())),
-        }
+        Ok(Some(parameters::duration(name, text, &allowed)?))
     }
 }

@@ -114,6 +114,7 @@ async fn route(
         Route::Settle(verb, token) => settle::one(&call, verb, &token, query).await,
         Route::Peek(topic) => pull::peek(&call, &topic, request, query).await,
         Route::Websocket(topic) => websocket::subscribe(call, &topic, request, query).await,
+        Route::Connect => websocket::connect(&call, request, query),
         Route::Stream(topic, format) => {
             stream::stream(call, activity, &topic, request, query, format).await
         }

@@ -6,7 +6,7 @@ use hyper::{Method, Request};
 use msgbus_core::{GroupName, GroupNameError, LeaseToken, TopicName};
 use percent_encoding::percent_decode_str;
 
-use super::{error::ApiError, handshake, pull, query::Query, settle::Verb, stream};
+use super::{error::ApiError, handshake, pull, query::Query, settle::Verb, stream, websocket};
 use crate::{
     auth::{Action, Permission},
     encode::frame_cache::FrameFormat,
@@ -37,6 +37,8 @@ pub(super) enum Route {
     Peek(TopicName),
     PeekGroup(TopicName, GroupName),
     Websocket(TopicName),
+    /// The websocket for all operations.
+    Connect,
     Stream(TopicName, FrameFormat),
     Counters(TopicName),
     Delete(TopicName),
@@ -47,6 +49,9 @@ impl Route {
         match request.uri().path() {
             "/" => match *request.method() {
                 Method::GET | Method::HEAD if handshake::is_wanted(request) => {
+                    if websocket::offers_v1(request) {
+                        return Ok(Self::Connect);
+                    }
                     Err(ApiError::WebsocketOnRoot)
                 }
                 Method::PUT | Method::POST | Method::DELETE => Err(ApiError::NoTopic),
@@ -158,6 +163,8 @@ impl Route {
     pub(super) fn needs(&self) -> Option<Permission<'_>> {
         Some(match self {
             Self::Health | Self::Ready => return None,
+            // Its operations are checked one by one.
+            Self::Connect => Permission::Anything,
             Self::List => Permission::SomeTopic(Action::Inspect),
             Self::Metrics | Self::Stats => Permission::EveryTopic(Action::Inspect),
             Self::Ticket => Permission::Key,

@@ -1,7 +1,7 @@
 //! `POST /-/ack`, `/-/nack` and `/-/extend`: settle leases, one by its token in the path, or many in the body.
 //! docs/protocol.md, section 14.
 
-use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
+use std::borrow::Cow;
 
 use bytes::Bytes;
 use chrono::Utc;
@@ -22,20 +22,18 @@ use super::{
 };
 use crate::{
     limits::{inflight::Inflight, quota::QuotaPermit},
-    service::{Call, code::Code},
+    service::{
+        Call,
+        code::Code,
+        lease::shortened,
+        parameters::{DELAYS, MAX_SETTLED},
+    },
 };
 
-/// The maximum number of leases, and of lines, in one request.
-const MAX_LEASES: usize = 10_000;
 /// The maximum size of a body, in bytes. That many of the longest tokens are smaller.
 const MAX_BODY: usize = 4 << 20;
 /// The number of lines that are read or written before the task yields to other requests.
 const LINES_AT_ONCE: usize = 1024;
-/// How much of a line that is not a token is repeated in the response, in characters.
-const MAX_REPEATED: usize = 100;
-
-/// How long a message may wait after a nack.
-const DELAYS: RangeInclusive<Duration> = Duration::ZERO..=LeaseToken::MAX_TIME;
 
 /// What is done with a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +142,7 @@ async fn receive(
         Err(error) => Err(error),
     };
     received.map_err(|error| match error {
-        ApiError::PayloadTooLarge { .. } => ApiError::TooManyTokens { limit: MAX_LEASES },
+        ApiError::PayloadTooLarge { .. } => ApiError::TooManyTokens { limit: MAX_SETTLED },
         error => error,
     })
 }
@@ -161,13 +159,13 @@ struct Lines<'a> {
 /// Reads all lines before anything is settled.
 async fn read(text: &str) -> Result<Lines<'_>, ApiError> {
     // Also bounds the empty ones, which are skipped without a yield.
-    if text.bytes().filter(|byte| *byte == b'\n').count() > MAX_LEASES {
-        return Err(ApiError::TooManyTokens { limit: MAX_LEASES });
+    if text.bytes().filter(|byte| *byte == b'\n').count() > MAX_SETTLED {
+        return Err(ApiError::TooManyTokens { limit: MAX_SETTLED });
     }
     let mut read = Lines { texts: Vec::new(), tokens: Vec::new(), unsettled: Vec::new() };
     for (number, (line, token)) in LeaseToken::parse_lines(text).enumerate() {
-        if number == MAX_LEASES {
-            return Err(ApiError::TooManyTokens { limit: MAX_LEASES });
+        if number == MAX_SETTLED {
+            return Err(ApiError::TooManyTokens { limit: MAX_SETTLED });
         }
         if number % LINES_AT_ONCE == LINES_AT_ONCE - 1 {
             yield_now().await;
@@ -179,10 +177,4 @@ async fn read(text: &str) -> Result<Lines<'_>, ApiError> {
         }
     }
     if read.texts.is_empty() { Err(ApiError::NoTokens) } else { Ok(read) }
-}
-
-/// The beginning of a line, without control characters, which would take several times their size as JSON.
-fn shortened(line: &str) -> String {
-    let visible = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    line.chars().take(MAX_REPEATED).map(visible).collect()
 }

@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{
-    session::{self, End},
+    end::End,
+    link,
     transport::{Outgoing, Transport},
 };
 use crate::fuzzing::block_on;
@@ -59,7 +60,7 @@ impl Dialogue {
             })
             .await;
             if !matches!(end, End::Broken) {
-                session::close(transport, outgoing, end.close_frame(None)).await;
+                link::close(transport, outgoing, end.close_frame(None)).await;
             }
             end
         });

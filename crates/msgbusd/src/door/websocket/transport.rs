@@ -6,17 +6,20 @@
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind, IoSlice, Read, Write},
+    ops::Range,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::tungstenite::{
     Error, Message,
+    error::ProtocolError,
     protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext},
 };
 
+use super::inbox::{Inbox, Next};
 use crate::encode::frame_cache::Frame;
 
 /// The maximum size of a frame and of a message from a client, in bytes. Data from clients is read and ignored.
@@ -40,11 +43,32 @@ pub(super) struct Transport<S> {
     needs_flush: bool,
     /// Whether reading has failed. Nothing can be read after that.
     is_over: bool,
+    /// Reads data frames. `None` if data is ignored: then the library reads it.
+    inbox: Option<Box<Inbox>>,
+}
+
+/// What a client has sent.
+#[derive(Debug)]
+pub(super) enum Received {
+    /// A text message, which is in the inbox.
+    Text,
+    Binary,
+    Control(Message),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
-    /// Takes over a connection. `already_read` has the bytes that were read from it before.
+    /// Takes over a connection whose client is expected to send nothing. `already_read` has the bytes that were read
+    /// from it before.
     pub(super) fn new(connection: S, already_read: Vec<u8>) -> Self {
+        Self::with(connection, already_read, None)
+    }
+
+    /// Takes over a connection whose client sends text messages of up to `max` bytes.
+    pub(super) fn with_inbox(connection: S, already_read: Vec<u8>, max: usize) -> Self {
+        Self::with(connection, Vec::new(), Some(Box::new(Inbox::new(already_read, max))))
+    }
+
+    fn with(connection: S, already_read: Vec<u8>, inbox: Option<Box<Inbox>>) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .write_buffer_size(0)
@@ -62,6 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
             is_held_back: false,
             needs_flush: false,
             is_over: false,
+            inbox,
         }
     }
 
@@ -74,21 +99,69 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         if self.is_over {
             return Poll::Ready(Err(Error::AlreadyClosed));
         }
-        let read = self.with_library(cx, |library, wire| {
-            let message = library.read(wire)?;
-            if message.is_ping() {
-                // Without the flush, the pong would wait for the next read. Errors show up there, too.
-                let _ = library.flush(wire);
-            }
-            Ok(message)
-        });
-        match read {
-            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Poll::Pending,
+        if self.inbox.is_some() {
+            // Data is ignored here, too.
+            return self.poll_receive(cx).map_ok(|received| match received {
+                Received::Control(message) => message,
+                Received::Text | Received::Binary => Message::Binary(Bytes::new()),
+            });
+        }
+        match self.with_library(cx, read) {
+            Err(error) if is_waiting(&error) => Poll::Pending,
             result => {
                 self.is_over = result.is_err();
                 Poll::Ready(result)
             }
         }
+    }
+
+    /// Polls for the next message, with an inbox.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, Error>> {
+        loop {
+            if let Some(received) = self.next_received().transpose() {
+                return Poll::Ready(received);
+            }
+            ready!(self.poll_fill(cx))?;
+        }
+    }
+
+    /// The next message that has arrived as a whole, if there is an inbox. Replies to pings and to a close frame are
+    /// queued for writing.
+    pub(super) fn next_received(&mut self) -> Result<Option<Received>, Error> {
+        let Some(inbox) = &mut self.inbox else { return Ok(None) };
+        let next = if self.is_over { Err(Error::AlreadyClosed) } else { inbox.next() };
+        let received = match next {
+            Ok(Next::NeedsMore) => Ok(None),
+            Ok(Next::Text) => Ok(Some(Received::Text)),
+            Ok(Next::Binary) => Ok(Some(Received::Binary)),
+            Ok(Next::Control(frame)) => {
+                let Self { inbox, library, control, is_held_back, .. } = self;
+                let frame = inbox.as_ref().map_or(&[][..], |inbox| inbox.frame(frame));
+                let source: Source<'_, '_, S> = Source::Frame(frame);
+                let message = read(library, &mut Wire { source, control, is_held_back });
+                message.map(Received::Control).map(Some)
+            }
+            Err(error) => Err(error),
+        };
+        self.is_over = received.is_err();
+        received
+    }
+
+    /// Reads more into the inbox.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let Self { connection, inbox: Some(inbox), .. } = self else { return Poll::Pending };
+        let filled = match ready!(inbox.poll_fill(connection, cx)) {
+            Ok(0) => Err(ProtocolError::ResetWithoutClosingHandshake.into()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        self.is_over = filled.is_err();
+        Poll::Ready(filled)
+    }
+
+    /// The inbox, if it has one.
+    pub(super) fn inbox(&mut self) -> Option<&mut Inbox> {
+        self.inbox.as_deref_mut()
     }
 
     /// Queues a ping. It is skipped if too many control frames wait.
@@ -154,31 +227,59 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         act: impl FnOnce(&mut WebSocketContext, &mut Wire<'_, '_, S>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let Self { connection, library, control, is_held_back, .. } = self;
-        act(library, &mut Wire { connection, cx, control, is_held_back })
+        let source = Source::Connection(connection, cx);
+        act(library, &mut Wire { source, control, is_held_back })
     }
+}
+
+fn read<S: AsyncRead + Unpin>(
+    library: &mut WebSocketContext,
+    wire: &mut Wire<'_, '_, S>,
+) -> Result<Message, Error> {
+    let message = library.read(wire)?;
+    if message.is_ping() {
+        // Without the flush, the pong would wait for the next read. Errors show up there, too.
+        let _ = library.flush(wire);
+    }
+    Ok(message)
+}
+
+fn is_waiting(error: &Error) -> bool {
+    matches!(error, Error::Io(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
 /// Ignores the errors by which the library says that it holds a frame back.
 fn held_back(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(Error::WriteBufferFull(_)) => Ok(()),
-        Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+        Err(error) if is_waiting(&error) => Ok(()),
         result => result,
     }
 }
 
 /// The connection as the library sees it.
 struct Wire<'a, 'b, S> {
-    connection: &'a mut S,
-    cx: &'a mut Context<'b>,
+    source: Source<'a, 'b, S>,
     control: &'a mut BytesMut,
     is_held_back: &'a mut bool,
 }
 
+/// Where the library reads.
+enum Source<'a, 'b, S> {
+    Connection(&'a mut S, &'a mut Context<'b>),
+    /// One frame, which was read before.
+    Frame(&'a [u8]),
+}
+
 impl<S: AsyncRead + Unpin> Read for Wire<'_, '_, S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (connection, cx) = match &mut self.source {
+            Source::Connection(connection, cx) => (connection, cx),
+            Source::Frame([]) => return Err(ErrorKind::WouldBlock.into()),
+            Source::Frame(frame) => return frame.read(buffer),
+        };
         let mut buffer = ReadBuf::new(buffer);
-        match Pin::new(&mut *self.connection).poll_read(self.cx, &mut buffer) {
+        match Pin::new(&mut **connection).poll_read(cx, &mut buffer) {
             Poll::Ready(result) => result.map(|()| buffer.filled().len()),
             Poll::Pending => Err(ErrorKind::WouldBlock.into()),
         }
@@ -203,11 +304,21 @@ impl<S> Write for Wire<'_, '_, S> {
 /// The frames that wait to be written to one websocket.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
-    frames: VecDeque<Frame>,
+    frames: VecDeque<Piece>,
+    /// The bytes of all pieces.
+    bytes: usize,
     /// Whether the first frame is partly written: its rest has to be written next.
     is_started: bool,
     /// Whole control frames. They are written before all frames that are not started.
     control: BytesMut,
+}
+
+/// A frame, or a part of one.
+#[derive(Debug)]
+struct Piece {
+    bytes: Frame,
+    /// Whether the next piece is of the same frame.
+    is_continued: bool,
 }
 
 impl Outgoing {
@@ -216,12 +327,32 @@ impl Outgoing {
     }
 
     pub(super) fn push(&mut self, frame: Frame) {
-        self.frames.push_back(frame);
+        self.push_piece(frame, false);
+    }
+
+    /// Adds a piece of a frame.
+    pub(super) fn push_piece(&mut self, bytes: Frame, is_continued: bool) {
+        self.bytes += bytes.len();
+        self.frames.push_back(Piece { bytes, is_continued });
+    }
+
+    /// The bytes of the frames that wait.
+    pub(super) fn len(&self) -> usize {
+        self.bytes
     }
 
     /// Drops all frames of which no byte is written.
     pub(super) fn drop_unstarted(&mut self) {
-        self.frames.truncate(usize::from(self.is_started));
+        self.frames.truncate(self.started());
+        self.bytes = self.frames.iter().map(|piece| piece.bytes.len()).sum();
+    }
+
+    /// The number of pieces that have to be written before anything else.
+    fn started(&self) -> usize {
+        if !self.is_started {
+            return 0;
+        }
+        1 + self.frames.iter().take_while(|piece| piece.is_continued).count()
     }
 
     /// Frees the memory of the queue if it is empty.
@@ -233,13 +364,12 @@ impl Outgoing {
 
     /// Fills `slices` with the first pieces to write, and returns their number.
     pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
-        let started = usize::from(self.is_started);
+        let started = self.started();
         let frames =
-            |frames: std::ops::RangeFrom<usize>| self.frames.range(frames).flat_map(Frame::pieces);
-        let pieces = frames(0..)
-            .take(2 * started)
+            |frames: Range<usize>| self.frames.range(frames).flat_map(|piece| piece.bytes.pieces());
+        let pieces = frames(0..started)
             .chain([&self.control[..]])
-            .chain(frames(started..))
+            .chain(frames(started..self.frames.len()))
             .filter(|piece| !piece.is_empty());
         let mut count = 0;
         for (slice, piece) in slices.iter_mut().zip(pieces) {
@@ -258,10 +388,12 @@ impl Outgoing {
                 count -= control;
                 continue;
             }
-            let Some(frame) = self.frames.front_mut() else { return };
-            count -= frame.advance(count);
-            self.is_started = !frame.is_empty();
-            if !self.is_started {
+            let Some(Piece { bytes, is_continued }) = self.frames.front_mut() else { return };
+            let written = bytes.advance(count);
+            (count, self.bytes) = (count - written, self.bytes - written);
+            let is_whole = bytes.is_empty();
+            self.is_started = !is_whole || *is_continued;
+            if is_whole {
                 self.frames.pop_front();
             }
         }

@@ -1,0 +1,134 @@
+//! Why a websocket ends, and its close frame.
+
+use std::{io::ErrorKind, ops::ControlFlow};
+
+use msgbus_core::RecvError;
+use tokio_tungstenite::tungstenite::{
+    Error, Utf8Bytes,
+    error::{CapacityError, ProtocolError},
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+use tracing::debug;
+
+use crate::{metrics::Deadline, service::code::Code, service::follower, worker::Worker};
+
+const NOT_ALLOWED: u16 = 4403;
+const TOPIC_DELETED: u16 = 4404;
+const TOO_FAR_BEHIND: u16 = 4408;
+
+/// Why a session ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The client sent a close frame.
+    ClosedByClient,
+    /// The connection is broken.
+    Broken,
+    /// The client accepted no bytes within the write timeout.
+    Stuck,
+    /// The client violated the protocol.
+    Violation(CloseCode, Utf8Bytes),
+    /// The client sent nothing for too long.
+    Silent,
+    /// The server is shutting down.
+    Drain,
+    /// Too much data is in flight to receive the rest of a message.
+    NoMemory,
+    /// The keys no longer allow it.
+    Revoked,
+    /// The bus ended the subscription.
+    Over(RecvError),
+}
+
+/// Counts the end of a websocket in the metrics.
+pub(super) fn count(worker: &Worker, end: &End) {
+    match end {
+        End::Stuck => worker.metrics.timeout(Deadline::Write),
+        End::Silent => worker.metrics.timeout(Deadline::Silence),
+        End::Violation(CloseCode::Size, _) => worker.metrics.refusal(Code::WebsocketTooLarge),
+        End::Violation(CloseCode::Invalid, _) => worker.metrics.refusal(Code::WebsocketNotUtf8),
+        End::NoMemory => worker.metrics.refusal(Code::TooMuchInFlight),
+        End::Violation(..) => worker.metrics.refusal(Code::WebsocketViolation),
+        _ => {}
+    }
+    if matches!(end, End::Broken | End::Stuck) {
+        worker.metrics.client_error();
+    }
+}
+
+pub(super) fn broken(result: Result<(), Error>) -> ControlFlow<End> {
+    match result {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => ControlFlow::Break(End::broken(&error)),
+    }
+}
+
+impl From<follower::End> for End {
+    fn from(end: follower::End) -> Self {
+        match end {
+            follower::End::Revoked => Self::Revoked,
+            follower::End::Over(end) => Self::Over(end),
+        }
+    }
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => {
+                let why = format!("frames of at most {max_size} bytes are read");
+                Self::Violation(CloseCode::Size, why.into())
+            }
+            Error::Utf8(_) => Self::violation(CloseCode::Invalid, "text must be UTF-8"),
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Self::broken(&error),
+            Error::Protocol(_) => Self::violation(CloseCode::Protocol, "websocket protocol error"),
+            other => Self::broken(&other),
+        }
+    }
+}
+
+impl End {
+    pub(super) fn violation(code: CloseCode, why: &'static str) -> Self {
+        Self::Violation(code, Utf8Bytes::from_static(why))
+    }
+
+    fn broken(error: &Error) -> Self {
+        debug!(%error, "websocket broken");
+        match error {
+            Error::Io(error) if error.kind() == ErrorKind::TimedOut => Self::Stuck,
+            _ => Self::Broken,
+        }
+    }
+
+    /// The close frame for the client; `None` if the client closed first, or the connection cannot be used any more.
+    pub(super) fn close_frame(&self, last_id: Option<u64>) -> Option<CloseFrame> {
+        let (code, reason) = match self {
+            Self::ClosedByClient | Self::Broken | Self::Stuck => return None,
+            Self::Violation(code, why) => (*code, why.clone()),
+            Self::Silent => {
+                (CloseCode::Away, "the client was silent for too long and answered no ping".into())
+            }
+            Self::Drain | Self::Over(RecvError::Closed) => {
+                (CloseCode::Away, "the server is shutting down".into())
+            }
+            Self::NoMemory => {
+                let why = "server is busy: in-flight memory limit reached; retry shortly";
+                (CloseCode::Again, why.into())
+            }
+            Self::Revoked => {
+                (CloseCode::from(NOT_ALLOWED), "the keys no longer allow this subscription".into())
+            }
+            Self::Over(RecvError::Store(error)) => {
+                (CloseCode::Error, format!("cannot read older messages: {error}").into())
+            }
+            Self::Over(RecvError::Lagged { .. }) => {
+                let reason = match last_id {
+                    Some(id) => format!("too far behind; the last id was {id}"),
+                    None => "too far behind; there was no message yet".to_owned(),
+                };
+                (CloseCode::from(TOO_FAR_BEHIND), reason.into())
+            }
+            Self::Over(_) => (CloseCode::from(TOPIC_DELETED), "the topic has been deleted".into()),
+        };
+        Some(CloseFrame { code, reason })
+    }
+}

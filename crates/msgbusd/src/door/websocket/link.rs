@@ -1,0 +1,138 @@
+//! A websocket with its heartbeat, and its close: what all sessions have.
+
+use std::{
+    future::poll_fn,
+    ops::ControlFlow,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use chrono::Utc;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    time::{Instant, Sleep, timeout},
+};
+use tokio_tungstenite::tungstenite::{Error, protocol::CloseFrame};
+
+use super::{
+    end::{End, broken},
+    heartbeat::Heartbeat,
+    transport::{Outgoing, Transport},
+};
+use crate::{net::connection::Connection, worker::Worker};
+
+/// How long the server waits for the client's close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The highest latency that the metrics record: a client can echo any time.
+const MAX_LATENCY: Duration = Duration::from_secs(60);
+
+/// The server's end of a websocket, with its heartbeat.
+pub(super) struct Link {
+    pub(super) transport: Transport<Connection>,
+    pub(super) heartbeat: Heartbeat,
+}
+
+impl Link {
+    pub(super) fn new(transport: Transport<Connection>, ping_interval: Duration) -> Self {
+        Self { transport, heartbeat: Heartbeat::new(ping_interval, Instant::now()) }
+    }
+
+    /// Pings the client when that is due.
+    pub(super) fn poll_alarm(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> ControlFlow<End> {
+        while alarm.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if self.heartbeat.is_silent(now) {
+                return ControlFlow::Break(End::Silent);
+            }
+            if self.heartbeat.ping_is_due(now) {
+                let time = Utc::now().timestamp_nanos_opt().unwrap_or_default();
+                broken(self.transport.ping(cx, time.to_string()))?;
+            }
+            alarm.as_mut().reset(self.heartbeat.next());
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Writes everything that waits.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        outgoing: &mut Outgoing,
+    ) -> ControlFlow<End, Poll<()>> {
+        let written = self.transport.poll_write(cx, outgoing);
+        if !self.transport.has_control(outgoing) {
+            self.heartbeat.pings_written();
+        }
+        match written {
+            Poll::Ready(result) => {
+                outgoing.shrink();
+                broken(result.map_err(Error::Io))?;
+                ControlFlow::Continue(Poll::Ready(()))
+            }
+            Poll::Pending => ControlFlow::Continue(Poll::Pending),
+        }
+    }
+}
+
+/// Records the latency from a pong, which echoes the time of its ping. Other pongs are ignored.
+pub(super) fn measure(worker: &Worker, echo: &[u8]) {
+    let sent: Option<i64> = std::str::from_utf8(echo).ok().and_then(|text| text.parse().ok());
+    let now = Utc::now().timestamp_nanos_opt();
+    if let (Some(sent), Some(now)) = (sent, now)
+        && let Ok(nanoseconds) = u64::try_from(now.saturating_sub(sent))
+    {
+        worker.metrics.latency(Duration::from_nanos(nanoseconds).min(MAX_LATENCY));
+    }
+}
+
+/// Writes the remaining frames, and reads and ignores what the client sends, until writing is done or reading fails.
+pub(super) async fn write_rest<S: AsyncRead + AsyncWrite + Unpin>(
+    transport: &mut Transport<S>,
+    outgoing: &mut Outgoing,
+) {
+    poll_fn(|cx| {
+        while let Poll::Ready(message) = transport.poll_read(cx) {
+            if message.is_err() {
+                return Poll::Ready(());
+            }
+        }
+        // A write error shows up again when the close frame is written.
+        transport.poll_write(cx, outgoing).map(|_| ())
+    })
+    .await;
+}
+
+/// Sends the close frame, or the reply to the client's, and waits for the client up to [`CLOSE_TIMEOUT`]. A frame that
+/// is partly written has to be completed within the same time.
+pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
+    mut transport: Transport<S>,
+    mut outgoing: Outgoing,
+    mut frame: Option<CloseFrame>,
+) {
+    let mut is_over = false;
+    let closing = poll_fn(|cx| {
+        if let Some(frame) = frame.take() {
+            is_over = transport.close(cx, frame).is_err();
+        }
+        loop {
+            let written = transport.poll_write(cx, &mut outgoing);
+            if is_over || matches!(written, Poll::Ready(Err(_))) {
+                return written;
+            }
+            match ready!(transport.poll_read(cx)) {
+                Ok(_) => {}
+                Err(_) => is_over = true,
+            }
+        }
+    });
+    let is_written = timeout(CLOSE_TIMEOUT, closing).await.is_ok_and(|written| written.is_ok());
+    // In the middle of a frame there is no orderly shutdown.
+    if is_written || outgoing.is_empty() {
+        let _ = transport.into_connection().shutdown().await;
+    }
+}

@@ -1,0 +1,272 @@
+//! What takes time on one websocket: its subscriptions, and operations that wait.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use slab::Slab;
+
+use super::{
+    MAX_SUBSCRIPTIONS,
+    answer::{Answer, write_refusal},
+    follow::{End, Follow},
+    identifier::Label,
+    output::Output,
+    ready::{ReadyQueue, Signal},
+    refusal::Refusal,
+    work::Work,
+};
+
+/// All activities of one websocket.
+#[derive(Debug, Default)]
+pub(super) struct Activities {
+    slots: Slab<Slot>,
+    queue: Arc<ReadyQueue>,
+    /// The subscriptions, by their `sid`.
+    subscriptions: HashMap<Label, usize>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    signal: Arc<Signal>,
+    activity: Activity,
+}
+
+/// One activity.
+#[derive(Debug)]
+enum Activity {
+    Follow(Box<Follow>),
+    Work(Box<Work>),
+    Wait(Box<Waiting>),
+}
+
+/// An operation that waits.
+struct Waiting {
+    /// As JSON.
+    rid: Option<Label>,
+    of: &'static str,
+    outcome: Outcome,
+}
+
+/// The outcome of an operation that waits.
+pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Answer, Refusal>> + Send>>;
+
+/// What one turn of an activity has come to.
+enum Turn {
+    /// It is woken when there is more to do.
+    Waits,
+    /// There may be more to do.
+    Continues,
+    Over(End),
+    Answered(Result<Answer, Refusal>),
+}
+
+impl Activities {
+    /// Call this first when the task of the websocket is polled.
+    pub(super) fn register(&self, task: &Waker) {
+        self.queue.register(task);
+    }
+
+    pub(super) fn outstanding(&self) -> usize {
+        self.slots.len() - self.subscriptions.len()
+    }
+
+    /// Refuses a subscription that cannot be added.
+    pub(super) fn check_new(&self, sid: &str) -> Result<(), Refusal> {
+        if self.subscriptions.contains_key(sid) {
+            return Err(Refusal::SidInUse);
+        }
+        if self.subscriptions.len() >= MAX_SUBSCRIPTIONS {
+            return Err(Refusal::TooManySubscriptions);
+        }
+        Ok(())
+    }
+
+    pub(super) fn follow(&mut self, follow: Follow) {
+        let sid = follow.sid.clone();
+        let key = self.add(Activity::Follow(Box::new(follow)));
+        self.subscriptions.insert(sid, key);
+    }
+
+    pub(super) fn work(&mut self, work: Work) {
+        let sid = work.sid.clone();
+        let key = self.add(Activity::Work(Box::new(work)));
+        self.subscriptions.insert(sid, key);
+    }
+
+    pub(super) fn wait(&mut self, rid: Option<Label>, of: &'static str, outcome: Outcome) {
+        self.add(Activity::Wait(Box::new(Waiting { rid, of, outcome })));
+    }
+
+    fn add(&mut self, activity: Activity) -> usize {
+        let slot = self.slots.vacant_entry();
+        let key = slot.key();
+        let signal = Signal::new(&self.queue, key);
+        signal.queue();
+        slot.insert(Slot { signal, activity });
+        key
+    }
+
+    /// Ends a subscription. Returns its `sid`, unless there is none.
+    pub(super) fn unsubscribe(&mut self, sid: &str) -> Result<Label, Refusal> {
+        let (sid, key) = self.subscriptions.remove_entry(sid).ok_or(Refusal::UnknownSid)?;
+        match self.slots.remove(key).activity {
+            Activity::Follow(follow) => follow.log_end("unsub"),
+            Activity::Work(_) | Activity::Wait(_) => {}
+        }
+        Ok(sid)
+    }
+
+    /// The subscription of a group with this `sid`, which is polled once more.
+    pub(super) fn worker(&mut self, sid: &str) -> Result<&mut Work, Refusal> {
+        let key = *self.subscriptions.get(sid).ok_or(Refusal::UnknownSid)?;
+        match &mut self.slots[key] {
+            Slot { signal, activity: Activity::Work(work) } => {
+                signal.queue();
+                Ok(work)
+            }
+            _ => Err(Refusal::NotAGroup),
+        }
+    }
+
+    /// Gives the next activity that is ready its turn. Returns `false` if there is none.
+    pub(super) fn run_next(&mut self, output: &mut Output<'_>) -> bool {
+        let Some(key) = self.queue.pop() else { return false };
+        // It may be over since it was woken.
+        let Some(slot) = self.slots.get_mut(key) else { return true };
+        slot.signal.taken();
+        let waker = Waker::from(Arc::clone(&slot.signal));
+        let turn = slot.activity.poll(&mut Context::from_waker(&waker), output);
+        self.settle(key, turn, output);
+        true
+    }
+
+    /// As [`run_next`](Self::run_next), for all that are ready, while the client accepts no more messages: operations go
+    /// on, and subscriptions only end if the keys no longer allow them.
+    pub(super) fn run_blocked(&mut self, output: &mut Output<'_>) {
+        let mut held_back = Vec::new();
+        while let Some(key) = self.queue.pop() {
+            let Some(slot) = self.slots.get_mut(key) else { continue };
+            slot.signal.taken();
+            let waker = Waker::from(Arc::clone(&slot.signal));
+            let turn = slot.activity.poll_blocked(&mut Context::from_waker(&waker));
+            if matches!(turn, Turn::Continues) {
+                held_back.push(key);
+            } else {
+                self.settle(key, turn, output);
+            }
+        }
+        for key in held_back {
+            self.slots[key].signal.queue();
+        }
+    }
+
+    /// Does what follows from a turn.
+    fn settle(&mut self, key: usize, turn: Turn, output: &mut Output<'_>) {
+        match turn {
+            Turn::Waits => {}
+            Turn::Continues => self.slots[key].signal.queue(),
+            Turn::Over(end) => self.end(key, &end, output),
+            Turn::Answered(outcome) => {
+                if let Activity::Wait(waiting) = self.slots.remove(key).activity {
+                    waiting.answer(outcome, output);
+                }
+            }
+        }
+    }
+
+    /// Ends a subscription, and tells the client.
+    fn end(&mut self, key: usize, end: &End, output: &mut Output<'_>) {
+        let sid = match self.slots.remove(key).activity {
+            Activity::Follow(follow) => {
+                follow.log_end(end.word());
+                follow.sid
+            }
+            Activity::Work(work) => work.sid,
+            Activity::Wait(_) => return,
+        };
+        self.subscriptions.remove(&sid);
+        end.write(&sid, output);
+    }
+
+    /// Ends all subscriptions, because the server stops, and polls all operations once more.
+    pub(super) fn drain(&mut self, output: &mut Output<'_>) {
+        let keys: Vec<usize> = self.subscriptions.values().copied().collect();
+        for key in keys {
+            self.end(key, &End::Closed, output);
+        }
+        for (_, slot) in &self.slots {
+            slot.signal.queue();
+        }
+    }
+
+    /// Logs the end of all subscriptions.
+    pub(super) fn log_end(&self, why: &str) {
+        for (_, slot) in &self.slots {
+            if let Activity::Follow(follow) = &slot.activity {
+                follow.log_end(why);
+            }
+        }
+    }
+}
+
+impl Activity {
+    fn poll(&mut self, cx: &mut Context<'_>, output: &mut Output<'_>) -> Turn {
+        match self {
+            Self::Follow(follow) => subscription_turn(follow.poll(cx, output)),
+            Self::Work(work) => subscription_turn(work.poll(cx, output)),
+            Self::Wait(waiting) => waiting.poll(cx),
+        }
+    }
+
+    /// Polls what goes on while the client accepts no messages.
+    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Turn {
+        let revoked = match self {
+            Self::Follow(follow) => follow.poll_revoked(cx),
+            Self::Work(work) => work.poll_revoked(cx),
+            Self::Wait(waiting) => return waiting.poll(cx),
+        };
+        match revoked {
+            Poll::Ready(()) => Turn::Over(End::Revoked),
+            Poll::Pending => Turn::Continues,
+        }
+    }
+}
+
+fn subscription_turn(polled: Poll<Result<(), End>>) -> Turn {
+    match polled {
+        Poll::Pending => Turn::Waits,
+        Poll::Ready(Ok(())) => Turn::Continues,
+        Poll::Ready(Err(end)) => Turn::Over(end),
+    }
+}
+
+impl Waiting {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Turn {
+        match self.outcome.as_mut().poll(cx) {
+            Poll::Pending => Turn::Waits,
+            Poll::Ready(outcome) => Turn::Answered(outcome),
+        }
+    }
+
+    fn answer(self, outcome: Result<Answer, Refusal>, output: &mut Output<'_>) {
+        let rid = self.rid.as_ref().map(|rid| rid.as_bytes());
+        match outcome {
+            Ok(answer) if rid.is_some() => answer.write(rid, output),
+            Ok(_) => {}
+            Err(refusal) => write_refusal(&refusal, rid, Some(self.of), output),
+        }
+    }
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting")
+            .field("rid", &self.rid)
+            .field("of", &self.of)
+            .finish_non_exhaustive()
+    }
+}

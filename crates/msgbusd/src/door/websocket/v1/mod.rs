@@ -1,0 +1,56 @@
+//! `msgbus.v1`: one websocket for all operations on all topics. docs/protocol.md, section 16.
+//!
+//! [`session`] reads and writes frames. [`operation`] parses a line, [`operations`] begins what it asks for, and
+//! [`activities`] are what takes time: subscriptions, and operations that wait. Each of them has a waker of its own, so
+//! the work after a wake does not depend on how many others there are.
+
+mod activities;
+mod answer;
+mod follow;
+mod identifier;
+mod operation;
+mod operations;
+mod output;
+mod publish;
+mod pull;
+mod ready;
+mod refusal;
+mod session;
+mod settle;
+mod subscribe;
+mod work;
+
+use std::sync::Arc;
+
+pub(crate) use self::session::Session;
+use crate::{auth::Principal, net::peer::Peer, service::Call, worker::Worker};
+
+/// The maximum number of subscriptions of one websocket.
+const MAX_SUBSCRIPTIONS: usize = 1024;
+/// The maximum number of operations that have begun and are not answered.
+const MAX_OUTSTANDING: usize = 1024;
+/// Beyond this many bytes that wait to be written, no operation begins.
+const MAX_UNREAD: usize = 256 << 10;
+/// The size of a frame after which another one begins, in bytes. A frame may exceed it by one line.
+const FRAME_SIZE: usize = 64 << 10;
+
+/// The client of one websocket.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    worker: Arc<Worker>,
+    peer: Peer,
+    /// `None` if the server has no keys and every client may do everything.
+    principal: Option<Arc<Principal>>,
+}
+
+impl Client {
+    fn call(&self) -> Call<'_> {
+        Call { worker: &self.worker, peer: self.peer, principal: self.principal.clone() }
+    }
+}
+
+impl From<&Call<'_>> for Client {
+    fn from(call: &Call<'_>) -> Self {
+        Self { worker: Arc::clone(call.worker), peer: call.peer, principal: call.principal.clone() }
+    }
+}

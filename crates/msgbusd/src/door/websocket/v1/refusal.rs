@@ -1,0 +1,85 @@
+//! Why an operation is refused. docs/protocol.md, sections 8 and 16.3.
+
+use msgbus_core::{GroupNameError, HeaderError, NameError, TokenError};
+use thiserror::Error;
+
+use super::MAX_SUBSCRIPTIONS;
+use crate::service::{code::Code, error::ServiceError, parameters::BadParameter};
+
+/// Why an operation was refused. The texts are those of HTTP.
+#[derive(Debug, Error)]
+pub(super) enum Refusal {
+    #[error("not a JSON object: {0}")]
+    NotJson(String),
+    #[error("unknown op {0:?}; use {known}", known = super::operation::NAMES)]
+    UnknownOp(String),
+    #[error("the operation has no op; use {known}", known = super::operation::NAMES)]
+    NoOp,
+    #[error("bad operation: {0}")]
+    Shape(String),
+    #[error("the operation needs {0:?}")]
+    Missing(&'static str),
+    #[error("use only one of {0}")]
+    Exclusive(&'static str),
+    #[error("{0}")]
+    Parameter(#[from] BadParameter),
+    #[error("bad topic name: {0}")]
+    Topic(#[from] NameError),
+    #[error("{0}")]
+    Token(#[from] TokenError),
+    #[error("headers of the message: {0}")]
+    Headers(#[from] HeaderError),
+    #[error("payload exceeds max-payload-size: at most {limit} bytes are allowed")]
+    PayloadTooLarge { limit: usize },
+    #[error("too many leases in one request: send at most {limit} tokens")]
+    TooManyTokens { limit: usize },
+    #[error("this websocket has no subscription with this sid")]
+    UnknownSid,
+    #[error("only a subscription with group has credit")]
+    NotAGroup,
+    #[error("this websocket already has a subscription with this sid")]
+    SidInUse,
+    #[error("too many subscriptions: at most {MAX_SUBSCRIPTIONS} may be open on one websocket")]
+    TooManySubscriptions,
+    #[error("{0}")]
+    Service(#[from] ServiceError),
+}
+
+impl Refusal {
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::NotJson(_) => Code::BadJson,
+            Self::UnknownOp(_) | Self::NoOp => Code::UnknownOp,
+            Self::Shape(_)
+            | Self::Missing(_)
+            | Self::Exclusive(_)
+            | Self::NotAGroup
+            | Self::Parameter(_) => Code::BadParameter,
+            Self::Topic(_) => Code::BadTopic,
+            Self::Token(_) => Code::InvalidLease,
+            Self::Headers(HeaderError::TooMany | HeaderError::TooLarge) => {
+                Code::MessageHeadersTooLarge
+            }
+            Self::Headers(_) => Code::BadHeader,
+            Self::PayloadTooLarge { .. } | Self::TooManyTokens { .. } => Code::PayloadTooLarge,
+            Self::UnknownSid => Code::UnknownSid,
+            Self::SidInUse => Code::SidInUse,
+            Self::TooManySubscriptions => Code::TooManySubscriptions,
+            Self::Service(error) => error.code(),
+        }
+    }
+
+    /// After how many seconds to try again, if that may help.
+    pub(super) fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Service(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+}
+
+impl From<GroupNameError> for Refusal {
+    fn from(error: GroupNameError) -> Self {
+        BadParameter::new("group", error).into()
+    }
+}

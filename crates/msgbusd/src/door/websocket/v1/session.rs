@@ -1,0 +1,252 @@
+//! One `msgbus.v1` websocket, from the handshake to the close frame.
+
+use std::{
+    future::poll_fn,
+    ops::ControlFlow,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+};
+
+use tokio::{
+    task::coop,
+    time::{Instant, Sleep, sleep_until},
+};
+use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
+use tracing::debug;
+
+use super::{
+    super::{
+        end::{End, count},
+        link::{Link, close, measure, write_rest},
+        transport::{Outgoing, Received, Transport},
+    },
+    Client, FRAME_SIZE,
+    operations::Operations,
+    output::Output,
+};
+use crate::{
+    limits::{inflight::Inflight, quota::QuotaPermit},
+    net::{connection::Connection, wake_queue},
+    worker::Worker,
+};
+
+/// One websocket.
+pub(crate) struct Session {
+    link: Link,
+    outgoing: Outgoing,
+    operations: Operations,
+    /// Counts what has arrived of a message as in flight.
+    permit: Option<QuotaPermit>,
+}
+
+/// The maximum size of a frame from a client, in bytes: an operation with the largest payload in base64.
+fn max_frame(worker: &Worker) -> usize {
+    const FIELDS: usize = 64 << 10;
+    worker.config.max_payload.div_ceil(3).saturating_mul(4).saturating_add(FIELDS)
+}
+
+impl Session {
+    /// Takes over a connection after the handshake. `already_read` has the bytes that were read since then.
+    pub(crate) fn new(client: Client, connection: Connection, already_read: Vec<u8>) -> Self {
+        let ping = client.worker.config.timeouts.ping;
+        let max = max_frame(&client.worker);
+        debug!(peer = %client.peer, "msgbus.v1");
+        Self {
+            link: Link::new(Transport::with_inbox(connection, already_read, max), ping),
+            outgoing: Outgoing::default(),
+            operations: Operations::new(client),
+            permit: None,
+        }
+    }
+
+    /// Serves the client until the websocket ends.
+    pub(crate) async fn serve(mut self: Box<Self>) {
+        let end = self.run().await;
+        // Boxed, so that the memory of a session does not include the close.
+        Box::pin(self.end(end)).await;
+    }
+
+    async fn run(&mut self) -> End {
+        let stop = self.operations.client.worker.tasks.stop.clone();
+        let mut alarm = pin!(sleep_until(self.link.heartbeat.next()));
+        poll_fn(|cx| {
+            if stop.is_draining() {
+                return Poll::Ready(End::Drain);
+            }
+            match self.poll(cx, alarm.as_mut()) {
+                ControlFlow::Break(end) => Poll::Ready(end),
+                ControlFlow::Continue(()) => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Reads and writes until both have to wait.
+    fn poll(&mut self, cx: &mut Context<'_>, alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
+        self.operations.activities.register(cx.waker());
+        let flow = self.poll_turns(cx, alarm);
+        self.rest()?;
+        flow
+    }
+
+    fn poll_turns(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
+        loop {
+            self.begin_operations()?;
+            self.link.poll_alarm(cx, alarm.as_mut())?;
+            if !coop::has_budget_remaining() {
+                // Yields to other tasks. The next poll checks the drain signal again, too.
+                cx.waker().wake_by_ref();
+                return ControlFlow::Continue(());
+            }
+            if self.link.poll_write(cx, &mut self.outgoing)?.is_pending() {
+                self.operations.activities.run_blocked(&mut Output::new(&mut self.outgoing));
+                let has_read = self.poll_fill(cx)?;
+                if !has_read {
+                    return ControlFlow::Continue(());
+                }
+                continue;
+            }
+            let has_read = self.poll_fill(cx)?;
+            if !self.run_activities() && !has_read {
+                return ControlFlow::Continue(());
+            }
+        }
+    }
+
+    /// Reads more, unless operations wait for their turn. Returns whether something has arrived.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> ControlFlow<End, bool> {
+        if self.holds_operations() {
+            // The client is not silent: nothing is read.
+            self.link.heartbeat.received(Instant::now());
+            return ControlFlow::Continue(false);
+        }
+        match self.link.transport.poll_fill(cx) {
+            Poll::Pending => ControlFlow::Continue(false),
+            Poll::Ready(Ok(())) => {
+                self.link.heartbeat.received(Instant::now());
+                ControlFlow::Continue(true)
+            }
+            Poll::Ready(Err(error)) => ControlFlow::Break(End::from(error)),
+        }
+    }
+
+    fn holds_operations(&mut self) -> bool {
+        self.link.transport.inbox().is_some_and(|inbox| inbox.has_text())
+    }
+
+    /// Begins the operations that have arrived, as far as the limits allow.
+    fn begin_operations(&mut self) -> ControlFlow<End> {
+        loop {
+            if !self.begin_lines()? {
+                break;
+            }
+            match self.link.transport.next_received() {
+                Ok(None) => break,
+                Ok(Some(Received::Text)) => {}
+                Ok(Some(Received::Binary)) => {
+                    let why = "msgbus.v1 is text: a JSON object in each line";
+                    return ControlFlow::Break(End::violation(CloseCode::Unsupported, why));
+                }
+                Ok(Some(Received::Control(Message::Close(_)))) => {
+                    return ControlFlow::Break(End::ClosedByClient);
+                }
+                Ok(Some(Received::Control(Message::Pong(echo)))) => {
+                    measure(&self.operations.client.worker, &echo);
+                }
+                Ok(Some(Received::Control(_))) => {}
+                Err(error) => return ControlFlow::Break(End::from(error)),
+            }
+        }
+        if std::mem::take(&mut self.operations.has_published) {
+            wake_queue::published();
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Begins the operations of the message that is being handled. Returns `false` if some have to wait.
+    fn begin_lines(&mut self) -> ControlFlow<End, bool> {
+        let Self { link, outgoing, operations, .. } = self;
+        let Some(inbox) = link.transport.inbox() else { return ControlFlow::Continue(true) };
+        let text = match inbox.text() {
+            Ok(Some(text)) => text,
+            Ok(None) => return ControlFlow::Continue(true),
+            Err(error) => return ControlFlow::Break(End::from(error)),
+        };
+        // The answers to one frame are in one frame.
+        let mut output = Output::new(outgoing);
+        let mut handled = 0;
+        for line in text.split_inclusive('\n') {
+            if !operations.may_begin(&output) {
+                break;
+            }
+            handled += line.len();
+            let line = line.trim_ascii();
+            if !line.is_empty() {
+                operations.begin(line, &mut output);
+            }
+        }
+        let is_whole = handled == text.len();
+        inbox.advance(handled);
+        ControlFlow::Continue(is_whole)
+    }
+
+    /// Gives the activities that are ready their turns, until there is enough to write. Returns whether there was one.
+    fn run_activities(&mut self) -> bool {
+        let mut output = Output::new(&mut self.outgoing);
+        let mut has_run = false;
+        while output.waiting() < FRAME_SIZE && self.operations.activities.run_next(&mut output) {
+            has_run = true;
+        }
+        has_run
+    }
+
+    /// Frees memory that is not needed while the session waits, and counts what a message takes that has not arrived as a
+    /// whole, or has to wait.
+    fn rest(&mut self) -> ControlFlow<End> {
+        let Some(inbox) = self.link.transport.inbox() else { return ControlFlow::Continue(()) };
+        inbox.rest();
+        let memory = inbox.memory();
+        let inflight = &self.operations.client.worker.inflight;
+        if memory <= Inflight::SMALL {
+            self.permit = None;
+        } else if !inflight.reserve(&mut self.permit, memory, Inflight::SMALL) {
+            return ControlFlow::Break(End::NoMemory);
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Ends the session: answers what has begun if appropriate, and closes the websocket.
+    async fn end(mut self: Box<Self>, end: End) {
+        debug!(peer = %self.operations.client.peer, ?end, "msgbus.v1 ends");
+        count(&self.operations.client.worker, &end);
+        if matches!(end, End::Drain) {
+            self.finish().await;
+        }
+        let Self { link: Link { mut transport, .. }, mut outgoing, operations, .. } = *self;
+        operations.activities.log_end("websocket");
+        drop(operations);
+        match end {
+            End::Broken | End::Stuck => return,
+            End::Drain => write_rest(&mut transport, &mut outgoing).await,
+            _ => {}
+        }
+        outgoing.drop_unstarted();
+        close(transport, outgoing, end.close_frame(None)).await;
+    }
+
+    /// Ends all subscriptions, and waits for the operations that have begun.
+    async fn finish(&mut self) {
+        let Self { operations: Operations { activities, .. }, link, outgoing, .. } = self;
+        activities.drain(&mut Output::new(outgoing));
+        poll_fn(|cx| {
+            activities.register(cx.waker());
+            activities.run_blocked(&mut Output::new(outgoing));
+            let written = link.poll_write(cx, outgoing);
+            if written.is_break() || activities.outstanding() == 0 {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}
