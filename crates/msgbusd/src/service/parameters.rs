@@ -28,8 +28,8 @@ pub(crate) struct BadParameter {
 }
 
 impl BadParameter {
-    pub(crate) fn new(name: &'static str, why: impl ToString) -> Self {
-        Self { name, why: why.to_string() }
+    pub(crate) fn new(name: &'static str, why: impl Into<String>) -> Self {
+        Self { name, why: why.into() }
     }
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn duration(
             let [least, most] = [allowed.start(), allowed.end()].map(|end| format_duration(*end));
             Err(BadParameter::new(name, format!("use {least} to {most}")))
         }
-        Err(error) => Err(BadParameter::new(name, error)),
+        Err(error) => Err(BadParameter::new(name, error.to_string())),
     }
 }
 
@@ -54,13 +54,13 @@ pub(crate) fn ttl(text: &str) -> Result<Duration, BadParameter> {
     match parse_duration(text) {
         Ok(Duration::ZERO) => Err(BadParameter::new("ttl", "must be longer than 0")),
         Ok(ttl) => Ok(ttl),
-        Err(error) => Err(BadParameter::new("ttl", error)),
+        Err(error) => Err(BadParameter::new("ttl", error.to_string())),
     }
 }
 
 /// A start position.
 pub(crate) fn since(text: &str) -> Result<Position, BadParameter> {
-    text.parse().map_err(|error: PositionError| BadParameter::new("since", error))
+    text.parse().map_err(|error: PositionError| BadParameter::new("since", error.to_string()))
 }
 
 /// The policy for a subscriber that lags behind the retained messages.

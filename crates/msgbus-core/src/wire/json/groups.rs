@@ -174,7 +174,7 @@ mod tests {
 
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
-    use super::*;
+    use super::{super::write_message, *};
     use crate::{
         model::{GroupSettings, Headers, LeaseToken, Message, TopicInfo, WallTime},
         stats::GroupCounters,

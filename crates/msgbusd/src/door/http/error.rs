@@ -142,7 +142,7 @@ fn allowed(known: &[&str]) -> String {
 impl ApiError {
     /// An error for a parameter with an invalid value.
     pub(super) fn parameter(name: &'static str, why: impl Into<String>) -> Self {
-        Self::Parameter(BadParameter { name, why: why.into() })
+        Self::Parameter(BadParameter::new(name, why))
     }
 
     /// The status and the code word.

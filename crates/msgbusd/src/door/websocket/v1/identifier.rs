@@ -50,7 +50,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Identifier<'a> {
 struct Value;
 
 impl Value {
-    fn text<'a, E: Error>(text: Cow<'a, str>) -> Result<Identifier<'a>, E> {
+    fn text<E: Error>(text: Cow<'_, str>) -> Result<Identifier<'_>, E> {
         if (1..=Identifier::MAX_TEXT).contains(&text.len()) {
             return Ok(Identifier::Text(text));
         }

@@ -80,6 +80,6 @@ impl Refusal {
 
 impl From<GroupNameError> for Refusal {
     fn from(error: GroupNameError) -> Self {
-        BadParameter::new("group", error).into()
+        BadParameter::new("group", error.to_string()).into()
     }
 }

@@ -142,7 +142,6 @@ impl Session {
             }
             match self.link.transport.next_received() {
                 Ok(None) => break,
-                Ok(Some(Received::Text)) => {}
                 Ok(Some(Received::Binary)) => {
                     let why = "msgbus.v1 is text: a JSON object in each line";
                     return ControlFlow::Break(End::violation(CloseCode::Unsupported, why));
@@ -153,7 +152,7 @@ impl Session {
                 Ok(Some(Received::Control(Message::Pong(echo)))) => {
                     measure(&self.operations.client.worker, &echo);
                 }
-                Ok(Some(Received::Control(_))) => {}
+                Ok(Some(Received::Text | Received::Control(_))) => {}
                 Err(error) => return ControlFlow::Break(End::from(error)),
             }
         }
