@@ -104,10 +104,6 @@ export class Bus {
     async close() {
         this.#link.close(closedError());
     }
-
-    async [Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose")]() {
-        await this.close();
-    }
 }
 
 /** Repeating it does no harm, so it is sent again when the connection breaks before the answer. */
@@ -214,17 +210,21 @@ export class Subscription {
     #options;
     /** Messages, gaps and restarts that the consumer has not taken, in order. */
     #buffer = [];
+    /** Not used by groups, which credit limits. */
     #bufferedSize = 0;
     /** The `sid` on the current connection. Each attempt has its own, so that nothing of an earlier one is mistaken. */
     #sid;
     #isPaused = false;
     #wasOpen = false;
+    #wasResumed = false;
     #epoch;
     /** Where the next `sub` starts: after the last event in the buffer. */
     #resume;
     /** The last message of each topic. Where a pattern's log begins again, it tells which messages were received. */
     #received = new Map();
     #held;
+    /** The credit that the server has left. */
+    #granted = 0;
     #wakers = [];
     #ended = false;
     #error;
@@ -245,7 +245,7 @@ export class Subscription {
             this.#rejectReady = reject;
         });
         this.ready.catch(() => {});
-        if (group !== undefined) this.#held = new HeldLeases(lease, (token) => this.#leaseIsOver(token));
+        if (group !== undefined) this.#held = new HeldLeases(lease, () => this.#topUp(), () => this.#wake());
         link.add(this);
     }
 
@@ -257,6 +257,7 @@ export class Subscription {
 
     async next() {
         for (;;) {
+            if (this.#held) this.#forgetEndedLeases();
             const item = this.#take();
             if (item instanceof Message) return { value: item, done: false };
             if (item) {
@@ -278,10 +279,6 @@ export class Subscription {
         this.end();
         this.#discard();
         return { value: undefined, done: true };
-    }
-
-    async [Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose")]() {
-        await this.return();
     }
 
     #take() {
@@ -322,7 +319,7 @@ export class Subscription {
         const sid = this.#link.route(this);
         this.#sid = sid;
         const fields = { sid, topic: this.#topic, since: this.#resume, lag, payload: "text", group, lease };
-        if (group !== undefined) fields.credit = Math.max(0, credit - this.#held.size);
+        if (this.#held) fields.credit = this.#granted = Math.max(0, credit - this.#held.size);
         this.#link.enqueue("sub", fields, {
             isBound: true,
             resolve: (ok) => sid === this.#sid && this.#opened(ok),
@@ -348,6 +345,10 @@ export class Subscription {
         } else if (event.op === "msg") {
             this.#resume = `${this.#epoch}-${event.id}`;
             if (!this.#isRepeat(event.message)) this.#push(new Message(event.message, this.#resume));
+        } else if (event.op === "gap" && this.#options.lag === "disconnect" && this.#wasResumed) {
+            // The server ends a subscription only for what it missed later than at its start, which this is.
+            this.#unsubscribe();
+            this.end(new MsgbusError("lagged", END_REASONS.lagged, { missed: event.missed }));
         } else if (event.op === "gap") {
             this.#resume = positionBefore(this.#epoch, event.next_id);
             this.#push({ missed: event.missed, position: this.#resume });
@@ -367,6 +368,7 @@ export class Subscription {
     }
 
     #opened({ epoch, next_id, missed, restarted }) {
+        this.#wasResumed = this.#wasOpen;
         this.#wasOpen = true;
         this.#resolveReady();
         if (this.#held) return;
@@ -397,8 +399,9 @@ export class Subscription {
         this.#sid = undefined;
         // A topic that was deleted may be created again, which is then a restart. A server that stops closes the
         // connection too.
-        if (reason === "deleted") this.open();
-        else if (reason !== "closed") this.end(new MsgbusError(reason, END_REASONS[reason] ?? `the server has ended it: ${reason}`, { missed }));
+        if (reason === "deleted") return this.open();
+        if (reason === "closed") return;
+        this.end(new MsgbusError(reason, END_REASONS[reason] ?? `the server has ended it: ${reason}`, { missed }));
     }
 
     #unsubscribe() {
@@ -431,15 +434,28 @@ export class Subscription {
     // Groups.
 
     #deliver(event) {
+        this.#granted--;
         this.#held.hold(event.lease);
         this.#push(new Delivery(this.#link, event.message, event, this.#held));
     }
 
-    /** A lease was settled or has ended: the server may send another message. */
-    #leaseIsOver(token) {
-        // If it has ended before the consumer came to it, another worker gets the message.
-        this.#buffer = this.#buffer.filter((delivery) => delivery.lease !== token);
-        if (this.#sid !== undefined) this.#link.enqueue("credit", { sid: this.#sid, n: 1 }, { isBound: true });
+    /**
+     * Leases that have ended are forgotten only when the consumer asks for a message. Until then their credit is not
+     * renewed, or a consumer that is stuck would be sent one message after the other, and work on none.
+     */
+    #forgetEndedLeases() {
+        if (!this.#held.forgetEnded()) return;
+        // Another worker gets what the consumer has not come to in time.
+        this.#buffer = this.#buffer.filter(({ lease }) => this.#held.has(lease));
+        this.#topUp();
+    }
+
+    /** Renews the credit, so that it is as before together with the leases that are held. */
+    #topUp() {
+        const n = this.#options.credit - this.#held.size - this.#granted;
+        if (this.#sid === undefined || n <= 0) return;
+        this.#granted += n;
+        this.#link.enqueue("credit", { sid: this.#sid, n }, { isBound: true });
     }
 
     /** Gives back what was leased and not taken. */
@@ -461,31 +477,48 @@ const positionBefore = (epoch, nextId) => (nextId > 0 ? `${epoch}-${nextId - 1}`
 /** The leases of a subscription that are not settled. They end by the client's clock, counted from their arrival. */
 class HeldLeases {
     #timers = new Map();
+    #ended = [];
     #lease;
-    #onOver;
+    #onRelease;
+    #onEnd;
 
-    constructor(lease, onOver) {
+    constructor(lease, onRelease, onEnd) {
         this.#lease = lease;
-        this.#onOver = onOver;
+        this.#onRelease = onRelease;
+        this.#onEnd = onEnd;
     }
 
     get size() {
         return this.#timers.size;
     }
 
+    has(token) {
+        return this.#timers.has(token);
+    }
+
     hold(token, lease = this.#lease) {
-        this.#timers.set(token, setTimeout(() => this.release(token), milliseconds(lease)));
+        const end = () => {
+            this.#ended.push(token);
+            this.#onEnd();
+        };
+        this.#timers.set(token, setTimeout(end, milliseconds(lease)));
     }
 
     extend(token, lease) {
-        if (!this.#timers.has(token)) return;
+        if (!this.has(token)) return;
         clearTimeout(this.#timers.get(token));
+        this.#ended = this.#ended.filter((ended) => ended !== token);
         this.hold(token, lease);
     }
 
     release(token) {
         clearTimeout(this.#timers.get(token));
-        if (this.#timers.delete(token)) this.#onOver(token);
+        if (this.#timers.delete(token)) this.#onRelease();
+    }
+
+    /** Returns whether there were any. */
+    forgetEnded() {
+        return this.#ended.splice(0).filter((token) => this.#timers.delete(token)).length > 0;
     }
 
     clear() {
@@ -583,12 +616,12 @@ class Link {
     }
 
     /** Why an operation cannot be sent. */
-    #refusal(line, { text, topic }, isBound) {
+    #refusal(line, { text, topic, headers = {} }, isBound) {
         const maxLine = Math.ceil((this.#options.maxPayload * 4) / 3) + 64 * 1024;
         if (line.length * 3 > maxLine && byteLength(line) > maxLine) {
             return new MsgbusError("payload_too_large", "the message is too large; see the option maxPayload");
         }
-        if (line.includes("\\ud") && ![text, topic].every(isWellFormed)) {
+        if (line.includes("\\ud") && ![text, topic, ...Object.entries(headers).flat(2)].every(isWellFormed)) {
             return new MsgbusError("bad_text", "the text has a lone surrogate, which UTF-8 cannot encode");
         }
         const isFull = this.#waiting.length >= MAX_WAITING || this.#waitingSize + line.length > MAX_WAITING_SIZE;
@@ -832,6 +865,7 @@ function encodePayload(payload) {
     if (ArrayBuffer.isView(payload)) {
         return { base64: toBase64(new Uint8Array(payload.buffer, payload.byteOffset, payload.byteLength)) };
     }
+    if (["function", "symbol"].includes(typeof payload)) throw new TypeError(`a ${typeof payload} is not a payload`);
     if (typeof payload !== "string") return { json: payload };
     if (payload.length > FRAME_SIZE && isWellFormed(payload)) {
         const bytes = new TextEncoder().encode(payload);

@@ -76,18 +76,23 @@ class Subscription(Generic[M]):
         self._epoch = ""
         #: What the consumer has not taken, in order.
         self._buffer: Deque[Union[Message, Gap]] = deque()
+        #: Not used by groups, which credit limits.
         self._buffered_size = 0
         #: The ``sid`` on the current connection. Each attempt has its own, so that nothing of an earlier one is mistaken.
         self._sid: Optional[int] = None
         self._is_paused = False
         self._was_open = False
+        self._was_resumed = False
         self._is_ended = False
         self._error: Optional[MsgbusError] = None
         self._changed = asyncio.Event()
         self._retry: Optional[asyncio.TimerHandle] = None
         #: The last message of each topic. Where a pattern's log begins again, it tells which messages were received.
         self._received: OrderedDict[str, Tuple[str, int, str]] = OrderedDict()
-        self._held = None if options.group is None else HeldLeases(link, options.lease, self._lease_is_over)
+        #: The credit that the server has left.
+        self._granted = 0
+        is_group = options.group is not None
+        self._held = HeldLeases(link, options.lease, self._top_up, self._changed.set) if is_group else None
         link.add(self)
 
     # The consumer's side.
@@ -108,7 +113,7 @@ class Subscription(Generic[M]):
             if isinstance(item, Delivery):
                 self._link.give_back(item.lease)
         self._buffer.clear()
-        if self._held:
+        if self._held is not None:
             self._held.clear()
 
     async def __aenter__(self) -> Subscription[M]:
@@ -122,6 +127,7 @@ class Subscription(Generic[M]):
 
     async def __anext__(self) -> M:
         while True:
+            self._forget_ended_leases()
             item = self._take()
             if isinstance(item, Message):
                 return cast(M, item)
@@ -170,6 +176,8 @@ class Subscription(Generic[M]):
         if not self._link.is_open or self._is_paused or self._is_ended:
             return
         options = self._options
+        if self._held is not None:
+            self._granted = max(0, options.credit - len(self._held))
         sid = self._sid = self._link.route(self)
         fields = {
             "sid": sid,
@@ -179,7 +187,7 @@ class Subscription(Generic[M]):
             "payload": "text",
             "group": options.group,
             "lease": options.lease,
-            "credit": max(0, options.credit - len(self._held)) if self._held else None,
+            "credit": None if self._held is None else self._granted,
         }
         self._link.enqueue(
             "sub",
@@ -198,8 +206,9 @@ class Subscription(Generic[M]):
         """A message, a gap or an end has arrived."""
         if event["op"] == "end":
             self._ended_by_server(event)
-        elif self._held:
+        elif self._held is not None:
             if event["op"] == "msg":
+                self._granted -= 1
                 self._held.hold(event["lease"])
                 self._push(Delivery(self._held, event["message"], event))
         elif len(self._buffer) >= MAX_BUFFERED or self._buffered_size >= MAX_BUFFERED_SIZE:
@@ -210,6 +219,10 @@ class Subscription(Generic[M]):
             self._resume = f"{self._epoch}-{event['id']}"
             if not self._is_repeat(event["message"]):
                 self._push(Message(event["message"], self._resume))
+        elif event["op"] == "gap" and self._options.lag == "disconnect" and self._was_resumed:
+            # The server ends a subscription only for what it missed later than at its start, which this is.
+            self._unsubscribe()
+            self.end(MsgbusError("lagged", END_REASONS["lagged"], missed=event["missed"]))
         elif event["op"] == "gap":
             self._resume = position_before(self._epoch, event["next_id"])
             self._push(Gap(self._resume, event["missed"]))
@@ -226,9 +239,10 @@ class Subscription(Generic[M]):
         self._changed.set()
 
     def _opened(self, ok: Answer) -> None:
+        self._was_resumed = self._was_open
         self._was_open = True
         self._changed.set()
-        if self._held:
+        if self._held is not None:
             return
         self._epoch = ok["epoch"]
         # What was missed is told by a gap. Until it is received, another connection has to tell it too.
@@ -296,12 +310,27 @@ class Subscription(Generic[M]):
             self._received.popitem(last=False)
         return False
 
-    def _lease_is_over(self, token: str) -> None:
-        """A lease was settled or has ended: the server may send another message."""
-        # If it has ended before the consumer came to it, another worker gets the message.
-        self._buffer = deque(item for item in self._buffer if getattr(item, "lease", None) != token)
-        if self._sid is not None:
-            self._link.enqueue("credit", {"sid": self._sid, "n": 1}, is_bound=True)
+    def _forget_ended_leases(self) -> None:
+        """Leases that have ended are forgotten only when the consumer asks for a message.
+
+        Until then their credit is not renewed, or a consumer that is stuck would be sent one message after the other,
+        and work on none.
+        """
+        if self._held is None or not self._held.forget_ended():
+            return
+        # Another worker gets what the consumer has not come to in time.
+        held = self._held
+        self._buffer = deque(item for item in self._buffer if isinstance(item, Delivery) and item.lease in held)
+        self._top_up()
+
+    def _top_up(self) -> None:
+        """Renews the credit, so that it is as before together with the leases that are held."""
+        if self._held is None or self._sid is None:
+            return
+        n = self._options.credit - len(self._held) - self._granted
+        if n > 0:
+            self._granted += n
+            self._link.enqueue("credit", {"sid": self._sid, "n": n}, is_bound=True)
 
 
 class LeaseSettler:
@@ -317,21 +346,25 @@ class LeaseSettler:
 class HeldLeases(LeaseSettler):
     """The leases of a subscription that are not settled. They end by the client's clock, counted from their arrival."""
 
-    def __init__(self, link: Link, lease: Optional[str], on_over: Callable[[str], None]) -> None:
+    def __init__(
+        self, link: Link, lease: Optional[str], on_release: Callable[[], None], on_end: Callable[[], None]
+    ) -> None:
         super().__init__(link)
         self._lease = lease
-        self._on_over = on_over
+        self._on_release = on_release
+        self._on_end = on_end
         self._timers: Dict[str, asyncio.TimerHandle] = {}
+        self._ended: List[str] = []
 
     def __len__(self) -> int:
         return len(self._timers)
 
-    def __bool__(self) -> bool:
-        return True
+    def __contains__(self, token: str) -> bool:
+        return token in self._timers
 
     def hold(self, token: str, lease: Optional[str] = None) -> None:
         loop = asyncio.get_running_loop()
-        self._timers[token] = loop.call_later(seconds(lease or self._lease), self._release, token)
+        self._timers[token] = loop.call_later(seconds(lease or self._lease), self._end, token)
 
     async def settle(self, op: str, token: str, **fields: Optional[str]) -> Answer:
         is_over = op != "extend"
@@ -342,6 +375,7 @@ class HeldLeases(LeaseSettler):
                 self._release(token)
         if not is_over and token in self._timers:
             self._timers[token].cancel()
+            self._ended = [ended for ended in self._ended if ended != token]
             self.hold(token, fields.get("lease"))
         return answer
 
@@ -349,7 +383,16 @@ class HeldLeases(LeaseSettler):
         timer = self._timers.pop(token, None)
         if timer:
             timer.cancel()
-            self._on_over(token)
+            self._on_release()
+
+    def _end(self, token: str) -> None:
+        self._ended.append(token)
+        self._on_end()
+
+    def forget_ended(self) -> bool:
+        """Returns whether there were any."""
+        ended, self._ended = self._ended, []
+        return any([self._timers.pop(token, None) for token in ended])
 
     def clear(self) -> None:
         for timer in self._timers.values():
