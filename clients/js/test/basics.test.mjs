@@ -31,7 +31,7 @@ test("a message arrives as it was published", async (t) => {
     const [text, bytes, buffer, json, nothing, empty, escaped, zeros, mark] = messages;
     assert.equal(text.topic, "all/kinds");
     assert.equal(text.text(), "text with ä, 😀, \u2028 and \u0000");
-    assert.deepEqual(text.headers, { type: "a", tag: ["b", "c"] });
+    assert.deepEqual(text.headers, { Type: "a", tag: ["b", "c"] });
     assert.deepEqual(bytes.payload, binary);
     assert.deepEqual(buffer.payload, binary);
     assert.deepEqual(json.json(), { a: [1, null, "ü"] });

@@ -24,6 +24,10 @@ BACKOFF = (0.004, 0.1)
 
 
 class Case(unittest.IsolatedAsyncioTestCase):
+    async def asyncSetUp(self) -> None:
+        # The debug mode of these tests makes asyncio many times slower.
+        asyncio.get_running_loop().set_debug(False)
+
     async def daemon(self, *flags: str) -> Daemon:
         daemon = Daemon(flags)
         self.addAsyncCleanup(daemon.kill)

@@ -45,7 +45,7 @@ class Basics(Case):
         text, raw, array, value, nothing, empty, long, zeros, mark = messages
         self.assertEqual(text.topic, "all/kinds")
         self.assertEqual(text.text(), "text with ä, 😀, \u2028 and \0")
-        self.assertEqual(text.headers, {"type": "a", "tag": ["b", "c"]})
+        self.assertEqual(text.headers, {"Type": "a", "tag": ["b", "c"]})
         self.assertEqual(raw.payload, binary)
         self.assertEqual(array.payload, binary)
         self.assertEqual(value.json(), {"a": [1, None, "ü"]})

@@ -86,6 +86,9 @@ class Subscription(Generic[M]):
         self._is_ended = False
         self._error: Optional[MsgbusError] = None
         self._changed = asyncio.Event()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Nobody has to wait for it.
+        self._ready.add_done_callback(lambda ready: ready.exception())
         self._retry: Optional[asyncio.TimerHandle] = None
         #: The last message of each topic. Where a pattern's log begins again, it tells which messages were received.
         self._received: OrderedDict[str, Tuple[str, int, str]] = OrderedDict()
@@ -99,10 +102,7 @@ class Subscription(Generic[M]):
 
     async def ready(self) -> None:
         """Waits until the server has accepted the subscription: all later messages are received."""
-        while not (self._was_open or self._is_ended):
-            await self._wait()
-        if not self._was_open:
-            raise self._error or closed_error()
+        await asyncio.shield(self._ready)
 
     async def aclose(self) -> None:
         """Ends the subscription. Messages of a group that were not taken are given back."""
@@ -139,11 +139,8 @@ class Subscription(Generic[M]):
             elif self._is_ended:
                 raise StopAsyncIteration
             else:
-                await self._wait()
-
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+                self._changed.clear()
+                await self._changed.wait()
 
     def _take(self) -> Union[Message, Gap, None]:
         if not self._buffer:
@@ -236,12 +233,15 @@ class Subscription(Generic[M]):
         self._cancel_retry()
         self._link.remove(self, self._sid)
         self._sid = None
+        if not self._ready.done():
+            self._ready.set_exception(error or closed_error())
         self._changed.set()
 
     def _opened(self, ok: Answer) -> None:
         self._was_resumed = self._was_open
         self._was_open = True
-        self._changed.set()
+        if not self._ready.done():
+            self._ready.set_result(None)
         if self._held is not None:
             return
         self._epoch = ok["epoch"]
