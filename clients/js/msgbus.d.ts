@@ -85,8 +85,11 @@ export interface Published {
 export interface SubscribeOptions {
     /** Where to start (docs/protocol.md, 6.3): `all`, `10m`, `message.position`. By default with new messages. */
     since?: string;
-    /** `disconnect` ends the subscription with the error `lagged` where it would have missed messages. */
-    lag?: "continue" | "disconnect";
+    /**
+     * What happens where the server no longer has the next messages: `skip` (the default) continues after them and calls
+     * `onGap`, `disconnect` ends the subscription with the error `lagged`.
+     */
+    lag?: "skip" | "disconnect";
     /** Called in its turn between messages when the server no longer had this many. By default a warning is logged. */
     onGap?(missed: number): void;
     /**

@@ -138,8 +138,8 @@ class Client:
         """Follows a topic or a pattern (``orders/*``, ``orders/**``). It begins at once, not at the first iteration.
 
         ``since`` is where to start (docs/protocol.md, 6.3): ``all``, ``10m``, ``message.position``; by default with new
-        messages. With ``lag="disconnect"`` the subscription ends with the error ``lagged`` where it would have missed
-        messages. ``on_gap`` is called in its turn, between messages, with the number of messages that the server no
+        messages. Where the server no longer has the next messages, the subscription continues after them
+        (``lag="skip"``), or ends with the error ``lagged`` (``lag="disconnect"``). ``on_gap`` is called in its turn, between messages, with the number of messages that the server no
         longer had; ``on_restart`` when the topic has started anew (it was deleted, or the server restarted without its
         messages), and all messages that it holds now follow. By default both log a warning.
 

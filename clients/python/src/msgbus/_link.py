@@ -31,7 +31,7 @@ FRAME_SIZE = 64 * 1024
 #: What may wait to be sent, while there is no connection or the server is busy. Beyond it operations are refused.
 MAX_WAITING = 65_536
 MAX_WAITING_SIZE = 64 * 1024 * 1024
-#: A frame of the server: many messages may share one, and JSON may take six characters for a byte of text.
+#: The largest frame of the server, in bytes: the answer to a pull of 10,000 messages, and beside it one payload.
 MAX_RECEIVED_SIZE = 64 * 1024 * 1024
 
 #: All times are in seconds. A connection on which the server does not answer a ping for this long is lost.
@@ -352,7 +352,7 @@ class Link:
             additional_headers=headers,
             subprotocols=[Subprotocol(PROTOCOL)],
             compression=None,
-            max_size=MAX_RECEIVED_SIZE,
+            max_size=MAX_RECEIVED_SIZE + self._options.max_payload * 4 // 3,
             ping_interval=PING_TIMEOUT,
             ping_timeout=PING_TIMEOUT,
             close_timeout=CLOSE_TIMEOUT,
