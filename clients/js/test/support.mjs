@@ -123,9 +123,10 @@ export class Network {
         return network;
     }
 
-    /** From now on each connection is cut after a random number of bytes. */
+    /** From now on each connection is cut: many after a few bytes, some late enough for all that has waited. */
     cutAfter(random, least, most) {
-        this.#bytesUntilCut = () => random(least, most);
+        this.#bytesUntilCut = () => Math.round(least * (most / least) ** (random(0, 1000) / 1000));
+        this.cutAll();
     }
 
     heal() {

@@ -136,8 +136,8 @@ class Network:
         self.url = "http://127.0.0.1:%d" % self._server.sockets[0].getsockname()[1]
 
     def cut_after(self, seed: random.Random, least: int, most: int) -> None:
-        """From now on each connection is cut after a random number of bytes."""
-        self._bytes_until_cut = lambda: seed.randint(least, most)
+        """From now on each connection is cut: many after a few bytes, some late enough for all that has waited."""
+        self._bytes_until_cut = lambda: round(least * (most / least) ** seed.random())
         self.cut_all()
 
     def heal(self) -> None:
