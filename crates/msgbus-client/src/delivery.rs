@@ -12,7 +12,12 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-use crate::{client::Client, error::ClientError, lease::LeaseOptions};
+use crate::{
+    client::Client,
+    error::ClientError,
+    lease::LeaseOptions,
+    socket::{Credit, Socket},
+};
 
 /// A group of a topic. Its messages are distributed among all who take from it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -44,6 +49,29 @@ pub struct Delivery {
 struct Request {
     settlement: Settlement,
     result: oneshot::Sender<Result<(), ClientError>>,
+}
+
+/// How leases are settled.
+#[derive(Debug)]
+pub(crate) enum Settler {
+    Http(Box<Client>),
+    Socket { socket: Socket, _credit: Credit },
+}
+
+impl Settler {
+    /// Settles a lease, and tries again for this long.
+    async fn settle(
+        &self,
+        token: &LeaseToken,
+        settlement: &Settlement,
+        within: Duration,
+    ) -> Result<(), ClientError> {
+        match self {
+            Self::Http(client) => client.settle_within(token, settlement, within).await?,
+            Self::Socket { socket, .. } => socket.settle_within(token, settlement, within).await?,
+        };
+        Ok(())
+    }
 }
 
 impl Client {
@@ -139,16 +167,18 @@ impl Group {
         let (begun, leased) = self.client.lease_since(&self.topic, &self.name, options).await?;
         let lease = self.lease.clamp(LeaseOptions::MIN_LEASE, LeaseOptions::MAX_LEASE);
         let end = begun + lease;
-        let begin = |leased| Delivery::begin(self.client.clone(), leased, lease, end);
+        let settler = || Settler::Http(Box::new(self.client.clone()));
+        let begin = |leased| Delivery::begin(settler(), leased, lease, end);
         Ok(leased.into_iter().map(begin).collect())
     }
 }
 
 impl Delivery {
-    fn begin(client: Client, leased: Leased, lease: Duration, end: Instant) -> Self {
+    /// Keeps a lease, whose end is known, from now on.
+    pub(crate) fn begin(settler: Settler, leased: Leased, lease: Duration, end: Instant) -> Self {
         let (settle, request) = oneshot::channel();
         let (is_lost, lost) = watch::channel(false);
-        let task = Lease { client, token: leased.token.clone(), length: lease, end };
+        let task = Lease { settler, token: leased.token.clone(), length: lease, end };
         tokio::spawn(task.keep(request, is_lost));
         Self { leased, settle, lost }
     }
@@ -210,7 +240,7 @@ impl Delivery {
 
 /// A lease that is kept until it is settled.
 struct Lease {
-    client: Client,
+    settler: Settler,
     token: LeaseToken,
     length: Duration,
     /// When the lease is over at the latest.
@@ -245,7 +275,7 @@ impl Lease {
 
     async fn settle(&self, settlement: &Settlement) -> Result<(), ClientError> {
         let left = self.end.saturating_duration_since(Instant::now());
-        self.client.settle_within(&self.token, settlement, left).await.map(|_| ())
+        self.settler.settle(&self.token, settlement, left).await
     }
 
     /// Extends the lease each time that a third of it is over. If the server refuses, because the key
@@ -259,9 +289,9 @@ impl Lease {
             if sent >= self.end {
                 return;
             }
-            let extension = self.client.settle_within(&self.token, &settlement, self.end - sent);
+            let extension = self.settler.settle(&self.token, &settlement, self.end - sent);
             match timeout_at(self.end, extension).await {
-                Ok(Ok(_)) => self.end = sent + self.length,
+                Ok(Ok(())) => self.end = sent + self.length,
                 Ok(Err(ClientError::LeaseLost | ClientError::Unconfirmed)) | Err(_) => return,
                 Ok(Err(_)) => {}
             }

@@ -136,13 +136,15 @@ pub(crate) fn root_cause<'a>(
     error
 }
 
+/// The longest delay that a server may ask for.
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
 /// The delay that a 429 or 503 response asks for in `Retry-After`, one hour at most. Only the form
 /// in seconds is read: msgbusd does not send dates.
 pub(crate) fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-    const MAX_SECONDS: u64 = 3600;
     if !matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
         return None;
     }
     let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds.min(MAX_SECONDS)))
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }

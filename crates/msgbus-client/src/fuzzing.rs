@@ -12,9 +12,9 @@ use percent_encoding::percent_decode_str;
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::common::is_a_line;
-use crate::{GroupDetails, Key, ServerUri, TopicDetails, TopicSummary, uri::Endpoint};
+use crate::{GroupDetails, Key, ServerUri, TopicDetails, TopicSummary, socket, uri::Endpoint};
 
-/// Parses the bytes as a server's JSON of topics and groups, as a server URI and as a key. Printed values parse to
+/// Parses the bytes as a server's JSON of topics and groups, as its lines on `msgbus.v1`, as a server URI and as a key. Printed values parse to
 /// the same value, an error is one line, and no error contains a key.
 ///
 /// # Panics
@@ -24,6 +24,11 @@ pub fn client(data: &[u8]) {
     answer::<TopicDetails>(data);
     answer::<GroupDetails>(data);
     let Ok(text) = str::from_utf8(data) else { return };
+    for line in text.lines() {
+        if let Err(error) = socket::check_line(line) {
+            is_a_line(&error, 1000);
+        }
+    }
     address(text);
     key(text);
 }

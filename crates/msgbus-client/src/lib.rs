@@ -1,5 +1,8 @@
 //! The msgbus client library: publish, pull, subscribe with reconnecting, and work through a queue.
 //!
+//! A [`Client`] sends HTTP requests, and has a websocket for each [`Subscription`]. A [`Socket`] does all of it over one
+//! websocket, also for patterns of topics, and is faster for many small messages.
+//!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use msgbus_client::{Client, Event, Position};
@@ -44,6 +47,30 @@
 //! # async fn work(_: &[u8]) -> std::io::Result<()> { Ok(()) }
 //! ```
 //!
+//! Following many topics, and publishing, over one websocket:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use futures_util::{StreamExt, stream::select};
+//! use msgbus_client::{Client, Event, Position, TopicPattern};
+//!
+//! let socket = Client::new("http://localhost:8000")?.connect().await?;
+//! let orders = socket.subscribe("orders/**".parse::<TopicPattern>()?, Position::New).await?;
+//! let invoices = socket.subscribe("invoices".parse::<TopicPattern>()?, Position::New).await?;
+//! socket.publish(&"orders/eu".parse()?, "one of each").await?;
+//!
+//! let mut events = select(orders, invoices);
+//! while let Some(event) = events.next().await {
+//!     match event? {
+//!         Event::Message(message) => println!("{}: {:?}", message.topic().name, message.payload()),
+//!         Event::Missed(count) => eprintln!("missed {count} messages"),
+//!         _ => {}
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Requires a tokio runtime with its time and I/O drivers enabled.
 
 mod backoff;
@@ -59,6 +86,7 @@ mod key;
 mod lease;
 mod received;
 mod settle;
+mod socket;
 mod start_position;
 mod subscription;
 mod tls;
@@ -77,9 +105,12 @@ pub use key::{Key, KeyError};
 pub use lease::LeaseOptions;
 pub use msgbus_core::{
     GroupName, GroupNameError, HeaderError, Headers, LeaseToken, Leased, Message, NewMessage,
-    Position, Settlement, TokenError, TopicName,
+    PatternError, Position, Settlement, TokenError, TopicName, TopicPattern,
 };
 pub use settle::Unsettled;
+pub use socket::{
+    Deliveries, Publishing, Socket, SocketStatus, SocketSubscription, TopicPositions, WorkOptions,
+};
 pub use subscription::{Event, Subscription};
 pub use tls::{Roots, RootsError};
 pub use topics::{SubscriberDetails, TopicDetails, TopicSummary};

@@ -16,7 +16,7 @@ use crate::{
     transport::{RESPONSE_TIMEOUT, buffered_body},
 };
 
-fn action(settlement: &Settlement) -> &'static str {
+pub(crate) fn action(settlement: &Settlement) -> &'static str {
     match settlement {
         Settlement::Ack => "ack",
         Settlement::Nack { .. } => "nack",
@@ -38,7 +38,7 @@ fn query(settlement: &Settlement) -> String {
 }
 
 /// The part of a reason that the server keeps, cut at a character.
-fn cut(reason: &str) -> &str {
+pub(crate) fn cut(reason: &str) -> &str {
     let ends = reason.char_indices().map(|(start, c)| start + c.len_utf8());
     let end = ends.take_while(|end| *end <= LeaseToken::MAX_REASON).last();
     &reason[..end.unwrap_or_default()]
@@ -196,7 +196,7 @@ impl Client {
 }
 
 /// Repeats a request that may be repeated.
-struct Retry {
+pub(crate) struct Retry {
     until: Instant,
     backoff: Backoff,
     /// Whether the server may have processed an attempt.
@@ -207,11 +207,16 @@ impl Retry {
     /// The longest pause: a server that is back has to be noticed before a lease is over.
     const MAX_PAUSE: Duration = Duration::from_secs(2);
 
-    fn within(time: Duration) -> Self {
+    pub(crate) fn within(time: Duration) -> Self {
         let now = Instant::now();
         // Times that are too long for the clock end in a year.
         let until = now.checked_add(time).unwrap_or(now + Duration::from_secs(365 * 86_400));
         Self { until, backoff: Backoff::default(), is_uncertain: false }
+    }
+
+    /// When there is no time left.
+    pub(crate) fn until(&self) -> Instant {
+        self.until
     }
 
     /// The time limit of the next attempt.
@@ -233,7 +238,7 @@ impl Retry {
     ///
     /// # Errors
     /// Returns the error of the last attempt if another one would not help or no time is left.
-    async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
+    pub(crate) async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
         if matches!(error, ClientError::LeaseLost) && self.is_uncertain {
             return Err(ClientError::Unconfirmed);
         }

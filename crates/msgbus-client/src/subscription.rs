@@ -4,11 +4,8 @@ use std::{convert::Infallible, pin::Pin, time::Duration};
 
 use futures_util::{SinkExt as _, Stream, StreamExt as _, stream};
 use msgbus_core::{Message, Position, TopicName};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::{
-    self,
-    protocol::{CloseFrame, frame::coding::CloseCode},
-};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio_tungstenite::tungstenite;
 
 use crate::{
     backoff::Backoff,
@@ -17,7 +14,7 @@ use crate::{
     received::{Gap, Received},
     start_position::StartPosition,
     uri::ServerUri,
-    websocket::{self, Websocket},
+    websocket::{self, Heartbeat, Websocket},
 };
 
 /// An event of a subscription.
@@ -75,10 +72,7 @@ struct Connection {
     opened: Instant,
     /// Whether a message or a gap has been received.
     has_received: bool,
-    /// When the connection is considered dead unless something is received before.
-    dead_at: Instant,
-    /// Whether a ping has been sent since the last received frame.
-    is_pinged: bool,
+    heartbeat: Heartbeat,
 }
 
 /// Events that have not been returned yet.
@@ -89,18 +83,9 @@ struct PendingEvents {
 }
 
 impl Subscription {
-    /// A connection that receives nothing for this long is dead: the server answers pings and sends
-    /// its own.
-    const SILENCE_TIMEOUT: Duration = Duration::from_secs(80);
-    /// The client sends a ping if it has received nothing for this long.
-    const PING_AFTER: Duration = Duration::from_secs(30);
     /// The ping interval while nothing is read, so that the server's pings are not answered. The server
     /// closes a connection from which it has received nothing for two ping intervals and 10 s.
     const PING_EVERY: Duration = Duration::from_secs(8);
-    /// A connection that has lasted this long resets the backoff, even if nothing was received.
-    const STABLE_AFTER: Duration = Duration::from_secs(10);
-    /// How long to wait for the server's close frame.
-    const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
     pub(crate) fn new(client: Client, topic: TopicName, from: Position) -> Self {
         Self {
@@ -170,23 +155,16 @@ impl Subscription {
             if let LinkState::Up(connection) = &mut self.link {
                 // If it fails, the next receive finds the connection broken.
                 let _ = connection.socket.send(tungstenite::Message::Ping("0".into())).await;
-                connection.dead_at = Instant::now() + Self::SILENCE_TIMEOUT;
+                connection.heartbeat.put_off();
             }
         }
     }
 
     /// Ends the subscription with a close frame.
     pub async fn close(self) {
-        let LinkState::Up(connection) = self.link else { return };
-        let mut socket = connection.socket;
-        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        let closing = async {
-            if socket.close(Some(frame)).await.is_ok() {
-                while let Some(Ok(_)) = socket.next().await {}
-            }
-        };
-        // The connection is dropped next, whether or not the server has answered.
-        let _ = timeout(Self::CLOSE_TIMEOUT, closing).await;
+        if let LinkState::Up(connection) = self.link {
+            websocket::close(connection.socket).await;
+        }
     }
 
     async fn connect(&mut self) -> Result<Option<Event>, ClientError> {
@@ -228,15 +206,14 @@ impl Subscription {
             epoch: start.epoch,
             opened: Instant::now(),
             has_received: false,
-            dead_at: Instant::now() + Self::SILENCE_TIMEOUT,
-            is_pinged: false,
+            heartbeat: Heartbeat::start(),
         }));
     }
 
     fn disconnect(&mut self, error: ClientError) -> Event {
         // Connections that break at once do not reset the backoff.
         if let LinkState::Up(connection) = &self.link
-            && (connection.has_received || connection.opened.elapsed() > Self::STABLE_AFTER)
+            && (connection.has_received || connection.opened.elapsed() > websocket::STABLE_AFTER)
         {
             self.backoff.reset();
         }
@@ -282,35 +259,30 @@ impl Connection {
     /// # Errors
     /// [`ClientError::Message`] if the frame is neither; otherwise the connection is lost.
     async fn receive(&mut self, server: &ServerUri) -> Result<Received, ClientError> {
-        let over = |reason: &str| ClientError::Lost {
-            server: server.to_string(),
-            reason: reason.to_owned(),
-        };
         loop {
-            let ping_at = self.dead_at - Subscription::SILENCE_TIMEOUT + Subscription::PING_AFTER;
+            let heartbeat = &mut self.heartbeat;
             let frame = tokio::select! {
                 frame = self.socket.next() => frame,
-                () = sleep_until(ping_at), if !self.is_pinged => {
-                    self.is_pinged = true;
+                () = sleep_until(heartbeat.ping_at()), if !heartbeat.is_pinged => {
+                    heartbeat.is_pinged = true;
                     // If it fails, the next read finds the connection broken.
                     let _ = self.socket.send(tungstenite::Message::Ping("0".into())).await;
                     continue;
                 }
-                () = sleep_until(self.dead_at) => return Err(over("nothing received for 80 s")),
+                () = sleep_until(heartbeat.dead_at) => return Err(Heartbeat::silence(server)),
             };
-            self.is_pinged = false;
-            self.dead_at = Instant::now() + Subscription::SILENCE_TIMEOUT;
+            heartbeat.received();
             match frame {
                 Some(Ok(tungstenite::Message::Text(text))) => {
                     return Ok(Received::read(text.as_bytes())?);
                 }
-                Some(Ok(tungstenite::Message::Close(Some(close)))) if !close.reason.is_empty() => {
-                    return Err(over(&format!("closed, {}", close.reason)));
+                Some(Ok(tungstenite::Message::Close(frame))) => {
+                    return Err(websocket::closed(server, frame.as_ref()));
                 }
-                Some(Ok(tungstenite::Message::Close(_))) | None => return Err(over("closed")),
+                None => return Err(websocket::closed(server, None)),
                 // tungstenite answers pings.
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(over(&error.to_string())),
+                Some(Err(error)) => return Err(websocket::lost(server, &error.to_string())),
             }
         }
     }

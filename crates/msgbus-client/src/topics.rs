@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use hyper::{Method, Request, StatusCode, header};
-use msgbus_core::TopicName;
+use msgbus_core::{TopicName, TopicPattern};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
@@ -81,6 +81,21 @@ impl Client {
                 return Ok(topics);
             }
         }
+    }
+
+    /// The topics of the server that match a pattern, sorted by name.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn topics_matching(
+        &self,
+        pattern: &TopicPattern,
+    ) -> Result<Vec<TopicSummary>, ClientError> {
+        let text = pattern.to_string();
+        let prefix = text.split('*').next().unwrap_or_default();
+        let mut topics = self.topics(prefix).await?;
+        topics.retain(|topic| topic.name.parse().is_ok_and(|name| pattern.matches(&name)));
+        Ok(topics)
     }
 
     /// The first `max` topics whose names begin with `prefix`, in one request. The server returns

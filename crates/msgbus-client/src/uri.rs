@@ -98,6 +98,11 @@ impl ServerUri {
         format!("{}/?{query}", self.base("http"))
     }
 
+    /// The URI of the websocket for everything.
+    pub(crate) fn websocket_root(&self) -> String {
+        format!("{}/", self.base("ws"))
+    }
+
     /// The URI of the health check.
     pub(crate) fn health(&self) -> String {
         format!("{}/healthz", self.base("http"))

@@ -53,15 +53,15 @@ impl Http {
     }
 
     fn websocket(&self, topic: &str, query: &str) -> WebsocketFollower {
-        let request = format!(
-            "GET {topic}{query} HTTP/1.1\r\n{}Connection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n\r\n",
-            self.headers()
-        );
+        let request = format!("GET {topic}{query} HTTP/1.1\r\n{}{UPGRADE}\r\n", self.headers());
         let payload = Finder::new(b"\"payload\":\"");
         WebsocketFollower { request, raw: self.raw, is_open: false, payload }
     }
 }
+
+/// The headers of the handshake of a websocket.
+pub(crate) const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n";
 
 const PATH: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');

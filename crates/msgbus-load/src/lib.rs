@@ -27,6 +27,7 @@ mod response;
 mod run_state;
 mod streaming;
 mod trace;
+mod v1;
 mod workers;
 
 pub use connection::{Connect, ConnectFn, Connecting, Stream};
@@ -43,4 +44,5 @@ pub use requests::{publish, pull};
 pub use response::ResponseHead;
 pub use streaming::{Streaming, Waiting};
 pub use trace::Trace;
+pub use v1::MsgbusV1;
 pub use workers::work;

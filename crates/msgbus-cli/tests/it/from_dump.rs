@@ -186,7 +186,7 @@ async fn a_message_is_published_when_it_arrives() {
         let sent = line("t", text, TimeDelta::hours(1)) + "\n";
         stdin.write_all(sent.as_bytes()).await.unwrap();
         match soon(subscription.recv()).await.unwrap() {
-            Event::Message(message) => assert_eq!(message.payload(), text),
+            Event::Message { message, .. } => assert_eq!(message.payload(), text),
             missed @ Event::Missed { .. } => panic!("{missed:?}"),
         }
     }

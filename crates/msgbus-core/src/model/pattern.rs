@@ -86,6 +86,13 @@ impl FromStr for TopicPattern {
     }
 }
 
+/// The pattern that matches only this topic.
+impl From<&TopicName> for TopicPattern {
+    fn from(name: &TopicName) -> Self {
+        Self(name.as_str().split('/').map(|part| Segment::Literal(part.to_owned())).collect())
+    }
+}
+
 impl fmt::Display for TopicPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, segment) in self.0.iter().enumerate() {

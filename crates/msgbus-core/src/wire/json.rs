@@ -13,10 +13,10 @@ pub use self::groups::{
     leased_size_hint, read_leased, write_group, write_lease, write_leased, write_leased_as,
     write_unsettled,
 };
+pub use super::text::shorter_than_base64;
 use super::{
     base64,
     headers::{self, HeadersIn, HeadersObject},
-    text,
 };
 use crate::{
     model::{HeaderError, Headers, Message, NameError, Position, TokenError, TopicInfo, WallTime},
@@ -124,7 +124,7 @@ fn write_object(out: &mut Vec<u8>, message: &Message, topic: TopicObject<'_>, fo
 /// Appends the field with the payload, after a comma.
 fn write_payload(out: &mut Vec<u8>, payload: &[u8], form: PayloadForm) {
     if form == PayloadForm::Text
-        && let Some(text) = text::shorter_than_base64(payload)
+        && let Some(text) = shorter_than_base64(payload)
     {
         out.extend_from_slice(br#","text":"#);
         return write(out, &text);
@@ -132,6 +132,14 @@ fn write_payload(out: &mut Vec<u8>, payload: &[u8], form: PayloadForm) {
     out.extend_from_slice(br#","payload":""#);
     base64::encode(out, payload);
     out.push(b'"');
+}
+
+/// Appends headers as one JSON object, from each name to its value or to an array of its values.
+pub fn write_headers(out: &mut Vec<u8>, headers: &Headers) {
+    match HeadersObject::of(headers) {
+        Some(object) => write(out, &object),
+        None => out.extend_from_slice(b"{}"),
+    }
 }
 
 /// An estimate of how many bytes [`write_message`] or [`write_positioned`] appends. It is not too low, unless names or values have to be

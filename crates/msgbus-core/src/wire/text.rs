@@ -6,7 +6,7 @@ use super::base64;
 
 /// The payload as text, if it is UTF-8 and takes no more bytes in JSON than its base64 would: so a frame never becomes
 /// larger than a client has to expect.
-pub(super) fn shorter_than_base64(payload: &[u8]) -> Option<&str> {
+pub fn shorter_than_base64(payload: &[u8]) -> Option<&str> {
     let text = str::from_utf8(payload).ok()?;
     (escaped_len(payload) <= base64::encoded_len(payload.len())).then_some(text)
 }
