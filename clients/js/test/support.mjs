@@ -11,6 +11,11 @@ import { connect } from "msgbus-client";
 const BINARY = process.env.MSGBUSD;
 if (!BINARY) throw new Error("set MSGBUSD to the path of msgbusd");
 
+// Everything is cleaned up when a test does not end by itself, too.
+const cleanups = [];
+process.on("exit", () => cleanups.forEach((clean) => clean()));
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
+
 /** Waits are generous, for busy machines. */
 export const TIMEOUT = 60_000;
 
@@ -46,7 +51,7 @@ export function seeded(seed) {
 /** A directory that is removed when everything has ended. */
 export function temporaryDirectory() {
     const path = mkdtempSync(join(tmpdir(), "msgbus-clients-"));
-    process.on("exit", () => rmSync(path, { recursive: true, force: true, maxRetries: 20 }));
+    cleanups.push(() => rmSync(path, { recursive: true, force: true, maxRetries: 20 }));
     return path;
 }
 
@@ -58,6 +63,7 @@ export class Daemon {
     static async start(t, ...flags) {
         const daemon = new Daemon();
         daemon.#flags = flags;
+        cleanups.unshift(() => daemon.#process?.pid && daemon.#process.kill("SIGKILL"));
         t.after(() => daemon.kill());
         await daemon.start();
         return daemon;
