@@ -22,7 +22,7 @@ export interface ConnectOptions {
 }
 
 /**
- * One connection for everything. When it breaks, it is made again until `close` is called; every subscription resumes at
+ * One connection for everything. It reconnects whenever it breaks, until `close` is called; every subscription resumes at
  * its own position.
  */
 export class Bus {
@@ -124,10 +124,10 @@ export interface NackOptions {
 
 /**
  * The messages of a topic, a pattern or a group. Within a topic they are in order, each once, with none missing except
- * what `onGap` and `onRestart` tell.
+ * what `onGap` and `onRestart` report.
  *
  * A consumer may be slow: at most 1,024 messages or about 4 MiB are buffered. Then the subscription ends on the server
- * and resumes at its position when half of the buffer was taken. What the server no longer has by then is told as a gap.
+ * and resumes at its position when half of the buffer was taken. What the server no longer has by then is reported as a gap.
  */
 export class Subscription<M extends Message = Message> implements AsyncIterableIterator<M> {
     private constructor();
@@ -160,7 +160,7 @@ export class Message {
     json(): any;
 }
 
-/** A message that is leased. Whoever settles it late gets the error `lease_lost`: it is delivered again. */
+/** A message that is leased. Settling it after the end of the lease is the error `lease_lost`: it is delivered again. */
 export class Delivery extends Message {
     /** The token of the lease. */
     readonly lease: string;

@@ -8,7 +8,7 @@
 
 const PROTOCOL = "msgbus.v1";
 
-/** What the server has begun and not answered; it reads no more than that many operations itself (16.7). */
+/** Operations that are sent and not answered. The server has the same limit (16.7). */
 const MAX_UNANSWERED = 1024;
 /** In characters. A larger operation is sent alone. */
 const MAX_UNANSWERED_SIZE = 4 * 1024 * 1024;
@@ -61,7 +61,7 @@ export async function connect(url, options = {}) {
     return new Bus(link);
 }
 
-/** A connection to a server that is made again whenever it breaks. */
+/** A connection to a server, which reconnects whenever it breaks. */
 export class Bus {
     #link;
 
@@ -220,7 +220,7 @@ export class Subscription {
     #epoch;
     /** Where the next `sub` starts: after the last event in the buffer. */
     #resume;
-    /** The last message of each topic. Where a pattern's log begins again, it tells which messages were received. */
+    /** The last message of each topic. Where a pattern's log begins again, it shows which messages were received before. */
     #received = new Map();
     #held;
     /** The credit that the server has left. */
@@ -261,7 +261,7 @@ export class Subscription {
             const item = this.#take();
             if (item instanceof Message) return { value: item, done: false };
             if (item) {
-                this.#tell(item);
+                this.#report(item);
             } else if (this.#error) {
                 const error = this.#error;
                 this.#error = undefined;
@@ -294,7 +294,7 @@ export class Subscription {
         return item;
     }
 
-    #tell({ missed, isRestart }) {
+    #report({ missed, isRestart }) {
         const { onGap, onRestart } = this.#options;
         if (isRestart) {
             if (onRestart) onRestart();
@@ -373,7 +373,7 @@ export class Subscription {
         this.#resolveReady();
         if (this.#held) return;
         this.#epoch = epoch;
-        // What was missed is told by a gap. Until it is received, another connection has to tell it too.
+        // A gap reports what was missed. Until it has arrived, the next connection has to report it, too.
         if (restarted) this.#resume = `${epoch}-start`;
         if (!missed) this.#resume = positionBefore(epoch, next_id);
         if (restarted) this.#push({ isRestart: true, position: `${epoch}-start` });
@@ -445,7 +445,7 @@ export class Subscription {
      */
     #forgetEndedLeases() {
         if (!this.#held.forgetEnded()) return;
-        // Another worker gets what the consumer has not come to in time.
+        // The server delivers again what the consumer has not taken in time.
         this.#buffer = this.#buffer.filter(({ lease }) => this.#held.has(lease));
         this.#topUp();
     }
@@ -664,7 +664,7 @@ class Link {
         if (frame) this.#socket.send(frame);
     }
 
-    /** Returns a lease that nobody will work on, so that another worker gets it at once. */
+    /** Gives back a message that the consumer has not taken, so that another worker gets it at once. */
     giveBack(token) {
         this.enqueue("nack", { token });
     }
@@ -811,7 +811,7 @@ class Link {
         clearInterval(this.#watch);
         if (!socket) return undefined;
         socket.onopen = socket.onmessage = socket.onclose = null;
-        // Some implementations throw an error that nobody listens to.
+        // Some implementations throw an error that has no listener.
         socket.onerror = () => {};
         return socket;
     }

@@ -97,21 +97,21 @@ test("leaving the loop ends the subscription, on the server too", async (t) => {
     await until("no subscription", async () => (await subscribers()) === 0);
 });
 
-test("a subscriber is told how many messages it has missed, and that a topic has started anew", async (t) => {
+test("what was missed, and that a topic has started anew, is reported", async (t) => {
     const daemon = await Daemon.start(t, "--max-queue-size", "5");
     const bus = await open(t, daemon.url);
     const { epoch } = await bus.publish("short", "0");
     for (let number = 1; number < 20; number++) await bus.publish("short", `${number}`);
-    const told = [];
-    const follow = { onGap: (missed) => told.push(missed), onRestart: () => told.push("restart") };
+    const reported = [];
+    const follow = { onGap: (missed) => reported.push(missed), onRestart: () => reported.push("restart") };
     const subscription = bus.subscribe("short", { since: `${epoch}-2`, ...follow });
     assert.deepEqual(texts(await take(subscription, 5)), ["15", "16", "17", "18", "19"]);
-    assert.deepEqual(told.splice(0), [12]);
+    assert.deepEqual(reported.splice(0), [12]);
 
     assert.equal((await daemon.fetch("/short", { method: "DELETE" })).status, 204);
     await bus.publish("short", "reborn");
     assert.deepEqual(texts(await take(subscription, 1)), ["reborn"]);
-    assert.deepEqual(told, ["restart"]);
+    assert.deepEqual(reported, ["restart"]);
     assert.equal(subscription.position.split("-")[1], "0");
 });
 
@@ -221,7 +221,7 @@ test("lag: disconnect ends the subscription with an error", async (t) => {
     await assert.rejects(take(subscription, 5000), (error) => error.code === "lagged");
 });
 
-test("after close nothing is sent, and everybody is told", async (t) => {
+test("after close nothing is sent, and every call ends", async (t) => {
     const daemon = await Daemon.start(t);
     const bus = await open(t, daemon.url);
     const subscription = bus.subscribe("a");

@@ -1,5 +1,5 @@
 // Nothing is missing, nothing comes twice and nothing is out of order within a topic, whatever happens to connections
-// and to the server, except what a subscriber was told.
+// and to the server, except what the client reports.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -32,22 +32,22 @@ async function publishUntil(bus, random, isOver, records = []) {
     return log;
 }
 
-/** Records what a subscription receives, by topic, with what it was told. */
+/** Records what a subscription receives, by topic, with what it reports. */
 function record(bus, topic, since) {
     const seen = new Map(TOPICS.map((name) => [name, []]));
-    const told = { missed: 0, restarts: 0 };
+    const reported = { missed: 0, restarts: 0 };
     const subscription = bus.subscribe(topic, {
         since,
-        onGap: (missed) => (told.missed += missed),
-        onRestart: () => told.restarts++,
+        onGap: (missed) => (reported.missed += missed),
+        onRestart: () => reported.restarts++,
     });
     const following = (async () => {
         for await (const message of subscription) seen.get(message.topic).push(message.text());
     })();
-    const count = () => [...seen.values()].reduce((sum, texts) => sum + texts.length, 0) + told.missed;
+    const count = () => [...seen.values()].reduce((sum, texts) => sum + texts.length, 0) + reported.missed;
     /** The part of a log that it has to receive. */
     const of = (log) => new Map([...log].map(([name, texts]) => [name, matches(topic, name) ? texts : []]));
-    return { topic, subscription, seen, told, following, count, of };
+    return { topic, subscription, seen, reported, following, count, of };
 }
 
 const matches = (pattern, topic) =>
@@ -66,16 +66,16 @@ test(`${CUTS} cuts: topics and patterns are received as they were published`, as
     network.cutAfter(random, 200, 200_000);
     const log = await publishUntil(publisher, random, () => network.cuts >= CUTS, records);
     network.heal();
-    for (const { topic, seen, told, count, of } of records) {
+    for (const { topic, seen, reported, count, of } of records) {
         const expected = of(log);
         await until(`${total(expected)} messages of ${topic}`, () => count() >= total(expected));
         assert.deepEqual(seen, expected, `${topic}, seed ${SEED}`);
-        assert.deepEqual(told, { missed: 0, restarts: 0 });
+        assert.deepEqual(reported, { missed: 0, restarts: 0 });
     }
     t.diagnostic(`${network.cuts} cuts, ${total(log)} messages`);
 });
 
-test("cuts while messages are evicted: what is missing is told with its exact count", async (t) => {
+test("cuts while messages are evicted: what is missing is reported with its exact count", async (t) => {
     const random = seeded(SEED + 1);
     const daemon = await Daemon.start(t, "--max-queue-size", "40");
     const network = await Network.start(t, daemon);
@@ -87,13 +87,13 @@ test("cuts while messages are evicted: what is missing is told with its exact co
     const log = await publishUntil(publisher, random, () => network.cuts >= CUTS / 3);
     network.heal();
     let missed = 0;
-    for (const { topic, seen, told, count, of } of records) {
+    for (const { topic, seen, reported, count, of } of records) {
         const expected = of(log);
         await until(`all of ${topic}`, () => count() >= total(expected));
         assert.equal(count(), total(expected));
         for (const [name, texts] of expected) assertSubsequence(seen.get(name), texts);
-        missed += told.missed;
-        assert.equal(told.restarts, 0);
+        missed += reported.missed;
+        assert.equal(reported.restarts, 0);
     }
     t.diagnostic(`${network.cuts} cuts, ${total(log)} messages, ${missed} missed`);
 });
@@ -135,15 +135,15 @@ test("restarts of a durable server, by kill and by stop, are not noticed", async
         assert.deepEqual(new Set(texts), new Set(log.get(topic)));
         kept.set(topic, texts);
     }
-    for (const { topic, seen, told, count, of } of records) {
+    for (const { topic, seen, reported, count, of } of records) {
         const expected = of(kept);
         await until(`all of ${topic}`, () => count() >= total(expected));
         assert.deepEqual(seen, expected);
-        assert.equal(told.missed, 0);
+        assert.equal(reported.missed, 0);
         // The log of a pattern begins again with the server; repeats are removed.
-        assert.ok(told.restarts === 0 || topic.includes("*"));
+        assert.ok(reported.restarts === 0 || topic.includes("*"));
     }
-    t.diagnostic(`${network.cuts} cuts, ${total(kept)} messages, ${records.at(-1).told.restarts} restarts of the pattern`);
+    t.diagnostic(`${network.cuts} cuts, ${total(kept)} messages, ${records.at(-1).reported.restarts} restarts of the pattern`);
 });
 
 test("a server that restarts without its messages is a restart of each subscription", async (t) => {
@@ -156,9 +156,9 @@ test("a server that restarts without its messages is a restart of each subscript
     await daemon.start();
     await bus.publish("cut/a", "after");
     await until("the second message", () => records.every(({ count }) => count() === 2));
-    for (const { seen, told } of records) {
+    for (const { seen, reported } of records) {
         assert.deepEqual(seen.get("cut/a"), ["before", "after"]);
-        assert.deepEqual(told, { missed: 0, restarts: 1 });
+        assert.deepEqual(reported, { missed: 0, restarts: 1 });
     }
 });
 

@@ -110,20 +110,20 @@ class Basics(Case):
 
         await until("no subscription", is_ended)
 
-    async def test_a_subscriber_is_told_what_it_missed_and_that_a_topic_has_started_anew(self) -> None:
+    async def test_what_was_missed_and_that_a_topic_has_started_anew_is_reported(self) -> None:
         daemon = await self.daemon("--max-queue-size", "5")
         bus = await self.open(daemon.url)
         published = [await bus.publish("short", str(number)) for number in range(20)]
-        told: List[Any] = []
+        reported: List[Any] = []
         subscription = bus.subscribe(
-            "short", since=f"{published[0].epoch}-2", on_gap=told.append, on_restart=lambda: told.append("restart")
+            "short", since=f"{published[0].epoch}-2", on_gap=reported.append, on_restart=lambda: reported.append("restart")
         )
         self.assertEqual(texts(await take(subscription, 5)), ["15", "16", "17", "18", "19"])
-        self.assertEqual(told, [12])
+        self.assertEqual(reported, [12])
         await daemon.fetch("/short", "DELETE")
         await bus.publish("short", "reborn")
         self.assertEqual(texts(await take(subscription, 1)), ["reborn"])
-        self.assertEqual(told, [12, "restart"])
+        self.assertEqual(reported, [12, "restart"])
 
     async def test_what_was_missed_is_logged_by_default(self) -> None:
         daemon = await self.daemon("--max-queue-size", "5")
@@ -244,7 +244,7 @@ class Basics(Case):
             await asyncio.gather(*(publisher.publish("fast", "x") for _ in range(500)))
         await self.refused("lagged", take(subscription, 5000))
 
-    async def test_after_close_nothing_is_sent_and_everybody_is_told(self) -> None:
+    async def test_after_close_nothing_is_sent_and_every_call_ends(self) -> None:
         daemon = await self.daemon()
         bus = await self.open(daemon.url)
         subscription = bus.subscribe("a")

@@ -1,5 +1,5 @@
 """Nothing is missing, nothing comes twice and nothing is out of order within a topic, whatever happens to connections
-and to the server, except what a subscriber was told."""
+and to the server, except what the client reports."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def publish_until(
 
 
 class Record:
-    """What a subscription receives, by topic, and what it was told."""
+    """What a subscription receives, by topic, and what it reports."""
 
     def __init__(self, bus: Client, topic: str, since: Optional[str] = None) -> None:
         self.topic = topic
@@ -103,7 +103,7 @@ class Cuts(Case):
             self.assertEqual(record.seen, expected, f"seed {SEED}")
             self.assertEqual((record.missed, record.restarts), (0, 0))
 
-    async def test_what_is_evicted_is_told_with_its_exact_count(self) -> None:
+    async def test_what_is_evicted_is_reported_with_its_exact_count(self) -> None:
         seed = random.Random(SEED + 1)
         daemon = await self.daemon("--max-queue-size", "40")
         network = await self.network(daemon)

@@ -23,7 +23,7 @@ class Published:
 
 
 class Client:
-    """One connection for everything. When it breaks, it is made again until the client is closed.
+    """One connection for everything. It reconnects whenever it breaks, until the client is closed.
 
     ``url`` may begin with ``http``, ``https``, ``ws`` or ``wss``. ``key`` is a key of the server's key file. ``ticket``
     may take its place: an asynchronous function that returns a new ticket (``POST /-/ticket``) for each connection; with

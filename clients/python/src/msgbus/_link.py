@@ -22,7 +22,7 @@ from ._errors import ConnectionLost, MsgbusError, closed_error
 
 PROTOCOL = "msgbus.v1"
 
-#: Operations that are sent and not answered; the server reads no more than that many itself (16.7).
+#: Operations that are sent and not answered. The server has the same limit (16.7).
 MAX_UNANSWERED = 1024
 #: In characters. A larger operation is sent alone.
 MAX_UNANSWERED_SIZE = 4 * 1024 * 1024
@@ -80,7 +80,7 @@ class Operation:
     is_bound: bool = False
     is_sent: bool = False
     is_resent: bool = False
-    #: Whether nobody waits for it any more; it is then not sent.
+    #: Whether its caller was cancelled; it is then not sent.
     is_cancelled: Callable[[], bool] = field(default=lambda: False)
     resolve: Callable[[Answer], None] = _ignore
     reject: Callable[[MsgbusError], None] = _ignore
@@ -230,7 +230,7 @@ class Link:
                 await asyncio.wait_for(socket.send(frame), CLOSE_TIMEOUT)
 
     def give_back(self, token: str) -> None:
-        """Returns a lease that nobody will work on, so that another worker gets it at once."""
+        """Gives back a message that the consumer has not taken, so that another worker gets it at once."""
         self.enqueue("nack", {"token": token})
 
     # Subscriptions.

@@ -59,7 +59,7 @@ class Subscription(Generic[M]):
     Within a topic messages are in order, each once, with none missing except what ``on_gap`` and ``on_restart`` report.
     Use it as ``async with`` to end it when the block is left; otherwise it ends with the client.
 
-    A consumer may be slow, and must not hold up other subscriptions of the connection. So when 1,024 messages or about
+    A slow consumer must not delay other subscriptions of the connection. So when 1,024 messages or about
     4 MiB are buffered, the subscription ends on the server; it resumes at its position once half of the buffer was
     taken. What the server no longer has by then is reported as a gap. A group needs no such pause, since it is sent no
     more than its credit.
@@ -87,10 +87,10 @@ class Subscription(Generic[M]):
         self._error: Optional[MsgbusError] = None
         self._changed = asyncio.Event()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Nobody has to wait for it.
+        # An error is not logged if no caller waits for it.
         self._ready.add_done_callback(lambda ready: ready.exception())
         self._retry: Optional[asyncio.TimerHandle] = None
-        #: The last message of each topic. Where a pattern's log begins again, it tells which messages were received.
+        #: The last message of each topic. Where a pattern's log begins again, it shows which messages were received before.
         self._received: OrderedDict[str, Tuple[str, int, str]] = OrderedDict()
         #: The credit that the server has left.
         self._granted = 0
@@ -245,7 +245,7 @@ class Subscription(Generic[M]):
         if self._held is not None:
             return
         self._epoch = ok["epoch"]
-        # What was missed is told by a gap. Until it is received, another connection has to tell it too.
+        # A gap reports what was missed. Until it has arrived, the next connection has to report it, too.
         if ok.get("restarted"):
             self._resume = f"{self._epoch}-start"
             self._push(Gap(self._resume))
@@ -318,7 +318,7 @@ class Subscription(Generic[M]):
         """
         if self._held is None or not self._held.forget_ended():
             return
-        # Another worker gets what the consumer has not come to in time.
+        # The server delivers again what the consumer has not taken in time.
         held = self._held
         self._buffer = deque(item for item in self._buffer if isinstance(item, Delivery) and item.lease in held)
         self._top_up()
