@@ -75,6 +75,12 @@ pub enum DeleteError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
+    /// As many patterns are followed as the bus allows.
+    #[error("the limit of {limit} patterns that are followed at a time is reached")]
+    TooManyPatterns {
+        /// The limit, in patterns.
+        limit: usize,
+    },
     /// The bus was closed.
     #[error("the bus is closed")]
     Closed,

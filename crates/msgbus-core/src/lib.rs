@@ -26,6 +26,7 @@
 //! Everything has a limit, see [`Options`]. Every message that leaves a topic is counted, see [`Counters`].
 
 mod bus;
+mod derived;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -56,10 +57,10 @@ pub use self::{
         BatchLimit, GroupConfig, LagPolicy, LeaseOptions, Options, Overflow, SubscribeOptions,
         TopicRule, TopicSettings,
     },
-    receive::{Delivery, Group, LeasePull, Pull, Subscription},
+    receive::{Delivery, Group, LeasePull, Pull, Subscription, TopicFilter},
     stats::{
-        BusStats, Counters, GroupCounters, GroupStats, LeaseStats, Purged, RemovalCount,
-        SubscriberStats, SubscriptionStats, TopicStats,
+        BusStats, Counters, GroupCounters, GroupStats, LeaseStats, PatternStats, Purged,
+        RemovalCount, SubscriberStats, SubscriptionStats, TopicStats, TopicSums,
     },
     wire::json,
 };

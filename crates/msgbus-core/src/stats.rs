@@ -102,6 +102,48 @@ pub struct TopicStats {
     pub waiters: usize,
 }
 
+/// The sums of some topics' counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TopicSums {
+    /// How many topics.
+    pub topics: usize,
+    /// What happened to their messages.
+    pub counters: Counters,
+    /// Messages in their logs.
+    pub retained: u64,
+    /// Messages in their logs that nobody has pulled.
+    pub unpulled: u64,
+    /// The size of their logs as the limits count it, in bytes.
+    pub bytes: u64,
+    /// Live subscriptions.
+    pub subscribers: usize,
+    /// Waiting pulls, those of groups included.
+    pub waiters: usize,
+}
+
+impl TopicSums {
+    /// The counters of one topic.
+    pub fn of(stats: &TopicStats) -> Self {
+        let &TopicStats { counters, retained, unpulled, bytes, subscribers, waiters, .. } = stats;
+        Self { topics: 1, counters, retained, unpulled, bytes, subscribers, waiters }
+    }
+}
+
+impl Sum for TopicSums {
+    fn sum<I: Iterator<Item = Self>>(sums: I) -> Self {
+        sums.fold(Self::default(), |mut sum, one| {
+            sum.topics += one.topics;
+            sum.counters += one.counters;
+            sum.retained += one.retained;
+            sum.unpulled += one.unpulled;
+            sum.bytes += one.bytes;
+            sum.subscribers += one.subscribers;
+            sum.waiters += one.waiters;
+            sum
+        })
+    }
+}
+
 /// One of a topic's subscriptions at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriberStats {
@@ -111,6 +153,19 @@ pub struct SubscriberStats {
     pub next_id: u64,
     /// What it has received and missed, and what is pending (its lag).
     pub stats: SubscriptionStats,
+}
+
+/// A pattern that is followed, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PatternStats {
+    /// The id of the oldest reference to a message in the order of the pattern, or `next_id` if there is none.
+    pub first_id: u64,
+    /// The id of the next message.
+    pub next_id: u64,
+    /// What its subscriptions have received and missed: `delivered` and `missed`. The others are 0.
+    pub counters: Counters,
+    /// Its subscriptions.
+    pub subscribers: Vec<SubscriberStats>,
 }
 
 /// What happened to the messages of one group, since it was created or moved.
@@ -182,8 +237,12 @@ pub struct LeaseStats {
 pub struct BusStats {
     /// Topics.
     pub topics: usize,
-    /// Live subscriptions.
+    /// Live subscriptions, those to patterns included.
     pub subscribers: usize,
+    /// Patterns that are followed, or were followed in the last minutes.
+    pub patterns: usize,
+    /// References to messages that patterns have.
+    pub references: u64,
     /// Messages in all logs.
     pub retained: u64,
     /// Bytes reserved of [`Options::max_bytes`](crate::Options::max_bytes).

@@ -8,6 +8,7 @@ mod fan_out;
 mod groups;
 mod memory;
 mod pace;
+mod patterns;
 mod queue;
 mod topics;
 
@@ -44,6 +45,7 @@ pub fn run(options: &Options) -> Vec<Measure> {
     groups::measure(&mut bench);
     topics::measure(&mut bench);
     fan_out::measure(&mut bench);
+    patterns::measure(&mut bench);
     bench.into_measures()
 }
 

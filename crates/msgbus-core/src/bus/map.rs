@@ -18,12 +18,13 @@ use super::{
     clock,
     locked_topic::LockedTopic,
     op::Op,
+    patterns::Patterns,
     timer::Timer,
     wake_queue::{self, WakeQueue},
 };
 use crate::{
     error::{DeleteError, LimitReached},
-    model::{Now, Position, TopicInfo, TopicName},
+    model::{Now, Position, TopicInfo, TopicName, TopicPattern},
     options::Options,
     stats::{Counters, Purged},
     store::{Store, StoreError},
@@ -87,6 +88,7 @@ pub(crate) struct TopicMap {
     pub(super) budget: Arc<Budget>,
     pub(crate) wake_queue: WakeQueue,
     pub(super) timer: Timer,
+    pub(super) patterns: Patterns,
     /// Deleted topics whose deletion is not known to be kept.
     deleted: Mutex<Vec<Arc<SharedTopic>>>,
     last_epoch: AtomicU64,
@@ -162,6 +164,7 @@ impl TopicMap {
             published_topics: AtomicUsize::new(0),
             wake_queue: WakeQueue::default(),
             timer: Timer::default(),
+            patterns: Patterns::default(),
             deleted: Mutex::default(),
             last_epoch: AtomicU64::new(0),
             last_removal: AtomicU64::new(0),
@@ -202,6 +205,18 @@ impl TopicMap {
     pub(crate) fn topics_in(&self, shard: usize) -> Option<(Counters, Vec<Arc<SharedTopic>>)> {
         let shard = self.shards.get(shard)?.read();
         Some((shard.retired, shard.topics.iter().map(Arc::clone).collect()))
+    }
+
+    /// The topics in one shard whose names match a pattern.
+    pub(super) fn topics_matching(
+        &self,
+        shard: usize,
+        pattern: &TopicPattern,
+    ) -> Vec<Arc<SharedTopic>> {
+        let Some(shard) = self.shards.get(shard) else { return Vec::new() };
+        let shard = shard.read();
+        let matching = shard.topics.iter().filter(|topic| pattern.matches(topic.name()));
+        matching.map(Arc::clone).collect()
     }
 
     /// Bytes reserved by topics.
@@ -272,6 +287,7 @@ impl TopicMap {
     pub(crate) fn purge_expired(&self) -> Purged {
         let mut purged = Purged::default();
         self.deleted.lock().retain(|topic| !topic.lock().retry_deletion());
+        self.patterns.sweep(clock::monotonic());
         for shard in 0..Self::SHARDS {
             let (_, topics) = self.topics_in(shard).unwrap_or_default();
             for topic in topics {
@@ -314,7 +330,10 @@ impl TopicMap {
                 self.wake_queue.wake(wakers);
             }
         }
-        self.store.as_ref().map_or(Ok(()), |store| store.close())
+        let closed = self.store.as_ref().map_or(Ok(()), |store| store.close());
+        // By now everything that was accepted is visible.
+        self.patterns.close(&self.wake_queue);
+        closed
     }
 
     fn key<'a>(&self, name: &'a TopicName) -> Key<'a> {
@@ -359,11 +378,12 @@ impl TopicMap {
         if self.is_closed() {
             topic.close();
         }
+        self.patterns.attach(name, &mut topic);
         topic
     }
 
     /// The time in nanoseconds, or the last epoch plus one if the clock has not advanced.
-    fn next_epoch(&self, now: Now) -> u64 {
+    pub(super) fn next_epoch(&self, now: Now) -> u64 {
         let time = u64::try_from(now.wall.nanoseconds()).unwrap_or(0);
         let next = |last: u64| time.max(last + 1);
         let last = self.last_epoch.fetch_update(Relaxed, Relaxed, |last| Some(next(last)));

@@ -19,6 +19,7 @@ mod locked_topic;
 mod map;
 mod op;
 mod page_reader;
+mod patterns;
 mod stored;
 mod timer;
 mod topic_ref;
@@ -32,7 +33,11 @@ pub use self::{
     walk::{StatsWalk, TopicPage},
 };
 pub(crate) use self::{
-    locked_topic::LockedTopic, map::SharedTopic, page_reader::PageReader, topic_ref::TopicRef,
+    locked_topic::LockedTopic,
+    map::SharedTopic,
+    page_reader::PageReader,
+    patterns::{SharedPattern, StoredPages},
+    topic_ref::TopicRef,
 };
 
 /// A message bus: a set of topics by name. Each topic is a bounded log that can be published to, pulled from

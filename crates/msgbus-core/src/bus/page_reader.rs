@@ -59,7 +59,7 @@ impl PageReader {
             };
             // The store was asked for this very message.
             let is_lost = just_read == Some(unread);
-            let Some(read) = locked.read(unread).filter(|_| !is_lost) else {
+            let Some(read) = locked.read(unread, Page::LIMIT).filter(|_| !is_lost) else {
                 return Poll::Ready(Err(StoreError::Failed.into()));
             };
             self.reading = Some((unread, read));

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use super::{
     clock,
     map::{Entry, SharedTopic, TopicMap},
+    patterns,
     wake_queue::{self, WakeQueue},
 };
 use crate::{
@@ -75,7 +76,11 @@ impl CommitObserver for SharedTopic {
     fn committed(&self, up_to: Ticket) {
         let mut topic = self.lock();
         let ended = topic.commit(up_to, clock::monotonic());
-        let wakers = ended.has_messages().then(|| topic.take_wakers(wake_queue::spare));
+        let wakers = ended.has_messages().then(|| {
+            let mut wakers = topic.take_wakers(wake_queue::spare);
+            patterns::feed(&mut topic, &mut wakers);
+            wakers
+        });
         drop(topic);
         if let Some(wakers) = wakers {
             self.wake(wakers);

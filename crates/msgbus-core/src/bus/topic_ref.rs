@@ -8,7 +8,7 @@ use super::{
     map::{Entry, SharedTopic, TopicMap},
     op::Op,
     page_reader::PageReader,
-    wake_queue,
+    patterns, wake_queue,
 };
 use crate::{
     error::{PublishError, RecvError},
@@ -104,7 +104,11 @@ impl<'a> TopicRef<'a> {
             }
             let appended = appended?;
             let wakers = match appended.commit {
-                None => topic.take_wakers(wake_queue::spare),
+                None => {
+                    let mut wakers = topic.take_wakers(wake_queue::spare);
+                    patterns::feed(topic, &mut wakers);
+                    wakers
+                }
                 // Nothing is visible yet.
                 Some(_) => Wakers::default(),
             };

@@ -94,9 +94,11 @@ impl StatsWalk {
         self.visit(|topic| stats.push(topic)).then_some(stats)
     }
 
-    /// The totals of the topics visited so far and of all removed topics.
+    /// The totals of the topics visited so far, of all removed topics and of all patterns.
     pub fn totals(&self) -> BusStats {
-        BusStats { bytes: self.map.bytes_used(), ..self.totals }
+        let mut totals = BusStats { bytes: self.map.bytes_used(), ..self.totals };
+        self.map.patterns.add_to(&mut totals);
+        totals
     }
 
     /// Visits the remaining topics and returns the totals.

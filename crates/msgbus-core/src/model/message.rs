@@ -1,6 +1,10 @@
 //! A [`Message`], and the [`TopicInfo`] that all messages of a topic share.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -29,6 +33,24 @@ pub struct TopicInfo {
 /// One message of one topic. A clone refers to the same message and costs one atomic increment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message(Arc<Inner>);
+
+/// A message that is there as long as somebody keeps it: its topic, or whoever receives it.
+#[derive(Debug, Default)]
+pub(crate) struct WeakMessage(Weak<Inner>);
+
+impl WeakMessage {
+    /// What it adds to the memory of the bus in bytes, once the message is gone: its place without its payload.
+    pub(crate) const SIZE: u64 = 96;
+
+    pub(crate) fn upgrade(&self) -> Option<Message> {
+        self.0.upgrade().map(Message)
+    }
+
+    /// Whether the message is there.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
 
 #[derive(Debug, PartialEq, Eq)]
 struct Inner {
@@ -60,6 +82,10 @@ impl Message {
         let expires = kept.expires.map_or(WallTime::NEVER, WallTime::from);
         let created = kept.created.into();
         Self::new(Arc::clone(topic), kept.id, created, expires, kept.payload, kept.headers)
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakMessage {
+        WeakMessage(Arc::downgrade(&self.0))
     }
 
     /// The topic that the message was published to.

@@ -12,6 +12,7 @@ mod position;
 mod time;
 
 pub(crate) use self::group::LeaseKey;
+pub(crate) use self::message::WeakMessage;
 pub(crate) use self::time::{MonotonicTime, Nanos, Now, WallTime};
 pub use self::{
     duration::{DurationError, format_duration, parse_duration},

@@ -11,11 +11,11 @@ use super::name::{NameError, TopicName};
 ///
 /// Patterns are ordered from the most specific to the least: segment by segment, a literal comes
 /// before `*`, and `*` before `**`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPattern(Vec<Segment>);
 
 /// The order of the variants is the order of specificity.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Segment {
     Literal(String),
     One,
@@ -50,6 +50,23 @@ impl TopicPattern {
             }
         }
         pattern.next().is_none()
+    }
+
+    /// Whether a topic may have a name that both patterns match.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut own, mut others) = (self.0.iter(), other.0.iter());
+        loop {
+            match (own.next(), others.next()) {
+                (None, None) | (Some(Segment::Rest), Some(_)) | (Some(_), Some(Segment::Rest)) => {
+                    return true;
+                }
+                (Some(Segment::Literal(one)), Some(Segment::Literal(other))) if one != other => {
+                    return false;
+                }
+                (Some(_), Some(_)) => {}
+                (None, Some(_)) | (Some(_), None) => return false,
+            }
+        }
     }
 }
 
@@ -134,6 +151,27 @@ mod tests {
             ("a/*/**", "a/b/c/d", true),
         ] {
             assert_eq!(pattern(text).matches(&name.parse().unwrap()), expected, "{text} on {name}");
+        }
+    }
+
+    #[test]
+    fn patterns_overlap_if_a_name_matches_both() {
+        for (one, other, expected) in [
+            ("a", "a", true),
+            ("a", "b", false),
+            ("a/*", "a/b", true),
+            ("a/*", "*/b", true),
+            ("a/*", "b/*", false),
+            ("a/*", "a/b/c", false),
+            ("a/**", "a/b/c", true),
+            ("a/**", "a", false),
+            ("a/**", "*/*/c", true),
+            ("a/**", "b/**", false),
+            ("**", "a", true),
+            ("a/b/**", "a/**", true),
+        ] {
+            assert_eq!(pattern(one).overlaps(&pattern(other)), expected, "{one} {other}");
+            assert_eq!(pattern(other).overlaps(&pattern(one)), expected, "{other} {one}");
         }
     }
 

@@ -3,14 +3,17 @@
 mod blocking;
 mod delivery;
 mod lease;
+mod pattern_cursor;
 mod pull;
 mod subscription;
+mod topic_cursor;
 mod waiting;
 
 pub(crate) use self::blocking::block_on_until;
 pub use self::{
     delivery::{Delivery, Group},
     lease::LeasePull,
+    pattern_cursor::TopicFilter,
     pull::Pull,
     subscription::Subscription,
 };

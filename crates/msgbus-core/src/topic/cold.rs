@@ -28,12 +28,13 @@ struct ColdSlot {
     size: u32,
 }
 
-/// A message that left the cold part.
+/// A message that left the cold part, or that is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Left {
     pub(crate) id: u64,
     pub(crate) size: u64,
     pub(crate) created: WallTime,
+    pub(crate) deadline: MonotonicTime,
 }
 
 impl ColdSlot {
@@ -85,7 +86,12 @@ impl ColdLog {
     }
 
     fn left(&self, slot: &ColdSlot) -> Left {
-        Left { id: self.id(slot), size: slot.size.into(), created: slot.created }
+        Left {
+            id: self.id(slot),
+            size: slot.size.into(),
+            created: slot.created,
+            deadline: slot.deadline,
+        }
     }
 
     fn id(&self, slot: &ColdSlot) -> u64 {
@@ -143,7 +149,7 @@ impl ColdLog {
         }
         self.live -= 1;
         self.bytes -= u64::from(slot.size);
-        Some(Left { id, size: slot.size.into(), created: slot.created })
+        Some(Left { id, size: slot.size.into(), created: slot.created, deadline: slot.deadline })
     }
 
     /// The deadline of the oldest message.
@@ -160,10 +166,10 @@ impl ColdLog {
         let is_it = self.slots.get(index).is_some_and(|slot| self.id(slot) == id && slot.is_live());
         let slot = self.slots.get_mut(index).filter(|_| is_it)?;
         let size = u64::from(std::mem::take(&mut slot.size));
-        let created = slot.created;
+        let (created, deadline) = (slot.created, slot.deadline);
         self.live -= 1;
         self.bytes -= size;
-        Some(Left { id, size, created })
+        Some(Left { id, size, created, deadline })
     }
 
     /// Removes the slots of messages that have left.

@@ -118,6 +118,10 @@ impl Cursors {
         self.slots.iter().map(|(_, cursor)| cursor)
     }
 
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (CursorKey, &Cursor)> {
+        self.slots.iter()
+    }
+
     pub(crate) fn any_parked(&self) -> bool {
         !self.parked.is_empty()
     }

@@ -100,7 +100,12 @@ impl Durable {
     /// Takes out the oldest append, if its ticket is at most this one.
     fn pop(&mut self, up_to: Ticket) -> Option<Pending> {
         self.pending.front().filter(|pending| pending.ticket <= up_to)?;
-        self.pending.pop_front()
+        let pending = self.pending.pop_front();
+        if let Some(Pending { step: Step::Publish(messages), .. }) = &pending {
+            self.size.count -= messages.len();
+            self.size.bytes -= messages.iter().map(|new| new.message.accounted_size()).sum::<u64>();
+        }
+        pending
     }
 
     fn push(&mut self, ticket: Ticket, step: Step) -> Arc<Commit> {
@@ -234,16 +239,14 @@ impl Topic {
     /// Makes everything up to a ticket visible, and applies the limits to it.
     pub(crate) fn commit(&mut self, up_to: Ticket, now: MonotonicTime) -> Ended {
         let mut ended = Ended::default();
-        let Some(durable) = &mut self.durable else { return ended };
-        while let Some(pending) = durable.pop(up_to) {
+        while let Some(durable) = &mut self.durable
+            && let Some(pending) = durable.pop(up_to)
+        {
             match pending.step {
                 Step::Publish(messages) => {
-                    for new in messages {
-                        durable.size.count -= 1;
-                        durable.size.bytes -= new.message.accounted_size();
-                        self.counters.published += 1;
-                        self.log.push(new.message, new.deadline, new.is_early);
-                        ended.has_messages = true;
+                    ended.has_messages |= !messages.is_empty();
+                    for message in messages {
+                        self.enter(message);
                     }
                 }
                 Step::Group { number, step } => {

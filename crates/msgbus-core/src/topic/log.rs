@@ -409,6 +409,21 @@ impl Log {
         cold.chain(self.hot_from(id, now).map(Entry::Hot))
     }
 
+    /// The unexpired messages from `id` on, with their deadlines.
+    pub(crate) fn with_deadlines(
+        &self,
+        id: u64,
+        now: MonotonicTime,
+    ) -> impl Iterator<Item = (Entry<'_>, MonotonicTime)> {
+        let cold = self.cold.iter().flat_map(move |cold| cold.from(id, now));
+        let hot = self.slots.range(self.index_of(id)..).filter_map(move |slot| match slot {
+            Slot::Kept { deadline, message } if *deadline > now => Some((message, *deadline)),
+            _ => None,
+        });
+        cold.map(|left| (Entry::Cold(left), left.deadline))
+            .chain(hot.map(|(message, deadline)| (Entry::Hot(message), deadline)))
+    }
+
     #[inline]
     fn hot_from(&self, id: u64, now: MonotonicTime) -> impl Iterator<Item = &Message> {
         self.slots.range(self.index_of(id)..).filter_map(move |slot| slot.message_at(now))

@@ -17,6 +17,7 @@ mod commit;
 mod consumers;
 mod cursors;
 mod durable;
+mod feeds;
 mod groups;
 mod log;
 mod positions;
@@ -37,18 +38,19 @@ mod window;
 pub(crate) use self::{
     budget::{Budget, Reservation},
     commit::Commit,
-    cursors::{CursorKey, Parked},
+    cursors::{Cursor, CursorKey, Cursors, Parked},
     durable::Durable,
     groups::{Burial, DeadLetter, Registration, SetGroup, Settled},
-    log::Log,
+    log::{Entry, Log},
     publish::{Appended, BatchSize},
     pull::{TakeError, Taken, WaitError},
     removed::Removed,
+    sequence::Ordinal,
     waiters::WaiterId,
     wakers::Wakers,
     window::{Page, Unread},
 };
-use self::{consumers::Consumers, groups::Groups};
+use self::{consumers::Consumers, durable::PendingMessage, feeds::Feeds, groups::Groups};
 
 /// One topic: its log, the cursors over it, and its limits.
 #[derive(Debug)]
@@ -70,6 +72,8 @@ pub(crate) struct Topic {
     groups: Option<Box<Groups>>,
     /// `None` while the topic is only in memory.
     durable: Option<Box<Durable>>,
+    /// `None` while no pattern that is followed matches the topic.
+    feeds: Option<Box<Feeds>>,
     /// Messages that have left the log. They are freed after the lock is released.
     removed: Removed,
     next_waiter: WaiterId,
@@ -118,6 +122,7 @@ impl Topic {
             reservation,
             groups: None,
             durable: None,
+            feeds: None,
             removed: Removed::default(),
             next_waiter: 0,
             was_published: false,
@@ -160,6 +165,17 @@ impl Topic {
         &mut self.removed
     }
 
+    /// Makes a message visible: it enters the log.
+    #[inline]
+    fn enter(&mut self, new: PendingMessage) {
+        let PendingMessage { message, deadline, is_early } = new;
+        if let Some(feeds) = &mut self.feeds {
+            feeds.note(&message, deadline);
+        }
+        self.log.push(message, deadline, is_early);
+        self.counters.published += 1;
+    }
+
     /// Accepts no more messages. Retained messages can still be read.
     pub(crate) fn close(&mut self) {
         if self.state == State::Open {
@@ -189,6 +205,7 @@ impl Topic {
         self.counters.deleted.total += self.log.len() as u64 - expired.total;
         self.counters.deleted.unpulled += self.log.count_from(self.pull_next) - expired.unpulled;
         self.groups = None;
+        self.feeds = None;
         let retained = self.log.take_all();
         self.reservation.trim(self.own_size());
         retained

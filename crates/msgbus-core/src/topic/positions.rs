@@ -1,6 +1,6 @@
 //! Resolves positions to ids.
 
-use super::Topic;
+use super::{Topic, log::Entry};
 use crate::model::{MonotonicTime, Now, Position, WallTime};
 
 impl Topic {
@@ -24,6 +24,20 @@ impl Topic {
                 self.resolve_time(now_created.before(ago.into()), now.monotonic)
             }
         }
+    }
+
+    /// How many retained messages a position in the past asks for.
+    pub(crate) fn count_retained(&mut self, from: Position, now: Now) -> u64 {
+        let (first, _) = match from {
+            Position::At(_) | Position::Ago(_) => self.resolve(from, now),
+            _ => self.resolve(Position::All, now),
+        };
+        self.log.count_from(first)
+    }
+
+    /// The first unexpired message from `id` on.
+    pub(crate) fn first_retained(&self, id: u64, now: MonotonicTime) -> Option<Entry<'_>> {
+        self.log.first_from(id, now)
     }
 
     fn resolve_time(&mut self, time: WallTime, now: MonotonicTime) -> (u64, bool) {

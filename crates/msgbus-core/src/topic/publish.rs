@@ -63,10 +63,8 @@ impl Topic {
         self.was_published = true;
         let first_id = self.log.next_id();
         for message in messages {
-            let PendingMessage { message, deadline, is_early } =
-                self.make(message, self.log.next_id(), now);
-            self.log.push(message, deadline, is_early);
-            self.counters.published += 1;
+            let message = self.make(message, self.log.next_id(), now);
+            self.enter(message);
         }
         Ok(Appended { first_id, commit: None })
     }

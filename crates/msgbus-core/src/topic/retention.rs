@@ -125,6 +125,7 @@ impl Topic {
         let more = self.expire(now);
         if !more {
             self.log.shrink();
+            self.drop_unused_feeds();
             self.consumers.shrink();
             if self.log.is_empty() {
                 self.headers = Headers::default();

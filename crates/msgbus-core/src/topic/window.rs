@@ -50,8 +50,8 @@ impl Page {
 
 impl Topic {
     /// Starts to read cold messages.
-    pub(crate) fn read(&self, Unread(from_id): Unread) -> Option<Read> {
-        Some(self.durable.as_ref()?.store().read(from_id, Page::LIMIT))
+    pub(crate) fn read(&self, Unread(from_id): Unread, limit: BatchLimit) -> Option<Read> {
+        Some(self.durable.as_ref()?.store().read(from_id, limit))
     }
 
     /// Whether a durable topic can make an append of this size fit every limit when it is committed. It evicts nothing

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     model::{HeaderError, Headers, Message, NameError, Position, TokenError, TopicInfo, WallTime},
     options::Overflow,
-    stats::{BusStats, Counters, GroupStats, SubscriberStats, TopicStats},
+    stats::{BusStats, Counters, GroupStats, SubscriberStats, TopicStats, TopicSums},
 };
 
 /// Why a message could not be decoded.
@@ -236,6 +236,37 @@ pub fn write_topic(
     write(out, &wire);
 }
 
+/// Appends the sums of the topics that match a pattern as one JSON object, with the number of those who follow the pattern.
+pub fn write_sums(out: &mut Vec<u8>, pattern: &str, sums: &TopicSums, followers: usize) {
+    #[derive(Serialize)]
+    struct Sums<'a> {
+        pattern: &'a str,
+        topics: usize,
+        retained: u64,
+        unpulled: u64,
+        bytes: u64,
+        subscribers: usize,
+        waiters: usize,
+        #[serde(flatten)]
+        counters: CountersObject,
+        followers: usize,
+    }
+    let &TopicSums { topics, counters, retained, unpulled, bytes, subscribers, waiters } = sums;
+    let counters = counters.into();
+    let wire = Sums {
+        pattern,
+        topics,
+        retained,
+        unpulled,
+        bytes,
+        subscribers,
+        waiters,
+        counters,
+        followers,
+    };
+    write(out, &wire);
+}
+
 /// Appends the counters of a whole bus as one JSON object.
 pub fn write_stats(out: &mut Vec<u8>, stats: &BusStats) {
     #[derive(Serialize)]
@@ -248,6 +279,8 @@ pub fn write_stats(out: &mut Vec<u8>, stats: &BusStats) {
         counters: CountersObject,
         deleted: u64,
         deleted_unpulled: u64,
+        patterns: usize,
+        references: u64,
     }
     let deleted = stats.counters.deleted;
     let wire = Stats {
@@ -258,6 +291,8 @@ pub fn write_stats(out: &mut Vec<u8>, stats: &BusStats) {
         counters: stats.counters.into(),
         deleted: deleted.total,
         deleted_unpulled: deleted.unpulled,
+        patterns: stats.patterns,
+        references: stats.references,
     };
     write(out, &wire);
 }

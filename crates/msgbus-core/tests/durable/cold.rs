@@ -15,7 +15,7 @@ fn narrow() -> TopicSettings {
 }
 
 /// Receives until nothing is left.
-fn receive(subscription: &mut Subscription) -> Vec<String> {
+pub(crate) fn receive(subscription: &mut Subscription) -> Vec<String> {
     let mut received = Vec::new();
     while let Ok(Some(event)) = subscription.recv_timeout(Duration::from_millis(10)) {
         received.push(match event {

@@ -4,6 +4,7 @@
 
 mod cold;
 mod groups;
+mod patterns;
 mod store;
 
 use std::{
