@@ -253,6 +253,16 @@ fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
         options.max_topics,
     );
     page.gauge("msgbus_bus_subscribers", "Open subscriptions.", stats.subscribers);
+    page.gauge(
+        "msgbus_bus_patterns",
+        "Patterns that are followed, or were in the last minutes.",
+        stats.patterns,
+    );
+    page.gauge(
+        "msgbus_bus_pattern_references",
+        "References of patterns to messages.",
+        stats.references,
+    );
     page.gauge("msgbus_bus_bytes", "Bytes reserved for topics and messages.", stats.bytes);
     page.gauge(
         "msgbus_bus_bytes_limit",

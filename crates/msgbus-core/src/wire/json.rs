@@ -1,6 +1,7 @@
 //! The JSON encoding, both ways. Nothing else knows it. See docs/protocol.md, section 3.
 
 mod groups;
+mod patterns;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -9,9 +10,12 @@ use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use self::groups::GroupObject;
-pub use self::groups::{
-    leased_size_hint, read_leased, write_group, write_lease, write_leased, write_leased_as,
-    write_unsettled,
+pub use self::{
+    groups::{
+        leased_size_hint, read_leased, write_group, write_lease, write_leased, write_leased_as,
+        write_unsettled,
+    },
+    patterns::{add_position, write_sums},
 };
 pub use super::text::shorter_than_base64;
 use super::{
@@ -19,9 +23,9 @@ use super::{
     headers::{self, HeadersIn, HeadersObject},
 };
 use crate::{
-    model::{HeaderError, Headers, Message, NameError, Position, TokenError, TopicInfo, WallTime},
+    model::{HeaderError, Headers, Message, NameError, TokenError, TopicInfo, WallTime},
     options::Overflow,
-    stats::{BusStats, Counters, GroupStats, SubscriberStats, TopicStats, TopicSums},
+    stats::{BusStats, Counters, GroupStats, SubscriberStats, TopicStats},
 };
 
 /// Why a message could not be decoded.
@@ -91,14 +95,6 @@ pub fn write_recovered(out: &mut Vec<u8>, message: &Message) {
     write_object(out, message, topic, PayloadForm::Base64);
 }
 
-/// Appends a message as [`write_message`] does, with its position in the order of a pattern as the last field.
-pub fn write_positioned(out: &mut Vec<u8>, message: &Message, epoch: u64, id: u64) {
-    write_message(out, message);
-    out.pop();
-    let position = Position::After { epoch, id };
-    out.extend_from_slice(format!(r#","position":"{position}"}}"#).as_bytes());
-}
-
 /// The topic of a message. Fixed when the message was appended, so that a message always has the same encoding.
 fn topic_of(message: &Message) -> TopicObject<'_> {
     TopicObject::new(message.topic(), message.id().saturating_add(1))
@@ -142,8 +138,8 @@ pub fn write_headers(out: &mut Vec<u8>, headers: &Headers) {
     }
 }
 
-/// An estimate of how many bytes [`write_message`] or [`write_positioned`] appends. It is not too low, unless names or values have to be
-/// escaped.
+/// An estimate of how many bytes [`write_message`] and [`add_position`] append. It is not too low, unless names or values
+/// have to be escaped.
 pub fn size_hint(message: &Message) -> usize {
     const FIELDS: usize = 312;
     let name = message.topic().name.as_str().len();
@@ -232,37 +228,6 @@ pub fn write_topic(
         durability: stats.durability.as_str(),
         subscriptions: subscribers.iter().map(SubscriberObject::new).collect(),
         groups: groups.iter().map(|group| GroupObject::new(&stats.topic.name, group)).collect(),
-    };
-    write(out, &wire);
-}
-
-/// Appends the sums of the topics that match a pattern as one JSON object, with the number of those who follow the pattern.
-pub fn write_sums(out: &mut Vec<u8>, pattern: &str, sums: &TopicSums, followers: usize) {
-    #[derive(Serialize)]
-    struct Sums<'a> {
-        pattern: &'a str,
-        topics: usize,
-        retained: u64,
-        unpulled: u64,
-        bytes: u64,
-        subscribers: usize,
-        waiters: usize,
-        #[serde(flatten)]
-        counters: CountersObject,
-        followers: usize,
-    }
-    let &TopicSums { topics, counters, retained, unpulled, bytes, subscribers, waiters } = sums;
-    let counters = counters.into();
-    let wire = Sums {
-        pattern,
-        topics,
-        retained,
-        unpulled,
-        bytes,
-        subscribers,
-        waiters,
-        counters,
-        followers,
     };
     write(out, &wire);
 }

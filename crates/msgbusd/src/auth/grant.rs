@@ -51,6 +51,8 @@ pub struct Grant {
 pub(crate) enum Permission<'a> {
     /// The action on this topic.
     Topic(Action, &'a TopicName),
+    /// The action on some topic that may match this pattern.
+    Pattern(Action, &'a TopicPattern),
     /// The action on every topic.
     EveryTopic(Action),
     /// The action on at least one topic.
@@ -68,6 +70,9 @@ impl Grant {
         let is_for = |action| self.action.is_none_or(|own| own.covers(action));
         match permission {
             Permission::Topic(action, topic) => is_for(action) && self.pattern.matches(topic),
+            Permission::Pattern(action, pattern) => {
+                is_for(action) && self.pattern.overlaps(pattern)
+            }
             Permission::EveryTopic(action) => is_for(action) && self.is_for_all_topics,
             Permission::SomeTopic(action) => is_for(action),
             Permission::Key | Permission::Anything => false,
@@ -107,6 +112,7 @@ impl fmt::Display for Permission<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Topic(action, topic) => write!(f, "{}:{topic}", action.name()),
+            Self::Pattern(action, pattern) => write!(f, "{}:{pattern}", action.name()),
             Self::EveryTopic(action) | Self::SomeTopic(action) => write!(f, "{}:**", action.name()),
             Self::Key => f.write_str("a ticket"),
             Self::Anything => f.write_str("anything"),

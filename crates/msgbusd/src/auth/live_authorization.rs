@@ -6,16 +6,11 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use msgbus_core::TopicName;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{
-    Keys, Principal,
-    grant::{Action, Permission},
-    keyring::Keyring,
-};
+use super::{Keys, Principal, grant::Action, keyring::Keyring, target::Target};
 
-/// The authorization to follow a topic, or to wait for its messages. If the server has no keys, it takes the memory of
+/// The authorization to follow a topic or some of a pattern, or to wait for messages. If the server has no keys, it takes the memory of
 /// one pointer.
 #[derive(Debug, Default)]
 pub(crate) struct LiveAuthorization(Option<Box<Inner>>);
@@ -25,7 +20,7 @@ struct Inner {
     keyring: Arc<Keyring>,
     principal: Arc<Principal>,
     action: Action,
-    topic: TopicName,
+    target: Target,
     last_check: Option<Check>,
     /// Revoked once, it stays so: whoever saw it first may have dropped messages.
     is_revoked: bool,
@@ -42,7 +37,7 @@ struct Check {
 
 impl Inner {
     fn allows(&self, keys: &Keys) -> bool {
-        let permission = Permission::Topic(self.action, &self.topic);
+        let permission = self.target.permission(self.action);
         keys.current(&self.principal).is_some_and(|principal| principal.can(permission))
     }
 }
@@ -52,13 +47,13 @@ impl LiveAuthorization {
         keyring: &Arc<Keyring>,
         principal: Arc<Principal>,
         action: Action,
-        topic: &TopicName,
+        target: Target,
     ) -> Self {
         Self(Some(Box::new(Inner {
             keyring: Arc::clone(keyring),
             principal,
             action,
-            topic: topic.clone(),
+            target,
             last_check: None,
             is_revoked: false,
         })))
@@ -123,7 +118,7 @@ mod tests {
         let principal = keyring.authenticate(&key.secret).unwrap();
         let topic = "t".parse().unwrap();
         let mut authorization =
-            LiveAuthorization::new(&keyring, principal, Action::Subscribe, &topic);
+            LiveAuthorization::new(&keyring, principal, Action::Subscribe, topic);
         let mut context = Context::from_waker(Waker::noop());
         assert!(authorization.poll_revoked(&mut context).is_pending());
         for text in ["[anonymous]\nallow = []\n", &key.lines] {

@@ -8,7 +8,9 @@ mod grant;
 mod keyring;
 mod live_authorization;
 mod secret;
+mod target;
 mod tickets;
+mod topic_filter;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -22,7 +24,9 @@ pub(crate) use self::{
     grant::{Action, Permission},
     live_authorization::LiveAuthorization,
     secret::Hash,
+    target::Target,
     tickets::{TICKET_LIFETIME, TooManyTickets},
+    topic_filter::GrantFilter,
 };
 
 use crate::limits::rate::Rate;

@@ -354,7 +354,7 @@ fn encode(message: &Message, place: Place, format: FrameFormat) -> Frame {
         FrameFormat::JsonLine => Frame::new(json_line(message, place, b"", b"\n"), ""),
         FrameFormat::Object(form) => {
             let mut object = Vec::with_capacity(json::size_hint(message));
-            json::write_message_as(&mut object, message, form);
+            write_object(&mut object, message, place, form);
             Frame::new(object, "")
         }
         FrameFormat::RawLine if is_large => Frame::new(payload.clone(), "\n"),
@@ -372,15 +372,20 @@ fn text_frame(message: &Message, place: Place) -> Frame {
     Frame::new(Bytes::from(bytes).slice(start..), "")
 }
 
+/// Appends a message as an object, with its position if it is that of a pattern.
+fn write_object(out: &mut Vec<u8>, message: &Message, place: Place, form: PayloadForm) {
+    json::write_message_as(out, message, form);
+    let Followed { epoch, is_pattern } = place.followed;
+    if is_pattern {
+        json::add_position(out, epoch, place.id);
+    }
+}
+
 fn json_line(message: &Message, place: Place, before: &[u8], after: &[u8]) -> Vec<u8> {
     let size = before.len() + json::size_hint(message) + after.len();
     let mut line = Vec::with_capacity(size);
     line.extend_from_slice(before);
-    if place.followed.is_pattern {
-        json::write_positioned(&mut line, message, place.followed.epoch, place.id);
-    } else {
-        json::write_message(&mut line, message);
-    }
+    write_object(&mut line, message, place, PayloadForm::Base64);
     line.extend_from_slice(after);
     line
 }

@@ -158,7 +158,8 @@ impl ServiceError {
             Self::TooManyLeases { .. } => Code::TooManyLeases,
             Self::TooManyGroups { .. } => Code::TooManyGroups,
             Self::TooMuchInFlight => Code::TooMuchInFlight,
-            Self::TooManySubscriptions { .. } => Code::TooManySubscriptions,
+            Self::TooManySubscriptions { .. }
+            | Self::Subscribe(SubscribeError::TooManyPatterns { .. }) => Code::TooManySubscriptions,
             Self::TooManyMessages { .. } => Code::TooManyMessages,
             Self::BatchOverRate { .. } => Code::PayloadTooLarge,
             Self::Publish(error) => match error {

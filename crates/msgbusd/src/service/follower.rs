@@ -10,13 +10,13 @@ use std::{
 
 use msgbus_core::{
     BatchLimit, Event, LagPolicy, Op, Position, RecvError, SubscribeOptions, Subscription,
-    TopicName,
+    TopicName, TopicPattern,
 };
 use tracing::{Level, debug, enabled};
 
 use super::{Call, backpressure::MemoryWait, error::ServiceError};
 use crate::{
-    auth::{Action, LiveAuthorization},
+    auth::{Action, GrantFilter, LiveAuthorization, Permission, Target},
     encode::frame_cache::{Followed, Frame, FrameCache, FrameFormat},
     limits::quota::QuotaPermit,
     net::peer::Peer,
@@ -82,46 +82,100 @@ impl Call<'_> {
         topic: &TopicName,
         options: FollowOptions,
     ) -> Op<Result<Follower, ServiceError>> {
-        let permit = match self.acquire_subscription(Action::Subscribe, topic) {
-            Ok(permit) => permit,
+        let admission = match self.admit_follower(Target::Topic(topic.clone()), options.format) {
+            Ok(admission) => admission,
             Err(error) => return Op::ready(Err(error)),
         };
-        let FollowOptions { from, lag, format } = options;
-        let authorization = self.live_authorization(Action::Subscribe, topic);
-        let (worker, peer) = (Arc::clone(self.worker), self.peer);
-        let options = SubscribeOptions { from, lag, label: Some(self.label()) };
-        self.worker.bus.follow(topic, options).map(move |subscription| {
+        let subscribing = self.worker.bus.follow(topic, self.subscribe_options(options));
+        subscribing.map(move |subscription| Ok(admission.follower(subscription?)))
+    }
+
+    /// Subscribes to the topics that match a pattern, as [`follow`](Self::follow) does to one. Of those, the client
+    /// receives the messages that it may follow at the time. Await it: it may visit many topics.
+    pub(crate) fn follow_pattern(
+        &self,
+        pattern: &TopicPattern,
+        options: FollowOptions,
+    ) -> Op<Result<Follower, ServiceError>> {
+        let target = Target::Pattern(pattern.clone());
+        let admission = match self.admit_follower(target, options.format) {
+            Ok(admission) => admission,
+            Err(error) => return Op::ready(Err(error)),
+        };
+        let filter = match (&self.worker.keyring, &self.principal) {
+            (Some(keyring), Some(principal)) => {
+                Some(GrantFilter::new(keyring, Arc::clone(principal)))
+            }
+            _ => None,
+        };
+        let options = self.subscribe_options(options);
+        self.worker.bus.follow_pattern(pattern, options).map(move |subscription| {
             let subscription = subscription?;
-            debug!(%peer, topic = subscription.name(), from = subscription.start().next_id, "subscribe");
-            Ok(Follower::new(worker, peer, subscription, format, authorization, permit))
+            Ok(admission.follower(match filter {
+                Some(filter) => subscription.filtered(filter),
+                None => subscription,
+            }))
         })
+    }
+
+    /// Follows a topic or a pattern.
+    pub(crate) fn follow_target(
+        &self,
+        target: &Target,
+        options: FollowOptions,
+    ) -> Op<Result<Follower, ServiceError>> {
+        match target {
+            Target::Topic(topic) => self.follow(topic, options),
+            Target::Pattern(pattern) => self.follow_pattern(pattern, options),
+        }
+    }
+
+    fn subscribe_options(&self, options: FollowOptions) -> SubscribeOptions {
+        let FollowOptions { from, lag, format: _ } = options;
+        SubscribeOptions { from, lag, label: Some(self.label()) }
+    }
+
+    /// Checks everything that a subscription needs, before there is one.
+    fn admit_follower(
+        &self,
+        target: Target,
+        format: FrameFormat,
+    ) -> Result<Admission, ServiceError> {
+        let permit = self.acquire_subscription(target.permission(Action::Subscribe))?;
+        let authorization = self.live_authorization(Action::Subscribe, target);
+        let worker = Arc::clone(self.worker);
+        Ok(Admission { worker, peer: self.peer, authorization, permit, format })
     }
 
     pub(super) fn acquire_subscription(
         &self,
-        action: Action,
-        topic: &TopicName,
+        permission: Permission<'_>,
     ) -> Result<QuotaPermit, ServiceError> {
-        self.authorize(action, topic)?;
+        self.require(permission)?;
         let subscriptions = &self.worker.subscriptions;
         let limit = subscriptions.limit();
         subscriptions.try_acquire(1).ok_or(ServiceError::TooManySubscriptions { limit })
     }
 }
 
-impl Follower {
-    fn new(
-        worker: Arc<Worker>,
-        peer: Peer,
-        subscription: Subscription,
-        format: FrameFormat,
-        authorization: LiveAuthorization,
-        permit: QuotaPermit,
-    ) -> Self {
+/// A client that may follow.
+#[derive(Debug)]
+struct Admission {
+    worker: Arc<Worker>,
+    peer: Peer,
+    authorization: LiveAuthorization,
+    permit: QuotaPermit,
+    format: FrameFormat,
+}
+
+impl Admission {
+    fn follower(self, subscription: Subscription) -> Follower {
+        let Self { worker, peer, authorization, permit, format } = self;
         let start = subscription.start();
+        debug!(%peer, topic = subscription.name(), from = start.next_id, "subscribe");
         let (epoch, is_pattern) = (subscription.epoch(), subscription.is_of_pattern());
         let followed = Followed { epoch, is_pattern };
-        Self {
+        Follower {
             peer,
             authorization,
             cache: worker.frames.cache(followed, format),
@@ -135,7 +189,9 @@ impl Follower {
             _permit: permit,
         }
     }
+}
 
+impl Follower {
     /// Lets other threads deliver messages, instead of waking the task.
     pub(crate) fn deliver_by(&mut self, delivery: Weak<dyn Delivery>) {
         self.waker = RemoteWaker::with_delivery(delivery);

@@ -20,7 +20,7 @@ use super::{
     pull::{QueuedPull, WaitingPull},
 };
 use crate::{
-    auth::{Action, LiveAuthorization, Principal},
+    auth::{Action, LiveAuthorization, Principal, Target},
     limits::quota::QuotaPermit,
     net::peer::Peer,
 };
@@ -72,8 +72,9 @@ impl Call<'_> {
         &self,
         topic: &TopicName,
     ) -> Result<(QuotaPermit, LiveAuthorization), ServiceError> {
-        let permit = self.acquire_subscription(Action::Pull, topic)?;
-        Ok((permit, self.live_authorization(Action::Pull, topic)))
+        let target = Target::Topic(topic.clone());
+        let permit = self.acquire_subscription(target.permission(Action::Pull))?;
+        Ok((permit, self.live_authorization(Action::Pull, target)))
     }
 
     /// Returns messages that a group has not acknowledged, without taking them. `None` if the topic does not exist.

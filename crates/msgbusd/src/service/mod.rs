@@ -19,7 +19,7 @@ use msgbus_core::TopicName;
 
 use self::error::ServiceError;
 use crate::{
-    auth::{Action, LiveAuthorization, Permission, Principal},
+    auth::{Action, LiveAuthorization, Permission, Principal, Target},
     net::peer::Peer,
     worker::Worker,
 };
@@ -34,20 +34,25 @@ pub(crate) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Checks a permission against the keys that are in force now.
+    /// Checks the permission for an action on a topic against the keys that are in force now.
     fn authorize(&self, action: Action, topic: &TopicName) -> Result<(), ServiceError> {
+        self.require(Permission::Topic(action, topic))
+    }
+
+    /// Checks a permission against the keys that are in force now.
+    fn require(&self, permission: Permission<'_>) -> Result<(), ServiceError> {
         let (Some(keyring), Some(principal)) = (&self.worker.keyring, &self.principal) else {
             return Ok(());
         };
         let principal = keyring.refresh(principal).ok_or(ServiceError::WrongKey)?;
-        require(&principal, Permission::Topic(action, topic))
+        require(&principal, permission)
     }
 
     /// The authorization for an operation that takes time. It ends when the keys no longer allow it.
-    fn live_authorization(&self, action: Action, topic: &TopicName) -> LiveAuthorization {
+    fn live_authorization(&self, action: Action, target: Target) -> LiveAuthorization {
         match (&self.worker.keyring, &self.principal) {
             (Some(keyring), Some(principal)) => {
-                LiveAuthorization::new(keyring, Arc::clone(principal), action, topic)
+                LiveAuthorization::new(keyring, Arc::clone(principal), action, target)
             }
             _ => LiveAuthorization::default(),
         }

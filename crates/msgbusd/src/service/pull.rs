@@ -14,7 +14,7 @@ use super::{
     error::ServiceError,
 };
 use crate::{
-    auth::{Action, LiveAuthorization},
+    auth::{Action, LiveAuthorization, Target},
     net::peer::Peer,
     worker::Worker,
 };
@@ -60,7 +60,7 @@ impl Call<'_> {
             worker: Arc::clone(self.worker),
             peer: self.peer,
             pull,
-            authorization: self.live_authorization(Action::Pull, topic),
+            authorization: self.live_authorization(Action::Pull, Target::Topic(topic.clone())),
             memory: MemoryWait::default(),
             limit,
             small,

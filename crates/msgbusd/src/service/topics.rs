@@ -1,6 +1,8 @@
 //! Operations on whole topics.
 
-use msgbus_core::{DeleteError, TopicName, TopicStats, store::StoreError};
+use std::sync::Arc;
+
+use msgbus_core::{DeleteError, TopicName, TopicPattern, TopicStats, TopicSums, store::StoreError};
 use tracing::debug;
 
 use super::{Call, error::ServiceError};
@@ -39,6 +41,23 @@ impl Call<'_> {
     }
 }
 
+/// The sums of the counters of all topics that match a pattern and that the client may inspect. It visits all topics, on
+/// a thread that serves nobody.
+pub(crate) async fn sums(call: Call<'_>, pattern: TopicPattern) -> TopicSums {
+    let (app, principal) = (Arc::clone(call.worker), call.principal);
+    let sum = move || {
+        let mut page = app.bus.topic_page("", "", usize::MAX);
+        while page.step(|name| pattern.matches(name) && may_inspect(principal.as_deref(), name)) {}
+        let stats = page.into_names().0.into_iter().filter_map(|name| app.bus.topic(&name));
+        stats.map(|stats| TopicSums::of(&stats)).sum()
+    };
+    call.worker.background.run(sum).await
+}
+
+fn may_inspect(principal: Option<&Principal>, name: &TopicName) -> bool {
+    principal.is_none_or(|principal| principal.can(Permission::Topic(Action::Inspect, name)))
+}
+
 /// The first `max` topic names that begin with `prefix`, sort after `after` and may be inspected; and whether there are
 /// more. It visits all topics, so do not call it on a serving thread.
 pub(crate) fn names(
@@ -48,10 +67,7 @@ pub(crate) fn names(
     after: &str,
     max: usize,
 ) -> (Vec<TopicName>, bool) {
-    let may_inspect = |name: &TopicName| {
-        principal.is_none_or(|principal| principal.can(Permission::Topic(Action::Inspect, name)))
-    };
     let mut page = app.bus.topic_page(prefix, after, max);
-    while page.step(may_inspect) {}
+    while page.step(|name| may_inspect(principal, name)) {}
     page.into_names()
 }

@@ -27,6 +27,7 @@ mod http2_bounds;
 mod keys;
 #[cfg(target_os = "linux")]
 mod log;
+mod patterns;
 mod process;
 mod publish;
 mod pull;

@@ -50,7 +50,9 @@ async fn bad_names_are_refused_by_every_method_and_create_nothing() {
         for method in ["GET", "PUT", "POST", "DELETE"] {
             daemon.send(method, target, &[], b"").await.refuses(400, mention);
         }
-        assert_eq!(daemon.send("HEAD", target, &[], b"").await.status, 400);
+        // That of a pattern gives sums.
+        let status = if mention == "patterns" { 200 } else { 400 };
+        assert_eq!(daemon.send("HEAD", target, &[], b"").await.status, status);
     }
     for method in ["PUT", "POST", "DELETE"] {
         daemon.send(method, "/", &[], b"").await.refuses(400, "/<topic>");

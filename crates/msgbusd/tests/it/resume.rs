@@ -2,6 +2,7 @@
 //! 6.2 to 6.6 and 6.10 to 6.14.
 
 mod connection;
+mod patterns;
 mod proxy;
 mod subscriber;
 mod waiting_pulls;

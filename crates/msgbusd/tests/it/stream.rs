@@ -7,14 +7,14 @@ use tokio::{io::AsyncReadExt as _, time::Instant};
 use crate::support::{Connection, Daemon, EVENT_SOURCE, soon};
 
 /// A stream, read line by line without the chunk framing of HTTP.
-struct Stream {
+pub(crate) struct Stream {
     connection: Connection,
     head: String,
     text: String,
 }
 
 impl Stream {
-    async fn open(daemon: &Daemon, target: &str, headers: &str) -> Self {
+    pub(crate) async fn open(daemon: &Daemon, target: &str, headers: &str) -> Self {
         let mut connection = daemon.connect().await;
         let request = format!("GET {target} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", daemon.address);
         connection.write(request.as_bytes()).await;
@@ -23,7 +23,7 @@ impl Stream {
     }
 
     /// The next line; `None` at the end of the stream.
-    async fn line(&mut self) -> Option<String> {
+    pub(crate) async fn line(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.text.find('\n') {
                 let line: String = self.text.drain(..=end).collect();
@@ -41,7 +41,7 @@ impl Stream {
         }
     }
 
-    async fn lines(&mut self, count: usize) -> Vec<String> {
+    pub(crate) async fn lines(&mut self, count: usize) -> Vec<String> {
         let mut lines = Vec::new();
         while lines.len() < count {
             lines.push(self.line().await.expect("the stream ended"));
@@ -53,7 +53,7 @@ impl Stream {
         assert_eq!(self.line().await, None);
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 }

@@ -170,7 +170,7 @@ mod tests {
         assert!(!follow(position).start().restarted, "somebody follows it");
         drop(other);
         let end = clock::monotonic();
-        map.patterns.sweep(begin.after((Patterns::IDLE - Duration::from_secs(1)).into()));
+        map.patterns.sweep(begin.after(Duration::from_secs(290).into()));
         assert!(bus.pattern(&pattern).is_some());
         let delivered = bus.stats().counters.delivered;
         map.patterns.sweep(end.after(Patterns::IDLE.into()));

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use hyper::{Method, Request, StatusCode};
-use msgbus_core::{GroupStats, TopicName, TopicStats, json};
+use msgbus_core::{GroupStats, TopicName, TopicPattern, TopicStats, json};
 
 use super::{error::ApiError, response::HttpResponse, response::content, response::no_store};
 use crate::{
     auth::{Principal, TICKET_LIFETIME, TooManyTickets},
-    service::{Call, error::ServiceError},
+    service::{self, Call, error::ServiceError},
     state::App,
     worker::Worker,
 };
@@ -105,6 +105,19 @@ pub(super) async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<HttpRes
     }
     let app = Arc::clone(worker);
     Ok(worker.background.run(move || topic_object(&app, &stats, &groups)).await)
+}
+
+/// `/-/topics/<pattern>`: the sums of the counters of all topics that match and that the client may inspect.
+pub(super) async fn inspect_pattern(
+    call: Call<'_>,
+    pattern: TopicPattern,
+) -> Result<HttpResponse, ApiError> {
+    let worker = Arc::clone(call.worker);
+    let followers = worker.bus.pattern(&pattern).map_or(0, |stats| stats.subscribers.len());
+    let mut body = Vec::new();
+    let name = pattern.to_string();
+    json::write_sums(&mut body, &name, &service::topics::sums(call, pattern).await, followers);
+    Ok(object(&worker, body))
 }
 
 fn topic_object(app: &App, stats: &TopicStats, groups: &[GroupStats]) -> HttpResponse {

@@ -8,8 +8,8 @@ use hyper::{
     header::{self, HeaderMap, HeaderValue},
 };
 use msgbus_core::{
-    GroupNameError, HeaderError, NameError, PublishError, StartPosition, TokenError, TopicName,
-    format_duration, store::StoreError,
+    GroupNameError, HeaderError, NameError, PatternError, PublishError, StartPosition, TokenError,
+    TopicName, format_duration, store::StoreError,
 };
 use thiserror::Error;
 
@@ -27,6 +27,13 @@ pub(super) enum ApiError {
     PathEncoding,
     #[error("bad topic name: {0}")]
     Name(#[from] NameError),
+    #[error("bad pattern: {0}")]
+    Pattern(PatternError),
+    #[error(
+        "bad topic name: patterns are followed with a websocket or with ?stream=sse, ndjson or raw; \
+         publish to, pull from and delete one topic at a time"
+    )]
+    IsPattern,
     #[error("bad group name: {0}")]
     Group(GroupNameError),
     #[error("{0}")]
@@ -148,9 +155,11 @@ impl ApiError {
     /// The status and the code word.
     fn kind(&self) -> (StatusCode, Code) {
         match self {
-            Self::PathEncoding | Self::Name(_) | Self::NoTopic => {
-                (StatusCode::BAD_REQUEST, Code::BadTopic)
-            }
+            Self::PathEncoding
+            | Self::Name(_)
+            | Self::Pattern(_)
+            | Self::IsPattern
+            | Self::NoTopic => (StatusCode::BAD_REQUEST, Code::BadTopic),
             Self::UnknownParameter { .. }
             | Self::RepeatedParameter(_)
             | Self::Parameter(_)

@@ -20,6 +20,7 @@ own_headers! {
     MSGBUS_DURABILITY = "msgbus-durability",
     MSGBUS_MISSED = "msgbus-missed",
     MSGBUS_RESTARTED = "msgbus-restarted",
+    MSGBUS_TOPICS = "msgbus-topics",
     MSGBUS_TOPIC = "msgbus-topic",
     MSGBUS_CREATED = "msgbus-created",
     MSGBUS_EXPIRES = "msgbus-expires",

@@ -22,7 +22,7 @@ use super::{
     settle, stream, topics, websocket,
 };
 use crate::{
-    auth::Principal,
+    auth::{Principal, Target},
     net::peer::Peer,
     service::{Call, code::Code},
     state::App,
@@ -113,12 +113,15 @@ async fn route(
         }
         Route::Settle(verb, token) => settle::one(&call, verb, &token, query).await,
         Route::Peek(topic) => pull::peek(&call, &topic, request, query).await,
-        Route::Websocket(topic) => websocket::subscribe(call, &topic, request, query).await,
+        Route::Websocket(target) => websocket::subscribe(call, &target, request, query).await,
         Route::Connect => websocket::connect(&call, request, query),
-        Route::Stream(topic, format) => {
-            stream::stream(call, activity, &topic, request, query, format).await
+        Route::Stream(target, format) => {
+            stream::stream(call, activity, &target, request, query, format).await
         }
-        Route::Counters(topic) => topics::counters(&call, &topic, query),
+        Route::Counters(Target::Topic(topic)) => topics::counters(&call, &topic, query),
+        Route::Counters(Target::Pattern(pattern)) => {
+            Box::pin(topics::sums(call, pattern, query)).await
+        }
         Route::Delete(topic) => Box::pin(topics::delete(&call, &topic, query)).await,
         // Rare and large futures are boxed, so that other requests need less memory.
         Route::SettleMany(verb) => Box::pin(settle::many(&call, verb, request, query)).await,
@@ -131,7 +134,10 @@ async fn route(
             Box::pin(groups::remove(&call, &topic, &group, query)).await
         }
         Route::List => Box::pin(topics::list(call, request, query)).await,
-        Route::Inspect(topic) => Box::pin(admin::inspect(&call, topic)).await,
+        Route::Inspect(Target::Topic(topic)) => Box::pin(admin::inspect(&call, topic)).await,
+        Route::Inspect(Target::Pattern(pattern)) => {
+            Box::pin(admin::inspect_pattern(call, pattern)).await
+        }
         Route::Stats => Ok(Box::pin(admin::stats(worker)).await),
         Route::Metrics => Ok(Box::pin(admin::metrics(worker)).await),
         Route::Health => Ok(admin::health(worker)),

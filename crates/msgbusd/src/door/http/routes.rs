@@ -3,12 +3,12 @@
 use std::{borrow::Cow, cell::RefCell};
 
 use hyper::{Method, Request};
-use msgbus_core::{GroupName, GroupNameError, LeaseToken, TopicName};
+use msgbus_core::{GroupName, GroupNameError, LeaseToken, NameError, TopicName};
 use percent_encoding::percent_decode_str;
 
 use super::{error::ApiError, handshake, pull, query::Query, settle::Verb, stream, websocket};
 use crate::{
-    auth::{Action, Permission},
+    auth::{Action, Permission, Target},
     encode::frame_cache::FrameFormat,
 };
 
@@ -25,7 +25,7 @@ pub(super) enum Route {
     Ready,
     Stats,
     Ticket,
-    Inspect(TopicName),
+    Inspect(Target),
     ShowGroup(TopicName, GroupName),
     SetGroup(TopicName, GroupName),
     RemoveGroup(TopicName, GroupName),
@@ -36,11 +36,11 @@ pub(super) enum Route {
     Lease(TopicName, GroupName),
     Peek(TopicName),
     PeekGroup(TopicName, GroupName),
-    Websocket(TopicName),
+    Websocket(Target),
     /// The websocket for all operations.
     Connect,
-    Stream(TopicName, FrameFormat),
-    Counters(TopicName),
+    Stream(Target, FrameFormat),
+    Counters(Target),
     Delete(TopicName),
 }
 
@@ -85,7 +85,7 @@ impl Route {
         match (first, rest) {
             ("stats", None) => read(request, Self::Stats),
             ("ticket", None) => Ok(Self::Ticket),
-            ("topics", Some(topic)) => read(request, Self::Inspect(topic_name(topic)?)),
+            ("topics", Some(topic)) => read(request, Self::Inspect(target(topic)?)),
             ("groups", Some(path)) => Self::of_group(request, path),
             _ => Err(ApiError::NothingHere),
         }
@@ -107,29 +107,29 @@ impl Route {
     fn of_topic<B>(request: &Request<B>, query: &Query, path: &str) -> Result<Self, ApiError> {
         Ok(match *request.method() {
             Method::PUT | Method::POST => Self::Publish(topic_name(path)?),
-            Method::GET => Self::of_get(request, query, topic_name(path)?)?,
-            Method::HEAD => Self::Counters(topic_name(path)?),
+            Method::GET => Self::of_get(request, query, target(path)?)?,
+            Method::HEAD => Self::Counters(target(path)?),
             Method::DELETE => Self::Delete(topic_name(path)?),
             _ => return Err(ApiError::Method { allow: TOPIC_METHODS }),
         })
     }
 
-    fn of_get<B>(request: &Request<B>, query: &Query, topic: TopicName) -> Result<Self, ApiError> {
+    fn of_get<B>(request: &Request<B>, query: &Query, target: Target) -> Result<Self, ApiError> {
         if let Some(group) = query.get("group")? {
-            return Self::of_get_group(request, query, topic, group);
+            return Self::of_get_group(request, query, topic(target)?, group);
         }
         if handshake::is_wanted(request) {
-            return Ok(Self::Websocket(topic));
+            return Ok(Self::Websocket(target));
         }
         if query.flag("peek")? {
-            return Ok(Self::Peek(topic));
+            return Ok(Self::Peek(topic(target)?));
         }
         if pull::is_wanted(query) {
-            return Ok(Self::Pull(topic));
+            return Ok(Self::Pull(topic(target)?));
         }
         Ok(match stream::wanted(query, request.headers())? {
-            Some(format) => Self::Stream(topic, format),
-            None => Self::Pull(topic),
+            Some(format) => Self::Stream(target, format),
+            None => Self::Pull(topic(target)?),
         })
     }
 
@@ -168,9 +168,8 @@ impl Route {
             Self::List => Permission::SomeTopic(Action::Inspect),
             Self::Metrics | Self::Stats => Permission::EveryTopic(Action::Inspect),
             Self::Ticket => Permission::Key,
-            Self::Inspect(topic) | Self::Counters(topic) | Self::ShowGroup(topic, _) => {
-                Permission::Topic(Action::Inspect, topic)
-            }
+            Self::Inspect(target) | Self::Counters(target) => target.permission(Action::Inspect),
+            Self::ShowGroup(topic, _) => Permission::Topic(Action::Inspect, topic),
             Self::SetGroup(topic, _) | Self::RemoveGroup(topic, _) => {
                 Permission::Topic(Action::Admin, topic)
             }
@@ -179,10 +178,12 @@ impl Route {
             Self::Settle(_, token) => Permission::Topic(Action::Pull, token.topic()),
             // Each token is checked when it has been read.
             Self::SettleMany(_) => Permission::SomeTopic(Action::Pull),
-            Self::Peek(topic)
-            | Self::PeekGroup(topic, _)
-            | Self::Websocket(topic)
-            | Self::Stream(topic, _) => Permission::Topic(Action::Subscribe, topic),
+            Self::Websocket(target) | Self::Stream(target, _) => {
+                target.permission(Action::Subscribe)
+            }
+            Self::Peek(topic) | Self::PeekGroup(topic, _) => {
+                Permission::Topic(Action::Subscribe, topic)
+            }
             Self::Delete(topic) => Permission::Topic(Action::Delete, topic),
         })
     }
@@ -208,17 +209,39 @@ fn read<B>(request: &Request<B>, route: Route) -> Result<Route, ApiError> {
     }
 }
 
+/// The topic or the pattern that a path names, see [`topic_name`].
+fn target(path: &str) -> Result<Target, ApiError> {
+    match topic_name(path) {
+        Err(ApiError::IsPattern) => {
+            decoded(path)?.trim_matches('/').parse().map_err(ApiError::Pattern)
+        }
+        named => named.map(Target::Topic),
+    }
+}
+
+/// The topic, of a request that needs one.
+fn topic(target: Target) -> Result<TopicName, ApiError> {
+    match target {
+        Target::Topic(topic) => Ok(topic),
+        Target::Pattern(_) => Err(ApiError::IsPattern),
+    }
+}
+
 /// The topic that a path names. It is percent-decoded once, and outer slashes are removed.
 fn topic_name(path: &str) -> Result<TopicName, ApiError> {
+    let refused = |error| match error {
+        NameError::Wildcard => ApiError::IsPattern,
+        error => ApiError::Name(error),
+    };
     if let Some(name) = latest_name(path) {
         return Ok(name);
     }
     if !path.contains('%') {
-        let name = TopicName::new(path.trim_matches('/'))?;
+        let name = TopicName::new(path.trim_matches('/')).map_err(refused)?;
         LATEST.set(Some(name.clone()));
         return Ok(name);
     }
-    Ok(TopicName::new(decoded(path)?.trim_matches('/'))?)
+    TopicName::new(decoded(path)?.trim_matches('/')).map_err(refused)
 }
 
 /// A part of a path, percent-decoded once.

@@ -1,4 +1,4 @@
-//! `GET /<topic>` as a stream: server-sent events, JSON lines or raw lines. docs/protocol.md,
+//! `GET` of a topic or a pattern as a stream: server-sent events, JSON lines or raw lines. docs/protocol.md,
 //! sections 6.10 to 6.14.
 //!
 //! The response body is the subscription. The connection polls for more when the last piece is written, so a slow
@@ -19,7 +19,7 @@ use hyper::{
     body::{Body, Frame},
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use msgbus_core::{Position, RecvError, TopicName};
+use msgbus_core::{Position, RecvError};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
     query::Query, response, response::HttpResponse,
 };
 use crate::{
+    auth::Target,
     encode::frame_cache::FrameFormat,
     service::{
         Call,
@@ -64,7 +65,7 @@ pub(super) fn wanted(query: &Query, headers: &HeaderMap) -> Result<Option<FrameF
 pub(super) async fn stream<B>(
     call: Call<'_>,
     activity: &ConnectionActivity,
-    topic: &TopicName,
+    target: &Target,
     request: &Request<B>,
     query: Query,
     format: FrameFormat,
@@ -80,7 +81,7 @@ pub(super) async fn stream<B>(
     };
     let options =
         FollowOptions { from: from.unwrap_or_default(), lag: position::lag(&query)?, format };
-    let follower = call.follow(topic, options).await?;
+    let follower = call.follow_target(target, options).await?;
 
     let content_type = match format {
         FrameFormat::Sse => "text/event-stream",

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use hyper::{
     Request, StatusCode,
-    header::{self, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
 };
-use msgbus_core::{TopicName, json};
+use msgbus_core::{TopicName, TopicPattern, TopicSums, json};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
@@ -110,12 +110,32 @@ pub(super) fn counters(
 ) -> Result<HttpResponse, ApiError> {
     query.only(GET_PARAMETERS)?;
     let stats = call.topic(topic)?;
-    let counters = stats.counters;
-    let mut response = empty(StatusCode::OK);
-    for (name, value) in [
+    let position = [
         (names::MSGBUS_EPOCH, stats.topic.epoch),
         (names::MSGBUS_FIRST_ID, stats.first_id),
         (names::MSGBUS_NEXT_ID, stats.next_id),
+    ];
+    Ok(as_headers(position, &TopicSums::of(&stats)))
+}
+
+/// The counters of all topics that match a pattern and that the client may inspect, as headers.
+pub(super) async fn sums(
+    call: Call<'_>,
+    pattern: TopicPattern,
+    query: Query,
+) -> Result<HttpResponse, ApiError> {
+    query.only(GET_PARAMETERS)?;
+    let sums = service::topics::sums(call, pattern).await;
+    Ok(as_headers([(names::MSGBUS_TOPICS, sums.topics as u64)], &sums))
+}
+
+fn as_headers(
+    first: impl IntoIterator<Item = (HeaderName, u64)>,
+    stats: &TopicSums,
+) -> HttpResponse {
+    let counters = stats.counters;
+    let mut response = empty(StatusCode::OK);
+    let sums = [
         (names::MSGBUS_RETAINED, stats.retained),
         (names::MSGBUS_UNPULLED, stats.unpulled),
         (names::MSGBUS_BYTES, stats.bytes),
@@ -126,11 +146,12 @@ pub(super) fn counters(
         (names::MSGBUS_MISSED, counters.missed),
         (names::MSGBUS_EXPIRED, counters.expired.total),
         (names::MSGBUS_EVICTED, counters.evicted.total),
-    ] {
+    ];
+    for (name, value) in first.into_iter().chain(sums) {
         response.headers_mut().insert(name, response::number(value));
     }
     no_store(&mut response);
-    Ok(response)
+    response
 }
 
 pub(super) async fn delete(

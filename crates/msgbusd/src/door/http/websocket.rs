@@ -1,4 +1,4 @@
-//! `GET` with a websocket upgrade: subscribes to a topic (docs/protocol.md, section 6), or connects for all operations
+//! `GET` with a websocket upgrade: subscribes to a topic or a pattern (docs/protocol.md, section 6), or connects for all operations
 //! (section 16).
 //!
 //! [`handshake`] validates the request, this module takes over the connection, and [`crate::door::websocket`] serves
@@ -11,13 +11,13 @@ use hyper::{
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
-use msgbus_core::TopicName;
 
 use super::{
     error::ApiError, handshake, negotiate::items, position, query::Query, response,
     response::HttpResponse, response::empty, transport::Transport,
 };
 use crate::{
+    auth::Target,
     door::websocket::{ClientV1, Push, Session, SessionV1},
     encode::frame_cache::FrameFormat,
     net::connection::Connection,
@@ -61,7 +61,7 @@ pub(super) fn connect(
 /// Subscribes, and then answers the handshake, so that no message is lost in between.
 pub(super) async fn subscribe(
     call: Call<'_>,
-    topic: &TopicName,
+    target: &Target,
     request: &mut Request<Incoming>,
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
@@ -72,7 +72,7 @@ pub(super) async fn subscribe(
     let reports_gaps = query.flag("gaps")?;
     let options =
         FollowOptions { from: from.unwrap_or_default(), lag: position::lag(&query)?, format };
-    let follower = call.follow(topic, options).await?;
+    let follower = call.follow_target(target, options).await?;
 
     let selected = offers(request, SUBPROTOCOL).then_some(SUBPROTOCOL);
     let mut response = switching(accept, selected);

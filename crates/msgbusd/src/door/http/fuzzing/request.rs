@@ -18,7 +18,7 @@ use super::{
     },
     MAX_ERROR_TEXT, head,
 };
-use crate::{auth::Permission, fuzzing::common::is_a_line};
+use crate::{auth::Permission, fuzzing::common::is_a_line, service::parameters::BadParameter};
 
 const PARAMETERS: [&str; 21] = [
     "raw",
@@ -70,7 +70,11 @@ fn is_routed(request: &Request<()>, route: &Route) {
     if let Route::Settle(_, token) = route {
         return is_settled_by(request, token);
     }
-    let Some(Permission::Topic(_, topic)) = route.needs() else { return };
+    let target = match route.needs() {
+        Some(Permission::Topic(_, topic)) => topic.to_string(),
+        Some(Permission::Pattern(_, pattern)) => pattern.to_string(),
+        _ => return,
+    };
     let path = request.uri().path();
     let start = match route {
         Route::Inspect(_) => "/-/topics/".len(),
@@ -82,8 +86,8 @@ fn is_routed(request: &Request<()>, route: &Route) {
     };
     let (prefix, name) = path.split_at(start);
     let once = percent_decode_str(name).decode_utf8().expect("a name is UTF-8");
-    assert_eq!(topic.as_str(), once.trim_matches('/'));
-    let path = utf8_percent_encode(topic.as_str(), NON_ALPHANUMERIC);
+    assert_eq!(target, once.trim_matches('/'));
+    let path = utf8_percent_encode(&target, NON_ALPHANUMERIC);
     is_the_same(request, route, &format!("{prefix}{path}"));
 }
 
@@ -135,7 +139,7 @@ fn is_refused(request: &Request<()>, refusal: &ApiError) {
     assert!(status.is_client_error(), "{status}");
     let given = |name: &str| pairs(request).filter(|(known, _)| known == name).count();
     match refusal {
-        ApiError::Parameter { name, .. } => {
+        ApiError::Parameter(BadParameter { name, .. }) => {
             assert!(given(name) > 0 && text.contains(name), "{text}");
         }
         ApiError::RepeatedParameter(name) => {
