@@ -39,7 +39,7 @@ export class Bus {
      * @throws {ConnectionLost} if the connection broke before the answer, unless `retry` is set.
      * @throws {MsgbusError} if the server refused it, or `too_many_waiting` if 65,536 operations or 64 MiB wait.
      */
-    publish(topic: string, payload?: string | ArrayBuffer | ArrayBufferView | JsonValue, options?: PublishOptions): Promise<Published>;
+    publish(topic: string, payload?: Payload, options?: PublishOptions): Promise<Published>;
 
     /** Follows a topic or a pattern (`orders/*`, `orders/**`). It begins at once, not at the first `next`. */
     subscribe(topic: string, options?: SubscribeOptions): Subscription<Message>;
@@ -64,7 +64,15 @@ export class Bus {
     close(): Promise<void>;
 }
 
-export type JsonValue = string | number | boolean | null | readonly JsonValue[] | { readonly [name: string]: JsonValue | undefined };
+export type Payload = string | ArrayBuffer | ArrayBufferView | JsonValue;
+
+export type JsonValue =
+    | string
+    | number
+    | boolean
+    | null
+    | readonly JsonValue[]
+    | { readonly [name: string]: JsonValue | undefined };
 
 export type Headers = Record<string, string | string[]>;
 
@@ -127,7 +135,8 @@ export interface NackOptions {
  * what `onGap` and `onRestart` report.
  *
  * A consumer may be slow: at most 1,024 messages or about 4 MiB are buffered. Then the subscription ends on the server
- * and resumes at its position when half of the buffer was taken. What the server no longer has by then is reported as a gap.
+ * and resumes at its position when half of the buffer was taken. What the server no longer has by then is reported as a
+ * gap.
  */
 export class Subscription<M extends Message = Message> implements AsyncIterableIterator<M> {
     private constructor();

@@ -47,7 +47,7 @@ export class MsgbusError extends Error {
 /** The connection broke before the answer: it is unknown whether the server has carried out the operation. */
 export class ConnectionLost extends MsgbusError {
     constructor(op) {
-        super("connection_lost", `the connection was lost before the answer: it is unknown whether ${op} was carried out`);
+        super("connection_lost", `the connection broke before the answer: it is unknown whether ${op} was carried out`);
         this.name = "ConnectionLost";
     }
 }
@@ -82,7 +82,8 @@ export class Bus {
     async pull(topic, { max, wait, group, lease, since } = {}) {
         const fields = { topic, max, wait, group, lease, since, payload: "text" };
         const { messages } = await this.#link.request("pull", fields);
-        return messages.map((message) => (message.lease ? new Delivery(this.#link, message, message) : new Message(message)));
+        if (group === undefined) return messages.map((message) => new Message(message));
+        return messages.map((message) => new Delivery(this.#link, message, message));
     }
 
     async ack(token) {
@@ -212,7 +213,7 @@ export class Subscription {
     #buffer = [];
     /** Not used by groups, which credit limits. */
     #bufferedSize = 0;
-    /** The `sid` on the current connection. Each attempt has its own, so that nothing of an earlier one is mistaken. */
+    /** The `sid` on the current connection. Each attempt has its own, so that events of earlier ones are ignored. */
     #sid;
     #isPaused = false;
     #wasOpen = false;
@@ -220,7 +221,7 @@ export class Subscription {
     #epoch;
     /** Where the next `sub` starts: after the last event in the buffer. */
     #resume;
-    /** The last message of each topic. Where a pattern's log begins again, it shows which messages were received before. */
+    /** The last message of each topic. Where a pattern's log begins again, it shows what was received before. */
     #received = new Map();
     #held;
     /** The credit that the server has left. */
@@ -768,7 +769,7 @@ class Link {
         const { ticket } = this.#options;
         if (ticket === undefined) return this.#url;
         if (typeof ticket === "string" && this.#isTicketUsed) {
-            throw new MsgbusError("wrong_ticket", "a ticket is for one connection: pass a function that returns a new one");
+            throw new MsgbusError("wrong_ticket", "a ticket is for one connection: pass a function that returns new ones");
         }
         this.#isTicketUsed = true;
         const url = new URL(this.#url);
@@ -839,7 +840,7 @@ class Link {
         this.#waitingSize = this.#waiting.reduce((size, { line }) => size + line.length, 0);
     }
 
-    /** Connects again after a delay that doubles with each failure. It is random, so that clients do not come together. */
+    /** Connects again after a delay that doubles with each failure, with jitter against clients that come together. */
     #later(error) {
         if (this.#isClosed) return;
         if (this.#opening) return this.#fail(error);

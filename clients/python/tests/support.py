@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Awaitable, Callable, List, Optional, Tuple
 
-from msgbus import Client, Message, Subscription
+from msgbus import Client, Subscription
 
 #: Waits are generous, for busy machines.
 TIMEOUT = 60.0
@@ -133,7 +133,7 @@ class Network:
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
-        self.url = "http://127.0.0.1:%d" % self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def cut_after(self, seed: random.Random, least: int, most: int) -> None:
         """From now on each connection is cut: many after a few bytes, some late enough for all that has waited."""

@@ -77,9 +77,7 @@ class Basics(Case):
         def seen(messages: List[Message]) -> List[str]:
             return [f"{message.topic} {message.text()}" for message in messages]
 
-        self.assertEqual(
-            seen(await take(every, 4)), ["orders/eu 1", "orders/us/east 2", "orders/us 3", "orders/eu 5"]
-        )
+        self.assertEqual(seen(await take(every, 4)), ["orders/eu 1", "orders/us/east 2", "orders/us 3", "orders/eu 5"])
         self.assertEqual(seen(await take(one, 2)), ["orders/us 3", "orders/eu 5"])
 
     async def test_a_subscription_resumes_at_a_position(self) -> None:
@@ -116,7 +114,10 @@ class Basics(Case):
         published = [await bus.publish("short", str(number)) for number in range(20)]
         reported: List[Any] = []
         subscription = bus.subscribe(
-            "short", since=f"{published[0].epoch}-2", on_gap=reported.append, on_restart=lambda: reported.append("restart")
+            "short",
+            since=f"{published[0].epoch}-2",
+            on_gap=reported.append,
+            on_restart=lambda: reported.append("restart"),
         )
         self.assertEqual(texts(await take(subscription, 5)), ["15", "16", "17", "18", "19"])
         self.assertEqual(reported, [12])

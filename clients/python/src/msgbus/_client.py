@@ -6,7 +6,7 @@ import base64
 import json
 import ssl as tls
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union, overload
+from typing import Any, Callable, Dict, List, Optional, Tuple, overload
 
 from ._link import FRAME_SIZE, Link, LinkOptions, Ticket
 from ._message import Delivery, Headers, Message
@@ -26,8 +26,8 @@ class Client:
     """One connection for everything. It reconnects whenever it breaks, until the client is closed.
 
     ``url`` may begin with ``http``, ``https``, ``ws`` or ``wss``. ``key`` is a key of the server's key file. ``ticket``
-    may take its place: an asynchronous function that returns a new ticket (``POST /-/ticket``) for each connection; with
-    a string, the client is closed when its first connection is lost. ``backoff`` has the delays in seconds before
+    may take its place: an asynchronous function that returns a new ticket (``POST /-/ticket``) for each connection;
+    with a string, the client is closed when its first connection is lost. ``backoff`` has the delays in seconds before
     attempts to reconnect: they double from the first to the second value, with jitter. ``max_payload`` is the server's
     ``--max-payload-size`` in bytes. ``on_connect`` is called at every connection, ``on_disconnect`` with an error and
     the time in seconds until the next attempt.
@@ -89,9 +89,9 @@ class Client:
     ) -> Published:
         """Publishes a message and waits for the server's ``ok``.
 
-        ``str`` is sent as text, ``bytes``, ``bytearray`` and ``memoryview`` as bytes, any other value as JSON. ``ttl`` is
-        a duration such as ``30s``, after which the message expires. Publishes may be pipelined: messages to one topic
-        are in the order of the calls. While there is no connection, they wait.
+        ``str`` is sent as text, ``bytes``, ``bytearray`` and ``memoryview`` as bytes, any other value as JSON. ``ttl``
+        is a duration such as ``30s``, after which the message expires. Publishes may be pipelined: messages to one
+        topic are in the order of the calls. While there is no connection, they wait.
 
         Raises :class:`ConnectionLost` if the connection broke before the answer. With ``retry`` it is published again
         instead; the message may then be published twice. Raises :class:`MsgbusError` if the server refused it, or with
@@ -139,13 +139,14 @@ class Client:
 
         ``since`` is where to start (docs/protocol.md, 6.3): ``all``, ``10m``, ``message.position``; by default with new
         messages. Where the server no longer has the next messages, the subscription continues after them
-        (``lag="skip"``), or ends with the error ``lagged`` (``lag="disconnect"``). ``on_gap`` is called in its turn, between messages, with the number of messages that the server no
-        longer had; ``on_restart`` when the topic has started anew (it was deleted, or the server restarted without its
-        messages), and all messages that it holds now follow. By default both log a warning.
+        (``lag="skip"``), or ends with the error ``lagged`` (``lag="disconnect"``). ``on_gap`` is called in its turn,
+        between messages, with the number of messages that the server no longer had; ``on_restart`` when the topic has
+        started anew (it was deleted, or the server restarted without its messages), and all messages that it holds now
+        follow. By default both log a warning.
 
-        With ``group``, the messages are leased to one worker of the group each, until it acknowledges them. ``lease`` is
-        how long a lease lasts (``30s``), ``credit`` how many unsettled messages this worker may have at a time. ``since``
-        counts only if this subscription creates the group.
+        With ``group``, the messages are leased to one worker of the group each, until it acknowledges them. ``lease``
+        is how long a lease lasts (``30s``), ``credit`` how many unsettled messages this worker may have at a time.
+        ``since`` counts only if this subscription creates the group.
         """
         options = SubscriptionOptions(lag, group, lease, credit, on_gap, on_restart)
         return Subscription(self._link, topic, since, options)

@@ -14,9 +14,7 @@ class MsgbusError(Exception):
     help. ``missed`` is how many messages a subscription that has ``lagged`` has missed.
     """
 
-    def __init__(
-        self, code: str, text: str, retry_after: Optional[float] = None, missed: Optional[int] = None
-    ) -> None:
+    def __init__(self, code: str, text: str, retry_after: Optional[float] = None, missed: Optional[int] = None) -> None:
         super().__init__(text)
         self.code = code
         self.retry_after = retry_after
@@ -29,7 +27,7 @@ class ConnectionLost(MsgbusError):
     def __init__(self, op: str) -> None:
         super().__init__(
             "connection_lost",
-            f"the connection was lost before the answer: it is unknown whether {op} was carried out",
+            f"the connection broke before the answer: it is unknown whether {op} was carried out",
         )
 
 

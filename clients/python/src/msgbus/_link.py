@@ -174,7 +174,9 @@ class Link:
         given = {name: value for name, value in fields.items() if value is not None}
         # `json` is a payload, which may be null.
         given.update({"json": fields["json"]} if "json" in fields else {})
-        line = json.dumps({"op": op, "rid": self._last_id, **given}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        line = json.dumps(
+            {"op": op, "rid": self._last_id, **given}, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        )
         operation = Operation(op, self._last_id, line, **how)
         # Raises an error if a text has a lone surrogate, which UTF-8 cannot encode.
         size = len(line.encode())
@@ -302,7 +304,7 @@ class Link:
     async def _run(self) -> None:
         while True:
             try:
-                async with (await self._connection()) as socket:
+                async with await self._connection() as socket:
                     self._opened(socket)
                     writer = asyncio.create_task(self._write(socket))
                     try:
@@ -337,7 +339,9 @@ class Link:
         if ticket is not None:
             if isinstance(ticket, str):
                 if self._is_ticket_used:
-                    raise MsgbusError("wrong_ticket", "a ticket is for one connection: pass a function that returns a new one")
+                    raise MsgbusError(
+                        "wrong_ticket", "a ticket is for one connection: pass a function that returns new ones"
+                    )
                 self._is_ticket_used = True
                 text = ticket
             else:

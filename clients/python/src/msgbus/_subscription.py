@@ -78,7 +78,7 @@ class Subscription(Generic[M]):
         self._buffer: Deque[Union[Message, Gap]] = deque()
         #: Not used by groups, which credit limits.
         self._buffered_size = 0
-        #: The ``sid`` on the current connection. Each attempt has its own, so that nothing of an earlier one is mistaken.
+        #: The ``sid`` on the current connection. Each attempt has its own, so that events of earlier ones are ignored.
         self._sid: Optional[int] = None
         self._is_paused = False
         self._was_open = False
@@ -90,7 +90,7 @@ class Subscription(Generic[M]):
         # An error is not logged if no caller waits for it.
         self._ready.add_done_callback(lambda ready: ready.exception())
         self._retry: Optional[asyncio.TimerHandle] = None
-        #: The last message of each topic. Where a pattern's log begins again, it shows which messages were received before.
+        #: The last message of each topic. Where a pattern's log begins again, it shows what was received before.
         self._received: OrderedDict[str, Tuple[str, int, str]] = OrderedDict()
         #: The credit that the server has left.
         self._granted = 0
