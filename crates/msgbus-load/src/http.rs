@@ -230,7 +230,7 @@ impl WebsocketFollower {
 }
 
 /// Writes a pong. Its mask is zero, which leaves the content unchanged.
-fn pong(content: &[u8], reply: &mut Vec<u8>) -> io::Result<()> {
+pub(crate) fn pong(content: &[u8], reply: &mut Vec<u8>) -> io::Result<()> {
     let header = FrameHeader {
         opcode: OpCode::Control(Control::Pong),
         mask: Some([0; 4]),

@@ -28,6 +28,7 @@ mod run_state;
 mod streaming;
 mod trace;
 mod v1;
+mod v1_follower;
 mod workers;
 
 pub use connection::{Connect, ConnectFn, Connecting, Stream};
@@ -45,4 +46,5 @@ pub use response::ResponseHead;
 pub use streaming::{Streaming, Waiting};
 pub use trace::Trace;
 pub use v1::MsgbusV1;
+pub use v1_follower::FollowV1;
 pub use workers::work;

@@ -13,7 +13,7 @@ pub use crate::{
     config::fuzzing::config,
     door::{
         http::fuzzing::{authorization, connection, origin, request},
-        websocket::fuzzing::websocket,
+        websocket::{fuzzing::websocket, v1::fuzzing::operations},
     },
 };
 
@@ -59,6 +59,11 @@ mod tests {
     #[test]
     fn websocket() {
         replay("websocket", super::websocket);
+    }
+
+    #[test]
+    fn operations() {
+        replay("operations", super::operations);
     }
 
     #[test]

@@ -12,7 +12,9 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use msgbus_load::{Http, PlainPulls, Protocol, Replaying, Server, Streaming, Target, Waiting};
+use msgbus_load::{
+    FollowV1, Http, MsgbusV1, PlainPulls, Protocol, Replaying, Server, Streaming, Target, Waiting,
+};
 use tempfile::TempDir;
 
 use super::{
@@ -137,6 +139,8 @@ impl Contender {
                 let http = Http { authorization, ..http };
                 match variant.waiting {
                     Some(waiting) => Rc::new(Streaming { http, waiting }),
+                    None if variant.publishes_v1 => Rc::new(MsgbusV1(http)),
+                    None if variant.follows_v1 => Rc::new(FollowV1(http)),
                     None if variant.replays => Rc::new(Replaying(http)),
                     None if variant.pulls_plainly => Rc::new(PlainPulls(http)),
                     None => Rc::new(http),

@@ -24,6 +24,10 @@ pub struct Variant {
     pub(super) replays: bool,
     /// Whether workers pull without a group.
     pub(super) pulls_plainly: bool,
+    /// Whether clients publish over `msgbus.v1`.
+    pub(super) publishes_v1: bool,
+    /// Whether subscribers use `msgbus.v1`.
+    pub(super) follows_v1: bool,
 }
 
 /// A transport.
@@ -101,6 +105,12 @@ pub(super) const LEASES: &Variant = &Variant { name: "msgbusd, leases", flags: D
 /// One topic holds all messages of a work.
 const DEEP: &[&str] = &["--max-queue-size", "10000000", "--max-queue-bytes", "1GiB"];
 
+/// Publishes are operations on a websocket.
+pub(super) const PUBLISH_V1: &Variant =
+    &Variant { name: "msgbusd, v1", publishes_v1: true, ..PLAIN };
+/// Subscriptions are operations on a websocket.
+pub(super) const FOLLOW_V1: &Variant = &Variant { name: "msgbusd, v1", follows_v1: true, ..PLAIN };
+
 pub(super) const IDLE_SSE: &Variant =
     &Variant { name: "msgbusd, SSE", waiting: Some(Waiting::Sse), ..PLAIN };
 pub(super) const IDLE_NDJSON: &Variant =
@@ -123,6 +133,8 @@ const PLAIN: Variant = Variant {
     waiting: None,
     replays: false,
     pulls_plainly: false,
+    publishes_v1: false,
+    follows_v1: false,
 };
 
 const BEARER: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";

@@ -8,8 +8,8 @@ use super::{
     axes,
     servers::{Contender, Syncing},
     variants::{
-        IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, LEASES, PLAIN_PULLS, REPLAY_COLD, REPLAY_HOT,
-        SYNCED, WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX, WRITTEN,
+        FOLLOW_V1, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1,
+        REPLAY_COLD, REPLAY_HOT, SYNCED, WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX, WRITTEN,
     },
 };
 use crate::bare::Push;
@@ -133,6 +133,7 @@ const AT_ONCE: Contender = Bare(Push::AtOnce);
 pub(super) fn all(quick: bool) -> Vec<Work> {
     let mut works = beside_others();
     works.push(idle_http());
+    works.extend(v1());
     works.extend(leases());
     works.extend(durable());
     works.extend(works.iter().filter_map(Work::in_safety).collect::<Vec<_>>());
@@ -279,6 +280,36 @@ fn leases() -> [Work; 2] {
             Kind::Work,
         )
         .with(|load| (load.clients, load.messages, load.batch) = (4, 1_000_000, 100)),
+    ]
+}
+
+/// The same on `msgbus.v1` as over HTTP and plain websockets.
+fn v1() -> [Work; 3] {
+    [
+        Work::new(
+            "v1-publish",
+            "One websocket: 16 publishes of 128 B in a frame, beside 16 lines in a body",
+            &[With(PUBLISH_V1), Msgbusd],
+            Kind::Publish,
+        )
+        .with(|load| {
+            (load.clients, load.batch, load.pipeline) = (1, 16, 4);
+            load.messages = 2_000_000;
+        }),
+        Work::new(
+            "v1-fanout",
+            "One websocket: 8 publishers, 100 subscribers, 128 B",
+            &[With(FOLLOW_V1), Msgbusd],
+            Kind::FanOut(100),
+        )
+        .with(|load| (load.clients, load.messages) = (8, 30_000)),
+        Work::new(
+            "v1-idle",
+            "One websocket: 5,000 idle subscribers",
+            &[With(FOLLOW_V1), Msgbusd],
+            Kind::Idle(5000),
+        )
+        .with(|load| load.duration = Some(Duration::from_secs(1))),
     ]
 }
 

@@ -197,6 +197,11 @@ impl Follower {
         self.waker = RemoteWaker::with_delivery(delivery);
     }
 
+    /// Lets it be woken by the wakers with which it is polled, which work efficiently from other threads.
+    pub(crate) fn wake_directly(&mut self) {
+        self.waker = RemoteWaker::direct();
+    }
+
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.worker
     }

@@ -43,4 +43,5 @@ mod threads;
 mod tls;
 mod topics;
 mod unix;
+mod v1;
 mod websocket;

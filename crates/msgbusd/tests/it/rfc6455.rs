@@ -7,27 +7,27 @@ use std::str;
 use crate::support::{Connection, Daemon, HANDSHAKE, frame_length, soon};
 
 // The first bytes of frames.
-const TEXT: u8 = 0x81;
-const BINARY: u8 = 0x82;
-const CLOSE: u8 = 0x88;
-const PING: u8 = 0x89;
-const PONG: u8 = 0x8a;
-const FIRST_OF_TEXT: u8 = 0x01;
+pub(crate) const TEXT: u8 = 0x81;
+pub(crate) const BINARY: u8 = 0x82;
+pub(crate) const CLOSE: u8 = 0x88;
+pub(crate) const PING: u8 = 0x89;
+pub(crate) const PONG: u8 = 0x8a;
+pub(crate) const FIRST_OF_TEXT: u8 = 0x01;
 const FIRST_OF_BINARY: u8 = 0x02;
-const NEXT: u8 = 0x00;
-const LAST: u8 = 0x80;
+pub(crate) const NEXT: u8 = 0x00;
+pub(crate) const LAST: u8 = 0x80;
 
 /// The maximum size of a frame and of a message that the server reads.
 const LARGEST: usize = 64 << 10;
 
 /// A frame of a client.
-fn frame(first: u8, payload: impl AsRef<[u8]>) -> Vec<u8> {
+pub(crate) fn frame(first: u8, payload: impl AsRef<[u8]>) -> Vec<u8> {
     let payload = payload.as_ref();
     frame_of_length(first, &frame_length(payload.len()), payload)
 }
 
 /// A frame with a given encoding of its length.
-fn frame_of_length(first: u8, length: &[u8], payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame_of_length(first: u8, length: &[u8], payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
     let masked = payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask);
     let mut frame = vec![first, length[0] | 0x80];
@@ -37,12 +37,27 @@ fn frame_of_length(first: u8, length: &[u8], payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn close(code: u16, reason: &[u8]) -> Vec<u8> {
+pub(crate) fn close(code: u16, reason: &[u8]) -> Vec<u8> {
     frame(CLOSE, [&code.to_be_bytes(), reason].concat())
 }
 
-/// Asserts that a client that sends this is closed with this code, and receives nothing else.
+/// Asserts that a client that sends this is closed with this code: by a topic, and by `msgbus.v1`, which may answer first.
 async fn is_closed(daemon: &Daemon, said: &[u8], code: u16, what: &str) {
+    is_closed_by_topic(daemon, said, code, what).await;
+    let mut connection = daemon.raw_v1().await;
+    connection.write(said).await;
+    let payload = loop {
+        match connection.frame().await {
+            (CLOSE, payload) => break payload,
+            (first, _) => assert_eq!(first, TEXT, "{what}"),
+        }
+    };
+    assert_eq!(payload[..2], code.to_be_bytes(), "{what}");
+    assert_eq!(connection.rest().await, b"", "{what}");
+}
+
+/// Asserts that a subscriber that sends this is closed with this code, and receives nothing else.
+async fn is_closed_by_topic(daemon: &Daemon, said: &[u8], code: u16, what: &str) {
     let mut connection = daemon.raw_websocket("/t").await;
     connection.write(said).await;
     let heard = connection.rest().await;
@@ -163,7 +178,7 @@ async fn text_that_is_not_utf8_is_closed_with_1007() {
         is_served(&daemon, &frame(PING, bad), &[bad], "and so may pings").await;
     }
     // The server does not wait for the end of an invalid message.
-    is_closed(&daemon, &frame(FIRST_OF_TEXT, b"\xff"), 1007, "the first piece").await;
+    is_closed_by_topic(&daemon, &frame(FIRST_OF_TEXT, b"\xff"), 1007, "the first piece").await;
     still_receives(&daemon, &mut bystander).await;
 }
 
@@ -191,7 +206,7 @@ async fn what_is_too_large_is_closed_with_1009() {
             [frame(FIRST_OF_BINARY, ""), frame(NEXT, [0; 1000]).repeat(66)].concat()
         }),
     ] {
-        is_closed(&daemon, &said, 1009, what).await;
+        is_closed_by_topic(&daemon, &said, 1009, what).await;
     }
     still_receives(&daemon, &mut bystander).await;
 }

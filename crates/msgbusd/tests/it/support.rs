@@ -91,8 +91,17 @@ impl Daemon {
 
     /// A websocket without a library, for sending invalid bytes.
     pub(crate) async fn raw_websocket(&self, target: &str) -> Connection {
+        self.raw_websocket_with(target, "").await
+    }
+
+    /// A `msgbus.v1` websocket without a library.
+    pub(crate) async fn raw_v1(&self) -> Connection {
+        self.raw_websocket_with("/", "Sec-WebSocket-Protocol: msgbus.v1\r\n").await
+    }
+
+    async fn raw_websocket_with(&self, target: &str, headers: &str) -> Connection {
         let mut connection = self.connect().await;
-        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}\r\n");
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}{headers}\r\n");
         connection.write(request.as_bytes()).await;
         let head = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");

@@ -107,6 +107,15 @@ pub(super) async fn write_rest<S: AsyncRead + AsyncWrite + Unpin>(
     .await;
 }
 
+/// Writes the remaining frames, for up to [`CLOSE_TIMEOUT`], without reading.
+pub(super) async fn write_what_fits<S: AsyncRead + AsyncWrite + Unpin>(
+    transport: &mut Transport<S>,
+    outgoing: &mut Outgoing,
+) {
+    // A write error shows up again when the close frame is written.
+    let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| transport.poll_write(cx, outgoing))).await;
+}
+
 /// Sends the close frame, or the reply to the client's, and waits for the client up to [`CLOSE_TIMEOUT`]. A frame that
 /// is partly written has to be completed within the same time.
 pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(

@@ -10,7 +10,7 @@ mod link;
 mod push;
 mod session;
 mod transport;
-mod v1;
+pub(crate) mod v1;
 
 pub(crate) use self::{
     push::Push,

@@ -134,17 +134,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
             Ok(Next::NeedsMore) => Ok(None),
             Ok(Next::Text) => Ok(Some(Received::Text)),
             Ok(Next::Binary) => Ok(Some(Received::Binary)),
-            Ok(Next::Control(frame)) => {
-                let Self { inbox, library, control, is_held_back, .. } = self;
-                let frame = inbox.as_ref().map_or(&[][..], |inbox| inbox.frame(frame));
-                let source: Source<'_, '_, S> = Source::Frame(frame);
-                let message = read(library, &mut Wire { source, control, is_held_back });
-                message.map(Received::Control).map(Some)
-            }
+            Ok(Next::Control(frame)) => self.read_control(frame).map(Received::Control).map(Some),
             Err(error) => Err(error),
         };
-        self.is_over = received.is_err();
+        self.is_over |= received.is_err();
         received
+    }
+
+    /// Lets the library read a control frame that is in the inbox.
+    fn read_control(&mut self, frame: Range<usize>) -> Result<Message, Error> {
+        let Self { inbox, library, control, is_held_back, is_over, .. } = self;
+        let frame = inbox.as_ref().map_or(&[][..], |inbox| inbox.frame(frame));
+        let source: Source<'_, '_, S> = Source::Frame(frame);
+        let wire = &mut Wire { source, control, is_held_back };
+        let message = read(library, wire)?;
+        if message.is_close() {
+            // The library is not asked to read again, at which it would queue its reply. Its error says that all is over.
+            let _ = library.flush(wire);
+            *is_over = true;
+        }
+        Ok(message)
     }
 
     /// Reads more into the inbox.
@@ -339,6 +348,27 @@ impl Outgoing {
     /// The bytes of the frames that wait.
     pub(super) fn len(&self) -> usize {
         self.bytes
+    }
+
+    /// The payloads of all frames, none of which is started.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn payloads(&self) -> Vec<u8> {
+        let pieces = self.frames.iter().flat_map(|piece| piece.bytes.pieces());
+        let bytes: Vec<u8> = pieces.flatten().copied().collect();
+        let (mut rest, mut payloads) = (&bytes[..], Vec::new());
+        while let [_, form, after @ ..] = rest {
+            let (length, after) = match form {
+                126 => (usize::from(u16::from_be_bytes([after[0], after[1]])), &after[2..]),
+                127 => (
+                    after[..8].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)),
+                    &after[8..],
+                ),
+                short => (usize::from(*short), after),
+            };
+            payloads.extend_from_slice(&after[..length]);
+            rest = &after[length..];
+        }
+        payloads
     }
 
     /// Drops all frames of which no byte is written.

@@ -1,7 +1,6 @@
 //! What takes time on one websocket: its subscriptions, and operations that wait.
 
 use std::{
-    collections::HashMap,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -14,6 +13,8 @@ use super::{
     answer::{Answer, write_refusal},
     follow::{End, Follow},
     identifier::Label,
+    names::Names,
+    opening::{Opened, Opening},
     output::Output,
     ready::{ReadyQueue, Signal},
     refusal::Refusal,
@@ -25,8 +26,7 @@ use super::{
 pub(super) struct Activities {
     slots: Slab<Slot>,
     queue: Arc<ReadyQueue>,
-    /// The subscriptions, by their `sid`.
-    subscriptions: HashMap<Label, usize>,
+    subscriptions: Names,
 }
 
 #[derive(Debug)]
@@ -39,6 +39,7 @@ struct Slot {
 #[derive(Debug)]
 enum Activity {
     Follow(Box<Follow>),
+    Open(Box<Opening>),
     Work(Box<Work>),
     Wait(Box<Waiting>),
 }
@@ -60,6 +61,7 @@ enum Turn {
     Waits,
     /// There may be more to do.
     Continues,
+    Opened(Opened),
     Over(End),
     Answered(Result<Answer, Refusal>),
 }
@@ -76,7 +78,7 @@ impl Activities {
 
     /// Refuses a subscription that cannot be added.
     pub(super) fn check_new(&self, sid: &str) -> Result<(), Refusal> {
-        if self.subscriptions.contains_key(sid) {
+        if self.find(sid).is_some() {
             return Err(Refusal::SidInUse);
         }
         if self.subscriptions.len() >= MAX_SUBSCRIPTIONS {
@@ -86,15 +88,28 @@ impl Activities {
     }
 
     pub(super) fn follow(&mut self, follow: Follow) {
-        let sid = follow.sid.clone();
         let key = self.add(Activity::Follow(Box::new(follow)));
-        self.subscriptions.insert(sid, key);
+        self.name(key);
+    }
+
+    pub(super) fn open(&mut self, opening: Opening) {
+        let key = self.add(Activity::Open(Box::new(opening)));
+        self.name(key);
     }
 
     pub(super) fn work(&mut self, work: Work) {
-        let sid = work.sid.clone();
         let key = self.add(Activity::Work(Box::new(work)));
-        self.subscriptions.insert(sid, key);
+        self.name(key);
+    }
+
+    /// Makes a subscription known by its `sid`.
+    fn name(&mut self, key: usize) {
+        let Self { slots, subscriptions, .. } = self;
+        subscriptions.insert(slots[key].sid(), key, |key| slots[key].sid());
+    }
+
+    fn find(&self, sid: &str) -> Option<usize> {
+        self.subscriptions.find(sid, |key| self.slots[key].sid())
     }
 
     pub(super) fn wait(&mut self, rid: Option<Label>, of: &'static str, outcome: Outcome) {
@@ -112,17 +127,22 @@ impl Activities {
 
     /// Ends a subscription. Returns its `sid`, unless there is none.
     pub(super) fn unsubscribe(&mut self, sid: &str) -> Result<Label, Refusal> {
-        let (sid, key) = self.subscriptions.remove_entry(sid).ok_or(Refusal::UnknownSid)?;
-        match self.slots.remove(key).activity {
-            Activity::Follow(follow) => follow.log_end("unsub"),
-            Activity::Work(_) | Activity::Wait(_) => {}
+        let key = self.find(sid).ok_or(Refusal::UnknownSid)?;
+        self.remove(key, "unsub").ok_or(Refusal::UnknownSid)
+    }
+
+    /// The subscription with this `sid`, if its position is not known yet.
+    pub(super) fn opening(&mut self, sid: &str) -> Option<&mut Opening> {
+        let key = self.find(sid)?;
+        match &mut self.slots[key].activity {
+            Activity::Open(opening) => Some(opening),
+            _ => None,
         }
-        Ok(sid)
     }
 
     /// The subscription of a group with this `sid`, which is polled once more.
     pub(super) fn worker(&mut self, sid: &str) -> Result<&mut Work, Refusal> {
-        let key = *self.subscriptions.get(sid).ok_or(Refusal::UnknownSid)?;
+        let key = self.find(sid).ok_or(Refusal::UnknownSid)?;
         match &mut self.slots[key] {
             Slot { signal, activity: Activity::Work(work) } => {
                 signal.queue();
@@ -169,6 +189,12 @@ impl Activities {
         match turn {
             Turn::Waits => {}
             Turn::Continues => self.slots[key].signal.queue(),
+            Turn::Opened(Opened::Follow(follow)) => {
+                let slot = &mut self.slots[key];
+                slot.activity = Activity::Follow(follow);
+                slot.signal.queue();
+            }
+            Turn::Opened(Opened::Closed) => drop(self.remove(key, "closed")),
             Turn::Over(end) => self.end(key, &end, output),
             Turn::Answered(outcome) => {
                 if let Activity::Wait(waiting) = self.slots.remove(key).activity {
@@ -180,21 +206,28 @@ impl Activities {
 
     /// Ends a subscription, and tells the client.
     fn end(&mut self, key: usize, end: &End, output: &mut Output<'_>) {
-        let sid = match self.slots.remove(key).activity {
+        if let Some(sid) = self.remove(key, end.word()) {
+            end.write(&sid, output);
+        }
+    }
+
+    /// Removes a subscription, and logs why. Returns its `sid`.
+    fn remove(&mut self, key: usize, why: &str) -> Option<Label> {
+        self.subscriptions.remove(self.slots.get(key)?.sid(), key);
+        match self.slots.remove(key).activity {
             Activity::Follow(follow) => {
-                follow.log_end(end.word());
-                follow.sid
+                follow.log_end(why);
+                Some(follow.sid)
             }
-            Activity::Work(work) => work.sid,
-            Activity::Wait(_) => return,
-        };
-        self.subscriptions.remove(&sid);
-        end.write(&sid, output);
+            Activity::Open(opening) => Some(opening.sid),
+            Activity::Work(work) => Some(work.sid),
+            Activity::Wait(_) => None,
+        }
     }
 
     /// Ends all subscriptions, because the server stops, and polls all operations once more.
     pub(super) fn drain(&mut self, output: &mut Output<'_>) {
-        let keys: Vec<usize> = self.subscriptions.values().copied().collect();
+        let keys: Vec<usize> = self.subscriptions.keys().collect();
         for key in keys {
             self.end(key, &End::Closed, output);
         }
@@ -213,10 +246,23 @@ impl Activities {
     }
 }
 
+impl Slot {
+    /// The `sid` of a subscription.
+    fn sid(&self) -> &str {
+        match &self.activity {
+            Activity::Follow(follow) => &follow.sid,
+            Activity::Open(opening) => &opening.sid,
+            Activity::Work(work) => &work.sid,
+            Activity::Wait(_) => "",
+        }
+    }
+}
+
 impl Activity {
     fn poll(&mut self, cx: &mut Context<'_>, output: &mut Output<'_>) -> Turn {
         match self {
             Self::Follow(follow) => subscription_turn(follow.poll(cx, output)),
+            Self::Open(opening) => open_turn(opening.poll(cx, output)),
             Self::Work(work) => subscription_turn(work.poll(cx, output)),
             Self::Wait(waiting) => waiting.poll(cx),
         }
@@ -226,6 +272,7 @@ impl Activity {
     fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Turn {
         let revoked = match self {
             Self::Follow(follow) => follow.poll_revoked(cx),
+            Self::Open(_) => return Turn::Continues,
             Self::Work(work) => work.poll_revoked(cx),
             Self::Wait(waiting) => return waiting.poll(cx),
         };
@@ -233,6 +280,13 @@ impl Activity {
             Poll::Ready(()) => Turn::Over(End::Revoked),
             Poll::Pending => Turn::Continues,
         }
+    }
+}
+
+fn open_turn(polled: Poll<Opened>) -> Turn {
+    match polled {
+        Poll::Pending => Turn::Waits,
+        Poll::Ready(opened) => Turn::Opened(opened),
     }
 }
 

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use msgbus_core::{RecvError, store::StoreError};
 
 use super::{
-    answer::{number, write_sid},
+    answer::{Answer, number, write_sid},
     identifier::Label,
     output::Output,
 };
@@ -15,7 +15,7 @@ use crate::service::follower::{self, Follower, Item};
 #[derive(Debug)]
 pub(super) struct Follow {
     pub(super) sid: Label,
-    pub(super) follower: Follower,
+    follower: Follower,
 }
 
 /// Why a subscription ended.
@@ -32,6 +32,18 @@ pub(super) enum End {
 }
 
 impl Follow {
+    pub(super) fn new(sid: Label, mut follower: Follower) -> Self {
+        follower.wake_directly();
+        Self { sid, follower }
+    }
+
+    /// The answer to the `sub`.
+    pub(super) fn answer(&self) -> Answer {
+        let subscription = self.follower.subscription();
+        let (epoch, start) = (subscription.epoch(), subscription.start());
+        Answer::Subscribed { sid: self.sid.clone(), epoch, start }
+    }
+
     /// Sends a batch of messages.
     pub(super) fn poll(
         &mut self,

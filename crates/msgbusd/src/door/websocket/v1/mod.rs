@@ -7,7 +7,11 @@
 mod activities;
 mod answer;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod identifier;
+mod names;
+mod opening;
 mod operation;
 mod operations;
 mod output;

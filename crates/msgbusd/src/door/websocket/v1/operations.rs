@@ -32,6 +32,8 @@ pub(super) enum Begun {
     Done(Answer),
     /// It may be done already.
     Waits(Outcome),
+    /// An activity will answer.
+    Answers,
 }
 
 impl Operations {
@@ -74,8 +76,8 @@ impl Operations {
     ) -> Result<(), Refusal> {
         let begun = match operation {
             Operation::Publish(fields) => self.publish(fields)?,
-            Operation::Subscribe(fields) => self.subscribe(fields)?,
-            Operation::Unsubscribe(fields) => self.unsubscribe(fields)?,
+            Operation::Subscribe(fields) => self.subscribe(fields, rid)?,
+            Operation::Unsubscribe(fields) => self.unsubscribe(fields, rid)?,
             Operation::Pull(_) if rid.is_none() => return Err(Refusal::Missing("rid")),
             Operation::Pull(fields) => self.pull(fields)?,
             Operation::Ack(fields) => self.ack(fields)?,
@@ -86,6 +88,7 @@ impl Operations {
         };
         let answer = match begun {
             Begun::Done(answer) => answer,
+            Begun::Answers => return Ok(()),
             Begun::Waits(mut outcome) => {
                 match outcome.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                     Poll::Ready(answer) => answer?,

@@ -17,7 +17,7 @@ use tracing::debug;
 use super::{
     super::{
         end::{End, count},
-        link::{Link, close, measure, write_rest},
+        link::{Link, close, measure, write_rest, write_what_fits},
         transport::{Outgoing, Received, Transport},
     },
     Client, FRAME_SIZE,
@@ -26,7 +26,10 @@ use super::{
 };
 use crate::{
     limits::{inflight::Inflight, quota::QuotaPermit},
-    net::{connection::Connection, wake_queue},
+    net::{
+        connection::Connection,
+        wake_queue::{self, RemoteWaker},
+    },
     worker::Worker,
 };
 
@@ -35,6 +38,8 @@ pub(crate) struct Session {
     link: Link,
     outgoing: Outgoing,
     operations: Operations,
+    /// Wakes the task of the session for its activities, which publishers on other threads wake.
+    waker: RemoteWaker,
     /// Counts what has arrived of a message as in flight.
     permit: Option<QuotaPermit>,
 }
@@ -55,6 +60,7 @@ impl Session {
             link: Link::new(Transport::with_inbox(connection, already_read, max), ping),
             outgoing: Outgoing::default(),
             operations: Operations::new(client),
+            waker: RemoteWaker::default(),
             permit: None,
         }
     }
@@ -83,7 +89,11 @@ impl Session {
 
     /// Reads and writes until both have to wait.
     fn poll(&mut self, cx: &mut Context<'_>, alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
-        self.operations.activities.register(cx.waker());
+        let Self { waker, operations, .. } = self;
+        let _ = waker.poll(cx, |cx| {
+            operations.activities.register(cx.waker());
+            Poll::Ready(())
+        });
         let flow = self.poll_turns(cx, alarm);
         self.rest()?;
         flow
@@ -227,6 +237,8 @@ impl Session {
         match end {
             End::Broken | End::Stuck => return,
             End::Drain => write_rest(&mut transport, &mut outgoing).await,
+            // What came before was carried out.
+            End::Violation(..) => write_what_fits(&mut transport, &mut outgoing).await,
             _ => {}
         }
         outgoing.drop_unstarted();

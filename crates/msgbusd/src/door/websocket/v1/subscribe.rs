@@ -1,10 +1,17 @@
 //! `sub`, `unsub` and `credit`: subscriptions.
 
-use msgbus_core::{GroupName, LeaseOptions, TopicName};
+use std::{
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+
+use msgbus_core::{GroupName, LeaseOptions, Position, TopicName};
 
 use super::{
     answer::Answer,
     follow::Follow,
+    identifier::{Identifier, Label},
+    opening::Opening,
     operation::{Credit, Subscribe, Unsubscribe},
     operations::{Begun, Operations},
     refusal::Refusal,
@@ -19,25 +26,17 @@ use crate::{
 };
 
 impl Operations {
-    pub(super) fn subscribe(&mut self, fields: &Subscribe<'_>) -> Result<Begun, Refusal> {
+    pub(super) fn subscribe(
+        &mut self,
+        fields: &Subscribe<'_>,
+        rid: Option<&Identifier<'_>>,
+    ) -> Result<Begun, Refusal> {
         let sid = fields.sid.needed("sid")?.to_label();
         self.activities.check_new(&sid)?;
         let topic = TopicName::new(fields.topic.needed_text("topic")?)?;
         let since = fields.since.text().map(parameters::since).transpose()?;
         if let Some(group) = fields.group.text() {
-            if fields.lag.get().is_some() {
-                let why = "a group has no lag: what is evicted is counted by the group";
-                return Err(BadParameter::new("lag", why).into());
-            }
-            let mut options = LeaseOptions::default();
-            options.from = since.unwrap_or(options.from);
-            options.lease = lease(fields.lease.text())?.unwrap_or(options.lease);
-            let (group, form) = (GroupName::new(group)?, fields.payload.form());
-            let credit = credit(fields.credit.get().copied().unwrap_or(1), "credit", 0)?;
-            let job = Job { topic, group, options, form };
-            let work = Work::new(sid.clone(), &self.client, job, credit)?;
-            self.activities.work(work);
-            return Ok(Begun::Done(Answer::Sid(sid)));
+            return self.work(fields, sid, topic, GroupName::new(group)?, since);
         }
         for (name, is_given) in
             [("lease", fields.lease.get().is_some()), ("credit", fields.credit.get().is_some())]
@@ -51,16 +50,52 @@ impl Operations {
             lag: fields.lag.text().map(parameters::lag).transpose()?.unwrap_or_default(),
             format: FrameFormat::Object(fields.payload.form()),
         };
-        // It is ready at once: a topic is subscribed to under its lock.
-        let follower = self.client.call().follow(&topic, options).wait()?;
-        let subscription = follower.subscription();
-        let (epoch, start) = (subscription.epoch(), subscription.start());
-        self.activities.follow(Follow { sid: sid.clone(), follower });
-        Ok(Begun::Done(Answer::Subscribed { sid, epoch, start }))
+        let mut following = self.client.call().follow(&topic, options);
+        let cx = &mut Context::from_waker(Waker::noop());
+        let Poll::Ready(follower) = Pin::new(&mut following).poll(cx) else {
+            let rid = rid.map(Identifier::to_label);
+            self.activities.open(Opening::new(sid, rid, following));
+            return Ok(Begun::Answers);
+        };
+        let follow = Follow::new(sid, follower?);
+        let answer = follow.answer();
+        self.activities.follow(follow);
+        Ok(Begun::Done(answer))
     }
 
-    pub(super) fn unsubscribe(&mut self, fields: &Unsubscribe<'_>) -> Result<Begun, Refusal> {
+    /// Subscribes to the leases of a group.
+    fn work(
+        &mut self,
+        fields: &Subscribe<'_>,
+        sid: Label,
+        topic: TopicName,
+        group: GroupName,
+        since: Option<Position>,
+    ) -> Result<Begun, Refusal> {
+        if fields.lag.get().is_some() {
+            let why = "a group has no lag: what is evicted is counted by the group";
+            return Err(BadParameter::new("lag", why).into());
+        }
+        let mut options = LeaseOptions::default();
+        options.from = since.unwrap_or(options.from);
+        options.lease = lease(fields.lease.text())?.unwrap_or(options.lease);
+        let credit = credit(fields.credit.get().copied().unwrap_or(1), "credit", 0)?;
+        let job = Job { topic, group, options, form: fields.payload.form() };
+        let work = Work::new(sid.clone(), &self.client, job, credit)?;
+        self.activities.work(work);
+        Ok(Begun::Done(Answer::Sid(sid)))
+    }
+
+    pub(super) fn unsubscribe(
+        &mut self,
+        fields: &Unsubscribe<'_>,
+        rid: Option<&Identifier<'_>>,
+    ) -> Result<Begun, Refusal> {
         let sid = fields.sid.needed("sid")?.to_label();
+        if let Some(opening) = self.activities.opening(&sid) {
+            opening.unsubscribe(rid.map(Identifier::to_label))?;
+            return Ok(Begun::Answers);
+        }
         Ok(Begun::Done(Answer::Sid(self.activities.unsubscribe(&sid)?)))
     }
 

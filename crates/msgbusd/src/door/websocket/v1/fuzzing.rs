@@ -1,0 +1,228 @@
+//! The fuzz target for the operations of a `msgbus.v1` client.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    task::Waker,
+};
+
+use msgbus_core::{LeaseOptions, LeaseToken, NewMessage, TopicName};
+use serde_json::Value;
+
+use super::{
+    Client, MAX_OUTSTANDING, MAX_SUBSCRIPTIONS, operation, operations::Operations, output::Output,
+};
+use crate::{
+    config::Config, door::websocket::transport::Outgoing, fuzzing::block_on, net::peer::Peer,
+    state::App, worker::Worker,
+};
+
+/// The placeholder for the token of a lease in the input.
+const TOKEN: &str = "LEASE_TOKEN";
+
+/// Carries out the lines of a client. Each is answered at most once, the answers are JSON that repeats its `rid`, and
+/// the counters balance.
+///
+/// # Panics
+/// When a property does not hold.
+pub fn operations(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    block_on(async {
+        let (worker, token) = worker();
+        for line in text.lines() {
+            check_parsing(line);
+        }
+        let text = text.replace(TOKEN, &token.to_string());
+        serve(&worker, &text);
+        worker.tasks.stop.cut();
+    });
+}
+
+/// A line is taken for JSON if it is an object, whatever it contains.
+fn check_parsing(line: &str) {
+    let line = line.trim_ascii();
+    let is_json = serde_json::from_str::<serde::de::IgnoredAny>(line).is_ok();
+    let is_refused_as_json = match operation::parse(line) {
+        Ok(_) => false,
+        Err(unreadable) => unreadable.refusal.code().word() == "bad_json",
+    };
+    if is_refused_as_json {
+        assert!(
+            !serde_json::from_str::<Value>(line).is_ok_and(|value| value.is_object()),
+            "{line:?}"
+        );
+    } else {
+        assert!(is_json && line.starts_with('{'), "{line:?}");
+    }
+}
+
+fn serve(worker: &Arc<Worker>, text: &str) {
+    let address = (IpAddr::V4(Ipv4Addr::LOCALHOST), 1).into();
+    let peer = Peer { address: Some(address), has_tls: false };
+    let client = Client { worker: Arc::clone(worker), peer, principal: None };
+    let mut operations = Operations::new(client);
+    operations.activities.register(Waker::noop());
+    for line in text.lines().map(str::trim_ascii).filter(|line| !line.is_empty()) {
+        let mut outgoing = Outgoing::default();
+        operations.begin(line, &mut Output::new(&mut outgoing));
+        let answers = lines(&outgoing);
+        assert!(answers.len() <= 1, "{line} {answers:?}");
+        for answer in &answers {
+            check_answer(line, answer);
+        }
+        let mut outgoing = Outgoing::default();
+        let mut output = Output::new(&mut outgoing);
+        for _ in 0..100 {
+            operations.activities.run_next(&mut output);
+        }
+        drop(output);
+        for event in lines(&outgoing) {
+            assert!(event["op"].is_string(), "{event}");
+        }
+        assert!(operations.activities.outstanding() <= MAX_OUTSTANDING);
+    }
+    assert!(worker.bus.stats().subscribers <= MAX_SUBSCRIPTIONS);
+    let mut outgoing = Outgoing::default();
+    operations.activities.drain(&mut Output::new(&mut outgoing));
+    assert!(lines(&outgoing).iter().all(|line| line["op"] == "end"));
+    drop(operations);
+    let stats = worker.bus.stats();
+    assert_eq!(stats.subscribers, 0);
+    let counters = stats.counters;
+    let removed = counters.expired.total + counters.evicted.total + counters.deleted.total;
+    assert_eq!(counters.published, stats.retained + removed);
+}
+
+/// The lines of the frames that wait.
+fn lines(outgoing: &Outgoing) -> Vec<Value> {
+    let bytes = outgoing.payloads();
+    let text = std::str::from_utf8(&bytes).expect("text");
+    assert!(text.is_empty() || text.ends_with('\n'), "{text:?}");
+    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+fn check_answer(line: &str, answer: &Value) {
+    let op = answer["op"].as_str().unwrap_or_default();
+    assert!(matches!(op, "ok" | "error" | "pong"), "{line} {answer}");
+    let Ok(asked) = serde_json::from_str::<Value>(line) else { return };
+    if op == "error" {
+        assert!(answer["code"].is_string() && answer["text"].is_string(), "{answer}");
+        assert!(answer.get("rid").is_none_or(|rid| *rid == asked["rid"]), "{line} {answer}");
+    } else {
+        assert_eq!(answer.get("rid"), asked.get("rid"), "{line} {answer}");
+        assert!(op == "pong" || asked.get("rid").is_some(), "{line} {answer}");
+    }
+}
+
+/// A server with one topic, of which the first message is leased.
+fn worker() -> (Arc<Worker>, LeaseToken) {
+    let mut config = Config { max_payload: 4 << 10, ..Config::default() };
+    config.bus.topic.max_messages = 8;
+    config.bus.max_topics = 4;
+    let app = App::in_memory(config, None);
+    let topic: TopicName = "t".parse().expect("a name");
+    for payload in ["zero", "one", "\0\0"] {
+        app.bus.put(&topic, NewMessage::new(payload)).expect("it fits");
+    }
+    let group = "g".parse().expect("a name");
+    let leased = app.bus.lease(&topic, &group, LeaseOptions::default()).wait().expect("a lease");
+    let token = leased.first().expect("a lease").token.clone();
+    (Worker::new(&Arc::new(app)), token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values that fit some of the fields, and some that fit none.
+    const VALUES: [&str; 32] = [
+        "null",
+        "true",
+        "0",
+        "1",
+        "-1",
+        "1.5",
+        "1e400",
+        "99999999999999999999",
+        "10000",
+        "\"\"",
+        "\"t\"",
+        "\"a/b\"",
+        "\"a//b\"",
+        "\"g\"",
+        "\"all\"",
+        "\"new\"",
+        "\"1s\"",
+        "\"1ms\"",
+        "\"60s\"",
+        "\"skip\"",
+        "\"disconnect\"",
+        "\"text\"",
+        "\"base64\"",
+        "\"aGk=\"",
+        "\"\\u0000\\n\\ud83d\\ude00\"",
+        "\"\\ud800\"",
+        "\"LEASE_TOKEN\"",
+        "[\"LEASE_TOKEN\",\"x\"]",
+        "[]",
+        "{}",
+        "{\"a\":\"b\",\"a\":[\"c\"]}",
+        "[[[[{\"a\":[1,{}]}]]]]",
+    ];
+    const FIELDS: [&str; 24] = [
+        "rid", "rid", "sid", "sid", "topic", "topic", "text", "json", "base64", "ttl", "headers",
+        "since", "lag", "payload", "group", "lease", "credit", "max", "wait", "token", "tokens",
+        "delay", "reason", "n",
+    ];
+    const OPS: [&str; 11] = [
+        "pub",
+        "sub",
+        "unsub",
+        "pull",
+        "ack",
+        "nack",
+        "extend",
+        "credit",
+        "ping",
+        "request",
+        "p\\u0075b",
+    ];
+
+    /// An operation that is often valid.
+    fn line(random: &mut fastrand::Rng) -> String {
+        let op = OPS[random.usize(..OPS.len())];
+        let mut fields = vec![format!("\"op\":\"{op}\"")];
+        for (field, values) in [
+            ("topic", &["\"t\"", "\"u\"", "\"v/w\""][..]),
+            ("sid", &["1", "\"a\""]),
+            ("rid", &["7", "\"x\""]),
+        ] {
+            if random.u8(..4) > 0 {
+                fields.push(format!("\"{field}\":{}", values[random.usize(..values.len())]));
+            }
+        }
+        for _ in 0..random.usize(..4) {
+            let (field, value) =
+                (FIELDS[random.usize(..FIELDS.len())], VALUES[random.usize(..VALUES.len())]);
+            fields.push(format!("\"{field}\":{value}"));
+        }
+        if random.bool() {
+            random.shuffle(&mut fields);
+        }
+        let mut line = format!("{{{}}}", fields.join(","));
+        if random.u8(..20) == 0 {
+            let at = random.usize(..line.len());
+            line.replace_range(at..=at, ["\"", "{", "}", ",", "", "\\"][random.usize(..6)]);
+        }
+        line
+    }
+
+    #[test]
+    fn seeded_operations() {
+        for seed in 0..2000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let lines: Vec<String> = (0..random.usize(1..20)).map(|_| line(&mut random)).collect();
+            operations(lines.join("\n").as_bytes());
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! 16.7: limits, and clients that do not read.
+
+use serde_json::json;
+use tokio::net::TcpSocket;
+
+use super::payload;
+use crate::{
+    rfc6455::{CLOSE, FIRST_OF_TEXT, TEXT, frame},
+    support::{Connection, Daemon, HANDSHAKE, soon},
+};
+
+const OPERATIONS: &str = "msgbus_server_operations_total";
+
+impl Daemon {
+    /// A `msgbus.v1` websocket with small buffers, whose client does not read unless the test does.
+    async fn slow_v1(&self, receive_buffer: u32) -> Connection {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(receive_buffer).unwrap();
+        let mut connection = Connection(socket.connect(self.address).await.unwrap());
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: a\r\n{HANDSHAKE}Sec-WebSocket-Protocol: msgbus.v1\r\n\r\n"
+        );
+        connection.write(request.as_bytes()).await;
+        connection.read_until(b"\r\n\r\n").await;
+        connection
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_has_1024_subscriptions() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client().await;
+    let sub = |sid: usize| json!({"op": "sub", "sid": sid, "topic": format!("t{}", sid % 100)});
+    client.send(&(0..1024).map(sub).collect::<Vec<_>>()).await;
+    let refusal = client.refused(&sub(1024).to_string(), "too_many_subscriptions").await;
+    assert_eq!(refusal["of"], "sub");
+    assert_eq!(daemon.bus.stats().subscribers, 1024);
+    assert_eq!(daemon.metric("msgbus_server_subscriptions").await, 1024);
+    client.ok(json!({"op": "unsub", "sid": 3})).await;
+    client.ok(sub(1024)).await;
+    daemon.put("/t7", "hi").await;
+    let mut sids = Vec::new();
+    for _ in 0..11 {
+        sids.push(client.line().await["sid"].as_u64().unwrap());
+    }
+    sids.sort_unstable();
+    assert_eq!(sids, (0..11).map(|hundred| hundred * 100 + 7).collect::<Vec<_>>());
+    drop(client);
+    soon(async {
+        while daemon.bus.stats().subscribers > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn subscriptions_count_towards_the_limit_of_the_server() {
+    let daemon = Daemon::with(|config| config.max_subscriptions = 2);
+    let mut client = daemon.client().await;
+    client.ok(json!({"op": "sub", "sid": 1, "topic": "t"})).await;
+    client.ok(json!({"op": "sub", "sid": 2, "topic": "t", "group": "g"})).await;
+    let third = json!({"op": "sub", "sid": 3, "topic": "t"});
+    assert_eq!(
+        client.refused(&third.to_string(), "too_many_subscriptions").await["retry_after"],
+        1
+    );
+    client.ok(json!({"op": "unsub", "sid": 2})).await;
+    client.ok(third).await;
+}
+
+#[tokio::test]
+async fn at_most_1024_operations_wait() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client().await;
+    let pull = |rid: usize| json!({"op": "pull", "rid": rid, "topic": "t", "wait": "60s"});
+    client.send(&(0..1024).map(pull).collect::<Vec<_>>()).await;
+    daemon.wait_for_metric(OPERATIONS, |count| count == 1024).await;
+    client.send(&[json!({"op": "ping", "rid": "held back"})]).await;
+    client.send(&[json!({"op": "ping", "rid": "too"})]).await;
+    daemon.put("/other", "x").await;
+    assert_eq!(daemon.metric(OPERATIONS).await, 1024);
+    daemon.put("/t", "x").await;
+    let answer = client.line().await;
+    assert_eq!((&answer["rid"], answer["messages"].as_array().unwrap().len()), (&json!(0), 1));
+    assert_eq!(client.line().await["rid"], "held back");
+    assert_eq!(client.line().await["rid"], "too");
+}
+
+/// Nothing is read from a client that does not read, and nothing is lost for it.
+#[tokio::test]
+async fn a_flood_of_operations_without_reading_is_bounded() {
+    const COUNT: usize = 200_000;
+    let daemon = Daemon::start();
+    let Connection(stream) = daemon.slow_v1(64 << 10).await;
+    let (reader, mut writer) = stream.into_split();
+    let lines =
+        "{\"op\":\"ping\",\"rid\":\"0123456789012345678901234567890123456789\"}\n".repeat(100);
+    let flood = tokio::spawn(async move {
+        let bytes = frame(TEXT, lines);
+        for _ in 0..COUNT / 100 {
+            tokio::io::AsyncWriteExt::write_all(&mut writer, &bytes).await.unwrap();
+        }
+        writer
+    });
+    // The client is stopped before its last frame.
+    let mut before = 0;
+    loop {
+        let now = daemon.metric(OPERATIONS).await;
+        if now > 0 && now == before {
+            break;
+        }
+        before = now;
+    }
+    assert!(before < COUNT as u64 / 2, "{before}");
+    let mut other = daemon.client().await;
+    other.is_idle().await;
+    let mut reader = tokio::io::BufReader::new(reader);
+    let mut answered = 0;
+    let mut line = Vec::new();
+    while answered < COUNT {
+        line.clear();
+        soon(tokio::io::AsyncBufReadExt::read_until(&mut reader, b'\n', &mut line)).await.unwrap();
+        assert!(line.ends_with(b"0123456789\"}\n"), "{}", String::from_utf8_lossy(&line));
+        answered += 1;
+    }
+    flood.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_up_nobody() {
+    let daemon = Daemon::start();
+    let mut stuck = daemon.slow_v1(4096).await;
+    stuck.write(&frame(TEXT, r#"{"op":"sub","sid":1,"topic":"t"}"#)).await;
+    let mut client = daemon.client().await;
+    client.ok(json!({"op": "sub", "sid": 1, "topic": "t", "payload": "text"})).await;
+    let large = "x".repeat(100_000);
+    for _ in 0..100 {
+        daemon.put("/t", &large).await;
+        assert_eq!(payload(&client.line().await), large);
+    }
+    // It gets its messages, and can still send.
+    let mut seen = 0;
+    stuck.write(&frame(TEXT, r#"{"op":"ping","rid":"late"}"#)).await;
+    let mut is_answered = false;
+    while seen < 100 || !is_answered {
+        let (first, text) = stuck.frame().await;
+        assert_eq!(first, TEXT);
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            seen += usize::from(line.starts_with(b"{\"op\":\"msg\""));
+            is_answered |= line == b"{\"op\":\"pong\",\"rid\":\"late\"}";
+        }
+    }
+    assert_eq!(seen, 100);
+}
+
+#[tokio::test]
+async fn messages_that_have_not_arrived_count_as_in_flight() {
+    const SIZE: usize = 200 << 10;
+    let daemon = Daemon::with(|config| config.max_inflight_bytes = 1 << 20);
+    let mut clients = Vec::new();
+    let closed = loop {
+        let mut client = daemon.raw_v1().await;
+        client.write(&frame(FIRST_OF_TEXT, vec![b' '; SIZE])).await;
+        clients.push(client);
+        assert!(clients.len() < 20, "nothing is counted");
+        tokio::task::yield_now().await;
+        if daemon.refused("too_much_in_flight").await > 0 {
+            break clients.pop().unwrap();
+        }
+    };
+    let mut closed = closed;
+    if let Ok((first, payload)) =
+        tokio::time::timeout(std::time::Duration::from_secs(60), closed.frame()).await
+    {
+        assert_eq!((first, &payload[..2]), (CLOSE, &1013_u16.to_be_bytes()[..]));
+    }
+    drop(clients);
+    daemon.wait_for_metric("msgbus_server_inflight_bytes", |bytes| bytes == 0).await;
+}
