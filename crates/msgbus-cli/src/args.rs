@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
-use msgbus_client::{Client, Headers, Position, TopicName};
+use msgbus_client::{Client, Headers, PatternError, Position, TopicName, TopicPattern};
 use pico_args::Arguments;
 use tokio::time::Instant;
 
@@ -27,7 +27,10 @@ use crate::{
 pub(crate) enum Invocation {
     Pub(Pub),
     FromDump(Publisher),
-    Sub(Sub),
+    /// Follows one topic.
+    Sub(TopicName, Sub),
+    /// Follows several topics, or patterns.
+    SubMany(Vec<TopicPattern>, Sub),
     Pull(Pull),
     Settle(Settle),
     Work(Box<Work>),
@@ -64,7 +67,6 @@ pub(crate) struct Pub {
 #[expect(clippy::struct_excessive_bools, reason = "they are switches of the command line")]
 pub(crate) struct Sub {
     pub(crate) client: Client,
-    pub(crate) topic: TopicName,
     /// The program to run for each message, and its arguments.
     pub(crate) command: Option<(OsString, Vec<OsString>)>,
     pub(crate) since: Position,
@@ -87,6 +89,8 @@ pub(crate) struct Sub {
 pub(crate) struct Topics {
     pub(crate) client: Client,
     pub(crate) prefix: String,
+    /// Lists these instead of those with the prefix.
+    pub(crate) pattern: Option<TopicPattern>,
     pub(crate) groups: bool,
     pub(crate) json: bool,
 }
@@ -142,6 +146,7 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
     let split = Split::new(args)?;
+    let understood = split.note();
     let mut options = Options::new(Arguments::from_vec(split.options));
     let help = options.switch("--help") || split.wants_help;
     if options.switch("--version") {
@@ -158,7 +163,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
         return Ok(Invocation::Help(Some(command)));
     }
     let invocation = options.invocation(command, split.arguments, split.own_command)?;
+    let quiet = options.quiet;
     options.end()?;
+    understood.filter(|_| !quiet).iter().for_each(|text| note(text));
     Ok(invocation)
 }
 
@@ -176,11 +183,11 @@ impl Options {
                 Invocation::FromDump(self.dump_publisher(&mut arguments)?)
             }
             Command::Pub => Invocation::Pub(self.publish(&mut arguments)?),
-            Command::Sub => Invocation::Sub(self.subscribe(&mut arguments, own_command)?),
+            Command::Sub => self.subscribe(&mut arguments, own_command)?,
             Command::Ack | Command::Nack | Command::Extend => {
                 Invocation::Settle(Settle::parse(self, command, arguments)?)
             }
-            Command::Tail => Invocation::Sub(self.tail(&mut arguments)?),
+            Command::Tail => self.tail(&mut arguments)?,
             Command::Topics => Invocation::Topics(self.topics(&mut arguments)?),
             Command::TopicNames => Invocation::TopicNames(self.topics(&mut arguments)?),
             Command::Ping => {
@@ -242,22 +249,11 @@ impl Options {
                 "bad topic {given:?}: it is empty; is the variable set?"
             )));
         }
-        let topic = TopicName::new(name).map_err(|error| {
-            let follows = matches!(command, Command::Sub | Command::Tail);
-            let hint = if follows && name.contains('*') {
-                suggestions::pattern_hint(name)
-            } else {
-                String::new()
-            };
-            Failure::usage(format!("bad topic {given:?}: {error}{hint}"))
-        })?;
+        let topic = TopicName::new(name)
+            .map_err(|error| Failure::usage(format!("bad topic {given:?}: {error}")))?;
         if !self.quiet {
             if given.ends_with('/') {
-                let verb = match command {
-                    Command::Sub | Command::Tail => "following",
-                    _ => "using",
-                };
-                note(&format!("{verb} {topic}; a trailing slash means nothing"));
+                note(&format!("using {topic}; a trailing slash means nothing"));
             }
             if let Some(odd) = suggestions::about_topic(name) {
                 note(&odd);
@@ -266,13 +262,44 @@ impl Options {
         Ok(topic)
     }
 
+    /// Parses the topics and patterns of a command that follows them: all arguments.
+    fn followed(
+        &self,
+        command: Command,
+        arguments: &mut impl Iterator<Item = OsString>,
+    ) -> Result<Vec<TopicPattern>, Failure> {
+        let usage = format!("no topic given; usage: {}", command.spec().usage());
+        let mut topics = Vec::new();
+        loop {
+            match arguments.next() {
+                None if topics.is_empty() => return Err(Failure::usage(usage)),
+                None => return Ok(topics),
+                given => topics.push(self.pattern(&text(given, &usage)?)?),
+            }
+        }
+    }
+
+    fn pattern(&self, given: &str) -> Result<TopicPattern, Failure> {
+        let bad = |problem: &str| Failure::usage(format!("bad topic {given:?}: {problem}"));
+        // A leading slash has no meaning, as in a URL of the server.
+        let name = given.trim_start_matches('/');
+        if let Some(problem) = suggestions::about_pattern(name) {
+            return Err(bad(&problem));
+        }
+        if !self.quiet && name.contains(',') {
+            note(&format!("no lists here: this is a topic named {name:?}; give several arguments"));
+        }
+        name.parse().map_err(|error: PatternError| bad(&error.to_string()))
+    }
+
     fn topics(
         &mut self,
         arguments: &mut impl Iterator<Item = OsString>,
     ) -> Result<Topics, Failure> {
         let prefix = arguments.next().map_or(Ok(String::new()), |prefix| text(Some(prefix), ""))?;
+        let pattern = if prefix.contains('*') { Some(self.pattern(&prefix)?) } else { None };
         let (groups, json) = (self.switch("--groups"), self.switch("--json"));
-        Ok(Topics { prefix, groups, json, client: self.client()?.0 })
+        Ok(Topics { prefix, pattern, groups, json, client: self.client()?.0 })
     }
 
     fn publish(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pub, Failure> {
@@ -341,8 +368,8 @@ impl Options {
         &mut self,
         arguments: &mut impl Iterator<Item = OsString>,
         command: Option<(OsString, Vec<OsString>)>,
-    ) -> Result<Sub, Failure> {
-        let topic = self.topic(Command::Sub, arguments)?;
+    ) -> Result<Invocation, Failure> {
+        let topics = self.followed(Command::Sub, arguments)?;
         let (client, debug) = self.client()?;
         self.switch("--follow");
         let style = self.style()?;
@@ -357,8 +384,7 @@ impl Options {
         if poll && command.is_some() {
             return Err(Failure::usage("--poll prints messages and cannot run a command"));
         }
-        Ok(Sub {
-            topic,
+        let sub = Sub {
             command,
             // Polling from "new" would never print a message.
             since: if poll && since == Position::New { Position::All } else { since },
@@ -373,7 +399,8 @@ impl Options {
             quiet: self.quiet,
             debug,
             client,
-        })
+        };
+        following(topics, sub)
     }
 
     /// The start position from --since, --all or --new, and whether it overrides the cursor.
@@ -387,13 +414,15 @@ impl Options {
         }
     }
 
-    fn tail(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Sub, Failure> {
+    fn tail(
+        &mut self,
+        arguments: &mut impl Iterator<Item = OsString>,
+    ) -> Result<Invocation, Failure> {
         const BACK: u64 = 10;
-        let topic = self.topic(Command::Tail, arguments)?;
+        let topics = self.followed(Command::Tail, arguments)?;
         let (client, debug) = self.client()?;
         self.switch("--follow");
-        Ok(Sub {
-            topic,
+        let sub = Sub {
             command: None,
             since: Position::New,
             ignore_cursor: false,
@@ -407,6 +436,23 @@ impl Options {
             quiet: self.quiet,
             debug,
             client,
-        })
+        };
+        following(topics, sub)
     }
+}
+
+/// One topic, or several.
+fn following(topics: Vec<TopicPattern>, sub: Sub) -> Result<Invocation, Failure> {
+    if let [topic] = &topics[..]
+        && let Ok(topic) = topic.to_string().parse()
+    {
+        return Ok(Invocation::Sub(topic, sub));
+    }
+    // An id, or an epoch and an id: each topic has its own.
+    if matches!(sub.since, Position::Id(_) | Position::After { .. } | Position::Start { .. }) {
+        return Err(Failure::usage(
+            "--since: a position with an id is for one topic; use all, new, 10m or a time",
+        ));
+    }
+    Ok(Invocation::SubMany(topics, sub))
 }

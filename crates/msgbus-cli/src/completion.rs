@@ -136,10 +136,13 @@ fn bash_command(spec: &CommandSpec) -> String {
         "bench" => format!("{BENCHMARKS} "),
         _ => String::new(),
     };
+    let past = if spec.takes_topics() { "" } else { " || $arguments -gt 0" };
     let topics = if spec.takes_topic() {
-        "\n            [[ $word == -* || $arguments -gt 0 ]] || _msgbus_topics \"$word\" \"${connection[@]}\""
+        format!(
+            "\n            [[ $word == -*{past} ]] || _msgbus_topics \"$word\" \"${{connection[@]}}\""
+        )
     } else {
-        ""
+        String::new()
     };
     format!(
         "        {}) COMPREPLY=($(compgen -W '{fixed}{}' -- \"$word\")){topics} ;;\n",
@@ -196,10 +199,13 @@ fn zsh() -> String {
         let argument = match spec.name {
             "completion" => format!("1:shell:({SHELLS})"),
             "bench" => format!("1:benchmark:({BENCHMARKS})"),
+            _ if spec.takes_topics() => "*:topic:_msgbus_topics".to_owned(),
             _ if spec.takes_topic() => "1:topic:_msgbus_topics".to_owned(),
             _ => "*:argument:".to_owned(),
         };
-        let has_rest = spec.takes_topic() && (spec.runs_a_command || spec.max_arguments > 1);
+        let has_rest = spec.takes_topic()
+            && !spec.takes_topics()
+            && (spec.runs_a_command || spec.max_arguments > 1);
         let rest = if has_rest { " '*:argument:'" } else { "" };
         script.push_str(&format!("                '{argument}'{rest} ;;\n"));
     }

@@ -57,19 +57,27 @@ pub(crate) enum Ended {
     Killed,
 }
 
-/// Reports a missing program at the start instead of at the first message.
-fn check(program: &OsStr) -> Result<(), Failure> {
+/// Whether there is such a program.
+pub(crate) fn is_program(name: &OsStr) -> bool {
     let is_program = |path: &Path| {
         path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
     };
-    let name = program.to_string_lossy();
+    if name.to_string_lossy().contains('/') {
+        return is_program(Path::new(name));
+    }
     let path = env::var_os("PATH").unwrap_or_default();
-    let is_there = if name.contains('/') {
-        is_program(Path::new(program))
-    } else {
-        env::split_paths(&path).any(|folder| is_program(&folder.join(program)))
-    };
-    if is_there {
+    !name.is_empty() && env::split_paths(&path).any(|folder| is_program(&folder.join(name)))
+}
+
+/// Whether an argument is meant as a command although there is no such program: it is empty, or a line of shell.
+pub(crate) fn cannot_be_a_topic(arg: &OsStr) -> bool {
+    arg.is_empty() || arg.to_string_lossy().contains(' ')
+}
+
+/// Reports a missing program at the start instead of at the first message.
+fn check(program: &OsStr) -> Result<(), Failure> {
+    let name = program.to_string_lossy();
+    if is_program(program) {
         return Ok(());
     }
     if name.is_empty() {
@@ -77,7 +85,7 @@ fn check(program: &OsStr) -> Result<(), Failure> {
     }
     let hint = match &name {
         name if name.contains(' ') => "; for a line of shell use sh -c",
-        _ => "; the argument after the topic is a command to run",
+        _ => "; what follows the topics is a command to run",
     };
     Err(Failure::Other(format!("cannot run {name}: there is no such program{hint}")))
 }

@@ -85,8 +85,11 @@ fn run(invocation: Invocation) -> Result<Exit, Failure> {
         Invocation::Ping(args) => block_on(topics::ping(args)),
         Invocation::TopicNames(args) => block_on(topics::names(args)),
         Invocation::Rm(args) => block_on(topics::remove(args)),
-        Invocation::Sub(args) => {
-            block_on(async { subscribe::run(args, listen(signals::GRACE)?).await })
+        Invocation::Sub(topic, args) => {
+            block_on(async { subscribe::run(topic, args, listen(signals::GRACE)?).await })
+        }
+        Invocation::SubMany(topics, args) => {
+            block_on(async { subscribe::run_many(topics, args, listen(signals::GRACE)?).await })
         }
     }
 }

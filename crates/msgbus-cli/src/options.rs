@@ -59,7 +59,7 @@ impl OptionSpec {
     }
 }
 
-pub(crate) const OPTIONS: [OptionSpec; 74] = [
+pub(crate) const OPTIONS: [OptionSpec; 75] = [
     OptionSpec::new("--count", "exit after N messages").short("-n").value("N").only(&[Sub, Work]),
     OptionSpec::new("--count", "take N messages, then exit [1]")
         .short("-n")
@@ -168,7 +168,7 @@ pub(crate) const OPTIONS: [OptionSpec; 74] = [
         .short("-f")
         .only(&[Sub, Tail]),
     OptionSpec::new("--strict", "exit with 6 if messages were missed").only(&[Sub, Tail]),
-    OptionSpec::new("--cursor", "keep the position in FILE, and resume from it the next time")
+    OptionSpec::new("--cursor", "keep the positions in FILE, and resume from them the next time")
         .value("FILE")
         .only(&[Sub]),
     OptionSpec::new("--lines", "publish each line of standard input as a message")
@@ -227,6 +227,8 @@ pub(crate) const OPTIONS: [OptionSpec; 74] = [
         .only(&[Bench]),
     OptionSpec::new("--batch", "messages in each request, with ?split=lines [1]")
         .value("N")
+        .only(&[Bench]),
+    OptionSpec::new("--v1", "publish or pull over msgbus.v1; --batch is per frame [16]")
         .only(&[Bench]),
     OptionSpec::new("--raw", "subscribe to payloads instead of JSON").only(&[Bench]),
     OptionSpec::new("--pid", "the server's process, to measure its CPU and memory (Linux)")

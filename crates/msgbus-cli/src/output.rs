@@ -88,6 +88,8 @@ pub(crate) struct Output {
     format: Format,
     newline: bool,
     color: bool,
+    /// Whether the topic is in front of a raw payload.
+    names_topics: bool,
     /// A reused buffer for one encoded message.
     line: Vec<u8>,
 }
@@ -102,8 +104,14 @@ impl Output {
             format: style.format.unwrap_or_else(by_terminal),
             newline: style.newline,
             color: style.color.is_on(),
+            names_topics: false,
             line: Vec::new(),
         }
+    }
+
+    /// Writes the topic and a tab in front of raw payloads. The other formats have the topic anyway.
+    pub(crate) fn with_topics(self) -> Self {
+        Self { names_topics: true, ..self }
     }
 
     /// Writes a message. It may stay in the buffer until [`flush`](Self::flush).
@@ -112,6 +120,10 @@ impl Output {
         match self.format {
             Format::Json => write_json(&mut self.line, message),
             Format::Raw => {
+                if self.names_topics {
+                    self.line.extend_from_slice(message.topic().name.as_str().as_bytes());
+                    self.line.push(b'\t');
+                }
                 self.line.extend_from_slice(message.payload());
                 if self.newline {
                     self.line.push(b'\n');

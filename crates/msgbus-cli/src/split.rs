@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 
 use crate::{
     commands::Command,
+    execute,
     failure::Failure,
     options::{OPTIONS, OptionSpec},
     suggestions,
@@ -20,6 +21,8 @@ pub(crate) struct Split {
     pub(crate) arguments: Vec<OsString>,
     /// The command that `sub` runs, with its arguments.
     pub(crate) own_command: Option<(OsString, Vec<OsString>)>,
+    /// Whether what follows is the command that `sub` runs: `--` was given after a topic.
+    has_command_mark: bool,
     /// The long names of the options, and the names as typed.
     given: Vec<(&'static str, String)>,
 }
@@ -32,6 +35,7 @@ impl Split {
         while let Some(arg) = args.next() {
             if arg == "--" && !only_arguments {
                 only_arguments = true;
+                split.has_command_mark = !split.arguments.is_empty();
                 continue;
             }
             let option = arg
@@ -87,6 +91,9 @@ impl Split {
                 let unknown = || Failure::usage(suggestions::no_command(&name));
                 self.command = Some(command.ok_or_else(unknown)?);
             }
+            Some(Command::Sub) if self.is_command(&arg) => {
+                self.own_command = Some((arg, args.collect()));
+            }
             Some(known) if self.arguments.len() < known.spec().max_arguments => {
                 self.arguments.push(arg);
             }
@@ -96,6 +103,25 @@ impl Split {
             Some(known) => return Err(too_many(known, &arg)),
         }
         Ok(())
+    }
+
+    /// Whether an argument of `sub` is the command to run: it is behind `--`, or is the second one and a program.
+    fn is_command(&self, arg: &OsStr) -> bool {
+        match self.arguments.len() {
+            0 => false,
+            _ if self.has_command_mark => true,
+            1 => execute::is_program(arg) || execute::cannot_be_a_topic(arg),
+            _ => false,
+        }
+    }
+
+    /// A note on how the arguments of `sub` were understood, if it may be a mistake.
+    pub(crate) fn note(&self) -> Option<String> {
+        let is_clear = self.has_command_mark || self.arguments.len() < 2;
+        (self.command == Some(Command::Sub) && !is_clear).then(|| {
+            let count = self.arguments.len();
+            format!("following {count} topics; a command to run goes behind --")
+        })
     }
 
     fn unknown(&self, option: &str, next: Option<OsString>) -> String {

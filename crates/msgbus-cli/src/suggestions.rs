@@ -105,10 +105,29 @@ pub(crate) fn about_topic(name: &str) -> Option<String> {
     }
 }
 
-/// A hint for a topic that is a pattern.
-pub(crate) fn pattern_hint(name: &str) -> String {
-    let prefix = name.split('*').next().unwrap_or_default();
-    format!("; a subscription follows one topic; msgbus topics {prefix} lists them")
+/// The error for a pattern that is written as in another system, or a topic with a slash at its end.
+pub(crate) fn about_pattern(name: &str) -> Option<String> {
+    if name.is_empty() {
+        return Some("it is empty; is the variable set?".to_owned());
+    }
+    if let Some(topic) = name.strip_suffix('/') {
+        return Some(format!(
+            "it ends with a slash; write {topic} for the topic, {topic}/* or {topic}/** for those below it"
+        ));
+    }
+    let segments: Vec<&str> = name.split('/').collect();
+    let last = segments.len() - 1;
+    let meant = segments.iter().enumerate().map(|(at, segment)| match *segment {
+        "#" | ">" if at == last => "**",
+        "#" | ">" | "+" => "*",
+        other => other,
+    });
+    let meant = meant.collect::<Vec<_>>().join("/");
+    (meant != name).then(|| {
+        format!(
+            "write {meant}: \"*\" stands for one segment, and \"**\" at the end for all that follow"
+        )
+    })
 }
 
 /// The name that is most similar to `name`, if any is similar enough.

@@ -1,10 +1,11 @@
 //! Finds the start of the last messages of a topic, for `msgbus tail`.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
-use msgbus_client::{Client, Position, TopicName};
+use futures_util::{StreamExt as _, stream};
+use msgbus_client::{Client, Message, Position, TopicName, TopicPattern};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, topics::CONCURRENCY};
 
 /// The position of the last `count` retained messages. It cannot be computed from ids: a message that
 /// expired before older ones leaves a gap.
@@ -39,6 +40,49 @@ pub(crate) async fn last(
     Ok(Position::before(epoch, first))
 }
 
+/// The last `count` retained messages of all topics that match one of the patterns, the oldest first.
+pub(crate) async fn last_of_many(
+    client: &Client,
+    patterns: &[&TopicPattern],
+    count: u64,
+) -> Result<Vec<Message>, Failure> {
+    let limit = usize::try_from(count).unwrap_or(usize::MAX);
+    let mut names = BTreeSet::new();
+    for pattern in patterns {
+        names.extend(client.topics_matching(pattern).await?.into_iter().map(|topic| topic.name));
+    }
+    let names = names.iter().filter_map(|name| name.parse::<TopicName>().ok());
+    let mut lists = stream::iter(names)
+        .map(async |topic| last_messages(client, &topic, count).await)
+        .buffered(CONCURRENCY);
+    let mut last: Vec<Message> = Vec::new();
+    while let Some(messages) = lists.next().await {
+        last.extend(messages?);
+        // Stable, so the messages of a topic stay in order.
+        last.sort_by_key(Message::created);
+        last.drain(..last.len().saturating_sub(limit));
+    }
+    Ok(last)
+}
+
+/// The last `count` retained messages of a topic.
+async fn last_messages(
+    client: &Client,
+    topic: &TopicName,
+    count: u64,
+) -> Result<Vec<Message>, Failure> {
+    const PAGE: usize = 1_000;
+    let mut from = last(client, topic, count).await?;
+    let mut messages: Vec<Message> = Vec::new();
+    while (messages.len() as u64) < count {
+        let mut seen = client.peek(topic, Some(from), PAGE).await?;
+        let (Some(epoch), Some(last)) = (seen.epoch, seen.messages.last()) else { break };
+        from = Position::After { epoch, id: last.id() };
+        messages.append(&mut seen.messages);
+    }
+    Ok(messages)
+}
+
 /// The ids of the retained messages in a range.
 async fn ids_in(
     client: &Client,
@@ -53,7 +97,7 @@ async fn ids_in(
         let seen = client.peek(topic, Some(Position::before(epoch, range.start)), page).await?;
         // In another epoch of the topic these ids belong to other messages.
         let Some(last) = seen.messages.last().filter(|_| seen.epoch == Some(epoch)) else { break };
-        let shown = seen.messages.iter().map(msgbus_client::Message::id);
+        let shown = seen.messages.iter().map(Message::id);
         ids.extend(shown.filter(|id| range.contains(id)));
         range.start = last.id().saturating_add(1);
     }

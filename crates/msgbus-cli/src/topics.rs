@@ -24,10 +24,13 @@ use crate::{
 };
 
 /// How many topics are inspected at the same time.
-const CONCURRENCY: usize = 16;
+pub(crate) const CONCURRENCY: usize = 16;
 
 pub(crate) async fn list(args: Topics) -> Result<Exit, Failure> {
-    let topics = args.client.topics(&args.prefix).await?;
+    let topics = match &args.pattern {
+        Some(pattern) => args.client.topics_matching(pattern).await?,
+        None => args.client.topics(&args.prefix).await?,
+    };
     let details = if args.groups { inspect(&args.client, &topics).await? } else { Vec::new() };
     if args.json && args.groups {
         print(&details.iter().map(json_line).collect::<String>())?;

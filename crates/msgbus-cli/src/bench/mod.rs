@@ -11,7 +11,7 @@ use std::{
 };
 
 use msgbus_client::{Client, ClientError, TopicName};
-use msgbus_load::{ConnectFn, Http, Progress, Server, Target};
+use msgbus_load::{ConnectFn, Http, MsgbusV1, Progress, Protocol, Server, Target};
 use tokio::{runtime, select, task::LocalSet, time::timeout};
 
 pub(crate) use self::plan::Bench;
@@ -112,7 +112,8 @@ async fn target(bench: &Bench) -> Result<Target, Failure> {
         let connector = connector.clone();
         async move { connector.connect().await }
     });
-    Ok(Target { connector: Rc::new(connector), protocol: Rc::new(http), server: server_process })
+    let protocol: Rc<dyn Protocol> = if bench.v1 { Rc::new(MsgbusV1(http)) } else { Rc::new(http) };
+    Ok(Target { connector: Rc::new(connector), protocol, server: server_process })
 }
 
 async fn remove(client: &Client, topics: &[TopicName]) -> Result<(), Failure> {

@@ -72,6 +72,8 @@ pub(crate) struct Bench {
     pub(super) duration: Option<Duration>,
     pub(super) pipeline: usize,
     pub(super) batch: usize,
+    /// Publish or pull over `msgbus.v1`.
+    pub(super) v1: bool,
     pub(super) raw: bool,
     pub(super) pid: Option<u32>,
     pub(super) show: Show,
@@ -85,6 +87,8 @@ const MAX_TOPICS: u64 = 1_000_000;
 const MAX_REQUEST: usize = 1 << 30;
 /// In messages per second. A lower rate would overflow the computation of due times.
 const MIN_RATE: f64 = 0.001;
+/// The default number of operations in a frame of `msgbus.v1`.
+const V1_BATCH: usize = 16;
 /// The default limit of a topic, in messages.
 const DEFAULT_TOPIC_LIMIT: u64 = 65_536;
 
@@ -107,8 +111,11 @@ impl Bench {
         let duration = options.value("--duration", duration)?;
         // With --duration and without --msgs, only the time ends the run.
         let messages = asked.or(messages.filter(|_| duration.is_none() || work == Work::Pull));
+        let v1 = options.switch("--v1");
+        let batch = if v1 && work == Work::Pub { V1_BATCH } else { 1 };
         let bench = Self {
             work,
+            v1,
             topic: options.value("--topic", |name| {
                 TopicName::new(name.trim_matches('/')).map_err(|error| error.to_string())
             })?,
@@ -120,7 +127,7 @@ impl Bench {
             rate: options.value("--rate", rate_of)?.or(rate),
             duration: duration.or(time.filter(|_| asked.is_none())),
             pipeline: options.value("--pipeline", number(10_000))?.unwrap_or(1),
-            batch: options.value("--batch", number(100_000))?.unwrap_or(1),
+            batch: options.value("--batch", number(100_000))?.unwrap_or(batch),
             raw: options.switch("--raw"),
             pid: options.value("--pid", |text| text.parse().map_err(|_| not_a_number(text)))?,
             show: match (options.switch("--json"), options.switch("--csv")) {
@@ -155,6 +162,9 @@ impl Bench {
         }
         if self.size.saturating_mul(self.batch) > MAX_REQUEST {
             return Err(Failure::usage("--size times --batch must not be more than 1 GiB"));
+        }
+        if self.v1 && !matches!(self.work, Work::Pub | Work::Pull) {
+            return Err(Failure::usage("--v1 is for bench pub and bench pull"));
         }
         if self.work == Work::Pull && self.batch > 1 {
             return Err(Failure::usage("--batch is for publishing; bench pull does not accept it"));

@@ -9,6 +9,7 @@ mod from_dump;
 mod keys;
 mod killed_workers;
 mod lease;
+mod many;
 mod poll;
 mod publish;
 mod pull;

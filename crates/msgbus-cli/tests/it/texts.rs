@@ -3,11 +3,11 @@
 use crate::support::{Daemon, msgbus, run};
 
 /// The arguments, and the line on standard error without the name of the program.
-const WRONG_USAGE: [(&[&str], &str); 67] = [
+const WRONG_USAGE: [(&[&str], &str); 72] = [
     // Missing arguments.
     (&[], "no command given; see msgbus --help"),
     (&["pub"], "no topic given; usage: msgbus pub TOPIC [MESSAGE]"),
-    (&["sub", "--count", "1"], "no topic given; usage: msgbus sub TOPIC [COMMAND [ARG...]]"),
+    (&["sub", "--count", "1"], "no topic given; usage: msgbus sub TOPIC... [COMMAND [ARG...]]"),
     (&["rm"], "no topic given; usage: msgbus rm TOPIC"),
     (&["bench"], "choose a benchmark: pub, sub, pull, fanout, idle or latency"),
     (
@@ -99,9 +99,28 @@ const WRONG_USAGE: [(&[&str], &str); 67] = [
     (&["pub", "t", "x", "--key", "a", "--key-file", "b"], "give one of --key and --key-file"),
     // Invalid topics.
     (
-        &["sub", "orders/**"],
-        "bad topic \"orders/**\": \"*\" and \"**\" are patterns, not parts of a topic name; a \
-         subscription follows one topic; msgbus topics orders/ lists them",
+        &["sub", "orders/#"],
+        "bad topic \"orders/#\": write orders/**: \"*\" stands for one segment, and \"**\" at the end for \
+         all that follow",
+    ),
+    (
+        &["tail", "orders/>/+"],
+        "bad topic \"orders/>/+\": write orders/*/*: \"*\" stands for one segment, and \"**\" at the end \
+         for all that follow",
+    ),
+    (
+        &["sub", "a", "orders/"],
+        "bad topic \"orders/\": it ends with a slash; write orders for the topic, orders/* or orders/** \
+         for those below it",
+    ),
+    (
+        &["sub", "orders*"],
+        "bad topic \"orders*\": \"*\" stands for a whole segment, as in logs/*, not for a part of one",
+    ),
+    (&["sub", "**/a"], "bad topic \"**/a\": \"**\" must be the last segment of a pattern"),
+    (
+        &["sub", "a", "b", "--since", "5"],
+        "--since: a position with an id is for one topic; use all, new, 10m or a time",
     ),
     (&["pub", "", "x"], "bad topic \"\": it is empty; is the variable set?"),
     (&["sub", "/"], "bad topic \"/\": it is empty; is the variable set?"),
@@ -190,22 +209,17 @@ async fn a_topic_that_looks_like_a_mistake_is_noted() {
         ("orders/+", wildcard("orders/+")),
         ("orders/>/x", wildcard("orders/>/x")),
         ("a,b", "msgbus: no lists here: this is a topic named \"a,b\"\n".to_owned()),
-        ("orders/", "msgbus: following orders; a trailing slash means nothing\n".to_owned()),
+        ("orders/", "msgbus: using orders; a trailing slash means nothing\n".to_owned()),
         ("c#/a+b", String::new()),
     ] {
         let uri = daemon.uri();
-        let args = ["sub", topic, "--poll", "-u", &uri];
+        let args = ["pull", topic, "-u", &uri];
         assert_eq!(run(msgbus(&args)).await.err, said);
         run(msgbus(&[&args[..], &["-q"]].concat())).await.is_silent();
     }
-    let said = run(msgbus(&["pull", "orders/", "-u", &daemon.uri()])).await.err;
-    assert_eq!(said, "msgbus: using orders; a trailing slash means nothing\n");
-    let said = run(msgbus(&["sub", "orders/eu", "orders/us", "-u", &daemon.uri()])).await;
-    said.fails(
-        1,
-        "msgbus: cannot run orders/us: there is no such program; the argument after the topic is a \
-         command to run\n",
-    );
+    let said = run(msgbus(&["sub", "a,b", "--poll", "-u", &daemon.uri()])).await.err;
+    let list = "no lists here: this is a topic named \"a,b\"; give several arguments";
+    assert_eq!(said, format!("msgbus: {list}\n"));
 }
 
 /// `MSGBUS_PORT` is not one: container platforms set it.

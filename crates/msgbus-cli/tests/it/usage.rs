@@ -254,7 +254,7 @@ async fn topics_are_completed() {
         "try sub ord; try pull ot; try sub or; try pub a : ; try sub ord --al; try sub t ord";
     assert_eq!(
         complete(lines, &daemon.uri()).await,
-        "orders/eu orders/us\nother\nor\\ der orders/eu orders/us\nb\n--all\n\n"
+        "orders/eu orders/us\nother\nor\\ der orders/eu orders/us\nb\n--all\norders/eu orders/us\n"
     );
     // The server on the command line is used.
     let lines = format!("try -u {} rm oth; try rm --uri={0} oth", daemon.uri());

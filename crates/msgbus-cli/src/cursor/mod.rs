@@ -1,38 +1,23 @@
 //! The file in which `sub --cursor` keeps its position. The first line is a value of `since`; the next
-//! lines name the topic and the server that it belongs to.
-//!
-//! The file is replaced at each step, never written in place. A run always holds a lock on the current
-//! file: it locks the new file before that replaces the old one.
+//! lines name the topic and the server that it belongs to. [`many`] keeps several positions.
 
-use std::{
-    fmt::Display,
-    fs::{self, File, OpenOptions, Permissions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-};
+mod file;
+mod many;
+
+use std::path::Path;
 
 use msgbus_client::Position;
-use rustix::fs::{FlockOperation, flock};
-use tempfile::Builder;
 
+use self::file::{LockedFile, wrong};
+pub(crate) use self::many::{Cursors, Start};
 use crate::{failure::Failure, output::note};
-
-/// The mode of a newly created file, before the umask.
-const NEW_FILE: u32 = 0o666;
-/// The limit of the Linux kernel.
-const MAX_LINKS: usize = 40;
-/// The largest file that is read, in bytes.
-const MAX_SIZE: u64 = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Cursor {
-    path: PathBuf,
+    file: LockedFile,
     saved: Option<Position>,
     /// The topic and the server that the file belongs to.
     owner: Owner,
-    /// The locked file; `None` until it exists.
-    locked: Option<File>,
 }
 
 /// The topic and the server that a position belongs to.
@@ -45,31 +30,22 @@ pub(crate) struct Owner {
 impl Cursor {
     /// Opens and locks the file, which need not exist yet. With `anew`, ignores its content.
     pub(crate) fn open(path: &Path, owner: Owner, anew: bool) -> Result<Self, Failure> {
-        let name = path.display().to_string();
-        let wrong = |problem: &dyn Display| Failure::usage(format!("--cursor {name}: {problem}"));
-        let path = target(path).map_err(|error| wrong(&error))?;
-        let mut cursor = Self { path, saved: None, owner, locked: None };
-        let Some(mut file) = locked(&cursor.path).map_err(|error| wrong(&error))? else {
-            return Ok(cursor);
-        };
+        let mut cursor = Self { file: LockedFile::open(path)?, saved: None, owner };
         if !anew {
-            let mut text = String::new();
-            (&mut file).take(MAX_SIZE).read_to_string(&mut text).map_err(|error| wrong(&error))?;
-            cursor.saved = Some(cursor.read(&text).map_err(|problem| wrong(&problem))?);
+            cursor.saved = cursor.read().map_err(|problem| wrong(path, &problem))?;
         }
-        cursor.locked = Some(file);
         Ok(cursor)
     }
 
-    /// Parses the position, and checks that it belongs to this topic.
-    fn read(&self, text: &str) -> Result<Position, String> {
+    /// Reads the position, and checks that it belongs to this topic.
+    fn read(&self) -> Result<Option<Position>, String> {
+        let Some(text) = self.file.read()? else { return Ok(None) };
         let mut lines = text.lines();
-        let position = lines.next().unwrap_or_default().trim();
-        // A crash of the machine can leave an empty file. Starting anew would skip messages silently.
-        if position.is_empty() {
-            return Err("it is empty; remove it to start at --since".to_owned());
+        let first = lines.next().unwrap_or_default().trim();
+        if first == many::FIRST_LINE {
+            return Err("it belongs to several topics or a pattern; use a separate file".to_owned());
         }
-        let position = position.parse::<Position>().map_err(|error| error.to_string())?;
+        let position = position(first)?;
         let mut owner = |key: &str| lines.next().and_then(|line| line.strip_prefix(key));
         let (topic, server) = (owner("topic: "), owner("server: "));
         if let Some(topic) = topic.filter(|topic| *topic != self.owner.topic) {
@@ -78,14 +54,8 @@ impl Cursor {
                 self.owner.topic
             ));
         }
-        // Only a note, because a server may have several URIs.
-        if let Some(server) = server.filter(|server| *server != self.owner.server) {
-            note(&format!(
-                "the position is from {server}, but is now used with {}",
-                self.owner.server
-            ));
-        }
-        Ok(position)
+        self.owner.note_other_server(server);
+        Ok(Some(position))
     }
 
     /// The position in the file.
@@ -99,92 +69,33 @@ impl Cursor {
             return Ok(());
         }
         let Owner { topic, server } = &self.owner;
-        let text = format!("{position}\ntopic: {topic}\nserver: {server}\n");
-        let file = replace(&self.path, &text, self.locked.is_none()).map_err(|error| {
-            let name = self.path.display();
-            match error.kind() {
-                io::ErrorKind::AlreadyExists => {
-                    Failure::Other(format!("--cursor {name}: {}", in_use()))
-                }
-                _ => Failure::Other(format!("cannot write --cursor {name}: {error}")),
-            }
-        })?;
-        self.locked = Some(file);
+        self.file.write(&format!("{position}\ntopic: {topic}\nserver: {server}\n"))?;
         self.saved = Some(position);
         Ok(())
     }
 }
 
-fn in_use() -> io::Error {
-    io::Error::other("another run is using it; use a separate file for each run")
-}
-
-/// Resolves symbolic links, also dangling ones, so that the target is replaced and not the link.
-fn target(path: &Path) -> io::Result<PathBuf> {
-    let mut path = path.to_owned();
-    for _ in 0..MAX_LINKS {
-        match fs::read_link(&path) {
-            Ok(to) => path = path.parent().unwrap_or(Path::new("")).join(to),
-            Err(_) => return Ok(path),
-        }
-    }
-    Err(io::Error::other("too many links"))
-}
-
-/// Opens and locks the file; `None` if it does not exist.
-fn locked(path: &Path) -> io::Result<Option<File>> {
-    loop {
-        let file = match OpenOptions::new().read(true).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        lock(&file)?;
-        // The file may have been replaced between opening and locking.
-        match fs::metadata(path) {
-            Ok(now) if now.ino() == file.metadata()?.ino() => return Ok(Some(file)),
-            _ => {}
+impl Owner {
+    /// Only a note, because a server may have several URIs.
+    fn note_other_server(&self, server: Option<&str>) {
+        if let Some(server) = server.filter(|server| *server != self.server) {
+            note(&format!("the position is from {server}, but is now used with {}", self.server));
         }
     }
 }
 
-fn lock(file: &File) -> io::Result<()> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(in_use()),
-        // Some file systems do not support locks.
-        Ok(()) | Err(_) => Ok(()),
+/// Parses a position in a file.
+fn position(text: &str) -> Result<Position, String> {
+    // A crash of the machine can leave an empty file. Starting anew would skip messages silently.
+    if text.is_empty() {
+        return Err("it is empty; remove it to start at --since".to_owned());
     }
-}
-
-/// Replaces the file with a new one, and returns the new one, locked. With `is_first`, an existing file is
-/// an error.
-fn replace(path: &Path, text: &str, is_first: bool) -> io::Result<File> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mode = fs::metadata(path).map_or(NEW_FILE, |old| old.permissions().mode());
-    let mut file = Builder::new()
-        .permissions(Permissions::from_mode(mode))
-        .tempfile_in(folder.unwrap_or(Path::new(".")))
-        .map_err(without_path)?;
-    file.as_file_mut().write_all(text.as_bytes())?;
-    lock(file.as_file())?;
-    if is_first {
-        file.persist_noclobber(path).map_err(|error| error.error)
-    } else {
-        file.persist(path).map_err(|error| error.error)
-    }
-}
-
-/// Removes the name of the temporary file from an error. The name means nothing to the user.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn without_path(error: io::Error) -> io::Error {
-    let text = error.to_string();
-    let known = text.split_once(" at path ").map_or(&*text, |(problem, _)| problem);
-    io::Error::new(error.kind(), known)
+    text.parse::<Position>().map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs, os::unix::fs::symlink};
 
     use proptest::prelude::*;
 

@@ -1,49 +1,6 @@
-//! The table of commands. Parsing, help, completions and the manual are all generated from it and from
-//! the table of [options](crate::options), so they cannot disagree.
+//! The commands themselves, and their exit codes.
 
-/// A command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Command {
-    Pub,
-    Sub,
-    Pull,
-    Ack,
-    Nack,
-    Extend,
-    Work,
-    Dead,
-    Redrive,
-    Group,
-    Tail,
-    Topics,
-    Info,
-    Purge,
-    Rm,
-    Ping,
-    Bench,
-    Completion,
-    Man,
-    Version,
-    /// Prints topic names, one per line, for completions.
-    TopicNames,
-}
-
-pub(crate) struct CommandSpec {
-    pub(crate) command: Command,
-    pub(crate) name: &'static str,
-    /// The name of the command in prologic/msgbus.
-    pub(crate) alias: Option<&'static str>,
-    pub(crate) arguments: &'static str,
-    pub(crate) about: &'static str,
-    pub(crate) details: &'static str,
-    pub(crate) examples: &'static [&'static str],
-    /// The maximum number of arguments, as a number and in words.
-    pub(crate) max_arguments: usize,
-    pub(crate) takes: &'static str,
-    /// Whether what follows the arguments is a command to run, with its own arguments.
-    pub(crate) runs_a_command: bool,
-    pub(crate) exit_codes: &'static [(u8, &'static str)],
-}
+use super::{Command, CommandSpec};
 
 const USAGE: (u8, &str) = (2, "wrong usage");
 const CONNECT: (u8, &str) = (3, "cannot connect, or the connection was lost");
@@ -93,9 +50,11 @@ pub(crate) const COMMANDS: [CommandSpec; 20] = [
         command: Command::Sub,
         name: "sub",
         alias: Some("reg"),
-        arguments: "TOPIC [COMMAND [ARG...]]",
-        about: "Follow a topic, or run a command for each message",
-        details: "Reconnects and resumes by itself: nothing that the server still has is lost or\n\
+        arguments: "TOPIC... [COMMAND [ARG...]]",
+        about: "Follow topics, or run a command for each message",
+        details: "In a TOPIC, * stands for one segment, and ** at the end for all that follow: 'orders/**'\n\
+                  follows every topic below orders, also those made later. Put patterns in quotes.\n\n\
+                  Reconnects and resumes by itself: nothing that the server still has is lost or\n\
                   repeated, and what it no longer has is reported on standard error.\n\n\
                   COMMAND is run once for each message, one at a time, in order, without a shell. It\n\
                   gets the message as JSON on standard input, with -o raw the payload, and in its\n\
@@ -103,13 +62,16 @@ pub(crate) const COMMANDS: [CommandSpec; 20] = [
                   4096 bytes without NUL, MSGBUS_PAYLOAD. A header such as Reply-To is\n\
                   MSGBUS_HEADER_REPLY_TO. Everything after COMMAND belongs to it, dashes included. If\n\
                   it fails, that is reported and the next message follows; with --cursor, msgbus\n\
-                  exits instead, and starts with that message the next time.",
+                  exits instead, and starts with that message the next time.\n\n\
+                  COMMAND goes behind --, which may be left out after a single TOPIC if the next\n\
+                  argument is a program.",
         examples: &[
             "msgbus sub orders --since all",
-            "msgbus sub -o raw --cursor place orders wc -c",
+            "msgbus sub 'orders/**' invoices",
+            "msgbus sub -o raw --cursor place 'orders/**' -- wc -c",
         ],
-        max_arguments: 1,
-        takes: "one topic",
+        max_arguments: usize::MAX,
+        takes: "topics",
         runs_a_command: true,
         exit_codes: &[
             (0, "done"),
@@ -287,12 +249,12 @@ pub(crate) const COMMANDS: [CommandSpec; 20] = [
         command: Command::Tail,
         name: "tail",
         alias: None,
-        arguments: "TOPIC",
-        about: "Show the last messages, then follow the topic",
-        details: "Like sub, but starts with the last --count messages in the topic.",
-        examples: &["msgbus tail orders", "msgbus tail -n 100 -o raw logs"],
-        max_arguments: 1,
-        takes: "one topic",
+        arguments: "TOPIC...",
+        about: "Show the last messages, then follow the topics",
+        details: "Like sub, but starts with the last --count messages in the topics.",
+        examples: &["msgbus tail orders", "msgbus tail -n 100 -o raw 'logs/**'"],
+        max_arguments: usize::MAX,
+        takes: "topics",
         runs_a_command: false,
         exit_codes: &[(0, "done"), REFUSED, USAGE, CONNECT, MISSED, SIGNAL],
     },
@@ -302,7 +264,8 @@ pub(crate) const COMMANDS: [CommandSpec; 20] = [
         alias: Some("ls"),
         arguments: "[PREFIX]",
         about: "List the topics and what is in them",
-        details: "With PREFIX, lists only topics whose names begin with it.",
+        details: "With PREFIX, lists only topics whose names begin with it, or match it if it is a\n\
+                  pattern such as 'orders/*'.",
         examples: &["msgbus topics", "msgbus topics --json orders/", "msgbus topics --groups"],
         max_arguments: 1,
         takes: "one prefix",
@@ -443,7 +406,7 @@ pub(crate) const COMMANDS: [CommandSpec; 20] = [
 ];
 
 /// Called by completions; not listed in help or the manual.
-const TOPIC_NAMES: CommandSpec = CommandSpec {
+pub(super) const TOPIC_NAMES: CommandSpec = CommandSpec {
     command: Command::TopicNames,
     name: "__topics",
     alias: None,
@@ -456,34 +419,6 @@ const TOPIC_NAMES: CommandSpec = CommandSpec {
     runs_a_command: false,
     exit_codes: PRINTED,
 };
-
-impl Command {
-    pub(crate) fn spec(self) -> &'static CommandSpec {
-        COMMANDS.iter().find(|spec| spec.command == self).unwrap_or(&TOPIC_NAMES)
-    }
-
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        let mut all = COMMANDS.iter().chain([&TOPIC_NAMES]);
-        all.find(|spec| spec.names().any(|known| known == name)).map(|spec| spec.command)
-    }
-}
-
-impl CommandSpec {
-    /// The name and the alias.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
-        [Some(self.name), self.alias].into_iter().flatten()
-    }
-
-    /// The command line, for usage messages.
-    pub(crate) fn usage(&self) -> String {
-        format!("msgbus {} {}", self.name, self.arguments).trim_end().to_owned()
-    }
-
-    /// Whether the first argument is a topic name or a prefix of one.
-    pub(crate) fn takes_topic(&self) -> bool {
-        matches!(self.arguments.get(..5), Some("TOPIC")) || self.arguments == "[PREFIX]"
-    }
-}
 
 /// The exit codes of all commands.
 pub(crate) const EXIT_CODES: [(u8, &str); 7] = [

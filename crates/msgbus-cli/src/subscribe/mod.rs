@@ -1,5 +1,8 @@
 //! `msgbus sub`.
 
+mod handler;
+mod many;
+
 use std::{
     future::{pending, poll_fn},
     ops::Range,
@@ -8,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use msgbus_client::{Event, Message, Peeked, Position, Subscription};
+use msgbus_client::{Client, Event, Message, Peeked, Position, Subscription, TopicName};
 use tokio::{
     select,
     time::{Instant, sleep_until, timeout},
@@ -17,29 +20,21 @@ use tokio::{
 use crate::{
     args::Sub,
     cursor::{Cursor, Owner},
-    execute::{self, Execute},
     failure::{Exit, Failure},
-    output::{self, Format, Output, note},
+    output::{self, Output, note},
     signals::Stop,
     tail::last,
 };
 
 /// The time limit for checking whether the topic has reached the id of --since.
 const PEEK_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time limit for flushing the output at the end.
-const FINAL_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run(args: Sub, mut stop: Stop) -> Result<Exit, Failure> {
-    let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
-    let mut follower = Follower::new(args, stop.clone())?;
-    let runs_a_command = follower.execute.is_some();
-    let mut end = pin!(async {
-        select! {
-            () = stop.requested() => Ok(Ended::Stopped),
-            () = sleep_until_some(deadline) => Ok(Ended::OutOfTime),
-            () = output::closed(), if !runs_a_command => Err(Failure::ClosedPipe),
-        }
-    });
+use self::handler::{Handler, Progress};
+pub(crate) use self::many::run as run_many;
+
+pub(crate) async fn run(topic: TopicName, args: Sub, stop: Stop) -> Result<Exit, Failure> {
+    let mut follower = Follower::new(topic, args, stop.clone())?;
+    let mut end = pin!(end(&follower.args, stop));
     let begun = select! {
         biased;
         begun = follower.begin() => begun,
@@ -51,6 +46,19 @@ pub(crate) async fn run(args: Sub, mut stop: Stop) -> Result<Exit, Failure> {
         Err(failure) => Err(failure),
     };
     follower.finish(ended).await
+}
+
+/// Completes when the command has to end although there may be more messages.
+fn end(args: &Sub, mut stop: Stop) -> impl Future<Output = Result<Ended, Failure>> + use<> {
+    let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
+    let runs_a_command = args.command.is_some();
+    async move {
+        select! {
+            () = stop.requested() => Ok(Ended::Stopped),
+            () = sleep_until_some(deadline) => Ok(Ended::OutOfTime),
+            () = output::closed(), if !runs_a_command => Err(Failure::ClosedPipe),
+        }
+    }
 }
 
 /// Why the command ends without an error.
@@ -74,21 +82,20 @@ impl NotYetPublished {
     /// Checks whether `from` is an id that the topic has not reached. If so, prints a note and changes
     /// `from` to the position of the next message: the server would treat an unknown id as one of an
     /// earlier epoch.
-    async fn find(args: &Sub, from: &mut Position) -> Self {
+    async fn find(client: &Client, topic: &TopicName, from: &mut Position) -> Self {
         let Position::Id(id) = *from else { return Self(None) };
         // Connection errors are reported when the subscription connects.
-        let seen = timeout(PEEK_TIMEOUT, args.client.peek(&args.topic, Some(*from), 1)).await;
+        let seen = timeout(PEEK_TIMEOUT, client.peek(topic, Some(*from), 1)).await;
         let Ok(Ok(seen)) = seen else { return Self(None) };
         if id == 0 || (seen.epoch.is_some() && !seen.restarted) {
             return Self(None);
         }
-        let end =
-            timeout(PEEK_TIMEOUT, args.client.peek(&args.topic, Some(Position::New), 1)).await;
+        let end = timeout(PEEK_TIMEOUT, client.peek(topic, Some(Position::New), 1)).await;
         let Ok(Ok(end)) = end else { return Self(None) };
         let next_id = end.next_id.unwrap_or(0);
         // The message may have been published meanwhile.
         if next_id < id {
-            note(&format!("{} has no message {id} yet (next id is {next_id})", args.topic));
+            note(&format!("{topic} has no message {id} yet (next id is {next_id})"));
             *from = end.epoch.map_or(Position::All, |epoch| Position::before(epoch, next_id));
         }
         Self(Some(id).filter(|id| next_id < *id))
@@ -105,43 +112,32 @@ impl NotYetPublished {
 }
 
 struct Follower {
+    topic: TopicName,
     args: Sub,
-    execute: Option<Execute>,
     subscription: Subscription,
-    output: Output,
-    stop: Stop,
+    handler: Handler,
     cursor: Option<Cursor>,
     not_yet_published: NotYetPublished,
-    /// The number of messages that were printed, or that the command was run for.
-    handled: u64,
-    /// Whether any message was missed.
-    missed: bool,
-    /// Whether the server has answered.
-    reached: bool,
+    progress: Progress,
     /// Whether the subscription has ever been connected.
     connected: bool,
 }
 
 impl Follower {
-    fn new(mut args: Sub, stop: Stop) -> Result<Self, Failure> {
-        let raw = args.style.format == Some(Format::Raw);
-        let execute = args.command.take().map(|(program, rest)| Execute::new(program, rest, raw));
-        let execute = execute.transpose()?;
-        let (topic, server) = (args.topic.to_string(), args.client.server().to_string());
-        let owner = Owner { topic, server };
-        let cursor = args.cursor.take().map(|path| Cursor::open(&path, owner, args.ignore_cursor));
+    fn new(topic: TopicName, args: Sub, stop: Stop) -> Result<Self, Failure> {
+        let server = args.client.server().to_string();
+        let owner = Owner { topic: topic.to_string(), server };
+        let cursor = args.cursor.as_ref();
+        let cursor = cursor.map(|path| Cursor::open(path, owner, args.ignore_cursor));
         Ok(Self {
-            subscription: args.client.subscribe(&args.topic, args.since),
-            output: Output::new(args.style),
-            stop,
-            args,
-            execute,
+            subscription: args.client.subscribe(&topic, args.since),
+            handler: Handler::new(&args, Output::new(args.style), stop)?,
             cursor: cursor.transpose()?,
             not_yet_published: NotYetPublished(None),
-            handled: 0,
-            missed: false,
-            reached: false,
+            progress: Progress::default(),
             connected: false,
+            topic,
+            args,
         })
     }
 
@@ -150,14 +146,15 @@ impl Follower {
     async fn begin(&mut self) -> Result<Option<Ended>, Failure> {
         let saved = self.cursor.as_ref().and_then(Cursor::saved);
         let mut from = saved.unwrap_or(self.args.since);
-        self.not_yet_published = NotYetPublished::find(&self.args, &mut from).await;
+        self.not_yet_published =
+            NotYetPublished::find(&self.args.client, &self.topic, &mut from).await;
         if self.args.poll || self.args.back.is_some() {
             from = self.show(from).await?;
         }
         if self.args.poll {
             return Ok(Some(Ended::Counted));
         }
-        self.subscription = self.args.client.subscribe(&self.args.topic, from);
+        self.subscription = self.args.client.subscribe(&self.topic, from);
         Ok(None)
     }
 
@@ -167,7 +164,7 @@ impl Follower {
         mut end: Pin<&mut impl Future<Output = Result<Ended, Failure>>>,
     ) -> Result<Ended, Failure> {
         loop {
-            if self.args.count.is_some_and(|count| self.handled >= count) {
+            if self.args.count.is_some_and(|count| self.progress.handled >= count) {
                 return Ok(Ended::Counted);
             }
             let event = select! {
@@ -175,7 +172,7 @@ impl Follower {
                 ended = &mut end => return ended,
                 event = self.next() => event?,
             };
-            if self.execute.is_some() {
+            if self.args.command.is_some() {
                 // Not in a select, so that a running command can finish.
                 self.handle(event).await?;
                 continue;
@@ -196,18 +193,18 @@ impl Follower {
         if let Poll::Ready(event) = at_once {
             return Ok(event?);
         }
-        self.output.flush().await?;
+        self.handler.flush().await?;
         Ok(next.await?)
     }
 
     async fn handle(&mut self, event: Event) -> Result<(), Failure> {
-        let topic = &self.args.topic;
+        let topic = &self.topic;
         match event {
             Event::Message(message) => {
                 let position = self.subscription.position();
                 self.process(&message, position).await?;
             }
-            Event::Missed(count) => self.report_missed(count),
+            Event::Missed(count) => self.progress.report_missed(&self.topic, count),
             Event::Restarted => {
                 self.not_yet_published = NotYetPublished(None);
                 note(&format!(
@@ -228,59 +225,35 @@ impl Follower {
         if self.not_yet_published.skips(message.id()) {
             return self.save_position(position).await;
         }
-        match &self.execute {
-            Some(execute) => {
-                let command = execute.command(message);
-                let (alive, kill) = (self.subscription.keep_alive(), self.stop.requested_again());
-                match execute.run(command, message, alive, kill).await? {
-                    execute::Ended::Exited { status, .. } if status.success() => {}
-                    execute::Ended::Exited { status, .. } => {
-                        let (name, id) = (execute.name(), message.id());
-                        self.report_failed(&format!("{name} failed on message {id}: {status}"))?;
-                    }
-                    // msgbus exits shortly after the second signal.
-                    execute::Ended::Killed => pending().await,
-                }
-            }
-            None => self.output.write(message).await?,
-        }
-        self.handled += 1;
+        self.handler.handle(message, self.subscription.keep_alive()).await?;
+        self.progress.handled += 1;
         self.save_position(position).await
     }
 
     /// Saves the position in the cursor file, after flushing the messages before it.
     async fn save_position(&mut self, position: Position) -> Result<(), Failure> {
         let Some(cursor) = &mut self.cursor else { return Ok(()) };
-        self.output.flush().await?;
+        self.handler.flush().await?;
         cursor.save(position)
-    }
-
-    fn report_missed(&mut self, count: u64) {
-        self.missed = true;
-        let (topic, s) = (&self.args.topic, if count == 1 { "" } else { "s" });
-        note(&format!(
-            "{topic}: missed {count} message{s}: the server dropped them before they were delivered \
-             (topic limit or TTL)"
-        ));
     }
 
     /// Prints existing messages, from a position on or the last ones. Returns the position after them.
     async fn show(&mut self, from: Position) -> Result<Position, Failure> {
         const PAGE: usize = 1_000;
-        let (client, topic) = (self.args.client.clone(), self.args.topic.clone());
+        let (client, topic) = (self.args.client.clone(), self.topic.clone());
         let mut from = match self.args.back {
             Some(count) => last(&client, &topic, count).await?,
             None => from,
         };
         let mut tail = None;
         loop {
-            let left = self.args.count.map_or(u64::MAX, |count| count - self.handled);
+            let left = self.args.count.map_or(u64::MAX, |count| count - self.progress.handled);
             let page = PAGE.min(usize::try_from(left).unwrap_or(PAGE));
             if page == 0 {
                 return Ok(from);
             }
             let seen = client.peek(&topic, Some(from), page).await?;
-            self.reached = true;
+            self.progress.reached = true;
             let (Some(epoch), Some(next_id)) = (seen.epoch, seen.next_id) else { return Ok(from) };
             if seen.restarted {
                 self.handle(Event::Restarted).await?;
@@ -328,7 +301,7 @@ impl Follower {
     /// Reports missed messages. `tail` starts at retained messages, so it has not missed any.
     fn report_gap(&mut self, count: u64) {
         if count > 0 && self.args.back.is_none() {
-            self.report_missed(count);
+            self.progress.report_missed(&self.topic, count);
         }
     }
 
@@ -336,9 +309,9 @@ impl Follower {
         if self.connected && !self.args.quiet {
             note("connected again");
         } else if self.args.debug {
-            note(&format!("following {} at {}", self.args.topic, self.args.client.server()));
+            note(&format!("following {} at {}", self.topic, self.args.client.server()));
         }
-        self.reached = true;
+        self.progress.reached = true;
         self.connected = true;
         match &mut self.cursor {
             // Saves the start, so that nothing is missed if this run ends before the first message.
@@ -348,31 +321,10 @@ impl Follower {
     }
 
     async fn finish(mut self, ended: Result<Ended, Failure>) -> Result<Exit, Failure> {
-        let flushed = match &ended {
-            Ok(_) => timeout(FINAL_FLUSH_TIMEOUT, self.output.flush()).await.unwrap_or(Ok(())),
-            // After an error, the output may be unusable.
-            Err(_) => Ok(()),
-        };
+        let flushed = self.handler.flush_at_end(ended.is_ok()).await;
         self.subscription.close().await;
         let ended = ended?;
         flushed?;
-        Ok(match ended {
-            Ended::OutOfTime if !self.reached => {
-                note("no connection within --timeout");
-                Exit::NoConnection
-            }
-            _ if self.missed && self.args.strict => Exit::Missed,
-            Ended::OutOfTime if self.args.count.is_some() => Exit::Nothing,
-            Ended::Counted | Ended::Stopped | Ended::OutOfTime => Exit::Done,
-        })
-    }
-
-    /// Reports a failed command. That is an error only with a cursor, which must not move past the message.
-    fn report_failed(&self, problem: &str) -> Result<(), Failure> {
-        if self.cursor.is_some() {
-            return Err(Failure::Other(format!("{problem}; the next run starts with it")));
-        }
-        note(problem);
-        Ok(())
+        Ok(self.progress.exit(&ended, &self.args))
     }
 }
