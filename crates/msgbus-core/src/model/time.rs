@@ -24,6 +24,8 @@ impl Now {
 pub(crate) struct MonotonicTime(u64);
 
 impl MonotonicTime {
+    pub(crate) const MAX: Self = Self(u64::MAX);
+
     pub(crate) const fn from_nanoseconds(nanoseconds: u64) -> Self {
         Self(nanoseconds)
     }

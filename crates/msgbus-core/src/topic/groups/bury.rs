@@ -59,6 +59,11 @@ impl Topic {
     /// The time of the next thing that is due, if the timer does not know of it. It must be told.
     pub(crate) fn next_registration(&mut self, now: MonotonicTime) -> Option<Registration> {
         let groups = self.groups.as_mut()?;
+        if let Some(registered) = groups.registered
+            && groups.iter().all(|group| group.has_nothing_before(registered))
+        {
+            return None;
+        }
         let deadlines = groups.iter_mut().filter_map(|group| {
             if group.dying.is_empty() { group.open.next_deadline() } else { Some(now) }
         });
@@ -120,6 +125,10 @@ impl Topic {
 }
 
 impl Group {
+    fn has_nothing_before(&self, time: MonotonicTime) -> bool {
+        self.dying.is_empty() && self.open.is_nothing_before(time)
+    }
+
     fn dead_letter(&self, number: u8, id: u64) -> Option<DeadLetter> {
         let open = self.open.get(id).filter(|open| open.state == State::Burying)?;
         Some(DeadLetter {

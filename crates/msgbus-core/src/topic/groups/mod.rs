@@ -19,6 +19,7 @@ use crate::{
 
 mod bury;
 mod group;
+mod id_map;
 mod keep;
 mod open;
 mod settings;

@@ -1,10 +1,12 @@
 //! The messages that a group was given and has not settled.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     sync::Arc,
 };
 
+use super::id_map::IdMap;
 use crate::model::{LeaseKey, MonotonicTime, Now, WallTime};
 
 /// What happens to an open message next.
@@ -63,15 +65,18 @@ impl Seconds {
 
 #[derive(Debug, Default)]
 pub(super) struct OpenTable {
-    messages: BTreeMap<u64, Open>,
+    messages: IdMap<Open>,
     /// The messages that are [`State::Ready`].
     ready: BTreeSet<u64>,
-    /// The deadlines of the messages in timed states.
-    deadlines: BTreeSet<(MonotonicTime, u64)>,
+    /// The deadlines of the messages in timed states, and those of messages that have changed since: most leases are
+    /// settled before they end, and it takes less time to leave their deadlines in place.
+    deadlines: BinaryHeap<Reverse<(MonotonicTime, u64)>>,
     /// Why messages were given back, if it was said.
     reasons: BTreeMap<u64, Box<str>>,
     leased: usize,
     settling: usize,
+    /// The messages in timed states.
+    timed: usize,
 }
 
 impl OpenTable {
@@ -97,7 +102,7 @@ impl OpenTable {
     }
 
     pub(super) fn get(&self, id: u64) -> Option<&Open> {
-        self.messages.get(&id)
+        self.messages.get(id)
     }
 
     /// The message of a live lease.
@@ -114,7 +119,7 @@ impl OpenTable {
 
     /// The messages by id, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Open)> {
-        self.messages.iter().map(|(id, open)| (*id, open))
+        self.messages.iter()
     }
 
     /// The oldest message that is not acknowledged.
@@ -131,24 +136,24 @@ impl OpenTable {
     pub(super) fn put(&mut self, id: u64, open: Open) {
         let (state, deadline) = (open.state, open.deadline);
         if let Some(previous) = self.messages.insert(id, open) {
-            self.leave(id, previous.state, previous.deadline);
+            self.leave(id, previous.state);
         }
         self.enter(id, state, deadline);
     }
 
     /// Changes the state of a message that is in the table.
     pub(super) fn change(&mut self, id: u64, state: State, deadline: MonotonicTime) {
-        if let Some(open) = self.messages.get_mut(&id) {
+        if let Some(open) = self.messages.get_mut(id) {
             let previous = std::mem::replace(&mut open.state, state);
-            let previous_deadline = std::mem::replace(&mut open.deadline, deadline);
-            self.leave(id, previous, previous_deadline);
+            open.deadline = deadline;
+            self.leave(id, previous);
             self.enter(id, state, deadline);
         }
     }
 
     pub(super) fn remove(&mut self, id: u64) -> Option<Open> {
-        let open = self.messages.remove(&id)?;
-        self.leave(id, open.state, open.deadline);
+        let open = self.messages.remove(id)?;
+        self.leave(id, open.state);
         if !self.reasons.is_empty() {
             self.reasons.remove(&id);
         }
@@ -163,11 +168,15 @@ impl OpenTable {
             State::Delayed | State::Dying | State::Burying => {}
         }
         if state.is_timed() {
-            self.deadlines.insert((deadline, id));
+            self.timed += 1;
+            if self.deadlines.len() == self.deadlines.capacity() {
+                self.deadlines.reserve_exact(self.deadlines.len() / 4 + Self::SPARE_DEADLINES);
+            }
+            self.deadlines.push(Reverse((deadline, id)));
         }
     }
 
-    fn leave(&mut self, id: u64, state: State, deadline: MonotonicTime) {
+    fn leave(&mut self, id: u64, state: State) {
         match state {
             State::Leased => self.leased -= 1,
             State::Settling => self.settling -= 1,
@@ -175,18 +184,53 @@ impl OpenTable {
             State::Delayed | State::Dying | State::Burying => {}
         }
         if state.is_timed() {
-            self.deadlines.remove(&(deadline, id));
+            self.timed -= 1;
+            self.drop_passed_over();
         }
     }
 
+    /// The number of deadlines that may be left in place, and of those that may be unused, whatever the number of leases.
+    const SPARE_DEADLINES: usize = 32;
+
+    /// Drops the deadlines that were left in place, when a third of all are such.
+    fn drop_passed_over(&mut self) {
+        if self.deadlines.len() <= self.timed + self.timed / 2 + Self::SPARE_DEADLINES {
+            return;
+        }
+        let mut deadlines = std::mem::take(&mut self.deadlines).into_vec();
+        deadlines.retain(|Reverse(deadline)| is_current(&self.messages, *deadline));
+        // A message may have had the same deadline more than once.
+        deadlines.sort_unstable_by(|a, b| b.cmp(a));
+        deadlines.dedup();
+        deadlines.shrink_to(2 * deadlines.len() + Self::SPARE_DEADLINES);
+        self.deadlines = deadlines.into();
+    }
+
     /// The first message whose deadline has passed. The caller changes its state.
-    pub(super) fn first_due(&self, now: MonotonicTime) -> Option<u64> {
-        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, id)| *id)
+    pub(super) fn first_due(&mut self, now: MonotonicTime) -> Option<u64> {
+        self.first_until(now).map(|(_, id)| id)
     }
 
     /// The next deadline.
-    pub(super) fn next_deadline(&self) -> Option<MonotonicTime> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
+    pub(super) fn next_deadline(&mut self) -> Option<MonotonicTime> {
+        self.first_until(MonotonicTime::MAX).map(|(deadline, _)| deadline)
+    }
+
+    fn first_until(&mut self, latest: MonotonicTime) -> Option<(MonotonicTime, u64)> {
+        while let Some(Reverse(first)) = self.deadlines.peek()
+            && first.0 <= latest
+        {
+            if is_current(&self.messages, *first) {
+                return Some(*first);
+            }
+            self.deadlines.pop();
+        }
+        None
+    }
+
+    /// Whether no deadline is before this time. It may be `false` because of a message that has changed since.
+    pub(super) fn is_nothing_before(&self, time: MonotonicTime) -> bool {
+        self.deadlines.peek().is_none_or(|Reverse((deadline, _))| *deadline >= time)
     }
 
     pub(super) fn reason(&self, id: u64) -> Option<&str> {
@@ -199,6 +243,11 @@ impl OpenTable {
             None => drop(self.reasons.remove(&id)),
         }
     }
+}
+
+/// Whether a deadline is still that of the message.
+fn is_current(messages: &IdMap<Open>, (deadline, id): (MonotonicTime, u64)) -> bool {
+    messages.get(id).is_some_and(|open| open.state.is_timed() && open.deadline == deadline)
 }
 
 #[cfg(test)]
