@@ -4,3 +4,4 @@ mod base64;
 mod headers;
 pub mod json;
 mod text;
+mod time;

@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{JsonError, PayloadForm, Time, read_message, size_hint, write, write_message_as};
+use super::{
+    JsonError, PayloadForm, Time, read_message, size_hint, time, write, write_message_as, write_number,
+};
 use crate::{
     model::{Leased, TopicName},
     stats::{GroupStats, LeaseStats},
@@ -27,18 +29,13 @@ pub fn write_leased_as(out: &mut Vec<u8>, leased: &Leased, form: PayloadForm) {
 
 /// Appends the fields of a lease, for an object that has others.
 pub fn write_lease(out: &mut Vec<u8>, leased: &Leased) {
-    #[derive(Serialize)]
-    struct AfterToken {
-        deliveries: u32,
-        lease_expires: Time,
-    }
     out.extend_from_slice(br#""lease":""#);
     leased.token.write_to(out);
+    out.extend_from_slice(br#"","deliveries":"#);
+    write_number(out, leased.deliveries.into());
+    out.extend_from_slice(br#","lease_expires":""#);
+    time::write(out, leased.expires);
     out.push(b'"');
-    let brace = out.len();
-    write(out, &AfterToken { deliveries: leased.deliveries, lease_expires: Time(leased.expires) });
-    out[brace] = b',';
-    out.pop();
 }
 
 /// An estimate of how many bytes [`write_leased`] appends, as [`size_hint`] is one.
