@@ -130,6 +130,16 @@ impl Message {
         (self.0.expires != WallTime::NEVER).then(|| self.0.expires.into())
     }
 
+    /// [`created`](Self::created) in nanoseconds since 1970, for a store.
+    pub fn created_nanoseconds(&self) -> i64 {
+        self.0.created.nanoseconds()
+    }
+
+    /// [`expires`](Self::expires) in nanoseconds since 1970, for a store.
+    pub fn expires_nanoseconds(&self) -> Option<i64> {
+        (self.0.expires != WallTime::NEVER).then(|| self.0.expires.nanoseconds())
+    }
+
     pub(crate) fn expires_at(&self) -> WallTime {
         self.0.expires
     }

@@ -226,9 +226,9 @@ pub(crate) fn encode_message(out: &mut Vec<u8>, seed: u32, topic: u32, message: 
         message.headers().iter().map(|(name, value)| 4 + name.len() + value.len()).sum();
     let extra = u16::try_from(headers_size).unwrap_or(u16::MAX);
     encode(out, seed, Kind::Message, (0, extra, topic), |out| {
-        let expires = message.expires().map_or(NEVER, nanoseconds);
+        let expires = message.expires_nanoseconds().unwrap_or(NEVER);
         out.extend_from_slice(&message.id().to_le_bytes());
-        out.extend_from_slice(&nanoseconds(message.created()).to_le_bytes());
+        out.extend_from_slice(&message.created_nanoseconds().to_le_bytes());
         out.extend_from_slice(&expires.to_le_bytes());
         for (name, value) in message.headers() {
             for text in [name, value] {
@@ -306,7 +306,7 @@ fn group_head(group: &KeptGroup, number: u8, topic: u32) -> (u8, u16, u32) {
     (number, group.is_explicit.into(), topic)
 }
 
-/// Nanoseconds since 1970. Messages have times that fit.
+/// Nanoseconds since 1970, or the nearest that fit.
 pub(super) fn nanoseconds(time: DateTime<Utc>) -> i64 {
     let nearest = if time.timestamp() < 0 { i64::MIN } else { NEVER };
     time.timestamp_nanos_opt().unwrap_or(nearest)

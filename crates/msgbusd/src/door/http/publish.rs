@@ -8,6 +8,7 @@ use hyper::{
     body::Incoming,
     header::{HeaderMap, HeaderName},
 };
+use memchr::memchr_iter;
 use msgbus_core::{NewMessage, PublishedBatch, TopicName, store::Durability};
 use tokio::task::yield_now;
 
@@ -72,8 +73,9 @@ async fn publish_lines(
     body: Bytes,
     message: NewMessage,
 ) -> Result<PublishedBatch, ServiceError> {
-    publish.admit_batch(lines(&body).count())?;
-    publish.put_batch(split_lines(body, message).await).await
+    let count = lines(&body).count();
+    publish.admit_batch(count)?;
+    publish.put_batch(split_lines(body, count, message).await).await
 }
 
 /// The response to a publish. It reuses the header map of the request, which is no longer needed.
@@ -96,8 +98,8 @@ fn accepted<B, const N: usize>(
 }
 
 /// Creates a message for each line. It yields in between, so that other requests of the same thread make progress.
-async fn split_lines(body: Bytes, message: NewMessage) -> Vec<NewMessage> {
-    let mut messages = Vec::new();
+async fn split_lines(body: Bytes, count: usize, message: NewMessage) -> Vec<NewMessage> {
+    let mut messages = Vec::with_capacity(count);
     for (number, line) in lines(&body).enumerate() {
         if number % LINES_AT_ONCE == LINES_AT_ONCE - 1 {
             yield_now().await;
@@ -120,7 +122,12 @@ fn split(query: &Query) -> Result<bool, ApiError> {
 /// The lines of a body. A line end at the end of the body adds no line; an empty line is a message.
 fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     let body = body.strip_suffix(b"\n").unwrap_or(body);
-    body.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+    let mut start = 0;
+    memchr_iter(b'\n', body).chain([body.len()]).map(move |end| {
+        let line = &body[start..end];
+        start = end + 1;
+        line.strip_suffix(b"\r").unwrap_or(line)
+    })
 }
 
 /// The message that the request describes, without its payload; and whether the body is split into messages.
