@@ -50,8 +50,8 @@ pub use self::{
     model::{
         DurationError, Event, GroupName, GroupNameError, GroupSettings, HeaderError, Headers,
         LeaseToken, Leased, Message, NameError, NewMessage, PatternError, Peek, Position,
-        PositionError, Published, PublishedBatch, Settlement, StartPosition, TokenError, TopicInfo,
-        TopicName, TopicPattern, format_duration, parse_duration,
+        PositionError, Published, PublishedBatch, SettledBatch, Settlement, StartPosition,
+        TokenError, TopicInfo, TopicName, TopicPattern, format_duration, parse_duration,
     },
     options::{
         BatchLimit, GroupConfig, LagPolicy, LeaseOptions, Options, Overflow, SubscribeOptions,

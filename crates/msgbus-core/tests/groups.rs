@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
+use chrono::Utc;
 use msgbus_core::{
-    Event, GroupConfig, GroupName, LeaseOptions, MessageBus, NewMessage, Options, Overflow,
-    PublishError, Settlement, TopicName, TopicRule, TopicSettings,
+    BatchLimit, Event, GroupConfig, GroupName, LeaseOptions, MessageBus, NewMessage, Options,
+    Overflow, PublishError, SettledBatch, Settlement, TopicName, TopicRule, TopicSettings,
 };
 
 fn topic(name: &str) -> TopicName {
@@ -237,11 +238,44 @@ fn many_leases_are_settled_at_once() {
     assert_eq!(tokens.len(), 20);
     bus.settle(&tokens[3], &Settlement::Ack).wait().unwrap();
     bus.settle(&tokens[14], &Settlement::Ack).wait().unwrap();
-    assert_eq!(bus.settle_all(&tokens, &Settlement::Ack).wait(), Ok(vec![3, 14]));
-    assert_eq!(bus.settle_all(&tokens, &Settlement::Ack).wait(), Ok((0..20).collect()));
+    let ack_all = || bus.settle_all(&tokens, &Settlement::Ack).wait().unwrap();
+    assert_eq!(ack_all(), SettledBatch { lost: vec![3, 14], expires: None });
+    assert_eq!(ack_all(), SettledBatch { lost: (0..20).collect(), expires: None });
     let peek = bus.peek_group(&jobs, &workers(), options.limit).wait().unwrap().unwrap();
     assert!(peek.events.is_empty());
     bus.put(&jobs, "b").unwrap();
     let peek = bus.peek_group(&jobs, &workers(), options.limit).wait().unwrap().unwrap();
     assert!(matches!(&peek.events[..], [Event::Message { message, .. }] if message.id() == 10));
+}
+
+#[test]
+fn an_extend_says_when_the_lease_ends() {
+    let bus = bus();
+    let jobs = topic("jobs");
+    bus.put(&jobs, "for long").unwrap();
+    bus.put(&jobs, NewMessage::new("for a minute").ttl(Duration::from_secs(60))).unwrap();
+    let limit = BatchLimit { events: 2, bytes: usize::MAX };
+    let options = LeaseOptions { limit, ..LeaseOptions::default() };
+    let leased = bus.lease(&jobs, &workers(), options).wait().unwrap();
+    let tokens: Vec<_> = leased.iter().map(|leased| leased.token.clone()).collect();
+    let message_expires = leased[1].message.expires();
+    assert!(message_expires.is_some());
+
+    let lease = Duration::from_secs(600);
+    let extend = Settlement::Extend { lease };
+    let before = Utc::now();
+    let long = bus.settle(&tokens[0], &extend).wait().unwrap().unwrap();
+    assert!((before + lease..=Utc::now() + lease).contains(&long), "{long}");
+    assert_eq!(
+        bus.settle(&tokens[1], &extend).wait(),
+        Ok(message_expires),
+        "not after its message"
+    );
+    let both = bus.settle_all(&tokens, &extend).wait().unwrap();
+    assert_eq!(both, SettledBatch { lost: vec![], expires: message_expires }, "the first of both");
+
+    let nack = Settlement::Nack { delay: Duration::ZERO, reason: None };
+    assert_eq!(bus.settle(&tokens[0], &nack).wait(), Ok(None));
+    let delivery = bus.group(&jobs, &workers()).try_take().wait().unwrap().unwrap();
+    assert!(delivery.extend(lease).wait().unwrap() >= long);
 }

@@ -115,8 +115,8 @@ impl Workers {
 
     fn ack_all(&self, leased: &[Leased]) {
         let tokens: Vec<LeaseToken> = leased.iter().map(|leased| leased.token.clone()).collect();
-        let lost = self.bus.settle_all(&tokens, &Settlement::Ack).wait();
-        assert!(lost.expect("a bus without a store").is_empty(), "a lease was lost");
+        let settled = self.bus.settle_all(&tokens, &Settlement::Ack).wait();
+        assert!(settled.expect("a bus without a store").lost.is_empty(), "a lease was lost");
     }
 }
 

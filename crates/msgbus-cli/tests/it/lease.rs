@@ -191,7 +191,7 @@ async fn a_group_is_shown_and_changed() {
 }
 
 /// Of the right form.
-const TOKEN: &str = "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB0";
+const TOKEN: &str = "AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB0";
 
 #[tokio::test]
 async fn bad_input_is_refused_before_anything_is_sent() {

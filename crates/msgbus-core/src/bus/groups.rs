@@ -2,6 +2,8 @@
 
 use std::{future::poll_fn, sync::Arc};
 
+use chrono::{DateTime, Utc};
+
 use super::{
     MessageBus, clock,
     map::{SharedTopic, TopicMap},
@@ -10,7 +12,10 @@ use super::{
 };
 use crate::{
     error::{GroupError, LeaseError, SettleError},
-    model::{GroupName, LeaseKey, LeaseToken, Leased, Peek, Settlement, TopicName},
+    model::{
+        GroupName, LeaseKey, LeaseToken, Leased, Peek, SettledBatch, Settlement, TokenScope,
+        TopicName,
+    },
     options::{BatchLimit, GroupConfig, LeaseOptions},
     stats::{GroupStats, LeaseStats},
     store::StoreError,
@@ -39,7 +44,7 @@ impl MessageBus {
         self.topic_ref(topic, &mut None).with_existing(size)?
     }
 
-    /// Settles a lease.
+    /// Settles a lease. Returns when it ends now, if it was extended.
     ///
     /// # Errors
     /// When the lease is over, or the store does not keep the ack. The lease goes on then.
@@ -47,17 +52,18 @@ impl MessageBus {
         &self,
         token: &LeaseToken,
         settlement: &Settlement,
-    ) -> Op<Result<(), SettleError>> {
-        match self.0.settle(token.topic(), token.epoch, token.group, &[token.key], settlement) {
+    ) -> Op<Result<Option<DateTime<Utc>>, SettleError>> {
+        match self.0.settle(&token.scope, token.group, &[token.key], settlement) {
             Ok((_, Settled { lost, .. })) if !lost.is_empty() => Op::ready(Err(SettleError::Lost)),
-            Ok((Some(topic), settled)) => Op::after(settled.commit, &topic, ()),
+            Ok((Some(topic), Settled { commit, expires, .. })) => {
+                Op::after(commit, &topic, expires.map(DateTime::from))
+            }
             Ok((None, _)) => Op::ready(Err(SettleError::Lost)),
             Err(error) => Op::ready(Err(error.into())),
         }
     }
 
-    /// Settles many leases in the same way. It takes least time if those of a topic and group follow each other. Returns
-    /// the indices of those that are over.
+    /// Settles many leases in the same way. It takes least time if those of a topic and group follow each other.
     ///
     /// # Errors
     /// When a store does not keep an ack. It is unknown then which leases are settled.
@@ -65,19 +71,19 @@ impl MessageBus {
         &self,
         tokens: &[LeaseToken],
         settlement: &Settlement,
-    ) -> Op<Result<Vec<usize>, StoreError>> {
-        let mut all_lost = Vec::new();
+    ) -> Op<Result<SettledBatch, StoreError>> {
+        let mut batch = SettledBatch::default();
         let mut commits = Vec::new();
         let mut first = 0;
-        let is_same = |a: &LeaseToken, b: &LeaseToken| {
-            (a.epoch, a.group, &a.topic) == (b.epoch, b.group, &b.topic)
-        };
+        let is_same = |a: &LeaseToken, b: &LeaseToken| (a.group, &a.scope) == (b.group, &b.scope);
         for run in tokens.chunk_by(is_same) {
             let keys: Vec<LeaseKey> = run.iter().map(|token| token.key).collect();
-            let LeaseToken { topic, epoch, group, .. } = &run[0];
-            match self.0.settle(topic, *epoch, *group, &keys, settlement) {
-                Ok((topic, Settled { lost, commit, .. })) => {
-                    all_lost.extend(lost.into_iter().map(|index| first + index));
+            let LeaseToken { scope, group, .. } = &run[0];
+            match self.0.settle(scope, *group, &keys, settlement) {
+                Ok((topic, Settled { lost, expires, commit, .. })) => {
+                    batch.lost.extend(lost.into_iter().map(|index| first + index));
+                    let expires = expires.map(DateTime::from);
+                    batch.expires = batch.expires.into_iter().chain(expires).min();
                     commits.extend(commit.zip(topic));
                 }
                 Err(error) => return Op::ready(Err(error)),
@@ -85,9 +91,9 @@ impl MessageBus {
             first += run.len();
         }
         if commits.is_empty() {
-            return Op::ready(Ok(all_lost));
+            return Op::ready(Ok(batch));
         }
-        Op::running(commit_all(commits, all_lost))
+        Op::running(commit_all(commits, batch))
     }
 
     /// Returns the messages that a group has not settled, without taking them: first those that it was given, then new
@@ -150,28 +156,27 @@ impl MessageBus {
 
 async fn commit_all(
     commits: Vec<(Arc<Commit>, Arc<SharedTopic>)>,
-    lost: Vec<usize>,
-) -> Result<Vec<usize>, StoreError> {
+    batch: SettledBatch,
+) -> Result<SettledBatch, StoreError> {
     for (commit, _topic) in commits {
         poll_fn(|cx| commit.poll(cx)).await?;
     }
-    Ok(lost)
+    Ok(batch)
 }
 
 impl TopicMap {
     /// Settles leases of one group of a topic. Also returns the topic, if it is still there.
     fn settle(
         &self,
-        name: &TopicName,
-        epoch: u64,
+        scope: &TokenScope,
         group: u8,
         keys: &[LeaseKey],
         settlement: &Settlement,
     ) -> Result<(Option<Arc<SharedTopic>>, Settled), StoreError> {
         let all_lost = || Settled { lost: (0..keys.len()).collect(), ..Settled::default() };
-        let Some(topic) = self.find(name) else { return Ok((None, all_lost())) };
+        let Some(topic) = self.find(&scope.topic) else { return Ok((None, all_lost())) };
         let mut locked = topic.lock();
-        if locked.is_deleted() || locked.info().epoch != epoch {
+        if locked.is_deleted() || locked.info().epoch != scope.epoch {
             return Ok((None, all_lost()));
         }
         let mut settled = locked.settle(group, keys, settlement, clock::now())?;

@@ -10,17 +10,21 @@ mod name;
 mod pattern;
 mod position;
 mod time;
+mod token;
 
-pub(crate) use self::group::LeaseKey;
 pub(crate) use self::message::WeakMessage;
-pub(crate) use self::time::{MonotonicTime, Nanos, Now, WallTime};
 pub use self::{
     duration::{DurationError, format_duration, parse_duration},
     event::{Event, Peek, StartPosition},
-    group::{GroupName, GroupNameError, GroupSettings, LeaseToken, Leased, Settlement, TokenError},
+    group::{GroupName, GroupNameError, GroupSettings, Leased, SettledBatch, Settlement},
     headers::{HeaderError, Headers},
     message::{Message, NewMessage, Published, PublishedBatch, TopicInfo},
     name::{NameError, TopicName},
     pattern::{PatternError, TopicPattern},
     position::{Position, PositionError},
+    token::{LeaseToken, TokenError},
+};
+pub(crate) use self::{
+    time::{MonotonicTime, Nanos, Now, WallTime},
+    token::{LeaseKey, TokenScope},
 };

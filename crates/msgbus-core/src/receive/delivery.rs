@@ -2,6 +2,8 @@
 
 use std::{ops::Deref, time::Duration};
 
+use chrono::{DateTime, Utc};
+
 use super::lease::LeasePull;
 use crate::{
     bus::{MessageBus, Op},
@@ -130,15 +132,16 @@ impl Delivery {
 
     fn settle(mut self, settlement: &Settlement) -> Op<Result<(), SettleError>> {
         self.is_settled = true;
-        self.bus.settle(&self.leased.token, settlement)
+        self.bus.settle(&self.leased.token, settlement).map(|settled| settled.map(drop))
     }
 
-    /// The lease lasts this long from now.
+    /// The lease lasts this long from now, but no longer than the message lives. Returns when it ends.
     ///
     /// # Errors
     /// When the lease is over.
-    pub fn extend(&self, lease: Duration) -> Op<Result<(), SettleError>> {
-        self.bus.settle(&self.leased.token, &Settlement::Extend { lease })
+    pub fn extend(&self, lease: Duration) -> Op<Result<DateTime<Utc>, SettleError>> {
+        let settled = self.bus.settle(&self.leased.token, &Settlement::Extend { lease });
+        settled.map(|settled| settled?.ok_or(SettleError::Lost))
     }
 }
 

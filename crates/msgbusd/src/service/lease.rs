@@ -6,9 +6,10 @@ use std::{
     task::{Context, Poll},
 };
 
+use chrono::{DateTime, Utc};
 use msgbus_core::{
     BatchLimit, GroupName, LeaseError, LeaseOptions, LeasePull, LeaseToken, Leased, Peek,
-    Settlement, TopicName,
+    SettledBatch, Settlement, TopicName,
 };
 use tokio::task::yield_now;
 use tracing::debug;
@@ -29,6 +30,15 @@ use crate::{
 const SETTLED_AT_ONCE: usize = 1024;
 /// How much of a text that is not a token is repeated in the answer, in characters.
 const MAX_REPEATED: usize = 100;
+
+/// The outcome of settling many leases.
+#[derive(Debug)]
+pub(crate) struct SettledLeases {
+    /// The numbers of those that were not settled, in no order, and why.
+    pub(crate) unsettled: Vec<(usize, Code)>,
+    /// When the first of those ends that were extended.
+    pub(crate) expires: Option<DateTime<Utc>>,
+}
 
 impl Call<'_> {
     /// Leases the next messages for a group, or none if there are none, and waits until a crash cannot take the leases
@@ -95,25 +105,26 @@ impl Call<'_> {
         Ok(peek)
     }
 
-    /// Settles one lease, and waits until a crash cannot take that back.
+    /// Settles one lease, and waits until a crash cannot take that back. Returns when the lease ends, if it was extended.
     pub(crate) async fn settle(
         &self,
         token: &LeaseToken,
         settlement: Settlement,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<Option<DateTime<Utc>>, ServiceError> {
         self.authorize(Action::Pull, token.topic())?;
-        self.worker.bus.settle(token, &settlement).await?;
+        let expires = self.worker.bus.settle(token, &settlement).await?;
         debug!(peer = %self.peer, ?token, "{}", verb(&settlement));
-        Ok(())
+        Ok(expires)
     }
 
-    /// Settles many numbered leases. Returns the numbers of those that were not settled, in no order, and why.
+    /// Settles many numbered leases.
     pub(crate) async fn settle_all(
         &self,
         leases: Vec<(usize, LeaseToken)>,
         settlement: Settlement,
-    ) -> Result<Vec<(usize, Code)>, ServiceError> {
-        let (granted, mut unsettled) = self.granted(leases)?;
+    ) -> Result<SettledLeases, ServiceError> {
+        let (granted, unsettled) = self.granted(leases)?;
+        let mut settled = SettledLeases { unsettled, expires: None };
         let (numbers, tokens): (Vec<usize>, Vec<LeaseToken>) = granted.into_iter().unzip();
         let mut settling = Vec::with_capacity(tokens.len().div_ceil(SETTLED_AT_ONCE));
         for (index, part) in tokens.chunks(SETTLED_AT_ONCE).enumerate() {
@@ -124,12 +135,14 @@ impl Call<'_> {
         }
         // All have begun, so that a store keeps them together.
         for (numbers, settling) in numbers.chunks(SETTLED_AT_ONCE).zip(settling) {
-            let lost = settling.await?;
-            unsettled.extend(lost.into_iter().map(|index| (numbers[index], Code::LeaseLost)));
+            let SettledBatch { lost, expires } = settling.await?;
+            let lost = lost.into_iter().map(|index| (numbers[index], Code::LeaseLost));
+            settled.unsettled.extend(lost);
+            settled.expires = settled.expires.into_iter().chain(expires).min();
         }
-        let (count, failed) = (numbers.len(), unsettled.len());
+        let (count, failed) = (numbers.len(), settled.unsettled.len());
         debug!(peer = %self.peer, count, failed, "{} of many", verb(&settlement));
-        Ok(unsettled)
+        Ok(settled)
     }
 
     /// Separates the leases of topics that the client may not pull.

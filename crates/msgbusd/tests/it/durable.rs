@@ -96,6 +96,61 @@ fn everything_is_there_after_a_kill() {
 }
 
 #[test]
+fn groups_and_their_leases_are_there_after_a_kill() {
+    let data = TempDir::new().unwrap();
+    let daemon = start(data.path(), &[]);
+    assert_eq!(status(&daemon.say("PUT /-/groups/g/t?max_leases=7&max_deliveries=5")), 201);
+    for text in ["zero", "one", "two", "three"] {
+        assert_eq!(status(&put(&daemon, "/t", text)), 202);
+    }
+    let leased = |daemon: &Running, id: &str| {
+        let answer = daemon.say("GET /t?group=g&lease=1h&raw");
+        assert_eq!((status(&answer), header(&answer, "Msgbus-Id")), (200, id), "{answer}");
+        header(&answer, "Msgbus-Lease").to_owned()
+    };
+    let tokens = ["0", "1", "2"].map(|id| leased(&daemon, id));
+    let settle = |daemon: &Running, verb: &str, token: &str| {
+        status(&daemon.say(&format!("POST /-/{verb}/{token}")))
+    };
+    assert_eq!(settle(&daemon, "ack", &tokens[0]), 204);
+    assert_eq!(settle(&daemon, "nack", &tokens[1]), 204);
+    // A nack waits for nothing: only the ack that follows is sure to be kept, and all before it.
+    let again = leased(&daemon, "1");
+    let group = |daemon: &Running| -> serde_json::Value {
+        let mut group: serde_json::Value =
+            serde_json::from_str(body(&daemon.say("GET /-/groups/g/t"))).unwrap();
+        for lease in group["leases"].as_array_mut().unwrap() {
+            for lost in ["holder", "since", "expires"] {
+                assert!(lease.as_object_mut().unwrap().remove(lost).is_some(), "{lost}");
+            }
+        }
+        group
+    };
+    let before = group(&daemon);
+    assert_eq!(
+        (&before["leased"], &before["acked"], &before["nacked"]),
+        (&2.into(), &1.into(), &1.into())
+    );
+    kill(daemon);
+
+    let daemon = start(data.path(), &[]);
+    assert_eq!(group(&daemon), before);
+    assert_eq!(settle(&daemon, "ack", &tokens[0]), 410, "acknowledged before the kill");
+    assert_eq!(settle(&daemon, "ack", &tokens[1]), 410, "given back before the kill");
+    assert_eq!(settle(&daemon, "ack", &again), 204);
+    assert_eq!(settle(&daemon, "extend", &tokens[2]), 204);
+    leased(&daemon, "3");
+    assert_eq!(status(&daemon.say("GET /t?group=g")), 404, "the other lease goes on");
+    kill(daemon);
+    let daemon = start(data.path(), &[]);
+    let after = group(&daemon);
+    assert_eq!(
+        (&after["leased"], &after["acked"], &after["delivered"]),
+        (&2.into(), &2.into(), &5.into())
+    );
+}
+
+#[test]
 fn a_subscriber_resumes_across_a_kill() {
     let data = TempDir::new().unwrap();
     let daemon = start(data.path(), &[]);

@@ -90,6 +90,23 @@ async fn an_extended_lease_goes_on() {
 }
 
 #[tokio::test]
+async fn an_extended_lease_ends_with_its_message() {
+    let daemon = Daemon::start();
+    daemon.put("/t?ttl=60s", "x").await;
+    daemon.put("/t", "y").await;
+    let reply = daemon.get("/t?group=g&lease=1s&max=2").await;
+    let tokens: Vec<_> = reply.leases().into_iter().map(|lease| lease.2).collect();
+    let first: Value = serde_json::from_str(reply.text().lines().next().unwrap()).unwrap();
+    let one = daemon.post(&format!("/-/extend/{}?lease=1h", tokens[0])).await;
+    let many = daemon.settle_all("/-/extend?lease=1h", tokens.join("\n")).await;
+    for reply in [one, many] {
+        assert_eq!(reply.header("Msgbus-Lease-Expires"), first["expires"].as_str(), "{reply:?}");
+    }
+    let acks = daemon.settle_all("/-/ack", tokens.join("\n")).await;
+    assert_eq!((acks.status, acks.header("Msgbus-Lease-Expires")), (200, None));
+}
+
+#[tokio::test]
 async fn a_token_dies_with_its_lease() {
     let (daemon, tokens) = with_leases(3, "/t?group=g&max=9").await;
     // Moved.

@@ -127,8 +127,8 @@ impl Group {
         self.counters.redelivered -= u64::from(deliveries > 0);
     }
 
-    /// Settles one lease. Returns `false` if it is over. An ack stays to be [finished](Self::finish_ack) if the store
-    /// must keep it first.
+    /// Settles one lease. Returns when it ends, which an extend has changed, or `None` if it was over. An ack stays to be
+    /// [finished](Self::finish_ack) if the store must keep it first.
     pub(super) fn settle(
         &mut self,
         key: LeaseKey,
@@ -136,9 +136,9 @@ impl Group {
         waits_for_store: bool,
         log: &Log,
         now: Now,
-    ) -> bool {
-        let Some(open) = self.open.leased_until(key, now.monotonic) else { return false };
-        let (deliveries, deadline) = (open.deliveries, open.deadline);
+    ) -> Option<MonotonicTime> {
+        let open = self.open.leased_until(key, now.monotonic)?;
+        let (deliveries, mut deadline) = (open.deliveries, open.deadline);
         match settlement {
             Settlement::Ack => {
                 self.counters.acked += 1;
@@ -157,10 +157,11 @@ impl Group {
             Settlement::Extend { lease } => {
                 let entry = log.first_from(key.id, now.monotonic);
                 let message = entry.as_ref().and_then(Entry::message);
-                self.open.change(key.id, State::Leased, lease_end(message, *lease, now));
+                deadline = lease_end(message, *lease, now);
+                self.open.change(key.id, State::Leased, deadline);
             }
         }
-        true
+        Some(deadline)
     }
 
     /// Makes a message ready at a time, or a dead letter.

@@ -12,7 +12,10 @@ use std::{
 use super::{Commit, Page, State as TopicState, TakeError, Taken, Topic, waiters::WaiterId};
 use crate::{
     error::LeaseError,
-    model::{GroupName, LeaseKey, LeaseToken, Leased, MonotonicTime, Now, Settlement},
+    model::{
+        GroupName, LeaseKey, LeaseToken, Leased, MonotonicTime, Now, Settlement, TokenScope,
+        TopicInfo, WallTime,
+    },
     options::LeaseOptions,
     store::StoreError,
 };
@@ -37,6 +40,8 @@ pub(super) use self::{group::Cause, keep::GroupStep};
 pub(crate) struct Groups {
     /// By number. The number of a group never changes.
     slots: Vec<Option<Group>>,
+    /// What the tokens of all leases have in common, once there is one.
+    scope: Option<Arc<TokenScope>>,
     /// Makes the nonces of leases: a keyed hash (`SipHash`) of a number that is used once.
     secret: RandomState,
     /// Leases given.
@@ -50,6 +55,8 @@ pub(crate) struct Groups {
 pub(crate) struct Settled {
     /// The indices of those that were over.
     pub(crate) lost: Vec<usize>,
+    /// When the first of those ends that were extended.
+    pub(crate) expires: Option<WallTime>,
     /// Tells when the acks are kept. `None` if they are.
     pub(crate) commit: Option<Arc<Commit>>,
     /// The waiting pull that may get a message now, to be woken after the lock is released.
@@ -98,6 +105,11 @@ impl Groups {
             self.slots.resize_with(index + 1, || None);
         }
         self.slots[index] = group;
+    }
+
+    fn scope(&mut self, topic: &TopicInfo) -> &Arc<TokenScope> {
+        let new = || Arc::new(TokenScope::new(topic.name.clone(), topic.epoch));
+        self.scope.get_or_insert_with(new)
     }
 
     fn nonce(&mut self) -> u64 {
@@ -213,6 +225,7 @@ impl Topic {
         if let Some(group) = groups.get_mut(number) {
             group.end_due(now.monotonic);
         }
+        let scope = Arc::clone(groups.scope(&self.info));
         while messages.len() < limit.events.max(1) && bytes < limit.bytes.max(1) {
             let Some(group) = groups.get_mut(number) else { break };
             let Some(entry) = group.next(&self.log, now.monotonic) else {
@@ -232,8 +245,7 @@ impl Topic {
             let expires = now.wall_at(deadline).into();
             let Some(group) = groups.get_mut(number) else { break };
             let deliveries = group.lease(key, deadline, holder.clone(), now.monotonic);
-            let (topic, epoch) = (self.info.name.clone(), self.info.epoch);
-            let token = LeaseToken { topic, epoch, group: number, key };
+            let token = LeaseToken { scope: Arc::clone(&scope), group: number, key };
             messages.push(Leased { message, token, deliveries, expires });
         }
         Ok(messages)
@@ -304,13 +316,21 @@ impl Topic {
             return Ok(Settled { lost: (0..keys.len()).collect(), ..Settled::default() });
         };
         let mut settled = Settled::default();
+        let mut first_end = None;
         let mut kept = Vec::new();
         for (index, key) in keys.iter().enumerate() {
-            if !group.settle(*key, settlement, is_durable, &self.log, now) {
-                settled.lost.push(index);
-            } else if is_durable {
-                kept.push(*key);
+            match group.settle(*key, settlement, is_durable, &self.log, now) {
+                None => settled.lost.push(index),
+                Some(end) => {
+                    first_end = first_end.into_iter().chain([end]).min();
+                    if is_durable {
+                        kept.push(*key);
+                    }
+                }
             }
+        }
+        if matches!(settlement, Settlement::Extend { .. }) {
+            settled.expires = first_end.map(|end| now.wall_at(end));
         }
         if !kept.is_empty() {
             match settlement {

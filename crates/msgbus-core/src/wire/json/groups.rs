@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    JsonError, PayloadForm, Time, read_message, size_hint, time, write, write_message_as, write_number,
+    JsonError, PayloadForm, Time, read_message, size_hint, time, write, write_message_as,
+    write_number,
 };
 use crate::{
     model::{Leased, TopicName},
@@ -178,7 +179,7 @@ mod tests {
     };
 
     fn token(name: &str) -> LeaseToken {
-        let bytes = [&[1, 63][..], &[7; 24], name.as_bytes()].concat();
+        let bytes = [&[2, 63][..], &[7; 24], name.as_bytes()].concat();
         URL_SAFE_NO_PAD.encode(bytes).parse().expect("a token")
     }
 

@@ -81,8 +81,10 @@ async fn lines(app: &App, leased: &[Leased]) -> HttpResponse {
 
 fn set_lease_headers(headers: &mut HeaderMap, leased: &Leased) {
     headers.insert(MSGBUS_DELIVERIES, number(leased.deliveries.into()));
-    messages::set(headers, MSGBUS_LEASE, &leased.token.to_string());
-    messages::set(headers, MSGBUS_LEASE_EXPIRES, &json::format_time(leased.expires));
+    let mut token = Vec::new();
+    leased.token.write_to(&mut token);
+    messages::set(headers, MSGBUS_LEASE, token);
+    messages::set(headers, MSGBUS_LEASE_EXPIRES, json::format_time(leased.expires));
 }
 
 /// Returns the messages that a group has not acknowledged, without taking them.

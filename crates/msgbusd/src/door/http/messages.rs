@@ -84,17 +84,20 @@ fn payload(app: &App, message: &Message) -> HttpResponse {
         (names::MSGBUS_EPOCH, message.topic().epoch.to_string()),
         (names::MSGBUS_CREATED, json::format_time(message.created())),
     ] {
-        set(headers, header, &value);
+        set(headers, header, value);
     }
     if let Some(expires) = message.expires() {
-        set(headers, names::MSGBUS_EXPIRES, &json::format_time(expires));
+        set(headers, names::MSGBUS_EXPIRES, json::format_time(expires));
     }
     response
 }
 
-pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+pub(super) fn set<T>(headers: &mut HeaderMap, name: HeaderName, value: T)
+where
+    HeaderValue: TryFrom<T>,
+{
     // It cannot fail: the value came in a header, or was escaped for one.
-    if let Ok(value) = HeaderValue::from_str(value) {
+    if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(name, value);
     }
 }

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, cell::RefCell};
 
 use hyper::{Method, Request};
-use msgbus_core::{GroupName, GroupNameError, LeaseToken, NameError, TopicName};
+use msgbus_core::{GroupName, GroupNameError, LeaseToken, NameError, TokenError, TopicName};
 use percent_encoding::percent_decode_str;
 
 use super::{error::ApiError, handshake, pull, query::Query, settle::Verb, stream, websocket};
@@ -78,7 +78,7 @@ impl Route {
                 return Err(ApiError::Method { allow: "POST" });
             }
             return Ok(match rest {
-                Some(token) => Self::Settle(verb, decoded(token)?.parse()?),
+                Some(token) => Self::Settle(verb, lease_token(&decoded(token)?)?),
                 None => Self::SettleMany(verb),
             });
         }
@@ -246,6 +246,9 @@ fn topic_name(path: &str) -> Result<TopicName, ApiError> {
 
 /// A part of a path, percent-decoded once.
 fn decoded(path: &str) -> Result<Cow<'_, str>, ApiError> {
+    if !path.contains('%') {
+        return Ok(Cow::Borrowed(path));
+    }
     let bytes = path.as_bytes();
     let is_escape = |at: usize| {
         bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
@@ -264,6 +267,17 @@ thread_local! {
 fn latest_name(path: &str) -> Option<TopicName> {
     LATEST.with_borrow(|latest| {
         latest.as_ref().filter(|name| path.strip_prefix('/') == Some(name.as_str())).cloned()
+    })
+}
+
+/// The token of a text. Consecutive requests often settle leases of the same topic.
+fn lease_token(text: &str) -> Result<LeaseToken, TokenError> {
+    thread_local! {
+        static LATEST: RefCell<Option<LeaseToken>> = const { RefCell::new(None) };
+    }
+    LATEST.with_borrow_mut(|latest| {
+        let token = LeaseToken::parse_like(text, latest.as_ref())?;
+        Ok(latest.insert(token).clone())
     })
 }
 

@@ -4,8 +4,9 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use hyper::{Request, StatusCode, body::Incoming};
+use memchr::memchr_iter;
 use msgbus_core::{LeaseOptions, LeaseToken, Settlement, json};
 use tokio::task::yield_now;
 
@@ -81,18 +82,17 @@ pub(super) async fn one(
     token: &LeaseToken,
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
-    let settlement = verb.settlement(query)?;
-    let expires = match settlement {
-        // Read before, so that it is not later than the true end.
-        Settlement::Extend { lease } => Some(json::format_time(Utc::now() + lease)),
-        _ => None,
-    };
-    call.settle(token, settlement).await?;
+    let expires = call.settle(token, verb.settlement(query)?).await?;
     let mut response = empty(StatusCode::NO_CONTENT);
-    if let Some(expires) = expires {
-        messages::set(response.headers_mut(), MSGBUS_LEASE_EXPIRES, &expires);
-    }
+    set_expires(&mut response, expires);
     Ok(response)
+}
+
+/// Says when the lease ends that was extended, or the first of them.
+fn set_expires(response: &mut HttpResponse, expires: Option<DateTime<Utc>>) {
+    if let Some(expires) = expires {
+        messages::set(response.headers_mut(), MSGBUS_LEASE_EXPIRES, json::format_time(expires));
+    }
 }
 
 /// Settles many leases. The response names those that were not settled.
@@ -104,10 +104,14 @@ pub(super) async fn many(
 ) -> Result<HttpResponse, ApiError> {
     let settlement = verb.settlement(query)?;
     let (body, _in_flight) = receive(call, request).await?;
-    // What is not UTF-8 is not a token, and is reported as such.
-    let text = String::from_utf8_lossy(&body);
+    let text = match str::from_utf8(&body) {
+        Ok(text) => Cow::Borrowed(text),
+        // What is not UTF-8 is not a token, and is reported as such.
+        Err(_) => String::from_utf8_lossy(&body),
+    };
     let Lines { texts, tokens, mut unsettled } = read(&text).await?;
-    unsettled.extend(call.settle_all(tokens, settlement).await?);
+    let settled = call.settle_all(tokens, settlement).await?;
+    unsettled.extend(settled.unsettled);
     unsettled.sort_unstable_by_key(|(number, _)| *number);
     let mut body = Vec::new();
     for (count, (number, code)) in unsettled.into_iter().enumerate() {
@@ -122,6 +126,7 @@ pub(super) async fn many(
         body.push(b'\n');
     }
     let mut response = content(call.worker, "application/x-ndjson", body);
+    set_expires(&mut response, settled.expires);
     no_store(&mut response);
     Ok(response)
 }
@@ -159,10 +164,15 @@ struct Lines<'a> {
 /// Reads all lines before anything is settled.
 async fn read(text: &str) -> Result<Lines<'_>, ApiError> {
     // Also bounds the empty ones, which are skipped without a yield.
-    if text.bytes().filter(|byte| *byte == b'\n').count() > MAX_SETTLED {
+    let count = memchr_iter(b'\n', text.as_bytes()).count();
+    if count > MAX_SETTLED {
         return Err(ApiError::TooManyTokens { limit: MAX_SETTLED });
     }
-    let mut read = Lines { texts: Vec::new(), tokens: Vec::new(), unsettled: Vec::new() };
+    let mut read = Lines {
+        texts: Vec::with_capacity(count + 1),
+        tokens: Vec::with_capacity(count + 1),
+        unsettled: Vec::new(),
+    };
     for (number, (line, token)) in LeaseToken::parse_lines(text).enumerate() {
         if number == MAX_SETTLED {
             return Err(ApiError::TooManyTokens { limit: MAX_SETTLED });

@@ -1,6 +1,5 @@
 //! `ack`, `nack` and `extend`: settle leases.
 
-use chrono::Utc;
 use msgbus_core::{LeaseOptions, LeaseToken, Settlement, json};
 
 use super::{
@@ -55,8 +54,8 @@ impl Operations {
         Ok(Begun::Waits(match Leases::of(token, tokens)? {
             Leases::One(token) => Box::pin(one(client, token, settlement)),
             Leases::Many { tokens, texts, unsettled } => Box::pin(async move {
-                let more = client.call().settle_all(tokens, settlement).await?;
-                Ok(Answer::Unsettled(write_unsettled(&texts, unsettled, more)))
+                let settled = client.call().settle_all(tokens, settlement).await?;
+                Ok(Answer::Unsettled(write_unsettled(&texts, unsettled, settled.unsettled)))
             }),
         }))
     }
@@ -75,7 +74,8 @@ impl Leases {
         }
         let (mut tokens, mut unsettled) = (Vec::with_capacity(texts.len()), Vec::new());
         for (number, text) in texts.iter().enumerate() {
-            match text.as_str().parse() {
+            let previous = tokens.last().map(|(_, token)| token);
+            match LeaseToken::parse_like(text.as_str(), previous) {
                 Ok(token) => tokens.push((number, token)),
                 Err(_) => unsettled.push((number, Code::InvalidLease)),
             }
@@ -86,12 +86,7 @@ impl Leases {
 }
 
 async fn one(client: Client, token: LeaseToken, settlement: Settlement) -> Result<Answer, Refusal> {
-    let expires = match settlement {
-        // Read before, so that it is not later than the true end.
-        Settlement::Extend { lease } => Some(json::format_time(Utc::now() + lease)),
-        _ => None,
-    };
-    client.call().settle(&token, settlement).await?;
+    let expires = client.call().settle(&token, settlement).await?.map(json::format_time);
     Ok(expires.map_or(Answer::Done, Answer::Extended))
 }
 
