@@ -49,6 +49,18 @@ impl<T> Op<T> {
         Self(State::Running(Box::pin(future)))
     }
 
+    /// The result if the operation is done, or the operation to be polled.
+    ///
+    /// # Errors
+    /// When it is not done, or was polled before.
+    #[inline]
+    pub fn try_ready(self) -> Result<T, Self> {
+        match self.0 {
+            State::Ready(Some(result)) => Ok(result),
+            state => Err(Self(state)),
+        }
+    }
+
     /// The same operation with another result.
     #[inline]
     pub fn map<U>(self, change: impl FnOnce(T) -> U + Send + 'static) -> Op<U>
@@ -147,5 +159,8 @@ mod tests {
     fn what_is_done_is_ready_at_the_first_poll() {
         let mut op = Op::ready(1).map(|one| one + 1);
         assert_eq!(poll(&mut op), Poll::Ready(2));
+        assert!(matches!(Op::ready(3).try_ready(), Ok(3)));
+        let mut op = Op::running(async { 4 }).try_ready().unwrap_err();
+        assert_eq!(poll(&mut op), Poll::Ready(4));
     }
 }

@@ -15,6 +15,7 @@ use std::{
     collections::VecDeque,
     fmt::Debug,
     future::poll_fn,
+    pin::Pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -22,6 +23,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
+use msgbus_core::Op;
 use parking_lot::Mutex;
 use tokio::task::yield_now;
 
@@ -137,6 +139,20 @@ impl Here {
     fn new() -> Self {
         Self { queue: Arc::default(), publishes: Cell::new(0), publishes_seldom: Cell::new(true) }
     }
+}
+
+/// Waits for an operation on the bus. A store ends many at once, and this wakes each thread once for all of its tasks.
+pub(crate) async fn wait<T: Unpin>(op: Op<T>) -> T {
+    match op.try_ready() {
+        Ok(result) => result,
+        // Boxed, so that requests for topics in memory need less memory.
+        Err(op) => Box::pin(wait_for_store(op)).await,
+    }
+}
+
+async fn wait_for_store<T: Unpin>(mut op: Op<T>) -> T {
+    let mut waker = RemoteWaker::default();
+    poll_fn(|cx| waker.poll(cx, |cx| Pin::new(&mut op).poll(cx))).await
 }
 
 /// Call this after a publish, before its response is written. If publishes are rare, it makes the first deliveries

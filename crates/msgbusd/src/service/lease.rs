@@ -23,7 +23,7 @@ use super::{
 use crate::{
     auth::{Action, LiveAuthorization, Principal, Target},
     limits::quota::QuotaPermit,
-    net::peer::Peer,
+    net::{peer::Peer, wake_queue},
 };
 
 /// The number of leases that are settled before the task yields to other requests.
@@ -56,7 +56,7 @@ impl Call<'_> {
         let limit = backpressure::admit_next(&worker.inflight, options.limit, small, next_size);
         let limit = limit.ok_or(ServiceError::TooMuchInFlight)?;
         let options = LeaseOptions { limit, holder: Some(self.holder()), ..*options };
-        let leased = worker.bus.lease(topic, group, options).await?;
+        let leased = wake_queue::wait(worker.bus.lease(topic, group, options)).await?;
         trace(*peer, &leased);
         Ok(leased)
     }
@@ -112,7 +112,7 @@ impl Call<'_> {
         settlement: Settlement,
     ) -> Result<Option<DateTime<Utc>>, ServiceError> {
         self.authorize(Action::Pull, token.topic())?;
-        let expires = self.worker.bus.settle(token, &settlement).await?;
+        let expires = wake_queue::wait(self.worker.bus.settle(token, &settlement)).await?;
         debug!(peer = %self.peer, ?token, "{}", verb(&settlement));
         Ok(expires)
     }
@@ -135,7 +135,7 @@ impl Call<'_> {
         }
         // All have begun, so that a store keeps them together.
         for (numbers, settling) in numbers.chunks(SETTLED_AT_ONCE).zip(settling) {
-            let SettledBatch { lost, expires } = settling.await?;
+            let SettledBatch { lost, expires } = wake_queue::wait(settling).await?;
             let lost = lost.into_iter().map(|index| (numbers[index], Code::LeaseLost));
             settled.unsettled.extend(lost);
             settled.expires = settled.expires.into_iter().chain(expires).min();

@@ -38,7 +38,7 @@ impl Publish<'_> {
         let Self { call, topic, .. } = self;
         call.authorize(Action::Publish, topic)?;
         let bytes = message.payload_len();
-        let published = call.worker.bus.publish(topic, message).await?;
+        let published = wake_queue::wait(call.worker.bus.publish(topic, message)).await?;
         wake_queue::published();
         debug!(peer = %call.peer, %topic, id = published.id, bytes, "publish");
         Ok(published)
@@ -64,7 +64,7 @@ impl Publish<'_> {
     ) -> Result<PublishedBatch, ServiceError> {
         let Self { call, topic, .. } = self;
         call.authorize(Action::Publish, topic)?;
-        let published = call.worker.bus.publish_batch(topic, messages).await?;
+        let published = wake_queue::wait(call.worker.bus.publish_batch(topic, messages)).await?;
         wake_queue::published();
         // A door may publish an empty batch, which has no last id.
         let (first, last) = (published.ids.start, published.ids.end.saturating_sub(1));

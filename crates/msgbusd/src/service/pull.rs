@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     auth::{Action, LiveAuthorization, Target},
-    net::peer::Peer,
+    net::{peer::Peer, wake_queue},
     worker::Worker,
 };
 
@@ -31,7 +31,7 @@ impl Call<'_> {
         self.authorize(Action::Pull, topic)?;
         let limit = backpressure::admit(self.worker, topic, None, limit, small)
             .ok_or(ServiceError::TooMuchInFlight)?;
-        let messages = self.worker.bus.pull(topic, limit).await?;
+        let messages = wake_queue::wait(self.worker.bus.pull(topic, limit)).await?;
         trace(self.peer, &messages);
         Ok(messages)
     }
