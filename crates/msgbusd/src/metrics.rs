@@ -253,22 +253,20 @@ fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
         options.max_topics,
     );
     page.gauge("msgbus_bus_subscribers", "Open subscriptions.", stats.subscribers);
-    page.gauge(
-        "msgbus_bus_patterns",
-        "Patterns that are followed, or were in the last minutes.",
-        stats.patterns,
-    );
-    page.gauge(
-        "msgbus_bus_pattern_references",
-        "References of patterns to messages.",
-        stats.references,
-    );
+    pattern_totals(page, stats);
     page.gauge("msgbus_bus_bytes", "Bytes reserved for topics and messages.", stats.bytes);
     page.gauge(
         "msgbus_bus_bytes_limit",
         "Maximum number of bytes (--max-total-bytes).",
         options.max_bytes,
     );
+}
+
+fn pattern_totals(page: &mut Page, stats: &BusStats) {
+    let help = "Patterns that are followed, or were in the last minutes.";
+    page.gauge("msgbus_bus_patterns", help, stats.patterns);
+    let help = "References of patterns to messages.";
+    page.gauge("msgbus_bus_pattern_references", help, stats.references);
 }
 
 /// The store of `--data`.

@@ -1,6 +1,5 @@
 //! Section 15: patterns.
 
-use msgbusd::auth::NewKey;
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 use crate::{
@@ -159,6 +158,24 @@ async fn what_needs_one_topic_refuses_a_pattern() {
 }
 
 #[tokio::test]
+async fn a_pattern_needs_a_grant_that_could_match() {
+    let eu = key("eu", &["subscribe:o/eu/**"]);
+    let daemon = File::new(&[], &[&eu]).daemon();
+    for target in ["/other/*", "/o/us/**", "/*"] {
+        let reply = daemon.send("GET", &format!("{target}?stream=sse"), &[&bearer(&eu)], b"").await;
+        reply.refuses(403, &format!("does not allow subscribe:{}", &target[1..]));
+    }
+    daemon.get("/**?stream=sse").await.refuses(401, "subscribe:** needs a key");
+}
+
+/// Replaces a grant in a key file.
+fn replace(file: &File, grant: &str, other: &str) {
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    assert!(text.contains(grant), "{text}");
+    std::fs::write(file.path(), text.replace(grant, other)).unwrap();
+}
+
+#[tokio::test]
 async fn a_key_follows_what_it_may_see() {
     let (all, eu) =
         (key("all", &["subscribe:**", "publish:**"]), key("eu", &["subscribe:o/eu/**"]));
@@ -169,12 +186,6 @@ async fn a_key_follows_what_it_may_see() {
         let reply = daemon.send("PUT", topic, &[&bearer(&all)], text.as_bytes()).await;
         assert_eq!(reply.status, 202);
     };
-    let get =
-        async |target: &str, key: &NewKey| daemon.send("GET", target, &[&bearer(key)], b"").await;
-    get("/other/*?stream=sse", &eu).await.refuses(403, "does not allow subscribe:other/*");
-    get("/o/us/**?stream=sse", &eu).await.refuses(403, "does not allow subscribe:o/us/**");
-    daemon.get("/**?stream=sse").await.refuses(401, "subscribe:** needs a key");
-
     let mut some = follow(&daemon, "/o/**?gaps", &eu).await;
     let mut every = follow(&daemon, "/**?gaps", &all).await;
     let mut lines = daemon.connect().await;
@@ -193,8 +204,7 @@ async fn a_key_follows_what_it_may_see() {
     }
 
     // A reload changes what is seen, at once and without an end.
-    let text = std::fs::read_to_string(file.path()).unwrap();
-    std::fs::write(file.path(), text.replace("subscribe:o/eu/**", "subscribe:o/us/**")).unwrap();
+    replace(&file, "subscribe:o/eu/**", "subscribe:o/us/**");
     reload();
     put("/o/eu/x", "no longer").await;
     put("/o/us/x", "now").await;
@@ -203,8 +213,7 @@ async fn a_key_follows_what_it_may_see() {
     assert!(seen.contains("\"name\":\"o/eu/x\"") && !seen.contains("gap"), "{seen}");
 
     // Without any grant that could match it ends.
-    let text = std::fs::read_to_string(file.path()).unwrap();
-    std::fs::write(file.path(), text.replace("subscribe:o/us/**", "subscribe:else")).unwrap();
+    replace(&file, "subscribe:o/us/**", "subscribe:else");
     reload();
     assert_eq!(some.close_code().await, CloseCode::from(4403));
     put("/o/us/x", "not any more").await;
