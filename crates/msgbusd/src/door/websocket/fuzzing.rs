@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::{
     end::End,
     link,
-    transport::{Outgoing, Transport},
+    transport::{Outgoing, Received, Transport},
 };
 use crate::fuzzing::block_on;
 
@@ -27,6 +27,40 @@ pub fn websocket(data: &[u8]) {
     assert_eq!(whole, Dialogue::of(data, 0, 1));
     assert_eq!(whole, Dialogue::of(data, data.len() / 2, 7));
     whole.is_right(data.len());
+    let whole = read_inbox(data, 0, usize::MAX);
+    assert_eq!(whole, read_inbox(data, 0, 1));
+    assert_eq!(whole, read_inbox(data, data.len() / 2, 7));
+}
+
+/// Reads with an inbox: the text messages, and the end as logged.
+fn read_inbox(data: &[u8], already_read: usize, piece: usize) -> (Vec<String>, String) {
+    const MAX: usize = 1 << 10;
+    let (already_read, to_come) = data.split_at(already_read);
+    let (mut texts, mut sent) = (Vec::new(), Vec::new());
+    let wire = Wire { to_come, piece, sent: &mut sent };
+    let mut transport = Transport::with_inbox(wire, already_read.to_vec(), MAX);
+    let cx = &mut Context::from_waker(Waker::noop());
+    let end = loop {
+        match transport.next_received() {
+            Ok(None) => match transport.poll_fill(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => break error,
+                Poll::Pending => unreachable!("the wire is always ready"),
+            },
+            Ok(Some(Received::Text)) => {
+                let inbox = transport.inbox().expect("an inbox");
+                match inbox.text() {
+                    Ok(text) => texts.push(text.unwrap_or_default().to_owned()),
+                    Err(error) => break error,
+                }
+                inbox.rest();
+            }
+            Ok(Some(Received::Binary | Received::Control(_))) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(texts.iter().all(|text| text.len() <= MAX));
+    (texts, format!("{:?}", End::from(end)))
 }
 
 #[derive(Debug, PartialEq, Eq)]

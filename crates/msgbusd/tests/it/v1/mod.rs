@@ -6,6 +6,7 @@ mod frames;
 mod groups;
 mod keys;
 mod operations;
+mod patterns;
 mod refusals;
 mod schema;
 mod subscriptions;

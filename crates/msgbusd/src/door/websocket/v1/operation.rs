@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use msgbus_core::json;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::{identifier::Identifier, refusal::Refusal};
@@ -226,9 +226,10 @@ struct Head<'a> {
 impl<'a> Head<'a> {
     fn read(line: &'a str) -> Result<Self, Unreadable<'a>> {
         let refusal = if line.trim_start_matches([' ', '\t', '\r']).starts_with('{') {
-            match serde_json::from_str(line) {
-                Ok(head) => return Ok(head),
-                Err(error) if error.is_data() => Refusal::Shape(json::brief(&error)),
+            // First whether it is JSON at all: a repeated field would end the search for other errors.
+            match serde_json::from_str::<IgnoredAny>(line).map(|_| serde_json::from_str(line)) {
+                Ok(Ok(head)) => return Ok(head),
+                Ok(Err(error)) => Refusal::Shape(json::brief(&error)),
                 Err(error) => Refusal::NotJson(json::brief(&error)),
             }
         } else {

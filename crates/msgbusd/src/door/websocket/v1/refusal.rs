@@ -1,6 +1,6 @@
 //! Why an operation is refused. docs/protocol.md, sections 8 and 16.3.
 
-use msgbus_core::{GroupNameError, HeaderError, NameError, TokenError};
+use msgbus_core::{GroupNameError, HeaderError, NameError, PatternError, TokenError};
 use thiserror::Error;
 
 use super::MAX_SUBSCRIPTIONS;
@@ -24,7 +24,11 @@ pub(super) enum Refusal {
     #[error("{0}")]
     Parameter(#[from] BadParameter),
     #[error("bad topic name: {0}")]
-    Topic(#[from] NameError),
+    Topic(NameError),
+    #[error("bad pattern: {0}")]
+    Pattern(#[from] PatternError),
+    #[error("a pattern can only be followed: send sub without group, or name one topic")]
+    IsPattern,
     #[error("{0}")]
     Token(#[from] TokenError),
     #[error("headers of the message: {0}")]
@@ -55,7 +59,7 @@ impl Refusal {
             | Self::Exclusive(_)
             | Self::NotAGroup
             | Self::Parameter(_) => Code::BadParameter,
-            Self::Topic(_) => Code::BadTopic,
+            Self::Topic(_) | Self::Pattern(_) | Self::IsPattern => Code::BadTopic,
             Self::Token(_) => Code::InvalidLease,
             Self::Headers(HeaderError::TooMany | HeaderError::TooLarge) => {
                 Code::MessageHeadersTooLarge
@@ -74,6 +78,15 @@ impl Refusal {
         match self {
             Self::Service(error) => error.retry_after(),
             _ => None,
+        }
+    }
+}
+
+impl From<NameError> for Refusal {
+    fn from(error: NameError) -> Self {
+        match error {
+            NameError::Wildcard => Self::IsPattern,
+            error => Self::Topic(error),
         }
     }
 }

@@ -18,6 +18,7 @@ use super::{
     work::{Job, Work},
 };
 use crate::{
+    auth::Target,
     encode::frame_cache::FrameFormat,
     service::{
         follower::FollowOptions,
@@ -33,10 +34,11 @@ impl Operations {
     ) -> Result<Begun, Refusal> {
         let sid = fields.sid.needed("sid")?.to_label();
         self.activities.check_new(&sid)?;
-        let topic = TopicName::new(fields.topic.needed_text("topic")?)?;
+        let name = fields.topic.needed_text("topic")?;
         let since = fields.since.text().map(parameters::since).transpose()?;
         if let Some(group) = fields.group.text() {
-            return self.work(fields, sid, topic, GroupName::new(group)?, since);
+            let (topic, group) = (TopicName::new(name)?, GroupName::new(group)?);
+            return self.work(fields, sid, topic, group, since);
         }
         for (name, is_given) in
             [("lease", fields.lease.get().is_some()), ("credit", fields.credit.get().is_some())]
@@ -50,7 +52,8 @@ impl Operations {
             lag: fields.lag.text().map(parameters::lag).transpose()?.unwrap_or_default(),
             format: FrameFormat::Object(fields.payload.form()),
         };
-        let mut following = self.client.call().follow(&topic, options);
+        let target: Target = name.parse()?;
+        let mut following = self.client.call().follow_target(&target, options);
         let cx = &mut Context::from_waker(Waker::noop());
         let Poll::Ready(follower) = Pin::new(&mut following).poll(cx) else {
             let rid = rid.map(Identifier::to_label);
