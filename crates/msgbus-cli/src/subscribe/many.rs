@@ -13,10 +13,10 @@ use msgbus_client::{
 };
 use tokio::{
     select,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep},
 };
 
-use super::{Ended, Handler, Progress, end};
+use super::{Ended, Handler, Progress, end, sleep_until_some};
 use crate::{
     args::Sub,
     cursor::{Cursors, Start},
@@ -26,8 +26,8 @@ use crate::{
     tail,
 };
 
-/// With --poll and a pattern: how long nothing arrives until the existing messages are taken to be complete. The last
-/// ones may be of topics that the key may not see.
+/// With --poll: how long nothing arrives until the existing messages are taken to be complete. The last ones may have
+/// expired, or be of topics that the key may not see.
 const QUIET: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(topics: Vec<TopicPattern>, args: Sub, stop: Stop) -> Result<Exit, Failure> {
@@ -43,7 +43,8 @@ struct Follower {
     handler: Handler,
     cursors: Option<Cursors>,
     progress: Progress,
-    last_event: Instant,
+    /// When the last event was received, or the connection was made again. `None` while there is none.
+    last_event: Option<Instant>,
 }
 
 /// A topic or a pattern.
@@ -117,7 +118,7 @@ impl Follower {
             handler: Handler::new(&args, Output::new(args.style).with_topics(), stop)?,
             cursors: cursors.transpose()?,
             progress: Progress::default(),
-            last_event: Instant::now(),
+            last_event: None,
             args,
         })
     }
@@ -246,7 +247,7 @@ impl Follower {
     ) -> Result<Ended, Failure> {
         let mut statuses = pin!(socket.statuses());
         let mut is_flushed = false;
-        self.last_event = Instant::now();
+        self.last_event = Some(Instant::now());
         loop {
             if self.is_complete() {
                 return Ok(Ended::Counted);
@@ -265,12 +266,12 @@ impl Follower {
                     is_flushed = true;
                     continue;
                 }
-                () = sleep_until(self.last_event + QUIET), if self.args.poll => {
+                () = sleep_until_some(self.quiet_at()), if self.args.poll => {
                     return Ok(Ended::Counted);
                 }
             };
             is_flushed = false;
-            self.last_event = Instant::now();
+            self.last_event = Some(Instant::now());
             if self.args.command.is_some() {
                 // Not in a select, so that a running command can finish.
                 self.handle(event).await?;
@@ -333,7 +334,14 @@ impl Follower {
         cursors.save()
     }
 
-    fn note_status(&self, status: &SocketStatus) {
+    /// When nothing was received for so long that nothing more is expected.
+    fn quiet_at(&self) -> Option<Instant> {
+        self.last_event.map(|at| at + QUIET)
+    }
+
+    fn note_status(&mut self, status: &SocketStatus) {
+        let is_connected = matches!(status, SocketStatus::Connected);
+        self.last_event = is_connected.then(Instant::now);
         match status {
             SocketStatus::Disconnected { error, retry_in } => self.note_lost(error, *retry_in),
             SocketStatus::Connected if !self.args.quiet => note("connected again"),

@@ -110,7 +110,6 @@ async fn a_cursor_keeps_a_position_for_each_topic() {
     one.fails(2, "it belongs to several topics or a pattern; use a separate file");
 }
 
-/// From the first connection on.
 #[tokio::test]
 async fn a_killed_run_repeats_one_message_at_most() {
     let daemon = Daemon::start();
@@ -168,4 +167,62 @@ async fn topics_are_listed_by_pattern() {
     assert_eq!(list("orders/*").await, ["orders/eu"]);
     assert_eq!(list("orders/**").await, ["orders/eu", "orders/eu/x"]);
     assert_eq!(list("orders/").await, ["orders/eu", "orders/eu/x"]);
+}
+
+#[tokio::test]
+async fn a_pattern_is_followed_with_topics_that_are_made_later() {
+    let daemon = Daemon::start();
+    daemon.put("orders/eu", "old");
+    let all = sub(&daemon.uri(), &["orders/**", "--all", "--poll", "-o", "raw"]).end().await;
+    assert_eq!((all.code, &all.out[..], &all.err[..]), (Some(0), "orders/eu\told\n", ""));
+    let empty = sub(&daemon.uri(), &["none/*", "--poll"]).end().await;
+    empty.is_silent();
+
+    let mut command = msgbus(&["tail", "orders/*", "-o", "raw"]);
+    command.env("MSGBUS_URI", daemon.uri());
+    let mut running = Running::start(command);
+    assert_eq!(running.line().await, "orders/eu\told\n");
+    for topic in ["orders/us", "other", "orders/eu"] {
+        daemon.put(topic, "new");
+    }
+    assert_eq!(running.line().await, "orders/us\tnew\n");
+    assert_eq!(running.line().await, "orders/eu\tnew\n");
+    let mut json = sub(&daemon.uri(), &["orders/**", "--since", "1h"]);
+    let line = json.line().await;
+    assert!(line.contains(r#""topic":{"name":"orders/eu""#), "{line}");
+}
+
+/// A server that keeps its messages; the order of a pattern does not survive its restart.
+#[tokio::test]
+async fn a_cursor_of_a_pattern_survives_a_restart_of_the_server() {
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let start = |address| {
+        Daemon::at(address, |config| {
+            config.data = Some(data.path().to_owned());
+            config.bus.topic.promise = config.sync;
+        })
+    };
+    let daemon = start(([127, 0, 0, 1], 0).into());
+    let address = daemon.address;
+    let file = folder.path().join("cursor");
+    let path = file.to_str().unwrap();
+    let args = ["orders/*", "--all", "--poll", "-o", "raw", "--cursor", path];
+    for topic in ["orders/eu", "orders/us", "orders/eu"] {
+        daemon.put(topic, "1");
+    }
+    let first = sub(&daemon.uri(), &args).end().await;
+    assert_eq!((first.out.lines().count(), &first.err[..]), (3, ""), "{first:?}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.split(' ').next_back()).collect();
+    assert_eq!(lines[2..], ["orders/*", "orders/eu", "orders/us"], "{text}");
+    daemon.stop().await;
+
+    let daemon = start(address);
+    daemon.put("orders/us", "2");
+    daemon.put("orders/new", "2");
+    let second = sub(&daemon.uri(), &args).end().await;
+    assert_eq!(sorted(&second.out), ["orders/new\t2", "orders/us\t2"], "{second:?}");
+    assert!(second.err.contains("orders/*: its order began anew"), "{second:?}");
+    let third = sub(&daemon.uri(), &args).end().await;
+    third.is_silent();
 }

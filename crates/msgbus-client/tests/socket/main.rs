@@ -4,3 +4,4 @@
 
 mod cuts;
 mod operations;
+mod patterns;
