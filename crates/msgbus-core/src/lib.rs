@@ -34,6 +34,7 @@ pub mod fuzzing;
 mod model;
 mod options;
 mod receive;
+mod requests;
 mod stats;
 pub mod store;
 mod topic;
@@ -49,18 +50,23 @@ pub use self::{
     },
     model::{
         DurationError, Event, GroupName, GroupNameError, GroupSettings, HeaderError, Headers,
-        LeaseToken, Leased, Message, NameError, NewMessage, PatternError, Peek, Position,
-        PositionError, Published, PublishedBatch, SettledBatch, Settlement, StartPosition,
-        TokenError, TopicInfo, TopicName, TopicPattern, format_duration, parse_duration,
+        LeaseToken, Leased, Message, NameError, NewMessage, NewRequest, PatternError, Peek,
+        Position, PositionError, Published, PublishedBatch, Reply, ReplyNotWanted, ReplyToken,
+        ReplyTokenError, RequestError, SettledBatch, Settlement, StartPosition, TokenError,
+        TopicInfo, TopicName, TopicPattern, format_duration, parse_duration,
     },
     options::{
         BatchLimit, GroupConfig, LagPolicy, LeaseOptions, Options, Overflow, SubscribeOptions,
         TopicRule, TopicSettings,
     },
-    receive::{Delivery, Group, LeasePull, Pull, Subscription, TopicFilter},
+    receive::{
+        Delivery, Group, LeasePull, PendingRequest, Pull, Request, ServePull, Subscription,
+        TopicFilter,
+    },
     stats::{
         BusStats, Counters, GroupCounters, GroupStats, LeaseStats, PatternStats, Purged,
-        RemovalCount, SubscriberStats, SubscriptionStats, TopicStats, TopicSums,
+        RemovalCount, ReplyTimes, ServiceCounters, ServiceStats, SubscriberStats,
+        SubscriptionStats, TopicStats, TopicSums,
     },
     wire::json,
 };

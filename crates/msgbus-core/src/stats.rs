@@ -1,11 +1,11 @@
 //! Counters. They balance: every published message is retained, or counted once for why it left.
 
-use std::{iter::Sum, ops::AddAssign, sync::Arc};
+use std::{iter::Sum, ops::AddAssign, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 
 use crate::{
-    model::{GroupName, GroupSettings, TopicInfo},
+    model::{GroupName, GroupSettings, TopicInfo, TopicName},
     options::TopicSettings,
     store::Durability,
 };
@@ -261,6 +261,66 @@ pub struct SubscriptionStats {
     pub missed: u64,
     /// Messages in the log that it has not received yet.
     pub pending: u64,
+}
+
+/// What happened to the requests of one service.
+///
+/// At every moment `asked` is the sum of `replied`, `failed`, `timed_out`, `refused`, `given_up`, and of the requests that
+/// are pending (`queued` and `in_hand` of [`ServiceStats`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ServiceCounters {
+    /// Requests made.
+    pub asked: u64,
+    /// Requests that got a reply.
+    pub replied: u64,
+    /// Requests whose responder failed or left.
+    pub failed: u64,
+    /// Requests without a reply in time.
+    pub timed_out: u64,
+    /// Requests that no responder was given: nobody served, or a limit was reached.
+    pub refused: u64,
+    /// Requests whose requester left.
+    pub given_up: u64,
+    /// Replies that nobody waited for.
+    pub not_wanted: u64,
+    /// How long requests waited for their replies.
+    pub reply_times: ReplyTimes,
+}
+
+/// A histogram of times. [`BOUNDS`](Self::BOUNDS) has its upper bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReplyTimes {
+    /// The number of times up to each bound, and above the one before it. The last one is for longer times.
+    pub counts: [u64; Self::BOUNDS.len() + 1],
+    /// The sum of all times.
+    pub sum: Duration,
+}
+
+impl ReplyTimes {
+    /// The upper bounds, in microseconds.
+    pub const BOUNDS: [u64; 8] =
+        [100, 1_000, 5_000, 25_000, 100_000, 500_000, 2_500_000, 10_000_000];
+
+    pub(crate) fn record(&mut self, time: Duration) {
+        let index = Self::BOUNDS.partition_point(|bound| Duration::from_micros(*bound) < time);
+        self.counts[index] += 1;
+        self.sum += time;
+    }
+}
+
+/// One service at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceStats {
+    /// The name of the service.
+    pub name: TopicName,
+    /// Responders that wait for requests.
+    pub responders: usize,
+    /// Requests that wait for a responder.
+    pub queued: usize,
+    /// Requests that responders have.
+    pub in_hand: usize,
+    /// What happened to requests.
+    pub counters: ServiceCounters,
 }
 
 /// What a purge has removed.

@@ -3,6 +3,7 @@
 //! `prometheus-client` appends `_total` to the name of every counter, also to the old ones.
 
 mod groups;
+mod services;
 
 use std::{
     cmp::Reverse,
@@ -144,6 +145,7 @@ impl Metrics {
         }
         per_topic(&mut page, &topics);
         groups::write(&mut page, bus, &topics, max_topics);
+        services::write(&mut page, bus, max_topics);
         page.0
     }
 

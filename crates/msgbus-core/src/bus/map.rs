@@ -19,6 +19,7 @@ use super::{
     locked_topic::LockedTopic,
     op::Op,
     patterns::Patterns,
+    services::ServiceMap,
     timer::Timer,
     wake_queue::{self, WakeQueue},
 };
@@ -89,6 +90,7 @@ pub(crate) struct TopicMap {
     pub(crate) wake_queue: WakeQueue,
     pub(super) timer: Timer,
     pub(super) patterns: Patterns,
+    pub(super) services: ServiceMap,
     /// Deleted topics whose deletion is not known to be kept.
     deleted: Mutex<Vec<Arc<SharedTopic>>>,
     last_epoch: AtomicU64,
@@ -165,6 +167,7 @@ impl TopicMap {
             wake_queue: WakeQueue::default(),
             timer: Timer::default(),
             patterns: Patterns::default(),
+            services: ServiceMap::new(),
             deleted: Mutex::default(),
             last_epoch: AtomicU64::new(0),
             last_removal: AtomicU64::new(0),
@@ -288,6 +291,7 @@ impl TopicMap {
         let mut purged = Purged::default();
         self.deleted.lock().retain(|topic| !topic.lock().retry_deletion());
         self.patterns.sweep(clock::monotonic());
+        self.services.remove_idle();
         for shard in 0..Self::SHARDS {
             let (_, topics) = self.topics_in(shard).unwrap_or_default();
             for topic in topics {
@@ -330,6 +334,7 @@ impl TopicMap {
                 self.wake_queue.wake(wakers);
             }
         }
+        self.services.close();
         let closed = self.store.as_ref().map_or(Ok(()), |store| store.close());
         // By now everything that was accepted is visible.
         self.patterns.close(&self.wake_queue);

@@ -20,6 +20,7 @@ mod map;
 mod op;
 mod page_reader;
 mod patterns;
+mod services;
 mod stored;
 mod timer;
 mod topic_ref;
@@ -37,6 +38,7 @@ pub(crate) use self::{
     map::SharedTopic,
     page_reader::PageReader,
     patterns::{SharedPattern, StoredPages},
+    services::SharedService,
     topic_ref::TopicRef,
 };
 

@@ -1,4 +1,4 @@
-//! The timer of a bus: when leases and delays end, and dead letters.
+//! The timer of a bus: when leases, delays and requests end, and dead letters.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,6 +15,7 @@ use super::{
     MessageBus, clock,
     locked_topic::LockedTopic,
     map::{SharedTopic, TopicMap},
+    services::SharedService,
     topic_ref::read_and_take,
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
 /// What [`MessageBus::run_due`] reports.
 #[derive(Debug, Default)]
 pub struct Due {
-    /// How long until the next lease or delay ends. `None` if there is none.
+    /// How long until the next lease, delay or request ends. `None` if there is none.
     pub next: Option<Duration>,
     /// Dead letters that could not be published. They are tried again every 5 seconds.
     pub refused: Vec<RefusedDeadLetter>,
@@ -62,9 +63,9 @@ pub enum DeadLetterError {
 }
 
 impl MessageBus {
-    /// Ends leases and delays whose time has come, wakes the pulls that get their messages, and publishes dead letters.
-    /// Pulls see the end of a lease without it; waiting pulls and dead letters need it. A long-lived program with groups
-    /// calls it when [`Due::next`] has passed and when [`due_earlier`](Self::due_earlier) is ready.
+    /// Ends leases, delays and requests whose time has come, wakes the pulls that get their messages, and publishes dead
+    /// letters. Pulls see the end of a lease without it; waiting pulls, dead letters and the futures of requests need it.
+    /// A long-lived program with groups or services calls it when [`Due::next`] has passed and when [`due_earlier`](Self::due_earlier) is ready.
     pub fn run_due(&self) -> Due {
         self.0.run_due()
     }
@@ -75,14 +76,14 @@ impl MessageBus {
     }
 }
 
-/// The topics with something that is due later.
+/// The topics and services with something that is due later.
 #[derive(Default)]
 pub(super) struct Timer(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// By time, and by the address of the topic.
-    topics: BTreeMap<(MonotonicTime, usize), Weak<SharedTopic>>,
+    /// By time, and by the address of the topic or service.
+    due: BTreeMap<(MonotonicTime, usize), Timed>,
     /// When the next call of `run_due` is expected.
     expected: Option<MonotonicTime>,
     is_earlier: bool,
@@ -93,23 +94,43 @@ struct State {
     burials: Vec<RunningBurial>,
 }
 
+/// Something that may be due.
+#[derive(Debug)]
+enum Timed {
+    Topic(Weak<SharedTopic>),
+    Service(Weak<SharedService>),
+}
+
 type RunningBurial = Pin<Box<dyn Future<Output = Option<RefusedDeadLetter>> + Send>>;
 
 impl std::fmt::Debug for Timer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Timer({} topics)", self.0.lock().topics.len())
+        write!(f, "Timer({} due)", self.0.lock().due.len())
     }
 }
 
 impl Timer {
-    fn register(&self, registration: Registration, topic: &Arc<SharedTopic>) {
+    fn register_topic(&self, registration: Registration, topic: &Arc<SharedTopic>) {
+        let timed = Timed::Topic(Arc::downgrade(topic));
+        self.register(registration, Arc::as_ptr(topic).addr(), timed);
+    }
+
+    pub(super) fn register_service(
+        &self,
+        registration: Registration,
+        service: &Arc<SharedService>,
+    ) {
+        let timed = Timed::Service(Arc::downgrade(service));
+        self.register(registration, Arc::as_ptr(service).addr(), timed);
+    }
+
+    fn register(&self, registration: Registration, address: usize, timed: Timed) {
         let Registration { at, previous } = registration;
-        let address = Arc::as_ptr(topic).addr();
         let mut state = self.0.lock();
         if let Some(previous) = previous {
-            state.topics.remove(&(previous, address));
+            state.due.remove(&(previous, address));
         }
-        state.topics.insert((at, address), Arc::downgrade(topic));
+        state.due.insert((at, address), timed);
         if state.expected.is_none_or(|expected| at < expected) {
             state.expected = Some(at);
             state.is_earlier = true;
@@ -132,17 +153,17 @@ impl Timer {
         Poll::Pending
     }
 
-    /// Takes a topic for which something is due.
-    fn pop(&self, now: MonotonicTime) -> Option<Weak<SharedTopic>> {
+    /// Takes the first for which something is due.
+    fn pop(&self, now: MonotonicTime) -> Option<Timed> {
         let mut state = self.0.lock();
-        let first = state.topics.first_entry().filter(|entry| entry.key().0 <= now)?;
+        let first = state.due.first_entry().filter(|entry| entry.key().0 <= now)?;
         Some(first.remove())
     }
 
     /// Notes when the next call is expected.
     fn expect_next(&self, poll_at: Option<MonotonicTime>) -> Option<MonotonicTime> {
         let mut state = self.0.lock();
-        let next = state.topics.keys().next().map(|(at, _)| *at);
+        let next = state.due.keys().next().map(|(at, _)| *at);
         state.expected = next.into_iter().chain(poll_at).min();
         state.is_earlier = false;
         state.expected
@@ -153,7 +174,7 @@ impl SharedTopic {
     /// Tells the timer when something is due.
     pub(crate) fn register(self: &Arc<Self>, registration: Option<Registration>) {
         if let (Some(registration), Some(map)) = (registration, self.map.upgrade()) {
-            map.timer.register(registration, self);
+            map.timer.register_topic(registration, self);
         }
     }
 
@@ -175,8 +196,17 @@ impl TopicMap {
     fn run_due(&self) -> Due {
         let start = clock::monotonic();
         let mut due = Due::default();
-        while let Some(topic) = self.timer.pop(start) {
-            let Some(topic) = topic.upgrade() else { continue };
+        while let Some(timed) = self.timer.pop(start) {
+            let topic = match timed {
+                Timed::Topic(topic) => topic.upgrade(),
+                Timed::Service(service) => {
+                    if let Some(service) = service.upgrade() {
+                        service.run_due();
+                    }
+                    None
+                }
+            };
+            let Some(topic) = topic else { continue };
             let mut locked = topic.lock_and_expire();
             let in_topic = locked.run_due(clock::monotonic());
             topic.unlock_and_register(locked);

@@ -9,6 +9,7 @@ mod message;
 mod name;
 mod pattern;
 mod position;
+mod request;
 mod time;
 mod token;
 
@@ -22,9 +23,11 @@ pub use self::{
     name::{NameError, TopicName},
     pattern::{PatternError, TopicPattern},
     position::{Position, PositionError},
+    request::{NewRequest, Reply, ReplyNotWanted, ReplyToken, ReplyTokenError, RequestError},
     token::{LeaseToken, TokenError},
 };
 pub(crate) use self::{
+    request::RequestKey,
     time::{MonotonicTime, Nanos, Now, WallTime},
     token::{LeaseKey, TokenScope},
 };

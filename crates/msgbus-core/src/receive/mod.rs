@@ -5,6 +5,7 @@ mod delivery;
 mod lease;
 mod pattern_cursor;
 mod pull;
+mod request;
 mod subscription;
 mod topic_cursor;
 mod waiting;
@@ -15,5 +16,6 @@ pub use self::{
     lease::LeasePull,
     pattern_cursor::TopicFilter,
     pull::Pull,
+    request::{PendingRequest, Request, ServePull},
     subscription::Subscription,
 };

@@ -46,7 +46,7 @@ pub(crate) use self::{
     pull::{TakeError, Taken, WaitError},
     removed::Removed,
     sequence::Ordinal,
-    waiters::WaiterId,
+    waiters::{WaiterId, Waiters},
     wakers::Wakers,
     window::{Page, Unread},
 };

@@ -2,6 +2,7 @@
 
 mod groups;
 mod patterns;
+mod services;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -16,6 +17,7 @@ pub use self::{
         write_unsettled,
     },
     patterns::{add_position, write_sums},
+    services::{request_size_hint, write_request, write_services},
 };
 pub use super::text::shorter_than_base64;
 pub use super::time::format_time;

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use msgbus_core::{TopicName, TopicPattern};
 
-/// An action on a topic.
+/// An action on a topic, or on a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     Publish,
@@ -14,11 +14,23 @@ pub(crate) enum Action {
     Inspect,
     /// To create, move and remove groups, and to delete topics.
     Admin,
+    /// To ask a service.
+    Request,
+    /// To answer the requests of a service.
+    Serve,
 }
 
 impl Action {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Publish, Self::Pull, Self::Subscribe, Self::Delete, Self::Inspect, Self::Admin];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Publish,
+        Self::Pull,
+        Self::Subscribe,
+        Self::Delete,
+        Self::Inspect,
+        Self::Admin,
+        Self::Request,
+        Self::Serve,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -28,6 +40,8 @@ impl Action {
             Self::Delete => "delete",
             Self::Inspect => "inspect",
             Self::Admin => "admin",
+            Self::Request => "request",
+            Self::Serve => "serve",
         }
     }
 
@@ -175,7 +189,10 @@ mod tests {
         for (text, mention) in [
             ("publish", "ACTION:TOPIC"),
             ("", "ACTION:TOPIC"),
-            ("publsh:a", "one of publish, pull, subscribe, delete, inspect, admin, or * for all"),
+            (
+                "publsh:a",
+                "one of publish, pull, subscribe, delete, inspect, admin, request, serve, or * for all",
+            ),
             (":a", "unknown action"),
             ("Publish:a", "unknown action"),
             ("publish:", "must not be empty"),

@@ -17,8 +17,8 @@ Usage: msgbusd key new NAME --allow ACTION:TOPIC...
 The secret is printed to standard error and stored nowhere: give it to its holder. The lines
 for the file, with a hash of the secret, are printed to standard output.
 
-Actions: publish, pull, subscribe, delete, inspect, admin, and * for all of them.
-Topics: a name, or a pattern in which * is one segment and ** the rest.
+Actions: publish, pull, subscribe, delete, inspect, admin, request, serve, and * for all.
+Topics (services for request and serve): a name, or a pattern in which * is one segment and ** the rest.
 
 Flags:
       --allow ACTION:TOPIC          what the key allows; may be repeated

@@ -37,6 +37,22 @@ pub(crate) enum ServiceError {
     TooManyLeases { limit: u32 },
     #[error("the topic has {limit} groups, the limit: remove one first")]
     TooManyGroups { limit: usize },
+    #[error("nobody serves {service}: a responder gets its requests with GET /-/serve/{service}")]
+    NoResponder { service: TopicName },
+    #[error("{limit} requests wait for a responder of the service, the limit: retry shortly")]
+    TooManyRequests { limit: usize },
+    #[error("there are {limit} services, the limit: one that nobody uses ends after ten minutes")]
+    TooManyServices { limit: u32 },
+    #[error("the request was taken back: its client has closed its side before the reply came")]
+    RequesterLeft,
+    #[error("the responder failed: {reason}")]
+    ResponderFailed { reason: Box<str> },
+    #[error("the responder has left without a reply; it may have done the work")]
+    ResponderGone,
+    #[error("there was no reply in time; a responder may have done the work")]
+    RequestTimeout,
+    #[error("nobody waits for this reply: it came too late, or there was one before")]
+    ReplyNotWanted,
     #[error("server is busy: in-flight memory limit reached; retry shortly")]
     TooMuchInFlight,
     #[error("too many subscriptions: at most {limit} may be open at a time")]
@@ -133,7 +149,10 @@ impl ServiceError {
                 | PublishError::TopicFull,
             )
             | Self::Store(StoreError::Full) => None,
-            Self::TooManyLeases { .. }
+            Self::NoResponder { .. }
+            | Self::TooManyRequests { .. }
+            | Self::TooManyServices { .. }
+            | Self::TooManyLeases { .. }
             | Self::TooManyTickets
             | Self::TooMuchInFlight
             | Self::TooManySubscriptions { .. }
@@ -155,6 +174,11 @@ impl ServiceError {
             Self::NoSuchTopic(_) => Code::NoSuchTopic,
             Self::NoSuchGroup { .. } => Code::NoSuchGroup,
             Self::LeaseLost => Code::LeaseLost,
+            Self::NoResponder { .. } => Code::NoResponder,
+            Self::TooManyRequests { .. } | Self::TooManyServices { .. } => Code::TooManyRequests,
+            Self::ResponderFailed { .. } | Self::ResponderGone => Code::ResponderFailed,
+            Self::RequestTimeout | Self::RequesterLeft => Code::RequestTimeout,
+            Self::ReplyNotWanted => Code::ReplyNotWanted,
             Self::TooManyLeases { .. } => Code::TooManyLeases,
             Self::TooManyGroups { .. } => Code::TooManyGroups,
             Self::TooMuchInFlight => Code::TooMuchInFlight,

@@ -74,7 +74,7 @@ impl Call<'_> {
         let limit = options.limit;
         let options = LeaseOptions { holder: Some(self.holder()), ..*options };
         let pull = self.worker.bus.lease_wait(topic, group, options)?;
-        Ok(self.waiting(topic, pull, limit, small))
+        Ok(self.waiting(Action::Pull, topic, pull, limit, small))
     }
 
     /// Admits a client that works for a group for as long as it holds the permit and is authorised.

@@ -1,4 +1,4 @@
-//! The operations that every door calls: publish, pull, peek, follow, lease, settle, delete. Authorization, rate limits,
+//! The operations that every door calls: publish, pull, peek, follow, lease, settle, request, serve, reply, delete. Authorization, rate limits,
 //! quotas and tracing are applied here, once for all doors. No module here knows a protocol or imports a door.
 
 pub(crate) mod backpressure;
@@ -11,6 +11,7 @@ pub(crate) mod parameters;
 pub(crate) mod publish;
 pub(crate) mod publisher;
 pub(crate) mod pull;
+pub(crate) mod requests;
 pub(crate) mod topics;
 
 use std::sync::Arc;

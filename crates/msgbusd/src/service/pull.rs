@@ -45,12 +45,13 @@ impl Call<'_> {
     ) -> Result<WaitingPull<Pull>, ServiceError> {
         self.authorize(Action::Pull, topic)?;
         let pull = self.worker.bus.pull_wait(topic, limit)?;
-        Ok(self.waiting(topic, pull, limit, small))
+        Ok(self.waiting(Action::Pull, topic, pull, limit, small))
     }
 
     /// A pull that is in the queue, with everything that decides whether it may take messages.
     pub(super) fn waiting<P>(
         &self,
+        action: Action,
         topic: &TopicName,
         pull: P,
         limit: BatchLimit,
@@ -60,7 +61,7 @@ impl Call<'_> {
             worker: Arc::clone(self.worker),
             peer: self.peer,
             pull,
-            authorization: self.live_authorization(Action::Pull, Target::Topic(topic.clone())),
+            authorization: self.live_authorization(action, Target::Topic(topic.clone())),
             memory: MemoryWait::default(),
             limit,
             small,

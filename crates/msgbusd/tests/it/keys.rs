@@ -82,7 +82,8 @@ pub(crate) fn request(method: &str, target: &str, key: &NewKey) -> String {
 
 #[tokio::test]
 async fn each_request_needs_its_grant_and_no_other() {
-    let actions = ["publish", "pull", "subscribe", "delete", "inspect", "admin"];
+    let actions =
+        ["publish", "pull", "subscribe", "delete", "inspect", "admin", "request", "serve"];
     let without = |action: &str| {
         let covers = |other: &str| other == action || (other, action) == ("admin", "delete");
         let others = actions.iter().filter(|other| !covers(other));
@@ -111,6 +112,9 @@ async fn each_request_needs_its_grant_and_no_other() {
         ("inspect", "GET", "/-/groups/g/a/t", &[], 404),
         ("inspect", "HEAD", "/a/t", &[], 404),
         ("inspect", "GET", "/-/topics/a/t", &[], 404),
+        ("request", "POST", "/-/request/a/t", &[], 503),
+        ("request", "HEAD", "/-/request/a/t", &[], 503),
+        ("serve", "GET", "/-/serve/a/t", &[], 204),
     ] {
         let others = without(action);
         let others: Vec<&str> = others.iter().map(String::as_str).collect();

@@ -37,6 +37,7 @@ mod requests;
 mod resume;
 mod revocation;
 mod rfc6455;
+mod services;
 mod stream;
 mod support;
 mod threads;

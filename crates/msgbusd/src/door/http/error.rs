@@ -8,8 +8,8 @@ use hyper::{
     header::{self, HeaderMap, HeaderValue},
 };
 use msgbus_core::{
-    GroupNameError, HeaderError, NameError, PatternError, PublishError, StartPosition, TokenError,
-    TopicName, format_duration, store::StoreError,
+    GroupNameError, HeaderError, NameError, PatternError, PublishError, ReplyTokenError,
+    StartPosition, TokenError, TopicName, format_duration, store::StoreError,
 };
 use thiserror::Error;
 
@@ -38,6 +38,8 @@ pub(super) enum ApiError {
     Group(GroupNameError),
     #[error("{0}")]
     Lease(#[from] TokenError),
+    #[error("{0}")]
+    Reply(#[from] ReplyTokenError),
     #[error("the body has no lease tokens: send one in each line, or one in the path")]
     NoTokens,
     #[error("too many leases in one request: send at most {limit} tokens, one in each line")]
@@ -93,8 +95,8 @@ pub(super) enum ApiError {
     #[error("no messages enqueued for topic: {topic}")]
     NothingFrom { topic: TopicName, epoch: u64, start: StartPosition },
     #[error(
-        "not found; try /-/stats, /-/topics/<topic>, /-/groups/<group>/<topic>, /-/ack/<token> or \
-         /-/ticket"
+        "not found; try /-/stats, /-/topics/<topic>, /-/groups/<group>/<topic>, /-/ack/<token>, \
+         /-/services, /-/request/<service>, /-/serve/<service> or /-/ticket"
     )]
     NothingHere,
     #[error("method not allowed: use {allow}")]
@@ -165,6 +167,7 @@ impl ApiError {
             | Self::Parameter(_)
             | Self::Group(_) => (StatusCode::BAD_REQUEST, Code::BadParameter),
             Self::Lease(_) => (StatusCode::BAD_REQUEST, Code::InvalidLease),
+            Self::Reply(_) => (StatusCode::BAD_REQUEST, Code::InvalidReply),
             Self::MessageHeaders(HeaderError::TooMany | HeaderError::TooLarge) => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::MessageHeadersTooLarge)
             }
@@ -294,9 +297,15 @@ fn status(error: &ServiceError) -> StatusCode {
         }
         ServiceError::NotGranted { .. } => StatusCode::FORBIDDEN,
         ServiceError::NoSuchTopic(_) | ServiceError::NoSuchGroup { .. } => StatusCode::NOT_FOUND,
-        ServiceError::LeaseLost => StatusCode::GONE,
+        ServiceError::LeaseLost | ServiceError::ReplyNotWanted => StatusCode::GONE,
+        ServiceError::ResponderFailed { .. } | ServiceError::ResponderGone => {
+            StatusCode::BAD_GATEWAY
+        }
+        ServiceError::RequestTimeout | ServiceError::RequesterLeft => StatusCode::GATEWAY_TIMEOUT,
         ServiceError::TooManyMessages { .. }
         | ServiceError::TooManyLeases { .. }
+        | ServiceError::TooManyRequests { .. }
+        | ServiceError::TooManyServices { .. }
         | ServiceError::TooManyGroups { .. } => StatusCode::TOO_MANY_REQUESTS,
         ServiceError::BatchOverRate { .. }
         | ServiceError::Publish(PublishError::TooLarge { .. } | PublishError::TooMany { .. }) => {
@@ -305,7 +314,8 @@ fn status(error: &ServiceError) -> StatusCode {
         ServiceError::Publish(PublishError::TopicFull) | ServiceError::Store(StoreError::Full) => {
             StatusCode::INSUFFICIENT_STORAGE
         }
-        ServiceError::TooManyTickets
+        ServiceError::NoResponder { .. }
+        | ServiceError::TooManyTickets
         | ServiceError::TooMuchInFlight
         | ServiceError::TooManySubscriptions { .. }
         | ServiceError::Publish(_)

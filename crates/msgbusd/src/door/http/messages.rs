@@ -1,7 +1,8 @@
 //! Messages as the body of a response: JSON, JSON lines, or the payload itself. docs/protocol.md, sections 3 and 5.
 
+use bytes::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use msgbus_core::{Event, Message, json};
+use msgbus_core::{Event, Headers, Message, json};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::task::yield_now;
 
@@ -64,19 +65,26 @@ pub(super) async fn lines<T>(
     content(app, "application/x-ndjson", body)
 }
 
-fn payload(app: &App, message: &Message) -> HttpResponse {
-    let mut response = content(app, OCTETS, message.payload().clone());
+/// A payload as the body, with the headers that came with it.
+pub(super) fn body(app: &App, payload: &Bytes, kept: &Headers) -> HttpResponse {
+    let mut response = content(app, OCTETS, payload.clone());
     let headers = response.headers_mut();
-    if let Some(codings) = message.content_encoding() {
+    if let Some(codings) = kept.content_encoding() {
         set(headers, header::CONTENT_ENCODING, codings);
     }
-    if let Some(media_type) = message.content_type() {
+    if let Some(media_type) = kept.content_type() {
         set(headers, header::CONTENT_TYPE, media_type);
         // A publisher must not be able to run scripts in the origin of this server.
         set(headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
         set(headers, header::CONTENT_SECURITY_POLICY, "sandbox; default-src 'none'");
     }
-    message_headers::write(message.headers(), headers);
+    message_headers::write(kept, headers);
+    response
+}
+
+fn payload(app: &App, message: &Message) -> HttpResponse {
+    let mut response = body(app, message.payload(), message.headers());
+    let headers = response.headers_mut();
     let name = utf8_percent_encode(message.topic().name.as_str(), HEADER_ESCAPES).to_string();
     for (header, value) in [
         (names::MSGBUS_TOPIC, name),

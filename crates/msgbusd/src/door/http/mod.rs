@@ -22,6 +22,7 @@ mod position;
 mod publish;
 mod pull;
 mod query;
+mod requests;
 mod response;
 mod router;
 mod routes;

@@ -27,6 +27,8 @@ own_headers! {
     MSGBUS_LEASE = "msgbus-lease",
     MSGBUS_LEASE_EXPIRES = "msgbus-lease-expires",
     MSGBUS_DELIVERIES = "msgbus-deliveries",
+    MSGBUS_REPLY = "msgbus-reply",
+    MSGBUS_TIMEOUT = "msgbus-timeout",
     MSGBUS_RETAINED = "msgbus-retained",
     MSGBUS_UNPULLED = "msgbus-unpulled",
     MSGBUS_BYTES = "msgbus-bytes",

@@ -17,8 +17,9 @@ use super::{
     head::{self, Outline},
     host, lease, origin, publish, pull,
     query::Query,
+    requests,
     response::{HttpResponse, empty},
-    routes::{self, Route},
+    routes::{self, Route, ServiceRoute},
     settle, stream, topics, websocket,
 };
 use crate::{
@@ -101,7 +102,7 @@ async fn route(
     if needs_own_name(&route, principal.as_deref()) {
         host::check(request, outline, peer, &app.config)?;
     }
-    if matches!(route, Route::Pull(_) | Route::Lease(..)) {
+    if matches!(route, Route::Pull(_) | Route::Lease(..) | Route::Service(ServiceRoute::Serve(_))) {
         origin::may_take(request)?;
     }
     let call = Call { worker, peer, principal };
@@ -132,6 +133,9 @@ async fn route(
         Route::SetGroup(topic, group) => Box::pin(groups::set(&call, &topic, &group, query)).await,
         Route::RemoveGroup(topic, group) => {
             Box::pin(groups::remove(&call, &topic, &group, query)).await
+        }
+        Route::Service(route) => {
+            Box::pin(requests::answer(&call, activity, route, request, query, outline)).await
         }
         Route::List => Box::pin(topics::list(call, request, query)).await,
         Route::Inspect(Target::Topic(topic)) => Box::pin(admin::inspect(&call, topic)).await,

@@ -3,7 +3,9 @@
 use std::{borrow::Cow, cell::RefCell};
 
 use hyper::{Method, Request};
-use msgbus_core::{GroupName, GroupNameError, LeaseToken, NameError, TokenError, TopicName};
+use msgbus_core::{
+    GroupName, GroupNameError, LeaseToken, NameError, ReplyToken, TokenError, TopicName,
+};
 use percent_encoding::percent_decode_str;
 
 use super::{error::ApiError, handshake, pull, query::Query, settle::Verb, stream, websocket};
@@ -30,6 +32,7 @@ pub(super) enum Route {
     SetGroup(TopicName, GroupName),
     RemoveGroup(TopicName, GroupName),
     Settle(Verb, LeaseToken),
+    Service(ServiceRoute),
     SettleMany(Verb),
     Publish(TopicName),
     Pull(TopicName),
@@ -42,6 +45,16 @@ pub(super) enum Route {
     Stream(Target, FrameFormat),
     Counters(Target),
     Delete(TopicName),
+}
+
+/// A route of services.
+#[derive(Debug)]
+pub(super) enum ServiceRoute {
+    Ask(TopicName),
+    IsServed(TopicName),
+    Serve(TopicName),
+    Reply(ReplyToken),
+    List,
 }
 
 impl Route {
@@ -87,6 +100,8 @@ impl Route {
             ("ticket", None) => Ok(Self::Ticket),
             ("topics", Some(topic)) => read(request, Self::Inspect(target(topic)?)),
             ("groups", Some(path)) => Self::of_group(request, path),
+            ("services", None) => read(request, Self::Service(ServiceRoute::List)),
+            ("request" | "serve" | "reply", Some(path)) => Self::of_service(request, first, path),
             _ => Err(ApiError::NothingHere),
         }
     }
@@ -102,6 +117,19 @@ impl Route {
             Method::DELETE => Self::RemoveGroup(topic, group),
             _ => return Err(ApiError::Method { allow: GROUP_METHODS }),
         })
+    }
+
+    /// The route of `/-/request/<service>`, `/-/serve/<service>` and `/-/reply/<token>`.
+    fn of_service<B>(request: &Request<B>, first: &str, path: &str) -> Result<Self, ApiError> {
+        Ok(Self::Service(match (first, request.method()) {
+            ("request", &Method::POST | &Method::PUT) => ServiceRoute::Ask(topic_name(path)?),
+            ("request", &Method::HEAD) => ServiceRoute::IsServed(topic_name(path)?),
+            ("request", _) => return Err(ApiError::Method { allow: "HEAD, POST, PUT" }),
+            ("serve", &Method::GET) => ServiceRoute::Serve(topic_name(path)?),
+            ("serve", _) => return Err(ApiError::Method { allow: "GET" }),
+            (_, &Method::POST | &Method::PUT) => ServiceRoute::Reply(decoded(path)?.parse()?),
+            _ => return Err(ApiError::Method { allow: "POST, PUT" }),
+        }))
     }
 
     fn of_topic<B>(request: &Request<B>, query: &Query, path: &str) -> Result<Self, ApiError> {
@@ -166,6 +194,7 @@ impl Route {
             // Its operations are checked one by one.
             Self::Connect => Permission::Anything,
             Self::List => Permission::SomeTopic(Action::Inspect),
+            Self::Service(route) => route.needs(),
             Self::Metrics | Self::Stats => Permission::EveryTopic(Action::Inspect),
             Self::Ticket => Permission::Key,
             Self::Inspect(target) | Self::Counters(target) => target.permission(Action::Inspect),
@@ -189,12 +218,26 @@ impl Route {
     }
 }
 
+impl ServiceRoute {
+    fn needs(&self) -> Permission<'_> {
+        match self {
+            Self::Ask(service) | Self::IsServed(service) => {
+                Permission::Topic(Action::Request, service)
+            }
+            Self::Serve(service) => Permission::Topic(Action::Serve, service),
+            // The token is checked when it is used.
+            Self::Reply(_) => Permission::SomeTopic(Action::Serve),
+            Self::List => Permission::SomeTopic(Action::Inspect),
+        }
+    }
+}
+
 /// A path for the log. Whoever has a token can settle its lease, so below `/-/` only the paths of topics and groups are
 /// logged whole.
 pub(super) fn log_path(path: &str) -> &str {
     let first = path.strip_prefix("/-/").and_then(|rest| rest.split_once('/'));
     match first {
-        Some((first, rest)) if !matches!(first, "topics" | "groups") => {
+        Some((first, rest)) if !matches!(first, "topics" | "groups" | "request" | "serve") => {
             &path[..path.len() - rest.len()]
         }
         _ => path,
@@ -294,6 +337,8 @@ mod tests {
             ("/-/ack", "/-/ack"),
             ("/-/groups/g/a/b", "/-/groups/g/a/b"),
             ("/-/topics/a", "/-/topics/a"),
+            ("/-/reply/0000", "/-/reply/"),
+            ("/-/request/a", "/-/request/a"),
             ("/a/-/b", "/a/-/b"),
         ] {
             assert_eq!(log_path(path), logged);

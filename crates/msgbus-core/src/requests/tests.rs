@@ -1,0 +1,366 @@
+//! A property test against a naive model, which keeps every request in one `Vec`; and rules by example.
+
+use std::task::Waker;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::topic::Budget;
+
+const START: MonotonicTime = MonotonicTime::from_nanoseconds(1 << 50);
+
+fn service(limit: u64) -> Service {
+    let memory = Reservation::new(Budget::new(limit));
+    Service::new("s".parse().unwrap(), memory, START)
+}
+
+fn later(seconds: u64) -> MonotonicTime {
+    START.after(Duration::from_secs(seconds).into())
+}
+
+fn poll(service: &mut Service, slot: u32) -> Poll<Result<Reply, RequestError>> {
+    service.poll_outcome(slot, Waker::noop())
+}
+
+/// What a responder gets, if it is its turn.
+fn take(service: &mut Service, responder: WaiterId, max: usize, now: MonotonicTime) -> Vec<Handed> {
+    let limit = BatchLimit { events: max, bytes: usize::MAX };
+    match service.poll_take(responder, limit, now, Waker::noop()) {
+        Poll::Ready((handed, _)) => handed,
+        Poll::Pending => Vec::new(),
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Ask { timeout: u64, may_repeat: bool },
+    Join,
+    Leave { responder: usize },
+    Take { responder: usize, max: usize },
+    Reply { handed: usize, is_ok: bool },
+    HandBack { handed: usize },
+    PutBack { handed: usize },
+    GiveUp { request: usize },
+    Poll { request: usize },
+    Wait { seconds: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = 0..1000usize;
+    prop_oneof![
+        6 => (1..20u64, any::<bool>())
+            .prop_map(|(timeout, may_repeat)| Step::Ask { timeout, may_repeat }),
+        4 => Just(Step::Join),
+        1 => index.clone().prop_map(|responder| Step::Leave { responder }),
+        5 => (index.clone(), 1..4usize).prop_map(|(responder, max)| Step::Take { responder, max }),
+        5 => (index.clone(), any::<bool>()).prop_map(|(handed, is_ok)| Step::Reply { handed, is_ok }),
+        1 => index.clone().prop_map(|handed| Step::HandBack { handed }),
+        1 => index.clone().prop_map(|handed| Step::PutBack { handed }),
+        1 => index.clone().prop_map(|request| Step::GiveUp { request }),
+        4 => index.prop_map(|request| Step::Poll { request }),
+        3 => (1..4u64).prop_map(|seconds| Step::Wait { seconds }),
+    ]
+}
+
+/// A request in the model.
+#[derive(Debug)]
+struct Asked {
+    slot: u32,
+    /// Identifies the request, and comes back in its reply.
+    payload: Bytes,
+    deadline: MonotonicTime,
+    may_repeat: bool,
+    state: Known,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Known {
+    Queued,
+    InHand(RequestKey),
+    Done(Result<Reply, RequestError>),
+    /// The requester has the outcome, or has left.
+    Gone,
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    requests: Vec<Asked>,
+    /// In the order in which they are handed out.
+    queue: VecDeque<usize>,
+    responders: VecDeque<WaiterId>,
+    /// Every key that was ever handed out, and the request that it was for.
+    handed: Vec<(RequestKey, usize)>,
+    /// Requests that were put back and not handed out again.
+    put_back: Vec<usize>,
+    seen: Option<MonotonicTime>,
+    counters: ServiceCounters,
+}
+
+impl Model {
+    fn in_hand(&self) -> usize {
+        self.requests.iter().filter(|asked| matches!(asked.state, Known::InHand(_))).count()
+    }
+
+    fn is_absent(&self, now: MonotonicTime) -> bool {
+        let seen = self.seen.unwrap_or(START);
+        self.responders.is_empty() && self.in_hand() == 0 && now.since(seen) >= Service::GRACE
+    }
+
+    fn run_due(&mut self, now: MonotonicTime) {
+        let is_absent = self.is_absent(now);
+        for asked in &mut self.requests {
+            let is_open = matches!(asked.state, Known::Queued | Known::InHand(_));
+            if is_open && asked.deadline <= now {
+                self.counters.timed_out += 1;
+                if asked.state != Known::Queued {
+                    self.seen = Some(now);
+                }
+                asked.state = Known::Done(Err(RequestError::TimedOut));
+            } else if is_absent && asked.state == Known::Queued {
+                self.counters.refused += 1;
+                asked.state = Known::Done(Err(RequestError::NoResponder));
+            }
+        }
+        let requests = &self.requests;
+        self.queue.retain(|index| requests[*index].state == Known::Queued);
+    }
+
+    /// The request that a key is for, if a responder still has it by this key.
+    fn held(&self, handed: usize, now: MonotonicTime) -> Option<(RequestKey, Option<usize>)> {
+        let (key, index) = *self.handed.get(handed % self.handed.len().max(1))?;
+        let asked = &self.requests[index];
+        let is_held = asked.state == Known::InHand(key) && asked.deadline > now;
+        Some((key, is_held.then_some(index)))
+    }
+
+    fn act(&mut self, service: &mut Service, step: Step, now: MonotonicTime) {
+        match step {
+            Step::Ask { timeout, may_repeat } => self.ask(service, timeout, may_repeat, now),
+            Step::Join => {
+                self.responders.push_back(service.join(now).unwrap());
+                self.seen = Some(now);
+            }
+            Step::Leave { responder } => {
+                if !self.responders.is_empty() {
+                    let index = responder % self.responders.len();
+                    let _ = service.leave(self.responders.remove(index).unwrap(), now);
+                    self.seen = Some(now);
+                }
+            }
+            Step::Take { responder, max } => self.take(service, responder, max, now),
+            Step::Reply { handed, is_ok } => self.reply(service, handed, is_ok, now),
+            Step::HandBack { handed } => self.hand_back(service, handed, now),
+            Step::GiveUp { request } => self.give_up(service, request, now),
+            Step::PutBack { handed } => self.put_back(service, handed, now),
+            Step::Poll { request } => self.poll(service, request),
+            Step::Wait { .. } => {
+                self.run_due(now);
+                let _ = service.run_due(now);
+            }
+        }
+    }
+
+    fn ask(&mut self, service: &mut Service, timeout: u64, may_repeat: bool, now: MonotonicTime) {
+        self.counters.asked += 1;
+        let payload = Bytes::from(format!("request {}", self.requests.len()));
+        let timeout = Duration::from_secs(timeout);
+        let request = NewRequest::new(payload.clone()).timeout(timeout);
+        let request = if may_repeat { request.may_repeat() } else { request };
+        match service.ask(request, now) {
+            Ok((key, _)) => {
+                assert!(!self.is_absent(now));
+                let deadline = now.after(timeout.into());
+                self.queue.push_back(self.requests.len());
+                let slot = key.slot;
+                let state = Known::Queued;
+                self.requests.push(Asked { slot, payload, deadline, may_repeat, state });
+            }
+            Err(error) => {
+                assert_eq!((error, self.is_absent(now)), (RequestError::NoResponder, true));
+                self.counters.refused += 1;
+            }
+        }
+    }
+
+    fn take(&mut self, service: &mut Service, responder: usize, max: usize, now: MonotonicTime) {
+        if self.responders.is_empty() {
+            return;
+        }
+        let responder = self.responders[responder % self.responders.len()];
+        let handed = take(service, responder, max, now);
+        let mut expected = Vec::new();
+        if self.responders.front() == Some(&responder) {
+            let requests = &self.requests;
+            let can_go = self.queue.iter().copied().filter(|i| requests[*i].deadline > now);
+            expected = can_go.take(max).collect();
+        }
+        assert_eq!(handed.len(), expected.len());
+        if expected.is_empty() {
+            return;
+        }
+        self.responders.pop_front();
+        self.seen = Some(now);
+        self.queue.retain(|index| !expected.contains(index));
+        for (handed, index) in handed.into_iter().zip(expected) {
+            assert_eq!(handed.payload, self.requests[index].payload);
+            assert_eq!(handed.left, self.requests[index].deadline.since(now));
+            let was_handed = self.handed.iter().any(|(_, earlier)| *earlier == index);
+            let may_repeat = self.requests[index].may_repeat || self.put_back.contains(&index);
+            assert!(!was_handed || may_repeat, "served twice");
+            self.put_back.retain(|put_back| *put_back != index);
+            self.requests[index].state = Known::InHand(handed.key);
+            self.handed.push((handed.key, index));
+        }
+    }
+
+    fn reply(&mut self, service: &mut Service, handed: usize, is_ok: bool, now: MonotonicTime) {
+        let Some((key, held)) = self.held(handed, now) else { return };
+        self.seen = Some(now);
+        let reply = match held {
+            Some(index) if is_ok => Ok(Reply::from(self.requests[index].payload.clone())),
+            _ if is_ok => Ok(Reply::from("for nobody")),
+            _ => Err(Box::from("broken")),
+        };
+        let replied = service.reply(key, reply.clone(), now);
+        assert_eq!(replied.is_ok(), held.is_some());
+        let Some(index) = held else {
+            self.counters.not_wanted += 1;
+            return;
+        };
+        let outcome = reply.map_err(|reason| RequestError::Failed { reason });
+        *(if is_ok { &mut self.counters.replied } else { &mut self.counters.failed }) += 1;
+        self.requests[index].state = Known::Done(outcome);
+    }
+
+    fn hand_back(&mut self, service: &mut Service, handed: usize, now: MonotonicTime) {
+        let Some((key, held)) = self.held(handed, now) else { return };
+        self.seen = Some(now);
+        let _ = service.hand_back(key, now);
+        let Some(index) = held else { return };
+        if self.requests[index].may_repeat {
+            self.requests[index].state = Known::Queued;
+            self.queue.push_front(index);
+        } else {
+            self.requests[index].state = Known::Done(Err(RequestError::ResponderGone));
+            self.counters.failed += 1;
+        }
+    }
+
+    fn put_back(&mut self, service: &mut Service, handed: usize, now: MonotonicTime) {
+        let Some((key, held)) = self.held(handed, now) else { return };
+        let index = held.unwrap_or_default();
+        let payload = self.requests[index].payload.clone();
+        let _ = service.put_back(key, (payload, Headers::default()), now);
+        if held.is_some() {
+            self.requests[index].state = Known::Queued;
+            self.queue.push_front(index);
+            self.put_back.push(index);
+        }
+    }
+
+    fn pick(&self, request: usize) -> Option<usize> {
+        let index = request % self.requests.len().max(1);
+        (self.requests.get(index)?.state != Known::Gone).then_some(index)
+    }
+
+    fn give_up(&mut self, service: &mut Service, request: usize, now: MonotonicTime) {
+        let Some(index) = self.pick(request) else { return };
+        let asked = &mut self.requests[index];
+        service.give_up(asked.slot, now);
+        if matches!(asked.state, Known::InHand(_)) {
+            self.seen = Some(now);
+        }
+        if !matches!(asked.state, Known::Done(_)) {
+            self.counters.given_up += 1;
+        }
+        asked.state = Known::Gone;
+        self.queue.retain(|queued| *queued != index);
+    }
+
+    fn poll(&mut self, service: &mut Service, request: usize) {
+        let Some(index) = self.pick(request) else { return };
+        let asked = &mut self.requests[index];
+        match (poll(service, asked.slot), &asked.state) {
+            (Poll::Ready(outcome), Known::Done(expected)) => {
+                assert_eq!(outcome, *expected);
+                asked.state = Known::Gone;
+            }
+            (Poll::Pending, Known::Queued | Known::InHand(_)) => {}
+            (polled, expected) => panic!("{polled:?} instead of {expected:?}"),
+        }
+    }
+
+    fn check(&self, service: &Service, now: MonotonicTime) {
+        let stats = service.stats();
+        let counters = ServiceCounters { reply_times: stats.counters.reply_times, ..self.counters };
+        assert_eq!(stats.counters, counters);
+        assert_eq!((stats.responders, stats.in_hand), (self.responders.len(), self.in_hand()));
+        let queued =
+            self.requests.iter().filter(|asked| asked.state == Known::Queued).count() as u64;
+        let ServiceCounters { replied, failed, timed_out, refused, given_up, .. } = stats.counters;
+        let over = replied + failed + timed_out + refused + given_up;
+        assert_eq!(stats.counters.asked, over + queued + stats.in_hand as u64);
+        assert_eq!(stats.queued as u64, queued);
+        assert_eq!(stats.counters.reply_times.counts.iter().sum::<u64>(), replied);
+        assert_eq!(service.is_absent(now), self.is_absent(now));
+        let is_held = |asked: &&Asked| asked.state != Known::Gone;
+        let sizes = self.requests.iter().filter(is_held).map(|asked| asked.payload.len() as u64);
+        assert_eq!(service.bytes, sizes.map(|size| size + 256).sum::<u64>());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn a_service_does_what_a_naive_model_does(steps in prop::collection::vec(step(), 1..200)) {
+        let (mut service, mut model, mut now) = (service(u64::MAX), Model::default(), START);
+        for step in steps {
+            if let Step::Wait { seconds } = step {
+                now = now.after(Duration::from_secs(seconds).into());
+            }
+            model.act(&mut service, step, now);
+            model.check(&service, now);
+        }
+        // The timer is told of everything that is due: with it alone, all requests end.
+        while let Some(Registration { at, .. }) = service.next_registration() {
+            now = now.max(at);
+            let _ = service.run_due(now);
+            model.run_due(now);
+            model.check(&service, now);
+        }
+        prop_assert!(model.queue.is_empty() && model.in_hand() == 0);
+    }
+}
+
+#[test]
+fn nobody_there_is_known_at_once_and_a_polling_responder_is_waited_for() {
+    let mut service = service(u64::MAX);
+    let responder = service.join(START).unwrap();
+    let _ = service.leave(responder, START);
+    let (key, _) = service.ask("x".into(), later(1)).unwrap();
+    assert!(poll(&mut service, key.slot).is_pending());
+    assert_eq!(service.next_registration().unwrap().at, later(2));
+    let _ = service.run_due(later(2));
+    assert_eq!(poll(&mut service, key.slot), Poll::Ready(Err(RequestError::NoResponder)));
+    assert_eq!(service.ask("x".into(), later(2)).unwrap_err(), RequestError::NoResponder);
+}
+
+#[test]
+fn requests_and_their_bytes_are_limited() {
+    let mut service = self::service(1 << 20);
+    let _responder = service.join(START).unwrap();
+    let large = service.ask(vec![0; 2 << 20].into(), START).unwrap_err();
+    assert_eq!(large, RequestError::LimitReached(LimitReached::Bytes { limit: 1 << 20 }));
+    for _ in 0..Service::MAX_QUEUED {
+        service.ask("x".into(), START).unwrap();
+    }
+    let limit = Service::MAX_QUEUED;
+    let refused = service.ask("x".into(), START).unwrap_err();
+    assert_eq!(refused, RequestError::TooManyRequests { limit });
+}
+
+#[test]
+fn a_pending_request_is_small() {
+    assert!(size_of::<Option<Pending>>() + 8 <= 300, "{}", size_of::<Option<Pending>>());
+}
