@@ -15,7 +15,8 @@ use std::{
 use fastrand::Rng;
 use futures_util::StreamExt as _;
 use msgbus_client::{
-    Client, ClientError, Event, Position, Socket, SocketStatus, SocketSubscription, TopicPattern,
+    Client, ClientError, Event, Message, Position, Socket, SocketStatus, SocketSubscription,
+    TopicPattern,
 };
 use msgbus_testkit::{Daemon, Proxy, name, soon, until};
 use tokio::{task::JoinSet, time::sleep};
@@ -284,6 +285,6 @@ async fn publishes_are_accepted_once_or_their_answer_is_lost() {
     assert!(answers.is_empty(), "accepted and not there: {answers:?}");
     assert!(lost > 0 && (all.len() as u64) < ROUNDS * 200 + 1);
     let again = direct.peek(&again, Some(Position::All), 10_000).await.unwrap().messages;
-    let again: BTreeSet<_> = again.iter().map(|message| message.payload()).collect();
+    let again: BTreeSet<_> = again.iter().map(Message::payload).collect();
     assert_eq!(again.len() as u64, ROUNDS);
 }
