@@ -68,6 +68,13 @@ impl Inflight {
         }
     }
 
+    /// Grows a reservation to `bytes`, also beyond the limit.
+    pub(crate) fn overdraw(&self, held: &mut Option<QuotaPermit>, bytes: usize) {
+        if held.as_ref().is_none_or(|permit| permit.amount() < bytes) {
+            *held = Some(self.0.acquire_overdraft(bytes));
+        }
+    }
+
     /// Counts an HTTP/2 request, with `unread` bytes of body that may stay buffered; `None` if there is not enough
     /// memory.
     pub(crate) fn track_http2_request(

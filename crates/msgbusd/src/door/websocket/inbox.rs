@@ -47,6 +47,8 @@ pub(super) struct Inbox {
     start: usize,
     /// The text message that is being handled: what is left of it.
     text: Option<Range<usize>>,
+    /// That message, if it came in several frames. Otherwise it is in `bytes`.
+    joined: Option<Vec<u8>>,
     /// The payloads of the frames of a message whose last frame is missing, and its type.
     fragments: Option<(Data, Vec<u8>)>,
 }
@@ -65,7 +67,7 @@ pub(super) enum Next {
 
 impl Inbox {
     pub(super) fn new(already_read: Vec<u8>, max: usize) -> Self {
-        Self { max, bytes: already_read, start: 0, text: None, fragments: None }
+        Self { max, bytes: already_read, start: 0, text: None, joined: None, fragments: None }
     }
 
     /// Reads what has arrived. Ready with the number of bytes, which is 0 at the end of the connection.
@@ -88,7 +90,7 @@ impl Inbox {
 
     /// The next message or control frame. The rest of the previous message is dropped.
     pub(super) fn next(&mut self) -> Result<Next, Error> {
-        self.text = None;
+        (self.text, self.joined) = (None, None);
         loop {
             let mut cursor = Cursor::new(&self.bytes[self.start..]);
             let Some((header, length)) = FrameHeader::parse(&mut cursor)? else {
@@ -156,7 +158,8 @@ impl Inbox {
                     return Ok(None);
                 }
                 let kind = *kind;
-                self.put_back_fragments();
+                self.joined = self.fragments.take().map(|(_, message)| message);
+                self.text = self.joined.as_ref().map(|message| 0..message.len());
                 kind
             }
             (kind, None) if is_final => {
@@ -171,18 +174,8 @@ impl Inbox {
         if kind == Data::Text {
             return Ok(Some(Next::Text));
         }
-        self.text = None;
+        (self.text, self.joined) = (None, None);
         Ok(Some(Next::Binary))
-    }
-
-    /// Puts a message of several frames before the bytes that follow it, as if it had been one frame.
-    fn put_back_fragments(&mut self) {
-        let Some((_, mut message)) = self.fragments.take() else { return };
-        let length = message.len();
-        message.extend_from_slice(&self.bytes[self.start..]);
-        self.bytes = message;
-        self.start = length;
-        self.text = Some(0..length);
     }
 
     /// A control frame.
@@ -193,7 +186,8 @@ impl Inbox {
     /// What is left of the text message that is being handled; `None` if there is none.
     pub(super) fn text(&self) -> Result<Option<&str>, Error> {
         let Some(text) = self.text.clone() else { return Ok(None) };
-        match str::from_utf8(&self.bytes[text]) {
+        let message = self.joined.as_ref().unwrap_or(&self.bytes);
+        match str::from_utf8(&message[text]) {
             Ok(text) => Ok(Some(text)),
             Err(error) => Err(Error::Utf8(error.to_string())),
         }
@@ -204,7 +198,7 @@ impl Inbox {
         if let Some(text) = &mut self.text {
             text.start = text.end.min(text.start + count);
             if text.start == text.end {
-                self.text = None;
+                (self.text, self.joined) = (None, None);
             }
         }
     }
@@ -216,17 +210,18 @@ impl Inbox {
 
     /// Frees the memory that is not needed until more arrives. Call it before other connections are served.
     pub(super) fn rest(&mut self) {
-        let first = self.text.as_ref().map_or(self.start, |text| text.start);
+        let in_bytes = self.text.as_mut().filter(|_| self.joined.is_none());
+        let first = in_bytes.as_ref().map_or(self.start, |text| text.start);
         let left = self.bytes.len() - first;
         if left >= MIN_READ {
             return;
         }
+        if let Some(text) = in_bytes {
+            *text = text.start - first..text.end - first;
+        }
         let kept = if left == 0 { Vec::new() } else { self.bytes[first..].to_vec() };
         let mut spare = mem::replace(&mut self.bytes, kept);
         self.start -= first;
-        if let Some(text) = &mut self.text {
-            *text = text.start - first..text.end - first;
-        }
         if spare.capacity() <= 2 * SHARED && spare.capacity() >= SHARED {
             spare.clear();
             SPARE.set(spare);
@@ -236,7 +231,8 @@ impl Inbox {
     /// The memory that it has, in bytes.
     pub(super) fn memory(&self) -> usize {
         let fragments = self.fragments.as_ref().map_or(0, |(_, bytes)| bytes.capacity());
-        self.bytes.capacity() + fragments
+        let joined = self.joined.as_ref().map_or(0, Vec::capacity);
+        self.bytes.capacity() + fragments + joined
     }
 }
 

@@ -1,7 +1,12 @@
 //! 16.7: limits, and clients that do not read.
 
+use std::time::Duration;
+
 use serde_json::json;
-use tokio::net::TcpSocket;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
+};
 
 use super::payload;
 use crate::{
@@ -99,7 +104,7 @@ async fn a_flood_of_operations_without_reading_is_bounded() {
     let flood = tokio::spawn(async move {
         let bytes = frame(TEXT, lines);
         for _ in 0..COUNT / 100 {
-            tokio::io::AsyncWriteExt::write_all(&mut writer, &bytes).await.unwrap();
+            writer.write_all(&bytes).await.unwrap();
         }
         writer
     });
@@ -177,4 +182,47 @@ async fn messages_that_have_not_arrived_count_as_in_flight() {
     }
     drop(clients);
     daemon.wait_for_metric("msgbus_server_inflight_bytes", |bytes| bytes == 0).await;
+}
+
+/// Answers that had to wait are followed by the operations behind them, without anything else that wakes the session.
+#[tokio::test]
+async fn operations_behind_many_answers_begin_when_those_are_written() {
+    const COUNT: usize = 20_000;
+    let daemon = Daemon::with(|config| config.timeouts.ping = Duration::from_secs(3600));
+    let mut client = daemon.client().await;
+    let lines: String =
+        (0..COUNT).map(|rid| format!("{{\"op\":\"ping\",\"rid\":{rid}}}\n")).collect();
+    client.send_text(lines).await;
+    for rid in 0..COUNT {
+        assert_eq!(client.line().await["rid"], rid);
+    }
+}
+
+/// 6.8, 16.4: a busy subscription holds up no operation.
+#[tokio::test]
+async fn operations_begin_while_a_subscription_always_has_messages() {
+    const COUNT: u64 = 4_000;
+    let daemon = Daemon::start();
+    for _ in 0..COUNT {
+        daemon.bus.put(&"t".parse().unwrap(), vec![b'x'; 10_000]).unwrap();
+    }
+    let Connection(stream) = daemon.slow_v1(64 << 10).await;
+    let (mut reader, mut writer) = stream.into_split();
+    let sub = "{\"op\":\"sub\",\"sid\":1,\"topic\":\"t\",\"since\":\"all\"}";
+    writer.write_all(&frame(TEXT, sub.to_owned())).await.unwrap();
+    let mut bytes = vec![0; 64 << 10];
+    assert!(soon(reader.read(&mut bytes)).await.unwrap() > 0);
+    let unsub = "{\"op\":\"unsub\",\"sid\":1,\"rid\":\"over\"}";
+    writer.write_all(&frame(TEXT, unsub.to_owned())).await.unwrap();
+    // Reads as fast as it can, so that the server never has to wait for it.
+    let (mut end, answer) = (Vec::new(), b"\"rid\":\"over\"");
+    while !end.windows(answer.len()).any(|part| part == answer) {
+        let count = soon(reader.read(&mut bytes)).await.unwrap();
+        assert!(count > 0);
+        end.drain(..end.len().saturating_sub(answer.len()));
+        end.extend_from_slice(&bytes[..count]);
+    }
+    let delivered = daemon.metric("msgbus_bus_delivered").await;
+    // What the buffers of both sockets hold comes before the answer.
+    assert!(delivered < COUNT / 2, "{delivered}");
 }

@@ -47,9 +47,9 @@ impl Operations {
         }
     }
 
-    /// Whether another operation may begin.
-    pub(super) fn may_begin(&self, output: &Output<'_>) -> bool {
-        self.activities.outstanding() < MAX_OUTSTANDING && output.waiting() < MAX_UNREAD
+    /// Whether another operation may begin while this many bytes wait to be written.
+    pub(super) fn may_begin(&self, unwritten: usize) -> bool {
+        self.activities.outstanding() < MAX_OUTSTANDING && unwritten < MAX_UNREAD
     }
 
     /// Begins the operation of a line.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{
-    task::coop,
+    task::yield_now,
     time::{Instant, Sleep, sleep_until},
 };
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
@@ -43,6 +43,12 @@ pub(crate) struct Session {
     /// Counts what has arrived of a message as in flight.
     permit: Option<QuotaPermit>,
 }
+
+/// The number of turns after which a session lets others go on, and looks for what has arrived. In each it begins some
+/// operations, reads once, and writes once.
+const TURNS: usize = 4;
+/// The number of operations that begin in one turn.
+const OPERATIONS_AT_ONCE: usize = 512;
 
 /// The maximum size of a frame from a client, in bytes: an operation with the largest payload in base64.
 fn max_frame(worker: &Worker) -> usize {
@@ -100,27 +106,24 @@ impl Session {
     }
 
     fn poll_turns(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
-        loop {
+        for _ in 0..TURNS {
             self.begin_operations()?;
             self.link.poll_alarm(cx, alarm.as_mut())?;
-            if !coop::has_budget_remaining() {
-                // Yields to other tasks. The next poll checks the drain signal again, too.
-                cx.waker().wake_by_ref();
-                return ControlFlow::Continue(());
-            }
-            if self.link.poll_write(cx, &mut self.outgoing)?.is_pending() {
-                self.operations.activities.run_blocked(&mut Output::new(&mut self.outgoing));
-                let has_read = self.poll_fill(cx)?;
-                if !has_read {
-                    return ControlFlow::Continue(());
-                }
-                continue;
-            }
+            let is_blocked = self.link.poll_write(cx, &mut self.outgoing)?.is_pending();
             let has_read = self.poll_fill(cx)?;
-            if !self.run_activities() && !has_read {
+            let has_run = if is_blocked {
+                self.operations.activities.run_blocked(&mut Output::new(&mut self.outgoing));
+                false
+            } else {
+                self.run_activities()
+            };
+            if !(has_read || has_run || self.may_begin_held()) {
                 return ControlFlow::Continue(());
             }
         }
+        // The next poll checks the drain signal again, too.
+        wake_after_io(cx);
+        ControlFlow::Continue(())
     }
 
     /// Reads more, unless operations wait for their turn. Returns whether something has arrived.
@@ -144,10 +147,16 @@ impl Session {
         self.link.transport.inbox().is_some_and(|inbox| inbox.has_text())
     }
 
+    /// Whether operations wait that may begin now.
+    fn may_begin_held(&mut self) -> bool {
+        self.holds_operations() && self.operations.may_begin(self.outgoing.len())
+    }
+
     /// Begins the operations that have arrived, as far as the limits allow.
     fn begin_operations(&mut self) -> ControlFlow<End> {
+        let mut allowed = OPERATIONS_AT_ONCE;
         loop {
-            if !self.begin_lines()? {
+            if !self.begin_lines(&mut allowed)? {
                 break;
             }
             match self.link.transport.next_received() {
@@ -173,9 +182,12 @@ impl Session {
     }
 
     /// Begins the operations of the message that is being handled. Returns `false` if some have to wait.
-    fn begin_lines(&mut self) -> ControlFlow<End, bool> {
+    fn begin_lines(&mut self, allowed: &mut usize) -> ControlFlow<End, bool> {
         let Self { link, outgoing, operations, .. } = self;
         let Some(inbox) = link.transport.inbox() else { return ControlFlow::Continue(true) };
+        if inbox.has_text() && !(*allowed > 0 && operations.may_begin(outgoing.len())) {
+            return ControlFlow::Continue(false);
+        }
         let text = match inbox.text() {
             Ok(Some(text)) => text,
             Ok(None) => return ControlFlow::Continue(true),
@@ -185,10 +197,11 @@ impl Session {
         let mut output = Output::new(outgoing);
         let mut handled = 0;
         for line in text.split_inclusive('\n') {
-            if !operations.may_begin(&output) {
+            if *allowed == 0 || !operations.may_begin(output.waiting()) {
                 break;
             }
             handled += line.len();
+            *allowed -= 1;
             let line = line.trim_ascii();
             if !line.is_empty() {
                 operations.begin(line, &mut output);
@@ -210,14 +223,16 @@ impl Session {
     }
 
     /// Frees memory that is not needed while the session waits, and counts what a message takes that has not arrived as a
-    /// whole, or has to wait.
+    /// whole, or has to wait. Of one that has arrived, some operations may have begun, so it is not refused.
     fn rest(&mut self) -> ControlFlow<End> {
         let Some(inbox) = self.link.transport.inbox() else { return ControlFlow::Continue(()) };
         inbox.rest();
-        let memory = inbox.memory();
+        let (memory, has_begun) = (inbox.memory(), inbox.has_text());
         let inflight = &self.operations.client.worker.inflight;
         if memory <= Inflight::SMALL {
             self.permit = None;
+        } else if has_begun {
+            inflight.overdraw(&mut self.permit, memory);
         } else if !inflight.reserve(&mut self.permit, memory, Inflight::SMALL) {
             return ControlFlow::Break(End::NoMemory);
         }
@@ -238,7 +253,9 @@ impl Session {
             End::Broken | End::Stuck => return,
             End::Drain => write_rest(&mut transport, &mut outgoing).await,
             // What came before was carried out.
-            End::Violation(..) => write_what_fits(&mut transport, &mut outgoing).await,
+            End::Violation(..) | End::NoMemory | End::ClosedByClient => {
+                write_what_fits(&mut transport, &mut outgoing).await;
+            }
             _ => {}
         }
         outgoing.drop_unstarted();
@@ -260,4 +277,10 @@ impl Session {
         })
         .await;
     }
+}
+
+/// Wakes the task after the runtime has looked for what has arrived on its sockets. A task that wakes itself runs again
+/// before that, many times.
+fn wake_after_io(cx: &mut Context<'_>) {
+    let _ = pin!(yield_now()).as_mut().poll(cx);
 }

@@ -19,7 +19,7 @@ use crate::service::{
 /// The leases of one operation.
 enum Leases {
     One(LeaseToken),
-    /// Each with its number and its text.
+    /// Each with its number. A text that is no token is shortened.
     Many {
         tokens: Vec<(usize, LeaseToken)>,
         texts: Vec<Box<str>>,
@@ -73,14 +73,20 @@ impl Leases {
             return Err(Refusal::TooManyTokens { limit: MAX_SETTLED });
         }
         let (mut tokens, mut unsettled) = (Vec::with_capacity(texts.len()), Vec::new());
-        for (number, text) in texts.iter().enumerate() {
+        let name = |(number, text): (usize, &Text<'_>)| -> Box<str> {
             let previous = tokens.last().map(|(_, token)| token);
             match LeaseToken::parse_like(text.as_str(), previous) {
-                Ok(token) => tokens.push((number, token)),
-                Err(_) => unsettled.push((number, Code::InvalidLease)),
+                Ok(token) => {
+                    tokens.push((number, token));
+                    text.as_str().into()
+                }
+                Err(_) => {
+                    unsettled.push((number, Code::InvalidLease));
+                    shortened(text.as_str()).into()
+                }
             }
-        }
-        let texts = texts.iter().map(|text| shortened(text.as_str()).into()).collect();
+        };
+        let texts = texts.iter().enumerate().map(name).collect();
         Ok(Self::Many { tokens, texts, unsettled })
     }
 }
