@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::{
     peers::{self, Beanstalk, JetStream, Nats, Redis, RedisStream},
-    variants::{self, Transport, Variant},
+    variants::{self, Transport, V1, Variant},
     works::TOPIC,
 };
 use crate::bare::Push;
@@ -139,8 +139,8 @@ impl Contender {
                 let http = Http { authorization, ..http };
                 match variant.waiting {
                     Some(waiting) => Rc::new(Streaming { http, waiting }),
-                    None if variant.publishes_v1 => Rc::new(MsgbusV1(http)),
-                    None if variant.follows_v1 => Rc::new(FollowV1(http)),
+                    None if variant.v1 == Some(V1::Publish) => Rc::new(MsgbusV1(http)),
+                    None if variant.v1 == Some(V1::Follow) => Rc::new(FollowV1(http)),
                     None if variant.replays => Rc::new(Replaying(http)),
                     None if variant.pulls_plainly => Rc::new(PlainPulls(http)),
                     None => Rc::new(http),

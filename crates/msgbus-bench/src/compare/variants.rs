@@ -24,10 +24,15 @@ pub struct Variant {
     pub(super) replays: bool,
     /// Whether workers pull without a group.
     pub(super) pulls_plainly: bool,
-    /// Whether clients publish over `msgbus.v1`.
-    pub(super) publishes_v1: bool,
-    /// Whether subscribers use `msgbus.v1`.
-    pub(super) follows_v1: bool,
+    /// What uses `msgbus.v1`, if anything does.
+    pub(super) v1: Option<V1>,
+}
+
+/// What clients do over `msgbus.v1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum V1 {
+    Publish,
+    Follow,
 }
 
 /// A transport.
@@ -107,9 +112,10 @@ const DEEP: &[&str] = &["--max-queue-size", "10000000", "--max-queue-bytes", "1G
 
 /// Publishes are operations on a websocket.
 pub(super) const PUBLISH_V1: &Variant =
-    &Variant { name: "msgbusd, v1", publishes_v1: true, ..PLAIN };
+    &Variant { name: "msgbusd, v1", v1: Some(V1::Publish), ..PLAIN };
 /// Subscriptions are operations on a websocket.
-pub(super) const FOLLOW_V1: &Variant = &Variant { name: "msgbusd, v1", follows_v1: true, ..PLAIN };
+pub(super) const FOLLOW_V1: &Variant =
+    &Variant { name: "msgbusd, v1", v1: Some(V1::Follow), ..PLAIN };
 
 pub(super) const IDLE_SSE: &Variant =
     &Variant { name: "msgbusd, SSE", waiting: Some(Waiting::Sse), ..PLAIN };
@@ -133,8 +139,7 @@ const PLAIN: Variant = Variant {
     waiting: None,
     replays: false,
     pulls_plainly: false,
-    publishes_v1: false,
-    follows_v1: false,
+    v1: None,
 };
 
 const BEARER: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";

@@ -190,8 +190,10 @@ async fn operations_behind_many_answers_begin_when_those_are_written() {
     const COUNT: usize = 20_000;
     let daemon = Daemon::with(|config| config.timeouts.ping = Duration::from_secs(3600));
     let mut client = daemon.client().await;
-    let lines: String =
-        (0..COUNT).map(|rid| format!("{{\"op\":\"ping\",\"rid\":{rid}}}\n")).collect();
+    let mut lines = String::new();
+    for rid in 0..COUNT {
+        lines.push_str(&format!("{{\"op\":\"ping\",\"rid\":{rid}}}\n"));
+    }
     client.send_text(lines).await;
     for rid in 0..COUNT {
         assert_eq!(client.line().await["rid"], rid);
@@ -202,19 +204,19 @@ async fn operations_behind_many_answers_begin_when_those_are_written() {
 #[tokio::test]
 async fn operations_begin_while_a_subscription_always_has_messages() {
     const COUNT: u64 = 4_000;
-    let daemon = Daemon::start();
+    // On a thread of its own, so that the client reads meanwhile.
+    let daemon = Daemon::on_threads(1, |_| {});
     for _ in 0..COUNT {
         daemon.bus.put(&"t".parse().unwrap(), vec![b'x'; 10_000]).unwrap();
     }
-    let Connection(stream) = daemon.slow_v1(64 << 10).await;
+    let Connection(stream) = daemon.slow_v1(4 << 20).await;
     let (mut reader, mut writer) = stream.into_split();
     let sub = "{\"op\":\"sub\",\"sid\":1,\"topic\":\"t\",\"since\":\"all\"}";
-    writer.write_all(&frame(TEXT, sub.to_owned())).await.unwrap();
+    writer.write_all(&frame(TEXT, sub)).await.unwrap();
     let mut bytes = vec![0; 64 << 10];
     assert!(soon(reader.read(&mut bytes)).await.unwrap() > 0);
     let unsub = "{\"op\":\"unsub\",\"sid\":1,\"rid\":\"over\"}";
-    writer.write_all(&frame(TEXT, unsub.to_owned())).await.unwrap();
-    // Reads as fast as it can, so that the server never has to wait for it.
+    writer.write_all(&frame(TEXT, unsub)).await.unwrap();
     let (mut end, answer) = (Vec::new(), b"\"rid\":\"over\"");
     while !end.windows(answer.len()).any(|part| part == answer) {
         let count = soon(reader.read(&mut bytes)).await.unwrap();
