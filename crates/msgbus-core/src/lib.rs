@@ -61,7 +61,7 @@ pub use self::{
     },
     receive::{
         Delivery, Group, LeasePull, PendingRequest, Pull, Request, ServePull, Subscription,
-        TopicFilter,
+        TopicFilter, TopicWatch,
     },
     stats::{
         BusStats, Counters, GroupCounters, GroupStats, LeaseStats, PatternStats, Purged,

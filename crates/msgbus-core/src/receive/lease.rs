@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::waiting::{Take, Waiting};
+use super::{
+    waiting::{Take, Waiting},
+    watch::TopicWatch,
+};
 use crate::{
     bus::{MessageBus, TopicRef, clock},
     error::LeaseError,
@@ -45,6 +48,30 @@ impl TopicRef<'_> {
         // A group that is new starts with the next message from now, also if that creates the topic.
         let from = if from == Position::New { Position::Id(next_id) } else { from };
         let take = TakeLeases { group: group.clone(), options: LeaseOptions { from, ..options } };
+        Ok(LeasePull(Waiting::new(topic, waiter, take)))
+    }
+}
+
+impl TopicWatch {
+    /// As [`MessageBus::lease_wait`], from this topic: no other one of the same name, which is not created either. The
+    /// position is that of the watch.
+    ///
+    /// # Errors
+    /// When the topic was deleted, the bus is closed, or pulls of too many groups wait.
+    pub fn lease_wait(
+        &self,
+        group: &GroupName,
+        options: LeaseOptions,
+    ) -> Result<LeasePull, LeaseError> {
+        let topic = self.topic();
+        let mut locked = topic.lock();
+        if locked.is_deleted() {
+            return Err(LeaseError::Deleted);
+        }
+        let waiter = locked.wait(Some(group))?;
+        drop(locked);
+        let options = LeaseOptions { from: self.from(), ..options };
+        let take = TakeLeases { group: group.clone(), options };
         Ok(LeasePull(Waiting::new(topic, waiter, take)))
     }
 }

@@ -9,6 +9,7 @@ mod request;
 mod subscription;
 mod topic_cursor;
 mod waiting;
+mod watch;
 
 pub(crate) use self::blocking::block_on_until;
 pub use self::{
@@ -18,4 +19,5 @@ pub use self::{
     pull::Pull,
     request::{PendingRequest, Request, ServePull},
     subscription::Subscription,
+    watch::TopicWatch,
 };

@@ -15,10 +15,16 @@ pub(crate) struct Tables {
     pub(crate) waiters: Waiters,
     /// The waiting pulls of groups. None is empty.
     groups: Vec<(GroupName, Waiters)>,
+    /// Those that wait only for the end of the topic.
+    pub(crate) watchers: Waiters,
 }
 
-static EMPTY: Tables =
-    Tables { cursors: Cursors::new(), waiters: Waiters::new(), groups: Vec::new() };
+static EMPTY: Tables = Tables {
+    cursors: Cursors::new(),
+    waiters: Waiters::new(),
+    groups: Vec::new(),
+    watchers: Waiters::new(),
+};
 
 impl Consumers {
     /// Whether there is no consumer.
@@ -41,7 +47,10 @@ impl Consumers {
     #[inline]
     pub(crate) fn may_sleep(&self) -> bool {
         self.0.as_deref().is_some_and(|tables| {
-            tables.cursors.any_parked() || tables.waiters.len() > 0 || !tables.groups.is_empty()
+            tables.cursors.any_parked()
+                || tables.waiters.len() > 0
+                || !tables.groups.is_empty()
+                || tables.watchers.len() > 0
         })
     }
 
@@ -82,7 +91,10 @@ impl Consumers {
 
 impl Tables {
     fn is_empty(&self) -> bool {
-        self.cursors.len() == 0 && self.waiters.len() == 0 && self.groups.is_empty()
+        self.cursors.len() == 0
+            && self.waiters.len() == 0
+            && self.groups.is_empty()
+            && self.watchers.len() == 0
     }
 
     /// The queue of a group's waiting pulls, or of plain pulls.

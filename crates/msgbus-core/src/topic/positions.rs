@@ -6,7 +6,7 @@ use crate::model::{MonotonicTime, Now, Position, WallTime};
 impl Topic {
     /// The first id that a position asks for, and whether the position must be from another incarnation of
     /// the topic. In that case it asks for everything from the start.
-    pub(super) fn resolve(&mut self, position: Position, now: Now) -> (u64, bool) {
+    pub(crate) fn resolve(&mut self, position: Position, now: Now) -> (u64, bool) {
         let tail = self.log.next_id();
         match position {
             Position::New => (tail, false),

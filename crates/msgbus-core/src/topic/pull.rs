@@ -216,6 +216,32 @@ impl Topic {
         Ok(waiter)
     }
 
+    /// Begins to wait for the end of the topic. A watcher keeps the topic, and gets no messages.
+    ///
+    /// # Errors
+    /// When the bus is closed.
+    pub(crate) fn watch(&mut self) -> Result<WaiterId, WaitError> {
+        if self.state != State::Open {
+            return Err(WaitError::Closed);
+        }
+        let watcher = self.next_waiter;
+        self.consumers.tables_mut().watchers.join(watcher);
+        self.next_waiter += 1;
+        Ok(watcher)
+    }
+
+    /// Stores the waker of a watcher. Returns the waker that it replaces, to be dropped after the lock is released.
+    #[must_use]
+    pub(crate) fn park_watcher(&mut self, watcher: WaiterId, waker: &Waker) -> Option<Waker> {
+        self.consumers.tables_mut().watchers.park(watcher, waker)
+    }
+
+    /// Ends a watch. Returns its waker, to be dropped after the lock is released.
+    #[must_use]
+    pub(crate) fn unwatch(&mut self, watcher: WaiterId) -> Option<Waker> {
+        self.consumers.tables_mut().watchers.leave(watcher)
+    }
+
     /// Takes messages for a waiting pull if it is first in the queue. After an empty result the caller parks
     /// and tries again when woken.
     ///

@@ -39,6 +39,7 @@ impl Topic {
                 wakers.parked.extend(consumers.waiters.unpark_all().map(Parked::waiter));
                 let all = consumers.group_queues().flat_map(Waiters::unpark_all);
                 wakers.parked.extend(all.map(Parked::waiter));
+                wakers.parked.extend(consumers.watchers.unpark_all().map(Parked::waiter));
             }
         }
         wakers

@@ -223,6 +223,11 @@ impl Follower {
         self.authorization.poll_revoked(cx)
     }
 
+    /// Stops waiting for memory, on behalf of a client that accepts nothing: another waiter has its turn.
+    pub(crate) fn stop_waiting_for_memory(&mut self) {
+        self.memory = MemoryWait::default();
+    }
+
     /// Receives a batch from the topic and passes each item to `give`, with the next id after it.
     pub(crate) fn poll_batch(
         &mut self,

@@ -8,8 +8,8 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use msgbus_core::{
-    BatchLimit, GroupName, LeaseError, LeaseOptions, LeasePull, LeaseToken, Leased, Peek,
-    SettledBatch, Settlement, TopicName,
+    BatchLimit, GroupName, LeaseError, LeaseOptions, LeasePull, LeaseToken, Leased, Peek, Position,
+    SettledBatch, Settlement, TopicName, TopicWatch,
 };
 use tokio::task::yield_now;
 use tracing::debug;
@@ -74,6 +74,31 @@ impl Call<'_> {
         let limit = options.limit;
         let options = LeaseOptions { holder: Some(self.holder()), ..*options };
         let pull = self.worker.bus.lease_wait(topic, group, options)?;
+        Ok(self.waiting(Action::Pull, topic, pull, limit, small))
+    }
+
+    /// Watches a topic for its deletion, on behalf of a worker of a group.
+    pub(crate) fn watch(
+        &self,
+        topic: &TopicName,
+        from: Position,
+    ) -> Result<TopicWatch, ServiceError> {
+        self.authorize(Action::Pull, topic)?;
+        Ok(self.worker.bus.watch(topic, from)?)
+    }
+
+    /// As [`lease_wait`](Self::lease_wait), from the topic that is watched.
+    pub(crate) fn lease_wait_watched(
+        &self,
+        (watch, topic): (&TopicWatch, &TopicName),
+        group: &GroupName,
+        options: &LeaseOptions,
+        small: usize,
+    ) -> Result<WaitingPull<LeasePull>, ServiceError> {
+        self.authorize(Action::Pull, topic)?;
+        let limit = options.limit;
+        let options = LeaseOptions { holder: Some(self.holder()), ..*options };
+        let pull = watch.lease_wait(group, options)?;
         Ok(self.waiting(Action::Pull, topic, pull, limit, small))
     }
 

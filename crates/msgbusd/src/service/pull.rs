@@ -152,11 +152,6 @@ impl<P: QueuedPull> WaitingPull<P> {
         self.pull.is_committing()
     }
 
-    /// Whether the keys no longer allow it.
-    pub(crate) fn is_revoked(&self) -> bool {
-        self.authorization.is_revoked()
-    }
-
     /// Ready with messages; or with none when the keys no longer allow the pull or the topic is deleted.
     pub(crate) fn poll(
         &mut self,

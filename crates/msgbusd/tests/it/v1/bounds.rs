@@ -176,7 +176,7 @@ async fn messages_that_have_not_arrived_count_as_in_flight() {
     };
     let mut closed = closed;
     if let Ok((first, payload)) =
-        tokio::time::timeout(std::time::Duration::from_secs(60), closed.frame()).await
+        tokio::time::timeout(Duration::from_secs(60), closed.frame()).await
     {
         assert_eq!((first, &payload[..2]), (CLOSE, &1013_u16.to_be_bytes()[..]));
     }
@@ -227,4 +227,37 @@ async fn operations_begin_while_a_subscription_always_has_messages() {
     let delivered = daemon.metric("msgbus_bus_delivered").await;
     // What the buffers of both sockets hold comes before the answer.
     assert!(delivered < COUNT / 2, "{delivered}");
+}
+
+/// A worker whose client does not read is not the first in the queue of its group.
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_up_no_group() {
+    // So long that the client is not disconnected.
+    let daemon = Daemon::with(|config| {
+        config.timeouts.write = Duration::from_secs(3600);
+        config.timeouts.ping = Duration::from_secs(3600);
+    });
+    let mut stuck = daemon.slow_v1(4096).await;
+    let work = r#"{"op":"sub","sid":2,"topic":"jobs","group":"g","credit":1}"#;
+    stuck
+        .write(&frame(TEXT, format!("{{\"op\":\"sub\",\"sid\":1,\"topic\":\"t\"}}\n{work}")))
+        .await;
+    daemon.wait_for_metric(OPERATIONS, |count| count == 2).await;
+    let mut client = daemon.client().await;
+    client.ok(json!({"op": "sub", "sid": 1, "topic": "t", "payload": "text"})).await;
+    let large = "x".repeat(100_000);
+    for _ in 0..100 {
+        daemon.put("/t", &large).await;
+        assert_eq!(payload(&client.line().await), large);
+    }
+    client.ok(json!({"op": "sub", "sid": 3, "topic": "jobs", "group": "g", "credit": 10})).await;
+    // The other worker may get the first, if its client was not blocked yet.
+    daemon.put("/jobs", "0").await;
+    daemon.put("/jobs", "1").await;
+    let mut id = 0;
+    while id < 1 {
+        let job = client.line().await;
+        assert_eq!(job["sid"], 3);
+        id = job["id"].as_u64().unwrap();
+    }
 }

@@ -108,3 +108,58 @@ async fn a_deleted_topic_ends_the_work() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_deleted_topic_ends_the_work_without_credit() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client().await;
+    daemon.put("/jobs", "0").await;
+    client.ok(json!({"op": "sub", "sid": 1, "topic": "jobs", "group": "g", "credit": 0})).await;
+    let work = json!({"op": "sub", "sid": 2, "topic": "jobs", "group": "g", "payload": "text"});
+    client.send(&[work]).await;
+    assert_eq!(client.line().await["message"]["text"], "0");
+    assert_eq!(daemon.send("DELETE", "/jobs", &[], b"").await.status, 204);
+    let mut ended = [client.line().await, client.line().await].map(|end| {
+        assert_eq!((&end["op"], &end["reason"]), (&json!("end"), &json!("deleted")), "{end}");
+        end["sid"].as_u64()
+    });
+    ended.sort_unstable();
+    assert_eq!(ended, [Some(1), Some(2)]);
+    client.is_idle().await;
+    // No new topic was created.
+    assert!(daemon.bus.topics().is_empty());
+}
+
+#[tokio::test]
+async fn new_is_when_the_subscription_begins() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client().await;
+    daemon.put("/jobs", "old").await;
+    let work = json!({"op": "sub", "sid": 1, "topic": "jobs", "group": "g", "credit": 0,
+        "since": "new"});
+    client.ok(work).await;
+    daemon.put("/jobs", "1").await;
+    daemon.put("/jobs", "2").await;
+    client.send(&[json!({"op": "credit", "sid": 1, "n": 1})]).await;
+    assert_eq!(client.line().await["id"], 1);
+}
+
+/// A worker stays while no group can be created, and goes on later.
+#[tokio::test]
+async fn a_worker_outlasts_the_limit_of_groups() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client().await;
+    daemon.put("/jobs", "0").await;
+    for number in 0..64 {
+        let reply = daemon.send("PUT", &format!("/-/groups/g{number}/jobs"), &[], b"").await;
+        assert!(reply.status < 300, "{}", reply.text());
+    }
+    client.ok(json!({"op": "sub", "sid": 1, "topic": "jobs", "group": "late"})).await;
+    client.is_idle().await;
+    while daemon.refused("too_many_groups").await == 0 {
+        client.is_idle().await;
+    }
+    client.is_idle().await;
+    assert_eq!(daemon.send("DELETE", "/-/groups/g0/jobs", &[], b"").await.status, 204);
+    assert_eq!(client.line().await["op"], "msg");
+}

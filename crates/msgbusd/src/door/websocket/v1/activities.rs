@@ -180,7 +180,10 @@ impl Activities {
             }
         }
         for key in held_back {
-            self.slots[key].signal.queue();
+            // One that was twice in the queue may be over by now.
+            if let Some(slot) = self.slots.get(key) {
+                slot.signal.queue();
+            }
         }
     }
 
@@ -268,12 +271,19 @@ impl Activity {
         }
     }
 
-    /// Polls what goes on while the client accepts no messages.
+    /// Polls what goes on while the client accepts no messages. A subscription that was woken lets others have what it
+    /// was woken for, and is ready again when the client accepts messages.
     fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Turn {
         let revoked = match self {
-            Self::Follow(follow) => follow.poll_revoked(cx),
+            Self::Follow(follow) => {
+                follow.hold_back();
+                follow.poll_revoked(cx)
+            }
             Self::Open(_) => return Turn::Continues,
-            Self::Work(work) => work.poll_revoked(cx),
+            Self::Work(work) => {
+                work.hold_back();
+                work.poll_revoked(cx)
+            }
             Self::Wait(waiting) => return waiting.poll(cx),
         };
         match revoked {

@@ -71,6 +71,11 @@ impl Follow {
         self.follower.poll_revoked(cx)
     }
 
+    /// Lets others have what it waits for, while the client accepts no messages.
+    pub(super) fn hold_back(&mut self) {
+        self.follower.stop_waiting_for_memory();
+    }
+
     pub(super) fn log_end(&self, why: &str) {
         self.follower.log_end(&why);
     }

@@ -1,11 +1,18 @@
 //! A subscription that works for a group: it is pushed leases, as many as it has credit for.
 
-use std::task::{Context, Poll};
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use msgbus_core::{
-    BatchLimit, GroupName, LeaseOptions, LeasePull, Leased, TopicName,
+    BatchLimit, GroupName, LeaseOptions, LeasePull, Leased, TopicName, TopicWatch,
     json::{self, PayloadForm},
+    store::StoreError,
 };
+use tokio::time::{Sleep, sleep};
+use tracing::debug;
 
 use super::{
     Client,
@@ -23,6 +30,8 @@ use crate::{
 const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
 /// The size of an encoded message that is not copied, in bytes.
 const LARGE: usize = 16 << 10;
+/// After how long it tries again when no more can be leased for the moment.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// One subscription with leases.
 #[derive(Debug)]
@@ -34,6 +43,10 @@ pub(super) struct Work {
     credit: usize,
     /// In the queue of the group, while there is credit.
     pull: Option<WaitingPull<LeasePull>>,
+    /// Until it tries again.
+    retry: Option<Pin<Box<Sleep>>>,
+    /// The topic, of which nothing is leased after it was deleted, even if there is a new one.
+    watch: TopicWatch,
     authorization: LiveAuthorization,
     _permit: QuotaPermit,
 }
@@ -59,12 +72,15 @@ impl Work {
     ) -> Result<Self, ServiceError> {
         let call = client.call();
         let (permit, authorization) = call.admit_worker(&job.topic)?;
+        let watch = call.watch(&job.topic, job.options.from)?;
         let mut work = Self {
             sid,
             client: client.clone(),
             job,
             credit,
             pull: None,
+            retry: None,
+            watch,
             authorization,
             _permit: permit,
         };
@@ -85,7 +101,8 @@ impl Work {
         let Job { topic, group, options, .. } = &self.job;
         let events = self.credit.clamp(1, BATCH.events);
         let options = LeaseOptions { limit: BatchLimit { events, ..BATCH }, ..options.clone() };
-        self.client.call().lease_wait(topic, group, &options, Inflight::SMALL_FRAME)
+        let topic = (&self.watch, topic);
+        self.client.call().lease_wait_watched(topic, group, &options, Inflight::SMALL_FRAME)
     }
 
     /// Leases a batch of messages, and sends them.
@@ -97,20 +114,15 @@ impl Work {
         if self.poll_revoked(cx).is_ready() {
             return Poll::Ready(Err(End::Revoked));
         }
-        if self.credit == 0 {
-            return Poll::Pending;
+        if self.credit == 0 || self.poll_retry(cx).is_pending() {
+            return self.watch.poll_deleted(cx).map(|()| Err(End::Deleted));
         }
-        let mut pull = match self.pull.take() {
-            Some(pull) => pull,
-            None => self.join().map_err(|error| End::of(&error))?,
+        let leased = match ready!(self.poll_leased(cx)) {
+            Ok(leased) => leased,
+            Err(error) => return Poll::Ready(self.fail(&error)),
         };
-        let Poll::Ready(leased) = pull.poll(cx) else {
-            self.pull = Some(pull);
-            return Poll::Pending;
-        };
-        let leased = leased.map_err(|error| End::of(&error))?;
         if leased.is_empty() {
-            return Poll::Ready(Err(self.end(&pull)));
+            return Poll::Ready(Err(self.end()));
         }
         self.credit -= leased.len().min(self.credit);
         for leased in &leased {
@@ -119,9 +131,54 @@ impl Work {
         Poll::Ready(Ok(()))
     }
 
+    /// Leases a batch, which is empty when no message can come any more.
+    fn poll_leased(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Leased>, ServiceError>> {
+        let mut pull = match self.pull.take() {
+            Some(pull) => pull,
+            None => self.join()?,
+        };
+        let polled = pull.poll(cx);
+        if polled.is_pending() {
+            self.pull = Some(pull);
+        }
+        polled
+    }
+
+    fn poll_retry(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(retry) = &mut self.retry {
+            ready!(retry.as_mut().poll(cx));
+            self.retry = None;
+        }
+        Poll::Ready(())
+    }
+
+    /// Leaves the queue of the group while the client accepts no messages: only the first in the queue is woken, and
+    /// others may work meanwhile. Leases that the store has not kept yet go to this client.
+    pub(super) fn hold_back(&mut self) {
+        self.pull = self.pull.take().filter(WaitingPull::is_committing);
+    }
+
+    /// Decides what follows from an error: tries again in a while if that may help.
+    fn fail(&mut self, error: &ServiceError) -> Result<(), End> {
+        if self.watch.is_deleted() {
+            return Err(End::Deleted);
+        }
+        let code = error.code();
+        self.client.worker.metrics.refusal(code);
+        debug!(peer = %self.client.peer, topic = %self.job.topic, code = code.word(), "no lease");
+        match error {
+            ServiceError::TooManyGroups { .. }
+            | ServiceError::Store(StoreError::Busy | StoreError::Full) => {
+                self.retry = Some(Box::pin(sleep(RETRY)));
+                Ok(())
+            }
+            error => Err(End::of(error)),
+        }
+    }
+
     /// Why no message can come any more.
-    fn end(&self, pull: &WaitingPull<LeasePull>) -> End {
-        if pull.is_revoked() {
+    fn end(&self) -> End {
+        if self.authorization.is_revoked() {
             End::Revoked
         } else if self.client.worker.tasks.stop.is_draining() {
             End::Closed
@@ -157,7 +214,7 @@ impl Work {
 impl End {
     fn of(error: &ServiceError) -> Self {
         match error {
-            ServiceError::Store(msgbus_core::store::StoreError::Closed) => Self::Closed,
+            ServiceError::Store(StoreError::Closed) => Self::Closed,
             ServiceError::NotGranted { .. }
             | ServiceError::KeyNeeded { .. }
             | ServiceError::WrongKey => Self::Revoked,
