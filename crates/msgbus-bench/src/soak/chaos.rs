@@ -235,7 +235,7 @@ fn bad_group_request(topic: &str, rng: &mut Rng) -> (&'static str, String, &'sta
         4 => ("PUT", format!("/-/groups/a/{topic}?max_leases=0"), &[400]),
         5 => ("DELETE", format!("/-/groups/nobody/{topic}"), &[404]),
         _ => {
-            let token = [&[1, 0][..], &[rng.u8(..); 24], topic.as_bytes()].concat();
+            let token = [&[2, 0][..], &[rng.u8(..); 24], topic.as_bytes()].concat();
             ("POST", format!("/-/nack/{}", URL_SAFE_NO_PAD.encode(token)), &[410])
         }
     }
