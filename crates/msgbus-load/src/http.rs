@@ -1,19 +1,13 @@
 //! The protocol of msgbus: HTTP/1.1 and websockets.
 
-use std::{
-    fmt,
-    io::{self, Cursor},
-};
+use std::{fmt, io};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use memchr::memmem::Finder;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio_tungstenite::tungstenite::protocol::frame::{
-    FrameHeader,
-    coding::{Control, OpCode},
-};
 
 use crate::{
+    frames::{Frame, Frames, pong},
     leases::HttpWorker,
     protocol::{Body, Follower, Outcome, Protocol, Received, Requester, Worker},
     response::{ResponseHead, invalid},
@@ -55,7 +49,7 @@ impl Http {
     fn websocket(&self, topic: &str, query: &str) -> WebsocketFollower {
         let request = format!("GET {topic}{query} HTTP/1.1\r\n{}{UPGRADE}\r\n", self.headers());
         let payload = Finder::new(b"\"payload\":\"");
-        WebsocketFollower { request, raw: self.raw, is_open: false, payload }
+        WebsocketFollower { request, raw: self.raw, frames: Frames::default(), payload }
     }
 }
 
@@ -158,7 +152,7 @@ impl Requester for Client {
 struct WebsocketFollower {
     request: String,
     raw: bool,
-    is_open: bool,
+    frames: Frames,
     payload: Finder<'static>,
 }
 
@@ -173,72 +167,28 @@ impl Follower for WebsocketFollower {
         reply: &mut Vec<u8>,
         each: &mut dyn FnMut(Received),
     ) -> io::Result<usize> {
-        let mut used = 0;
-        if !self.is_open {
-            let Some(head) = ResponseHead::parse(input)? else { return Ok(0) };
-            if head.status() != 101 {
-                return Err(invalid(format!(
-                    "the server answered {} instead of 101",
-                    head.status()
-                )));
+        let Self { frames, raw, payload, .. } = self;
+        frames.decode(input, |frame| {
+            match frame {
+                Frame::Open => each(Received::Ready),
+                Frame::Data(content) if *raw => each(Received::Message(Trace::read(content))),
+                Frame::Data(content) => each(Received::Message(trace_in(content, payload))),
+                Frame::Ping(content) => pong(content, reply),
             }
-            self.is_open = true;
-            used = head.length();
-            each(Received::Ready);
-        }
-        loop {
-            let mut rest = Cursor::new(&input[used..]);
-            let Some((header, length)) = FrameHeader::parse(&mut rest).map_err(invalid)? else {
-                return Ok(used);
-            };
-            // The cursor is relative to `used`; the sum is an index into `input`.
-            let begin = used + usize::try_from(rest.position()).unwrap_or(usize::MAX);
-            let length = usize::try_from(length).map_err(invalid)?;
-            let Some(content) = input.get(begin..begin.saturating_add(length)) else {
-                return Ok(used);
-            };
-            match header.opcode {
-                OpCode::Data(_) => each(Received::Message(self.trace(content))),
-                OpCode::Control(Control::Ping) => pong(content, reply)?,
-                OpCode::Control(Control::Close) => {
-                    return Err(invalid(format!(
-                        "the server closed the connection: {}",
-                        String::from_utf8_lossy(content.get(2..).unwrap_or_default())
-                    )));
-                }
-                OpCode::Control(_) => {}
-            }
-            used = begin + length;
-        }
+            Ok(())
+        })
     }
 }
 
-impl WebsocketFollower {
+/// The trace in the payload of a message as JSON.
+pub(crate) fn trace_in(json: &[u8], payload: &Finder<'_>) -> Option<Trace> {
     /// Base64 encodes three bytes as four characters.
-    const ENCODED_TRACE: usize = Trace::LENGTH.div_ceil(3) * 4;
-
-    fn trace(&self, content: &[u8]) -> Option<Trace> {
-        if self.raw {
-            return Trace::read(content);
-        }
-        let begin = self.payload.find(content)? + self.payload.needle().len();
-        let encoded = content.get(begin..begin + Self::ENCODED_TRACE)?;
-        let mut trace = [0; Self::ENCODED_TRACE];
-        let length = BASE64_STANDARD.decode_slice(encoded, &mut trace).ok()?;
-        Trace::read(&trace[..length])
-    }
-}
-
-/// Writes a pong. Its mask is zero, which leaves the content unchanged.
-pub(crate) fn pong(content: &[u8], reply: &mut Vec<u8>) -> io::Result<()> {
-    let header = FrameHeader {
-        opcode: OpCode::Control(Control::Pong),
-        mask: Some([0; 4]),
-        ..FrameHeader::default()
-    };
-    header.format(content.len() as u64, reply).map_err(invalid)?;
-    reply.extend_from_slice(content);
-    Ok(())
+    const ENCODED: usize = Trace::LENGTH.div_ceil(3) * 4;
+    let begin = payload.find(json)? + payload.needle().len();
+    let encoded = json.get(begin..begin + ENCODED)?;
+    let mut trace = [0; ENCODED];
+    let length = BASE64_STANDARD.decode_slice(encoded, &mut trace).ok()?;
+    Trace::read(&trace[..length])
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 mod client;
 mod connection;
 mod deliveries;
+mod frames;
 mod http;
 mod idle;
 mod leases;

@@ -1,21 +1,14 @@
 //! The protocol of msgbus: `msgbus.v1`, one websocket for everything. docs/protocol.md, section 16.
 
-use std::{
-    cell::RefCell,
-    io::{self, Cursor},
-    str,
-};
+use std::{cell::RefCell, io, str};
 
 use serde::Deserialize;
-use tokio_tungstenite::tungstenite::protocol::frame::{
-    FrameHeader,
-    coding::{Control, Data, OpCode},
-};
 
 use crate::{
+    frames::{Frame, Frames, write_text},
     http::{Http, UPGRADE},
     protocol::{Body, Follower, Outcome, Protocol, Requester},
-    response::{ResponseHead, invalid},
+    response::invalid,
 };
 
 /// A msgbus server to which clients publish, and from which they pull, over `msgbus.v1`. Followers are those of [`Http`].
@@ -33,12 +26,13 @@ impl Protocol for MsgbusV1 {
     }
 
     fn requester(&self) -> Box<dyn Requester> {
-        let Http { prefix, .. } = &self.0;
-        let headers = self.0.headers();
-        let handshake = format!(
-            "GET {prefix}/ HTTP/1.1\r\n{headers}{UPGRADE}Sec-WebSocket-Protocol: msgbus.v1\r\n\r\n"
-        );
-        Box::new(Client { handshake, frame: RefCell::default(), is_open: false, has_failed: false })
+        let handshake = handshake(&self.0);
+        Box::new(Client {
+            handshake,
+            frame: RefCell::default(),
+            frames: Frames::default(),
+            has_failed: false,
+        })
     }
 
     fn follower(&self, topic: &str) -> Box<dyn Follower> {
@@ -52,7 +46,7 @@ struct Client {
     handshake: String,
     /// A reused buffer for the content of one frame.
     frame: RefCell<Vec<u8>>,
-    is_open: bool,
+    frames: Frames,
     /// Whether an operation without `rid` has failed since the last answer.
     has_failed: bool,
 }
@@ -98,89 +92,56 @@ impl Requester for Client {
                 frame.extend_from_slice(part);
             }
         }
-        write_frame(&frame, out);
+        write_text(&frame, out);
     }
 
     fn pull(&self, topic: &str, out: &mut Vec<u8>) {
         let line = format!("{{\"op\":\"pull\",\"rid\":1,\"topic\":{topic}}}\n");
-        write_frame(line.as_bytes(), out);
+        write_text(line.as_bytes(), out);
     }
 
     fn decode(&mut self, input: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<usize> {
-        let mut used = 0;
-        if !self.is_open {
-            let Some(head) = ResponseHead::parse(input)? else { return Ok(0) };
-            if head.status() != 101 {
-                let status = head.status();
-                return Err(invalid(format!("the server answered {status} instead of 101")));
+        let Self { frames, has_failed, .. } = self;
+        frames.decode(input, |frame| match frame {
+            // Requests keep the connection alive, so pings need no answer.
+            Frame::Open | Frame::Ping(_) => Ok(()),
+            Frame::Data(content) => {
+                lines(content).try_for_each(|line| decode(line, has_failed, each))
             }
-            self.is_open = true;
-            used = head.length();
-        }
-        loop {
-            let mut rest = Cursor::new(&input[used..]);
-            let Some((header, length)) = FrameHeader::parse(&mut rest).map_err(invalid)? else {
-                return Ok(used);
-            };
-            let begin = used + usize::try_from(rest.position()).unwrap_or(usize::MAX);
-            let length = usize::try_from(length).map_err(invalid)?;
-            let Some(content) = input.get(begin..begin.saturating_add(length)) else {
-                return Ok(used);
-            };
-            match header.opcode {
-                OpCode::Data(_) => {
-                    for line in content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
-                    {
-                        self.decode_line(line, each)?;
-                    }
-                }
-                OpCode::Control(Control::Close) => {
-                    return Err(invalid(format!(
-                        "the server closed the connection: {}",
-                        String::from_utf8_lossy(content.get(2..).unwrap_or_default())
-                    )));
-                }
-                // Requests keep the connection alive, so pings need no answer.
-                OpCode::Control(_) => {}
-            }
-            used = begin + length;
-        }
+        })
     }
 }
 
-impl Client {
-    fn decode_line(&mut self, line: &[u8], each: &mut dyn FnMut(Outcome)) -> io::Result<()> {
-        let line: Line<'_> = serde_json::from_slice(line).map_err(invalid)?;
-        if line.op == "error" {
-            // The next request would fail as well.
-            if line.retry_after.is_none() {
-                let text = line.text.unwrap_or_default();
-                return Err(invalid(format!("the server answered: {text}")));
-            }
-            self.has_failed = true;
+/// Reads a line. `has_failed` says whether an operation without `rid` has failed since the last answer.
+fn decode(line: &[u8], has_failed: &mut bool, each: &mut dyn FnMut(Outcome)) -> io::Result<()> {
+    let line: Line<'_> = serde_json::from_slice(line).map_err(invalid)?;
+    if line.op == "error" {
+        // The next request would fail as well.
+        if line.retry_after.is_none() {
+            let text = line.text.unwrap_or_default();
+            return Err(invalid(format!("the server answered: {text}")));
         }
-        if line.rid.is_some() {
-            let is_empty = line.messages.is_some_and(|messages| messages.is_empty());
-            each(match std::mem::take(&mut self.has_failed) {
-                true => Outcome::Refused,
-                false if is_empty => Outcome::Empty,
-                false => Outcome::Done,
-            });
-        }
-        Ok(())
+        *has_failed = true;
     }
+    if line.rid.is_some() {
+        let is_empty = line.messages.is_some_and(|messages| messages.is_empty());
+        each(match std::mem::take(has_failed) {
+            true => Outcome::Refused,
+            false if is_empty => Outcome::Empty,
+            false => Outcome::Done,
+        });
+    }
+    Ok(())
+}
+/// The lines of a frame.
+pub(crate) fn lines(content: &[u8]) -> impl Iterator<Item = &[u8]> {
+    content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
 }
 
-/// Writes a text frame. Its mask is zero, which leaves the content unchanged.
-fn write_frame(content: &[u8], out: &mut Vec<u8>) {
-    let header = FrameHeader {
-        opcode: OpCode::Data(Data::Text),
-        mask: Some([0; 4]),
-        ..FrameHeader::default()
-    };
-    // A Vec cannot fail.
-    let _ = header.format(content.len() as u64, out);
-    out.extend_from_slice(content);
+/// The request that opens a websocket of `msgbus.v1`.
+pub(crate) fn handshake(http: &Http) -> String {
+    let (prefix, headers) = (&http.prefix, http.headers());
+    format!("GET {prefix}/ HTTP/1.1\r\n{headers}{UPGRADE}Sec-WebSocket-Protocol: msgbus.v1\r\n\r\n")
 }
 
 #[cfg(test)]
