@@ -213,8 +213,8 @@ impl MessageBus {
         }
     }
 
-    /// Serves a service: waits for its next requests, up to `limit` of them, but at least one. While no responder waits, requests wait until
-    /// one does, but are refused when none was there for two seconds.
+    /// Serves a service: waits for its next requests, up to `limit` of them, but at least one. While no responder waits,
+    /// requests wait until one does, but are refused when none was there for two seconds.
     ///
     /// # Errors
     /// [`RequestError::Closed`] when the bus is closed. [`RequestError::TooManyServices`] when there are too many; the
