@@ -25,7 +25,7 @@ use super::{
     proxy::proxy,
     seeded, start,
 };
-use crate::support::{EVENT_SOURCE, HANDSHAKE, soon, until};
+use crate::support::{Daemon, EVENT_SOURCE, HANDSHAKE, soon, until};
 
 const SUBSCRIBERS: usize = 12;
 const CUTS_PER_LIFE: usize = 255;
@@ -192,7 +192,8 @@ async fn publish(world: &World, bus: &MessageBus, life: u64, rng: &mut Rng) {
     }
 }
 
-async fn run_lives(world: &World, rng: &mut Rng) {
+/// Runs all lives of the server; the last one is still running, for a subscriber that is between two connections.
+async fn run_lives(world: &World, rng: &mut Rng) -> Daemon {
     let pattern: TopicPattern = "t/*".parse().unwrap();
     let mut daemon = start(([127, 0, 0, 1], 0).into());
     for life in 0..LIVES {
@@ -210,7 +211,7 @@ async fn run_lives(world: &World, rng: &mut Rng) {
     let epoch = daemon.bus.subscribe_pattern(&pattern, Position::New).unwrap().epoch();
     let next_id = daemon.bus.pattern(&pattern).unwrap().next_id;
     world.end.set((epoch, next_id)).unwrap();
-    soon(until(|| daemon.bus.stats().subscribers == 0)).await;
+    daemon
 }
 
 async fn cut_and_resume(seed: u64) {
@@ -234,8 +235,9 @@ async fn cut_and_resume(seed: u64) {
         proxies.spawn(proxy(Arc::clone(&world), listener, rng.fork()));
         subscribers.spawn(subscriber.run());
     }
-    tokio::join!(run_lives(&world, &mut rng), all(subscribers));
+    let (daemon, ()) = tokio::join!(run_lives(&world, &mut rng), all(subscribers));
     drop(proxies);
+    soon(until(|| daemon.bus.stats().subscribers == 0)).await;
     assert!(world.cuts.load(SeqCst) >= 1000);
     for count in [&seen.resumed, &seen.restarts, &seen.gaps] {
         assert!(count.load(SeqCst) >= 20, "too little happened: {count:?}");
