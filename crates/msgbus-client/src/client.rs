@@ -1,6 +1,6 @@
 //! Publishing and pulling, over HTTP.
 
-use std::{borrow::Cow, io, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
@@ -8,12 +8,13 @@ use hyper::{
     Method, Request, Response, StatusCode, body::Incoming, header::HeaderMap,
     http::request::Builder,
 };
-use msgbus_core::{Headers, Message, NewMessage, Position, TopicName, format_duration};
+use msgbus_core::{Message, NewMessage, Position, TopicName, format_duration};
 
 use crate::{
     connection::Connector,
     error::ClientError,
     key::Key,
+    message_headers,
     received::Received,
     start_position::StartPosition,
     subscription::Subscription,
@@ -29,24 +30,6 @@ pub struct Client {
     key: Option<Key>,
     connector: Connector,
     http: Pool,
-}
-
-/// The name of the HTTP header that carries a message header. docs/protocol.md, 4.7.
-fn http_name(name: &str) -> Cow<'_, str> {
-    let has_own_name = [
-        Headers::CONTENT_TYPE,
-        Headers::CONTENT_ENCODING,
-        Headers::CORRELATION_ID,
-        Headers::IDEMPOTENCY_KEY,
-    ];
-    let prefix = name.get(..Headers::CLOUD_EVENTS_PREFIX.len()).unwrap_or_default();
-    if has_own_name.iter().any(|own| name.eq_ignore_ascii_case(own))
-        || prefix.eq_ignore_ascii_case(Headers::CLOUD_EVENTS_PREFIX)
-    {
-        name.into()
-    } else {
-        format!("Msgbus-Header-{name}").into()
-    }
 }
 
 /// The id of an accepted message. prologic/msgbus does not report it.
@@ -225,11 +208,8 @@ impl Client {
         let parameter = Some(parameter.to_owned()).filter(|text| !text.is_empty());
         let query: Vec<String> = parameter.into_iter().chain(ttl).collect();
         let uri = self.server.topic("http", topic, &query.join("&"));
-        let mut request = Request::builder().method(Method::PUT).uri(uri);
-        for (name, value) in &headers {
-            request = request.header(&*http_name(name), value.as_bytes());
-        }
-        (request, payload)
+        let request = Request::builder().method(Method::PUT).uri(uri);
+        (message_headers::write(&headers, request), payload)
     }
 
     async fn published(&self, response: Response<Incoming>) -> Result<Published, ClientError> {

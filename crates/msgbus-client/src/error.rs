@@ -62,6 +62,13 @@ pub enum ClientError {
     /// settled it.
     #[error("the lease is over; an earlier attempt may have settled it, its response was lost")]
     Unconfirmed,
+    /// Nobody waits for the reply to a request: the time of its requester is over, or it has one or has left.
+    #[error("nobody waits for the reply")]
+    ReplyNotWanted,
+    /// Nobody waits for the reply to a request any more. The response to an earlier attempt was lost, so that attempt
+    /// may have brought it.
+    #[error("nobody waits for the reply any more; an earlier attempt may have brought it")]
+    ReplyUnconfirmed,
     /// The response is not one that a msgbus server sends.
     #[error("unexpected response from {server}: {reason}")]
     NotMsgbus {
@@ -84,6 +91,8 @@ impl ClientError {
             Self::Refused { status, .. } => matches!(status, 500 | 502 | 503 | 504),
             Self::LeaseLost
             | Self::Unconfirmed
+            | Self::ReplyNotWanted
+            | Self::ReplyUnconfirmed
             | Self::NotMsgbus { .. }
             | Self::Message(_)
             | Self::Request { .. } => false,

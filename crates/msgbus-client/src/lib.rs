@@ -1,4 +1,5 @@
-//! The msgbus client library: publish, pull, subscribe with reconnecting, and work through a queue.
+//! The msgbus client library: publish, pull, subscribe with reconnecting, work through a queue, and ask and serve
+//! services.
 //!
 //! A [`Client`] sends HTTP requests, and has a websocket for each [`Subscription`]. A [`Socket`] does all of it over one
 //! websocket, also for patterns of topics, and is faster for many small messages.
@@ -47,6 +48,26 @@
 //! # async fn work(_: &[u8]) -> std::io::Result<()> { Ok(()) }
 //! ```
 //!
+//! A request to a service, and its responder:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use msgbus_client::Client;
+//!
+//! let client = Client::new("http://localhost:8000")?;
+//! let upper = "upper".parse()?;
+//! let reply = client.request(&upper, "hello").await?;
+//! println!("{:?}", reply.payload);
+//!
+//! let mut responder = client.serve(&upper);
+//! loop {
+//!     let request = responder.next().await?;
+//!     let reply = request.payload().to_ascii_uppercase();
+//!     request.reply(reply).await?;
+//! }
+//! # }
+//! ```
+//!
 //! Following many topics, and publishing, over one websocket:
 //!
 //! ```no_run
@@ -84,7 +105,10 @@ pub mod fuzzing;
 mod groups;
 mod key;
 mod lease;
+mod message_headers;
+mod reachability;
 mod received;
+mod service;
 mod settle;
 mod socket;
 mod start_position;
@@ -105,8 +129,10 @@ pub use key::{Key, KeyError};
 pub use lease::LeaseOptions;
 pub use msgbus_core::{
     GroupName, GroupNameError, HeaderError, Headers, LeaseToken, Leased, Message, NewMessage,
-    PatternError, Position, Settlement, TokenError, TopicName, TopicPattern,
+    NewRequest, PatternError, Position, Reply, Settlement, TokenError, TopicName, TopicPattern,
 };
+pub use reachability::{Outage, Reachability};
+pub use service::{Failure, Request, RequestError, Responder, ServiceSummary};
 pub use settle::Unsettled;
 pub use socket::{
     Deliveries, Publishing, Socket, SocketStatus, SocketSubscription, TopicPositions, WorkOptions,

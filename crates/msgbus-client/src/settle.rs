@@ -220,7 +220,7 @@ impl Retry {
     }
 
     /// The time limit of the next attempt.
-    fn attempt_timeout(&self) -> Duration {
+    pub(crate) fn attempt_timeout(&self) -> Duration {
         let left = self.until.saturating_duration_since(Instant::now());
         left.clamp(Duration::from_secs(1), Client::ATTEMPT_TIMEOUT)
     }
@@ -239,8 +239,12 @@ impl Retry {
     /// # Errors
     /// Returns the error of the last attempt if another one would not help or no time is left.
     pub(crate) async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
-        if matches!(error, ClientError::LeaseLost) && self.is_uncertain {
-            return Err(ClientError::Unconfirmed);
+        match error {
+            ClientError::LeaseLost if self.is_uncertain => return Err(ClientError::Unconfirmed),
+            ClientError::ReplyNotWanted if self.is_uncertain => {
+                return Err(ClientError::ReplyUnconfirmed);
+            }
+            _ => {}
         }
         if !Self::is_worthwhile(&error) {
             return Err(error);

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody}
 use hyper::{
     Response, StatusCode,
     body::{Frame, Incoming},
-    header,
+    header::{self, HeaderMap},
     http::request::Builder,
 };
 use hyper_util::{
@@ -148,15 +148,26 @@ impl Client {
     }
 
     pub(crate) async fn refusal(&self, response: Response<Incoming>) -> ClientError {
-        let status = response.status();
-        let retry_after = retry_after(status, response.headers());
-        let text = match self.text(response).await {
+        let (head, body) = response.into_parts();
+        let text = match self.text(Response::new(body)).await {
             Ok(text) => text,
             // The server may close the connection after the head, which says enough.
-            Err(_) if status == StatusCode::PAYLOAD_TOO_LARGE => "payload too large".to_owned(),
+            Err(_) if head.status == StatusCode::PAYLOAD_TOO_LARGE => {
+                "payload too large".to_owned()
+            }
             Err(error) => return error,
         };
-        match retry_after {
+        self.refused(head.status, &head.headers, text)
+    }
+
+    /// The error for a response with this head and text.
+    pub(crate) fn refused(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        text: String,
+    ) -> ClientError {
+        match retry_after(status, headers) {
             Some(retry_after) => ClientError::Busy { text, retry_after },
             None if status.is_client_error() || status.is_server_error() => {
                 ClientError::Refused { status: status.as_u16(), text }

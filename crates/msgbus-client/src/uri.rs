@@ -120,7 +120,18 @@ impl ServerUri {
         format!("{}/-/groups/{group}/{path}{}", self.base("http"), question(query))
     }
 
-    /// The URI to which a lease is settled; without a token, many at once.
+    /// The URI at which a service is asked or served.
+    pub(crate) fn service(&self, action: &str, service: &TopicName, query: &str) -> String {
+        let path = utf8_percent_encode(service.as_str(), ESCAPED);
+        format!("{}/-/{action}/{path}{}", self.base("http"), question(query))
+    }
+
+    /// The URI of the list of services.
+    pub(crate) fn services(&self) -> String {
+        format!("{}/-/services", self.base("http"))
+    }
+
+    /// The URI to which a lease is settled, or a request answered; without a token, many leases at once.
     pub(crate) fn settlement(&self, action: &str, token: &str, query: &str) -> String {
         let slash = if token.is_empty() { "" } else { "/" };
         format!("{}/-/{action}{slash}{token}{}", self.base("http"), question(query))

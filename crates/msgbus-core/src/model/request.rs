@@ -52,6 +52,11 @@ impl NewRequest {
     pub fn may_repeat(self) -> Self {
         Self { may_repeat: true, ..self }
     }
+
+    /// The payload, the headers, the timeout, and whether another responder may get it.
+    pub fn into_parts(self) -> (Bytes, Headers, Duration, bool) {
+        (self.payload, self.headers, self.timeout, self.may_repeat)
+    }
 }
 
 impl<T: Into<Bytes>> From<T> for NewRequest {
