@@ -206,6 +206,10 @@ impl Metrics {
             "Lines of the log that could not be written.",
             logging::dropped(),
         );
+        self.ping_latency(page);
+    }
+
+    fn ping_latency(&self, page: &mut Page) {
         let latency = self.latency.lock();
         let name = "msgbus_client_latency_seconds";
         page.head(name, "Round-trip times of websocket pings.", "summary");

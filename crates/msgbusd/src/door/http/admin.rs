@@ -5,9 +5,12 @@ use std::sync::Arc;
 use hyper::{Method, Request, StatusCode};
 use msgbus_core::{GroupStats, TopicName, TopicPattern, TopicStats, json};
 
-use super::{error::ApiError, response::HttpResponse, response::content, response::no_store};
+use super::{
+    error::ApiError, response::HttpResponse, response::content, response::no_store,
+    routes::AdminRoute,
+};
 use crate::{
-    auth::{Principal, TICKET_LIFETIME, TooManyTickets},
+    auth::{Principal, TICKET_LIFETIME, Target, TooManyTickets},
     service::{self, Call, error::ServiceError},
     state::App,
     worker::Worker,
@@ -16,7 +19,24 @@ use crate::{
 /// Up to this number of subscribers and groups, the response is small.
 const FEW: usize = 12;
 
-pub(super) async fn metrics(worker: &Arc<Worker>) -> HttpResponse {
+/// Answers a request of an operator.
+pub(super) async fn answer<B>(
+    call: Call<'_>,
+    route: AdminRoute,
+    request: &Request<B>,
+) -> Result<HttpResponse, ApiError> {
+    Ok(match route {
+        AdminRoute::Metrics => metrics(call.worker).await,
+        AdminRoute::Health => health(call.worker),
+        AdminRoute::Ready => readiness(call.worker),
+        AdminRoute::Stats => stats(call.worker).await,
+        AdminRoute::Ticket => return ticket(call.worker, request, call.principal),
+        AdminRoute::Inspect(Target::Topic(topic)) => return inspect(&call, topic).await,
+        AdminRoute::Inspect(Target::Pattern(pattern)) => inspect_pattern(call, pattern).await,
+    })
+}
+
+async fn metrics(worker: &Arc<Worker>) -> HttpResponse {
     let app = Arc::clone(worker);
     worker.background.run(move || render(&app)).await
 }
@@ -61,7 +81,7 @@ fn render(app: &App) -> HttpResponse {
     response
 }
 
-pub(super) fn health(worker: &Worker) -> HttpResponse {
+fn health(worker: &Worker) -> HttpResponse {
     let draining = worker.tasks.stop.is_draining();
     let text = if draining { "draining\n" } else { "ok\n" };
     let mut response = content(worker, "text/plain; charset=utf-8", text);
@@ -73,7 +93,7 @@ pub(super) fn health(worker: &Worker) -> HttpResponse {
 }
 
 /// `/readyz`: whether the server can keep messages.
-pub(super) fn readiness(worker: &Worker) -> HttpResponse {
+fn readiness(worker: &Worker) -> HttpResponse {
     let has_failed = worker.store.as_ref().is_some_and(|store| store.stats().failure.is_some());
     if !has_failed {
         return health(worker);
@@ -85,7 +105,7 @@ pub(super) fn readiness(worker: &Worker) -> HttpResponse {
 }
 
 /// `/-/stats`: the counters of the whole bus, as JSON.
-pub(super) async fn stats(worker: &Arc<Worker>) -> HttpResponse {
+async fn stats(worker: &Arc<Worker>) -> HttpResponse {
     let app = Arc::clone(worker);
     let stats = worker.background.run(move || app.bus.stats()).await;
     let mut body = Vec::new();
@@ -94,7 +114,7 @@ pub(super) async fn stats(worker: &Arc<Worker>) -> HttpResponse {
 }
 
 /// `/-/topics/<topic>`: the counters of a topic, its subscriptions and its groups.
-pub(super) async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<HttpResponse, ApiError> {
+async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<HttpResponse, ApiError> {
     let (worker, stats) = (call.worker, call.topic(&topic)?);
     let groups = worker.bus.groups(&topic);
     if stats.subscribers + groups.len() <= FEW {
@@ -108,16 +128,13 @@ pub(super) async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<HttpRes
 }
 
 /// `/-/topics/<pattern>`: the sums of the counters of all topics that match and that the client may inspect.
-pub(super) async fn inspect_pattern(
-    call: Call<'_>,
-    pattern: TopicPattern,
-) -> Result<HttpResponse, ApiError> {
+async fn inspect_pattern(call: Call<'_>, pattern: TopicPattern) -> HttpResponse {
     let worker = Arc::clone(call.worker);
     let followers = worker.bus.pattern(&pattern).map_or(0, |stats| stats.subscribers.len());
     let mut body = Vec::new();
     let name = pattern.to_string();
     json::write_sums(&mut body, &name, &service::topics::sums(call, pattern).await, followers);
-    Ok(object(&worker, body))
+    object(&worker, body)
 }
 
 fn topic_object(app: &App, stats: &TopicStats, groups: &[GroupStats]) -> HttpResponse {
@@ -127,7 +144,7 @@ fn topic_object(app: &App, stats: &TopicStats, groups: &[GroupStats]) -> HttpRes
 }
 
 /// `/-/ticket`: creates a ticket, which stands for the client's key in one URL, once. docs/protocol.md, section 13.6.
-pub(super) fn ticket<B>(
+fn ticket<B>(
     app: &App,
     request: &Request<B>,
     principal: Option<Arc<Principal>>,

@@ -8,14 +8,29 @@ use msgbus_core::{GroupConfig, GroupName, GroupSettings, GroupStats, LeaseStats,
 
 use super::{
     error::ApiError, position, query::Query, response::HttpResponse, response::content,
-    response::empty, response::no_store,
+    response::empty, response::no_store, routes::GroupVerb,
 };
 use crate::{
     service::{Call, error::ServiceError},
     state::App,
 };
 
-pub(super) fn show(
+/// Answers a request for a group.
+pub(super) async fn answer(
+    call: &Call<'_>,
+    verb: GroupVerb,
+    topic: &TopicName,
+    group: &GroupName,
+    query: Query,
+) -> Result<HttpResponse, ApiError> {
+    match verb {
+        GroupVerb::Show => show(call, topic, group, query),
+        GroupVerb::Set => set(call, topic, group, query).await,
+        GroupVerb::Remove => remove(call, topic, group, query).await,
+    }
+}
+
+fn show(
     call: &Call<'_>,
     topic: &TopicName,
     group: &GroupName,
@@ -29,7 +44,7 @@ pub(super) fn show(
     Ok(object(call.worker, topic, &stats, &leases))
 }
 
-pub(super) async fn set(
+async fn set(
     call: &Call<'_>,
     topic: &TopicName,
     group: &GroupName,
@@ -50,7 +65,7 @@ pub(super) async fn set(
     Ok(response)
 }
 
-pub(super) async fn remove(
+async fn remove(
     call: &Call<'_>,
     topic: &TopicName,
     group: &GroupName,

@@ -19,11 +19,11 @@ use super::{
     query::Query,
     requests,
     response::{HttpResponse, empty},
-    routes::{self, Route, ServiceRoute},
+    routes::{self, AdminRoute, Route, ServiceRoute},
     settle, stream, topics, websocket,
 };
 use crate::{
-    auth::{Principal, Target},
+    auth::Principal,
     net::peer::Peer,
     service::{Call, code::Code},
     state::App,
@@ -119,34 +119,21 @@ async fn route(
         Route::Stream(target, format) => {
             stream::stream(call, activity, &target, request, query, format).await
         }
-        Route::Counters(Target::Topic(topic)) => topics::counters(&call, &topic, query),
-        Route::Counters(Target::Pattern(pattern)) => {
-            Box::pin(topics::sums(call, pattern, query)).await
-        }
+        Route::Counters(target) => Box::pin(topics::counters(call, target, query)).await,
         Route::Delete(topic) => Box::pin(topics::delete(&call, &topic, query)).await,
         // Rare and large futures are boxed, so that other requests need less memory.
         Route::SettleMany(verb) => Box::pin(settle::many(&call, verb, request, query)).await,
         Route::PeekGroup(topic, group) => {
             Box::pin(lease::peek(&call, &topic, &group, request, query)).await
         }
-        Route::ShowGroup(topic, group) => groups::show(&call, &topic, &group, query),
-        Route::SetGroup(topic, group) => Box::pin(groups::set(&call, &topic, &group, query)).await,
-        Route::RemoveGroup(topic, group) => {
-            Box::pin(groups::remove(&call, &topic, &group, query)).await
+        Route::Group(verb, topic, group) => {
+            Box::pin(groups::answer(&call, verb, &topic, &group, query)).await
         }
         Route::Service(route) => {
             Box::pin(requests::answer(&call, activity, route, request, query, outline)).await
         }
         Route::List => Box::pin(topics::list(call, request, query)).await,
-        Route::Inspect(Target::Topic(topic)) => Box::pin(admin::inspect(&call, topic)).await,
-        Route::Inspect(Target::Pattern(pattern)) => {
-            Box::pin(admin::inspect_pattern(call, pattern)).await
-        }
-        Route::Stats => Ok(Box::pin(admin::stats(worker)).await),
-        Route::Metrics => Ok(Box::pin(admin::metrics(worker)).await),
-        Route::Health => Ok(admin::health(worker)),
-        Route::Ready => Ok(admin::readiness(worker)),
-        Route::Ticket => admin::ticket(app, request, call.principal),
+        Route::Admin(route) => Box::pin(admin::answer(call, route, request)).await,
     }
 }
 
@@ -155,5 +142,5 @@ async fn route(
 /// any name.
 fn needs_own_name(route: &Route, principal: Option<&Principal>) -> bool {
     let has_key = principal.is_some_and(|principal| principal.key_name().is_some());
-    !has_key && !matches!(route, Route::Health | Route::Ready)
+    !has_key && !matches!(route, Route::Admin(AdminRoute::Health | AdminRoute::Ready))
 }

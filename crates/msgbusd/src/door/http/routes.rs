@@ -22,15 +22,8 @@ const GROUP_METHODS: &str = "GET, HEAD, PUT, DELETE";
 #[derive(Debug)]
 pub(super) enum Route {
     List,
-    Metrics,
-    Health,
-    Ready,
-    Stats,
-    Ticket,
-    Inspect(Target),
-    ShowGroup(TopicName, GroupName),
-    SetGroup(TopicName, GroupName),
-    RemoveGroup(TopicName, GroupName),
+    Admin(AdminRoute),
+    Group(GroupVerb, TopicName, GroupName),
     Settle(Verb, LeaseToken),
     Service(ServiceRoute),
     SettleMany(Verb),
@@ -45,6 +38,25 @@ pub(super) enum Route {
     Stream(Target, FrameFormat),
     Counters(Target),
     Delete(TopicName),
+}
+
+/// A route for operators.
+#[derive(Debug)]
+pub(super) enum AdminRoute {
+    Metrics,
+    Health,
+    Ready,
+    Stats,
+    Ticket,
+    Inspect(Target),
+}
+
+/// What is done with a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GroupVerb {
+    Show,
+    Set,
+    Remove,
 }
 
 /// A route of services.
@@ -70,9 +82,9 @@ impl Route {
                 Method::PUT | Method::POST | Method::DELETE => Err(ApiError::NoTopic),
                 _ => read(request, Self::List),
             },
-            "/metrics" => read(request, Self::Metrics),
-            "/healthz" => read(request, Self::Health),
-            "/readyz" => read(request, Self::Ready),
+            "/metrics" => read(request, Self::Admin(AdminRoute::Metrics)),
+            "/healthz" => read(request, Self::Admin(AdminRoute::Health)),
+            "/readyz" => read(request, Self::Admin(AdminRoute::Ready)),
             path => match path.strip_prefix("/-/") {
                 Some(rest) => Self::of_reserved(request, rest),
                 None => Self::of_topic(request, query, path),
@@ -96,9 +108,11 @@ impl Route {
             });
         }
         match (first, rest) {
-            ("stats", None) => read(request, Self::Stats),
-            ("ticket", None) => Ok(Self::Ticket),
-            ("topics", Some(topic)) => read(request, Self::Inspect(target(topic)?)),
+            ("stats", None) => read(request, Self::Admin(AdminRoute::Stats)),
+            ("ticket", None) => Ok(Self::Admin(AdminRoute::Ticket)),
+            ("topics", Some(topic)) => {
+                read(request, Self::Admin(AdminRoute::Inspect(target(topic)?)))
+            }
             ("groups", Some(path)) => Self::of_group(request, path),
             ("services", None) => read(request, Self::Service(ServiceRoute::List)),
             ("request" | "serve" | "reply", Some(path)) => Self::of_service(request, first, path),
@@ -111,12 +125,13 @@ impl Route {
         let (group, topic) = path.split_once('/').ok_or(ApiError::NothingHere)?;
         let group = GroupName::new(&decoded(group)?).map_err(ApiError::Group)?;
         let topic = topic_name(topic)?;
-        Ok(match *request.method() {
-            Method::GET | Method::HEAD => Self::ShowGroup(topic, group),
-            Method::PUT => Self::SetGroup(topic, group),
-            Method::DELETE => Self::RemoveGroup(topic, group),
+        let verb = match *request.method() {
+            Method::GET | Method::HEAD => GroupVerb::Show,
+            Method::PUT => GroupVerb::Set,
+            Method::DELETE => GroupVerb::Remove,
             _ => return Err(ApiError::Method { allow: GROUP_METHODS }),
-        })
+        };
+        Ok(Self::Group(verb, topic, group))
     }
 
     /// The route of `/-/request/<service>`, `/-/serve/<service>` and `/-/reply/<token>`.
@@ -190,18 +205,14 @@ impl Route {
     /// The permission that the route needs; `None` if every client may use it.
     pub(super) fn needs(&self) -> Option<Permission<'_>> {
         Some(match self {
-            Self::Health | Self::Ready => return None,
             // Its operations are checked one by one.
             Self::Connect => Permission::Anything,
             Self::List => Permission::SomeTopic(Action::Inspect),
             Self::Service(route) => route.needs(),
-            Self::Metrics | Self::Stats => Permission::EveryTopic(Action::Inspect),
-            Self::Ticket => Permission::Key,
-            Self::Inspect(target) | Self::Counters(target) => target.permission(Action::Inspect),
-            Self::ShowGroup(topic, _) => Permission::Topic(Action::Inspect, topic),
-            Self::SetGroup(topic, _) | Self::RemoveGroup(topic, _) => {
-                Permission::Topic(Action::Admin, topic)
-            }
+            Self::Admin(route) => return route.needs(),
+            Self::Counters(target) => target.permission(Action::Inspect),
+            Self::Group(GroupVerb::Show, topic, _) => Permission::Topic(Action::Inspect, topic),
+            Self::Group(_, topic, _) => Permission::Topic(Action::Admin, topic),
             Self::Publish(topic) => Permission::Topic(Action::Publish, topic),
             Self::Pull(topic) | Self::Lease(topic, _) => Permission::Topic(Action::Pull, topic),
             Self::Settle(_, token) => Permission::Topic(Action::Pull, token.topic()),
@@ -214,6 +225,17 @@ impl Route {
                 Permission::Topic(Action::Subscribe, topic)
             }
             Self::Delete(topic) => Permission::Topic(Action::Delete, topic),
+        })
+    }
+}
+
+impl AdminRoute {
+    fn needs(&self) -> Option<Permission<'_>> {
+        Some(match self {
+            Self::Health | Self::Ready => return None,
+            Self::Metrics | Self::Stats => Permission::EveryTopic(Action::Inspect),
+            Self::Ticket => Permission::Key,
+            Self::Inspect(target) => target.permission(Action::Inspect),
         })
     }
 }

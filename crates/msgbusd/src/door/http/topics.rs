@@ -9,7 +9,7 @@ use hyper::{
     Request, StatusCode,
     header::{self, HeaderName, HeaderValue},
 };
-use msgbus_core::{TopicName, TopicPattern, TopicSums, json};
+use msgbus_core::{TopicName, TopicSums, json};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
     response::content, response::empty, response::no_store,
 };
 use crate::{
-    auth::Principal,
+    auth::{Principal, Target},
     limits::inflight::Inflight,
     service::{self, Call, error::ServiceError, topics::Deletion},
     state::App,
@@ -102,31 +102,27 @@ impl Page {
     }
 }
 
-/// The counters of one topic, as headers.
-pub(super) fn counters(
-    call: &Call<'_>,
-    topic: &TopicName,
+/// The counters of a topic, or of all topics that match a pattern and that the client may inspect, as headers.
+pub(super) async fn counters(
+    call: Call<'_>,
+    target: Target,
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
     query.only(GET_PARAMETERS)?;
-    let stats = call.topic(topic)?;
+    let topic = match target {
+        Target::Topic(topic) => topic,
+        Target::Pattern(pattern) => {
+            let sums = service::topics::sums(call, pattern).await;
+            return Ok(as_headers([(names::MSGBUS_TOPICS, sums.topics as u64)], &sums));
+        }
+    };
+    let stats = call.topic(&topic)?;
     let position = [
         (names::MSGBUS_EPOCH, stats.topic.epoch),
         (names::MSGBUS_FIRST_ID, stats.first_id),
         (names::MSGBUS_NEXT_ID, stats.next_id),
     ];
     Ok(as_headers(position, &TopicSums::of(&stats)))
-}
-
-/// The counters of all topics that match a pattern and that the client may inspect, as headers.
-pub(super) async fn sums(
-    call: Call<'_>,
-    pattern: TopicPattern,
-    query: Query,
-) -> Result<HttpResponse, ApiError> {
-    query.only(GET_PARAMETERS)?;
-    let sums = service::topics::sums(call, pattern).await;
-    Ok(as_headers([(names::MSGBUS_TOPICS, sums.topics as u64)], &sums))
 }
 
 fn as_headers(

@@ -14,7 +14,12 @@ use hyper::{
 use percent_encoding::percent_decode_str;
 
 use super::{
-    super::{credentials, error::ApiError, query::Query, routes::Route},
+    super::{
+        credentials,
+        error::ApiError,
+        query::Query,
+        routes::{AdminRoute, Route},
+    },
     MAX_ERROR_TEXT, head, replace,
 };
 use crate::{
@@ -67,7 +72,7 @@ pub fn authorization(data: &[u8]) {
 fn asked(request: &Request<()>, ticket: &str) {
     let Ok(route) = Route::of(request, &Query::of(request)) else { return };
     match credentials::check(&APP, &route, request, &Query::of(request)) {
-        Ok(None) => assert!(matches!(route, Route::Health)),
+        Ok(None) => assert!(matches!(route, Route::Admin(AdminRoute::Health | AdminRoute::Ready))),
         Ok(Some(principal)) if principal.key_name().is_some() => {
             let by_ticket = says_ticket(request, ticket);
             assert!(says_secret(request) || by_ticket, "the holder has said nothing");
@@ -80,7 +85,8 @@ fn asked(request: &Request<()>, ticket: &str) {
             }
             assert!(matches!(
                 route,
-                Route::Ticket
+                Route::Admin(AdminRoute::Ticket)
+                    | Route::Service(_)
                     | Route::Pull(_)
                     | Route::Publish(_)
                     | Route::Websocket(_)

@@ -124,15 +124,7 @@ async fn check_response(
         assert!(headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
     }
     if status == StatusCode::ACCEPTED {
-        let last = number("msgbus-id").or_else(|| number("msgbus-last-id")).expect("its id");
-        assert!(number("msgbus-first-id").is_none_or(|first| first <= last));
-        let epoch = number("msgbus-epoch").expect("its epoch");
-        let stats =
-            app.bus.topics().iter().filter_map(|name| app.bus.topic(name)).collect::<Vec<_>>();
-        let topic =
-            stats.iter().find(|stats| stats.topic.epoch == epoch).expect("there is the topic");
-        assert_eq!(topic.next_id, last + 1, "no other publisher");
-        return;
+        return is_published(app, number);
     }
     let media_type =
         headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
@@ -157,6 +149,17 @@ async fn check_response(
         }
         _ => {}
     }
+}
+
+/// Checks that the bus has the last message of a publish.
+fn is_published(app: &App, header: impl Fn(&'static str) -> Option<u64>) {
+    let last = header("msgbus-id").or_else(|| header("msgbus-last-id")).expect("its id");
+    assert!(header("msgbus-first-id").is_none_or(|first| first <= last));
+    let epoch = header("msgbus-epoch").expect("its epoch");
+    let names = app.bus.topics();
+    let mut topics = names.iter().filter_map(|name| app.bus.topic(name));
+    let topic = topics.find(|stats| stats.topic.epoch == epoch).expect("there is the topic");
+    assert_eq!(topic.next_id, last + 1, "no other publisher");
 }
 
 fn is_message(line: &[u8]) {

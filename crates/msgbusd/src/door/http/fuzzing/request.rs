@@ -13,7 +13,7 @@ use super::{
         negotiate::accepts,
         position, pull,
         query::Query,
-        routes::{Route, log_path},
+        routes::{Route, ServiceRoute, log_path},
         stream,
     },
     MAX_ERROR_TEXT, head,
@@ -77,8 +77,10 @@ fn is_routed(request: &Request<()>, route: &Route) {
     };
     let path = request.uri().path();
     let start = match route {
-        Route::Inspect(_) => "/-/topics/".len(),
-        Route::ShowGroup(..) | Route::SetGroup(..) | Route::RemoveGroup(..) => {
+        Route::Admin(_) => "/-/topics/".len(),
+        Route::Service(ServiceRoute::Serve(_)) => "/-/serve/".len(),
+        Route::Service(_) => "/-/request/".len(),
+        Route::Group(..) => {
             let group = path.strip_prefix("/-/groups/").and_then(|rest| rest.find('/'));
             "/-/groups/".len() + group.expect("it is routed by that") + 1
         }
