@@ -29,6 +29,8 @@ pub(super) enum End {
     Violation(CloseCode, Utf8Bytes),
     /// The client sent nothing for too long.
     Silent,
+    /// A part of a message arrived, and no more of it for too long.
+    Unfinished,
     /// The server is shutting down.
     Drain,
     /// Too much data is in flight to receive the rest of a message.
@@ -46,6 +48,7 @@ pub(super) fn count(worker: &Worker, end: &End) {
         End::Silent => worker.metrics.timeout(Deadline::Silence),
         End::Violation(CloseCode::Size, _) => worker.metrics.refusal(Code::WebsocketTooLarge),
         End::Violation(CloseCode::Invalid, _) => worker.metrics.refusal(Code::WebsocketNotUtf8),
+        End::Unfinished => worker.metrics.refusal(Code::BodyTimeout),
         End::NoMemory => worker.metrics.refusal(Code::TooMuchInFlight),
         End::Violation(..) => worker.metrics.refusal(Code::WebsocketViolation),
         _ => {}
@@ -106,6 +109,9 @@ impl End {
             Self::Violation(code, why) => (*code, why.clone()),
             Self::Silent => {
                 (CloseCode::Away, "the client was silent for too long and answered no ping".into())
+            }
+            Self::Unfinished => {
+                (CloseCode::Policy, "the rest of a message did not arrive in time".into())
             }
             Self::Drain | Self::Over(RecvError::Closed) => {
                 (CloseCode::Away, "the server is shutting down".into())

@@ -228,6 +228,16 @@ impl Inbox {
         }
     }
 
+    /// How much has arrived of a message or frame that is not whole, in bytes. What is behind a message that has not been
+    /// handled does not count: nothing is read meanwhile.
+    pub(super) fn unfinished(&self) -> usize {
+        if self.has_text() {
+            return 0;
+        }
+        let fragments = self.fragments.as_ref().map_or(0, |(_, bytes)| bytes.len());
+        fragments + self.bytes.len() - self.start
+    }
+
     /// The memory that it has, in bytes.
     pub(super) fn memory(&self) -> usize {
         let fragments = self.fragments.as_ref().map_or(0, |(_, bytes)| bytes.capacity());

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::payload;
 use crate::{
-    rfc6455::{CLOSE, FIRST_OF_TEXT, TEXT, frame},
+    rfc6455::{CLOSE, FIRST_OF_TEXT, PING, PONG, TEXT, frame},
     support::{Connection, Daemon, HANDSHAKE, soon},
 };
 
@@ -260,4 +260,31 @@ async fn a_client_that_does_not_read_holds_up_no_group() {
         assert_eq!(job["sid"], 3);
         id = job["id"].as_u64().unwrap();
     }
+}
+
+#[tokio::test]
+async fn the_rest_of_a_message_must_arrive_in_time() {
+    let daemon = Daemon::with(|config| {
+        config.timeouts.body = Duration::from_millis(200);
+        config.timeouts.ping = Duration::from_secs(3600);
+    });
+    let frame_of_text = frame(FIRST_OF_TEXT, br#"{"op":"ping","#);
+    let mut part_of_a_frame = daemon.raw_v1().await;
+    part_of_a_frame.write(&frame_of_text[..frame_of_text.len() - 1]).await;
+    let (first, payload) = soon(part_of_a_frame.frame()).await;
+    assert_eq!((first, &payload[..2]), (CLOSE, &1008_u16.to_be_bytes()[..]));
+
+    let mut part_of_a_message = daemon.raw_v1().await;
+    part_of_a_message.write(&frame_of_text).await;
+    let payload = loop {
+        // A ping is not a part of the message.
+        part_of_a_message.write(&frame(PING, "x")).await;
+        match soon(part_of_a_message.frame()).await {
+            (CLOSE, payload) => break payload,
+            (first, _) => assert_eq!(first, PONG),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!(payload[..2], 1008_u16.to_be_bytes());
+    assert_eq!(daemon.refused("body_timeout").await, 2);
 }

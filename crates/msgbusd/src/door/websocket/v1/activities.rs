@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use msgbus_core::SubscribeError;
 use slab::Slab;
 
 use super::{
@@ -232,7 +233,12 @@ impl Activities {
     pub(super) fn drain(&mut self, output: &mut Output<'_>) {
         let keys: Vec<usize> = self.subscriptions.keys().collect();
         for key in keys {
-            self.end(key, &End::Closed, output);
+            if let Activity::Open(opening) = &self.slots[key].activity {
+                opening.refuse(SubscribeError::Closed.into(), output);
+                drop(self.remove(key, "closed"));
+            } else {
+                self.end(key, &End::Closed, output);
+            }
         }
         for (_, slot) in &self.slots {
             slot.signal.queue();

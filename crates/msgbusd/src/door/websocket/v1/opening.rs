@@ -55,22 +55,28 @@ impl Opening {
         Ok(())
     }
 
+    /// Answers the `sub`, and the `unsub` that came meanwhile, with errors.
+    pub(super) fn refuse(&self, error: ServiceError, output: &mut Output<'_>) {
+        let rid = self.rid.as_ref().map(|rid| rid.as_bytes());
+        write_refusal(&error.into(), rid, Some("sub"), output);
+        if let Some(Unsubscribed(rid)) = &self.unsubscribed {
+            let rid = rid.as_ref().map(|rid| rid.as_bytes());
+            write_refusal(&Refusal::UnknownSid, rid, Some("unsub"), output);
+        }
+    }
+
     /// Waits until the position is known, and answers.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, output: &mut Output<'_>) -> Poll<Opened> {
         let followed = ready!(Pin::new(&mut self.following).poll(cx));
-        let unsubscribed = self.unsubscribed.take();
-        let rid = self.rid.as_ref().map(|rid| rid.as_bytes());
         let follower = match followed {
             Ok(follower) => follower,
             Err(error) => {
-                write_refusal(&error.into(), rid, Some("sub"), output);
-                if let Some(Unsubscribed(rid)) = unsubscribed {
-                    let rid = rid.as_ref().map(|rid| rid.as_bytes());
-                    write_refusal(&Refusal::UnknownSid, rid, Some("unsub"), output);
-                }
+                self.refuse(error, output);
                 return Poll::Ready(Opened::Closed);
             }
         };
+        let unsubscribed = self.unsubscribed.take();
+        let rid = self.rid.as_ref().map(|rid| rid.as_bytes());
         let follow = Follow::new(self.sid.clone(), follower);
         if rid.is_some() {
             follow.answer().write(rid, output);

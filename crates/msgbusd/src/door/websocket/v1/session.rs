@@ -42,6 +42,16 @@ pub(crate) struct Session {
     waker: RemoteWaker,
     /// Counts what has arrived of a message as in flight.
     permit: Option<QuotaPermit>,
+    /// A message that has not arrived as a whole.
+    unfinished: Option<Unfinished>,
+}
+
+/// A message that has not arrived as a whole.
+struct Unfinished {
+    /// How much of it has, in bytes.
+    arrived: usize,
+    /// When more of it must have arrived.
+    deadline: Instant,
 }
 
 /// The number of turns after which a session lets others go on, and looks for what has arrived. In each it begins some
@@ -68,6 +78,7 @@ impl Session {
             operations: Operations::new(client),
             waker: RemoteWaker::default(),
             permit: None,
+            unfinished: None,
         }
     }
 
@@ -94,14 +105,15 @@ impl Session {
     }
 
     /// Reads and writes until both have to wait.
-    fn poll(&mut self, cx: &mut Context<'_>, alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
+    fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
         let Self { waker, operations, .. } = self;
         let _ = waker.poll(cx, |cx| {
             operations.activities.register(cx.waker());
             Poll::Ready(())
         });
-        let flow = self.poll_turns(cx, alarm);
+        let flow = self.poll_turns(cx, alarm.as_mut());
         self.rest()?;
+        self.poll_unfinished(cx, alarm)?;
         flow
     }
 
@@ -239,6 +251,36 @@ impl Session {
         ControlFlow::Continue(())
     }
 
+    /// Ends the session if a part of a message has arrived, and no more of it within the time limit of request bodies.
+    fn poll_unfinished(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> ControlFlow<End> {
+        let arrived = self.link.transport.inbox().map_or(0, |inbox| inbox.unfinished());
+        if arrived == 0 {
+            self.unfinished = None;
+            return ControlFlow::Continue(());
+        }
+        let now = Instant::now();
+        let limit = self.operations.client.worker.config.timeouts.body;
+        let unfinished = match self.unfinished.take() {
+            Some(known) if known.arrived == arrived => known,
+            _ => Unfinished { arrived, deadline: now + limit },
+        };
+        let Unfinished { deadline, .. } = *self.unfinished.insert(unfinished);
+        if deadline <= now {
+            return ControlFlow::Break(End::Unfinished);
+        }
+        if deadline < alarm.deadline() {
+            alarm.as_mut().reset(deadline);
+            if alarm.poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
     /// Ends the session: answers what has begun if appropriate, and closes the websocket.
     async fn end(mut self: Box<Self>, end: End) {
         debug!(peer = %self.operations.client.peer, ?end, "msgbus.v1 ends");
@@ -253,7 +295,7 @@ impl Session {
             End::Broken | End::Stuck => return,
             End::Drain => write_rest(&mut transport, &mut outgoing).await,
             // What came before was carried out.
-            End::Violation(..) | End::NoMemory | End::ClosedByClient => {
+            End::Violation(..) | End::NoMemory | End::Unfinished | End::ClosedByClient => {
                 write_what_fits(&mut transport, &mut outgoing).await;
             }
             _ => {}
