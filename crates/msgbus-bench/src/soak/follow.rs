@@ -277,7 +277,7 @@ impl Follower {
             // Longer than the server's write timeout.
             let mut phase = self.soak.phase.subscribe();
             select! {
-                () = sleep(Duration::from_millis(2500)) => {}
+                () = sleep(Duration::from_secs(5)) => {}
                 _ = phase.wait_for(|phase| *phase != Phase::Load) => {}
             }
             return client.cut(self.soak.random_cut(&mut self.rng));

@@ -77,11 +77,11 @@ pub(super) fn check_bus(invariants: &mut Invariants, totals: &Totals) {
 /// Waits until nothing is in flight, then compares all counters.
 pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
     let give_up = Instant::now() + SETTLE_TIMEOUT;
-    let mut client = RawClient::open(&soak.endpoint).await?;
     // No new subscriptions are started in this phase.
     while soak.connecting.get() > 0 && Instant::now() < give_up {
         sleep(POLL_INTERVAL).await;
     }
+    let mut client = connect(soak, give_up).await?;
     let (topics, totals) = loop {
         let topics = topics(soak, &mut client).await?;
         let totals: Totals = get(soak, &mut client, "/-/stats").await?;
@@ -101,6 +101,28 @@ pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
     }
     check_bus(&mut invariants, &totals);
     Ok(())
+}
+
+/// Connects. Until the server has noticed the end of the last burst of connections, it may refuse one more.
+async fn connect(soak: &Soak, give_up: Instant) -> io::Result<RawClient> {
+    loop {
+        let error = match try_connect(soak).await {
+            Ok((client, 200)) => return Ok(client),
+            Ok((_, status)) => io::Error::other(format!("GET /-/stats: {status}")),
+            Err(error) => error,
+        };
+        if Instant::now() > give_up {
+            return Err(error);
+        }
+        sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Connects, and returns the status of a first response.
+async fn try_connect(soak: &Soak) -> io::Result<(RawClient, u16)> {
+    let mut client = RawClient::open(&soak.endpoint).await?;
+    let (status, _) = get_bytes(soak, &mut client, "/-/stats").await?;
+    Ok((client, status))
 }
 
 /// Compares what has become of all jobs, and the counters of the bus, when all jobs are done.
@@ -288,7 +310,11 @@ fn created(text: &str) -> u64 {
 async fn topics(soak: &Soak, client: &mut RawClient) -> io::Result<Vec<Described>> {
     let mut topics = Vec::new();
     for name in names(soak, client).await? {
-        let body = get_bytes(soak, client, &format!("/-/topics/{name}")).await?;
+        let (status, body) = get_bytes(soak, client, &format!("/-/topics/{name}")).await?;
+        if status == 404 {
+            // A topic without messages is removed with its last subscriber.
+            continue;
+        }
         let details: TopicDetails = serde_json::from_slice(&body)?;
         let life = created(&details.topic.created);
         topics.push((details, serde_json::from_slice(&body)?, life));
@@ -307,12 +333,14 @@ async fn get<T: DeserializeOwned>(
     client: &mut RawClient,
     path: &str,
 ) -> io::Result<T> {
-    Ok(serde_json::from_slice(&get_bytes(soak, client, path).await?)?)
+    Ok(serde_json::from_slice(&get_bytes(soak, client, path).await?.1)?)
 }
 
-async fn get_bytes(soak: &Soak, client: &mut RawClient, path: &str) -> io::Result<Bytes> {
+/// The status and the body of the response.
+async fn get_bytes(soak: &Soak, client: &mut RawClient, path: &str) -> io::Result<(u16, Bytes)> {
     client.send(soak.request("GET", path).as_bytes()).await?;
-    Ok(client.read_response(true).await?.1)
+    let (head, body) = client.read_response(true).await?;
+    Ok((head.status, body))
 }
 
 /// What the system holds of a subscriber's connection. If one side lacks messages and the queues are empty, either the

@@ -19,7 +19,7 @@ max-connections = 96
 header-timeout = "2s"
 body-timeout = "2s"
 idle-timeout = "5s"
-write-timeout = "1s"
+write-timeout = "3s"
 
 [topics."quick/*"]
 ttl = "500ms"
