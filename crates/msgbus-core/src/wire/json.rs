@@ -17,7 +17,10 @@ pub use self::{
         write_unsettled,
     },
     patterns::{add_position, write_sums},
-    services::{request_size_hint, write_request, write_services},
+    services::{
+        content_size_hint, request_size_hint, write_content, write_request, write_request_fields,
+        write_services,
+    },
 };
 pub use super::text::shorter_than_base64;
 pub use super::time::format_time;

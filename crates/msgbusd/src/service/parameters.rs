@@ -3,13 +3,17 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use msgbus_core::{
-    BatchLimit, LagPolicy, LeaseToken, Position, PositionError, format_duration, parse_duration,
+    BatchLimit, LagPolicy, LeaseToken, NewRequest, Position, PositionError, format_duration,
+    parse_duration,
 };
 use thiserror::Error;
 
 /// How long a pull may wait.
 pub(crate) const WAITS: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(60);
+/// How long a requester may wait.
+pub(crate) const TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=NewRequest::MAX_TIMEOUT;
 /// How long a lease may be.
 pub(crate) const LEASES: RangeInclusive<Duration> = Duration::from_secs(1)..=LeaseToken::MAX_TIME;
 /// How long a message may wait after a nack.

@@ -3,11 +3,12 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use msgbus_core::{
     BatchLimit, NewRequest, PendingRequest, PublishError, Reply, ReplyToken, Request, RequestError,
-    ServePull, ServiceStats, TopicName,
+    ServePull, ServiceStats, TopicName, format_duration,
 };
 use tracing::debug;
 
@@ -17,7 +18,8 @@ use super::{
     pull::{QueuedPull, WaitingPull},
 };
 use crate::{
-    auth::{Action, Permission, Principal},
+    auth::{Action, LiveAuthorization, Permission, Principal, Target},
+    limits::quota::QuotaPermit,
     net::peer::Peer,
     state::App,
 };
@@ -59,6 +61,17 @@ impl Call<'_> {
         Ok(self.waiting(Action::Serve, service, pull, limit, small))
     }
 
+    /// Admits a responder that stays, which counts as a subscription.
+    pub(crate) fn admit_responder(
+        &self,
+        service: &TopicName,
+    ) -> Result<(QuotaPermit, LiveAuthorization), ServiceError> {
+        let permission = Permission::Topic(Action::Serve, service);
+        let permit = self.acquire_subscription(permission)?;
+        let target = Target::Topic(service.clone());
+        Ok((permit, self.live_authorization(Action::Serve, target)))
+    }
+
     /// The service of a request that the client may answer. Says nothing about services to those who have no token.
     pub(crate) fn may_reply(&self, token: &ReplyToken) -> Result<TopicName, ServiceError> {
         let service =
@@ -87,13 +100,24 @@ impl Call<'_> {
 #[derive(Debug)]
 pub(crate) enum Answer {
     Reply(Reply),
-    /// With its reason.
+    /// With its reason, see [`failure`](Self::failure).
     Failure(Box<str>),
     /// Another responder gets the request, if its requester allows that; else it fails.
     Decline,
 }
 
 impl Answer {
+    /// The maximum length of a reason, in bytes. The rest is cut off.
+    const MAX_REASON: usize = 1024;
+
+    pub(crate) fn failure(reason: &str) -> Self {
+        let mut end = reason.len().min(Self::MAX_REASON);
+        while !reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        Self::Failure(reason[..end].into())
+    }
+
     fn verb(&self) -> &'static str {
         match self {
             Self::Reply(_) => "reply",
@@ -101,6 +125,12 @@ impl Answer {
             Self::Decline => "decline",
         }
     }
+}
+
+/// How long the requester of a request still waits, in whole milliseconds.
+pub(crate) fn time_left(request: &Request) -> String {
+    let left = request.time_left();
+    format_duration(Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)))
 }
 
 impl Asking<'_> {

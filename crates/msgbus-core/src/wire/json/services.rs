@@ -1,12 +1,10 @@
 //! The JSON of requests and of services. See docs/protocol.md, section 17.
 
-use std::borrow::Cow;
-
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
-use super::write;
+use super::{PayloadForm, write, write_payload};
 use crate::{
+    model::Headers,
     receive::Request,
     stats::{ServiceCounters, ServiceStats},
     wire::headers::{self, HeadersObject},
@@ -14,28 +12,43 @@ use crate::{
 
 /// Appends a request as one JSON object, without a line end. `timeout` says how long its requester still waits.
 pub fn write_request(out: &mut Vec<u8>, request: &Request, timeout: &str) {
-    #[derive(Serialize)]
-    struct RequestObject<'a> {
-        reply: String,
-        timeout: &'a str,
-        payload: Cow<'a, str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        headers: Option<HeadersObject<'a>>,
+    out.push(b'{');
+    write_request_fields(out, request, timeout, PayloadForm::Base64);
+    out.push(b'}');
+}
+
+/// Appends the fields of a request with commas between them, with its payload in this form.
+pub fn write_request_fields(
+    out: &mut Vec<u8>,
+    request: &Request,
+    timeout: &str,
+    form: PayloadForm,
+) {
+    out.extend_from_slice(br#""reply":""#);
+    out.extend_from_slice(request.token().to_string().as_bytes());
+    out.extend_from_slice(br#"","timeout":"#);
+    write(out, timeout);
+    write_content(out, request.payload(), request.headers(), form);
+}
+
+/// Appends the fields `payload` or `text`, and `headers`, each after a comma. There is no `headers` if there are none.
+pub fn write_content(out: &mut Vec<u8>, payload: &[u8], headers: &Headers, form: PayloadForm) {
+    write_payload(out, payload, form);
+    if let Some(headers) = HeadersObject::of(headers) {
+        out.extend_from_slice(br#","headers":"#);
+        write(out, &headers);
     }
-    let object = RequestObject {
-        reply: request.token().to_string(),
-        timeout,
-        payload: STANDARD.encode(request.payload()).into(),
-        headers: HeadersObject::of(request.headers()),
-    };
-    write(out, &object);
+}
+
+/// An estimate of how many bytes [`write_content`] appends.
+pub fn content_size_hint(payload: &[u8], headers: &Headers) -> usize {
+    payload.len().div_ceil(3) * 4 + headers::size_hint(headers)
 }
 
 /// An estimate of how many bytes [`write_request`] appends.
 pub fn request_size_hint(request: &Request) -> usize {
     const FIELDS: usize = 96;
-    let payload = request.payload().len().div_ceil(3) * 4;
-    payload + headers::size_hint(request.headers()) + FIELDS
+    content_size_hint(request.payload(), request.headers()) + FIELDS
 }
 
 /// Appends an object that maps the name of each service to its counters.

@@ -1,13 +1,12 @@
 //! `/-/request/<service>`, `/-/serve/<service>`, `/-/reply/<token>`, `/-/services`: requests to services and their
 //! replies. docs/protocol.md, section 17.
 
-use std::{future::poll_fn, ops::RangeInclusive, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use hyper::{Request as HttpRequest, StatusCode, body::Incoming};
 use msgbus_core::{
-    BatchLimit, Headers, NewRequest, PublishError, Reply, ReplyToken, Request, TopicName,
-    format_duration, json,
+    BatchLimit, Headers, NewRequest, PublishError, Reply, ReplyToken, Request, TopicName, json,
 };
 use tokio::time::interval;
 
@@ -28,15 +27,13 @@ use crate::{
     service::{
         self, Call,
         error::ServiceError,
-        parameters::WAITS,
-        requests::{Answer, Asked},
+        parameters::{TIMEOUTS, WAITS},
+        requests::{Answer, Asked, time_left},
     },
     state::App,
     worker::Worker,
 };
 
-/// How long a requester may wait.
-const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=NewRequest::MAX_TIMEOUT;
 /// How often a requester is looked at, in case it has left.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The maximum number of requests, and of bytes of payload, that one response hands out.
@@ -182,12 +179,6 @@ async fn lines(app: &App, requests: &[Request]) -> HttpResponse {
     messages::lines(app, requests, size, write).await
 }
 
-/// In whole milliseconds.
-fn time_left(request: &Request) -> String {
-    let left = request.time_left();
-    format_duration(Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)))
-}
-
 /// Answers a request.
 async fn reply(
     call: &Call<'_>,
@@ -197,7 +188,7 @@ async fn reply(
     outline: Outline,
 ) -> Result<HttpResponse, ApiError> {
     let query = query.only(&["error", "retry"])?;
-    let (error, declines) = (query.get("error")?.map(Box::from), query.flag("retry")?);
+    let (error, declines) = (query.get("error")?.map(Answer::failure), query.flag("retry")?);
     if error.is_some() && declines {
         let why = "another responder gets the request; leave error out";
         return Err(ApiError::parameter("retry", why));
@@ -205,7 +196,7 @@ async fn reply(
     drop(query);
     let service = call.may_reply(token)?;
     let answer = match error {
-        Some(reason) => Answer::Failure(reason),
+        Some(failure) => failure,
         None if declines => Answer::Decline,
         None => {
             let headers = kept_headers(call.worker, &service, request, outline)?;

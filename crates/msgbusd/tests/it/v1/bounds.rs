@@ -18,7 +18,7 @@ const OPERATIONS: &str = "msgbus_server_operations_total";
 
 impl Daemon {
     /// A `msgbus.v1` websocket with small buffers, whose client does not read unless the test does.
-    async fn slow_v1(&self, receive_buffer: u32) -> Connection {
+    pub(super) async fn slow_v1(&self, receive_buffer: u32) -> Connection {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(receive_buffer).unwrap();
         let mut connection = Connection(socket.connect(self.address).await.unwrap());

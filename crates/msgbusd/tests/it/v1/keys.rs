@@ -8,7 +8,7 @@ use tempfile::NamedTempFile;
 
 use crate::support::Daemon;
 
-fn key(name: &str, grants: &[&str]) -> NewKey {
+pub(super) fn key(name: &str, grants: &[&str]) -> NewKey {
     let grants: Vec<_> = grants.iter().map(|grant| grant.parse().unwrap()).collect();
     NewKey::make(name, &grants).unwrap()
 }

@@ -9,6 +9,7 @@ mod operations;
 mod patterns;
 mod refusals;
 mod schema;
+mod services;
 mod subscriptions;
 
 use std::collections::VecDeque;

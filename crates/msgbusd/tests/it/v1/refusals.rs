@@ -23,7 +23,7 @@ async fn a_refusal_is_an_answer() {
         (r#"{"rid":1}"#, "unknown_op", Some("1"), None),
         (r#"{"op":1,"rid":1}"#, "unknown_op", Some("1"), None),
         (r#"{"op":"PUB","rid":"a"}"#, "unknown_op", Some(r#""a""#), None),
-        (r#"{"op":"request","rid":1}"#, "unknown_op", Some("1"), None),
+        (r#"{"op":"request","rid":1}"#, "bad_parameter", Some("1"), Some("request")),
         (r#"{"op":"ok","rid":1}"#, "unknown_op", Some("1"), None),
         (r#"{"op":"pub","rid":2}"#, "bad_parameter", Some("2"), Some("pub")),
         (r#"{"op":"pub","rid":3,"topik":"t"}"#, "bad_parameter", Some("3"), Some("pub")),

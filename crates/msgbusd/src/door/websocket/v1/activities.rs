@@ -6,28 +6,35 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use msgbus_core::SubscribeError;
+use msgbus_core::{Reply, ReplyToken, SubscribeError};
 use slab::Slab;
 
 use super::{
-    MAX_SUBSCRIPTIONS,
+    Client, MAX_SUBSCRIPTIONS,
     answer::{Answer, write_refusal},
+    ask::Ask,
     follow::{End, Follow},
     identifier::Label,
+    in_hand::{Holder, InHand},
     names::Names,
     opening::{Opened, Opening},
     output::Output,
     ready::{ReadyQueue, Signal},
     refusal::Refusal,
+    serve::Serve,
     work::Work,
 };
+use crate::service::error::ServiceError;
 
 /// All activities of one websocket.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Activities {
     slots: Slab<Slot>,
     queue: Arc<ReadyQueue>,
     subscriptions: Names,
+    in_hand: InHand,
+    /// The number of requests that wait for their replies.
+    asked: usize,
 }
 
 #[derive(Debug)]
@@ -42,6 +49,8 @@ enum Activity {
     Follow(Box<Follow>),
     Open(Box<Opening>),
     Work(Box<Work>),
+    Serve(Box<Serve>),
+    Ask(Box<Ask>),
     Wait(Box<Waiting>),
 }
 
@@ -65,16 +74,38 @@ enum Turn {
     Opened(Opened),
     Over(End),
     Answered(Result<Answer, Refusal>),
+    Replied(Result<Reply, ServiceError>),
 }
 
 impl Activities {
+    pub(super) fn new(client: &Client) -> Self {
+        Self {
+            slots: Slab::new(),
+            queue: Arc::default(),
+            subscriptions: Names::default(),
+            in_hand: InHand::new(client),
+            asked: 0,
+        }
+    }
+
     /// Call this first when the task of the websocket is polled.
     pub(super) fn register(&self, task: &Waker) {
         self.queue.register(task);
     }
 
+    /// The number of operations that are not answered.
     pub(super) fn outstanding(&self) -> usize {
         self.slots.len() - self.subscriptions.len()
+    }
+
+    /// As [`outstanding`](Self::outstanding), without those that hold up no others: requests.
+    pub(super) fn held_up(&self) -> usize {
+        self.outstanding() - self.asked
+    }
+
+    /// The number of requests that wait for their replies.
+    pub(super) fn asked(&self) -> usize {
+        self.asked
     }
 
     /// Refuses a subscription that cannot be added.
@@ -101,6 +132,28 @@ impl Activities {
     pub(super) fn work(&mut self, work: Work) {
         let key = self.add(Activity::Work(Box::new(work)));
         self.name(key);
+    }
+
+    pub(super) fn serve(&mut self, make: impl FnOnce(Holder) -> Serve) {
+        let holder = Holder { key: self.slots.vacant_key(), number: self.in_hand.new_holder() };
+        let key = self.add(Activity::Serve(Box::new(make(holder))));
+        self.name(key);
+    }
+
+    pub(super) fn ask(&mut self, ask: Ask) {
+        self.asked += 1;
+        self.add(Activity::Ask(Box::new(ask)));
+    }
+
+    /// A request was answered. The one that served it may get another one.
+    pub(super) fn answered(&mut self, token: &ReplyToken) {
+        let Some(holder) = self.in_hand.remove(token) else { return };
+        if let Some(Slot { signal, activity: Activity::Serve(serve) }) =
+            self.slots.get_mut(holder.key)
+            && serve.answered(holder)
+        {
+            signal.queue();
+        }
     }
 
     /// Makes a subscription known by its `sid`.
@@ -160,7 +213,8 @@ impl Activities {
         let Some(slot) = self.slots.get_mut(key) else { return true };
         slot.signal.taken();
         let waker = Waker::from(Arc::clone(&slot.signal));
-        let turn = slot.activity.poll(&mut Context::from_waker(&waker), output);
+        let cx = &mut Context::from_waker(&waker);
+        let turn = slot.activity.poll(cx, output, &mut self.in_hand);
         self.settle(key, turn, output);
         true
     }
@@ -205,11 +259,22 @@ impl Activities {
                     waiting.answer(outcome, output);
                 }
             }
+            Turn::Replied(outcome) => {
+                if let Activity::Ask(ask) = self.slots.remove(key).activity {
+                    self.asked -= 1;
+                    ask.answer(outcome, output);
+                }
+            }
         }
     }
 
     /// Ends a subscription, and tells the client.
     fn end(&mut self, key: usize, end: &End, output: &mut Output<'_>) {
+        if let (End::Revoked, Some(Slot { activity: Activity::Serve(serve), .. })) =
+            (end, self.slots.get(key))
+        {
+            self.in_hand.hand_back(serve.number());
+        }
         if let Some(sid) = self.remove(key, end.word()) {
             end.write(&sid, output);
         }
@@ -225,7 +290,8 @@ impl Activities {
             }
             Activity::Open(opening) => Some(opening.sid),
             Activity::Work(work) => Some(work.sid),
-            Activity::Wait(_) => None,
+            Activity::Serve(serve) => Some(serve.sid),
+            Activity::Ask(_) | Activity::Wait(_) => None,
         }
     }
 
@@ -262,17 +328,25 @@ impl Slot {
             Activity::Follow(follow) => &follow.sid,
             Activity::Open(opening) => &opening.sid,
             Activity::Work(work) => &work.sid,
-            Activity::Wait(_) => "",
+            Activity::Serve(serve) => &serve.sid,
+            Activity::Ask(_) | Activity::Wait(_) => "",
         }
     }
 }
 
 impl Activity {
-    fn poll(&mut self, cx: &mut Context<'_>, output: &mut Output<'_>) -> Turn {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        output: &mut Output<'_>,
+        in_hand: &mut InHand,
+    ) -> Turn {
         match self {
             Self::Follow(follow) => subscription_turn(follow.poll(cx, output)),
             Self::Open(opening) => open_turn(opening.poll(cx, output)),
             Self::Work(work) => subscription_turn(work.poll(cx, output)),
+            Self::Serve(serve) => subscription_turn(serve.poll(cx, output, in_hand)),
+            Self::Ask(ask) => ask_turn(ask.poll(cx)),
             Self::Wait(waiting) => waiting.poll(cx),
         }
     }
@@ -290,12 +364,24 @@ impl Activity {
                 work.hold_back();
                 work.poll_revoked(cx)
             }
+            Self::Serve(serve) => {
+                serve.hold_back();
+                serve.poll_revoked(cx)
+            }
+            Self::Ask(ask) => return ask_turn(ask.poll(cx)),
             Self::Wait(waiting) => return waiting.poll(cx),
         };
         match revoked {
             Poll::Ready(()) => Turn::Over(End::Revoked),
             Poll::Pending => Turn::Continues,
         }
+    }
+}
+
+fn ask_turn(polled: Poll<Result<Reply, ServiceError>>) -> Turn {
+    match polled {
+        Poll::Pending => Turn::Waits,
+        Poll::Ready(outcome) => Turn::Replied(outcome),
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     task::Waker,
 };
 
-use msgbus_core::{LeaseOptions, LeaseToken, NewMessage, TopicName};
+use msgbus_core::{LeaseOptions, LeaseToken, NewMessage, ServiceStats, TopicName};
 use serde_json::Value;
 
 use super::{
@@ -19,6 +19,8 @@ use crate::{
 
 /// The placeholder for the token of a lease in the input.
 const TOKEN: &str = "LEASE_TOKEN";
+/// The placeholder for the token of the last request that the client was sent.
+const REPLY: &str = "REPLY_TOKEN";
 
 /// Carries out the lines of a client. Each is answered at most once, the answers are JSON that repeats its `rid`, and
 /// the counters balance.
@@ -62,7 +64,9 @@ fn serve(worker: &Arc<Worker>, text: &str) {
     let client = Client { worker: Arc::clone(worker), peer, principal: None };
     let mut operations = Operations::new(client);
     operations.activities.register(Waker::noop());
+    let mut token = String::new();
     for line in text.lines().map(str::trim_ascii).filter(|line| !line.is_empty()) {
+        let line = &line.replace(REPLY, &token);
         let mut outgoing = Outgoing::default();
         operations.begin(line, &mut Output::new(&mut outgoing));
         let answers = lines(&outgoing);
@@ -78,6 +82,9 @@ fn serve(worker: &Arc<Worker>, text: &str) {
         drop(output);
         for event in lines(&outgoing) {
             assert!(event["op"].is_string(), "{event}");
+            if let Some(reply) = event["reply"].as_str() {
+                reply.clone_into(&mut token);
+            }
         }
         assert!(operations.activities.outstanding() <= MAX_OUTSTANDING);
     }
@@ -86,6 +93,11 @@ fn serve(worker: &Arc<Worker>, text: &str) {
     operations.activities.drain(&mut Output::new(&mut outgoing));
     assert!(lines(&outgoing).iter().all(|line| line["op"] == "end"));
     drop(operations);
+    for ServiceStats { responders, queued, in_hand, counters, .. } in worker.bus.services() {
+        assert_eq!((responders, queued, in_hand), (0, 0, 0));
+        let ended = counters.replied + counters.failed + counters.timed_out;
+        assert_eq!(counters.asked, ended + counters.refused + counters.given_up);
+    }
     let stats = worker.bus.stats();
     assert_eq!(stats.subscribers, 0);
     let counters = stats.counters;
@@ -135,7 +147,7 @@ mod tests {
     use super::*;
 
     /// Values that fit some of the fields, and some that fit none.
-    const VALUES: [&str; 32] = [
+    const VALUES: [&str; 33] = [
         "null",
         "true",
         "0",
@@ -163,18 +175,19 @@ mod tests {
         "\"\\u0000\\n\\ud83d\\ude00\"",
         "\"\\ud800\"",
         "\"LEASE_TOKEN\"",
+        "\"REPLY_TOKEN\"",
         "[\"LEASE_TOKEN\",\"x\"]",
         "[]",
         "{}",
         "{\"a\":\"b\",\"a\":[\"c\"]}",
         "[[[[{\"a\":[1,{}]}]]]]",
     ];
-    const FIELDS: [&str; 24] = [
+    const FIELDS: [&str; 28] = [
         "rid", "rid", "sid", "sid", "topic", "topic", "text", "json", "base64", "ttl", "headers",
         "since", "lag", "payload", "group", "lease", "credit", "max", "wait", "token", "tokens",
-        "delay", "reason", "n",
+        "delay", "reason", "n", "service", "timeout", "retry", "error",
     ];
-    const OPS: [&str; 11] = [
+    const OPS: [&str; 14] = [
         "pub",
         "sub",
         "unsub",
@@ -185,6 +198,9 @@ mod tests {
         "credit",
         "ping",
         "request",
+        "request",
+        "serve",
+        "reply",
         "p\\u0075b",
     ];
 
@@ -192,12 +208,15 @@ mod tests {
     fn line(random: &mut fastrand::Rng) -> String {
         let op = OPS[random.usize(..OPS.len())];
         let mut fields = vec![format!("\"op\":\"{op}\"")];
-        for (field, values) in [
-            ("topic", &["\"t\"", "\"u\"", "\"v/w\""][..]),
-            ("sid", &["1", "\"a\""]),
-            ("rid", &["7", "\"x\""]),
+        let services = ["request", "serve", "reply"];
+        for (field, values, fits) in [
+            ("topic", &["\"t\"", "\"u\"", "\"v/w\""][..], !services.contains(&op)),
+            ("sid", &["1", "\"a\""], !matches!(op, "request" | "reply")),
+            ("service", &["\"s\"", "\"t\""], matches!(op, "request" | "serve")),
+            ("token", &["\"REPLY_TOKEN\"", "\"LEASE_TOKEN\""], op == "reply"),
+            ("rid", &["7", "\"x\""], true),
         ] {
-            if random.u8(..4) > 0 {
+            if fits && random.u8(..4) > 0 {
                 fields.push(format!("\"{field}\":{}", values[random.usize(..values.len())]));
             }
         }

@@ -6,10 +6,13 @@
 
 mod activities;
 mod answer;
+mod ask;
+mod content;
 mod follow;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod identifier;
+mod in_hand;
 mod names;
 mod opening;
 mod operation;
@@ -19,6 +22,7 @@ mod publish;
 mod pull;
 mod ready;
 mod refusal;
+mod serve;
 mod session;
 mod settle;
 mod subscribe;
@@ -31,8 +35,11 @@ use crate::{auth::Principal, net::peer::Peer, service::Call, worker::Worker};
 
 /// The maximum number of subscriptions of one websocket.
 const MAX_SUBSCRIPTIONS: usize = 1024;
-/// The maximum number of operations that have begun and are not answered.
+/// The maximum number of operations that have begun and are not answered, without requests to services.
 const MAX_OUTSTANDING: usize = 1024;
+/// The maximum number of requests that wait for their replies. They hold up nothing: the replies that they wait for may
+/// have to come from the same client.
+const MAX_ASKED: usize = 1024;
 /// Beyond this many bytes that wait to be written, no operation begins.
 const MAX_UNREAD: usize = 256 << 10;
 /// The size of a frame after which another one begins, in bytes. A frame may exceed it by one line.

@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 use super::{identifier::Identifier, refusal::Refusal};
 
 /// The operations that there are.
-pub(super) const NAMES: &str = "pub, sub, unsub, pull, ack, nack, extend, credit or ping";
+pub(super) const NAMES: &str =
+    "pub, sub, unsub, pull, ack, nack, extend, credit, request, serve, reply or ping";
 
 /// A line of a client.
 #[derive(Debug)]
@@ -166,6 +167,29 @@ operations! {
     Extend = "extend" { token: Text<'a>, tokens: Vec<Text<'a>>, lease: Text<'a>, }
     /// Lets the server lease more messages to a subscription.
     Credit = "credit" { sid: Identifier<'a>, n: u32, }
+    /// Asks a service.
+    Ask = "request" {
+        service: Text<'a>,
+        text: Text<'a>,
+        json: &'a RawValue,
+        base64: Text<'a>,
+        headers: &'a RawValue,
+        timeout: Text<'a>,
+        retry: bool,
+        payload: Form,
+    }
+    /// Serves a service.
+    Serve = "serve" { sid: Identifier<'a>, service: Text<'a>, max: u32, payload: Form, }
+    /// Answers a request of a service.
+    Reply = "reply" {
+        token: Text<'a>,
+        text: Text<'a>,
+        json: &'a RawValue,
+        base64: Text<'a>,
+        headers: &'a RawValue,
+        error: Text<'a>,
+        retry: bool,
+    }
     /// Asks whether the server answers.
     Ping = "ping" {}
 }

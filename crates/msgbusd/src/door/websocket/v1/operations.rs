@@ -39,8 +39,8 @@ pub(super) enum Begun {
 impl Operations {
     pub(super) fn new(client: Client) -> Self {
         Self {
+            activities: Activities::new(&client),
             client,
-            activities: Activities::default(),
             publishers: Publishers::default(),
             has_published: false,
             generation: None,
@@ -49,7 +49,7 @@ impl Operations {
 
     /// Whether another operation may begin while this many bytes wait to be written.
     pub(super) fn may_begin(&self, unwritten: usize) -> bool {
-        self.activities.outstanding() < MAX_OUTSTANDING && unwritten < MAX_UNREAD
+        self.activities.held_up() < MAX_OUTSTANDING && unwritten < MAX_UNREAD
     }
 
     /// Begins the operation of a line.
@@ -84,6 +84,9 @@ impl Operations {
             Operation::Nack(fields) => self.nack(fields)?,
             Operation::Extend(fields) => self.extend(fields)?,
             Operation::Credit(fields) => self.credit(fields)?,
+            Operation::Ask(fields) => self.ask(fields, rid)?,
+            Operation::Serve(fields) => self.serve(fields)?,
+            Operation::Reply(fields) => self.reply(fields)?,
             Operation::Ping(Ping { .. }) => Begun::Done(Answer::Pong),
         };
         let answer = match begun {

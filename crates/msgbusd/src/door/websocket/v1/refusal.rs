@@ -1,9 +1,11 @@
 //! Why an operation is refused. docs/protocol.md, sections 8 and 16.3.
 
-use msgbus_core::{GroupNameError, HeaderError, NameError, PatternError, TokenError};
+use msgbus_core::{
+    GroupNameError, HeaderError, NameError, PatternError, ReplyTokenError, TokenError,
+};
 use thiserror::Error;
 
-use super::MAX_SUBSCRIPTIONS;
+use super::{MAX_ASKED, MAX_SUBSCRIPTIONS};
 use crate::service::{code::Code, error::ServiceError, parameters::BadParameter};
 
 /// Why an operation was refused. The texts are those of HTTP.
@@ -25,6 +27,12 @@ pub(super) enum Refusal {
     Parameter(#[from] BadParameter),
     #[error("bad topic name: {0}")]
     Topic(NameError),
+    #[error("bad name of a service: {0}")]
+    ServiceName(NameError),
+    #[error("not a reply token: use the value of the field reply of a request as it is")]
+    ReplyToken(#[from] ReplyTokenError),
+    #[error("too many requests: at most {MAX_ASKED} of one websocket may wait for their replies")]
+    TooManyAsked,
     #[error("bad pattern: {0}")]
     Pattern(#[from] PatternError),
     #[error("a pattern can only be followed: send sub without group, or name one topic")]
@@ -59,7 +67,11 @@ impl Refusal {
             | Self::Exclusive(_)
             | Self::NotAGroup
             | Self::Parameter(_) => Code::BadParameter,
-            Self::Topic(_) | Self::Pattern(_) | Self::IsPattern => Code::BadTopic,
+            Self::Topic(_) | Self::Pattern(_) | Self::IsPattern | Self::ServiceName(_) => {
+                Code::BadTopic
+            }
+            Self::ReplyToken(_) => Code::InvalidReply,
+            Self::TooManyAsked => Code::TooManyRequests,
             Self::Token(_) => Code::InvalidLease,
             Self::Headers(HeaderError::TooMany | HeaderError::TooLarge) => {
                 Code::MessageHeadersTooLarge
@@ -77,6 +89,7 @@ impl Refusal {
     pub(super) fn retry_after(&self) -> Option<u64> {
         match self {
             Self::Service(error) => error.retry_after(),
+            Self::TooManyAsked => Some(1),
             _ => None,
         }
     }

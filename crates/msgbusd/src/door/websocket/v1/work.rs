@@ -212,7 +212,7 @@ impl Work {
 }
 
 impl End {
-    fn of(error: &ServiceError) -> Self {
+    pub(super) fn of(error: &ServiceError) -> Self {
         match error {
             ServiceError::Store(StoreError::Closed) => Self::Closed,
             ServiceError::NotGranted { .. }
