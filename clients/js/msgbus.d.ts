@@ -51,15 +51,32 @@ export class Bus {
     /** Leases messages for a group. */
     pull(topic: string, options: PullOptions & { group: string; lease?: string; since?: string }): Promise<Delivery[]>;
 
+    /**
+     * Asks a service and waits for the reply. While there is no connection, the request waits, but no longer than its
+     * timeout and five seconds.
+     *
+     * @throws {MsgbusError} `no_responder` at once if nobody serves it, `request_timeout`, `responder_failed` with the
+     * reason, or `too_many_requests` if 1,024 requests of this connection wait.
+     * @throws {ConnectionLost} if the connection broke before the reply, unless `retry` is set.
+     */
+    request(service: string, payload?: Payload, options?: RequestOptions): Promise<Reply>;
+
+    /** Serves a service: each request goes to the responder that has waited longest. It begins at once. */
+    serve(service: string, options?: ServeOptions): Responder;
+
     /** Settles a lease by its token, as `Delivery.ack` does. */
-    ack(token: string): Promise<void>;
-    nack(token: string, options?: NackOptions): Promise<void>;
+    ack(token: string): Promise<Unsettled[]>;
+    /** Settles many leases at once, at most 10,000. Returns those that could not be settled, and why. */
+    ack(tokens: readonly string[]): Promise<Unsettled[]>;
+    nack(token: string, options?: NackOptions): Promise<Unsettled[]>;
+    nack(tokens: readonly string[], options?: NackOptions): Promise<Unsettled[]>;
     /** Returns when the lease ends (RFC 3339). */
     extend(token: string, lease?: string): Promise<string>;
+    extend(tokens: readonly string[], lease?: string): Promise<Unsettled[]>;
 
     /**
-     * Closes the connection. Subscriptions end, messages of groups that were not taken are given back, and operations
-     * without an answer are rejected.
+     * Closes the connection. Subscriptions and responders end, messages of groups that were not taken are given back,
+     * requests that were not answered fail, and operations without an answer are rejected.
      */
     close(): Promise<void>;
 }
@@ -150,8 +167,75 @@ export class Subscription<M extends Message = Message> implements AsyncIterableI
     [Symbol.asyncIterator](): this;
 }
 
-export class Message {
+/** A lease that could not be settled. `error` is a code word such as `lease_lost`. */
+export interface Unsettled {
+    lease: string;
+    error: string;
+}
+
+export interface RequestOptions {
+    /** How long to wait for the reply, `1ms` to `1m`, by default `5s`. */
+    timeout?: string;
+    headers?: Headers;
+    /**
+     * Another responder gets the request if the first one leaves without a reply, and it is asked again if the connection
+     * breaks before the reply. It may then be served twice.
+     */
+    retry?: boolean;
+}
+
+export interface ServeOptions {
+    /** How many requests the responder may have at a time that are not answered, 1 to 10,000, by default 1. */
+    max?: number;
+}
+
+/**
+ * The requests of a service, as an async iterator that outlives connections. The requests of a connection that is lost have
+ * ended with it. Leaving the loop ends the responder; requests that were taken can still be answered.
+ */
+export class Responder implements AsyncIterableIterator<ServiceRequest> {
+    private constructor();
+    /** Fulfilled when the server has accepted the responder. */
+    readonly ready: Promise<void>;
+    next(): Promise<IteratorResult<ServiceRequest, undefined>>;
+    /** Ends the responder, as leaving a `for await` does. Requests that were not taken are declined. */
+    return(): Promise<IteratorResult<ServiceRequest, undefined>>;
+    [Symbol.asyncIterator](): this;
+}
+
+/** A payload with headers. */
+declare class Content {
     protected constructor();
+    readonly headers: Headers;
+    /** The bytes of the payload, in a new array. */
+    readonly payload: Uint8Array;
+    /** The payload as text; bytes that are not UTF-8 become U+FFFD. */
+    text(): string;
+    /** The payload parsed as JSON. */
+    json(): any;
+}
+
+/** The reply to a request. */
+export class Reply extends Content {}
+
+/**
+ * A request that was given to a responder. An answer that nobody waits for is the error `reply_not_wanted`: there was one,
+ * or the requester has left, or its time is over.
+ */
+export class ServiceRequest extends Content {
+    readonly service: string;
+    /** Names the request: it can be answered elsewhere, too (docs/protocol.md, 17.5). */
+    readonly token: string;
+    /** When the requester stops waiting, in ms of this client's clock (`Date.now()`). */
+    readonly deadline: number;
+    reply(payload?: Payload, options?: { headers?: Headers }): Promise<void>;
+    /** The requester gets the error `responder_failed` with this reason. */
+    fail(reason: string): Promise<void>;
+    /** Another responder gets the request, if its requester has set `retry`; else it fails. */
+    decline(): Promise<void>;
+}
+
+export class Message extends Content {
     readonly topic: string;
     readonly id: number;
     /** The position after this message in its subscription, to be used as `since`. */
@@ -160,13 +244,6 @@ export class Message {
     readonly created: string;
     /** RFC 3339 with nanoseconds, or undefined if the message never expires. */
     readonly expires: string | undefined;
-    readonly headers: Headers;
-    /** The bytes of the payload, in a new array. */
-    readonly payload: Uint8Array;
-    /** The payload as text; bytes that are not UTF-8 become U+FFFD. */
-    text(): string;
-    /** The payload parsed as JSON. */
-    json(): any;
 }
 
 /** A message that is leased. Settling it after the end of the lease is the error `lease_lost`: it is delivered again. */

@@ -1,15 +1,21 @@
 /**
  * A client of msgbusd for browsers and Node. One websocket, which speaks `msgbus.v1` (docs/protocol.md, section 16),
- * publishes, follows topics and patterns, pulls, and works on queues. It reconnects by itself.
+ * publishes, follows topics and patterns, pulls, works on queues, and asks and serves services. It reconnects by itself.
  *
  * `Link` owns the websocket: it connects again and matches answers to operations. A `Subscription` owns its position
- * and its buffer. `Bus` is what the application sees of both. msgbus.d.ts documents what is exported.
+ * and its buffer, a `Responder` the requests that it was sent. `Bus` is what the application sees of them. msgbus.d.ts
+ * documents what is exported.
  */
 
 const PROTOCOL = "msgbus.v1";
 
 /** Operations that are sent and not answered. The server has the same limit (16.7). */
 const MAX_UNANSWERED = 1024;
+/**
+ * Operations that do not count: requests may wait for replies that the same connection has to send. The server refuses
+ * too many requests (16.9), and there are no more replies than requests that it was sent.
+ */
+const UNCOUNTED = new Set(["request", "reply"]);
 /** In characters. A larger operation is sent alone. */
 const MAX_UNANSWERED_SIZE = 4 * 1024 * 1024;
 /** Operations share a frame up to this size, in characters. */
@@ -32,6 +38,9 @@ const CHECK_EVERY = 5_000;
 /** A connection that has lasted this long resets the backoff, even if nothing was received. */
 const STABLE_AFTER = 10_000;
 const DEFAULT_LEASE = 30_000;
+const DEFAULT_TIMEOUT = 5_000;
+/** How much longer than the server a requester waits, for a connection that is lost or slow. */
+const TIMEOUT_GRACE = 5_000;
 
 /** Why an operation was refused, a subscription has ended or a connection cannot be made: `code` is a stable word. */
 export class MsgbusError extends Error {
@@ -86,16 +95,38 @@ export class Bus {
         return messages.map((message) => new Delivery(this.#link, message, message));
     }
 
-    async ack(token) {
-        await settle(this.#link, "ack", { token });
+    async request(service, payload = "", { timeout, headers, retry = false } = {}) {
+        const fields = { service, ...encodePayload(payload), headers, timeout, retry, payload: "text" };
+        const limit = milliseconds(timeout, DEFAULT_TIMEOUT) + TIMEOUT_GRACE;
+        return new Reply(await this.#link.request("request", fields, { retry, limit }));
     }
 
-    async nack(token, { delay, reason } = {}) {
-        await settle(this.#link, "nack", { token, delay, reason });
+    serve(service, options = {}) {
+        return new Responder(this.#link, service, options);
     }
 
-    async extend(token, lease) {
-        return (await settle(this.#link, "extend", { token, lease })).lease_expires;
+    ack(tokens) {
+        return this.#settle("ack", tokens, {});
+    }
+
+    nack(tokens, { delay, reason } = {}) {
+        return this.#settle("nack", tokens, { delay, reason });
+    }
+
+    async extend(tokens, lease) {
+        const { lease_expires, unsettled = [] } = await settle(this.#link, "extend", { ...leases(tokens), lease });
+        const lost = new Set(unsettled.map(({ lease }) => lease));
+        this.#link.extended([tokens].flat().filter((token) => !lost.has(token)), lease);
+        return lease_expires ?? unsettled;
+    }
+
+    /** Returns the leases that were not settled. */
+    async #settle(op, tokens, fields) {
+        try {
+            return (await settle(this.#link, op, { ...leases(tokens), ...fields })).unsettled ?? [];
+        } finally {
+            this.#link.released([tokens].flat());
+        }
     }
 
     get isConnected() {
@@ -110,18 +141,82 @@ export class Bus {
 /** Repeating it does no harm, so it is sent again when the connection breaks before the answer. */
 const settle = (link, op, fields) => link.request(op, fields, { retry: true });
 
-/** The size of what a subscription buffers, in characters. */
-let sizeOf;
+/** One lease by its token, or many. */
+const leases = (tokens) => (Array.isArray(tokens) ? { tokens } : { token: tokens });
 
-/** A message of a topic. */
-export class Message {
-    #message;
+/** The size of what a subscription buffers, in characters. */
+const sizeOf = (item) => (item instanceof Message ? sizeOfContent(item) : 0);
+let sizeOfContent;
+
+/** A payload with headers. */
+class Content {
+    #content;
 
     static {
-        sizeOf = (item) => (item instanceof Message ? (item.#message.text ?? item.#message.payload).length : 0);
+        sizeOfContent = (item) => (item.#content.text ?? item.#content.payload).length;
     }
 
+    constructor(content) {
+        this.#content = content;
+    }
+
+    get headers() {
+        return this.#content.headers ?? {};
+    }
+
+    get payload() {
+        const { text, payload } = this.#content;
+        return text === undefined ? fromBase64(payload) : new TextEncoder().encode(text);
+    }
+
+    text() {
+        return this.#content.text ?? new TextDecoder("utf-8", { ignoreBOM: true }).decode(this.payload);
+    }
+
+    json() {
+        return JSON.parse(this.text());
+    }
+}
+
+/** The reply to a request. */
+export class Reply extends Content {}
+
+/** A request that was given to a responder. */
+export class ServiceRequest extends Content {
+    #link;
+
+    constructor(link, service, content) {
+        super(content);
+        this.#link = link;
+        this.service = service;
+        this.token = content.reply;
+        /** By the clock of this client. */
+        this.deadline = Date.now() + milliseconds(content.timeout);
+    }
+
+    async reply(payload = "", { headers } = {}) {
+        await this.#answer({ ...encodePayload(payload), headers });
+    }
+
+    async fail(reason) {
+        await this.#answer({ error: String(reason) });
+    }
+
+    async decline() {
+        await this.#answer({ retry: true });
+    }
+
+    #answer(fields) {
+        return this.#link.request("reply", { token: this.token, ...fields });
+    }
+}
+
+/** A message of a topic. */
+export class Message extends Content {
+    #message;
+
     constructor(message, position) {
+        super(message);
         this.#message = message;
         this.position = position;
     }
@@ -141,23 +236,6 @@ export class Message {
     get expires() {
         const { expires } = this.#message;
         return expires?.startsWith("0001-") ? undefined : expires;
-    }
-
-    get headers() {
-        return this.#message.headers ?? {};
-    }
-
-    get payload() {
-        const { text, payload } = this.#message;
-        return text === undefined ? fromBase64(payload) : new TextEncoder().encode(text);
-    }
-
-    text() {
-        return this.#message.text ?? new TextDecoder("utf-8", { ignoreBOM: true }).decode(this.payload);
-    }
-
-    json() {
-        return JSON.parse(this.text());
     }
 }
 
@@ -356,6 +434,15 @@ export class Subscription {
         }
     }
 
+    /** Leases were settled by their tokens. Some may be of this subscription. */
+    released(tokens) {
+        this.#held?.release(...tokens);
+    }
+
+    extended(tokens, lease) {
+        for (const token of tokens) this.#held?.extend(token, lease);
+    }
+
     /** Ends the subscription; its consumer takes what is in the buffer first. */
     end(error) {
         if (this.#ended) return;
@@ -467,6 +554,144 @@ export class Subscription {
     }
 }
 
+/**
+ * The requests of a service, as an async iterator that outlives connections. The server sends no more than `max` at a
+ * time that are neither answered nor over, so few wait here.
+ */
+export class Responder {
+    #link;
+    #service;
+    #max;
+    #buffer = [];
+    #sid;
+    #wasOpen = false;
+    #wakers = [];
+    #ended = false;
+    #error;
+    #resolveReady;
+    #rejectReady;
+    #timer;
+
+    constructor(link, service, { max = 1 }) {
+        this.#link = link;
+        this.#service = service;
+        this.#max = max;
+        /** Fulfilled when the server has accepted the responder. */
+        this.ready = new Promise((resolve, reject) => {
+            this.#resolveReady = resolve;
+            this.#rejectReady = reject;
+        });
+        this.ready.catch(() => {});
+        link.add(this);
+    }
+
+    // The consumer's side.
+
+    [Symbol.asyncIterator]() {
+        return this;
+    }
+
+    async next() {
+        for (;;) {
+            const request = this.#buffer.shift();
+            if (request) {
+                // Its requester has been told.
+                if (request.deadline > Date.now()) return { value: request, done: false };
+            } else if (this.#error) {
+                const error = this.#error;
+                this.#error = undefined;
+                throw error;
+            } else if (this.#ended) {
+                return { value: undefined, done: true };
+            } else {
+                await new Promise((resolve) => this.#wakers.push(resolve));
+            }
+        }
+    }
+
+    async return() {
+        if (this.#sid !== undefined) this.#link.enqueue("unsub", { sid: this.#sid }, { isBound: true });
+        this.end();
+        for (const { token } of this.#buffer.splice(0)) this.#decline(token);
+        return { value: undefined, done: true };
+    }
+
+    // The link's side.
+
+    open() {
+        if (!this.#link.isOpen || this.#ended) return;
+        const sid = this.#link.route(this);
+        this.#sid = sid;
+        const fields = { sid, service: this.#service, max: this.#max, payload: "text" };
+        this.#link.enqueue("serve", fields, {
+            isBound: true,
+            resolve: () => sid === this.#sid && this.#opened(),
+            reject: (error) => sid === this.#sid && this.#refused(error),
+        });
+    }
+
+    /** The connection is lost, and with it all requests that were sent on it. */
+    disconnected() {
+        this.#sid = undefined;
+        this.#buffer = [];
+        clearTimeout(this.#timer);
+    }
+
+    receive(event) {
+        if (event.op === "request") this.#push(event);
+        else if (event.op === "end") this.#endedByServer(event);
+    }
+
+    end(error) {
+        if (this.#ended) return;
+        this.#ended = true;
+        this.#error = error;
+        clearTimeout(this.#timer);
+        this.#link.remove(this, this.#sid);
+        this.#sid = undefined;
+        this.#rejectReady(error ?? closedError());
+        this.#wake();
+    }
+
+    #push(event) {
+        // A consumer that is stuck is sent others in the place of those whose time is over, by the server's clock.
+        const isFull = () => this.#buffer.length >= 2 * this.#max;
+        if (isFull()) this.#buffer = this.#buffer.filter(({ deadline }) => deadline > Date.now());
+        if (isFull()) return this.#decline(event.reply);
+        this.#buffer.push(new ServiceRequest(this.#link, this.#service, event));
+        this.#wake();
+    }
+
+    #decline(token) {
+        this.#link.enqueue("reply", { token, retry: true }, { isBound: true });
+    }
+
+    #opened() {
+        this.#wasOpen = true;
+        this.#resolveReady();
+    }
+
+    #refused(error) {
+        this.#link.unroute(this.#sid);
+        this.#sid = undefined;
+        // A server that stops closes the connection, and the next one tries again.
+        if (error.code === "closed") return;
+        if (!this.#wasOpen || error.retryAfter === undefined) return this.end(error);
+        const delay = error.retryAfter * 1000 * (1 + Math.random());
+        this.#timer = setTimeout(() => this.#sid === undefined && this.open(), delay);
+    }
+
+    #endedByServer({ reason }) {
+        this.#link.unroute(this.#sid);
+        this.#sid = undefined;
+        if (reason !== "closed") this.end(new MsgbusError(reason, END_REASONS[reason] ?? `the server has ended it: ${reason}`));
+    }
+
+    #wake() {
+        for (const resolve of this.#wakers.splice(0)) resolve();
+    }
+}
+
 const END_REASONS = {
     lagged: "the subscription fell behind and lag is \"disconnect\"",
     revoked: "the keys no longer allow this subscription",
@@ -512,9 +737,9 @@ class HeldLeases {
         this.hold(token, lease);
     }
 
-    release(token) {
-        clearTimeout(this.#timers.get(token));
-        if (this.#timers.delete(token)) this.#onRelease();
+    release(...tokens) {
+        for (const token of tokens) clearTimeout(this.#timers.get(token));
+        if (tokens.filter((token) => this.#timers.delete(token)).length > 0) this.#onRelease();
     }
 
     /** Returns whether there were any. */
@@ -553,6 +778,8 @@ class Link {
     #waitingSize = 0;
     /** Operations that are sent and not answered, by `rid`, in the order in which they were sent. */
     #unanswered = new Map();
+    /** Of those that count. */
+    #unansweredCount = 0;
     #unansweredSize = 0;
     #isFlushing = false;
     #subscriptions = new Set();
@@ -597,8 +824,30 @@ class Link {
     // Operations.
 
     /** Sends an operation, now or on the next connection, and returns its answer. */
-    request(op, fields, { retry = false } = {}) {
-        return new Promise((resolve, reject) => this.enqueue(op, fields, { retry, resolve, reject }));
+    request(op, fields, { retry = false, limit } = {}) {
+        return new Promise((resolve, reject) => {
+            const operation = this.enqueue(op, fields, { retry, resolve, reject });
+            if (operation === undefined || limit === undefined) return;
+            const timer = setTimeout(() => this.#giveUp(operation), limit);
+            for (const end of ["resolve", "reject"]) {
+                const { [end]: settle } = operation;
+                operation[end] = (outcome) => {
+                    clearTimeout(timer);
+                    settle(outcome);
+                };
+            }
+        });
+    }
+
+    /** There was no answer in time. If one comes later, it is ignored. */
+    #giveUp(operation) {
+        operation.reject(new MsgbusError("request_timeout", "there was no reply in time; a responder may have done the work"));
+        operation.resolve = operation.reject = () => {};
+        operation.retry = false;
+        const at = this.#waiting.indexOf(operation);
+        if (at < 0) return;
+        this.#waiting.splice(at, 1);
+        this.#waitingSize -= operation.line.length;
     }
 
     /**
@@ -606,23 +855,26 @@ class Link {
      * `retry` is sent again, one that `isBound` to the connection is forgotten, and any other is rejected.
      */
     enqueue(op, fields, { retry = false, isBound = false, resolve = () => {}, reject = () => {} } = {}) {
-        if (this.#isClosed) return reject(closedError());
+        if (this.#isClosed) return void reject(closedError());
         const rid = ++this.#lastId;
         const line = JSON.stringify({ op, rid, ...fields });
         const refusal = this.#refusal(line, fields, isBound);
-        if (refusal) return reject(refusal);
-        this.#waiting.push({ op, rid, line, retry, isBound, resolve, reject, isSent: false, isResent: false });
+        if (refusal) return void reject(refusal);
+        const counts = !UNCOUNTED.has(op);
+        const operation = { op, rid, line, counts, retry, isBound, resolve, reject, isSent: false, isResent: false };
+        this.#waiting.push(operation);
         this.#waitingSize += line.length;
         this.#flush();
+        return operation;
     }
 
     /** Why an operation cannot be sent. */
-    #refusal(line, { text, topic, headers = {} }, isBound) {
+    #refusal(line, { text, topic, service, error, headers = {} }, isBound) {
         const maxLine = Math.ceil((this.#options.maxPayload * 4) / 3) + 64 * 1024;
         if (line.length * 3 > maxLine && byteLength(line) > maxLine) {
             return new MsgbusError("payload_too_large", "the message is too large; see the option maxPayload");
         }
-        if (line.includes("\\ud") && ![text, topic, ...Object.entries(headers).flat(2)].every(isWellFormed)) {
+        if (line.includes("\\ud") && ![text, topic, service, error, ...Object.entries(headers).flat(2)].every(isWellFormed)) {
             return new MsgbusError("bad_text", "the text has a lone surrogate, which UTF-8 cannot encode");
         }
         const isFull = this.#waiting.length >= MAX_WAITING || this.#waitingSize + line.length > MAX_WAITING_SIZE;
@@ -646,10 +898,10 @@ class Link {
         let frame = "";
         let count = 0;
         for (const operation of this.#waiting) {
-            const { rid, line } = operation;
-            const isFull = this.#unanswered.size >= MAX_UNANSWERED
-                || (this.#unanswered.size > 0 && this.#unansweredSize + line.length > MAX_UNANSWERED_SIZE);
-            if (isFull) break;
+            const { rid, line, counts } = operation;
+            const isFull = this.#unansweredCount >= MAX_UNANSWERED
+                || (this.#unansweredCount > 0 && this.#unansweredSize + line.length > MAX_UNANSWERED_SIZE);
+            if (isFull && counts) break;
             if (frame && frame.length + line.length > FRAME_SIZE) {
                 this.#socket.send(frame);
                 frame = "";
@@ -658,7 +910,8 @@ class Link {
             count++;
             operation.isSent = true;
             this.#unanswered.set(rid, operation);
-            this.#unansweredSize += line.length;
+            if (counts) this.#unansweredCount++;
+            if (counts) this.#unansweredSize += line.length;
             this.#waitingSize -= line.length;
         }
         this.#waiting.splice(0, count);
@@ -668,6 +921,15 @@ class Link {
     /** Gives back a message that the consumer has not taken, so that another worker gets it at once. */
     giveBack(token) {
         this.enqueue("nack", { token });
+    }
+
+    /** Leases were settled by their tokens. */
+    released(tokens) {
+        for (const subscription of this.#subscriptions) subscription.released?.(tokens);
+    }
+
+    extended(tokens, lease) {
+        for (const subscription of this.#subscriptions) subscription.extended?.(tokens, lease);
     }
 
     // Subscriptions.
@@ -704,11 +966,12 @@ class Link {
     }
 
     #dispatch(answer) {
-        const { op, sid, rid, lease } = answer;
-        if (op === "msg" || op === "gap" || op === "end") {
+        const { op, sid, rid, lease, reply } = answer;
+        if (op === "msg" || op === "gap" || op === "end" || op === "request") {
             const subscription = this.#routes.get(sid);
             if (subscription) subscription.receive(answer);
             else if (lease) this.giveBack(lease);
+            else if (reply) this.enqueue("reply", { token: reply, retry: true }, { isBound: true });
             this.#hasReceived = true;
         } else if (op === "ok" || op === "error") {
             this.#hasReceived ||= op === "ok";
@@ -720,7 +983,8 @@ class Link {
 
     #complete(operation, answer) {
         this.#unanswered.delete(operation.rid);
-        this.#unansweredSize -= operation.line.length;
+        if (operation.counts) this.#unansweredCount--;
+        if (operation.counts) this.#unansweredSize -= operation.line.length;
         if (answer.op === "ok") return operation.resolve(answer);
         const { code, text, retry_after } = answer;
         if (code === "closed" && operation.retry) {
@@ -827,7 +1091,7 @@ class Link {
         this.#waiting = this.#waiting.filter((operation) => !operation.isBound);
         const unanswered = [...this.#unanswered.values()];
         this.#unanswered.clear();
-        this.#unansweredSize = 0;
+        this.#unansweredCount = this.#unansweredSize = 0;
         this.#requeue(unanswered.filter(({ retry }) => retry));
         this.#later(error);
         for (const { op, retry, isBound, reject } of unanswered) if (!retry && !isBound) reject(new ConnectionLost(op));
@@ -883,8 +1147,8 @@ function websocketUrl(url) {
 }
 
 /** A duration of the protocol: integers with units, such as `1m30s`. */
-function milliseconds(duration) {
-    if (duration === undefined) return DEFAULT_LEASE;
+function milliseconds(duration, byDefault = DEFAULT_LEASE) {
+    if (duration === undefined) return byDefault;
     const units = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
     let sum = 0;
     for (const [, count, unit] of duration.matchAll(/(\d+)(ms|s|m|h|d)/g)) sum += count * units[unit];

@@ -19,6 +19,17 @@ for await (const delivery of bus.subscribe("jobs", { group: "workers", credit: 4
 const messages: Message[] = await bus.pull("jobs", { max: 3, wait: "20s" });
 const deliveries: Delivery[] = await bus.pull("jobs", { group: "workers" });
 console.log(messages.length, deliveries.length);
+const reply = await bus.request("upper", { word: "hello" }, { timeout: "5s", headers: { type: "word" }, retry: true });
+const upper: string = reply.text();
+for await (const request of bus.serve("upper", { max: 4 })) {
+    await request.reply(request.text().toUpperCase() + upper, { headers: request.headers });
+    await request.fail("no more paper");
+    // @ts-expect-error a request is no message of a topic
+    console.log(request.topic, request.deadline - Date.now());
+}
+const ends: string = await bus.extend("token");
+const unsettled: { lease: string; error: string }[] = await bus.extend(["token"], "1m");
+console.log(ends, unsettled.length, (await bus.ack(["token"])).length);
 try {
     await bus.close();
 } catch (error) {

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import json
+import asyncio
 import ssl as tls
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple, overload
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union, overload
 
-from ._link import FRAME_SIZE, Link, LinkOptions, Ticket
+from ._errors import MsgbusError
+from ._link import Link, LinkOptions, Ticket
 from ._message import Delivery, Headers, Message
-from ._subscription import LeaseSettler, Subscription, SubscriptionOptions
+from ._service import Reply, Responder, encode_payload
+from ._subscription import LeaseSettler, Subscription, SubscriptionOptions, seconds
+
+#: In seconds.
+DEFAULT_TIMEOUT = 5.0
+#: How much longer than the server a requester waits, for a connection that is lost or slow.
+TIMEOUT_GRACE = 5.0
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,14 @@ class Published:
     id: int
     epoch: str
     durability: str
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """A lease that could not be settled. ``error`` is a code word such as ``lease_lost``."""
+
+    lease: str
+    error: str
 
 
 class Client:
@@ -188,28 +202,103 @@ class Client:
             return [Message(message) for message in messages]
         return [Delivery(LeaseSettler(self._link), message, message) for message in messages]
 
-    async def ack(self, token: str) -> None:
-        """Settles a lease by its token, as :meth:`Delivery.ack` does."""
-        await LeaseSettler(self._link).settle("ack", token)
+    async def request(
+        self,
+        service: str,
+        payload: Any = b"",
+        *,
+        timeout: Optional[str] = None,
+        headers: Optional[Headers] = None,
+        retry: bool = False,
+    ) -> Reply:
+        """Asks a service and waits for the reply. ``payload`` is sent as :meth:`publish` does.
 
-    async def nack(self, token: str, *, delay: Optional[str] = None, reason: Optional[str] = None) -> None:
-        """Gives a message back by the token of its lease, as :meth:`Delivery.nack` does."""
-        await LeaseSettler(self._link).settle("nack", token, delay=delay, reason=reason)
+        ``timeout`` is how long to wait for it, ``1ms`` to ``1m``, by default ``5s``. While there is no connection, the
+        request waits, but no longer than its timeout and five seconds.
 
-    async def extend(self, token: str, lease: Optional[str] = None) -> str:
-        """Prolongs a lease by its token, and returns when it ends (RFC 3339)."""
-        expires: str = (await LeaseSettler(self._link).settle("extend", token, lease=lease))["lease_expires"]
-        return expires
+        Raises :class:`MsgbusError`: ``no_responder`` at once if nobody serves it, ``request_timeout``,
+        ``responder_failed`` with the reason, or ``too_many_requests`` if 1,024 requests of this connection wait. Raises
+        :class:`ConnectionLost` if the connection broke before the reply. With ``retry`` it is asked again instead, and
+        another responder gets the request if the first one leaves without a reply; it may then be served twice.
+        """
+        fields = {
+            "service": service, **encode_payload(payload), "timeout": timeout, "headers": headers, "retry": retry,
+            "payload": "text",
+        }  # fmt: skip
+        asked = self._link.request("request", fields, retry=retry)
+        limit = seconds(timeout, DEFAULT_TIMEOUT) + TIMEOUT_GRACE
+        try:
+            return Reply(await asyncio.wait_for(asked, limit))
+        except asyncio.TimeoutError:
+            text = "there was no reply in time; a responder may have done the work"
+            raise MsgbusError("request_timeout", text) from None
+
+    def serve(self, service: str, *, max: int = 1) -> Responder:
+        """Serves a service: each request goes to the responder that has waited longest. It begins at once.
+
+        ``max`` is how many requests the responder may have at a time that are not answered, 1 to 10,000.
+        """
+        return Responder(self._link, service, max)
+
+    @overload
+    async def ack(self, token: str) -> None: ...
+
+    @overload
+    async def ack(self, token: List[str]) -> List[Unsettled]: ...
+
+    async def ack(self, token: Union[str, List[str]]) -> Optional[List[Unsettled]]:
+        """Settles a lease by its token, as :meth:`Delivery.ack` does.
+
+        With a list of at most 10,000 tokens, it settles many at once, and returns those that could not be settled.
+        """
+        return await self._settle("ack", token)
+
+    @overload
+    async def nack(self, token: str, *, delay: Optional[str] = None, reason: Optional[str] = None) -> None: ...
+
+    @overload
+    async def nack(
+        self, token: List[str], *, delay: Optional[str] = None, reason: Optional[str] = None
+    ) -> List[Unsettled]: ...
+
+    async def nack(
+        self, token: Union[str, List[str]], *, delay: Optional[str] = None, reason: Optional[str] = None
+    ) -> Optional[List[Unsettled]]:
+        """Gives a message back by the token of its lease, as :meth:`Delivery.nack` does; or many, as :meth:`ack`."""
+        return await self._settle("nack", token, delay=delay, reason=reason)
+
+    @overload
+    async def extend(self, token: str, lease: Optional[str] = None) -> str: ...
+
+    @overload
+    async def extend(self, token: List[str], lease: Optional[str] = None) -> List[Unsettled]: ...
+
+    async def extend(
+        self, token: Union[str, List[str]], lease: Optional[str] = None
+    ) -> Union[str, List[Unsettled]]:
+        """Prolongs a lease by its token, and returns when it ends (RFC 3339); or prolongs many, as :meth:`ack`."""
+        answer = await self._link.request("extend", {**leases(token), "lease": lease}, retry=True)
+        unsettled = [Unsettled(one["lease"], one["error"]) for one in answer.get("unsettled", [])]
+        lost = {one.lease for one in unsettled}
+        tokens = [token] if isinstance(token, str) else token
+        self._link.settled("extend", [one for one in tokens if one not in lost], lease)
+        if isinstance(token, str):
+            expires: str = answer["lease_expires"]
+            return expires
+        return unsettled
+
+    async def _settle(
+        self, op: str, token: Union[str, List[str]], **fields: Optional[str]
+    ) -> Optional[List[Unsettled]]:
+        try:
+            answer = await self._link.request(op, {**leases(token), **fields}, retry=True)
+        finally:
+            self._link.settled(op, [token] if isinstance(token, str) else token)
+        if isinstance(token, str):
+            return None
+        return [Unsettled(one["lease"], one["error"]) for one in answer.get("unsettled", [])]
 
 
-def encode_payload(payload: Any) -> Dict[str, Any]:
-    """The payload as a field of an operation. Text that is mostly escapes is shorter in base64."""
-    if isinstance(payload, (bytes, bytearray, memoryview)):
-        return {"base64": base64.b64encode(payload).decode()}
-    if not isinstance(payload, str):
-        return {"json": payload}
-    if len(payload) > FRAME_SIZE:
-        data = payload.encode()
-        if len(json.dumps(payload, ensure_ascii=False).encode()) > len(data) * 4 / 3:
-            return {"base64": base64.b64encode(data).decode()}
-    return {"text": payload}
+def leases(token: Union[str, List[str]]) -> Dict[str, Any]:
+    """One lease by its token, or many."""
+    return {"token": token} if isinstance(token, str) else {"tokens": list(token)}

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Awaitable, Callable, Deque, Dict, List, Optional, Protocol, Tuple, Union
+from typing import Any, Awaitable, Callable, Deque, Dict, List, Optional, Protocol, Sequence, Tuple, Union
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -24,6 +24,9 @@ PROTOCOL = "msgbus.v1"
 
 #: Operations that are sent and not answered. The server has the same limit (16.7).
 MAX_UNANSWERED = 1024
+#: Operations that do not count: requests may wait for replies that the same connection has to send. The server refuses
+#: too many requests (16.9), and there are no more replies than requests that it was sent.
+UNCOUNTED = ("request", "reply")
 #: In characters. A larger operation is sent alone.
 MAX_UNANSWERED_SIZE = 4 * 1024 * 1024
 #: Operations share a frame up to this size, in characters.
@@ -60,6 +63,9 @@ class Listener(Protocol):
 
     def end(self, error: Optional[MsgbusError] = None) -> None:
         """Ends the subscription."""
+
+    def settled(self, op: str, tokens: Sequence[str], lease: Optional[str]) -> None:
+        """Leases were settled by their tokens. Some may be of this subscription."""
 
     async def aclose(self) -> None:
         """Ends the subscription, and gives back what was not taken."""
@@ -121,6 +127,8 @@ class Link:
         self._waiting_size = 0
         #: Operations that are sent and not answered, in the order in which they were sent.
         self._unanswered: Dict[int, Operation] = {}
+        #: Of those that count.
+        self._unanswered_count = 0
         self._unanswered_size = 0
         #: An ordered set.
         self._subscriptions: Dict[Listener, None] = {}
@@ -212,16 +220,18 @@ class Link:
             operation = self._waiting[0]
             length = len(operation.line)
             if not operation.is_cancelled():
-                is_full = len(self._unanswered) >= MAX_UNANSWERED or (
-                    bool(self._unanswered) and self._unanswered_size + length > MAX_UNANSWERED_SIZE
+                is_counted = operation.op not in UNCOUNTED
+                is_full = self._unanswered_count >= MAX_UNANSWERED or (
+                    self._unanswered_count > 0 and self._unanswered_size + length > MAX_UNANSWERED_SIZE
                 )
-                if is_full or (lines and size + length > FRAME_SIZE):
+                if (is_counted and is_full) or (lines and size + length > FRAME_SIZE):
                     break
                 lines.append(operation.line)
                 size += length
                 operation.is_sent = True
                 self._unanswered[operation.rid] = operation
-                self._unanswered_size += length
+                self._unanswered_count += is_counted
+                self._unanswered_size += length if is_counted else 0
             self._waiting.popleft()
             self._waiting_size -= length
         return "\n".join(lines)
@@ -234,6 +244,15 @@ class Link:
     def give_back(self, token: str) -> None:
         """Gives back a message that the consumer has not taken, so that another worker gets it at once."""
         self.enqueue("nack", {"token": token})
+
+    def decline(self, token: str) -> None:
+        """Gives back a request that the consumer has not taken. It has ended if its connection is lost."""
+        self.enqueue("reply", {"token": token, "retry": True}, is_bound=True)
+
+    def settled(self, op: str, tokens: Sequence[str], lease: Optional[str] = None) -> None:
+        """Leases were settled by their tokens."""
+        for subscription in list(self._subscriptions):
+            subscription.settled(op, tokens, lease)
 
     # Subscriptions.
 
@@ -270,17 +289,21 @@ class Link:
 
     def _dispatch(self, answer: Answer) -> None:
         op = answer.get("op")
-        if op in ("msg", "gap", "end"):
+        if op in ("msg", "gap", "end", "request"):
             self._has_received = True
             subscription = self._routes.get(answer["sid"])
             if subscription:
                 subscription.receive(answer)
             elif "lease" in answer:
                 self.give_back(answer["lease"])
+            elif "reply" in answer:
+                self.decline(answer["reply"])
         elif op in ("ok", "error"):
             operation = self._unanswered.pop(answer.get("rid", -1), None)
             if operation:
-                self._unanswered_size -= len(operation.line)
+                if operation.op not in UNCOUNTED:
+                    self._unanswered_count -= 1
+                    self._unanswered_size -= len(operation.line)
                 self._complete(operation, answer)
             elif op == "error":
                 raise MsgbusError(answer["code"], answer["text"])
@@ -389,7 +412,7 @@ class Link:
         self._waiting = deque(operation for operation in self._waiting if not operation.is_bound)
         unanswered = list(self._unanswered.values())
         self._unanswered.clear()
-        self._unanswered_size = 0
+        self._unanswered_count = self._unanswered_size = 0
         self._requeue([operation for operation in unanswered if operation.retry])
         for operation in unanswered:
             if not operation.retry and not operation.is_bound:

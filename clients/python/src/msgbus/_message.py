@@ -9,13 +9,47 @@ from typing import Any, Dict, List, Mapping, Optional, Protocol, Union
 Headers = Mapping[str, Union[str, List[str]]]
 
 
-class Message:
+class Content:
+    """A payload with headers."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Dict[str, Any]) -> None:
+        self._fields = fields
+
+    @property
+    def headers(self) -> Headers:
+        """The headers; a name that repeats has a list of values."""
+        headers: Headers = self._fields.get("headers", {})
+        return headers
+
+    @property
+    def payload(self) -> bytes:
+        text: Optional[str] = self._fields.get("text")
+        return base64.b64decode(self._fields["payload"]) if text is None else text.encode()
+
+    def text(self) -> str:
+        """The payload as text; bytes that are not UTF-8 become U+FFFD."""
+        text: Optional[str] = self._fields.get("text")
+        return self.payload.decode(errors="replace") if text is None else text
+
+    def json(self) -> Any:
+        """The payload parsed as JSON."""
+        return json.loads(self.payload)
+
+    @property
+    def _size(self) -> int:
+        """The length of the payload as it was received, in characters."""
+        return len(self._fields.get("text") or self._fields.get("payload") or "")
+
+
+class Message(Content):
     """A message of a topic."""
 
-    __slots__ = ("_fields", "position")
+    __slots__ = ("position",)
 
     def __init__(self, fields: Dict[str, Any], position: Optional[str] = None) -> None:
-        self._fields = fields
+        super().__init__(fields)
         #: The position after this message in its subscription, to be used as ``since``.
         self.position = position
 
@@ -43,31 +77,6 @@ class Message:
         """RFC 3339 with nanoseconds, or None if the message never expires."""
         time: str = self._fields["expires"]
         return None if time.startswith("0001-") else time
-
-    @property
-    def headers(self) -> Headers:
-        """The headers; a name that repeats has a list of values."""
-        headers: Headers = self._fields.get("headers", {})
-        return headers
-
-    @property
-    def payload(self) -> bytes:
-        text: Optional[str] = self._fields.get("text")
-        return base64.b64decode(self._fields["payload"]) if text is None else text.encode()
-
-    def text(self) -> str:
-        """The payload as text; bytes that are not UTF-8 become U+FFFD."""
-        text: Optional[str] = self._fields.get("text")
-        return self.payload.decode(errors="replace") if text is None else text
-
-    def json(self) -> Any:
-        """The payload parsed as JSON."""
-        return json.loads(self.payload)
-
-    @property
-    def _size(self) -> int:
-        """The length of the payload as it was received, in characters."""
-        return len(self._fields.get("text") or self._fields.get("payload") or "")
 
 
 class Settler(Protocol):

@@ -8,7 +8,7 @@ import random
 import re
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Any, Callable, Deque, Dict, Generic, List, Optional, Tuple, TypeVar, Union, cast
+from typing import Any, Callable, Deque, Dict, Generic, List, Optional, Sequence, Tuple, TypeVar, Union, cast
 
 from ._errors import MsgbusError, closed_error
 from ._link import Answer, Link
@@ -224,6 +224,15 @@ class Subscription(Generic[M]):
             self._resume = position_before(self._epoch, event["next_id"])
             self._push(Gap(self._resume, event["missed"]))
 
+    def settled(self, op: str, tokens: Sequence[str], lease: Optional[str]) -> None:
+        """Leases were settled by their tokens. Some may be of this subscription."""
+        if self._held is None:
+            return
+        if op == "extend":
+            self._held.prolong(tokens, lease)
+        else:
+            self._held.release(tokens)
+
     def end(self, error: Optional[MsgbusError] = None) -> None:
         """Ends the subscription; its consumer takes what is in the buffer first."""
         if self._is_ended:
@@ -372,17 +381,23 @@ class HeldLeases(LeaseSettler):
             answer = await super().settle(op, token, **fields)
         finally:
             if is_over:
-                self._release(token)
-        if not is_over and token in self._timers:
-            self._timers[token].cancel()
-            self._ended = [ended for ended in self._ended if ended != token]
-            self.hold(token, fields.get("lease"))
+                self.release([token])
+        if not is_over:
+            self.prolong([token], fields.get("lease"))
         return answer
 
-    def _release(self, token: str) -> None:
-        timer = self._timers.pop(token, None)
-        if timer:
+    def prolong(self, tokens: Sequence[str], lease: Optional[str]) -> None:
+        held = [token for token in tokens if token in self._timers]
+        for token in held:
+            self._timers[token].cancel()
+            self.hold(token, lease)
+        self._ended = [ended for ended in self._ended if ended not in held]
+
+    def release(self, tokens: Sequence[str]) -> None:
+        timers = [timer for token in tokens if (timer := self._timers.pop(token, None))]
+        for timer in timers:
             timer.cancel()
+        if timers:
             self._on_release()
 
     def _end(self, token: str) -> None:
@@ -408,10 +423,10 @@ def position_before(epoch: str, next_id: int) -> str:
     return f"{epoch}-{next_id - 1}" if next_id else f"{epoch}-start"
 
 
-def seconds(duration: Optional[str]) -> float:
+def seconds(duration: Optional[str], default: float = DEFAULT_LEASE) -> float:
     """A duration of the protocol: integers with units, such as ``1m30s``."""
     if duration is None:
-        return DEFAULT_LEASE
+        return default
     units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
     parts: List[Tuple[str, str]] = re.findall(r"(\d+)(ms|s|m|h|d)", duration)
     return sum(int(count) * units[unit] for count, unit in parts)
