@@ -442,9 +442,9 @@ fn a_batch_is_published_whole_or_not_at_all() {
 fn expired_messages_are_never_seen_and_purging_frees_them() {
     let bus = MessageBus::new(Options::default());
     let topic = name("t");
-    bus.put(&topic, NewMessage::new("short").ttl(Duration::from_millis(20))).unwrap();
+    bus.put(&topic, NewMessage::new("short").ttl(Duration::from_millis(500))).unwrap();
     bus.put(&topic, "long").unwrap();
-    thread::sleep(Duration::from_millis(30)); // Real expiry needs real time.
+    thread::sleep(Duration::from_millis(510)); // Real expiry needs real time.
     assert_eq!(bus.purge_expired().messages, 1);
     assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "long");
     let stats = bus.topic(&topic).unwrap();

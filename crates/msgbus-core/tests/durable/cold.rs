@@ -14,10 +14,10 @@ fn narrow() -> TopicSettings {
     TopicSettings { memory_bytes: 2 * (Message::OVERHEAD + 8), ..TopicSettings::default() }
 }
 
-/// Receives until nothing is left.
+/// Receives until nothing is left. Takes no time: a page of the disk is there when it is polled for the second time.
 pub(crate) fn receive(subscription: &mut Subscription) -> Vec<String> {
     let mut received = Vec::new();
-    while let Ok(Some(event)) = subscription.recv_timeout(Duration::from_millis(10)) {
+    while let Ok(Some(event)) = subscription.recv_timeout(Duration::ZERO) {
         received.push(match event {
             Event::Message { message, .. } => text(&message),
             Event::Missed { count, .. } => format!("missed {count}"),
