@@ -279,3 +279,34 @@ async fn a_drain_ends_at_its_timeout() {
     let drained = soon(daemon.stop()).await.unwrap();
     assert_eq!(drained.cut, 2);
 }
+
+/// 8.3
+#[tokio::test]
+async fn a_refusal_says_whether_the_connection_stays_open() {
+    let daemon = Daemon::start();
+    let head = "POST /-/request/nobody HTTP/1.1\r\nHost: a\r\n";
+    for (rest, stays_open) in [
+        ("Content-Length: 2\r\n\r\nhi", true),
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", true),
+        ("Content-Length: 2\r\n\r\n", false),
+        ("Content-Length: 2\r\n\r\nh", false),
+        ("Content-Length: 1000000\r\n\r\nhi", false),
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n", false),
+        ("Expect: 100-continue\r\nContent-Length: 2\r\n\r\n", false),
+    ] {
+        let mut connection = daemon.connect().await;
+        connection.write([head, rest].concat().as_bytes()).await;
+        let answer = String::from_utf8(connection.read_until(b"\r\n\r\n").await).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{rest:?}: {answer}");
+        assert_eq!(!answer.contains("connection: close"), stays_open, "{rest:?}: {answer}");
+        let text = "nobody serves nobody";
+        if stays_open {
+            connection.write(PUT).await;
+            let next = connection.read_until(b"\r\n\r\n").await;
+            let next = String::from_utf8(next).unwrap();
+            assert!(next.starts_with(text) && next.contains("HTTP/1.1 202 "), "{next}");
+        } else {
+            assert!(connection.rest().await.starts_with(text.as_bytes()));
+        }
+    }
+}

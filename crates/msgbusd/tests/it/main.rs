@@ -38,6 +38,7 @@ mod resume;
 mod revocation;
 mod rfc6455;
 mod services;
+mod services_vanish;
 mod stream;
 mod support;
 mod threads;

@@ -39,7 +39,7 @@ const SUBSCRIBERS: usize = 16;
 const SEED: u64 = 0x6d73_6762_7573;
 
 /// Runs a test in a separate task, so that a failure of any part can name the seed.
-async fn seeded<F>(test: impl FnOnce(u64) -> F)
+pub(crate) async fn seeded<F>(test: impl FnOnce(u64) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -49,7 +49,7 @@ where
     }
 }
 
-async fn all(mut tasks: JoinSet<()>) {
+pub(crate) async fn all(mut tasks: JoinSet<()>) {
     while let Some(ended) = soon(tasks.join_next()).await {
         ended.unwrap();
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use msgbus_core::BatchLimit;
 use serde_json::Value;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::{Connection, Daemon, Reply, soon, until};
 
@@ -32,16 +32,23 @@ fn token(reply: &Reply) -> String {
 
 /// Sends a request on a connection of its own. The task waits for its response.
 fn begin(connection: Connection, head: &str, body: &str) -> JoinHandle<Reply> {
+    tokio::spawn(exchange(connection, head, body))
+}
+
+fn exchange(
+    mut connection: Connection,
+    head: &str,
+    body: &str,
+) -> impl Future<Output = Reply> + use<> {
     let length = body.len();
     let request = format!(
         "{head} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: text/plain\r\n\
          Correlation-Id: c1\r\nX-Other: no\r\nContent-Length: {length}\r\n\r\n{body}"
     );
-    tokio::spawn(async move {
-        let mut connection = connection;
+    async move {
         connection.write(request.as_bytes()).await;
         connection.reply().await
-    })
+    }
 }
 
 /// 17.2, 17.4, 17.5
@@ -292,4 +299,35 @@ async fn a_stop_ends_the_wait_for_a_reply() {
     let drained = soon(daemon.stop()).await.unwrap();
     assert_eq!(drained.cut, 0);
     asking.await.unwrap().refuses(503, "closed");
+}
+
+/// 17.3: many more requesters than may wait, each with a connection of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_requesters_wait_or_are_refused() {
+    const QUEUED: usize = 1024;
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    // Two for each connection, and the rest for other tests, which run in this process.
+    let count = usize::try_from((descriptors.saturating_sub(6_000) / 2).min(4_000)).unwrap();
+    let daemon = Daemon::start();
+    let service = "s".parse().unwrap();
+    let _served = daemon.bus.serve(&service, BatchLimit::ONE).unwrap();
+    let mut requesters = JoinSet::new();
+    for _ in 0..count {
+        let connection = daemon.connect().await;
+        requesters.spawn(exchange(connection, "POST /-/request/s?timeout=60s", "x"));
+    }
+    for _ in QUEUED..count {
+        let refused = soon(requesters.join_next()).await.unwrap().unwrap();
+        // On a slow machine the time of the first ones is over.
+        assert!(matches!(refused.status, 429 | 504), "{refused:?}");
+        let stats = daemon.bus.service(&service).unwrap();
+        assert!(stats.queued <= QUEUED, "{stats:?}");
+    }
+    let bytes = daemon.bus.stats().bytes;
+    assert!(bytes < 1 << 20, "{bytes} bytes for {QUEUED} requests of one byte");
+    requesters.shutdown().await;
+    until(|| daemon.bus.stats().bytes == 0).await;
+    let stats = daemon.bus.service(&service).unwrap();
+    let over = stats.counters.refused + stats.counters.timed_out + stats.counters.given_up;
+    assert_eq!((stats.counters.asked, stats.queued), (over, 0));
 }

@@ -12,7 +12,10 @@ use hyper::{
 use tokio::time::timeout;
 
 use super::{activity::DEADLINE_GRACE, error::ApiError, head::shed_head};
-use crate::{limits::inflight::Inflight, limits::quota::QuotaPermit};
+use crate::{
+    limits::{inflight::Inflight, quota::QuotaPermit},
+    net::timeout_stream::Linger,
+};
 
 /// The limits of a body.
 #[derive(Debug, Clone, Copy)]
@@ -127,14 +130,10 @@ impl PartialPayload {
 
 type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;
 
-/// Waits for the next piece. Most bodies have arrived with their head, and hyper returns them at the second poll. A
-/// timer is set only after that.
-async fn next_frame(
-    request: &mut Request<Incoming>,
-    read_timeout: Duration,
-) -> Result<NextFrame, ApiError> {
+/// The next piece, if it has arrived. Most bodies have arrived with their head, and hyper returns them at the second poll.
+async fn at_hand(body: &mut Incoming) -> Option<NextFrame> {
     let mut is_second_look = false;
-    let at_hand = poll_fn(|cx| match Pin::new(request.body_mut()).poll_frame(cx) {
+    poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
         Poll::Ready(frame) => Poll::Ready(Some(frame)),
         Poll::Pending if is_second_look => Poll::Ready(None),
         Poll::Pending => {
@@ -142,8 +141,29 @@ async fn next_frame(
             cx.waker().wake_by_ref();
             Poll::Pending
         }
-    });
-    match at_hand.await {
+    })
+    .await
+}
+
+/// Reads what has arrived of a body that was refused. Returns whether that is the rest of it.
+pub(super) async fn discard(body: &mut Incoming) -> bool {
+    let mut bytes = 0;
+    while !body.is_end_stream() && bytes <= Linger::MAX_BYTES {
+        match at_hand(body).await {
+            Some(Some(Ok(frame))) => bytes += frame.data_ref().map_or(0, Bytes::len),
+            Some(None) => return true,
+            Some(Some(Err(_))) | None => return false,
+        }
+    }
+    body.is_end_stream()
+}
+
+/// Waits for the next piece. A timer is set only if it has not arrived.
+async fn next_frame(
+    request: &mut Request<Incoming>,
+    read_timeout: Duration,
+) -> Result<NextFrame, ApiError> {
+    match at_hand(request.body_mut()).await {
         Some(frame) => Ok(frame),
         None => {
             shed_head(request);

@@ -13,6 +13,7 @@ use http_body_util::{Either, Full};
 use hyper::{
     Request, Response,
     body::{Body as _, Incoming},
+    header::{self, HeaderValue},
     server::conn::http1::{Builder, Parts, UpgradeableConnection},
     service::service_fn,
     upgrade::OnUpgrade,
@@ -23,7 +24,7 @@ use tokio::{io::AsyncWriteExt as _, select};
 use super::{End, attend, date, note_end, streaming};
 use crate::{
     door::http::{
-        activity::ConnectionActivity, router, stream::StreamingBody, transport::Transport,
+        activity::ConnectionActivity, body, router, stream::StreamingBody, transport::Transport,
     },
     net::connection::Connection,
     net::peer::Peer,
@@ -154,11 +155,13 @@ async fn respond(
     let (head, body) = response.into_parts();
     match body {
         Either::Left(whole) => {
+            let mut response = Response::from_parts(head, whole);
+            let is_read =
+                request.body().is_end_stream() || discard(&mut request, &mut response).await;
             // Otherwise the rest of the request is still to come, and is not another one.
-            activity.is_between_requests(request.body().is_end_stream());
+            activity.is_between_requests(is_read);
             // hyper takes the whole response now.
             activity.end_only();
-            let mut response = Response::from_parts(head, whole);
             date::correct(&mut response);
             Ok(response)
         }
@@ -170,6 +173,21 @@ async fn respond(
             pending().await
         }
     }
+}
+
+/// Discards the body of a request that was answered without it. Unless all of it has arrived, hyper closes the connection
+/// after the response, which therefore says so.
+async fn discard(request: &mut Request<Incoming>, response: &mut Response<Full<Bytes>>) -> bool {
+    // Reading it would ask a client for a body that it still withholds.
+    let is_withheld = request.headers().contains_key(header::EXPECT);
+    let is_read = !is_withheld && body::discard(request.body_mut()).await;
+    if !is_read {
+        response
+            .headers_mut()
+            .entry(header::CONNECTION)
+            .or_insert(const { HeaderValue::from_static("close") });
+    }
+    is_read
 }
 
 /// Waits until an idle connection has bytes to read. Returns how it ended, if it did.
