@@ -3,7 +3,6 @@
 
 use std::{
     env, fs,
-    io::Write as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -81,7 +80,10 @@ impl Clocked {
 }
 
 fn set(file: &Path, offset: &str) {
-    fs::File::create(file).unwrap().write_all(offset.as_bytes()).unwrap();
+    // In one step: the server may read it at any time, and libfaketime exits if it is empty.
+    let new = file.with_extension("new");
+    fs::write(&new, offset).unwrap();
+    fs::rename(new, file).unwrap();
 }
 
 #[test]

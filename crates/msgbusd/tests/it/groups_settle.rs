@@ -59,7 +59,7 @@ async fn an_ack_is_done_once() {
 #[tokio::test]
 async fn a_nack_gives_the_message_back_at_once_or_later() {
     let (daemon, tokens) = with_leases(2, "/t?group=g&max=9").await;
-    let nack = format!("/-/nack/{}?delay=1s&reason=disk%20full", tokens[0]);
+    let nack = format!("/-/nack/{}?delay=5s&reason=disk%20full", tokens[0]);
     assert_eq!(daemon.post(&nack).await.status, 204);
     daemon.is_lost(&tokens[0]).await;
     assert_eq!(daemon.get("/t?group=g").await.status, 404, "not yet");
@@ -74,7 +74,7 @@ async fn a_nack_gives_the_message_back_at_once_or_later() {
 
 #[tokio::test]
 async fn an_extended_lease_goes_on() {
-    let (daemon, tokens) = with_leases(1, "/t?group=g&max=9&lease=1s").await;
+    let (daemon, tokens) = with_leases(1, "/t?group=g&max=9&lease=3s").await;
     let reply = daemon.post(&format!("/-/extend/{}?lease=1h", tokens[0])).await;
     assert_eq!(reply.status, 204);
     let expires = |reply: &Reply| -> chrono::DateTime<chrono::Utc> {
@@ -82,7 +82,7 @@ async fn an_extended_lease_goes_on() {
     };
     let left = expires(&reply) - chrono::Utc::now();
     assert!((3000..=3600).contains(&left.num_seconds()), "{left}");
-    assert_eq!(daemon.get("/t?group=g&wait=1500ms").await.status, 204, "longer than it was");
+    assert_eq!(daemon.get("/t?group=g&wait=3500ms").await.status, 204, "longer than it was");
     let reply = daemon.post(&format!("/-/extend/{}", tokens[0])).await;
     let left = expires(&reply) - chrono::Utc::now();
     assert!((15..=30).contains(&left.num_seconds()), "30 s is the default: {left}");
@@ -94,7 +94,7 @@ async fn an_extended_lease_ends_with_its_message() {
     let daemon = Daemon::start();
     daemon.put("/t?ttl=60s", "x").await;
     daemon.put("/t", "y").await;
-    let reply = daemon.get("/t?group=g&lease=1s&max=2").await;
+    let reply = daemon.get("/t?group=g&lease=30s&max=2").await;
     let tokens: Vec<_> = reply.leases().into_iter().map(|lease| lease.2).collect();
     let first: Value = serde_json::from_str(reply.text().lines().next().unwrap()).unwrap();
     let one = daemon.post(&format!("/-/extend/{}?lease=1h", tokens[0])).await;
@@ -134,7 +134,7 @@ async fn a_token_dies_with_its_lease() {
 #[tokio::test]
 async fn a_token_dies_with_its_message() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 1);
-    daemon.put("/t?ttl=1s", "expires").await;
+    daemon.put("/t?ttl=3s", "expires").await;
     let (_, _, token) = daemon.lease("/t?group=g").await;
     crate::support::until(|| daemon.group("g", "t").unwrap().counters.expired == 1).await;
     daemon.is_lost(&token).await;
@@ -241,7 +241,7 @@ async fn many_leases_are_settled_at_once_and_the_others_named() {
 
 #[tokio::test]
 async fn many_leases_are_given_back_or_extended_at_once() {
-    let (daemon, tokens) = with_leases(3, "/t?group=g&max=9&lease=1s").await;
+    let (daemon, tokens) = with_leases(3, "/t?group=g&max=9&lease=1m").await;
     let reply = daemon.settle_all("/-/extend?lease=1h", tokens.join("\n")).await;
     assert_eq!((lines(&reply).len(), reply.status), (0, 200));
     let stats = daemon.get("/-/groups/g/t").await.json();
@@ -284,8 +284,8 @@ async fn ten_thousand_leases_are_settled_in_one_request_and_no_more() {
     put(MOST + 1);
     let set = daemon.send("PUT", "/-/groups/g/t?max_leases=65536", &[], b"").await;
     assert_eq!(set.status, 201);
-    let mut tokens = daemon.get("/t?group=g&max=10000").await.leases();
-    tokens.extend(daemon.get("/t?group=g&max=10000").await.leases());
+    let mut tokens = daemon.get("/t?group=g&lease=1h&max=10000").await.leases();
+    tokens.extend(daemon.get("/t?group=g&lease=1h&max=10000").await.leases());
     let tokens: Vec<_> = tokens.into_iter().map(|lease| lease.2).collect();
     assert_eq!(tokens.len(), MOST + 1);
     let too_many = daemon.settle_all("/-/ack", tokens.join("\n")).await;

@@ -54,7 +54,7 @@ async fn who_leaves_an_answer_alone_is_cut_in_http_2_too() {
     let files = Files::new();
     let daemon = Daemon::with(|config| {
         config.certificate = Some(files.config());
-        config.timeouts.write = Duration::from_millis(500);
+        config.timeouts.write = Duration::from_secs(3);
         let path = files.folder.path().join("bus.sock");
         config.bind.push(Bind::Unix(path));
     });

@@ -296,16 +296,21 @@ fn no_topic_forges_a_field_or_a_line() {
 
 #[test]
 fn colours_are_only_for_terminals_that_support_them() {
-    for (variables, has_colour) in
-        [("TERM=xterm", true), ("TERM=dumb", false), ("NO_COLOR=1", false), ("NO_COLOR=", true)]
-    {
+    let check = |variables: &str, has_colour| {
         let binary = env!("CARGO_BIN_EXE_msgbusd");
-        let run = format!("env -i {variables} timeout -s TERM 1 {binary} --bind 127.0.0.1:0 2>&1");
+        let run = format!("env -i {variables} timeout -s TERM 10 {binary} --bind 127.0.0.1:0 2>&1");
         let output = Command::new("script").args(["-qec", &run, "/dev/null"]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains("listening on"), "{text}");
         assert_eq!(text.contains('\u{1b}'), has_colour, "{variables}: {text:?}");
-    }
+    };
+    thread::scope(|scope| {
+        for (variables, has_colour) in
+            [("TERM=xterm", true), ("TERM=dumb", false), ("NO_COLOR=1", false), ("NO_COLOR=", true)]
+        {
+            scope.spawn(move || check(variables, has_colour));
+        }
+    });
 }
 
 #[test]

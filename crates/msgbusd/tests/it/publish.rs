@@ -69,9 +69,9 @@ async fn a_client_that_writes_everything_before_it_reads_gets_its_response() {
     let daemon = Daemon::start();
     let mut connection = daemon.connect().await;
     connection.write(b"PUT /t HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n").await;
-    for _ in 0..20 {
+    for _ in 0..4 {
         // A connection that is closed too early is reset by this.
-        soon(connection.0.write_all(&vec![0; 100_000])).await.unwrap();
+        soon(connection.0.write_all(&vec![0; 500_000])).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     connection.reply().await.refuses(413, "1048576");
@@ -137,7 +137,6 @@ async fn messages_expire_by_parameter_header_and_topic() {
     })
     .await;
     daemon.get("/short/1").await.refuses(404, "no messages");
-    daemon.put("/short/1", "x").await;
     assert_eq!(daemon.bus.topic(&short).unwrap().counters.expired.unpulled, 1);
 }
 

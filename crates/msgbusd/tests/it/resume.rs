@@ -61,6 +61,8 @@ struct World {
     /// The address of the server, while it runs.
     server: Mutex<Option<SocketAddr>>,
     cuts: AtomicUsize,
+    /// How often the server has begun to stop.
+    stops: AtomicUsize,
     /// Whether new connections are no longer cut.
     calm: AtomicBool,
     /// The number after the last one that has been published or is being published.
@@ -143,6 +145,7 @@ async fn run_lives(world: &World, published: &Mutex<Vec<u64>>, rng: &mut Rng) ->
             break;
         }
         *world.server.lock().unwrap() = None;
+        world.stops.fetch_add(1, SeqCst);
         soon(daemon.stop()).await.unwrap();
         daemon = start(address);
     }

@@ -237,25 +237,38 @@ async fn long_listings_do_not_block_other_clients_of_the_thread() {
         daemon.bus.put(&format!("t/{n}").parse().unwrap(), "").unwrap();
     }
     for target in ["/?max=1", "/metrics", "/-/stats"] {
-        let mut slow = Vec::new();
-        for _ in 0..SLOW {
-            let mut connection = daemon.connect().await;
-            let request =
-                format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-            connection.write(request.as_bytes()).await;
-            slow.push(tokio::spawn(async move { connection.reply().await.status }));
-        }
-        let mut other = daemon.connect().await;
         let mut answered = 0;
-        while slow.iter().any(|slow| !slow.is_finished()) {
-            other.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-            other.read_until(b"\r\n\r\nok\n").await;
-            answered += 1;
-        }
-        for slow in slow {
-            assert_eq!(slow.await.unwrap(), 200);
+        // On a busy machine few requests may fit into the time of the listings.
+        for _ in 0..20 {
+            answered = answered_beside(&daemon, target, SLOW).await;
+            if answered > 3 * SLOW {
+                break;
+            }
         }
         // On a thread that builds the listings itself, about one request would be served between two of them.
         assert!(answered > 3 * SLOW, "{target}: {answered}");
     }
+}
+
+/// How many small requests are answered one after the other while the server builds this many listings.
+async fn answered_beside(daemon: &Daemon, target: &str, listings: usize) -> usize {
+    let mut slow = Vec::new();
+    for _ in 0..listings {
+        let mut connection = daemon.connect().await;
+        let request =
+            format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        connection.write(request.as_bytes()).await;
+        slow.push(tokio::spawn(async move { connection.reply().await.status }));
+    }
+    let mut other = daemon.connect().await;
+    let mut answered = 0;
+    while slow.iter().any(|slow| !slow.is_finished()) {
+        other.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        other.read_until(b"\r\n\r\nok\n").await;
+        answered += 1;
+    }
+    for slow in slow {
+        assert_eq!(slow.await.unwrap(), 200);
+    }
+    answered
 }
