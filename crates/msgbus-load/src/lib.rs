@@ -26,6 +26,7 @@ mod report;
 mod requests;
 mod response;
 mod run_state;
+mod services;
 mod streaming;
 mod trace;
 mod v1;
@@ -44,6 +45,7 @@ pub use protocol::{Body, Follower, Outcome, Protocol, Received, Requester, Step,
 pub use report::{Accounts, Cost, Percentiles, Report};
 pub use requests::{publish, pull};
 pub use response::ResponseHead;
+pub use services::{Services, request};
 pub use streaming::{Streaming, Waiting};
 pub use trace::Trace;
 pub use v1::MsgbusV1;
