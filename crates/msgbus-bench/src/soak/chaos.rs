@@ -10,9 +10,10 @@ use tokio::{task::JoinSet, time::sleep};
 use super::{
     Soak, credentials,
     groups::GroupId,
-    invariants::Invariant,
+    invariants::{Invariant, Invariants},
     raw_client::{RawClient, send_request},
-    reconcile::{Totals, check_bus, check_topic},
+    reconcile::{check_bus, check_topic},
+    services::check_services,
     topics::{MAX_CONNECTIONS, MAX_PAYLOAD, Topic},
 };
 
@@ -77,11 +78,12 @@ pub(super) async fn inspect(soak: Rc<Soak>, mut rng: Rng) {
     while soak.is_loading() {
         sleep(Duration::from_millis(rng.u64(5..100))).await;
         let topic = Topic::any(&mut rng);
-        let (method, path) = match rng.u8(..6) {
+        let (method, path) = match rng.u8(..7) {
             0 => ("HEAD", format!("/{}", topic.name())),
             1 | 2 => ("GET", format!("/-/topics/{}", topic.name())),
             3 => ("GET", "/-/stats".to_owned()),
             4 => ("GET", "/metrics".to_owned()),
+            5 => ("GET", "/-/services".to_owned()),
             _ => ("GET", "/?max=100".to_owned()),
         };
         let request = soak.request(method, &path);
@@ -101,22 +103,22 @@ pub(super) async fn inspect(soak: Rc<Soak>, mut rng: Rng) {
         if status != 200 {
             continue;
         }
-        if path.starts_with("/-/topics/") {
-            match serde_json::from_slice(&body) {
-                Ok(details) => check_topic(&mut invariants, &details),
-                Err(error) => {
-                    invariants.check(Invariant::Responses, false, || format!("{path}: {error}"));
-                }
-            }
-        } else if path == "/-/stats" {
-            match serde_json::from_slice::<Totals>(&body) {
-                Ok(totals) => check_bus(&mut invariants, &totals),
-                Err(error) => {
-                    invariants.check(Invariant::Responses, false, || format!("{path}: {error}"));
-                }
-            }
+        if let Err(error) = check_counters(&mut invariants, &path, &body) {
+            invariants.check(Invariant::Responses, false, || format!("{path}: {error}"));
         }
     }
+}
+
+/// Checks the counters that a page shows.
+fn check_counters(invariants: &mut Invariants, path: &str, body: &[u8]) -> serde_json::Result<()> {
+    if path.starts_with("/-/topics/") {
+        check_topic(invariants, &serde_json::from_slice(body)?);
+    } else if path == "/-/stats" {
+        check_bus(invariants, &serde_json::from_slice(body)?);
+    } else if path == "/-/services" {
+        check_services(invariants, &serde_json::from_slice(body)?);
+    }
+    Ok(())
 }
 
 /// Opens more connections than the server accepts.
@@ -225,15 +227,18 @@ fn bad_request(soak: &Soak, rng: &mut Rng) -> BadRequest {
     }
 }
 
-/// A bad request for a group or a lease: its method, its target, and the permitted status codes.
+/// A bad request for a group, a lease or a service: its method, its target, and the permitted status codes.
 fn bad_group_request(topic: &str, rng: &mut Rng) -> (&'static str, String, &'static [u16]) {
-    match rng.u8(..7) {
+    match rng.u8(..10) {
         0 => ("GET", format!("/{topic}?group=a%2Fb"), &[400]),
         1 => ("GET", format!("/{topic}?group=a&lease=0"), &[400]),
         2 => ("GET", format!("/{topic}?group=a&lease=13h"), &[400]),
         3 => ("POST", "/-/ack/rubbish".to_owned(), &[400]),
         4 => ("PUT", format!("/-/groups/a/{topic}?max_leases=0"), &[400]),
         5 => ("DELETE", format!("/-/groups/nobody/{topic}"), &[404]),
+        6 => ("POST", "/-/reply/rubbish".to_owned(), &[400]),
+        7 => ("POST", format!("/-/reply/ffffffff{:024x}", rng.u64(..)), &[410]),
+        8 => ("POST", "/-/request/plain/service?timeout=0s".to_owned(), &[400]),
         _ => {
             let token = [&[2, 0][..], &[rng.u8(..); 24], topic.as_bytes()].concat();
             ("POST", format!("/-/nack/{}", URL_SAFE_NO_PAD.encode(token)), &[410])

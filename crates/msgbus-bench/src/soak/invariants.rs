@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
-use super::{groups::GroupRecords, ids::IdSet};
+use super::{groups::GroupRecords, ids::IdSet, services::ServiceRecords};
 
 /// A property that must hold at every check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +20,8 @@ pub(super) enum Invariant {
     Leases,
     Acks,
     DeadLetters,
+    Requests,
+    Replies,
     Responses,
     StillAllowed,
     NotAllowed,
@@ -31,7 +33,7 @@ pub(super) enum Invariant {
 }
 
 impl Invariant {
-    pub(super) const ALL: [Self; 21] = [
+    pub(super) const ALL: [Self; 23] = [
         Self::Topics,
         Self::Pulls,
         Self::Bus,
@@ -45,6 +47,8 @@ impl Invariant {
         Self::Leases,
         Self::Acks,
         Self::DeadLetters,
+        Self::Requests,
+        Self::Replies,
         Self::Responses,
         Self::StillAllowed,
         Self::NotAllowed,
@@ -77,6 +81,12 @@ impl Invariant {
             }
             Self::Acks => "each job is acknowledged once or a dead letter, none is lost",
             Self::DeadLetters => "dead letters are complete, and say where they come from",
+            Self::Requests => {
+                "service: asked = replied + failed + timed out + refused + given up + open"
+            }
+            Self::Replies => {
+                "a request is served once, or again if it may be; its reply reaches its requester, once"
+            }
             Self::Responses => "each request is answered according to the protocol",
             Self::StillAllowed => "permitted clients are accepted, and not ended by a reload",
             Self::NotAllowed => {
@@ -158,6 +168,8 @@ pub(super) struct Invariants {
     topics: BTreeMap<String, TopicRecord>,
     /// What workers know of groups in this round.
     pub(super) groups: GroupRecords,
+    /// What requesters and responders know of services.
+    pub(super) services: ServiceRecords,
     /// The dead letters of all rounds before.
     pub(super) dead_letters: u64,
     published: Count,
@@ -262,5 +274,6 @@ impl Invariants {
     pub(super) fn forget_topics(&mut self) {
         self.topics.clear();
         self.groups = GroupRecords::default();
+        self.services.forget_requests();
     }
 }

@@ -21,7 +21,10 @@ mod raw_client;
 mod reconcile;
 mod reload;
 mod report;
+mod requesters;
 mod resource_use;
+mod responders;
+mod services;
 mod settle;
 mod socket_queues;
 mod subscription_model;
@@ -57,7 +60,9 @@ use self::{
     publish::Publisher,
     pull::Puller,
     raw_client::{Cut, Endpoint},
+    requesters::Requester,
     resource_use::ResourceUse,
+    responders::Responder,
     subscription_model::LiveSubscription,
     workers::Worker,
 };
@@ -97,7 +102,9 @@ const ROUND: Duration = Duration::from_secs(60);
 const PUBLISHERS: usize = 8;
 const PULLERS: usize = 8;
 const WORKERS: usize = 16;
-const FOLLOWERS: usize = 32;
+const FOLLOWERS: usize = 28;
+const REQUESTERS: usize = 8;
+const RESPONDERS: usize = 6;
 /// The key file in the folder of the server.
 const KEY_FILE: &str = "keys.toml";
 
@@ -290,7 +297,11 @@ async fn kill(soak: &Soak, rng: &mut Rng) -> io::Result<()> {
     // The last reload may have left an invalid file.
     fs::write(&soak.key_file, soak.keys.borrow().text(rng))?;
     soak.server.borrow_mut().kill_and_start().map_err(io::Error::other)?;
-    soak.invariants.borrow_mut().count("kills of the server", 1);
+    {
+        let mut invariants = soak.invariants.borrow_mut();
+        invariants.count("kills of the server", 1);
+        invariants.services.forget_counts();
+    }
     reconcile::after_restart(soak).await
 }
 
@@ -307,6 +318,12 @@ async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration)
     }
     for _ in 0..WORKERS {
         workers.spawn_local(Worker::new(soak, rng.fork()).run());
+    }
+    for _ in 0..REQUESTERS {
+        workers.spawn_local(Requester::new(soak, rng.fork()).run());
+    }
+    for _ in 0..RESPONDERS {
+        workers.spawn_local(Responder::new(soak, rng.fork()).run());
     }
     for _ in 0..FOLLOWERS {
         followers.spawn_local(Follower::new(soak, rng.fork()).run());
@@ -328,6 +345,7 @@ async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration)
     }
     soak.phase.send_replace(Phase::Settle);
     workers.join_all().await;
+    services::settle(soak).await?;
     reconcile::settle(soak).await?;
     soak.phase.send_replace(Phase::Over);
     followers.join_all().await;

@@ -104,7 +104,7 @@ pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
 }
 
 /// Connects. Until the server has noticed the end of the last burst of connections, it may refuse one more.
-async fn connect(soak: &Soak, give_up: Instant) -> io::Result<RawClient> {
+pub(super) async fn connect(soak: &Soak, give_up: Instant) -> io::Result<RawClient> {
     loop {
         let error = match try_connect(soak).await {
             Ok((client, 200)) => return Ok(client),
