@@ -4,6 +4,7 @@
 //! them without a library: hyper would be avoidable work, which a limit must not include.
 
 mod frame;
+mod proxy;
 mod push;
 mod requests;
 mod synced;
@@ -20,6 +21,8 @@ use self::{push::Hub, synced::SyncedLog};
 pub enum Push {
     /// Discards them.
     Nowhere,
+    /// Forwards each request to another server, which discards them, and the response back.
+    Proxy,
     /// Appends them to a file, and responds when they survive a power cut.
     Synced,
     /// Encodes a frame once. Each subscriber's task writes it with a separate system call.
@@ -35,6 +38,7 @@ impl Push {
     pub fn name(self) -> &'static str {
         match self {
             Self::Nowhere => "nowhere",
+            Self::Proxy => "proxy",
             Self::Synced => "synced",
             Self::Each => "each",
             Self::Batches => "batches",
@@ -47,11 +51,13 @@ impl FromStr for Push {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> anyhow::Result<Self> {
-        [Self::Nowhere, Self::Synced, Self::Each, Self::Batches, Self::AtOnce]
+        [Self::Nowhere, Self::Proxy, Self::Synced, Self::Each, Self::Batches, Self::AtOnce]
             .into_iter()
             .find(|push| push.name() == name)
             .ok_or_else(|| {
-                anyhow::anyhow!("expected nowhere, synced, each, batches or at-once, not {name}")
+                anyhow::anyhow!(
+                    "expected nowhere, proxy, synced, each, batches or at-once, not {name}"
+                )
             })
     }
 }
@@ -70,6 +76,7 @@ pub async fn serve(
     let hub = Arc::new(Hub::new(push));
     let ready = requests::ready_answer(size);
     let log = (push == Push::Synced).then(SyncedLog::start).transpose()?;
+    let backend = if push == Push::Proxy { Some(proxy::start_backend().await?) } else { None };
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
@@ -79,6 +86,10 @@ pub async fn serve(
             // A failed connection does not affect the server.
             let Ok(stream) = TcpStream::from_std(stream) else { return };
             let _ = match push {
+                Push::Proxy => match backend {
+                    Some(backend) => proxy::serve(stream, backend).await,
+                    None => Ok(()),
+                },
                 Push::Nowhere | Push::Synced => {
                     requests::serve(stream, ready, log).await.map_err(anyhow::Error::from)
                 }

@@ -10,7 +10,7 @@ use pico_args::Arguments;
 use tokio::runtime;
 
 const USAGE: &str = "\
-usage: msgbus-bare --bind ADDRESS [--push nowhere|each|batches|at-once] [--size N] [--threads N] [--stealing]
+usage: msgbus-bare --bind ADDRESS [--push nowhere|proxy|each|batches|at-once] [--size N] [--threads N] [--stealing]
 
 A server that does nothing, or no more than push. Without pushing it answers a pull with a message of N bytes
 [128]. Each of the threads keeps its connections, unless it may steal from others.

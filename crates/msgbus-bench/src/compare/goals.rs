@@ -6,7 +6,7 @@ use super::{
     servers::Contender,
     variants::{
         EIGHT_THREADS, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, LEASES, PLAIN_PULLS, REPLAY_COLD,
-        SYNCED, TWO_THREADS, Variant, WRITTEN,
+        SERVICES, SYNCED, TWO_THREADS, Variant, WRITTEN,
     },
 };
 use crate::micro::Measure;
@@ -109,6 +109,7 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
     goals.extend(latency(findings));
     goals.extend(memory(findings));
     goals.extend(leases(findings));
+    goals.extend(requests(findings));
     goals.extend(durable(findings));
     goals.extend(axes(findings));
     goals.extend(engine(findings));
@@ -187,6 +188,23 @@ fn leases(f: &Findings) -> [Goal; 3] {
         Goal::at_least("leases-1", "rate over plain pulls", 0.4, ratio),
         Goal::at_least("leases-100", "messages a second", 2e6, by_hundred(rate)),
         Goal::at_most("leases-100", "us of CPU each", 1.5, by_hundred(server_cpu)),
+    ]
+}
+
+/// The goals on services. The second contender is what they are compared with.
+fn requests(f: &Findings) -> [Goal; 2] {
+    let ratio = |key, figure: Figure| {
+        let own = f.reports(key, Some(Contender::With(SERVICES))).iter();
+        median(own.zip(f.reports(key, None)).map(|(own, other)| figure(own) / figure(other)))
+    };
+    [
+        Goal::at_least("requests", "rate over publishing", 0.35, ratio("requests", rate)),
+        Goal::at_most(
+            "requests-latency",
+            "p50 over a bare proxy",
+            2.0,
+            ratio("requests-latency", p50),
+        ),
     ]
 }
 
@@ -275,6 +293,12 @@ fn engine(f: &Findings) -> Vec<Goal> {
             f.micro("memory, a message"),
         ),
         most("engine", "bytes of memory for a lease", 120.0, f.micro("memory, a lease")),
+        most(
+            "engine",
+            "bytes of memory for a pending request, beyond its payload",
+            300.0,
+            f.micro("memory, a pending request"),
+        ),
         most(
             "engine",
             "bytes of memory for a topic with a message, beyond its payload",

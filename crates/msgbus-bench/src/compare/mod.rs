@@ -155,7 +155,7 @@ fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::R
             let target = server.target(*contender)?;
             // A new runtime for each run, so that nothing is left over from the previous one.
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            let report = LocalSet::new().block_on(&runtime, work.run(&target));
+            let report = LocalSet::new().block_on(&runtime, work.run(&target, *contender));
             let report = report.with_context(|| format!("{} at {}", contender.name(), work.key))?;
             reports.push(report);
         }

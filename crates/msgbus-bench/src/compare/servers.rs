@@ -13,7 +13,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use msgbus_load::{
-    FollowV1, Http, MsgbusV1, PlainPulls, Protocol, Replaying, Server, Streaming, Target, Waiting,
+    FollowV1, Http, MsgbusV1, PlainPulls, Protocol, Replaying, Server, Services, Streaming, Target,
+    Waiting,
 };
 use tempfile::TempDir;
 
@@ -69,6 +70,7 @@ impl Contender {
             Self::Msgbusd => "msgbusd",
             Self::With(variant) => variant.name,
             Self::Bare(Push::Nowhere) => "bare hyper",
+            Self::Bare(Push::Proxy) => "bare proxy",
             Self::Bare(Push::Synced) => "bare group commit",
             Self::Bare(Push::Each) => "bare, a write each",
             Self::Bare(Push::Batches) => "bare, batches",
@@ -142,6 +144,7 @@ impl Contender {
                     None if variant.v1 == Some(V1::Publish) => Rc::new(MsgbusV1(http)),
                     None if variant.v1 == Some(V1::Follow) => Rc::new(FollowV1(http)),
                     None if variant.replays => Rc::new(Replaying(http)),
+                    None if variant.asks => Rc::new(Services(http)),
                     None if variant.pulls_plainly => Rc::new(PlainPulls(http)),
                     None => Rc::new(http),
                 }

@@ -24,6 +24,8 @@ pub struct Variant {
     pub(super) replays: bool,
     /// Whether workers pull without a group.
     pub(super) pulls_plainly: bool,
+    /// Whether publishers ask a service, which one responder serves.
+    pub(super) asks: bool,
     /// What uses `msgbus.v1`, if anything does.
     pub(super) v1: Option<V1>,
 }
@@ -110,6 +112,8 @@ pub(super) const LEASES: &Variant = &Variant { name: "msgbusd, leases", flags: D
 /// One topic holds all messages of a work.
 const DEEP: &[&str] = &["--max-queue-size", "10000000", "--max-queue-bytes", "1GiB"];
 
+/// Publishes are requests to a service.
+pub(super) const SERVICES: &Variant = &Variant { name: "msgbusd, services", asks: true, ..PLAIN };
 /// Publishes are operations on a websocket.
 pub(super) const PUBLISH_V1: &Variant =
     &Variant { name: "msgbusd, v1", v1: Some(V1::Publish), ..PLAIN };
@@ -139,6 +143,7 @@ const PLAIN: Variant = Variant {
     waiting: None,
     replays: false,
     pulls_plainly: false,
+    asks: false,
     v1: None,
 };
 

@@ -1,9 +1,9 @@
-//! The memory of messages, topics and leases, in resident bytes beyond the payloads.
+//! The memory of messages, topics, leases and requests, in resident bytes beyond the payloads.
 
-use std::{fs, time::Duration};
+use std::{cell::RefCell, fs, time::Duration};
 
 use msgbus_core::{
-    GroupConfig, GroupName, GroupSettings, MessageBus, NewMessage, Options, TopicName,
+    BatchLimit, GroupConfig, GroupName, GroupSettings, MessageBus, NewMessage, Options, TopicName,
     TopicSettings,
 };
 
@@ -50,6 +50,23 @@ pub(super) fn measure(bench: &mut Bench) {
         let leases = LEASES / shrunk;
         buses.extend(keep_leases(bench, name, leases, at_once));
     }
+    keep_requests(bench, messages / 4);
+}
+
+/// Measures requests that responders have, with what their requesters keep.
+fn keep_requests(bench: &mut Bench, count: u32) {
+    let service: TopicName = name("upper");
+    let pending = RefCell::new(Vec::new());
+    let bus = keep(bench, "memory, a pending request", count, 0, &|_| (), &|bus, count| {
+        for _ in 0..count {
+            let serving = bus.serve(&service, BatchLimit::ONE).expect("few services");
+            pending.borrow_mut().push(bus.request(&service, payload()));
+            for request in serving.wait().expect("the bus is open") {
+                let _ = request.into_token();
+            }
+        }
+    });
+    drop((pending, bus));
 }
 
 /// The number of leases, shared by groups of one topic.

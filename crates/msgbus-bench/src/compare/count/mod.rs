@@ -122,7 +122,8 @@ fn run(
     let target = running.target(Contender::Msgbusd)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let work = work.clone().with(|load| load.messages *= times);
-    let report: Report = LocalSet::new().block_on(&runtime, work.run(&target))?;
+    let report: Report =
+        LocalSet::new().block_on(&runtime, work.run(&target, Contender::Msgbusd))?;
     ensure!(running.stop().is_some_and(|status| status.success()), "{}", running.log());
     let profile = fs::read_to_string(running.folder().join("profile"))?;
     let profile = Profile::parse(&profile).context("cannot parse the profile")?;
