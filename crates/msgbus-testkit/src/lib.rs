@@ -14,7 +14,7 @@ use msgbus_core::{MessageBus, TopicName};
 use msgbusd::{Bind, Drained, Server, auth::Keyring, config::Config};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{oneshot, watch},
     task::JoinHandle,
     time::{sleep, timeout},
@@ -136,8 +136,18 @@ impl Daemon {
     }
 }
 
-/// An address on which no server listens.
+/// An address on which no server listens, and none will: until the end of the process its port is taken.
 pub fn nowhere() -> SocketAddr {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    // Bound and not listening: it refuses connections.
+    std::mem::forget(socket);
+    address
+}
+
+/// An address on which no server listens yet.
+pub fn free_address() -> SocketAddr {
     StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -160,11 +170,12 @@ impl Proxy {
         tokio::spawn(async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
+                // Before the check, so that a close after it cuts this connection too.
+                let mut cuts = cuts.clone();
+                cuts.mark_unchanged();
                 if !*open.borrow() {
                     continue;
                 }
-                let mut cuts = cuts.clone();
-                cuts.mark_unchanged();
                 tokio::spawn(async move {
                     // While the server is down, the connection is closed at once.
                     let Ok(mut far) = TcpStream::connect(server).await else { return };

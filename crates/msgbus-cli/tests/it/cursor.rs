@@ -32,7 +32,7 @@ async fn a_cursor_resumes_where_the_last_run_ended() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
     // An existing cursor overrides --since.
     assert_eq!(run(&["--since=all", "-n", "4"]).await.1, [3, 4, 5, 6]);
-    assert_eq!(run(&["--timeout", "300ms"]).await, (Some(0), vec![7, 8, 9], String::new()));
+    assert_eq!(run(&["--timeout", "4s"]).await, (Some(0), vec![7, 8, 9], String::new()));
 
     daemon.bus.delete(&name("t")).wait().unwrap();
     daemon.put("t", "new");
@@ -102,7 +102,7 @@ async fn with_a_cursor_a_failed_command_is_tried_again_the_next_time() {
             "--since=all",
             "--cursor",
             file.to_str().unwrap(),
-            "--timeout=500ms",
+            "--timeout=4s",
             "sh",
             "-c",
             script,

@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::support::{Daemon, Finished, Running, in_memory, msgbus, name, run_with, soon};
 
 async fn publish(daemon: &Daemon, input: impl AsRef<[u8]>) -> Finished {
-    let command = msgbus(&["pub", "--from-dump", "--timeout=1s", "--uri", &daemon.uri()]);
+    let command = msgbus(&["pub", "--from-dump", "--uri", &daemon.uri()]);
     run_with(command, input.as_ref()).await
 }
 

@@ -60,7 +60,7 @@ async fn every_command_sends_the_key() {
         (&["pub", "t", "hi"][..], ""),
         (&["sub", "t", "--all", "-n1", "-oraw"], "hi\n"),
         (&["sub", "t", "--poll", "-oraw"], "hi\n"),
-        (&["tail", "t", "-n1", "-oraw", "--timeout", "1s"], "hi\n"),
+        (&["tail", "t", "-n1", "-oraw", "--timeout", "4s"], "hi\n"),
         (&["pull", "t", "--peek", "-oraw"], "hi\n"),
         (&["pull", "t", "-oraw"], "hi\n"),
     ] {

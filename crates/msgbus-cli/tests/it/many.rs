@@ -42,7 +42,7 @@ async fn count_timeout_and_strict_are_those_of_one_topic() {
     let daemon = Daemon::with(|config| config.bus.topic.max_messages = 2);
     let run =
         async |args: &[&str]| sub(&daemon.uri(), &[&["a", "b", "-q"], args].concat()).end().await;
-    assert_eq!(run(&["-n", "1", "--timeout", "200ms"]).await.code, Some(5));
+    assert_eq!(run(&["-n", "1", "--timeout", "3s"]).await.code, Some(5));
     let first = run(&["--all", "--poll"]).await;
     assert_eq!((first.code, &first.out[..]), (Some(0), ""));
     daemon.put("a", "x");

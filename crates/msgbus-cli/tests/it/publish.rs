@@ -5,7 +5,7 @@ use std::{os::unix::ffi::OsStrExt as _, time::Duration};
 use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
 use crate::support::{
-    Daemon, Finished, Running, in_memory, msgbus, name, nowhere, run, run_with, soon,
+    Daemon, Finished, Running, free_address, in_memory, msgbus, name, nowhere, run, run_with, soon,
 };
 
 async fn publish(daemon: &Daemon, args: &[&str], input: &[u8]) -> Finished {
@@ -88,7 +88,7 @@ async fn odd_names_arrive_as_they_are() {
 async fn a_busy_server_is_retried_within_the_timeout() {
     let daemon = Daemon::with(|config| config.bus.max_topics = 1);
     daemon.put("full", "x");
-    let refused = publish(&daemon, &["t", "x", "--timeout", "500ms"], b"").await;
+    let refused = publish(&daemon, &["t", "x", "--timeout", "3s"], b"").await;
     refused.fails(1, "the server is busy");
 
     let refusals =
@@ -118,7 +118,7 @@ async fn lines_are_published_in_batches() {
     assert_eq!(pulled(&daemon, "t"), [b"as ever"]);
 
     let small = Daemon::with(|config| config.bus.topic.max_messages = 1500);
-    let refused = publish(&small, &["t", "--split", "--timeout=1s"], lines.as_bytes()).await;
+    let refused = publish(&small, &["t", "--split"], lines.as_bytes()).await;
     assert_eq!(refused.code, Some(0), "each batch fits: {refused:?}");
 }
 
@@ -195,7 +195,7 @@ async fn a_message_larger_than_memory_is_streamed() {
 /// `pub` retries across a restart of the server.
 #[tokio::test]
 async fn an_unreachable_server_is_retried_within_the_timeout() {
-    let address = nowhere();
+    let address = free_address();
     let uri = format!("http://{address}");
     for (args, input) in
         [(&["pub", "t", "x"][..], vec![]), (&["pub", "-q", "t"], vec![b'x'; 3 << 20])]
@@ -242,7 +242,7 @@ async fn a_possibly_accepted_message_is_not_sent_again() {
 #[tokio::test]
 async fn a_server_that_reads_nothing_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut command = msgbus(&["pub", "t", "--timeout", "1s"]);
+    let mut command = msgbus(&["pub", "t", "--timeout", "4s"]);
     command.env("MSGBUS_URI", format!("http://{}", listener.local_addr().unwrap()));
     let server = tokio::spawn(async move {
         let mut held = Vec::new();
@@ -258,7 +258,7 @@ async fn a_server_that_reads_nothing_is_given_up() {
         }
     });
     let ended = run_with(command, &vec![b'x'; 64 << 20]).await;
-    ended.fails(1, "the server read nothing for 1s; nothing was published");
+    ended.fails(1, "the server read nothing for 4s; nothing was published");
     server.abort();
 }
 

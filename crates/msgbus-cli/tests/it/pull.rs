@@ -7,7 +7,7 @@ use tokio::{
     net::TcpListener,
 };
 
-use crate::support::{Daemon, Finished, Running, msgbus, name, nowhere, run, soon};
+use crate::support::{Daemon, Finished, Running, free_address, msgbus, name, nowhere, run, soon};
 
 async fn pull(daemon: &Daemon, args: &[&str]) -> Finished {
     let mut command = msgbus(&[&["pull", "t"], args].concat());
@@ -179,7 +179,7 @@ async fn a_wait_beyond_the_servers_limit_is_repeated() {
 #[tokio::test]
 async fn an_unreachable_server_is_retried_if_there_is_time() {
     for time in ["--timeout=60s", "--wait=60s"] {
-        let address = nowhere();
+        let address = free_address();
         let uri = address.to_string();
         let waiting = tokio::spawn(async move {
             run(msgbus(&["pull", "t", "-o", "raw", "-u", &uri, time])).await
@@ -192,6 +192,6 @@ async fn an_unreachable_server_is_retried_if_there_is_time() {
         daemon.stop().await;
     }
     let uri = nowhere().to_string();
-    let away = run(msgbus(&["pull", "t", "-u", &uri, "--timeout=600ms"])).await;
+    let away = run(msgbus(&["pull", "t", "-u", &uri, "--timeout=700ms"])).await;
     away.fails(3, "connection refused");
 }

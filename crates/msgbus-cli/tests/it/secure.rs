@@ -30,7 +30,7 @@ async fn every_command_speaks_tls() {
         (&["pub", "t", "hi"][..], ""),
         (&["sub", "t", "--all", "-n1", "-oraw"], "hi\n"),
         (&["sub", "t", "--poll", "-oraw"], "hi\n"),
-        (&["tail", "t", "-n1", "-oraw", "--timeout", "300ms"], "hi\n"),
+        (&["tail", "t", "-n1", "-oraw", "--timeout", "4s"], "hi\n"),
         (&["pull", "t", "-oraw"], "hi\n"),
         (&["rm", "t"], ""),
         (&["topics", "t"], "TOPIC  MESSAGES  TO PULL  BYTES  SUBSCRIBERS  PUBLISHED  MISSED\n"),

@@ -8,7 +8,7 @@ use tokio::{
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
 };
 
-pub(crate) use msgbus_testkit::{Daemon, Proxy, name, nowhere, soon};
+pub(crate) use msgbus_testkit::{Daemon, Proxy, free_address, name, nowhere, soon};
 
 pub(crate) fn msgbus(args: &[&str]) -> Command {
     command(env!("CARGO_BIN_EXE_msgbus"), args)
