@@ -172,7 +172,7 @@ test("a lease that ends gives its credit back, and a message that was not taken 
     const daemon = await Daemon.start(t);
     const bus = await open(t, daemon.url);
     for (const text of "ab") await bus.publish("jobs", text);
-    const jobs = bus.subscribe("jobs", { group: "workers", lease: "1s" });
+    const jobs = bus.subscribe("jobs", { group: "workers", lease: "3s" });
     const [a] = await take(jobs, 1);
     await until("the end of the lease", async () => (await group(daemon, "jobs")).lease_expired === 1);
     // A worker that is stuck is sent nothing more.

@@ -190,7 +190,7 @@ class Basics(Case):
         bus = await self.open(daemon.url)
         for text in "ab":
             await bus.publish("jobs", text)
-        jobs = bus.subscribe("jobs", group="workers", lease="1s")
+        jobs = bus.subscribe("jobs", group="workers", lease="3s")
         (a,) = await take(jobs, 1)
 
         async def has_ended() -> bool:

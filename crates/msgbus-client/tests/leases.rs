@@ -16,6 +16,7 @@ use tokio::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTES: Duration = Duration::from_secs(300);
 
 fn client_of(daemon: &Daemon) -> Client {
     Client::new(&daemon.uri()).unwrap()
@@ -100,11 +101,11 @@ async fn many_leases_are_settled_at_once() {
     let leased = client.lease(&topic, &workers(), options).await.unwrap();
     let tokens: Vec<LeaseToken> = leased.into_iter().map(|leased| leased.token).collect();
     client.settle(&tokens[1], &Settlement::Ack).await.unwrap();
-    let unsettled = client.settle_all(&tokens, &Settlement::Ack, SECOND).await.unwrap();
+    let unsettled = client.settle_all(&tokens, &Settlement::Ack, MINUTES).await.unwrap();
     assert_eq!((unsettled.len(), &unsettled[0].token), (1, &tokens[1]), "{unsettled:?}");
     assert!(matches!(unsettled[0].error, ClientError::LeaseLost));
     assert_eq!(inspect(&client).await.group.acked, 3);
-    assert!(client.settle_all(&[], &Settlement::Ack, SECOND).await.unwrap().is_empty());
+    assert!(client.settle_all(&[], &Settlement::Ack, MINUTES).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -115,7 +116,7 @@ async fn more_tokens_than_one_request_may_have_are_split() {
     let leased = client.lease(&name("t"), &workers(), LeaseOptions::default()).await.unwrap();
     client.settle(&leased[0].token, &Settlement::Ack).await.unwrap();
     let tokens = vec![leased[0].token.clone(); 10_001];
-    assert_eq!(client.settle_all(&tokens, &Settlement::Ack, SECOND).await.unwrap().len(), 10_001);
+    assert_eq!(client.settle_all(&tokens, &Settlement::Ack, MINUTES).await.unwrap().len(), 10_001);
 }
 
 #[tokio::test]
@@ -123,13 +124,13 @@ async fn a_delivery_extends_its_lease_until_it_is_settled() {
     let daemon = Daemon::start();
     let client = client_of(&daemon);
     daemon.put("t", "x");
-    let group = client.group(&name("t"), &workers()).lease(SECOND);
-    let delivery = group.take(SECOND).await.unwrap().unwrap();
+    let group = client.group(&name("t"), &workers()).lease(3 * SECOND);
+    let delivery = group.take(MINUTES).await.unwrap().unwrap();
     assert_eq!((delivery.message().id(), delivery.deliveries()), (0, 1));
     let begin = inspect(&client).await.leases[0].clone();
     let since = |at: &str| at.parse::<chrono::DateTime<chrono::Utc>>().unwrap();
     // Longer than the lease.
-    let later = since(&begin.expires) + Duration::from_secs(2);
+    let later = since(&begin.expires) + 4 * SECOND;
     until(&client, |group| since(&group.leases[0].expires) > later).await;
     let extended = inspect(&client).await;
     assert_eq!((extended.leases[0].deliveries, extended.group.lease_expired), (1, 0));

@@ -127,7 +127,8 @@ async fn run(mut rng: Rng) {
         let (topics, received, missed) = (account.topics, account.received, account.missed);
         assert_eq!(received + missed, published.of(topics), "{topics}: {received} and {missed}");
     }
-    assert!(world.cuts.load(SeqCst) >= cuts() / 3, "too few cuts in this time");
+    // How many there are in this time depends on the machine.
+    assert!(world.cuts.load(SeqCst) >= SOCKETS, "too few cuts in this time");
     cutters.shutdown().await;
 }
 
