@@ -127,6 +127,7 @@ pub use error::ClientError;
 pub use groups::{GroupChange, GroupDetails, GroupSummary, LeaseDetails};
 pub use key::{Key, KeyError};
 pub use lease::LeaseOptions;
+pub use message_headers::write as write_http_headers;
 pub use msgbus_core::{
     GroupName, GroupNameError, HeaderError, Headers, LeaseToken, Leased, Message, NewMessage,
     NewRequest, PatternError, Position, Reply, Settlement, TokenError, TopicName, TopicPattern,

@@ -30,8 +30,9 @@ fn http_name(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// Adds the headers of a message to a request.
-pub(crate) fn write(headers: &Headers, mut request: Builder) -> Builder {
+/// Adds the headers of a message, or of a request to a service, to a request of HTTP: well-known ones by their own names,
+/// and others as `Msgbus-Header-<Name>`.
+pub fn write(headers: &Headers, mut request: Builder) -> Builder {
     for (name, value) in headers {
         request = request.header(&*http_name(name), value.as_bytes());
     }
