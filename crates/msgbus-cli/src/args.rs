@@ -15,7 +15,10 @@ use crate::{
     output::{Format, Style, note},
     publish::Publisher,
     pull::Pull,
-    reader::{Options, coding, count, duration, group_name, media_type, position, text},
+    reader::{Options, count, duration, group_name, position, text},
+    request::Request,
+    serve::Serve,
+    services::Services,
     settle::Settle,
     split::Split,
     suggestions,
@@ -34,6 +37,9 @@ pub(crate) enum Invocation {
     Pull(Pull),
     Settle(Settle),
     Work(Box<Work>),
+    Request(Box<Request>),
+    Serve(Box<Serve>),
+    Services(Services),
     Dead(Dead),
     Redrive(Redrive),
     Group(Box<GroupArgs>),
@@ -188,6 +194,10 @@ impl Options {
                 Invocation::Settle(Settle::parse(self, command, arguments)?)
             }
             Command::Tail => self.tail(&mut arguments)?,
+            Command::Request | Command::Serve => {
+                self.about_service(command, arguments, own_command)?
+            }
+            Command::Services => Invocation::Services(self.services(&mut arguments)?),
             Command::Topics => Invocation::Topics(self.topics(&mut arguments)?),
             Command::TopicNames => Invocation::TopicNames(self.topics(&mut arguments)?),
             Command::Ping => {
@@ -234,28 +244,52 @@ impl Options {
         })
     }
 
-    /// Parses the topic, which is the first argument. Prints a note if it looks like a mistake.
+    fn about_service(
+        &mut self,
+        command: Command,
+        mut arguments: impl Iterator<Item = OsString>,
+        own_command: Option<(OsString, Vec<OsString>)>,
+    ) -> Result<Invocation, Failure> {
+        let service = self.name("service", command, &mut arguments)?;
+        Ok(if command == Command::Request {
+            Invocation::Request(Box::new(Request::parse(self, service, arguments.next())?))
+        } else {
+            Invocation::Serve(Box::new(Serve::parse(self, service, own_command)?))
+        })
+    }
+
+    /// Parses the topic, which is the first argument.
     fn topic(
         &self,
         command: Command,
         arguments: &mut impl Iterator<Item = OsString>,
     ) -> Result<TopicName, Failure> {
-        let usage = || format!("no topic given; usage: {}", command.spec().usage());
+        self.name("topic", command, arguments)
+    }
+
+    /// Parses the topic or service, which is the first argument. Prints a note if it looks like a mistake.
+    fn name(
+        &self,
+        kind: &str,
+        command: Command,
+        arguments: &mut impl Iterator<Item = OsString>,
+    ) -> Result<TopicName, Failure> {
+        let usage = || format!("no {kind} given; usage: {}", command.spec().usage());
         let given = text(arguments.next(), &usage())?;
         // Leading and trailing slashes have no meaning, as in a URL of the server.
         let name = given.trim_matches('/');
         if name.is_empty() {
             return Err(Failure::usage(format!(
-                "bad topic {given:?}: it is empty; is the variable set?"
+                "bad {kind} {given:?}: it is empty; is the variable set?"
             )));
         }
         let topic = TopicName::new(name)
-            .map_err(|error| Failure::usage(format!("bad topic {given:?}: {error}")))?;
+            .map_err(|error| Failure::usage(format!("bad {kind} {given:?}: {error}")))?;
         if !self.quiet {
             if given.ends_with('/') {
                 note(&format!("using {topic}; a trailing slash means nothing"));
             }
-            if let Some(odd) = suggestions::about_topic(name) {
+            if let Some(odd) = suggestions::about_name(kind, name) {
                 note(&odd);
             }
         }
@@ -296,10 +330,27 @@ impl Options {
         &mut self,
         arguments: &mut impl Iterator<Item = OsString>,
     ) -> Result<Topics, Failure> {
-        let prefix = arguments.next().map_or(Ok(String::new()), |prefix| text(Some(prefix), ""))?;
-        let pattern = if prefix.contains('*') { Some(self.pattern(&prefix)?) } else { None };
+        let (prefix, pattern) = self.listed(arguments)?;
         let (groups, json) = (self.switch("--groups"), self.switch("--json"));
         Ok(Topics { prefix, pattern, groups, json, client: self.client()?.0 })
+    }
+
+    fn services(
+        &mut self,
+        arguments: &mut impl Iterator<Item = OsString>,
+    ) -> Result<Services, Failure> {
+        let (prefix, pattern) = self.listed(arguments)?;
+        Ok(Services { prefix, pattern, json: self.switch("--json"), client: self.client()?.0 })
+    }
+
+    /// Parses the prefix of the names to list, or the pattern that they match.
+    fn listed(
+        &self,
+        arguments: &mut impl Iterator<Item = OsString>,
+    ) -> Result<(String, Option<TopicPattern>), Failure> {
+        let prefix = arguments.next().map_or(Ok(String::new()), |prefix| text(Some(prefix), ""))?;
+        let pattern = if prefix.contains('*') { Some(self.pattern(&prefix)?) } else { None };
+        Ok((prefix, pattern))
     }
 
     fn publish(&mut self, arguments: &mut impl Iterator<Item = OsString>) -> Result<Pub, Failure> {
@@ -322,16 +373,6 @@ impl Options {
             headers: self.message_headers()?,
             publisher: self.publisher()?,
         })
-    }
-
-    /// The headers of a message: `--content-type`, `--content-encoding` and each `--header`.
-    fn message_headers(&mut self) -> Result<Headers, Failure> {
-        let media_type = self.value("--content-type", media_type)?;
-        let coding = self.value("--content-encoding", coding)?;
-        let others = self.headers("--header")?;
-        let own = [(Headers::CONTENT_TYPE, media_type), (Headers::CONTENT_ENCODING, coding)];
-        let own = own.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
-        Headers::new(own.chain(&others)).map_err(|error| Failure::usage(error.to_string()))
     }
 
     fn dump_publisher(

@@ -8,7 +8,7 @@ use crate::{
 };
 
 const SHELLS: &str = "bash zsh fish";
-const BENCHMARKS: &str = "pub sub pull fanout idle latency";
+const BENCHMARKS: &str = "pub sub pull fanout idle latency request";
 
 pub(crate) fn script(shell: Shell) -> String {
     match shell {

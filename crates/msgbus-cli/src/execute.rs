@@ -1,4 +1,4 @@
-//! The command of `msgbus sub TOPIC COMMAND` and of `msgbus work`, run once for each message.
+//! The command of `msgbus sub TOPIC COMMAND`, of `msgbus work` and of `msgbus serve`, run once for each message or request.
 
 use std::{
     collections::BTreeMap,
@@ -14,22 +14,22 @@ use std::{
     time::Duration,
 };
 
-use msgbus_client::{Headers, Message};
+use msgbus_client::{Headers, Message, Request};
 use rustix::{
     io::Errno,
     process::{Pid, Signal, kill_process_group},
 };
 use tokio::{
-    io::AsyncWriteExt as _,
-    process::{Child, Command},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::{Child, ChildStdin, ChildStdout, Command},
     select,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::{
     failure::Failure,
     output::{note, write_json},
-    stderr::PassedOn,
+    stderr::{PassedOn, REST_TIMEOUT},
 };
 
 /// The longest payload that is put into the environment, in bytes. Systems limit the total size of the
@@ -50,10 +50,14 @@ pub(crate) struct Execute {
 pub(crate) enum Ended {
     Exited {
         status: ExitStatus,
+        /// Standard output, if it is a pipe.
+        output: Vec<u8>,
         /// The last line on standard error, if that is passed on.
         last_line: Option<String>,
     },
-    /// It was killed by a second signal to msgbus.
+    /// It was killed, because standard output was longer than its limit.
+    TooLong,
+    /// It was killed as asked, for example by a second signal to msgbus.
     Killed,
 }
 
@@ -105,13 +109,14 @@ impl Execute {
         self.program.to_string_lossy().into_owned()
     }
 
-    /// Runs `command`, which [`command`](Self::command) has made for this message. It has a process group
-    /// of its own, so Ctrl-C reaches only msgbus, which lets the command finish, or kills the group when
-    /// `kill` completes. If standard error is a pipe, it is passed on.
+    /// Runs `command`, which one of the methods below has made, with this standard input. It has a process group of its
+    /// own, so Ctrl-C reaches only msgbus, which lets the command finish, or kills the group when `kill` completes. If
+    /// standard output is a pipe, up to `limit` bytes of it are kept. If standard error is a pipe, it is passed on.
     pub(crate) async fn run(
         &self,
         mut command: Command,
-        message: &Message,
+        input: Vec<u8>,
+        limit: usize,
         meanwhile: impl Future<Output = Infallible>,
         kill: impl Future<Output = ()>,
     ) -> Result<Ended, Failure> {
@@ -121,30 +126,34 @@ impl Execute {
             () = &mut kill => return Ok(Ended::Killed),
         };
         let stderr = child.stderr.take().map(PassedOn::start);
-        let input = self.input(message);
-        let stdin = child.stdin.take();
-        let feed = async {
-            if let Some(mut stdin) = stdin {
-                // A command need not read its input.
-                let _ = stdin.write_all(&input).await;
-            }
-            pending::<Infallible>().await
-        };
-        let status = select! {
-            status = child.wait() => status.map_err(Failure::Output)?,
+        let feed = feed(child.stdin.take(), &input);
+        let mut output = Output { stdout: child.stdout.take(), limit, bytes: Vec::new() };
+        let ended = select! {
+            status = child.wait() => Ok(status.map_err(Failure::Output)?),
             never = feed => match never {},
             never = meanwhile => match never {},
-            () = kill => {
+            () = output.too_long() => Err(Ended::TooLong),
+            () = kill => Err(Ended::Killed),
+        };
+        let status = match ended {
+            Ok(status) => status,
+            Err(ended) => {
                 kill_group(&child);
                 child.wait().await.map_err(Failure::Output)?;
-                return Ok(Ended::Killed);
+                return Ok(ended);
             }
         };
+        // What it has started may keep the pipe open for longer.
+        let fits = timeout(REST_TIMEOUT, output.read()).await.unwrap_or(true);
         let last_line = match stderr {
             Some(stderr) => stderr.last_line().await,
             None => None,
         };
-        Ok(Ended::Exited { status, last_line })
+        Ok(if fits {
+            Ended::Exited { status, output: output.bytes, last_line }
+        } else {
+            Ended::TooLong
+        })
     }
 
     /// Starts the command. While the system has no resources for it, it waits: a message that is leased is kept meanwhile.
@@ -168,35 +177,86 @@ impl Execute {
 
     /// The command for one message.
     pub(crate) fn command(&self, message: &Message) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = self.prepared(message.headers(), message.payload());
         command
-            .args(&self.arguments)
             .env("MSGBUS_ID", message.id().to_string())
-            .env("MSGBUS_TOPIC", message.topic().name.as_str())
-            // They may be inherited if msgbus runs in a command of another msgbus.
-            .env_remove("MSGBUS_PAYLOAD")
-            .env_remove("MSGBUS_DELIVERIES")
-            .stdin(Stdio::piped())
-            .process_group(0);
+            .env("MSGBUS_TOPIC", message.topic().name.as_str());
+        command
+    }
+
+    /// The command for one request.
+    pub(crate) fn command_for_request(&self, request: &Request) -> Command {
+        let mut command = self.prepared(request.headers(), request.payload());
+        command.env("MSGBUS_SERVICE", request.service().as_str());
+        command
+    }
+
+    fn prepared(&self, headers: &Headers, payload: &[u8]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).stdin(Stdio::piped()).process_group(0);
+        // They may be inherited if msgbus runs in a command of another msgbus.
+        for name in ["ID", "TOPIC", "SERVICE", "PAYLOAD", "DELIVERIES"] {
+            command.env_remove(format!("MSGBUS_{name}"));
+        }
         for (name, _) in env::vars_os().filter(|(name, _)| is_header_variable(name)) {
             command.env_remove(name);
         }
-        for (name, value) in header_variables(message.headers()) {
+        for (name, value) in header_variables(headers) {
             command.env(name, value);
         }
-        if let Some(text) = short_text(message.payload()) {
+        if let Some(text) = short_text(payload) {
             command.env("MSGBUS_PAYLOAD", text);
         }
         command
     }
 
-    fn input(&self, message: &Message) -> Vec<u8> {
+    /// What a command reads for a message.
+    pub(crate) fn input(&self, message: &Message) -> Vec<u8> {
         if self.raw {
             return message.payload().to_vec();
         }
         let mut json = Vec::new();
         write_json(&mut json, message);
         json
+    }
+}
+
+/// Writes to the standard input of a command, which need not read it.
+async fn feed(stdin: Option<ChildStdin>, input: &[u8]) -> Infallible {
+    if let Some(mut stdin) = stdin {
+        let _ = stdin.write_all(input).await;
+    }
+    pending().await
+}
+
+/// Standard output of a command.
+struct Output {
+    /// `None` if it is not a pipe, or has ended.
+    stdout: Option<ChildStdout>,
+    limit: usize,
+    bytes: Vec<u8>,
+}
+
+impl Output {
+    /// Reads up to the end. Returns false once it is longer than the limit. No byte is lost if the future is dropped.
+    async fn read(&mut self) -> bool {
+        while let Some(stdout) = &mut self.stdout {
+            // An error is the end: there is nothing left to read.
+            if !matches!(stdout.read_buf(&mut self.bytes).await, Ok(1..)) {
+                self.stdout = None;
+            }
+            if self.bytes.len() > self.limit {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Reads, and completes only if it is longer than the limit.
+    async fn too_long(&mut self) {
+        if self.read().await {
+            pending::<()>().await;
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{io, process::ExitCode};
 
-use msgbus_client::ClientError;
+use msgbus_client::{ClientError, RequestError, TopicName};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -13,6 +13,9 @@ pub(crate) enum Failure {
     Client(#[from] ClientError),
     #[error("no answer within --timeout; the message may have been accepted")]
     NoAnswer,
+    /// A request to a service has no reply.
+    #[error("{service}: {error}")]
+    NoReply { service: TopicName, error: RequestError },
     /// The command failed after a part of its work.
     #[error("{failure}; {progress}")]
     Partial { failure: Box<Failure>, progress: String },
@@ -36,6 +39,9 @@ impl Failure {
             Self::Client(ClientError::Connect { .. } | ClientError::Lost { .. }) => {
                 Exit::NoConnection
             }
+            Self::NoReply { error: RequestError::NoResponder, .. } => Exit::NoResponder,
+            Self::NoReply { error: RequestError::TimedOut, .. } => Exit::TimedOut,
+            Self::NoReply { .. } => Exit::ResponderFailed,
             Self::Partial { failure, .. } => failure.exit(),
             Self::ClosedPipe => Exit::Done,
             Self::Client(_) | Self::NoAnswer | Self::Other(_) | Self::Output(_) => Exit::Error,
@@ -61,6 +67,9 @@ pub(crate) enum Exit {
     NoConnection = 3,
     Nothing = 5,
     Missed = 6,
+    NoResponder = 7,
+    TimedOut = 8,
+    ResponderFailed = 9,
     SecondSignal = 130,
 }
 

@@ -5,7 +5,7 @@ use crate::{
     options::{ENVIRONMENT, OPTIONS, OptionSpec},
 };
 
-const PROGRAM: &str = "msgbus: publish to, pull from and follow topics of a msgbus server";
+const PROGRAM: &str = "msgbus: publish to, pull from and follow topics of a msgbus server, and ask and serve services";
 
 /// The text of `--help` for one command, or the overview.
 pub(crate) fn help(command: Option<Command>) -> String {

@@ -1,7 +1,10 @@
 //! Standard input, read in bounded memory: a small message is buffered, so that it can be sent again;
 //! a larger one is streamed in chunks.
 
-use std::time::Duration;
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use msgbus_core::format_duration;
@@ -10,7 +13,7 @@ use tokio::{
     sync::mpsc::{Sender, error::SendTimeoutError},
 };
 
-use crate::failure::Failure;
+use crate::{failure::Failure, output::note};
 
 /// How much of a message is buffered before it is sent, in bytes. Larger messages are streamed.
 const BUFFERED: usize = 2 << 20;
@@ -39,6 +42,22 @@ pub(crate) enum Chunk {
     Data(Bytes),
     /// Marks the message as complete. Without it, the message must not be published.
     End,
+}
+
+/// Reads all of standard input, up to `limit` bytes.
+///
+/// # Errors
+/// `what` is longer, or cannot be read.
+pub(crate) async fn whole(what: &str, limit: usize) -> Result<Vec<u8>, Failure> {
+    if io::stdin().is_terminal() {
+        note(&format!("reading {what} from the terminal; end it with Ctrl-D"));
+    }
+    let mut bytes = Vec::new();
+    stdin().take(limit as u64 + 1).read_to_end(&mut bytes).await.map_err(unreadable)?;
+    if bytes.len() > limit {
+        return Err(Failure::Other(format!("{what} has more than {} MiB", limit >> 20)));
+    }
+    Ok(bytes)
 }
 
 impl Input {

@@ -22,8 +22,12 @@ mod output;
 mod publish;
 mod pull;
 mod reader;
+mod request;
+mod serve;
+mod services;
 mod settle;
 mod signals;
+mod source;
 mod split;
 mod stderr;
 mod subscribe;
@@ -72,6 +76,11 @@ fn run(invocation: Invocation) -> Result<Exit, Failure> {
         }
         Invocation::Settle(args) => block_on(settle::run(args)),
         Invocation::Work(args) => block_on(async { work::run(*args, listen(work::GRACE)?).await }),
+        Invocation::Request(args) => block_on(request::run(*args)),
+        Invocation::Serve(args) => {
+            block_on(async { serve::run(*args, listen(work::GRACE)?).await })
+        }
+        Invocation::Services(args) => block_on(services::run(args)),
         Invocation::Dead(args) => block_on(dead_letters::list(args)),
         Invocation::Redrive(args) => {
             block_on(async { dead_letters::redrive(args, listen(signals::GRACE)?).await })

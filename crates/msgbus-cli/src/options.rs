@@ -1,8 +1,8 @@
 //! The table of options. See [commands](crate::commands).
 
 use crate::commands::Command::{
-    self, Ack, Bench, Dead, Extend, Group, Info, Nack, Ping, Pub, Pull, Redrive, Sub, Tail, Topics,
-    Work,
+    self, Ack, Bench, Dead, Extend, Group, Info, Nack, Ping, Pub, Pull, Redrive, Request, Serve,
+    Services, Sub, Tail, Topics, Work,
 };
 
 /// An option.
@@ -59,7 +59,7 @@ impl OptionSpec {
     }
 }
 
-pub(crate) const OPTIONS: [OptionSpec; 75] = [
+pub(crate) const OPTIONS: [OptionSpec; 83] = [
     OptionSpec::new("--count", "exit after N messages").short("-n").value("N").only(&[Sub, Work]),
     OptionSpec::new("--count", "take N messages, then exit [1]")
         .short("-n")
@@ -80,6 +80,9 @@ pub(crate) const OPTIONS: [OptionSpec; 75] = [
     OptionSpec::new("--timeout", "give up after this time, as in 10s [30s]")
         .value("DURATION")
         .only(&[Pub, Ack, Nack, Extend, Redrive]),
+    OptionSpec::new("--timeout", "wait this long for the reply, up to 1m [5s]")
+        .value("DURATION")
+        .only(&[Request]),
     OptionSpec::new("--timeout", "exit after this time, as in 30s")
         .value("DURATION")
         .only(&[Sub, Tail]),
@@ -124,6 +127,18 @@ pub(crate) const OPTIONS: [OptionSpec; 75] = [
         .short("-P")
         .value("N")
         .only(&[Work]),
+    OptionSpec::new("--parallel", "answer up to N requests at the same time [1; with --to: 16]")
+        .short("-P")
+        .value("N")
+        .only(&[Serve]),
+    OptionSpec::new("--to", "forward requests to this HTTP server: http(s)://HOST:PORT/PATH")
+        .value("URI")
+        .only(&[Serve]),
+    OptionSpec::new("--to-ca-file", "certificates (PEM) to trust for --to instead of the system's")
+        .value("FILE")
+        .only(&[Serve]),
+    OptionSpec::new("--retry", "if a responder leaves, ask another; it may be served twice")
+        .only(&[Request]),
     OptionSpec::new("--retry-delay", "redeliver a message this long after its command failed [5s]")
         .value("DURATION")
         .only(&[Work]),
@@ -187,28 +202,43 @@ pub(crate) const OPTIONS: [OptionSpec; 75] = [
     OptionSpec::new("--content-type", "the media type of the message, as in text/plain")
         .short("-t")
         .value("TYPE")
-        .only(&[Pub]),
+        .only(&[Pub, Request]),
+    OptionSpec::new("--content-type", "the media type of what COMMAND prints, as in text/plain")
+        .short("-t")
+        .value("TYPE")
+        .only(&[Serve]),
     OptionSpec::new("--content-encoding", "how the message is compressed, as in gzip")
         .value("CODING")
-        .only(&[Pub]),
+        .only(&[Pub, Request, Serve]),
     OptionSpec::new("--header", "a header, as in 'Reply-To: answers'; may be repeated")
         .short("-H")
         .value("HEADER")
-        .only(&[Pub]),
+        .only(&[Pub, Request]),
+    OptionSpec::new("--header", "a header of each reply of COMMAND; may be repeated")
+        .short("-H")
+        .value("HEADER")
+        .only(&[Serve]),
     OptionSpec::new("--wait", "accepted for compatibility; has no effect").short("-w").only(&[Pub]),
     OptionSpec::new("--groups", "show their groups too, with a request for each topic")
         .only(&[Topics]),
-    OptionSpec::new("--json", "print one JSON object per line").only(&[Topics, Info, Group, Bench]),
+    OptionSpec::new("--json", "print one JSON object per line")
+        .only(&[Topics, Services, Info, Group, Bench]),
     OptionSpec::new("--csv", "print a header line and a line of values").only(&[Bench]),
-    OptionSpec::new("--clients", "connections that publish or pull [16; fanout, latency: 1]")
+    OptionSpec::new("--clients", "connections that publish, pull or ask [16; fanout, latency: 1]")
         .value("N")
         .only(&[Bench]),
     OptionSpec::new("--subs", "subscribers [fanout: 100, idle: 1000, otherwise 1]")
         .value("N")
         .only(&[Bench]),
-    OptionSpec::new("--msgs", "total number of messages [100000; pull: 50000, fanout: 10000]")
+    OptionSpec::new("--responders", "connections that serve what bench request asks [4]")
         .value("N")
         .only(&[Bench]),
+    OptionSpec::new(
+        "--msgs",
+        "total number of messages [100000; pull, request: 50000, fanout: 10000]",
+    )
+    .value("N")
+    .only(&[Bench]),
     OptionSpec::new("--size", "payload size in bytes [128]").value("BYTES").only(&[Bench]),
     OptionSpec::new("--rate", "messages per second in total [as many as the server takes]")
         .value("N")

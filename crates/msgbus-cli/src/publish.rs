@@ -262,7 +262,7 @@ fn draft(args: &Pub, payload: Bytes) -> NewMessage {
 
 /// Retries while the server cannot be reached or is busy, with one note at the start.
 #[derive(Default)]
-struct Outage {
+pub(crate) struct Outage {
     is_told: bool,
 }
 
@@ -271,7 +271,7 @@ impl Outage {
     ///
     /// # Errors
     /// Returns `error` if no time is left, or if another attempt would not be safe or would not help.
-    async fn wait(
+    pub(crate) async fn wait(
         &mut self,
         quiet: bool,
         error: ClientError,

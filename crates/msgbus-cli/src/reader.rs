@@ -2,7 +2,9 @@
 
 use std::{ffi::OsString, fs, ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use msgbus_client::{Client, GroupName, Headers, Key, LeaseOptions, Position, Roots, TopicName};
+use msgbus_client::{
+    Client, GroupName, Headers, Key, LeaseOptions, NewRequest, Position, Roots, TopicName,
+};
 use msgbus_core::{format_duration, parse_duration};
 use pico_args::Arguments;
 
@@ -163,6 +165,16 @@ impl Options {
         }
     }
 
+    /// The headers of a message: `--content-type`, `--content-encoding` and each `--header`.
+    pub(crate) fn message_headers(&mut self) -> Result<Headers, Failure> {
+        let media_type = self.value("--content-type", media_type)?;
+        let coding = self.value("--content-encoding", coding)?;
+        let others = self.headers("--header")?;
+        let own = [(Headers::CONTENT_TYPE, media_type), (Headers::CONTENT_ENCODING, coding)];
+        let own = own.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
+        Headers::new(own.chain(&others)).map_err(|error| Failure::usage(error.to_string()))
+    }
+
     /// The values of a repeatable option, each of the form `name: value`.
     pub(crate) fn headers(&mut self, name: &'static str) -> Result<Headers, Failure> {
         let values: Vec<String> = self
@@ -218,6 +230,11 @@ pub(crate) fn bounded(text: &str, range: RangeInclusive<u64>) -> Result<u64, Str
 /// Parses the length of a lease.
 pub(crate) fn lease(text: &str) -> Result<Duration, String> {
     within(text, LeaseOptions::MIN_LEASE..=LeaseOptions::MAX_LEASE)
+}
+
+/// Parses how long a requester waits.
+pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
+    within(text, NewRequest::TIMEOUTS)
 }
 
 /// Parses the delay before a message is redelivered. Its maximum is that of a lease.

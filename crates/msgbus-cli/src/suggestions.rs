@@ -3,7 +3,7 @@
 use crate::commands::{COMMANDS, Command, CommandSpec};
 
 /// Names of commands in other programs, and the command here.
-const OTHER_NAMES: [(&str, &str); 21] = [
+const OTHER_NAMES: [(&str, &str); 29] = [
     ("list", "topics"),
     ("status", "topics"),
     ("stats", "info"),
@@ -21,6 +21,14 @@ const OTHER_NAMES: [(&str, &str); 21] = [
     ("clear", "purge"),
     ("empty", "purge"),
     ("worker", "work"),
+    ("req", "request"),
+    ("ask", "request"),
+    ("call", "request"),
+    ("rpc", "request"),
+    ("reply", "serve"),
+    ("respond", "serve"),
+    ("responder", "serve"),
+    ("service", "services"),
     ("consumer", "work"),
     ("acknowledge", "ack"),
     ("dlq", "dead"),
@@ -94,12 +102,12 @@ pub(crate) fn misplaced(name: &str, command: Command) -> String {
     format!("{name} is not an option of {}; {hint}", spec.name)
 }
 
-/// A warning about a topic name that is probably a mistake. The name is used nevertheless.
-pub(crate) fn about_topic(name: &str) -> Option<String> {
+/// A warning about the name of a topic or service that is probably a mistake. The name is used nevertheless.
+pub(crate) fn about_name(kind: &str, name: &str) -> Option<String> {
     if name.split('/').any(|segment| matches!(segment, "#" | "+" | ">")) {
-        Some(format!("no wildcards here: this is a topic named {name:?}"))
+        Some(format!("no wildcards here: this is a {kind} named {name:?}"))
     } else if name.contains(',') {
-        Some(format!("no lists here: this is a topic named {name:?}"))
+        Some(format!("no lists here: this is a {kind} named {name:?}"))
     } else {
         None
     }

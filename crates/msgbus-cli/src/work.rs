@@ -7,8 +7,8 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt as _, stream};
-use msgbus_client::{Backoff, ClientError, Delivery, Group, LeaseOptions, Position, TopicName};
-use tokio::{select, sync::Notify, time::sleep};
+use msgbus_client::{ClientError, Delivery, Group, LeaseOptions, Position, TopicName};
+use tokio::{select, sync::Notify};
 
 use crate::{
     commands::Command,
@@ -17,6 +17,7 @@ use crate::{
     output::{Format, note},
     reader::{Options, bounded, count, delay, lease, position},
     signals::Stop,
+    source::Source,
 };
 
 /// The time between the second signal and the exit, in which messages are given back.
@@ -24,8 +25,6 @@ pub(crate) const GRACE: Duration = Duration::from_secs(3);
 const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(5);
 /// The maximum of -P. It is also the usual maximum of leases of a group.
 const MAX_PARALLEL: u64 = 1_024;
-/// How long a take waits. Nothing happens at its end: the next one follows.
-const WAIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct Work {
@@ -84,7 +83,7 @@ pub(crate) async fn run(work: Work, stop: Stop) -> Result<Exit, Failure> {
     };
     let mut failure = None;
     {
-        let deliveries = Source::new(&work).deliveries().take_until(Box::pin(end));
+        let deliveries = work.deliveries().take_until(Box::pin(end));
         let jobs = deliveries.map(async |delivery| match delivery {
             Ok(delivery) => work.run(delivery, stop.clone()).await,
             Err(failure) => Err(failure),
@@ -122,15 +121,16 @@ impl Work {
             note(&format!("{topic}: the lease of message {id} was lost while {name} ran"));
             pending::<Infallible>().await
         };
-        let settled = match self.execute.run(command, &message, lost, stop.requested_again()).await
+        let input = self.execute.input(&message);
+        let settled = match self.execute.run(command, input, 0, lost, stop.requested_again()).await
         {
             Ok(Ended::Exited { status, .. }) if status.success() => delivery.ack().await,
-            Ok(Ended::Exited { status, last_line }) => {
+            Ok(Ended::Exited { status, last_line, .. }) => {
                 note(&format!("{name} failed on message {id} (delivery {deliveries}): {status}"));
                 let reason = last_line.unwrap_or_else(|| status.to_string());
                 delivery.nack(self.retry_delay, Some(reason)).await
             }
-            Ok(Ended::Killed) => {
+            Ok(Ended::Killed | Ended::TooLong) => {
                 let reason = "msgbus work was ended by a second signal".to_owned();
                 delivery.nack(Duration::ZERO, Some(reason)).await
             }
@@ -149,94 +149,19 @@ impl Work {
     }
 }
 
-/// Takes messages. Once the server has answered, it waits for as long as the server cannot be reached.
-struct Source<'a> {
-    work: &'a Work,
-    left: u64,
-    backoff: Backoff,
-    /// Whether the server has ever answered.
-    established: bool,
-    /// Whether a note says that the server does not answer.
-    is_away: bool,
-}
-
-impl<'a> Source<'a> {
-    fn new(work: &'a Work) -> Self {
-        let left = work.count.unwrap_or(u64::MAX);
-        Self { work, left, backoff: Backoff::default(), established: false, is_away: false }
-    }
-
+impl Work {
     /// All deliveries, up to --count. Ends after an error.
-    fn deliveries(self) -> impl Stream<Item = Result<Delivery, Failure>> + use<'a> {
-        stream::unfold(self, |mut source| async {
-            source.left = source.left.checked_sub(1)?;
-            let delivery = source.next().await;
-            if delivery.is_err() {
-                source.left = 0;
-            }
-            Some((delivery.map_err(Failure::from), source))
+    fn deliveries(&self) -> impl Stream<Item = Result<Delivery, Failure>> + use<'_> {
+        let start = (Source::new(self.quiet), self.count.unwrap_or(u64::MAX));
+        stream::unfold(start, async |(mut source, left)| {
+            let left = left.checked_sub(1)?;
+            let taken = source.next(async |wait| self.take(wait).await).await;
+            let left = if taken.is_ok() { left } else { 0 };
+            Some((taken.map_err(Failure::from), (source, left)))
         })
     }
 
-    async fn next(&mut self) -> Result<Delivery, ClientError> {
-        loop {
-            // Without a wait it is known at once whether the server answers.
-            let taken = if self.is_waiting() {
-                self.work.group.take(WAIT).await
-            } else {
-                self.work.group.try_take().await
-            };
-            match taken {
-                Ok(delivery) => {
-                    self.reached();
-                    if let Some(delivery) = delivery {
-                        return Ok(delivery);
-                    }
-                }
-                Err(error) if self.is_retryable(&error) => self.wait(error).await,
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn is_waiting(&self) -> bool {
-        self.established && !self.is_away
-    }
-
-    fn reached(&mut self) {
-        if std::mem::take(&mut self.is_away) && !self.work.quiet {
-            note("connected again");
-        }
-        self.backoff.reset();
-        self.established = true;
-    }
-
-    /// As in a subscription: the first request is repeated only if the server asks for it.
-    fn is_retryable(&self, error: &ClientError) -> bool {
-        match error {
-            ClientError::Busy { .. } => true,
-            // A proxy may answer while the server is down.
-            ClientError::NotMsgbus { .. } | ClientError::Refused { status: 507, .. } => {
-                self.established
-            }
-            error => self.established && error.is_temporary(),
-        }
-    }
-
-    async fn wait(&mut self, error: ClientError) {
-        let mut pause = self.backoff.next();
-        let was_away = match &error {
-            ClientError::Busy { retry_after, .. } => {
-                pause = pause.max(*retry_after);
-                self.established = true;
-                false
-            }
-            _ => std::mem::replace(&mut self.is_away, true),
-        };
-        if !(was_away || self.work.quiet) {
-            let seconds = pause.as_secs_f64();
-            note(&format!("{error}; trying again in {seconds:.1} s"));
-        }
-        sleep(pause).await;
+    async fn take(&self, wait: Duration) -> Result<Option<Delivery>, ClientError> {
+        if wait.is_zero() { self.group.try_take().await } else { self.group.take(wait).await }
     }
 }

@@ -102,11 +102,12 @@ async fn each_way_to_get_no_reply_is_an_error_of_its_own() {
 
     // The request is in hand and is not answered.
     let responder = client.serve(&name("s"));
+    let taken = tokio::spawn(async move { responder.take(1, MINUTE).await });
+    responders(&daemon, 1).await;
     let short = NewRequest::new("x").timeout(Duration::from_millis(50));
-    let service = name("s");
-    let (late, taken) = tokio::join!(client.request(&service, short), take(&responder));
+    let late = client.request(&name("s"), short).await;
     assert!(matches!(late, Err(RequestError::TimedOut)), "{late:?}");
-    drop(taken);
+    taken.abort();
     for bad in [Duration::ZERO, Duration::from_micros(1)] {
         let bad = client.request(&name("s"), NewRequest::new("x").timeout(bad)).await.unwrap_err();
         let refused = |error: &RequestError| {

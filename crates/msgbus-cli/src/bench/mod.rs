@@ -11,7 +11,7 @@ use std::{
 };
 
 use msgbus_client::{Client, ClientError, TopicName};
-use msgbus_load::{ConnectFn, Http, MsgbusV1, Progress, Protocol, Server, Target};
+use msgbus_load::{ConnectFn, Http, MsgbusV1, Progress, Protocol, Server, Services, Target};
 use tokio::{runtime, select, task::LocalSet, time::timeout};
 
 pub(crate) use self::plan::Bench;
@@ -53,6 +53,7 @@ async fn measure(bench: Bench) -> Result<Exit, Failure> {
             Work::Fanout | Work::Latency => {
                 msgbus_load::fan_out(&target, &load, bench.subscribers).await
             }
+            Work::Request => msgbus_load::request(&target, &load, bench.subscribers).await,
             Work::Idle => msgbus_load::idle(&target, &load, bench.subscribers).await,
             Work::Sub => {
                 msgbus_load::follow(&target, &load, bench.subscribers, stop.requested()).await
@@ -68,6 +69,7 @@ async fn measure(bench: Bench) -> Result<Exit, Failure> {
         show::clear_line();
     }
     if bench.topic.is_none()
+        && bench.work != Work::Request
         && let Err(error) = remove(&bench.client, &topics).await
     {
         note(&format!("topics of this run may remain on the server: {error}"));
@@ -112,7 +114,11 @@ async fn target(bench: &Bench) -> Result<Target, Failure> {
         let connector = connector.clone();
         async move { connector.connect().await }
     });
-    let protocol: Rc<dyn Protocol> = if bench.v1 { Rc::new(MsgbusV1(http)) } else { Rc::new(http) };
+    let protocol: Rc<dyn Protocol> = match bench.work {
+        Work::Request => Rc::new(Services(http)),
+        _ if bench.v1 => Rc::new(MsgbusV1(http)),
+        _ => Rc::new(http),
+    };
     Ok(Target { connector: Rc::new(connector), protocol, server: server_process })
 }
 

@@ -21,11 +21,12 @@ pub(super) enum Work {
     Fanout,
     Idle,
     Latency,
+    Request,
 }
 
 impl Work {
-    const ALL: [Self; 6] =
-        [Self::Pub, Self::Sub, Self::Pull, Self::Fanout, Self::Idle, Self::Latency];
+    const ALL: [Self; 7] =
+        [Self::Pub, Self::Sub, Self::Pull, Self::Fanout, Self::Idle, Self::Latency, Self::Request];
 
     fn name(self) -> &'static str {
         match self {
@@ -35,6 +36,7 @@ impl Work {
             Self::Fanout => "fanout",
             Self::Idle => "idle",
             Self::Latency => "latency",
+            Self::Request => "request",
         }
     }
 }
@@ -65,6 +67,7 @@ pub(crate) struct Bench {
     pub(super) topic: Option<TopicName>,
     pub(super) topics: usize,
     pub(super) clients: usize,
+    /// Or responders.
     pub(super) subscribers: usize,
     pub(super) messages: Option<u64>,
     pub(super) size: usize,
@@ -95,7 +98,7 @@ const DEFAULT_TOPIC_LIMIT: u64 = 65_536;
 impl Bench {
     pub(crate) fn parse(options: &mut Options, work: Option<OsString>) -> Result<Self, Failure> {
         let work = work.ok_or_else(|| {
-            Failure::usage("choose a benchmark: pub, sub, pull, fanout, idle or latency")
+            Failure::usage("choose a benchmark: pub, sub, pull, fanout, idle, latency or request")
         })?;
         let work: Work = work.to_string_lossy().parse().map_err(Failure::usage)?;
         let topics = options.value("--topics", number(MAX_TOPICS))?.unwrap_or(1);
@@ -106,7 +109,9 @@ impl Bench {
             Work::Fanout => (1, 100, Some(10_000), None, None),
             Work::Idle => (0, 1000, None, None, Some(Duration::from_secs(1))),
             Work::Latency => (1, 1, None, Some(1000.0), Some(Duration::from_secs(5))),
+            Work::Request => (16, 4, Some(50_000), None, None),
         };
+        let others = if work == Work::Request { "--responders" } else { "--subs" };
         let asked = options.value("--msgs", count)?;
         let duration = options.value("--duration", duration)?;
         // With --duration and without --msgs, only the time ends the run.
@@ -121,7 +126,7 @@ impl Bench {
             })?,
             topics,
             clients: connections(options, "--clients", work, clients)?,
-            subscribers: connections(options, "--subs", work, subscribers)?,
+            subscribers: connections(options, others, work, subscribers)?,
             messages,
             size: options.value("--size", size)?.unwrap_or(128),
             rate: options.value("--rate", rate_of)?.or(rate),
@@ -165,6 +170,11 @@ impl Bench {
         }
         if self.v1 && !matches!(self.work, Work::Pub | Work::Pull) {
             return Err(Failure::usage("--v1 is for bench pub and bench pull"));
+        }
+        if self.work == Work::Request && (self.topics > 1 || self.batch > 1) {
+            return Err(Failure::usage(
+                "bench request asks one service, with one payload at a time",
+            ));
         }
         if self.work == Work::Pull && self.batch > 1 {
             return Err(Failure::usage("--batch is for publishing; bench pull does not accept it"));

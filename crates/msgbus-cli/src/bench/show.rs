@@ -51,6 +51,7 @@ pub(super) fn table(bench: &Bench, report: &Report) -> String {
         Work::Pull => "messages pulled",
         Work::Sub | Work::Fanout | Work::Latency => "messages delivered",
         Work::Idle => "subscribers",
+        Work::Request => "round trips",
     };
     let mut text = format!(
         "{} {what} in {:.2} s: {} a second\n",
@@ -65,7 +66,7 @@ pub(super) fn table(bench: &Bench, report: &Report) -> String {
     }
     if !matches!(bench.work, Work::Idle) {
         let counts = [
-            (accounts.published, "published"),
+            (accounts.published, if bench.work == Work::Request { "replied" } else { "published" }),
             (accounts.received, "received"),
             (accounts.lost, "lost"),
             (accounts.repeated, "repeated"),
@@ -74,7 +75,8 @@ pub(super) fn table(bench: &Bench, report: &Report) -> String {
             (accounts.empty, "empty"),
         ];
         let shown = counts.into_iter().filter(|(count, name)| {
-            *count > 0 || matches!((*name, bench.work), ("lost" | "repeated" | "reordered", _))
+            *count > 0
+                || bench.work != Work::Request && matches!(*name, "lost" | "repeated" | "reordered")
         });
         line(
             "messages",

@@ -1,6 +1,7 @@
 //! The table of commands. Parsing, help, completions and the manual are all generated from it and from
 //! the table of [options](crate::options), so they cannot disagree.
 
+mod services;
 mod table;
 
 use self::table::TOPIC_NAMES;
@@ -16,6 +17,9 @@ pub(crate) enum Command {
     Nack,
     Extend,
     Work,
+    Request,
+    Serve,
+    Services,
     Dead,
     Redrive,
     Group,
@@ -79,6 +83,6 @@ impl CommandSpec {
 
     /// Whether the first argument is a topic name or a prefix of one.
     pub(crate) fn takes_topic(&self) -> bool {
-        matches!(self.arguments.get(..5), Some("TOPIC")) || self.arguments == "[PREFIX]"
+        matches!(self.arguments.get(..5), Some("TOPIC")) || self.command == Command::Topics
     }
 }

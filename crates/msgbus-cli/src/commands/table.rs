@@ -1,15 +1,19 @@
 //! The commands themselves, and their exit codes.
 
-use super::{Command, CommandSpec};
+use super::{
+    Command, CommandSpec,
+    services::{self, FAILED, NO_RESPONDER, TIMED_OUT},
+};
 
-const USAGE: (u8, &str) = (2, "wrong usage");
-const CONNECT: (u8, &str) = (3, "cannot connect, or the connection was lost");
-const REFUSED: (u8, &str) = (1, "the server refused, or the output could not be written");
+pub(super) const USAGE: (u8, &str) = (2, "wrong usage");
+pub(super) const CONNECT: (u8, &str) = (3, "cannot connect, or the connection was lost");
+pub(super) const REFUSED: (u8, &str) =
+    (1, "the server refused, or the output could not be written");
 const FOLLOWED: &str = "--timeout before --count";
 const MISSED: (u8, &str) = (6, "messages were missed (with --strict)");
-const SIGNAL: (u8, &str) = (130, "ended by a second signal");
+pub(super) const SIGNAL: (u8, &str) = (130, "ended by a second signal");
 const PRINTED: &[(u8, &str)] = &[(0, "done"), (1, "the output could not be written"), USAGE];
-const ASKED: &[(u8, &str)] = &[(0, "done"), REFUSED, USAGE, CONNECT];
+pub(super) const ASKED: &[(u8, &str)] = &[(0, "done"), REFUSED, USAGE, CONNECT];
 const ABOUT_A_TOPIC: &[(u8, &str)] =
     &[(0, "done"), (1, "there is no such topic, or the server refused"), USAGE, CONNECT];
 
@@ -19,7 +23,7 @@ const TOKENS: &str = "A TOKEN comes from msgbus pull --group, or from the header
                       from standard input, one per line. Leases that were over are reported; all others are\n\
                       settled. It tries again within --timeout while the server cannot be reached or is busy.";
 
-pub(crate) const COMMANDS: [CommandSpec; 20] = [
+pub(crate) const COMMANDS: [CommandSpec; 23] = [
     CommandSpec {
         command: Command::Pub,
         name: "pub",
@@ -245,6 +249,9 @@ pub(crate) const COMMANDS: [CommandSpec; 20] = [
             CONNECT,
         ],
     },
+    services::REQUEST,
+    services::SERVE,
+    services::SERVICES,
     CommandSpec {
         command: Command::Tail,
         name: "tail",
@@ -339,7 +346,8 @@ pub(crate) const COMMANDS: [CommandSpec; 20] = [
                   fanout   subscribers receive what clients publish\n\
                   latency  the same at a rate [1000] that the server can sustain\n\
                   idle     subscribers that receive nothing; --pid shows what they cost\n\
-                  sub      subscribers receive what another msgbus bench pub publishes\n\n\
+                  sub      subscribers receive what another msgbus bench pub publishes\n\
+                  request  clients ask a service, which --responders serve; each is a round trip\n\n\
                   Latency is the time until the response or, with subscribers, until they have the\n\
                   message; with --rate, it counts from the time at which the request was due. bench\n\
                   creates topics and deletes them at the end, unless --topic names one. It uses one\n\
@@ -421,12 +429,15 @@ pub(super) const TOPIC_NAMES: CommandSpec = CommandSpec {
 };
 
 /// The exit codes of all commands.
-pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
+pub(crate) const EXIT_CODES: [(u8, &str); 10] = [
     (0, "done"),
     (1, "an error: refused, a lease was over, a command failed with --cursor, or cannot write"),
     USAGE,
     CONNECT,
     (5, "no message (with --fail-empty), or --timeout before --count"),
     (6, "messages were missed (with --strict), or lost (bench)"),
+    NO_RESPONDER,
+    TIMED_OUT,
+    FAILED,
     SIGNAL,
 ];

@@ -42,14 +42,15 @@ impl Handler {
     ) -> Result<(), Failure> {
         let Some(execute) = &self.execute else { return self.output.write(message).await };
         let command = execute.command(message);
-        match execute.run(command, message, alive, self.stop.requested_again()).await? {
+        let input = execute.input(message);
+        match execute.run(command, input, 0, alive, self.stop.requested_again()).await? {
             execute::Ended::Exited { status, .. } if status.success() => Ok(()),
             execute::Ended::Exited { status, .. } => {
                 let (name, id) = (execute.name(), message.id());
                 self.report_failed(&format!("{name} failed on message {id}: {status}"))
             }
             // msgbus exits shortly after the second signal.
-            execute::Ended::Killed => pending().await,
+            execute::Ended::Killed | execute::Ended::TooLong => pending().await,
         }
     }
 

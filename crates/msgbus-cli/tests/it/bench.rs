@@ -34,6 +34,8 @@ async fn every_message_is_accounted_for() {
         ("fanout --msgs 100 --subs 10 --clients 3 --topics 2", 1000 / 2, 100, 1000 / 2),
         ("fanout --msgs 100 --subs 4 --raw --batch 7", 400, 100, 400),
         ("latency --msgs 50 --rate 5000 --subs 2", 100, 50, 100),
+        ("request --msgs 500 --clients 4 --responders 2", 500, 500, 0),
+        ("request --msgs 50 --clients 1 --responders 1 --size 0", 50, 50, 0),
         ("idle --subs 20 --duration 10ms", 20, 0, 0),
     ] {
         let report = accounts(&daemon, args).await;
@@ -139,6 +141,8 @@ async fn wrong_options_are_rejected() {
         ("pub --clients 0", "--clients"),
         ("fanout --v1", "--v1 is for bench pub and bench pull"),
         ("pub --subs 3", "--subs is not an option of bench pub"),
+        ("pub --responders 3", "--responders has no effect here"),
+        ("request --topics 2", "one service"),
         ("pub --json --csv", "one of"),
         ("pub --pid 4294967295", "--pid"),
     ] {

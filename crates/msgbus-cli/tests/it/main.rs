@@ -15,6 +15,8 @@ mod publish;
 mod pull;
 mod relay;
 mod secure;
+mod services;
+mod services_to;
 mod subscribe;
 mod subscribe_command;
 mod support;

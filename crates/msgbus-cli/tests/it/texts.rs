@@ -9,10 +9,10 @@ const WRONG_USAGE: [(&[&str], &str); 72] = [
     (&["pub"], "no topic given; usage: msgbus pub TOPIC [MESSAGE]"),
     (&["sub", "--count", "1"], "no topic given; usage: msgbus sub TOPIC... [COMMAND [ARG...]]"),
     (&["rm"], "no topic given; usage: msgbus rm TOPIC"),
-    (&["bench"], "choose a benchmark: pub, sub, pull, fanout, idle or latency"),
+    (&["bench"], "choose a benchmark: pub, sub, pull, fanout, idle, latency or request"),
     (
         &["bench", "put"],
-        "no benchmark \"put\"; choose one of pub, sub, pull, fanout, idle, latency",
+        "no benchmark \"put\"; choose one of pub, sub, pull, fanout, idle, latency, request",
     ),
     (&["completion"], "which shell: bash, zsh or fish?"),
     (&["completion", "tcsh"], "the shells are bash, zsh and fish"),

@@ -1,6 +1,6 @@
 //! Requests to a service, their replies, and the token that connects the two.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -23,6 +23,8 @@ impl NewRequest {
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
     /// The longest [`timeout`](Self::timeout).
     pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+    /// What servers accept as [`timeout`](Self::timeout).
+    pub const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Self::MAX_TIMEOUT;
 
     /// A request with this payload, without headers, that waits for 5 seconds.
     pub fn new(payload: impl Into<Bytes>) -> Self {
@@ -32,6 +34,12 @@ impl NewRequest {
             timeout: Self::DEFAULT_TIMEOUT,
             may_repeat: false,
         }
+    }
+
+    /// Sets the payload.
+    #[must_use]
+    pub fn payload(self, payload: impl Into<Bytes>) -> Self {
+        Self { payload: payload.into(), ..self }
     }
 
     /// Sets the headers.
