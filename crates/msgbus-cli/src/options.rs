@@ -235,7 +235,7 @@ pub(crate) const OPTIONS: [OptionSpec; 83] = [
         .only(&[Bench]),
     OptionSpec::new(
         "--msgs",
-        "total number of messages [100000; pull, request: 50000, fanout: 10000]",
+        "total number of messages [100000; pull: 50000, fanout, request: 10000]",
     )
     .value("N")
     .only(&[Bench]),

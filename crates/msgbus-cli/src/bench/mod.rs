@@ -11,7 +11,9 @@ use std::{
 };
 
 use msgbus_client::{Client, ClientError, TopicName};
-use msgbus_load::{ConnectFn, Http, MsgbusV1, Progress, Protocol, Server, Services, Target};
+use msgbus_load::{
+    ConnectFn, Http, Load, MsgbusV1, Progress, Protocol, Report, Server, Services, Target,
+};
 use tokio::{runtime, select, task::LocalSet, time::timeout};
 
 pub(crate) use self::plan::Bench;
@@ -37,7 +39,7 @@ pub(crate) fn run(bench: Bench) -> Result<Exit, Failure> {
 }
 
 async fn measure(bench: Bench) -> Result<Exit, Failure> {
-    let mut stop = Stop::listen(GRACE).map_err(|error| Failure::Other(error.to_string()))?;
+    let stop = Stop::listen(GRACE).map_err(|error| Failure::Other(error.to_string()))?;
     let mut ended = stop.clone();
     // Fails early with a clear error if there is no msgbus server.
     bench.client.topics("-").await?;
@@ -46,20 +48,7 @@ async fn measure(bench: Bench) -> Result<Exit, Failure> {
     let progress = Progress::default();
     let load = bench.load(&topics, &progress);
     let shown = bench.progress && io::stderr().is_terminal() && bench.work != Work::Idle;
-    let work = async {
-        match bench.work {
-            Work::Pub => msgbus_load::publish(&target, &load).await,
-            Work::Pull => msgbus_load::pull(&target, &load).await,
-            Work::Fanout | Work::Latency => {
-                msgbus_load::fan_out(&target, &load, bench.subscribers).await
-            }
-            Work::Request => msgbus_load::request(&target, &load, bench.subscribers).await,
-            Work::Idle => msgbus_load::idle(&target, &load, bench.subscribers).await,
-            Work::Sub => {
-                msgbus_load::follow(&target, &load, bench.subscribers, stop.requested()).await
-            }
-        }
-    };
+    let work = generate(&bench, &target, &load, stop);
     let report = select! {
         report = work => Some(report),
         () = show::watch(&bench, &progress), if shown => None,
@@ -87,6 +76,23 @@ async fn measure(bench: Bench) -> Result<Exit, Failure> {
     }
     let is_whole = accounts.lost + accounts.repeated + accounts.reordered == 0;
     Ok(if is_whole { Exit::Done } else { Exit::Missed })
+}
+
+/// Generates the load.
+async fn generate(
+    bench: &Bench,
+    target: &Target,
+    load: &Load,
+    mut stop: Stop,
+) -> io::Result<Report> {
+    match bench.work {
+        Work::Pub => msgbus_load::publish(target, load).await,
+        Work::Pull => msgbus_load::pull(target, load).await,
+        Work::Fanout | Work::Latency => msgbus_load::fan_out(target, load, bench.subscribers).await,
+        Work::Request => msgbus_load::request(target, load, bench.subscribers).await,
+        Work::Idle => msgbus_load::idle(target, load, bench.subscribers).await,
+        Work::Sub => msgbus_load::follow(target, load, bench.subscribers, stop.requested()).await,
+    }
 }
 
 async fn target(bench: &Bench) -> Result<Target, Failure> {

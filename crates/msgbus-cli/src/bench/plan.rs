@@ -97,9 +97,8 @@ const DEFAULT_TOPIC_LIMIT: u64 = 65_536;
 
 impl Bench {
     pub(crate) fn parse(options: &mut Options, work: Option<OsString>) -> Result<Self, Failure> {
-        let work = work.ok_or_else(|| {
-            Failure::usage("choose a benchmark: pub, sub, pull, fanout, idle, latency or request")
-        })?;
+        let none = "choose a benchmark: pub, sub, pull, fanout, idle, latency or request";
+        let work = work.ok_or_else(|| Failure::usage(none))?;
         let work: Work = work.to_string_lossy().parse().map_err(Failure::usage)?;
         let topics = options.value("--topics", number(MAX_TOPICS))?.unwrap_or(1);
         let (clients, subscribers, messages, rate, time) = match work {
@@ -109,7 +108,7 @@ impl Bench {
             Work::Fanout => (1, 100, Some(10_000), None, None),
             Work::Idle => (0, 1000, None, None, Some(Duration::from_secs(1))),
             Work::Latency => (1, 1, None, Some(1000.0), Some(Duration::from_secs(5))),
-            Work::Request => (16, 4, Some(50_000), None, None),
+            Work::Request => (16, 4, Some(10_000), None, None),
         };
         let others = if work == Work::Request { "--responders" } else { "--subs" };
         let asked = options.value("--msgs", count)?;

@@ -141,7 +141,7 @@ async fn wrong_options_are_rejected() {
         ("pub --clients 0", "--clients"),
         ("fanout --v1", "--v1 is for bench pub and bench pull"),
         ("pub --subs 3", "--subs is not an option of bench pub"),
-        ("pub --responders 3", "--responders has no effect here"),
+        ("pub --responders 3", "--responders=3 has no effect here"),
         ("request --topics 2", "one service"),
         ("pub --json --csv", "one of"),
         ("pub --pid 4294967295", "--pid"),

@@ -12,8 +12,7 @@ use thiserror::Error;
 pub(crate) const WAITS: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(60);
 /// How long a requester may wait.
-pub(crate) const TIMEOUTS: RangeInclusive<Duration> =
-    Duration::from_millis(1)..=NewRequest::MAX_TIMEOUT;
+pub(crate) const TIMEOUTS: RangeInclusive<Duration> = NewRequest::TIMEOUTS;
 /// How long a lease may be.
 pub(crate) const LEASES: RangeInclusive<Duration> = Duration::from_secs(1)..=LeaseToken::MAX_TIME;
 /// How long a message may wait after a nack.

@@ -66,8 +66,7 @@ async fn ask(
     outline: Outline,
 ) -> Result<HttpResponse, ApiError> {
     let query = query.only(&["timeout", "retry"])?;
-    let timeout =
-        query.duration("timeout", NewRequest::TIMEOUTS)?.unwrap_or(NewRequest::DEFAULT_TIMEOUT);
+    let timeout = query.duration("timeout", TIMEOUTS)?.unwrap_or(NewRequest::DEFAULT_TIMEOUT);
     let may_repeat = query.flag("retry")?;
     drop(query);
     let headers = kept_headers(call.worker, service, request, outline)?;
