@@ -23,13 +23,13 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, ChildStdin, ChildStdout, Command},
     select,
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use crate::{
     failure::Failure,
     output::{note, write_json},
-    stderr::{PassedOn, REST_TIMEOUT},
+    stderr::PassedOn,
 };
 
 /// The longest payload that is put into the environment, in bytes. Systems limit the total size of the
@@ -125,6 +125,7 @@ impl Execute {
             child = self.spawn(&mut command) => child?,
             () = &mut kill => return Ok(Ended::Killed),
         };
+        let group = child.id();
         let stderr = child.stderr.take().map(PassedOn::start);
         let feed = feed(child.stdin.take(), &input);
         let mut output = Output { stdout: child.stdout.take(), limit, bytes: Vec::new() };
@@ -133,27 +134,33 @@ impl Execute {
             never = feed => match never {},
             never = meanwhile => match never {},
             () = output.too_long() => Err(Ended::TooLong),
-            () = kill => Err(Ended::Killed),
+            () = &mut kill => Err(Ended::Killed),
         };
         let status = match ended {
             Ok(status) => status,
             Err(ended) => {
-                kill_group(&child);
+                kill_group(group);
                 child.wait().await.map_err(Failure::Output)?;
                 return Ok(ended);
             }
         };
-        // What it has started may keep the pipe open for longer.
-        let fits = timeout(REST_TIMEOUT, output.read()).await.unwrap_or(true);
+        // What it has started may write more, as a filter behind a redirection does.
+        let fits = select! {
+            biased;
+            fits = output.read() => fits,
+            () = kill => {
+                kill_group(group);
+                return Ok(Ended::Killed);
+            }
+        };
+        if !fits {
+            return Ok(Ended::TooLong);
+        }
         let last_line = match stderr {
             Some(stderr) => stderr.last_line().await,
             None => None,
         };
-        Ok(if fits {
-            Ended::Exited { status, output: output.bytes, last_line }
-        } else {
-            Ended::TooLong
-        })
+        Ok(Ended::Exited { status, output: output.bytes, last_line })
     }
 
     /// Starts the command. While the system has no resources for it, it waits: a message that is leased is kept meanwhile.
@@ -269,8 +276,8 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 /// Kills the command and what it has started.
-fn kill_group(child: &Child) {
-    let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+fn kill_group(group: Option<u32>) {
+    let group = group.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     if let Some(group) = group {
         // It may have ended by itself.
         let _ = kill_process_group(group, Signal::KILL);

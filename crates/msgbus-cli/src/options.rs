@@ -233,12 +233,9 @@ pub(crate) const OPTIONS: [OptionSpec; 83] = [
     OptionSpec::new("--responders", "connections that serve what bench request asks [4]")
         .value("N")
         .only(&[Bench]),
-    OptionSpec::new(
-        "--msgs",
-        "total number of messages [100000; pull: 50000, fanout, request: 10000]",
-    )
-    .value("N")
-    .only(&[Bench]),
+    OptionSpec::new("--msgs", "messages in all [100000; pull: 50000; fanout, request: 10000]")
+        .value("N")
+        .only(&[Bench]),
     OptionSpec::new("--size", "payload size in bytes [128]").value("BYTES").only(&[Bench]),
     OptionSpec::new("--rate", "messages per second in total [as many as the server takes]")
         .value("N")

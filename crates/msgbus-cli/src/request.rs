@@ -4,7 +4,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
 use bytes::Bytes;
 use msgbus_client::{Client, NewRequest, Reply, RequestError, TopicName};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::{
     failure::{Exit, Failure},
@@ -14,8 +14,6 @@ use crate::{
     reader::{Options, timeout},
 };
 
-/// How much longer than the server the command waits: the server knows best whether there is a reply.
-const GRACE: Duration = Duration::from_secs(1);
 /// The largest payload that is read, in bytes. No server accepts a larger one.
 const MAX_PAYLOAD: usize = 1 << 30;
 
@@ -58,8 +56,7 @@ impl Request {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = left.max(*NewRequest::TIMEOUTS.start());
             let request = self.draft.clone().payload(payload.clone()).timeout(left);
-            let asked = timeout_at(deadline + GRACE, self.client.request(&self.service, request));
-            match asked.await.unwrap_or(Err(RequestError::TimedOut)) {
+            match self.client.request(&self.service, request).await {
                 Ok(reply) => return Ok(reply),
                 Err(RequestError::Client(error)) => {
                     outage.wait(self.quiet, error, deadline).await?;

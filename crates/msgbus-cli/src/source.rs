@@ -7,19 +7,18 @@ use tokio::time::sleep;
 
 use crate::output::note;
 
-/// How long a take waits. Nothing happens at its end: the next one follows.
-const WAIT: Duration = Duration::from_secs(60);
-
 /// Repeats takes, with notes about the connection unless they are suppressed.
 #[derive(Debug)]
 pub(crate) struct Source {
     reachability: Reachability,
+    /// How long a take waits at the server. Nothing happens at its end: the next one follows.
+    wait: Duration,
     quiet: bool,
 }
 
 impl Source {
-    pub(crate) fn new(quiet: bool) -> Self {
-        Self { reachability: Reachability::default(), quiet }
+    pub(crate) fn new(wait: Duration, quiet: bool) -> Self {
+        Self { reachability: Reachability::default(), wait, quiet }
     }
 
     /// Calls `take`, with the time that it should wait at the server, until it returns something.
@@ -29,7 +28,7 @@ impl Source {
     ) -> Result<T, ClientError> {
         loop {
             // Without a wait it is known at once whether the server answers.
-            let wait = if self.reachability.is_reached() { WAIT } else { Duration::ZERO };
+            let wait = if self.reachability.is_reached() { self.wait } else { Duration::ZERO };
             match take(wait).await {
                 Ok(taken) => {
                     if self.reachability.reached() && !self.quiet {

@@ -15,7 +15,7 @@ use tokio::{
 
 /// How long to wait for the rest of the output after the command has ended. What it has started may keep
 /// the pipe open for longer.
-pub(crate) const REST_TIMEOUT: Duration = Duration::from_millis(500);
+const REST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Standard error of a running command. It is passed on as long as any process has it open.
 pub(crate) struct PassedOn {

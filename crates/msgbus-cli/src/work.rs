@@ -23,6 +23,8 @@ use crate::{
 /// The time between the second signal and the exit, in which messages are given back.
 pub(crate) const GRACE: Duration = Duration::from_secs(3);
 const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// How long a take waits at the server.
+const WAIT: Duration = Duration::from_secs(60);
 /// The maximum of -P. It is also the usual maximum of leases of a group.
 const MAX_PARALLEL: u64 = 1_024;
 
@@ -152,7 +154,7 @@ impl Work {
 impl Work {
     /// All deliveries, up to --count. Ends after an error.
     fn deliveries(&self) -> impl Stream<Item = Result<Delivery, Failure>> + use<'_> {
-        let start = (Source::new(self.quiet), self.count.unwrap_or(u64::MAX));
+        let start = (Source::new(WAIT, self.quiet), self.count.unwrap_or(u64::MAX));
         stream::unfold(start, async |(mut source, left)| {
             let left = left.checked_sub(1)?;
             let taken = source.next(async |wait| self.take(wait).await).await;

@@ -65,9 +65,8 @@ impl Reachability {
         match error {
             ClientError::Busy { .. } => true,
             // A proxy may answer while the server is down.
-            ClientError::NotMsgbus { .. } | ClientError::Refused { status: 507, .. } => {
-                self.established
-            }
+            ClientError::NotMsgbus { .. }
+            | ClientError::Refused { status: 404 | 408 | 507, .. } => self.established,
             error => self.established && error.is_temporary(),
         }
     }

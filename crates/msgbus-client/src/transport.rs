@@ -103,7 +103,7 @@ impl Client {
         self.lost(&format!("no response within {}", format_duration(limit)))
     }
 
-    fn lost(&self, reason: &str) -> ClientError {
+    pub(crate) fn lost(&self, reason: &str) -> ClientError {
         ClientError::Lost { server: self.server().to_string(), reason: reason.to_owned() }
     }
 

@@ -48,14 +48,14 @@ pub(super) const SERVE: CommandSpec = CommandSpec {
               payload on standard input, and in its environment MSGBUS_SERVICE, MSGBUS_PAYLOAD and\n\
               MSGBUS_HEADER_CONTENT_TYPE and the like. Its standard output is the reply. If it exits\n\
               with something else than 0, the request fails with the last line of standard error as\n\
-              the reason. It is killed when its requester waits no longer.\n\n\
+              the reason. It is killed when the timeout of the request is over.\n\n\
               With --to instead of COMMAND, each request is a POST to that URI, with its payload,\n\
               content type and headers, and the response is the reply. A status of 400 or more is a\n\
               failure, and so is a server that cannot be reached. Nothing needs to reach this machine\n\
               from outside.\n\n\
               Any number can serve the same service: each request goes to one of them. If the server\n\
               is lost, msgbus connects again by itself. Ctrl-C or SIGTERM takes no more requests and\n\
-              lets those in hand finish, at most until their requesters wait no longer. A second\n\
+              lets those in hand finish, at most until their timeouts are over. A second\n\
               signal kills commands and gives the requests back.",
     examples: &[
         "msgbus serve upper -- tr a-z A-Z",

@@ -1,6 +1,6 @@
 //! Answers a request with that of an HTTP server, usually one on this machine. Connections are kept and used again.
 
-use std::{error::Error, fs};
+use std::{error::Error, fs, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -22,6 +22,8 @@ use msgbus_core::format_duration;
 use super::{Answer, MAX_REPLY};
 use crate::{failure::Failure, reader::Options};
 
+/// How long an unused connection is kept. Many servers close one after 5 s, and a request that is sent meanwhile fails.
+const IDLE: Duration = Duration::from_secs(3);
 /// Headers of HTTP that are about the connection, the transfer or the server, and not about the answer.
 const DROPPED: [HeaderName; 12] = [
     header::CONNECTION,
@@ -71,6 +73,7 @@ impl Forward {
             uri: uri.parse::<Uri>().map_err(|error| bad(&error))?,
             http: HttpClient::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE)
                 .build(client.connector().clone()),
         })
     }
@@ -85,34 +88,26 @@ impl Forward {
             .map_err(|error| unreachable(&format!("cannot be asked: {error}")))?;
         let response = self.http.request(forwarded).await.map_err(|error| {
             let what = if error.is_connect() { "cannot connect" } else { "lost the connection" };
-            unreachable(&format!("{what} to {}: {}", self.uri, root_cause(&error)))
+            unreachable(&format!("{what} to the HTTP server: {}", root_cause(&error)))
         })?;
         let (head, body) = response.into_parts();
-        let payload = self.body(body).await?;
+        let payload = read(body).await?;
         if head.status.is_client_error() || head.status.is_server_error() {
             let reason = reason(head.status, &head.headers, &payload);
             return Err(ServiceFailure::new(reason).with_status(head.status.as_u16()));
         }
-        let headers = answer_headers(&Response::from_parts(head, ())).map_err(|error| {
-            unreachable(&format!("the headers of the answer cannot be passed on: {error}"))
-        })?;
-        Ok(Reply { payload, headers })
+        Ok(Reply { payload, headers: answer_headers(&Response::from_parts(head, ())) })
     }
+}
 
-    async fn body(&self, body: Incoming) -> Result<Bytes, ServiceFailure> {
-        let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                unreachable(&format!("the answer has more than {} MiB", MAX_REPLY >> 20))
-            } else {
-                unreachable(&format!(
-                    "lost the connection to {}: {}",
-                    self.uri,
-                    root_cause(&*error)
-                ))
-            }
-        })?;
-        Ok(body.to_bytes())
-    }
+async fn read(body: Incoming) -> Result<Bytes, ServiceFailure> {
+    let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            return unreachable(&format!("the answer has more than {} MiB", MAX_REPLY >> 20));
+        }
+        unreachable(&format!("lost the connection to the HTTP server: {}", root_cause(&*error)))
+    })?;
+    Ok(body.to_bytes())
 }
 
 /// A failure of the way to the server: 502, as a gateway says it.
@@ -141,8 +136,8 @@ fn reason(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> String {
     line
 }
 
-/// The headers of the reply.
-fn answer_headers(answer: &Response<()>) -> Result<Headers, msgbus_client::HeaderError> {
+/// The headers of the reply. If they are too many or too large, only those without which the payload is of no use.
+fn answer_headers(answer: &Response<()>) -> Headers {
     let connection = answer.headers().get_all(header::CONNECTION).iter();
     // Names of headers that are for this connection only.
     let named: String =
@@ -158,7 +153,10 @@ fn answer_headers(answer: &Response<()>) -> Result<Headers, msgbus_client::Heade
     });
     let status = answer.status();
     let status = (status != StatusCode::OK).then_some((STATUS, status.as_str()));
-    Headers::new(headers.chain(status))
+    let headers: Vec<_> = headers.chain(status).collect();
+    let needed = [Headers::CONTENT_TYPE, Headers::CONTENT_ENCODING, STATUS];
+    let few = || Headers::new(headers.iter().filter(|(name, _)| needed.contains(name)).copied());
+    Headers::new(headers.iter().copied()).or_else(|_| few()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -179,7 +177,14 @@ mod tests {
             .unwrap();
         let headers =
             [("content-type", "text/csv"), ("location", "/7"), ("tag", "a"), (STATUS, "201")];
-        assert_eq!(answer_headers(&answer), Headers::new(headers));
+        assert_eq!(answer_headers(&answer), Headers::new(headers).unwrap());
+    }
+
+    #[test]
+    fn headers_that_do_not_fit_are_left_out() {
+        let answer = Response::builder().header("Content-Type", "text/csv");
+        let answer = answer.header("Content-Security-Policy", "x".repeat(9_000)).body(()).unwrap();
+        assert_eq!(answer_headers(&answer), Headers::new([("content-type", "text/csv")]).unwrap());
     }
 
     #[test]

@@ -3,12 +3,15 @@
 mod forward;
 mod run;
 
-use std::{cell::Cell, ffi::OsString, pin::pin};
+use std::{cell::Cell, ffi::OsString, pin::pin, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, stream, stream::FuturesUnordered};
 use msgbus_client::{Client, ClientError, Failure as ServiceFailure, Reply, Request, TopicName};
 use msgbus_core::format_duration;
-use tokio::{select, sync::Notify, time::sleep_until};
+use tokio::{
+    select,
+    time::{sleep, sleep_until},
+};
 
 use self::{forward::Forward, run::Run};
 use crate::{
@@ -22,6 +25,8 @@ use crate::{
 
 /// The largest reply that is read from a command or an HTTP server, in bytes. Servers usually accept less.
 const MAX_REPLY: usize = 64 << 20;
+/// How long a take waits at the server. It is short, because the last one is waited for at the end.
+const WAIT: Duration = Duration::from_secs(1);
 /// The maximum of -P.
 const MAX_PARALLEL: u64 = 1_024;
 /// The default of -P with --to.
@@ -79,23 +84,16 @@ impl Serve {
 }
 
 pub(crate) async fn run(serve: Serve, stop: Stop) -> Result<Exit, Failure> {
-    let halt = Notify::new();
-    let mut stopped = stop.clone();
-    let end = async {
-        select! {
-            () = stopped.requested() => {}
-            () = halt.notified() => {}
-        }
-    };
-    let free = Cell::new(serve.parallel);
-    let mut batches = pin!(serve.requests(&free).take_until(Box::pin(end)));
+    let taking = Taking { free: Cell::new(serve.parallel), ..Taking::default() };
+    let mut batches = pin!(serve.requests(&taking));
     let (mut running, mut failure) = (FuturesUnordered::new(), None);
+    let (mut stopped, mut again) = (stop.clone(), stop.clone());
     let mut is_open = true;
     while is_open || !running.is_empty() {
         let ended = select! {
-            batch = batches.next(), if is_open && free.get() > 0 => match batch {
+            batch = batches.next(), if is_open && taking.free.get() > 0 => match batch {
                 Some(Ok(requests)) => {
-                    free.set(free.get().saturating_sub(requests.len()));
+                    taking.free.set(taking.free.get().saturating_sub(requests.len()));
                     running.extend(requests.into_iter().map(|it| serve.answer(it, stop.clone())));
                     Ok(())
                 }
@@ -106,13 +104,21 @@ pub(crate) async fn run(serve: Serve, stop: Stop) -> Result<Exit, Failure> {
                 }
             },
             Some(ended) = running.next() => {
-                free.set(free.get() + 1);
+                taking.free.set(taking.free.get() + 1);
                 ended
+            }
+            () = stopped.requested(), if !taking.is_last.get() => {
+                is_open &= taking.end();
+                Ok(())
+            }
+            () = overdue(&mut again), if is_open && taking.is_last.get() => {
+                is_open = false;
+                Ok(())
             }
         };
         if let Err(error) = ended {
             // What is in hand is finished, and no more is taken.
-            halt.notify_one();
+            is_open &= taking.end();
             failure.get_or_insert(error);
         }
     }
@@ -123,19 +129,50 @@ pub(crate) async fn run(serve: Serve, stop: Stop) -> Result<Exit, Failure> {
     }
 }
 
+/// How requests are taken. A take that is dropped may lose requests, which the server has just handed out: so at the
+/// end, one in flight is waited for.
+#[derive(Default)]
+struct Taking {
+    /// How many more requests can be answered now.
+    free: Cell<usize>,
+    /// Whether a take is in flight.
+    is_in_flight: Cell<bool>,
+    /// Whether no other take follows.
+    is_last: Cell<bool>,
+}
+
+impl Taking {
+    /// Lets no other take follow. Returns whether one is in flight.
+    fn end(&self) -> bool {
+        self.is_last.set(true);
+        self.is_in_flight.get()
+    }
+}
+
+/// Completes when the last take should have ended, or at the second signal.
+async fn overdue(again: &mut Stop) {
+    select! {
+        () = sleep(3 * WAIT) => {}
+        () = again.requested_again() => {}
+    }
+}
+
 impl Serve {
-    /// All requests, in batches of at most as many as are free when it is asked for the next batch. Ends after an error.
+    /// All requests, in batches of at most as many as are free when it is asked for the next batch; a batch may be empty.
+    /// Ends after an error, and after the last take.
     fn requests<'a>(
         &'a self,
-        free: &'a Cell<usize>,
+        taking: &'a Taking,
     ) -> impl Stream<Item = Result<Vec<Request>, ClientError>> + use<'a> {
         let responder = self.client.serve(&self.service);
-        let source = Some(Source::new(self.quiet));
+        let source = Some(Source::new(WAIT, self.quiet));
         stream::unfold((source, responder), move |(source, responder)| async move {
-            let mut source = source?;
+            let mut source = source.filter(|_| !taking.is_last.get())?;
             let take = async |wait| {
-                let requests = responder.take(free.get(), wait).await?;
-                Ok(Some(requests).filter(|requests| !requests.is_empty()))
+                taking.is_in_flight.set(true);
+                let taken = responder.take(taking.free.get(), wait).await;
+                taking.is_in_flight.set(false);
+                taken.map(Some)
             };
             let taken = source.next(take).await;
             let source = Some(source).filter(|_| taken.is_ok());
@@ -160,7 +197,7 @@ impl Serve {
         let answered = match self.handler.handle(&request, cut).await {
             Ok(Some(Ok(reply))) => request.reply(reply).await,
             Ok(Some(Err(failure))) => {
-                note(&format!("{service}: {failure}"));
+                note(&self.handler.describe(service, &failure));
                 request.fail(failure).await
             }
             Ok(None) if stopped.is_requested_again() => request.decline().await,
@@ -201,6 +238,14 @@ impl Handler {
                 answer = forward.handle(request) => Some(answer),
                 () = cut => None,
             }),
+        }
+    }
+
+    /// The note about a failure. What is behind --to is for this side only.
+    fn describe(&self, service: &TopicName, failure: &ServiceFailure) -> String {
+        match self {
+            Self::Run(_) => format!("{service}: {failure}"),
+            Self::Forward(forward) => format!("{service}: {}: {failure}", forward.uri),
         }
     }
 

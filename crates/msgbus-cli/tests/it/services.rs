@@ -238,6 +238,44 @@ async fn the_first_signal_lets_requests_finish_and_takes_no_more() {
 }
 
 #[tokio::test]
+async fn no_request_is_lost_to_a_responder_that_ends() {
+    let daemon = Daemon::start();
+    for _ in 0..5 {
+        let serving = serving(&daemon, &["-P4", "cat"]).await;
+        let asked = ["a", "b", "c"].map(|payload| {
+            let command = request(&daemon.uri(), &[payload]);
+            tokio::spawn(run(command))
+        });
+        let served = || daemon.bus.service(&name("s")).is_some_and(|s| s.counters.asked % 3 > 0);
+        tokio::time::timeout(Duration::from_secs(1), msgbus_testkit::until(served)).await.ok();
+        end(serving).await.is_silent();
+        for asked in asked {
+            let said = asked.await.unwrap();
+            assert!(matches!(said.code, Some(0 | 7)), "replied or refused: {said:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_whole_output_is_the_reply() {
+    let daemon = Daemon::start();
+    // The command has ended before what it has started writes.
+    let serving = serving(&daemon, &["sh", "-c", "(sleep 1; echo late) & echo early"]).await;
+    assert_eq!(ask(&daemon, &["x"]).await.out, "early\nlate\n");
+    end(serving).await.is_silent();
+}
+
+#[tokio::test]
+async fn a_request_in_hand_at_a_stop_of_the_server_is_not_repeated() {
+    let daemon = Daemon::start();
+    let mut serving = serving(&daemon, &["sh", "-c", "echo began >&2; sleep 30"]).await;
+    let asked = tokio::spawn(run(request(&daemon.uri(), &["x"])));
+    assert_eq!(serving.note().await, "began\n");
+    daemon.stop().await;
+    asked.await.unwrap().fails(3, "lost the connection");
+}
+
+#[tokio::test]
 async fn the_second_signal_kills_commands_and_gives_requests_back() {
     let daemon = Daemon::start();
     let mut first = serving(&daemon, &["sh", "-c", "echo $$ >&2; sleep 1000"]).await;
@@ -269,7 +307,7 @@ async fn the_second_signal_kills_commands_and_gives_requests_back() {
 #[tokio::test]
 async fn a_requester_of_a_killed_responder_is_told_in_time() {
     let daemon = Daemon::start();
-    let mut serving = serving(&daemon, &["sh", "-c", "echo began >&2; sleep 1000"]).await;
+    let mut serving = serving(&daemon, &["sh", "-c", "echo began >&2; sleep 30"]).await;
     let mut command = msgbus(&["request", "s", "--timeout", "8s", "--retry", "x"]);
     command.env("MSGBUS_URI", daemon.uri());
     let asked = tokio::spawn(run(command));

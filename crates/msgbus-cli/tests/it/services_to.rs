@@ -100,6 +100,7 @@ async fn a_request_is_a_post_and_its_response_the_reply() {
 #[tokio::test]
 async fn what_goes_wrong_behind_a_service_is_a_failure_with_a_status() {
     let (daemon, behind) = (Daemon::start(), Behind::start().await);
+    let uri = behind.uri("/");
     let mut serving = serving(&daemon, &["--to", &behind.uri("")]).await;
     for (payload, failure) in [
         ("broken", "HTTP 500: no disk"),
@@ -107,13 +108,13 @@ async fn what_goes_wrong_behind_a_service_is_a_failure_with_a_status() {
         ("huge", "HTTP 502: the answer has more than 64 MiB"),
     ] {
         ask(&daemon, &[payload]).await.fails(9, &format!("s: the responder failed: {failure}\n"));
-        assert_eq!(serving.note().await, format!("msgbus: s: {failure}\n"));
+        assert_eq!(serving.note().await, format!("msgbus: s: {uri}: {failure}\n"));
     }
     let client = Client::new(&daemon.uri()).unwrap();
     let failed = client.request(&name("s"), "absent").await.unwrap_err();
     let RequestError::Failed(failure) = failed else { panic!("{failed}") };
     assert_eq!((failure.status, &*failure.reason), (Some(404), "Not Found"));
-    assert_eq!(serving.note().await, "msgbus: s: HTTP 404: Not Found\n");
+    assert_eq!(serving.note().await, format!("msgbus: s: {uri}: HTTP 404: Not Found\n"));
 
     responders(&daemon, 1).await;
     let late = NewRequest::new("slow").timeout(std::time::Duration::from_millis(300));
@@ -128,9 +129,10 @@ async fn what_goes_wrong_behind_a_service_is_a_failure_with_a_status() {
 async fn a_server_that_cannot_be_reached_is_a_failure() {
     let (daemon, nowhere) = (Daemon::start(), nowhere());
     let mut serving = serving(&daemon, &["--to", &nowhere.to_string()]).await;
-    let failure = format!("HTTP 502: cannot connect to http://{nowhere}/: Connection refused");
-    ask(&daemon, &["x"]).await.fails(9, &failure);
-    assert!(serving.note().await.contains(&failure));
+    let failure = "HTTP 502: cannot connect to the HTTP server: Connection refused";
+    ask(&daemon, &["x"]).await.fails(9, failure);
+    let note = serving.note().await;
+    assert!(note.contains(&format!("s: http://{nowhere}/: {failure}")), "{note}");
     end(serving).await.is_silent();
 }
 

@@ -23,6 +23,8 @@ use crate::{
     transport::{RESPONSE_TIMEOUT, buffered_body},
 };
 
+/// How much longer than the server a requester waits for the head of the response. To connect may take 10 s of it.
+const GRACE: Duration = Duration::from_secs(15);
 const PROBLEM: &str = "application/problem+json";
 
 /// An error response (RFC 9457).
@@ -52,7 +54,7 @@ impl Client {
             .uri(self.server().service("request", service, &query))
             .header(header::ACCEPT, PROBLEM);
         let request = message_headers::write(&headers, request);
-        let limit = timeout + RESPONSE_TIMEOUT;
+        let limit = timeout + GRACE;
         let response = self.send_payload(request, buffered_body(payload), limit).await?;
         if response.status() != StatusCode::OK {
             return Err(self.no_reply(response).await);
@@ -70,7 +72,12 @@ impl Client {
         let is_problem =
             response.headers().get(header::CONTENT_TYPE).is_some_and(|it| it == PROBLEM);
         if !is_problem {
-            return self.refusal(response).await.into();
+            let status = response.status().as_u16();
+            return match self.refusal(response).await {
+                // A proxy may say so after it has passed the request on.
+                ClientError::Busy { text, .. } => ClientError::Refused { status, text }.into(),
+                error => error.into(),
+            };
         }
         let (head, body) = response.into_parts();
         let body = match self.body(Response::new(body)).await {
@@ -78,6 +85,10 @@ impl Client {
             Err(error) => return error.into(),
         };
         match serde_json::from_slice::<Problem>(&body) {
+            // A responder may have the request.
+            Ok(Problem { code, .. }) if code == "closed" => {
+                self.lost("the server has stopped").into()
+            }
             Ok(Problem { code, detail }) => RequestError::of_code(&code, &detail)
                 .unwrap_or_else(|| self.refused(head.status, &head.headers, detail).into()),
             Err(error) => self.not_msgbus(&format!("invalid JSON: {}", json::brief(&error))).into(),
