@@ -117,7 +117,7 @@ async fn what_goes_wrong_behind_a_service_is_a_failure_with_a_status() {
     assert_eq!(serving.note().await, format!("msgbus: s: {uri}: HTTP 404: Not Found\n"));
 
     responders(&daemon, 1).await;
-    let late = NewRequest::new("slow").timeout(std::time::Duration::from_millis(300));
+    let late = NewRequest::new("slow").timeout(std::time::Duration::from_secs(3));
     let late = client.request(&name("s"), late).await.unwrap_err();
     assert!(matches!(late, RequestError::TimedOut), "{late}");
     let note = serving.note().await;
