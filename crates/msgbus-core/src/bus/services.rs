@@ -235,6 +235,14 @@ impl MessageBus {
         Ok(service.name.clone())
     }
 
+    /// Whether a responder has a request whose requester still waits. Unlike [`service_of`](Self::service_of), it does
+    /// not announce a reply.
+    pub fn is_in_hand(&self, token: &ReplyToken) -> bool {
+        let service = self.0.services.get(token.service);
+        service
+            .is_some_and(|service| service.service.lock().is_in_hand(token.key, clock::monotonic()))
+    }
+
     /// Answers a request with a reply, or with the reason of a failure.
     ///
     /// # Errors

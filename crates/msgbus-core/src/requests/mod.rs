@@ -29,6 +29,9 @@ use crate::{
     topic::{Registration, Reservation, WaiterId, Waiters},
 };
 
+/// The reason of a reply that does not fit into the memory of the bus.
+const NO_MEMORY: &str = "the server has no memory for the reply";
+
 /// A service.
 #[derive(Debug)]
 pub(crate) struct Service {
@@ -316,20 +319,21 @@ impl Service {
         key: RequestKey,
         now: MonotonicTime,
     ) -> Result<(), ReplyNotWanted> {
-        if self.in_hand(key, now).is_some() {
+        if self.is_in_hand(key, now) {
             return Ok(());
         }
         self.counters.not_wanted += 1;
         Err(ReplyNotWanted)
     }
 
+    /// Whether a responder has this request, and its requester waits.
+    pub(crate) fn is_in_hand(&self, key: RequestKey, now: MonotonicTime) -> bool {
+        self.slots.get(key.slot).is_some_and(|pending| pending.is_in_hand(key.nonce, now))
+    }
+
     /// A request that a responder has.
     fn in_hand(&mut self, key: RequestKey, now: MonotonicTime) -> Option<&mut Pending> {
-        let pending = self.slots.get_mut(key.slot)?;
-        let is_it = pending.nonce == key.nonce
-            && matches!(pending.stage, Stage::InHand)
-            && pending.deadline > now;
-        is_it.then_some(pending)
+        self.slots.get_mut(key.slot).filter(|pending| pending.is_in_hand(key.nonce, now))
     }
 
     /// Answers the requester. Returns its waker.
@@ -343,10 +347,12 @@ impl Service {
         now: MonotonicTime,
     ) -> Result<Option<Waker>, ReplyNotWanted> {
         self.seen = now;
-        let Some(pending) = self.in_hand(key, now) else {
+        if !self.is_in_hand(key, now) {
             self.counters.not_wanted += 1;
             return Err(ReplyNotWanted);
-        };
+        }
+        let reply = self.reserve_reply(key.slot, reply);
+        let Some(pending) = self.slots.get_mut(key.slot) else { return Err(ReplyNotWanted) };
         let time = now.since(pending.asked);
         let is_reply = reply.is_ok();
         let waker = pending.end(reply.map_err(|reason| RequestError::Failed { reason }));
@@ -359,6 +365,24 @@ impl Service {
             self.counters.failed += 1;
         }
         Ok(waker)
+    }
+
+    /// Counts a reply until its requester has taken it. One for which there is no memory is a failure.
+    fn reserve_reply(
+        &mut self,
+        slot: u32,
+        reply: Result<Reply, Box<str>>,
+    ) -> Result<Reply, Box<str>> {
+        let Some(pending) = self.slots.get_mut(slot) else { return reply };
+        let more = Pending::size_of_reply(&reply).saturating_sub(pending.size);
+        if more > 0 {
+            if !self.memory.reserve(self.bytes + more) {
+                return Err(NO_MEMORY.into());
+            }
+            pending.size += more;
+            self.bytes += more;
+        }
+        reply
     }
 
     /// A responder has left with a request in hand. It fails, or another responder gets it. Returns the waker of the

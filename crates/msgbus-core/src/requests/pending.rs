@@ -56,6 +56,20 @@ impl Pending {
         request.payload.len() as u64 + request.headers.accounted_size() + Self::OVERHEAD
     }
 
+    /// What a reply would take, in bytes.
+    pub(super) fn size_of_reply(reply: &Result<Reply, Box<str>>) -> u64 {
+        let content = match reply {
+            Ok(reply) => reply.payload.len() as u64 + reply.headers.accounted_size(),
+            Err(reason) => reason.len() as u64,
+        };
+        content + Self::OVERHEAD
+    }
+
+    /// Whether a responder has it by this nonce, and its requester waits.
+    pub(super) fn is_in_hand(&self, nonce: u64, now: MonotonicTime) -> bool {
+        self.nonce == nonce && matches!(self.stage, Stage::InHand) && self.deadline > now
+    }
+
     pub(super) fn payload_len(&self) -> usize {
         self.payload.len()
     }

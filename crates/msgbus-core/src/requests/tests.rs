@@ -360,6 +360,25 @@ fn requests_and_their_bytes_are_limited() {
     assert_eq!(refused, RequestError::TooManyRequests { limit });
 }
 
+/// A reply counts until it is taken, and one for which there is no memory is a failure.
+#[test]
+fn replies_count_towards_the_bytes() {
+    let mut service = self::service(1 << 20);
+    let responder = service.join(START).unwrap();
+    let asked: Vec<_> = (0..2).map(|_| service.ask("x".into(), START).unwrap().0).collect();
+    let handed = take(&mut service, responder, 2, START);
+    for (handed, size) in handed.iter().zip([600 << 10, 500 << 10]) {
+        let _ = service.reply(handed.key, Ok(vec![0; size].into()), START).unwrap();
+    }
+    assert!(service.bytes > 600 << 10 && service.bytes < 601 << 10, "{}", service.bytes);
+    assert!(matches!(poll(&mut service, asked[0].slot), Poll::Ready(Ok(_))));
+    let failed = poll(&mut service, asked[1].slot);
+    assert!(matches!(failed, Poll::Ready(Err(RequestError::Failed { .. }))), "{failed:?}");
+    assert_eq!(service.bytes, 0);
+    let counters = service.stats().counters;
+    assert_eq!((counters.replied, counters.failed), (1, 1));
+}
+
 #[test]
 fn a_pending_request_is_small() {
     assert!(size_of::<Option<Pending>>() + 8 <= 300, "{}", size_of::<Option<Pending>>());

@@ -35,6 +35,7 @@ impl Call<'_> {
     /// Admits a request to a service, before its payload is read. A service without responders is refused here.
     pub(crate) fn ask<'a>(&'a self, service: &'a TopicName) -> Result<Asking<'a>, ServiceError> {
         self.charge()?;
+        self.authorize(Action::Request, service)?;
         self.is_served(service).inspect_err(|_| self.worker.bus.count_refused(service))?;
         Ok(Asking { call: self, service })
     }

@@ -126,8 +126,8 @@ async fn a_flood_of_operations_without_reading_is_bounded() {
     while answered < COUNT {
         line.clear();
         soon(tokio::io::AsyncBufReadExt::read_until(&mut reader, b'\n', &mut line)).await.unwrap();
-        assert!(line.ends_with(b"0123456789\"}\n"), "{}", String::from_utf8_lossy(&line));
-        answered += 1;
+        // The length in the header of a frame may have the byte of a line feed.
+        answered += usize::from(line.ends_with(b"0123456789\"}\n"));
     }
     flood.await.unwrap();
 }

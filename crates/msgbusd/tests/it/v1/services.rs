@@ -290,7 +290,9 @@ async fn http_asks_websockets_and_they_ask_it() {
         client.ok(json!({"op": "reply", "token": request["reply"], "text": "reply"})).await;
     });
     assert_eq!((reply.status, reply.text()), (200, "reply"));
-    // A token works at every door.
+    // A token works at every door, and its place is free again at once.
+    client.ok(json!({"op": "unsub", "sid": "s"})).await;
+    client.serve("s", 1).await;
     client.begin(1, "s", json!({})).await;
     let token = client.request().await;
     assert_eq!(
@@ -298,6 +300,10 @@ async fn http_asks_websockets_and_they_ask_it() {
         204
     );
     assert_eq!(client.line().await["payload"], "YnkgSFRUUA==");
+    client.begin(3, "s", json!({})).await;
+    let token = client.request().await;
+    client.send(&[json!({"op": "reply", "token": token})]).await;
+    assert_eq!(client.line().await["rid"], 3);
     client.ok(json!({"op": "unsub", "sid": "s"})).await;
     client.begin(2, "s", json!({})).await;
     let request = daemon.get("/-/serve/s?wait=60s").await;
@@ -448,4 +454,30 @@ async fn a_responder_that_does_not_read_holds_up_no_service() {
     let mut other = daemon.client().await;
     other.ok(json!({"op": "serve", "sid": 1, "service": "s"})).await;
     other.request().await;
+}
+
+/// 16.7: replies are not buffered for a requester that does not read.
+#[tokio::test]
+async fn replies_to_a_requester_that_does_not_read_are_bounded() {
+    const COUNT: usize = 100;
+    let daemon = Daemon::start();
+    let mut slow = daemon.slow_v1(64 << 10).await;
+    let service = name("s");
+    let responder = daemon.bus.serve(&service, msgbus_core::BatchLimit::ONE).unwrap();
+    let ask = "{\"op\":\"request\",\"rid\":1,\"service\":\"s\",\"timeout\":\"60s\"}\n";
+    slow.write(&frame(TEXT, ask.repeat(COUNT))).await;
+    let mut requests = soon(responder).await.unwrap();
+    while requests.len() < COUNT {
+        let responder = daemon.bus.serve(&service, msgbus_core::BatchLimit::ONE).unwrap();
+        requests.extend(soon(responder).await.unwrap());
+    }
+    for request in requests {
+        request.reply(vec![b'x'; 1 << 20]).unwrap();
+    }
+    assert_eq!(daemon.bus.service(&service).unwrap().counters.replied, COUNT as u64);
+    // The server goes on, and has taken few of them.
+    let mut other = daemon.client().await;
+    other.is_idle().await;
+    let in_flight = daemon.metric("msgbus_server_inflight_bytes").await;
+    assert!(in_flight < 20 << 20, "{in_flight}");
 }

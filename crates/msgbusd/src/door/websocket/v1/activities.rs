@@ -6,11 +6,11 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use msgbus_core::{Reply, ReplyToken, SubscribeError};
+use msgbus_core::{PublishError, Reply, ReplyToken, SubscribeError};
 use slab::Slab;
 
 use super::{
-    Client, MAX_SUBSCRIPTIONS,
+    Client, MAX_SUBSCRIPTIONS, MAX_UNREAD,
     answer::{Answer, write_refusal},
     ask::Ask,
     follow::{End, Follow},
@@ -35,6 +35,7 @@ pub(super) struct Activities {
     in_hand: InHand,
     /// The number of requests that wait for their replies.
     asked: usize,
+    is_draining: bool,
 }
 
 #[derive(Debug)]
@@ -85,6 +86,7 @@ impl Activities {
             subscriptions: Names::default(),
             in_hand: InHand::new(client),
             asked: 0,
+            is_draining: false,
         }
     }
 
@@ -150,10 +152,15 @@ impl Activities {
         let Some(holder) = self.in_hand.remove(token) else { return };
         if let Some(Slot { signal, activity: Activity::Serve(serve) }) =
             self.slots.get_mut(holder.key)
-            && serve.answered(holder)
+            && serve.answered(holder, token)
         {
             signal.queue();
         }
+    }
+
+    /// Gives a request back that the client may not answer.
+    pub(super) fn hand_back(&mut self, token: &ReplyToken) {
+        self.in_hand.hand_back(token);
     }
 
     /// Makes a subscription known by its `sid`.
@@ -227,7 +234,17 @@ impl Activities {
             let Some(slot) = self.slots.get_mut(key) else { continue };
             slot.signal.taken();
             let waker = Waker::from(Arc::clone(&slot.signal));
-            let turn = slot.activity.poll_blocked(&mut Context::from_waker(&waker));
+            let cx = &mut Context::from_waker(&waker);
+            let turn = match &mut slot.activity {
+                // Replies are not buffered for a client that does not read.
+                Activity::Ask(_) if output.waiting() >= MAX_UNREAD && !self.is_draining => {
+                    Turn::Continues
+                }
+                Activity::Ask(_) if output.waiting() >= MAX_UNREAD => {
+                    Turn::Replied(Err(PublishError::Closed.into()))
+                }
+                activity => activity.poll_blocked(cx),
+            };
             if matches!(turn, Turn::Continues) {
                 held_back.push(key);
             } else {
@@ -271,9 +288,11 @@ impl Activities {
     /// Ends a subscription, and tells the client.
     fn end(&mut self, key: usize, end: &End, output: &mut Output<'_>) {
         if let (End::Revoked, Some(Slot { activity: Activity::Serve(serve), .. })) =
-            (end, self.slots.get(key))
+            (end, self.slots.get_mut(key))
         {
-            self.in_hand.hand_back(serve.number());
+            for token in serve.take_in_hand() {
+                self.in_hand.hand_back(&token);
+            }
         }
         if let Some(sid) = self.remove(key, end.word()) {
             end.write(&sid, output);
@@ -297,6 +316,7 @@ impl Activities {
 
     /// Ends all subscriptions, because the server stops, and polls all operations once more.
     pub(super) fn drain(&mut self, output: &mut Output<'_>) {
+        self.is_draining = true;
         let keys: Vec<usize> = self.subscriptions.keys().collect();
         for key in keys {
             if let Activity::Open(opening) = &self.slots[key].activity {

@@ -59,10 +59,7 @@ fn check_parsing(line: &str) {
 }
 
 fn serve(worker: &Arc<Worker>, text: &str) {
-    let address = (IpAddr::V4(Ipv4Addr::LOCALHOST), 1).into();
-    let peer = Peer { address: Some(address), has_tls: false };
-    let client = Client { worker: Arc::clone(worker), peer, principal: None };
-    let mut operations = Operations::new(client);
+    let mut operations = Operations::new(client(worker));
     operations.activities.register(Waker::noop());
     let mut token = String::new();
     for line in text.lines().map(str::trim_ascii).filter(|line| !line.is_empty()) {
@@ -126,8 +123,14 @@ fn check_answer(line: &str, answer: &Value) {
     }
 }
 
+pub(super) fn client(worker: &Arc<Worker>) -> Client {
+    let address = (IpAddr::V4(Ipv4Addr::LOCALHOST), 1).into();
+    let peer = Peer { address: Some(address), has_tls: false };
+    Client { worker: Arc::clone(worker), peer, principal: None }
+}
+
 /// A server with one topic, of which the first message is leased.
-fn worker() -> (Arc<Worker>, LeaseToken) {
+pub(super) fn worker() -> (Arc<Worker>, LeaseToken) {
     let mut config = Config { max_payload: 4 << 10, ..Config::default() };
     config.bus.topic.max_messages = 8;
     config.bus.max_topics = 4;

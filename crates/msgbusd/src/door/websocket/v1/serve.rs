@@ -1,16 +1,17 @@
 //! `serve` and `reply`: serves a service, and answers its requests.
 
 use std::{
+    collections::HashSet,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use msgbus_core::{
-    BatchLimit, Reply, ReplyToken, Request, ServePull, TopicName,
+    BatchLimit, PublishError, Reply, ReplyToken, Request, ServePull, TopicName,
     json::{self, PayloadForm},
 };
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     Client,
@@ -38,7 +39,7 @@ use crate::{
 
 /// The maximum that is handed out at once.
 const BATCH: BatchLimit = BatchLimit { events: 64, bytes: 64 << 10 };
-/// The shortest time between two searches for requests whose time is over.
+/// How often a client that has as many requests as it may have is looked at, in case some are over.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A subscription to the requests of a service.
@@ -49,15 +50,14 @@ pub(super) struct Serve {
     service: TopicName,
     form: PayloadForm,
     holder: Holder,
-    /// How many requests its client may have at a time, and how many it has.
+    /// How many requests its client may have at a time.
     max: usize,
-    in_hand: usize,
+    /// Those that it has. Some may be over.
+    in_hand: HashSet<ReplyToken>,
     /// In the queue of the responders, while its client may have more.
     waiting: Option<WaitingPull<ServePull>>,
-    /// No request in hand is over before this time.
-    earliest: Option<Instant>,
-    /// While its client has as many as it may have: until some of them may be over.
-    full: Option<Pin<Box<Sleep>>>,
+    /// Until a client that has as many as it may have is looked at.
+    look: Option<Pin<Box<Sleep>>>,
     authorization: LiveAuthorization,
     _permit: QuotaPermit,
 }
@@ -84,10 +84,9 @@ impl Operations {
             form: fields.payload.form(),
             holder,
             max,
-            in_hand: 0,
+            in_hand: HashSet::new(),
             waiting: Some(waiting),
-            earliest: None,
-            full: None,
+            look: None,
             authorization,
             _permit: permit,
         });
@@ -98,8 +97,10 @@ impl Operations {
         let token: ReplyToken = fields.token.needed_text("token")?.parse()?;
         let answer = answer_of(fields, self.client.worker.config.max_payload)?;
         let replied = self.client.call().reply(&token, answer);
-        if matches!(replied, Ok(()) | Err(ServiceError::ReplyNotWanted)) {
-            self.activities.answered(&token);
+        match replied {
+            Ok(()) | Err(ServiceError::ReplyNotWanted) => self.activities.answered(&token),
+            // The keys have changed: nobody can answer it.
+            Err(_) => self.activities.hand_back(&token),
         }
         replied?;
         Ok(Begun::Done(Answer::Done))
@@ -129,18 +130,16 @@ impl Serve {
     /// The highest number of requests that a client may have at a time from one `serve`.
     const MAX_AT_A_TIME: usize = 10_000;
 
-    pub(super) fn number(&self) -> u64 {
-        self.holder.number
-    }
-
     /// Notes that a request was answered, if it was one of this `serve`. Returns whether its client may have another one
     /// that it could not have before.
-    pub(super) fn answered(&mut self, holder: Holder) -> bool {
-        let (is_mine, was_full) = (self.holder == holder, self.in_hand >= self.max);
-        if is_mine {
-            self.in_hand -= 1;
-        }
-        is_mine && was_full
+    pub(super) fn answered(&mut self, holder: Holder, token: &ReplyToken) -> bool {
+        let was_full = self.in_hand.len() >= self.max;
+        self.holder == holder && self.in_hand.remove(token) && was_full
+    }
+
+    /// The requests that its client has, which is not allowed to answer them any more.
+    pub(super) fn take_in_hand(&mut self) -> HashSet<ReplyToken> {
+        std::mem::take(&mut self.in_hand)
     }
 
     /// Sends a batch of requests.
@@ -156,37 +155,31 @@ impl Serve {
         ready!(self.poll_free(cx, in_hand));
         let requests = match ready!(self.poll_requests(cx)) {
             Ok(requests) => requests,
+            Err(ServiceError::Publish(PublishError::Closed)) => {
+                return Poll::Ready(Err(End::Closed));
+            }
             Err(error) => return Poll::Ready(Err(End::of(&error))),
         };
         if requests.is_empty() {
             return Poll::Ready(Err(self.end()));
         }
-        let now = Instant::now();
         for request in requests {
             self.write(&request, output);
-            let until = now + request.time_left();
-            self.in_hand += 1;
-            self.earliest = Some(self.earliest.map_or(until, |earliest| earliest.min(until)));
-            in_hand.insert(request.into_token(), self.holder, until);
+            let token = request.into_token();
+            self.in_hand.insert(token);
+            in_hand.insert(token, self.holder);
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Ready while the client may have another request. A request whose time is over does not count.
+    /// Ready while the client may have another request. One that is over does not count.
     fn poll_free(&mut self, cx: &mut Context<'_>, in_hand: &mut InHand) -> Poll<()> {
-        while self.in_hand >= self.max {
-            if let Some(full) = &mut self.full {
-                ready!(full.as_mut().poll(cx));
-                let now = Instant::now();
-                (self.in_hand, self.earliest) = in_hand.remove_over(self.holder.number, now);
-                self.full = None;
-            } else {
-                let soon = Instant::now() + LOOK_AGAIN;
-                let at = self.earliest.map_or(soon, |earliest| earliest.max(soon));
-                self.full = Some(Box::pin(sleep_until(at)));
-            }
+        while self.in_hand.len() >= self.max {
+            let look = self.look.get_or_insert_with(|| Box::pin(sleep(LOOK_AGAIN)));
+            ready!(look.as_mut().poll(cx));
+            look.as_mut().reset(Instant::now() + LOOK_AGAIN);
+            self.in_hand.retain(|token| in_hand.waits(token));
         }
-        self.full = None;
         Poll::Ready(())
     }
 
@@ -204,7 +197,7 @@ impl Serve {
 
     /// Queues for the next requests.
     fn join(&self) -> Result<WaitingPull<ServePull>, ServiceError> {
-        let events = (self.max - self.in_hand).min(BATCH.events);
+        let events = (self.max - self.in_hand.len()).min(BATCH.events);
         let limit = BatchLimit { events, ..BATCH };
         self.client.call().serve(&self.service, limit, Inflight::SMALL_FRAME)
     }
