@@ -136,7 +136,8 @@ pub use reachability::{Outage, Reachability};
 pub use service::{Failure, Request, RequestError, Responder, ServiceSummary};
 pub use settle::Unsettled;
 pub use socket::{
-    Deliveries, Publishing, Socket, SocketStatus, SocketSubscription, TopicPositions, WorkOptions,
+    Deliveries, Publishing, Socket, SocketResponder, SocketStatus, SocketSubscription,
+    TopicPositions, WorkOptions,
 };
 pub use subscription::{Event, Subscription};
 pub use tls::{Roots, RootsError};

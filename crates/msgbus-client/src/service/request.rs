@@ -7,7 +7,7 @@ use msgbus_core::{Headers, Reply, ReplyToken, TopicName};
 use tokio::{runtime::Handle, time::Instant};
 
 use super::Failure;
-use crate::{client::Client, error::ClientError};
+use crate::{client::Client, error::ClientError, socket::Socket};
 
 /// A request that was given to this responder.
 ///
@@ -37,6 +37,7 @@ pub(crate) enum Answer {
 #[derive(Debug)]
 pub(crate) enum Replier {
     Http(Box<Client>),
+    Socket(Socket),
 }
 
 #[derive(Debug)]
@@ -76,6 +77,11 @@ impl Request {
     /// The media type of the payload, if the requester has given one.
     pub fn content_type(&self) -> Option<&str> {
         self.headers.content_type()
+    }
+
+    /// Drops the request without an answer, because it is over.
+    pub(crate) fn forget(mut self) {
+        self.open = None;
     }
 
     /// When the requester stops waiting. A reply after that is not wanted.
@@ -141,6 +147,7 @@ impl Open {
         let left = deadline.saturating_duration_since(Instant::now());
         match &self.replier {
             Replier::Http(client) => client.answer(&self.token, answer, left).await,
+            Replier::Socket(socket) => socket.reply(&self.token, answer, left).await,
         }
     }
 }

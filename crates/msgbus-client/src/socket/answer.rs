@@ -3,11 +3,14 @@
 use std::{borrow::Cow, time::Duration};
 
 use chrono::{DateTime, Utc};
-use msgbus_core::{Leased, Message, json};
+use msgbus_core::{Headers, Leased, Message, Reply, ReplyToken, json, parse_duration};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::error::{ClientError, MAX_RETRY_AFTER};
+use crate::{
+    error::{ClientError, MAX_RETRY_AFTER},
+    service::RequestError,
+};
 
 /// A line. Lines whose `op` is not known are ignored.
 #[derive(Debug)]
@@ -30,6 +33,11 @@ pub(super) enum Incoming<'a> {
         missed: u64,
         next_id: u64,
     },
+    /// A request to a service.
+    Request {
+        sid: u64,
+        request: Pushed,
+    },
     /// The end of a subscription.
     End {
         sid: u64,
@@ -48,6 +56,19 @@ pub(super) struct Answer {
     pub(super) restarted: bool,
     pub(super) lease_expires: Option<DateTime<Utc>>,
     messages: Vec<Box<RawValue>>,
+    reply: Reply,
+    /// Why a request has no reply.
+    no_reply: Option<RequestError>,
+    /// Whether the server has not asked because it stops.
+    pub(super) is_closing: bool,
+}
+
+/// A request that was pushed.
+#[derive(Debug)]
+pub(super) struct Pushed {
+    pub(super) token: ReplyToken,
+    pub(super) time_left: Duration,
+    pub(super) content: Reply,
 }
 
 impl Answer {
@@ -67,6 +88,14 @@ impl Answer {
     pub(super) fn leased(&self) -> Result<Vec<Leased>, ClientError> {
         let read = self.messages.iter().map(|json| json::read_leased(json.get().as_bytes()));
         Ok(read.collect::<Result<_, _>>()?)
+    }
+
+    /// The reply to a request.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn into_reply(self) -> Result<Reply, RequestError> {
+        self.no_reply.map_or(Ok(self.reply), Err)
     }
 }
 
@@ -104,6 +133,7 @@ struct Line<'a> {
     #[serde(default)]
     restarted: bool,
     reason: Option<String>,
+    of: Option<String>,
     code: Option<String>,
     text: Option<String>,
     retry_after: Option<u64>,
@@ -112,6 +142,11 @@ struct Line<'a> {
     lease: Option<String>,
     deliveries: Option<u32>,
     lease_expires: Option<DateTime<Utc>>,
+    reply: Option<String>,
+    timeout: Option<String>,
+    payload: Option<String>,
+    #[serde(borrow)]
+    headers: Option<&'a RawValue>,
 }
 
 /// Only the name of an operation.
@@ -122,7 +157,7 @@ struct Op<'a> {
 }
 
 impl Op<'_> {
-    const KNOWN: [&'static str; 6] = ["msg", "gap", "end", "ok", "pong", "error"];
+    const KNOWN: [&'static str; 7] = ["msg", "gap", "end", "ok", "pong", "error", "request"];
 
     /// Whether the line has an operation that is known, or none.
     fn is_known(line: &str) -> bool {
@@ -159,17 +194,41 @@ impl<'a> Incoming<'a> {
                 let next_id = line.next_id.ok_or_else(|| lacks("next_id"))?;
                 Self::Gap { sid: sid?, missed: line.missed, next_id }
             }
+            "request" => Self::Request { sid: sid?, request: line.into_request()? },
             "end" => Self::End { sid: sid?, reason: line.reason.unwrap_or_default().into() },
-            "ok" | "pong" => Self::Answer { rid: line.rid, answer: Ok(line.into_answer()) },
-            "error" => Self::Answer { rid: line.rid, answer: Err(line.into_error()) },
+            "ok" | "pong" => Self::Answer { rid: line.rid, answer: Ok(line.into_answer()?) },
+            "error" => Self::Answer { rid: line.rid, answer: line.into_error() },
             _ => Self::Unknown,
         })
     }
 }
 
 impl Line<'_> {
-    fn into_answer(self) -> Answer {
-        Answer {
+    /// The payload and the headers of a request or a reply.
+    fn content(&self) -> Result<Reply, String> {
+        let payload = self.payload.as_deref().map(json::read_base64).transpose();
+        let headers = self.headers.map(|headers| json::read_headers(headers.get())).transpose();
+        let payload = payload.map_err(|error| error.to_string())?.unwrap_or_default().into();
+        let headers: Option<Headers> = headers.map_err(|error| error.to_string())?;
+        Ok(Reply { payload, headers: headers.unwrap_or_default() })
+    }
+
+    fn into_request(self) -> Result<Pushed, String> {
+        let content = self.content()?;
+        let token = self.reply.as_deref().map(str::parse::<ReplyToken>);
+        let timeout = self.timeout.as_deref().map(parse_duration);
+        match (token, timeout) {
+            (Some(Ok(token)), Some(Ok(time_left))) => Ok(Pushed { token, time_left, content }),
+            _ => Err("a request without a reply token or a timeout".to_owned()),
+        }
+    }
+
+    fn into_answer(self) -> Result<Answer, String> {
+        let reply = self.content()?;
+        Ok(Answer {
+            reply,
+            no_reply: None,
+            is_closing: false,
             id: self.id,
             epoch: self.epoch.and_then(|epoch| epoch.parse().ok()),
             next_id: self.next_id,
@@ -177,19 +236,31 @@ impl Line<'_> {
             restarted: self.restarted,
             lease_expires: self.lease_expires,
             messages: self.messages,
-        }
+        })
     }
 
-    fn into_error(self) -> ClientError {
+    /// That a request has no reply is an answer, too.
+    fn into_error(self) -> Result<Answer, ClientError> {
         let text = self.text.unwrap_or_default();
-        match (self.code.as_deref().unwrap_or_default(), self.retry_after) {
+        let code = self.code.as_deref().unwrap_or_default();
+        if let Some(error) = RequestError::of_code(code, &text) {
+            return Ok(Answer { no_reply: Some(error), ..Answer::default() });
+        }
+        let is_closing = code == "closed" && self.of.as_deref() == Some("request");
+        let error = match (code, self.retry_after) {
             ("lease_lost", _) => ClientError::LeaseLost,
+            ("reply_not_wanted", _) => ClientError::ReplyNotWanted,
             (_, Some(seconds)) => {
                 let retry_after = Duration::from_secs(seconds).min(MAX_RETRY_AFTER);
                 ClientError::Busy { text, retry_after }
             }
             (code, None) => ClientError::Refused { status: status(code), text },
+        };
+        if is_closing {
+            let no_reply = Some(error.into());
+            return Ok(Answer { no_reply, is_closing, ..Answer::default() });
         }
+        Err(error)
     }
 }
 
@@ -202,7 +273,7 @@ fn status(code: &str) -> u16 {
         "sid_in_use" => 409,
         "payload_too_large" => 413,
         "encoded_lines" => 415,
-        "too_many_messages" | "too_many_leases" | "too_many_groups" => 429,
+        "too_many_messages" | "too_many_leases" | "too_many_groups" | "too_many_requests" => 429,
         "message_headers_too_large" => 431,
         "topic_full" | "disk_full" => 507,
         "too_many_topics"

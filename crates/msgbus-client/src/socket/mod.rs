@@ -11,6 +11,8 @@ mod operation;
 mod outgoing;
 mod queue;
 mod requests;
+mod responder;
+mod services;
 mod subscription;
 mod subscriptions;
 mod topic_positions;
@@ -42,12 +44,14 @@ use self::{
 pub use self::{
     deliveries::{Deliveries, WorkOptions},
     requests::Publishing,
+    responder::SocketResponder,
     subscription::SocketSubscription,
     topic_positions::TopicPositions,
 };
 use crate::{client::Client, error::ClientError, websocket};
 
-/// A websocket for everything: any number of subscriptions to topics and patterns, publishes, pulls and leases share it.
+/// A websocket for everything: any number of subscriptions to topics and patterns, publishes, pulls, leases, requests to
+/// services and responders share it.
 /// Cheap to clone; the connection ends when the last clone, subscription and delivery has been dropped.
 ///
 /// ```no_run
@@ -68,7 +72,8 @@ use crate::{client::Client, error::ClientError, websocket};
 /// When the connection is lost, it reconnects with a randomized delay that doubles from half a second to half a minute, and
 /// each subscription resumes from its own position. An operation that was not sent yet waits for the next connection. An
 /// operation whose answer is lost fails with [`ClientError::Lost`]: it may have been carried out. Only leases are settled
-/// again, and what [`publish_at_least_once`](Self::publish_at_least_once) publishes is published again. If the server
+/// again, what [`publish_at_least_once`](Self::publish_at_least_once) publishes is published again, and a request that may be
+/// repeated is sent again. If the server
 /// refuses a later connection, for example because the key was revoked, everything ends with its error.
 ///
 /// At most [`MAX_OUTSTANDING`](Self::MAX_OUTSTANDING) operations of callers, with at most 16 MiB of payload unless a single
@@ -87,6 +92,9 @@ struct Shared {
     operations: Arc<Semaphore>,
     /// The size of the operations that may be outstanding, in KiB.
     kib: Arc<Semaphore>,
+    /// Requests to services that may be outstanding.
+    asked: Arc<Semaphore>,
+    asked_kib: Arc<Semaphore>,
     status: watch::Receiver<SocketStatus>,
     /// The time that the server told when the first connection was made, and when that was.
     server_time: Option<(DateTime<Utc>, Instant)>,
@@ -132,6 +140,8 @@ impl Client {
             numbers,
             operations: Arc::new(Semaphore::new(Socket::MAX_OUTSTANDING)),
             kib: Arc::new(Semaphore::new(Socket::MAX_OUTSTANDING_KIB as usize)),
+            asked: Arc::new(Semaphore::new(Socket::MAX_ASKED)),
+            asked_kib: Arc::new(Semaphore::new(Socket::MAX_OUTSTANDING_KIB as usize)),
             status: statuses,
             server_time: server_time.map(|time| (time, Instant::now())),
         })))
@@ -142,6 +152,8 @@ impl Socket {
     /// The maximum number of operations that wait for their answers. The server's limit is 1,024, subscriptions included.
     pub const MAX_OUTSTANDING: usize = 768;
     const MAX_OUTSTANDING_KIB: u32 = 16 << 10;
+    /// The maximum number of requests to services that wait for their replies. The server's limit is 1,024.
+    pub const MAX_ASKED: usize = 1024;
 
     /// Subscribes to a topic, or to all topics that match a pattern, those included that are created later. Everything that
     /// is published from then on is received.

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use msgbus_core::{
-    GroupName, LeaseToken, NewMessage, Position, Settlement, TopicName, format_duration, json,
+    GroupName, Headers, LeaseToken, NewMessage, Position, ReplyToken, Settlement, TopicName,
+    format_duration, json,
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::{client::PullOptions, lease::LeaseOptions, settle};
+use crate::{client::PullOptions, lease::LeaseOptions, service::Answer, settle};
 
 /// An operation. Fields that are `None` are left out.
 #[derive(Debug, Default, Serialize)]
@@ -49,6 +51,14 @@ struct Line<'a> {
     delay: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry: Option<bool>,
 }
 
 impl Line<'_> {
@@ -62,25 +72,60 @@ impl Line<'_> {
 
 pub(super) fn publish(rid: u64, topic: &TopicName, message: NewMessage) -> String {
     let (payload, ttl, headers) = message.into_parts();
-    // A server accepts frames that are as large as the largest payload in base64.
-    let text = json::shorter_than_base64(&payload);
-    let base64 = text.is_none().then(|| BASE64_STANDARD.encode(&payload));
-    let headers = (!headers.is_empty()).then(|| {
-        let mut object = Vec::new();
-        json::write_headers(&mut object, &headers);
-        String::from_utf8(object).ok().and_then(|object| RawValue::from_string(object).ok())
-    });
     Line {
         op: "pub",
         rid: Some(rid),
         topic: Some(topic.as_str()),
-        text,
-        base64,
         ttl: ttl.map(format_duration),
-        headers: headers.flatten(),
-        ..Line::default()
+        ..content(&payload, &headers)
     }
     .json()
+}
+
+/// The fields of a payload and its headers.
+fn content<'a>(payload: &'a [u8], headers: &Headers) -> Line<'a> {
+    // A server accepts frames that are as large as the largest payload in base64.
+    let text = json::shorter_than_base64(payload);
+    let base64 = text.is_none().then(|| BASE64_STANDARD.encode(payload));
+    let headers = (!headers.is_empty()).then(|| {
+        let mut object = Vec::new();
+        json::write_headers(&mut object, headers);
+        String::from_utf8(object).ok().and_then(|object| RawValue::from_string(object).ok())
+    });
+    Line { text, base64, headers: headers.flatten(), ..Line::default() }
+}
+
+/// A request to a service.
+pub(super) fn request(
+    rid: u64,
+    service: &TopicName,
+    (payload, headers, timeout, may_repeat): (Bytes, Headers, Duration, bool),
+) -> String {
+    Line {
+        op: "request",
+        rid: Some(rid),
+        service: Some(service.as_str()),
+        timeout: Some(format_duration(timeout)),
+        retry: may_repeat.then_some(true),
+        ..content(&payload, &headers)
+    }
+    .json()
+}
+
+/// A responder with at most this many requests at a time.
+pub(super) fn serve(number: u64, service: &str, at_a_time: usize) -> String {
+    let (rid, sid, max) = (Some(number), Some(number), Some(at_a_time));
+    Line { op: "serve", rid, sid, service: Some(service), max, ..Line::default() }.json()
+}
+
+/// Without `rid`, it is answered only if it is refused.
+pub(super) fn reply(rid: Option<u64>, token: &ReplyToken, answer: &Answer) -> String {
+    let line = match answer {
+        Answer::Reply(reply) => content(&reply.payload, &reply.headers),
+        Answer::Failure(failure) => Line { error: Some(failure.text()), ..Line::default() },
+        Answer::Decline => Line { retry: Some(true), ..Line::default() },
+    };
+    Line { op: "reply", rid, token: Some(token.to_string()), ..line }.json()
 }
 
 /// A subscription to a topic or a pattern.
@@ -175,8 +220,6 @@ pub(super) fn ping(rid: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use msgbus_core::Headers;
-
     use super::*;
 
     fn published(message: NewMessage) -> String {

@@ -21,8 +21,8 @@ pub(super) struct Operation {
     pub(super) was_lost: bool,
     /// The caller may have gone.
     pub(super) answer: oneshot::Sender<Result<Answer, ClientError>>,
-    /// Its share of what may be outstanding.
-    pub(super) _permits: [OwnedSemaphorePermit; 2],
+    /// Its share of what may be outstanding. A reply has none: other operations may wait for it.
+    pub(super) _permits: Vec<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,10 @@ pub(super) enum Kind {
     Settle,
     /// Sent once, and only as long as the caller waits.
     Ask,
+    /// A request that is sent again, as long as the caller waits, if the connection is lost before the reply.
+    AskAgain,
+    /// Answers a request. Sent once: the request ends with the connection.
+    Reply,
 }
 
 /// An operation that was sent.
@@ -47,11 +51,11 @@ struct Sent {
 
 impl Operation {
     fn repeats(&self) -> bool {
-        matches!(self.kind, Kind::PublishAgain | Kind::Settle)
+        matches!(self.kind, Kind::PublishAgain | Kind::Settle | Kind::AskAgain)
     }
 
     fn is_pointless(&self) -> bool {
-        self.kind == Kind::Ask && self.answer.is_closed()
+        matches!(self.kind, Kind::Ask | Kind::AskAgain) && self.answer.is_closed()
     }
 }
 
@@ -86,7 +90,12 @@ impl Outgoing {
 
     /// Passes an answer on.
     pub(super) fn answered(&mut self, rid: u64, answer: Result<Answer, ClientError>) {
-        let Some(Sent { operation, .. }) = self.sent.remove(&rid) else { return };
+        let Some(Sent { operation, size }) = self.sent.remove(&rid) else { return };
+        if operation.kind == Kind::AskAgain && answer.as_ref().is_ok_and(|it| it.is_closing) {
+            // The server stops, and closes the connection: it is sent again on the next one.
+            self.sent.insert(rid, Sent { operation, size });
+            return;
+        }
         let answer = match answer {
             Err(ClientError::LeaseLost) if operation.was_lost => Err(ClientError::Unconfirmed),
             answer => answer,

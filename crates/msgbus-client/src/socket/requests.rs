@@ -193,23 +193,28 @@ impl Socket {
         self.answer(answer).await
     }
 
-    async fn answer(
+    pub(super) async fn answer(
         &self,
         answer: oneshot::Receiver<Result<Answer, ClientError>>,
     ) -> Result<Answer, ClientError> {
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
+    /// The share of a payload of this size, in bytes, of what may be outstanding.
+    pub(super) fn kib(size: usize) -> u32 {
+        let kib = u32::try_from(size.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        kib.min(Self::MAX_OUTSTANDING_KIB)
+    }
+
     /// Hands an operation over, as soon as few enough are outstanding. `size` is that of its payload in bytes.
-    async fn operate(
+    pub(super) async fn operate(
         &self,
         kind: Kind,
         size: usize,
         line: impl FnOnce(u64) -> String,
     ) -> Result<oneshot::Receiver<Result<Answer, ClientError>>, ClientError> {
         let shared = &self.0;
-        let kib = u32::try_from(size.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        let kib = kib.min(Self::MAX_OUTSTANDING_KIB);
+        let kib = Self::kib(size);
         let closed = |_| self.closed();
         let operation = Arc::clone(&shared.operations).acquire_owned().await.map_err(closed)?;
         let kib = Arc::clone(&shared.kib).acquire_many_owned(kib).await.map_err(closed)?;
@@ -221,7 +226,7 @@ impl Socket {
             line: line(rid),
             was_lost: false,
             answer: sender,
-            _permits: [operation, kib],
+            _permits: vec![operation, kib],
         }));
         Ok(answer)
     }

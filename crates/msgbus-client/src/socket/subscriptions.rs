@@ -9,23 +9,24 @@ use std::{
     time::Duration,
 };
 
-use msgbus_core::{Leased, Position, Settlement, json};
+use msgbus_core::{Leased, Position, ReplyToken, Settlement, json};
 use serde_json::value::RawValue;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    answer::{Answer, Lease},
+    answer::{Answer, Lease, Pushed},
     deliveries::LeaseReceiver,
     operation,
     outgoing::MAX_FRAME,
     queue::{Entry, Queue},
+    responder::RequestReceiver,
 };
-use crate::{backoff::Backoff, error::ClientError, subscription::Event};
+use crate::{backoff::Backoff, error::ClientError, service, subscription::Event};
 
 /// A subscription.
 #[derive(Debug)]
 pub(super) struct Subscribed {
-    /// The topic or the pattern.
+    /// The topic or the pattern, or the service.
     pub(super) topics: String,
     /// Where it starts the next time. For a group: where the group starts if it is created.
     pub(super) position: Option<Position>,
@@ -42,6 +43,7 @@ pub(super) struct Subscribed {
 pub(super) enum Receiver {
     Messages(Arc<Queue>),
     Leases(LeaseReceiver),
+    Requests(RequestReceiver),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +95,7 @@ impl Subscribed {
                 let options = (leases.lease, self.position, credit);
                 operation::work(sid, &self.topics, &leases.group, options)
             }
+            Receiver::Requests(requests) => operation::serve(sid, &self.topics, requests.at_a_time),
         }
     }
 
@@ -127,6 +130,7 @@ impl Subscribed {
             None => match self.receiver {
                 Receiver::Messages(queue) => queue.finish(error),
                 Receiver::Leases(leases) => leases.finish(error),
+                Receiver::Requests(requests) => requests.finish(error),
             },
         }
     }
@@ -143,8 +147,9 @@ pub(super) struct Subscriptions {
     retries: BTreeSet<(Instant, u64)>,
     /// The `sid`s that have to be ended.
     ended: Vec<u64>,
-    /// Leases that nobody has received.
+    /// Leases and requests that nobody has received.
     unwanted: Vec<Leased>,
+    declined: Vec<ReplyToken>,
     /// Numbers of operations and subscriptions.
     numbers: Arc<AtomicU64>,
 }
@@ -158,6 +163,7 @@ impl Subscriptions {
             retries: BTreeSet::new(),
             ended: Vec::new(),
             unwanted: Vec::new(),
+            declined: Vec::new(),
             numbers,
         }
     }
@@ -198,9 +204,13 @@ impl Subscriptions {
     pub(super) fn connection_lost(&mut self) {
         self.sids.clear();
         self.ended.clear();
+        self.declined.clear();
         self.due.clear();
         self.retries.clear();
         for (number, subscribed) in &mut self.all {
+            if let Receiver::Requests(requests) = &subscribed.receiver {
+                requests.connection_lost();
+            }
             if subscribed.state != State::Paused {
                 subscribed.state = State::Due;
                 self.due.push_back(*number);
@@ -222,6 +232,9 @@ impl Subscriptions {
             let reason = Some("dropped without an ack".into());
             let nack = Settlement::Nack { delay: Duration::ZERO, reason };
             frame.push_str(&operation::settle(None, &leased.token, &nack));
+        }
+        for token in self.declined.drain(..) {
+            frame.push_str(&operation::reply(None, &token, &service::Answer::Decline));
         }
         let now = Instant::now();
         while let Some(retry) = self.retries.first().copied().filter(|(at, _)| *at <= now) {
@@ -328,9 +341,24 @@ impl Subscriptions {
                 let leased = leases.receive(lease.of(message)?, number);
                 self.unwanted.extend(leased);
             }
-            (Receiver::Leases(_), None) => {}
+            (Receiver::Leases(_), None) | (Receiver::Requests(_), _) => {}
         }
         Ok(())
+    }
+
+    /// Passes a request on, or declines it if nobody takes it.
+    pub(super) fn request(&mut self, sid: u64, request: Pushed) {
+        let token = request.token;
+        let is_taken = self.at(sid).is_some_and(|(_, subscribed)| {
+            subscribed.backoff.reset();
+            match &subscribed.receiver {
+                Receiver::Requests(requests) => requests.receive(request),
+                _ => false,
+            }
+        });
+        if !is_taken {
+            self.declined.push(token);
+        }
     }
 
     pub(super) fn gap(&mut self, sid: u64, missed: u64, next_id: u64) {

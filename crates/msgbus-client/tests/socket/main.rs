@@ -5,3 +5,4 @@
 mod cuts;
 mod operations;
 mod patterns;
+mod services;
