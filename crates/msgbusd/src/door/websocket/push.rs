@@ -108,7 +108,7 @@ impl Delivery for Push {
 }
 
 /// Writes as much as the socket accepts now. The session handles the rest, and errors.
-fn write_now(stream: &RawStream, outgoing: &mut Outgoing) {
+pub(super) fn write_now(stream: &RawStream, outgoing: &mut Outgoing) {
     while !outgoing.is_empty() {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let count = outgoing.slices(&mut slices);

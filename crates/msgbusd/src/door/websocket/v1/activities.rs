@@ -10,7 +10,7 @@ use msgbus_core::{PublishError, Reply, ReplyToken, SubscribeError};
 use slab::Slab;
 
 use super::{
-    Client, MAX_SUBSCRIPTIONS, MAX_UNREAD,
+    Client, FRAME_SIZE, MAX_SUBSCRIPTIONS, MAX_UNREAD,
     answer::{Answer, write_refusal},
     ask::Ask,
     follow::{End, Follow},
@@ -65,6 +65,16 @@ struct Waiting {
 
 /// The outcome of an operation that waits.
 pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Answer, Refusal>> + Send>>;
+
+/// What is ready, after some activities had their turns.
+#[derive(Debug)]
+pub(super) enum Left {
+    Nothing,
+    /// Subscriptions to topics and patterns, perhaps.
+    Follows,
+    /// Something else is first.
+    Others,
+}
 
 /// What one turn of an activity has come to.
 enum Turn {
@@ -216,14 +226,33 @@ impl Activities {
     /// Gives the next activity that is ready its turn. Returns `false` if there is none.
     pub(super) fn run_next(&mut self, output: &mut Output<'_>) -> bool {
         let Some(key) = self.queue.pop() else { return false };
+        self.run(key, output);
+        true
+    }
+
+    /// Gives subscriptions to topics and patterns that are ready their turns, until there is enough to write, or until
+    /// another activity has its turn.
+    pub(super) fn run_follows(&mut self, output: &mut Output<'_>) -> Left {
+        while output.waiting() < FRAME_SIZE {
+            let Some(key) = self.queue.pop() else { return Left::Nothing };
+            let activity = self.slots.get(key).map(|slot| &slot.activity);
+            if activity.is_some_and(|activity| !matches!(activity, Activity::Follow(_))) {
+                self.queue.put_back(key);
+                return Left::Others;
+            }
+            self.run(key, output);
+        }
+        Left::Follows
+    }
+
+    fn run(&mut self, key: usize, output: &mut Output<'_>) {
         // It may be over since it was woken.
-        let Some(slot) = self.slots.get_mut(key) else { return true };
+        let Some(slot) = self.slots.get_mut(key) else { return };
         slot.signal.taken();
         let waker = Waker::from(Arc::clone(&slot.signal));
         let cx = &mut Context::from_waker(&waker);
         let turn = slot.activity.poll(cx, output, &mut self.in_hand);
         self.settle(key, turn, output);
-        true
     }
 
     /// As [`run_next`](Self::run_next), for all that are ready, while the client accepts no more messages: operations go

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{
     Client, MAX_OUTSTANDING, MAX_SUBSCRIPTIONS, operation, operations::Operations, output::Output,
+    plain,
 };
 use crate::{
     config::Config, door::websocket::transport::Outgoing, fuzzing::block_on, net::peer::Peer,
@@ -40,9 +41,14 @@ pub fn operations(data: &[u8]) {
     });
 }
 
-/// A line is taken for JSON if it is an object, whatever it contains.
+/// A line is taken for JSON if it is an object, whatever it contains. What is read without the JSON library is what the
+/// library reads.
 fn check_parsing(line: &str) {
     let line = line.trim_ascii();
+    if let Some(plain) = plain::publish(line) {
+        let parsed = operation::parse_json(line);
+        assert!(parsed.is_ok_and(|parsed| format!("{parsed:?}") == format!("{plain:?}")), "{line}");
+    }
     let is_json = serde_json::from_str::<serde::de::IgnoredAny>(line).is_ok();
     let is_refused_as_json = match operation::parse(line) {
         Ok(_) => false,

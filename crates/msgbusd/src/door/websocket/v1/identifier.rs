@@ -22,6 +22,11 @@ impl Identifier<'_> {
     const MAX_NUMBER: u64 = (1 << 53) - 1;
     const MAX_TEXT: usize = 64;
 
+    /// The identifier of this text, if it is one.
+    pub(super) fn of_text(text: &str) -> Option<Identifier<'_>> {
+        (1..=Self::MAX_TEXT).contains(&text.len()).then_some(Identifier::Text(Cow::Borrowed(text)))
+    }
+
     /// Appends it as JSON.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         match self {

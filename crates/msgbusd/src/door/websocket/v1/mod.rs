@@ -1,8 +1,9 @@
 //! `msgbus.v1`: one websocket for all operations on all topics. docs/protocol.md, section 16.
 //!
-//! [`session`] reads and writes frames. [`operation`] parses a line, [`operations`] begins what it asks for, and
-//! [`activities`] are what takes time: subscriptions, and operations that wait. Each of them has a waker of its own, so
-//! the work after a wake does not depend on how many others there are.
+//! [`session`] reads and writes frames. [`operation`] parses a line ([`plain`] the most frequent ones), [`operations`]
+//! begins what it asks for, and [`activities`] are what takes time: subscriptions, and operations that wait. Each of them
+//! has a waker of its own, so the work after a wake does not depend on how many others there are. Publishing threads write
+//! the messages of subscriptions themselves, if they can ([`shared`]).
 
 mod activities;
 mod answer;
@@ -18,6 +19,7 @@ mod opening;
 mod operation;
 mod operations;
 mod output;
+mod plain;
 mod publish;
 mod pull;
 mod ready;
@@ -25,6 +27,7 @@ mod refusal;
 mod serve;
 mod session;
 mod settle;
+mod shared;
 mod subscribe;
 mod work;
 

@@ -6,7 +6,7 @@ use msgbus_core::json;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
 
-use super::{identifier::Identifier, refusal::Refusal};
+use super::{identifier::Identifier, plain, refusal::Refusal};
 
 /// The operations that there are.
 pub(super) const NAMES: &str =
@@ -44,6 +44,12 @@ pub(super) struct Field<T>(Option<T>);
 impl<T> Default for Field<T> {
     fn default() -> Self {
         Self(None)
+    }
+}
+
+impl<T> From<Option<T>> for Field<T> {
+    fn from(value: Option<T>) -> Self {
+        Self(value)
     }
 }
 
@@ -223,6 +229,11 @@ impl Field<Form> {
 
 /// Parses a line, which is not empty.
 pub(super) fn parse(line: &str) -> Result<Request<'_>, Unreadable<'_>> {
+    plain::publish(line).map_or_else(|| parse_json(line), Ok)
+}
+
+/// Parses a line with the JSON library.
+pub(super) fn parse_json(line: &str) -> Result<Request<'_>, Unreadable<'_>> {
     let parsed = match first_word(line) {
         Some(name) => Operation::of(name, line),
         None => {

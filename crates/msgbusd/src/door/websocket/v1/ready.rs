@@ -47,6 +47,11 @@ impl ReadyQueue {
         }
         key
     }
+
+    /// Undoes a [`pop`](Self::pop), after which the activity was not polled.
+    pub(super) fn put_back(&self, key: usize) {
+        self.0.lock().keys.push_front(key);
+    }
 }
 
 impl Signal {

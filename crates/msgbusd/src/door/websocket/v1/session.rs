@@ -4,6 +4,7 @@ use std::{
     future::poll_fn,
     ops::ControlFlow,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -18,16 +19,18 @@ use super::{
     super::{
         end::{End, count},
         link::{Link, close, measure, write_rest, write_what_fits},
-        transport::{Outgoing, Received, Transport},
+        transport::{Received, Transport},
     },
     Client, FRAME_SIZE,
     operations::Operations,
     output::Output,
+    shared::{Shared, State},
 };
 use crate::{
     limits::{inflight::Inflight, quota::QuotaPermit},
     net::{
-        connection::Connection,
+        connection::{self, Connection},
+        peer::Peer,
         wake_queue::{self, RemoteWaker},
     },
     worker::Worker,
@@ -36,8 +39,8 @@ use crate::{
 /// One websocket.
 pub(crate) struct Session {
     link: Link,
-    outgoing: Outgoing,
-    operations: Operations,
+    shared: Arc<Shared>,
+    worker: Arc<Worker>,
     /// Wakes the task of the session for its activities, which publishers on other threads wake.
     waker: RemoteWaker,
     /// Counts what has arrived of a message as in flight.
@@ -69,14 +72,16 @@ fn max_frame(worker: &Worker) -> usize {
 impl Session {
     /// Takes over a connection after the handshake. `already_read` has the bytes that were read since then.
     pub(crate) fn new(client: Client, connection: Connection, already_read: Vec<u8>) -> Self {
-        let ping = client.worker.config.timeouts.ping;
-        let max = max_frame(&client.worker);
+        let worker = Arc::clone(&client.worker);
+        let ping = worker.config.timeouts.ping;
+        let max = max_frame(&worker);
         debug!(peer = %client.peer, "msgbus.v1");
+        let shared = Shared::new(Operations::new(client), connection::direct(&connection));
         Self {
             link: Link::new(Transport::with_inbox(connection, already_read, max), ping),
-            outgoing: Outgoing::default(),
-            operations: Operations::new(client),
-            waker: RemoteWaker::default(),
+            waker: shared.waker(),
+            shared,
+            worker,
             permit: None,
             unfinished: None,
         }
@@ -90,10 +95,9 @@ impl Session {
     }
 
     async fn run(&mut self) -> End {
-        let stop = self.operations.client.worker.tasks.stop.clone();
         let mut alarm = pin!(sleep_until(self.link.heartbeat.next()));
         poll_fn(|cx| {
-            if stop.is_draining() {
+            if self.worker.tasks.stop.is_draining() {
                 return Poll::Ready(End::Drain);
             }
             match self.poll(cx, alarm.as_mut()) {
@@ -106,30 +110,36 @@ impl Session {
 
     /// Reads and writes until both have to wait.
     fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
-        let Self { waker, operations, .. } = self;
-        let _ = waker.poll(cx, |cx| {
-            operations.activities.register(cx.waker());
+        let shared = Arc::clone(&self.shared);
+        let state = &mut *shared.lock();
+        let _ = self.waker.poll(cx, |cx| {
+            state.operations.activities.register(cx.waker());
             Poll::Ready(())
         });
-        let flow = self.poll_turns(cx, alarm.as_mut());
+        let flow = self.poll_turns(cx, alarm.as_mut(), state);
         self.rest()?;
         self.poll_unfinished(cx, alarm)?;
         flow
     }
 
-    fn poll_turns(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
+    fn poll_turns(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut alarm: Pin<&mut Sleep>,
+        state: &mut State,
+    ) -> ControlFlow<End> {
         for _ in 0..TURNS {
-            self.begin_operations()?;
+            self.begin_operations(state)?;
             self.link.poll_alarm(cx, alarm.as_mut())?;
-            let is_blocked = self.link.poll_write(cx, &mut self.outgoing)?.is_pending();
+            let is_blocked = self.link.poll_write(cx, &mut state.outgoing)?.is_pending();
             let has_read = self.poll_fill(cx)?;
             let has_run = if is_blocked {
-                self.operations.activities.run_blocked(&mut Output::new(&mut self.outgoing));
+                state.operations.activities.run_blocked(&mut Output::new(&mut state.outgoing));
                 false
             } else {
-                self.run_activities()
+                run_activities(state)
             };
-            if !(has_read || has_run || self.may_begin_held()) {
+            if !(has_read || has_run || self.may_begin_held(state)) {
                 return ControlFlow::Continue(());
             }
         }
@@ -160,15 +170,15 @@ impl Session {
     }
 
     /// Whether operations wait that may begin now.
-    fn may_begin_held(&mut self) -> bool {
-        self.holds_operations() && self.operations.may_begin(self.outgoing.len())
+    fn may_begin_held(&mut self, state: &State) -> bool {
+        self.holds_operations() && state.operations.may_begin(state.outgoing.len())
     }
 
     /// Begins the operations that have arrived, as far as the limits allow.
-    fn begin_operations(&mut self) -> ControlFlow<End> {
+    fn begin_operations(&mut self, state: &mut State) -> ControlFlow<End> {
         let mut allowed = OPERATIONS_AT_ONCE;
         loop {
-            if !self.begin_lines(&mut allowed)? {
+            if !self.begin_lines(state, &mut allowed)? {
                 break;
             }
             match self.link.transport.next_received() {
@@ -181,22 +191,22 @@ impl Session {
                     return ControlFlow::Break(End::ClosedByClient);
                 }
                 Ok(Some(Received::Control(Message::Pong(echo)))) => {
-                    measure(&self.operations.client.worker, &echo);
+                    measure(&self.worker, &echo);
                 }
                 Ok(Some(Received::Text | Received::Control(_))) => {}
                 Err(error) => return ControlFlow::Break(End::from(error)),
             }
         }
-        if std::mem::take(&mut self.operations.has_published) {
+        if std::mem::take(&mut state.operations.has_published) {
             wake_queue::published();
         }
         ControlFlow::Continue(())
     }
 
     /// Begins the operations of the message that is being handled. Returns `false` if some have to wait.
-    fn begin_lines(&mut self, allowed: &mut usize) -> ControlFlow<End, bool> {
-        let Self { link, outgoing, operations, .. } = self;
-        let Some(inbox) = link.transport.inbox() else { return ControlFlow::Continue(true) };
+    fn begin_lines(&mut self, state: &mut State, allowed: &mut usize) -> ControlFlow<End, bool> {
+        let State { outgoing, operations, .. } = state;
+        let Some(inbox) = self.link.transport.inbox() else { return ControlFlow::Continue(true) };
         if inbox.has_text() && !(*allowed > 0 && operations.may_begin(outgoing.len())) {
             return ControlFlow::Continue(false);
         }
@@ -224,23 +234,13 @@ impl Session {
         ControlFlow::Continue(is_whole)
     }
 
-    /// Gives the activities that are ready their turns, until there is enough to write. Returns whether there was one.
-    fn run_activities(&mut self) -> bool {
-        let mut output = Output::new(&mut self.outgoing);
-        let mut has_run = false;
-        while output.waiting() < FRAME_SIZE && self.operations.activities.run_next(&mut output) {
-            has_run = true;
-        }
-        has_run
-    }
-
     /// Frees memory that is not needed while the session waits, and counts what a message takes that has not arrived as a
     /// whole, or has to wait. Of one that has arrived, some operations may have begun, so it is not refused.
     fn rest(&mut self) -> ControlFlow<End> {
         let Some(inbox) = self.link.transport.inbox() else { return ControlFlow::Continue(()) };
         inbox.rest();
         let (memory, has_begun) = (inbox.memory(), inbox.has_text());
-        let inflight = &self.operations.client.worker.inflight;
+        let inflight = &self.worker.inflight;
         if memory <= Inflight::SMALL {
             self.permit = None;
         } else if has_begun {
@@ -263,7 +263,7 @@ impl Session {
             return ControlFlow::Continue(());
         }
         let now = Instant::now();
-        let limit = self.operations.client.worker.config.timeouts.body;
+        let limit = self.worker.config.timeouts.body;
         let unfinished = match self.unfinished.take() {
             Some(known) if known.arrived == arrived => known,
             _ => Unfinished { arrived, deadline: now + limit },
@@ -283,14 +283,15 @@ impl Session {
 
     /// Ends the session: answers what has begun if appropriate, and closes the websocket.
     async fn end(mut self: Box<Self>, end: End) {
-        debug!(peer = %self.operations.client.peer, ?end, "msgbus.v1 ends");
-        count(&self.operations.client.worker, &end);
+        debug!(peer = %self.peer(), ?end, "msgbus.v1 ends");
+        count(&self.worker, &end);
         if matches!(end, End::Drain) {
             self.finish().await;
         }
-        let Self { link: Link { mut transport, .. }, mut outgoing, operations, .. } = *self;
-        operations.activities.log_end("websocket");
-        drop(operations);
+        let Self { link: Link { mut transport, .. }, shared, .. } = *self;
+        let (activities, mut outgoing) = shared.lock().end();
+        activities.log_end("websocket");
+        drop((activities, shared));
         match end {
             End::Broken | End::Stuck => return,
             End::Drain => write_rest(&mut transport, &mut outgoing).await,
@@ -304,11 +305,20 @@ impl Session {
         close(transport, outgoing, end.close_frame(None)).await;
     }
 
+    fn peer(&self) -> Peer {
+        self.shared.lock().operations.client.peer
+    }
+
     /// Ends all subscriptions, and waits for the operations that have begun.
     async fn finish(&mut self) {
-        let Self { operations: Operations { activities, .. }, link, outgoing, .. } = self;
-        activities.drain(&mut Output::new(outgoing));
+        let Self { shared, link, .. } = self;
+        {
+            let State { operations, outgoing, .. } = &mut *shared.lock();
+            operations.activities.drain(&mut Output::new(outgoing));
+        }
         poll_fn(|cx| {
+            let State { operations: Operations { activities, .. }, outgoing, .. } =
+                &mut *shared.lock();
             activities.register(cx.waker());
             activities.run_blocked(&mut Output::new(outgoing));
             let written = link.poll_write(cx, outgoing);
@@ -319,6 +329,16 @@ impl Session {
         })
         .await;
     }
+}
+
+/// Gives the activities that are ready their turns, until there is enough to write. Returns whether there was one.
+fn run_activities(state: &mut State) -> bool {
+    let mut output = Output::new(&mut state.outgoing);
+    let mut has_run = false;
+    while output.waiting() < FRAME_SIZE && state.operations.activities.run_next(&mut output) {
+        has_run = true;
+    }
+    has_run
 }
 
 /// Wakes the task after the runtime has looked for what has arrived on its sockets. A task that wakes itself runs again
