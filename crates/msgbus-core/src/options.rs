@@ -145,7 +145,7 @@ pub struct SubscribeOptions {
     pub lag: LagPolicy,
     /// The name of the subscription in [`MessageBus::subscribers`](crate::MessageBus::subscribers), such as the
     /// address of a peer.
-    pub label: Option<Box<str>>,
+    pub label: Option<Arc<str>>,
 }
 
 impl From<Position> for SubscribeOptions {

@@ -148,7 +148,7 @@ impl Sum for TopicSums {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriberStats {
     /// The label that it was created with.
-    pub label: Option<Box<str>>,
+    pub label: Option<Arc<str>>,
     /// The id of the next message that it can receive, or `next_id` of the topic if it has caught up.
     pub next_id: u64,
     /// What it has received and missed, and what is pending (its lag).

@@ -1,6 +1,6 @@
 //! The subscriptions of one topic: the position of each in the log, and the wakers of those that sleep.
 
-use std::task::Waker;
+use std::{sync::Arc, task::Waker};
 
 use slab::Slab;
 
@@ -22,7 +22,7 @@ pub(crate) struct Cursor {
     /// Messages that had left before the subscription began and that have not been reported to it.
     pub(crate) pending_gap: u64,
     pub(crate) lag: LagPolicy,
-    pub(crate) label: Option<Box<str>>,
+    pub(crate) label: Option<Arc<str>>,
     /// The index of its waker in [`Cursors::parked`] while it sleeps.
     parked: ParkedAt,
 }
@@ -32,7 +32,7 @@ impl Cursor {
         start: Ordinal,
         (next, next_id): (Ordinal, u64),
         lag: LagPolicy,
-        label: Option<Box<str>>,
+        label: Option<Arc<str>>,
     ) -> Self {
         Self {
             start,

@@ -214,19 +214,12 @@ impl Wake for RemoteTask {
 pub(crate) struct RemoteWaker {
     delivery: Option<Weak<dyn Delivery>>,
     task: Option<(Arc<RemoteTask>, Waker)>,
-    /// Whether the wakers of the callers work efficiently from other threads already.
-    is_direct: bool,
 }
 
 impl RemoteWaker {
     /// For a task with a [`Delivery`].
     pub(crate) fn with_delivery(delivery: Weak<dyn Delivery>) -> Self {
-        Self { delivery: Some(delivery), ..Self::default() }
-    }
-
-    /// For callers whose own wakers wake a task through a [`RemoteWaker`].
-    pub(crate) fn direct() -> Self {
-        Self { is_direct: true, ..Self::default() }
+        Self { delivery: Some(delivery), task: None }
     }
 
     /// The waker of the task that polled last, if its thread has a queue.
@@ -240,9 +233,6 @@ impl RemoteWaker {
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        if self.is_direct {
-            return poll(cx);
-        }
         if !self.task.as_ref().is_some_and(|(task, _)| task.waker.will_wake(cx.waker())) {
             self.task = HERE.with(|here| {
                 let (home, waker) = (Arc::clone(&here.get()?.queue), cx.waker().clone());

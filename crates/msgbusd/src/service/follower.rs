@@ -40,7 +40,8 @@ pub(crate) struct Follower {
     subscription: Subscription,
     authorization: LiveAuthorization,
     cache: Arc<FrameCache>,
-    waker: RemoteWaker,
+    /// `None` if it is polled with wakers that work efficiently from other threads.
+    waker: Option<Box<RemoteWaker>>,
     memory: MemoryWait,
     /// The id of the next message if none is missed.
     next_id: u64,
@@ -132,7 +133,7 @@ impl Call<'_> {
 
     fn subscribe_options(&self, options: FollowOptions) -> SubscribeOptions {
         let FollowOptions { from, lag, format: _ } = options;
-        SubscribeOptions { from, lag, label: Some(self.label()) }
+        SubscribeOptions { from, lag, label: Some(self.holder()) }
     }
 
     /// Checks everything that a subscription needs, before there is one.
@@ -179,7 +180,7 @@ impl Admission {
             peer,
             authorization,
             cache: worker.frames.cache(followed, format),
-            waker: RemoteWaker::default(),
+            waker: Some(Box::default()),
             memory: MemoryWait::default(),
             // Messages that were removed before the start are reported first, as missed.
             next_id: start.requested_id,
@@ -194,12 +195,12 @@ impl Admission {
 impl Follower {
     /// Lets other threads deliver messages, instead of waking the task.
     pub(crate) fn deliver_by(&mut self, delivery: Weak<dyn Delivery>) {
-        self.waker = RemoteWaker::with_delivery(delivery);
+        self.waker = Some(Box::new(RemoteWaker::with_delivery(delivery)));
     }
 
     /// Lets it be woken by the wakers with which it is polled, which work efficiently from other threads.
     pub(crate) fn wake_directly(&mut self) {
-        self.waker = RemoteWaker::direct();
+        self.waker = None;
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
@@ -251,7 +252,9 @@ impl Follower {
         give: impl FnMut(Item, u64),
     ) -> Poll<Result<(), End>> {
         // Without a waker, no task has polled yet, and there is none to deliver for.
-        let Some(waker) = self.waker.task() else { return Poll::Pending };
+        let Some(waker) = self.waker.as_ref().and_then(|waker| waker.task()) else {
+            return Poll::Pending;
+        };
         self.poll_batch(&mut Context::from_waker(&waker), give)
     }
 
@@ -265,7 +268,11 @@ impl Follower {
         }
         let Self { worker, memory, waker, subscription, .. } = self;
         let batch = ready!(memory.poll_receive(cx, worker, subscription, BATCH));
-        let received = ready!(waker.poll(cx, |cx| subscription.poll_recv_batch(cx, events, batch)));
+        let mut receive = |cx: &mut Context<'_>| subscription.poll_recv_batch(cx, events, batch);
+        let received = ready!(match waker {
+            Some(waker) => waker.poll(cx, receive),
+            None => receive(cx),
+        });
         // A message may have been published since the check above, with keys that were reloaded meanwhile.
         if self.authorization.poll_revoked(cx).is_ready() {
             return Poll::Ready(Err(End::Revoked));

@@ -199,8 +199,8 @@ impl Call<'_> {
         Ok((granted, refused))
     }
 
-    /// The name under which the leases of this client are listed.
-    fn holder(&self) -> Arc<str> {
+    /// The name under which the leases and subscriptions of this client are listed.
+    pub(super) fn holder(&self) -> Arc<str> {
         LATEST.with_borrow_mut(|latest| {
             if let Some(latest) = latest
                 && latest.peer == self.peer
@@ -218,7 +218,7 @@ impl Call<'_> {
 }
 
 thread_local! {
-    /// The latest client of this thread that has pulled for a group. The same one often pulls again.
+    /// The latest client of this thread that has pulled for a group or subscribed. The same one often does so again.
     static LATEST: RefCell<Option<Holder>> = const { RefCell::new(None) };
 }
 

@@ -183,7 +183,7 @@ mod tests {
         const CHARACTERS: [&str; 14] =
             ["\"", "\\", "{", "}", ",", ":", "0", "é", " ", "\t", "\0", "\u{7f}", "", "p"];
         let mut plain = 0;
-        for seed in 0..200_000 {
+        for seed in 0..50_000 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut line = r#"{"op":"pub""#.to_owned();
             for _ in 0..random.usize(..5) {
@@ -199,6 +199,6 @@ mod tests {
             }
             plain += usize::from(is_plain(&line));
         }
-        assert!(plain > 10_000, "{plain}");
+        assert!(plain > 2_500, "{plain}");
     }
 }
