@@ -136,7 +136,8 @@ async fn ask_serve_and_vanish(seed: u64) {
         () = clients => {}
         () = watch(&daemon) => {}
     }
-    assert_eq!(daemon.bus.stats().bytes, 0, "no request takes memory");
+    // A reply may still be on its way to a requester that has vanished.
+    until(|| daemon.bus.stats().bytes == 0).await;
     compare(&daemon, &world.ledger).await;
 }
 
