@@ -51,8 +51,10 @@ pub async fn fan_out(target: &Target, load: &Load, followers: usize) -> io::Resu
     let begin = Instant::now();
     let work = async {
         requests::drive(clients, &publishing, &state, Work::Publish).await?;
-        let topic = |follower| follower % load.topics.len();
-        let expected: u64 = (0..followers).map(|i| state.by_topic[topic(i)].get()).sum();
+        let expected: u64 = match load.pattern {
+            Some(_) => state.by_topic.iter().map(Cell::get).sum::<u64>() * followers as u64,
+            None => (0..followers).map(|i| state.by_topic[i % load.topics.len()].get()).sum(),
+        };
         deliveries.wait_for(expected).await;
         Ok(expected)
     };
@@ -142,7 +144,8 @@ impl Group {
         let ready = Rc::new(ready);
         let mut group = Self { tasks: JoinSet::new(), deliveries };
         for index in 0..followers {
-            let topic = target.protocol.encode_topic(&load.topics[index % load.topics.len()]);
+            let topic = load.pattern.as_ref().unwrap_or(&load.topics[index % load.topics.len()]);
+            let topic = target.protocol.encode_topic(topic);
             let follower = target.protocol.follower(&topic);
             let connection = Connection::open(&*target.connector).await?;
             let (deliveries, ready) = (Rc::clone(&group.deliveries), Rc::clone(&ready));

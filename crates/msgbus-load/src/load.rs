@@ -22,6 +22,9 @@ pub struct Load {
     pub clients: usize,
     /// The topics, which all clients use.
     pub topics: Vec<String>,
+    /// The pattern that each follower of [`fan_out`](crate::fan_out) follows. It must match all topics. Without one, the
+    /// followers share the topics among themselves.
+    pub pattern: Option<String>,
     /// The number of messages, summed over all clients.
     pub messages: u64,
     /// Ends the run after this time even if messages are left.

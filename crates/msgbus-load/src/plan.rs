@@ -14,20 +14,22 @@ pub(crate) struct TopicCycle {
     first: usize,
     count: usize,
     round: u64,
+    /// Whether a round is one visit, because followers receive all topics in one order.
+    is_one_order: bool,
 }
 
 impl TopicCycle {
     pub(crate) fn new(index: usize, load: &Load) -> Self {
         let count = load.topics.len();
         let first = index * count / load.clients;
-        Self { topic: first, first, count, round: 0 }
+        Self { topic: first, first, count, round: 0, is_one_order: load.pattern.is_some() }
     }
 
-    /// The next topic, and how many times this client has visited it before.
+    /// The next topic, and how many times this client has visited what its followers follow.
     pub(crate) fn next(&mut self) -> (usize, u64) {
         let now = (self.topic, self.round);
         self.topic = (self.topic + 1) % self.count;
-        self.round += u64::from(self.topic == self.first);
+        self.round += u64::from(self.is_one_order || self.topic == self.first);
         now
     }
 }

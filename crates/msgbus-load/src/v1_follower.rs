@@ -14,23 +14,36 @@ use crate::{
 
 /// A msgbus server whose followers subscribe over `msgbus.v1`. Requests are those of [`Http`].
 #[derive(Debug, Clone)]
-pub struct FollowV1(pub Http);
+pub struct FollowV1 {
+    /// The server.
+    pub http: Http,
+    /// The number of subscriptions of each connection: one to the topic, and the others to `topic/1` and so on.
+    pub subscriptions: usize,
+}
 
 impl Protocol for FollowV1 {
     fn encode_topic(&self, topic: &str) -> String {
-        self.0.encode_topic(topic)
+        self.http.encode_topic(topic)
     }
 
     fn requester(&self) -> Box<dyn Requester> {
-        self.0.requester()
+        self.http.requester()
     }
 
     /// The topics of this crate need no encoding, neither in a path nor in JSON.
     fn follower(&self, topic: &str) -> Box<dyn Follower> {
         let topic = topic.trim_start_matches('/');
-        let mut open = handshake(&self.0).into_bytes();
-        let subscribe = format!("{{\"op\":\"sub\",\"rid\":0,\"sid\":0,\"topic\":\"{topic}\"}}\n");
-        write_text(subscribe.as_bytes(), &mut open);
+        let mut open = handshake(&self.http).into_bytes();
+        let mut frame = String::new();
+        for sid in (0..self.subscriptions).rev() {
+            // Only the last one is answered.
+            let (rid, end) =
+                if sid == 0 { ("\"rid\":0,", String::new()) } else { ("", format!("/{sid}")) };
+            frame.push_str(&format!(
+                "{{\"op\":\"sub\",{rid}\"sid\":{sid},\"topic\":\"{topic}{end}\"}}\n"
+            ));
+        }
+        write_text(frame.as_bytes(), &mut open);
         let payload = Finder::new(b"\"payload\":\"");
         Box::new(Subscriber { open, frames: Frames::default(), payload })
     }

@@ -5,8 +5,9 @@ use super::{
     figures::{growth, median, p50, p99, rate, server_cpu},
     servers::Contender,
     variants::{
-        EIGHT_THREADS, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, LEASES, PLAIN_PULLS, REPLAY_COLD,
-        SERVICES, SYNCED, TWO_THREADS, Variant, WRITTEN,
+        EIGHT_THREADS, FOLLOW_PATTERN, FOLLOW_V1, FOLLOW_V1_10, IDLE_KEEP_ALIVE, IDLE_NDJSON,
+        IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1, REPLAY_COLD, SERVICES, SYNCED, TWO_THREADS,
+        Variant, WRITTEN,
     },
 };
 use crate::micro::Measure;
@@ -108,6 +109,7 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
     goals.extend(correctness(findings));
     goals.extend(latency(findings));
     goals.extend(memory(findings));
+    goals.extend(v1(findings));
     goals.extend(leases(findings));
     goals.extend(requests(findings));
     goals.extend(durable(findings));
@@ -174,6 +176,51 @@ fn memory(f: &Findings) -> Vec<Goal> {
             "bytes of memory each, beyond the payload",
             700.0,
             f.own("topics", growth) - 128.0,
+        ),
+    ]
+}
+
+/// The goals on `msgbus.v1` and on patterns. The second contender is the same without them.
+fn v1(f: &Findings) -> [Goal; 6] {
+    let own = |key, variant| f.reports(key, Some(Contender::With(variant))).iter();
+    let figure = |key, variant, figure: Figure| median(own(key, variant).map(figure));
+    let ratio = |key, variant| {
+        let other = f.reports(key, None).iter();
+        median(own(key, variant).zip(other).map(|(own, other)| rate(own) / rate(other)))
+    };
+    let one = figure("v1-idle", FOLLOW_V1, growth);
+    let ten = figure("v1-idle-10", FOLLOW_V1_10, growth);
+    [
+        Goal::at_least(
+            "v1-publish",
+            "messages a second",
+            1e6,
+            figure("v1-publish", PUBLISH_V1, rate),
+        ),
+        Goal::at_most(
+            "v1-publish",
+            "us of CPU each",
+            0.9,
+            figure("v1-publish", PUBLISH_V1, server_cpu),
+        ),
+        Goal::at_least(
+            "v1-fanout",
+            "rate over plain websockets",
+            0.9,
+            ratio("v1-fanout", FOLLOW_V1),
+        ),
+        Goal::at_most("v1-idle", "bytes of memory each connection", 6000.0, one),
+        Goal::at_most(
+            "v1-idle-10",
+            "bytes of memory each further subscription",
+            200.0,
+            (ten - one) / 9.0,
+        ),
+        Goal::at_least(
+            "pattern-fanout",
+            "rate over one topic",
+            0.8,
+            ratio("pattern-fanout", FOLLOW_PATTERN),
         ),
     ]
 }

@@ -141,12 +141,16 @@ impl Contender {
                 let http = Http { authorization, ..http };
                 match variant.waiting {
                     Some(waiting) => Rc::new(Streaming { http, waiting }),
-                    None if variant.v1 == Some(V1::Publish) => Rc::new(MsgbusV1(http)),
-                    None if variant.v1 == Some(V1::Follow) => Rc::new(FollowV1(http)),
                     None if variant.replays => Rc::new(Replaying(http)),
                     None if variant.asks => Rc::new(Services(http)),
                     None if variant.pulls_plainly => Rc::new(PlainPulls(http)),
-                    None => Rc::new(http),
+                    None => match variant.v1 {
+                        Some(V1::Publish) => Rc::new(MsgbusV1(http)),
+                        Some(V1::Follow(subscriptions)) => {
+                            Rc::new(FollowV1 { http, subscriptions })
+                        }
+                        None => Rc::new(http),
+                    },
                 }
             }
             Self::Nchan => Rc::new(Http { raw: true, ..http }),

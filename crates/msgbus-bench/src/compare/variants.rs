@@ -34,7 +34,8 @@ pub struct Variant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum V1 {
     Publish,
-    Follow,
+    /// With this many subscriptions on each connection.
+    Follow(usize),
 }
 
 /// A transport.
@@ -119,7 +120,23 @@ pub(super) const PUBLISH_V1: &Variant =
     &Variant { name: "msgbusd, v1", v1: Some(V1::Publish), ..PLAIN };
 /// Subscriptions are operations on a websocket.
 pub(super) const FOLLOW_V1: &Variant =
-    &Variant { name: "msgbusd, v1", v1: Some(V1::Follow), ..PLAIN };
+    &Variant { name: "msgbusd, v1", v1: Some(V1::Follow(1)), ..PLAIN };
+pub(super) const FOLLOW_V1_10: &Variant = &Variant {
+    name: "msgbusd, v1, 10 subscriptions",
+    flags: MANY_SUBSCRIPTIONS,
+    v1: Some(V1::Follow(10)),
+    ..PLAIN
+};
+pub(super) const FOLLOW_V1_100: &Variant = &Variant {
+    name: "msgbusd, v1, 100 subscriptions",
+    flags: MANY_SUBSCRIPTIONS,
+    v1: Some(V1::Follow(100)),
+    ..PLAIN
+};
+const MANY_SUBSCRIPTIONS: &[&str] = &["--max-subscriptions", "200000"];
+/// Subscribers follow a pattern, which matches all topics.
+pub(super) const FOLLOW_PATTERN: &Variant =
+    &Variant { name: "msgbusd, 1,000 topics by pattern", ..PLAIN };
 
 pub(super) const IDLE_SSE: &Variant =
     &Variant { name: "msgbusd, SSE", waiting: Some(Waiting::Sse), ..PLAIN };

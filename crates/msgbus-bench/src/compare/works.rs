@@ -8,9 +8,9 @@ use super::{
     axes,
     servers::{Contender, Syncing},
     variants::{
-        FOLLOW_V1, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1,
-        REPLAY_COLD, REPLAY_HOT, SERVICES, SYNCED, WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX,
-        WRITTEN,
+        FOLLOW_PATTERN, FOLLOW_V1, FOLLOW_V1_10, FOLLOW_V1_100, IDLE_KEEP_ALIVE, IDLE_NDJSON,
+        IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1, REPLAY_COLD, REPLAY_HOT, SERVICES, SYNCED,
+        WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX, WRITTEN,
     },
 };
 use crate::bare::Push;
@@ -36,6 +36,8 @@ pub(super) enum Kind {
     Pull,
     /// With this many subscribers.
     FanOut(usize),
+    /// To this many subscribers of a pattern, for the contender that follows one; to as many of one topic, for the others.
+    PatternFanOut(usize),
     /// Taking messages and acknowledging them.
     Work,
     /// From the oldest message on, to this many subscribers.
@@ -67,6 +69,7 @@ impl Work {
         let load = Load {
             clients: 64,
             topics: vec![TOPIC.to_owned()],
+            pattern: None,
             messages: 200_000,
             duration: None,
             size: 128,
@@ -119,12 +122,24 @@ impl Work {
             Kind::FanOut(subscribers) => {
                 msgbus_load::fan_out(target, &self.load, subscribers).await
             }
+            Kind::PatternFanOut(subscribers) => {
+                let mut load = self.load.clone();
+                if contender == With(FOLLOW_PATTERN) {
+                    load.pattern = Some(PATTERN.to_owned());
+                } else {
+                    load.topics.truncate(1);
+                }
+                msgbus_load::fan_out(target, &load, subscribers).await
+            }
             Kind::Work => msgbus_load::work(target, &self.load).await,
             Kind::Replay(subscribers) => msgbus_load::replay(target, &self.load, subscribers).await,
             Kind::Idle(subscribers) => msgbus_load::idle(target, &self.load, subscribers).await,
         }
     }
 }
+
+/// It matches all of [`topics`].
+const PATTERN: &str = "bench/*";
 
 pub(super) fn topics(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("bench/{n}")).collect()
@@ -142,6 +157,7 @@ pub(super) fn all(quick: bool) -> Vec<Work> {
     works.push(idle_http());
     works.extend(v1());
     works.extend(requests());
+    works.push(pattern());
     works.extend(leases());
     works.extend(durable());
     works.extend(works.iter().filter_map(Work::in_safety).collect::<Vec<_>>());
@@ -314,7 +330,7 @@ fn requests() -> [Work; 2] {
 }
 
 /// The same on `msgbus.v1` as over HTTP and plain websockets.
-fn v1() -> [Work; 3] {
+fn v1() -> [Work; 5] {
     [
         Work::new(
             "v1-publish",
@@ -340,7 +356,35 @@ fn v1() -> [Work; 3] {
             Kind::Idle(5000),
         )
         .with(|load| load.duration = Some(Duration::from_secs(1))),
+        Work::new(
+            "v1-idle-10",
+            "One websocket: 5,000 idle connections with 10 subscriptions each",
+            &[With(FOLLOW_V1_10)],
+            Kind::Idle(5000),
+        )
+        .with(|load| load.duration = Some(Duration::from_secs(1))),
+        Work::new(
+            "v1-idle-100",
+            "One websocket: 1,000 idle connections with 100 subscriptions each",
+            &[With(FOLLOW_V1_100)],
+            Kind::Idle(1000),
+        )
+        .with(|load| load.duration = Some(Duration::from_secs(1))),
     ]
+}
+
+/// Subscribers of one pattern beside subscribers of one topic.
+fn pattern() -> Work {
+    Work::new(
+        "pattern-fanout",
+        "Fan-out: 8 publishers, 100 subscribers of 1,000 topics by pattern, beside one topic, 128 B",
+        &[With(FOLLOW_PATTERN), Msgbusd],
+        Kind::PatternFanOut(100),
+    )
+    .with(|load| {
+        load.topics = topics(1000);
+        (load.clients, load.messages) = (8, 30_000);
+    })
 }
 
 /// Publishes that survive something, each with the same promise as the servers beside it.
@@ -423,6 +467,7 @@ impl Work {
     fn quick(mut self) -> Self {
         self.kind = match self.kind {
             Kind::FanOut(subscribers) => Kind::FanOut(subscribers.min(20)),
+            Kind::PatternFanOut(subscribers) => Kind::PatternFanOut(subscribers.min(20)),
             Kind::Idle(_) => Kind::Idle(100),
             kind => kind,
         };

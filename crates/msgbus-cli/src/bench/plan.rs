@@ -183,6 +183,7 @@ impl Bench {
 
     pub(super) fn load(&self, topics: &[TopicName], progress: &Progress) -> Load {
         Load {
+            pattern: None,
             clients: self.clients,
             topics: topics.iter().map(ToString::to_string).collect(),
             messages: self.messages.unwrap_or(u64::MAX),
