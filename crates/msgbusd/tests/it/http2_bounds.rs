@@ -266,7 +266,7 @@ async fn requests_that_wait_in_http_2_take_no_more_memory_than_they_count() {
             if counted.unwrap().parse::<usize>().unwrap() >= (CONNECTIONS * 31 + 1) * (8 << 10) {
                 break;
             }
-            sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(200)).await;
         }
     })
     .await;
