@@ -6,7 +6,7 @@ use futures_util::{StreamExt as _, future::join_all};
 use msgbus_client::{
     Client, ClientError, Failure, Headers, NewRequest, Reply, RequestError, Socket, SocketResponder,
 };
-use msgbus_testkit::{Daemon, Proxy, name, nowhere, soon, until};
+use msgbus_testkit::{Daemon, Proxy, free_address, name, soon, until};
 
 /// In which a request arrives at its responder, but no reply comes.
 const IN_TIME: Duration = Duration::from_secs(2);
@@ -251,7 +251,7 @@ async fn a_responder_is_a_stream_that_ends_with_its_error() {
 /// A server that stops has not carried out what it answers with `closed`.
 #[tokio::test]
 async fn a_restart_ends_requests_except_those_that_may_be_repeated() {
-    let address = nowhere();
+    let address = free_address();
     let daemon = Daemon::at(address, |_| {});
     let socket = connect(&daemon.uri()).await;
     let service = name("s");
