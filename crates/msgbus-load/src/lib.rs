@@ -10,6 +10,7 @@
 //!
 //! Requires a current-thread tokio runtime, within a [`LocalSet`](tokio::task::LocalSet).
 
+mod batches;
 mod client;
 mod connection;
 mod deliveries;
@@ -27,12 +28,14 @@ mod requests;
 mod response;
 mod run_state;
 mod services;
+mod services_v1;
 mod streaming;
 mod trace;
 mod v1;
 mod v1_follower;
 mod workers;
 
+pub use batches::Batches;
 pub use connection::{Connect, ConnectFn, Connecting, Stream};
 pub use deliveries::{fan_out, follow, replay};
 pub use http::{Http, Replaying};
@@ -46,6 +49,7 @@ pub use report::{Accounts, Cost, Percentiles, Report};
 pub use requests::{publish, pull};
 pub use response::ResponseHead;
 pub use services::{Services, request};
+pub use services_v1::ServicesV1;
 pub use streaming::{Streaming, Waiting};
 pub use trace::Trace;
 pub use v1::MsgbusV1;

@@ -39,6 +39,17 @@ pub enum Body<'a> {
     Lines(&'a [u8]),
 }
 
+impl<'a> Body<'a> {
+    /// The messages.
+    pub fn messages(self) -> impl Iterator<Item = &'a [u8]> {
+        let (bytes, count) = match self {
+            Self::Message(bytes) => (bytes, 1),
+            Self::Lines(bytes) => (bytes.strip_suffix(b"\n").unwrap_or(bytes), usize::MAX),
+        };
+        bytes.splitn(count, |byte| *byte == b'\n')
+    }
+}
+
 /// The result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {

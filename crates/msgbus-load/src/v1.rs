@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, io, str};
 
+use memchr::memchr_iter;
 use serde::Deserialize;
 
 use crate::{
@@ -19,10 +20,8 @@ use crate::{
 pub struct MsgbusV1(pub Http);
 
 impl Protocol for MsgbusV1 {
-    /// The name as JSON.
     fn encode_topic(&self, topic: &str) -> String {
-        // A text cannot fail.
-        serde_json::to_string(topic).unwrap_or_default()
+        in_json(topic)
     }
 
     fn requester(&self) -> Box<dyn Requester> {
@@ -53,12 +52,25 @@ struct Client {
 
 /// A line of the server.
 #[derive(Deserialize)]
-struct Line<'a> {
+pub(crate) struct Line<'a> {
     op: &'a str,
-    rid: Option<u64>,
+    pub(crate) rid: Option<u64>,
     text: Option<String>,
     retry_after: Option<u64>,
     messages: Option<Vec<serde::de::IgnoredAny>>,
+}
+
+impl<'a> Line<'a> {
+    /// # Errors
+    /// The line is not JSON, or says that the next operation would fail as well.
+    pub(crate) fn read(line: &'a [u8]) -> io::Result<Self> {
+        let line: Self = serde_json::from_slice(line).map_err(invalid)?;
+        if line.op == "error" && line.retry_after.is_none() {
+            let text = line.text.unwrap_or_default();
+            return Err(invalid(format!("the server answered: {text}")));
+        }
+        Ok(line)
+    }
 }
 
 impl Requester for Client {
@@ -69,17 +81,10 @@ impl Requester for Client {
     fn publish(&self, topic: &str, body: Body<'_>, out: &mut Vec<u8>) {
         let mut frame = self.frame.borrow_mut();
         frame.clear();
-        let bytes = match body {
-            Body::Message(bytes) => bytes,
-            Body::Lines(bytes) => bytes.strip_suffix(b"\n").unwrap_or(bytes),
-        };
-        let count = match body {
-            Body::Message(_) => 1,
-            Body::Lines(_) => bytes.split(|byte| *byte == b'\n').count(),
-        };
         // Payloads are letters and digits, which need no escapes.
-        for (index, payload) in bytes.splitn(count, |byte| *byte == b'\n').enumerate() {
-            let rid: &[u8] = if index + 1 == count { br#""rid":1,"# } else { b"" };
+        let mut messages = body.messages().peekable();
+        while let Some(payload) = messages.next() {
+            let rid: &[u8] = if messages.peek().is_none() { br#""rid":1,"# } else { b"" };
             for part in [
                 br#"{"op":"pub","#,
                 rid,
@@ -114,15 +119,8 @@ impl Requester for Client {
 
 /// Reads a line. `has_failed` says whether an operation without `rid` has failed since the last answer.
 fn decode(line: &[u8], has_failed: &mut bool, each: &mut dyn FnMut(Outcome)) -> io::Result<()> {
-    let line: Line<'_> = serde_json::from_slice(line).map_err(invalid)?;
-    if line.op == "error" {
-        // The next request would fail as well.
-        if line.retry_after.is_none() {
-            let text = line.text.unwrap_or_default();
-            return Err(invalid(format!("the server answered: {text}")));
-        }
-        *has_failed = true;
-    }
+    let line = Line::read(line)?;
+    *has_failed |= line.op == "error";
     if line.rid.is_some() {
         let is_empty = line.messages.is_some_and(|messages| messages.is_empty());
         each(match std::mem::take(has_failed) {
@@ -133,9 +131,23 @@ fn decode(line: &[u8], has_failed: &mut bool, each: &mut dyn FnMut(Outcome)) -> 
     }
     Ok(())
 }
+
 /// The lines of a frame.
 pub(crate) fn lines(content: &[u8]) -> impl Iterator<Item = &[u8]> {
-    content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+    let mut begin = 0;
+    let ends = memchr_iter(b'\n', content).chain([content.len()]);
+    let lines = ends.map(move |end| {
+        let line = content.get(begin..end).unwrap_or_default();
+        begin = end + 1;
+        line
+    });
+    lines.filter(|line| !line.is_empty())
+}
+
+/// A name as JSON.
+pub(crate) fn in_json(name: &str) -> String {
+    // A text cannot fail.
+    serde_json::to_string(name).unwrap_or_default()
 }
 
 /// The request that opens a websocket of `msgbus.v1`.

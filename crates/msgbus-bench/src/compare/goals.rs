@@ -6,8 +6,8 @@ use super::{
     servers::Contender,
     variants::{
         EIGHT_THREADS, FOLLOW_PATTERN, FOLLOW_V1, FOLLOW_V1_10, IDLE_KEEP_ALIVE, IDLE_NDJSON,
-        IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1, REPLAY_COLD, SERVICES, SYNCED, TWO_THREADS,
-        Variant, WRITTEN,
+        IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1, REPLAY_COLD, SERVICES, SERVICES_V1, SYNCED,
+        TWO_THREADS, Variant, WRITTEN,
     },
 };
 use crate::micro::Measure;
@@ -238,14 +238,17 @@ fn leases(f: &Findings) -> [Goal; 3] {
     ]
 }
 
-/// The goals on services. The second contender is what they are compared with.
-fn requests(f: &Findings) -> [Goal; 2] {
+/// The goals on services. The second contender is what they are compared with over HTTP.
+fn requests(f: &Findings) -> [Goal; 3] {
     let ratio = |key, figure: Figure| {
         let own = f.reports(key, Some(Contender::With(SERVICES))).iter();
         median(own.zip(f.reports(key, None)).map(|(own, other)| figure(own) / figure(other)))
     };
+    let over_v1 = f.reports("requests-v1", Some(Contender::With(SERVICES_V1))).iter();
+    let over_v1 = median(over_v1.map(rate));
     [
         Goal::at_least("requests", "rate over publishing", 0.35, ratio("requests", rate)),
+        Goal::at_least("requests-v1", "round trips a second", 250e3, over_v1),
         Goal::at_most(
             "requests-latency",
             "p50 over a bare proxy",

@@ -8,6 +8,7 @@ mod goals;
 mod page;
 mod peers;
 pub(crate) mod servers;
+mod services;
 mod variants;
 mod works;
 

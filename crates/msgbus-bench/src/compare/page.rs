@@ -144,12 +144,13 @@ fn table(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     text
 }
 
-/// The reference for the other rows: the server that sets the limit, or msgbusd without options.
+/// The reference for the other rows: the server that sets the limit, msgbusd without options, or the first variant.
 fn yardstick(found: &[(Contender, Vec<Report>)]) -> Option<(&'static str, &[Report])> {
     match found {
         [_, (Contender::Bare(_), limit), ..] => Some(("the limit", limit)),
-        [(Contender::Msgbusd, plain), (Contender::With(_), _), ..] => Some(("plain", plain)),
-        [(Contender::With(_), first), (Contender::With(_), _), ..] => Some(("the first", first)),
+        [(Contender::Msgbusd, plain), (Contender::With(_), _), ..]
+        | [(Contender::With(_), _), (Contender::Msgbusd, plain), ..] => Some(("plain", plain)),
+        [(Contender::With(_), first), ..] => Some(("the first", first)),
         _ => None,
     }
 }

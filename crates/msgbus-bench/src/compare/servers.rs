@@ -13,13 +13,13 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use msgbus_load::{
-    FollowV1, Http, MsgbusV1, PlainPulls, Protocol, Replaying, Server, Services, Streaming, Target,
-    Waiting,
+    FollowV1, Http, MsgbusV1, PlainPulls, Protocol, Replaying, Server, Services, ServicesV1,
+    Streaming, Target, Waiting,
 };
 use tempfile::TempDir;
 
 use super::{
-    peers::{self, Beanstalk, JetStream, Nats, Redis, RedisStream},
+    peers::{self, Beanstalk, JetStream, Nats, NatsRequests, Redis, RedisStream},
     variants::{self, Transport, V1, Variant},
     works::TOPIC,
 };
@@ -46,6 +46,8 @@ pub enum Contender {
     RedisChannel,
     /// NATS core.
     Nats,
+    /// NATS core with requests and replies.
+    NatsRequests,
     /// NATS with a stream.
     JetStream(Syncing),
     /// beanstalkd, with its write-ahead log if it writes anything.
@@ -82,6 +84,7 @@ impl Contender {
             Self::RedisStream => "redis (stream)",
             Self::RedisChannel => "redis (channel)",
             Self::Nats => "nats",
+            Self::NatsRequests => "nats (requests)",
             Self::JetStream(Syncing::Always) => "nats (stream, synced)",
             Self::JetStream(Syncing::Later) => "nats (stream)",
             Self::JetStream(Syncing::Never) => "nats (stream in memory)",
@@ -99,7 +102,9 @@ impl Contender {
             Self::RedisList | Self::RedisFile(_) | Self::RedisStream | Self::RedisChannel => {
                 Some(("redis-server", &["--version"]))
             }
-            Self::Nats | Self::JetStream(_) => Some(("nats-server", &["--version"])),
+            Self::Nats | Self::NatsRequests | Self::JetStream(_) => {
+                Some(("nats-server", &["--version"]))
+            }
             Self::Beanstalk(_) => Some(("beanstalkd", &["-v"])),
         }
     }
@@ -118,6 +123,14 @@ impl Contender {
         let is_too_old =
             self == Self::JetStream(Syncing::Always) && !peers::can_sync_always(&version);
         (!is_too_old).then_some(version)
+    }
+
+    /// Whether its publishers ask a service.
+    pub(super) fn asks(self) -> bool {
+        match self {
+            Self::With(variant) => variant.asks,
+            _ => self == Self::NatsRequests,
+        }
     }
 
     fn transport(self) -> Transport {
@@ -142,13 +155,14 @@ impl Contender {
                 match variant.waiting {
                     Some(waiting) => Rc::new(Streaming { http, waiting }),
                     None if variant.replays => Rc::new(Replaying(http)),
-                    None if variant.asks => Rc::new(Services(http)),
                     None if variant.pulls_plainly => Rc::new(PlainPulls(http)),
                     None => match variant.v1 {
                         Some(V1::Publish) => Rc::new(MsgbusV1(http)),
                         Some(V1::Follow(subscriptions)) => {
                             Rc::new(FollowV1 { http, subscriptions })
                         }
+                        Some(V1::Ask) => Rc::new(ServicesV1(http)),
+                        None if variant.asks => Rc::new(Services(http)),
                         None => Rc::new(http),
                     },
                 }
@@ -158,6 +172,7 @@ impl Contender {
             Self::RedisStream => Rc::new(RedisStream),
             Self::RedisChannel => Rc::new(Redis::Channel),
             Self::Nats => Rc::new(Nats),
+            Self::NatsRequests => Rc::new(NatsRequests),
             Self::JetStream(_) => Rc::new(JetStream),
             Self::Beanstalk(_) => Rc::new(Beanstalk),
         }
@@ -232,7 +247,7 @@ impl Contender {
                 command.args(["--appendonly", "yes", "--appendfsync", sync, "--dir"]).arg(folder);
                 command
             }
-            Self::Nats => {
+            Self::Nats | Self::NatsRequests => {
                 let mut command = Command::new("nats-server");
                 command.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
                 command

@@ -36,6 +36,8 @@ pub(super) enum V1 {
     Publish,
     /// With this many subscriptions on each connection.
     Follow(usize),
+    /// Asking a service, and serving it.
+    Ask,
 }
 
 /// A transport.
@@ -115,6 +117,9 @@ const DEEP: &[&str] = &["--max-queue-size", "10000000", "--max-queue-bytes", "1G
 
 /// Publishes are requests to a service.
 pub(super) const SERVICES: &Variant = &Variant { name: "msgbusd, services", asks: true, ..PLAIN };
+/// The same over `msgbus.v1`.
+pub(super) const SERVICES_V1: &Variant =
+    &Variant { name: "msgbusd, services over v1", asks: true, v1: Some(V1::Ask), ..PLAIN };
 /// Publishes are operations on a websocket.
 pub(super) const PUBLISH_V1: &Variant =
     &Variant { name: "msgbusd, v1", v1: Some(V1::Publish), ..PLAIN };

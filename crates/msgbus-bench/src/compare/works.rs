@@ -7,10 +7,11 @@ use msgbus_load::{Load, Progress, Report, Target};
 use super::{
     axes,
     servers::{Contender, Syncing},
+    services,
     variants::{
         FOLLOW_PATTERN, FOLLOW_V1, FOLLOW_V1_10, FOLLOW_V1_100, IDLE_KEEP_ALIVE, IDLE_NDJSON,
-        IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1, REPLAY_COLD, REPLAY_HOT, SERVICES, SYNCED,
-        WITH_KEYS, WITH_RATE, WITH_TLS, WITH_UNIX, WRITTEN,
+        IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1, REPLAY_COLD, REPLAY_HOT, SYNCED, WITH_KEYS,
+        WITH_RATE, WITH_TLS, WITH_UNIX, WRITTEN,
     },
 };
 use crate::bare::Push;
@@ -50,7 +51,7 @@ use Contender::{
     RedisStream, With,
 };
 
-/// The number of connections that serve a service. Each takes a request, replies, and takes the next one.
+/// The number of connections that serve a service.
 const RESPONDERS: usize = 1;
 /// The topic of works that need only one.
 pub(super) const TOPIC: &str = "bench-00000000";
@@ -114,7 +115,7 @@ impl Work {
 
     pub(super) async fn run(&self, target: &Target, contender: Contender) -> io::Result<Report> {
         match self.kind {
-            Kind::Publish if matches!(contender, With(variant) if variant.asks) => {
+            Kind::Publish if contender.asks() => {
                 msgbus_load::request(target, &self.load, RESPONDERS).await
             }
             Kind::Publish => msgbus_load::publish(target, &self.load).await,
@@ -145,7 +146,6 @@ pub(super) fn topics(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("bench/{n}")).collect()
 }
 
-const PROXY: Contender = Bare(Push::Proxy);
 const HYPER: Contender = Bare(Push::Nowhere);
 const EACH: Contender = Bare(Push::Each);
 const BATCHES: Contender = Bare(Push::Batches);
@@ -156,7 +156,7 @@ pub(super) fn all(quick: bool) -> Vec<Work> {
     let mut works = beside_others();
     works.push(idle_http());
     works.extend(v1());
-    works.extend(requests());
+    works.extend(services::works());
     works.push(pattern());
     works.extend(leases());
     works.extend(durable());
@@ -176,7 +176,7 @@ pub(super) fn counted() -> Vec<Work> {
 }
 
 /// A rate at which no server is busy.
-fn latency(load: &mut Load) {
+pub(super) fn latency(load: &mut Load) {
     load.clients = 1;
     load.rate = Some(1000.0);
     load.messages = u64::MAX;
@@ -306,26 +306,6 @@ fn leases() -> [Work; 2] {
             Kind::Work,
         )
         .with(|load| (load.clients, load.messages, load.batch) = (4, 1_000_000, 100)),
-    ]
-}
-
-/// Requests to a service, with their replies, beside publishes and a proxy that only forwards.
-fn requests() -> [Work; 2] {
-    [
-        Work::new(
-            "requests",
-            "Services: a request and its reply, 64 connections, 128 B, beside publishes",
-            &[With(SERVICES), Msgbusd, PROXY],
-            Kind::Publish,
-        )
-        .with(|load| load.messages = 100_000),
-        Work::new(
-            "requests-latency",
-            "Services: 1,000 requests a second on 1 connection",
-            &[With(SERVICES), PROXY],
-            Kind::Publish,
-        )
-        .with(latency),
     ]
 }
 

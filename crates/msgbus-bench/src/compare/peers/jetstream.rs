@@ -38,7 +38,7 @@ impl Protocol for JetStream {
 }
 
 /// A subject of its own for each connection.
-fn inbox() -> String {
+pub(super) fn inbox() -> String {
     static CLIENTS: AtomicU64 = AtomicU64::new(0);
     format!("_INBOX.bench.{}", CLIENTS.fetch_add(1, Relaxed))
 }

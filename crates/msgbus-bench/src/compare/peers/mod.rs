@@ -5,6 +5,7 @@ mod beanstalk_worker;
 mod jetstream;
 mod jetstream_worker;
 mod nats;
+mod nats_requests;
 mod redis;
 mod redis_stream;
 
@@ -14,6 +15,7 @@ pub(super) use self::{
     beanstalk::Beanstalk,
     jetstream::{JetStream, can_sync_always, create_stream},
     nats::Nats,
+    nats_requests::NatsRequests,
     redis::Redis,
     redis_stream::RedisStream,
 };
