@@ -12,10 +12,7 @@ use hyper::{
 use tokio::time::timeout;
 
 use super::{activity::DEADLINE_GRACE, error::ApiError, head::shed_head};
-use crate::{
-    limits::{inflight::Inflight, quota::QuotaPermit},
-    net::timeout_stream::Linger,
-};
+use crate::limits::{inflight::Inflight, quota::QuotaPermit};
 
 /// The limits of a body.
 #[derive(Debug, Clone, Copy)]
@@ -145,17 +142,21 @@ async fn at_hand(body: &mut Incoming) -> Option<NextFrame> {
     .await
 }
 
-/// Reads what has arrived of a body that was refused. Returns whether that is the rest of it.
+/// Reads what has arrived of a body that was refused, unless it is long. Returns whether that is the rest of it.
 pub(super) async fn discard(body: &mut Incoming) -> bool {
-    let mut bytes = 0;
-    while !body.is_end_stream() && bytes <= Linger::MAX_BYTES {
+    /// A client that sends without end, a byte in each chunk, costs no more.
+    const MAX_PIECES: usize = 64;
+    for _ in 0..MAX_PIECES {
+        if body.is_end_stream() {
+            return true;
+        }
         match at_hand(body).await {
-            Some(Some(Ok(frame))) => bytes += frame.data_ref().map_or(0, Bytes::len),
+            Some(Some(Ok(_))) => {}
             Some(None) => return true,
             Some(Some(Err(_))) | None => return false,
         }
     }
-    body.is_end_stream()
+    false
 }
 
 /// Waits for the next piece. A timer is set only if it has not arrived.
