@@ -17,6 +17,8 @@ use super::{
 
 /// How much later than its timeout a request may end.
 const SLACK: Duration = Duration::from_secs(10);
+/// What a requester is told if the server has no memory for the reply.
+const NO_MEMORY: &str = "the server has no memory for the reply";
 
 pub(super) struct Requester {
     soak: Rc<Soak>,
@@ -154,6 +156,10 @@ impl Requester {
             let is_own = text.split(' ').next() == Some(&*request.number.to_string());
             invariants
                 .check(Invariant::Replies, is_own, || format!("{what} has the reply {text:.60}"));
+        }
+        if ending == Ending::Failed && text.contains(NO_MEMORY) {
+            invariants.count("replies for which there was no memory", 1);
+            invariants.services.has_no_memory(&request.service);
         }
         invariants.services.end(&request.service, ending);
     }

@@ -1,6 +1,6 @@
 //! What requesters and responders know of services, compared with the counters of the server.
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{collections::BTreeMap, io, ops::RangeInclusive, time::Duration};
 
 use fastrand::Rng;
 use serde::Deserialize;
@@ -52,6 +52,8 @@ struct ServiceRecord {
     /// Replies that were accepted, as responders know it.
     replies: Count,
     not_wanted: Count,
+    /// Requests that failed because there was no memory for their reply, which the responder knows to be accepted.
+    without_memory: u64,
 }
 
 impl ServiceRecord {
@@ -59,6 +61,13 @@ impl ServiceRecord {
     fn ended(&self, ending: Ending) -> Count {
         let of = |ending: Ending| self.endings[ending as usize];
         Count { confirmed: of(ending), unconfirmed: of(Ending::Unknown) }
+    }
+
+    /// How many replies the server may have counted, as responders know it. It counts a failure instead of a reply for
+    /// which it has no memory.
+    fn replies(&self) -> RangeInclusive<u64> {
+        let (least, most) = self.replies.range().into_inner();
+        least.saturating_sub(self.without_memory + self.endings[Ending::Unknown as usize])..=most
     }
 }
 
@@ -88,6 +97,11 @@ impl ServiceRecords {
 
     pub(super) fn end(&mut self, service: &Topic, ending: Ending) {
         self.record(service).endings[ending as usize] += 1;
+    }
+
+    /// Records that there was no memory for the reply to a request, which is over.
+    pub(super) fn has_no_memory(&mut self, service: &Topic) {
+        self.record(service).without_memory += 1;
     }
 
     fn record(&mut self, service: &Topic) -> &mut ServiceRecord {
@@ -237,7 +251,7 @@ fn compare(invariants: &mut Invariants, name: &str, counts: &ServiceCounts) {
     let [replied, failed, timed_out, refused] =
         [Ending::Replied, Ending::Failed, Ending::TimedOut, Ending::Refused]
             .map(|ending| record.ended(ending).range());
-    let (replies, not_wanted) = (record.replies.range(), record.not_wanted.range());
+    let (replies, not_wanted) = (record.replies(), record.not_wanted.range());
     let most: u64 = record.endings.iter().sum();
     let unknown = record.endings[Ending::Unknown as usize];
     for (what, count, expected) in [
