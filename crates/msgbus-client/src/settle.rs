@@ -93,13 +93,8 @@ impl Client {
         settlement: &Settlement,
         within: Duration,
     ) -> Result<Option<DateTime<Utc>>, ClientError> {
-        let mut retry = Retry::within(within);
-        loop {
-            match self.settle_once(token, settlement, retry.attempt_timeout()).await {
-                Err(error) => retry.pause(error).await?,
-                settled => return settled,
-            }
-        }
+        let attempt = |limit| self.settle_once(token, settlement, limit);
+        Retry::within(within).repeat(attempt).await
     }
 
     async fn settle_once(
@@ -133,12 +128,7 @@ impl Client {
         let mut retry = Retry::within(within);
         let mut unsettled = Vec::new();
         for tokens in tokens.chunks(Self::MAX_TOKENS) {
-            let answer = loop {
-                match self.settle_many(tokens, settlement, retry.attempt_timeout()).await {
-                    Ok(answer) => break answer,
-                    Err(error) => retry.pause(error).await?,
-                }
-            };
+            let answer = retry.repeat(|limit| self.settle_many(tokens, settlement, limit)).await?;
             let is_uncertain = mem::take(&mut retry.is_uncertain);
             for UnsettledIn { lease, error } in answer {
                 let error = match &*error {
@@ -232,6 +222,25 @@ impl Retry {
             matches!(error, ClientError::Refused { status: 404 | 408 | 507, .. })
         };
         error.is_temporary() || has_refused(error)
+    }
+
+    /// Makes attempts, each with its time limit, until one is successful.
+    ///
+    /// # Errors
+    /// As for [`pause`](Self::pause).
+    pub(crate) async fn repeat<T, F>(
+        &mut self,
+        mut attempt: impl FnMut(Duration) -> F,
+    ) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        loop {
+            match attempt(self.attempt_timeout()).await {
+                Err(error) => self.pause(error).await?,
+                done => return done,
+            }
+        }
     }
 
     /// Waits before the next attempt.

@@ -148,13 +148,7 @@ impl Client {
         answer: &Answer,
         within: Duration,
     ) -> Result<(), ClientError> {
-        let mut retry = Retry::within(within);
-        loop {
-            match self.answer_once(token, answer, retry.attempt_timeout()).await {
-                Err(error) => retry.pause(error).await?,
-                answered => return answered,
-            }
-        }
+        Retry::within(within).repeat(|limit| self.answer_once(token, answer, limit)).await
     }
 
     async fn answer_once(
