@@ -24,6 +24,18 @@ pub(crate) struct Frames {
     is_open: bool,
 }
 
+impl<'a> Frame<'a> {
+    /// The content of a data frame. A ping is answered in `reply`.
+    pub(crate) fn data(self, reply: &mut Vec<u8>) -> Option<&'a [u8]> {
+        match self {
+            Self::Data(content) => return Some(content),
+            Self::Ping(content) => pong(content, reply),
+            Self::Open => {}
+        }
+        None
+    }
+}
+
 impl Frames {
     /// Passes each complete frame to `each`. Returns the length of what it has read, in bytes.
     ///

@@ -6,7 +6,7 @@ use memchr::memmem::{self, Finder};
 
 use crate::{
     batches::Batches,
-    frames::{Frame, Frames, pong, write_text},
+    frames::{Frame, Frames, write_text},
     http::Http,
     protocol::{Body, Follower, Outcome, Protocol, Received, Requester},
     response::invalid,
@@ -138,14 +138,7 @@ impl Follower for Serving {
     ) -> io::Result<usize> {
         let Self { frames, frame: replies, token, text, .. } = self;
         frames.decode(input, |frame| {
-            let content = match frame {
-                Frame::Open => return Ok(()),
-                Frame::Ping(content) => {
-                    pong(content, reply);
-                    return Ok(());
-                }
-                Frame::Data(content) => content,
-            };
+            let Some(content) = frame.data(reply) else { return Ok(()) };
             replies.clear();
             for line in lines(content) {
                 if line.starts_with(b"{\"op\":\"request\"") {

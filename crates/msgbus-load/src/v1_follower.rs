@@ -5,7 +5,7 @@ use std::io;
 use memchr::memmem::Finder;
 
 use crate::{
-    frames::{Frame, Frames, pong, write_text},
+    frames::{Frames, write_text},
     http::{Http, trace_in},
     protocol::{Follower, Protocol, Received, Requester},
     response::invalid,
@@ -68,14 +68,7 @@ impl Follower for Subscriber {
     ) -> io::Result<usize> {
         let Self { frames, payload, .. } = self;
         frames.decode(input, |frame| {
-            let content = match frame {
-                Frame::Open => return Ok(()),
-                Frame::Ping(content) => {
-                    pong(content, reply);
-                    return Ok(());
-                }
-                Frame::Data(content) => content,
-            };
+            let Some(content) = frame.data(reply) else { return Ok(()) };
             for line in lines(content) {
                 if line.starts_with(b"{\"op\":\"msg\"") {
                     each(Received::Message(trace_in(line, payload)));
