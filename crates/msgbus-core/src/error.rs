@@ -84,6 +84,9 @@ pub enum SubscribeError {
     /// The bus was closed.
     #[error("the bus is closed")]
     Closed,
+    /// The topic lives in an engine, which cannot be asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Why a subscription has ended. Every later receive returns the same error.
@@ -102,7 +105,8 @@ pub enum RecvError {
         /// How many messages left the log before the subscription received them.
         missed: u64,
     },
-    /// The topic is durable, and its store did not keep the new position of pulls.
+    /// The topic is durable, and its store did not keep the new position of pulls, or cannot be read. Or the topic lives in
+    /// an engine, which refuses.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -27,6 +27,7 @@
 
 mod bus;
 mod derived;
+pub mod engine;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

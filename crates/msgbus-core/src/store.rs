@@ -18,6 +18,7 @@ use chrono::{DateTime, Utc};
 use thiserror::Error;
 
 use crate::{
+    engine::EngineError,
     model::{GroupName, GroupSettings, Headers, Message, TopicInfo},
     options::BatchLimit,
     stats::{Counters, GroupCounters},
@@ -299,15 +300,18 @@ pub enum Durability {
     Written,
     /// A power cut.
     Synced,
+    /// What the engine promises in which the topic lives.
+    Engine,
 }
 
 impl Durability {
-    /// `memory`, `written` or `synced`.
+    /// `memory`, `written`, `synced` or `engine`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::Written => "written",
             Self::Synced => "synced",
+            Self::Engine => "engine",
         }
     }
 }
@@ -329,4 +333,7 @@ pub enum StoreError {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
+    /// The topic lives in an engine, which did not do it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }

@@ -53,6 +53,12 @@ impl MessageBus {
         token: &LeaseToken,
         settlement: &Settlement,
     ) -> Op<Result<Option<DateTime<Utc>>, SettleError>> {
+        if let Some(settling) = self.0.settle_in_engine(std::slice::from_ref(token), settlement) {
+            return settling.map(|settled| match settled? {
+                SettledBatch { lost, expires } if lost.is_empty() => Ok(expires),
+                _ => Err(SettleError::Lost),
+            });
+        }
         match self.0.settle(&token.scope, token.group, &[token.key], settlement) {
             Ok((_, Settled { lost, .. })) if !lost.is_empty() => Op::ready(Err(SettleError::Lost)),
             Ok((Some(topic), Settled { commit, expires, .. })) => {
@@ -74,9 +80,17 @@ impl MessageBus {
     ) -> Op<Result<SettledBatch, StoreError>> {
         let mut batch = SettledBatch::default();
         let mut commits = Vec::new();
+        let mut in_engines = Vec::new();
         let mut first = 0;
-        let is_same = |a: &LeaseToken, b: &LeaseToken| (a.group, &a.scope) == (b.group, &b.scope);
+        let is_same = |a: &LeaseToken, b: &LeaseToken| {
+            (a.group, &a.scope) == (b.group, &b.scope) || a.has_engine_group_of(b)
+        };
         for run in tokens.chunk_by(is_same) {
+            if let Some(settling) = self.0.settle_in_engine(run, settlement) {
+                in_engines.push((first, settling));
+                first += run.len();
+                continue;
+            }
             let keys: Vec<LeaseKey> = run.iter().map(|token| token.key).collect();
             let LeaseToken { scope, group, .. } = &run[0];
             match self.0.settle(scope, *group, &keys, settlement) {
@@ -90,10 +104,10 @@ impl MessageBus {
             }
             first += run.len();
         }
-        if commits.is_empty() {
+        if commits.is_empty() && in_engines.is_empty() {
             return Op::ready(Ok(batch));
         }
-        Op::running(commit_all(commits, batch))
+        Op::running(finish_all(commits, in_engines, batch))
     }
 
     /// Returns the messages that a group has not settled, without taking them: first those that it was given, then new
@@ -154,13 +168,20 @@ impl MessageBus {
     }
 }
 
-async fn commit_all(
+async fn finish_all(
     commits: Vec<(Arc<Commit>, Arc<SharedTopic>)>,
-    batch: SettledBatch,
+    in_engines: Vec<(usize, Op<Result<SettledBatch, StoreError>>)>,
+    mut batch: SettledBatch,
 ) -> Result<SettledBatch, StoreError> {
     for (commit, _topic) in commits {
         poll_fn(|cx| commit.poll(cx)).await?;
     }
+    for (first, settling) in in_engines {
+        let SettledBatch { lost, expires } = settling.await?;
+        batch.lost.extend(lost.into_iter().map(|index| first + index));
+        batch.expires = batch.expires.into_iter().chain(expires).min();
+    }
+    batch.lost.sort_unstable();
     Ok(batch)
 }
 
@@ -195,6 +216,9 @@ impl TopicRef<'_> {
         group: &GroupName,
         options: LeaseOptions,
     ) -> Op<Result<Vec<Leased>, LeaseError>> {
+        if let Some(engine) = self.engine() {
+            return engine.lease(self.map(), self.name(), group, options);
+        }
         let options = LeaseOptions { from: self.map().resume(options.from), ..options };
         let lease = |topic: &mut Topic| {
             let now = clock::now();
@@ -228,6 +252,9 @@ impl TopicRef<'_> {
         group: &GroupName,
         limit: BatchLimit,
     ) -> Op<Result<Option<Peek>, StoreError>> {
+        if let Some(engine) = self.engine() {
+            return Op::ready(Err(engine.unsupported("show what a group gets next").into()));
+        }
         let peek = self.with_existing(|topic| {
             topic.peek_group(group, limit, clock::now(), &mut Page::default())
         });
@@ -251,6 +278,10 @@ impl TopicRef<'_> {
         group: &GroupName,
         config: &GroupConfig,
     ) -> Op<Result<bool, GroupError>> {
+        if let Some(engine) = self.engine() {
+            let refusal = StoreError::from(engine.unsupported("change groups"));
+            return Op::ready(Err(refusal.into()));
+        }
         let map = self.map();
         let from = config.from.map(|from| map.resume(from));
         let config = GroupConfig { from, ..config.clone() };
@@ -278,6 +309,9 @@ impl TopicRef<'_> {
     }
 
     fn remove_group(&mut self, group: &GroupName) -> Op<Result<bool, StoreError>> {
+        if let Some(engine) = self.engine() {
+            return Op::ready(Err(engine.unsupported("remove groups").into()));
+        }
         let removed = self.with_existing(|topic| topic.remove_group(group));
         match (removed, self.location()) {
             (Some(Ok((is_removed, commit))), Some(topic)) => Op::after(commit, topic, is_removed),

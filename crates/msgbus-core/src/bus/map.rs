@@ -16,6 +16,7 @@ use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::{
     clock,
+    engines::Engines,
     locked_topic::LockedTopic,
     op::Op,
     patterns::Patterns,
@@ -79,9 +80,11 @@ impl SharedTopic {
 #[derive(Debug)]
 pub(crate) struct TopicMap {
     /// For topics, which remove themselves.
-    pub(super) own: Weak<Self>,
+    pub(crate) own: Weak<Self>,
     options: Options,
     pub(super) store: Option<Arc<dyn Store>>,
+    /// `None` if no topic lives in an engine.
+    pub(super) engines: Option<Box<Engines>>,
     shards: Box<[RwLock<Shard>]>,
     hasher: RandomState,
     /// Topics that were ever published to. Only they count toward the limit.
@@ -155,12 +158,17 @@ impl TopicMap {
     /// Few enough to walk, and enough that copying one takes microseconds with 100,000 topics.
     pub(crate) const SHARDS: usize = 256;
 
-    pub(crate) fn new(options: Options, store: Option<Arc<dyn Store>>) -> Arc<Self> {
+    pub(crate) fn new(
+        options: Options,
+        store: Option<Arc<dyn Store>>,
+        engines: Option<Box<Engines>>,
+    ) -> Arc<Self> {
         let map = Arc::new_cyclic(|own| Self {
             own: Weak::clone(own),
             budget: Budget::new(options.max_bytes),
             options,
             store,
+            engines,
             shards: iter::repeat_with(RwLock::default).take(Self::SHARDS).collect(),
             hasher: RandomState::new(),
             published_topics: AtomicUsize::new(0),
@@ -292,6 +300,9 @@ impl TopicMap {
         self.deleted.lock().retain(|topic| !topic.lock().retry_deletion());
         self.patterns.sweep(clock::monotonic());
         self.services.remove_idle();
+        if let Some(engines) = &self.engines {
+            engines.sweep();
+        }
         for shard in 0..Self::SHARDS {
             let (_, topics) = self.topics_in(shard).unwrap_or_default();
             for topic in topics {
@@ -335,6 +346,9 @@ impl TopicMap {
             }
         }
         self.services.close();
+        if let Some(engines) = &self.engines {
+            engines.close();
+        }
         let closed = self.store.as_ref().map_or(Ok(()), |store| store.close());
         // By now everything that was accepted is visible.
         self.patterns.close(&self.wake_queue);

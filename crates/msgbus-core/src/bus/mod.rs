@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, future::poll_fn, sync::Arc};
 
-use self::{map::TopicMap, wake_queue::Driver};
+use self::wake_queue::Driver;
 use crate::{
     error::{DeleteError, PublishError, SubscribeError},
     model::{Message, NewMessage, Peek, Position, Published, PublishedBatch, TopicName},
@@ -13,6 +13,7 @@ use crate::{
 };
 
 pub(crate) mod clock;
+mod engines;
 mod groups;
 mod handle;
 mod locked_topic;
@@ -28,14 +29,16 @@ mod wake_queue;
 mod walk;
 
 pub use self::{
+    engines::WindowSink,
     handle::TopicHandle,
     op::Op,
     timer::{DeadLetterError, Due, RefusedDeadLetter},
     walk::{StatsWalk, TopicPage},
 };
 pub(crate) use self::{
+    engines::{Follow, SharedEngine, history},
     locked_topic::LockedTopic,
-    map::SharedTopic,
+    map::{SharedTopic, TopicMap},
     page_reader::PageReader,
     patterns::{SharedPattern, StoredPages},
     services::SharedService,
@@ -53,7 +56,7 @@ pub struct MessageBus(Arc<TopicMap>);
 impl MessageBus {
     /// Creates an empty bus. All topics are only in memory.
     pub fn new(options: Options) -> Self {
-        Self(TopicMap::new(options, None))
+        Self(TopicMap::new(options, None, None))
     }
 
     /// Creates a bus with a store, and with the topics that the store has kept. [`TopicSettings::promise`] says which
@@ -67,7 +70,7 @@ impl MessageBus {
     /// # Errors
     /// When the store cannot be read.
     pub fn open(options: Options, store: Arc<dyn Store>) -> Result<Self, StoreError> {
-        let map = TopicMap::new(options, Some(store));
+        let map = TopicMap::new(options, Some(store), None);
         map.recover()?;
         Ok(Self(map))
     }
@@ -139,7 +142,7 @@ impl MessageBus {
         topic: &TopicName,
         options: impl Into<SubscribeOptions>,
     ) -> Op<Result<Subscription, SubscribeError>> {
-        Op::ready(self.subscribe(topic, options))
+        self.topic_ref(topic, &mut None).follow(options.into())
     }
 
     /// Pulls the oldest message of a topic that nobody has pulled yet. `None` if there is none. A message is
@@ -236,7 +239,10 @@ impl MessageBus {
     /// Deletes a topic with its messages and ends its subscriptions. Its result says whether there was one. It is ready
     /// when the topic cannot come back after a crash, or when the store has refused that.
     pub fn delete(&self, topic: &TopicName) -> Op<Result<bool, DeleteError>> {
-        self.0.delete(topic)
+        match self.topic_ref(topic, &mut None).engine() {
+            Some(engine) => engine.delete(topic),
+            None => self.0.delete(topic),
+        }
     }
 
     /// Frees expired messages, a few hundred under each lock, and removes unused topics: those without

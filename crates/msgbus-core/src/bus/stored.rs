@@ -111,7 +111,7 @@ impl CommitObserver for SharedTopic {
 }
 
 impl SharedTopic {
-    fn wake(&self, wakers: Wakers) {
+    pub(super) fn wake(&self, wakers: Wakers) {
         match self.map.upgrade() {
             Some(map) => map.wake_queue.wake(wakers),
             // The bus was dropped before its subscriptions.

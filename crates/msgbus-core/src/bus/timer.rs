@@ -278,17 +278,25 @@ async fn publish(
     if message.headers().get(DeadLetter::TOPIC).is_some() {
         return Ok(Burial::Exempt);
     }
-    let target = match &dead.topic {
-        Some(target) => target.clone(),
-        None => topic.name().dead_letters()?,
-    };
-    let letter = NewMessage::new(message.payload().clone()).headers(headers(&message, dead));
+    let (target, letter) = letter(&message, dead)?;
     let published = match map.upgrade() {
         Some(map) => super::TopicRef::new(&map, &target, &mut None).publish(letter),
         None => return Err(PublishError::Closed.into()),
     };
     published.await?;
     Ok(Burial::Done)
+}
+
+/// The topic for a dead letter, and the letter.
+pub(super) fn letter(
+    message: &Message,
+    dead: &DeadLetter,
+) -> Result<(TopicName, NewMessage), NameError> {
+    let target = match &dead.topic {
+        Some(target) => target.clone(),
+        None => message.topic().name.dead_letters()?,
+    };
+    Ok((target, NewMessage::new(message.payload().clone()).headers(headers(message, dead))))
 }
 
 /// The headers of the message, and those of a dead letter. If there is not enough room for all of them, headers of the

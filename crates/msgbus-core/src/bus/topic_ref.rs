@@ -38,6 +38,18 @@ impl<'a> TopicRef<'a> {
         self.map
     }
 
+    pub(crate) fn name(&self) -> &'a TopicName {
+        self.name
+    }
+
+    /// Whether the topic is in the map. Then the next use finds it without a look-up.
+    pub(super) fn find_location(&mut self) -> bool {
+        if self.location.is_none() {
+            *self.location = self.map.find(self.name);
+        }
+        self.location.is_some()
+    }
+
     /// The topic, if it was found when it was last used.
     pub(super) fn location(&self) -> Option<&Arc<SharedTopic>> {
         self.location.as_ref()
@@ -45,6 +57,16 @@ impl<'a> TopicRef<'a> {
 
     #[inline]
     pub(crate) fn publish(&mut self, message: NewMessage) -> Op<Result<Published, PublishError>> {
+        if let Some(engine) = self.engine() {
+            let published = engine.publish(self.name, vec![message]);
+            return published.map(|published| {
+                published.map(|PublishedBatch { epoch, ids, durability }| Published {
+                    epoch,
+                    id: ids.start,
+                    durability,
+                })
+            });
+        }
         let size = BatchSize { count: 1, bytes: message.accounted_size() };
         match self.append(Some(message), size) {
             Ok((topic, epoch, durability, Appended { first_id: id, commit })) => {
@@ -60,6 +82,9 @@ impl<'a> TopicRef<'a> {
     ) -> Op<Result<PublishedBatch, PublishError>> {
         if messages.is_empty() {
             return Op::ready(self.put_empty());
+        }
+        if let Some(engine) = self.engine() {
+            return engine.publish(self.name, messages);
         }
         let size = BatchSize::of(&messages);
         match self.append(messages, size) {
@@ -120,6 +145,9 @@ impl<'a> TopicRef<'a> {
     }
 
     pub(crate) fn get(&mut self) -> Result<Option<Message>, StoreError> {
+        if let Some(engine) = self.engine() {
+            return Ok(engine.pull(self.map, self.name, BatchLimit::ONE).wait()?.pop());
+        }
         let taken = self.with_existing(|topic| {
             if !topic.has_unpulled() {
                 return Ok(None);
@@ -137,6 +165,9 @@ impl<'a> TopicRef<'a> {
     }
 
     pub(crate) fn pull(&mut self, limit: BatchLimit) -> Op<Result<Vec<Message>, StoreError>> {
+        if let Some(engine) = self.engine() {
+            return engine.pull(self.map, self.name, limit);
+        }
         let taken = self.with_existing(|topic| {
             topic.take_batch(limit, clock::monotonic(), &mut Page::default())
         });
@@ -154,6 +185,9 @@ impl<'a> TopicRef<'a> {
         from: Option<Position>,
         limit: BatchLimit,
     ) -> Op<Result<Option<Peek>, StoreError>> {
+        if let Some(engine) = self.engine() {
+            return engine.peek(self.map, self.name, from, limit);
+        }
         let from = from.map(|from| self.map.resume(from));
         let peek =
             self.with_existing(|topic| topic.peek(from, limit, clock::now(), &mut Page::default()));

@@ -14,7 +14,8 @@ pub enum Event {
     },
     /// The next messages expired, were evicted or were deleted before the subscription received them.
     Missed {
-        /// How many messages were missed. Ids may have gaps, so no difference of ids is this number.
+        /// How many messages were missed. Ids may have gaps, so no difference of ids is this number. 0 if some may have
+        /// been missed and nobody knows how many, which is only so for topics that live in an engine.
         count: u64,
         /// The id of the first message after them.
         next_id: u64,

@@ -247,7 +247,7 @@ pub struct Published {
 pub struct PublishedBatch {
     /// The epoch of the topic, see [`TopicInfo::epoch`].
     pub epoch: u64,
-    /// The ids of the messages in that epoch.
+    /// The ids of the messages in that epoch. In an engine, messages of others may have ids in between.
     pub ids: Range<u64>,
     /// What the messages survive.
     pub durability: Durability,

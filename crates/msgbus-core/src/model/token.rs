@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use thiserror::Error;
 
-use super::name::TopicName;
+use super::{group::GroupName, message::TopicInfo, name::TopicName};
+use crate::engine;
 
 /// Identifies one lease. Nobody can guess it. It is of use until the lease ends. Cloning costs one atomic increment.
 #[derive(Clone, PartialEq, Eq)]
@@ -20,8 +21,17 @@ pub struct LeaseToken {
 pub(crate) struct TokenScope {
     pub(crate) topic: TopicName,
     pub(crate) epoch: u64,
-    /// Both as text, the second part of each token.
+    /// A lease of an engine. Then the scope is only for this token.
+    pub(crate) engine: Option<EngineLease>,
+    /// All of it as text, the second part of each token.
     text: Vec<u8>,
+}
+
+/// A lease of an engine, which any bus can settle that has the engine.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct EngineLease {
+    pub(crate) group: GroupName,
+    pub(crate) key: engine::LeaseKey,
 }
 
 /// Identifies a lease within its group.
@@ -44,10 +54,31 @@ impl LeaseToken {
     pub const MAX_REASON: usize = 256;
 
     const VERSION: u8 = 2;
+    const ENGINE_VERSION: u8 = 3;
     /// The size of the first part, in bytes: version, group, id and nonce. It is a multiple of 3, so that the text of the
     /// second part is the same in all tokens of a topic.
     const HEAD: usize = 2 + 2 * 8;
     const HEAD_TEXT: usize = Self::HEAD / 3 * 4;
+
+    /// The token of a lease that an engine has given.
+    pub(crate) fn of_engine(
+        topic: &TopicInfo,
+        group: &GroupName,
+        id: u64,
+        key: engine::LeaseKey,
+    ) -> Self {
+        let lease = EngineLease { group: group.clone(), key };
+        let scope = TokenScope::of_engine(topic.name.clone(), topic.epoch, lease);
+        Self { scope: Arc::new(scope), group: 0, key: LeaseKey { id, nonce: 0 } }
+    }
+
+    /// Whether an engine has given both leases, to the same group.
+    pub(crate) fn has_engine_group_of(&self, other: &Self) -> bool {
+        let group = |token: &Self| token.scope.engine.as_ref().map(|lease| lease.group.clone());
+        self.scope.engine.is_some()
+            && group(self) == group(other)
+            && self.scope.topic == other.scope.topic
+    }
 
     /// The topic of the message.
     pub fn topic(&self) -> &TopicName {
@@ -57,7 +88,8 @@ impl LeaseToken {
     /// Appends the token as text: base64 for URLs, without padding.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         let mut head = [0; Self::HEAD];
-        head[0] = Self::VERSION;
+        let is_of_engine = self.scope.engine.is_some();
+        head[0] = if is_of_engine { Self::ENGINE_VERSION } else { Self::VERSION };
         head[1] = self.group;
         head[2..10].copy_from_slice(&self.key.id.to_le_bytes());
         head[10..].copy_from_slice(&self.key.nonce.to_le_bytes());
@@ -95,11 +127,16 @@ impl LeaseToken {
         let mut bytes = [0; Self::HEAD];
         URL_SAFE_NO_PAD.decode_slice(head, &mut bytes).map_err(|_| TokenError)?;
         let [version, group, fields @ ..] = bytes;
-        if version != Self::VERSION {
-            return Err(TokenError);
-        }
+        let is_of_engine = match version {
+            Self::VERSION => false,
+            Self::ENGINE_VERSION => true,
+            _ => return Err(TokenError),
+        };
         let scope = match similar {
-            Some(scope) if scope.text == tail => Arc::clone(scope),
+            Some(scope) if scope.text == tail && scope.engine.is_some() == is_of_engine => {
+                Arc::clone(scope)
+            }
+            _ if is_of_engine => Arc::new(TokenScope::parse_of_engine(tail)?),
             _ => Arc::new(TokenScope::parse(tail)?),
         };
         let key = LeaseKey { id: first_u64(&fields), nonce: first_u64(&fields[8..]) };
@@ -109,11 +146,48 @@ impl LeaseToken {
 
 impl TokenScope {
     const MAX_SIZE: usize = 8 + TopicName::MAX_BYTES;
+    const MAX_ENGINE_SIZE: usize =
+        Self::MAX_SIZE + 1 + GroupName::MAX_BYTES + 1 + engine::MAX_LEASE_KEY;
 
     pub(crate) fn new(topic: TopicName, epoch: u64) -> Self {
         let mut text = Vec::new();
         encode(&mut text, &[&epoch.to_le_bytes(), topic.as_str().as_bytes()].concat());
-        Self { topic, epoch, text }
+        Self { topic, epoch, engine: None, text }
+    }
+
+    fn of_engine(topic: TopicName, epoch: u64, lease: EngineLease) -> Self {
+        // Both names have less than 256 bytes.
+        let length = |text: &str| [u8::try_from(text.len()).unwrap_or(u8::MAX)];
+        let (name, group) = (topic.as_str(), lease.group.as_str());
+        let mut bytes = epoch.to_le_bytes().to_vec();
+        for part in [name, group] {
+            bytes.extend_from_slice(&length(part));
+            bytes.extend_from_slice(part.as_bytes());
+        }
+        bytes.extend_from_slice(&lease.key);
+        let mut text = Vec::new();
+        encode(&mut text, &bytes);
+        Self { topic, epoch, engine: Some(lease), text }
+    }
+
+    fn parse_of_engine(text: &[u8]) -> Result<Self, TokenError> {
+        let part = |bytes: &[u8]| -> Option<(String, usize)> {
+            let (length, rest) = bytes.split_first()?;
+            let text = std::str::from_utf8(rest.get(..usize::from(*length))?).ok()?;
+            Some((text.to_owned(), 1 + usize::from(*length)))
+        };
+        let mut bytes = [0; Self::MAX_ENGINE_SIZE];
+        let size = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).map_err(|_| TokenError)?;
+        let (epoch, rest) = bytes[..size].split_at_checked(8).ok_or(TokenError)?;
+        let (topic, length) = part(rest).ok_or(TokenError)?;
+        let rest = &rest[length..];
+        let (group, length) = part(rest).ok_or(TokenError)?;
+        let lease = EngineLease {
+            group: GroupName::new(&group).map_err(|_| TokenError)?,
+            key: rest[length..].into(),
+        };
+        let topic = TopicName::new(&topic).map_err(|_| TokenError)?;
+        Ok(Self { topic, epoch: first_u64(epoch), engine: Some(lease), text: text.to_vec() })
     }
 
     fn parse(text: &[u8]) -> Result<Self, TokenError> {
@@ -122,7 +196,7 @@ impl TokenScope {
         let (epoch, name) = bytes[..size].split_at_checked(8).ok_or(TokenError)?;
         let name = std::str::from_utf8(name).map_err(|_| TokenError)?;
         let topic = TopicName::new(name).map_err(|_| TokenError)?;
-        Ok(Self { topic, epoch: first_u64(epoch), text: text.to_vec() })
+        Ok(Self { topic, epoch: first_u64(epoch), engine: None, text: text.to_vec() })
     }
 }
 
@@ -163,6 +237,8 @@ impl fmt::Debug for LeaseToken {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
+
     use super::*;
 
     fn token(topic: &str) -> LeaseToken {
@@ -181,6 +257,29 @@ mod tests {
             let mut bytes = Vec::new();
             token.write_to(&mut bytes);
             assert_eq!(bytes, text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn tokens_of_engines_name_group_and_lease() {
+        let group = "workers".parse().unwrap();
+        let topic = TopicInfo {
+            name: "jobs/größe".parse().unwrap(),
+            epoch: 1 << 60,
+            created: DateTime::default(),
+            ttl: None,
+        };
+        for key in [&[][..], &[0, 255], &[7; engine::MAX_LEASE_KEY]] {
+            let token = LeaseToken::of_engine(&topic, &group, 5, key.into());
+            let text = token.to_string();
+            assert_eq!(text.parse(), Ok(token.clone()));
+            assert!(token.has_engine_group_of(&token.clone()));
+            for length in 0..text.len() {
+                assert_ne!(text[..length].parse(), Ok(token.clone()), "{length}");
+            }
+            // The rest of one is not the rest of the other kind.
+            let other = LeaseToken::parse_like(&text.replacen("Aw", "Ag", 1), Some(&token));
+            assert!(other.is_err() || other.is_ok_and(|other| other.scope.engine.is_none()));
         }
     }
 

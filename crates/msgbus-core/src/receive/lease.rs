@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    waiting::{Take, Waiting},
+    waiting::{InEngine, Source, Take, Waiting},
     watch::TopicWatch,
 };
 use crate::{
@@ -40,6 +40,10 @@ impl TopicRef<'_> {
         group: &GroupName,
         options: LeaseOptions,
     ) -> Result<LeasePull, LeaseError> {
+        if let Some(engine) = self.engine() {
+            let leased = engine.lease_wait(self.map(), self.name(), group, options);
+            return Ok(LeasePull(Source::Engine(InEngine::new(leased))));
+        }
         let from = self.map().resume(options.from);
         let joined =
             self.with_or_create(|_, topic| Ok((topic.wait(Some(group))?, topic.next_id())));
@@ -48,7 +52,7 @@ impl TopicRef<'_> {
         // A group that is new starts with the next message from now, also if that creates the topic.
         let from = if from == Position::New { Position::Id(next_id) } else { from };
         let take = TakeLeases { group: group.clone(), options: LeaseOptions { from, ..options } };
-        Ok(LeasePull(Waiting::new(topic, waiter, take)))
+        Ok(LeasePull(Source::Topic(Waiting::new(topic, waiter, take))))
     }
 }
 
@@ -72,7 +76,7 @@ impl TopicWatch {
         drop(locked);
         let options = LeaseOptions { from: self.from(), ..options };
         let take = TakeLeases { group: group.clone(), options };
-        Ok(LeasePull(Waiting::new(topic, waiter, take)))
+        Ok(LeasePull(Source::Topic(Waiting::new(topic, waiter, take))))
     }
 }
 
@@ -83,7 +87,7 @@ impl TopicWatch {
 /// them, and then waits for the store: dropped meanwhile, its leases end by time. Once completed, it stays pending and no
 /// longer queues.
 #[derive(Debug)]
-pub struct LeasePull(Waiting<TakeLeases>);
+pub struct LeasePull(Source<TakeLeases>);
 
 #[derive(Debug)]
 struct TakeLeases {
@@ -113,7 +117,8 @@ impl LeasePull {
     /// The size of the payload that the group gets next, in bytes. `None` if there is none or the topic was deleted.
     /// Takes nothing.
     pub fn next_size(&self) -> Option<usize> {
-        self.0.topic().lock().next_size_for(&self.0.take().group, clock::monotonic())
+        let waiting = self.0.waiting()?;
+        waiting.topic().lock().next_size_for(&waiting.take().group, clock::monotonic())
     }
 
     /// Whether messages were leased from a durable topic, and the store has not kept the leases yet. Nobody else can get
@@ -141,7 +146,9 @@ impl LeasePull {
         may_take: impl FnMut() -> bool,
     ) -> Poll<Result<Vec<Leased>, LeaseError>> {
         // Slice by slice, so that few expired messages are left when the messages are taken.
-        drop(self.0.topic().lock_and_expire());
+        if let Some(waiting) = self.0.waiting() {
+            drop(waiting.topic().lock_and_expire());
+        }
         self.0.poll_allowed(cx, may_take)
     }
 }

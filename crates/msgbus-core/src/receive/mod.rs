@@ -2,6 +2,7 @@
 
 mod blocking;
 mod delivery;
+mod engine_cursor;
 mod lease;
 mod pattern_cursor;
 mod pull;

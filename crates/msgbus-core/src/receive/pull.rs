@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::waiting::{Take, Waiting};
+use super::waiting::{InEngine, Source, Take, Waiting};
 use crate::{
     bus::{MessageBus, TopicHandle, TopicRef, clock},
     error::{RecvError, SubscribeError},
@@ -39,9 +39,15 @@ impl TopicHandle {
 
 impl TopicRef<'_> {
     fn pull_wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
+        if let Some(engine) = self.engine() {
+            let pulled = engine.pull_wait(self.map(), self.name(), limit);
+            return Ok(Pull(Source::Engine(InEngine::new(
+                pulled.map(|pulled| pulled.map_err(RecvError::from)),
+            ))));
+        }
         let joined = self.with_or_create(|_, topic| topic.wait(None));
         let (topic, waiter) = joined.map_err(|_| SubscribeError::Closed)?;
-        Ok(Pull(Waiting::new(topic, waiter, TakeNext { limit })))
+        Ok(Pull(Source::Topic(Waiting::new(topic, waiter, TakeNext { limit }))))
     }
 }
 
@@ -52,7 +58,7 @@ impl TopicRef<'_> {
 /// next one have them. A pull from a durable topic takes them, and then waits for the store: dropped meanwhile, it has
 /// pulled them. Once completed, it stays pending and no longer queues.
 #[derive(Debug)]
-pub struct Pull(Waiting<TakeNext>);
+pub struct Pull(Source<TakeNext>);
 
 #[derive(Debug)]
 struct TakeNext {
@@ -81,7 +87,7 @@ impl Pull {
     /// The size of the oldest payload that nobody has pulled, in bytes. `None` if there is none or the topic
     /// was deleted. Takes nothing.
     pub fn next_size(&self) -> Option<usize> {
-        self.0.topic().lock().next_unpulled_size(clock::monotonic())
+        self.0.waiting()?.topic().lock().next_unpulled_size(clock::monotonic())
     }
 
     /// Whether messages were taken from a durable topic, and the store has not kept the new position yet. Nobody else

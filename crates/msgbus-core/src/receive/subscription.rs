@@ -12,11 +12,12 @@ use futures_core::Stream;
 
 use super::{
     blocking::block_on_until,
+    engine_cursor::EngineCursor,
     pattern_cursor::{PatternCursor, TopicFilter},
     topic_cursor::TopicCursor,
 };
 use crate::{
-    bus::{MessageBus, SharedPattern, TopicHandle, TopicRef},
+    bus::{MessageBus, Op, SharedPattern, TopicHandle, TopicRef},
     error::{RecvError, SubscribeError},
     model::{Event, StartPosition, TopicName},
     options::{BatchLimit, SubscribeOptions},
@@ -59,8 +60,24 @@ impl TopicHandle {
 
 impl TopicRef<'_> {
     fn subscribe(&mut self, options: SubscribeOptions) -> Result<Subscription, SubscribeError> {
-        let (cursor, start) = TopicCursor::new(self, options)?;
-        Ok(Subscription { followed: Followed::Topic(cursor), start, has_ended: false })
+        self.follow(options).wait()
+    }
+
+    pub(crate) fn follow(
+        &mut self,
+        options: SubscribeOptions,
+    ) -> Op<Result<Subscription, SubscribeError>> {
+        if let Some(engine) = self.engine() {
+            let subscribed = EngineCursor::subscribe(engine, self.map(), self.name(), options);
+            return subscribed.map(|subscribed| {
+                let (cursor, start) = subscribed?;
+                Ok(Subscription::new(Followed::Engine(Box::new(cursor)), start))
+            });
+        }
+        let subscribed = TopicCursor::new(self, options);
+        Op::ready(
+            subscribed.map(|(cursor, start)| Subscription::new(Followed::Topic(cursor), start)),
+        )
     }
 }
 
@@ -82,16 +99,21 @@ enum Followed {
     Topic(TopicCursor),
     /// Boxed, so that a subscription to a topic is small.
     Pattern(Box<PatternCursor>),
+    /// Boxed for the same reason.
+    Engine(Box<EngineCursor>),
 }
 
 impl Subscription {
+    fn new(followed: Followed, start: StartPosition) -> Self {
+        Self { followed, start, has_ended: false }
+    }
+
     pub(crate) fn of_pattern(
         pattern: Arc<SharedPattern>,
         key: CursorKey,
         start: StartPosition,
     ) -> Self {
-        let followed = Followed::Pattern(Box::new(PatternCursor::new(pattern, key)));
-        Self { followed, start, has_ended: false }
+        Self::new(Followed::Pattern(Box::new(PatternCursor::new(pattern, key))), start)
     }
 
     /// Leaves out the messages of topics that the filter does not allow. They count as neither received nor missed. Only a
@@ -108,6 +130,7 @@ impl Subscription {
     pub fn name(&self) -> &str {
         match &self.followed {
             Followed::Topic(cursor) => cursor.info.name.as_str(),
+            Followed::Engine(cursor) => cursor.info.name.as_str(),
             Followed::Pattern(cursor) => cursor.name(),
         }
     }
@@ -117,6 +140,7 @@ impl Subscription {
     pub fn epoch(&self) -> u64 {
         match &self.followed {
             Followed::Topic(cursor) => cursor.info.epoch,
+            Followed::Engine(cursor) => cursor.info.epoch,
             Followed::Pattern(cursor) => cursor.epoch(),
         }
     }
@@ -135,6 +159,7 @@ impl Subscription {
     pub fn stats(&self) -> SubscriptionStats {
         match &self.followed {
             Followed::Topic(cursor) => cursor.stats(),
+            Followed::Engine(cursor) => cursor.stats(),
             Followed::Pattern(cursor) => cursor.stats(),
         }
     }
@@ -144,6 +169,7 @@ impl Subscription {
     pub fn next_size(&self) -> Option<usize> {
         match &self.followed {
             Followed::Topic(cursor) => cursor.next_size(),
+            Followed::Engine(cursor) => cursor.next_size(),
             Followed::Pattern(cursor) => cursor.next_size(),
         }
     }
@@ -186,7 +212,8 @@ impl Subscription {
         limit: BatchLimit,
     ) -> Poll<Result<(), RecvError>> {
         match &mut self.followed {
-            Followed::Topic(cursor) => cursor.poll_batch(cx, events, limit),
+            Followed::Topic(cursor) => cursor.poll_batch(Some(cx), events, limit),
+            Followed::Engine(cursor) => cursor.poll_batch(Some(cx), events, limit),
             Followed::Pattern(cursor) => cursor.poll_batch(cx, events, limit),
         }
     }
@@ -235,6 +262,7 @@ impl Subscription {
     fn poll_event(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Result<Event, RecvError>> {
         match &mut self.followed {
             Followed::Topic(cursor) => cursor.poll_event(cx),
+            Followed::Engine(cursor) => cursor.poll_event(cx),
             Followed::Pattern(cursor) => cursor.poll_event(cx),
         }
     }

@@ -40,6 +40,11 @@ impl TopicCursor {
         Ok((Self { topic: Arc::clone(topic), info, key, reader: None }, start))
     }
 
+    /// The cursor of a topic that was subscribed to.
+    pub(super) fn joined(topic: Arc<SharedTopic>, info: Arc<TopicInfo>, key: CursorKey) -> Self {
+        Self { topic, info, key, reader: None }
+    }
+
     pub(super) fn stats(&self) -> SubscriptionStats {
         self.topic.lock_and_expire().subscription_stats(self.key, clock::monotonic())
     }
@@ -62,11 +67,11 @@ impl TopicCursor {
     /// Takes the events that there are, up to a limit.
     pub(super) fn poll_batch(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: Option<&mut Context<'_>>,
         events: &mut Vec<Event>,
         limit: BatchLimit,
     ) -> Poll<Result<(), RecvError>> {
-        self.poll_with(Some(cx), |topic, key, now, page| {
+        self.poll_with(cx, |topic, key, now, page| {
             take_batch(topic, (key, now, page), events, limit)
         })
     }

@@ -1,6 +1,7 @@
 //! Pulls that wait in a queue of their topic.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,8 +18,8 @@ use crate::{
 
 /// What a waiting pull takes.
 pub(super) trait Take {
-    type Item: Send + Unpin + 'static;
-    type Error: From<StoreError> + Send + Unpin + 'static;
+    type Item: fmt::Debug + Send + Unpin + 'static;
+    type Error: fmt::Debug + From<StoreError> + Send + Unpin + 'static;
 
     /// The group in whose queue it waits.
     fn group(&self) -> Option<&GroupName>;
@@ -30,6 +31,73 @@ pub(super) trait Take {
         waiter: WaiterId,
         page: &mut Page,
     ) -> Result<Taken<Self::Item>, TakeError<Self::Error>>;
+}
+
+/// Where a pull waits.
+#[derive(Debug)]
+pub(super) enum Source<T: Take> {
+    Topic(Waiting<T>),
+    Engine(InEngine<Outcome<T>>),
+}
+
+/// A pull that an engine lets wait. Once completed, it stays pending.
+#[derive(Debug)]
+pub(super) struct InEngine<O>(Option<Op<O>>);
+
+impl<O: Unpin> InEngine<O> {
+    pub(super) fn new(pulled: Op<O>) -> Self {
+        Self(Some(pulled))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<O> {
+        let Some(pulled) = &mut self.0 else { return Poll::Pending };
+        let outcome = ready!(Pin::new(pulled).poll(cx));
+        self.0 = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl<T: Take> Source<T> {
+    /// `None` if it does not wait in a topic.
+    pub(super) fn waiting(&self) -> Option<&Waiting<T>> {
+        match self {
+            Self::Topic(waiting) => Some(waiting),
+            Self::Engine(_) => None,
+        }
+    }
+
+    pub(super) fn is_committing(&self) -> bool {
+        self.waiting().is_some_and(Waiting::is_committing)
+    }
+
+    pub(super) fn wait_timeout(self, timeout: Duration) -> Result<Option<Vec<T::Item>>, T::Error> {
+        match self {
+            Self::Topic(waiting) => waiting.wait_timeout(timeout),
+            Self::Engine(mut pull) => {
+                let deadline = Instant::now().checked_add(timeout);
+                block_on_until(deadline, |cx| pull.poll(cx)).transpose()
+            }
+        }
+    }
+
+    /// See [`Waiting::poll_allowed`]. An engine is not asked any longer when nothing may be taken, and what it has leased
+    /// meanwhile goes back.
+    pub(super) fn poll_allowed(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut may_take: impl FnMut() -> bool,
+    ) -> Poll<Outcome<T>> {
+        match self {
+            Self::Topic(waiting) => waiting.poll_allowed(cx, may_take),
+            Self::Engine(pull) => {
+                if may_take() {
+                    return pull.poll(cx);
+                }
+                pull.0 = None;
+                Poll::Ready(Ok(Vec::new()))
+            }
+        }
+    }
 }
 
 type Outcome<T> = Result<Vec<<T as Take>::Item>, <T as Take>::Error>;

@@ -9,6 +9,7 @@ use crate::{
     bus::{MessageBus, SharedTopic, clock},
     error::LeaseError,
     model::{Position, TopicName},
+    store::StoreError,
     topic::{Topic, WaiterId},
 };
 
@@ -18,10 +19,13 @@ impl MessageBus {
     /// begins if it is new; what depends on the time is decided now.
     ///
     /// # Errors
-    /// When the bus is closed.
+    /// When the bus is closed, or the topic lives in an engine.
     pub fn watch(&self, topic: &TopicName, from: Position) -> Result<TopicWatch, LeaseError> {
         let mut location = None;
         let mut topic = self.topic_ref(topic, &mut location);
+        if let Some(engine) = topic.engine() {
+            return Err(StoreError::from(engine.unsupported("watch topics")).into());
+        }
         let from = topic.map().resume(from);
         let watch = |topic: &mut Topic| -> Result<_, LeaseError> {
             let watcher = topic.watch()?;

@@ -17,6 +17,7 @@ mod commit;
 mod consumers;
 mod cursors;
 mod durable;
+mod feed;
 mod feeds;
 mod groups;
 mod log;

@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn an_order_is_dropped_five_minutes_after_the_last_subscription() {
-        let map = TopicMap::new(Options::default(), None);
+        let map = TopicMap::new(Options::default(), None, None);
         let bus = MessageBus(Arc::clone(&map));
         let (pattern, topic): (TopicPattern, TopicName) =
             ("a/*".parse().unwrap(), "a/b".parse().unwrap());

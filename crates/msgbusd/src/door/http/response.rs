@@ -57,10 +57,12 @@ pub(super) fn durability(durability: Durability) -> HeaderValue {
     const MEMORY: HeaderValue = HeaderValue::from_static(Durability::Memory.as_str());
     const WRITTEN: HeaderValue = HeaderValue::from_static(Durability::Written.as_str());
     const SYNCED: HeaderValue = HeaderValue::from_static(Durability::Synced.as_str());
+    const ENGINE: HeaderValue = HeaderValue::from_static(Durability::Engine.as_str());
     match durability {
         Durability::Memory => MEMORY,
         Durability::Written => WRITTEN,
         Durability::Synced => SYNCED,
+        Durability::Engine => ENGINE,
     }
 }
 

@@ -1,0 +1,213 @@
+//! Pulls, leases and their settlement in engines.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use super::{SharedEngine, dead_letters, info, messages::messages};
+use crate::{
+    bus::{map::TopicMap, op::Op},
+    engine::{Begin, EngineError, Fetch, LeaseKey, Leases},
+    error::LeaseError,
+    model::{
+        GroupName, GroupSettings, LeaseToken, Leased, Message, Position, SettledBatch, Settlement,
+        TopicName,
+    },
+    options::{BatchLimit, LeaseOptions},
+    store::StoreError,
+};
+
+/// How long an engine waits for messages before it is asked again.
+const WAIT: Duration = Duration::from_secs(30);
+
+impl SharedEngine {
+    /// Takes the messages that there are: each goes to one pull.
+    pub(in crate::bus) fn pull(
+        &self,
+        map: &TopicMap,
+        topic: &TopicName,
+        limit: BatchLimit,
+    ) -> Op<Result<Vec<Message>, StoreError>> {
+        let (engine, topic, map) = (self.clone(), topic.clone(), Weak::clone(&map.own));
+        Op::running(async move { engine.take(&map, &topic, limit, Duration::ZERO).await })
+    }
+
+    /// As [`pull`](Self::pull), as soon as there are messages.
+    pub(crate) fn pull_wait(
+        &self,
+        map: &TopicMap,
+        topic: &TopicName,
+        limit: BatchLimit,
+    ) -> Op<Result<Vec<Message>, StoreError>> {
+        let (engine, topic, map) = (self.clone(), topic.clone(), Weak::clone(&map.own));
+        Op::running(async move {
+            loop {
+                let messages = engine.take(&map, &topic, limit, WAIT).await?;
+                if !messages.is_empty() {
+                    return Ok(messages);
+                }
+            }
+        })
+    }
+
+    /// A pull is a lease that is acknowledged before anybody sees the message: it is taken at most once.
+    async fn take(
+        &self,
+        map: &Weak<TopicMap>,
+        topic: &TopicName,
+        limit: BatchLimit,
+        wait: Duration,
+    ) -> Result<Vec<Message>, StoreError> {
+        let fetch = Fetch { limit, lease: Duration::from_secs(30), wait, from: Begin::First };
+        let Leases { epoch, messages: fetched } = self.fetch(topic, None, fetch).await?;
+        if fetched.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys = fetched.iter().map(|fetched| fetched.key.clone()).collect();
+        let ack = Settlement::Ack;
+        let settled = self.call(|engine| engine.settle(topic, None, keys, &ack)).await?;
+        let Some(map) = map.upgrade() else { return Err(StoreError::Closed) };
+        let fetched = fetched.into_iter().enumerate();
+        let taken = fetched.filter(|(index, _)| !settled.lost.contains(index));
+        Ok(messages(&map, topic, epoch, taken.map(|(_, fetched)| fetched.message)))
+    }
+
+    /// A fetch that waits does not count as in flight: others limit how many wait.
+    async fn fetch(
+        &self,
+        topic: &TopicName,
+        group: Option<&GroupName>,
+        fetch: Fetch,
+    ) -> Result<Leases, EngineError> {
+        if fetch.wait > Duration::ZERO {
+            return self.engine.fetch(topic, group, fetch).await;
+        }
+        self.call(|engine| engine.fetch(topic, group, fetch)).await
+    }
+
+    pub(in crate::bus) fn lease(
+        &self,
+        map: &TopicMap,
+        topic: &TopicName,
+        group: &GroupName,
+        options: LeaseOptions,
+    ) -> Op<Result<Vec<Leased>, LeaseError>> {
+        let (engine, map) = (self.clone(), Weak::clone(&map.own));
+        let (topic, group) = (topic.clone(), group.clone());
+        Op::running(async move {
+            loop {
+                let leased =
+                    engine.lease_once(&map, &topic, &group, &options, Duration::ZERO).await?;
+                if !leased.has_buried || !leased.messages.is_empty() {
+                    return Ok(leased.messages);
+                }
+            }
+        })
+    }
+
+    /// As [`lease`](Self::lease), as soon as there are messages.
+    pub(crate) fn lease_wait(
+        &self,
+        map: &TopicMap,
+        topic: &TopicName,
+        group: &GroupName,
+        options: LeaseOptions,
+    ) -> Op<Result<Vec<Leased>, LeaseError>> {
+        let (engine, map) = (self.clone(), Weak::clone(&map.own));
+        let (topic, group) = (topic.clone(), group.clone());
+        Op::running(async move {
+            loop {
+                let leased = engine.lease_once(&map, &topic, &group, &options, WAIT).await?;
+                if !leased.messages.is_empty() {
+                    return Ok(leased.messages);
+                }
+            }
+        })
+    }
+
+    /// Leases messages. Those that were delivered too often become dead letters.
+    async fn lease_once(
+        &self,
+        map: &Weak<TopicMap>,
+        topic: &TopicName,
+        group: &GroupName,
+        options: &LeaseOptions,
+        wait: Duration,
+    ) -> Result<LeasedOnce, LeaseError> {
+        let from = match options.from {
+            Position::New => Begin::Next,
+            Position::Id(id) => Begin::Sequence(id),
+            Position::After { id, .. } => Begin::Sequence(id.saturating_add(1)),
+            Position::At(time) => Begin::Time(time),
+            Position::Ago(ago) => {
+                Begin::Time(crate::bus::clock::now().wall.before(ago.into()).into())
+            }
+            Position::All | Position::Start { .. } => Begin::First,
+        };
+        let fetch = Fetch { limit: options.limit, lease: options.lease, wait, from };
+        let fetched = self.fetch(topic, Some(group), fetch).await.map_err(StoreError::from)?;
+        let Some(map) = map.upgrade() else { return Err(LeaseError::Closed) };
+        let mut leased = LeasedOnce::default();
+        let info = info(&map, topic, fetched.epoch);
+        for fetched in fetched.messages {
+            let message = Message::recovered(&info, fetched.message);
+            let is_dead = fetched.deliveries > GroupSettings::default().max_deliveries
+                && !dead_letters::is_one(&message);
+            if is_dead {
+                leased.has_buried = true;
+                let (deliveries, key) = (fetched.deliveries, fetched.key);
+                // If it fails, whoever gets the message next tries again.
+                let _ = dead_letters::bury(self, &map, group, &message, deliveries, key).await;
+                continue;
+            }
+            leased.messages.push(Leased {
+                token: LeaseToken::of_engine(&info, group, message.id(), fetched.key),
+                message,
+                deliveries: fetched.deliveries,
+                expires: fetched.expires,
+            });
+        }
+        Ok(leased)
+    }
+
+    pub(super) async fn settle(
+        &self,
+        topic: &TopicName,
+        group: Option<&GroupName>,
+        keys: Vec<LeaseKey>,
+        settlement: &Settlement,
+    ) -> Result<SettledBatch, StoreError> {
+        Ok(self.call(|engine| engine.settle(topic, group, keys, settlement)).await?)
+    }
+}
+
+#[derive(Debug, Default)]
+struct LeasedOnce {
+    messages: Vec<Leased>,
+    /// Whether there were others, which were delivered too often.
+    has_buried: bool,
+}
+
+impl TopicMap {
+    /// Settles leases of one topic and group of an engine, at least one. `None` if they are not of an engine.
+    pub(in crate::bus) fn settle_in_engine(
+        self: &Arc<Self>,
+        tokens: &[LeaseToken],
+        settlement: &Settlement,
+    ) -> Option<Op<Result<SettledBatch, StoreError>>> {
+        let scope = &tokens[0].scope;
+        let group = &scope.engine.as_ref()?.group;
+        let Some(engine) = self.engines().and_then(|engines| engines.find(&scope.topic)) else {
+            let lost = (0..tokens.len()).collect();
+            return Some(Op::ready(Ok(SettledBatch { lost, expires: None })));
+        };
+        let leases = tokens.iter().filter_map(|token| token.scope.engine.as_ref());
+        let keys = leases.map(|lease| lease.key.clone()).collect();
+        let (engine, topic, group) = (engine.clone(), scope.topic.clone(), group.clone());
+        let settlement = settlement.clone();
+        Some(Op::running(
+            async move { engine.settle(&topic, Some(&group), keys, &settlement).await },
+        ))
+    }
+}

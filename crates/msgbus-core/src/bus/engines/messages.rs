@@ -1,0 +1,115 @@
+//! Publishing to topics in engines, and reading their messages.
+
+use std::sync::{Arc, Weak};
+
+use super::{SharedEngine, info};
+use crate::{
+    bus::{clock, map::TopicMap, op::Op},
+    engine::{Begin, EngineError, Page, Receipt},
+    error::{DeleteError, PublishError},
+    model::{Event, Message, NewMessage, Peek, Position, PublishedBatch, StartPosition, TopicName},
+    options::BatchLimit,
+    store::{Durability, StoreError},
+};
+
+impl SharedEngine {
+    pub(in crate::bus) fn publish(
+        &self,
+        topic: &TopicName,
+        messages: Vec<NewMessage>,
+    ) -> Op<Result<PublishedBatch, PublishError>> {
+        let (engine, topic) = (self.clone(), topic.clone());
+        Op::running(async move {
+            let published = engine.call(|engine| engine.publish(&topic, messages)).await;
+            let Receipt { epoch, first, last } = published.map_err(StoreError::from)?;
+            Ok(PublishedBatch { epoch, ids: first..last + 1, durability: Durability::Engine })
+        })
+    }
+
+    pub(in crate::bus) fn delete(&self, topic: &TopicName) -> Op<Result<bool, DeleteError>> {
+        let (engine, topic) = (self.clone(), topic.clone());
+        Op::running(async move {
+            let deleted = engine.call(|engine| engine.delete(&topic)).await;
+            deleted.map_err(|error| DeleteError::Refused(error.into()))
+        })
+    }
+
+    pub(in crate::bus) fn peek(
+        &self,
+        map: &TopicMap,
+        topic: &TopicName,
+        from: Option<Position>,
+        limit: BatchLimit,
+    ) -> Op<Result<Option<Peek>, StoreError>> {
+        let Some(from) = from else {
+            // Nothing shows what a consumer of an engine gets next without taking it.
+            return Op::ready(Err(self.unsupported("show what was not pulled").into()));
+        };
+        let (engine, topic, map) = (self.clone(), topic.clone(), Weak::clone(&map.own));
+        Op::running(async move {
+            if engine.call(|engine| engine.stats(&topic)).await?.is_none() {
+                return Ok(None);
+            }
+            let (page, start) = history(&engine, &topic, from, limit).await?;
+            let Some(map) = map.upgrade() else { return Err(StoreError::Closed) };
+            let info = info(&map, &topic, page.epoch);
+            let mut events = Vec::new();
+            for read in page.messages {
+                if read.skipped != Some(0) && !events.is_empty() {
+                    let count = read.skipped.unwrap_or(0);
+                    events.push(Event::Missed { count, next_id: read.message.id });
+                }
+                events.push(Message::recovered(&info, read.message).into());
+            }
+            Ok(Some(Peek { events, epoch: page.epoch, start }))
+        })
+    }
+}
+
+/// Reads the first page from a position on, and finds out where that is.
+pub(crate) async fn history(
+    engine: &SharedEngine,
+    topic: &TopicName,
+    from: Position,
+    limit: BatchLimit,
+) -> Result<(Page, StartPosition), EngineError> {
+    let read = |from: Begin| engine.call(move |engine| engine.history(topic, from, limit));
+    let (start, epoch) = match from {
+        Position::New => (Begin::Next, None),
+        Position::All => (Begin::First, None),
+        Position::Id(id) => (Begin::Sequence(id), None),
+        Position::After { epoch, id } => (Begin::Sequence(id.saturating_add(1)), Some(epoch)),
+        Position::Start { epoch } => (Begin::Sequence(0), Some(epoch)),
+        Position::At(time) => (Begin::Time(time), None),
+        Position::Ago(ago) => {
+            let time = clock::now().wall.before(ago.into());
+            (Begin::Time(time.into()), None)
+        }
+    };
+    let mut page = read(start).await?;
+    let wanted = match start {
+        Begin::Sequence(wanted) => Some(wanted),
+        _ => None,
+    };
+    let is_other_epoch = epoch.is_some_and(|epoch| epoch != page.epoch);
+    let restarted = is_other_epoch || wanted.is_some_and(|wanted| wanted > page.next);
+    if restarted {
+        page = read(Begin::First).await?;
+    }
+    let next_id = page.messages.first().map_or(page.next, |read| read.message.id);
+    let skipped = page.messages.first().map_or(page.skipped, |read| read.skipped);
+    let requested_id = wanted.filter(|_| !restarted).unwrap_or(next_id);
+    let start = StartPosition { requested_id, next_id, missed: skipped.unwrap_or(0), restarted };
+    Ok((page, start))
+}
+
+/// The messages of an engine, as readers get them.
+pub(super) fn messages(
+    map: &TopicMap,
+    topic: &TopicName,
+    epoch: u64,
+    kept: impl IntoIterator<Item = crate::store::RecoveredMessage>,
+) -> Vec<Message> {
+    let info = info(map, topic, epoch);
+    kept.into_iter().map(|kept| Message::recovered(&Arc::clone(&info), kept)).collect()
+}

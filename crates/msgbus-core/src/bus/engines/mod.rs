@@ -1,0 +1,220 @@
+//! Topics that live in engines: which engine has a topic, and the windows of those that are followed.
+//!
+//! They are not in the map of topics. Lock order: the list of windows or a window, then the topic of the window. The list
+//! and a window are never locked together.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use parking_lot::Mutex;
+
+use self::window::Window;
+pub use self::window::WindowSink;
+pub(crate) use self::{messages::history, window::Follow};
+use super::{
+    MessageBus,
+    map::{SharedTopic, TopicMap},
+    topic_ref::TopicRef,
+};
+use crate::{
+    engine::{Answer, Engine, EngineError, EngineRule, EngineStats, WindowStats},
+    model::{TopicInfo, TopicName},
+    options::Options,
+    store::{Store, StoreError},
+};
+
+mod dead_letters;
+mod leases;
+mod messages;
+mod window;
+
+/// The engines of a bus.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    /// The most specific pattern first.
+    rules: Vec<(EngineRule, Option<SharedEngine>)>,
+    windows: Mutex<HashMap<TopicName, Arc<Window>>>,
+}
+
+/// An engine, and how many operations it has not answered. Clones refer to the same.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedEngine {
+    engine: Arc<dyn Engine>,
+    in_flight: Arc<AtomicUsize>,
+}
+
+/// An operation that an engine has not answered.
+struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl SharedEngine {
+    /// The maximum number of operations that one engine has not answered.
+    const MAX_IN_FLIGHT: usize = 4096;
+
+    fn new(engine: &Arc<dyn Engine>) -> Self {
+        Self { engine: Arc::clone(engine), in_flight: Arc::default() }
+    }
+
+    /// Calls the engine, unless too much waits for it.
+    async fn call<T>(
+        &self,
+        begin: impl FnOnce(&dyn Engine) -> Answer<T>,
+    ) -> Result<T, EngineError> {
+        let is_full = self.in_flight.fetch_add(1, Relaxed) >= Self::MAX_IN_FLIGHT;
+        let _permit = Permit(Arc::clone(&self.in_flight));
+        if is_full {
+            return Err(EngineError::Busy);
+        }
+        begin(&*self.engine).await
+    }
+
+    /// The refusal of an operation that no engine has.
+    pub(crate) fn unsupported(&self, operation: &'static str) -> EngineError {
+        EngineError::NotSupported { engine: self.engine.kind(), operation }
+    }
+}
+
+impl Engines {
+    pub(super) fn new(mut rules: Vec<EngineRule>) -> Option<Box<Self>> {
+        if rules.is_empty() {
+            return None;
+        }
+        rules.sort_by(|a, b| a.pattern.cmp(&b.pattern));
+        let mut known: Vec<SharedEngine> = Vec::new();
+        let rules = rules.into_iter().map(|rule| {
+            let shared = rule.engine.as_ref().map(|engine| {
+                let same = known.iter().find(|known| Arc::ptr_eq(&known.engine, engine));
+                let shared = same.cloned().unwrap_or_else(|| SharedEngine::new(engine));
+                known.push(shared.clone());
+                shared
+            });
+            (rule, shared)
+        });
+        let rules = rules.collect();
+        Some(Box::new(Self { rules, windows: Mutex::default() }))
+    }
+
+    /// The engine in which a topic lives.
+    pub(super) fn find(&self, name: &TopicName) -> Option<&SharedEngine> {
+        self.rules.iter().find(|(rule, _)| rule.pattern.matches(name))?.1.as_ref()
+    }
+
+    fn windows(&self) -> Vec<Arc<Window>> {
+        self.windows.lock().values().map(Arc::clone).collect()
+    }
+
+    /// Wakes those that wait to ask an engine again, and closes the windows that nobody has followed for some time.
+    pub(super) fn sweep(&self) {
+        for window in self.windows() {
+            if window.sweep() {
+                self.forget(&window);
+            }
+        }
+    }
+
+    pub(super) fn close(&self) {
+        for window in self.windows() {
+            window.close();
+        }
+    }
+
+    fn forget(&self, window: &Arc<Window>) {
+        let mut windows = self.windows.lock();
+        if windows.get(window.name()).is_some_and(|other| Arc::ptr_eq(other, window)) {
+            windows.remove(window.name());
+        }
+    }
+}
+
+impl TopicMap {
+    pub(super) fn engines(&self) -> Option<&Engines> {
+        self.engines.as_deref()
+    }
+}
+
+impl TopicRef<'_> {
+    /// The engine in which the topic lives. `None` if it is in the map, or would be. Without engines it is one branch.
+    #[inline]
+    pub(crate) fn engine(&mut self) -> Option<SharedEngine> {
+        let engines = self.map().engines()?;
+        self.find_engine(engines)
+    }
+
+    #[inline(never)]
+    fn find_engine(&mut self, engines: &Engines) -> Option<SharedEngine> {
+        if self.find_location() {
+            return None;
+        }
+        engines.find(self.name()).cloned()
+    }
+}
+
+impl MessageBus {
+    /// Creates a bus with engines, in which some topics live. It may have a store for others, see [`open`](Self::open).
+    ///
+    /// Operations on topics of engines wait for the engine. Those that return their result block the thread until then,
+    /// which must not be one that the engine needs; those that return an [`Op`](crate::Op) are futures. Patterns do not
+    /// match such topics, and the statistics of the bus do not count them. A batch is published in order, but not in one
+    /// step. Deleting a topic removes its messages, and ends no subscription.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or has kept a topic that is to live in an engine.
+    pub fn with_engines(
+        options: Options,
+        store: Option<Arc<dyn Store>>,
+        rules: Vec<EngineRule>,
+    ) -> Result<Self, StoreError> {
+        let map = TopicMap::new(options, store, Engines::new(rules));
+        map.recover()?;
+        let Some(engines) = map.engines() else { return Ok(Self(map)) };
+        for shard in 0..TopicMap::SHARDS {
+            let conflicts = map.names_in(shard, |name| engines.find(name).is_some());
+            if conflicts.is_some_and(|names| !names.is_empty()) {
+                return Err(EngineError::Conflict.into());
+            }
+        }
+        Ok(Self(map))
+    }
+
+    /// The windows of topics that live in engines.
+    pub fn engine_windows(&self) -> Vec<WindowStats> {
+        let windows = self.0.engines().map(Engines::windows).unwrap_or_default();
+        windows.iter().map(|window| window.stats()).collect()
+    }
+
+    /// What an engine knows of a topic. `None` if the topic does not live in an engine, or has no messages.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn engine_stats(
+        &self,
+        topic: &TopicName,
+    ) -> Result<Option<EngineStats>, EngineError> {
+        match self.topic_ref(topic, &mut None).engine() {
+            Some(engine) => engine.call(|engine| engine.stats(topic)).await,
+            None => Ok(None),
+        }
+    }
+}
+
+/// The properties of a topic in an engine.
+fn info(map: &TopicMap, name: &TopicName, epoch: u64) -> Arc<TopicInfo> {
+    let created = chrono::DateTime::from_timestamp_nanos(i64::try_from(epoch).unwrap_or(i64::MAX));
+    let ttl = map.options().settings_for(name).ttl;
+    Arc::new(TopicInfo { name: name.clone(), epoch, created, ttl })
+}
+
+/// A topic that is not in the map.
+fn detached(map: &TopicMap, topic: crate::topic::Topic) -> Arc<SharedTopic> {
+    Arc::new(SharedTopic::new(topic, std::sync::Weak::clone(&map.own)))
+}
