@@ -1,0 +1,44 @@
+//! What engines are tested with: the contract of [`Engine`](msgbus_core::engine::Engine) as a [test suite](conformance)
+//! that each must pass, [accounts](accounts) of what clients of several buses see while an engine is disturbed, and an
+//! [engine in memory](MemoryEngine) that fails as it is told.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+#![expect(clippy::missing_panics_doc, reason = "a test may")]
+
+pub mod accounts;
+pub mod conformance;
+pub mod jobs;
+mod memory;
+
+use std::{sync::Arc, time::Duration};
+
+use msgbus_core::{
+    MessageBus, Options, TopicName,
+    engine::{Engine, EngineRule},
+};
+
+pub use self::memory::{Faults, MemoryEngine, Numbers};
+
+/// A generous time limit for anything that is expected to happen.
+pub const SOON: Duration = Duration::from_secs(120);
+
+/// Awaits a future that must complete soon.
+pub async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(SOON, future).await.expect("it takes too long")
+}
+
+/// A bus on which all topics live in an engine.
+pub fn bus(engine: Arc<dyn Engine>) -> MessageBus {
+    bus_with(engine, Options::default())
+}
+
+/// A bus on which all topics live in an engine.
+pub fn bus_with(engine: Arc<dyn Engine>, options: Options) -> MessageBus {
+    let rule = EngineRule { pattern: "**".parse().unwrap(), engine: Some(engine) };
+    MessageBus::with_engines(options, None, vec![rule]).unwrap()
+}
+
+/// A topic that no other test has used, also on a server that keeps them.
+pub fn fresh(what: &str) -> TopicName {
+    format!("test/{what}/{:016x}", fastrand::u64(..)).parse().unwrap()
+}

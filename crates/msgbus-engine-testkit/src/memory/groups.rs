@@ -1,0 +1,108 @@
+//! The groups of one topic.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use msgbus_core::{
+    GroupName, LeaseToken, SettledBatch, Settlement,
+    engine::{Fetch, Fetched, LeaseKey},
+};
+use tokio::time::Instant;
+
+use super::topic::Topic;
+
+#[derive(Debug)]
+pub(super) struct Group {
+    /// The lowest id of the next message that the group has not been given.
+    next: u64,
+    /// Messages below that which are not done.
+    open: BTreeMap<u64, Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    deliveries: u32,
+    /// `None` if it is not leased.
+    nonce: Option<u64>,
+    until: Instant,
+}
+
+impl Topic {
+    /// Leases messages. Also returns when others can be leased.
+    pub(super) fn fetch(
+        &mut self,
+        name: Option<&GroupName>,
+        fetch: &Fetch,
+        random: &mut fastrand::Rng,
+    ) -> (Vec<Fetched>, Option<Instant>) {
+        let now = Instant::now();
+        let start = self.resolve(fetch.from, self.next);
+        let new = || Group { next: start, open: BTreeMap::new() };
+        let group = self.groups.entry(name.cloned()).or_insert_with(new);
+        group.open.retain(|id, _| self.messages.contains_key(id));
+        let due = group.open.iter().filter(|(_, open)| open.until <= now);
+        let mut ids: Vec<u64> = due.map(|(id, _)| *id).collect();
+        ids.extend(self.messages.range(group.next..).map(|(id, _)| *id));
+        let until = now + fetch.lease;
+        let (mut fetched, mut bytes) = (Vec::new(), 0);
+        for id in ids {
+            if fetched.len() >= fetch.limit.events.max(1) || bytes >= fetch.limit.bytes.max(1) {
+                break;
+            }
+            let message = self.messages[&id].clone();
+            bytes += message.payload.len();
+            let nonce = random.u64(..);
+            let open = group.open.entry(id);
+            let open = open.or_insert(Open { deliveries: 0, nonce: None, until });
+            *open = Open { deliveries: open.deliveries + 1, nonce: Some(nonce), until };
+            group.next = group.next.max(id + 1);
+            let key = [id.to_le_bytes(), nonce.to_le_bytes()].concat().into();
+            let (deliveries, expires) = (open.deliveries, wall(until));
+            fetched.push(Fetched { message, deliveries, expires, key });
+        }
+        (fetched, group.open.values().map(|open| open.until).min())
+    }
+
+    pub(super) fn settle(
+        &mut self,
+        name: Option<&GroupName>,
+        keys: &[LeaseKey],
+        settlement: &Settlement,
+    ) -> SettledBatch {
+        let now = Instant::now();
+        let mut settled = SettledBatch::default();
+        let mut group = self.groups.get_mut(&name.cloned());
+        for (index, key) in keys.iter().enumerate() {
+            let parsed = key.split_first_chunk().and_then(|(id, nonce)| {
+                Some((u64::from_le_bytes(*id), u64::from_le_bytes(nonce.try_into().ok()?)))
+            });
+            let lease = parsed.and_then(|(id, nonce)| {
+                let group = group.as_deref_mut()?;
+                let open = group.open.get(&id)?;
+                (open.nonce == Some(nonce) && open.until > now).then_some((id, group))
+            });
+            let Some((id, group)) = lease else {
+                settled.lost.push(index);
+                continue;
+            };
+            let Some(open) = group.open.get_mut(&id) else { continue };
+            match settlement {
+                Settlement::Ack => drop(group.open.remove(&id)),
+                Settlement::Nack { delay, .. } => {
+                    let delay = (*delay).min(LeaseToken::MAX_TIME);
+                    (open.nonce, open.until) = (None, now + delay);
+                }
+                Settlement::Extend { lease } => {
+                    open.until = now + (*lease).min(LeaseToken::MAX_TIME);
+                    let expires = wall(open.until);
+                    settled.expires = settled.expires.into_iter().chain([expires]).min();
+                }
+            }
+        }
+        settled
+    }
+}
+
+fn wall(time: Instant) -> DateTime<Utc> {
+    Utc::now() + (time - Instant::now())
+}

@@ -1,0 +1,320 @@
+//! The engine in memory keeps the contract, and buses on it keep their promises whatever goes wrong.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use msgbus_core::{
+    BatchLimit, Event, GroupConfig, MessageBus, Options, Position, PublishError, RecvError,
+    TopicSettings,
+    engine::{Engine, EngineError, EngineRule},
+    store::{Durability, StoreError},
+};
+use msgbus_engine_testkit::{
+    Faults, MemoryEngine, Numbers, SOON,
+    accounts::{self, Seen},
+    bus, bus_with,
+    conformance::{self, Subject},
+    fresh, jobs, soon,
+};
+use tokio::time::sleep;
+
+fn subject(numbers: Numbers) -> (MemoryEngine, Subject) {
+    let engine = MemoryEngine::new(numbers, 1);
+    let subject = Subject {
+        one: Arc::new(engine.clone()),
+        other: Arc::new(engine.clone()),
+        knows_repeats: true,
+        knows_ttl: true,
+        lease: Duration::from_secs(3),
+    };
+    (engine, subject)
+}
+
+#[tokio::test]
+async fn the_engine_with_dense_numbers_keeps_the_contract() {
+    conformance::all(&subject(Numbers::Dense).1).await;
+}
+
+#[tokio::test]
+async fn the_engine_with_shared_numbers_keeps_the_contract() {
+    conformance::all(&subject(Numbers::Shared).1).await;
+}
+
+#[tokio::test]
+async fn an_engine_that_is_away_refuses() {
+    let (engine, subject) = subject(Numbers::Shared);
+    let error = Some(EngineError::Unavailable);
+    engine.set_faults(Faults { error, ..Faults::default() });
+    let refused = conformance::refuses_while_it_is_away(&subject);
+    tokio::select! {
+        () = refused => {}
+        () = sleep(Duration::from_secs(60)) => panic!("it waits"),
+    }
+}
+
+fn buses(engine: &MemoryEngine) -> Vec<MessageBus> {
+    (0..3).map(|_| bus(Arc::new(engine.clone()))).collect()
+}
+
+/// Takes the engine away for a moment, again and again, with requests and answers lost in between.
+async fn disturb(engine: &MemoryEngine, seed: u64, empties: bool) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let faults =
+        Faults { lost_requests: 30, lost_answers: 30, doubts: 20, delays: 5, ..Faults::default() };
+    for turn in 0..10 {
+        engine.set_faults(faults);
+        sleep(Duration::from_millis(random.u64(5..20))).await;
+        let errors = [EngineError::Unavailable, EngineError::Unknown, EngineError::Busy];
+        let error = Some(errors[random.usize(..3)]);
+        engine.set_faults(Faults { error, ..faults });
+        sleep(Duration::from_millis(random.u64(5..20))).await;
+        if empties && turn % 4 == 3 {
+            engine.empty();
+        }
+    }
+    engine.set_faults(Faults::default());
+}
+
+fn plan(engine: &MemoryEngine, seed: u64) -> accounts::Plan {
+    let topic = fresh("accounts");
+    accounts::Plan {
+        buses: buses(engine),
+        topic,
+        publishers: 4,
+        messages: 60,
+        followers: 6,
+        cuts: 150,
+        seed,
+    }
+}
+
+#[tokio::test]
+async fn followers_get_everything_although_the_engine_comes_and_goes() {
+    for seed in 0..8 {
+        let numbers = [Numbers::Dense, Numbers::Shared][usize::try_from(seed % 2).unwrap()];
+        let engine = MemoryEngine::new(numbers, seed);
+        let plan = plan(&engine, seed);
+        let (report, _) = accounts::check(&plan, disturb(&engine, seed, false)).await;
+        assert_eq!((report.gaps, report.restarts), (0, 0), "nothing is gone: {report:?}");
+        assert!(report.cuts > 20, "{report:?}");
+        assert_eq!(report.acknowledged, 4 * 60 + 1);
+        assert_eq!(report.received, 6 * report.acknowledged, "each once: {report:?}");
+    }
+}
+
+#[tokio::test]
+async fn gaps_are_announced_with_their_counts() {
+    let mut gaps = 0;
+    for seed in 0..8 {
+        let numbers = [Numbers::Dense, Numbers::Shared][usize::try_from(seed % 2).unwrap()];
+        let engine = MemoryEngine::new(numbers, seed);
+        engine.retain(5);
+        let plan = accounts::Plan { cuts: 600, ..plan(&engine, seed) };
+        let (report, followers) = accounts::check(&plan, disturb(&engine, seed, false)).await;
+        gaps += report.gaps;
+        let published = engine.published(&plan.topic);
+        for seen in followers.iter().flatten() {
+            let Seen::Missed { from, next, count } = seen else { continue };
+            if numbers == Numbers::Dense {
+                let ids = published.iter().filter(|(id, _)| (*from..*next).contains(id)).count();
+                assert_eq!(ids as u64, *count, "{seen:?}");
+            }
+        }
+        if numbers == Numbers::Dense {
+            assert_eq!(report.uncounted, 0, "{report:?}");
+        }
+    }
+    assert!(gaps > 0, "otherwise this tests nothing");
+}
+
+#[tokio::test]
+async fn an_emptied_engine_is_announced() {
+    for seed in 0..6 {
+        let engine = MemoryEngine::new(Numbers::Shared, seed);
+        let plan = plan(&engine, seed);
+        let (report, _) = accounts::check(&plan, disturb(&engine, seed, true)).await;
+        assert!(report.restarts > 0, "{report:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_job_is_done_and_nobody_shares_one() {
+    let mut tasks = tokio::task::JoinSet::new();
+    for seed in 0..8 {
+        tasks.spawn(async move {
+            let engine = MemoryEngine::new(Numbers::Shared, seed);
+            let plan = jobs::Plan {
+                buses: buses(&engine),
+                topic: fresh("jobs"),
+                jobs: 80,
+                workers: 6,
+                lease: Duration::from_millis(400),
+                failures: 8,
+                keeps_leases: true,
+                seed,
+            };
+            let report = jobs::check(&plan, disturb(&engine, seed, false)).await;
+            assert!(report.done + report.dead == 80 && report.leases > 80, "{report:?}");
+        });
+    }
+    tasks.join_all().await;
+}
+
+#[tokio::test]
+async fn a_thousand_followers_are_one_tail() {
+    let engine = MemoryEngine::new(Numbers::Shared, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let topic = fresh("many");
+    let mut followers = Vec::new();
+    for _ in 0..1000 {
+        followers.push(bus.follow(&topic, Position::New).await.unwrap());
+    }
+    for n in 0..10 {
+        bus.publish(&topic, n.to_string()).await.unwrap();
+    }
+    for follower in &mut followers {
+        for n in 0..10 {
+            let event = soon(follower.recv()).await.unwrap();
+            assert!(matches!(&event, Event::Message { message, .. }
+                    if message.payload() == n.to_string().as_bytes()));
+        }
+    }
+    let windows = bus.engine_windows();
+    assert_eq!((windows.len(), windows[0].followers), (1, 1000));
+    drop(followers);
+    assert_eq!(bus.engine_windows()[0].followers, 0);
+}
+
+/// Publishes messages, and receives all of them although the window has lost most.
+async fn receives_all(options: Options, pause: Duration) {
+    let engine = MemoryEngine::new(Numbers::Shared, 1);
+    let bus = bus_with(Arc::new(engine.clone()), options);
+    let topic = fresh("slow");
+    let mut follower = soon(bus.follow(&topic, Position::New)).await.unwrap();
+    for n in 0..100 {
+        soon(bus.publish(&topic, n.to_string())).await.unwrap();
+        soon(bus.publish(&fresh("other"), "")).await.unwrap();
+    }
+    sleep(pause).await;
+    bus.purge_expired();
+    let mut events = Vec::new();
+    while events.len() < 100 {
+        let limit = BatchLimit { events: 7, bytes: 1 << 20 };
+        soon(follower.recv_batch(&mut events, limit)).await.unwrap();
+    }
+    for (n, event) in events.iter().enumerate() {
+        let Event::Message { message, .. } = event else { panic!("{event:?}") };
+        assert_eq!(message.payload(), n.to_string().as_bytes());
+    }
+    assert_eq!((follower.stats().received, follower.stats().missed), (100, 0));
+    // It is live again.
+    soon(bus.publish(&topic, "next")).await.unwrap();
+    assert!(matches!(soon(follower.recv()).await.unwrap(), Event::Message { .. }));
+}
+
+#[tokio::test]
+async fn what_a_slow_follower_finds_no_more_in_the_window_it_reads_from_the_history() {
+    let topic = TopicSettings { max_messages: 8, ..TopicSettings::default() };
+    receives_all(Options { topic, ..Options::default() }, Duration::ZERO).await;
+    // No message has room in the window.
+    let topic = TopicSettings { memory_bytes: 1, ..TopicSettings::default() };
+    receives_all(Options { topic, ..Options::default() }, Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn what_has_expired_in_the_window_and_not_in_the_engine_is_not_missed() {
+    let topic = TopicSettings { ttl: Some(Duration::from_millis(20)), ..TopicSettings::default() };
+    receives_all(Options { topic, ..Options::default() }, Duration::from_millis(100)).await;
+}
+
+#[tokio::test]
+async fn what_the_engine_refuses_is_refused() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let topic = fresh("refused");
+    let mut follower = soon(bus.follow(&topic, Position::New)).await.unwrap();
+    let large = EngineError::TooLarge { limit: 5 };
+    for error in [EngineError::Full, EngineError::Denied, EngineError::Busy, large] {
+        engine.set_faults(Faults { error: Some(error), ..Faults::default() });
+        let refused = soon(bus.publish(&topic, "x")).await;
+        assert_eq!(refused, Err(PublishError::Store(StoreError::Engine(error))));
+        assert_eq!(soon(bus.pull(&topic, BatchLimit::ONE)).await, Err(error.into()));
+    }
+    assert!(engine.published(&topic).is_empty(), "nothing was kept");
+    let start = std::time::Instant::now();
+    while bus.engine_windows()[0].stalled.is_none() {
+        assert!(start.elapsed() < SOON);
+        sleep(Duration::from_millis(1)).await;
+    }
+    engine.set_faults(Faults::default());
+    soon(bus.publish(&topic, "y")).await.unwrap();
+    assert!(matches!(soon(follower.recv()).await.unwrap(), Event::Message { .. }));
+    assert_eq!(bus.engine_windows()[0].stalled, None);
+}
+
+#[tokio::test]
+async fn what_no_engine_can_do_is_said() {
+    let bus = bus(Arc::new(MemoryEngine::new(Numbers::Dense, 1)));
+    let (topic, group) = (fresh("unsupported"), "g".parse().unwrap());
+    let refused = soon(bus.set_group(&topic, &group, &GroupConfig::default())).await.unwrap_err();
+    assert_eq!(refused.to_string(), "memory cannot change groups");
+    assert!(soon(bus.remove_group(&topic, &group)).await.is_err());
+    assert!(soon(bus.peek_group(&topic, &group, BatchLimit::ONE)).await.is_err());
+    assert!(soon(bus.peek(&topic, None, BatchLimit::ONE)).await.is_err());
+    assert!(bus.watch(&topic, Position::New).is_err());
+    assert!(bus.topics().is_empty(), "it is not made here instead");
+}
+
+#[tokio::test]
+async fn a_closed_bus_ends_its_followers_and_only_those() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let (one, other) = (bus(Arc::new(engine.clone())), bus(Arc::new(engine.clone())));
+    let topic = fresh("closed");
+    let mut ended = soon(one.follow(&topic, Position::New)).await.unwrap();
+    let mut follower = soon(other.follow(&topic, Position::New)).await.unwrap();
+    one.close().unwrap();
+    assert_eq!(soon(ended.recv()).await, Err(RecvError::Closed));
+    assert!(soon(one.follow(&topic, Position::New)).await.is_err());
+    soon(other.publish(&topic, "x")).await.unwrap();
+    assert!(matches!(soon(follower.recv()).await.unwrap(), Event::Message { .. }));
+}
+
+#[tokio::test]
+async fn other_topics_stay_in_memory() {
+    let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new(Numbers::Dense, 1));
+    let rule = |pattern: &str, engine| EngineRule { pattern: pattern.parse().unwrap(), engine };
+    let rules = vec![rule("shared/**", Some(engine)), rule("shared/not/**", None)];
+    let bus = MessageBus::with_engines(Options::default(), None, rules).unwrap();
+    let durability = async |topic: &str| {
+        soon(bus.publish(&topic.parse().unwrap(), "x")).await.unwrap().durability
+    };
+    assert_eq!(durability("shared/a").await, Durability::Engine);
+    assert_eq!(durability("shared/not/a").await, Durability::Memory);
+    assert_eq!(durability("local").await, Durability::Memory);
+    assert_eq!(bus.topics().len(), 2);
+    assert!(soon(bus.delete(&"shared/a".parse().unwrap())).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_waits_for_an_engine_is_bounded() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let topic = fresh("busy");
+    engine.set_faults(Faults { delays: u32::MAX, ..Faults::default() });
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut waiting: Vec<_> = (0..4096).map(|_| bus.publish(&topic, "x")).collect();
+    for publish in &mut waiting {
+        assert!(Pin::new(publish).poll(&mut cx).is_pending());
+    }
+    let busy = EngineError::Busy;
+    assert_eq!(bus.publish(&topic, "x").await, Err(PublishError::Store(StoreError::Engine(busy))));
+    drop(waiting);
+    engine.set_faults(Faults::default());
+    soon(bus.publish(&topic, "x")).await.unwrap();
+}

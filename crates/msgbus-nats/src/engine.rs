@@ -1,0 +1,220 @@
+//! The engine.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use async_nats::{ConnectError, ConnectOptions};
+use msgbus_core::{
+    BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
+    engine::{
+        Answer, Begin, Engine, EngineError, EngineStats, Fetch, LeaseKey, Leases, Page, Receipt,
+        WindowSink,
+    },
+};
+use tokio::{
+    runtime::Handle,
+    task::JoinHandle,
+    time::{error::Elapsed, timeout},
+};
+use tracing::debug;
+
+use crate::{
+    NatsOptions,
+    connection::Connection,
+    error::{publish_error, request_error},
+    groups, history, message, tail,
+};
+
+/// An engine on NATS `JetStream`. Clones share the connection. It needs the runtime of tokio in which it was made.
+#[derive(Debug, Clone)]
+pub struct NatsEngine {
+    connection: Arc<Connection>,
+    runtime: Handle,
+}
+
+impl NatsEngine {
+    /// Begins to connect. It does not wait for the server: while there is none, every operation fails with
+    /// [`EngineError::Unavailable`].
+    ///
+    /// # Errors
+    /// When the addresses are invalid.
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio.
+    pub async fn connect(
+        options: NatsOptions,
+        connect: ConnectOptions,
+    ) -> Result<Self, ConnectError> {
+        let connection = Arc::new(Connection::begin(options, connect).await?);
+        Ok(Self { connection, runtime: Handle::current() })
+    }
+
+    /// An answer that comes in time, to whatever executor or thread waits for it.
+    fn answer<T, F>(&self, extra: Duration, act: impl FnOnce(Arc<Connection>) -> F) -> Running<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, EngineError>> + Send + 'static,
+    {
+        let limit = self.connection.options.timeout * 2 + extra;
+        let answer = act(Arc::clone(&self.connection));
+        // The timer is made in the runtime, because the caller may have none.
+        let task = self.runtime.spawn(async move { timeout(limit, answer).await });
+        Running { task, is_abandoned_when_dropped: false }
+    }
+}
+
+/// An operation that the runtime runs. It goes on when this is dropped, unless nobody else has use for it.
+struct Running<T> {
+    task: JoinHandle<Result<Result<T, EngineError>, Elapsed>>,
+    is_abandoned_when_dropped: bool,
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        if self.is_abandoned_when_dropped {
+            self.task.abort();
+        }
+    }
+}
+
+impl<T> Future for Running<T> {
+    type Output = Result<T, EngineError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match ready!(Pin::new(&mut self.task).poll(cx)) {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => {
+                debug!("NATS has not answered in time");
+                Err(EngineError::Unknown)
+            }
+            // The runtime is shutting down.
+            Err(_) => Err(EngineError::Closed),
+        })
+    }
+}
+
+async fn publish(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    messages: Vec<NewMessage>,
+) -> Result<Receipt, EngineError> {
+    let known = connection.stream().await?;
+    let (client, context) = (&connection.client, &connection.context);
+    let subject = connection.subject(&topic);
+    let max_payload = client.max_payload();
+    let highest = connection.highest.load(Relaxed);
+    let mut waiting = Vec::new();
+    for (index, message) in messages.into_iter().enumerate() {
+        let (headers, payload) = message::encode(message, &subject, index);
+        let has_ttl = headers.as_ref().is_some_and(|headers| headers.get(message::TTL).is_some());
+        if has_ttl && !client.is_server_compatible(2, 11, 0) {
+            let operation = "let single messages expire: it needs nats-server 2.11";
+            return Err(EngineError::NotSupported { engine: "nats", operation });
+        }
+        let headers = headers.unwrap_or_default();
+        let sent = context.publish_with_headers(subject.clone(), headers, payload).await;
+        waiting.push(sent.map_err(|error| publish_error(&error, max_payload))?);
+    }
+    let (mut receipt, mut is_behind) = (None, false);
+    for ack in waiting {
+        let ack = match ack.await {
+            Ok(ack) => ack,
+            Err(error) => {
+                let error = publish_error(&error, max_payload);
+                if error == EngineError::Unavailable {
+                    connection.forget().await;
+                }
+                return Err(error);
+            }
+        };
+        is_behind |= !ack.duplicate && ack.sequence <= highest;
+        let epoch = known.epoch;
+        let (first, last) = (ack.sequence, ack.sequence);
+        receipt.get_or_insert(Receipt { epoch, first, last }).last = last;
+    }
+    let mut receipt = receipt.ok_or(EngineError::Unknown)?;
+    if is_behind {
+        // The numbers have begun again: it is another stream.
+        connection.forget().await;
+        receipt.epoch = connection.stream().await?.epoch;
+    }
+    connection.highest.fetch_max(receipt.last, Relaxed);
+    Ok(receipt)
+}
+
+async fn delete(connection: Arc<Connection>, topic: TopicName) -> Result<bool, EngineError> {
+    let known = connection.stream().await?;
+    let purged = known.stream.purge().filter(connection.subject(&topic)).await;
+    Ok(purged.map_err(|error| request_error(&error))?.purged > 0)
+}
+
+async fn stats(
+    connection: Arc<Connection>,
+    topic: TopicName,
+) -> Result<Option<EngineStats>, EngineError> {
+    let (known, info) = connection.state().await?;
+    let subject = connection.subject(&topic);
+    let (pending, page) =
+        history::read(&connection, &known, subject, Begin::First, BatchLimit::ONE).await?;
+    let Some((first, ..)) = page.first() else { return Ok(None) };
+    let next = info.state.last_sequence + 1;
+    let (epoch, first) = (known.epoch, first.id);
+    Ok(Some(EngineStats { epoch, retained: pending, first, next: next.max(first + 1) }))
+}
+
+impl Engine for NatsEngine {
+    fn kind(&self) -> &'static str {
+        "nats"
+    }
+
+    fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
+        let topic = topic.clone();
+        Box::pin(self.answer(Duration::ZERO, |connection| publish(connection, topic, messages)))
+    }
+
+    fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {
+        let (topic, group) = (topic.clone(), group.cloned());
+        let mut fetching =
+            self.answer(fetch.wait, |connection| groups::fetch(connection, topic, group, fetch));
+        fetching.is_abandoned_when_dropped = true;
+        Box::pin(fetching)
+    }
+
+    fn settle(
+        &self,
+        topic: &TopicName,
+        group: Option<&GroupName>,
+        keys: Vec<LeaseKey>,
+        settlement: &Settlement,
+    ) -> Answer<SettledBatch> {
+        let (topic, group, settlement) = (topic.clone(), group.cloned(), settlement.clone());
+        Box::pin(self.answer(Duration::ZERO, |connection| {
+            groups::settle(connection, topic, group, keys, settlement)
+        }))
+    }
+
+    fn history(&self, topic: &TopicName, from: Begin, limit: BatchLimit) -> Answer<Page> {
+        let topic = topic.clone();
+        Box::pin(
+            self.answer(Duration::ZERO, |connection| history::page(connection, topic, from, limit)),
+        )
+    }
+
+    fn tail(&self, topic: &TopicName, sink: WindowSink) {
+        self.runtime.spawn(tail::feed(Arc::clone(&self.connection), topic.clone(), sink));
+    }
+
+    fn delete(&self, topic: &TopicName) -> Answer<bool> {
+        let topic = topic.clone();
+        Box::pin(self.answer(Duration::ZERO, |connection| delete(connection, topic)))
+    }
+
+    fn stats(&self, topic: &TopicName) -> Answer<Option<EngineStats>> {
+        let topic = topic.clone();
+        Box::pin(self.answer(Duration::ZERO, |connection| stats(connection, topic)))
+    }
+}

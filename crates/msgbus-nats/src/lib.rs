@@ -1,0 +1,30 @@
+//! Topics of msgbus on NATS `JetStream`, shared by any number of nodes.
+//!
+//! All topics of an engine are in one stream, each with a subject of its own. The ids of messages are the sequences of the
+//! stream, so they have gaps. The epoch is the time at which the stream was created.
+//!
+//! It works with nats-server 2.9 and later. Messages with a TTL of their own need nats-server 2.11.
+//!
+//! # What is promised
+//! A publish is acknowledged when `JetStream` has acknowledged it: with [`NatsOptions::replicas`] of 3, when a majority has
+//! it. A server writes to its disk at once but syncs every two minutes by default (`sync_interval`).
+//!
+//! # What is different from other topics
+//! - How many messages a follower has missed is not known. A gap is announced without a count when messages may be gone.
+//! - All leases of an engine last equally long: [`NatsOptions::lease`].
+//! - A lease that was extended through one node can only be extended or given back through that node once its first end
+//!   has passed. An ack is accepted through every node, and also after the end of the lease.
+
+mod connection;
+mod engine;
+mod error;
+mod groups;
+mod history;
+mod key;
+mod message;
+mod options;
+mod subject;
+mod tail;
+
+pub use self::{engine::NatsEngine, options::NatsOptions};
+pub use async_nats::ConnectOptions;

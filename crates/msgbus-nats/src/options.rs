@@ -1,0 +1,51 @@
+//! Options of an engine.
+
+use std::time::Duration;
+
+/// The options of an engine on NATS.
+#[derive(Debug, Clone)]
+pub struct NatsOptions {
+    /// The addresses of servers, such as `nats://127.0.0.1:4222`, separated by commas.
+    pub servers: String,
+    /// The name of the stream, without spaces and dots. It is created if there is none. Default `msgbus`.
+    pub stream: String,
+    /// The first token of all subjects. Default `msgbus`.
+    pub prefix: String,
+    /// How many servers keep each message, 1 to 5. Default 1.
+    pub replicas: usize,
+    /// How long messages are kept. `None` is without limit. Default one hour.
+    pub max_age: Option<Duration>,
+    /// How many messages of each topic are kept. `None` is without limit. Default 65,536.
+    pub max_messages_per_topic: Option<u32>,
+    /// The maximum size of all topics together, in bytes. At the limit, the oldest messages are removed. `None` is
+    /// without limit, which is the default.
+    pub max_bytes: Option<u64>,
+    /// How long the server remembers idempotency keys. Default two minutes.
+    pub duplicate_window: Duration,
+    /// How long leases last. Default 30 seconds.
+    pub lease: Duration,
+    /// How long to wait for an answer. Default 5 seconds.
+    pub timeout: Duration,
+    /// Makes the tokens of leases unguessable: the same on all nodes. `None` uses the secret that the stream was created
+    /// with, which is in its description.
+    pub secret: Option<String>,
+}
+
+impl NatsOptions {
+    /// The defaults, with these servers.
+    pub fn new(servers: impl Into<String>) -> Self {
+        Self {
+            servers: servers.into(),
+            stream: "msgbus".to_owned(),
+            prefix: "msgbus".to_owned(),
+            replicas: 1,
+            max_age: Some(Duration::from_secs(3600)),
+            max_messages_per_topic: Some(65_536),
+            max_bytes: None,
+            duplicate_window: Duration::from_secs(120),
+            lease: Duration::from_secs(30),
+            timeout: Duration::from_secs(5),
+            secret: None,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Delivering what is published to a window.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream;
+use futures_util::StreamExt as _;
+use msgbus_core::{
+    TopicName,
+    engine::{Begin, EngineError, WindowSink},
+    store::RecoveredMessage,
+};
+use tokio::time::sleep;
+use tracing::debug;
+
+use crate::{
+    connection::{Connection, Known},
+    error::request_error,
+    history::{delivered, is_complete, is_there, reader},
+};
+
+/// How much the server sends ahead, in bytes.
+const MAX_WAITING: usize = 8 << 20;
+const MIN_DELAY: Duration = Duration::from_millis(50);
+const MAX_DELAY: Duration = Duration::from_secs(2);
+
+/// The feed of one window.
+struct Feed {
+    connection: Arc<Connection>,
+    subject: String,
+    /// Where it goes on. `None` before the window is open.
+    position: Option<Position>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    epoch: u64,
+    next: u64,
+    /// The last message that was delivered.
+    last: Option<u64>,
+}
+
+/// Feeds a window until it ends.
+pub(crate) async fn feed(connection: Arc<Connection>, topic: TopicName, sink: WindowSink) {
+    let subject = connection.subject(&topic);
+    let mut feed = Feed { connection, subject, position: None };
+    let mut delay = MIN_DELAY;
+    loop {
+        let before = feed.position.map(|position| position.next);
+        let stopped = tokio::select! {
+            stopped = feed.run(&sink) => stopped,
+            () = sink.closed() => return,
+        };
+        let Err(error) = stopped else { return };
+        debug!(%topic, %error, "the topic is not delivered");
+        if feed.position.is_none() {
+            sink.fail(error);
+            return;
+        }
+        sink.stall(error);
+        let has_advanced = feed.position.map(|position| position.next) != before;
+        delay = if has_advanced { MIN_DELAY } else { (delay * 2).min(MAX_DELAY) };
+        tokio::select! {
+            () = sleep(delay) => {}
+            () = sink.closed() => return,
+        }
+    }
+}
+
+impl Feed {
+    /// Delivers until something fails. `Ok` when the window has ended.
+    async fn run(&mut self, sink: &WindowSink) -> Result<(), EngineError> {
+        let Some((known, next, mut is_in_doubt)) = self.begin(sink).await? else { return Ok(()) };
+        let config = reader(self.subject.clone(), Begin::Sequence(next));
+        let consumer = known.stream.create_consumer(config).await;
+        let consumer = consumer.map_err(|error| request_error(&error))?;
+        if is_in_doubt && consumer.cached_info().num_pending == 0 {
+            let Some(position) = &mut self.position else { return Ok(()) };
+            if !sink.open(position.epoch, position.next) {
+                return Ok(());
+            }
+            is_in_doubt = false;
+        }
+        // What waits in this process is bounded, whatever the size of messages.
+        let max_bytes = MAX_WAITING.max(self.connection.max_message());
+        let stream = consumer.stream().max_messages_per_batch(500).max_bytes_per_batch(max_bytes);
+        let stream = stream.expires(Duration::from_secs(10)).heartbeat(Duration::from_secs(2));
+        let messages = stream.messages().await.map_err(|error| request_error(&error))?;
+        let mut chunks = messages.ready_chunks(256);
+        sink.resume();
+        while let Some(chunk) = chunks.next().await {
+            let mut failure = None;
+            let messages = chunk.into_iter().filter_map(|message| {
+                message.map_err(|error| failure = Some(request_error(&error))).ok()
+            });
+            let messages: Vec<_> = messages.collect();
+            if !self.deliver(&known, sink, &messages, &mut is_in_doubt).await? {
+                return Ok(());
+            }
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+        }
+        Err(EngineError::Unavailable)
+    }
+
+    /// Appends messages to the window. Returns `false` if it has ended.
+    async fn deliver(
+        &mut self,
+        known: &Known,
+        sink: &WindowSink,
+        messages: &[jetstream::Message],
+        is_in_doubt: &mut bool,
+    ) -> Result<bool, EngineError> {
+        let Some(position) = self.position else { return Ok(false) };
+        let max_age = self.connection.options.max_age;
+        let (mut ready, mut most) = (Vec::with_capacity(messages.len()), 0);
+        for message in messages {
+            let (message, pending) = delivered(message, max_age)?;
+            most = pending.max(most);
+            if message.id >= position.next {
+                ready.push(message);
+            }
+        }
+        let Some(last) = ready.last().map(|message| message.id) else { return Ok(true) };
+        *is_in_doubt |= !self.is_gapless(known, &ready, most).await?;
+        if std::mem::take(is_in_doubt) {
+            // What is before the last one, followers read from the history.
+            ready.drain(..ready.len() - 1);
+            if !sink.open(position.epoch, last) {
+                return Ok(false);
+            }
+        }
+        self.position = Some(Position { next: last + 1, last: Some(last), ..position });
+        Ok(sink.append(ready))
+    }
+
+    /// Whether certainly no message was removed before it could be delivered. `most` is the highest number of messages
+    /// that were still to be delivered.
+    async fn is_gapless(
+        &self,
+        known: &Known,
+        messages: &[RecoveredMessage],
+        most: u64,
+    ) -> Result<bool, EngineError> {
+        /// Below this limit on the messages of a topic, the server's count of them is too late to rely on.
+        const FEW: u64 = 1000;
+        let Some(position) = self.position else { return Ok(false) };
+        let ids = (position.next..).zip(messages);
+        let is_dense = ids.fold(true, |is_dense, (id, message)| is_dense && message.id == id);
+        match self.connection.options.max_messages_per_topic.map(u64::from) {
+            None => Ok(true),
+            Some(_) if is_dense => Ok(true),
+            Some(limit) if limit >= FEW && most < limit / 2 => Ok(true),
+            // Messages are removed oldest first.
+            Some(_) => match position.last {
+                Some(last) => is_there(known, &self.subject, last).await,
+                None => Ok(false),
+            },
+        }
+    }
+
+    /// Finds out where to go on, and whether something may have been left out. `None` if the window has ended.
+    async fn begin(
+        &mut self,
+        sink: &WindowSink,
+    ) -> Result<Option<(Arc<Known>, u64, bool)>, EngineError> {
+        let (known, info) = self.connection.state().await?;
+        let end = info.state.last_sequence + 1;
+        let position = match self.position {
+            None => {
+                if !sink.open(known.epoch, end) {
+                    return Ok(None);
+                }
+                Position { epoch: known.epoch, next: end, last: None }
+            }
+            Some(position) if position.epoch != known.epoch || position.next > end => {
+                // The numbers have begun again. The followers have to begin anew.
+                sink.open(known.epoch.max(position.epoch + 1), end);
+                return Ok(None);
+            }
+            Some(position) => position,
+        };
+        self.position = Some(position);
+        let next = position.next;
+        let is_complete = is_complete(&known, &info, &self.subject, next).await?;
+        Ok(Some((known, next, !is_complete)))
+    }
+}

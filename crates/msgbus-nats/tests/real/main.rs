@@ -1,0 +1,244 @@
+//! The engine on real servers of NATS.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+
+mod server;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use msgbus_core::{
+    Event, MessageBus, NewMessage, Position, PublishError,
+    engine::{Engine, EngineError},
+    store::StoreError,
+};
+use msgbus_engine_testkit::{
+    accounts, bus,
+    conformance::{self, Subject},
+    fresh, jobs, soon,
+};
+use msgbus_nats::{ConnectOptions, NatsEngine, NatsOptions};
+use tokio::time::sleep;
+
+use self::server::{Server, programs};
+
+fn is_current(program: &Path) -> bool {
+    let version = std::process::Command::new(program).arg("--version").output().unwrap();
+    !String::from_utf8_lossy(&version.stdout).contains("v2.9.")
+}
+
+async fn buses(server: &Server, options: &NatsOptions) -> Vec<MessageBus> {
+    let mut buses = Vec::new();
+    for _ in 0..3 {
+        buses.push(bus(Arc::new(server.engine(options.clone()).await)));
+    }
+    buses
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_keeps_the_contract() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let subject = Subject {
+            one: Arc::new(server.engine(server.options()).await),
+            other: Arc::new(server.engine(server.options()).await),
+            knows_repeats: true,
+            knows_ttl: is_current(&program),
+            lease: Duration::from_secs(3),
+        };
+        conformance::all(&subject).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_is_unavailable() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        server.kill();
+        let never = NatsEngine::connect(server.options(), ConnectOptions::new()).await.unwrap();
+        for engine in [engine, never] {
+            let engine: Arc<dyn Engine> = Arc::new(engine);
+            let subject = Subject {
+                one: Arc::clone(&engine),
+                other: engine,
+                knows_repeats: true,
+                knows_ttl: false,
+                lease: Duration::from_secs(3),
+            };
+            conformance::refuses_while_it_is_away(&subject).await;
+        }
+    }
+}
+
+/// Kills the server and starts it again, some times.
+async fn restart(server: &mut Server, times: usize) {
+    for _ in 0..times {
+        sleep(Duration::from_millis(400)).await;
+        server.kill();
+        sleep(Duration::from_millis(200)).await;
+        server.run();
+    }
+    sleep(Duration::from_millis(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_get_everything_although_the_server_is_killed() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let options = server.options();
+        let plan = accounts::Plan {
+            buses: buses(&server, &options).await,
+            topic: fresh("accounts"),
+            publishers: 4,
+            messages: 400,
+            followers: 4,
+            cuts: 30,
+            seed: fastrand::u64(..),
+        };
+        let (report, _) = accounts::check(&plan, restart(&mut server, 3)).await;
+        assert_eq!((report.gaps, report.restarts), (0, 0), "nothing is gone: {report:?}");
+        assert_eq!(report.acknowledged, 4 * 400 + 1);
+        assert!(report.cuts > 10, "{report:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_retention_has_taken_is_announced() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let options = NatsOptions { max_messages_per_topic: Some(20), ..server.options() };
+        let plan = accounts::Plan {
+            buses: buses(&server, &options).await,
+            topic: fresh("retention"),
+            publishers: 4,
+            messages: 200,
+            followers: 4,
+            cuts: 200,
+            seed: fastrand::u64(..),
+        };
+        let (report, _) = accounts::check(&plan, restart(&mut server, 1)).await;
+        assert_eq!(report.restarts, 0, "{report:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_has_lost_everything_is_another_epoch() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let bus = bus(Arc::new(server.engine(server.options()).await));
+        let topic = fresh("emptied");
+        let first = soon(bus.publish(&topic, "one")).await.unwrap();
+        let mut follower = soon(bus.follow(&topic, Position::All)).await.unwrap();
+        let event = soon(follower.recv()).await.unwrap();
+        assert!(matches!(event, Event::Message { id, .. } if id == first.id));
+        server.kill();
+        server.empty();
+        let refused = soon(bus.publish(&topic, "lost")).await.unwrap_err();
+        let PublishError::Store(StoreError::Engine(error)) = refused else { panic!("{refused}") };
+        assert!(matches!(error, EngineError::Unavailable | EngineError::Unknown), "{error:?}");
+        server.run();
+        let second = loop {
+            match soon(bus.publish(&topic, "two")).await {
+                Ok(published) => break published,
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        };
+        assert!(second.epoch > first.epoch, "{second:?} after {first:?}");
+        assert!(soon(follower.recv()).await.is_err(), "the follower has to begin anew");
+        let from = Position::After { epoch: first.epoch, id: first.id };
+        let mut follower = loop {
+            match soon(bus.follow(&topic, from)).await {
+                Ok(follower) => break follower,
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        };
+        assert!(follower.start().restarted);
+        assert_eq!(follower.epoch(), second.epoch);
+        let event = soon(follower.recv()).await.unwrap();
+        assert!(matches!(event, Event::Message { message, .. } if message.payload() == "two"));
+    }
+}
+
+async fn do_jobs(server: &mut Server, restarts: usize, keeps_leases: bool) {
+    let options = server.options();
+    let plan = jobs::Plan {
+        buses: buses(server, &options).await,
+        topic: fresh("jobs"),
+        jobs: 100,
+        workers: 6,
+        lease: options.lease,
+        failures: 6,
+        keeps_leases,
+        seed: fastrand::u64(..),
+    };
+    let disturb = async {
+        for _ in 0..restarts {
+            sleep(Duration::from_millis(400)).await;
+            if keeps_leases {
+                server.stop();
+            } else {
+                server.kill();
+            }
+            sleep(Duration::from_millis(200)).await;
+            server.run();
+        }
+    };
+    let report = jobs::check(&plan, disturb).await;
+    assert_eq!(report.done + report.dead, 100, "{report:?}");
+}
+
+/// A server that is killed may not have kept which leases it has given.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_job_is_done_although_the_server_is_killed() {
+    for program in programs() {
+        do_jobs(&mut Server::start(&program), 2, false).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_two_workers_have_a_job() {
+    for program in programs() {
+        // A server 2.9 that is stopped forgets some of what it has delivered, and some acks too.
+        let restarts = if is_current(&program) { 2 } else { 0 };
+        do_jobs(&mut Server::start(&program), restarts, true).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn threads_without_a_runtime_may_block() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let bus = bus(Arc::new(server.engine(server.options()).await));
+        let topic = fresh("blocking");
+        let thread = std::thread::spawn(move || {
+            let mut follower = bus.subscribe(&topic, Position::New).unwrap();
+            let published = bus.put(&topic, "hi").unwrap();
+            let event = follower.recv_timeout(Duration::from_secs(60)).unwrap();
+            assert!(matches!(event, Some(Event::Message { id, .. }) if id == published.id));
+            assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "hi");
+        });
+        let joined = tokio::task::spawn_blocking(move || thread.join());
+        assert!(soon(joined).await.unwrap().is_ok());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_is_refused_with_the_limit() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let bus = bus(Arc::new(server.engine(server.options()).await));
+        let topic = fresh("large");
+        let refused = soon(bus.publish(&topic, vec![0; 1 << 20])).await;
+        soon(bus.publish(&topic, vec![0; (1 << 20) - 4096])).await.unwrap();
+        if let Err(error) = refused {
+            let limit = EngineError::TooLarge { limit: 1 << 20 };
+            assert_eq!(error, PublishError::Store(StoreError::Engine(limit)));
+        }
+        if !is_current(&program) {
+            let ttl = NewMessage::new("x").ttl(Duration::from_secs(1));
+            let refused = soon(bus.publish(&topic, ttl)).await.unwrap_err();
+            assert!(refused.to_string().contains("nats-server 2.11"), "{refused}");
+        }
+    }
+}
