@@ -13,8 +13,9 @@ pub use crate::{
     config::fuzzing::config,
     door::{
         http::fuzzing::{authorization, connection, origin, request},
-        websocket::{fuzzing::websocket, v1::fuzzing::operations},
+        websocket::v1::fuzzing::operations,
     },
+    websocket::fuzzing::websocket,
 };
 
 thread_local! {

@@ -20,6 +20,7 @@ mod service;
 mod signal;
 mod state;
 mod storage;
+mod websocket;
 mod worker;
 
 pub use net::listener::Bind;

@@ -20,7 +20,12 @@ use msgbus_core::{BusStats, MessageBus, Options, TopicStats};
 use msgbus_store::StoreStats;
 use parking_lot::Mutex;
 
-use crate::{logging, service::code::Code, worker::Counter};
+use crate::{
+    config::{DoorBind, Protocol},
+    logging,
+    service::code::Code,
+    worker::Counter,
+};
 
 /// The deadline that a connection exceeded.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +53,7 @@ pub(crate) struct Metrics {
     requests: Mutex<Vec<Arc<Counter>>>,
     /// As `requests`, of operations on `msgbus.v1` websockets.
     operations: Mutex<Vec<Arc<Counter>>>,
+    doors: Vec<DoorCounters>,
     connections: AtomicU64,
     refused_connections: AtomicU64,
     client_errors: AtomicU64,
@@ -58,6 +64,15 @@ pub(crate) struct Metrics {
     latency: Mutex<Latency>,
 }
 
+/// The counters of a protocol other than HTTP.
+#[derive(Debug)]
+struct DoorCounters {
+    protocol: Protocol,
+    connections: AtomicU64,
+    /// A counter for each worker.
+    messages: Mutex<Vec<Arc<Counter>>>,
+}
+
 #[derive(Debug)]
 struct Latency {
     histogram: Histogram<u64>,
@@ -65,12 +80,19 @@ struct Latency {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(doors: &[DoorBind]) -> Self {
+        let is_served = |protocol: &Protocol| doors.iter().any(|door| door.protocol == *protocol);
+        let doors = Protocol::ALL.into_iter().filter(is_served).map(|protocol| DoorCounters {
+            protocol,
+            connections: AtomicU64::new(0),
+            messages: Mutex::default(),
+        });
         let histogram = Histogram::new(2).unwrap_or_else(|_| unreachable!("2 digits are allowed"));
         Self {
             started: Instant::now(),
             requests: Mutex::default(),
             operations: Mutex::default(),
+            doors: doors.collect(),
             connections: AtomicU64::new(0),
             refused_connections: AtomicU64::new(0),
             client_errors: AtomicU64::new(0),
@@ -88,6 +110,23 @@ impl Metrics {
             counter
         };
         (add(&self.requests), add(&self.operations))
+    }
+
+    /// Adds a counter of messages of each door for one worker.
+    pub(crate) fn door_counters_of_a_worker(&self) -> Vec<(Protocol, Arc<Counter>)> {
+        let add = |door: &DoorCounters| {
+            let counter: Arc<Counter> = Arc::default();
+            door.messages.lock().push(Arc::clone(&counter));
+            (door.protocol, counter)
+        };
+        self.doors.iter().map(add).collect()
+    }
+
+    /// Counts a connection of a door, in addition to [`connection`](Self::connection).
+    pub(crate) fn door_connection(&self, protocol: Protocol) {
+        if let Some(door) = self.doors.iter().find(|door| door.protocol == protocol) {
+            door.connections.fetch_add(1, Relaxed);
+        }
     }
 
     pub(crate) fn connection(&self) {
@@ -201,12 +240,35 @@ impl Metrics {
         ] {
             page.counter(name, help, counter);
         }
+        self.doors(page);
         page.counter(
             "msgbus_server_log_lines_dropped_total",
             "Lines of the log that could not be written.",
             logging::dropped(),
         );
         self.ping_latency(page);
+    }
+
+    /// Nothing while there are no doors but HTTP.
+    fn doors(&self, page: &mut Page) {
+        let mut write = |name, help, count: fn(&DoorCounters) -> u64| {
+            if !self.doors.is_empty() {
+                page.head(name, help, "counter");
+            }
+            for door in &self.doors {
+                page.sample(name, &[("door", door.protocol.name())], count(door));
+            }
+        };
+        write(
+            "msgbus_door_connections_total",
+            "Connections accepted by doors other than HTTP.",
+            |door| door.connections.load(Relaxed),
+        );
+        write(
+            "msgbus_door_messages_total",
+            "Messages received by doors other than HTTP.",
+            |door| door.messages.lock().iter().map(|counter| counter.get()).sum(),
+        );
     }
 
     fn ping_latency(&self, page: &mut Page) {

@@ -29,9 +29,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     auth::Keyring,
-    config::Config,
+    config::{Config, DoorBind, Protocol},
     deadlines,
-    door::http::serve,
+    door::{Door, Doors, http::serve},
     limits::connection_limit::{ConnectionLimiter, ConnectionPermit, LimitExceeded, PerAddress},
     logging::counted,
     net::listener::{Bind, Listener},
@@ -61,6 +61,7 @@ const MIN_REFUSALS: usize = 8;
 pub struct Server {
     listeners: Vec<BoundListener>,
     endpoints: Vec<Bind>,
+    doors: Vec<DoorBind>,
     certificate: Option<Arc<Certificate>>,
     app: Arc<App>,
     workers: Workers,
@@ -72,6 +73,15 @@ struct BoundListener {
     listener: Listener,
     /// `None` for connections without TLS.
     tls: Option<Arc<ServerConfig>>,
+    /// `None` for HTTP.
+    door: Option<(Protocol, Door)>,
+}
+
+impl BoundListener {
+    /// Whether a client that is refused understands a response of HTTP.
+    fn speaks_http(&self) -> bool {
+        self.door.as_ref().is_none_or(|(protocol, _)| protocol.begins_with_http())
+    }
 }
 
 /// What a server listens on.
@@ -79,6 +89,7 @@ struct BoundListener {
 struct Sockets {
     listeners: Vec<BoundListener>,
     endpoints: Vec<Bind>,
+    doors: Vec<DoorBind>,
     certificate: Option<Arc<Certificate>>,
 }
 
@@ -86,20 +97,45 @@ impl Sockets {
     fn bind(config: &Config) -> Result<Self, StartError> {
         let certificate =
             config.certificate.clone().map(Certificate::new).transpose()?.map(Arc::new);
-        let tls =
-            certificate.as_ref().map(|certificate| tls::settings(certificate, &serve::PROTOCOLS));
-        let mut listeners = Vec::new();
-        let mut endpoints = Vec::new();
+        let tls = |protocols: &[&[u8]]| {
+            certificate.as_ref().map(|certificate| tls::settings(certificate, protocols))
+        };
+        let (mut listeners, mut endpoints, mut doors) = (Vec::new(), Vec::new(), Vec::new());
+        let of_http = tls(&serve::PROTOCOLS);
         for bind in &config.bind {
-            let failed = |error| StartError::Listen { endpoint: bind.clone(), error };
-            let listener = Listener::new(bind).map_err(failed)?;
-            endpoints.push(listener.local_endpoint().map_err(failed)?);
-            // A unix socket does not leave the machine, so it needs no encryption.
-            let tls = tls.clone().filter(|_| matches!(bind, Bind::Tcp(_)));
-            listeners.push(BoundListener { listener, tls });
+            let (listener, endpoint) = listen(bind, "--bind")?;
+            listeners.push(BoundListener {
+                listener,
+                tls: encrypts(bind, of_http.as_ref()),
+                door: None,
+            });
+            endpoints.push(endpoint);
         }
-        Ok(Self { listeners, endpoints, certificate })
+        let (state, of_doors) = (Doors::new(config), tls(&[]));
+        for DoorBind { protocol, bind } in &config.doors {
+            let (listener, endpoint) = listen(bind, protocol.flag())?;
+            let door = Some((*protocol, state.of(*protocol)));
+            listeners.push(BoundListener {
+                listener,
+                tls: encrypts(bind, of_doors.as_ref()),
+                door,
+            });
+            doors.push(DoorBind { protocol: *protocol, bind: endpoint });
+        }
+        Ok(Self { listeners, endpoints, doors, certificate })
     }
+}
+
+fn listen(bind: &Bind, flag: &'static str) -> Result<(Listener, Bind), StartError> {
+    let failed = |error| StartError::Listen { endpoint: bind.clone(), flag, error };
+    let listener = Listener::new(bind).map_err(failed)?;
+    let endpoint = listener.local_endpoint().map_err(failed)?;
+    Ok((listener, endpoint))
+}
+
+/// A unix socket does not leave the machine, so it needs no encryption.
+fn encrypts(bind: &Bind, tls: Option<&Arc<ServerConfig>>) -> Option<Arc<ServerConfig>> {
+    tls.filter(|_| matches!(bind, Bind::Tcp(_))).cloned()
 }
 
 /// Why a server does not start.
@@ -110,6 +146,8 @@ pub enum StartError {
     Listen {
         /// The endpoint as configured.
         endpoint: Bind,
+        /// The flag that gives it.
+        flag: &'static str,
         /// The system's error.
         error: io::Error,
     },
@@ -178,8 +216,8 @@ impl Server {
     fn new(config: Config, sockets: Sockets, opened: Opened) -> Self {
         let keyring = config.keys.clone().map(|file| Arc::new(Keyring::new(file)));
         let app = Arc::new(App::new(config, keyring, opened));
-        let Sockets { listeners, endpoints, certificate } = sockets;
-        Self { listeners, endpoints, certificate, app, workers: Workers::current() }
+        let Sockets { listeners, endpoints, doors, certificate } = sockets;
+        Self { listeners, endpoints, doors, certificate, app, workers: Workers::current() }
     }
 
     /// Serves connections on these threads instead of the runtime that accepts them.
@@ -191,6 +229,11 @@ impl Server {
     /// The endpoints that the server listens on. Port 0 is replaced by the port that the system picked.
     pub fn local_endpoints(&self) -> &[Bind] {
         &self.endpoints
+    }
+
+    /// The endpoints of other protocols than HTTP, as [`local_endpoints`](Self::local_endpoints).
+    pub fn door_endpoints(&self) -> &[DoorBind] {
+        &self.doors
     }
 
     /// The URI by which a client reaches an endpoint.
@@ -317,18 +360,28 @@ impl<'a> Acceptor<'a> {
         let (runtime, worker) = &workers[self.next.fetch_add(1, Relaxed) % workers.len()];
         app.metrics.connection();
         let peer = Peer { address, has_tls: bound.tls.is_some() };
+        if let Some((protocol, _)) = bound.door {
+            app.metrics.door_connection(protocol);
+        }
         let exceeded = match app.connections.try_acquire(peer.ip()) {
             Ok(permit) => {
                 let tls = bound.tls.clone();
-                let serving = serve::serve(Arc::clone(worker), accepted, permit, tls, peer);
-                worker.tasks.spawn_on(runtime, serving);
+                let of_task = Arc::clone(worker);
+                // Two kinds of tasks, so that those of HTTP need no memory for others.
+                if let Some((_, door)) = bound.door.clone() {
+                    let serving = door.serve(of_task, accepted, permit, tls, peer);
+                    worker.tasks.spawn_on(runtime, serving);
+                } else {
+                    let serving = serve::serve(of_task, accepted, permit, tls, peer);
+                    worker.tasks.spawn_on(runtime, serving);
+                }
                 return;
             }
             Err(exceeded) => exceeded,
         };
         app.metrics.refused_connection(exceeded.code());
         // A TLS client could read the 503 only after a handshake, which costs more than a request.
-        if peer.has_tls {
+        if peer.has_tls || !bound.speaks_http() {
             return;
         }
         if let Ok(permit) = refusals.try_acquire(None) {

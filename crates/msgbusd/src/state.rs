@@ -57,7 +57,7 @@ impl App {
             bus,
             store,
             keyring,
-            metrics: Metrics::new(),
+            metrics: Metrics::new(&config.doors),
             frames: FrameCaches::default(),
             inflight: Inflight::new(config.max_inflight_bytes),
             subscriptions: Quota::new(config.max_subscriptions),

@@ -12,7 +12,7 @@ use std::{
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use crate::{signal::StopSignal, state::App};
+use crate::{config::Protocol, signal::StopSignal, state::App};
 
 /// The server as seen by one thread: the shared [`App`], and this thread's own counters and tasks.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(crate) struct Worker {
     app: Arc<App>,
     requests: Arc<Counter>,
     operations: Arc<Counter>,
+    /// Counts the messages of each door.
+    doors: Vec<(Protocol, Arc<Counter>)>,
     pub(crate) tasks: Tasks,
 }
 
@@ -27,12 +29,21 @@ impl Worker {
     /// Creates a worker, and registers its counter with the metrics of [`App`].
     pub(crate) fn new(app: &Arc<App>) -> Arc<Self> {
         let (requests, operations) = app.metrics.counters_of_a_worker();
-        Arc::new(Self { app: Arc::clone(app), requests, operations, tasks: Tasks::default() })
+        let doors = app.metrics.door_counters_of_a_worker();
+        let tasks = Tasks::default();
+        Arc::new(Self { app: Arc::clone(app), requests, operations, doors, tasks })
     }
 
     /// Counts a request.
     pub(crate) fn request(&self) {
         self.requests.increment();
+    }
+
+    /// The counter of messages of a door.
+    pub(crate) fn messages_of(&self, protocol: Protocol) -> Arc<Counter> {
+        let counter = self.doors.iter().find(|(known, _)| *known == protocol);
+        // A door without endpoints is not in the metrics.
+        counter.map(|(_, counter)| Arc::clone(counter)).unwrap_or_default()
     }
 
     /// Counts an operation of a `msgbus.v1` websocket.
@@ -56,7 +67,7 @@ impl Deref for Worker {
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    fn increment(&self) {
+    pub(crate) fn increment(&self) {
         self.0.fetch_add(1, Relaxed);
     }
 

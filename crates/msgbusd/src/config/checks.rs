@@ -34,10 +34,11 @@ pub(super) fn read_files(config: &mut Config, layer: &Layer) -> Result<(), Confi
 
 /// A server that other machines can reach needs keys, or `--open`.
 fn check_reach(config: &Config, layer: &Layer) -> Result<(), ConfigError> {
-    let reachable = config.bind.iter().find(|bind| bind.is_reachable());
-    match reachable {
-        Some(bind) if !config.open && !layer.contains_key("keys") => Err(ConfigError::new(
-            origin(layer, "bind", "--bind"),
+    let doors = config.doors.iter().map(|door| (&door.bind, door.protocol.flag()));
+    let mut endpoints = config.bind.iter().map(|bind| (bind, "--bind")).chain(doors);
+    match endpoints.find(|(bind, _)| bind.is_reachable()) {
+        Some((bind, flag)) if !config.open && !layer.contains_key("keys") => Err(ConfigError::new(
+            origin(layer, flag.trim_start_matches('-'), flag),
             format!(
                 "other machines can reach {bind}, and any client there could publish and read; \
                  restrict access with --keys, or use --open if that is intended"
@@ -76,7 +77,8 @@ fn check_certificate(config: &mut Config, layer: &Layer) -> Result<(), ConfigErr
         let key = origin(layer, "tls-key", "--tls-key");
         return Err(ConfigError::new(key, "the certificate is missing: set it with --tls-cert"));
     }
-    if !config.bind.iter().any(|bind| matches!(bind, Bind::Tcp(_))) {
+    let mut endpoints = config.bind.iter().chain(config.doors.iter().map(|door| &door.bind));
+    if !endpoints.any(|bind| matches!(bind, Bind::Tcp(_))) {
         config.notices.push("--tls-cert has no effect: unix sockets do not use TLS".to_owned());
     }
     Ok(())

@@ -4,6 +4,7 @@
 mod checks;
 mod completion;
 mod data;
+mod doors;
 mod durable;
 mod file;
 #[cfg(any(test, fuzzing))]
@@ -25,6 +26,7 @@ use thiserror::Error;
 pub(crate) use self::values::format_size;
 pub use self::{
     data::DataCommand,
+    doors::{DoorBind, Protocol},
     keep_headers::{HeaderPattern, KeepHeaders},
     reread::ConfigFile,
 };
@@ -43,6 +45,8 @@ use crate::{
 pub struct Config {
     /// The endpoints to listen on; at least one.
     pub bind: Vec<Bind>,
+    /// The endpoints of other protocols than HTTP.
+    pub doors: Vec<DoorBind>,
     /// The certificate for TLS on all TCP addresses; `None` for unencrypted connections.
     pub certificate: Option<CertificateFiles>,
     /// Whether to listen on addresses beyond loopback without keys.
@@ -126,6 +130,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             bind: vec![Bind::Tcp((Ipv4Addr::LOCALHOST, 8000).into())],
+            doors: Vec::new(),
             certificate: None,
             open: false,
             keys: None,

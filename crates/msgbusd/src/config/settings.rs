@@ -1,6 +1,7 @@
 //! The table of settings: flag, variable, key, default, help and effect of each, in one place.
 
-use super::{Config, values};
+use super::{Config, DoorBind, Protocol, values};
+use crate::Bind;
 
 /// The prefix of all environment variables.
 pub(super) const VARIABLE_PREFIX: &str = "MSGBUSD_";
@@ -66,6 +67,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         if !c.bind.contains(&bind) {
             c.bind.push(bind);
         }
+        Ok(())
+    }),
+    setting!(List "middleman" "ADDRESS" "", "serve clients of middleman here; may be repeated", |c, v| {
+        add_door(c, Protocol::Middleman, values::bind(v)?);
         Ok(())
     }),
     setting!(Switch "open" "" "", "allow addresses beyond loopback without keys", |c, v| {
@@ -222,6 +227,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         Ok(())
     }),
 ];
+
+fn add_door(config: &mut Config, protocol: Protocol, bind: Bind) {
+    let door = DoorBind { protocol, bind };
+    if !config.doors.contains(&door) {
+        config.doors.push(door);
+    }
+}
 
 /// The minimum that hyper needs, and a maximum that no client exceeds.
 const MIN_HEADER: usize = 8 << 10;

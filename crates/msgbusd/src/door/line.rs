@@ -10,7 +10,7 @@ use crate::{
     encode::frame_cache::FrameFormat,
     net::{peer::Peer, timeout_stream::TimeoutStream},
     service::{
-        Call,
+        Authority, Call,
         error::ServiceError,
         follower::{FollowOptions, Follower, Item},
     },
@@ -20,7 +20,7 @@ use crate::{
 async fn serve(worker: Arc<Worker>, stream: TimeoutStream, peer: Peer) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let principal = worker.keyring.as_ref().map(|keyring| keyring.anonymous());
-    let call = Call { worker: &worker, peer, principal };
+    let call = Call { worker: &worker, peer, principal, authority: Authority::Own };
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 0 {
         let mut words = line.trim_end().splitn(3, ' ');

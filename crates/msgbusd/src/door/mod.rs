@@ -1,6 +1,96 @@
 //! The protocols that clients speak. A door calls the service; doors do not import each other's code.
+//!
+//! HTTP has the endpoints of `--bind`. Each other [`Door`] has endpoints of its own, and gets connections that are
+//! admitted, counted and encrypted as configured.
 
 pub(crate) mod http;
 #[cfg(test)]
 mod line;
+mod middleman;
 pub(crate) mod websocket;
+
+use std::{io::ErrorKind, sync::Arc};
+
+use tokio::{select, time::timeout};
+use tokio_rustls::rustls::ServerConfig;
+use tracing::{debug, warn};
+
+use crate::{
+    config::{Config, Protocol},
+    limits::connection_limit::ConnectionPermit,
+    metrics::Deadline,
+    net::{
+        connection::{self, Connection},
+        peer::Peer,
+        raw_stream::Accepted,
+        timeout_stream::TimeoutStream,
+    },
+    worker::Worker,
+};
+
+/// A door with endpoints of its own, and the state that its connections share.
+#[derive(Debug, Clone)]
+pub(crate) enum Door {
+    Middleman(Arc<middleman::Hub>),
+}
+
+/// The doors of a server. All endpoints of a protocol are of one door.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    middleman: Arc<middleman::Hub>,
+}
+
+impl Doors {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self { middleman: middleman::Hub::new(config) }
+    }
+
+    pub(crate) fn of(&self, protocol: Protocol) -> Door {
+        match protocol {
+            Protocol::Middleman => Door::Middleman(Arc::clone(&self.middleman)),
+        }
+    }
+}
+
+impl Door {
+    /// Serves one connection until it ends.
+    pub(crate) async fn serve(
+        self,
+        worker: Arc<Worker>,
+        accepted: Accepted,
+        permit: ConnectionPermit,
+        tls: Option<Arc<ServerConfig>>,
+        peer: Peer,
+    ) {
+        let Some(connection) = connect(&worker, accepted, permit, tls, peer).await else { return };
+        match self {
+            Self::Middleman(hub) => middleman::serve(hub, worker, connection, peer).await,
+        }
+    }
+}
+
+/// A connection, encrypted if the server has a certificate.
+async fn connect(
+    worker: &Worker,
+    accepted: Accepted,
+    permit: ConnectionPermit,
+    tls: Option<Arc<ServerConfig>>,
+    peer: Peer,
+) -> Option<Connection> {
+    let stream = match TimeoutStream::new(accepted, worker.config.timeouts.write, permit) {
+        Ok(stream) => stream,
+        Err(error) => {
+            warn!(%peer, %error, "cannot serve a connection");
+            return None;
+        }
+    };
+    let encrypting = timeout(worker.config.timeouts.header, connection::encrypt(tls, stream));
+    let connection = select! {
+        encrypted = Box::pin(encrypting) => encrypted.unwrap_or_else(|_| {
+            worker.metrics.timeout(Deadline::Header);
+            Err(ErrorKind::TimedOut.into())
+        }),
+        () = worker.tasks.stop.draining() => return None,
+    };
+    connection.inspect_err(|error| debug!(%peer, %error, "no TLS")).ok()
+}

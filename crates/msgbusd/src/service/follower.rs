@@ -103,7 +103,7 @@ impl Call<'_> {
             Ok(admission) => admission,
             Err(error) => return Op::ready(Err(error)),
         };
-        let filter = match (&self.worker.keyring, &self.principal) {
+        let filter = match (&self.worker.keyring, self.authority()) {
             (Some(keyring), Some(principal)) => {
                 Some(GrantFilter::new(keyring, Arc::clone(principal)))
             }

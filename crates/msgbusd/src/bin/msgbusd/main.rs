@@ -146,6 +146,9 @@ async fn run(
         env!("CARGO_PKG_VERSION"),
         endpoints.join(" and ")
     );
+    for door in server.door_endpoints() {
+        info!("{} clients are served at {}", door.protocol.name(), door.bind);
+    }
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = server.run(async {
@@ -186,8 +189,8 @@ async fn bind(
         }
     };
     let server = bound.map_err(|error| match error {
-        StartError::Listen { .. } if !files::is_out_of_files(&error) => {
-            anyhow!("{error}; choose another address with --bind")
+        StartError::Listen { flag, .. } if !files::is_out_of_files(&error) => {
+            anyhow!("{error}; choose another address with {flag}")
         }
         error => error.into(),
     })?;
@@ -230,7 +233,8 @@ fn announce_notices(config: &Config) {
     for notice in &config.notices {
         warn!("{notice}");
     }
-    for endpoint in config.bind.iter().filter(|bind| bind.is_reachable()) {
+    let doors = config.doors.iter().map(|door| &door.bind);
+    for endpoint in config.bind.iter().chain(doors).filter(|bind| bind.is_reachable()) {
         if config.keys.is_none() {
             warn!("--open: any client that can reach {endpoint} may publish and read");
         } else if config.certificate.is_none() {

@@ -14,7 +14,11 @@ use super::{
     negotiate::find,
     routes::TOPIC_METHODS,
 };
-use crate::{config::Config, net::peer::Peer};
+use crate::{
+    config::Config,
+    net::peer::Peer,
+    service::origin::{self as rule, Page},
+};
 
 /// The source of a request, according to the browser's headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,15 +47,15 @@ pub(super) fn check<B>(
         return Ok(Source::Own);
     }
     let authority = host::authority(request).to_ascii_lowercase();
-    let name = host::name(&authority);
-    // Without an authority, the request names no server, even with TLS.
-    let is_own = !authority.is_empty() && (peer.has_tls || host::is_own(name, config));
     let Some(value) = origin else {
         return match site.as_deref() {
             // The user typed the address or followed a link.
             None | Some("none") => Ok(Source::Own),
             _ if is_link(request) => Ok(Source::Own),
-            Some("same-origin") if is_own || host::is_of_allowed_origin(name, config) => {
+            Some("same-origin")
+                if rule::names_this_server(&authority, peer, config)
+                    || rule::is_of_allowed_origin(rule::host_name(&authority), config) =>
+            {
                 Ok(Source::Own)
             }
             // Images, scripts and frames carry no Origin on GET.
@@ -59,14 +63,10 @@ pub(super) fn check<B>(
         };
     };
     let origin = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
-    if config.allowed_origins.contains(&origin) {
-        return Ok(Source::Allowed(value.clone()));
-    }
-    match origin.split_once("://") {
-        // An unencrypted page can be forged on its way, so it is not a page of a server that uses TLS.
-        Some((scheme, _)) if peer.has_tls && scheme != "https" => Err(foreign(&origin)),
-        Some((_, page)) if page == authority && is_own => Ok(Source::Own),
-        _ => Err(foreign(&origin)),
+    match rule::judge(&origin, &authority, peer, config) {
+        Page::Own => Ok(Source::Own),
+        Page::Allowed => Ok(Source::Allowed(value.clone())),
+        Page::Foreign => Err(foreign(&origin)),
     }
 }
 

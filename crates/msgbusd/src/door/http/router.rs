@@ -25,7 +25,7 @@ use super::{
 use crate::{
     auth::Principal,
     net::peer::Peer,
-    service::{Call, code::Code},
+    service::{Authority, Call, code::Code},
     state::App,
     worker::Worker,
 };
@@ -105,7 +105,7 @@ async fn route(
     if matches!(route, Route::Pull(_) | Route::Lease(..) | Route::Service(ServiceRoute::Serve(_))) {
         origin::may_take(request)?;
     }
-    let call = Call { worker, peer, principal };
+    let call = Call { worker, peer, principal, authority: Authority::Own };
     match route {
         Route::Publish(topic) => publish::publish(&call, &topic, request, query, outline).await,
         Route::Pull(topic) => pull::pull(&call, activity, &topic, request, query).await,

@@ -1,15 +1,7 @@
-//! Websockets after the handshake (RFC 6455): [`session`] serves one subscription, [`transport`] reads and writes
-//! frames.
+//! Websockets after the handshake: [`session`] serves one subscription, [`v1`] everything.
 
-mod end;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-mod heartbeat;
-mod inbox;
-mod link;
 mod push;
 mod session;
-mod transport;
 pub(crate) mod v1;
 
 pub(crate) use self::{

@@ -5,7 +5,6 @@
 //! publish and does not wake subscribers of a topic.
 
 use std::{
-    io::IoSlice,
     mem,
     sync::{Arc, Weak},
     task::{Context, Poll},
@@ -13,13 +12,13 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::transport::{MAX_SLICES, Outgoing};
 use crate::{
     encode::events,
     encode::frame_cache::Frame,
     net::raw_stream::RawStream,
     net::wake_queue::Delivery,
     service::follower::{End, Follower, Item},
+    websocket::{link::write_now, transport::Outgoing},
 };
 
 /// The number of batches that another thread writes before it leaves the rest to the session.
@@ -105,17 +104,4 @@ impl Delivery for Push {
         }
         false
     }
-}
-
-/// Writes as much as the socket accepts now. The session handles the rest, and errors.
-pub(super) fn write_now(stream: &RawStream, outgoing: &mut Outgoing) {
-    while !outgoing.is_empty() {
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let count = outgoing.slices(&mut slices);
-        match stream.try_write_vectored(&slices[..count]) {
-            Ok(0) | Err(_) => return,
-            Ok(written) => outgoing.advance(written),
-        }
-    }
-    outgoing.shrink();
 }

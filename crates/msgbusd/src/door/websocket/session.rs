@@ -14,13 +14,15 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{
-    end::{End, count},
-    link::{Link, close, measure, write_rest},
-    push::{Push, State},
-    transport::Transport,
+use super::push::{Push, State};
+use crate::{
+    net::connection::{self, Connection},
+    websocket::{
+        end::{End, count},
+        link::{Link, close, measure, write_rest},
+        transport::Transport,
+    },
 };
-use crate::net::connection::{self, Connection};
 
 /// One subscription on one websocket.
 pub(crate) struct Session {

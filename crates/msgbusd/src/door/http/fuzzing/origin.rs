@@ -14,7 +14,9 @@ use super::{
     },
     MAX_ERROR_TEXT, PEER, head,
 };
-use crate::{config::Config, fuzzing::common::is_a_line, net::peer::Peer};
+use crate::{
+    config::Config, fuzzing::common::is_a_line, net::peer::Peer, service::origin::host_name,
+};
 
 /// Checks the origin of a request. A page that is accepted is of an allowed origin, or of a host that cannot belong to
 /// another site.
@@ -100,7 +102,7 @@ fn check_host(request: &Request<()>, outline: Outline, config: &Config) {
     let is_of_allowed = |name: &str| matches!(name, "good.example" | "bus.example");
     match host::check(request, outline, PEER, config) {
         Ok(()) => assert!(
-            host.is_empty() || is_own_name(&host) || is_of_allowed(host::name(&host)),
+            host.is_empty() || is_own_name(&host) || is_of_allowed(host_name(&host)),
             "{host}"
         ),
         Err(refusal) => is_a_line(&refusal, MAX_ERROR_TEXT),

@@ -16,7 +16,7 @@ use msgbus_core::{
 };
 
 use super::*;
-use crate::{config::Config, net::peer::Peer, worker::Worker};
+use crate::{config::Config, net::peer::Peer, service::Authority, worker::Worker};
 
 /// Accepts everything, and then keeps all but deletions.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl TopicStore for FullTopic {
 
 async fn try_to_delete(worker: &Arc<Worker>, topic: &TopicName) -> Result<(u16, String), ApiError> {
     let peer = Peer { address: None, has_tls: false };
-    let call = Call { worker, peer, principal: None };
+    let call = Call { worker, peer, principal: None, authority: Authority::Own };
     let response = delete(&call, topic, Query::parse(None)).await?;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.unwrap().to_bytes();

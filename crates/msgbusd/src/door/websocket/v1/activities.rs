@@ -19,12 +19,17 @@ use super::{
     names::Names,
     opening::{Opened, Opening},
     output::Output,
-    ready::{ReadyQueue, Signal},
     refusal::Refusal,
     serve::Serve,
     work::Work,
 };
-use crate::service::error::ServiceError;
+use crate::{
+    service::error::ServiceError,
+    websocket::{
+        ready::{ReadyQueue, Signal},
+        shared::Left,
+    },
+};
 
 /// All activities of one websocket.
 #[derive(Debug)]
@@ -65,16 +70,6 @@ struct Waiting {
 
 /// The outcome of an operation that waits.
 pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Answer, Refusal>> + Send>>;
-
-/// What is ready, after some activities had their turns.
-#[derive(Debug)]
-pub(super) enum Left {
-    Nothing,
-    /// Subscriptions to topics and patterns, perhaps.
-    Follows,
-    /// Something else is first.
-    Others,
-}
 
 /// What one turn of an activity has come to.
 enum Turn {

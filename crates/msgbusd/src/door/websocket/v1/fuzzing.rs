@@ -14,8 +14,8 @@ use super::{
     plain,
 };
 use crate::{
-    config::Config, door::websocket::transport::Outgoing, fuzzing::block_on, net::peer::Peer,
-    state::App, worker::Worker,
+    config::Config, fuzzing::block_on, net::peer::Peer, state::App, websocket::transport::Outgoing,
+    worker::Worker,
 };
 
 /// The placeholder for the token of a lease in the input.

@@ -3,7 +3,7 @@
 //! [`session`] reads and writes frames. [`operation`] parses a line ([`plain`] the most frequent ones), [`operations`]
 //! begins what it asks for, and [`activities`] are what takes time: subscriptions, and operations that wait. Each of them
 //! has a waker of its own, so the work after a wake does not depend on how many others there are. Publishing threads write
-//! the messages of subscriptions themselves, if they can ([`shared`]).
+//! the messages of subscriptions themselves, if they can ([`shared`](crate::websocket::shared)).
 
 mod activities;
 mod answer;
@@ -22,19 +22,22 @@ mod output;
 mod plain;
 mod publish;
 mod pull;
-mod ready;
 mod refusal;
 mod serve;
 mod session;
 mod settle;
-mod shared;
 mod subscribe;
 mod work;
 
 use std::sync::Arc;
 
 pub(crate) use self::session::Session;
-use crate::{auth::Principal, net::peer::Peer, service::Call, worker::Worker};
+use crate::{
+    auth::Principal,
+    net::peer::Peer,
+    service::{Authority, Call},
+    worker::Worker,
+};
 
 /// The maximum number of subscriptions of one websocket.
 const MAX_SUBSCRIPTIONS: usize = 1024;
@@ -59,7 +62,8 @@ pub(crate) struct Client {
 
 impl Client {
     fn call(&self) -> Call<'_> {
-        Call { worker: &self.worker, peer: self.peer, principal: self.principal.clone() }
+        let principal = self.principal.clone();
+        Call { worker: &self.worker, peer: self.peer, principal, authority: Authority::Own }
     }
 }
 

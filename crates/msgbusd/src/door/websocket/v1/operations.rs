@@ -1,6 +1,9 @@
 //! Begins the operations of one client.
 
-use std::task::{Context, Poll, Waker};
+use std::{
+    mem,
+    task::{Context, Poll, Waker},
+};
 
 use tracing::debug;
 
@@ -13,6 +16,10 @@ use super::{
     output::Output,
     publish::Publishers,
     refusal::Refusal,
+};
+use crate::websocket::{
+    shared::{self, Left},
+    transport::Outgoing,
 };
 
 /// The operations of one client, and what they have begun.
@@ -45,6 +52,12 @@ impl Operations {
             has_published: false,
             generation: None,
         }
+    }
+
+    /// Ends all activities, and returns them, to be dropped without the lock.
+    pub(super) fn end(&mut self) -> Activities {
+        let none = Activities::new(&self.client);
+        mem::replace(&mut self.activities, none)
     }
 
     /// Whether another operation may begin while this many bytes wait to be written.
@@ -135,6 +148,12 @@ impl Operations {
         {
             self.client.principal = Some(current);
         }
+    }
+}
+
+impl shared::Activities for Operations {
+    fn run_follows(&mut self, outgoing: &mut Outgoing) -> Left {
+        self.activities.run_follows(&mut Output::new(outgoing))
     }
 }
 

@@ -4,8 +4,11 @@ use std::{cell::Cell, mem};
 
 use bytes::Bytes;
 
-use super::{super::transport::Outgoing, FRAME_SIZE};
-use crate::encode::frame_cache::{Frame, TextHeader};
+use super::FRAME_SIZE;
+use crate::{
+    encode::frame_cache::{Frame, TextHeader},
+    websocket::transport::Outgoing,
+};
 
 /// Up to this size, in bytes, copying an encoded message costs less than a piece of its own.
 const COPIED: usize = 1 << 10;

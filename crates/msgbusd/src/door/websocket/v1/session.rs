@@ -17,23 +17,19 @@ use tokio::{
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 use tracing::debug;
 
-use super::{
-    super::{
-        end::{End, count},
-        link::{Link, close, measure, write_rest, write_what_fits},
-        transport::{Received, Transport},
-    },
-    Client, FRAME_SIZE,
-    operations::Operations,
-    output::Output,
-    shared::{Shared, State},
-};
+use super::{Client, FRAME_SIZE, operations::Operations, output::Output};
 use crate::{
-    limits::{inflight::Inflight, quota::QuotaPermit},
     net::{
         connection::{self, Connection},
         peer::Peer,
         wake_queue::{self, RemoteWaker},
+    },
+    websocket::{
+        end::{End, count},
+        intake::Intake,
+        link::{Link, close, measure, write_rest, write_what_fits},
+        shared::{Shared, State},
+        transport::{Received, Transport},
     },
     worker::Worker,
 };
@@ -41,22 +37,11 @@ use crate::{
 /// One websocket.
 pub(crate) struct Session {
     link: Link,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<Operations>>,
     worker: Arc<Worker>,
     /// Wakes the task of the session for its activities, which publishers on other threads wake.
     waker: RemoteWaker,
-    /// Counts what has arrived of a message as in flight.
-    permit: Option<QuotaPermit>,
-    /// A message that has not arrived as a whole.
-    unfinished: Option<Unfinished>,
-}
-
-/// A message that has not arrived as a whole.
-struct Unfinished {
-    /// How much of it has, in bytes.
-    arrived: usize,
-    /// When more of it must have arrived.
-    deadline: Instant,
+    intake: Intake,
 }
 
 /// The number of turns after which a session lets others go on, and looks for what has arrived. In each it begins some
@@ -84,8 +69,7 @@ impl Session {
             waker: shared.waker(),
             shared,
             worker,
-            permit: None,
-            unfinished: None,
+            intake: Intake::default(),
         }
     }
 
@@ -119,8 +103,7 @@ impl Session {
             Poll::Ready(())
         });
         let flow = self.poll_turns(cx, alarm.as_mut(), state);
-        self.rest()?;
-        self.poll_unfinished(cx, alarm)?;
+        self.rest(cx, alarm)?;
         flow
     }
 
@@ -128,7 +111,7 @@ impl Session {
         &mut self,
         cx: &mut Context<'_>,
         mut alarm: Pin<&mut Sleep>,
-        state: &mut State,
+        state: &mut State<Operations>,
     ) -> ControlFlow<End> {
         for _ in 0..TURNS {
             self.begin_operations(state)?;
@@ -172,12 +155,12 @@ impl Session {
     }
 
     /// Whether operations wait that may begin now.
-    fn may_begin_held(&mut self, state: &State) -> bool {
+    fn may_begin_held(&mut self, state: &State<Operations>) -> bool {
         self.holds_operations() && state.operations.may_begin(state.outgoing.len())
     }
 
     /// Begins the operations that have arrived, as far as the limits allow.
-    fn begin_operations(&mut self, state: &mut State) -> ControlFlow<End> {
+    fn begin_operations(&mut self, state: &mut State<Operations>) -> ControlFlow<End> {
         let mut allowed = OPERATIONS_AT_ONCE;
         loop {
             if !self.begin_lines(state, &mut allowed)? {
@@ -206,7 +189,11 @@ impl Session {
     }
 
     /// Begins the operations of the message that is being handled. Returns `false` if some have to wait.
-    fn begin_lines(&mut self, state: &mut State, allowed: &mut usize) -> ControlFlow<End, bool> {
+    fn begin_lines(
+        &mut self,
+        state: &mut State<Operations>,
+        allowed: &mut usize,
+    ) -> ControlFlow<End, bool> {
         let State { outgoing, operations, .. } = state;
         let Some(inbox) = self.link.transport.inbox() else { return ControlFlow::Continue(true) };
         if inbox.has_text() && !(*allowed > 0 && operations.may_begin(outgoing.len())) {
@@ -236,51 +223,12 @@ impl Session {
         ControlFlow::Continue(is_whole)
     }
 
-    /// Frees memory that is not needed while the session waits, and counts what a message takes that has not arrived as a
-    /// whole, or has to wait. Of one that has arrived, some operations may have begun, so it is not refused.
-    fn rest(&mut self) -> ControlFlow<End> {
-        let Some(inbox) = self.link.transport.inbox() else { return ControlFlow::Continue(()) };
-        inbox.rest();
-        let (memory, has_begun) = (inbox.memory(), inbox.has_text());
-        let inflight = &self.worker.inflight;
-        if memory <= Inflight::SMALL {
-            self.permit = None;
-        } else if has_begun {
-            inflight.overdraw(&mut self.permit, memory);
-        } else if !inflight.reserve(&mut self.permit, memory, Inflight::SMALL) {
-            return ControlFlow::Break(End::NoMemory);
-        }
-        ControlFlow::Continue(())
-    }
-
-    /// Ends the session if a part of a message has arrived, and no more of it within the time limit of request bodies.
-    fn poll_unfinished(
-        &mut self,
-        cx: &mut Context<'_>,
-        mut alarm: Pin<&mut Sleep>,
-    ) -> ControlFlow<End> {
-        let arrived = self.link.transport.inbox().map_or(0, |inbox| inbox.unfinished());
-        if arrived == 0 {
-            self.unfinished = None;
-            return ControlFlow::Continue(());
-        }
-        let now = Instant::now();
-        let limit = self.worker.config.timeouts.body;
-        let unfinished = match self.unfinished.take() {
-            Some(known) if known.arrived == arrived => known,
-            _ => Unfinished { arrived, deadline: now + limit },
-        };
-        let Unfinished { deadline, .. } = *self.unfinished.insert(unfinished);
-        if deadline <= now {
-            return ControlFlow::Break(End::Unfinished);
-        }
-        if deadline < alarm.deadline() {
-            alarm.as_mut().reset(deadline);
-            if alarm.poll(cx).is_ready() {
-                cx.waker().wake_by_ref();
-            }
-        }
-        ControlFlow::Continue(())
+    /// Bounds what has arrived.
+    fn rest(&mut self, cx: &mut Context<'_>, alarm: Pin<&mut Sleep>) -> ControlFlow<End> {
+        let Self { link, intake, worker, .. } = self;
+        let Some(inbox) = link.transport.inbox() else { return ControlFlow::Continue(()) };
+        intake.rest(inbox, &worker.inflight)?;
+        intake.poll_unfinished(cx, inbox, worker.config.timeouts.body, alarm)
     }
 
     /// Ends the session: answers what has begun if appropriate, and closes the websocket.
@@ -291,7 +239,10 @@ impl Session {
             self.finish().await;
         }
         let Self { link: Link { mut transport, .. }, shared, .. } = *self;
-        let (activities, mut outgoing) = shared.lock().end();
+        let (activities, mut outgoing) = {
+            let state = &mut *shared.lock();
+            (state.operations.end(), state.end())
+        };
         activities.log_end("websocket");
         drop((activities, shared));
         match end {
@@ -334,7 +285,7 @@ impl Session {
 }
 
 /// Gives the activities that are ready their turns, until there is enough to write. Returns whether there was one.
-fn run_activities(state: &mut State) -> bool {
+fn run_activities(state: &mut State<Operations>) -> bool {
     let mut output = Output::new(&mut state.outgoing);
     let mut has_run = false;
     while output.waiting() < FRAME_SIZE && state.operations.activities.run_next(&mut output) {

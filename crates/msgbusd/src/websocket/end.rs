@@ -18,7 +18,7 @@ const TOO_FAR_BEHIND: u16 = 4408;
 
 /// Why a session ends.
 #[derive(Debug)]
-pub(super) enum End {
+pub(crate) enum End {
     /// The client sent a close frame.
     ClosedByClient,
     /// The connection is broken.
@@ -42,7 +42,7 @@ pub(super) enum End {
 }
 
 /// Counts the end of a websocket in the metrics.
-pub(super) fn count(worker: &Worker, end: &End) {
+pub(crate) fn count(worker: &Worker, end: &End) {
     match end {
         End::Stuck => worker.metrics.timeout(Deadline::Write),
         End::Silent => worker.metrics.timeout(Deadline::Silence),
@@ -58,7 +58,7 @@ pub(super) fn count(worker: &Worker, end: &End) {
     }
 }
 
-pub(super) fn broken(result: Result<(), Error>) -> ControlFlow<End> {
+pub(crate) fn broken(result: Result<(), Error>) -> ControlFlow<End> {
     match result {
         Ok(()) => ControlFlow::Continue(()),
         Err(error) => ControlFlow::Break(End::broken(&error)),
@@ -90,7 +90,7 @@ impl From<Error> for End {
 }
 
 impl End {
-    pub(super) fn violation(code: CloseCode, why: &'static str) -> Self {
+    pub(crate) fn violation(code: CloseCode, why: &'static str) -> Self {
         Self::Violation(code, Utf8Bytes::from_static(why))
     }
 
@@ -103,7 +103,7 @@ impl End {
     }
 
     /// The close frame for the client; `None` if the client closed first, or the connection cannot be used any more.
-    pub(super) fn close_frame(&self, last_id: Option<u64>) -> Option<CloseFrame> {
+    pub(crate) fn close_frame(&self, last_id: Option<u64>) -> Option<CloseFrame> {
         let (code, reason) = match self {
             Self::ClosedByClient | Self::Broken | Self::Stuck => return None,
             Self::Violation(code, why) => (*code, why.clone()),

@@ -30,10 +30,10 @@ const READ_BUFFER: usize = 128;
 /// the latest pong.
 const CONTROL_BUFFER: usize = 1 << 10;
 /// The maximum number of pieces in one write.
-pub(super) const MAX_SLICES: usize = 64;
+pub(crate) const MAX_SLICES: usize = 64;
 
 /// The server's end of a websocket.
-pub(super) struct Transport<S> {
+pub(crate) struct Transport<S> {
     connection: S,
     library: WebSocketContext,
     /// Control frames of the library.
@@ -49,7 +49,7 @@ pub(super) struct Transport<S> {
 
 /// What a client has sent.
 #[derive(Debug)]
-pub(super) enum Received {
+pub(crate) enum Received {
     /// A text message, which is in the inbox.
     Text,
     Binary,
@@ -59,12 +59,12 @@ pub(super) enum Received {
 impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
     /// Takes over a connection whose client is expected to send nothing. `already_read` has the bytes that were read
     /// from it before.
-    pub(super) fn new(connection: S, already_read: Vec<u8>) -> Self {
+    pub(crate) fn new(connection: S, already_read: Vec<u8>) -> Self {
         Self::with(connection, already_read, None)
     }
 
     /// Takes over a connection whose client sends text messages of up to `max` bytes.
-    pub(super) fn with_inbox(connection: S, already_read: Vec<u8>, max: usize) -> Self {
+    pub(crate) fn with_inbox(connection: S, already_read: Vec<u8>, max: usize) -> Self {
         Self::with(connection, Vec::new(), Some(Box::new(Inbox::new(already_read, max))))
     }
 
@@ -90,12 +90,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         }
     }
 
-    pub(super) fn into_connection(self) -> S {
+    pub(crate) fn into_connection(self) -> S {
         self.connection
     }
 
     /// Polls for the next message of the client. Replies to pings and to a close frame are queued for writing.
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Error>> {
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Error>> {
         if self.is_over {
             return Poll::Ready(Err(Error::AlreadyClosed));
         }
@@ -127,7 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
 
     /// The next message that has arrived as a whole, if there is an inbox. Replies to pings and to a close frame are
     /// queued for writing.
-    pub(super) fn next_received(&mut self) -> Result<Option<Received>, Error> {
+    pub(crate) fn next_received(&mut self) -> Result<Option<Received>, Error> {
         let Some(inbox) = &mut self.inbox else { return Ok(None) };
         let next = if self.is_over { Err(Error::AlreadyClosed) } else { inbox.next() };
         let received = match next {
@@ -157,7 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
     }
 
     /// Reads more into the inbox.
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let Self { connection, inbox: Some(inbox), .. } = self else { return Poll::Pending };
         let filled = match ready!(inbox.poll_fill(connection, cx)) {
             Ok(0) => Err(ProtocolError::ResetWithoutClosingHandshake.into()),
@@ -169,28 +169,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
     }
 
     /// The inbox, if it has one.
-    pub(super) fn inbox(&mut self) -> Option<&mut Inbox> {
+    pub(crate) fn inbox(&mut self) -> Option<&mut Inbox> {
         self.inbox.as_deref_mut()
     }
 
     /// Queues a ping. It is skipped if too many control frames wait.
-    pub(super) fn ping(&mut self, cx: &mut Context<'_>, payload: String) -> Result<(), Error> {
+    pub(crate) fn ping(&mut self, cx: &mut Context<'_>, payload: String) -> Result<(), Error> {
         let ping = Message::Ping(payload.into());
         held_back(self.with_library(cx, |library, wire| library.write(wire, ping)))
     }
 
     /// Queues a close frame.
-    pub(super) fn close(&mut self, cx: &mut Context<'_>, frame: CloseFrame) -> Result<(), Error> {
+    pub(crate) fn close(&mut self, cx: &mut Context<'_>, frame: CloseFrame) -> Result<(), Error> {
         held_back(self.with_library(cx, |library, wire| library.close(wire, Some(frame))))
     }
 
     /// Whether control frames wait to be written.
-    pub(super) fn has_control(&self, outgoing: &Outgoing) -> bool {
+    pub(crate) fn has_control(&self, outgoing: &Outgoing) -> bool {
         self.is_held_back || !self.control.is_empty() || !outgoing.control.is_empty()
     }
 
     /// Writes everything that waits, with as few system calls as possible.
-    pub(super) fn poll_write(
+    pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         outgoing: &mut Outgoing,
@@ -312,7 +312,7 @@ impl<S> Write for Wire<'_, '_, S> {
 
 /// The frames that wait to be written to one websocket.
 #[derive(Debug, Default)]
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     frames: VecDeque<Piece>,
     /// The bytes of all pieces.
     bytes: usize,
@@ -331,28 +331,28 @@ struct Piece {
 }
 
 impl Outgoing {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty() && self.control.is_empty()
     }
 
-    pub(super) fn push(&mut self, frame: Frame) {
+    pub(crate) fn push(&mut self, frame: Frame) {
         self.push_piece(frame, false);
     }
 
     /// Adds a piece of a frame.
-    pub(super) fn push_piece(&mut self, bytes: Frame, is_continued: bool) {
+    pub(crate) fn push_piece(&mut self, bytes: Frame, is_continued: bool) {
         self.bytes += bytes.len();
         self.frames.push_back(Piece { bytes, is_continued });
     }
 
     /// The bytes of the frames that wait.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes
     }
 
     /// The payloads of all frames, none of which is started.
     #[cfg(any(test, fuzzing))]
-    pub(super) fn payloads(&self) -> Vec<u8> {
+    pub(crate) fn payloads(&self) -> Vec<u8> {
         let pieces = self.frames.iter().flat_map(|piece| piece.bytes.pieces());
         let bytes: Vec<u8> = pieces.flatten().copied().collect();
         let (mut rest, mut payloads) = (&bytes[..], Vec::new());
@@ -372,7 +372,7 @@ impl Outgoing {
     }
 
     /// Drops all frames of which no byte is written.
-    pub(super) fn drop_unstarted(&mut self) {
+    pub(crate) fn drop_unstarted(&mut self) {
         self.frames.truncate(self.started());
         self.bytes = self.frames.iter().map(|piece| piece.bytes.len()).sum();
     }
@@ -386,14 +386,14 @@ impl Outgoing {
     }
 
     /// Frees the memory of the queue if it is empty.
-    pub(super) fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         if self.frames.is_empty() {
             self.frames = VecDeque::new();
         }
     }
 
     /// Fills `slices` with the first pieces to write, and returns their number.
-    pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
+    pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
         let started = self.started();
         let frames =
             |frames: Range<usize>| self.frames.range(frames).flat_map(|piece| piece.bytes.pieces());
@@ -410,7 +410,7 @@ impl Outgoing {
     }
 
     /// Drops the first `count` bytes, which have been written.
-    pub(super) fn advance(&mut self, mut count: usize) {
+    pub(crate) fn advance(&mut self, mut count: usize) {
         while count > 0 {
             if !self.is_started && !self.control.is_empty() {
                 let control = count.min(self.control.len());

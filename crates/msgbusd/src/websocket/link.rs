@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io::IoSlice,
     ops::ControlFlow,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -18,9 +19,12 @@ use tokio_tungstenite::tungstenite::{Error, protocol::CloseFrame};
 use super::{
     end::{End, broken},
     heartbeat::Heartbeat,
-    transport::{Outgoing, Transport},
+    transport::{MAX_SLICES, Outgoing, Transport},
 };
-use crate::{net::connection::Connection, worker::Worker};
+use crate::{
+    net::{connection::Connection, raw_stream::RawStream},
+    worker::Worker,
+};
 
 /// How long the server waits for the client's close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,18 +32,18 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_LATENCY: Duration = Duration::from_secs(60);
 
 /// The server's end of a websocket, with its heartbeat.
-pub(super) struct Link {
-    pub(super) transport: Transport<Connection>,
-    pub(super) heartbeat: Heartbeat,
+pub(crate) struct Link {
+    pub(crate) transport: Transport<Connection>,
+    pub(crate) heartbeat: Heartbeat,
 }
 
 impl Link {
-    pub(super) fn new(transport: Transport<Connection>, ping_interval: Duration) -> Self {
+    pub(crate) fn new(transport: Transport<Connection>, ping_interval: Duration) -> Self {
         Self { transport, heartbeat: Heartbeat::new(ping_interval, Instant::now()) }
     }
 
     /// Pings the client when that is due.
-    pub(super) fn poll_alarm(
+    pub(crate) fn poll_alarm(
         &mut self,
         cx: &mut Context<'_>,
         mut alarm: Pin<&mut Sleep>,
@@ -59,7 +63,7 @@ impl Link {
     }
 
     /// Writes everything that waits.
-    pub(super) fn poll_write(
+    pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         outgoing: &mut Outgoing,
@@ -80,7 +84,7 @@ impl Link {
 }
 
 /// Records the latency from a pong, which echoes the time of its ping. Other pongs are ignored.
-pub(super) fn measure(worker: &Worker, echo: &[u8]) {
+pub(crate) fn measure(worker: &Worker, echo: &[u8]) {
     let sent: Option<i64> = std::str::from_utf8(echo).ok().and_then(|text| text.parse().ok());
     let now = Utc::now().timestamp_nanos_opt();
     if let (Some(sent), Some(now)) = (sent, now)
@@ -90,8 +94,21 @@ pub(super) fn measure(worker: &Worker, echo: &[u8]) {
     }
 }
 
+/// Writes as much as the socket accepts now. The session handles the rest, and errors.
+pub(crate) fn write_now(stream: &RawStream, outgoing: &mut Outgoing) {
+    while !outgoing.is_empty() {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let count = outgoing.slices(&mut slices);
+        match stream.try_write_vectored(&slices[..count]) {
+            Ok(0) | Err(_) => return,
+            Ok(written) => outgoing.advance(written),
+        }
+    }
+    outgoing.shrink();
+}
+
 /// Writes the remaining frames, and reads and ignores what the client sends, until writing is done or reading fails.
-pub(super) async fn write_rest<S: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn write_rest<S: AsyncRead + AsyncWrite + Unpin>(
     transport: &mut Transport<S>,
     outgoing: &mut Outgoing,
 ) {
@@ -108,7 +125,7 @@ pub(super) async fn write_rest<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Writes the remaining frames, for up to [`CLOSE_TIMEOUT`], without reading.
-pub(super) async fn write_what_fits<S: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn write_what_fits<S: AsyncRead + AsyncWrite + Unpin>(
     transport: &mut Transport<S>,
     outgoing: &mut Outgoing,
 ) {
@@ -118,7 +135,7 @@ pub(super) async fn write_what_fits<S: AsyncRead + AsyncWrite + Unpin>(
 
 /// Sends the close frame, or the reply to the client's, and waits for the client up to [`CLOSE_TIMEOUT`]. A frame that
 /// is partly written has to be completed within the same time.
-pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
     mut transport: Transport<S>,
     mut outgoing: Outgoing,
     mut frame: Option<CloseFrame>,

@@ -9,7 +9,7 @@ const PONG_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The ping timer of one websocket.
 #[derive(Debug)]
-pub(super) struct Heartbeat {
+pub(crate) struct Heartbeat {
     interval: Duration,
     ping_at: Instant,
     received_at: Instant,
@@ -26,23 +26,23 @@ enum Ping {
 }
 
 impl Heartbeat {
-    pub(super) fn new(interval: Duration, now: Instant) -> Self {
+    pub(crate) fn new(interval: Duration, now: Instant) -> Self {
         Self { interval, ping_at: now + interval, received_at: now, ping: Ping::None }
     }
 
     /// The earliest time at which something is due. Check again then: due times only move later.
-    pub(super) fn next(&self) -> Instant {
+    pub(crate) fn next(&self) -> Instant {
         self.silent_at().map_or(self.ping_at, |silent_at| silent_at.min(self.ping_at))
     }
 
     /// Records that the client sent something.
-    pub(super) fn received(&mut self, now: Instant) {
+    pub(crate) fn received(&mut self, now: Instant) {
         self.received_at = now;
         self.ping = Ping::None;
     }
 
     /// Whether to ping now. If so, the next ping is due one interval from now.
-    pub(super) fn ping_is_due(&mut self, now: Instant) -> bool {
+    pub(crate) fn ping_is_due(&mut self, now: Instant) -> bool {
         let is_due = self.ping_at <= now;
         if is_due {
             self.ping_at = now + self.interval;
@@ -54,14 +54,14 @@ impl Heartbeat {
     }
 
     /// Records that all pings are written.
-    pub(super) fn pings_written(&mut self) {
+    pub(crate) fn pings_written(&mut self) {
         if self.ping == Ping::Queued {
             self.ping = Ping::Written(Instant::now());
         }
     }
 
     /// Whether the client has been silent for too long.
-    pub(super) fn is_silent(&self, now: Instant) -> bool {
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
         self.silent_at().is_some_and(|silent_at| silent_at <= now)
     }
 

@@ -39,7 +39,7 @@ thread_local! {
 
 /// What a client has sent and what is not handled yet.
 #[derive(Debug)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     /// The maximum size of a frame and of a message, in bytes.
     max: usize,
     bytes: Vec<u8>,
@@ -55,7 +55,7 @@ pub(super) struct Inbox {
 
 /// The next thing that has arrived as a whole.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Nothing has.
     NeedsMore,
     /// A text message, see [`Inbox::text`].
@@ -66,12 +66,12 @@ pub(super) enum Next {
 }
 
 impl Inbox {
-    pub(super) fn new(already_read: Vec<u8>, max: usize) -> Self {
+    pub(crate) fn new(already_read: Vec<u8>, max: usize) -> Self {
         Self { max, bytes: already_read, start: 0, text: None, joined: None, fragments: None }
     }
 
     /// Reads what has arrived. Ready with the number of bytes, which is 0 at the end of the connection.
-    pub(super) fn poll_fill<S: AsyncRead + Unpin>(
+    pub(crate) fn poll_fill<S: AsyncRead + Unpin>(
         &mut self,
         connection: &mut S,
         cx: &mut Context<'_>,
@@ -89,7 +89,7 @@ impl Inbox {
     }
 
     /// The next message or control frame. The rest of the previous message is dropped.
-    pub(super) fn next(&mut self) -> Result<Next, Error> {
+    pub(crate) fn next(&mut self) -> Result<Next, Error> {
         (self.text, self.joined) = (None, None);
         loop {
             let mut cursor = Cursor::new(&self.bytes[self.start..]);
@@ -179,12 +179,12 @@ impl Inbox {
     }
 
     /// A control frame.
-    pub(super) fn frame(&self, frame: Range<usize>) -> &[u8] {
+    pub(crate) fn frame(&self, frame: Range<usize>) -> &[u8] {
         &self.bytes[frame]
     }
 
     /// What is left of the text message that is being handled; `None` if there is none.
-    pub(super) fn text(&self) -> Result<Option<&str>, Error> {
+    pub(crate) fn text(&self) -> Result<Option<&str>, Error> {
         let Some(text) = self.text.clone() else { return Ok(None) };
         let message = self.joined.as_ref().unwrap_or(&self.bytes);
         match str::from_utf8(&message[text]) {
@@ -194,7 +194,7 @@ impl Inbox {
     }
 
     /// Drops the first bytes of the text message, which have been handled.
-    pub(super) fn advance(&mut self, count: usize) {
+    pub(crate) fn advance(&mut self, count: usize) {
         if let Some(text) = &mut self.text {
             text.start = text.end.min(text.start + count);
             if text.start == text.end {
@@ -204,12 +204,12 @@ impl Inbox {
     }
 
     /// Whether a text message is not handled yet.
-    pub(super) fn has_text(&self) -> bool {
+    pub(crate) fn has_text(&self) -> bool {
         self.text.is_some()
     }
 
     /// Frees the memory that is not needed until more arrives. Call it before other connections are served.
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         let in_bytes = self.text.as_mut().filter(|_| self.joined.is_none());
         let first = in_bytes.as_ref().map_or(self.start, |text| text.start);
         let left = self.bytes.len() - first;
@@ -230,7 +230,7 @@ impl Inbox {
 
     /// How much has arrived of a message or frame that is not whole, in bytes. What is behind a message that has not been
     /// handled does not count: nothing is read meanwhile.
-    pub(super) fn unfinished(&self) -> usize {
+    pub(crate) fn unfinished(&self) -> usize {
         if self.has_text() {
             return 0;
         }
@@ -239,7 +239,7 @@ impl Inbox {
     }
 
     /// The memory that it has, in bytes.
-    pub(super) fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         let fragments = self.fragments.as_ref().map_or(0, |(_, bytes)| bytes.capacity());
         let joined = self.joined.as_ref().map_or(0, Vec::capacity);
         self.bytes.capacity() + fragments + joined
