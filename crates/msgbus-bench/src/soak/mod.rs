@@ -301,6 +301,7 @@ async fn kill(soak: &Soak, rng: &mut Rng) -> io::Result<()> {
         let mut invariants = soak.invariants.borrow_mut();
         invariants.count("kills of the server", 1);
         invariants.services.forget_counts();
+        invariants.groups.record_kill();
     }
     reconcile::after_restart(soak).await
 }
