@@ -7,7 +7,7 @@
 //!
 //! Numbers (sequences, the ids on the wire) rise within an epoch and may have gaps. They mean the same to every bus.
 
-use std::{fmt::Debug, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt::Debug, future::ready, pin::Pin, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use thiserror::Error;
@@ -27,6 +27,9 @@ use crate::{
 pub trait Engine: Debug + Send + Sync {
     /// What the engine is called in errors, such as `nats`.
     fn kind(&self) -> &'static str;
+
+    /// Whether the server can be reached, and serves topics. Must not block.
+    fn health(&self) -> Health;
 
     /// Publishes messages, at least one. They get rising sequences in the order given. Messages of others may come
     /// between them, and it is not one step: when it fails, the first of them may have been published. Ready when the
@@ -102,6 +105,49 @@ pub trait Engine: Debug + Send + Sync {
     /// # Errors
     /// See [`EngineError`].
     fn stats(&self, topic: &TopicName) -> Answer<Option<EngineStats>>;
+
+    /// Topics that have messages, in the order of the bytes of their names: the first `max` that begin with `prefix` and
+    /// come after `after`.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn topics(&self, prefix: &str, after: &str, max: usize) -> Answer<EngineTopics> {
+        let _ = (prefix, after, max);
+        refuse(self.kind(), "list topics")
+    }
+
+    /// A group. `None` if there is no such group.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn group(&self, topic: &TopicName, group: &GroupName) -> Answer<Option<EngineGroup>> {
+        let _ = (topic, group);
+        refuse(self.kind(), "show groups")
+    }
+
+    /// Creates a group, or moves it if a position is given: then it begins there, and its leases are over. Returns whether
+    /// it is new.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn set_group(&self, topic: &TopicName, group: &GroupName, from: Option<Begin>) -> Answer<bool> {
+        let _ = (topic, group, from);
+        refuse(self.kind(), "create or move groups")
+    }
+
+    /// Removes a group. Its leases are over. Returns whether there was one.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn remove_group(&self, topic: &TopicName, group: &GroupName) -> Answer<bool> {
+        let _ = (topic, group);
+        refuse(self.kind(), "remove groups")
+    }
+}
+
+/// The answer to what an engine cannot do.
+fn refuse<T: Send + 'static>(engine: &'static str, operation: &'static str) -> Answer<T> {
+    Box::pin(ready(Err(EngineError::NotSupported { engine, operation })))
 }
 
 /// What an engine answers.
@@ -222,6 +268,46 @@ pub struct EngineStats {
     pub next: u64,
 }
 
+/// Whether an engine can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Health {
+    /// Whether its server can be reached, and serves topics.
+    pub is_up: bool,
+    /// How often the connection to it was made again after it had broken.
+    pub reconnects: u64,
+}
+
+/// Topics of an engine.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EngineTopics {
+    /// In the order of the bytes of their names, and how many messages each has.
+    pub topics: Vec<(TopicName, u64)>,
+    /// Whether there are more after them.
+    pub has_more: bool,
+}
+
+/// A group of an engine at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineGroup {
+    /// Messages that the group has not been given.
+    pub pending: u64,
+    /// Messages that it was given and has not acknowledged: those that are leased, and those that will be given again.
+    pub unacked: u64,
+}
+
+/// What a bus has asked of an engine, see [`MessageBus::engine_usage`](crate::MessageBus::engine_usage).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineUsage {
+    /// Operations that were answered, whatever the answer. Those that wait for messages are not counted.
+    pub answered: u64,
+    /// Those of them that failed because the engine was away, busy or silent.
+    pub failed: u64,
+    /// How long those that were answered have taken together.
+    pub time: Duration,
+    /// Operations that were not answered yet.
+    pub in_flight: usize,
+}
+
 /// The window of a topic at one moment, see [`MessageBus::engine_windows`](crate::MessageBus::engine_windows).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowStats {
@@ -235,6 +321,8 @@ pub struct WindowStats {
     pub bytes: u64,
     /// The lowest sequence that the next message may get.
     pub next: u64,
+    /// How many messages the engine had not delivered yet when it delivered the last one. 0 if it does not say.
+    pub pending: u64,
     /// Why the engine does not deliver.
     pub stalled: Option<EngineError>,
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use msgbus_core::{
     BatchLimit, Event, Headers, NewMessage, Position, TopicName,
-    engine::{Begin, Engine, Page, Receipt},
+    engine::{Begin, Engine, EngineError, Page, Receipt},
     store::Durability,
 };
 
@@ -41,6 +41,7 @@ pub async fn all(subject: &Subject) {
     repeats_are_noticed(subject).await;
     topics_without_messages_are_empty(subject).await;
     deleted_messages_are_gone(subject).await;
+    topics_are_listed_in_order(subject).await;
     a_window_follows_what_is_published(subject).await;
     positions_resume_on_another_bus(subject).await;
     groups::each_job_goes_to_one_worker(subject).await;
@@ -52,6 +53,7 @@ pub async fn all(subject: &Subject) {
     groups::a_fetch_that_nobody_awaits_keeps_no_job(subject).await;
     groups::pulls_take_each_message_once(subject).await;
     groups::jobs_that_fail_too_often_are_dead_letters(subject).await;
+    groups::groups_can_be_made_moved_and_removed(subject).await;
 }
 
 pub(crate) const MANY: BatchLimit = BatchLimit { events: 1000, bytes: 1 << 20 };
@@ -322,4 +324,39 @@ pub async fn positions_resume_on_another_bus(subject: &Subject) {
     let subscription = soon(buses[0].follow(&topic, ahead)).await.unwrap();
     assert!(subscription.start().restarted, "that was another epoch");
     assert_eq!(subscription.start().next_id, ids[0]);
+}
+
+/// Whether an engine said that it cannot do something. Then there is nothing to test.
+pub(crate) fn is_unsupported<T>(answer: &Result<T, EngineError>) -> bool {
+    matches!(answer, Err(EngineError::NotSupported { .. }))
+}
+
+/// Topics with messages are listed by name, page by page.
+pub async fn topics_are_listed_in_order(subject: &Subject) {
+    let base = fresh("list");
+    for (name, count) in [("b", 2), ("a", 1), ("a/größe x", 3), ("c", 1)] {
+        let topic = format!("{base}/{name}").parse().unwrap();
+        publish(&subject.one, &topic, texts(0..count)).await;
+    }
+    let prefix = format!("{base}/");
+    let list = async |after: &str, max| {
+        let listed = soon(subject.other.topics(&prefix, after, max)).await;
+        listed.map(|list| {
+            let names = list.topics.iter().map(|(name, count)| {
+                (name.as_str().strip_prefix(&prefix).unwrap().to_owned(), *count)
+            });
+            (names.collect::<Vec<_>>(), list.has_more)
+        })
+    };
+    let all = list("", 10).await;
+    if is_unsupported(&all) {
+        return;
+    }
+    let expected = [("a", 1), ("a/größe x", 3), ("b", 2), ("c", 1)];
+    let expected = expected.map(|(name, count)| (name.to_owned(), count));
+    assert_eq!(all.unwrap(), (expected.to_vec(), false));
+    assert_eq!(list("", 2).await.unwrap(), (expected[..2].to_vec(), true));
+    let after = format!("{prefix}b");
+    assert_eq!(list(&after, 2).await.unwrap(), (expected[3..].to_vec(), false));
+    assert!(subject.other.health().is_up);
 }

@@ -13,8 +13,8 @@ use chrono::Utc;
 use msgbus_core::{
     BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
     engine::{
-        Answer, Begin, Engine, EngineError, EngineStats, Fetch, LeaseKey, Leases, Page, Receipt,
-        WindowSink,
+        Answer, Begin, Engine, EngineError, EngineGroup, EngineStats, EngineTopics, Fetch, Health,
+        LeaseKey, Leases, Page, Receipt, WindowSink,
     },
     store::RecoveredMessage,
 };
@@ -294,6 +294,10 @@ impl Engine for MemoryEngine {
         "memory"
     }
 
+    fn health(&self) -> Health {
+        Health { is_up: self.lock().faults.error.is_none(), reconnects: 0 }
+    }
+
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
         let topic = topic.clone();
         self.serve(move |inner| Ok(inner.publish(&topic, messages)))
@@ -341,6 +345,42 @@ impl Engine for MemoryEngine {
             let Some(topic) = inner.topics.get(&name) else { return Ok(None) };
             let Some(first) = topic.messages.keys().next().copied() else { return Ok(None) };
             Ok(Some(EngineStats { epoch, retained: topic.messages.len() as u64, first, next }))
+        })
+    }
+
+    fn topics(&self, prefix: &str, after: &str, max: usize) -> Answer<EngineTopics> {
+        let (prefix, after) = (prefix.to_owned(), after.to_owned());
+        self.serve(move |inner| {
+            let all = inner.topics.iter().map(|(name, topic)| (name.clone(), topic.messages.len()));
+            let found = all.filter(|(name, count)| {
+                *count > 0 && name.as_str().starts_with(&prefix) && name.as_str() > after.as_str()
+            });
+            let mut topics: Vec<_> = found.map(|(name, count)| (name, count as u64)).collect();
+            let has_more = topics.len() > max;
+            topics.truncate(max);
+            Ok(EngineTopics { topics, has_more })
+        })
+    }
+
+    fn group(&self, topic: &TopicName, group: &GroupName) -> Answer<Option<EngineGroup>> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.serve(move |inner| Ok(inner.topics.get(&topic).and_then(|topic| topic.group(&group))))
+    }
+
+    fn set_group(&self, topic: &TopicName, group: &GroupName, from: Option<Begin>) -> Answer<bool> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.serve(move |inner| {
+            let next = inner.next;
+            let topic = inner.topics.entry(topic).or_insert_with(|| Topic::new(next));
+            Ok(topic.set_group(&group, from))
+        })
+    }
+
+    fn remove_group(&self, topic: &TopicName, group: &GroupName) -> Answer<bool> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.serve(move |inner| {
+            let topic = inner.topics.get_mut(&topic);
+            Ok(topic.is_some_and(|topic| topic.groups.remove(&Some(group)).is_some()))
         })
     }
 }

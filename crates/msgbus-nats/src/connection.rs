@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
         },
     },
+    time::Duration,
 };
 
 use async_nats::{
@@ -22,8 +23,12 @@ use async_nats::{
         stream::{Config, DiscardPolicy, Info, StorageType, Stream},
     },
 };
-use msgbus_core::{TopicName, engine::EngineError};
+use msgbus_core::{
+    TopicName,
+    engine::{EngineError, Health},
+};
 use parking_lot::Mutex;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::{NatsOptions, error::request_error, groups::Leases, subject::subject};
@@ -40,6 +45,8 @@ pub(crate) struct Connection {
     pub(crate) highest: AtomicU64,
     known: tokio::sync::Mutex<Option<Arc<Known>>>,
     is_denied: Arc<AtomicBool>,
+    /// Whether the stream is known.
+    has_stream: AtomicBool,
 }
 
 /// The stream, as it was found.
@@ -94,6 +101,7 @@ impl Connection {
             highest: AtomicU64::new(0),
             known: tokio::sync::Mutex::default(),
             is_denied,
+            has_stream: AtomicBool::new(false),
         })
     }
 
@@ -124,12 +132,35 @@ impl Connection {
         }
         let found = Arc::new(self.find().await?);
         *known = Some(Arc::clone(&found));
+        self.has_stream.store(true, Release);
         Ok(found)
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let connects = self.client.statistics().connects.load(Relaxed);
+        let is_up = self.check().is_ok() && self.has_stream.load(Acquire);
+        Health { is_up, reconnects: connects.saturating_sub(1) }
+    }
+
+    /// Looks for the stream as long as it is not known, so that somebody knows that the engine serves topics.
+    pub(crate) async fn look_for_stream(connection: Weak<Self>) {
+        const INTERVAL: Duration = Duration::from_millis(500);
+        while let Some(connection) = connection.upgrade() {
+            if !connection.has_stream.load(Acquire) && connection.check().is_ok() {
+                // If it fails, that was logged, and the next try may succeed.
+                let _ = connection.stream().await;
+            }
+            drop(connection);
+            sleep(INTERVAL).await;
+        }
     }
 
     /// Forgets the stream: it may be another one now.
     pub(crate) async fn forget(&self) {
-        *self.known.lock().await = None;
+        let mut known = self.known.lock().await;
+        *known = None;
+        self.has_stream.store(false, Release);
+        drop(known);
         self.consumers.lock().clear();
         self.highest.store(0, Relaxed);
     }

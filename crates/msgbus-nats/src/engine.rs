@@ -11,8 +11,8 @@ use async_nats::{ConnectError, ConnectOptions};
 use msgbus_core::{
     BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
     engine::{
-        Answer, Begin, Engine, EngineError, EngineStats, Fetch, LeaseKey, Leases, Page, Receipt,
-        WindowSink,
+        Answer, Begin, Engine, EngineError, EngineGroup, EngineStats, EngineTopics, Fetch, Health,
+        LeaseKey, Leases, Page, Receipt, WindowSink,
     },
 };
 use tokio::{
@@ -23,7 +23,7 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    NatsOptions,
+    NatsOptions, admin,
     connection::Connection,
     error::{publish_error, request_error},
     groups, history, message, tail,
@@ -50,6 +50,7 @@ impl NatsEngine {
         connect: ConnectOptions,
     ) -> Result<Self, ConnectError> {
         let connection = Arc::new(Connection::begin(options, connect).await?);
+        tokio::spawn(Connection::look_for_stream(Arc::downgrade(&connection)));
         Ok(Self { connection, runtime: Handle::current() })
     }
 
@@ -171,6 +172,10 @@ impl Engine for NatsEngine {
         "nats"
     }
 
+    fn health(&self) -> Health {
+        self.connection.health()
+    }
+
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
         let topic = topic.clone();
         Box::pin(self.answer(Duration::ZERO, |connection| publish(connection, topic, messages)))
@@ -216,5 +221,31 @@ impl Engine for NatsEngine {
     fn stats(&self, topic: &TopicName) -> Answer<Option<EngineStats>> {
         let topic = topic.clone();
         Box::pin(self.answer(Duration::ZERO, |connection| stats(connection, topic)))
+    }
+
+    fn topics(&self, prefix: &str, after: &str, max: usize) -> Answer<EngineTopics> {
+        let (prefix, after) = (prefix.to_owned(), after.to_owned());
+        Box::pin(
+            self.answer(Duration::ZERO, |connection| admin::topics(connection, prefix, after, max)),
+        )
+    }
+
+    fn group(&self, topic: &TopicName, group: &GroupName) -> Answer<Option<EngineGroup>> {
+        let (topic, group) = (topic.clone(), group.clone());
+        Box::pin(self.answer(Duration::ZERO, |connection| admin::group(connection, topic, group)))
+    }
+
+    fn set_group(&self, topic: &TopicName, group: &GroupName, from: Option<Begin>) -> Answer<bool> {
+        let (topic, group) = (topic.clone(), group.clone());
+        Box::pin(self.answer(Duration::ZERO, move |connection| {
+            admin::set_group(connection, topic, group, from)
+        }))
+    }
+
+    fn remove_group(&self, topic: &TopicName, group: &GroupName) -> Answer<bool> {
+        let (topic, group) = (topic.clone(), group.clone());
+        Box::pin(
+            self.answer(Duration::ZERO, |connection| admin::remove_group(connection, topic, group)),
+        )
     }
 }

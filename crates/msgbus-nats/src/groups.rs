@@ -69,10 +69,32 @@ impl Leases {
 }
 
 /// The name of the consumer of a group, the same on all nodes.
-fn consumer_name(subject: &str, group: Option<&GroupName>) -> String {
+pub(crate) fn consumer_name(subject: &str, group: Option<&GroupName>) -> String {
     let group = group.map_or("", GroupName::as_str);
     let hash = Sha256::new().chain_update(subject).chain_update([0]).chain_update(group).finalize();
     hash[..16].iter().fold("g-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
+}
+
+/// The consumer of a group that is new.
+pub(crate) fn config(
+    connection: &Connection,
+    topic: &TopicName,
+    group: Option<&GroupName>,
+    from: engine::Begin,
+) -> pull::Config {
+    let subject = connection.subject(topic);
+    pull::Config {
+        durable_name: Some(consumer_name(&subject, group)),
+        description: Some(format!("group {:?} of {topic}", group.map_or("", GroupName::as_str))),
+        filter_subject: subject,
+        deliver_policy: policy(from),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: connection.options.lease + MARGIN,
+        max_ack_pending: MAX_LEASES,
+        // The server removes it when all that it has passed has expired.
+        inactive_threshold: connection.options.max_age.map_or(Duration::ZERO, |age| age + HOUR),
+        ..pull::Config::default()
+    }
 }
 
 /// The consumer of a group. Creates it if there is none.
@@ -83,23 +105,11 @@ async fn consumer(
     group: Option<&GroupName>,
     from: engine::Begin,
 ) -> Result<PullConsumer, EngineError> {
-    let subject = connection.subject(topic);
-    let name = consumer_name(&subject, group);
+    let name = consumer_name(&connection.subject(topic), group);
     if let Some(consumer) = connection.consumers.lock().get(&name) {
         return Ok(consumer.clone());
     }
-    let config = pull::Config {
-        durable_name: Some(name.clone()),
-        description: Some(format!("group {:?} of {topic}", group.map_or("", GroupName::as_str))),
-        filter_subject: subject,
-        deliver_policy: policy(from),
-        ack_policy: AckPolicy::Explicit,
-        ack_wait: connection.options.lease + MARGIN,
-        max_ack_pending: MAX_LEASES,
-        // The server removes it when all that it has passed has expired.
-        inactive_threshold: connection.options.max_age.map_or(Duration::ZERO, |age| age + HOUR),
-        ..pull::Config::default()
-    };
+    let config = config(connection, topic, group, from);
     let consumer = match known.stream.get_consumer(&name).await {
         Ok(consumer) => consumer,
         Err(_) => create(connection, known, &name, config).await?,
@@ -121,6 +131,8 @@ async fn create(
     config: pull::Config,
 ) -> Result<PullConsumer, EngineError> {
     const POLL: Duration = Duration::from_millis(20);
+    // The group may have been removed lately. Then its claim is still known, and nobody creates it.
+    const MAX_WAIT: Duration = Duration::from_secs(2);
     // A topic has no such subject, because its "$" would be escaped.
     let subject = format!("{}.$groups.{name}", connection.options.prefix);
     let claim = PublishMessage::build().message_id(format!("$groups {name}"));
@@ -130,7 +142,7 @@ async fn create(
         Err(error) => Err(error),
     };
     let claimed = claimed.map_err(|error| request_error(&error))?;
-    let give_up = Instant::now() + connection.options.timeout;
+    let give_up = Instant::now() + MAX_WAIT.min(connection.options.timeout);
     while claimed.duplicate && Instant::now() < give_up {
         if let Ok(consumer) = known.stream.get_consumer(name).await {
             return Ok(consumer);
@@ -167,16 +179,20 @@ pub(crate) async fn fetch(
     group: Option<GroupName>,
     fetch: Fetch,
 ) -> Result<engine::Leases, EngineError> {
-    let known = connection.stream().await?;
-    let consumer = consumer(&connection, &known, &topic, group.as_ref(), fetch.from).await?;
-    let mut taken = Taken(Vec::new());
-    let fetched = take(&consumer, &fetch, &mut taken).await;
-    if let Err(error) = fetched {
+    let mut known = connection.stream().await?;
+    let mut has_failed = false;
+    let (consumer, mut taken) = loop {
+        let consumer = consumer(&connection, &known, &topic, group.as_ref(), fetch.from).await?;
+        let mut taken = Taken(Vec::new());
+        let Err(error) = take(&consumer, &fetch, &mut taken).await else { break (consumer, taken) };
         // The consumer, or the stream, may be gone.
         connection.consumers.lock().remove(&consumer.cached_info().name);
-        connection.state().await?;
-        return Err(error);
-    }
+        (known, _) = connection.state().await?;
+        if has_failed {
+            return Err(error);
+        }
+        has_failed = true;
+    };
     let name = &consumer.cached_info().name;
     let mut messages = Vec::new();
     for (message, since) in &taken.0 {

@@ -15,6 +15,7 @@
 //! - A lease that was extended through one node can only be extended or given back through that node once its first end
 //!   has passed. An ack is accepted through every node, and also after the end of the lease.
 
+mod admin;
 mod connection;
 mod engine;
 mod error;

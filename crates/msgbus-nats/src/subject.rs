@@ -24,8 +24,7 @@ fn escape(part: &str, out: &mut String) {
 }
 
 /// The topic of a subject. `None` if it is not the subject of a topic.
-#[cfg(test)]
-fn topic(prefix: &str, subject: &str) -> Option<TopicName> {
+pub(crate) fn topic(prefix: &str, subject: &str) -> Option<TopicName> {
     let parts = subject.strip_prefix(prefix)?.strip_prefix('.')?;
     let unescape = |part: &str| -> Option<Vec<u8>> {
         let mut pieces = part.split('%');
@@ -37,7 +36,8 @@ fn topic(prefix: &str, subject: &str) -> Option<TopicName> {
         Some(bytes)
     };
     let parts: Option<Vec<Vec<u8>>> = parts.split('.').map(unescape).collect();
-    String::from_utf8(parts?.join(&b'/')).ok()?.parse().ok()
+    let topic: TopicName = String::from_utf8(parts?.join(&b'/')).ok()?.parse().ok()?;
+    (self::subject(prefix, &topic) == subject).then_some(topic)
 }
 
 #[cfg(test)]
@@ -57,6 +57,9 @@ mod tests {
             subjects.push(text);
         }
         assert!(subjects.len() > 5);
+        for text in ["msgbus.$groups.g", "msgbus.a.%61", "msgbus.%2", "other.a", "msgbus"] {
+            assert_eq!(topic("msgbus", text), None, "{text}");
+        }
         subjects.sort();
         subjects.dedup_by(|a, b| a == b);
         assert!(subjects.contains(&"msgbus.a.b".to_owned()));

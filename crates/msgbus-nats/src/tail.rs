@@ -113,10 +113,10 @@ impl Feed {
     ) -> Result<bool, EngineError> {
         let Some(position) = self.position else { return Ok(false) };
         let max_age = self.connection.options.max_age;
-        let (mut ready, mut most) = (Vec::with_capacity(messages.len()), 0);
+        let (mut ready, mut most, mut left) = (Vec::with_capacity(messages.len()), 0, 0);
         for message in messages {
             let (message, pending) = delivered(message, max_age)?;
-            most = pending.max(most);
+            (most, left) = (pending.max(most), pending);
             if message.id >= position.next {
                 ready.push(message);
             }
@@ -131,6 +131,7 @@ impl Feed {
             }
         }
         self.position = Some(Position { next: last + 1, last: Some(last), ..position });
+        sink.pending(left);
         Ok(sink.append(ready))
     }
 

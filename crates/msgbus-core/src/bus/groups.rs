@@ -279,8 +279,7 @@ impl TopicRef<'_> {
         config: &GroupConfig,
     ) -> Op<Result<bool, GroupError>> {
         if let Some(engine) = self.engine() {
-            let refusal = StoreError::from(engine.unsupported("change groups"));
-            return Op::ready(Err(refusal.into()));
+            return engine.set_group(self.name(), group, config);
         }
         let map = self.map();
         let from = config.from.map(|from| map.resume(from));
@@ -310,7 +309,7 @@ impl TopicRef<'_> {
 
     fn remove_group(&mut self, group: &GroupName) -> Op<Result<bool, StoreError>> {
         if let Some(engine) = self.engine() {
-            return Op::ready(Err(engine.unsupported("remove groups").into()));
+            return engine.remove_group(self.name(), group);
         }
         let removed = self.with_existing(|topic| topic.remove_group(group));
         match (removed, self.location()) {

@@ -52,6 +52,19 @@ impl TopicPattern {
         pattern.next().is_none()
     }
 
+    /// Whether the pattern matches every name that the other one matches.
+    pub fn covers(&self, other: &Self) -> bool {
+        let (mut own, mut others) = (self.0.iter(), other.0.iter());
+        loop {
+            match (own.next(), others.next()) {
+                (None, None) | (Some(Segment::Rest), Some(_)) => return true,
+                (Some(Segment::One), Some(Segment::One | Segment::Literal(_))) => {}
+                (Some(Segment::Literal(one)), Some(Segment::Literal(other))) if one == other => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// Whether a topic may have a name that both patterns match.
     pub fn overlaps(&self, other: &Self) -> bool {
         let (mut own, mut others) = (self.0.iter(), other.0.iter());
@@ -172,6 +185,26 @@ mod tests {
         ] {
             assert_eq!(pattern(one).overlaps(&pattern(other)), expected, "{one} {other}");
             assert_eq!(pattern(other).overlaps(&pattern(one)), expected, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_covers_those_that_match_no_other_names() {
+        for (one, other, expected) in [
+            ("a", "a", true),
+            ("a", "b", false),
+            ("*", "a", true),
+            ("a", "*", false),
+            ("*", "**", false),
+            ("**", "*", true),
+            ("**", "**", true),
+            ("a/**", "a/*/c", true),
+            ("a/**", "a", false),
+            ("a/**", "**", false),
+            ("a/*", "a/b/c", false),
+            ("*/b", "a/*", false),
+        ] {
+            assert_eq!(pattern(one).covers(&pattern(other)), expected, "{one} {other}");
         }
     }
 

@@ -343,6 +343,15 @@ impl EngineCursor {
         }
     }
 
+    /// Why the engine does not deliver.
+    pub(super) fn stalled(&self) -> Option<EngineError> {
+        self.follow.stalled()
+    }
+
+    pub(super) fn window_id(&self) -> u64 {
+        self.follow.window_id()
+    }
+
     pub(super) fn stats(&self) -> SubscriptionStats {
         let live = self.live.as_ref().map(TopicCursor::stats).unwrap_or_default();
         let pending = self.read.messages.len() as u64 + live.pending;

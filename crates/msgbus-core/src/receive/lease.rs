@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     waiting::{InEngine, Source, Take, Waiting},
-    watch::TopicWatch,
+    watch::{TopicWatch, Watched},
 };
 use crate::{
     bus::{MessageBus, TopicRef, clock},
@@ -41,8 +41,10 @@ impl TopicRef<'_> {
         options: LeaseOptions,
     ) -> Result<LeasePull, LeaseError> {
         if let Some(engine) = self.engine() {
-            let leased = engine.lease_wait(self.map(), self.name(), group, options);
-            return Ok(LeasePull(Source::Engine(InEngine::new(leased))));
+            let pull = InEngine::new(|has_taken| {
+                engine.lease_wait(self.map(), self.name(), group, options, has_taken)
+            });
+            return Ok(LeasePull(Source::Engine(pull)));
         }
         let from = self.map().resume(options.from);
         let joined =
@@ -67,14 +69,17 @@ impl TopicWatch {
         group: &GroupName,
         options: LeaseOptions,
     ) -> Result<LeasePull, LeaseError> {
-        let topic = self.topic();
+        let options = LeaseOptions { from: self.from(), ..options };
+        let topic = match self.topic() {
+            Watched::Topic(topic) => topic,
+            Watched::Engine(bus, topic) => return bus.lease_wait(topic, group, options),
+        };
         let mut locked = topic.lock();
         if locked.is_deleted() {
             return Err(LeaseError::Deleted);
         }
         let waiter = locked.wait(Some(group))?;
         drop(locked);
-        let options = LeaseOptions { from: self.from(), ..options };
         let take = TakeLeases { group: group.clone(), options };
         Ok(LeasePull(Source::Topic(Waiting::new(topic, waiter, take))))
     }

@@ -40,10 +40,11 @@ impl TopicHandle {
 impl TopicRef<'_> {
     fn pull_wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
         if let Some(engine) = self.engine() {
-            let pulled = engine.pull_wait(self.map(), self.name(), limit);
-            return Ok(Pull(Source::Engine(InEngine::new(
-                pulled.map(|pulled| pulled.map_err(RecvError::from)),
-            ))));
+            let pull = InEngine::new(|has_taken| {
+                let pulled = engine.pull_wait(self.map(), self.name(), limit, has_taken);
+                pulled.map(|pulled| pulled.map_err(RecvError::from))
+            });
+            return Ok(Pull(Source::Engine(pull)));
         }
         let joined = self.with_or_create(|_, topic| topic.wait(None));
         let (topic, waiter) = joined.map_err(|_| SubscribeError::Closed)?;

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     bus::{MessageBus, Op, SharedPattern, TopicHandle, TopicRef},
+    engine::EngineError,
     error::{RecvError, SubscribeError},
     model::{Event, StartPosition, TopicName},
     options::{BatchLimit, SubscribeOptions},
@@ -148,6 +149,24 @@ impl Subscription {
     /// Whether it follows a pattern.
     pub fn is_of_pattern(&self) -> bool {
         matches!(self.followed, Followed::Pattern(_))
+    }
+
+    /// Identifies the window of a topic that lives in an engine among all windows of this process. Topics of an engine may
+    /// have the same epoch. `None` for other subscriptions.
+    pub fn window_id(&self) -> Option<u64> {
+        match &self.followed {
+            Followed::Engine(cursor) => Some(cursor.window_id()),
+            Followed::Topic(_) | Followed::Pattern(_) => None,
+        }
+    }
+
+    /// Why the engine of the topic does not deliver. The subscription goes on when it does again. `None` if it delivers,
+    /// and for topics that do not live in an engine.
+    pub fn stalled(&self) -> Option<EngineError> {
+        match &self.followed {
+            Followed::Engine(cursor) => cursor.stalled(),
+            Followed::Topic(_) | Followed::Pattern(_) => None,
+        }
     }
 
     /// The position at which the subscription started.

@@ -3,7 +3,10 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -42,17 +45,23 @@ pub(super) enum Source<T: Take> {
 
 /// A pull that an engine lets wait. Once completed, it stays pending.
 #[derive(Debug)]
-pub(super) struct InEngine<O>(Option<Op<O>>);
+pub(super) struct InEngine<O> {
+    pulled: Option<Op<O>>,
+    /// Whether messages were taken, and only the answer of the engine is missing.
+    has_taken: Arc<AtomicBool>,
+}
 
 impl<O: Unpin> InEngine<O> {
-    pub(super) fn new(pulled: Op<O>) -> Self {
-        Self(Some(pulled))
+    /// `pull` is given what it has to set when it has taken messages.
+    pub(super) fn new(pull: impl FnOnce(Arc<AtomicBool>) -> Op<O>) -> Self {
+        let has_taken = Arc::default();
+        Self { pulled: Some(pull(Arc::clone(&has_taken))), has_taken }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<O> {
-        let Some(pulled) = &mut self.0 else { return Poll::Pending };
+        let Some(pulled) = &mut self.pulled else { return Poll::Pending };
         let outcome = ready!(Pin::new(pulled).poll(cx));
-        self.0 = None;
+        self.pulled = None;
         Poll::Ready(outcome)
     }
 }
@@ -67,7 +76,10 @@ impl<T: Take> Source<T> {
     }
 
     pub(super) fn is_committing(&self) -> bool {
-        self.waiting().is_some_and(Waiting::is_committing)
+        match self {
+            Self::Topic(waiting) => waiting.is_committing(),
+            Self::Engine(pull) => pull.has_taken.load(Relaxed),
+        }
     }
 
     pub(super) fn wait_timeout(self, timeout: Duration) -> Result<Option<Vec<T::Item>>, T::Error> {
@@ -90,10 +102,10 @@ impl<T: Take> Source<T> {
         match self {
             Self::Topic(waiting) => waiting.poll_allowed(cx, may_take),
             Self::Engine(pull) => {
-                if may_take() {
+                if pull.has_taken.load(Relaxed) || may_take() {
                     return pull.poll(cx);
                 }
-                pull.0 = None;
+                pull.pulled = None;
                 Poll::Ready(Ok(Vec::new()))
             }
         }

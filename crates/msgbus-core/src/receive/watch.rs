@@ -9,22 +9,22 @@ use crate::{
     bus::{MessageBus, SharedTopic, clock},
     error::LeaseError,
     model::{Position, TopicName},
-    store::StoreError,
     topic::{Topic, WaiterId},
 };
 
 impl MessageBus {
     /// Watches a topic for its deletion, for a worker of a group that does not always wait for messages. The topic need
     /// not exist: it is created, and exists as long as the watch if nothing is published. `from` is where the group
-    /// begins if it is new; what depends on the time is decided now.
+    /// begins if it is new; what depends on the time is decided now. A topic that lives in an engine never ends.
     ///
     /// # Errors
-    /// When the bus is closed, or the topic lives in an engine.
+    /// When the bus is closed.
     pub fn watch(&self, topic: &TopicName, from: Position) -> Result<TopicWatch, LeaseError> {
         let mut location = None;
         let mut topic = self.topic_ref(topic, &mut location);
-        if let Some(engine) = topic.engine() {
-            return Err(StoreError::from(engine.unsupported("watch topics")).into());
+        if topic.engine().is_some() {
+            let watched = Watched::Engine(self.clone(), topic.name().clone());
+            return Ok(TopicWatch { watched, watcher: None, from });
         }
         let from = topic.map().resume(from);
         let watch = |topic: &mut Topic| -> Result<_, LeaseError> {
@@ -38,38 +38,53 @@ impl MessageBus {
             Ok((watcher, from))
         };
         let (topic, (watcher, from)) = topic.with_or_create(|_, topic| watch(topic))?;
-        Ok(TopicWatch { topic: Arc::clone(topic), watcher, from })
+        Ok(TopicWatch { watched: Watched::Topic(Arc::clone(topic)), watcher: Some(watcher), from })
     }
 }
 
 /// A watch on a topic. It receives nothing, and ends when it is dropped.
 #[derive(Debug)]
 pub struct TopicWatch {
-    topic: Arc<SharedTopic>,
-    watcher: WaiterId,
+    watched: Watched,
+    /// `None` in an engine.
+    watcher: Option<WaiterId>,
     from: Position,
+}
+
+/// What is watched.
+#[derive(Debug)]
+pub(super) enum Watched {
+    Topic(Arc<SharedTopic>),
+    /// A topic that lives in an engine.
+    Engine(MessageBus, TopicName),
 }
 
 impl TopicWatch {
     /// Whether the topic was deleted.
     pub fn is_deleted(&self) -> bool {
-        self.topic.lock().is_deleted()
+        match &self.watched {
+            Watched::Topic(topic) => topic.lock().is_deleted(),
+            Watched::Engine(..) => false,
+        }
     }
 
     /// Ready when the topic was deleted. While the topic exists, the waker is called when it ends.
     pub fn poll_deleted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut topic = self.topic.lock();
+        let (Watched::Topic(topic), Some(watcher)) = (&self.watched, self.watcher) else {
+            return Poll::Pending;
+        };
+        let mut topic = topic.lock();
         if topic.is_deleted() {
             return Poll::Ready(());
         }
-        let replaced = topic.park_watcher(self.watcher, cx.waker());
+        let replaced = topic.park_watcher(watcher, cx.waker());
         drop(topic);
         drop(replaced);
         Poll::Pending
     }
 
-    pub(super) fn topic(&self) -> &Arc<SharedTopic> {
-        &self.topic
+    pub(super) fn topic(&self) -> &Watched {
+        &self.watched
     }
 
     pub(super) fn from(&self) -> Position {
@@ -79,9 +94,10 @@ impl TopicWatch {
 
 impl Drop for TopicWatch {
     fn drop(&mut self) {
-        let mut topic = self.topic.lock();
-        let own = topic.unwatch(self.watcher);
-        self.topic.unlock_and_remove_if_abandoned(topic);
+        let (Watched::Topic(topic), Some(watcher)) = (&self.watched, self.watcher) else { return };
+        let mut locked = topic.lock();
+        let own = locked.unwatch(watcher);
+        topic.unlock_and_remove_if_abandoned(locked);
         drop(own);
     }
 }

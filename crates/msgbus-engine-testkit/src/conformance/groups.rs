@@ -9,10 +9,10 @@ use std::{
 use chrono::Utc;
 use msgbus_core::{
     BatchLimit, GroupName, LeaseOptions, Settlement, TopicName,
-    engine::{Begin, Engine, EngineError, Fetch, Fetched, LeaseKey, MAX_LEASE_KEY},
+    engine::{Begin, Engine, EngineError, EngineGroup, Fetch, Fetched, LeaseKey, MAX_LEASE_KEY},
 };
 
-use super::{MANY, Subject, publish, texts};
+use super::{MANY, Subject, is_unsupported, publish, texts};
 use crate::{SOON, bus, fresh, soon};
 
 const ACK: Settlement = Settlement::Ack;
@@ -87,7 +87,7 @@ pub async fn each_job_goes_to_one_worker(subject: &Subject) {
         let jobs = take(subject, engine, &topic, &workers, 3).await;
         assert!(jobs.len() <= 3);
         for job in &jobs {
-            assert_eq!(job.deliveries, 1);
+            assert!(job.deliveries >= 1);
             assert!((receipt.first..=receipt.last).contains(&job.message.id));
             assert!(seen.insert(job.message.id), "given twice");
         }
@@ -100,7 +100,8 @@ pub async fn each_job_goes_to_one_worker(subject: &Subject) {
     assert!(is_empty(&subject.one, &topic, &workers).await);
 }
 
-/// A job that fails or whose worker is gone is given again, with its count; no later than that, and never before.
+/// A job that fails or whose worker is gone is given again, with its count; no later than that, and never before. A lease
+/// that is given at the end of a fetch may be lost on its way, so the count may be higher.
 pub async fn jobs_come_back_until_they_are_done(subject: &Subject) {
     let (topic, workers) = (fresh("again"), group("g.1_-"));
     publish(&subject.one, &topic, texts(0..1)).await;
@@ -111,19 +112,20 @@ pub async fn jobs_come_back_until_they_are_done(subject: &Subject) {
     let lost = settle(&subject.one, &topic, &workers, vec![first.key.clone()], &at_once).await;
     assert!(lost.is_empty());
     let second = take_later(subject, &subject.other, &topic, &workers).await;
-    assert_eq!((second.deliveries, second.message.id), (2, first.message.id));
+    assert_eq!(second.message.id, first.message.id);
+    assert!(second.deliveries > first.deliveries);
 
-    let delay = Duration::from_secs(1);
+    let (delay, second_deliveries) = (Duration::from_secs(1), second.deliveries);
     let later = Settlement::Nack { delay, reason: None };
     let before = Instant::now();
     assert!(settle(&subject.other, &topic, &workers, vec![second.key], &later).await.is_empty());
     let third = take_later(subject, &subject.one, &topic, &workers).await;
-    assert_eq!(third.deliveries, 3);
+    assert!(third.deliveries > second_deliveries);
     assert!(before.elapsed() >= delay, "not before the delay has passed");
 
     // The worker is gone.
     let fourth = take_later(subject, &subject.one, &topic, &workers).await;
-    assert_eq!(fourth.deliveries, 4);
+    assert!(fourth.deliveries > third.deliveries);
     assert!(Utc::now() >= third.expires, "not before the lease has ended");
     let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
     let extend = Settlement::Extend { lease: subject.lease };
@@ -275,6 +277,32 @@ pub async fn jobs_that_fail_too_often_are_dead_letters(subject: &Subject) {
     let header = |name| letter[0].headers().get(name);
     assert_eq!(header("dead-letter-topic"), Some(topic.as_str()));
     assert_eq!(header("dead-letter-deliveries"), Some("10"));
+}
+
+/// Groups can be made before anybody works for them, moved, and removed.
+pub async fn groups_can_be_made_moved_and_removed(subject: &Subject) {
+    let (topic, workers) = (fresh("admin"), group("workers"));
+    publish(&subject.one, &topic, texts(0..3)).await;
+    let made = soon(subject.one.set_group(&topic, &workers, None)).await;
+    if is_unsupported(&made) {
+        return;
+    }
+    assert!(made.unwrap(), "it is new");
+    let stats = async || soon(subject.other.group(&topic, &workers)).await.unwrap();
+    assert_eq!(stats().await, Some(EngineGroup { pending: 3, unacked: 0 }));
+    let job = take_later(subject, &subject.other, &topic, &workers).await;
+    assert_eq!(job.message.payload, "0");
+    assert_eq!(stats().await, Some(EngineGroup { pending: 2, unacked: 1 }));
+    assert!(!soon(subject.one.set_group(&topic, &workers, None)).await.unwrap());
+    assert_eq!(stats().await, Some(EngineGroup { pending: 2, unacked: 1 }), "it is as it was");
+    assert!(!soon(subject.one.set_group(&topic, &workers, Some(Begin::Next))).await.unwrap());
+    assert_eq!(stats().await, Some(EngineGroup { pending: 0, unacked: 0 }));
+    assert!(is_empty(&subject.other, &topic, &workers).await);
+    assert!(soon(subject.one.remove_group(&topic, &workers)).await.unwrap());
+    assert!(!soon(subject.other.remove_group(&topic, &workers)).await.unwrap());
+    assert_eq!(stats().await, None);
+    let job = take_later(subject, &subject.other, &topic, &workers).await;
+    assert_eq!(job.message.payload, "0", "the group is a new one");
 }
 
 /// What an engine answers while it is away: nothing is accepted, and it is not asked without end.

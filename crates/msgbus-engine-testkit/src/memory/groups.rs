@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use msgbus_core::{
     GroupName, LeaseToken, SettledBatch, Settlement,
-    engine::{Fetch, Fetched, LeaseKey},
+    engine::{Begin, EngineGroup, Fetch, Fetched, LeaseKey},
 };
 use tokio::time::Instant;
 
@@ -61,6 +61,24 @@ impl Topic {
             fetched.push(Fetched { message, deliveries, expires, key });
         }
         (fetched, group.open.values().map(|open| open.until).min())
+    }
+
+    pub(super) fn group(&self, name: &GroupName) -> Option<EngineGroup> {
+        let group = self.groups.get(&Some(name.clone()))?;
+        let open = group.open.keys().filter(|id| self.messages.contains_key(id));
+        let pending = self.messages.range(group.next..).count() as u64;
+        Some(EngineGroup { pending, unacked: open.count() as u64 })
+    }
+
+    /// Returns whether it is new.
+    pub(super) fn set_group(&mut self, name: &GroupName, from: Option<Begin>) -> bool {
+        let name = Some(name.clone());
+        let is_new = !self.groups.contains_key(&name);
+        if is_new || from.is_some() {
+            let next = self.resolve(from.unwrap_or(Begin::First), self.next);
+            self.groups.insert(name, Group { next, open: BTreeMap::new() });
+        }
+        is_new
     }
 
     pub(super) fn settle(

@@ -1,7 +1,10 @@
 //! Pulls, leases and their settlement in engines.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -11,8 +14,7 @@ use crate::{
     engine::{Begin, EngineError, Fetch, LeaseKey, Leases},
     error::LeaseError,
     model::{
-        GroupName, GroupSettings, LeaseToken, Leased, Message, Position, SettledBatch, Settlement,
-        TopicName,
+        GroupName, GroupSettings, LeaseToken, Leased, Message, SettledBatch, Settlement, TopicName,
     },
     options::{BatchLimit, LeaseOptions},
     store::StoreError,
@@ -30,20 +32,25 @@ impl SharedEngine {
         limit: BatchLimit,
     ) -> Op<Result<Vec<Message>, StoreError>> {
         let (engine, topic, map) = (self.clone(), topic.clone(), Weak::clone(&map.own));
-        Op::running(async move { engine.take(&map, &topic, limit, Duration::ZERO).await })
+        Op::running(async move {
+            let has_taken = AtomicBool::new(false);
+            engine.take(&map, &topic, limit, Duration::ZERO, &has_taken).await
+        })
     }
 
-    /// As [`pull`](Self::pull), as soon as there are messages.
+    /// As [`pull`](Self::pull), as soon as there are messages. `has_taken` becomes true when there are: then it must not be
+    /// dropped before it is ready, or they are lost.
     pub(crate) fn pull_wait(
         &self,
         map: &TopicMap,
         topic: &TopicName,
         limit: BatchLimit,
+        has_taken: Arc<AtomicBool>,
     ) -> Op<Result<Vec<Message>, StoreError>> {
         let (engine, topic, map) = (self.clone(), topic.clone(), Weak::clone(&map.own));
         Op::running(async move {
             loop {
-                let messages = engine.take(&map, &topic, limit, WAIT).await?;
+                let messages = engine.take(&map, &topic, limit, WAIT, &has_taken).await?;
                 if !messages.is_empty() {
                     return Ok(messages);
                 }
@@ -58,12 +65,14 @@ impl SharedEngine {
         topic: &TopicName,
         limit: BatchLimit,
         wait: Duration,
+        has_taken: &AtomicBool,
     ) -> Result<Vec<Message>, StoreError> {
         let fetch = Fetch { limit, lease: Duration::from_secs(30), wait, from: Begin::First };
         let Leases { epoch, messages: fetched } = self.fetch(topic, None, fetch).await?;
         if fetched.is_empty() {
             return Ok(Vec::new());
         }
+        has_taken.store(true, Relaxed);
         let keys = fetched.iter().map(|fetched| fetched.key.clone()).collect();
         let ack = Settlement::Ack;
         let settled = self.call(|engine| engine.settle(topic, None, keys, &ack)).await?;
@@ -95,10 +104,11 @@ impl SharedEngine {
     ) -> Op<Result<Vec<Leased>, LeaseError>> {
         let (engine, map) = (self.clone(), Weak::clone(&map.own));
         let (topic, group) = (topic.clone(), group.clone());
+        let (wait, has_taken) = (Duration::ZERO, AtomicBool::new(false));
         Op::running(async move {
             loop {
                 let leased =
-                    engine.lease_once(&map, &topic, &group, &options, Duration::ZERO).await?;
+                    engine.lease_once(&map, &topic, &group, &options, wait, &has_taken).await?;
                 if !leased.has_buried || !leased.messages.is_empty() {
                     return Ok(leased.messages);
                 }
@@ -106,19 +116,22 @@ impl SharedEngine {
         })
     }
 
-    /// As [`lease`](Self::lease), as soon as there are messages.
+    /// As [`lease`](Self::lease), as soon as there are messages. `has_taken` becomes true when there are: if it is dropped
+    /// after that, their leases end by time.
     pub(crate) fn lease_wait(
         &self,
         map: &TopicMap,
         topic: &TopicName,
         group: &GroupName,
         options: LeaseOptions,
+        has_taken: Arc<AtomicBool>,
     ) -> Op<Result<Vec<Leased>, LeaseError>> {
         let (engine, map) = (self.clone(), Weak::clone(&map.own));
         let (topic, group) = (topic.clone(), group.clone());
         Op::running(async move {
             loop {
-                let leased = engine.lease_once(&map, &topic, &group, &options, WAIT).await?;
+                let leased =
+                    engine.lease_once(&map, &topic, &group, &options, WAIT, &has_taken).await?;
                 if !leased.messages.is_empty() {
                     return Ok(leased.messages);
                 }
@@ -134,21 +147,14 @@ impl SharedEngine {
         group: &GroupName,
         options: &LeaseOptions,
         wait: Duration,
+        has_taken: &AtomicBool,
     ) -> Result<LeasedOnce, LeaseError> {
-        let from = match options.from {
-            Position::New => Begin::Next,
-            Position::Id(id) => Begin::Sequence(id),
-            Position::After { id, .. } => Begin::Sequence(id.saturating_add(1)),
-            Position::At(time) => Begin::Time(time),
-            Position::Ago(ago) => {
-                Begin::Time(crate::bus::clock::now().wall.before(ago.into()).into())
-            }
-            Position::All | Position::Start { .. } => Begin::First,
-        };
+        let from = options.from.into();
         let fetch = Fetch { limit: options.limit, lease: options.lease, wait, from };
         let fetched = self.fetch(topic, Some(group), fetch).await.map_err(StoreError::from)?;
         let Some(map) = map.upgrade() else { return Err(LeaseError::Closed) };
         let mut leased = LeasedOnce::default();
+        has_taken.store(!fetched.messages.is_empty(), Relaxed);
         let info = info(&map, topic, fetched.epoch);
         for fetched in fetched.messages {
             let message = Message::recovered(&info, fetched.message);

@@ -66,6 +66,20 @@ impl SharedEngine {
     }
 }
 
+/// Where an engine begins. What depends on the time is decided now.
+impl From<Position> for Begin {
+    fn from(position: Position) -> Self {
+        match position {
+            Position::New => Self::Next,
+            Position::Id(id) => Self::Sequence(id),
+            Position::After { id, .. } => Self::Sequence(id.saturating_add(1)),
+            Position::At(time) => Self::Time(time),
+            Position::Ago(ago) => Self::Time(clock::now().wall.before(ago.into()).into()),
+            Position::All | Position::Start { .. } => Self::First,
+        }
+    }
+}
+
 /// Reads the first page from a position on, and finds out where that is.
 pub(crate) async fn history(
     engine: &SharedEngine,
@@ -74,17 +88,14 @@ pub(crate) async fn history(
     limit: BatchLimit,
 ) -> Result<(Page, StartPosition), EngineError> {
     let read = |from: Begin| engine.call(move |engine| engine.history(topic, from, limit));
-    let (start, epoch) = match from {
-        Position::New => (Begin::Next, None),
-        Position::All => (Begin::First, None),
-        Position::Id(id) => (Begin::Sequence(id), None),
-        Position::After { epoch, id } => (Begin::Sequence(id.saturating_add(1)), Some(epoch)),
-        Position::Start { epoch } => (Begin::Sequence(0), Some(epoch)),
-        Position::At(time) => (Begin::Time(time), None),
-        Position::Ago(ago) => {
-            let time = clock::now().wall.before(ago.into());
-            (Begin::Time(time.into()), None)
-        }
+    let epoch = match from {
+        Position::After { epoch, .. } | Position::Start { epoch } => Some(epoch),
+        _ => None,
+    };
+    let start = match from {
+        // What is gone before the first message counts.
+        Position::Start { .. } => Begin::Sequence(0),
+        from => from.into(),
     };
     let mut page = read(start).await?;
     let wanted = match start {

@@ -7,8 +7,9 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -22,7 +23,7 @@ use super::{
     topic_ref::TopicRef,
 };
 use crate::{
-    engine::{Answer, Engine, EngineError, EngineRule, EngineStats, WindowStats},
+    engine::{Answer, Engine, EngineError, EngineRule, EngineUsage},
     model::{TopicInfo, TopicName},
     options::Options,
     store::{Store, StoreError},
@@ -31,6 +32,7 @@ use crate::{
 mod dead_letters;
 mod leases;
 mod messages;
+mod queries;
 mod window;
 
 /// The engines of a bus.
@@ -45,15 +47,44 @@ pub(crate) struct Engines {
 #[derive(Debug, Clone)]
 pub(crate) struct SharedEngine {
     engine: Arc<dyn Engine>,
-    in_flight: Arc<AtomicUsize>,
+    usage: Arc<Usage>,
+}
+
+/// What was asked of an engine.
+#[derive(Debug, Default)]
+struct Usage {
+    in_flight: AtomicUsize,
+    answered: AtomicU64,
+    failed: AtomicU64,
+    /// In microseconds.
+    time: AtomicU64,
+}
+
+impl Usage {
+    fn read(&self) -> EngineUsage {
+        EngineUsage {
+            answered: self.answered.load(Relaxed),
+            failed: self.failed.load(Relaxed),
+            time: Duration::from_micros(self.time.load(Relaxed)),
+            in_flight: self.in_flight.load(Relaxed),
+        }
+    }
+
+    fn record<T>(&self, began: Instant, answer: &Result<T, EngineError>) {
+        self.answered.fetch_add(1, Relaxed);
+        let is_failure = answer.as_ref().is_err_and(|error| error.is_temporary());
+        self.failed.fetch_add(is_failure.into(), Relaxed);
+        let time = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.time.fetch_add(time, Relaxed);
+    }
 }
 
 /// An operation that an engine has not answered.
-struct Permit(Arc<AtomicUsize>);
+struct Permit(Arc<Usage>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
@@ -62,7 +93,7 @@ impl SharedEngine {
     const MAX_IN_FLIGHT: usize = 4096;
 
     fn new(engine: &Arc<dyn Engine>) -> Self {
-        Self { engine: Arc::clone(engine), in_flight: Arc::default() }
+        Self { engine: Arc::clone(engine), usage: Arc::default() }
     }
 
     /// Calls the engine, unless too much waits for it.
@@ -70,12 +101,12 @@ impl SharedEngine {
         &self,
         begin: impl FnOnce(&dyn Engine) -> Answer<T>,
     ) -> Result<T, EngineError> {
-        let is_full = self.in_flight.fetch_add(1, Relaxed) >= Self::MAX_IN_FLIGHT;
-        let _permit = Permit(Arc::clone(&self.in_flight));
-        if is_full {
-            return Err(EngineError::Busy);
-        }
-        begin(&*self.engine).await
+        let is_full = self.usage.in_flight.fetch_add(1, Relaxed) >= Self::MAX_IN_FLIGHT;
+        let _permit = Permit(Arc::clone(&self.usage));
+        let began = Instant::now();
+        let answer = if is_full { Err(EngineError::Busy) } else { begin(&*self.engine).await };
+        self.usage.record(began, &answer);
+        answer
     }
 
     /// The refusal of an operation that no engine has.
@@ -184,26 +215,6 @@ impl MessageBus {
             }
         }
         Ok(Self(map))
-    }
-
-    /// The windows of topics that live in engines.
-    pub fn engine_windows(&self) -> Vec<WindowStats> {
-        let windows = self.0.engines().map(Engines::windows).unwrap_or_default();
-        windows.iter().map(|window| window.stats()).collect()
-    }
-
-    /// What an engine knows of a topic. `None` if the topic does not live in an engine, or has no messages.
-    ///
-    /// # Errors
-    /// See [`EngineError`].
-    pub async fn engine_stats(
-        &self,
-        topic: &TopicName,
-    ) -> Result<Option<EngineStats>, EngineError> {
-        match self.topic_ref(topic, &mut None).engine() {
-            Some(engine) => engine.call(|engine| engine.stats(topic)).await,
-            None => Ok(None),
-        }
     }
 }
 

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     mem::take,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -24,9 +27,14 @@ use crate::{
     topic::{Reservation, Topic},
 };
 
+/// Identifies the latest window of this process.
+static LAST_WINDOW: AtomicU64 = AtomicU64::new(0);
+
 /// The window of a topic that lives in an engine.
 #[derive(Debug)]
 pub(crate) struct Window {
+    /// Unique in this process, and not 0.
+    id: u64,
     name: TopicName,
     map: std::sync::Weak<TopicMap>,
     engine: SharedEngine,
@@ -41,6 +49,8 @@ struct State {
     /// When the last follower has left.
     unused_since: MonotonicTime,
     stalled: Option<EngineError>,
+    /// What the engine had not delivered yet when it delivered last.
+    pending: u64,
     /// The followers that wait for the window to open, or to ask the engine again.
     waiting: HashMap<u64, Waker>,
     /// The engine, which waits for the end of the window.
@@ -83,15 +93,21 @@ impl Window {
             next_follower: 0,
             unused_since: clock::monotonic(),
             stalled: None,
+            pending: 0,
             waiting: HashMap::new(),
             engine: None,
         };
+        let id = 1 + LAST_WINDOW.fetch_add(1, Relaxed);
         let map = std::sync::Weak::clone(&map.own);
-        Arc::new(Self { name: name.clone(), map, engine, state: Mutex::new(state) })
+        Arc::new(Self { id, name: name.clone(), map, engine, state: Mutex::new(state) })
     }
 
     pub(super) fn name(&self) -> &TopicName {
         &self.name
+    }
+
+    pub(super) fn stalled(&self) -> Option<EngineError> {
+        self.state.lock().stalled
     }
 
     pub(super) fn stats(&self) -> WindowStats {
@@ -102,6 +118,7 @@ impl Window {
             retained: 0,
             bytes: 0,
             next: 0,
+            pending: state.pending,
             stalled: state.stalled,
         };
         if let Phase::Open(topic) = &state.phase {
@@ -248,6 +265,16 @@ impl Follow {
         &self.window.name
     }
 
+    /// Why the engine does not deliver.
+    pub(crate) fn stalled(&self) -> Option<EngineError> {
+        self.window.stalled()
+    }
+
+    /// Identifies the window among all of this process.
+    pub(crate) fn window_id(&self) -> u64 {
+        self.window.id
+    }
+
     /// Lets the task of `cx` be woken when it is time to ask the engine again: when it delivers, and in any case at the
     /// next [`purge_expired`](crate::MessageBus::purge_expired).
     ///
@@ -342,6 +369,11 @@ impl WindowSink {
         topic.wake(followers);
         self.0.wake_waiting();
         true
+    }
+
+    /// How many messages the engine has not delivered yet, for the metrics.
+    pub fn pending(&self, count: u64) {
+        self.0.state.lock().pending = count;
     }
 
     /// The engine does not deliver for now. Followers keep what they have, and wait.

@@ -18,6 +18,7 @@ use crate::{
     options::SubscribeOptions,
     receive::Subscription,
     stats::PatternStats,
+    store::StoreError,
     topic::CursorKey,
 };
 
@@ -53,6 +54,9 @@ impl MessageBus {
         pattern: &TopicPattern,
         options: impl Into<SubscribeOptions>,
     ) -> Op<Result<Subscription, SubscribeError>> {
+        if let Err(refusal) = self.0.refuse_pattern(pattern) {
+            return Op::ready(Err(StoreError::from(refusal).into()));
+        }
         Op::running(follow(Arc::clone(&self.0), pattern.clone(), options.into()))
     }
 

@@ -1,0 +1,111 @@
+//! Topics and groups as operators see them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_nats::jetstream::{context::ConsumerInfoErrorKind, stream::ConsumerErrorKind};
+use futures_util::StreamExt as _;
+use msgbus_core::{
+    GroupName, TopicName,
+    engine::{Begin, EngineError, EngineGroup, EngineTopics},
+};
+
+use crate::{
+    connection::{Connection, Known},
+    error::request_error,
+    groups::{config, consumer_name},
+    subject,
+};
+
+/// The code of `JetStream` for a consumer that does not exist.
+const CONSUMER_NOT_FOUND: u64 = 10_014;
+
+/// The server sends all subjects, in no order. No more than wanted are kept.
+pub(crate) async fn topics(
+    connection: Arc<Connection>,
+    prefix: String,
+    after: String,
+    max: usize,
+) -> Result<EngineTopics, EngineError> {
+    let known = connection.stream().await?;
+    let own = &connection.options.prefix;
+    let subjects = known.stream.info_with_subjects(format!("{own}.>")).await;
+    let mut subjects = subjects.map_err(|error| request_error(&error))?;
+    let (mut topics, mut has_more) = (BTreeMap::new(), false);
+    while let Some(found) = subjects.next().await {
+        let (subject, count) = found.map_err(|error| request_error(&error))?;
+        let Some(topic) = subject::topic(own, &subject) else { continue };
+        if !topic.as_str().starts_with(&prefix) || topic.as_str() <= after.as_str() {
+            continue;
+        }
+        topics.insert(topic, count as u64);
+        if topics.len() > max {
+            topics.pop_last();
+            has_more = true;
+        }
+    }
+    Ok(EngineTopics { topics: topics.into_iter().collect(), has_more })
+}
+
+pub(crate) async fn group(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    group: GroupName,
+) -> Result<Option<EngineGroup>, EngineError> {
+    let known = connection.stream().await?;
+    let name = consumer_name(&connection.subject(&topic), Some(&group));
+    match known.stream.consumer_info(&name).await {
+        Ok(info) => {
+            let unacked = info.num_ack_pending as u64;
+            Ok(Some(EngineGroup { pending: info.num_pending, unacked }))
+        }
+        Err(error) => match error.kind() {
+            ConsumerInfoErrorKind::NotFound => Ok(None),
+            _ => Err(request_error(&error)),
+        },
+    }
+}
+
+pub(crate) async fn set_group(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    group: GroupName,
+    from: Option<Begin>,
+) -> Result<bool, EngineError> {
+    let known = connection.stream().await?;
+    let name = consumer_name(&connection.subject(&topic), Some(&group));
+    let is_there = match from {
+        // Where a consumer begins cannot be changed.
+        Some(_) => delete(&connection, &known, &name).await?,
+        None => known.stream.consumer_info(&name).await.is_ok(),
+    };
+    if from.is_some() || !is_there {
+        let config = config(&connection, &topic, Some(&group), from.unwrap_or(Begin::First));
+        let created = known.stream.create_consumer(config).await;
+        created.map_err(|error| request_error(&error))?;
+    }
+    Ok(!is_there)
+}
+
+pub(crate) async fn remove_group(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    group: GroupName,
+) -> Result<bool, EngineError> {
+    let known = connection.stream().await?;
+    let name = consumer_name(&connection.subject(&topic), Some(&group));
+    delete(&connection, &known, &name).await
+}
+
+/// Returns whether there was such a consumer.
+async fn delete(connection: &Connection, known: &Known, name: &str) -> Result<bool, EngineError> {
+    connection.consumers.lock().remove(name);
+    match known.stream.delete_consumer(name).await {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            ConsumerErrorKind::JetStream(error) if error.error_code().0 == CONSUMER_NOT_FOUND => {
+                Ok(false)
+            }
+            _ => Err(request_error(&error)),
+        },
+    }
+}
