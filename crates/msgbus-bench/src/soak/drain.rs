@@ -182,6 +182,8 @@ pub(super) fn compare_groups(
             let ended = counts.acked + counts.nacked + counts.lease_expired;
             let holds = counts.delivered == ended + counts.leased;
             invariants.check(Invariant::Deliveries, holds, what);
+            let is_lossless = (counts.expired, counts.evicted) == (0, 0);
+            invariants.check(Invariant::Groups, is_lossless, what);
         }
         compare_with_workers(invariants, &group, counts, life);
     }

@@ -134,6 +134,10 @@ pub(super) async fn settle_many(
         }
     };
     if head.status != 200 {
+        // Some may be settled.
+        for held in &mut all {
+            record(soak, held, verb, Outcome::Unknown, sent);
+        }
         soak.invariants.borrow_mut().count("settlements refused at a limit", 1);
         soak.invariants.borrow_mut().check(Invariant::Responses, head.status == 503, || {
             format!("{verb:?} of many: {} {}", head.status, String::from_utf8_lossy(&body))

@@ -62,19 +62,29 @@ impl Topic {
     pub(super) fn evictions_needed(&self, fits: impl Fn(usize, u64) -> bool) -> Option<usize> {
         let (mut messages, mut bytes) = (self.log.len(), self.log.bytes());
         let mut oldest = self.log.sizes();
-        let first_needed = match self.settings.overflow {
-            Overflow::Reject => self.first_needed(),
-            Overflow::DropOldest => u64::MAX,
-        };
+        let first_protected = self.first_protected();
         while !fits(messages, bytes) {
             let (id, size) = oldest.next()?;
-            if id >= first_needed {
+            if id >= first_protected {
                 return None;
             }
             messages -= 1;
             bytes -= size;
         }
         Some(self.log.len() - messages)
+    }
+
+    /// Whether the overflow policy allows the eviction of the oldest message.
+    pub(super) fn may_evict_oldest(&self) -> bool {
+        self.log.first_id() < self.first_protected()
+    }
+
+    /// The id of the first message that the overflow policy protects.
+    fn first_protected(&self) -> u64 {
+        match self.settings.overflow {
+            Overflow::Reject => self.first_needed(),
+            Overflow::DropOldest => u64::MAX,
+        }
     }
 
     /// The id of the first message that somebody still needs: a group has not acknowledged it, or it was not pulled. Plain

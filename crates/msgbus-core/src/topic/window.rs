@@ -7,7 +7,7 @@ use super::{BatchSize, Topic, log::Entry};
 use crate::{
     error::{LimitReached, PublishError},
     model::{Message, MonotonicTime, TopicInfo},
-    options::{BatchLimit, Overflow},
+    options::{BatchLimit, Overflow, TopicSettings},
     store::{Read, RecoveredMessage},
 };
 
@@ -82,14 +82,15 @@ impl Topic {
         Ok(())
     }
 
-    /// Makes the committed messages of a durable topic fit every limit, and those in memory fit its share.
+    /// Makes the committed messages of a durable topic fit its own limits, and those in memory fit its share. For lack of
+    /// memory none is lost: what leases need beyond the limit of the bus, the next publish does not get.
     pub(super) fn enforce_limits(&mut self, now: MonotonicTime) {
         self.enforce_size(now);
         while self.log.hot_bytes() > self.settings.memory_bytes && self.cool_one() {}
         let others = self.own_size() + self.pending_size().bytes;
-        while !self.reservation.reserve(others + self.log.memory_bytes()) && !self.log.is_empty() {
+        while !self.reservation.reserve(others + self.log.memory_bytes()) {
             if !self.cool_one() {
-                self.evict_oldest();
+                self.reservation.reserve_beyond(others + self.log.memory_bytes());
             }
         }
     }
@@ -101,12 +102,14 @@ impl Topic {
         self.reservation.reserve_beyond(self.own_size() + self.log.memory_bytes());
     }
 
+    /// Evicts what does not fit, unless the overflow policy protects it: a group that has begun earlier since the append
+    /// may need it, or the limits were higher before a restart.
     fn enforce_size(&mut self, now: MonotonicTime) {
-        let (max_messages, max_bytes) = (self.settings.max_messages, self.settings.max_bytes);
-        while self.log.len() > max_messages || self.log.bytes() > max_bytes {
-            if !self.expire_one(now) {
-                self.evict_oldest();
-            }
+        let TopicSettings { max_messages, max_bytes, .. } = self.settings;
+        let fits = |messages: usize, bytes: u64| messages <= max_messages && bytes <= max_bytes;
+        while !fits(self.log.len(), self.log.bytes()) && self.expire_one(now) {}
+        while !fits(self.log.len(), self.log.bytes()) && self.may_evict_oldest() {
+            self.evict_oldest();
         }
     }
 

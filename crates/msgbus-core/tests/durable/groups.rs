@@ -1,10 +1,10 @@
 //! Groups of durable topics: what a worker was told is so after a crash.
 
-use std::{task::Poll, time::Duration};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use msgbus_core::{
     GroupConfig, GroupCounters, GroupName, GroupStats, LeaseOptions, Leased, MessageBus, Op,
-    SettleError, Settlement, TopicSettings, store::StoreError,
+    Options, Overflow, PublishError, SettleError, Settlement, TopicSettings, store::StoreError,
 };
 
 use super::{open, open_with, poll, put, store::Disk, text};
@@ -56,6 +56,59 @@ fn leases_and_acks_survive_a_crash() {
     let c = take(&bus, &disk).unwrap();
     assert_eq!((text(&c.message), c.deliveries), ("c".into(), 1));
     assert!(take(&bus, &disk).is_none());
+}
+
+/// Leases 50 messages.
+fn take_many(bus: &MessageBus, disk: &Disk) -> Vec<Leased> {
+    (0..50).map(|_| take(bus, disk).unwrap()).collect()
+}
+
+#[test]
+fn leases_cost_no_message_when_the_bus_is_full() {
+    for overflow in [Overflow::Reject, Overflow::DropOldest] {
+        let disk = Disk::default();
+        let settings = TopicSettings { overflow, ..TopicSettings::default() };
+        let options = Options { max_bytes: 20_000, ..super::durable(settings) };
+        let bus = MessageBus::open(options, Arc::new(disk.clone())).unwrap();
+        let mut published = 0;
+        let refusal = loop {
+            let op = bus.publish(&super::name("t"), "x");
+            disk.commit();
+            match op.wait() {
+                Ok(_) => published += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refusal, PublishError::LimitReached(_)), "{refusal}");
+        let leased = take_many(&bus, &disk);
+        let evicted = group(&bus).counters.evicted;
+        assert_eq!((evicted, super::stats(&bus).retained), (0, published), "{overflow:?}");
+        for leased in leased {
+            commit(bus.settle(&leased.token, &Settlement::Ack), &disk).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_restart_with_less_memory_or_smaller_topics_costs_no_job() {
+    let reject = TopicSettings { overflow: Overflow::Reject, ..TopicSettings::default() };
+    let smaller = TopicSettings { max_messages: 10, ..reject.clone() };
+    for (max_bytes, settings) in [(1000, reject.clone()), (1 << 20, smaller)] {
+        let disk = Disk::default();
+        let bus = open_with(&disk, reject.clone());
+        for _ in 0..100 {
+            put(&bus, &disk, "text");
+        }
+        take(&bus, &disk).unwrap();
+        drop(bus);
+
+        let disk = disk.crash();
+        let options = Options { max_bytes, ..super::durable(settings) };
+        let bus = MessageBus::open(options, Arc::new(disk.clone())).unwrap();
+        take_many(&bus, &disk);
+        let stats = group(&bus);
+        assert_eq!((stats.pending, stats.leased, stats.counters.evicted), (49, 51, 0), "{stats:?}");
+    }
 }
 
 #[test]

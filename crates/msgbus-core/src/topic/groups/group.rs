@@ -189,14 +189,16 @@ impl Group {
         }
     }
 
-    /// The store has not kept an ack: the lease goes on.
+    /// The store has not kept an ack: the lease goes on, unless its message has left meanwhile.
     pub(super) fn undo_ack(&mut self, key: LeaseKey) {
-        if self.is_settling(key)
-            && let Some(open) = self.open.get(key.id)
-        {
-            self.open.change(key.id, State::Leased, open.deadline);
-            self.counters.acked -= 1;
+        match self.open.get(key.id) {
+            Some(open) if self.is_settling(key) => {
+                self.open.change(key.id, State::Leased, open.deadline);
+            }
+            Some(_) => return,
+            None => self.counters.expired += 1,
         }
+        self.counters.acked -= 1;
     }
 
     fn is_settling(&self, key: LeaseKey) -> bool {
