@@ -92,10 +92,10 @@ fn leases_cost_no_message_when_the_bus_is_full() {
 #[test]
 fn a_restart_with_less_memory_or_smaller_topics_costs_no_job() {
     let reject = TopicSettings { overflow: Overflow::Reject, ..TopicSettings::default() };
-    let smaller = TopicSettings { max_messages: 10, ..reject.clone() };
-    for (max_bytes, settings) in [(1000, reject.clone()), (1 << 20, smaller)] {
+    let smaller = TopicSettings { max_messages: 10, ..reject };
+    for (max_bytes, settings) in [(1000, reject), (1 << 20, smaller)] {
         let disk = Disk::default();
-        let bus = open_with(&disk, reject.clone());
+        let bus = open_with(&disk, reject);
         for _ in 0..100 {
             put(&bus, &disk, "text");
         }
