@@ -1,6 +1,6 @@
-//! Ctrl-C and SIGTERM: the first signal shuts down gracefully, the second one exits at once.
+//! Ctrl-C, SIGTERM and SIGHUP: the first signal shuts down gracefully, the second one exits at once.
 
-use std::{io, process, time::Duration};
+use std::{fs, future::pending, io, process, time::Duration};
 
 use tokio::{
     select,
@@ -24,15 +24,14 @@ impl Stop {
     /// Installs the signal handlers. The process exits `grace` after the second signal, or at the third
     /// one.
     pub(crate) fn listen(grace: Duration) -> io::Result<Self> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut signals = Signals::install()?;
         let (sender, receiver) = watch::channel(0);
         tokio::spawn(async move {
-            next(&mut terminate, &mut interrupt).await;
+            signals.next().await;
             sender.send_replace(1);
-            another(&mut terminate, &mut interrupt).await;
+            signals.another().await;
             sender.send_replace(2);
-            let _ = timeout(grace, another(&mut terminate, &mut interrupt)).await;
+            let _ = timeout(grace, signals.another()).await;
             process::exit(Exit::SecondSignal as i32);
         });
         Ok(Self(receiver))
@@ -59,18 +58,50 @@ impl Stop {
     }
 }
 
-async fn next(terminate: &mut Signal, interrupt: &mut Signal) {
-    select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that ask to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// The end of the terminal. `None` if it is ignored, as under `nohup`.
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    fn install() -> io::Result<Self> {
+        let hangup = (!ignores_hangup()).then(|| signal(SignalKind::hangup())).transpose()?;
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())?, hangup })
+    }
+
+    async fn next(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => pending().await,
+            }
+        };
+        select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = hangup => {}
+        }
+    }
+
+    /// Waits for a signal that counts as another one. Some programs signal a process and also its group; that
+    /// is one request.
+    async fn another(&mut self) {
+        let before = Instant::now();
+        while before.elapsed() < DEBOUNCE {
+            self.next().await;
+        }
     }
 }
 
-/// Waits for a signal that counts as another one. Some programs signal a process and also its group; that
-/// is one request.
-async fn another(terminate: &mut Signal, interrupt: &mut Signal) {
-    let before = Instant::now();
-    while before.elapsed() < DEBOUNCE {
-        next(terminate, interrupt).await;
-    }
+/// Whether SIGHUP was ignored when the process began, as far as the system tells. A handler would undo that.
+fn ignores_hangup() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Bit 0 is signal 1.
+    mask.is_some_and(|mask| mask & 1 != 0)
 }

@@ -19,6 +19,11 @@ pub(crate) fn in_memory(kib: u32, args: &[&str]) -> Command {
     limited(&format!("-d {kib}"), args)
 }
 
+/// The same, with SIGHUP as in a terminal (`--default-signal=HUP`), or as under `nohup` (`--ignore-signal=HUP`).
+pub(crate) fn with_hangup(option: &str, args: &[&str]) -> Command {
+    command("env", &[&[option, env!("CARGO_BIN_EXE_msgbus")], args].concat())
+}
+
 /// The same with a limit on its open files.
 pub(crate) fn with_files(files: u32, args: &[&str]) -> Command {
     limited(&format!("-n {files}"), args)

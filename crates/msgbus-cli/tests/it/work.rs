@@ -8,6 +8,7 @@ use tokio::process::Command;
 
 use crate::support::{
     Daemon, Finished, Proxy, Running, msgbus, name, nowhere, run, soon, until_group, with_files,
+    with_hangup,
 };
 
 /// `msgbus work t -g w`, with more arguments.
@@ -224,6 +225,34 @@ async fn the_first_signal_lets_running_commands_finish() {
             .await;
         idle.signal(signal);
         idle.end().await.is_silent();
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_the_terminal_lets_running_commands_finish_and_nohup_goes_on() {
+    for (option, left) in [("--default-signal=HUP", 1), ("--ignore-signal=HUP", 0)] {
+        let daemon = Daemon::start();
+        let folder = tempfile::tempdir().unwrap();
+        let go = folder.path().join("go");
+        daemon.put("t", "x");
+        daemon.put("t", "x");
+        let script = format!("echo began; while [ ! -e {} ]; do sleep 0.01; done", go.display());
+        let uri = daemon.uri();
+        let args = ["--uri", &uri, "work", "t", "-g", "w", "sh", "-c", &script];
+        let mut running = Running::start(with_hangup(option, &args));
+        assert_eq!(running.line().await, "began\n");
+        running.signal("-HUP");
+        let is_running =
+            tokio::time::timeout(std::time::Duration::from_secs(1), running.child.wait());
+        assert!(is_running.await.is_err(), "the command is let finish");
+        fs::write(&go, "").unwrap();
+        if left == 0 {
+            assert_eq!(running.line().await, "began\n", "it goes on");
+            until_group(&daemon, "t", "w", |group| group.group.acked == 2).await;
+            running.signal("-TERM");
+        }
+        running.end().await.is_silent();
+        until_group(&daemon, "t", "w", |group| group.group.pending == left).await;
     }
 }
 
