@@ -1,0 +1,145 @@
+//! The channels on which servers say that a topic has something new. One connection is subscribed to all of them.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
+};
+
+use parking_lot::Mutex;
+use redis::{PushInfo, PushKind, Value, aio::MultiplexedConnection};
+use tokio::sync::{RwLock, watch};
+
+/// All channels that somebody listens to, or has until lately.
+#[derive(Default)]
+pub(crate) struct Channels {
+    known: Mutex<HashMap<String, Arc<Channel>>>,
+    /// Those who subscribe share it. Who unsubscribes has it alone, so that no one subscribes in between.
+    order: RwLock<()>,
+}
+
+struct Channel {
+    /// Changes when there is something new, or may be.
+    news: watch::Sender<u64>,
+    /// The generation of the connection that is subscribed. 0 is none.
+    subscribed: AtomicU64,
+}
+
+/// Hears of what is new on a channel, as long as the connection of its generation lasts.
+pub(crate) struct Listener {
+    channel: Arc<Channel>,
+    name: String,
+    news: watch::Receiver<u64>,
+}
+
+impl fmt::Debug for Channels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channels").field("known", &self.known.lock().len()).finish_non_exhaustive()
+    }
+}
+
+impl Channels {
+    pub(crate) fn listen(&self, name: String) -> Listener {
+        let new = || {
+            let (news, subscribed) = (watch::Sender::new(0), AtomicU64::new(0));
+            Arc::new(Channel { news, subscribed })
+        };
+        let mut known = self.known.lock();
+        let channel = Arc::clone(known.entry(name.clone()).or_insert_with(new));
+        // Under the lock, so that nobody finds the channel unused.
+        let news = channel.news.subscribe();
+        drop(known);
+        Listener { channel, name, news }
+    }
+
+    /// What the server has said. Must not block.
+    pub(crate) fn hear(&self, push: &PushInfo) {
+        let (PushKind::SMessage, Some(Value::BulkString(name))) = (&push.kind, push.data.first())
+        else {
+            return;
+        };
+        let Ok(name) = str::from_utf8(name) else { return };
+        let channel = self.known.lock().get(name).map(Arc::clone);
+        if let Some(channel) = channel {
+            channel.news.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// Tells everybody that the connection is another one, or gone.
+    pub(crate) fn wake_all(&self) {
+        let channels: Vec<_> = self.known.lock().values().map(Arc::clone).collect();
+        for channel in channels {
+            channel.news.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// Subscribes a connection, unless it is.
+    pub(crate) async fn subscribe(
+        &self,
+        listener: &Listener,
+        generation: u64,
+        connection: &mut MultiplexedConnection,
+    ) -> redis::RedisResult<()> {
+        let is_subscribed = || listener.channel.subscribed.load(Acquire) == generation;
+        if is_subscribed() {
+            return Ok(());
+        }
+        let _order = self.order.read().await;
+        if is_subscribed() {
+            return Ok(());
+        }
+        let mut command = redis::cmd("SSUBSCRIBE");
+        command.arg(&listener.name).query_async::<Value>(connection).await?;
+        listener.channel.subscribed.store(generation, Release);
+        Ok(())
+    }
+
+    /// Unsubscribes the connection from channels that nobody listens to.
+    pub(crate) async fn unsubscribe_unused(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> redis::RedisResult<()> {
+        /// How many are named in a command.
+        const CHUNK: usize = 100;
+        let is_unused = |channel: &Arc<Channel>| channel.news.receiver_count() == 0;
+        if !self.known.lock().values().any(is_unused) {
+            return Ok(());
+        }
+        let _order = self.order.write().await;
+        let mut unused = Vec::new();
+        self.known.lock().retain(|name, channel| {
+            let is_used = !is_unused(channel);
+            if !is_used {
+                unused.push(name.clone());
+            }
+            is_used
+        });
+        for chunk in unused.chunks(CHUNK) {
+            let mut commands = redis::pipe();
+            for name in chunk {
+                commands.cmd("SUNSUBSCRIBE").arg(name);
+            }
+            commands.query_async::<Value>(connection).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Listener {
+    /// From now on, only what comes later is new.
+    pub(crate) fn mark_seen(&mut self) {
+        self.news.mark_unchanged();
+    }
+
+    /// Waits until there is something new, or the connection is another one.
+    pub(crate) async fn wait(&mut self) {
+        // The channel is not closed while this has it.
+        let _ = self.news.changed().await;
+    }
+}

@@ -1,0 +1,389 @@
+//! The connection to Redis. One is shared by all operations of an engine, and made again when it is lost.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures_util::{FutureExt as _, future::try_join_all};
+use msgbus_core::{
+    TopicName,
+    engine::{EngineError, Health},
+};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo as _, ProtocolVersion,
+    PushInfo, PushKind, RedisError, RedisResult, Value, aio::MultiplexedConnection,
+};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    task::AbortHandle,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use crate::{
+    Acknowledge, RedisOptions,
+    channels::{Channels, Listener},
+    error::{Request, request_error, should_reconnect},
+    groups::Turns,
+    keys::Keys,
+    message::Answer as _,
+    publish::Publisher,
+    script::Script,
+};
+
+const MIN_DELAY: Duration = Duration::from_millis(50);
+const MAX_DELAY: Duration = Duration::from_secs(2);
+/// The maximum number of operations that are not answered.
+const MAX_OPERATIONS: usize = 8192;
+
+/// What all parts of an engine share.
+pub(crate) struct Connection {
+    pub(crate) shared: Arc<Shared>,
+    /// Of publishes that wait for more than the server.
+    pub(crate) publisher: Option<Publisher>,
+    supervisor: AbortHandle,
+}
+
+/// What also the task has that connects.
+pub(crate) struct Shared {
+    pub(crate) options: RedisOptions,
+    pub(crate) channels: Channels,
+    pub(crate) turns: Turns,
+    /// Makes the keys of leases unguessable in topics that this engine makes.
+    pub(crate) secret: String,
+    client: Client,
+    /// Of operations that are not answered, also when nobody waits for the answer any longer.
+    pub(crate) permits: Arc<Semaphore>,
+    state: watch::Sender<Result<Link, EngineError>>,
+    lost: Notify,
+    generation: AtomicU64,
+    /// How often a connection was established.
+    connects: AtomicU64,
+}
+
+/// A connection that is established.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) connection: MultiplexedConnection,
+    /// Waits for replicas or disks. It is another one, because what comes after that command waits, too.
+    pub(crate) waiting: Option<MultiplexedConnection>,
+    /// Identifies it among the connections of the engine. Never 0.
+    pub(crate) generation: u64,
+    /// Identifies the process of the server. Empty if it is not known.
+    pub(crate) run: Arc<str>,
+    /// The hashes of scripts.
+    hashes: Arc<[String]>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.supervisor.abort();
+    }
+}
+
+impl Connection {
+    /// Begins to connect. Does not wait for the server.
+    pub(crate) fn begin(options: RedisOptions) -> RedisResult<Self> {
+        let client = client(&options)?;
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|_| invalid("there is no randomness"))?;
+        let publishes_wait = options.acknowledge != Acknowledge::Server;
+        let shared = Arc::new(Shared {
+            options,
+            channels: Channels::default(),
+            turns: Turns::default(),
+            secret: format!("{:032x}", u128::from_le_bytes(random)),
+            client,
+            permits: Arc::new(Semaphore::new(MAX_OPERATIONS)),
+            state: watch::Sender::new(Err(EngineError::Unavailable)),
+            lost: Notify::new(),
+            generation: AtomicU64::new(0),
+            connects: AtomicU64::new(0),
+        });
+        let publisher = publishes_wait.then(|| Publisher::start(&shared));
+        let supervisor = tokio::spawn(supervise(Arc::clone(&shared))).abort_handle();
+        Ok(Self { shared, publisher, supervisor })
+    }
+}
+
+fn invalid(why: &'static str) -> RedisError {
+    (ErrorKind::InvalidClientConfig, why).into()
+}
+
+/// What knows the address and the credentials.
+pub(crate) fn client(options: &RedisOptions) -> RedisResult<Client> {
+    if options.prefix.is_empty() || options.prefix.contains(['{', '}']) {
+        return Err(invalid("the prefix must not be empty or have braces"));
+    }
+    let info = options.url.as_str().into_connection_info()?;
+    let mut settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    if let Some(user) = &options.user {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = &options.password {
+        settings = settings.set_password(password);
+    }
+    // A request does not wait for the answers to those before it.
+    let tcp = info.tcp_settings().clone().set_nodelay(true);
+    let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
+    match &options.tls {
+        Some(tls) => Client::build_with_tls(info, tls.clone()),
+        None => Client::open(info),
+    }
+}
+
+impl Shared {
+    pub(crate) fn keys(&self, topic: &TopicName) -> Keys {
+        Keys::new(&self.options.prefix, topic)
+    }
+
+    /// The connection, or why there is none.
+    pub(crate) fn link(&self) -> Result<Link, EngineError> {
+        self.state.borrow().clone()
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let connects = self.connects.load(Relaxed);
+        Health { is_up: self.state.borrow().is_ok(), reconnects: connects.saturating_sub(1) }
+    }
+
+    /// Waits for a connection, for at most so long.
+    pub(crate) async fn connected(&self, at_most: Duration) {
+        let mut state = self.state.subscribe();
+        let _ = timeout(at_most, state.wait_for(Result::is_ok)).await;
+    }
+
+    /// Lets a listener hear what is said from now on.
+    pub(crate) async fn subscribe(
+        &self,
+        listener: &Listener,
+        link: &Link,
+    ) -> Result<(), EngineError> {
+        let mut connection = link.connection.clone();
+        let subscribed = self.channels.subscribe(listener, link.generation, &mut connection).await;
+        subscribed.map_err(|error| self.failed(link, &error, Request::Harmless))
+    }
+
+    /// Runs a script.
+    pub(crate) async fn run(
+        &self,
+        link: &Link,
+        script: Script,
+        keys: &[String],
+        request: Request,
+        arguments: impl Fn(&mut Cmd),
+    ) -> Result<Value, EngineError> {
+        let command = link.command(script, keys, arguments);
+        let mut connection = link.connection.clone();
+        let mut answer = command.query_async::<Value>(&mut connection).await;
+        if matches!(&answer, Err(error) if error.code() == Some("NOSCRIPT")) {
+            // Somebody has removed all scripts.
+            let loaded = load(script).query_async::<Value>(&mut connection).await;
+            loaded.map_err(|error| self.failed(link, &error, Request::Harmless))?;
+            answer = command.query_async(&mut connection).await;
+        }
+        answer.map_err(|error| self.failed(link, &error, request))
+    }
+
+    /// What an error means for the operation, and for the connection.
+    pub(crate) fn failed(&self, link: &Link, error: &RedisError, request: Request) -> EngineError {
+        if should_reconnect(error) {
+            self.lose(link.generation);
+        }
+        request_error(error, request)
+    }
+
+    /// A connection is of no use any longer. Those before it do not matter.
+    fn lose(&self, generation: u64) {
+        if self.state.borrow().as_ref().map_or(true, |link| link.generation == generation) {
+            self.lost.notify_one();
+        }
+    }
+
+    async fn connect(self: &Arc<Self>) -> Result<Link, Failure> {
+        let (shared, timeout) = (Arc::downgrade(self), self.options.timeout);
+        let generation = self.generation.fetch_add(1, Relaxed) + 1;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(timeout))
+            .set_response_timeout(Some(timeout))
+            .set_pipeline_buffer_size(1024)
+            .set_push_sender(move |push: PushInfo| -> Result<(), redis::aio::SendError> {
+                let shared = shared.upgrade().ok_or(redis::aio::SendError)?;
+                if push.kind == PushKind::Disconnection {
+                    shared.lose(generation);
+                }
+                shared.channels.hear(&push);
+                Ok(())
+            });
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let waiting = match self.options.acknowledge {
+            Acknowledge::Server => None,
+            Acknowledge::Replicas(_) | Acknowledge::Synced { .. } => {
+                let other = self.client.get_multiplexed_async_connection_with_config(&config);
+                let mut other = other.await?;
+                // The wait has its own limit.
+                other.set_response_timeout(timeout * 2);
+                check_wait(self.options.acknowledge, &mut other).await?;
+                Some(other)
+            }
+        };
+        let run = run_of_server(&mut connection).await?;
+        let loading = Script::ALL.map(|script| {
+            let mut connection = connection.clone();
+            async move { load(script).query_async::<String>(&mut connection).await }
+        });
+        let hashes = try_join_all(loading).await?.into();
+        Ok(Link { connection, waiting, generation, run, hashes })
+    }
+
+    fn set(&self, state: Result<Link, EngineError>) {
+        let _ = self.state.send_replace(state);
+        self.channels.wake_all();
+    }
+
+    /// Ready when the connection is of no use any longer.
+    async fn watch(&self, link: &Link) {
+        let mut connection = link.connection.clone();
+        loop {
+            tokio::select! {
+                () = self.lost.notified() => return,
+                () = sleep(self.options.timeout.min(MAX_DELAY)) => {}
+            }
+            let pinged = redis::cmd("PING").query_async::<Value>(&mut connection).await;
+            let cleaned = self.channels.unsubscribe_unused(&mut connection).await;
+            if pinged.is_err() || cleaned.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Link {
+    /// A command that runs a script.
+    pub(crate) fn command(
+        &self,
+        script: Script,
+        keys: &[String],
+        arguments: impl Fn(&mut Cmd),
+    ) -> Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&self.hashes[script as usize]).arg(keys.len()).arg(keys);
+        arguments(&mut command);
+        command
+    }
+}
+
+fn load(script: Script) -> Cmd {
+    let mut command = redis::cmd("SCRIPT");
+    command.arg("LOAD").arg(script.code());
+    command
+}
+
+/// Why there is no connection.
+struct Failure {
+    why: EngineError,
+    details: String,
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        Self { why: request_error(&error, Request::Harmless), details: error.to_string() }
+    }
+}
+
+impl Failure {
+    fn not_supported(operation: &'static str, details: String) -> Self {
+        Self { why: EngineError::NotSupported { engine: "redis", operation }, details }
+    }
+}
+
+/// What identifies the process of the server. Refuses a server that is too old.
+async fn run_of_server(connection: &mut MultiplexedConnection) -> Result<Arc<str>, Failure> {
+    let found = redis::cmd("INFO").arg("server").query_async::<Value>(connection).await;
+    let text = match found {
+        Ok(Value::VerbatimString { text, .. }) => text,
+        Ok(other) => other.text().unwrap_or_default(),
+        Err(error) if error.code() == Some("NOPERM") => {
+            warn!("the user of Redis may not use INFO: after a restart, ids may be given again");
+            return Ok("".into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let value = |name: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.unwrap_or_default().trim()
+    };
+    let version = value("redis_version");
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_some_and(|major| major < 7) {
+        let operation = "work with this server: it needs Redis 7 or Valkey";
+        return Err(Failure::not_supported(operation, format!("it is Redis {version}")));
+    }
+    Ok(value("run_id").into())
+}
+
+/// Refuses a server that cannot confirm what it is to confirm.
+async fn check_wait(
+    acknowledge: Acknowledge,
+    connection: &mut MultiplexedConnection,
+) -> Result<(), Failure> {
+    if let Acknowledge::Synced { .. } = acknowledge {
+        let mut command = redis::cmd("WAITAOF");
+        command.arg(1).arg(0).arg(1);
+        command.query_async::<Value>(connection).await.map_err(|error| match error.code() {
+            Some("ERR") => {
+                let operation = "confirm that a disk has a message: it needs Redis 7.2 or Valkey, \
+                                 with appendonly";
+                Failure::not_supported(operation, error.to_string())
+            }
+            _ => error.into(),
+        })?;
+    }
+    Ok(())
+}
+
+/// Connects, again and again, until the engine is dropped.
+async fn supervise(shared: Arc<Shared>) {
+    let (mut delay, mut said) = (MIN_DELAY, None);
+    loop {
+        let started = Instant::now();
+        // What was said of the connection before.
+        let _ = shared.lost.notified().now_or_never();
+        match timeout(shared.options.timeout * 3, shared.connect()).await {
+            Ok(Ok(link)) => {
+                info!("connected to Redis");
+                shared.connects.fetch_add(1, Relaxed);
+                said = None;
+                shared.set(Ok(link.clone()));
+                shared.watch(&link).await;
+                warn!("the connection to Redis is lost");
+                shared.set(Err(EngineError::Unavailable));
+            }
+            Ok(Err(Failure { why, details })) => {
+                if said != Some(why) {
+                    warn!(details, "Redis cannot be used");
+                    said = Some(why);
+                }
+                shared.set(Err(why));
+            }
+            Err(_) => shared.set(Err(EngineError::Unavailable)),
+        }
+        if started.elapsed() > MAX_DELAY {
+            delay = MIN_DELAY;
+        }
+        sleep(delay).await;
+        delay = (delay * 2).min(MAX_DELAY);
+    }
+}

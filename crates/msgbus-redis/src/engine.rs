@@ -1,0 +1,168 @@
+//! The engine.
+
+use std::{
+    future::ready,
+    pin::Pin,
+    sync::Arc,
+    task::{self, Context, Poll},
+};
+
+use msgbus_core::{
+    BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
+    engine::{
+        Answer, Begin, Engine, EngineError, EngineGroup, EngineStats, EngineTopics, Fetch, Health,
+        LeaseKey, Leases, Page, Receipt, WindowSink,
+    },
+};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    task::JoinHandle,
+    time::{error::Elapsed, timeout},
+};
+use tracing::debug;
+
+use crate::{
+    RedisOptions, admin,
+    connection::Connection,
+    groups::{self, Fetching},
+    history, publish, tail,
+};
+
+/// Why an engine cannot be made: its address, its prefix or its certificates are invalid.
+pub type ConnectError = redis::RedisError;
+
+/// An engine on Redis. Clones share the connection. It needs the runtime of tokio in which it was made.
+#[derive(Debug, Clone)]
+pub struct RedisEngine {
+    connection: Arc<Connection>,
+    runtime: Handle,
+}
+
+impl RedisEngine {
+    /// Begins to connect. It does not wait for the server: while there is none, every operation fails with
+    /// [`EngineError::Unavailable`].
+    ///
+    /// # Errors
+    /// When the options are invalid.
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio.
+    pub fn connect(options: RedisOptions) -> Result<Self, ConnectError> {
+        let connection = Arc::new(Connection::begin(options)?);
+        Ok(Self { connection, runtime: Handle::current() })
+    }
+
+    /// An answer that comes in time, to whatever executor or thread waits for it.
+    fn answer<T, F>(&self, act: impl FnOnce(Arc<Connection>) -> F) -> Answer<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, EngineError>> + Send + 'static,
+    {
+        let limit = self.connection.shared.options.timeout * 2;
+        let Ok(permit) = Arc::clone(&self.connection.shared.permits).try_acquire_owned() else {
+            return Box::pin(ready(Err(EngineError::Busy)));
+        };
+        let answer = act(Arc::clone(&self.connection));
+        // The timer is made in the runtime, because the caller may have none.
+        Box::pin(Running(self.runtime.spawn(async move {
+            let answer = timeout(limit, answer).await;
+            drop(permit);
+            answer
+        })))
+    }
+}
+
+/// An operation that the runtime runs. It goes on when this is dropped.
+struct Running<T>(JoinHandle<Result<Result<T, EngineError>, Elapsed>>);
+
+impl<T> Future for Running<T> {
+    type Output = Result<T, EngineError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match task::ready!(Pin::new(&mut self.0).poll(cx)) {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => {
+                debug!("Redis has not answered in time");
+                Err(EngineError::Unknown)
+            }
+            // The runtime is shutting down.
+            Err(_) => Err(EngineError::Closed),
+        })
+    }
+}
+
+impl Engine for RedisEngine {
+    fn kind(&self) -> &'static str {
+        "redis"
+    }
+
+    fn health(&self) -> Health {
+        self.connection.shared.health()
+    }
+
+    fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
+        let topic = topic.clone();
+        self.answer(|connection| publish::publish(connection, topic, messages))
+    }
+
+    fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {
+        let shared = Arc::clone(&self.connection.shared);
+        let fetching = Fetching { shared, topic: topic.clone(), group: group.cloned(), fetch };
+        let (worker, leases) = oneshot::channel();
+        // Each of its requests has a limit.
+        self.runtime.spawn(fetching.run(worker));
+        Box::pin(async move { leases.await.unwrap_or(Err(EngineError::Closed)) })
+    }
+
+    fn settle(
+        &self,
+        topic: &TopicName,
+        group: Option<&GroupName>,
+        keys: Vec<LeaseKey>,
+        settlement: &Settlement,
+    ) -> Answer<SettledBatch> {
+        let (topic, group, settlement) = (topic.clone(), group.cloned(), settlement.clone());
+        self.answer(|connection| groups::settle_all(connection, topic, group, keys, settlement))
+    }
+
+    fn history(&self, topic: &TopicName, from: Begin, limit: BatchLimit) -> Answer<Page> {
+        let topic = topic.clone();
+        self.answer(|connection| history::page(connection, topic, from, limit))
+    }
+
+    fn tail(&self, topic: &TopicName, sink: WindowSink) {
+        let shared = Arc::clone(&self.connection.shared);
+        self.runtime.spawn(tail::feed(shared, topic.clone(), sink));
+    }
+
+    fn delete(&self, topic: &TopicName) -> Answer<bool> {
+        let topic = topic.clone();
+        self.answer(|connection| history::delete(connection, topic))
+    }
+
+    fn stats(&self, topic: &TopicName) -> Answer<Option<EngineStats>> {
+        let topic = topic.clone();
+        self.answer(|connection| history::stats(connection, topic))
+    }
+
+    fn topics(&self, prefix: &str, after: &str, max: usize) -> Answer<EngineTopics> {
+        let (prefix, after) = (prefix.to_owned(), after.to_owned());
+        self.answer(|connection| admin::topics(connection, prefix, after, max))
+    }
+
+    fn group(&self, topic: &TopicName, group: &GroupName) -> Answer<Option<EngineGroup>> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.answer(|connection| admin::group(connection, topic, group))
+    }
+
+    fn set_group(&self, topic: &TopicName, group: &GroupName, from: Option<Begin>) -> Answer<bool> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.answer(|connection| admin::set_group(connection, topic, group, from))
+    }
+
+    fn remove_group(&self, topic: &TopicName, group: &GroupName) -> Answer<bool> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.answer(|connection| admin::remove_group(connection, topic, group))
+    }
+}

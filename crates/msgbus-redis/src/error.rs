@@ -1,0 +1,54 @@
+//! Errors of Redis as errors of an engine. The details go to the log.
+
+use msgbus_core::engine::EngineError;
+use redis::{ErrorKind, RedisError};
+use tracing::{debug, warn};
+
+/// What has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// What changes nothing, or may be repeated.
+    Harmless,
+    /// What may have been done although there is no answer.
+    Final,
+}
+
+/// Why a request failed.
+pub(crate) fn request_error(error: &RedisError, request: Request) -> EngineError {
+    debug!(%error, "Redis has not answered as expected");
+    match error.code() {
+        Some(code) => code_error(code, error),
+        None if error.kind() == ErrorKind::AuthenticationFailed => EngineError::Denied,
+        None if request == Request::Final => EngineError::Unknown,
+        None => EngineError::Unavailable,
+    }
+}
+
+/// The server has answered: it has not done it.
+fn code_error(code: &str, error: &RedisError) -> EngineError {
+    match code {
+        "OOM" => EngineError::Full,
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => EngineError::Denied,
+        // It passes, or another server has to be asked.
+        "LOADING" | "MASTERDOWN" | "READONLY" | "BUSY" | "MISCONF" | "NOREPLICAS" | "TRYAGAIN"
+        | "CLUSTERDOWN" | "MOVED" | "ASK" | "CROSSSLOT" | "NOSCRIPT" => EngineError::Unavailable,
+        // Within a script, a permission that is missing has no code of its own.
+        _ if error.detail().is_some_and(is_about_permissions) => EngineError::Denied,
+        _ => {
+            warn!(%error, "Redis refuses a request");
+            EngineError::Unavailable
+        }
+    }
+}
+
+/// What Redis and Valkey say.
+fn is_about_permissions(details: &str) -> bool {
+    details.starts_with("The user executing the script can't")
+        || details.starts_with("ACL failure in script")
+}
+
+/// Whether another server may be behind the address by now.
+pub(crate) fn should_reconnect(error: &RedisError) -> bool {
+    matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "NOAUTH" | "NOSCRIPT"))
+        || error.is_unrecoverable_error()
+}

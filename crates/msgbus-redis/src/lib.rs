@@ -1,0 +1,37 @@
+//! Topics of msgbus on Redis Streams, shared by any number of nodes.
+//!
+//! Each topic is a stream of its own. Its messages are numbered without gaps, so what a follower has missed is counted. The
+//! epoch is the time at which the topic was made. All that belongs together is done in scripts, which Redis runs in one
+//! step.
+//!
+//! It works with Redis 7 and Valkey, on one server and its replicas. The keys of a topic have a hash tag of their own.
+//!
+//! # What is promised
+//! A publish is acknowledged when the server has acknowledged it. Whether it survives a power cut depends on the server's
+//! `appendfsync`, and whether it survives a failover on its replication, which is asynchronous. [`Acknowledge`] asks for more.
+//!
+//! # What is different from other topics
+//! - A topic to which nobody has published for [`RedisOptions::forget_after`] is forgotten. Then its numbers begin again in
+//!   another epoch.
+//! - After a restart of the server, numbers go on at the next multiple of 1,000,000,000: those of messages that the
+//!   server may have lost are not given again.
+
+mod admin;
+mod channels;
+mod connection;
+mod engine;
+mod error;
+mod groups;
+mod history;
+mod keys;
+mod message;
+mod options;
+mod publish;
+mod script;
+mod tail;
+
+pub use self::{
+    engine::{ConnectError, RedisEngine},
+    options::{Acknowledge, RedisOptions},
+};
+pub use redis::{ClientTlsConfig, TlsCertificates};

@@ -1,0 +1,198 @@
+//! Publishing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use msgbus_core::{
+    Headers, NewMessage, TopicName,
+    engine::{EngineError, Receipt},
+};
+use redis::{Cmd, RedisError, RedisResult, Value};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    Acknowledge,
+    connection::{Connection, Link, Shared},
+    error::Request,
+    message::{Answer as _, encode_headers, next},
+    options::millis,
+    script::Script,
+};
+
+/// Messages as the script takes them.
+struct Batch {
+    keys: Vec<String>,
+    channel: String,
+    messages: Vec<Encoded>,
+}
+
+struct Encoded {
+    has_key: bool,
+    /// In milliseconds, or empty.
+    ttl: String,
+    headers: String,
+    payload: Bytes,
+}
+
+impl Batch {
+    fn new(shared: &Shared, topic: &TopicName, messages: Vec<NewMessage>) -> Self {
+        let names = shared.keys(topic);
+        let mut keys = vec![names.topic(), names.stream()];
+        let mut seen: HashMap<String, usize> = HashMap::new();
+        let encode = |message: NewMessage| {
+            let (payload, ttl, headers) = message.into_parts();
+            let key = headers.get(Headers::IDEMPOTENCY_KEY);
+            let has_key = key.is_some();
+            keys.extend(key.map(|key| {
+                let count = seen.entry(key.to_owned()).or_default();
+                *count += 1;
+                names.once(key, *count - 1)
+            }));
+            let ttl = ttl.map_or_else(String::new, |ttl| millis(ttl).max(1).to_string());
+            Encoded { has_key, ttl, headers: encode_headers(&headers), payload }
+        };
+        let messages = messages.into_iter().map(encode).collect();
+        Self { keys, channel: names.channel(), messages }
+    }
+
+    fn arguments(&self, shared: &Shared, link: &Link, command: &mut Cmd) {
+        let options = &shared.options;
+        let most = options.max_messages_per_topic;
+        command
+            .arg(&*link.run)
+            .arg(&shared.secret)
+            .arg(&self.channel)
+            .arg(most.map_or_else(String::new, |most| most.to_string()))
+            .arg(options.max_age_ms())
+            .arg(options.keep_ms())
+            .arg(millis(options.duplicate_window).max(1));
+        for Encoded { has_key, ttl, headers, payload } in &self.messages {
+            command.arg(u8::from(*has_key)).arg(ttl).arg(headers).arg(&payload[..]);
+        }
+    }
+}
+
+fn receipt(answer: Value) -> Result<Receipt, EngineError> {
+    let mut parts = answer.list()?.into_iter();
+    let (epoch, first, last) = (next(&mut parts)?, next(&mut parts)?, next(&mut parts)?);
+    Ok(Receipt { epoch: epoch.number()?, first: first.number()?, last: last.number()? })
+}
+
+pub(crate) async fn publish(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    messages: Vec<NewMessage>,
+) -> Result<Receipt, EngineError> {
+    let shared = &connection.shared;
+    let batch = Batch::new(shared, &topic, messages);
+    if let Some(publisher) = &connection.publisher {
+        return publisher.publish(batch).await;
+    }
+    let link = shared.link()?;
+    let arguments = |command: &mut Cmd| batch.arguments(shared, &link, command);
+    let answer = shared.run(&link, Script::Publish, &batch.keys, Request::Final, arguments).await?;
+    // What the script answers, it has done.
+    receipt(answer).map_err(|_| EngineError::Unknown)
+}
+
+type Waiting = (Batch, oneshot::Sender<Result<Receipt, EngineError>>);
+
+/// Publishes what waits for replicas or disks: all that comes meanwhile waits together.
+#[derive(Debug)]
+pub(crate) struct Publisher(mpsc::Sender<Waiting>);
+
+impl Publisher {
+    /// How many publishes wait together at most, and how many for them.
+    const MAX: usize = 256;
+
+    pub(crate) fn start(shared: &Arc<Shared>) -> Self {
+        let (sender, receiver) = mpsc::channel(Self::MAX);
+        tokio::spawn(Self::run(Arc::downgrade(shared), receiver));
+        Self(sender)
+    }
+
+    async fn publish(&self, batch: Batch) -> Result<Receipt, EngineError> {
+        let (sender, receiver) = oneshot::channel();
+        self.0.send((batch, sender)).await.map_err(|_| EngineError::Closed)?;
+        receiver.await.unwrap_or(Err(EngineError::Closed))
+    }
+
+    async fn run(shared: Weak<Shared>, mut receiver: mpsc::Receiver<Waiting>) {
+        let mut waiting = Vec::new();
+        while receiver.recv_many(&mut waiting, Self::MAX).await > 0 {
+            let Some(shared) = shared.upgrade() else { return };
+            let (batches, senders): (Vec<Batch>, Vec<_>) = waiting.drain(..).unzip();
+            let receipts = publish_together(&shared, &batches).await;
+            for (index, sender) in senders.into_iter().enumerate() {
+                let receipt = match &receipts {
+                    Ok(receipts) => receipts.get(index).copied().unwrap_or(UNKNOWN),
+                    Err(error) => Err(*error),
+                };
+                let _ = sender.send(receipt);
+            }
+        }
+    }
+}
+
+const UNKNOWN: Result<Receipt, EngineError> = Err(EngineError::Unknown);
+
+/// Publishes batches, and waits until what was published is where it has to be.
+async fn publish_together(
+    shared: &Shared,
+    batches: &[Batch],
+) -> Result<Vec<Result<Receipt, EngineError>>, EngineError> {
+    let link = shared.link()?;
+    let mut connection = link.waiting.clone().ok_or(EngineError::Unavailable)?;
+    let mut commands = redis::pipe();
+    for batch in batches {
+        let arguments = |command: &mut Cmd| batch.arguments(shared, &link, command);
+        commands.add_command(link.command(Script::Publish, &batch.keys, arguments));
+    }
+    let (wait, is_enough) = wait(shared.options.acknowledge, shared.options.timeout);
+    commands.add_command(wait).ignore_errors();
+    let answers: RedisResult<Vec<RedisResult<Value>>> = commands.query_async(&mut connection).await;
+    let failed = |error: &RedisError| shared.failed(&link, error, Request::Final);
+    let mut answers = answers.map_err(|error| failed(&error))?;
+    let waited = answers.pop().ok_or(EngineError::Unknown)?;
+    let is_safe = match waited {
+        Ok(counts) => is_enough(counts),
+        Err(error) => {
+            failed(&error);
+            false
+        }
+    };
+    let receipts = answers.into_iter().map(|answer| match answer {
+        Ok(answer) if is_safe => receipt(answer).map_err(|_| EngineError::Unknown),
+        // It is there, and might be lost.
+        Ok(_) => UNKNOWN,
+        Err(error) => Err(failed(&error)),
+    });
+    Ok(receipts.collect())
+}
+
+/// The command that waits, and what its answer must be.
+fn wait(acknowledge: Acknowledge, limit: Duration) -> (Cmd, impl Fn(Value) -> bool) {
+    let (name, local, replicas) = match acknowledge {
+        Acknowledge::Server => ("WAIT", 0, 0),
+        Acknowledge::Replicas(replicas) => ("WAIT", 0, replicas),
+        Acknowledge::Synced { replicas } => ("WAITAOF", 1, replicas),
+    };
+    let mut command = redis::cmd(name);
+    if name == "WAITAOF" {
+        command.arg(local);
+    }
+    command.arg(replicas).arg(millis(limit));
+    let is_enough = move |answer: Value| {
+        let counts = match answer {
+            Value::Array(counts) => counts,
+            count => vec![Value::Int(0), count],
+        };
+        let mut counts = counts.into_iter().map(|count| count.number().unwrap_or(0));
+        counts.next() >= Some(local) && counts.next() >= Some(u64::from(replicas))
+    };
+    (command, is_enough)
+}

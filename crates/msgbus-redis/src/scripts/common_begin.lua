@@ -1,0 +1,24 @@
+-- What scripts have that create groups.
+
+-- The last message that a new group does not get.
+local function start_of(topic, begin, value)
+  local start = 0
+  if begin == 'next' then
+    start = topic.last
+  elseif begin == 'number' then
+    start = math.min(math.max(tonumber(value) - 1, 0), topic.last)
+  elseif begin == 'time' then
+    start = seek(topic, tonumber(value)) - 1
+  end
+  return start == 0 and '0-0' or id_of(topic, start)
+end
+
+-- Creates a group, in place of one that may be there. The leases of that are over, because the secret is another one.
+local function create_group(topic, group, group_secret, start, keep_for, max_age)
+  redis.pcall('XGROUP', 'DESTROY', KEYS[2], group)
+  redis.call('XGROUP', 'CREATE', KEYS[2], group, start, 'MKSTREAM')
+  redis.call('DEL', KEYS[3])
+  redis.call('HSET', KEYS[1], 'group:' .. group, group_secret, 'groups', '1')
+  topic.groups = '1'
+  keep(topic, keep_for, max_age)
+end

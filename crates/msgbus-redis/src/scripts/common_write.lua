@@ -1,0 +1,40 @@
+-- What scripts have that write.
+
+local function create(run, secret)
+  local time = redis.call('TIME')
+  local topic = {
+    epoch = time[1] .. string.format('%06d', tonumber(time[2])) .. '000',
+    last = 0, run = run, jumps = '', time = 0, secret = secret, check = 0, groups = false,
+  }
+  -- What another epoch has left.
+  redis.call('DEL', KEYS[2])
+  redis.call('HSET', KEYS[1], 'epoch', topic.epoch, 'last', '0', 'run', run, 'jumps', '', 'time', '0',
+    'secret', secret, 'check', '0')
+  return topic
+end
+
+-- Removes what has expired, once in a while.
+local function purge(topic, time, max_age)
+  if max_age == 0 or time < topic.check then
+    return
+  end
+  redis.call('XTRIM', KEYS[2], 'MINID', id_of(topic, seek(topic, time - max_age)))
+  topic.check = time + math.max(math.min(math.floor(max_age / 16), 60000), 100)
+  redis.call('HSET', KEYS[1], 'check', text(topic.check))
+end
+
+-- How long a topic is kept that never had a message.
+local DAY = 24 * 3600 * 1000
+
+-- A topic that nobody uses is forgotten. Without groups, its messages need not stay longer than they live.
+local function keep(topic, keep_for, max_age)
+  if topic.last == 0 then
+    keep_for = math.min(keep_for, DAY)
+  end
+  redis.call('PEXPIRE', KEYS[1], keep_for)
+  if topic.groups or max_age == 0 then
+    redis.call('PEXPIRE', KEYS[2], keep_for)
+  else
+    redis.call('PEXPIRE', KEYS[2], math.min(max_age, keep_for))
+  end
+end

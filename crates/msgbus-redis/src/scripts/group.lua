@@ -1,0 +1,50 @@
+-- Shows, sets or removes a group. Returns whether there was one, and what it has before it and in hand.
+local action, run, secret, group, group_secret = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local begin, value, keep_for, max_age = ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+
+local topic = load(run)
+local exists = topic and redis.call('HEXISTS', KEYS[1], 'group:' .. group) == 1
+
+-- How many messages there are with numbers in from..to. None is missing but those of jumps.
+local function count(from, to)
+  local all = math.max(to - from, 0)
+  for first, next_one in string.gmatch(topic.jumps, '(%d+)%-(%d+)') do
+    all = all - math.max(math.min(tonumber(next_one), to) - math.max(tonumber(first), from), 0)
+  end
+  return all
+end
+
+-- How many messages the group was not given.
+local function pending_messages()
+  local head = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+  for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
+    -- A list of names and values.
+    local found = {}
+    for index = 1, #info, 2 do
+      found[info[index]] = info[index + 1]
+    end
+    if head and found['name'] == group then
+      local given = number_of(found['last-delivered-id'])
+      return count(math.max(given + 1, number_of(head[1])), topic.last + 1)
+    end
+  end
+  return 0
+end
+
+if action == 'show' then
+  if not exists or redis.call('EXISTS', KEYS[2]) == 0 then
+    return { exists and '1' or '0', '0', '0' }
+  end
+  return { '1', text(pending_messages()), text(redis.call('XPENDING', KEYS[2], group)[1]) }
+end
+if action == 'remove' then
+  if exists then
+    redis.pcall('XGROUP', 'DESTROY', KEYS[2], group)
+    redis.call('DEL', KEYS[3])
+    redis.call('HDEL', KEYS[1], 'group:' .. group)
+  end
+elseif not exists or begin ~= '' then
+  topic = topic or create(run, secret)
+  create_group(topic, group, group_secret, start_of(topic, begin, value), keep_for, max_age)
+end
+return { exists and '1' or '0' }

@@ -1,0 +1,65 @@
+//! The contract that every engine keeps.
+
+use std::{sync::Arc, time::Duration};
+
+use msgbus_core::{Event, Position, engine::Engine};
+use msgbus_engine_testkit::{
+    bus,
+    conformance::{self, Subject},
+    fresh, soon,
+};
+use msgbus_redis::RedisEngine;
+
+use crate::server::{Server, programs};
+
+fn subject(one: RedisEngine, other: RedisEngine) -> Subject {
+    Subject {
+        one: Arc::new(one),
+        other: Arc::new(other),
+        knows_repeats: true,
+        knows_ttl: true,
+        lease: Duration::from_secs(6),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_keeps_the_contract() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let one = server.engine(server.options()).await;
+        let other = server.engine(server.options()).await;
+        conformance::all(&subject(one, other)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_is_unavailable() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        server.kill();
+        let never = RedisEngine::connect(server.options()).unwrap();
+        for engine in [engine, never] {
+            conformance::refuses_while_it_is_away(&subject(engine.clone(), engine)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn threads_without_a_runtime_may_block() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine: Arc<dyn Engine> = Arc::new(server.engine(server.options()).await);
+        let bus = bus(engine);
+        let topic = fresh("blocking");
+        let thread = std::thread::spawn(move || {
+            let mut follower = bus.subscribe(&topic, Position::New).unwrap();
+            let published = bus.put(&topic, "hi").unwrap();
+            let event = follower.recv_timeout(Duration::from_secs(60)).unwrap();
+            assert!(matches!(event, Some(Event::Message { id, .. }) if id == published.id));
+            assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "hi");
+        });
+        let joined = tokio::task::spawn_blocking(move || thread.join());
+        assert!(soon(joined).await.unwrap().is_ok());
+    }
+}

@@ -1,0 +1,256 @@
+//! Servers that are killed, restarted and emptied.
+
+use std::{sync::Arc, time::Duration};
+
+use msgbus_core::{
+    Event, MessageBus, Position, PublishError, RecvError, Subscription, TopicName,
+    engine::EngineError, store::StoreError,
+};
+use msgbus_engine_testkit::{accounts, bus, fresh, jobs, soon};
+use msgbus_redis::RedisOptions;
+use tokio::time::sleep;
+
+use crate::server::{Server, programs};
+
+/// After a restart, numbers go on at a multiple of this, and one.
+const JUMP: u64 = 1_000_000_000;
+
+async fn buses(server: &Server, options: &RedisOptions) -> Vec<MessageBus> {
+    let mut buses = Vec::new();
+    for _ in 0..3 {
+        buses.push(bus(Arc::new(server.engine(options.clone()).await)));
+    }
+    buses
+}
+
+/// Kills the server and starts it again, some times.
+async fn restart(server: &mut Server, times: usize) {
+    for _ in 0..times {
+        sleep(Duration::from_millis(400)).await;
+        server.kill();
+        sleep(Duration::from_millis(200)).await;
+        server.run();
+    }
+    sleep(Duration::from_millis(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_get_everything_although_the_server_is_killed() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let options = server.options();
+        let plan = accounts::Plan {
+            buses: buses(&server, &options).await,
+            topic: fresh("accounts"),
+            publishers: 4,
+            messages: 400,
+            followers: 4,
+            cuts: 30,
+            seed: fastrand::u64(..),
+        };
+        let (report, _) = accounts::check(&plan, restart(&mut server, 3)).await;
+        assert_eq!((report.gaps, report.restarts), (0, 0), "nothing is gone: {report:?}");
+        assert_eq!(report.acknowledged, 4 * 400 + 1);
+        assert!(report.cuts > 10, "{report:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_retention_has_taken_is_announced_with_its_count() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let options = RedisOptions { max_messages_per_topic: Some(20), ..server.options() };
+        let plan = accounts::Plan {
+            buses: buses(&server, &options).await,
+            topic: fresh("retention"),
+            publishers: 4,
+            messages: 200,
+            followers: 4,
+            cuts: 200,
+            seed: fastrand::u64(..),
+        };
+        let (report, seen) = accounts::check(&plan, restart(&mut server, 1)).await;
+        assert_eq!((report.restarts, report.uncounted), (0, 0), "{report:?}");
+        let last = 4 * 200 + 1;
+        let stats = plan.buses[0].engine_stats(&plan.topic).await.unwrap().unwrap();
+        let jumped = last - (stats.next - 1) % JUMP;
+        let ordinal = |id: u64| if id > JUMP { id - JUMP + jumped } else { id };
+        // Each follower has received or missed each message, from its first one on.
+        for seen in seen {
+            let (mut number, mut start) = (0, 0);
+            for event in seen {
+                match event {
+                    accounts::Seen::Start { id, .. } => start = ordinal(id),
+                    accounts::Seen::Message { .. } => number += 1,
+                    accounts::Seen::Missed { count, .. } => number += count,
+                }
+            }
+            assert_eq!(start + number, last + 1, "{stats:?}");
+        }
+    }
+}
+
+/// Publishes until the engine serves again.
+async fn publish(bus: &MessageBus, topic: &TopicName, text: &'static str) -> (u64, u64) {
+    loop {
+        match soon(bus.publish(topic, text)).await {
+            Ok(published) => return (published.epoch, published.id),
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+async fn follow(bus: &MessageBus, topic: &TopicName, from: Position) -> Subscription {
+    loop {
+        match soon(bus.follow(topic, from)).await {
+            Ok(follower) => return follower,
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// The follower has to begin anew, and gets what is in the new epoch.
+async fn begins_anew(
+    bus: &MessageBus,
+    topic: &TopicName,
+    mut follower: Subscription,
+    before: (u64, u64),
+    now: (u64, u64),
+) {
+    assert!(now.0 > before.0, "{now:?} after {before:?}");
+    let ended = soon(follower.recv()).await.unwrap_err();
+    assert!(matches!(ended, RecvError::Deleted), "{ended:?}");
+    let from = Position::After { epoch: before.0, id: before.1 };
+    let mut follower = follow(bus, topic, from).await;
+    assert!(follower.start().restarted);
+    assert_eq!(follower.epoch(), now.0);
+    let event = soon(follower.recv()).await.unwrap();
+    assert!(
+        matches!(event, Event::Message { id, message } if id == now.1 && message.payload() == "two")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_has_lost_everything_is_another_epoch() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let bus = bus(Arc::new(server.engine(server.options()).await));
+        let topic = fresh("emptied");
+        let first = publish(&bus, &topic, "one").await;
+        let mut follower = follow(&bus, &topic, Position::All).await;
+        let event = soon(follower.recv()).await.unwrap();
+        assert!(matches!(event, Event::Message { id, .. } if id == first.1));
+        server.kill();
+        server.empty();
+        let refused = soon(bus.publish(&topic, "lost")).await.unwrap_err();
+        let PublishError::Store(StoreError::Engine(error)) = refused else { panic!("{refused}") };
+        assert!(matches!(error, EngineError::Unavailable | EngineError::Unknown), "{error:?}");
+        server.run();
+        let second = publish(&bus, &topic, "two").await;
+        begins_anew(&bus, &topic, follower, first, second).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flushing_is_noticed() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let bus = bus(Arc::new(server.engine(server.options()).await));
+        let topic = fresh("flushed");
+        let mut first = (0, 0);
+        for _ in 0..3 {
+            first = publish(&bus, &topic, "one").await;
+        }
+        let mut follower = follow(&bus, &topic, Position::All).await;
+        for _ in 0..3 {
+            assert!(matches!(soon(follower.recv()).await.unwrap(), Event::Message { .. }));
+        }
+        server.ask("FLUSHALL").await;
+        let second = publish(&bus, &topic, "two").await;
+        assert_eq!(second.1, 1);
+        begins_anew(&bus, &topic, follower, first, second).await;
+    }
+}
+
+/// Without an fsync for each write, a power cut takes the last messages. Here the end of the file is cut off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn numbers_of_lost_messages_are_not_given_again() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let bus = bus(Arc::new(server.engine(server.options()).await));
+        let (topic, other) = (fresh("rollback"), fresh("kept"));
+        publish(&bus, &other, "one").await;
+        let first = publish(&bus, &topic, "kept").await;
+        let kept = server.log_size();
+        for _ in 0..5 {
+            publish(&bus, &topic, "lost").await;
+        }
+        let mut follower = follow(&bus, &topic, Position::All).await;
+        for id in 1..=6 {
+            let event = soon(follower.recv()).await.unwrap();
+            assert!(matches!(event, Event::Message { id: received, .. } if received == id));
+        }
+        let mut behind = follow(&bus, &topic, Position::All).await;
+        assert!(matches!(soon(behind.recv()).await.unwrap(), Event::Message { id: 1, .. }));
+        server.kill();
+        server.cut_log(kept);
+        server.run();
+        let second = publish(&bus, &topic, "two").await;
+        assert_eq!(second, (first.0, JUMP + 1));
+        // What came after the last message that it has seen, nobody knows.
+        bus.purge_expired();
+        let event = soon(follower.recv()).await.unwrap();
+        assert!(
+            matches!(event, Event::Missed { count: 0, next_id } if next_id == second.1),
+            "{event:?}"
+        );
+        let event = soon(follower.recv()).await.unwrap();
+        assert!(matches!(event, Event::Message { id, .. } if id == second.1));
+        // A topic that has lost nothing goes on, too.
+        let (_, id) = publish(&bus, &other, "two").await;
+        assert_eq!(id, JUMP + 1);
+        let mut all = follow(&bus, &other, Position::All).await;
+        for expected in [1, id] {
+            let event = soon(all.recv()).await.unwrap();
+            assert!(matches!(event, Event::Message { id, .. } if id == expected), "{event:?}");
+        }
+    }
+}
+
+async fn do_jobs(server: &mut Server, restarts: usize, kills: bool) {
+    let options = server.options();
+    let plan = jobs::Plan {
+        buses: buses(server, &options).await,
+        topic: fresh("jobs"),
+        jobs: 100,
+        workers: 6,
+        // So long that no worker stands still for it.
+        lease: Duration::from_secs(10),
+        failures: 4,
+        keeps_leases: true,
+        seed: fastrand::u64(..),
+    };
+    let disturb = async {
+        for _ in 0..restarts {
+            sleep(Duration::from_millis(400)).await;
+            if kills {
+                server.kill();
+            } else {
+                server.stop();
+            }
+            sleep(Duration::from_millis(200)).await;
+            server.run();
+        }
+    };
+    let report = jobs::check(&plan, disturb).await;
+    assert_eq!(report.done + report.dead, 100, "{report:?}");
+}
+
+/// With an fsync for each write, no lease is forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_two_workers_have_a_job_although_the_server_is_killed() {
+    for program in programs() {
+        do_jobs(&mut Server::start(&program), 2, true).await;
+        do_jobs(&mut Server::start(&program), 2, false).await;
+    }
+}

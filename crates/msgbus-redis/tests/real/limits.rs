@@ -1,0 +1,287 @@
+//! Servers that refuse, that have no memory left, or are to confirm more.
+
+use std::{sync::Arc, time::Duration};
+
+use msgbus_core::{
+    BatchLimit, MessageBus, NewMessage, Position, Settlement,
+    engine::{Begin, Engine, EngineError, Fetch},
+};
+use msgbus_engine_testkit::{SOON, bus, fresh, soon};
+use msgbus_redis::{Acknowledge, RedisEngine, RedisOptions, TlsCertificates};
+use redis::Value;
+use tokio::time::{Instant, sleep};
+
+use crate::server::{Server, free_port, programs};
+
+const MANY: BatchLimit = BatchLimit { events: 1000, bytes: 1 << 20 };
+
+/// The error that the engine has for everything, once it is known.
+async fn refused(engine: &RedisEngine) -> EngineError {
+    let topic = fresh("refused");
+    let start = Instant::now();
+    loop {
+        let error = soon(engine.publish(&topic, vec!["x".into()])).await.unwrap_err();
+        if error != EngineError::Unavailable {
+            let other = soon(engine.history(&topic, Begin::First, MANY)).await.unwrap_err();
+            assert_eq!(other, error);
+            return error;
+        }
+        assert!(start.elapsed() < SOON);
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_credentials_are_denied() {
+    for program in programs() {
+        let server = Server::start_with(&program, &["--requirepass", "right"]);
+        for url in ["", "wrong@", ":wrong@", "nobody:right@"] {
+            let url = format!("redis://{url}127.0.0.1:{}", server.port());
+            let engine = RedisEngine::connect(RedisOptions::new(url)).unwrap();
+            assert_eq!(refused(&engine).await, EngineError::Denied);
+        }
+        let url = format!("redis://:right@127.0.0.1:{}", server.port());
+        let engine = server.engine(RedisOptions::new(url)).await;
+        let text = format!("{engine:?} {:?}", RedisOptions::new("redis://:right@h"));
+        assert!(!text.contains("right"), "{text}");
+        soon(engine.publish(&fresh("right"), vec!["x".into()])).await.unwrap();
+        let url = format!("redis://127.0.0.1:{}", server.port());
+        let (user, password) = (Some("default".to_owned()), Some("right".to_owned()));
+        let options = RedisOptions { user, password, ..RedisOptions::new(url) };
+        let engine = server.engine(options).await;
+        soon(engine.publish(&fresh("right"), vec!["x".into()])).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_user_may_not_do_is_denied() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let user = "ACL SETUSER reader on >secret ~* &* +@all -set -xadd -hset";
+        server.ask(user).await;
+        let url = format!("redis://reader:secret@127.0.0.1:{}", server.port());
+        let engine = server.engine(RedisOptions::new(url)).await;
+        let topic = fresh("acl");
+        let error = soon(engine.publish(&topic, vec!["x".into()])).await.unwrap_err();
+        assert_eq!(error, EngineError::Denied);
+        assert!(
+            soon(engine.history(&topic, Begin::First, MANY)).await.unwrap().messages.is_empty()
+        );
+        // The rights that the docs name are enough.
+        let user = "ACL SETUSER bus on >secret ~{msgbus:* &{msgbus:* -@all +@stream +@hash \
+                    +@sortedset +@scripting +get +set +del +exists +pexpire +time +scan +ssubscribe \
+                    +sunsubscribe +spublish +info +ping +hello +client|setinfo +wait +waitaof";
+        let user = if text_of_version(&server).await.starts_with("7.0") {
+            user.replace(" +client|setinfo", " +client").replace(" +waitaof", "")
+        } else {
+            user.to_owned()
+        };
+        server.ask(&user).await;
+        let url = format!("redis://bus:secret@127.0.0.1:{}", server.port());
+        let engine = Arc::new(server.engine(RedisOptions::new(url)).await);
+        let bus = bus(engine);
+        let mut follower = soon(bus.follow(&topic, Position::New)).await.unwrap();
+        soon(bus.publish(&topic, "x")).await.unwrap();
+        soon(follower.recv()).await.unwrap();
+        assert_eq!(soon(bus.pull(&topic, MANY)).await.unwrap().len(), 1);
+        assert!(soon(bus.delete(&topic)).await.unwrap());
+    }
+}
+
+async fn text_of_version(server: &Server) -> String {
+    let info = match server.ask("INFO server").await {
+        Value::BulkString(bytes) => String::from_utf8(bytes).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
+    version.unwrap().to_owned()
+}
+
+async fn fill(bus: &MessageBus) -> EngineError {
+    let topic = fresh("fill");
+    for _ in 0..100_000 {
+        let published = soon(bus.publish(&topic, vec![7; 100_000])).await;
+        if let Err(error) = published {
+            let msgbus_core::PublishError::Store(msgbus_core::store::StoreError::Engine(error)) =
+                error
+            else {
+                panic!("{error}")
+            };
+            return error;
+        }
+    }
+    panic!("the server has room without end")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_says_so_and_goes_on_serving() {
+    for program in programs() {
+        let server = Server::start_with(
+            &program,
+            &["--maxmemory", "16mb", "--maxmemory-policy", "noeviction"],
+        );
+        let engine = Arc::new(server.engine(server.options()).await);
+        let bus = bus(Arc::clone(&engine) as Arc<dyn Engine>);
+        let topic = fresh("full");
+        for n in 0..3 {
+            soon(bus.publish(&topic, n.to_string())).await.unwrap();
+        }
+        assert_eq!(fill(&bus).await, EngineError::Full);
+        // Leases, acks and reading go on.
+        let limit = BatchLimit { events: 3, ..MANY };
+        let lease = Duration::from_secs(60);
+        let fetch = Fetch { limit, lease, wait: Duration::ZERO, from: Begin::First };
+        let leases = soon(engine.fetch(&topic, None, fetch)).await.unwrap();
+        assert_eq!(leases.messages.len(), 3);
+        let keys = leases.messages.iter().map(|lease| lease.key.clone()).collect();
+        let settled = soon(engine.settle(&topic, None, keys, &Settlement::Ack)).await.unwrap();
+        assert!(settled.lost.is_empty());
+        let page = soon(engine.history(&topic, Begin::First, MANY)).await.unwrap();
+        assert_eq!(page.messages.len(), 3);
+        // With room again, it goes on by itself.
+        server.ask("CONFIG SET maxmemory 0").await;
+        let published = soon(bus.publish(&topic, "3")).await.unwrap();
+        assert_eq!(published.id, 4, "what was refused has no number");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_that_is_not_answered_is_unknown() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = RedisOptions { timeout: Duration::from_secs(4), ..server.options() };
+        let engine = server.engine(options).await;
+        let topic = fresh("stopped");
+        server.signal("-STOP");
+        let error = soon(engine.publish(&topic, vec!["x".into()])).await.unwrap_err();
+        assert_eq!(error, EngineError::Unknown);
+        server.signal("-CONT");
+        let start = Instant::now();
+        let message = NewMessage::new("x");
+        let message = message.header(msgbus_core::Headers::IDEMPOTENCY_KEY, "k").unwrap();
+        while soon(engine.publish(&topic, vec![message.clone()])).await.is_err() {
+            assert!(start.elapsed() < SOON);
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Replicas that are not there cannot confirm; a disk can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishes_wait_for_what_was_asked_for() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = |acknowledge| RedisOptions { acknowledge, ..server.options() };
+        let topic = fresh("waits");
+        let timeout = Duration::from_secs(3);
+        let impatient = RedisOptions { timeout, ..options(Acknowledge::Replicas(1)) };
+        let engine = server.engine(impatient).await;
+        let error = soon(engine.publish(&topic, vec!["x".into()])).await.unwrap_err();
+        assert_eq!(error, EngineError::Unknown, "there is no replica");
+        let engine = server.engine(options(Acknowledge::Replicas(1))).await;
+        let replica = Server::start(&program);
+        replica.ask(&format!("REPLICAOF 127.0.0.1 {}", server.port())).await;
+        let start = Instant::now();
+        while soon(engine.publish(&topic, vec!["x".into()])).await.is_err() {
+            assert!(start.elapsed() < SOON);
+        }
+        let together: Vec<_> =
+            (0..50).map(|_| tokio::spawn(engine.publish(&topic, vec!["x".into()]))).collect();
+        for published in together {
+            soon(published).await.unwrap().unwrap();
+        }
+        let options = options(Acknowledge::Synced { replicas: 0 });
+        if text_of_version(&server).await.starts_with("7.0") {
+            let engine = RedisEngine::connect(options).unwrap();
+            let error = refused(&engine).await;
+            assert!(error.to_string().contains("Redis 7.2 or Valkey"), "{error}");
+        } else {
+            let engine = server.engine(options).await;
+            soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_asked_until_it_leads() {
+    for program in programs() {
+        let (leader, replica) = (Server::start(&program), Server::start(&program));
+        let topic = fresh("failover");
+        let engine = leader.engine(leader.options()).await;
+        let first = soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+        replica.ask(&format!("REPLICAOF 127.0.0.1 {}", leader.port())).await;
+        let engine = RedisEngine::connect(replica.options()).unwrap();
+        let start = Instant::now();
+        loop {
+            let read = soon(engine.history(&topic, Begin::First, MANY)).await;
+            if read.is_ok_and(|page| page.messages.len() == 1) {
+                break;
+            }
+            assert!(start.elapsed() < SOON);
+            sleep(Duration::from_millis(10)).await;
+        }
+        let error = soon(engine.publish(&topic, vec!["y".into()])).await.unwrap_err();
+        assert_eq!(error, EngineError::Unavailable, "it is read-only");
+        replica.ask("REPLICAOF NO ONE").await;
+        let second = loop {
+            match soon(engine.publish(&topic, vec!["y".into()])).await {
+                Ok(receipt) => break receipt,
+                Err(_) => sleep(Duration::from_millis(10)).await,
+            }
+        };
+        assert_eq!(second.epoch, first.epoch);
+        assert_eq!(second.first, 1_000_000_001, "the leader may have given other numbers");
+    }
+}
+
+/// A certificate for this machine, and its key.
+fn certificate() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_may_have_tls() {
+    for program in programs() {
+        let (certificate, key) = certificate();
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(file("cert"), &certificate).unwrap();
+        std::fs::write(file("key"), &key).unwrap();
+        let port = free_port();
+        let (port_text, cert, key) = (port.to_string(), file("cert"), file("key"));
+        let arguments = [
+            ["--tls-port", &port_text],
+            ["--tls-cert-file", &cert],
+            ["--tls-key-file", &key],
+            ["--tls-ca-cert-file", &cert],
+            ["--tls-auth-clients", "no"],
+        ];
+        let Some(server) = Server::try_start(&program, arguments.as_flattened()) else {
+            eprintln!("SKIPPED: {} has no TLS", program.display());
+            continue;
+        };
+        let url = format!("rediss://127.0.0.1:{port}");
+        let unknown = RedisEngine::connect(RedisOptions::new(&url)).unwrap();
+        let topic = fresh("tls");
+        let root_cert = Some(certificate.into_bytes());
+        let tls = Some(TlsCertificates { client_tls: None, root_cert });
+        let engine = server.engine(RedisOptions { tls, ..RedisOptions::new(&url) }).await;
+        soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+        let error = soon(unknown.publish(&topic, vec!["x".into()])).await.unwrap_err();
+        assert_eq!(error, EngineError::Unavailable, "the certificate is not known");
+    }
+}
+
+#[tokio::test]
+async fn invalid_options_are_refused() {
+    for url in ["", "http://127.0.0.1", "redis://127.0.0.1:x", "not an address"] {
+        RedisEngine::connect(RedisOptions::new(url)).unwrap_err();
+    }
+    for prefix in ["", "a{b", "}"] {
+        let options = RedisOptions { prefix: prefix.to_owned(), ..RedisOptions::new("redis://h") };
+        RedisEngine::connect(options).unwrap_err();
+    }
+}
