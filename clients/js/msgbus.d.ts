@@ -104,7 +104,7 @@ export interface PublishOptions {
 export interface Published {
     id: number;
     epoch: string;
-    durability: "memory" | "written" | "synced";
+    durability: "memory" | "written" | "synced" | "engine";
 }
 
 export interface SubscribeOptions {
@@ -266,7 +266,7 @@ export class Delivery extends Message {
 export class MsgbusError extends Error {
     /**
      * A stable word: those of docs/protocol.md, section 8 and 16.3, the reasons of an `end` (`revoked`, `lagged`,
-     * `store_failed`), and of this client `connection_lost`, `disconnected`, `client_closed`, `wrong_ticket`,
+     * `store_failed`, `engine_failed`), and of this client `connection_lost`, `disconnected`, `client_closed`, `wrong_ticket`,
      * `bad_protocol`, `bad_text` and `too_many_waiting`.
      */
     readonly code: string;

@@ -696,6 +696,7 @@ const END_REASONS = {
     lagged: "the subscription fell behind and lag is \"disconnect\"",
     revoked: "the keys no longer allow this subscription",
     store_failed: "the server cannot read older messages from its disk",
+    engine_failed: "the engine of the topic refuses the server",
 };
 
 const positionBefore = (epoch, nextId) => (nextId > 0 ? `${epoch}-${nextId - 1}` : `${epoch}-start`);

@@ -2,7 +2,7 @@
 import { connect, ConnectionLost, MsgbusError, type Delivery, type Message } from "msgbus-client";
 
 const bus = await connect("http://localhost:8000", { key: "secret", onDisconnect: (error, retryIn) => console.log(error.message, retryIn * 2) });
-const { id, epoch, durability }: { id: number; epoch: string; durability: "memory" | "written" | "synced" } =
+const { id, epoch, durability }: { id: number; epoch: string; durability: "memory" | "written" | "synced" | "engine" } =
     await bus.publish("orders", { total: 3, lines: ["a", null] }, { ttl: "30s", headers: { type: "created" }, retry: true });
 await bus.publish("orders", new Uint8Array(3));
 await bus.publish("orders");

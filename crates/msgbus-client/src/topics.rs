@@ -13,11 +13,16 @@ use crate::{
 };
 
 /// A topic in a list, as the server describes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Of a topic that lives in an engine, the server knows only some of the fields. The others are 0 or empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
-#[expect(missing_docs, reason = "docs/protocol.md, section 7.1, describes the fields")]
+#[expect(missing_docs, reason = "docs/protocol.md, sections 7.1 and 18.6, describe the fields")]
 pub struct TopicSummary {
     pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
     /// In nanoseconds; 0 if messages do not expire.
     pub ttl: u64,
     pub created: String,
@@ -46,9 +51,13 @@ pub struct TopicSummary {
 pub struct TopicDetails {
     #[serde(flatten)]
     pub topic: TopicSummary,
+    #[serde(default)]
     pub max_messages: u64,
+    #[serde(default)]
     pub max_bytes: u64,
+    #[serde(default)]
     pub overflow: String,
+    #[serde(default)]
     pub subscriptions: Vec<SubscriberDetails>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupSummary>,

@@ -9,6 +9,7 @@ pub mod accounts;
 pub mod conformance;
 pub mod jobs;
 mod memory;
+pub mod nats;
 
 use std::{sync::Arc, time::Duration};
 

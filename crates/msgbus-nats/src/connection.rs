@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectOptions, Event,
+    Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ServerError,
     connection::State,
     jetstream::{
         Context,
@@ -79,12 +79,10 @@ impl Connection {
             .connection_timeout(options.timeout)
             .request_timeout(Some(options.timeout))
             .event_callback(move |event| {
-                match &event {
-                    Event::Connected => denied.store(false, Release),
-                    Event::ServerError(async_nats::ServerError::AuthorizationViolation) => {
-                        denied.store(true, Release);
-                    }
-                    _ => {}
+                if matches!(event, Event::Connected) {
+                    denied.store(false, Release);
+                } else if is_refusal(&event) {
+                    denied.store(true, Release);
                 }
                 info!("NATS: {event}");
                 std::future::ready(())
@@ -257,6 +255,19 @@ impl Connection {
         for (setting, _) in differs.iter().filter(|(_, differs)| *differs) {
             warn!(stream = found.name, setting, "the stream has another value than the options");
         }
+    }
+}
+
+/// Whether the server refuses the credentials. Of a failed attempt to connect, the client only gives the text.
+fn is_refusal(event: &Event) -> bool {
+    match event {
+        Event::ServerError(ServerError::AuthorizationViolation) => true,
+        Event::ClientError(ClientError::Other(text)) => {
+            let refusals =
+                [ConnectErrorKind::AuthorizationViolation, ConnectErrorKind::Authentication];
+            refusals.iter().any(|kind| *text == kind.to_string())
+        }
+        _ => false,
     }
 }
 

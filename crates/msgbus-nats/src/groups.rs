@@ -4,7 +4,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     self, AckKind,
-    consumer::{AckPolicy, PullConsumer, pull},
+    consumer::{
+        AckPolicy, PullConsumer,
+        pull::{self, Batch},
+    },
     message::PublishMessage,
 };
 use chrono::{DateTime, Utc};
@@ -15,7 +18,10 @@ use msgbus_core::{
 };
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep},
+};
 
 use crate::{
     connection::{Connection, Known},
@@ -162,7 +168,7 @@ impl Drop for Taken {
         if messages.is_empty() {
             return;
         }
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 for (message, _) in messages {
                     // If it fails, the lease ends by time.
@@ -184,7 +190,9 @@ pub(crate) async fn fetch(
     let (consumer, mut taken) = loop {
         let consumer = consumer(&connection, &known, &topic, group.as_ref(), fetch.from).await?;
         let mut taken = Taken(Vec::new());
-        let Err(error) = take(&consumer, &fetch, &mut taken).await else { break (consumer, taken) };
+        let Err(error) = take(&connection, &consumer, &fetch, &mut taken).await else {
+            break (consumer, taken);
+        };
         // The consumer, or the stream, may be gone.
         connection.consumers.lock().remove(&consumer.cached_info().name);
         (known, _) = connection.state().await?;
@@ -203,22 +211,84 @@ pub(crate) async fn fetch(
     Ok(engine::Leases { epoch: known.epoch, messages })
 }
 
+/// A request for messages. If it is dropped while the server keeps it, messages that still come are given back.
+struct Requested(Option<Batch>);
+
+impl Requested {
+    async fn next(&mut self) -> Result<Option<jetstream::Message>, EngineError> {
+        let Some(batch) = &mut self.0 else { return Ok(None) };
+        let next = batch.next().await;
+        if !matches!(next, Some(Ok(_))) {
+            self.0 = None;
+        }
+        next.transpose().map_err(|error| request_error(&*error))
+    }
+}
+
+impl Drop for Requested {
+    fn drop(&mut self) {
+        let (Some(mut batch), Ok(runtime)) = (self.0.take(), Handle::try_current()) else { return };
+        runtime.spawn(async move {
+            while let Some(Ok(message)) = batch.next().await {
+                // If it fails, the lease ends by time.
+                let _ = message.ack_with(AckKind::Nak(None)).await;
+            }
+        });
+    }
+}
+
+/// Takes the first message, as soon as there is one.
+async fn take_first(
+    connection: &Connection,
+    consumer: &PullConsumer,
+    wait: Duration,
+    taken: &mut Taken,
+) -> Result<(), EngineError> {
+    /// nats-server 2.9 gives messages that come again to requests of clients that are gone, which loses them until their
+    /// leases end. So requests are short there, and are waited for when nobody else does.
+    const SHORT: Duration = Duration::from_secs(1);
+    let is_old = !connection.client.is_server_compatible(2, 10, 0);
+    let end = Instant::now() + wait;
+    loop {
+        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let time = if is_old { left.min(SHORT) } else { left };
+        let batch = consumer.batch().max_messages(1).expires(time).messages().await;
+        let batch = batch.map_err(|error| request_error(&error))?;
+        if is_old {
+            let mut requested = Requested(Some(batch));
+            while let Some(message) = requested.next().await? {
+                taken.0.push((message, Utc::now()));
+            }
+        } else {
+            taken.collect(batch).await?;
+        }
+        if !taken.0.is_empty() || Instant::now() >= end {
+            return Ok(());
+        }
+    }
+}
+
+impl Taken {
+    async fn collect(&mut self, mut batch: Batch) -> Result<(), EngineError> {
+        while let Some(message) = batch.next().await {
+            self.0.push((message.map_err(|error| request_error(&*error))?, Utc::now()));
+        }
+        Ok(())
+    }
+}
+
 /// Waits for the first message, and takes the others that there are.
 async fn take(
+    connection: &Connection,
     consumer: &PullConsumer,
     fetch: &Fetch,
     taken: &mut Taken,
 ) -> Result<(), EngineError> {
-    let failed = |error: &(dyn std::error::Error + 'static)| request_error(error);
-    let mut first = if fetch.wait > Duration::ZERO {
-        let batch = consumer.batch().max_messages(1).expires(fetch.wait).messages().await;
-        batch.map_err(|error| failed(&error))?
+    if fetch.wait > Duration::ZERO {
+        take_first(connection, consumer, fetch.wait, taken).await?;
     } else {
         let batch = consumer.fetch().max_messages(1).messages().await;
-        batch.map_err(|error| failed(&error))?
-    };
-    while let Some(message) = first.next().await {
-        taken.0.push((message.map_err(|error| failed(&*error))?, Utc::now()));
+        taken.collect(batch.map_err(|error| request_error(&error))?).await?;
     }
     let Some((message, _)) = taken.0.first() else { return Ok(()) };
     let most = fetch.limit.events.clamp(1, 1000) - 1;

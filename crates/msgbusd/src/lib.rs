@@ -7,6 +7,7 @@ pub mod config;
 mod deadlines;
 mod door;
 mod encode;
+mod engines;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -23,6 +24,7 @@ mod storage;
 mod websocket;
 mod worker;
 
+pub use engines::EngineStartError;
 pub use net::listener::Bind;
 pub use net::tls::{Certificate, CertificateError, CertificateFiles};
 pub use net::workers::Workers;

@@ -100,8 +100,9 @@ impl Log {
     /// When a log is installed already.
     pub fn install(&self, debug: bool) {
         let level = if debug { Level::DEBUG } else { Level::INFO };
-        // Only the daemon's own events: the libraries log every frame.
-        let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), level);
+        // Only the daemon's own events and those of engines: the libraries log every frame.
+        let ours = [env!("CARGO_PKG_NAME"), "msgbus_nats", "msgbus_redis"];
+        let ours = Targets::new().with_targets(ours.map(|target| (target, level)));
         tracing_subscriber::fmt()
             .with_writer(self.clone())
             .fmt_fields(Fields)

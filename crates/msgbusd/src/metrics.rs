@@ -2,6 +2,7 @@
 //! the Prometheus conventions (`.ci/metrics` checks them with promtool). It is written by hand because
 //! `prometheus-client` appends `_total` to the name of every counter, also to the old ones.
 
+pub(crate) mod engines;
 mod groups;
 mod services;
 

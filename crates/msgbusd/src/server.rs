@@ -32,6 +32,7 @@ use crate::{
     config::{Config, DoorBind, Protocol},
     deadlines,
     door::{Door, Doors, http::serve},
+    engines::{EngineStartError, EngineWatch},
     limits::connection_limit::{ConnectionLimiter, ConnectionPermit, LimitExceeded, PerAddress},
     logging::counted,
     net::listener::{Bind, Listener},
@@ -157,6 +158,9 @@ pub enum StartError {
     /// The directory of `--data` is not usable.
     #[error("--data: {0}")]
     Data(#[from] OpenError),
+    /// An engine of the configuration is not usable.
+    #[error(transparent)]
+    Engine(#[from] EngineStartError),
     /// The system gives no thread to read the directory.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -177,8 +181,8 @@ impl Server {
     /// connections wait meanwhile.
     ///
     /// # Errors
-    /// When an endpoint cannot be listened on, a certificate file is not usable any more, or the directory of data is
-    /// not usable.
+    /// When an endpoint cannot be listened on, a certificate file is not usable any more, or the directory of data or an
+    /// engine is not usable.
     ///
     /// # Panics
     /// When called outside a tokio runtime.
@@ -298,11 +302,14 @@ impl Server {
 async fn sweep(app: Arc<App>) {
     let mut ticks = interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut watch = StoreWatch::default();
+    let (mut watch, mut engine_watch) = (StoreWatch::default(), EngineWatch::default());
     loop {
         ticks.tick().await;
         if let Some(store) = &app.store {
             watch.check(store);
+        }
+        if let Some(engines) = &app.engines {
+            engine_watch.check(engines);
         }
         let app = Arc::clone(&app);
         let freeing = spawn_blocking(move || {

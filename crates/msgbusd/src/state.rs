@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use msgbus_core::MessageBus;
+use msgbus_core::{MessageBus, engine::Engine};
 use msgbus_store::LogStore;
 
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     background::Background,
     config::Config,
     encode::frame_cache::FrameCaches,
+    engines::Engines,
     limits::{
         connection_limit::{ConnectionLimiter, PerAddress},
         inflight::Inflight,
@@ -26,6 +27,8 @@ pub(crate) struct App {
     pub(crate) bus: MessageBus,
     /// `None` if all topics are only in memory.
     pub(crate) store: Option<Arc<LogStore>>,
+    /// `None` if no topic lives in an engine.
+    pub(crate) engines: Option<Engines>,
     pub(crate) config: Config,
     /// `None` if the server has no keys and every client may do everything.
     pub(crate) keyring: Option<Arc<Keyring>>,
@@ -44,18 +47,20 @@ impl App {
     #[cfg(any(test, fuzzing))]
     pub(crate) fn in_memory(config: Config, keyring: Option<Arc<Keyring>>) -> Self {
         let bus = MessageBus::new(config.bus.clone());
-        Self::new(config, keyring, (bus, None))
+        Self::new(config, keyring, Opened { bus, store: None, engines: None })
     }
 
-    pub(crate) fn new(config: Config, keyring: Option<Arc<Keyring>>, (bus, store): Opened) -> Self {
+    pub(crate) fn new(config: Config, keyring: Option<Arc<Keyring>>, opened: Opened) -> Self {
         const DEFAULT_PER_ADDRESS: usize = 1000;
         let per_address = match config.max_connections_per_address {
             Some(max) => PerAddress::Max(max),
             None => PerAddress::MaxExceptLoopback(DEFAULT_PER_ADDRESS),
         };
+        let Opened { bus, store, engines } = opened;
         Self {
             bus,
             store,
+            engines,
             keyring,
             metrics: Metrics::new(&config.doors),
             frames: FrameCaches::default(),
@@ -66,5 +71,10 @@ impl App {
             background: Background::default(),
             config,
         }
+    }
+
+    /// The name of an engine in the configuration.
+    pub(crate) fn engine_name(&self, engine: &Arc<dyn Engine>) -> &str {
+        self.engines.as_ref().map_or("", |engines| engines.name(engine))
     }
 }

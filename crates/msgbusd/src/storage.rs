@@ -6,13 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use msgbus_core::{MessageBus, format_duration, store::StoreError};
+use msgbus_core::{MessageBus, engine::EngineRule, format_duration, store::StoreError};
 use msgbus_store::{LogStore, OpenError, RecoveryReport, StoreOptions};
 use tracing::{error, info, warn};
 
 use crate::{
     config::{Config, format_size},
+    engines::Engines,
     logging::counted,
+    server::StartError,
 };
 
 /// The pause between two lines about the progress of a start.
@@ -20,14 +22,33 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// The pause between two lines about a store that has failed.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A bus, and its store if it has one.
-pub(crate) type Opened = (MessageBus, Option<Arc<LogStore>>);
+/// A bus, and what its topics live in.
+pub(crate) struct Opened {
+    pub(crate) bus: MessageBus,
+    pub(crate) store: Option<Arc<LogStore>>,
+    pub(crate) engines: Option<Engines>,
+}
 
-/// Opens the bus of a configuration: with the store in its directory, if it has one. Blocks until everything is read.
-pub(crate) fn open(config: &Config) -> Result<Opened, OpenError> {
+/// Opens the bus of a configuration: with the store in its directory, if it has one. Blocks until everything is read. It
+/// does not wait for engines.
+pub(crate) fn open(config: &Config) -> Result<Opened, StartError> {
+    let engines = Engines::open(config)?;
+    let rules = engines.as_ref().map(|engines| engines.rules(config)).unwrap_or_default();
     let Some(directory) = &config.data else {
-        return Ok((MessageBus::new(config.bus.clone()), None));
+        // Without a store nothing is read, and nothing can fail.
+        let bus = MessageBus::with_engines(config.bus.clone(), None, rules)
+            .unwrap_or_else(|_| MessageBus::new(config.bus.clone()));
+        return Ok(Opened { bus, store: None, engines });
     };
+    let (bus, store) = open_store(config, directory, rules)?;
+    Ok(Opened { bus, store: Some(store), engines })
+}
+
+fn open_store(
+    config: &Config,
+    directory: &Path,
+    rules: Vec<EngineRule>,
+) -> Result<(MessageBus, Arc<LogStore>), OpenError> {
     let options = StoreOptions {
         max_bytes: config.max_disk_bytes,
         repair: config.repair,
@@ -36,9 +57,10 @@ pub(crate) fn open(config: &Config) -> Result<Opened, OpenError> {
     };
     let store = Arc::new(LogStore::open(directory, options)?);
     report(directory, &store.stats().recovery);
-    let bus = MessageBus::open(config.bus.clone(), Arc::clone(&store) as _);
+    let kept = Some(Arc::clone(&store) as _);
+    let bus = MessageBus::with_engines(config.bus.clone(), kept, rules);
     let bus = bus.map_err(|error| unusable(directory, error))?;
-    Ok((bus, Some(store)))
+    Ok((bus, store))
 }
 
 fn unusable(directory: &Path, error: StoreError) -> OpenError {

@@ -21,7 +21,7 @@ TIMEOUT_GRACE = 5.0
 
 @dataclass(frozen=True)
 class Published:
-    """What the server says about a message that it has accepted. ``durability`` is memory, written or synced."""
+    """What the server says about a message that it has accepted. ``durability`` is memory, written, synced or engine."""
 
     id: int
     epoch: str

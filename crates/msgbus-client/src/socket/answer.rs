@@ -275,14 +275,19 @@ fn status(code: &str) -> u16 {
         "encoded_lines" => 415,
         "too_many_messages" | "too_many_leases" | "too_many_groups" | "too_many_requests" => 429,
         "message_headers_too_large" => 431,
-        "topic_full" | "disk_full" => 507,
+        "not_supported" => 501,
+        "engine_denied" => 502,
+        "engine_timeout" => 504,
+        "topic_full" | "disk_full" | "engine_full" => 507,
         "too_many_topics"
         | "bus_full"
         | "too_many_subscriptions"
         | "too_much_in_flight"
         | "closed"
         | "store_busy"
-        | "store_failed" => 503,
+        | "store_failed"
+        | "engine_unavailable"
+        | "engine_busy" => 503,
         _ => 400,
     }
 }

@@ -1,9 +1,6 @@
 //! The engine on real servers of NATS.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
-#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
-
-mod server;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -15,12 +12,41 @@ use msgbus_core::{
 use msgbus_engine_testkit::{
     accounts, bus,
     conformance::{self, Subject},
-    fresh, jobs, soon,
+    fresh, jobs,
+    nats::{NatsServer as Server, programs},
+    soon,
 };
 use msgbus_nats::{ConnectOptions, NatsEngine, NatsOptions};
 use tokio::time::sleep;
 
-use self::server::{Server, programs};
+/// What tests need of a server beyond running it.
+trait Connect {
+    fn options(&self) -> NatsOptions;
+
+    /// An engine that is connected.
+    async fn engine(&self, options: NatsOptions) -> NatsEngine;
+}
+
+impl Connect for Server {
+    fn options(&self) -> NatsOptions {
+        NatsOptions {
+            lease: Duration::from_secs(3),
+            timeout: Duration::from_secs(5),
+            ..NatsOptions::new(self.url())
+        }
+    }
+
+    async fn engine(&self, options: NatsOptions) -> NatsEngine {
+        let engine = NatsEngine::connect(options, ConnectOptions::new()).await.unwrap();
+        let connected = async {
+            while !engine.health().is_up {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon(connected).await;
+        engine
+    }
+}
 
 fn is_current(program: &Path) -> bool {
     let version = std::process::Command::new(program).arg("--version").output().unwrap();

@@ -1,6 +1,6 @@
 //! The configuration file: settings by the names of their flags, and rules for topics in `[topics."pattern"]`.
 
-use std::path::Path;
+use std::{mem, path::Path};
 
 use msgbus_core::{TopicPattern, TopicRule, store::Promise};
 use toml::{
@@ -10,6 +10,7 @@ use toml::{
 
 use super::{
     ConfigError,
+    engines::{self, EngineRule, EngineTable},
     keep_headers::HeaderPattern,
     layers::{Layer, Raw},
     settings::{self, SETTINGS},
@@ -23,12 +24,15 @@ pub(super) struct File {
     pub(super) rules: Rules,
 }
 
-/// The rules in `[topics."pattern"]`.
+/// The rules in `[topics."pattern"]`, and what they refer to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Rules {
     pub(super) topics: Vec<TopicRule>,
     pub(super) keep_headers: Vec<(TopicPattern, Vec<HeaderPattern>)>,
     pub(super) durable: Vec<DurableRule>,
+    pub(super) engine_topics: Vec<EngineRule>,
+    /// The tables `[engines.NAME]`, which are not about topics.
+    pub(super) engines: Vec<EngineTable>,
 }
 
 /// What a rule says about durability.
@@ -85,8 +89,19 @@ impl Source<'_> {
     }
 }
 
-const RULE_KEYS: [&str; 7] =
-    ["ttl", "max-queue-size", "max-queue-bytes", "overflow", "keep-headers", "durable", "sync"];
+const RULE_KEYS: [&str; 8] = [
+    "ttl",
+    "max-queue-size",
+    "max-queue-bytes",
+    "overflow",
+    "keep-headers",
+    "durable",
+    "sync",
+    "engine",
+];
+/// What topics in an engine do not have.
+const NOT_IN_ENGINES: [&str; 6] =
+    ["ttl", "max-queue-size", "max-queue-bytes", "overflow", "durable", "sync"];
 
 impl File {
     pub(super) fn read(path: &Raw) -> Result<Self, ConfigError> {
@@ -106,7 +121,12 @@ impl File {
         for (key, value) in table.into_inner() {
             let line = key.span().start;
             if key.get_ref() == "topics" {
-                file.rules = rules(source, &value)?;
+                let engines = mem::take(&mut file.rules.engines);
+                file.rules = Rules { engines, ..rules(source, &value)? };
+                continue;
+            }
+            if key.get_ref() == "engines" {
+                file.rules.engines = engine_tables(source, &value)?;
                 continue;
             }
             let setting = SETTINGS
@@ -183,6 +203,15 @@ fn rule(
             continue;
         }
         let text = scalar(source, value)?;
+        if name == "engine" {
+            let (pattern, origin) = (rule.pattern.clone(), source.origin(key.span().start));
+            let origin = format!("{origin}: engine");
+            let without_effect =
+                NOT_IN_ENGINES.into_iter().filter(|name| table.contains_key(*name));
+            let without_effect = without_effect.collect();
+            rules.engine_topics.push(EngineRule { pattern, engine: text, origin, without_effect });
+            continue;
+        }
         if matches!(name, "durable" | "sync") {
             durable.origin = format!("{}: {name}", source.origin(key.span().start));
         }
@@ -207,13 +236,41 @@ fn rule(
     Ok(())
 }
 
+/// The tables `[engines.NAME]`.
+fn engine_tables(
+    source: &Source<'_>,
+    value: &Spanned<DeValue<'_>>,
+) -> Result<Vec<EngineTable>, ConfigError> {
+    let wanted = "write engines as [engines.NAME]";
+    let mut tables = Vec::new();
+    for (key, value) in table_or(source, value, wanted)? {
+        let (name, line) = (key.get_ref().to_string(), key.span().start);
+        let origin = format!("{}: engines.{name:?}", source.origin(line));
+        engines::check_name(&name).map_err(|problem| ConfigError::new(&origin, problem))?;
+        let mut values = Vec::new();
+        for (key, value) in table_or(source, value, wanted)? {
+            let raw =
+                Raw { value: scalar(source, value)?, origin: source.origin(key.span().start) };
+            values.push((key.get_ref().to_string(), raw));
+        }
+        tables.push(EngineTable { name, values, origin });
+    }
+    Ok(tables)
+}
+
 fn table<'a, 'i>(
     source: &Source<'_>,
     value: &'a Spanned<DeValue<'i>>,
 ) -> Result<&'a DeTable<'i>, ConfigError> {
-    value.get_ref().as_table().ok_or_else(|| {
-        source.error(value.span().start, "write rules for topics as [topics.\"pattern\"]")
-    })
+    table_or(source, value, "write rules for topics as [topics.\"pattern\"]")
+}
+
+fn table_or<'a, 'i>(
+    source: &Source<'_>,
+    value: &'a Spanned<DeValue<'i>>,
+    wanted: &str,
+) -> Result<&'a DeTable<'i>, ConfigError> {
+    value.get_ref().as_table().ok_or_else(|| source.error(value.span().start, wanted))
 }
 
 /// One value or several.

@@ -81,7 +81,7 @@ fn of_file(text: &str) {
         }
     }
     settings.retain(|_, values| !values.is_empty());
-    let config = resolve(&settings, rules.clone());
+    let config = resolve(&settings, &rules);
     if let Err(error) = &config {
         is_a_line(error, max_text(error));
     }

@@ -19,7 +19,8 @@ const SYNOPSES: [&str; 5] = [
 
 const DESCRIPTION: &str = "\
 Publish with PUT or POST /TOPIC, pull with GET /TOPIC, subscribe with a websocket on /TOPIC,
-list topics with GET /. Messages are in memory, and with --data also on disk.
+list topics with GET /. Messages are in memory, with --data also on disk, and with --engine in an
+engine that several servers share, such as NATS.
 ";
 
 const FORMS: &str = "\

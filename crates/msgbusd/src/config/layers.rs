@@ -6,12 +6,13 @@ use pico_args::Arguments;
 
 use super::{
     ConfigError,
+    engines::is_credential,
     settings::{self, Kind, SETTINGS, Setting, VARIABLE_PREFIX},
     values,
 };
 
 /// A value as it was written, and its origin.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Raw {
     pub(super) value: String,
     pub(super) origin: String,
@@ -198,6 +199,7 @@ pub(super) fn unknown_variables(environment: &Environment) -> Vec<UnknownVariabl
         .filter_map(|(name, value)| Some((name.to_str()?, value.to_str().unwrap_or_default())))
         .filter(|(name, value)| {
             name.strip_prefix(VARIABLE_PREFIX).is_some_and(|rest| !is_of_a_service(rest, value))
+                && !is_credential(name)
                 && SETTINGS.iter().all(|setting| setting.variable() != *name)
         })
         .map(|(name, _)| UnknownVariable { name, near: near(name) })

@@ -6,6 +6,7 @@ mod completion;
 mod data;
 mod doors;
 mod durable;
+mod engines;
 mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -27,6 +28,7 @@ pub(crate) use self::values::format_size;
 pub use self::{
     data::DataCommand,
     doors::{DoorBind, Protocol},
+    engines::{EngineConfig, EngineTopics, Secret},
     keep_headers::{HeaderPattern, KeepHeaders},
     reread::ConfigFile,
 };
@@ -68,6 +70,10 @@ pub struct Config {
     pub max_disk_bytes: Option<u64>,
     /// Whether to skip damaged records in `data`.
     pub repair: bool,
+    /// The engines that topics may live in.
+    pub engines: Vec<EngineConfig>,
+    /// Which topics live in them.
+    pub engine_topics: Vec<EngineTopics>,
     /// Headers of a publish that are kept with its message, in addition to the well-known ones.
     pub keep_headers: KeepHeaders,
     /// The maximum size of a payload, in bytes.
@@ -141,6 +147,8 @@ impl Default for Config {
             sync: Promise::Synced,
             max_disk_bytes: None,
             repair: false,
+            engines: Vec::new(),
+            engine_topics: Vec::new(),
             keep_headers: KeepHeaders::default(),
             max_payload: 1 << 20,
             max_header: 16 << 10,
@@ -191,7 +199,7 @@ pub enum Invocation {
         /// The configuration.
         config: Box<Config>,
         /// The file of `--config`, which SIGHUP reads again.
-        file: Option<ConfigFile>,
+        file: Option<Box<ConfigFile>>,
     },
     /// Print this: help, the version, a manual page or a completion script.
     Print(String),
@@ -255,10 +263,11 @@ pub fn parse(
     put_below(&mut layer, layers::variables(&environment)?);
     let file = with_file(&mut layer)?;
     let rules = file.as_ref().map_or(Rules::default(), |file| file.at_start.rules.clone());
-    let mut config = resolve(&layer, rules)?;
+    let mut config = resolve(&layer, &rules)?;
     checks::read_files(&mut config, &layer)?;
+    engines::read_credentials(&mut config, &environment)?;
     note_unknown(&mut config, &environment)?;
-    Ok(Invocation::Serve { config: Box::new(config), file })
+    Ok(Invocation::Serve { config: Box::new(config), file: file.map(Box::new) })
 }
 
 /// Adds the settings of the file that `--config` names, if any, below the others.
@@ -273,10 +282,10 @@ fn with_file(layer: &mut Layer) -> Result<Option<ConfigFile>, ConfigError> {
 }
 
 /// Resolves the values of all layers to a configuration. Reads no file.
-fn resolve(layer: &Layer, rules: Rules) -> Result<Config, ConfigError> {
+fn resolve(layer: &Layer, rules: &Rules) -> Result<Config, ConfigError> {
     let mut config = Config::default();
-    config.bus.rules = rules.topics;
-    config.keep_headers.rules = rules.keep_headers;
+    config.bus.rules.clone_from(&rules.topics);
+    config.keep_headers.rules.clone_from(&rules.keep_headers);
     if layer.contains_key("bind") {
         config.bind.clear();
     }
@@ -287,6 +296,7 @@ fn resolve(layer: &Layer, rules: Rules) -> Result<Config, ConfigError> {
         }
     }
     durable::apply(&mut config, layer, &rules.durable)?;
+    engines::apply(&mut config, layer, rules)?;
     checks::check(&mut config, layer)?;
     Ok(config)
 }

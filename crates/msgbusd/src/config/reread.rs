@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     ConfigError,
-    file::File,
+    file::{File, Rules},
     layers::{Layer, Raw, put_below},
     resolve,
 };
@@ -25,7 +25,7 @@ impl ConfigFile {
     }
 
     /// Reads the file again and returns the names of the settings that differ from those at the start, sorted, and
-    /// `topics` for the rules of topics. Changes take effect at the next start. Blocks for up to ten seconds, so do not
+    /// `topics` for the rules of topics and `engines` for engines. Changes take effect at the next start. Blocks for up to ten seconds, so do not
     /// call it on a serving thread.
     ///
     /// # Errors
@@ -34,7 +34,7 @@ impl ConfigFile {
         let file = File::read(&self.path)?;
         let mut layer = self.above.clone();
         put_below(&mut layer, file.settings.clone());
-        resolve(&layer, file.rules.clone())?;
+        resolve(&layer, &file.rules)?;
         Ok(self.differences(&file))
     }
 
@@ -50,8 +50,12 @@ impl ConfigFile {
             .collect();
         changed.sort_unstable();
         changed.dedup();
-        if self.at_start.rules != file.rules {
+        let without_engines = |file: &File| Rules { engines: Vec::new(), ..file.rules.clone() };
+        if without_engines(&self.at_start) != without_engines(file) {
             changed.push("topics");
+        }
+        if self.at_start.rules.engines != file.rules.engines {
+            changed.push("engines");
         }
         changed
     }

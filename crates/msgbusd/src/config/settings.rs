@@ -134,6 +134,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         c.repair = values::switch(v)?;
         Ok(())
     }),
+    setting!(Value "engine" "URL" "", "keep all topics in this engine, shared with other servers", |_, v| {
+        // It is resolved together with the engines of the file.
+        if v.is_empty() { Err("the URL is empty".to_owned()) } else { Ok(()) }
+    }),
     setting!(List "keep-headers" "NAME" "", "header to keep with messages, as X-NAME-*; may be repeated", |c, v| {
         c.keep_headers.all.push(v.parse()?);
         Ok(())

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use msgbus_core::{Message, Overflow, parse_duration, store::Promise};
+use msgbus_core::{LeaseToken, Message, Overflow, format_duration, parse_duration, store::Promise};
 
 use super::Scheduler;
 use crate::{
@@ -124,6 +124,24 @@ pub(super) fn sync(text: &str) -> Result<Promise, String> {
     } else {
         Err("must be always, or between 1ms and 1h".to_owned())
     }
+}
+
+/// How long leases of an engine last.
+pub(super) fn engine_lease(text: &str) -> Result<Duration, String> {
+    between(text, Duration::from_secs(1), LeaseToken::MAX_TIME)
+}
+
+/// How long to wait for an engine.
+pub(super) fn engine_timeout(text: &str) -> Result<Duration, String> {
+    between(text, Duration::from_millis(100), Duration::from_secs(60))
+}
+
+fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if (least..=most).contains(&duration) {
+        return Ok(duration);
+    }
+    Err(format!("must be between {} and {}", format_duration(least), format_duration(most)))
 }
 
 pub(super) fn threads(text: &str) -> Result<usize, String> {

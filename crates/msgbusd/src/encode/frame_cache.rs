@@ -126,8 +126,10 @@ impl<T> AsRef<[u8]> for Owned<T> {
 /// What subscribers follow: a topic, or a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Followed {
-    /// Unique within a bus.
+    /// Unique within a bus, except in engines.
     pub(crate) epoch: u64,
+    /// Identifies the window of a topic that lives in an engine, where topics may have the same epoch. Otherwise 0.
+    pub(crate) window: u64,
     /// Whether it is a pattern. The JSON of its messages ends with their position, which is not that in their topic.
     pub(crate) is_pattern: bool,
 }
@@ -375,7 +377,7 @@ fn text_frame(message: &Message, place: Place) -> Frame {
 /// Appends a message as an object, with its position if it is that of a pattern.
 fn write_object(out: &mut Vec<u8>, message: &Message, place: Place, form: PayloadForm) {
     json::write_message_as(out, message, form);
-    let Followed { epoch, is_pattern } = place.followed;
+    let Followed { epoch, is_pattern, .. } = place.followed;
     if is_pattern {
         json::add_position(out, epoch, place.id);
     }

@@ -1,10 +1,10 @@
 //! The errors of the service. Each door maps them to its own protocol.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use msgbus_core::{
     GroupError, GroupName, LeaseError, LimitReached, PublishError, SettleError, SubscribeError,
-    TopicName, store::StoreError,
+    TopicName, engine::EngineError, store::StoreError,
 };
 use thiserror::Error;
 
@@ -69,17 +69,61 @@ pub(crate) enum ServiceError {
     #[error("{0}")]
     Publish(PublishError),
     #[error("{0}")]
-    Subscribe(#[from] SubscribeError),
+    Subscribe(SubscribeError),
 }
 
 /// What a client can do about a store that does not keep something.
-fn store_text(error: StoreError) -> &'static str {
-    match error {
+fn store_text(error: StoreError) -> Cow<'static, str> {
+    Cow::Borrowed(match error {
         StoreError::Full => "the disk is full: nothing was kept; retry when there is room",
         StoreError::Busy => "the disk does not keep up: nothing was kept; retry shortly",
-        StoreError::Closed => "the server is stopping: nothing was kept",
+        StoreError::Closed | StoreError::Engine(EngineError::Closed) => {
+            "the server is stopping: nothing was kept"
+        }
+        StoreError::Engine(error) => return engine_text(error),
         _ => {
             "the disk has failed: it is unknown whether this was kept; the server must be restarted"
+        }
+    })
+}
+
+/// What a client can do about the engine of a topic.
+fn engine_text(error: EngineError) -> Cow<'static, str> {
+    Cow::Borrowed(match error {
+        EngineError::Unavailable => {
+            "the engine of this topic is not available: nothing was done; retry shortly"
+        }
+        EngineError::Busy => {
+            "too much is waiting for the engine of this topic: nothing was done; retry shortly"
+        }
+        EngineError::Unknown => {
+            "the engine of this topic has not answered: it is unknown whether this was done; a publish \
+             with an Idempotency-Key can be repeated"
+        }
+        EngineError::Full => "the engine of this topic is full: nothing was kept",
+        EngineError::Denied => {
+            "the engine of this topic refuses this server: its credentials are wrong, or do not permit \
+             this"
+        }
+        EngineError::NotSupported { engine, operation } => {
+            return format!("not for a topic that lives in an engine: {engine} cannot {operation}")
+                .into();
+        }
+        error => return error.to_string().into(),
+    })
+}
+
+impl From<EngineError> for ServiceError {
+    fn from(error: EngineError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl From<SubscribeError> for ServiceError {
+    fn from(error: SubscribeError) -> Self {
+        match error {
+            SubscribeError::Store(error) => Self::Store(error),
+            error => Self::Subscribe(error),
         }
     }
 }
@@ -149,6 +193,7 @@ impl ServiceError {
                 | PublishError::TopicFull,
             )
             | Self::Store(StoreError::Full) => None,
+            Self::Store(StoreError::Engine(error)) => error.is_temporary().then_some(1),
             Self::NoResponder { .. }
             | Self::TooManyRequests { .. }
             | Self::TooManyServices { .. }
@@ -198,7 +243,21 @@ impl ServiceError {
             Self::Store(StoreError::Full) => Code::DiskFull,
             Self::Store(StoreError::Busy) => Code::StoreBusy,
             Self::Store(StoreError::Failed) => Code::StoreFailed,
+            Self::Store(StoreError::Engine(error)) => engine_code(*error),
             Self::Subscribe(_) | Self::Store(_) => Code::Closed,
         }
+    }
+}
+
+fn engine_code(error: EngineError) -> Code {
+    match error {
+        EngineError::Unavailable => Code::EngineUnavailable,
+        EngineError::Busy => Code::EngineBusy,
+        EngineError::Unknown => Code::EngineTimeout,
+        EngineError::Full => Code::EngineFull,
+        EngineError::TooLarge { .. } => Code::PayloadTooLarge,
+        EngineError::Denied => Code::EngineDenied,
+        EngineError::NotSupported { .. } => Code::NotSupported,
+        _ => Code::Closed,
     }
 }

@@ -175,7 +175,8 @@ impl Admission {
         let start = subscription.start();
         debug!(%peer, topic = subscription.name(), from = start.next_id, "subscribe");
         let (epoch, is_pattern) = (subscription.epoch(), subscription.is_of_pattern());
-        let followed = Followed { epoch, is_pattern };
+        let window = subscription.window_id().unwrap_or(0);
+        let followed = Followed { epoch, window, is_pattern };
         Follower {
             peer,
             authorization,

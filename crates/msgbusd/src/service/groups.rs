@@ -1,6 +1,6 @@
 //! Groups themselves: looking at them, creating, moving and removing them.
 
-use msgbus_core::{GroupConfig, GroupName, GroupStats, LeaseStats, TopicName};
+use msgbus_core::{GroupConfig, GroupName, GroupStats, LeaseStats, TopicName, engine::EngineGroup};
 use tracing::debug;
 
 use super::{Call, error::ServiceError};
@@ -11,13 +11,13 @@ const MAX_LEASES_SHOWN: usize = 100;
 
 impl Call<'_> {
     /// A group, and its oldest leases.
-    pub(crate) fn group(
+    pub(crate) async fn group(
         &self,
         topic: &TopicName,
         group: &GroupName,
-    ) -> Result<(GroupStats, Vec<LeaseStats>), ServiceError> {
+    ) -> Result<GroupView, ServiceError> {
         self.authorize(Action::Inspect, topic)?;
-        self.find_group(topic, group)
+        self.find_group(topic, group).await
     }
 
     /// Creates a group, moves it or changes its settings, and waits until a crash cannot undo that. Returns whether it is
@@ -27,7 +27,7 @@ impl Call<'_> {
         topic: &TopicName,
         group: &GroupName,
         config: GroupConfig,
-    ) -> Result<(bool, GroupStats, Vec<LeaseStats>), ServiceError> {
+    ) -> Result<(bool, GroupView), ServiceError> {
         self.authorize(Action::Admin, topic)?;
         if let Some(dead_letters) = &config.dead_letters
             && topic.dead_letters().as_ref() != Ok(dead_letters)
@@ -37,8 +37,7 @@ impl Call<'_> {
         }
         let is_new = self.worker.bus.set_group(topic, group, &config).await?;
         debug!(peer = %self.peer, %topic, %group, is_new, "set group");
-        let (stats, leases) = self.find_group(topic, group)?;
-        Ok((is_new, stats, leases))
+        Ok((is_new, self.find_group(topic, group).await?))
     }
 
     /// Removes a group with its leases, and waits until a crash cannot bring it back.
@@ -55,14 +54,30 @@ impl Call<'_> {
         Ok(())
     }
 
-    fn find_group(
+    async fn find_group(
         &self,
         topic: &TopicName,
         group: &GroupName,
-    ) -> Result<(GroupStats, Vec<LeaseStats>), ServiceError> {
-        let stats = self.worker.bus.group_stats(topic, group, MAX_LEASES_SHOWN);
-        stats.ok_or_else(|| no_such_group(topic, group))
+    ) -> Result<GroupView, ServiceError> {
+        let bus = &self.worker.bus;
+        if let Some(engine) = bus.engine_of(topic) {
+            let stats = bus.engine_group(topic, group).await?;
+            let stats = stats.ok_or_else(|| no_such_group(topic, group))?;
+            return Ok(GroupView::Engine(self.worker.engine_name(&engine).to_owned(), stats));
+        }
+        let found = bus.group_stats(topic, group, MAX_LEASES_SHOWN);
+        let (stats, leases) = found.ok_or_else(|| no_such_group(topic, group))?;
+        Ok(GroupView::Own(Box::new(stats), leases))
     }
+}
+
+/// What is known of a group.
+#[derive(Debug)]
+pub(crate) enum GroupView {
+    /// A group of this server, and its oldest leases.
+    Own(Box<GroupStats>, Vec<LeaseStats>),
+    /// A group of an engine, after the name of the engine.
+    Engine(String, EngineGroup),
 }
 
 fn no_such_group(topic: &TopicName, group: &GroupName) -> ServiceError {

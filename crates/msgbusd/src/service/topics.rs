@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use msgbus_core::{DeleteError, TopicName, TopicPattern, TopicStats, TopicSums, store::StoreError};
+use msgbus_core::{
+    DeleteError, TopicName, TopicPattern, TopicStats, TopicSums,
+    engine::{EngineError, EngineStats, EngineTopics, WindowStats},
+    store::StoreError,
+};
 use tracing::debug;
 
 use super::{Call, error::ServiceError};
@@ -20,11 +24,51 @@ pub(crate) enum Deletion {
     NotKept(StoreError),
 }
 
+/// What is known of a topic.
+#[derive(Debug)]
+pub(crate) enum TopicView {
+    /// A topic of this server.
+    Own(TopicStats),
+    /// A topic that lives in an engine.
+    Engine(EngineTopic),
+}
+
+/// A topic that lives in an engine.
+#[derive(Debug)]
+pub(crate) struct EngineTopic {
+    pub(crate) name: TopicName,
+    /// The name of the engine.
+    pub(crate) engine: String,
+    pub(crate) stats: EngineStats,
+    /// Of this server, if somebody follows the topic here.
+    pub(crate) window: Option<WindowStats>,
+}
+
+impl EngineTopic {
+    /// The subscriptions at this server.
+    pub(crate) fn subscribers(&self) -> usize {
+        self.window.as_ref().map_or(0, |window| window.followers)
+    }
+}
+
 impl Call<'_> {
     /// The counters of a topic.
-    pub(crate) fn topic(&self, topic: &TopicName) -> Result<TopicStats, ServiceError> {
+    pub(crate) async fn topic(&self, topic: &TopicName) -> Result<TopicView, ServiceError> {
         self.authorize(Action::Inspect, topic)?;
-        self.worker.bus.topic(topic).ok_or_else(|| ServiceError::NoSuchTopic(topic.clone()))
+        let bus = &self.worker.bus;
+        let no_such_topic = || ServiceError::NoSuchTopic(topic.clone());
+        if let Some(engine) = bus.engine_of(topic) {
+            let stats = bus.engine_stats(topic).await?.ok_or_else(no_such_topic)?;
+            let engine = self.worker.engine_name(&engine).to_owned();
+            let window = bus.engine_window(topic);
+            return Ok(TopicView::Engine(EngineTopic {
+                name: topic.clone(),
+                engine,
+                stats,
+                window,
+            }));
+        }
+        bus.topic(topic).map(TopicView::Own).ok_or_else(no_such_topic)
     }
 
     /// Deletes a topic with all of its messages, and waits until a crash cannot bring it back, or the disk has refused.
@@ -43,7 +87,14 @@ impl Call<'_> {
 
 /// The sums of the counters of all topics that match a pattern and that the client may inspect. It visits all topics, on
 /// a thread that serves nobody.
-pub(crate) async fn sums(call: Call<'_>, pattern: TopicPattern) -> TopicSums {
+///
+/// # Errors
+/// When a topic that matches may live in an engine.
+pub(crate) async fn sums(call: Call<'_>, pattern: TopicPattern) -> Result<TopicSums, ServiceError> {
+    if let Some(engine) = call.worker.bus.engine_of_pattern(&pattern) {
+        let (engine, operation) = (engine.kind(), "add up what topics have");
+        return Err(EngineError::NotSupported { engine, operation }.into());
+    }
     let (app, principal) = (Arc::clone(call.worker), call.principal);
     let sum = move || {
         let mut page = app.bus.topic_page("", "", usize::MAX);
@@ -51,7 +102,7 @@ pub(crate) async fn sums(call: Call<'_>, pattern: TopicPattern) -> TopicSums {
         let stats = page.into_names().0.into_iter().filter_map(|name| app.bus.topic(&name));
         stats.map(|stats| TopicSums::of(&stats)).sum()
     };
-    call.worker.background.run(sum).await
+    Ok(call.worker.background.run(sum).await)
 }
 
 fn may_inspect(principal: Option<&Principal>, name: &TopicName) -> bool {
@@ -70,4 +121,29 @@ pub(crate) fn names(
     let mut page = app.bus.topic_page(prefix, after, max);
     while page.step(|name| may_inspect(principal, name)) {}
     page.into_names()
+}
+
+/// As [`names`], of topics that live in engines, with their numbers of messages.
+pub(crate) async fn engine_names(
+    app: &App,
+    principal: Option<&Principal>,
+    prefix: &str,
+    after: &str,
+    max: usize,
+) -> Result<EngineTopics, ServiceError> {
+    let (mut listed, mut after) = (EngineTopics::default(), after.to_owned());
+    loop {
+        let page = app.bus.engine_topics(prefix, &after, max).await?;
+        let last = page.topics.last().map(|(name, _)| name.as_str().to_owned());
+        listed
+            .topics
+            .extend(page.topics.into_iter().filter(|(name, _)| may_inspect(principal, name)));
+        listed.has_more = page.has_more || listed.topics.len() > max;
+        match last {
+            Some(last) if page.has_more && listed.topics.len() < max => after = last,
+            _ => break,
+        }
+    }
+    listed.topics.truncate(max);
+    Ok(listed)
 }

@@ -13,6 +13,8 @@ mod connections;
 mod data;
 #[cfg(target_os = "linux")]
 mod durable;
+#[cfg(feature = "nats")]
+mod engines;
 #[cfg(target_os = "linux")]
 mod faults;
 mod groups;

@@ -25,6 +25,12 @@ impl MessageBus {
         Some(engine.engine)
     }
 
+    /// An engine in which a topic may live that matches a pattern. Such a pattern cannot be followed. `None` if there is none.
+    pub fn engine_of_pattern(&self, pattern: &TopicPattern) -> Option<Arc<dyn Engine>> {
+        let engine = self.0.engines()?.of_pattern(pattern)?;
+        Some(Arc::clone(&engine.engine))
+    }
+
     /// The windows of topics that live in engines.
     pub fn engine_windows(&self) -> Vec<WindowStats> {
         let windows = self.0.engines().map(Engines::windows).unwrap_or_default();

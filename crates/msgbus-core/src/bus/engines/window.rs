@@ -106,11 +106,15 @@ impl Window {
         &self.name
     }
 
+    /// Why the engine does not deliver. Its feed may not have noticed yet that the server is gone.
     pub(super) fn stalled(&self) -> Option<EngineError> {
-        self.state.lock().stalled
+        let stalled = self.state.lock().stalled;
+        let is_up = || self.engine.engine.health().is_up;
+        stalled.or_else(|| (!is_up()).then_some(EngineError::Unavailable))
     }
 
     pub(super) fn stats(&self) -> WindowStats {
+        let stalled = self.stalled();
         let state = self.state.lock();
         let mut stats = WindowStats {
             topic: self.name.clone(),
@@ -119,7 +123,7 @@ impl Window {
             bytes: 0,
             next: 0,
             pending: state.pending,
-            stalled: state.stalled,
+            stalled,
         };
         if let Phase::Open(topic) = &state.phase {
             let log = topic.lock().stats(clock::monotonic());

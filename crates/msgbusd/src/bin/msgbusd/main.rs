@@ -30,7 +30,7 @@ const SAME_REQUEST: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     match config::parse(env::args_os().skip(1), env::vars_os()) {
-        Ok(Invocation::Serve { config, file }) => serve(*config, file),
+        Ok(Invocation::Serve { config, file }) => serve(*config, file.map(|file| *file)),
         Ok(Invocation::Print(text)) => print(&text),
         Ok(Invocation::NewKey(key)) => print_key(&key),
         Ok(Invocation::Data(command)) => {

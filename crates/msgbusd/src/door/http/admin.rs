@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hyper::{Method, Request, StatusCode};
-use msgbus_core::{GroupStats, TopicName, TopicPattern, TopicStats, json};
+use msgbus_core::{GroupStats, TopicName, TopicPattern, TopicStats, engine::EngineStats, json};
 
 use super::{
     error::ApiError, response::HttpResponse, response::content, response::no_store,
@@ -11,7 +11,13 @@ use super::{
 };
 use crate::{
     auth::{Principal, TICKET_LIFETIME, Target, TooManyTickets},
-    service::{self, Call, error::ServiceError},
+    engines::Engines,
+    metrics,
+    service::{
+        self, Call,
+        error::ServiceError,
+        topics::{EngineTopic, TopicView},
+    },
     state::App,
     worker::Worker,
 };
@@ -26,17 +32,19 @@ pub(super) async fn answer<B>(
     request: &Request<B>,
 ) -> Result<HttpResponse, ApiError> {
     Ok(match route {
-        AdminRoute::Metrics => metrics(call.worker).await,
+        AdminRoute::Metrics => metrics_page(call.worker).await,
         AdminRoute::Health => health(call.worker),
         AdminRoute::Ready => readiness(call.worker),
         AdminRoute::Stats => stats(call.worker).await,
         AdminRoute::Ticket => return ticket(call.worker, request, call.principal),
         AdminRoute::Inspect(Target::Topic(topic)) => return inspect(&call, topic).await,
-        AdminRoute::Inspect(Target::Pattern(pattern)) => inspect_pattern(call, pattern).await,
+        AdminRoute::Inspect(Target::Pattern(pattern)) => {
+            return inspect_pattern(call, pattern).await;
+        }
     })
 }
 
-async fn metrics(worker: &Arc<Worker>) -> HttpResponse {
+async fn metrics_page(worker: &Arc<Worker>) -> HttpResponse {
     let app = Arc::clone(worker);
     worker.background.run(move || render(&app)).await
 }
@@ -75,7 +83,10 @@ fn render(app: &App) -> HttpResponse {
     // The page is served also without free memory, but then without the series of topics, which can be large.
     let topics = if app.inflight.is_full() { 0 } else { app.config.max_metric_topics };
     let store = app.store.as_ref().map(|store| store.stats());
-    let body = app.metrics.render(&app.bus, store.as_ref(), &gauges, topics);
+    let mut body = app.metrics.render(&app.bus, store.as_ref(), &gauges, topics);
+    if let Some(engines) = &app.engines {
+        body.push_str(&metrics::engines::render(&app.bus, engines, topics));
+    }
     let mut response = content(app, "text/plain; version=0.0.4; charset=utf-8", body);
     no_store(&mut response);
     response
@@ -92,13 +103,16 @@ fn health(worker: &Worker) -> HttpResponse {
     response
 }
 
-/// `/readyz`: whether the server can keep messages.
+/// `/readyz`: whether the server can keep messages, on its disk and in its engines.
 fn readiness(worker: &Worker) -> HttpResponse {
     let has_failed = worker.store.as_ref().is_some_and(|store| store.stats().failure.is_some());
-    if !has_failed {
-        return health(worker);
-    }
-    let mut response = content(worker, "text/plain; charset=utf-8", "the disk has failed\n");
+    let down = worker.engines.as_ref().and_then(Engines::down);
+    let problem = match down {
+        _ if has_failed => "the disk has failed\n".to_owned(),
+        Some(name) => format!("the engine {name} is not available\n"),
+        None => return health(worker),
+    };
+    let mut response = content(worker, "text/plain; charset=utf-8", problem);
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     no_store(&mut response);
     response
@@ -115,7 +129,11 @@ async fn stats(worker: &Arc<Worker>) -> HttpResponse {
 
 /// `/-/topics/<topic>`: the counters of a topic, its subscriptions and its groups.
 async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<HttpResponse, ApiError> {
-    let (worker, stats) = (call.worker, call.topic(&topic)?);
+    let worker = call.worker;
+    let stats = match call.topic(&topic).await? {
+        TopicView::Own(stats) => stats,
+        TopicView::Engine(topic) => return Ok(engine_topic_object(worker, &topic)),
+    };
     let groups = worker.bus.groups(&topic);
     if stats.subscribers + groups.len() <= FEW {
         return Ok(topic_object(worker, &stats, &groups));
@@ -128,13 +146,38 @@ async fn inspect(call: &Call<'_>, topic: TopicName) -> Result<HttpResponse, ApiE
 }
 
 /// `/-/topics/<pattern>`: the sums of the counters of all topics that match and that the client may inspect.
-async fn inspect_pattern(call: Call<'_>, pattern: TopicPattern) -> HttpResponse {
+async fn inspect_pattern(call: Call<'_>, pattern: TopicPattern) -> Result<HttpResponse, ApiError> {
     let worker = Arc::clone(call.worker);
     let followers = worker.bus.pattern(&pattern).map_or(0, |stats| stats.subscribers.len());
     let mut body = Vec::new();
     let name = pattern.to_string();
-    json::write_sums(&mut body, &name, &service::topics::sums(call, pattern).await, followers);
-    object(&worker, body)
+    json::write_sums(&mut body, &name, &service::topics::sums(call, pattern).await?, followers);
+    Ok(object(&worker, body))
+}
+
+/// What an engine knows of a topic, and the window of this server.
+fn engine_topic_object(app: &App, topic: &EngineTopic) -> HttpResponse {
+    let EngineStats { epoch, retained, first, next } = topic.stats;
+    let window = topic.window.as_ref().map(|window| {
+        serde_json::json!({
+            "retained": window.retained,
+            "bytes": window.bytes,
+            "next_id": window.next,
+            "pending": window.pending,
+            "stalled": window.stalled.is_some(),
+        })
+    });
+    let body = serde_json::json!({
+        "name": topic.name.as_str(),
+        "engine": topic.engine,
+        "epoch": epoch.to_string(),
+        "first_id": first,
+        "next_id": next,
+        "retained": retained,
+        "subscribers": topic.subscribers(),
+        "window": window,
+    });
+    object(app, body.to_string().into_bytes())
 }
 
 fn topic_object(app: &App, stats: &TopicStats, groups: &[GroupStats]) -> HttpResponse {

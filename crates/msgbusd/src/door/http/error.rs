@@ -9,7 +9,7 @@ use hyper::{
 };
 use msgbus_core::{
     GroupNameError, HeaderError, NameError, PatternError, PublishError, ReplyTokenError,
-    StartPosition, TokenError, TopicName, format_duration, store::StoreError,
+    StartPosition, TokenError, TopicName, engine::EngineError, format_duration, store::StoreError,
 };
 use thiserror::Error;
 
@@ -311,15 +311,28 @@ fn status(error: &ServiceError) -> StatusCode {
         | ServiceError::Publish(PublishError::TooLarge { .. } | PublishError::TooMany { .. }) => {
             StatusCode::PAYLOAD_TOO_LARGE
         }
-        ServiceError::Publish(PublishError::TopicFull) | ServiceError::Store(StoreError::Full) => {
-            StatusCode::INSUFFICIENT_STORAGE
-        }
+        ServiceError::Publish(PublishError::TopicFull) => StatusCode::INSUFFICIENT_STORAGE,
         ServiceError::NoResponder { .. }
         | ServiceError::TooManyTickets
         | ServiceError::TooMuchInFlight
         | ServiceError::TooManySubscriptions { .. }
         | ServiceError::Publish(_)
-        | ServiceError::Store(_)
         | ServiceError::Subscribe(_) => StatusCode::SERVICE_UNAVAILABLE,
+        ServiceError::Store(error) => match error {
+            StoreError::Full => StatusCode::INSUFFICIENT_STORAGE,
+            StoreError::Engine(error) => engine_status(*error),
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        },
+    }
+}
+
+fn engine_status(error: EngineError) -> StatusCode {
+    match error {
+        EngineError::Unknown => StatusCode::GATEWAY_TIMEOUT,
+        EngineError::Full => StatusCode::INSUFFICIENT_STORAGE,
+        EngineError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        EngineError::Denied => StatusCode::BAD_GATEWAY,
+        EngineError::NotSupported { .. } => StatusCode::NOT_IMPLEMENTED,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

@@ -4,14 +4,14 @@
 use std::ops::RangeInclusive;
 
 use hyper::StatusCode;
-use msgbus_core::{GroupConfig, GroupName, GroupSettings, GroupStats, LeaseStats, TopicName, json};
+use msgbus_core::{GroupConfig, GroupName, GroupSettings, TopicName, engine::EngineGroup, json};
 
 use super::{
     error::ApiError, position, query::Query, response::HttpResponse, response::content,
     response::empty, response::no_store, routes::GroupVerb,
 };
 use crate::{
-    service::{Call, error::ServiceError},
+    service::{Call, error::ServiceError, groups::GroupView},
     state::App,
 };
 
@@ -24,13 +24,13 @@ pub(super) async fn answer(
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
     match verb {
-        GroupVerb::Show => show(call, topic, group, query),
+        GroupVerb::Show => show(call, topic, group, query).await,
         GroupVerb::Set => set(call, topic, group, query).await,
         GroupVerb::Remove => remove(call, topic, group, query).await,
     }
 }
 
-fn show(
+async fn show(
     call: &Call<'_>,
     topic: &TopicName,
     group: &GroupName,
@@ -40,8 +40,8 @@ fn show(
     if call.worker.inflight.is_full() {
         return Err(ServiceError::TooMuchInFlight.into());
     }
-    let (stats, leases) = call.group(topic, group)?;
-    Ok(object(call.worker, topic, &stats, &leases))
+    let found = call.group(topic, group).await?;
+    Ok(object(call.worker, topic, group, &found))
 }
 
 async fn set(
@@ -57,8 +57,8 @@ async fn set(
         max_leases: number(&query, "max_leases", 1..=GroupSettings::MAX_LEASES)?,
         dead_letters: dead_letters(&query)?,
     };
-    let (is_new, stats, leases) = call.set_group(topic, group, config).await?;
-    let mut response = object(call.worker, topic, &stats, &leases);
+    let (is_new, set) = call.set_group(topic, group, config).await?;
+    let mut response = object(call.worker, topic, group, &set);
     if is_new {
         *response.status_mut() = StatusCode::CREATED;
     }
@@ -93,9 +93,21 @@ fn dead_letters(query: &Query) -> Result<Option<TopicName>, ApiError> {
     name.map_err(|error| ApiError::parameter("dead_letters", error.to_string()))
 }
 
-fn object(app: &App, topic: &TopicName, stats: &GroupStats, leases: &[LeaseStats]) -> HttpResponse {
+fn object(app: &App, topic: &TopicName, group: &GroupName, found: &GroupView) -> HttpResponse {
     let mut body = Vec::new();
-    json::write_group(&mut body, topic, stats, leases);
+    match found {
+        GroupView::Own(stats, leases) => json::write_group(&mut body, topic, stats, leases),
+        GroupView::Engine(engine, EngineGroup { pending, unacked }) => {
+            let object = serde_json::json!({
+                "topic": topic.as_str(),
+                "group": group.as_str(),
+                "engine": engine,
+                "pending": pending,
+                "unacked": unacked,
+            });
+            body.extend_from_slice(object.to_string().as_bytes());
+        }
+    }
     let mut response = content(app, "application/json", body);
     no_store(&mut response);
     response

@@ -231,6 +231,11 @@ impl StreamingBody {
         // The timer was reset, and has to be polled to register the waker.
         let _ = self.keep_alive.as_mut().poll(cx);
         match self.format {
+            FrameFormat::Sse | FrameFormat::JsonLine
+                if self.follower.subscription().stalled().is_some() =>
+            {
+                self.push_event("stalled", "");
+            }
             FrameFormat::Sse => self.pieces.push_back(Bytes::from_static(SSE_KEEP_ALIVE)),
             FrameFormat::JsonLine => self.pieces.push_back(Bytes::from_static(b"\n")),
             _ => return Poll::Pending,

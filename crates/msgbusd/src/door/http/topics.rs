@@ -9,7 +9,11 @@ use hyper::{
     Request, StatusCode,
     header::{self, HeaderName, HeaderValue},
 };
-use msgbus_core::{TopicName, TopicSums, json};
+use msgbus_core::{
+    TopicName, TopicSums,
+    engine::{EngineStats, EngineTopics},
+    json,
+};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
@@ -19,7 +23,11 @@ use super::{
 use crate::{
     auth::{Principal, Target},
     limits::inflight::Inflight,
-    service::{self, Call, error::ServiceError, topics::Deletion},
+    service::{
+        self, Call,
+        error::ServiceError,
+        topics::{Deletion, EngineTopic, TopicView},
+    },
     state::App,
 };
 
@@ -41,15 +49,22 @@ pub(super) async fn list<B>(
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
     let query = query.only(&["prefix", "after", "max"])?;
-    let page = Page {
+    let mut page = Page {
         prefix: query.get("prefix")?.unwrap_or_default().to_owned(),
         after: query.get("after")?.unwrap_or_default().to_owned(),
         max: query.count("max")?.unwrap_or(MAX_PAGE).min(MAX_PAGE),
         as_json: accepts(request.headers(), "application/json"),
         small: Inflight::small(request.version()),
         principal: call.principal,
+        in_engines: EngineTopics::default(),
     };
     let worker = Arc::clone(call.worker);
+    if worker.engines.is_some() {
+        let Page { prefix, after, max, principal, .. } = &page;
+        let listing =
+            service::topics::engine_names(&worker, principal.as_deref(), prefix, after, *max);
+        page.in_engines = listing.await?;
+    }
     call.worker.background.run(move || page.response(&worker)).await
 }
 
@@ -62,21 +77,27 @@ struct Page {
     /// The size up to which a response does not count as in flight, in bytes.
     small: usize,
     principal: Option<Arc<Principal>>,
+    /// The first topics of the page that live in engines.
+    in_engines: EngineTopics,
 }
 
 impl Page {
     fn response(&self, app: &App) -> Result<HttpResponse, ApiError> {
         let Self { prefix, after, max, .. } = self;
-        let (names, more) =
+        let (mut names, mut more) =
             service::topics::names(app, self.principal.as_deref(), prefix, after, *max);
+        let EngineTopics { topics: in_engines, has_more } = &self.in_engines;
+        if *has_more || !in_engines.is_empty() {
+            names.extend(in_engines.iter().map(|(name, _)| name.clone()));
+            names.sort_unstable();
+            more |= *has_more || names.len() > *max;
+            names.truncate(*max);
+        }
         if names.len() * MAX_ENTRY > self.small && app.inflight.is_full() {
             return Err(ServiceError::TooMuchInFlight.into());
         }
         let mut response = if self.as_json {
-            let topics: Vec<_> = names.iter().filter_map(|name| app.bus.topic(name)).collect();
-            let mut body = Vec::new();
-            json::write_topics(&mut body, &topics);
-            content(app, "application/json", body)
+            content(app, "application/json", self.objects(app, &names))
         } else {
             let mut body = String::new();
             for name in &names {
@@ -90,6 +111,34 @@ impl Page {
         }
         no_store(&mut response);
         Ok(response)
+    }
+
+    /// The topics as JSON: those of this server with their counters, others with what their engines say.
+    fn objects(&self, app: &App, names: &[TopicName]) -> Vec<u8> {
+        let mut body = Vec::new();
+        let topics: Vec<_> = names.iter().filter_map(|name| app.bus.topic(name)).collect();
+        json::write_topics(&mut body, &topics);
+        let shown = |(name, _): &&(TopicName, u64)| names.binary_search(name).is_ok();
+        let in_engines: Vec<_> = self.in_engines.topics.iter().filter(shown).collect();
+        if in_engines.is_empty() {
+            return body;
+        }
+        // Behind the others, in the same object.
+        body.pop();
+        for (name, retained) in in_engines {
+            let engine = app.bus.engine_of(name);
+            let engine = engine.as_ref().map_or("", |engine| app.engine_name(engine));
+            if body.len() > 1 {
+                body.push(b',');
+            }
+            let object = serde_json::json!({
+                "name": name.as_str(), "engine": engine, "retained": retained,
+            });
+            let key = serde_json::Value::from(name.as_str());
+            body.extend_from_slice(format!("{key}:{object}").as_bytes());
+        }
+        body.push(b'}');
+        body
     }
 
     /// The link to the next page.
@@ -112,17 +161,37 @@ pub(super) async fn counters(
     let topic = match target {
         Target::Topic(topic) => topic,
         Target::Pattern(pattern) => {
-            let sums = service::topics::sums(call, pattern).await;
+            let sums = service::topics::sums(call, pattern).await?;
             return Ok(as_headers([(names::MSGBUS_TOPICS, sums.topics as u64)], &sums));
         }
     };
-    let stats = call.topic(&topic)?;
+    let stats = match call.topic(&topic).await? {
+        TopicView::Own(stats) => stats,
+        TopicView::Engine(topic) => return Ok(in_engine(&topic)),
+    };
     let position = [
         (names::MSGBUS_EPOCH, stats.topic.epoch),
         (names::MSGBUS_FIRST_ID, stats.first_id),
         (names::MSGBUS_NEXT_ID, stats.next_id),
     ];
     Ok(as_headers(position, &TopicSums::of(&stats)))
+}
+
+/// What an engine knows of a topic. It has no counters of the past.
+fn in_engine(topic: &EngineTopic) -> HttpResponse {
+    let EngineStats { epoch, retained, first, next } = topic.stats;
+    let mut response = empty(StatusCode::OK);
+    for (name, value) in [
+        (names::MSGBUS_EPOCH, epoch),
+        (names::MSGBUS_FIRST_ID, first),
+        (names::MSGBUS_NEXT_ID, next),
+        (names::MSGBUS_RETAINED, retained),
+        (names::MSGBUS_SUBSCRIBERS, topic.subscribers() as u64),
+    ] {
+        response.headers_mut().insert(name, response::number(value));
+    }
+    no_store(&mut response);
+    response
 }
 
 fn as_headers(

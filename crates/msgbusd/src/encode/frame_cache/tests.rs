@@ -2,7 +2,7 @@ use msgbus_core::{MessageBus, Options, TopicName};
 
 use super::*;
 
-const TOPIC: Followed = Followed { epoch: 1, is_pattern: false };
+const TOPIC: Followed = Followed { epoch: 1, window: 0, is_pattern: false };
 
 fn messages(payloads: impl IntoIterator<Item = Vec<u8>>) -> Vec<Message> {
     let bus = MessageBus::new(Options::default());
@@ -161,7 +161,7 @@ fn a_frame_is_what_the_library_would_send() {
 #[test]
 fn a_message_of_a_pattern_is_sent_with_its_position() {
     let message = &messages([b"x".to_vec()])[0];
-    let followed = Followed { epoch: 7, is_pattern: true };
+    let followed = Followed { epoch: 7, window: 0, is_pattern: true };
     let text = |format| {
         let frame = bytes(&encode(message, Place { followed, id: 9 }, format));
         String::from_utf8_lossy(&frame).into_owned()

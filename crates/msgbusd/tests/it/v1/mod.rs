@@ -24,14 +24,14 @@ use crate::support::{Daemon, Subscriber};
 const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "msgbus.v1");
 
 /// A client. Everything that it sends by [`send`](Self::send) and receives is valid by the schema.
-struct Client {
+pub(crate) struct Client {
     socket: Subscriber,
     lines: VecDeque<Value>,
     schema: Schema,
 }
 
 impl Daemon {
-    async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         self.client_with(&[]).await
     }
 
@@ -45,7 +45,7 @@ impl Daemon {
 
 impl Client {
     /// Sends one frame with these lines.
-    async fn send(&mut self, operations: &[Value]) {
+    pub(crate) async fn send(&mut self, operations: &[Value]) {
         let mut text = String::new();
         for operation in operations {
             self.schema.check("fromClient", operation);
@@ -59,7 +59,7 @@ impl Client {
     }
 
     /// The next line.
-    async fn line(&mut self) -> Value {
+    pub(crate) async fn line(&mut self) -> Value {
         loop {
             if let Some(line) = self.lines.pop_front() {
                 return line;

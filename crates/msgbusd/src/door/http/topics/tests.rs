@@ -16,7 +16,7 @@ use msgbus_core::{
 };
 
 use super::*;
-use crate::{config::Config, net::peer::Peer, service::Authority, worker::Worker};
+use crate::{config::Config, net::peer::Peer, service::Authority, storage::Opened, worker::Worker};
 
 /// Accepts everything, and then keeps all but deletions.
 #[derive(Debug, Default)]
@@ -93,7 +93,8 @@ async fn the_response_to_a_deletion_says_what_became_of_the_topic() {
     let is_closed = Arc::clone(&disk.is_closed);
     let bus = Options { topic: settings, ..Options::default() };
     let config = Config { bus: bus.clone(), ..Config::default() };
-    let opened = (MessageBus::open(bus, Arc::new(disk)).unwrap(), None);
+    let bus = MessageBus::open(bus, Arc::new(disk)).unwrap();
+    let opened = Opened { bus, store: None, engines: None };
     let worker = Worker::new(&Arc::new(App::new(config, None, opened)));
     let topic = "t".parse().unwrap();
     worker.bus.publish(&topic, NewMessage::new("x")).await.unwrap();

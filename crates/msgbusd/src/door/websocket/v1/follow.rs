@@ -27,6 +27,8 @@ pub(super) enum End {
     },
     Revoked,
     StoreFailed,
+    /// The engine of the topic refuses.
+    EngineFailed,
     /// The server stops.
     Closed,
 }
@@ -109,6 +111,7 @@ impl From<follower::End> for End {
             follower::End::Over(RecvError::Closed | RecvError::Store(StoreError::Closed)) => {
                 Self::Closed
             }
+            follower::End::Over(RecvError::Store(StoreError::Engine(_))) => Self::EngineFailed,
             follower::End::Over(RecvError::Store(_)) => Self::StoreFailed,
             follower::End::Over(_) => Self::Deleted,
         }
@@ -122,6 +125,7 @@ impl End {
             Self::Lagged { .. } => "lagged",
             Self::Revoked => "revoked",
             Self::StoreFailed => "store_failed",
+            Self::EngineFailed => "engine_failed",
             Self::Closed => "closed",
         }
     }

@@ -172,6 +172,10 @@ impl Work {
                 self.retry = Some(Box::pin(sleep(RETRY)));
                 Ok(())
             }
+            ServiceError::Store(StoreError::Engine(error)) if error.is_temporary() => {
+                self.retry = Some(Box::pin(sleep(RETRY)));
+                Ok(())
+            }
             error => Err(End::of(error)),
         }
     }
@@ -218,6 +222,7 @@ impl End {
             ServiceError::NotGranted { .. }
             | ServiceError::KeyNeeded { .. }
             | ServiceError::WrongKey => Self::Revoked,
+            ServiceError::Store(StoreError::Engine(_)) => Self::EngineFailed,
             _ => Self::StoreFailed,
         }
     }

@@ -1,4 +1,4 @@
-//! Real servers of NATS for the tests.
+//! Real servers of NATS.
 
 use std::{
     net::{TcpListener, TcpStream},
@@ -7,21 +7,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use msgbus_engine_testkit::SOON;
-use msgbus_nats::{ConnectOptions, NatsEngine, NatsOptions};
 use tempfile::TempDir;
+
+use crate::SOON;
 
 /// A server that can be killed and started again.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub struct NatsServer {
     program: PathBuf,
     port: u16,
     directory: TempDir,
     process: Option<Child>,
+    /// Further arguments of its command line.
+    pub arguments: Vec<String>,
 }
 
 /// The servers to test with: that of the system, and those that `MSGBUS_NATS_SERVERS` names, separated by colons.
-pub(crate) fn programs() -> Vec<PathBuf> {
+pub fn programs() -> Vec<PathBuf> {
     let others = std::env::var("MSGBUS_NATS_SERVERS").unwrap_or_default();
     let others = others.split(':').filter(|path| !path.is_empty()).map(PathBuf::from);
     let system = ["/usr/sbin/nats-server", "/usr/bin/nats-server", "/usr/local/bin/nats-server"];
@@ -30,38 +32,68 @@ pub(crate) fn programs() -> Vec<PathBuf> {
     if all.is_empty() {
         let is_needed = std::env::var_os("MSGBUS_TEST_ALL").is_some();
         assert!(!is_needed, "there is no nats-server");
-        eprintln!("SKIPPED: there is no nats-server");
+        #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+        let say = || eprintln!("SKIPPED: there is no nats-server");
+        say();
     }
     all
 }
 
-impl Server {
-    pub(crate) fn start(program: &Path) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let directory = tempfile::tempdir().unwrap();
-        let mut server = Self { program: program.to_owned(), port, directory, process: None };
+/// A port on which nobody listens, and which the system gives to no connection.
+fn free_port() -> u16 {
+    loop {
+        let port = fastrand::u16(10_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+impl NatsServer {
+    /// Starts a server on a free port.
+    pub fn start(program: &Path) -> Self {
+        let mut server = Self::new(program);
         server.run();
         server
     }
 
+    /// A server that does not run yet.
+    pub fn new(program: &Path) -> Self {
+        let port = free_port();
+        let directory = tempfile::tempdir().unwrap();
+        let arguments = Vec::new();
+        Self { program: program.to_owned(), port, directory, process: None, arguments }
+    }
+
     /// Starts it, and waits until it accepts connections.
-    pub(crate) fn run(&mut self) {
+    pub fn run(&mut self) {
+        let start = Instant::now();
+        self.spawn();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(start.elapsed() < SOON, "nats-server does not start");
+            std::thread::sleep(Duration::from_millis(5));
+            let process = self.process.as_mut().unwrap();
+            if process.try_wait().unwrap().is_some() {
+                // Somebody else has the port for the moment.
+                std::thread::sleep(Duration::from_millis(100));
+                self.spawn();
+            }
+        }
+    }
+
+    fn spawn(&mut self) {
         let process = Command::new(&self.program)
             .args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-js", "-sd"])
             .arg(self.directory.path())
+            .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
         self.process = Some(process.unwrap());
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(start.elapsed() < SOON, "nats-server does not start");
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 
     /// Kills it with SIGKILL.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -69,7 +101,7 @@ impl Server {
     }
 
     /// Stops it, so that it keeps what it knows.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             let pid = process.id().to_string();
             assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -78,33 +110,18 @@ impl Server {
     }
 
     /// Removes everything that it has kept. It must not be running.
-    pub(crate) fn empty(&mut self) {
+    pub fn empty(&mut self) {
         assert!(self.process.is_none());
         self.directory = tempfile::tempdir().unwrap();
     }
 
-    pub(crate) fn options(&self) -> NatsOptions {
-        NatsOptions {
-            lease: Duration::from_secs(3),
-            timeout: Duration::from_secs(5),
-            ..NatsOptions::new(format!("nats://127.0.0.1:{}", self.port))
-        }
-    }
-
-    /// An engine that is connected.
-    pub(crate) async fn engine(&self, options: NatsOptions) -> NatsEngine {
-        let engine = NatsEngine::connect(options, ConnectOptions::new()).await.unwrap();
-        let start = Instant::now();
-        let topic = "warm/up".parse().unwrap();
-        while msgbus_core::engine::Engine::stats(&engine, &topic).await.is_err() {
-            assert!(start.elapsed() < SOON, "no connection");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        engine
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
     }
 }
 
-impl Drop for Server {
+impl Drop for NatsServer {
     fn drop(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();

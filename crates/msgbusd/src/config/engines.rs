@@ -1,0 +1,334 @@
+//! `--engine` and `[engines.NAME]`: engines, and which topics live in them. docs/engines.md.
+
+use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
+
+use msgbus_core::{TopicPattern, TopicSettings};
+
+use super::{
+    Config, ConfigError,
+    file::Rules,
+    layers::{Environment, Layer, Raw},
+    settings::{self, VARIABLE_PREFIX},
+    values,
+};
+use crate::{engines, read_file::read_text};
+
+/// The engine of `--engine URL`.
+const DEFAULT: &str = "default";
+/// Instead of the name of an engine: the topics live in this server.
+const NONE: &str = "none";
+
+/// An engine that topics live in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Its name, for the log and the metrics.
+    pub name: String,
+    /// The addresses of its servers, separated by commas. They may have credentials.
+    pub url: Secret,
+    /// The name of the user.
+    pub user: Option<String>,
+    /// The password of the user.
+    pub password: Option<Secret>,
+    /// A token, instead of a user and a password.
+    pub token: Option<Secret>,
+    /// The certificates of authorities that vouch for the servers. With it, connections use TLS.
+    pub tls_ca: Option<PathBuf>,
+    /// The certificate by which the engine knows this server.
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of `tls_cert`.
+    pub tls_key: Option<PathBuf>,
+    /// Comes before all names in the engine.
+    pub prefix: Option<String>,
+    /// How many servers of the engine keep each message.
+    pub replicas: usize,
+    /// How long messages live; `None` keeps them for ever.
+    pub ttl: Option<Duration>,
+    /// The maximum number of messages in a topic.
+    pub max_messages: usize,
+    /// The maximum size of all topics together, in bytes.
+    pub max_bytes: Option<u64>,
+    /// How long leases last.
+    pub lease: Duration,
+    /// How long to wait for an answer.
+    pub timeout: Duration,
+    /// A file with the password, which is read at the start.
+    password_file: Option<PathBuf>,
+    /// A file with the token, which is read at the start.
+    token_file: Option<PathBuf>,
+}
+
+/// Topics that live in an engine, or in none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineTopics {
+    /// The topics. The most specific pattern that matches counts.
+    pub pattern: TopicPattern,
+    /// The name of the engine. `None` if the topics live in this server.
+    pub engine: Option<String>,
+}
+
+/// A text that is not logged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text, for the engine only.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// A table `[engines.NAME]` of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EngineTable {
+    pub(super) name: String,
+    pub(super) values: Vec<(String, Raw)>,
+    /// The line of its name, for errors.
+    pub(super) origin: String,
+}
+
+/// A rule for topics that names an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EngineRule {
+    pub(super) pattern: TopicPattern,
+    pub(super) engine: String,
+    /// The line, for errors.
+    pub(super) origin: String,
+    /// The settings of the same rule that topics of engines do not have.
+    pub(super) without_effect: Vec<&'static str>,
+}
+
+/// How a key of `[engines.NAME]` is applied.
+type Apply = fn(&mut EngineConfig, &str) -> Result<(), String>;
+
+const KEYS: [(&str, Apply); 15] = [
+    ("url", |e, v| {
+        e.url = Secret(v.to_owned());
+        Ok(())
+    }),
+    ("user", |e, v| {
+        e.user = Some(v.to_owned());
+        Ok(())
+    }),
+    ("password-file", |e, v| values::file(v).map(|path| e.password_file = Some(path))),
+    ("token-file", |e, v| values::file(v).map(|path| e.token_file = Some(path))),
+    ("tls-ca", |e, v| values::file(v).map(|path| e.tls_ca = Some(path))),
+    ("tls-cert", |e, v| values::file(v).map(|path| e.tls_cert = Some(path))),
+    ("tls-key", |e, v| values::file(v).map(|path| e.tls_key = Some(path))),
+    ("prefix", |e, v| prefix(v).map(|prefix| e.prefix = Some(prefix))),
+    ("replicas", |e, v| match v.parse() {
+        Ok(replicas @ 1..=5) => {
+            e.replicas = replicas;
+            Ok(())
+        }
+        _ => Err(format!("must be between 1 and 5, not {v:?}")),
+    }),
+    ("ttl", |e, v| values::ttl(v).map(|ttl| e.ttl = ttl)),
+    ("max-queue-size", |e, v| values::count(v).map(|count| e.max_messages = count)),
+    ("max-total-bytes", |e, v| values::size(v).map(|size| e.max_bytes = Some(size))),
+    ("lease", |e, v| values::engine_lease(v).map(|lease| e.lease = lease)),
+    ("timeout", |e, v| values::engine_timeout(v).map(|timeout| e.timeout = timeout)),
+    ("password", |_, _| Err(NO_SECRETS.to_owned())),
+];
+
+const NO_SECRETS: &str = "use password-file, or a variable of the environment";
+
+/// A name that every engine allows.
+fn prefix(text: &str) -> Result<String, String> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    if (1..=64).contains(&text.len()) && text.bytes().all(is_allowed) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("must be 1 to 64 of A-Z a-z 0-9 - _, not {text:?}"))
+}
+
+impl EngineConfig {
+    /// The defaults, with the servers at this URL.
+    pub fn new(name: &str, url: &str) -> Self {
+        let topic = TopicSettings::default();
+        Self {
+            name: name.to_owned(),
+            url: Secret(url.to_owned()),
+            user: None,
+            password: None,
+            token: None,
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
+            prefix: None,
+            replicas: 1,
+            ttl: topic.ttl,
+            max_messages: topic.max_messages,
+            max_bytes: None,
+            lease: Duration::from_secs(30),
+            timeout: Duration::from_secs(5),
+            password_file: None,
+            token_file: None,
+        }
+    }
+
+    /// With the settings of topics as defaults.
+    fn with_defaults(name: &str, url: &str, config: &Config) -> Self {
+        let TopicSettings { ttl, max_messages, .. } = config.bus.topic;
+        Self { ttl, max_messages, ..Self::new(name, url) }
+    }
+
+    fn of_table(table: &EngineTable, config: &Config) -> Result<Self, ConfigError> {
+        let mut engine = Self::with_defaults(&table.name, "", config);
+        for (key, Raw { value, origin }) in &table.values {
+            let Some((_, apply)) = KEYS.iter().find(|(name, _)| name == key) else {
+                let near = settings::closest(key, KEYS.iter().map(|(name, _)| *name));
+                let hint = near.map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+                let problem = format!("no such setting of an engine: {key:?}{hint}");
+                return Err(ConfigError::new(origin, problem));
+            };
+            apply(&mut engine, value)
+                .map_err(|problem| ConfigError::new(origin, format!("{key}: {problem}")))?;
+        }
+        engine.check().map_err(|problem| ConfigError::new(&table.origin, problem))?;
+        Ok(engine)
+    }
+
+    /// What is the same for all kinds of engines.
+    fn check(&self) -> Result<(), String> {
+        engines::check(self)?;
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            return Err("tls-cert and tls-key need each other".to_owned());
+        }
+        if self.password_file.is_some() && self.user.is_none() {
+            return Err("password-file needs user".to_owned());
+        }
+        if self.token_file.is_some() && self.user.is_some() {
+            return Err("use token-file, or user and password-file".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The variable of the environment with a credential.
+    fn variable(&self, what: &str) -> OsString {
+        let name = match self.name.as_str() {
+            DEFAULT => String::new(),
+            name => format!("{}_", name.to_ascii_uppercase().replace('-', "_")),
+        };
+        format!("{VARIABLE_PREFIX}ENGINE_{name}{what}").into()
+    }
+}
+
+/// Whether a variable of the environment is a credential of an engine.
+pub(super) fn is_credential(variable: &str) -> bool {
+    let rest = variable.strip_prefix(VARIABLE_PREFIX).and_then(|rest| rest.strip_prefix("ENGINE_"));
+    rest.is_some_and(|rest| ["USER", "PASSWORD", "TOKEN"].iter().any(|end| rest.ends_with(end)))
+}
+
+/// Sets the engines, and which topics live in them.
+pub(super) fn apply(config: &mut Config, layer: &Layer, rules: &Rules) -> Result<(), ConfigError> {
+    for table in &rules.engines {
+        let engine = EngineConfig::of_table(table, config)?;
+        config.engines.push(engine);
+    }
+    if let Some(Raw { value, origin }) = layer.get("engine").and_then(|values| values.first()) {
+        let engine =
+            default_engine(config, value).map_err(|problem| ConfigError::new(origin, problem))?;
+        // A pattern of all names.
+        let pattern = "**".parse().map_err(|_| ConfigError::new(origin, "**"))?;
+        config.engine_topics.push(EngineTopics { pattern, engine });
+    }
+    for rule in &rules.engine_topics {
+        let engine = known(config, &rule.engine)
+            .map_err(|problem| ConfigError::new(&rule.origin, problem))?;
+        if let (Some(_), Some(setting)) = (&engine, rule.without_effect.first()) {
+            let problem = format!(
+                "{setting} of single topics is not for topics in an engine, which has one for all of \
+                 them: set it in [engines.{}]",
+                rule.engine
+            );
+            return Err(ConfigError::new(&rule.origin, problem));
+        }
+        // It overrides --engine for the same pattern.
+        config.engine_topics.retain(|topics| topics.pattern != rule.pattern);
+        config.engine_topics.push(EngineTopics { pattern: rule.pattern.clone(), engine });
+    }
+    if config.engine_topics.iter().all(|topics| topics.engine.is_none()) {
+        config.engine_topics.clear();
+    }
+    Ok(())
+}
+
+/// The engine of `--engine`: a URL, or the name of one in the file.
+fn default_engine(config: &mut Config, value: &str) -> Result<Option<String>, String> {
+    if !value.contains("://") {
+        return known(config, value);
+    }
+    let engine = EngineConfig::with_defaults(DEFAULT, value, config);
+    engine.check()?;
+    config.engines.push(engine);
+    Ok(Some(DEFAULT.to_owned()))
+}
+
+fn known(config: &Config, name: &str) -> Result<Option<String>, String> {
+    match config.engines.iter().find(|engine| engine.name == name) {
+        _ if name == NONE => Ok(None),
+        Some(engine) => Ok(Some(engine.name.clone())),
+        None => Err(format!("there is no [engines.{name}]")),
+    }
+}
+
+/// The name of an engine.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    if [DEFAULT, NONE].contains(&name) {
+        return Err(format!("{name:?} is not a name for an engine: choose another one"));
+    }
+    prefix(name).map(drop)
+}
+
+/// Reads the credentials, so that errors in them show before the server runs.
+pub(super) fn read_credentials(
+    config: &mut Config,
+    environment: &Environment,
+) -> Result<(), ConfigError> {
+    for engine in &mut config.engines {
+        let variable = |what: &str| {
+            let value =
+                environment.get(&engine.variable(what)).filter(|value| !value.is_empty())?;
+            Some(value.to_str().map(str::to_owned).ok_or_else(|| {
+                ConfigError::new(engine.variable(what).to_string_lossy(), "not UTF-8")
+            }))
+        };
+        let (user, password, token) = (variable("USER"), variable("PASSWORD"), variable("TOKEN"));
+        let (user, password) = (user.transpose()?, password.transpose()?);
+        let token = token.transpose()?;
+        engine.user = engine.user.take().or(user);
+        engine.password = match &engine.password_file {
+            Some(path) => Some(read_secret(&engine.name, path)?),
+            None => password.map(Secret),
+        };
+        engine.token = match &engine.token_file {
+            Some(path) => Some(read_secret(&engine.name, path)?),
+            None => token.map(Secret),
+        };
+        for path in [&engine.tls_ca, &engine.tls_cert, &engine.tls_key].into_iter().flatten() {
+            read_secret(&engine.name, path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The text of a file, without the line end after it.
+fn read_secret(engine: &str, path: &std::path::Path) -> Result<Secret, ConfigError> {
+    let text = read_text(path).map_err(|error| {
+        let problem = format!("cannot read {}: {error}", path.display());
+        ConfigError::new(format!("engines.{engine}"), problem)
+    })?;
+    Ok(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
+}

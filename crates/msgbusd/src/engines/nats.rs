@@ -1,0 +1,56 @@
+//! NATS `JetStream`.
+
+use std::sync::Arc;
+
+use msgbus_nats::{ConnectOptions, NatsEngine, NatsOptions};
+
+use super::Kind;
+use crate::config::EngineConfig;
+
+pub(super) const KIND: Kind =
+    Kind { schemes: &["nats", "tls"], check, connect: |engine| Box::pin(connect(engine)) };
+
+fn check(engine: &EngineConfig) -> Result<(), String> {
+    if i64::try_from(engine.max_bytes.unwrap_or(0)).is_err() {
+        return Err("max-total-bytes: NATS counts to 8 EiB".to_owned());
+    }
+    options(engine).map(drop)
+}
+
+fn options(engine: &EngineConfig) -> Result<NatsOptions, String> {
+    let max_messages = u32::try_from(engine.max_messages)
+        .map_err(|_| format!("max-queue-size: NATS counts to {}", u32::MAX))?;
+    let defaults = NatsOptions::new(engine.url.expose());
+    Ok(NatsOptions {
+        stream: engine.prefix.clone().unwrap_or(defaults.stream),
+        prefix: engine.prefix.clone().unwrap_or(defaults.prefix),
+        replicas: engine.replicas,
+        max_age: engine.ttl,
+        max_messages_per_topic: Some(max_messages),
+        max_bytes: engine.max_bytes,
+        lease: engine.lease,
+        timeout: engine.timeout,
+        ..NatsOptions::new(engine.url.expose())
+    })
+}
+
+async fn connect(engine: EngineConfig) -> Result<Arc<dyn msgbus_core::engine::Engine>, String> {
+    let mut connect = ConnectOptions::new();
+    if let (Some(user), Some(password)) = (&engine.user, &engine.password) {
+        connect = connect.user_and_password(user.clone(), password.expose().to_owned());
+    } else if let Some(token) = &engine.token {
+        connect = connect.token(token.expose().to_owned());
+    }
+    if let Some(authorities) = &engine.tls_ca {
+        connect = connect.add_root_certificates(authorities.clone()).require_tls(true);
+    }
+    if let (Some(certificate), Some(key)) = (&engine.tls_cert, &engine.tls_key) {
+        connect = connect.add_client_certificate(certificate.clone(), key.clone());
+        connect = connect.require_tls(true);
+    }
+    // The text of the error may have the address, which may have a password.
+    match NatsEngine::connect(options(&engine)?, connect).await {
+        Ok(connected) => Ok(Arc::new(connected)),
+        Err(error) => Err(format!("cannot connect: {}", error.kind())),
+    }
+}

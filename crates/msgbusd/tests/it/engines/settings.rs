@@ -1,0 +1,118 @@
+//! The settings of engines: flags, variables and the file.
+
+use std::{
+    io::Write as _,
+    thread,
+    time::{Duration, Instant},
+};
+
+use msgbus_engine_testkit::nats::{NatsServer, programs};
+
+use crate::{
+    binary::{Running, msgbusd},
+    process::refuses,
+};
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn wrong_settings_of_engines_are_named_in_one_line() {
+    for (args, mention) in [
+        (&["--engine", "main"][..], "there is no [engines.main]"),
+        (&["--engine", "amqp://localhost"], "no engine for \"amqp\"; use nats://"),
+        (
+            &["--engine", "nats://127.0.0.1:4222", "--max-queue-size", "9999999999"],
+            "max-queue-size",
+        ),
+    ] {
+        refuses(&mut msgbusd(args), &["--engine: ", mention]);
+    }
+    let main = "[engines.main]\nurl = \"nats://127.0.0.1:4222\"\n";
+    for (text, mention) in [
+        (
+            "[engines.main]\nuri = \"x\"\n",
+            ":2: no such setting of an engine: \"uri\"; did you mean",
+        ),
+        (
+            "[engines.main]\nttl = \"1h\"\n",
+            ":1: engines.\"main\": the URL of an engine begins with",
+        ),
+        ("[engines.none]\n", ":1: engines.\"none\": \"none\" is not a name"),
+        (&format!("{main}password = \"secret\"\n"), ":3: password: use password-file"),
+        (&format!("{main}replicas = 7\n"), ":3: replicas: must be between 1 and 5"),
+        (&format!("{main}prefix = \"a.b\"\n"), ":3: prefix: must be 1 to 64 of"),
+        (&format!("{main}password-file = \"x\"\n"), "password-file needs user"),
+        (
+            &format!("{main}[topics.\"a/**\"]\nengine = \"main\"\nttl = \"1h\"\n"),
+            ":4: engine: ttl of single topics",
+        ),
+        ("[topics.\"a/**\"]\nengine = \"main\"\n", ":2: engine: there is no [engines.main]"),
+        (
+            &format!("{main}user = \"u\"\npassword-file = \"/does/not/exist\"\n"),
+            "engines.main: cannot read /does/not/exist",
+        ),
+    ] {
+        let file = file(text);
+        let path = file.path().to_str().unwrap();
+        refuses(&mut msgbusd(&["--config", path]), &[mention]);
+    }
+}
+
+/// Repeats a request until the answer contains this.
+fn say_until(daemon: &Running, request: &str, expected: &str) -> String {
+    let start = Instant::now();
+    loop {
+        let answer = daemon.say(request);
+        if answer.contains(expected) {
+            return answer;
+        }
+        assert!(start.elapsed() < Duration::from_secs(120), "{answer}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Some topics live in an engine that asks for a password, others in the server.
+#[test]
+fn topics_choose_their_engine_and_passwords_come_from_files_and_variables() {
+    for program in programs() {
+        let mut nats = NatsServer::new(&program);
+        nats.arguments = ["--user", "bus", "--pass", "s3cret"].map(str::to_owned).to_vec();
+        nats.run();
+        let url = nats.url();
+        let password = file("s3cret\n");
+        let text = format!(
+            "[engines.main]\nurl = \"{url}\"\nuser = \"bus\"\nprefix = \"shop\"\npassword-file = \"{}\"\n\
+             [topics.\"orders/**\"]\nengine = \"main\"\n",
+            password.path().display()
+        );
+        let config = file(&text);
+        let path = config.path().to_str().unwrap();
+        let daemon =
+            Running::start(&mut msgbusd(&["-d", "--bind", "127.0.0.1:0", "--config", path]));
+        say_until(&daemon, "GET /readyz", "200 OK");
+        assert!(daemon.say("PUT /orders/a").contains("msgbus-durability: engine"));
+        assert!(daemon.say("PUT /else").contains("msgbus-durability: memory"));
+        assert!(daemon.say("GET /else/*?stream=sse&max=1").contains("400"));
+        assert!(daemon.say("GET /orders/*?stream=sse").contains("501"));
+        let listed = daemon.say("GET /");
+        assert!(listed.contains("else\n") && listed.contains("orders/a\n"), "{listed}");
+        daemon.signal("-TERM");
+        let (status, log) = daemon.end();
+        assert!(status.success(), "{log}");
+        assert!(!log.contains("s3cret"), "{log}");
+
+        let mut command = msgbusd(&["--bind", "127.0.0.1:0", "--engine", &url]);
+        command.env("MSGBUSD_ENGINE_USER", "bus").env("MSGBUSD_ENGINE_PASSWORD", "s3cret");
+        let daemon = Running::start(&mut command);
+        say_until(&daemon, "GET /readyz", "200 OK");
+        assert!(daemon.say("PUT /else").contains("msgbus-durability: engine"));
+
+        let daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--engine", &url]));
+        let refused = say_until(&daemon, "PUT /else", " 502 ");
+        assert!(refused.contains("refuses"), "{refused}");
+    }
+}
