@@ -146,7 +146,7 @@ async fn act(
             Some(from) => begin(from, command),
             None => drop(command.arg("").arg("")),
         }
-        command.arg(shared.options.keep_ms()).arg(shared.options.max_age_ms());
+        command.arg(shared.options.keep_ms()).arg(shared.options.max_age_ms()).arg(keys.channel());
     };
     let names = [keys.topic(), keys.stream(), keys.due(&group)];
     shared.run(&link, Script::Group, &names, Request::Final, arguments).await

@@ -31,13 +31,15 @@ use crate::{
     error::{Request, request_error, should_reconnect},
     groups::Turns,
     keys::Keys,
-    message::Answer as _,
     publish::Publisher,
     script::Script,
+    server::{Failure, Server},
 };
 
 const MIN_DELAY: Duration = Duration::from_millis(50);
 const MAX_DELAY: Duration = Duration::from_secs(2);
+/// The maximum number of reads that are not answered. Each has an answer of about 1 MiB at most, unless one message is larger.
+const MAX_READS: usize = 16;
 /// The maximum number of operations that are not answered.
 const MAX_OPERATIONS: usize = 8192;
 
@@ -57,6 +59,8 @@ pub(crate) struct Shared {
     /// Makes the keys of leases unguessable in topics that this engine makes.
     pub(crate) secret: String,
     client: Client,
+    /// Of reads and fetches, whose answers may be large.
+    pub(crate) reads: Semaphore,
     /// Of operations that are not answered, also when nobody waits for the answer any longer.
     pub(crate) permits: Arc<Semaphore>,
     state: watch::Sender<Result<Link, EngineError>>,
@@ -70,12 +74,16 @@ pub(crate) struct Shared {
 #[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) connection: MultiplexedConnection,
+    /// Hears of what is new. It is another one, because the server limits what waits for a client that is subscribed.
+    news: MultiplexedConnection,
     /// Waits for replicas or disks. It is another one, because what comes after that command waits, too.
     pub(crate) waiting: Option<MultiplexedConnection>,
     /// Identifies it among the connections of the engine. Never 0.
     pub(crate) generation: u64,
-    /// Identifies the process of the server. Empty if it is not known.
+    /// Since when the server is what it is, as scripts take it. Empty if it is not known.
     pub(crate) run: Arc<str>,
+    /// Identifies the server and what it leads. Empty if it is not known.
+    identity: Arc<str>,
     /// The hashes of scripts.
     hashes: Arc<[String]>,
 }
@@ -105,6 +113,7 @@ impl Connection {
             turns: Turns::default(),
             secret: format!("{:032x}", u128::from_le_bytes(random)),
             client,
+            reads: Semaphore::new(MAX_READS),
             permits: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             state: watch::Sender::new(Err(EngineError::Unavailable)),
             lost: Notify::new(),
@@ -170,7 +179,7 @@ impl Shared {
         listener: &Listener,
         link: &Link,
     ) -> Result<(), EngineError> {
-        let mut connection = link.connection.clone();
+        let mut connection = link.news.clone();
         let subscribed = self.channels.subscribe(listener, link.generation, &mut connection).await;
         subscribed.map_err(|error| self.failed(link, &error, Request::Harmless))
     }
@@ -206,7 +215,7 @@ impl Shared {
 
     /// A connection is of no use any longer. Those before it do not matter.
     fn lose(&self, generation: u64) {
-        if self.state.borrow().as_ref().map_or(true, |link| link.generation == generation) {
+        if self.generation.load(Relaxed) == generation {
             self.lost.notify_one();
         }
     }
@@ -226,26 +235,37 @@ impl Shared {
                 shared.channels.hear(&push);
                 Ok(())
             });
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let open = async || self.client.get_multiplexed_async_connection_with_config(&config).await;
+        let (mut connection, mut news) = (open().await?, open().await?);
+        let server = Server::of(&mut connection).await?;
         let waiting = match self.options.acknowledge {
             Acknowledge::Server => None,
             Acknowledge::Replicas(_) | Acknowledge::Synced { .. } => {
-                let other = self.client.get_multiplexed_async_connection_with_config(&config);
-                let mut other = other.await?;
+                let mut other = open().await?;
                 // The wait has its own limit.
                 other.set_response_timeout(timeout * 2);
                 check_wait(self.options.acknowledge, &mut other).await?;
+                server.check_same(&mut other).await?;
                 Some(other)
             }
         };
-        let run = run_of_server(&mut connection).await?;
+        server.check_same(&mut news).await?;
         let loading = Script::ALL.map(|script| {
             let mut connection = connection.clone();
             async move { load(script).query_async::<String>(&mut connection).await }
         });
-        let hashes = try_join_all(loading).await?.into();
-        Ok(Link { connection, waiting, generation, run, hashes })
+        let hashes: Arc<[String]> = try_join_all(loading).await?.into();
+        let identity = Arc::clone(&server.identity);
+        let mut link =
+            Link { connection, news, waiting, generation, run: "".into(), identity, hashes };
+        if !link.identity.is_empty() {
+            let keys = [Keys::of_server(&self.options.prefix)];
+            let arrive = link.command(Script::Arrive, &keys, |command| {
+                command.arg(&*link.identity).arg(u8::from(server.is_safe));
+            });
+            link.run = arrive.query_async::<String>(&mut link.connection.clone()).await?.into();
+        }
+        Ok(link)
     }
 
     fn set(&self, state: Result<Link, EngineError>) {
@@ -261,9 +281,14 @@ impl Shared {
                 () = self.lost.notified() => return,
                 () = sleep(self.options.timeout.min(MAX_DELAY)) => {}
             }
-            let pinged = redis::cmd("PING").query_async::<Value>(&mut connection).await;
-            let cleaned = self.channels.unsubscribe_unused(&mut connection).await;
-            if pinged.is_err() || cleaned.is_err() {
+            let is_same = if link.identity.is_empty() {
+                redis::cmd("PING").query_async::<Value>(&mut connection).await.is_ok()
+            } else {
+                let server = Server::of(&mut connection).await;
+                server.is_ok_and(|server| server.identity == link.identity)
+            };
+            let cleaned = self.channels.unsubscribe_unused(&mut link.news.clone()).await;
+            if !is_same || cleaned.is_err() {
                 return;
             }
         }
@@ -289,49 +314,6 @@ fn load(script: Script) -> Cmd {
     let mut command = redis::cmd("SCRIPT");
     command.arg("LOAD").arg(script.code());
     command
-}
-
-/// Why there is no connection.
-struct Failure {
-    why: EngineError,
-    details: String,
-}
-
-impl From<RedisError> for Failure {
-    fn from(error: RedisError) -> Self {
-        Self { why: request_error(&error, Request::Harmless), details: error.to_string() }
-    }
-}
-
-impl Failure {
-    fn not_supported(operation: &'static str, details: String) -> Self {
-        Self { why: EngineError::NotSupported { engine: "redis", operation }, details }
-    }
-}
-
-/// What identifies the process of the server. Refuses a server that is too old.
-async fn run_of_server(connection: &mut MultiplexedConnection) -> Result<Arc<str>, Failure> {
-    let found = redis::cmd("INFO").arg("server").query_async::<Value>(connection).await;
-    let text = match found {
-        Ok(Value::VerbatimString { text, .. }) => text,
-        Ok(other) => other.text().unwrap_or_default(),
-        Err(error) if error.code() == Some("NOPERM") => {
-            warn!("the user of Redis may not use INFO: after a restart, ids may be given again");
-            return Ok("".into());
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let value = |name: &str| {
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        value.unwrap_or_default().trim()
-    };
-    let version = value("redis_version");
-    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    if major.is_some_and(|major| major < 7) {
-        let operation = "work with this server: it needs Redis 7 or Valkey";
-        return Err(Failure::not_supported(operation, format!("it is Redis {version}")));
-    }
-    Ok(value("run_id").into())
 }
 
 /// Refuses a server that cannot confirm what it is to confirm.

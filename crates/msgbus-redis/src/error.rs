@@ -17,6 +17,11 @@ pub(crate) enum Request {
 pub(crate) fn request_error(error: &RedisError, request: Request) -> EngineError {
     debug!(%error, "Redis has not answered as expected");
     match error.code() {
+        // A script is not taken back when it fails.
+        Some(code) if request == Request::Final && is_of_running_script(error) => {
+            warn!(code, %error, "a script has failed: it may have been done in part");
+            EngineError::Unknown
+        }
         Some(code) => code_error(code, error),
         None if error.kind() == ErrorKind::AuthenticationFailed => EngineError::Denied,
         None if request == Request::Final => EngineError::Unknown,
@@ -39,6 +44,11 @@ fn code_error(code: &str, error: &RedisError) -> EngineError {
             EngineError::Unavailable
         }
     }
+}
+
+/// Whether a script had begun when it failed.
+fn is_of_running_script(error: &RedisError) -> bool {
+    error.detail().is_some_and(|why| why.contains("script: ") || why.contains("@user_script"))
 }
 
 /// What Redis and Valkey say.

@@ -111,10 +111,25 @@ impl Fetching {
         link: &Link,
         keys: &Keys,
     ) -> Result<(Leases, Option<Duration>), EngineError> {
+        loop {
+            let (leases, due, has_more) = self.take_some(link, keys).await?;
+            // What was looked at has expired.
+            if !has_more || !leases.messages.is_empty() {
+                return Ok((leases, due));
+            }
+        }
+    }
+
+    /// As [`take`](Self::take). Looks at a limited number of messages, and returns whether there may be more.
+    async fn take_some(
+        &self,
+        link: &Link,
+        keys: &Keys,
+    ) -> Result<(Leases, Option<Duration>, bool), EngineError> {
         /// The maximum number of messages that are leased at a time.
         const MAX_EVENTS: usize = 256;
         /// The maximum size of their payloads, in bytes, unless it is the first that exceeds it.
-        const MAX_BYTES: usize = 8 << 20;
+        const MAX_BYTES: usize = 1 << 20;
         let (shared, fetch) = (&self.shared, &self.fetch);
         let group = group_name(self.group.as_ref());
         let lease = fetch.lease.min(LeaseToken::MAX_TIME);
@@ -130,6 +145,7 @@ impl Fetching {
                 .arg(shared.options.keep_ms());
         };
         let names = [keys.topic(), keys.stream(), keys.due(&group)];
+        let _permit = shared.reads.acquire().await.map_err(|_| EngineError::Closed)?;
         let answer = shared.run(link, Script::Fetch, &names, Request::Final, arguments).await?;
         let mut parts = answer.list()?.into_iter();
         let (now, epoch) = (next(&mut parts)?.number()?, next(&mut parts)?.number()?);
@@ -139,7 +155,8 @@ impl Fetching {
         for leased in next(&mut parts)?.list()? {
             messages.push(self.leased(leased, now + lease_ms)?);
         }
-        Ok((Leases { epoch, messages }, due))
+        let has_more = next(&mut parts)?.number()? == 1;
+        Ok((Leases { epoch, messages }, due, has_more))
     }
 
     fn leased(&self, leased: Value, expires: u64) -> Result<Fetched, EngineError> {

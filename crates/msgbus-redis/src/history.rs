@@ -17,9 +17,18 @@ use crate::{
     script::Script,
 };
 
-/// Numbers that were never given: those from the first of a pair up to the second.
+/// Numbers that were never given, because the server was restarted, or another one leads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Jumps(Vec<(u64, u64)>);
+pub(crate) struct Jumps(Vec<Jump>);
+
+/// The numbers from the first up to the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Jump {
+    from: u64,
+    to: u64,
+    /// Whether no message with such a number was ever acknowledged, and lost.
+    is_safe: bool,
+}
 
 impl Jumps {
     /// How many the scripts keep.
@@ -28,23 +37,29 @@ impl Jumps {
     fn parse(text: &str) -> Self {
         let jumps = text.split_whitespace().filter_map(|jump| {
             let (from, to) = jump.split_once('-')?;
-            Some((from.parse().ok()?, to.parse().ok()?))
+            let is_safe = to.ends_with('s');
+            let to = to.trim_end_matches(['s', 'u']);
+            Some(Jump { from: from.parse().ok()?, to: to.parse().ok()?, is_safe })
         });
         Self(jumps.collect())
     }
 
-    /// How many messages there were with numbers in `from..to`. `None` if that is not known, which is so if somebody has
-    /// seen a message that the server has lost, or if it is very long ago.
+    /// How many messages there were with numbers in `from..to`. `None` if that is not known: the server may have lost some,
+    /// or it is very long ago.
     pub(crate) fn count(&self, from: u64, to: u64) -> Skipped {
         if from >= to {
             return Some(0);
         }
-        let is_cut = self.0.len() >= Self::MAX && self.0.first().is_some_and(|jump| from < jump.0);
-        let is_inside = self.0.iter().any(|jump| jump.0 < from && from < jump.1);
-        if is_cut || is_inside {
+        let is_cut =
+            self.0.len() >= Self::MAX && self.0.first().is_some_and(|jump| from < jump.from);
+        let is_doubtful = self.0.iter().any(|jump| {
+            let is_inside = jump.from < from && from < jump.to;
+            is_inside || (!jump.is_safe && from < jump.to && jump.from < to)
+        });
+        if is_cut || is_doubtful {
             return None;
         }
-        let jumped = self.0.iter().map(|jump| jump.1.min(to).saturating_sub(jump.0.max(from)));
+        let jumped = self.0.iter().map(|jump| jump.to.min(to).saturating_sub(jump.from.max(from)));
         Some((to - from).saturating_sub(jumped.sum()))
     }
 }
@@ -73,7 +88,8 @@ pub(crate) async fn read(
     /// The maximum number of messages that are read at a time.
     const MAX_EVENTS: usize = 1024;
     /// The maximum size of their payloads, in bytes, unless it is the first that exceeds it.
-    const MAX_BYTES: usize = 8 << 20;
+    const MAX_BYTES: usize = 1 << 20;
+    let _permit = shared.reads.acquire().await.map_err(|_| EngineError::Closed)?;
     let arguments = |command: &mut Cmd| {
         command.arg(&*link.run);
         begin(from, command);
@@ -190,7 +206,7 @@ mod tests {
 
     #[test]
     fn jumps_do_not_count() {
-        let jumps = Jumps::parse("5-1001 1003-2001 ");
+        let jumps = Jumps::parse("5-1001s 1003-2001s 2005-3001u ");
         for (from, to, expected) in [
             (1, 4, Some(3)),
             (1, 1001, Some(4)),
@@ -200,13 +216,19 @@ mod tests {
             (1001, 1001, Some(0)),
             (7, 1001, None),
             (7, 8, None),
-            (1000, 3000, None),
+            (1000, 2003, None),
             (9, 3, Some(0)),
+            (2001, 2005, Some(4)),
+            (2001, 3001, None),
+            (2005, 3001, None),
+            (2500, 3001, None),
+            (3001, 3005, Some(4)),
         ] {
             assert_eq!(jumps.count(from, to), expected, "{from}..{to}");
         }
         assert_eq!(Jumps::default().count(3, 10), Some(7));
-        let many = Jumps((1..=32).map(|n| (n * 10 + 5, n * 10 + 10)).collect());
+        let jump = |n: u64| Jump { from: n * 10 + 5, to: n * 10 + 10, is_safe: true };
+        let many = Jumps((1..=32).map(jump).collect());
         assert_eq!(many.count(1, 12), None, "some are no longer known");
         assert_eq!(many.count(15, 21), Some(1));
     }

@@ -12,6 +12,11 @@ impl Keys {
         Self(format!("{{{prefix}:{topic}}}"))
     }
 
+    /// What is known of the server. It is of no topic.
+    pub(crate) fn of_server(prefix: &str) -> String {
+        format!("{{{prefix}:}}:server")
+    }
+
     /// Matches the keys of the messages of all topics that begin so.
     pub(crate) fn pattern_of_streams(prefix: &str, beginning: &str) -> String {
         let mut pattern = String::new();
@@ -52,10 +57,10 @@ impl Keys {
 
     /// The key of a message that must not be published twice. `before` is how many messages with the same idempotency key
     /// come before it among those that are published together.
-    pub(crate) fn once(&self, key: &str, before: usize) -> String {
+    pub(crate) fn repeat(&self, key: &str, before: usize) -> String {
         let hash = Sha256::new().chain_update(format!("{before} ")).chain_update(key).finalize();
         let hash = hash[..16].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-        format!("{}:once:{hash}", self.0)
+        format!("{}:repeat:{hash}", self.0)
     }
 }
 
@@ -80,9 +85,9 @@ mod tests {
         let mut all = Vec::new();
         for name in names.iter().filter_map(|name| name.parse::<TopicName>().ok()) {
             let keys = Keys::new("msgbus", &name);
-            let once = [keys.once("k", 0), keys.once("k", 1), keys.once("l", 0)];
+            let repeats = [keys.repeat("k", 0), keys.repeat("k", 1), keys.repeat("l", 0)];
             let mut of_topic = vec![keys.topic(), keys.stream(), keys.due("pull"), keys.channel()];
-            of_topic.extend(once);
+            of_topic.extend(repeats);
             assert!(!hash_tag(&of_topic[0]).is_empty());
             assert!(of_topic.iter().all(|key| hash_tag(key) == hash_tag(&of_topic[0])));
             assert_eq!(Keys::topic_of("msgbus", &keys.stream()), Some(name));

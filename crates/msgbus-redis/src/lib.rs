@@ -4,7 +4,8 @@
 //! epoch is the time at which the topic was made. All that belongs together is done in scripts, which Redis runs in one
 //! step.
 //!
-//! It works with Redis 7 and Valkey, on one server and its replicas. The keys of a topic have a hash tag of their own.
+//! It works with Redis 7 and Valkey. Of a server and its replicas, only that which leads is used. The keys of a topic have a
+//! hash tag of their own.
 //!
 //! # What is promised
 //! A publish is acknowledged when the server has acknowledged it. Whether it survives a power cut depends on the server's
@@ -13,8 +14,9 @@
 //! # What is different from other topics
 //! - A topic to which nobody has published for [`RedisOptions::forget_after`] is forgotten. Then its numbers begin again in
 //!   another epoch.
-//! - After a restart of the server, numbers go on at the next multiple of 1,000,000,000: those of messages that the
-//!   server may have lost are not given again.
+//! - After a restart of the server, or when another one leads, numbers go on at the next multiple of 1,000,000,000: those of
+//!   messages that the server may have lost are not given again. If it may have lost some, followers are told so without a
+//!   count.
 
 mod admin;
 mod channels;
@@ -28,6 +30,7 @@ mod message;
 mod options;
 mod publish;
 mod script;
+mod server;
 mod tail;
 
 pub use self::{

@@ -50,7 +50,7 @@ impl Batch {
             keys.extend(key.map(|key| {
                 let count = seen.entry(key.to_owned()).or_default();
                 *count += 1;
-                names.once(key, *count - 1)
+                names.repeat(key, *count - 1)
             }));
             let ttl = ttl.map_or_else(String::new, |ttl| millis(ttl).max(1).to_string());
             Encoded { has_key, ttl, headers: encode_headers(&headers), payload }

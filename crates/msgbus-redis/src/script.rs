@@ -11,6 +11,7 @@ pub(crate) enum Script {
     Open,
     Stats,
     Delete,
+    Arrive,
 }
 
 const COMMON: &str = include_str!("scripts/common.lua");
@@ -19,7 +20,7 @@ const GROUP: &str = include_str!("scripts/common_group.lua");
 const BEGIN: &str = include_str!("scripts/common_begin.lua");
 
 impl Script {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Publish,
         Self::Fetch,
         Self::Settle,
@@ -28,6 +29,7 @@ impl Script {
         Self::Open,
         Self::Stats,
         Self::Delete,
+        Self::Arrive,
     ];
 
     pub(crate) fn code(self) -> String {
@@ -48,6 +50,7 @@ impl Script {
             Self::Open => ("", &[COMMON, WRITE, include_str!("scripts/open.lua")]),
             Self::Stats => ("flags=allow-oom", &[COMMON, WRITE, include_str!("scripts/stats.lua")]),
             Self::Delete => ("flags=allow-oom", &[include_str!("scripts/delete.lua")]),
+            Self::Arrive => ("flags=allow-oom", &[include_str!("scripts/arrive.lua")]),
         };
         format!("#!lua {flags}\n{}", parts.join("\n"))
     }

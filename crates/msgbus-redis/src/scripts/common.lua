@@ -1,8 +1,8 @@
 -- What all scripts have. KEYS[1] is the hash that describes the topic, KEYS[2] its stream.
 --
--- Fields of the hash: "epoch"; "last", the number of the last message; "run", the run of the server that has given it;
+-- Fields of the hash: "epoch"; "last", the number of the last message; "run", since when the server ran that has given it;
 -- "jumps"; "time", that of the last message, in milliseconds; "secret", for the keys of leases; "check", when to remove
--- what has expired; "groups", if there are any; "group:NAME", a secret of each.
+-- what has expired; "group:NAME", a secret of each group; "run:NAME", the run in which it was last given messages.
 
 -- A message has the id EPOCH-NUMBER. The epoch has more digits than a number of Lua.
 local function id_of(topic, number)
@@ -24,20 +24,24 @@ end
 
 -- After a restart, or on another server, messages may be gone that somebody has seen. Their numbers must not be given
 -- again, so numbers go on at the next multiple of JUMP. From the first of them to that one there are no messages, which
--- the list of jumps says.
+-- the list of jumps says, with "s" if it is certain that none is gone, and else "u".
 local JUMP = 1000000000
 local MAX_JUMPS = 32
 
+-- `run` has two times: since when the server runs that it is now, and that of the last one that may have lost messages at its
+-- start. Empty if that is not known.
 local function jump(topic, run)
-  if run == '' or topic.run == run then
+  local since, unsafe = string.match(run, '^(%d+):(%d+)$')
+  if not since or tonumber(topic.run) >= tonumber(since) then
     return
   end
-  topic.run = run
+  local certainty = tonumber(topic.run) >= tonumber(unsafe) and 's' or 'u'
+  topic.run = since
   if topic.last == 0 then
     return
   end
   local target = (math.floor(topic.last / JUMP) + 1) * JUMP + 1
-  topic.jumps = topic.jumps .. text(topic.last + 1) .. '-' .. text(target) .. ' '
+  topic.jumps = topic.jumps .. text(topic.last + 1) .. '-' .. text(target) .. certainty .. ' '
   local _, count = string.gsub(topic.jumps, ' ', ' ')
   if count > MAX_JUMPS then
     topic.jumps = string.gsub(topic.jumps, '^%S+ ', '')
@@ -47,13 +51,13 @@ end
 
 -- What is known of the topic as it is now in this run of the server. Nothing is written.
 local function load(run)
-  local found = redis.call('HMGET', KEYS[1], 'epoch', 'last', 'run', 'jumps', 'time', 'secret', 'check', 'groups')
+  local found = redis.call('HMGET', KEYS[1], 'epoch', 'last', 'run', 'jumps', 'time', 'secret', 'check')
   if not found[1] then
     return nil
   end
   local topic = {
     epoch = found[1], last = tonumber(found[2]), run = found[3], jumps = found[4], time = tonumber(found[5]),
-    secret = found[6], check = tonumber(found[7]), groups = found[8],
+    secret = found[6], check = tonumber(found[7]),
   }
   jump(topic, run)
   return topic

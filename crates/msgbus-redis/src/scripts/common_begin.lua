@@ -18,7 +18,6 @@ local function create_group(topic, group, group_secret, start, keep_for, max_age
   redis.pcall('XGROUP', 'DESTROY', KEYS[2], group)
   redis.call('XGROUP', 'CREATE', KEYS[2], group, start, 'MKSTREAM')
   redis.call('DEL', KEYS[3])
-  redis.call('HSET', KEYS[1], 'group:' .. group, group_secret, 'groups', '1')
-  topic.groups = '1'
+  redis.call('HSET', KEYS[1], 'group:' .. group, group_secret)
   keep(topic, keep_for, max_age)
 end

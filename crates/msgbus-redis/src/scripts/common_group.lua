@@ -1,13 +1,14 @@
 -- What scripts have that are about groups. KEYS[3] is a sorted set of the messages that the group was given, by the time
 -- at which they are given again: the end of a lease, or of a delay.
 
--- The consumers of a group: that of leases, and that of messages that wait to be given again.
-local LEASED = 'leased'
+-- The consumers of a group: those of leases, one for each run of the server, and that of messages that wait to be given
+-- again. A lease that was given before messages were lost is not one that was given after it.
+local LEASED = 'leased:'
 local WAITING = 'waiting'
 
 -- Proves that whoever shows it was given the lease.
-local function code(topic, group_secret, group, number, deliveries)
-  local lease = table.concat({ topic.epoch, group, number, deliveries }, '/')
+local function code(topic, group_secret, group, consumer, number, deliveries)
+  local lease = table.concat({ topic.epoch, group, consumer, number, deliveries }, '/')
   local inner = redis.sha1hex(topic.secret .. group_secret .. lease)
   return string.sub(redis.sha1hex(topic.secret .. inner), 1, 32)
 end
@@ -15,10 +16,13 @@ end
 -- Whether the group was given a message and has not acknowledged it: the consumer that has it, and how often it was given.
 local function pending(group, id)
   local found = redis.pcall('XPENDING', KEYS[2], group, id, id, 1)
-  if found.err or not found[1] then
-    return nil
+  if found.err then
+    if string.find(found.err, 'NOGROUP', 1, true) then
+      return nil
+    end
+    error(found)
   end
-  return { consumer = found[1][2], deliveries = found[1][4] }
+  return found[1] and { consumer = found[1][2], deliveries = found[1][4] }
 end
 
 local function claim(group, consumer, id, deliveries)

@@ -4,11 +4,11 @@ local function create(run, secret)
   local time = redis.call('TIME')
   local topic = {
     epoch = time[1] .. string.format('%06d', tonumber(time[2])) .. '000',
-    last = 0, run = run, jumps = '', time = 0, secret = secret, check = 0, groups = false,
+    last = 0, run = string.match(run, '^%d+') or '0', jumps = '', time = 0, secret = secret, check = 0,
   }
   -- What another epoch has left.
   redis.call('DEL', KEYS[2])
-  redis.call('HSET', KEYS[1], 'epoch', topic.epoch, 'last', '0', 'run', run, 'jumps', '', 'time', '0',
+  redis.call('HSET', KEYS[1], 'epoch', topic.epoch, 'last', '0', 'run', topic.run, 'jumps', '', 'time', '0',
     'secret', secret, 'check', '0')
   return topic
 end
@@ -23,18 +23,20 @@ local function purge(topic, time, max_age)
   redis.call('HSET', KEYS[1], 'check', text(topic.check))
 end
 
--- How long a topic is kept that never had a message.
+-- How long a topic is kept that never had a message, and how much longer a stream is kept than its messages: as long as a
+-- lease may last.
 local DAY = 24 * 3600 * 1000
 
--- A topic that nobody uses is forgotten. Without groups, its messages need not stay longer than they live.
+-- A topic that nobody uses is forgotten. Its stream goes when all messages have expired. Groups begin anew then, at what
+-- comes next.
 local function keep(topic, keep_for, max_age)
   if topic.last == 0 then
     keep_for = math.min(keep_for, DAY)
   end
   redis.call('PEXPIRE', KEYS[1], keep_for)
-  if topic.groups or max_age == 0 then
+  if max_age == 0 then
     redis.call('PEXPIRE', KEYS[2], keep_for)
   else
-    redis.call('PEXPIRE', KEYS[2], math.min(max_age, keep_for))
+    redis.call('PEXPIRE', KEYS[2], math.min(max_age + DAY / 2, keep_for))
   end
 end

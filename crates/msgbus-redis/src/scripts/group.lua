@@ -1,6 +1,6 @@
 -- Shows, sets or removes a group. Returns whether there was one, and what it has before it and in hand.
 local action, run, secret, group, group_secret = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local begin, value, keep_for, max_age = ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+local begin, value, keep_for, max_age, channel = ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
 
 local topic = load(run)
 local exists = topic and redis.call('HEXISTS', KEYS[1], 'group:' .. group) == 1
@@ -41,9 +41,11 @@ if action == 'remove' then
   if exists then
     redis.pcall('XGROUP', 'DESTROY', KEYS[2], group)
     redis.call('DEL', KEYS[3])
-    redis.call('HDEL', KEYS[1], 'group:' .. group)
+    redis.call('HDEL', KEYS[1], 'group:' .. group, 'run:' .. group)
   end
 elseif not exists or begin ~= '' then
+  -- Its workers may wait.
+  redis.call('SPUBLISH', channel, '')
   topic = topic or create(run, secret)
   create_group(topic, group, group_secret, start_of(topic, begin, value), keep_for, max_age)
 end

@@ -7,13 +7,16 @@ local group_secret = topic and redis.call('HGET', KEYS[1], 'group:' .. group)
 
 local function settle(key)
   local number, deliveries, shown = string.match(key, '^(%d+)%-(%d+)%-(%x+)$')
-  if not group_secret or not number or shown ~= code(topic, group_secret, group, number, deliveries) then
+  if not group_secret or not number then
     return false
   end
   local id = topic.epoch .. '-' .. number
   local given = pending(group, id)
   -- The message was given again, given back, or is done.
-  if not given or given.consumer ~= LEASED or text(given.deliveries) ~= deliveries then
+  if not given or string.sub(given.consumer, 1, #LEASED) ~= LEASED or text(given.deliveries) ~= deliveries then
+    return false
+  end
+  if shown ~= code(topic, group_secret, group, given.consumer, number, deliveries) then
     return false
   end
   if settlement == 'ack' then
@@ -31,14 +34,14 @@ local function settle(key)
   return true
 end
 
+if settlement == 'nack' then
+  -- Somebody may wait for it. Nobody looks before the end of this.
+  redis.call('SPUBLISH', ARGV[4], '')
+end
 local lost = {}
 for index = 5, #ARGV do
   if not settle(ARGV[index]) then
     lost[#lost + 1] = index - 5
   end
-end
-if settlement == 'nack' then
-  -- Somebody may wait for it.
-  redis.call('SPUBLISH', ARGV[4], '')
 end
 return { text(time), lost }

@@ -18,7 +18,7 @@ fn subject(one: RedisEngine, other: RedisEngine) -> Subject {
         other: Arc::new(other),
         knows_repeats: true,
         knows_ttl: true,
-        lease: Duration::from_secs(6),
+        lease: Duration::from_secs(15),
     }
 }
 

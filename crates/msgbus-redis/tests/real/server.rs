@@ -1,6 +1,7 @@
 //! Real servers of Redis and Valkey for the tests.
 
 use std::{
+    io::{self, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -42,6 +43,17 @@ pub(crate) fn programs() -> Vec<PathBuf> {
 pub(crate) fn free_port() -> u16 {
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     std::iter::repeat_with(|| fastrand::u16(15_000..32_000)).find(free).unwrap()
+}
+
+/// Whether this process serves the port. A server that asks for a password does not say.
+fn serves(port: u16, process: u32) -> io::Result<bool> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"INFO server\r\nQUIT\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let own = format!("process_id:{process}\r\n");
+    Ok(answer.contains(&own) || answer.starts_with("-NOAUTH"))
 }
 
 impl Server {
@@ -89,15 +101,25 @@ impl Server {
     /// Waits until it accepts connections. Returns `false` if it has ended.
     fn wait_for(&mut self, mut process: Child) -> bool {
         let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        loop {
             assert!(start.elapsed() < SOON, "the server does not start");
-            std::thread::sleep(Duration::from_millis(5));
+            match serves(self.port, process.id()) {
+                Ok(true) => {
+                    self.process = Some(process);
+                    return true;
+                }
+                // Somebody else has the port.
+                Ok(false) => {
+                    let _ = process.kill();
+                    let _ = process.wait();
+                    return false;
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
             if process.try_wait().unwrap().is_some() {
                 return false;
             }
         }
-        self.process = Some(process);
-        true
     }
 
     fn spawn(&self) -> Child {

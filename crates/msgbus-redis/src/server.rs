@@ -1,0 +1,102 @@
+//! What the server is, and what it promises.
+
+use std::sync::Arc;
+
+use msgbus_core::engine::EngineError;
+use redis::{RedisError, Value, aio::MultiplexedConnection};
+use tracing::warn;
+
+use crate::{
+    error::{Request, request_error},
+    message::Answer as _,
+};
+
+/// Why there is no connection.
+pub(crate) struct Failure {
+    pub(crate) why: EngineError,
+    pub(crate) details: String,
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        Self { why: request_error(&error, Request::Harmless), details: error.to_string() }
+    }
+}
+
+impl Failure {
+    pub(crate) fn not_supported(operation: &'static str, details: String) -> Self {
+        Self { why: EngineError::NotSupported { engine: "redis", operation }, details }
+    }
+}
+
+/// A server that leads.
+pub(crate) struct Server {
+    /// Identifies its process and what it leads: another one when it is restarted, or leads again. Empty if it is not known.
+    pub(crate) identity: Arc<str>,
+    /// Whether it has not lost anything that it has acknowledged, at its start or when it began to lead.
+    pub(crate) is_safe: bool,
+}
+
+impl Server {
+    /// Refuses a server that is too old, or does not lead.
+    pub(crate) async fn of(connection: &mut MultiplexedConnection) -> Result<Self, Failure> {
+        let text = match info(connection).await {
+            Ok(text) => text,
+            Err(error) if error.code() == Some("NOPERM") => {
+                warn!(
+                    "the user of Redis may not use INFO: after a restart, ids may be given again"
+                );
+                return Ok(Self { identity: "".into(), is_safe: false });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let value = |name: &str| {
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            value.unwrap_or_default().trim()
+        };
+        let version = value("redis_version");
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_some_and(|major| major < 7) {
+            let operation = "work with this server: it needs Redis 7 or Valkey";
+            return Err(Failure::not_supported(operation, format!("it is Redis {version}")));
+        }
+        if value("role") != "master" {
+            let details = "it is a replica".to_owned();
+            return Err(Failure { why: EngineError::Unavailable, details });
+        }
+        // The second is that of the server from which it has taken over. The first changes when a replica comes.
+        let identity = format!("{}/{}", value("run_id"), value("master_replid2"));
+        // It has never taken over from another one, and syncs each write.
+        let has_led = value("master_replid2").bytes().all(|digit| digit == b'0');
+        let is_safe = has_led && value("aof_enabled") == "1" && syncs_always(connection).await;
+        Ok(Self { identity: identity.into(), is_safe })
+    }
+
+    /// Refuses a connection that leads to another server.
+    pub(crate) async fn check_same(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Failure> {
+        if Self::of(connection).await?.identity == self.identity {
+            return Ok(());
+        }
+        let details = "two connections lead to two servers".to_owned();
+        Err(Failure { why: EngineError::Unavailable, details })
+    }
+}
+
+async fn info(connection: &mut MultiplexedConnection) -> Result<String, RedisError> {
+    let found = redis::cmd("INFO").query_async::<Value>(connection).await?;
+    Ok(match found {
+        Value::VerbatimString { text, .. } => text,
+        other => other.text().unwrap_or_default(),
+    })
+}
+
+/// Whether each write is on the disk before it is answered. If that is not to be found out, it may not be.
+async fn syncs_always(connection: &mut MultiplexedConnection) -> bool {
+    let mut command = redis::cmd("CONFIG");
+    command.arg("GET").arg("appendfsync");
+    let found = command.query_async::<std::collections::HashMap<String, String>>(connection).await;
+    found.is_ok_and(|found| found.get("appendfsync").is_some_and(|value| value == "always"))
+}
