@@ -101,7 +101,7 @@ impl DerivedLog {
     ) -> StartPosition {
         let starts = |requested_id: u64, next_id: u64, restarted| {
             let missed = next_id - requested_id;
-            StartPosition { requested_id, next_id, missed, restarted }
+            StartPosition { requested_id, next_id, missed, is_uncounted: false, restarted }
         };
         if from == Position::New {
             return starts(self.next_id(), self.next_id(), false);

@@ -39,6 +39,8 @@ pub struct StartPosition {
     /// How many of the messages that it asked for had already left the log. Its first event reports them
     /// again as [`Event::Missed`].
     pub missed: u64,
+    /// Whether some may have left that nobody has counted. Then `missed` is 0. Only so for topics that live in an engine.
+    pub is_uncounted: bool,
     /// Whether the requested position was from another epoch of what is followed, or ahead of this one. Then the
     /// subscription starts with the first message of this epoch, or with the oldest that the topics of a pattern retain.
     pub restarted: bool,

@@ -137,7 +137,8 @@ impl EngineCursor {
         self.join(&mut locked, wanted);
         let next_id = locked.first_retained(wanted, clock::monotonic());
         let next_id = next_id.map_or(locked.next_id(), |entry| entry.id());
-        Some(StartPosition { requested_id: wanted, next_id, missed: 0, restarted: false })
+        let (missed, is_uncounted, restarted) = (0, false, false);
+        Some(StartPosition { requested_id: wanted, next_id, missed, is_uncounted, restarted })
     }
 
     /// Becomes a cursor of the window.

@@ -45,7 +45,7 @@ impl Topic {
         restarted: bool,
     ) -> StartPosition {
         let missed = self.log.ordinal(next_id).since(self.log.ordinal(wanted));
-        StartPosition { requested_id: wanted, next_id, missed, restarted }
+        StartPosition { requested_id: wanted, next_id, missed, is_uncounted: false, restarted }
     }
 
     /// Whether there is nothing for a cursor, not even an end. This needs no clock.

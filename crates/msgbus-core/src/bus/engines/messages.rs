@@ -110,7 +110,8 @@ pub(crate) async fn history(
     let next_id = page.messages.first().map_or(page.next, |read| read.message.id);
     let skipped = page.messages.first().map_or(page.skipped, |read| read.skipped);
     let requested_id = wanted.filter(|_| !restarted).unwrap_or(next_id);
-    let start = StartPosition { requested_id, next_id, missed: skipped.unwrap_or(0), restarted };
+    let (missed, is_uncounted) = (skipped.unwrap_or(0), skipped.is_none());
+    let start = StartPosition { requested_id, next_id, missed, is_uncounted, restarted };
     Ok((page, start))
 }
 

@@ -27,7 +27,7 @@ thread_local! {
 pub(super) fn set_position_headers(headers: &mut HeaderMap, epoch: u64, start: StartPosition) {
     headers.insert(MSGBUS_EPOCH, self::epoch(epoch));
     headers.insert(MSGBUS_NEXT_ID, number(start.next_id));
-    if start.missed > 0 {
+    if start.missed > 0 || start.is_uncounted {
         headers.insert(MSGBUS_MISSED, number(start.missed));
     }
     if start.restarted {

@@ -2,6 +2,7 @@
 
 mod away;
 mod groups;
+mod hop;
 mod settings;
 mod shared;
 

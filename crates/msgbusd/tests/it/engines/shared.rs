@@ -1,8 +1,9 @@
 //! What is published at one server is there at all.
 
 use msgbus_core::json;
+use msgbus_engine_testkit::nats::{NatsServer, programs};
 
-use super::pairs;
+use super::{door_with, pairs};
 use crate::{
     stream::Stream,
     support::{Daemon, Reply},
@@ -153,5 +154,32 @@ async fn what_an_engine_cannot_do_is_said() {
         v1.send(&[serde_json::json!({"op": "sub", "rid": 1, "sid": "s", "topic": "t/**"})]).await;
         let line = v1.line().await;
         assert_eq!((&line["op"], &line["code"]), (&"error".into(), &"not_supported".into()));
+    }
+}
+
+/// Messages that the engine no longer has are announced: nobody knows how many.
+#[tokio::test]
+async fn what_is_gone_is_announced_without_a_count() {
+    for program in programs() {
+        let nats = NatsServer::start(&program);
+        let daemon = door_with(&nats, |config| config.engines[0].max_messages = 2).ready().await;
+        let mut ids = Vec::new();
+        for n in 0..6 {
+            ids.push(put(&daemon, "/t", &n.to_string()).await);
+            put(&daemon, "/else", "x").await;
+        }
+        let since = format!("since={}", ids[1]);
+        let (mut subscriber, response) =
+            daemon.subscribe_with(&format!("/t?gaps&{since}"), &[]).await;
+        assert_eq!(response.headers()["msgbus-missed"], "0");
+        let gap = format!("{{\"event\":\"gap\",\"missed\":0,\"next_id\":{}}}\n", ids[4]);
+        assert_eq!(subscriber.frame().await.into_text().unwrap(), gap);
+        assert_eq!(subscriber.ids(2).await, ids[4..]);
+        let peeked = daemon.get(&format!("/t?peek&max=9&{since}")).await;
+        assert_eq!(peeked.number("Msgbus-Missed"), 0);
+        let complete = daemon.get(&format!("/t?peek&max=9&since={}", ids[4])).await;
+        assert_eq!(complete.header("Msgbus-Missed"), None);
+        let mut sse = Stream::open(&daemon, &format!("/t?stream=sse&{since}"), "").await;
+        assert_eq!(sse.lines(2).await, ["event: gap", "data: {\"missed\":0}"]);
     }
 }

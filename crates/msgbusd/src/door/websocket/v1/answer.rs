@@ -123,7 +123,7 @@ fn write_start(text: &mut Vec<u8>, epoch: u64, start: StartPosition) {
     number(text, epoch);
     text.extend_from_slice(br#"","next_id":"#);
     number(text, start.next_id);
-    if start.missed > 0 {
+    if start.missed > 0 || start.is_uncounted {
         text.extend_from_slice(br#","missed":"#);
         number(text, start.missed);
     }
