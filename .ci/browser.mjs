@@ -77,6 +77,7 @@ async function startServer(...flags) {
         if (over) throw new Failed(`expected: a server\nfound: ${log}`);
         return /listening on https?:\/\/(\S+)/.exec(log)?.[1];
     });
+    return () => log;
 }
 
 async function killServer() {
@@ -234,6 +235,47 @@ async function speaksTls(page) {
     if (came !== expected) throw new Failed(`expected: ${expected}\nfound: ${came}`);
 }
 
+async function speaksDrs(page, foreign) {
+    address = "127.0.0.1:0";
+    const log = await startServer("--drs", "ws://127.0.0.1:0");
+    const drs = await until("an address for drs", () => /drs-ws clients are served at (\S+)/.exec(log())?.[1]);
+    await page.goto(`http://${drs}/stats`, { timeout: TIMEOUT });
+    const coming = page.evaluate(async () => {
+        const open = (target) => {
+            const socket = new WebSocket(`ws://${location.host}${target}`);
+            return new Promise((resolve) => (socket.onopen = () => resolve(socket)));
+        };
+        const handler = await open("/socket?serve=math.add&subscribe=news");
+        const fired = new Promise((resolve) => {
+            handler.onmessage = ({ data }) => {
+                const { key, action, body } = JSON.parse(data);
+                if (action === "news") resolve(body);
+                const answer = { key, action: "drs.response", body: body.a + body.b };
+                if (action === "math.add") handler.send(JSON.stringify(answer));
+            };
+        });
+        const caller = await open("/socket");
+        const answered = new Promise((resolve) => (caller.onmessage = ({ data }) => resolve(data)));
+        caller.send(JSON.stringify({ key: "0.5", action: "math.add", body: { a: 1, b: 2 } }));
+        window.answer = await answered;
+        return JSON.stringify({ answer: window.answer, fired: await fired });
+    });
+    await page.waitForFunction(() => window.answer, undefined, { timeout: TIMEOUT });
+    await publish();
+    const expected = JSON.stringify({
+        answer: `{"key":"0.5","action":"drs.response","body":3}\n`,
+        fired: `message ${texts - 1}`,
+    });
+    const came = await coming;
+    if (came !== expected) throw new Failed(`expected: ${expected}\nfound: ${came}`);
+    await foreign.goto(`http://${address}/healthz`, { timeout: TIMEOUT });
+    const end = await foreign.evaluate(async (drs) => {
+        const socket = new WebSocket(`ws://${drs}/socket`);
+        return new Promise((resolve) => (socket.onopen = socket.onerror = ({ type }) => resolve(type)));
+    }, drs);
+    if (end !== "error") throw new Failed(`expected: a page of another origin is refused\nfound: ${end}`);
+}
+
 function proven(what) {
     console.log(`${(performance.now() / 1000).toFixed(1).padStart(5)} s  ${what}`);
 }
@@ -311,6 +353,10 @@ async function main() {
     await killServer();
     await speaksTls(await browser.newPage());
     proven("over TLS the server's own page publishes and follows over HTTP/2, and opens a websocket");
+
+    await killServer();
+    await speaksDrs(await browser.newPage(), await browser.newPage());
+    proven("a page calls and handles commands of drs, and one of another origin may not");
 
     await browser.close();
 }

@@ -11,7 +11,11 @@ use std::{
 };
 
 use msgbus_core::{MessageBus, TopicName};
-use msgbusd::{Bind, Drained, Server, auth::Keyring, config::Config};
+use msgbusd::{
+    Bind, Drained, Server,
+    auth::Keyring,
+    config::{Config, DoorBind},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -49,6 +53,8 @@ pub struct Daemon {
     pub address: SocketAddr,
     /// The bus of the server.
     pub bus: MessageBus,
+    /// The endpoints of protocols other than HTTP.
+    pub doors: Vec<DoorBind>,
     /// The keys, if the server requires any.
     pub keyring: Option<Arc<Keyring>>,
     stop: oneshot::Sender<()>,
@@ -80,6 +86,7 @@ impl Daemon {
         Self {
             address: server.local_addr().unwrap(),
             bus: server.bus().clone(),
+            doors: server.door_endpoints().to_vec(),
             keyring: server.keyring().cloned(),
             stop,
             running: tokio::spawn(server.run(async {

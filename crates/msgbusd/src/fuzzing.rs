@@ -12,6 +12,7 @@ pub use crate::{
     auth::fuzzing::keys,
     config::fuzzing::config,
     door::{
+        drs::fuzzing::commands,
         http::fuzzing::{authorization, connection, origin, request},
         websocket::v1::fuzzing::operations,
     },
@@ -40,6 +41,11 @@ mod tests {
     #[test]
     fn request() {
         replay("request", super::request);
+    }
+
+    #[test]
+    fn commands() {
+        replay("commands", super::commands);
     }
 
     #[test]

@@ -15,9 +15,10 @@ enum Shell {
 }
 
 const SHELLS: &str = "bash zsh fish";
-const COMMANDS: [(&str, &str); 4] = [
+const COMMANDS: [(&str, &str); 5] = [
     ("key", "create a key for the file of --keys"),
     ("data", "look after a directory of --data"),
+    ("drs-ipc", "drs on standard input and output"),
     ("completion", "print a completion script for a shell"),
     ("man", "print the manual page"),
 ];

@@ -1,7 +1,10 @@
 //! Endpoints of protocols other than HTTP.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
+use msgbus_core::{NewRequest, TopicPattern};
+
+use super::values;
 use crate::Bind;
 
 /// A protocol with endpoints of its own.
@@ -9,16 +12,22 @@ use crate::Bind;
 pub enum Protocol {
     /// The websocket protocol of middleman.
     Middleman,
+    /// The commands of drs, on websockets.
+    DrsWebsocket,
+    /// The commands of drs, on byte streams.
+    DrsStream,
 }
 
 impl Protocol {
     /// All of them.
-    pub(crate) const ALL: [Self; 1] = [Self::Middleman];
+    pub(crate) const ALL: [Self; 3] = [Self::Middleman, Self::DrsWebsocket, Self::DrsStream];
 
     /// The word in logs and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Middleman => "middleman",
+            Self::DrsWebsocket => "drs-ws",
+            Self::DrsStream => "drs-tcp",
         }
     }
 
@@ -26,13 +35,15 @@ impl Protocol {
     pub(crate) const fn flag(self) -> &'static str {
         match self {
             Self::Middleman => "--middleman",
+            Self::DrsWebsocket | Self::DrsStream => "--drs",
         }
     }
 
     /// Whether its connections begin with HTTP.
     pub(crate) const fn begins_with_http(self) -> bool {
         match self {
-            Self::Middleman => true,
+            Self::Middleman | Self::DrsWebsocket => true,
+            Self::DrsStream => false,
         }
     }
 }
@@ -49,5 +60,47 @@ pub struct DoorBind {
 impl fmt::Display for DoorBind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.bind, self.protocol.name())
+    }
+}
+
+/// How commands of drs are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrsOptions {
+    /// The topics whose messages are fired at every peer.
+    pub broadcast: Vec<TopicPattern>,
+    /// Whether commands without a key are answered.
+    pub answers_fires: bool,
+    /// Whether a command of a peer begins only after its last call was answered.
+    pub is_serial: bool,
+    /// How long a call waits for its reply.
+    pub timeout: Duration,
+}
+
+impl Default for DrsOptions {
+    fn default() -> Self {
+        let timeout = NewRequest::MAX_TIMEOUT;
+        Self { broadcast: Vec::new(), answers_fires: false, is_serial: false, timeout }
+    }
+}
+
+/// `ws://ADDRESS` or `tcp://ADDRESS`.
+pub(super) fn drs(text: &str) -> Result<DoorBind, String> {
+    let (protocol, address) = match text.split_once("://") {
+        Some(("ws", address)) => (Protocol::DrsWebsocket, address),
+        Some(("tcp", address)) => (Protocol::DrsStream, address),
+        _ => {
+            return Err(format!("not an address: {text:?}; use ws://HOST:PORT or tcp://HOST:PORT"));
+        }
+    };
+    Ok(DoorBind { protocol, bind: values::bind(address.strip_suffix('/').unwrap_or(address))? })
+}
+
+/// How long a call waits.
+pub(super) fn drs_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = values::duration(text)?;
+    if NewRequest::TIMEOUTS.contains(&timeout) {
+        Ok(timeout)
+    } else {
+        Err("must be between 1ms and 1m".to_owned())
     }
 }

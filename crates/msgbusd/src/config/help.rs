@@ -9,10 +9,11 @@ const WIDTH: usize = 34;
 
 const ABOUT: &str = "the message bus you can curl";
 
-const SYNOPSES: [&str; 5] = [
+const SYNOPSES: [&str; 6] = [
     "msgbusd [FLAGS]",
     "msgbusd key new NAME --allow ACTION:TOPIC...",
     "msgbusd data check|dump|backup|compact DIR",
+    "msgbusd drs-ipc [tcp://HOST:PORT]",
     "msgbusd completion bash|zsh|fish",
     "msgbusd man",
 ];

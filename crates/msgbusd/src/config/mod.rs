@@ -5,6 +5,7 @@ mod checks;
 mod completion;
 mod data;
 mod doors;
+mod drs_ipc;
 mod durable;
 mod engines;
 mod file;
@@ -27,7 +28,7 @@ use thiserror::Error;
 pub(crate) use self::values::format_size;
 pub use self::{
     data::DataCommand,
-    doors::{DoorBind, Protocol},
+    doors::{DoorBind, DrsOptions, Protocol},
     engines::{EngineConfig, EngineTopics, Secret},
     keep_headers::{HeaderPattern, KeepHeaders},
     reread::ConfigFile,
@@ -49,6 +50,8 @@ pub struct Config {
     pub bind: Vec<Bind>,
     /// The endpoints of other protocols than HTTP.
     pub doors: Vec<DoorBind>,
+    /// How commands of drs are served.
+    pub drs: DrsOptions,
     /// The certificate for TLS on all TCP addresses; `None` for unencrypted connections.
     pub certificate: Option<CertificateFiles>,
     /// Whether to listen on addresses beyond loopback without keys.
@@ -137,6 +140,7 @@ impl Default for Config {
         Self {
             bind: vec![Bind::Tcp((Ipv4Addr::LOCALHOST, 8000).into())],
             doors: Vec::new(),
+            drs: DrsOptions::default(),
             certificate: None,
             open: false,
             keys: None,
@@ -207,6 +211,8 @@ pub enum Invocation {
     NewKey(NewKey),
     /// Look after a directory of `--data`.
     Data(DataCommand),
+    /// Pass drs commands between the standard streams and this server.
+    DrsIpc(Bind),
 }
 
 /// An error in a flag, variable or file. The text is one line that names it.
@@ -243,6 +249,7 @@ pub fn parse(
     match args.first().and_then(|first| first.to_str()) {
         Some("key") => return key::parse(args[1..].to_vec()),
         Some("data") => return data::parse(args[1..].to_vec()),
+        Some("drs-ipc") => return drs_ipc::parse(&args[1..]),
         Some("completion") => return completion::parse(&args[1..]),
         Some("man") if args.len() == 1 => return Ok(Invocation::Print(help::manual())),
         _ => {}

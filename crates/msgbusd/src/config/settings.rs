@@ -1,6 +1,6 @@
 //! The table of settings: flag, variable, key, default, help and effect of each, in one place.
 
-use super::{Config, DoorBind, Protocol, values};
+use super::{Config, DoorBind, Protocol, doors, values};
 use crate::Bind;
 
 /// The prefix of all environment variables.
@@ -71,6 +71,27 @@ pub(super) const SETTINGS: &[Setting] = &[
     }),
     setting!(List "middleman" "ADDRESS" "", "serve clients of middleman here; may be repeated", |c, v| {
         add_door(c, Protocol::Middleman, values::bind(v)?);
+        Ok(())
+    }),
+    setting!(List "drs" "URI" "", "serve drs: ws://HOST:PORT or tcp://HOST:PORT; may be repeated", |c, v| {
+        let DoorBind { protocol, bind } = doors::drs(v)?;
+        add_door(c, protocol, bind);
+        Ok(())
+    }),
+    setting!(List "drs-broadcast" "PATTERN" "", "fire messages of these topics at all drs peers; may be repeated", |c, v| {
+        c.drs.broadcast.push(v.parse().map_err(|error| format!("{error}"))?);
+        Ok(())
+    }),
+    setting!(Value "drs-timeout" "DURATION" "1m", "how long calls of drs peers wait for a reply", |c, v| {
+        c.drs.timeout = doors::drs_timeout(v)?;
+        Ok(())
+    }),
+    setting!(Switch "drs-answer-fires" "" "", "answer drs commands without a key, as old servers do", |c, v| {
+        c.drs.answers_fires = values::switch(v)?;
+        Ok(())
+    }),
+    setting!(Switch "drs-serial" "" "", "begin commands of a drs peer only when its last call is answered", |c, v| {
+        c.drs.is_serial = values::switch(v)?;
         Ok(())
     }),
     setting!(Switch "open" "" "", "allow addresses beyond loopback without keys", |c, v| {

@@ -3,6 +3,7 @@
 //! HTTP has the endpoints of `--bind`. Each other [`Door`] has endpoints of its own, and gets connections that are
 //! admitted, counted and encrypted as configured.
 
+pub(crate) mod drs;
 pub(crate) mod http;
 #[cfg(test)]
 mod line;
@@ -32,22 +33,27 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) enum Door {
     Middleman(Arc<middleman::Hub>),
+    DrsWebsocket(Arc<drs::Stats>),
+    DrsStream(Arc<drs::Stats>),
 }
 
 /// The doors of a server. All endpoints of a protocol are of one door.
 #[derive(Debug)]
 pub(crate) struct Doors {
     middleman: Arc<middleman::Hub>,
+    drs: Arc<drs::Stats>,
 }
 
 impl Doors {
     pub(crate) fn new(config: &Config) -> Self {
-        Self { middleman: middleman::Hub::new(config) }
+        Self { middleman: middleman::Hub::new(config), drs: Arc::default() }
     }
 
     pub(crate) fn of(&self, protocol: Protocol) -> Door {
         match protocol {
             Protocol::Middleman => Door::Middleman(Arc::clone(&self.middleman)),
+            Protocol::DrsWebsocket => Door::DrsWebsocket(Arc::clone(&self.drs)),
+            Protocol::DrsStream => Door::DrsStream(Arc::clone(&self.drs)),
         }
     }
 }
@@ -65,6 +71,8 @@ impl Door {
         let Some(connection) = connect(&worker, accepted, permit, tls, peer).await else { return };
         match self {
             Self::Middleman(hub) => middleman::serve(hub, worker, connection, peer).await,
+            Self::DrsWebsocket(stats) => drs::accept(stats, worker, connection, peer).await,
+            Self::DrsStream(stats) => drs::serve(stats, worker, connection, peer).await,
         }
     }
 }

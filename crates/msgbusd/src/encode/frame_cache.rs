@@ -10,6 +10,7 @@ mod tests;
 
 use std::{
     collections::HashMap,
+    hash::{Hash, Hasher},
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -48,12 +49,36 @@ pub(crate) enum FrameFormat {
     RawLine,
     /// The JSON alone, to be put into another object.
     Object(PayloadForm),
+    /// As a door of another protocol writes it.
+    Of(Encoder),
+}
+
+/// The encoding of a door of another protocol.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Encoder {
+    /// Unique among all encoders.
+    pub(crate) name: &'static str,
+    pub(crate) encode: fn(&Message) -> Frame,
+}
+
+impl PartialEq for Encoder {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Encoder {}
+
+impl Hash for Encoder {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
 }
 
 impl FrameFormat {
     /// Whether the payload itself is encoded, and not only put between a header and a line end.
     fn is_encoded(self) -> bool {
-        matches!(self, Self::Text | Self::Sse | Self::JsonLine | Self::Object(_))
+        !matches!(self, Self::Binary | Self::RawLine)
     }
 }
 
@@ -324,9 +349,7 @@ impl FrameCache {
 fn size_hint(message: &Message, format: FrameFormat) -> usize {
     match format {
         FrameFormat::Binary | FrameFormat::RawLine => message.payload().len() + MAX_HEADER,
-        FrameFormat::Text | FrameFormat::Sse | FrameFormat::JsonLine | FrameFormat::Object(_) => {
-            json::size_hint(message)
-        }
+        _ => json::size_hint(message),
     }
 }
 
@@ -359,6 +382,7 @@ fn encode(message: &Message, place: Place, format: FrameFormat) -> Frame {
             write_object(&mut object, message, place, form);
             Frame::new(object, "")
         }
+        FrameFormat::Of(encoder) => (encoder.encode)(message),
         FrameFormat::RawLine if is_large => Frame::new(payload.clone(), "\n"),
         FrameFormat::RawLine => Frame::new([&payload[..], b"\n"].concat(), ""),
     }

@@ -6,6 +6,7 @@ pub(crate) mod code;
 pub(crate) mod error;
 pub(crate) mod follower;
 pub(crate) mod groups;
+pub(crate) mod in_hand;
 pub(crate) mod lease;
 pub(crate) mod origin;
 pub(crate) mod parameters;

@@ -200,13 +200,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
             if outgoing.is_empty() {
                 break;
             }
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let count = outgoing.slices(&mut slices);
-            let connection = Pin::new(&mut self.connection);
-            match ready!(connection.poll_write_vectored(cx, &slices[..count]))? {
-                0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
-                written => outgoing.advance(written),
-            }
+            ready!(outgoing.poll_write(cx, &mut self.connection))?;
             self.needs_flush = true;
         }
         if self.needs_flush {
@@ -407,6 +401,21 @@ impl Outgoing {
             count += 1;
         }
         count
+    }
+
+    /// Writes some of what waits to a connection, without flushing it.
+    pub(crate) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<io::Result<()>> {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let count = self.slices(&mut slices);
+        match ready!(Pin::new(connection).poll_write_vectored(cx, &slices[..count]))? {
+            0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
+            written => self.advance(written),
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Drops the first `count` bytes, which have been written.

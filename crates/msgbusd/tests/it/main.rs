@@ -11,6 +11,7 @@ mod clock;
 mod connections;
 #[cfg(target_os = "linux")]
 mod data;
+mod drs;
 #[cfg(target_os = "linux")]
 mod durable;
 #[cfg(feature = "nats")]

@@ -1,6 +1,7 @@
 //! `msgbusd`: reads its configuration, serves, and stops at a signal.
 
 mod data;
+mod drs_ipc;
 mod files;
 mod reload;
 mod signals;
@@ -35,6 +36,9 @@ fn main() -> ExitCode {
         Ok(Invocation::NewKey(key)) => print_key(&key),
         Ok(Invocation::Data(command)) => {
             data::run(&command).unwrap_or_else(|error| fail(&format!("{error:#}"), 1))
+        }
+        Ok(Invocation::DrsIpc(server)) => {
+            drs_ipc::run(&server).unwrap_or_else(|error| fail(&format!("{error:#}"), 1))
         }
         Err(error) => fail(&error.to_string(), USAGE),
     }
