@@ -2,6 +2,8 @@
 
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "redis")]
+mod redis;
 mod runtime;
 
 use std::{pin::Pin, sync::Arc};
@@ -20,6 +22,8 @@ use crate::config::{Config, EngineConfig};
 const KINDS: &[Kind] = &[
     #[cfg(feature = "nats")]
     nats::KIND,
+    #[cfg(feature = "redis")]
+    redis::KIND,
 ];
 
 /// A kind of engine.
