@@ -32,8 +32,8 @@ pub trait Engine: Debug + Send + Sync {
     fn health(&self) -> Health;
 
     /// Publishes messages, at least one. They get rising sequences in the order given. Messages of others may come
-    /// between them, and it is not one step: when it fails, the first of them may have been published. Ready when the
-    /// engine has acknowledged all of them.
+    /// between them, and it is not one step: when it fails, any of them may have been published. Then a repeat may bring
+    /// the others behind them. Ready when the engine has acknowledged all of them.
     ///
     /// A message with the same [`idempotency-key`](crate::Headers::IDEMPOTENCY_KEY) as one that was published to the topic
     /// a short time before is not published again, if the engine can tell. The receipt is that of the first. Messages of one
@@ -62,7 +62,8 @@ pub trait Engine: Debug + Send + Sync {
     /// Settles leases, which may have been given to another bus. Ready when the engine has acknowledged that. The result
     /// has the indices of those that are over.
     ///
-    /// A lease that has ended must not be prolonged or given back, because another worker may have the message by then.
+    /// A lease that has ended must not be prolonged or given back, because another worker may have the message by then. So
+    /// a nack that may have been served must not be repeated: the same lease is over then.
     /// An ack after the end may be accepted: the message is done.
     ///
     /// # Errors

@@ -190,11 +190,11 @@ async fn finish(plan: &Plan, leased: &Leased, state: &Mutex<State>, random: &mut
             }
         }
     }
-    acknowledge(plan, bus, leased, state).await;
+    acknowledge(bus, leased, state).await;
 }
 
 /// Acknowledges a job, again and again while it is not known whether that was accepted.
-async fn acknowledge(plan: &Plan, bus: &MessageBus, leased: &Leased, state: &Mutex<State>) {
+async fn acknowledge(bus: &MessageBus, leased: &Leased, state: &Mutex<State>) {
     let id = leased.message.id();
     let mut is_unsure = false;
     loop {
@@ -214,7 +214,6 @@ async fn acknowledge(plan: &Plan, bus: &MessageBus, leased: &Leased, state: &Mut
                 state.report.done += usize::from(state.done.insert(name));
                 return;
             }
-            Err(_) if Utc::now() > leased.expires + plan.lease => return,
             Err(_) => {
                 is_unsure = true;
                 sleep(Duration::from_millis(5)).await;

@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod jobs;
 mod memory;
 pub mod nats;
+mod proxy;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +19,10 @@ use msgbus_core::{
     engine::{Engine, EngineRule},
 };
 
-pub use self::memory::{Faults, MemoryEngine, Numbers};
+pub use self::{
+    memory::{Faults, MemoryEngine, Numbers},
+    proxy::Proxy,
+};
 
 /// A generous time limit for anything that is expected to happen.
 pub const SOON: Duration = Duration::from_secs(120);

@@ -254,12 +254,16 @@ impl Inner {
 
     fn publish(&mut self, name: &TopicName, messages: Vec<NewMessage>) -> Receipt {
         let (numbers, epoch, retain) = (self.numbers, self.epoch, self.retain);
-        let mut ids = Vec::new();
-        for (index, message) in messages.into_iter().enumerate() {
+        let (mut ids, mut repeats) = (Vec::new(), BTreeMap::new());
+        for message in messages {
             let next = self.next;
             let topic = self.topics.entry(name.clone()).or_insert_with(|| Topic::new(1));
             let (payload, ttl, headers) = message.into_parts();
-            let id_key = headers.get("idempotency-key").map(|key| format!("{index} {key}"));
+            let id_key = headers.get("idempotency-key").map(|key| {
+                let count = repeats.entry(key.to_owned()).or_insert(0);
+                *count += 1;
+                format!("{count} {key}")
+            });
             if let Some(id) = id_key.as_ref().and_then(|key| topic.keys.get(key)) {
                 ids.push(*id);
                 continue;
@@ -275,7 +279,7 @@ impl Inner {
             self.next += 1;
             ids.push(id);
         }
-        let (first, last) = (ids.first().copied(), ids.last().copied());
+        let (first, last) = (ids.iter().min().copied(), ids.iter().max().copied());
         Receipt { epoch, first: first.unwrap_or(0), last: last.unwrap_or(0) }
     }
 

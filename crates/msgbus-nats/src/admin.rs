@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use async_nats::jetstream::{context::ConsumerInfoErrorKind, stream::ConsumerErrorKind};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use futures_util::StreamExt as _;
 use msgbus_core::{
     GroupName, TopicName,
@@ -11,13 +11,10 @@ use msgbus_core::{
 
 use crate::{
     connection::{Connection, Known},
-    error::request_error,
-    groups::{config, consumer_name},
+    consumers::{config, consumer_name},
+    error::{is_missing, request_error},
     subject,
 };
-
-/// The code of `JetStream` for a consumer that does not exist.
-const CONSUMER_NOT_FOUND: u64 = 10_014;
 
 /// The server sends all subjects, in no order. No more than wanted are kept.
 pub(crate) async fn topics(
@@ -98,14 +95,10 @@ pub(crate) async fn remove_group(
 
 /// Returns whether there was such a consumer.
 async fn delete(connection: &Connection, known: &Known, name: &str) -> Result<bool, EngineError> {
-    connection.consumers.lock().remove(name);
+    connection.consumers.remove(name);
     match known.stream.delete_consumer(name).await {
         Ok(_) => Ok(true),
-        Err(error) => match error.kind() {
-            ConsumerErrorKind::JetStream(error) if error.error_code().0 == CONSUMER_NOT_FOUND => {
-                Ok(false)
-            }
-            _ => Err(request_error(&error)),
-        },
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(request_error(&error)),
     }
 }

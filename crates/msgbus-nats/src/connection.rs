@@ -1,7 +1,6 @@
 //! The connection to NATS, and the stream.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
         Arc, Weak,
@@ -18,7 +17,6 @@ use async_nats::{
     connection::State,
     jetstream::{
         Context,
-        consumer::PullConsumer,
         context::ContextBuilder,
         stream::{Config, DiscardPolicy, Info, StorageType, Stream},
     },
@@ -27,22 +25,30 @@ use msgbus_core::{
     TopicName,
     engine::{EngineError, Health},
 };
-use parking_lot::Mutex;
-use tokio::time::sleep;
+use tokio::{sync::Semaphore, time::sleep};
 use tracing::{info, warn};
 
-use crate::{NatsOptions, error::request_error, groups::Leases, subject::subject};
+use crate::{
+    NatsOptions, consumers::Consumers, error::request_error, leases::Leases, subject::subject,
+};
+
+/// The maximum number of messages whose acknowledgements are awaited.
+const MAX_UNACKNOWLEDGED: usize = 4096;
+/// The maximum number of operations that are not answered, whether or not somebody still waits for the answers.
+const MAX_OPERATIONS: usize = 4096;
 
 /// What all parts of an engine share.
 pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) context: Context,
     pub(crate) options: NatsOptions,
-    /// The consumers of groups, by their names.
-    pub(crate) consumers: Mutex<HashMap<String, PullConsumer>>,
+    pub(crate) consumers: Consumers,
     pub(crate) leases: Leases,
-    /// The highest sequence that was acknowledged.
-    pub(crate) highest: AtomicU64,
+    /// For each message whose acknowledgement is not awaited. In async-nats, who has sent a message and does not await its
+    /// acknowledgement yet keeps others from publishing.
+    pub(crate) unacknowledged: Arc<Semaphore>,
+    /// For each operation that may still begin.
+    pub(crate) operations: Arc<Semaphore>,
     known: tokio::sync::Mutex<Option<Arc<Known>>>,
     is_denied: Arc<AtomicBool>,
     /// Whether the stream is known.
@@ -54,6 +60,10 @@ pub(crate) struct Connection {
 pub(crate) struct Known {
     pub(crate) stream: Stream,
     pub(crate) epoch: u64,
+    /// The highest sequence that was acknowledged.
+    pub(crate) highest: AtomicU64,
+    /// How often there had been a connection. After another one, it may be another stream.
+    connects: u64,
     /// Makes the keys of leases.
     pub(crate) secret: String,
 }
@@ -89,14 +99,21 @@ impl Connection {
             });
         let servers: Vec<&str> = options.servers.split(',').map(str::trim).collect();
         let client = connect.connect(servers).await?;
-        let context = ContextBuilder::new().timeout(options.timeout).build(client.clone());
+        let context = ContextBuilder::new()
+            .timeout(options.timeout)
+            .ack_timeout(options.timeout)
+            // More than are sent at a time: some may be given up, and not forgotten there yet.
+            .max_ack_inflight(4 * MAX_UNACKNOWLEDGED)
+            .backpressure_on_inflight(false)
+            .build(client.clone());
         Ok(Self {
             client,
             context,
             options,
-            consumers: Mutex::default(),
+            consumers: Consumers::default(),
             leases: Leases::default(),
-            highest: AtomicU64::new(0),
+            unacknowledged: Arc::new(Semaphore::new(MAX_UNACKNOWLEDGED)),
+            operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             known: tokio::sync::Mutex::default(),
             is_denied,
             has_stream: AtomicBool::new(false),
@@ -121,23 +138,44 @@ impl Connection {
         }
     }
 
-    /// The stream. Creates it if there is none.
+    /// The stream. Creates it if there is none. After each connect it is looked for again.
     pub(crate) async fn stream(&self) -> Result<Arc<Known>, EngineError> {
         self.check()?;
         let mut known = self.known.lock().await;
-        if let Some(known) = &*known {
+        let connects = self.connects();
+        if let Some(known) = &*known
+            && known.connects == connects
+        {
             return Ok(Arc::clone(known));
         }
-        let found = Arc::new(self.find().await?);
+        let mut found = self.find(connects).await?;
+        match &*known {
+            Some(known) if known.epoch == found.epoch => {
+                *found.highest.get_mut() = known.highest.load(Relaxed);
+            }
+            Some(_) => self.consumers.clear(),
+            None => {}
+        }
+        let found = Arc::new(found);
         *known = Some(Arc::clone(&found));
         self.has_stream.store(true, Release);
         Ok(found)
     }
 
+    /// How often there was a connection.
+    fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Relaxed)
+    }
+
+    /// Whether a stream is certainly still the same.
+    pub(crate) async fn is_same(&self, known: &Known) -> bool {
+        known.connects == self.connects()
+            || self.stream().await.is_ok_and(|now| now.epoch == known.epoch)
+    }
+
     pub(crate) fn health(&self) -> Health {
-        let connects = self.client.statistics().connects.load(Relaxed);
         let is_up = self.check().is_ok() && self.has_stream.load(Acquire);
-        Health { is_up, reconnects: connects.saturating_sub(1) }
+        Health { is_up, reconnects: self.connects().saturating_sub(1) }
     }
 
     /// Looks for the stream as long as it is not known, so that somebody knows that the engine serves topics.
@@ -159,8 +197,7 @@ impl Connection {
         *known = None;
         self.has_stream.store(false, Release);
         drop(known);
-        self.consumers.lock().clear();
-        self.highest.store(0, Relaxed);
+        self.consumers.clear();
     }
 
     /// The stream and its state now, as its leader knows it.
@@ -181,7 +218,7 @@ impl Connection {
         }
     }
 
-    async fn find(&self) -> Result<Known, EngineError> {
+    async fn find(&self, connects: u64) -> Result<Known, EngineError> {
         let name = &self.options.stream;
         let stream = match self.context.get_stream(name).await {
             Ok(stream) => stream,
@@ -206,7 +243,8 @@ impl Connection {
         self.compare(&info.config);
         let epoch = epoch(info);
         // A key is of no use in another stream.
-        Ok(Known { epoch, secret: format!("{secret} {epoch}"), stream })
+        let (secret, highest) = (format!("{secret} {epoch}"), AtomicU64::new(0));
+        Ok(Known { stream, epoch, highest, connects, secret })
     }
 
     fn config(&self) -> Config {

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -17,16 +17,15 @@ use msgbus_core::{
 };
 use tokio::{
     runtime::Handle,
+    sync::Semaphore,
     task::JoinHandle,
     time::{error::Elapsed, timeout},
 };
 use tracing::debug;
 
 use crate::{
-    NatsOptions, admin,
-    connection::Connection,
-    error::{publish_error, request_error},
-    groups, history, message, tail,
+    NatsOptions, admin, connection::Connection, error::request_error, groups, history, publish,
+    tail,
 };
 
 /// An engine on NATS `JetStream`. Clones share the connection. It needs the runtime of tokio in which it was made.
@@ -60,10 +59,29 @@ impl NatsEngine {
         T: Send + 'static,
         F: Future<Output = Result<T, EngineError>> + Send + 'static,
     {
+        self.run(extra, true, act)
+    }
+
+    /// `is_counted`: whether it is one of the operations of which there is a maximum.
+    fn run<T, F>(
+        &self,
+        extra: Duration,
+        is_counted: bool,
+        act: impl FnOnce(Arc<Connection>) -> F,
+    ) -> Running<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, EngineError>> + Send + 'static,
+    {
         let limit = self.connection.options.timeout * 2 + extra;
         let answer = act(Arc::clone(&self.connection));
         // The timer is made in the runtime, because the caller may have none.
-        let task = self.runtime.spawn(async move { timeout(limit, answer).await });
+        let permit = is_counted.then(|| Arc::clone(&self.connection.operations));
+        let permit = permit.map(Semaphore::try_acquire_owned).transpose();
+        let task = self.runtime.spawn(async move {
+            let Ok(_permit) = permit else { return Ok(Err(EngineError::Busy)) };
+            timeout(limit, answer).await
+        });
         Running { task, is_abandoned_when_dropped: false }
     }
 }
@@ -98,55 +116,6 @@ impl<T> Future for Running<T> {
     }
 }
 
-async fn publish(
-    connection: Arc<Connection>,
-    topic: TopicName,
-    messages: Vec<NewMessage>,
-) -> Result<Receipt, EngineError> {
-    let known = connection.stream().await?;
-    let (client, context) = (&connection.client, &connection.context);
-    let subject = connection.subject(&topic);
-    let max_payload = client.max_payload();
-    let highest = connection.highest.load(Relaxed);
-    let mut waiting = Vec::new();
-    for (index, message) in messages.into_iter().enumerate() {
-        let (headers, payload) = message::encode(message, &subject, index);
-        let has_ttl = headers.as_ref().is_some_and(|headers| headers.get(message::TTL).is_some());
-        if has_ttl && !client.is_server_compatible(2, 11, 0) {
-            let operation = "let single messages expire: it needs nats-server 2.11";
-            return Err(EngineError::NotSupported { engine: "nats", operation });
-        }
-        let headers = headers.unwrap_or_default();
-        let sent = context.publish_with_headers(subject.clone(), headers, payload).await;
-        waiting.push(sent.map_err(|error| publish_error(&error, max_payload))?);
-    }
-    let (mut receipt, mut is_behind) = (None, false);
-    for ack in waiting {
-        let ack = match ack.await {
-            Ok(ack) => ack,
-            Err(error) => {
-                let error = publish_error(&error, max_payload);
-                if error == EngineError::Unavailable {
-                    connection.forget().await;
-                }
-                return Err(error);
-            }
-        };
-        is_behind |= !ack.duplicate && ack.sequence <= highest;
-        let epoch = known.epoch;
-        let (first, last) = (ack.sequence, ack.sequence);
-        receipt.get_or_insert(Receipt { epoch, first, last }).last = last;
-    }
-    let mut receipt = receipt.ok_or(EngineError::Unknown)?;
-    if is_behind {
-        // The numbers have begun again: it is another stream.
-        connection.forget().await;
-        receipt.epoch = connection.stream().await?.epoch;
-    }
-    connection.highest.fetch_max(receipt.last, Relaxed);
-    Ok(receipt)
-}
-
 async fn delete(connection: Arc<Connection>, topic: TopicName) -> Result<bool, EngineError> {
     let known = connection.stream().await?;
     let purged = known.stream.purge().filter(connection.subject(&topic)).await;
@@ -178,13 +147,20 @@ impl Engine for NatsEngine {
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
         let topic = topic.clone();
-        Box::pin(self.answer(Duration::ZERO, |connection| publish(connection, topic, messages)))
+        // Large batches are sent in slices, one after the other.
+        let extra =
+            self.connection.options.timeout * u32::try_from(messages.len() / 4096).unwrap_or(0);
+        let publishing = |connection| publish::publish(connection, topic, messages);
+        Box::pin(self.answer(extra, publishing))
     }
 
     fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {
         let (topic, group) = (topic.clone(), group.cloned());
-        let mut fetching =
-            self.answer(fetch.wait, |connection| groups::fetch(connection, topic, group, fetch));
+        // Those that wait are limited elsewhere, and end when nobody waits for them.
+        let is_counted = fetch.wait.is_zero();
+        let mut fetching = self.run(fetch.wait, is_counted, |connection| {
+            groups::fetch(connection, topic, group, fetch)
+        });
         fetching.is_abandoned_when_dropped = true;
         Box::pin(fetching)
     }

@@ -4,7 +4,8 @@ use std::{error::Error, iter::successors};
 
 use async_nats::jetstream::{
     self,
-    context::{PublishError, PublishErrorKind},
+    context::{ConsumerInfoError, ConsumerInfoErrorKind, PublishError, PublishErrorKind},
+    stream::{ConsumerError, ConsumerErrorKind},
 };
 use msgbus_core::engine::EngineError;
 use tracing::debug;
@@ -27,14 +28,32 @@ pub(crate) fn request_error(error: &(dyn Error + 'static)) -> EngineError {
     api_error(error).unwrap_or(EngineError::Unavailable)
 }
 
+/// Whether there is no such consumer.
+pub(crate) fn is_missing(error: &(dyn Error + 'static)) -> bool {
+    /// The code of `JetStream` for a consumer that does not exist.
+    const CONSUMER_NOT_FOUND: u64 = 10_014;
+    if let Some(error) = error.downcast_ref::<ConsumerInfoError>() {
+        return error.kind() == ConsumerInfoErrorKind::NotFound;
+    }
+    if let Some(error) = error.downcast_ref::<ConsumerError>()
+        && let ConsumerErrorKind::JetStream(error) = error.kind()
+    {
+        return error.error_code().0 == CONSUMER_NOT_FOUND;
+    }
+    code(error) == Some(CONSUMER_NOT_FOUND)
+}
+
+/// The code of an error of `JetStream`.
+fn code(error: &(dyn Error + 'static)) -> Option<u64> {
+    let mut causes = successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
+    causes.find_map(|error| Some(error.downcast_ref::<jetstream::Error>()?.error_code().0))
+}
+
 /// What `JetStream` says.
 fn api_error(error: &(dyn Error + 'static)) -> Option<EngineError> {
-    let mut causes = successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
-    let code =
-        causes.find_map(|error| Some(error.downcast_ref::<jetstream::Error>()?.error_code()));
-    Some(match code?.0 {
-        // No resources, no storage, "maximum bytes exceeded" and the like.
-        10_023 | 10_028 | 10_047 | 10_077 => EngineError::Full,
+    Some(match code(error)? {
+        // No resources, no storage, "maximum bytes exceeded", "maximum consumers limit reached" and the like.
+        10_023 | 10_026 | 10_028 | 10_047 | 10_077 => EngineError::Full,
         10_054 => EngineError::TooLarge { limit: 0 },
         // No account, not enabled for it.
         10_035 | 10_039 => EngineError::Denied,

@@ -1,14 +1,13 @@
 //! Groups: durable consumers whose deliveries are leases.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use async_nats::jetstream::{
-    self, AckKind,
-    consumer::{
-        AckPolicy, PullConsumer,
-        pull::{self, Batch},
+use async_nats::{
+    RequestErrorKind,
+    jetstream::{
+        self, AckKind,
+        consumer::{PullConsumer, pull::Batch},
     },
-    message::PublishMessage,
 };
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt as _, future::join_all};
@@ -16,163 +15,42 @@ use msgbus_core::{
     GroupName, SettledBatch, Settlement, TopicName,
     engine::{self, EngineError, Fetch, Fetched, LeaseKey},
 };
-use parking_lot::Mutex;
-use sha2::{Digest as _, Sha256};
 use tokio::{
     runtime::Handle,
-    time::{Instant, sleep},
+    time::{Instant, timeout},
 };
+use tracing::debug;
 
 use crate::{
     connection::{Connection, Known},
+    consumers::{Found, MARGIN, consumer_name, find, find_or_create},
     error::request_error,
-    history::{MAX_BYTES, delivered, policy},
+    history::{MAX_BYTES, delivered},
     key::Key,
+    leases::GivingBack,
 };
 
-/// How much longer the server waits for an ack than the worker is told.
-const MARGIN: Duration = Duration::from_secs(5);
-const HOUR: Duration = Duration::from_secs(3600);
-/// The maximum number of live leases of a group.
-const MAX_LEASES: i64 = 1024;
-/// The maximum number of consumers that are remembered.
-const MAX_CONSUMERS: usize = 10_000;
-
-/// What this node knows of leases beyond their keys.
-#[derive(Debug, Default)]
-pub(crate) struct Leases(Mutex<HashMap<(String, u64, u64), Fate>>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// It lasts until then, in milliseconds since 1970.
-    Extended(i64),
-    /// It is over. This is known until then.
-    Over(i64),
+/// Messages that were delivered, and when that has happened, or some time before. Those that are not taken out are given
+/// back.
+struct Taken {
+    messages: Vec<(jetstream::Message, DateTime<Utc>)>,
+    lease: Duration,
 }
-
-impl Leases {
-    const MAX: usize = 100_000;
-
-    /// When a lease ends. `None` if it is over.
-    fn end(&self, consumer: &str, key: &Key) -> Option<i64> {
-        match self.0.lock().get(&(consumer.to_owned(), key.id, key.delivery)) {
-            None => Some(key.until),
-            Some(Fate::Extended(until)) => Some(*until),
-            Some(Fate::Over(_)) => None,
-        }
-    }
-
-    fn set(&self, consumer: &str, key: &Key, fate: Fate) {
-        let mut leases = self.0.lock();
-        if leases.len() >= Self::MAX {
-            let now = Utc::now().timestamp_millis();
-            leases.retain(|_, (Fate::Extended(until) | Fate::Over(until))| *until > now);
-        }
-        if leases.len() < Self::MAX {
-            leases.insert((consumer.to_owned(), key.id, key.delivery), fate);
-        }
-    }
-}
-
-/// The name of the consumer of a group, the same on all nodes.
-pub(crate) fn consumer_name(subject: &str, group: Option<&GroupName>) -> String {
-    let group = group.map_or("", GroupName::as_str);
-    let hash = Sha256::new().chain_update(subject).chain_update([0]).chain_update(group).finalize();
-    hash[..16].iter().fold("g-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
-}
-
-/// The consumer of a group that is new.
-pub(crate) fn config(
-    connection: &Connection,
-    topic: &TopicName,
-    group: Option<&GroupName>,
-    from: engine::Begin,
-) -> pull::Config {
-    let subject = connection.subject(topic);
-    pull::Config {
-        durable_name: Some(consumer_name(&subject, group)),
-        description: Some(format!("group {:?} of {topic}", group.map_or("", GroupName::as_str))),
-        filter_subject: subject,
-        deliver_policy: policy(from),
-        ack_policy: AckPolicy::Explicit,
-        ack_wait: connection.options.lease + MARGIN,
-        max_ack_pending: MAX_LEASES,
-        // The server removes it when all that it has passed has expired.
-        inactive_threshold: connection.options.max_age.map_or(Duration::ZERO, |age| age + HOUR),
-        ..pull::Config::default()
-    }
-}
-
-/// The consumer of a group. Creates it if there is none.
-async fn consumer(
-    connection: &Connection,
-    known: &Known,
-    topic: &TopicName,
-    group: Option<&GroupName>,
-    from: engine::Begin,
-) -> Result<PullConsumer, EngineError> {
-    let name = consumer_name(&connection.subject(topic), group);
-    if let Some(consumer) = connection.consumers.lock().get(&name) {
-        return Ok(consumer.clone());
-    }
-    let config = config(connection, topic, group, from);
-    let consumer = match known.stream.get_consumer(&name).await {
-        Ok(consumer) => consumer,
-        Err(_) => create(connection, known, &name, config).await?,
-    };
-    let mut consumers = connection.consumers.lock();
-    if consumers.len() >= MAX_CONSUMERS {
-        consumers.clear();
-    }
-    consumers.insert(name, consumer.clone());
-    Ok(consumer)
-}
-
-/// Creates a consumer, unless another node does. Two nodes must not do it at the same moment: a server may give both a
-/// consumer then, and each message to both.
-async fn create(
-    connection: &Connection,
-    known: &Known,
-    name: &str,
-    config: pull::Config,
-) -> Result<PullConsumer, EngineError> {
-    const POLL: Duration = Duration::from_millis(20);
-    // The group may have been removed lately. Then its claim is still known, and nobody creates it.
-    const MAX_WAIT: Duration = Duration::from_secs(2);
-    // A topic has no such subject, because its "$" would be escaped.
-    let subject = format!("{}.$groups.{name}", connection.options.prefix);
-    let claim = PublishMessage::build().message_id(format!("$groups {name}"));
-    let claimed = connection.context.send_publish(subject, claim).await;
-    let claimed = match claimed {
-        Ok(claimed) => claimed.await,
-        Err(error) => Err(error),
-    };
-    let claimed = claimed.map_err(|error| request_error(&error))?;
-    let give_up = Instant::now() + MAX_WAIT.min(connection.options.timeout);
-    while claimed.duplicate && Instant::now() < give_up {
-        if let Ok(consumer) = known.stream.get_consumer(name).await {
-            return Ok(consumer);
-        }
-        sleep(POLL).await;
-    }
-    known.stream.create_consumer(config).await.map_err(|error| request_error(&error))
-}
-
-/// Messages that were delivered, and a time at which that had not happened long before. Those that are not taken out are
-/// given back.
-struct Taken(Vec<(jetstream::Message, DateTime<Utc>)>);
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let messages = std::mem::take(&mut self.0);
+        let messages = std::mem::take(&mut self.messages);
         if messages.is_empty() {
             return;
         }
         if let Ok(runtime) = Handle::try_current() {
+            let lease = self.lease;
             runtime.spawn(async move {
-                for (message, _) in messages {
-                    // If it fails, the lease ends by time.
-                    let _ = message.ack_with(AckKind::Nak(None)).await;
+                for (message, since) in messages {
+                    // After its end it would end the lease of somebody else. If it fails, the lease ends by time.
+                    if Utc::now() < since + lease {
+                        let _ = message.ack_with(AckKind::Nak(None)).await;
+                    }
                 }
             });
         }
@@ -187,39 +65,49 @@ pub(crate) async fn fetch(
 ) -> Result<engine::Leases, EngineError> {
     let mut known = connection.stream().await?;
     let mut has_failed = false;
-    let (consumer, mut taken) = loop {
-        let consumer = consumer(&connection, &known, &topic, group.as_ref(), fetch.from).await?;
-        let mut taken = Taken(Vec::new());
-        let Err(error) = take(&connection, &consumer, &fetch, &mut taken).await else {
-            break (consumer, taken);
+    let (found, mut taken) = loop {
+        let from = (fetch.from, fetch.wait);
+        let found = find_or_create(&connection, &known, &topic, group.as_ref(), from).await?;
+        let Some(found) = found else {
+            return Ok(engine::Leases { epoch: known.epoch, messages: Vec::new() });
+        };
+        let mut taken = Taken { messages: Vec::new(), lease: found.lease() };
+        let Err(error) = take(&connection, &found.consumer, &fetch, &mut taken).await else {
+            break (found, taken);
         };
         // The consumer, or the stream, may be gone.
-        connection.consumers.lock().remove(&consumer.cached_info().name);
+        connection.consumers.remove(found.name());
         (known, _) = connection.state().await?;
         if has_failed {
             return Err(error);
         }
         has_failed = true;
     };
-    let name = &consumer.cached_info().name;
-    let mut messages = Vec::new();
-    for (message, since) in &taken.0 {
-        let expires = *since + connection.options.lease;
-        messages.push(leased(&connection, &known, name, message, expires)?);
+    let (mut messages, now) = (Vec::new(), Utc::now());
+    for (message, since) in &taken.messages {
+        let expires = *since + found.lease();
+        // Somebody else may have it by now.
+        if expires > now {
+            messages.push(leased(&connection, &known, &found, message, expires)?);
+        }
     }
-    taken.0.clear();
+    taken.messages.clear();
     Ok(engine::Leases { epoch: known.epoch, messages })
 }
 
-/// A request for messages. If it is dropped while the server keeps it, messages that still come are given back.
-struct Requested(Option<Batch>);
+/// A request for messages.
+struct Requested {
+    batch: Option<Batch>,
+    /// Whether messages that come after it was dropped are given back.
+    gives_back: bool,
+}
 
 impl Requested {
     async fn next(&mut self) -> Result<Option<jetstream::Message>, EngineError> {
-        let Some(batch) = &mut self.0 else { return Ok(None) };
+        let Some(batch) = &mut self.batch else { return Ok(None) };
         let next = batch.next().await;
         if !matches!(next, Some(Ok(_))) {
-            self.0 = None;
+            self.batch = None;
         }
         next.transpose().map_err(|error| request_error(&*error))
     }
@@ -227,7 +115,12 @@ impl Requested {
 
 impl Drop for Requested {
     fn drop(&mut self) {
-        let (Some(mut batch), Ok(runtime)) = (self.0.take(), Handle::try_current()) else { return };
+        if !self.gives_back {
+            return;
+        }
+        let (Some(mut batch), Ok(runtime)) = (self.batch.take(), Handle::try_current()) else {
+            return;
+        };
         runtime.spawn(async move {
             while let Some(Ok(message)) = batch.next().await {
                 // If it fails, the lease ends by time.
@@ -252,28 +145,43 @@ async fn take_first(
     loop {
         let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let time = if is_old { left.min(SHORT) } else { left };
-        let batch = consumer.batch().max_messages(1).expires(time).messages().await;
-        let batch = batch.map_err(|error| request_error(&error))?;
-        if is_old {
-            let mut requested = Requested(Some(batch));
-            while let Some(message) = requested.next().await? {
-                taken.0.push((message, Utc::now()));
-            }
+        let batch = if wait.is_zero() {
+            consumer.fetch().max_messages(1).messages().await
         } else {
-            taken.collect(batch).await?;
-        }
-        if !taken.0.is_empty() || Instant::now() >= end {
+            consumer.batch().max_messages(1).expires(time).messages().await
+        };
+        let batch = Some(batch.map_err(|error| request_error(&error))?);
+        let mut requested = Requested { batch, gives_back: is_old && !wait.is_zero() };
+        // The request is lost if the connection breaks.
+        let give_up = Instant::now() + time + connection.options.timeout;
+        taken.collect(&mut requested, give_up).await?;
+        if !taken.messages.is_empty() || Instant::now() >= end {
             return Ok(());
         }
     }
 }
 
 impl Taken {
-    async fn collect(&mut self, mut batch: Batch) -> Result<(), EngineError> {
-        while let Some(message) = batch.next().await {
-            self.0.push((message.map_err(|error| request_error(&*error))?, Utc::now()));
+    async fn collect(
+        &mut self,
+        requested: &mut Requested,
+        give_up: Instant,
+    ) -> Result<(), EngineError> {
+        /// How often it is noted that nothing has come.
+        const TICK: Duration = Duration::from_secs(1);
+        let mut nothing_at = Utc::now();
+        loop {
+            match timeout(TICK, requested.next()).await {
+                Ok(message) => {
+                    let Some(message) = message? else { return Ok(()) };
+                    // It may have come long ago, if this process has stood still.
+                    let since = Utc::now().min(nothing_at + MARGIN - TICK);
+                    self.messages.push((message, since));
+                }
+                Err(_) if Instant::now() >= give_up => return Err(EngineError::Unavailable),
+                Err(_) => nothing_at = Utc::now(),
+            }
         }
-        Ok(())
     }
 }
 
@@ -284,44 +192,46 @@ async fn take(
     fetch: &Fetch,
     taken: &mut Taken,
 ) -> Result<(), EngineError> {
-    if fetch.wait > Duration::ZERO {
-        take_first(connection, consumer, fetch.wait, taken).await?;
-    } else {
-        let batch = consumer.fetch().max_messages(1).messages().await;
-        taken.collect(batch.map_err(|error| request_error(&error))?).await?;
-    }
-    let Some((message, _)) = taken.0.first() else { return Ok(()) };
+    take_first(connection, consumer, fetch.wait, taken).await?;
+    let Some((message, _)) = taken.messages.first() else { return Ok(()) };
     let most = fetch.limit.events.clamp(1, 1000) - 1;
     let bytes = fetch.limit.bytes.saturating_sub(message.payload.len());
     if most == 0 || bytes == 0 {
         return Ok(());
     }
-    let since = Utc::now();
-    let rest = consumer.fetch().max_messages(most).max_bytes(bytes.min(MAX_BYTES)).messages().await;
-    let Ok(mut rest) = rest else { return Ok(()) };
-    while let Some(Ok(message)) = rest.next().await {
-        taken.0.push((message, since));
-    }
+    // The first one is leased already. If there is no answer, it must not wait for it.
+    let limit = connection.options.timeout.min(taken.lease / 2);
+    let _ = timeout(limit, take_rest(consumer, most, bytes.min(MAX_BYTES), taken)).await;
     Ok(())
+}
+
+async fn take_rest(consumer: &PullConsumer, most: usize, bytes: usize, taken: &mut Taken) {
+    let since = Utc::now();
+    let rest = consumer.fetch().max_messages(most).max_bytes(bytes).messages().await;
+    let Ok(mut rest) = rest else { return };
+    while let Some(Ok(message)) = rest.next().await {
+        taken.messages.push((message, since));
+    }
 }
 
 fn leased(
     connection: &Connection,
     known: &Known,
-    consumer: &str,
+    found: &Found,
     message: &jetstream::Message,
     expires: DateTime<Utc>,
 ) -> Result<Fetched, EngineError> {
     let info = message.info().map_err(|_| EngineError::Unavailable)?;
     let deliveries = u32::try_from(info.delivered).unwrap_or(u32::MAX);
     let key = Key {
+        created: found.created(),
         id: info.stream_sequence,
         delivery: info.consumer_sequence,
         deliveries,
         until: expires.timestamp_millis(),
     };
     let (kept, _) = delivered(message, connection.options.max_age)?;
-    Ok(Fetched { message: kept, deliveries, expires, key: key.seal(&known.secret, consumer) })
+    Ok(Fetched { message: kept, deliveries, expires, key: key.seal(&known.secret, found.name()) })
 }
 
 pub(crate) async fn settle(
@@ -332,20 +242,38 @@ pub(crate) async fn settle(
     settlement: Settlement,
 ) -> Result<SettledBatch, EngineError> {
     let known = connection.stream().await?;
-    let consumer = consumer_name(&connection.subject(&topic), group.as_ref());
-    let opened = keys.iter().map(|key| Key::open(key, &known.secret, &consumer));
-    let settling = opened.map(|key| settle_one(&connection, &consumer, key, &settlement));
-    let mut settled = SettledBatch::default();
+    let name = consumer_name(&connection.subject(&topic), group.as_ref());
+    // With the key of a group before it was moved, a nack would end the lease of somebody else.
+    let is_urgent = settlement != Settlement::Ack;
+    let Some(mut found) = find(&connection, &known, &name, is_urgent).await? else {
+        return Ok(SettledBatch { lost: (0..keys.len()).collect(), expires: None });
+    };
+    let opened: Vec<_> = keys.iter().map(|key| Key::open(key, &known.secret, &name)).collect();
+    let is_other = opened.iter().flatten().any(|key| key.created != found.created());
+    if is_other && let Some(now) = find(&connection, &known, &name, true).await? {
+        found = now;
+    }
+    let opened = opened.into_iter().map(|key| key.filter(|key| key.created == found.created()));
+    let settling = opened.map(|key| settle_one(&connection, &found, key, &settlement));
+    let (mut settled, mut failure, mut is_some_done) = (SettledBatch::default(), None, false);
     for (index, outcome) in join_all(settling).await.into_iter().enumerate() {
-        match outcome? {
-            Outcome::Lost => settled.lost.push(index),
-            Outcome::Done => {}
-            Outcome::Extended(until) => {
+        is_some_done |= matches!(outcome, Ok(Outcome::Done | Outcome::Extended(_)));
+        match outcome {
+            Ok(Outcome::Lost) => settled.lost.push(index),
+            Ok(Outcome::Done) => {}
+            Ok(Outcome::Extended(until)) => {
                 settled.expires = settled.expires.into_iter().chain([until]).min();
             }
+            Err(EngineError::Unknown) => failure = Some(EngineError::Unknown),
+            Err(error) => failure = failure.or(Some(error)),
         }
     }
-    Ok(settled)
+    match failure {
+        None => Ok(settled),
+        // Something was done.
+        Some(_) if is_some_done => Err(EngineError::Unknown),
+        Some(error) => Err(error),
+    }
 }
 
 enum Outcome {
@@ -356,39 +284,64 @@ enum Outcome {
 
 async fn settle_one(
     connection: &Connection,
-    consumer: &str,
+    found: &Found,
     key: Option<Key>,
     settlement: &Settlement,
 ) -> Result<Outcome, EngineError> {
     let Some(key) = key else { return Ok(Outcome::Lost) };
-    let Some(end) = connection.leases.end(consumer, &key) else { return Ok(Outcome::Lost) };
-    let now = Utc::now();
-    // Another worker may have the message by now: only an ack does no harm.
-    if end <= now.timestamp_millis() && *settlement != Settlement::Ack {
-        return Ok(Outcome::Lost);
+    let leases = &connection.leases;
+    let Some(end) = leases.end(&key) else { return Ok(Outcome::Lost) };
+    let time = Utc::now();
+    let now = time.timestamp_millis();
+    match settlement {
+        // Another worker may have the message by now: only an ack does no harm.
+        Settlement::Ack => {
+            send(connection, found, &key, AckKind::Ack).await?;
+            leases.finish(&key);
+            Ok(Outcome::Done)
+        }
+        _ if end <= now => Ok(Outcome::Lost),
+        Settlement::Nack { delay, .. } => {
+            let before = match leases.give_back(&key, now) {
+                GivingBack::Lost => return Ok(Outcome::Lost),
+                GivingBack::Full => return Err(EngineError::Busy),
+                GivingBack::Begun(before) => before,
+            };
+            let delay = (!delay.is_zero()).then_some(*delay);
+            let sent = send(connection, found, &key, AckKind::Nak(delay)).await;
+            if sent == Err(EngineError::Unavailable) {
+                leases.keep(&key, before);
+            }
+            sent.map(|()| Outcome::Done)
+        }
+        Settlement::Extend { .. } => {
+            if !leases.has_room(now) {
+                return Err(EngineError::Busy);
+            }
+            send(connection, found, &key, AckKind::Progress).await?;
+            let until = time + found.lease();
+            leases.extend(&key, until.timestamp_millis());
+            Ok(Outcome::Extended(until))
+        }
     }
-    let kind = match settlement {
-        Settlement::Ack => AckKind::Ack,
-        Settlement::Nack { delay, .. } if delay.is_zero() => AckKind::Nak(None),
-        Settlement::Nack { delay, .. } => AckKind::Nak(Some(*delay)),
-        Settlement::Extend { .. } => AckKind::Progress,
-    };
+}
+
+/// Sends a settlement, and waits for the answer.
+async fn send(
+    connection: &Connection,
+    found: &Found,
+    key: &Key,
+    kind: AckKind,
+) -> Result<(), EngineError> {
     let Key { id, delivery, deliveries, .. } = key;
-    let stream = &connection.options.stream;
+    let (stream, consumer) = (&connection.options.stream, found.name());
     let subject = format!("$JS.ACK.{stream}.{consumer}.{deliveries}.{id}.{delivery}.0.0");
     let answer = connection.client.request(subject, kind.into()).await;
-    answer.map_err(|error| match error.kind() {
-        async_nats::RequestErrorKind::TimedOut => EngineError::Unknown,
-        _ => request_error(&error),
-    })?;
-    let lease = connection.options.lease;
-    let fate = match settlement {
-        Settlement::Extend { .. } => Fate::Extended((now + lease).timestamp_millis()),
-        _ => Fate::Over(end.max(now.timestamp_millis())),
-    };
-    connection.leases.set(consumer, &key, fate);
-    Ok(match settlement {
-        Settlement::Extend { .. } => Outcome::Extended(now + lease),
-        _ => Outcome::Done,
+    answer.map(drop).map_err(|error| {
+        debug!(%error, "NATS has not answered a settlement");
+        match error.kind() {
+            RequestErrorKind::NoResponders => EngineError::Unavailable,
+            _ => EngineError::Unknown,
+        }
     })
 }

@@ -14,6 +14,8 @@ use msgbus_core::{
     store::RecoveredMessage,
 };
 
+use tokio::time::timeout;
+
 use crate::{
     connection::{Connection, Known},
     error::request_error,
@@ -56,6 +58,12 @@ pub(crate) fn delivered(
     Ok((kept, info.pending))
 }
 
+/// Whether a message is the next one that the server has sent to a new consumer, after this number of messages. If the
+/// connection breaks, what was on its way is lost, and the server goes on after that.
+pub(crate) fn is_next(message: &jetstream::Message, before: u64) -> bool {
+    message.info().is_ok_and(|info| info.consumer_sequence == before + 1)
+}
+
 /// Reads messages. Also returns how many there were at first. With each comes how many were after it.
 pub(crate) async fn read(
     connection: &Connection,
@@ -76,8 +84,13 @@ pub(crate) async fn read(
         let batch = consumer.fetch().max_messages(most).max_bytes(max_bytes).messages().await;
         let mut batch = batch.map_err(|error| failed(&error))?;
         let mut bytes = 0;
+        // The request, or what was sent, is lost if the connection breaks.
+        let time = connection.options.timeout;
         // An error is the end of what has room, or a failure: then the page is short.
-        while let Some(Ok(message)) = batch.next().await {
+        while let Ok(Some(Ok(message))) = timeout(time, batch.next()).await {
+            if !is_next(&message, messages.len() as u64) {
+                break;
+            }
             bytes += message.payload.len();
             messages.push(delivered(&message, connection.options.max_age)?);
             if bytes >= limit.bytes.max(1) {
@@ -109,12 +122,15 @@ pub(crate) async fn page(
     }
     let subject = connection.subject(&topic);
     let (pending, read) = read(&connection, &known, subject.clone(), from, limit).await?;
+    if !connection.is_same(&known).await {
+        return Err(EngineError::Unavailable);
+    }
     let ids: Vec<u64> = read.iter().map(|(message, _)| message.id).collect();
     let wanted = match from {
         Begin::Sequence(wanted) => Some(wanted),
         _ => None,
     };
-    let gaps = gaps(&connection, &subject, wanted, &ids, end).await?;
+    let gaps = gaps(&connection, epoch, &subject, wanted, &ids, end).await?;
     let has_more = (read.len() as u64) < pending;
     let next = ids.last().map_or(end, |last| if has_more { last + 1 } else { end.max(last + 1) });
     let messages = read.into_iter().enumerate().map(|(index, (message, _))| {
@@ -137,6 +153,7 @@ struct Gaps {
 /// removed oldest first: none is gone after one that is still there.
 async fn gaps(
     connection: &Connection,
+    epoch: u64,
     subject: &str,
     wanted: Option<u64>,
     ids: &[u64],
@@ -153,6 +170,9 @@ async fn gaps(
         return Ok(none);
     }
     let (known, info) = connection.state().await?;
+    if known.epoch != epoch {
+        return Err(EngineError::Unavailable);
+    }
     if let Some(wanted) = wanted
         && is_complete(&known, &info, subject, wanted).await?
     {
@@ -192,6 +212,17 @@ pub(crate) async fn is_there(known: &Known, subject: &str, id: u64) -> Result<bo
         Ok(message) => Ok(message.subject.as_str() == subject),
         Err(error) => match error.kind() {
             jetstream::stream::RawMessageErrorKind::NoMessageFound => Ok(false),
+            _ => Err(request_error(&error)),
+        },
+    }
+}
+
+/// Whether a topic has messages.
+pub(crate) async fn has_messages(known: &Known, subject: &str) -> Result<bool, EngineError> {
+    match known.stream.get_last_raw_message_by_subject(subject).await {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            jetstream::stream::LastRawMessageErrorKind::NoMessageFound => Ok(false),
             _ => Err(request_error(&error)),
         },
     }

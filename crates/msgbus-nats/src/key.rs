@@ -6,6 +6,8 @@ use sha2::{Digest as _, Sha256};
 /// A delivery of a message to a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key {
+    /// When the consumer was created, in nanoseconds since 1970.
+    pub(crate) created: i64,
     /// The sequence of the message.
     pub(crate) id: u64,
     /// The number of the delivery.
@@ -16,7 +18,7 @@ pub(crate) struct Key {
     pub(crate) until: i64,
 }
 
-const FIELDS: usize = 8 + 8 + 4 + 8;
+const FIELDS: usize = 8 + 8 + 8 + 4 + 8;
 const CODE: usize = 16;
 
 impl Key {
@@ -34,10 +36,12 @@ impl Key {
         if sealed.len() != CODE || differ != 0 {
             return None;
         }
-        let (id, rest) = fields.split_first_chunk()?;
+        let (created, rest) = fields.split_first_chunk()?;
+        let (id, rest) = rest.split_first_chunk()?;
         let (delivery, rest) = rest.split_first_chunk()?;
         let (deliveries, until) = rest.split_first_chunk()?;
         Some(Self {
+            created: i64::from_le_bytes(*created),
             id: u64::from_le_bytes(*id),
             delivery: u64::from_le_bytes(*delivery),
             deliveries: u32::from_le_bytes(*deliveries),
@@ -47,10 +51,11 @@ impl Key {
 
     fn fields(&self) -> [u8; FIELDS] {
         let mut fields = [0; FIELDS];
-        fields[..8].copy_from_slice(&self.id.to_le_bytes());
-        fields[8..16].copy_from_slice(&self.delivery.to_le_bytes());
-        fields[16..20].copy_from_slice(&self.deliveries.to_le_bytes());
-        fields[20..].copy_from_slice(&self.until.to_le_bytes());
+        fields[..8].copy_from_slice(&self.created.to_le_bytes());
+        fields[8..16].copy_from_slice(&self.id.to_le_bytes());
+        fields[16..24].copy_from_slice(&self.delivery.to_le_bytes());
+        fields[24..28].copy_from_slice(&self.deliveries.to_le_bytes());
+        fields[28..].copy_from_slice(&self.until.to_le_bytes());
         fields
     }
 }
@@ -73,7 +78,7 @@ mod tests {
 
     #[test]
     fn only_what_was_sealed_opens() {
-        let key = Key { id: u64::MAX, delivery: 2, deliveries: 3, until: -4 };
+        let key = Key { created: -1, id: u64::MAX, delivery: 2, deliveries: 3, until: -4 };
         let sealed = key.seal("s", "c");
         assert!(sealed.len() <= MAX_LEASE_KEY);
         assert_eq!(Key::open(&sealed, "s", "c"), Some(key));

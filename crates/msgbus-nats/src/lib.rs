@@ -11,19 +11,22 @@
 //!
 //! # What is different from other topics
 //! - How many messages a follower has missed is not known. A gap is announced without a count when messages may be gone.
-//! - All leases of an engine last equally long: [`NatsOptions::lease`].
+//! - All leases of a group last equally long: as [`NatsOptions::lease`] was when its consumer was created.
 //! - A lease that was extended through one node can only be extended or given back through that node once its first end
 //!   has passed. An ack is accepted through every node, and also after the end of the lease.
 
 mod admin;
 mod connection;
+mod consumers;
 mod engine;
 mod error;
 mod groups;
 mod history;
 mod key;
+mod leases;
 mod message;
 mod options;
+mod publish;
 mod subject;
 mod tail;
 

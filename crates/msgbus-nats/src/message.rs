@@ -6,24 +6,29 @@ use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use msgbus_core::{Headers, NewMessage, store::RecoveredMessage};
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 /// The list of headers.
 const HEADERS: &str = "Msgbus-Headers";
 /// How long a message lives, in seconds.
 pub(crate) const TTL: &str = "Nats-TTL";
 
-/// Headers and payload of a message for NATS. `index` is its place among those that are published together.
+/// How many messages of one call have had each idempotency key.
+pub(crate) type Repeats = HashMap<String, u64>;
+
+/// Headers and payload of a message for NATS.
 pub(crate) fn encode(
     message: NewMessage,
     subject: &str,
-    index: usize,
+    repeats: &mut Repeats,
 ) -> (Option<HeaderMap>, Bytes) {
     let (payload, ttl, headers) = message.into_parts();
     let mut map = HeaderMap::new();
     if let Some(key) = headers.get(Headers::IDEMPOTENCY_KEY) {
+        let count = repeats.entry(key.to_owned()).or_default();
         // Identities are those of a stream, keys those of a topic.
-        map.insert(NATS_MESSAGE_ID, format!("{subject} {index} {key}").as_str());
+        map.insert(NATS_MESSAGE_ID, format!("{subject} {count} {key}").as_str());
+        *count += 1;
     }
     if !headers.is_empty() {
         let list: Vec<(&str, &str)> = headers.iter().collect();
@@ -85,7 +90,7 @@ mod tests {
         let headers = Headers::new([("B", "1"), ("a", "größe \"x\""), ("b", ""), ("B", "2")]);
         let headers = headers.unwrap();
         let message = NewMessage::new("x").headers(headers.clone()).ttl(Duration::from_millis(1));
-        let (map, payload) = encode(message, "s", 0);
+        let (map, payload) = encode(message, "s", &mut Repeats::new());
         let now = Utc::now();
         let back = decode(3, now, map.as_ref(), payload, None);
         assert_eq!((back.id, back.headers), (3, headers));

@@ -15,7 +15,7 @@ use tracing::debug;
 use crate::{
     connection::{Connection, Known},
     error::request_error,
-    history::{delivered, is_complete, is_there, reader},
+    history::{delivered, is_complete, is_next, is_there, reader},
 };
 
 /// How much the server sends ahead, in bytes.
@@ -74,8 +74,7 @@ impl Feed {
         let consumer = known.stream.create_consumer(config).await;
         let consumer = consumer.map_err(|error| request_error(&error))?;
         if is_in_doubt && consumer.cached_info().num_pending == 0 {
-            let Some(position) = &mut self.position else { return Ok(()) };
-            if !sink.open(position.epoch, position.next) {
+            if !self.skip(sink).await? {
                 return Ok(());
             }
             is_in_doubt = false;
@@ -87,12 +86,21 @@ impl Feed {
         let messages = stream.messages().await.map_err(|error| request_error(&error))?;
         let mut chunks = messages.ready_chunks(256);
         sink.resume();
+        let mut count = 0;
         while let Some(chunk) = chunks.next().await {
-            let mut failure = None;
-            let messages = chunk.into_iter().filter_map(|message| {
-                message.map_err(|error| failure = Some(request_error(&error))).ok()
-            });
-            let messages: Vec<_> = messages.collect();
+            let (mut failure, mut messages) = (None, Vec::with_capacity(chunk.len()));
+            for message in chunk {
+                match message {
+                    Ok(message) if is_next(&message, count) => messages.push(message),
+                    // What was sent when the connection broke is lost.
+                    Ok(_) => failure = Some(EngineError::Unavailable),
+                    Err(error) => failure = Some(request_error(&error)),
+                }
+                if failure.is_some() {
+                    break;
+                }
+                count += 1;
+            }
             if !self.deliver(&known, sink, &messages, &mut is_in_doubt).await? {
                 return Ok(());
             }
@@ -148,7 +156,9 @@ impl Feed {
         let Some(position) = self.position else { return Ok(false) };
         let ids = (position.next..).zip(messages);
         let is_dense = ids.fold(true, |is_dense, (id, message)| is_dense && message.id == id);
-        match self.connection.options.max_messages_per_topic.map(u64::from) {
+        // 0 and less are no limit.
+        let limit = known.stream.cached_info().config.max_messages_per_subject;
+        match u64::try_from(limit).ok().filter(|limit| *limit > 0) {
             None => Ok(true),
             Some(_) if is_dense => Ok(true),
             Some(limit) if limit >= FEW && most < limit / 2 => Ok(true),
@@ -158,6 +168,19 @@ impl Feed {
                 None => Ok(false),
             },
         }
+    }
+
+    /// Goes on after all that was published, because what was published meanwhile is gone. The consumer is there already,
+    /// so it delivers what comes now. Returns `false` if the window has ended.
+    async fn skip(&mut self, sink: &WindowSink) -> Result<bool, EngineError> {
+        let Some(position) = &mut self.position else { return Ok(false) };
+        let (known, info) = self.connection.state().await?;
+        let next = info.state.last_sequence + 1;
+        if known.epoch != position.epoch || next < position.next {
+            return Err(EngineError::Unavailable);
+        }
+        *position = Position { epoch: known.epoch, next, last: None };
+        Ok(sink.open(known.epoch, next))
     }
 
     /// Finds out where to go on, and whether something may have been left out. `None` if the window has ended.

@@ -9,7 +9,7 @@ use crate::{
         topic_ref::TopicRef,
     },
     engine::LeaseKey,
-    model::{GroupName, LeaseKey as Key, Message, Settlement},
+    model::{GroupName, Headers, LeaseKey as Key, Message, NewMessage, Settlement},
     topic::DeadLetter,
 };
 
@@ -38,6 +38,7 @@ pub(super) async fn bury(
         topic: None,
     };
     let (target, letter) = timer::letter(message, &dead)?;
+    let letter = with_own_key(letter, message, group);
     let published = TopicRef::new(map, &target, &mut None).publish(letter);
     published.await?;
     let topic = message.topic().name.clone();
@@ -46,4 +47,21 @@ pub(super) async fn bury(
         .await
         .map(drop)
         .map_err(DeadLetterError::from)
+}
+
+/// Gives a letter an idempotency key of its own. With that of its message, it would be taken for the letter of another
+/// message of the same batch, or of another group. With its own, it is published once although several buses try.
+fn with_own_key(letter: NewMessage, message: &Message, group: &GroupName) -> NewMessage {
+    let (name, epoch) = (&message.topic().name, message.topic().epoch);
+    let key = format!("dead-letter {epoch} {} {group} {name}", message.id());
+    let (payload, _, headers) = letter.into_parts();
+    let others = || headers.iter().filter(|(name, _)| !is_key(name));
+    let headers = Headers::new(others().chain([(Headers::IDEMPOTENCY_KEY, key.trim())]));
+    // If there is no room for the key, there is none.
+    let headers = headers.or_else(|_| Headers::new(others())).unwrap_or_default();
+    NewMessage::new(payload).headers(headers)
+}
+
+fn is_key(name: &str) -> bool {
+    name.eq_ignore_ascii_case(Headers::IDEMPOTENCY_KEY)
 }

@@ -1,23 +1,25 @@
 //! Pulls, leases and their settlement in engines.
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::Poll,
     time::Duration,
 };
 
 use super::{SharedEngine, dead_letters, info, messages::messages};
 use crate::{
     bus::{map::TopicMap, op::Op},
-    engine::{Begin, EngineError, Fetch, LeaseKey, Leases},
+    engine::{Answer, Begin, Engine, EngineError, Fetch, Fetched, LeaseKey, Leases},
     error::LeaseError,
     model::{
         GroupName, GroupSettings, LeaseToken, Leased, Message, SettledBatch, Settlement, TopicName,
     },
     options::{BatchLimit, LeaseOptions},
-    store::StoreError,
+    store::{RecoveredMessage, StoreError},
 };
 
 /// How long an engine waits for messages before it is asked again.
@@ -67,19 +69,64 @@ impl SharedEngine {
         wait: Duration,
         has_taken: &AtomicBool,
     ) -> Result<Vec<Message>, StoreError> {
+        has_taken.store(false, Relaxed);
         let fetch = Fetch { limit, lease: Duration::from_secs(30), wait, from: Begin::First };
         let Leases { epoch, messages: fetched } = self.fetch(topic, None, fetch).await?;
         if fetched.is_empty() {
             return Ok(Vec::new());
         }
         has_taken.store(true, Relaxed);
-        let keys = fetched.iter().map(|fetched| fetched.key.clone()).collect();
-        let ack = Settlement::Ack;
-        let settled = self.call(|engine| engine.settle(topic, None, keys, &ack)).await?;
+        let taken = self.acknowledge(topic, fetched).await?;
         let Some(map) = map.upgrade() else { return Err(StoreError::Closed) };
-        let fetched = fetched.into_iter().enumerate();
-        let taken = fetched.filter(|(index, _)| !settled.lost.contains(index));
-        Ok(messages(&map, topic, epoch, taken.map(|(_, fetched)| fetched.message)))
+        Ok(messages(&map, topic, epoch, taken))
+    }
+
+    /// Acknowledges messages of plain pulls, and returns those that certainly were. It acknowledges each by itself: when
+    /// some fail, the others are not lost with them.
+    ///
+    /// # Errors
+    /// The first one, if no message was acknowledged.
+    async fn acknowledge(
+        &self,
+        topic: &TopicName,
+        fetched: Vec<Fetched>,
+    ) -> Result<Vec<RecoveredMessage>, EngineError> {
+        /// How many acks are sent before their answers are awaited.
+        const TOGETHER: usize = 64;
+        let (mut taken, mut fetched) = (Vec::with_capacity(fetched.len()), fetched.into_iter());
+        loop {
+            let (messages, keys): (Vec<_>, Vec<_>) = fetched
+                .by_ref()
+                .take(TOGETHER)
+                .map(|fetched| (fetched.message, fetched.key))
+                .unzip();
+            if messages.is_empty() {
+                return Ok(taken);
+            }
+            let settle = |engine: &dyn Engine| {
+                let acks = keys.into_iter().map(|key| {
+                    Ack::Waiting(engine.settle(topic, None, vec![key], &Settlement::Ack))
+                });
+                all(acks.collect())
+            };
+            let (answers, mut failure) = match self.call(settle).await {
+                Ok(answers) => (answers, None),
+                Err(error) => (Vec::new(), Some(error)),
+            };
+            for (message, ack) in messages.into_iter().zip(answers) {
+                match ack {
+                    Ok(settled) if settled.lost.is_empty() => taken.push(message),
+                    Ok(_) => {}
+                    Err(error) => failure = failure.or(Some(error)),
+                }
+            }
+            match failure {
+                None => {}
+                Some(error) if taken.is_empty() => return Err(error),
+                // The leases of the others end by time.
+                Some(_) => return Ok(taken),
+            }
+        }
     }
 
     /// A fetch that waits does not count as in flight: others limit how many wait.
@@ -90,7 +137,9 @@ impl SharedEngine {
         fetch: Fetch,
     ) -> Result<Leases, EngineError> {
         if fetch.wait > Duration::ZERO {
-            return self.engine.fetch(topic, group, fetch).await;
+            self.usage.closing.check()?;
+            let fetching = self.engine.fetch(topic, group, fetch);
+            return self.usage.closing.unless_closed(fetching).await;
         }
         self.call(|engine| engine.fetch(topic, group, fetch)).await
     }
@@ -149,6 +198,7 @@ impl SharedEngine {
         wait: Duration,
         has_taken: &AtomicBool,
     ) -> Result<LeasedOnce, LeaseError> {
+        has_taken.store(false, Relaxed);
         let from = options.from.into();
         let fetch = Fetch { limit: options.limit, lease: options.lease, wait, from };
         let fetched = self.fetch(topic, Some(group), fetch).await.map_err(StoreError::from)?;
@@ -156,15 +206,22 @@ impl SharedEngine {
         let mut leased = LeasedOnce::default();
         has_taken.store(!fetched.messages.is_empty(), Relaxed);
         let info = info(&map, topic, fetched.epoch);
+        let mut can_bury = true;
         for fetched in fetched.messages {
             let message = Message::recovered(&info, fetched.message);
             let is_dead = fetched.deliveries > GroupSettings::default().max_deliveries
-                && !dead_letters::is_one(&message);
+                && !dead_letters::is_one(&message)
+                // Otherwise nobody would ever get it.
+                && topic.dead_letters().is_ok();
             if is_dead {
                 leased.has_buried = true;
                 let (deliveries, key) = (fetched.deliveries, fetched.key);
-                // If it fails, whoever gets the message next tries again.
-                let _ = dead_letters::bury(self, &map, group, &message, deliveries, key).await;
+                // If it fails, whoever gets the message next tries again. The leases of the others must not run out
+                // meanwhile.
+                can_bury = can_bury
+                    && dead_letters::bury(self, &map, group, &message, deliveries, key)
+                        .await
+                        .is_ok();
                 continue;
             }
             leased.messages.push(Leased {
@@ -186,6 +243,34 @@ impl SharedEngine {
     ) -> Result<SettledBatch, StoreError> {
         Ok(self.call(|engine| engine.settle(topic, group, keys, settlement)).await?)
     }
+}
+
+/// An ack whose answer may have come.
+enum Ack {
+    Waiting(Answer<SettledBatch>),
+    Answered(Result<SettledBatch, EngineError>),
+}
+
+/// Waits for all answers.
+fn all(mut acks: Vec<Ack>) -> Answer<Vec<Result<SettledBatch, EngineError>>> {
+    Box::pin(poll_fn(move |cx| {
+        let mut are_answered = true;
+        for ack in &mut acks {
+            let Ack::Waiting(answer) = ack else { continue };
+            match answer.as_mut().poll(cx) {
+                Poll::Ready(answer) => *ack = Ack::Answered(answer),
+                Poll::Pending => are_answered = false,
+            }
+        }
+        if !are_answered {
+            return Poll::Pending;
+        }
+        let answers = acks.drain(..).filter_map(|ack| match ack {
+            Ack::Answered(answer) => Some(answer),
+            Ack::Waiting(_) => None,
+        });
+        Poll::Ready(Ok(answers.collect()))
+    }))
 }
 
 #[derive(Debug, Default)]

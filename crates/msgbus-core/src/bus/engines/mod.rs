@@ -1,7 +1,6 @@
 //! Topics that live in engines: which engine has a topic, and the windows of those that are followed.
 //!
-//! They are not in the map of topics. Lock order: the list of windows or a window, then the topic of the window. The list
-//! and a window are never locked together.
+//! They are not in the map of topics. Lock order: the list of windows, a window, the topic of the window.
 
 use std::{
     collections::HashMap,
@@ -14,8 +13,8 @@ use std::{
 
 use parking_lot::Mutex;
 
-use self::window::Window;
 pub use self::window::WindowSink;
+use self::{closing::Closing, window::Window};
 pub(crate) use self::{messages::history, window::Follow};
 use super::{
     MessageBus,
@@ -29,6 +28,7 @@ use crate::{
     store::{Store, StoreError},
 };
 
+mod closing;
 mod dead_letters;
 mod leases;
 mod messages;
@@ -58,6 +58,7 @@ struct Usage {
     failed: AtomicU64,
     /// In microseconds.
     time: AtomicU64,
+    closing: Closing,
 }
 
 impl Usage {
@@ -96,11 +97,12 @@ impl SharedEngine {
         Self { engine: Arc::clone(engine), usage: Arc::default() }
     }
 
-    /// Calls the engine, unless too much waits for it.
+    /// Calls the engine, unless the bus is closed or too much waits for it.
     async fn call<T>(
         &self,
         begin: impl FnOnce(&dyn Engine) -> Answer<T>,
     ) -> Result<T, EngineError> {
+        self.usage.closing.check()?;
         let is_full = self.usage.in_flight.fetch_add(1, Relaxed) >= Self::MAX_IN_FLIGHT;
         let _permit = Permit(Arc::clone(&self.usage));
         let began = Instant::now();
@@ -154,6 +156,9 @@ impl Engines {
     }
 
     pub(super) fn close(&self) {
+        for engine in self.rules.iter().filter_map(|(_, engine)| engine.as_ref()) {
+            engine.usage.closing.close();
+        }
         for window in self.windows() {
             window.close();
         }

@@ -1,0 +1,131 @@
+//! Publishing messages.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    vec,
+};
+
+use async_nats::{HeaderMap, jetstream::publish::PublishAck};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use msgbus_core::{
+    NewMessage, TopicName,
+    engine::{EngineError, Receipt},
+};
+use tokio::time::timeout;
+
+use crate::{
+    connection::Connection,
+    error::publish_error,
+    message::{self, Repeats, encode},
+};
+
+/// How many messages of a batch are sent before their acknowledgements are awaited. If the connection breaks, those that
+/// were on their way are lost, and others of the same slice may come after them.
+const SLICE: usize = 256;
+
+type Encoded = (Option<HeaderMap>, Bytes);
+
+pub(crate) async fn publish(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    messages: Vec<NewMessage>,
+) -> Result<Receipt, EngineError> {
+    let known = connection.stream().await?;
+    let subject = connection.subject(&topic);
+    let highest = known.highest.load(Relaxed);
+    let (mut messages, mut repeats) = (messages.into_iter(), Repeats::new());
+    let (mut ids, mut is_behind): (Option<(u64, u64)>, bool) = (None, false);
+    loop {
+        let slice = take_slice(&connection, &subject, &mut messages, &mut repeats)?;
+        if slice.is_empty() {
+            break;
+        }
+        let (acks, failure) = publish_slice(&connection, &subject, slice).await;
+        for PublishAck { sequence, duplicate, .. } in acks {
+            is_behind |= !duplicate && sequence <= highest;
+            let (first, last) = ids.unwrap_or((sequence, sequence));
+            ids = Some((first.min(sequence), last.max(sequence)));
+        }
+        match failure {
+            None => {}
+            // Those before it are there.
+            Some(error) if error.is_temporary() && ids.is_some() => {
+                return Err(EngineError::Unknown);
+            }
+            Some(error) => {
+                if error == EngineError::Unavailable {
+                    connection.forget().await;
+                }
+                return Err(error);
+            }
+        }
+    }
+    let (first, last) = ids.ok_or(EngineError::Unknown)?;
+    if is_behind {
+        // The numbers have begun again: it is another stream.
+        connection.forget().await;
+    }
+    if is_behind || !connection.is_same(&known).await {
+        // Nobody knows in which stream the messages are.
+        return Err(EngineError::Unknown);
+    }
+    known.highest.fetch_max(last, Relaxed);
+    Ok(Receipt { epoch: known.epoch, first, last })
+}
+
+/// Takes the next messages.
+fn take_slice(
+    connection: &Connection,
+    subject: &str,
+    messages: &mut vec::IntoIter<NewMessage>,
+    repeats: &mut Repeats,
+) -> Result<Vec<Encoded>, EngineError> {
+    let slice = messages.take(SLICE).map(|message| encode(message, subject, repeats));
+    let slice: Vec<Encoded> = slice.collect();
+    let mut headers = slice.iter().filter_map(|(headers, _)| headers.as_ref());
+    let has_ttl = headers.any(|headers| headers.get(message::TTL).is_some());
+    if has_ttl && !connection.client.is_server_compatible(2, 11, 0) {
+        let operation = "let single messages expire: it needs nats-server 2.11";
+        return Err(EngineError::NotSupported { engine: "nats", operation });
+    }
+    Ok(slice)
+}
+
+/// Publishes messages. Returns the acknowledgements, and the first failure.
+async fn publish_slice(
+    connection: &Connection,
+    subject: &str,
+    slice: Vec<Encoded>,
+) -> (Vec<PublishAck>, Option<EngineError>) {
+    // At once for all of them, so that no two calls wait for each other.
+    let count = u32::try_from(slice.len()).unwrap_or(u32::MAX);
+    let permits = connection.unacknowledged.acquire_many(count);
+    let Ok(Ok(_permits)) = timeout(connection.options.timeout, permits).await else {
+        return (Vec::new(), Some(EngineError::Busy));
+    };
+    let max_payload = connection.client.max_payload();
+    let (mut waiting, mut failure) = (Vec::with_capacity(slice.len()), None);
+    for (headers, payload) in slice {
+        let headers = headers.unwrap_or_default();
+        let sent = connection.context.publish_with_headers(subject.to_owned(), headers, payload);
+        match sent.await {
+            Ok(ack) => waiting.push(ack.into_future()),
+            Err(error) => {
+                failure = Some(publish_error(&error, max_payload));
+                break;
+            }
+        }
+    }
+    let (mut acks, mut first_failure) = (Vec::with_capacity(waiting.len()), None);
+    for ack in join_all(waiting).await {
+        match ack {
+            Ok(ack) => acks.push(ack),
+            Err(error) => {
+                let error = publish_error(&error, max_payload);
+                first_failure.get_or_insert(error);
+            }
+        }
+    }
+    (acks, first_failure.or(failure))
+}
