@@ -4,6 +4,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -41,8 +42,14 @@ pub fn programs() -> Vec<PathBuf> {
 
 /// A port on which nobody listens, and which the system gives to no connection.
 fn free_port() -> u16 {
+    /// No two servers of this process get the same, also if one does not run yet.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 22_000;
+    let start = fastrand::u16(1..COUNT);
+    let _ = NEXT.compare_exchange(0, start, Relaxed, Relaxed);
     loop {
-        let port = fastrand::u16(10_000..32_000);
+        let port = FIRST + NEXT.fetch_add(1, Relaxed) % COUNT;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
@@ -69,15 +76,19 @@ impl NatsServer {
     pub fn run(&mut self) {
         let start = Instant::now();
         self.spawn();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(start.elapsed() < SOON, "nats-server does not start");
-            std::thread::sleep(Duration::from_millis(5));
+        loop {
+            let is_open = TcpStream::connect(("127.0.0.1", self.port)).is_ok();
             let process = self.process.as_mut().unwrap();
-            if process.try_wait().unwrap().is_some() {
-                // Somebody else has the port for the moment.
-                std::thread::sleep(Duration::from_millis(100));
-                self.spawn();
+            match process.try_wait().unwrap() {
+                None if is_open => return,
+                None => std::thread::sleep(Duration::from_millis(5)),
+                Some(_) => {
+                    // Somebody else has the port for the moment.
+                    std::thread::sleep(Duration::from_millis(100));
+                    self.spawn();
+                }
             }
+            assert!(start.elapsed() < SOON, "nats-server does not start");
         }
     }
 

@@ -150,7 +150,7 @@ fn prefix(text: &str) -> Result<String, String> {
     if (1..=64).contains(&text.len()) && text.bytes().all(is_allowed) {
         return Ok(text.to_owned());
     }
-    Err(format!("must be 1 to 64 of A-Z a-z 0-9 - _, not {text:?}"))
+    Err("must be 1 to 64 of A-Z a-z 0-9 - _".to_owned())
 }
 
 impl EngineConfig {
@@ -280,7 +280,9 @@ fn known(config: &Config, name: &str) -> Result<Option<String>, String> {
     match config.engines.iter().find(|engine| engine.name == name) {
         _ if name == NONE => Ok(None),
         Some(engine) => Ok(Some(engine.name.clone())),
-        None => Err(format!("there is no [engines.{name}]")),
+        None if prefix(name).is_ok() => Err(format!("there is no [engines.{name}]")),
+        // It may be a URL with a password.
+        None => Err("write the name of an engine, as in [engines.NAME]".to_owned()),
     }
 }
 

@@ -81,7 +81,8 @@ impl Source<'_> {
         };
         if problem.starts_with("string values must be quoted") {
             let value = value.split('#').next().unwrap_or_default().trim();
-            let value = if value.is_empty() { "..." } else { value };
+            // A URL may have a password.
+            let value = if value.is_empty() || value.contains('@') { "..." } else { value };
             let problem = format!("{name} must be a string: {name} = \"{value}\"");
             return self.error(span.start, problem);
         }

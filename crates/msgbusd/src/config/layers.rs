@@ -1,6 +1,6 @@
 //! Values as they were written, from each layer: flags, the environment, the file.
 
-use std::{collections::HashMap, ffi::OsString};
+use std::{borrow::Cow, collections::HashMap, ffi::OsString};
 
 use pico_args::Arguments;
 
@@ -109,7 +109,7 @@ pub(super) fn describe(error: &pico_args::Error) -> String {
 
 /// An error for the first argument that is not part of a flag.
 pub(super) fn unknown_flag(left: &[OsString]) -> Option<ConfigError> {
-    let arg = left.first()?.to_string_lossy();
+    let arg = without_password(left.first()?.to_string_lossy());
     if !arg.starts_with('-') {
         return Some(ConfigError::new(arg, "msgbusd takes flags only, see --help"));
     }
@@ -122,6 +122,12 @@ pub(super) fn unknown_flag(left: &[OsString]) -> Option<ConfigError> {
         None => "no such flag, see --help".to_owned(),
     });
     Some(ConfigError::new(&*arg, hint))
+}
+
+/// An argument that is repeated in an error: a URL may have a password.
+fn without_password(arg: Cow<'_, str>) -> Cow<'_, str> {
+    let begin = arg.split_once('=').map_or("", |(name, _)| name);
+    if arg.contains('@') { format!("{begin}...").into() } else { arg }
 }
 
 /// A hint for a flag of other servers.

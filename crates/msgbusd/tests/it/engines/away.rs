@@ -1,19 +1,23 @@
 //! An engine that is not there, and comes back.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 use msgbus_engine_testkit::nats::{NatsServer, programs};
 use msgbusd::config::Config;
 use tokio::time::sleep;
 
-use super::{door, door_with, pairs};
+use super::door_with;
 use crate::{stream::Stream, support::soon};
 
 #[tokio::test]
 async fn a_server_starts_without_its_engine_and_is_ready_with_it() {
     for program in programs() {
         let mut nats = NatsServer::new(&program);
-        let daemon = door(&nats);
+        let daemon = door_with(&nats, |_| {});
         assert_eq!(daemon.get("/healthz").await.status, 200);
         daemon.get("/readyz").await.refuses(503, "the engine main is not available");
         let refused = daemon.put("/t", "x").await;
@@ -44,13 +48,20 @@ async fn a_server_starts_without_its_engine_and_is_ready_with_it() {
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_when_the_engine_is_killed() {
     const MESSAGES: usize = 60;
-    for (mut nats, one, other) in pairs().await {
+    for program in programs() {
+        let mut nats = NatsServer::start(&program);
+        let (one, other) = (door_with(&nats, |_| {}), door_with(&nats, |_| {}));
+        let (one, other) = (one.ready().await, other.ready().await);
+        let is_undisturbed = AtomicBool::new(false);
         let before = one.put("/t", "before").await.number("Msgbus-Id");
         let mut followers =
             [one.subscribe("/t?since=all").await, other.subscribe("/t?since=all").await];
         let publish = async {
             let mut acked = Vec::new();
-            for n in 0..MESSAGES {
+            for n in 0.. {
+                if n >= MESSAGES && is_undisturbed.load(Relaxed) {
+                    break;
+                }
                 let daemon = if n % 2 == 0 { &one } else { &other };
                 // Repeated until it is accepted, so that it is there once.
                 let key = format!("Idempotency-Key: {n}");
@@ -76,6 +87,7 @@ async fn nothing_acknowledged_is_lost_when_the_engine_is_killed() {
                 sleep(Duration::from_millis(150)).await;
                 nats.run();
             }
+            is_undisturbed.store(true, Relaxed);
         };
         let (acked, ()) = tokio::join!(publish, disturb);
         let expected: BTreeSet<u64> = acked.iter().copied().chain([before]).collect();
@@ -97,15 +109,21 @@ async fn followers_are_told_that_the_engine_is_away() {
         let mut lines = Stream::open(&daemon, "/t?stream=ndjson", "").await;
         let mut sse = Stream::open(&daemon, "/t?stream=sse", "").await;
         nats.kill();
-        while lines.line().await.as_deref() != Some(r#"{"event":"stalled"}"#) {}
-        while sse.line().await.as_deref() != Some("event: stalled") {}
+        let is_told = async {
+            while lines.line().await.unwrap() != r#"{"event":"stalled"}"# {}
+            while sse.line().await.unwrap() != "event: stalled" {}
+        };
+        soon(is_told).await;
         assert_eq!(sse.lines(2).await, ["data: {}", ""]);
         nats.run();
         let daemon = daemon.ready().await;
         let id = daemon.put("/t", "x").await.number("Msgbus-Id");
         let is_message = |line: &str| line.contains(&format!("\"id\":{id},"));
-        while !is_message(&lines.line().await.unwrap()) {}
-        while !is_message(&sse.line().await.unwrap()) {}
+        let is_received = async {
+            while !is_message(&lines.line().await.unwrap()) {}
+            while !is_message(&sse.line().await.unwrap()) {}
+        };
+        soon(is_received).await;
         // While it is away, requests are refused within a time, and nothing hangs.
         nats.kill();
         let refused = daemon.put("/t", "x").await;

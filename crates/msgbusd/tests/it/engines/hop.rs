@@ -11,7 +11,7 @@ use tokio_tungstenite::{
     tungstenite::{self, client::IntoClientRequest as _},
 };
 
-use super::door;
+use super::door_with;
 use crate::support::{Daemon, Subscriber, soon};
 
 /// How often followers are cut off, in all: 20, or what the environment says.
@@ -91,7 +91,7 @@ async fn follow(
 async fn nothing_is_missing_twice_or_out_of_order_from_one_server_to_the_next() {
     for program in programs() {
         let mut nats = NatsServer::start(&program);
-        let daemons = [door(&nats), door(&nats), door(&nats)];
+        let daemons = [(); 3].map(|()| door_with(&nats, |_| {}));
         let [one, other, third] = daemons;
         let daemons = [one.ready().await, other.ready().await, third.ready().await];
         let first = daemons[0].put("/hop", "first").await;

@@ -14,9 +14,9 @@ use tokio::time::sleep;
 
 use crate::support::{Daemon, soon};
 
-/// A server whose topics all live in this engine.
+/// A server whose topics all live in this engine, which is not killed: it may take its time.
 fn door(nats: &NatsServer) -> Daemon {
-    door_with(nats, |_| {})
+    door_with(nats, |config| config.engines[0].timeout = Duration::from_secs(60))
 }
 
 fn door_with(nats: &NatsServer, set: impl FnOnce(&mut Config)) -> Daemon {

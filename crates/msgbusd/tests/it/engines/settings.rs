@@ -23,6 +23,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 fn wrong_settings_of_engines_are_named_in_one_line() {
     for (args, mention) in [
         (&["--engine", "main"][..], "there is no [engines.main]"),
+        (&["--engine", "bus:s3cret@localhost"], "write the name of an engine"),
         (&["--engine", "amqp://localhost"], "no engine for \"amqp\"; use nats://"),
         (
             &["--engine", "nats://127.0.0.1:4222", "--max-queue-size", "9999999999"],
@@ -52,6 +53,11 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
         ),
         ("[topics.\"a/**\"]\nengine = \"main\"\n", ":2: engine: there is no [engines.main]"),
         (
+            "[topics.\"a/**\"]\nengine = \"nats://bus:s3cret@host\"\n",
+            ":2: engine: write the name of an engine",
+        ),
+        ("engine = nats://bus:s3cret@host\n", ":1: engine: "),
+        (
             &format!("{main}user = \"u\"\npassword-file = \"/does/not/exist\"\n"),
             "engines.main: cannot read /does/not/exist",
         ),
@@ -59,6 +65,13 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
         let file = file(text);
         let path = file.path().to_str().unwrap();
         refuses(&mut msgbusd(&["--config", path]), &[mention]);
+        let output = msgbusd(&["--config", path]).output().unwrap();
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("s3cret"));
+    }
+    for arg in ["nats://bus:s3cret@host", "--engin=nats://bus:s3cret@host"] {
+        let output = msgbusd(&[arg]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("s3cret"));
     }
 }
 
