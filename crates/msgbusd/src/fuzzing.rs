@@ -14,6 +14,7 @@ pub use crate::{
     door::{
         drs::fuzzing::commands,
         http::fuzzing::{authorization, connection, origin, request},
+        middleman::fuzzing::middleman,
         websocket::v1::fuzzing::operations,
     },
     websocket::fuzzing::websocket,
@@ -71,6 +72,11 @@ mod tests {
     #[test]
     fn operations() {
         replay("operations", super::operations);
+    }
+
+    #[test]
+    fn middleman() {
+        replay("middleman", super::middleman);
     }
 
     #[test]

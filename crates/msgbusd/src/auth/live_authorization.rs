@@ -8,7 +8,7 @@ use std::{
 
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{Keys, Principal, grant::Action, keyring::Keyring, target::Target};
+use super::{Keys, Permission, Principal, grant::Action, keyring::Keyring, target::Target};
 
 /// The authorization to follow a topic or some of a pattern, or to wait for messages. If the server has no keys, it takes the memory of
 /// one pointer.
@@ -19,7 +19,8 @@ pub(crate) struct LiveAuthorization(Option<Box<Inner>>);
 struct Inner {
     keyring: Arc<Keyring>,
     principal: Arc<Principal>,
-    action: Action,
+    /// `None` for what every holder of a key may do.
+    action: Option<Action>,
     target: Target,
     last_check: Option<Check>,
     /// Revoked once, it stays so: whoever saw it first may have dropped messages.
@@ -37,7 +38,8 @@ struct Check {
 
 impl Inner {
     fn allows(&self, keys: &Keys) -> bool {
-        let permission = self.target.permission(self.action);
+        let of_target = |action| self.target.permission(action);
+        let permission = self.action.map_or(Permission::Anything, of_target);
         keys.current(&self.principal).is_some_and(|principal| principal.can(permission))
     }
 }
@@ -46,7 +48,7 @@ impl LiveAuthorization {
     pub(crate) fn new(
         keyring: &Arc<Keyring>,
         principal: Arc<Principal>,
-        action: Action,
+        action: Option<Action>,
         target: Target,
     ) -> Self {
         Self(Some(Box::new(Inner {
@@ -118,7 +120,7 @@ mod tests {
         let principal = keyring.authenticate(&key.secret).unwrap();
         let topic = "t".parse().unwrap();
         let mut authorization =
-            LiveAuthorization::new(&keyring, principal, Action::Subscribe, topic);
+            LiveAuthorization::new(&keyring, principal, Some(Action::Subscribe), topic);
         let mut context = Context::from_waker(Waker::noop());
         assert!(authorization.poll_revoked(&mut context).is_pending());
         for text in ["[anonymous]\nallow = []\n", &key.lines] {

@@ -23,7 +23,7 @@ pub use self::{
 pub(crate) use self::{
     grant::{Action, Permission},
     live_authorization::LiveAuthorization,
-    secret::Hash,
+    secret::{Hash, check_name as check_key_name},
     target::Target,
     tickets::{TICKET_LIFETIME, TooManyTickets},
     topic_filter::GrantFilter,

@@ -71,7 +71,7 @@ pub(super) fn random<const BYTES: usize>(prefix: &str) -> Result<String, getrand
 }
 
 /// Checks the name of a key.
-pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
+pub(crate) fn check_name(name: &str) -> Result<(), &'static str> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if name.contains(PREFIX) {
         return Err("a secret cannot be the name of a key");

@@ -1,6 +1,6 @@
 //! Endpoints of protocols other than HTTP.
 
-use std::{fmt, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use msgbus_core::{NewRequest, TopicPattern};
 
@@ -44,6 +44,34 @@ impl Protocol {
         match self {
             Self::Middleman | Self::DrsWebsocket => true,
             Self::DrsStream => false,
+        }
+    }
+}
+
+/// How clients of middleman are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MiddlemanOptions {
+    /// The names of the keys whose clients are not sent the id of their connection; `*` is all.
+    pub without_id: Vec<String>,
+    /// The names of the keys whose clients get a copy of every message.
+    pub super_keys: Vec<String>,
+    /// How long a request waits for its reply.
+    pub timeout: Duration,
+    /// Whether what a service has enabled ends with its connection.
+    pub ends_with_service: bool,
+}
+
+impl MiddlemanOptions {
+    pub(super) const TIMEOUTS: RangeInclusive<Duration> = NewRequest::TIMEOUTS;
+}
+
+impl Default for MiddlemanOptions {
+    fn default() -> Self {
+        Self {
+            without_id: Vec::new(),
+            super_keys: Vec::new(),
+            timeout: NewRequest::DEFAULT_TIMEOUT,
+            ends_with_service: false,
         }
     }
 }

@@ -28,7 +28,7 @@ use thiserror::Error;
 pub(crate) use self::values::format_size;
 pub use self::{
     data::DataCommand,
-    doors::{DoorBind, DrsOptions, Protocol},
+    doors::{DoorBind, DrsOptions, MiddlemanOptions, Protocol},
     engines::{EngineConfig, EngineTopics, Secret},
     keep_headers::{HeaderPattern, KeepHeaders},
     reread::ConfigFile,
@@ -52,6 +52,8 @@ pub struct Config {
     pub doors: Vec<DoorBind>,
     /// How commands of drs are served.
     pub drs: DrsOptions,
+    /// How clients of middleman are served.
+    pub middleman: MiddlemanOptions,
     /// The certificate for TLS on all TCP addresses; `None` for unencrypted connections.
     pub certificate: Option<CertificateFiles>,
     /// Whether to listen on addresses beyond loopback without keys.
@@ -141,6 +143,7 @@ impl Default for Config {
             bind: vec![Bind::Tcp((Ipv4Addr::LOCALHOST, 8000).into())],
             doors: Vec::new(),
             drs: DrsOptions::default(),
+            middleman: MiddlemanOptions::default(),
             certificate: None,
             open: false,
             keys: None,

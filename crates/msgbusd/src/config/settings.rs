@@ -73,6 +73,22 @@ pub(super) const SETTINGS: &[Setting] = &[
         add_door(c, Protocol::Middleman, values::bind(v)?);
         Ok(())
     }),
+    setting!(List "middleman-no-id" "KEY" "", "name of a key whose clients know no connection id; * is all", |c, v| {
+        c.middleman.without_id.push(values::key_name(v)?);
+        Ok(())
+    }),
+    setting!(List "middleman-super" "KEY" "", "name of a key whose clients get a copy of every message", |c, v| {
+        c.middleman.super_keys.push(values::key_name(v)?);
+        Ok(())
+    }),
+    setting!(Value "middleman-timeout" "DURATION" "5s", "how long a request waits for its reply", |c, v| {
+        c.middleman.timeout = values::request_timeout(v)?;
+        Ok(())
+    }),
+    setting!(Switch "middleman-revoke" "" "", "what a service has enabled ends with its connection", |c, v| {
+        c.middleman.ends_with_service = values::switch(v)?;
+        Ok(())
+    }),
     setting!(List "drs" "URI" "", "serve drs: ws://HOST:PORT or tcp://HOST:PORT; may be repeated", |c, v| {
         let DoorBind { protocol, bind } = doors::drs(v)?;
         add_door(c, protocol, bind);

@@ -9,9 +9,10 @@ use std::{
 
 use msgbus_core::{LeaseToken, Message, Overflow, format_duration, parse_duration, store::Promise};
 
-use super::Scheduler;
+use super::{MiddlemanOptions, Scheduler};
 use crate::{
     Bind,
+    auth::check_key_name,
     limits::rate::{self, Rate},
 };
 
@@ -94,6 +95,25 @@ pub(super) fn ping_interval(text: &str) -> Result<Duration, String> {
     } else {
         Err("must be between 1s and 1h".to_owned())
     }
+}
+
+/// How long a request waits for its reply.
+pub(super) fn request_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = duration(text)?;
+    if MiddlemanOptions::TIMEOUTS.contains(&timeout) {
+        Ok(timeout)
+    } else {
+        Err("must be between 1ms and 1m".to_owned())
+    }
+}
+
+/// The name of a key, or `*`.
+pub(super) fn key_name(text: &str) -> Result<String, String> {
+    if text == "*" || check_key_name(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    // The text is not quoted: it may be the secret itself.
+    Err("expected the name of a key in the file of --keys, not its secret, or *".to_owned())
 }
 
 /// The TTL of messages; 0 means for ever.

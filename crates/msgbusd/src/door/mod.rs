@@ -7,7 +7,7 @@ pub(crate) mod drs;
 pub(crate) mod http;
 #[cfg(test)]
 mod line;
-mod middleman;
+pub(crate) mod middleman;
 pub(crate) mod websocket;
 
 use std::{io::ErrorKind, sync::Arc};

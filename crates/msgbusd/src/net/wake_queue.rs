@@ -15,7 +15,7 @@ use std::{
     collections::VecDeque,
     fmt::Debug,
     future::poll_fn,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -246,6 +246,12 @@ impl RemoteWaker {
             None => poll(cx),
         }
     }
+}
+
+/// Wakes the task after the runtime has looked for what has arrived on its sockets. A task that wakes itself runs again
+/// before that, many times.
+pub(crate) fn wake_after_io(cx: &mut Context<'_>) {
+    let _ = pin!(yield_now()).as_mut().poll(cx);
 }
 
 #[cfg(test)]

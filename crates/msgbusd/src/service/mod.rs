@@ -39,15 +39,14 @@ pub(crate) struct Call<'a> {
 
 /// Whose permissions count in a [`Call`]. Rates and logs are always those of its client.
 #[derive(Debug, Clone, Default)]
-#[expect(dead_code, reason = "the doors that follow use it")]
 pub(crate) enum Authority {
     /// The client's.
     #[default]
     Own,
-    /// Those of somebody who lets the client do what only they may do.
-    Of(Arc<Principal>),
-    /// Everything is allowed: the door has decided by rules of its own.
-    Door,
+    /// Those of a service that lets clients use a topic: it has to be allowed to serve it, whatever they do.
+    Service(Arc<Principal>),
+    /// Every holder of a key may do it: the door has decided by rules of its own.
+    Key,
 }
 
 impl Call<'_> {
@@ -62,15 +61,21 @@ impl Call<'_> {
             return Ok(());
         };
         let principal = keyring.refresh(principal).ok_or(ServiceError::WrongKey)?;
+        let permission = match (&self.authority, permission) {
+            (Authority::Key, _) => Permission::Anything,
+            (Authority::Service(_), Permission::Topic(_, topic)) => {
+                Permission::Topic(Action::Serve, topic)
+            }
+            (_, permission) => permission,
+        };
         require(&principal, permission)
     }
 
-    /// Who has to have the permissions. `None` if nobody has to.
+    /// Who has to have the permissions.
     fn authority(&self) -> Option<&Arc<Principal>> {
         match &self.authority {
-            Authority::Own => self.principal.as_ref(),
-            Authority::Of(principal) => Some(principal),
-            Authority::Door => None,
+            Authority::Own | Authority::Key => self.principal.as_ref(),
+            Authority::Service(principal) => Some(principal),
         }
     }
 
@@ -78,6 +83,11 @@ impl Call<'_> {
     fn live_authorization(&self, action: Action, target: Target) -> LiveAuthorization {
         match (&self.worker.keyring, self.authority()) {
             (Some(keyring), Some(principal)) => {
+                let action = match self.authority {
+                    Authority::Own => Some(action),
+                    Authority::Service(_) => Some(Action::Serve),
+                    Authority::Key => None,
+                };
                 LiveAuthorization::new(keyring, Arc::clone(principal), action, target)
             }
             _ => LiveAuthorization::default(),

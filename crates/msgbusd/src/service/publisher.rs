@@ -76,6 +76,36 @@ impl Publisher {
     }
 }
 
+/// The topics that a client has published to, the latest first.
+#[derive(Debug, Default)]
+pub(crate) struct Publishers(Vec<Publisher>);
+
+impl Publishers {
+    /// How many are remembered. Each keeps its topic in memory, even if it was deleted.
+    const MAX: usize = 8;
+
+    /// The one for a topic, which `make` makes if it is not remembered.
+    pub(crate) fn find<E>(
+        &mut self,
+        topic: &str,
+        make: impl FnOnce() -> Result<Publisher, E>,
+    ) -> Result<&mut Publisher, E> {
+        let known = self.0.iter().position(|known| known.topic().as_str() == topic);
+        match known {
+            Some(0) => {}
+            Some(index) => self.0.swap(0, index),
+            None => {
+                let publisher = make()?;
+                self.0.truncate(Self::MAX - 1);
+                self.0.push(publisher);
+                let last = self.0.len() - 1;
+                self.0.swap(0, last);
+            }
+        }
+        Ok(&mut self.0[0])
+    }
+}
+
 fn finish(
     peer: Peer,
     topic: &TopicName,

@@ -35,6 +35,8 @@ pub(crate) enum End {
     Drain,
     /// Too much data is in flight to receive the rest of a message.
     NoMemory,
+    /// The service refuses what every client of the door needs.
+    Refused(Code, Utf8Bytes),
     /// The keys no longer allow it.
     Revoked,
     /// The bus ended the subscription.
@@ -49,6 +51,7 @@ pub(crate) fn count(worker: &Worker, end: &End) {
         End::Violation(CloseCode::Size, _) => worker.metrics.refusal(Code::WebsocketTooLarge),
         End::Violation(CloseCode::Invalid, _) => worker.metrics.refusal(Code::WebsocketNotUtf8),
         End::Unfinished => worker.metrics.refusal(Code::BodyTimeout),
+        End::Refused(code, _) => worker.metrics.refusal(*code),
         End::NoMemory => worker.metrics.refusal(Code::TooMuchInFlight),
         End::Violation(..) => worker.metrics.refusal(Code::WebsocketViolation),
         _ => {}
@@ -107,6 +110,7 @@ impl End {
         let (code, reason) = match self {
             Self::ClosedByClient | Self::Broken | Self::Stuck => return None,
             Self::Violation(code, why) => (*code, why.clone()),
+            Self::Refused(_, why) => (CloseCode::Again, why.clone()),
             Self::Silent => {
                 (CloseCode::Away, "the client was silent for too long and answered no ping".into())
             }

@@ -203,6 +203,16 @@ impl Inbox {
         }
     }
 
+    /// Drops the text message, which has been handled.
+    pub(crate) fn skip(&mut self) {
+        (self.text, self.joined) = (None, None);
+    }
+
+    /// Sets the maximum size of a frame and of a message, in bytes.
+    pub(crate) fn set_max(&mut self, max: usize) {
+        self.max = max;
+    }
+
     /// Whether a text message is not handled yet.
     pub(crate) fn has_text(&self) -> bool {
         self.text.is_some()

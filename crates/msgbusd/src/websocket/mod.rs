@@ -2,8 +2,8 @@
 //!
 //! [`opening`] accepts a handshake on a listener that speaks nothing else; `door/http` has its own. [`transport`] reads and
 //! writes frames, [`link`] adds pings and the close, [`end`] says why a websocket ends, and [`intake`] bounds what a client
-//! sends. [`ready`] and [`shared`] are for doors with many activities on one connection: each has a waker of its own, and
-//! publishing threads write the messages of subscriptions themselves.
+//! sends. [`session`] is for doors with many activities on one connection: each has a waker of its own ([`ready`]), and
+//! publishing threads write the messages of subscriptions themselves ([`shared`]).
 
 pub(crate) mod end;
 #[cfg(any(test, fuzzing))]
@@ -14,5 +14,6 @@ pub(crate) mod intake;
 pub(crate) mod link;
 pub(crate) mod opening;
 pub(crate) mod ready;
+pub(crate) mod session;
 pub(crate) mod shared;
 pub(crate) mod transport;

@@ -43,16 +43,16 @@ pub(crate) struct Shared<A>(Mutex<State<A>>);
 
 #[derive(Debug)]
 pub(crate) struct State<A> {
-    pub(crate) operations: A,
+    pub(crate) dialogue: A,
     pub(crate) outgoing: Outgoing,
     /// The socket that other threads write to. `None` if only the session may write: with TLS, and after it has ended.
     stream: Option<Arc<RawStream>>,
 }
 
 impl<A: Activities> Shared<A> {
-    pub(crate) fn new(operations: A, stream: Option<Arc<RawStream>>) -> Arc<Self> {
+    pub(crate) fn new(dialogue: A, stream: Option<Arc<RawStream>>) -> Arc<Self> {
         let outgoing = Outgoing::default();
-        Arc::new(Self(Mutex::new(State { operations, outgoing, stream })))
+        Arc::new(Self(Mutex::new(State { dialogue, outgoing, stream })))
     }
 
     /// Wakes the task of the session for its activities, unless the thread that wakes it can write their messages.
@@ -82,13 +82,13 @@ impl<A: Activities> Delivery for Shared<A> {
     fn deliver(&self) -> bool {
         // If it is locked, the session is woken: it may have looked at the queue already.
         let Some(mut state) = self.0.try_lock() else { return false };
-        let State { operations, outgoing, stream } = &mut *state;
+        let State { dialogue, outgoing, stream } = &mut *state;
         let Some(stream) = stream else { return false };
         for _ in 0..MAX_TURNS {
             if !outgoing.is_empty() {
                 return false;
             }
-            let left = operations.run_follows(outgoing);
+            let left = dialogue.run_follows(outgoing);
             write_now(stream, outgoing);
             match left {
                 Left::Nothing => return outgoing.is_empty(),

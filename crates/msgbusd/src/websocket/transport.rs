@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     io::{self, ErrorKind, IoSlice, Read, Write},
     ops::Range,
     pin::Pin,
@@ -90,6 +91,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         }
     }
 
+    pub(crate) fn connection(&self) -> &S {
+        &self.connection
+    }
+
     pub(crate) fn into_connection(self) -> S {
         self.connection
     }
@@ -166,6 +171,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         };
         self.is_over = filled.is_err();
         Poll::Ready(filled)
+    }
+
+    /// Reads more into the inbox.
+    pub(crate) async fn fill(&mut self) -> Result<(), Error> {
+        poll_fn(|cx| self.poll_fill(cx)).await
     }
 
     /// The inbox, if it has one.

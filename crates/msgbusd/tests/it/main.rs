@@ -30,6 +30,7 @@ mod http2_bounds;
 mod keys;
 #[cfg(target_os = "linux")]
 mod log;
+mod middleman;
 mod patterns;
 mod process;
 mod publish;

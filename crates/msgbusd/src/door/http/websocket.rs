@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     auth::Target,
-    door::websocket::{ClientV1, Push, Session, SessionV1},
+    door::websocket::{ClientV1, Push, Session, session_v1},
     encode::frame_cache::FrameFormat,
     net::connection::Connection,
     service::{Call, follower::FollowOptions},
@@ -49,7 +49,7 @@ pub(super) fn connect(
     let response = switching(accept, Some(SUBPROTOCOL_V1));
     let (upgrade, client) = (hyper::upgrade::on(request), ClientV1::from(call));
     call.worker.tasks.spawn(async move {
-        let begin = |connection, already_read| SessionV1::new(client, connection, already_read);
+        let begin = |connection, already_read| session_v1(client, connection, already_read);
         // Boxed, so that the memory of a session does not include the upgrade.
         if let Some(session) = Box::pin(take_over(upgrade, begin)).await {
             session.serve().await;

@@ -1,27 +1,110 @@
 //! The websocket protocol of middleman: docs/compatibility.md.
+//!
+//! [`frame`] reads messages, [`output`] writes them. [`session`] serves one connection: [`commands`] begins what a
+//! message asks for, and [`conversation`] has what takes time. [`hub`] is what connections share, [`client`] decides what
+//! a client may do.
+
+mod activity;
+mod client;
+mod commands;
+mod conversation;
+mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+mod hub;
+mod output;
+mod refused;
+mod session;
 
 use std::sync::Arc;
 
+use tokio::{io::AsyncWriteExt as _, select, time::sleep};
+use tokio_tungstenite::tungstenite::Error;
+use tracing::debug;
+
+use self::client::Client;
+pub(crate) use self::hub::Hub;
 use crate::{
-    config::{Config, Protocol},
+    auth::Principal,
+    metrics::Deadline,
     net::{connection::Connection, peer::Peer},
-    websocket::opening,
+    service::code::Code,
+    websocket::{
+        opening,
+        transport::{Received, Transport},
+    },
     worker::Worker,
 };
 
-/// What all connections of this door share.
-#[derive(Debug, Default)]
-pub(crate) struct Hub {}
+/// The maximum size of a key, in bytes.
+const MAX_KEY: usize = 1 << 10;
+/// The maximum number of subscriptions and services of one connection.
+const MAX_SUBSCRIPTIONS: usize = 1024;
+/// The maximum number of requests of one connection that wait for their replies.
+const MAX_ASKED: usize = 1024;
+/// The maximum number of requests that one connection has and has not answered.
+const MAX_IN_HAND: usize = 1024;
+/// The maximum number of publishes of one connection that the store has not kept yet.
+const MAX_COMMITS: usize = 1024;
+/// The maximum length of a user id, in bytes.
+const MAX_USER: usize = 255;
+/// Beyond this many bytes that wait to be written, no message is handled.
+const MAX_UNREAD: usize = 256 << 10;
 
-impl Hub {
-    pub(crate) fn new(_: &Config) -> Arc<Self> {
-        Arc::default()
+/// Serves one connection until it ends.
+pub(crate) async fn serve(hub: Arc<Hub>, worker: Arc<Worker>, connection: Connection, peer: Peer) {
+    let accepting = Box::pin(opening::accept(&worker, connection, peer));
+    let Some((connection, already_read)) = accepting.await else { return };
+    let mut transport = Transport::with_inbox(connection, already_read, MAX_KEY);
+    let login = select! {
+        login = login(&worker, &mut transport, peer) => login,
+        () = sleep(worker.config.timeouts.header) => {
+            worker.metrics.timeout(Deadline::Header);
+            Err(None)
+        }
+        () = worker.tasks.stop.draining() => Err(None),
+    };
+    match login {
+        Ok(principal) => {
+            let client = Client::new(hub, worker, peer, principal);
+            Box::pin(session::serve(client, transport)).await;
+        }
+        Err(refusal) => {
+            if let Some(code) = refusal {
+                worker.metrics.refusal(code);
+                debug!(%peer, code = code.word(), "no login");
+            }
+            // Clients expect no close frame here.
+            let _ = transport.into_connection().shutdown().await;
+        }
     }
 }
 
-/// Serves one connection until it ends.
-pub(crate) async fn serve(_: Arc<Hub>, worker: Arc<Worker>, connection: Connection, peer: Peer) {
-    if opening::accept(&worker, connection, peer).await.is_some() {
-        worker.messages_of(Protocol::Middleman).increment();
+/// Reads the key, which is the first message. Without keys every text will do.
+async fn login(
+    worker: &Worker,
+    transport: &mut Transport<Connection>,
+    peer: Peer,
+) -> Result<Option<Arc<Principal>>, Option<Code>> {
+    let broken = |error: Error| {
+        debug!(%peer, %error, "no login");
+        None
+    };
+    loop {
+        match transport.next_received().map_err(broken)? {
+            None => transport.fill().await.map_err(broken)?,
+            Some(Received::Control(message)) if message.is_close() => return Err(None),
+            Some(Received::Control(_)) => {}
+            Some(Received::Binary) => return Err(Some(Code::WebsocketViolation)),
+            Some(Received::Text) => break,
+        }
     }
+    let Some(inbox) = transport.inbox() else { return Err(None) };
+    let key = inbox.text().map_err(broken)?.unwrap_or_default();
+    let principal = match &worker.keyring {
+        None => None,
+        Some(keyring) => Some(keyring.authenticate(key).ok_or(Some(Code::WrongKey))?),
+    };
+    inbox.skip();
+    Ok(principal)
 }

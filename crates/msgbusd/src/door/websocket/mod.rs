@@ -7,5 +7,5 @@ pub(crate) mod v1;
 pub(crate) use self::{
     push::Push,
     session::Session,
-    v1::{Client as ClientV1, Session as SessionV1},
+    v1::{Client as ClientV1, session as session_v1},
 };

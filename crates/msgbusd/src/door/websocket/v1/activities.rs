@@ -33,7 +33,7 @@ use crate::{
 
 /// All activities of one websocket.
 #[derive(Debug)]
-pub(super) struct Activities {
+pub(crate) struct Activities {
     slots: Slab<Slot>,
     queue: Arc<ReadyQueue>,
     subscriptions: Names,

@@ -31,7 +31,7 @@ mod work;
 
 use std::sync::Arc;
 
-pub(crate) use self::session::Session;
+pub(crate) use self::session::session;
 use crate::{
     auth::Principal,
     net::peer::Peer,

@@ -14,17 +14,19 @@ use super::{
     identifier::Identifier,
     operation::{self, Operation, Ping, Request, Unreadable},
     output::Output,
-    publish::Publishers,
     refusal::Refusal,
 };
-use crate::websocket::{
-    shared::{self, Left},
-    transport::Outgoing,
+use crate::{
+    service::publisher::Publishers,
+    websocket::{
+        shared::{self, Left},
+        transport::Outgoing,
+    },
 };
 
 /// The operations of one client, and what they have begun.
 #[derive(Debug)]
-pub(super) struct Operations {
+pub(crate) struct Operations {
     pub(super) client: Client,
     pub(super) activities: Activities,
     pub(super) publishers: Publishers,

@@ -1,0 +1,46 @@
+//! The fuzz target for the messages of clients.
+
+use msgbus_core::Headers;
+
+use super::{
+    frame::Frame,
+    output::{self, Builder},
+};
+
+/// Reads `data` as a message. One that can be read has the same command, target, headers and body after it was written and
+/// read again; a target and its topic name each other.
+///
+/// # Panics
+/// When a property does not hold.
+pub fn middleman(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let frame = match Frame::parse(text) {
+        Ok(frame) => frame,
+        Err(error) => {
+            crate::fuzzing::common::is_a_line(&error, 200);
+            return;
+        }
+    };
+    if let Ok(topic) = output::topic(frame.target)
+        && !frame.target.contains('\r')
+    {
+        assert_eq!(output::target(topic.as_str()), frame.target);
+    }
+    assert!(frame.headers.len() <= Headers::MAX_COUNT);
+    let Ok(headers) = frame.headers(&[], &[]) else { return };
+    let mut written = Builder::new(frame.command, frame.target, 0);
+    for (name, value) in &headers {
+        written.header(name, value);
+    }
+    let written = written.end(frame.body.as_bytes()).pieces().concat();
+    let start = match written[1] {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    };
+    let written = str::from_utf8(&written[start..]).expect("text");
+    // A carriage return at the end of the target belongs to the end of the line then.
+    if !frame.target.ends_with('\r') {
+        assert_eq!(Frame::parse(written).as_ref(), Ok(&frame));
+    }
+}

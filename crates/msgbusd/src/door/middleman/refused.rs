@@ -1,0 +1,55 @@
+//! Why a message is not carried out, in the words that clients know.
+
+use crate::service::{code::Code, error::ServiceError};
+
+/// Why a message is not carried out.
+#[derive(Debug)]
+pub(super) enum Refused {
+    NotTrusted,
+    /// No request with the number waits for this client's reply.
+    NoClient,
+    /// One line.
+    Because(Code, String),
+    Service(ServiceError),
+}
+
+impl From<ServiceError> for Refused {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::NotGranted { .. }
+            | ServiceError::KeyNeeded { .. }
+            | ServiceError::WrongKey => Self::NotTrusted,
+            ServiceError::ReplyNotWanted => Self::NoClient,
+            error => Self::Service(error),
+        }
+    }
+}
+
+impl Refused {
+    pub(super) fn because(code: Code, why: impl Into<String>) -> Self {
+        Self::Because(code, why.into())
+    }
+
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::NotTrusted => Code::NotGranted,
+            Self::NoClient => Code::ReplyNotWanted,
+            Self::Because(code, _) => *code,
+            Self::Service(error) => error.code(),
+        }
+    }
+
+    /// The body of the error.
+    pub(super) fn text(&self, command: &str, target: &str) -> String {
+        match self {
+            Self::NotTrusted if command == "SUB" => format!("Not trusted: SUB {target}"),
+            Self::NotTrusted => format!("Not trusted {command} {target}"),
+            Self::NoClient => format!("No client for request ID  RES {target}"),
+            Self::Service(ServiceError::NoResponder { .. }) => {
+                format!("No responder for REQ {target}")
+            }
+            Self::Service(error) => format!("{command} {target}: {error}"),
+            Self::Because(_, why) => format!("{command} {target}: {why}"),
+        }
+    }
+}
