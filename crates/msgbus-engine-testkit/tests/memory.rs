@@ -288,7 +288,11 @@ async fn a_closed_bus_ends_its_followers_and_only_those() {
 async fn other_topics_stay_in_memory() {
     let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new(Numbers::Dense, 1));
     let rule = |pattern: &str, engine| EngineRule { pattern: pattern.parse().unwrap(), engine };
-    let rules = vec![rule("shared/**", Some(engine)), rule("shared/not/**", None)];
+    let rules = vec![
+        rule("shared/**", Some(Arc::clone(&engine))),
+        rule("shared/not/**", None),
+        rule("jobs/*", Some(engine)),
+    ];
     let bus = MessageBus::with_engines(Options::default(), None, rules).unwrap();
     let durability = async |topic: &str| {
         soon(bus.publish(&topic.parse().unwrap(), "x")).await.unwrap().durability
@@ -296,7 +300,10 @@ async fn other_topics_stay_in_memory() {
     assert_eq!(durability("shared/a").await, Durability::Engine);
     assert_eq!(durability("shared/not/a").await, Durability::Memory);
     assert_eq!(durability("local").await, Durability::Memory);
-    assert_eq!(bus.topics().len(), 2);
+    assert_eq!(durability("jobs/a/dead-letters").await, Durability::Engine, "as its jobs");
+    assert_eq!(durability("jobs/a/b").await, Durability::Memory);
+    assert_eq!(durability("shared/not/a/dead-letters").await, Durability::Memory);
+    assert_eq!(bus.topics().len(), 4);
     assert!(soon(bus.delete(&"shared/a".parse().unwrap())).await.unwrap());
 }
 

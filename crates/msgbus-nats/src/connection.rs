@@ -26,7 +26,7 @@ use msgbus_core::{
     engine::{EngineError, Health},
 };
 use tokio::{sync::Semaphore, time::sleep};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     NatsOptions, consumers::Consumers, error::request_error, leases::Leases, subject::subject,
@@ -94,7 +94,11 @@ impl Connection {
                 } else if is_refusal(&event) {
                     denied.store(true, Release);
                 }
-                info!("NATS: {event}");
+                match event {
+                    // Each attempt to connect fails with one.
+                    Event::ClientError(error) => debug!("NATS: {error}"),
+                    event => info!("NATS: {event}"),
+                }
                 std::future::ready(())
             });
         let servers: Vec<&str> = options.servers.split(',').map(str::trim).collect();

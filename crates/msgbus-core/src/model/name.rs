@@ -64,6 +64,11 @@ impl TopicName {
         self.as_str().ends_with(Self::DEAD_LETTERS)
     }
 
+    /// The topic that has this one as its default topic for dead letters.
+    pub(crate) fn origin_of_dead_letters(&self) -> Option<Self> {
+        Self::new(self.as_str().strip_suffix(Self::DEAD_LETTERS)?).ok()
+    }
+
     /// The default topic for the dead letters of this one.
     ///
     /// # Errors

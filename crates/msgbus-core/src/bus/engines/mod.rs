@@ -137,9 +137,12 @@ impl Engines {
         Some(Box::new(Self { rules, windows: Mutex::default() }))
     }
 
-    /// The engine in which a topic lives.
+    /// The engine in which a topic lives. A topic of dead letters without a rule of its own lives where they come from.
     pub(super) fn find(&self, name: &TopicName) -> Option<&SharedEngine> {
-        self.rules.iter().find(|(rule, _)| rule.pattern.matches(name))?.1.as_ref()
+        match self.rules.iter().find(|(rule, _)| rule.pattern.matches(name)) {
+            Some((_, engine)) => engine.as_ref(),
+            None => self.find(&name.origin_of_dead_letters()?),
+        }
     }
 
     fn windows(&self) -> Vec<Arc<Window>> {
