@@ -1,4 +1,4 @@
-//! What engines are tested with: the contract of [`Engine`](msgbus_core::engine::Engine) as a test suite
+//! What engines are tested with: the contract of [`Engine`] as a test suite
 //! that each must pass ([`conformance`]), [`accounts`] of what clients of several buses see while an engine is disturbed, and an
 //! [engine in memory](MemoryEngine) that fails as it is told.
 
