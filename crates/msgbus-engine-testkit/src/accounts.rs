@@ -17,7 +17,27 @@ use msgbus_core::{
 };
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::SOON;
+use crate::{SOON, fresh};
+
+/// Kills a server and starts it again, some times.
+pub async fn restart<S>(server: &mut S, times: usize, kill: fn(&mut S), run: fn(&mut S)) {
+    for _ in 0..times {
+        sleep(Duration::from_millis(400)).await;
+        kill(server);
+        sleep(Duration::from_millis(200)).await;
+        run(server);
+    }
+    sleep(Duration::from_millis(300)).await;
+}
+
+/// Followers get everything, without a gap, although the server is [restarted](restart) meanwhile.
+pub async fn followers_get_everything(buses: Vec<MessageBus>, restarts: impl Future<Output = ()>) {
+    let plan = Plan::new(buses, "accounts", 400, 30);
+    let (report, _) = check(&plan, restarts).await;
+    assert_eq!((report.gaps, report.restarts), (0, 0), "nothing is gone: {report:?}");
+    assert_eq!(report.acknowledged, 4 * 400 + 1);
+    assert!(report.cuts > 10, "{report:?}");
+}
 
 /// Who does what.
 #[derive(Debug, Clone)]
@@ -36,6 +56,14 @@ pub struct Plan {
     pub cuts: u32,
     /// What is random depends on it.
     pub seed: u64,
+}
+
+impl Plan {
+    /// Four publishers and four followers of a topic that no other test has used.
+    pub fn new(buses: Vec<MessageBus>, what: &str, messages: usize, cuts: u32) -> Self {
+        let (topic, seed) = (fresh(what), fastrand::u64(..));
+        Self { buses, topic, publishers: 4, messages, followers: 4, cuts, seed }
+    }
 }
 
 /// What has happened.

@@ -371,3 +371,17 @@ pub async fn topics_are_listed_in_order(subject: &Subject) {
     assert_eq!(list(&after, 2).await.unwrap(), (expected[3..].to_vec(), false));
     assert!(subject.other.health().is_up);
 }
+
+/// Operations that block work on threads that no runtime has.
+pub async fn threads_without_a_runtime_may_block(engine: Arc<dyn Engine>) {
+    let (bus, topic) = (bus(engine), fresh("blocking"));
+    let thread = std::thread::spawn(move || {
+        let mut follower = bus.subscribe(&topic, Position::New).unwrap();
+        let published = bus.put(&topic, "hi").unwrap();
+        let event = follower.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(matches!(event, Some(Event::Message { id, .. }) if id == published.id));
+        assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "hi");
+    });
+    let joined = tokio::task::spawn_blocking(move || thread.join());
+    assert!(soon(joined).await.unwrap().is_ok());
+}

@@ -108,35 +108,13 @@ async fn a_server_that_is_away_is_unavailable() {
     }
 }
 
-/// Kills the server and starts it again, some times.
-async fn restart(server: &mut Server, times: usize) {
-    for _ in 0..times {
-        sleep(Duration::from_millis(400)).await;
-        server.kill();
-        sleep(Duration::from_millis(200)).await;
-        server.run();
-    }
-    sleep(Duration::from_millis(300)).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn followers_get_everything_although_the_server_is_killed() {
     for program in programs() {
         let mut server = Server::start(&program);
-        let options = server.options();
-        let plan = accounts::Plan {
-            buses: buses(&server, &options).await,
-            topic: fresh("accounts"),
-            publishers: 4,
-            messages: 400,
-            followers: 4,
-            cuts: 30,
-            seed: fastrand::u64(..),
-        };
-        let (report, _) = accounts::check(&plan, restart(&mut server, 3)).await;
-        assert_eq!((report.gaps, report.restarts), (0, 0), "nothing is gone: {report:?}");
-        assert_eq!(report.acknowledged, 4 * 400 + 1);
-        assert!(report.cuts > 10, "{report:?}");
+        let buses = buses(&server, &server.options()).await;
+        let restarts = accounts::restart(&mut server, 3, Server::kill, Server::run);
+        accounts::followers_get_everything(buses, restarts).await;
     }
 }
 
@@ -145,16 +123,10 @@ async fn what_retention_has_taken_is_announced() {
     for program in programs() {
         let mut server = Server::start(&program);
         let options = NatsOptions { max_messages_per_topic: Some(20), ..server.options() };
-        let plan = accounts::Plan {
-            buses: buses(&server, &options).await,
-            topic: fresh("retention"),
-            publishers: 4,
-            messages: 200,
-            followers: 4,
-            cuts: 200,
-            seed: fastrand::u64(..),
-        };
-        let (report, _) = accounts::check(&plan, restart(&mut server, 1)).await;
+        let buses = buses(&server, &options).await;
+        let plan = accounts::Plan::new(buses, "retention", 200, 200);
+        let restart = accounts::restart(&mut server, 1, Server::kill, Server::run);
+        let (report, _) = accounts::check(&plan, restart).await;
         assert_eq!(report.restarts, 0, "{report:?}");
     }
 }
@@ -245,17 +217,8 @@ async fn no_two_workers_have_a_job() {
 async fn threads_without_a_runtime_may_block() {
     for program in programs() {
         let server = Server::start(&program);
-        let bus = bus(Arc::new(server.engine(server.options()).await));
-        let topic = fresh("blocking");
-        let thread = std::thread::spawn(move || {
-            let mut follower = bus.subscribe(&topic, Position::New).unwrap();
-            let published = bus.put(&topic, "hi").unwrap();
-            let event = follower.recv_timeout(Duration::from_secs(60)).unwrap();
-            assert!(matches!(event, Some(Event::Message { id, .. }) if id == published.id));
-            assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "hi");
-        });
-        let joined = tokio::task::spawn_blocking(move || thread.join());
-        assert!(soon(joined).await.unwrap().is_ok());
+        let engine = Arc::new(server.engine(server.options()).await);
+        conformance::threads_without_a_runtime_may_block(engine).await;
     }
 }
 

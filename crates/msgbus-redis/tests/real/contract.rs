@@ -2,12 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use msgbus_core::{Event, Position, engine::Engine};
-use msgbus_engine_testkit::{
-    bus,
-    conformance::{self, Subject},
-    fresh, soon,
-};
+use msgbus_engine_testkit::conformance::{self, Subject};
 use msgbus_redis::RedisEngine;
 
 use crate::server::{Server, programs};
@@ -49,17 +44,7 @@ async fn a_server_that_is_away_is_unavailable() {
 async fn threads_without_a_runtime_may_block() {
     for program in programs() {
         let server = Server::start(&program);
-        let engine: Arc<dyn Engine> = Arc::new(server.engine(server.options()).await);
-        let bus = bus(engine);
-        let topic = fresh("blocking");
-        let thread = std::thread::spawn(move || {
-            let mut follower = bus.subscribe(&topic, Position::New).unwrap();
-            let published = bus.put(&topic, "hi").unwrap();
-            let event = follower.recv_timeout(Duration::from_secs(60)).unwrap();
-            assert!(matches!(event, Some(Event::Message { id, .. }) if id == published.id));
-            assert_eq!(bus.get(&topic).unwrap().unwrap().payload(), "hi");
-        });
-        let joined = tokio::task::spawn_blocking(move || thread.join());
-        assert!(soon(joined).await.unwrap().is_ok());
+        let engine = Arc::new(server.engine(server.options()).await);
+        conformance::threads_without_a_runtime_may_block(engine).await;
     }
 }

@@ -25,35 +25,13 @@ async fn buses(server: &Server, options: &RedisOptions) -> Vec<MessageBus> {
     buses
 }
 
-/// Kills the server and starts it again, some times.
-async fn restart(server: &mut Server, times: usize) {
-    for _ in 0..times {
-        sleep(Duration::from_millis(400)).await;
-        server.kill();
-        sleep(Duration::from_millis(200)).await;
-        server.run();
-    }
-    sleep(Duration::from_millis(300)).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn followers_get_everything_although_the_server_is_killed() {
     for program in programs() {
         let mut server = Server::start(&program);
-        let options = server.options();
-        let plan = accounts::Plan {
-            buses: buses(&server, &options).await,
-            topic: fresh("accounts"),
-            publishers: 4,
-            messages: 400,
-            followers: 4,
-            cuts: 30,
-            seed: fastrand::u64(..),
-        };
-        let (report, _) = accounts::check(&plan, restart(&mut server, 3)).await;
-        assert_eq!((report.gaps, report.restarts), (0, 0), "nothing is gone: {report:?}");
-        assert_eq!(report.acknowledged, 4 * 400 + 1);
-        assert!(report.cuts > 10, "{report:?}");
+        let buses = buses(&server, &server.options()).await;
+        let restarts = accounts::restart(&mut server, 3, Server::kill, Server::run);
+        accounts::followers_get_everything(buses, restarts).await;
     }
 }
 
@@ -62,16 +40,10 @@ async fn what_retention_has_taken_is_announced_with_its_count() {
     for program in programs() {
         let mut server = Server::start(&program);
         let options = RedisOptions { max_messages_per_topic: Some(20), ..server.options() };
-        let plan = accounts::Plan {
-            buses: buses(&server, &options).await,
-            topic: fresh("retention"),
-            publishers: 4,
-            messages: 200,
-            followers: 4,
-            cuts: 200,
-            seed: fastrand::u64(..),
-        };
-        let (report, seen) = accounts::check(&plan, restart(&mut server, 1)).await;
+        let buses = buses(&server, &options).await;
+        let plan = accounts::Plan::new(buses, "retention", 200, 200);
+        let restart = accounts::restart(&mut server, 1, Server::kill, Server::run);
+        let (report, seen) = accounts::check(&plan, restart).await;
         assert_eq!((report.restarts, report.uncounted), (0, 0), "{report:?}");
         let last = 4 * 200 + 1;
         let stats = plan.buses[0].engine_stats(&plan.topic).await.unwrap().unwrap();
