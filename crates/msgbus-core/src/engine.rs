@@ -7,7 +7,13 @@
 //!
 //! Numbers (sequences, the ids on the wire) rise within an epoch and may have gaps. They mean the same to every bus.
 
-use std::{fmt::Debug, future::ready, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt::{self, Debug},
+    future::ready,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use thiserror::Error;
@@ -217,7 +223,7 @@ pub struct Leases {
 }
 
 /// A leased message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Fetched {
     /// The message.
     pub message: RecoveredMessage,
@@ -227,6 +233,16 @@ pub struct Fetched {
     pub expires: DateTime<Utc>,
     /// Settles the lease.
     pub key: LeaseKey,
+}
+
+impl fmt::Debug for Fetched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The key settles the lease.
+        let Self { message, deliveries, expires, key: _ } = self;
+        let mut all = f.debug_struct("Fetched");
+        all.field("message", message).field("deliveries", deliveries).field("expires", expires);
+        all.finish_non_exhaustive()
+    }
 }
 
 /// Messages of the past.

@@ -19,6 +19,8 @@ pub struct NatsServer {
     port: u16,
     directory: TempDir,
     process: Option<Child>,
+    /// Whether it keeps messages.
+    pub has_jetstream: bool,
     /// Further arguments of its command line.
     pub arguments: Vec<String>,
 }
@@ -68,8 +70,14 @@ impl NatsServer {
     pub fn new(program: &Path) -> Self {
         let port = free_port();
         let directory = tempfile::tempdir().unwrap();
-        let arguments = Vec::new();
-        Self { program: program.to_owned(), port, directory, process: None, arguments }
+        Self {
+            program: program.to_owned(),
+            port,
+            directory,
+            process: None,
+            has_jetstream: true,
+            arguments: Vec::new(),
+        }
     }
 
     /// Starts it, and waits until it accepts connections.
@@ -93,9 +101,12 @@ impl NatsServer {
     }
 
     fn spawn(&mut self) {
-        let process = Command::new(&self.program)
-            .args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-js", "-sd"])
-            .arg(self.directory.path())
+        let mut command = Command::new(&self.program);
+        if self.has_jetstream {
+            command.args(["-js", "-sd"]).arg(self.directory.path());
+        }
+        let process = command
+            .args(["-a", "127.0.0.1", "-p", &self.port.to_string()])
             .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -113,11 +124,18 @@ impl NatsServer {
 
     /// Stops it, so that it keeps what it knows.
     pub fn stop(&mut self) {
+        if self.process.is_some() {
+            self.signal("-TERM");
+        }
         if let Some(mut process) = self.process.take() {
-            let pid = process.id().to_string();
-            assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
             process.wait().unwrap();
         }
+    }
+
+    /// Sends it a signal. With `-STOP` it is silent, until `-CONT`.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.process.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
     /// Removes everything that it has kept. It must not be running.

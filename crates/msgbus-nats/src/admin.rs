@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use futures_util::StreamExt as _;
 use msgbus_core::{
     GroupName, TopicName,
@@ -11,8 +10,8 @@ use msgbus_core::{
 
 use crate::{
     connection::{Connection, Known},
-    consumers::{config, consumer_name},
-    error::{is_missing, request_error},
+    consumers::{config, consumer_name, find},
+    error::{change_error, is_missing, request_error},
     subject,
 };
 
@@ -50,16 +49,11 @@ pub(crate) async fn group(
 ) -> Result<Option<EngineGroup>, EngineError> {
     let known = connection.stream().await?;
     let name = consumer_name(&connection.subject(&topic), Some(&group));
-    match known.stream.consumer_info(&name).await {
-        Ok(info) => {
-            let unacked = info.num_ack_pending as u64;
-            Ok(Some(EngineGroup { pending: info.num_pending, unacked }))
-        }
-        Err(error) => match error.kind() {
-            ConsumerInfoErrorKind::NotFound => Ok(None),
-            _ => Err(request_error(&error)),
-        },
-    }
+    let found = find(&connection, &known, &name, true).await?;
+    Ok(found.map(|found| {
+        let info = found.consumer.cached_info();
+        EngineGroup { pending: info.num_pending, unacked: info.num_ack_pending as u64 }
+    }))
 }
 
 pub(crate) async fn set_group(
@@ -73,12 +67,16 @@ pub(crate) async fn set_group(
     let is_there = match from {
         // Where a consumer begins cannot be changed.
         Some(_) => delete(&connection, &known, &name).await?,
-        None => known.stream.consumer_info(&name).await.is_ok(),
+        None => find(&connection, &known, &name, true).await?.is_some(),
     };
     if from.is_some() || !is_there {
         let config = config(&connection, &topic, Some(&group), from.unwrap_or(Begin::First));
         let created = known.stream.create_consumer(config).await;
-        created.map_err(|error| request_error(&error))?;
+        created.map_err(|error| match change_error(&error) {
+            // The group is gone.
+            _ if is_there => EngineError::Unknown,
+            error => error,
+        })?;
     }
     Ok(!is_there)
 }
@@ -99,6 +97,6 @@ async fn delete(connection: &Connection, known: &Known, name: &str) -> Result<bo
     match known.stream.delete_consumer(name).await {
         Ok(_) => Ok(true),
         Err(error) if is_missing(&error) => Ok(false),
-        Err(error) => Err(request_error(&error)),
+        Err(error) => Err(change_error(&error)),
     }
 }

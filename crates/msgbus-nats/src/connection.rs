@@ -25,17 +25,29 @@ use msgbus_core::{
     TopicName,
     engine::{EngineError, Health},
 };
-use tokio::{sync::Semaphore, time::sleep};
+use parking_lot::Mutex;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
 use tracing::{debug, info, warn};
 
 use crate::{
-    NatsOptions, consumers::Consumers, error::request_error, leases::Leases, subject::subject,
+    NatsOptions,
+    consumers::Consumers,
+    error::{has_no_responder, is_stream_missing, request_error},
+    leases::Leases,
+    refusals::{API, Refusals},
+    subject::subject,
 };
 
 /// The maximum number of messages whose acknowledgements are awaited.
 const MAX_UNACKNOWLEDGED: usize = 4096;
 /// The maximum number of operations that are not answered, whether or not somebody still waits for the answers.
 const MAX_OPERATIONS: usize = 4096;
+
+/// How often the client pings. A server that has not answered two pings counts as lost at the third.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What all parts of an engine share.
 pub(crate) struct Connection {
@@ -51,12 +63,12 @@ pub(crate) struct Connection {
     pub(crate) operations: Arc<Semaphore>,
     known: tokio::sync::Mutex<Option<Arc<Known>>>,
     is_denied: Arc<AtomicBool>,
-    /// Whether the stream is known.
-    has_stream: AtomicBool,
+    pub(crate) refusals: Arc<Refusals>,
+    /// Whether the stream has answered when it was asked last. Until then, nobody knows.
+    answers: Mutex<Option<Result<(), EngineError>>>,
 }
 
 /// The stream, as it was found.
-#[derive(Debug)]
 pub(crate) struct Known {
     pub(crate) stream: Stream,
     pub(crate) epoch: u64,
@@ -75,6 +87,13 @@ impl fmt::Debug for Connection {
     }
 }
 
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The description of the stream has the secret, too.
+        f.debug_struct("Known").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
 impl Connection {
     /// Begins to connect. Does not wait for the server.
     pub(crate) async fn begin(
@@ -82,23 +101,16 @@ impl Connection {
         connect: ConnectOptions,
     ) -> Result<Self, async_nats::ConnectError> {
         let is_denied = Arc::new(AtomicBool::new(false));
-        let denied = Arc::clone(&is_denied);
+        let refusals = Arc::new(Refusals::default());
+        let (denied, refused) = (Arc::clone(&is_denied), Arc::clone(&refusals));
         let connect = connect
             .name("msgbus")
             .retry_on_initial_connect()
             .connection_timeout(options.timeout)
             .request_timeout(Some(options.timeout))
+            .ping_interval(PING_INTERVAL)
             .event_callback(move |event| {
-                if matches!(event, Event::Connected) {
-                    denied.store(false, Release);
-                } else if is_refusal(&event) {
-                    denied.store(true, Release);
-                }
-                match event {
-                    // Each attempt to connect fails with one.
-                    Event::ClientError(error) => debug!("NATS: {error}"),
-                    event => info!("NATS: {event}"),
-                }
+                hear(&event, &denied, &refused);
                 std::future::ready(())
             });
         let servers: Vec<&str> = options.servers.split(',').map(str::trim).collect();
@@ -120,7 +132,8 @@ impl Connection {
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             known: tokio::sync::Mutex::default(),
             is_denied,
-            has_stream: AtomicBool::new(false),
+            refusals,
+            answers: Mutex::default(),
         })
     }
 
@@ -133,8 +146,13 @@ impl Connection {
         self.client.max_payload() + (64 << 10)
     }
 
-    /// Refuses at once while there is no connection.
+    /// Refuses at once while there is no connection, or while the stream does not answer.
     pub(crate) fn check(&self) -> Result<(), EngineError> {
+        self.check_connected()?;
+        self.answers.lock().unwrap_or(Ok(()))
+    }
+
+    fn check_connected(&self) -> Result<(), EngineError> {
         match self.client.connection_state() {
             State::Connected => Ok(()),
             _ if self.is_denied.load(Acquire) => Err(EngineError::Denied),
@@ -145,6 +163,10 @@ impl Connection {
     /// The stream. Creates it if there is none. After each connect it is looked for again.
     pub(crate) async fn stream(&self) -> Result<Arc<Known>, EngineError> {
         self.check()?;
+        self.look_up().await
+    }
+
+    async fn look_up(&self) -> Result<Arc<Known>, EngineError> {
         let mut known = self.known.lock().await;
         let connects = self.connects();
         if let Some(known) = &*known
@@ -162,7 +184,6 @@ impl Connection {
         }
         let found = Arc::new(found);
         *known = Some(Arc::clone(&found));
-        self.has_stream.store(true, Release);
         Ok(found)
     }
 
@@ -178,20 +199,37 @@ impl Connection {
     }
 
     pub(crate) fn health(&self) -> Health {
-        let is_up = self.check().is_ok() && self.has_stream.load(Acquire);
+        let is_up = self.check_connected().is_ok() && *self.answers.lock() == Some(Ok(()));
         Health { is_up, reconnects: self.connects().saturating_sub(1) }
     }
 
-    /// Looks for the stream as long as it is not known, so that somebody knows that the engine serves topics.
-    pub(crate) async fn look_for_stream(connection: Weak<Self>) {
-        const INTERVAL: Duration = Duration::from_millis(500);
+    /// Asks for the stream, again and again: a server may be silent, or may not serve it, although there is a connection.
+    pub(crate) async fn watch(connection: Weak<Self>) {
+        const INTERVAL: Duration = Duration::from_secs(2);
+        const SOON: Duration = Duration::from_millis(500);
         while let Some(connection) = connection.upgrade() {
-            if !connection.has_stream.load(Acquire) && connection.check().is_ok() {
-                // If it fails, that was logged, and the next try may succeed.
-                let _ = connection.stream().await;
-            }
+            connection.probe().await;
+            let pause = if connection.health().is_up { INTERVAL } else { SOON };
             drop(connection);
-            sleep(INTERVAL).await;
+            sleep(pause).await;
+        }
+    }
+
+    async fn probe(&self) {
+        if self.check_connected().is_err() {
+            return;
+        }
+        /// A server that has not answered for so long is silent, whatever others are ready to wait.
+        const LIMIT: Duration = Duration::from_secs(5);
+        let began = Instant::now();
+        let asked = timeout(self.options.timeout.min(LIMIT), self.ask()).await;
+        let asked = asked.unwrap_or(Err(EngineError::Unavailable)).map(drop);
+        let answers = asked.map_err(|error| self.refusals.explain(error, API, began));
+        let before = self.answers.lock().replace(answers);
+        match answers {
+            Err(error) if before != Some(answers) => warn!("NATS does not serve topics: {error}"),
+            Ok(()) if before.is_some_and(|before| before.is_err()) => info!("NATS serves topics"),
+            _ => {}
         }
     }
 
@@ -199,19 +237,23 @@ impl Connection {
     pub(crate) async fn forget(&self) {
         let mut known = self.known.lock().await;
         *known = None;
-        self.has_stream.store(false, Release);
         drop(known);
         self.consumers.clear();
     }
 
     /// The stream and its state now, as its leader knows it.
     pub(crate) async fn state(&self) -> Result<(Arc<Known>, Info), EngineError> {
-        let known = self.stream().await?;
+        self.check()?;
+        self.ask().await
+    }
+
+    async fn ask(&self) -> Result<(Arc<Known>, Info), EngineError> {
+        let known = self.look_up().await?;
         match known.stream.get_info().await {
             Ok(info) if epoch(&info) == known.epoch => Ok((known, info)),
             Ok(_) => {
                 self.forget().await;
-                let known = self.stream().await?;
+                let known = self.look_up().await?;
                 let info = known.stream.cached_info().clone();
                 Ok((known, info))
             }
@@ -226,14 +268,8 @@ impl Connection {
         let name = &self.options.stream;
         let stream = match self.context.get_stream(name).await {
             Ok(stream) => stream,
-            Err(_) => match self.context.create_stream(self.config()).await {
-                Ok(stream) => stream,
-                // Another node may have created it meanwhile.
-                Err(_) => {
-                    let found = self.context.get_stream(name).await;
-                    found.map_err(|error| request_error(&error))?
-                }
-            },
+            Err(error) if is_stream_missing(&error) => self.create().await?,
+            Err(error) => return Err(self.unserved(&error)),
         };
         let info = stream.cached_info();
         let secret = self.options.secret.clone().or_else(|| {
@@ -249,6 +285,31 @@ impl Connection {
         // A key is of no use in another stream.
         let (secret, highest) = (format!("{secret} {epoch}"), AtomicU64::new(0));
         Ok(Known { stream, epoch, highest, connects, secret })
+    }
+
+    async fn create(&self) -> Result<Stream, EngineError> {
+        let created = self.context.create_stream(self.config()).await;
+        match created {
+            Ok(stream) => Ok(stream),
+            // Another node may have created it meanwhile.
+            Err(error) => match self.context.get_stream(&self.options.stream).await {
+                Ok(stream) => Ok(stream),
+                Err(_) => Err(self.unserved(&error)),
+            },
+        }
+    }
+
+    /// Why there is no stream.
+    fn unserved(&self, error: &(dyn std::error::Error + 'static)) -> EngineError {
+        let is_known = matches!(*self.answers.lock(), Some(Err(_)));
+        if !is_known {
+            warn!(stream = self.options.stream, "NATS does not serve the stream: {error}");
+        }
+        if has_no_responder(error) && !self.client.server_info().jetstream {
+            let operation = "keep topics: the server runs without JetStream";
+            return EngineError::NotSupported { engine: "nats", operation };
+        }
+        request_error(error)
     }
 
     fn config(&self) -> Config {
@@ -297,6 +358,21 @@ impl Connection {
         for (setting, _) in differs.iter().filter(|(_, differs)| *differs) {
             warn!(stream = found.name, setting, "the stream has another value than the options");
         }
+    }
+}
+
+/// Notes what has happened to the connection.
+fn hear(event: &Event, is_denied: &AtomicBool, refusals: &Refusals) {
+    if matches!(event, Event::Connected) {
+        is_denied.store(false, Release);
+    } else if is_refusal(event) {
+        is_denied.store(true, Release);
+    }
+    match event {
+        // Each attempt to connect fails with one.
+        Event::ClientError(error) => debug!("NATS: {error}"),
+        Event::ServerError(error) if refusals.hear(error) => {}
+        event => info!("NATS: {event}"),
     }
 }
 

@@ -19,13 +19,13 @@ use tokio::{
     runtime::Handle,
     sync::Semaphore,
     task::JoinHandle,
-    time::{error::Elapsed, timeout},
+    time::{Instant, error::Elapsed, timeout},
 };
 use tracing::debug;
 
 use crate::{
-    NatsOptions, admin, connection::Connection, error::request_error, groups, history, publish,
-    tail,
+    NatsOptions, admin, connection::Connection, error::change_error, groups, history, publish,
+    refusals::API, tail,
 };
 
 /// An engine on NATS `JetStream`. Clones share the connection. It needs the runtime of tokio in which it was made.
@@ -49,7 +49,7 @@ impl NatsEngine {
         connect: ConnectOptions,
     ) -> Result<Self, ConnectError> {
         let connection = Arc::new(Connection::begin(options, connect).await?);
-        tokio::spawn(Connection::look_for_stream(Arc::downgrade(&connection)));
+        tokio::spawn(Connection::watch(Arc::downgrade(&connection)));
         Ok(Self { connection, runtime: Handle::current() })
     }
 
@@ -74,13 +74,19 @@ impl NatsEngine {
         F: Future<Output = Result<T, EngineError>> + Send + 'static,
     {
         let limit = self.connection.options.timeout * 2 + extra;
-        let answer = act(Arc::clone(&self.connection));
+        let (connection, began) = (Arc::clone(&self.connection), Instant::now());
+        let answer = act(Arc::clone(&connection));
         // The timer is made in the runtime, because the caller may have none.
         let permit = is_counted.then(|| Arc::clone(&self.connection.operations));
         let permit = permit.map(Semaphore::try_acquire_owned).transpose();
         let task = self.runtime.spawn(async move {
             let Ok(_permit) = permit else { return Ok(Err(EngineError::Busy)) };
-            timeout(limit, answer).await
+            let answer = timeout(limit, answer).await?;
+            Ok(answer.map_err(|error| match error {
+                // Nothing was done, so it does no harm if another request was refused.
+                EngineError::Unavailable => connection.refusals.explain(error, API, began),
+                error => error,
+            }))
         });
         Running { task, is_abandoned_when_dropped: false }
     }
@@ -119,7 +125,7 @@ impl<T> Future for Running<T> {
 async fn delete(connection: Arc<Connection>, topic: TopicName) -> Result<bool, EngineError> {
     let known = connection.stream().await?;
     let purged = known.stream.purge().filter(connection.subject(&topic)).await;
-    Ok(purged.map_err(|error| request_error(&error))?.purged > 0)
+    Ok(purged.map_err(|error| change_error(&error))?.purged > 0)
 }
 
 async fn stats(

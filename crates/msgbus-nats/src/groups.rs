@@ -2,12 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{
-    RequestErrorKind,
-    jetstream::{
-        self, AckKind,
-        consumer::{PullConsumer, pull::Batch},
-    },
+use async_nats::jetstream::{
+    self, AckKind,
+    consumer::{PullConsumer, pull::Batch},
 };
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt as _, future::join_all};
@@ -19,12 +16,11 @@ use tokio::{
     runtime::Handle,
     time::{Instant, timeout},
 };
-use tracing::debug;
 
 use crate::{
     connection::{Connection, Known},
     consumers::{Found, MARGIN, consumer_name, find, find_or_create},
-    error::request_error,
+    error::{change_error, request_error},
     history::{MAX_BYTES, delivered},
     key::Key,
     leases::GivingBack,
@@ -309,7 +305,7 @@ async fn settle_one(
             };
             let delay = (!delay.is_zero()).then_some(*delay);
             let sent = send(connection, found, &key, AckKind::Nak(delay)).await;
-            if sent == Err(EngineError::Unavailable) {
+            if matches!(sent, Err(EngineError::Unavailable | EngineError::Denied)) {
                 leases.keep(&key, before);
             }
             sent.map(|()| Outcome::Done)
@@ -336,12 +332,8 @@ async fn send(
     let Key { id, delivery, deliveries, .. } = key;
     let (stream, consumer) = (&connection.options.stream, found.name());
     let subject = format!("$JS.ACK.{stream}.{consumer}.{deliveries}.{id}.{delivery}.0.0");
-    let answer = connection.client.request(subject, kind.into()).await;
-    answer.map(drop).map_err(|error| {
-        debug!(%error, "NATS has not answered a settlement");
-        match error.kind() {
-            RequestErrorKind::NoResponders => EngineError::Unavailable,
-            _ => EngineError::Unknown,
-        }
-    })
+    let began = Instant::now();
+    let answer = connection.client.request(subject.clone(), kind.into()).await;
+    let answer = answer.map(drop).map_err(|error| change_error(&error));
+    answer.map_err(|error| connection.refusals.explain(error, &subject, began))
 }

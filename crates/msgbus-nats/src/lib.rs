@@ -27,6 +27,7 @@ mod leases;
 mod message;
 mod options;
 mod publish;
+mod refusals;
 mod subject;
 mod tail;
 

@@ -1,9 +1,9 @@
 //! Options of an engine.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// The options of an engine on NATS.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NatsOptions {
     /// The addresses of servers, such as `nats://127.0.0.1:4222`, separated by commas.
     pub servers: String,
@@ -20,7 +20,7 @@ pub struct NatsOptions {
     /// The maximum size of all topics together, in bytes. At the limit, the oldest messages are removed. `None` is
     /// without limit, which is the default.
     pub max_bytes: Option<u64>,
-    /// How long the server remembers idempotency keys. Default two minutes.
+    /// How long the server remembers idempotency keys, at most [`max_age`](Self::max_age). Default two minutes.
     pub duplicate_window: Duration,
     /// How long leases last. Default 30 seconds.
     pub lease: Duration,
@@ -47,5 +47,12 @@ impl NatsOptions {
             timeout: Duration::from_secs(5),
             secret: None,
         }
+    }
+}
+
+impl fmt::Debug for NatsOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The addresses may have a password.
+        f.debug_struct("NatsOptions").field("stream", &self.stream).finish_non_exhaustive()
     }
 }

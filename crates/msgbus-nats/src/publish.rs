@@ -1,9 +1,6 @@
 //! Publishing messages.
 
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    vec,
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use async_nats::{HeaderMap, jetstream::publish::PublishAck};
 use bytes::Bytes;
@@ -12,7 +9,7 @@ use msgbus_core::{
     NewMessage, TopicName,
     engine::{EngineError, Receipt},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     connection::Connection,
@@ -34,10 +31,11 @@ pub(crate) async fn publish(
     let known = connection.stream().await?;
     let subject = connection.subject(&topic);
     let highest = known.highest.load(Relaxed);
-    let (mut messages, mut repeats) = (messages.into_iter(), Repeats::new());
+    let messages = encode_all(&connection, &subject, messages)?;
+    let mut messages = messages.into_iter();
     let (mut ids, mut is_behind): (Option<(u64, u64)>, bool) = (None, false);
     loop {
-        let slice = take_slice(&connection, &subject, &mut messages, &mut repeats)?;
+        let slice: Vec<Encoded> = messages.by_ref().take(SLICE).collect();
         if slice.is_empty() {
             break;
         }
@@ -74,22 +72,22 @@ pub(crate) async fn publish(
     Ok(Receipt { epoch: known.epoch, first, last })
 }
 
-/// Takes the next messages.
-fn take_slice(
+/// All messages as they are sent. Refuses what an older server would keep for longer than it should.
+fn encode_all(
     connection: &Connection,
     subject: &str,
-    messages: &mut vec::IntoIter<NewMessage>,
-    repeats: &mut Repeats,
+    messages: Vec<NewMessage>,
 ) -> Result<Vec<Encoded>, EngineError> {
-    let slice = messages.take(SLICE).map(|message| encode(message, subject, repeats));
-    let slice: Vec<Encoded> = slice.collect();
-    let mut headers = slice.iter().filter_map(|(headers, _)| headers.as_ref());
+    let mut repeats = Repeats::new();
+    let encoded = messages.into_iter().map(|message| encode(message, subject, &mut repeats));
+    let encoded: Vec<Encoded> = encoded.collect();
+    let mut headers = encoded.iter().filter_map(|(headers, _)| headers.as_ref());
     let has_ttl = headers.any(|headers| headers.get(message::TTL).is_some());
     if has_ttl && !connection.client.is_server_compatible(2, 11, 0) {
         let operation = "let single messages expire: it needs nats-server 2.11";
         return Err(EngineError::NotSupported { engine: "nats", operation });
     }
-    Ok(slice)
+    Ok(encoded)
 }
 
 /// Publishes messages. Returns the acknowledgements, and the first failure.
@@ -105,27 +103,28 @@ async fn publish_slice(
         return (Vec::new(), Some(EngineError::Busy));
     };
     let max_payload = connection.client.max_payload();
-    let (mut waiting, mut failure) = (Vec::with_capacity(slice.len()), None);
+    let began = Instant::now();
+    let (mut waiting, mut failures) = (Vec::with_capacity(slice.len()), Vec::new());
     for (headers, payload) in slice {
         let headers = headers.unwrap_or_default();
         let sent = connection.context.publish_with_headers(subject.to_owned(), headers, payload);
         match sent.await {
             Ok(ack) => waiting.push(ack.into_future()),
             Err(error) => {
-                failure = Some(publish_error(&error, max_payload));
+                failures.push(publish_error(&error, max_payload));
                 break;
             }
         }
     }
-    let (mut acks, mut first_failure) = (Vec::with_capacity(waiting.len()), None);
+    let mut acks = Vec::with_capacity(waiting.len());
     for ack in join_all(waiting).await {
         match ack {
             Ok(ack) => acks.push(ack),
-            Err(error) => {
-                let error = publish_error(&error, max_payload);
-                first_failure.get_or_insert(error);
-            }
+            Err(error) => failures.push(publish_error(&error, max_payload)),
         }
     }
-    (acks, first_failure.or(failure))
+    // What nobody knows of one message, nobody knows of the batch.
+    let unknown = failures.iter().find(|error| **error == EngineError::Unknown);
+    let failure = unknown.or(failures.first()).copied();
+    (acks, failure.map(|error| connection.refusals.explain(error, subject, began)))
 }

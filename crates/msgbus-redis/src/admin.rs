@@ -149,5 +149,6 @@ async fn act(
         command.arg(shared.options.keep_ms()).arg(shared.options.max_age_ms()).arg(keys.channel());
     };
     let names = [keys.topic(), keys.stream(), keys.due(&group)];
-    shared.run(&link, Script::Group, &names, Request::Final, arguments).await
+    let request = if action == "show" { Request::Harmless } else { Request::Final };
+    shared.run(&link, Script::Group, &names, request, arguments).await
 }

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod cuts;
+mod refusing;
 mod shared;
+mod silent;
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -7,4 +7,5 @@ mod contract;
 mod disturbed;
 mod limits;
 mod server;
+mod silent;
 mod windows;

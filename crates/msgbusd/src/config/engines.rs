@@ -47,6 +47,8 @@ pub struct EngineConfig {
     pub max_messages: usize,
     /// The maximum size of all topics together, in bytes.
     pub max_bytes: Option<u64>,
+    /// How long idempotency keys are remembered.
+    pub duplicate_window: Duration,
     /// How long leases last.
     pub lease: Duration,
     /// How long to wait for an answer.
@@ -112,7 +114,7 @@ pub(super) struct EngineRule {
 /// How a key of `[engines.NAME]` is applied.
 type Apply = fn(&mut EngineConfig, &str) -> Result<(), String>;
 
-const KEYS: [(&str, Apply); 15] = [
+const KEYS: [(&str, Apply); 16] = [
     ("url", |e, v| {
         e.url = Secret(v.to_owned());
         Ok(())
@@ -137,6 +139,9 @@ const KEYS: [(&str, Apply); 15] = [
     ("ttl", |e, v| values::ttl(v).map(|ttl| e.ttl = ttl)),
     ("max-queue-size", |e, v| values::count(v).map(|count| e.max_messages = count)),
     ("max-total-bytes", |e, v| values::size(v).map(|size| e.max_bytes = Some(size))),
+    ("duplicate-window", |e, v| {
+        values::duplicate_window(v).map(|window| e.duplicate_window = window)
+    }),
     ("lease", |e, v| values::engine_lease(v).map(|lease| e.lease = lease)),
     ("timeout", |e, v| values::engine_timeout(v).map(|timeout| e.timeout = timeout)),
     ("password", |_, _| Err(NO_SECRETS.to_owned())),
@@ -171,6 +176,7 @@ impl EngineConfig {
             ttl: topic.ttl,
             max_messages: topic.max_messages,
             max_bytes: None,
+            duplicate_window: Duration::from_secs(120),
             lease: Duration::from_secs(30),
             timeout: Duration::from_secs(5),
             password_file: None,

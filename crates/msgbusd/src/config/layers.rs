@@ -1,6 +1,6 @@
 //! Values as they were written, from each layer: flags, the environment, the file.
 
-use std::{borrow::Cow, collections::HashMap, ffi::OsString};
+use std::{borrow::Cow, collections::HashMap, ffi::OsString, fmt};
 
 use pico_args::Arguments;
 
@@ -12,10 +12,17 @@ use super::{
 };
 
 /// A value as it was written, and its origin.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Raw {
     pub(super) value: String,
     pub(super) origin: String,
+}
+
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The value may be a URL with a password.
+        f.debug_struct("Raw").field("origin", &self.origin).finish_non_exhaustive()
+    }
 }
 
 /// The values of the settings in one layer.

@@ -151,6 +151,11 @@ pub(super) fn engine_lease(text: &str) -> Result<Duration, String> {
     between(text, Duration::from_secs(1), LeaseToken::MAX_TIME)
 }
 
+/// How long an engine remembers idempotency keys.
+pub(super) fn duplicate_window(text: &str) -> Result<Duration, String> {
+    between(text, Duration::from_secs(1), Duration::from_secs(24 * 3600))
+}
+
 /// How long to wait for an engine.
 pub(super) fn engine_timeout(text: &str) -> Result<Duration, String> {
     between(text, Duration::from_millis(100), Duration::from_secs(60))

@@ -29,6 +29,7 @@ fn options(engine: &EngineConfig) -> Result<NatsOptions, String> {
         max_messages_per_topic: Some(max_messages),
         max_bytes: engine.max_bytes,
         lease: engine.lease,
+        duplicate_window: engine.duplicate_window,
         timeout: engine.timeout,
         ..NatsOptions::new(engine.url.expose())
     })

@@ -48,6 +48,7 @@ fn options(engine: &EngineConfig) -> Result<RedisOptions, String> {
         },
         max_age: engine.ttl,
         max_messages_per_topic: Some(max_messages),
+        duplicate_window: engine.duplicate_window,
         timeout: engine.timeout,
         ..defaults
     })

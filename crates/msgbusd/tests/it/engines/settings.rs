@@ -45,6 +45,10 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
         ("[engines.none]\n", ":1: engines.\"none\": \"none\" is not a name"),
         (&format!("{main}password = \"secret\"\n"), ":3: password: use password-file"),
         (&format!("{main}replicas = 7\n"), ":3: replicas: must be between 1 and 5"),
+        (
+            &format!("{main}duplicate-window = \"2d\"\n"),
+            ":3: duplicate-window: must be between 1s and 1d",
+        ),
         (&format!("{main}prefix = \"a.b\"\n"), ":3: prefix: must be 1 to 64 of"),
         (&format!("{main}password-file = \"x\"\n"), "password-file needs user"),
         (

@@ -1,0 +1,83 @@
+//! What the server does not permit. It says so beside the request, which is never answered.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_nats::ServerError;
+use msgbus_core::engine::EngineError;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tracing::warn;
+
+/// The subjects that the server has lately refused.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Mutex<HashMap<String, Instant>>);
+
+/// The subjects of the requests to `JetStream` begin with it.
+pub(crate) const API: &str = "$JS.";
+
+impl Refusals {
+    /// The maximum number of subjects that are remembered.
+    const MAX: usize = 1000;
+    /// How often the log names a subject, at most.
+    const QUIET: Duration = Duration::from_secs(60);
+
+    /// Notes what the server has said. Returns whether it refuses a subject.
+    pub(crate) fn hear(&self, error: &ServerError) -> bool {
+        let ServerError::Other(text) = error else { return false };
+        let Some(subject) = refused_subject(text) else { return false };
+        let now = Instant::now();
+        let mut subjects = self.0.lock();
+        if subjects.len() >= Self::MAX {
+            subjects.clear();
+        }
+        let before = subjects.insert(subject.to_owned(), now);
+        drop(subjects);
+        if before.is_none_or(|before| now - before > Self::QUIET) {
+            warn!("NATS refuses what the engine needs: {text}");
+        }
+        true
+    }
+
+    /// Why a request was not answered that began then. If `to` ends with a dot, its subject begins with that.
+    pub(crate) fn explain(&self, error: EngineError, to: &str, began: Instant) -> EngineError {
+        if !matches!(error, EngineError::Unavailable | EngineError::Unknown) {
+            return error;
+        }
+        let subjects = self.0.lock();
+        let is_refused = |(subject, at): (&String, &Instant)| {
+            *at >= began && (subject == to || to.ends_with('.') && subject.starts_with(to))
+        };
+        if subjects.iter().any(is_refused) { EngineError::Denied } else { error }
+    }
+}
+
+/// `Permissions Violation for Publish to "SUBJECT"`, and the same for subscriptions.
+fn refused_subject(text: &str) -> Option<&str> {
+    let (what, rest) = text.split_once('"')?;
+    let is_violation = what.to_ascii_lowercase().starts_with("permissions violation");
+    is_violation.then(|| rest.split_once('"').map_or(rest, |(subject, _)| subject))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_its_subject() {
+        let (refusals, since) = (Refusals::default(), Instant::now());
+        for text in ["Slow Consumer", "permissions violation", "No \"a\" here"] {
+            assert!(!refusals.hear(&ServerError::Other(text.to_owned())));
+        }
+        let text = "Permissions Violation for Publish to \"$JS.API.INFO\"";
+        assert!(refusals.hear(&ServerError::Other(text.to_owned())));
+        for (error, to, began, expected) in [
+            (EngineError::Unknown, API, since, EngineError::Denied),
+            (EngineError::Full, API, since, EngineError::Full),
+            (EngineError::Unknown, "$JS.API.IN", since, EngineError::Unknown),
+            (EngineError::Unknown, "$JS.ACK.", since, EngineError::Unknown),
+            (EngineError::Unavailable, API, Instant::now(), EngineError::Unavailable),
+        ] {
+            assert_eq!(refusals.explain(error, to, began), expected, "{to}");
+        }
+    }
+}

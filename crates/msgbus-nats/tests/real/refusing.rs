@@ -1,0 +1,86 @@
+//! Servers that cannot or may not do what the engine needs: it says why.
+
+use super::*;
+
+/// The error that the engine has for everything, once it is known.
+async fn refused(engine: &NatsEngine) -> EngineError {
+    let topic = fresh("refused");
+    let known = async {
+        loop {
+            let error = engine.publish(&topic, vec!["x".into()]).await.unwrap_err();
+            if error != EngineError::Unavailable {
+                assert!(!engine.health().is_up);
+                return error;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(known).await
+}
+
+async fn connect(options: NatsOptions, connect: ConnectOptions) -> NatsEngine {
+    let options = NatsOptions { timeout: Duration::from_secs(1), ..options };
+    NatsEngine::connect(options, connect).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_cannot_be_made_says_why() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = NatsOptions { replicas: 3, ..server.options() };
+        let error = refused(&connect(options, ConnectOptions::new()).await).await;
+        assert!(matches!(error, EngineError::NotSupported { .. }), "{error}");
+        assert!(error.to_string().contains("replica"), "{error}");
+        let mut server = Server::new(&program);
+        server.has_jetstream = false;
+        server.run();
+        let error = refused(&connect(server.options(), ConnectOptions::new()).await).await;
+        assert!(matches!(error, EngineError::NotSupported { .. }), "{error}");
+        assert!(error.to_string().contains("JetStream"), "{error}");
+    }
+}
+
+const USERS: &str = r#"
+authorization { users: [
+    { user: full, password: full }
+    { user: poor, password: poor, permissions: { publish: { deny: "$JS.API.STREAM.>" } } }
+    { user: reader, password: reader, permissions: { publish: { deny: "msgbus.test.>" } } }
+    { user: worker, password: worker, permissions: { publish: { deny: "$JS.API.CONSUMER.>" } } }
+] }
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_user_may_not_do_is_denied() {
+    for program in programs() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("nats.conf");
+        std::fs::write(&config, USERS).unwrap();
+        let mut server = Server::new(&program);
+        server.arguments = vec!["-c".to_owned(), config.to_str().unwrap().to_owned()];
+        server.run();
+        let user = |name: &str| ConnectOptions::with_user_and_password(name.into(), name.into());
+        let poor = connect(server.options(), user("poor")).await;
+        assert_eq!(refused(&poor).await, EngineError::Denied);
+        let full = connect(server.options(), user("full")).await;
+        let topic = fresh("denied");
+        let published = async {
+            while full.publish(&topic, vec!["x".into()]).await.is_err() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon(published).await;
+        let denied = Err(EngineError::Denied);
+        let reader = connect(server.options(), user("reader")).await;
+        while !reader.health().is_up {
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(soon(reader.publish(&topic, vec!["x".into()])).await, denied);
+        assert!(soon(reader.stats(&topic)).await.unwrap().is_some());
+        let worker = connect(server.options(), user("worker")).await;
+        while !worker.health().is_up {
+            sleep(Duration::from_millis(10)).await;
+        }
+        soon(worker.publish(&topic, vec!["x".into()])).await.unwrap();
+        assert_eq!(soon(worker.stats(&topic)).await.map(drop), denied.map(drop));
+    }
+}

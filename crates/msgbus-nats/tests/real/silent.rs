@@ -1,0 +1,78 @@
+//! Servers that go on to exist, and do not answer.
+
+use msgbus_core::{
+    BatchLimit, Settlement,
+    engine::{Begin, Fetch},
+};
+
+use super::*;
+
+fn options(server: &Server) -> NatsOptions {
+    NatsOptions { timeout: Duration::from_secs(1), ..server.options() }
+}
+
+/// What was on its way may have been done, although nobody has answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_without_an_answer_may_have_been_done() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(options(&server)).await;
+        let (topic, group) = (fresh("unanswered"), "workers".parse().unwrap());
+        let batch = || (0..300).map(|n: u32| NewMessage::new(n.to_string())).collect();
+        soon(engine.publish(&topic, batch())).await.unwrap();
+        let fetch = Fetch {
+            limit: BatchLimit::ONE,
+            lease: Duration::from_secs(30),
+            wait: Duration::from_secs(10),
+            from: Begin::First,
+        };
+        assert!(soon(engine.set_group(&topic, &group, None)).await.unwrap());
+        let leased = soon(engine.fetch(&topic, None, fetch)).await.unwrap();
+        let keys: Vec<_> = leased.messages.into_iter().map(|leased| leased.key).collect();
+        server.signal("-STOP");
+        let (published, deleted, moved, removed, settled) = tokio::join!(
+            engine.publish(&topic, batch()),
+            engine.delete(&topic),
+            engine.set_group(&topic, &group, Some(Begin::First)),
+            engine.remove_group(&topic, &group),
+            engine.settle(&topic, None, keys, &Settlement::Ack),
+        );
+        server.signal("-CONT");
+        assert_eq!(published, Err(EngineError::Unknown));
+        assert_eq!(deleted, Err(EngineError::Unknown));
+        assert_eq!(moved, Err(EngineError::Unknown));
+        assert_eq!(removed, Err(EngineError::Unknown));
+        assert_eq!(settled, Err(EngineError::Unknown));
+    }
+}
+
+/// Nobody waits for it, and a load balancer sends nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_server_counts_as_away() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(options(&server)).await;
+        let topic = fresh("silent");
+        soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+        server.signal("-STOP");
+        let silent = async {
+            while engine.health().is_up {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), silent).await.expect("it counts as up");
+        for _ in 0..3 {
+            let refused = soon(engine.publish(&topic, vec!["x".into()])).await;
+            assert_eq!(refused, Err(EngineError::Unavailable));
+            sleep(Duration::from_millis(300)).await;
+        }
+        server.signal("-CONT");
+        let back = async {
+            while !engine.health().is_up {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon(back).await;
+        soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+    }
+}
