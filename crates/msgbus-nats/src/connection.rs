@@ -216,11 +216,11 @@ impl Connection {
     }
 
     async fn probe(&self) {
+        /// A server that has not answered for so long is silent, whatever others are ready to wait.
+        const LIMIT: Duration = Duration::from_secs(5);
         if self.check_connected().is_err() {
             return;
         }
-        /// A server that has not answered for so long is silent, whatever others are ready to wait.
-        const LIMIT: Duration = Duration::from_secs(5);
         let began = Instant::now();
         let asked = timeout(self.options.timeout.min(LIMIT), self.ask()).await;
         let asked = asked.unwrap_or(Err(EngineError::Unavailable)).map(drop);
