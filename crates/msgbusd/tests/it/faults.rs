@@ -1,10 +1,12 @@
 //! Misbehaving clients of the binary: they do not affect other clients, leave nothing behind, and memory stays bounded.
 //! docs/operations.md, "Limits"; docs/protocol.md, sections 8.2 and 11.
 
+mod doors;
+
 use std::{
     fs,
     io::{self, BufRead as _, Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -61,10 +63,7 @@ impl Running {
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-        stream.set_write_timeout(Some(TEST_TIMEOUT)).unwrap();
-        stream
+        connect(self.address)
     }
 
     /// The status that a new client gets, if it gets one.
@@ -76,6 +75,13 @@ impl Running {
         let answer = rest(&mut stream);
         answer.split(' ').nth(1)?.parse().ok()
     }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TEST_TIMEOUT)).unwrap();
+    stream
 }
 
 /// Everything until the server closes or resets the connection.
@@ -237,15 +243,15 @@ fn incomplete_requests_leave_nothing_behind() {
 }
 
 /// Sends the piece repeatedly until the server refuses more, and returns its response.
-fn go_on_for_ever(daemon: &Running, opening: &str, piece: &str) -> String {
+fn go_on_for_ever(address: SocketAddr, opening: &[u8], piece: &[u8]) -> String {
     const MOST: usize = 256 << 20;
-    let mut stream = daemon.connect();
+    let mut stream = connect(address);
     let mut listener = stream.try_clone().unwrap();
     let heard = thread::spawn(move || rest(&mut listener));
     let piece = piece.repeat((16 << 10) / piece.len());
     let mut said = 0;
-    if stream.write_all(opening.as_bytes()).is_ok() {
-        while stream.write_all(piece.as_bytes()).is_ok() {
+    if stream.write_all(opening).is_ok() {
+        while stream.write_all(&piece).is_ok() {
             said += piece.len();
             assert!(said < MOST, "{said} bytes of {:?} are taken", &piece[..10]);
         }
@@ -278,7 +284,8 @@ fn endless_requests_are_cut_and_not_buffered() {
         thread::scope(|scope| {
             for _ in 0..AT_ONCE {
                 scope.spawn(|| {
-                    let answer = go_on_for_ever(&daemon, &opening, piece);
+                    let answer =
+                        go_on_for_ever(daemon.address, opening.as_bytes(), piece.as_bytes());
                     let expected = format!("HTTP/1.1 {status} ");
                     assert!(answer.starts_with(&expected), "{what}: {answer:?}");
                 });

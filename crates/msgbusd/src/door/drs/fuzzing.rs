@@ -60,7 +60,9 @@ pub fn commands(data: &[u8]) {
 
 fn is_of_reader(error: &serde_json::Error) -> bool {
     let text = error.to_string();
-    text.contains("out of range") || text.contains("recursion limit") || text.contains("surrogate")
+    ["out of range", "recursion limit", "surrogate", "hex escape"]
+        .iter()
+        .any(|of| text.contains(of))
 }
 
 /// The commands, and why there are no more.

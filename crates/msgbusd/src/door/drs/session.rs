@@ -219,6 +219,7 @@ fn poll_link(
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), End>> {
     result(link.poll_alarm(cx, alarm))?;
+    let mut has_read = false;
     loop {
         match link.transport.next_received()? {
             Some(Received::Text) => {
@@ -238,9 +239,12 @@ fn poll_link(
             }
             Some(Received::Control(Message::Pong(echo))) => measure(worker, &echo),
             Some(Received::Control(_)) => {}
+            // The time for the rest of a frame begins anew.
+            None if has_read => return Poll::Ready(Ok(())),
             None => {
                 ready!(link.transport.poll_fill(cx))?;
                 link.heartbeat.received(Instant::now());
+                has_read = true;
             }
         }
     }

@@ -23,6 +23,16 @@ async fn a_command_that_does_not_arrive_ends_the_connection() {
         peer.is_closed().await;
     }
     assert_eq!(daemon.metric(r#"msgbus_server_timeouts_total{which="body"}"#).await, 2);
+    // So does a frame.
+    let mut connection = daemon.drs_raw(Over::Websocket).await;
+    let handshake = crate::support::HANDSHAKE;
+    let head = format!("GET /socket HTTP/1.1\r\nHost: localhost\r\n{handshake}\r\n");
+    connection.write(head.as_bytes()).await;
+    connection.read_until(b"\r\n\r\n").await;
+    connection.write(&[0x81, 0xa0, 0, 0, 0, 0, b'{']).await;
+    let (first, last) = connection.frame().await;
+    assert_eq!(first, 0x81);
+    assert!(String::from_utf8(last).unwrap().contains("did not arrive in time"));
 }
 
 #[tokio::test]
