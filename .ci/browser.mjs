@@ -9,7 +9,8 @@
 // published to the server directly, and its responses determine what the page has to receive. The whole record is
 // compared each time, so that a repeated message is detected at the next step at the latest.
 import { execFileSync, spawn } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import net from "node:net";
 import { tmpdir } from "node:os";
@@ -268,11 +269,142 @@ async function speaksDrs(page, foreign) {
     });
     const came = await coming;
     if (came !== expected) throw new Failed(`expected: ${expected}\nfound: ${came}`);
-    await foreign.goto(`http://${address}/healthz`, { timeout: TIMEOUT });
-    const end = await foreign.evaluate(async (drs) => {
-        const socket = new WebSocket(`ws://${drs}/socket`);
+    await refusesForeign(foreign, `ws://${drs}/socket`);
+}
+
+/** Runs in the page: clients of middleman in the manner of the known ones, with their peculiarities. */
+function installMiddleman(broker) {
+    const address = `ws://${broker}/`;
+    /**
+     * As in JavaScript: the first text must confirm the key; lines are trimmed, dots stay; names of headers are compared
+     * with their case; it throws on what it does not know, such as the id of the connection, and goes on.
+     */
+    window.oldPage = (key) => {
+        const socket = new WebSocket(address);
+        const [targets, requests] = [new Map(), new Map()];
+        let ready;
+        const client = {
+            thrown: 0,
+            ready: new Promise((resolve) => (ready = resolve)),
+            send(command, target, headers = {}, body = "") {
+                const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
+                socket.send(`${command} ${target}\r\n${lines.join("")}\r\n${body}\r\n.\r\n`);
+            },
+            next: (target) => new Promise((resolve) => targets.set(target, resolve)),
+            request(target, headers, body) {
+                const id = `${Math.random()}`;
+                client.send("REQ", target, { ...headers, ReqID: id }, body);
+                return new Promise((resolve) => requests.set(id, resolve));
+            },
+        };
+        const handle = (data) => {
+            const lines = data.split("\n").map((line) => line.trim());
+            const [command, target] = lines.shift().split(" ");
+            const headers = {};
+            for (let line; (line = lines.shift()) !== ""; ) {
+                const colon = line.indexOf(":");
+                headers[line.slice(0, colon)] = line.slice(colon + 1).trim();
+            }
+            const body = lines.slice(0, lines.indexOf(".")).join("\n");
+            if (command === "PUB") targets.get(target)(body);
+            if (command === "RES") requests.get(headers.ReqID)(body);
+        };
+        socket.onopen = () => socket.send(key);
+        socket.onclose = ({ code }) => ready(`closed ${code}`);
+        socket.onmessage = ({ data }) => {
+            ready(data);
+            socket.onmessage = ({ data }) => {
+                try {
+                    handle(data);
+                } catch {
+                    client.thrown++;
+                }
+            };
+        };
+        return client;
+    };
+    /**
+     * As in Python: it needs the id of its connection; heads have bare line feeds and no space after the colon; names of
+     * headers are in lower case; a reply has all headers of its request.
+     */
+    window.oldService = async (key, name) => {
+        const socket = new WebSocket(address);
+        const text = () => new Promise((resolve) => (socket.onmessage = ({ data }) => resolve(data)));
+        await new Promise((resolve) => (socket.onopen = resolve));
+        socket.send(key);
+        const greeting = [await text(), await text()];
+        const send = (command, target, headers, body) => {
+            const lines = Object.entries(headers).map(([name, value]) => `${name}:${value}\n`);
+            socket.send(`${command} ${target}\n${lines.join("")}\n${body}\r\n.\r\n`);
+        };
+        socket.onmessage = ({ data }) => {
+            const [head, rest] = data.split("\r\n\r\n");
+            const lines = head.split("\r\n").slice(1).map((line) => line.split(/: ?/));
+            const headers = Object.fromEntries(lines.map(([name, value]) => [name.toLowerCase(), value]));
+            const body = rest.replace(/\r\n\.\r\n$/, "");
+            if (headers.cmd === "upper") send("RES", name, headers, body.toUpperCase());
+            if (headers.cmd === "who") send("RES", name, headers, headers.cid);
+            if (headers.cmd === "whisper") send("PUB", `MSG:${headers.cid}`, { cmd: "error" }, body);
+        };
+        for (const command of ["EPUB", "EREQ", "SUB", "ESUB"]) send(command, name, {}, "");
+        return greeting;
+    };
+}
+
+/** Runs in the page: everything that it may do, and something that it may not. */
+async function useMiddleman() {
+    const [confirmed, id] = await window.oldService("xyzzy", "Chat");
+    const [wrong, page] = [window.oldPage("wrong"), window.oldPage("plugh")];
+    const ready = [confirmed, id.length, await wrong.ready, await page.ready];
+    const reply = await page.request("Chat", { cmd: "upper" }, "who\nis there");
+    const own = await page.request("Chat", { cmd: "who" }, "");
+    page.send("SUB", "Chat");
+    const said = page.next("Chat");
+    page.send("PUB", "Chat", { cmd: "say", room: "red" }, "hi\n there\n.hidden");
+    const published = await said;
+    const whispered = page.next(`MSG:${own}`);
+    page.next("Chat");
+    page.send("PUB", "Chat", { cmd: "whisper" }, "psst");
+    const refused = page.next("ERROR");
+    page.send("PUB", "Secret");
+    return { ready, reply, published, whispered: await whispered, refused: await refused, thrown: page.thrown };
+}
+
+async function speaksMiddleman(page, foreign) {
+    address = "127.0.0.1:0";
+    const keys = join(temporary, "keys.toml");
+    const key = (name, secret, allow) => {
+        const hash = createHash("sha256").update(secret).digest("hex");
+        return `[keys.${name}]\nhash = "sha256:${hash}"\nallow = [${allow}]\n`;
+    };
+    writeFileSync(keys, key("trusted", "xyzzy", '"serve:**"') + key("public", "plugh", ""));
+    const log = await startServer("--middleman", "127.0.0.1:0", "--keys", keys);
+    const broker = await until("an address for middleman", () => /middleman clients are served at (\S+)/.exec(log())?.[1]);
+    // There are no pages at this address, but an error is one of it, too.
+    await page.goto(`http://${broker}/`, { timeout: TIMEOUT });
+    await page.evaluate(installMiddleman, broker);
+    const came = JSON.stringify(await page.evaluate(useMiddleman));
+    const expected = JSON.stringify({
+        ready: ["MM OK", 20, "closed 1006", "MM OK"],
+        reply: "WHO\nIS THERE",
+        // This client doubles no dots.
+        published: "hi\nthere\nhidden",
+        whispered: "psst",
+        refused: "Not trusted PUB Secret",
+        // At the id of its connection.
+        thrown: 1,
+    });
+    if (came !== expected) throw new Failed(`expected: ${expected}\nfound: ${came}`);
+    await refusesForeign(foreign, `ws://${broker}/`);
+}
+
+/** A page of another origin gets no websocket. */
+async function refusesForeign(page, target) {
+    await page.goto(`http://${address}/healthz`, { timeout: TIMEOUT });
+    const end = await page.evaluate(async (target) => {
+        const socket = new WebSocket(target);
         return new Promise((resolve) => (socket.onopen = socket.onerror = ({ type }) => resolve(type)));
-    }, drs);
+    }, target);
     if (end !== "error") throw new Failed(`expected: a page of another origin is refused\nfound: ${end}`);
 }
 
@@ -357,6 +489,10 @@ async function main() {
     await killServer();
     await speaksDrs(await browser.newPage(), await browser.newPage());
     proven("a page calls and handles commands of drs, and one of another origin may not");
+
+    await killServer();
+    await speaksMiddleman(await browser.newPage(), await browser.newPage());
+    proven("an old page of middleman publishes, subscribes and asks a service, and one of another origin may not");
 
     await browser.close();
 }
