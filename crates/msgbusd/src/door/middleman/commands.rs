@@ -23,8 +23,7 @@ use crate::{
     websocket::transport::Outgoing,
 };
 
-/// What becomes of a message: it is refused, or cannot be read at all.
-type Outcome = Result<Result<(), Refused>, BadFrame>;
+type Outcome = Result<(), Refused>;
 
 impl Conversation {
     /// Handles a message.
@@ -34,7 +33,7 @@ impl Conversation {
     pub(super) fn handle(&mut self, text: &str, outgoing: &mut Outgoing) -> Result<(), BadFrame> {
         self.client.refresh();
         let frame = Frame::parse(text)?;
-        if let Err(refused) = self.perform(&frame)? {
+        if let Err(refused) = self.perform(&frame) {
             self.refuse(&refused, frame.command, frame.target, outgoing);
         }
         Ok(())
@@ -47,23 +46,21 @@ impl Conversation {
         }
         if !matches!(command, "PUB" | "SUB" | "UNS" | "REQ" | "RES" | "EPUB" | "ESUB" | "EREQ") {
             // Unknown commands are ignored.
-            return Ok(Ok(()));
+            return Ok(());
         }
-        let topic = match output::topic(target) {
-            Ok(topic) => topic,
-            Err(error) => return Ok(Err(Refused::because(Code::BadTopic, error.to_string()))),
-        };
+        let topic = output::topic(target)
+            .map_err(|error| Refused::because(Code::BadTopic, error.to_string()))?;
         match command {
             "PUB" => self.publish(frame, &topic),
             "REQ" => self.request(frame, &topic),
             "RES" => self.reply(frame, &topic),
-            "SUB" => Ok(self.subscribe(topic)),
-            "EPUB" => Ok(self.enable(&topic, &self.client.hub.publishable)),
-            "ESUB" => Ok(self.enable(&topic, &self.client.hub.subscribable)),
-            "EREQ" => Ok(self.serve(topic)),
+            "SUB" => self.subscribe(topic),
+            "EPUB" => self.enable(&topic, &self.client.hub.publishable),
+            "ESUB" => self.enable(&topic, &self.client.hub.subscribable),
+            "EREQ" => self.serve(topic),
             _ => {
                 self.unsubscribe(&topic);
-                Ok(Ok(()))
+                Ok(())
             }
         }
     }
@@ -86,18 +83,14 @@ impl Conversation {
             Some(_) if client.is_service() => Some(Authority::Key),
             _ => client.authority(Action::Publish, topic, &client.hub.publishable),
         };
-        let Some(authority) = authority else { return Ok(Err(Refused::NotTrusted)) };
+        let Some(authority) = authority else { return Err(Refused::NotTrusted) };
         if of_private.is_some_and(|guid| client.hub.peer(guid).is_none()) {
             // The connection has ended. Its topic is not made again.
-            return Ok(Ok(()));
+            return Ok(());
         }
         let user = client.identity.user();
         let headers = frame.headers(&client.sender(&user), &SENDER)?;
-        let body = match self.body(frame) {
-            Ok(body) => body,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        let message = NewMessage::new(body).headers(headers);
+        let message = NewMessage::new(self.body(frame)?).headers(headers);
         let call = self.client.call(authority);
         let Self { publishers, .. } = self;
         let make = || Ok::<_, Refused>(call.publisher(topic));
@@ -105,12 +98,11 @@ impl Conversation {
             .find(topic.as_str(), make)
             .and_then(|publisher| Ok(call.publish_to(publisher, message)?));
         self.has_published = true;
-        Ok(published.map(|publishing| {
-            if let Publishing::Committing(commit) = publishing {
-                let target = frame.target.into();
-                self.add(Activity::Commit(Box::new(Committing { target, commit })));
-            }
-        }))
+        if let Publishing::Committing(commit) = published? {
+            let target = frame.target.into();
+            self.add(Activity::Commit(Box::new(Committing { target, commit })));
+        }
+        Ok(())
     }
 
     fn subscribe(&mut self, topic: TopicName) -> Result<(), Refused> {
@@ -149,54 +141,54 @@ impl Conversation {
     fn request(&mut self, frame: &Frame<'_>, topic: &TopicName) -> Outcome {
         let client = &self.client;
         let authority = client.authority(Action::Request, topic, &client.hub.publishable);
-        let Some(authority) = authority else { return Ok(Err(Refused::NotTrusted)) };
+        let Some(authority) = authority else { return Err(Refused::NotTrusted) };
         let user = client.identity.user();
         let headers = frame.headers(&client.sender(&user), &SENDER)?;
-        let asked = self.body(frame).and_then(|body| {
-            if self.asked >= MAX_ASKED {
-                let why = format!("{MAX_ASKED} requests of the connection wait, the limit");
-                return Err(Refused::because(Code::TooManyRequests, why));
-            }
-            let timeout = client.hub.options.timeout;
-            let request = NewRequest::new(body).headers(headers.clone()).timeout(timeout);
-            Ok(client.call(authority).ask(topic)?.send(request)?)
-        });
-        Ok(asked.map(|asked| {
-            let target = frame.target.into();
-            self.add(Activity::Ask(Box::new(Ask { target, headers, asked })));
-        }))
+        let body = self.body(frame)?;
+        if self.asked >= MAX_ASKED {
+            let why = format!("{MAX_ASKED} requests of the connection wait, the limit");
+            return Err(Refused::because(Code::TooManyRequests, why));
+        }
+        let timeout = client.hub.options.timeout;
+        let request = NewRequest::new(body).headers(headers.clone()).timeout(timeout);
+        let asked = client.call(authority).ask(topic)?.send(request)?;
+        let target = frame.target.into();
+        self.add(Activity::Ask(Box::new(Ask { target, headers, asked })));
+        Ok(())
     }
 
     fn reply(&mut self, frame: &Frame<'_>, topic: &TopicName) -> Outcome {
         let client = &self.client;
         if client.authority(Action::Serve, topic, &client.hub.publishable).is_none() {
-            return Ok(Err(Refused::NotTrusted));
+            return Err(Refused::NotTrusted);
         }
         let Some(rid) = frame.header(RID).and_then(|rid| rid.parse().ok()) else {
-            return Ok(Ok(()));
-        };
-        let user = client.identity.user();
-        let [connection, of_user] = SENDER;
-        let headers = frame.headers(&client.sender(&user), &[connection, of_user, RID])?;
-        let payload = match self.body(frame) {
-            Ok(payload) => payload,
-            Err(refused) => return Ok(Err(refused)),
+            return Ok(());
         };
         // Only who was given the number has it here.
         let Some((token, ())) = self.in_hand.remove(&rid) else {
-            return Ok(Err(Refused::NoClient));
+            return Err(Refused::NoClient);
         };
         self.look_at_services();
-        let replied = self
-            .client
-            .call(Authority::Own)
-            .reply(&token, Answer::Reply(Reply { payload, headers }))
-            .map_err(Refused::from);
+        // The requester is told if its reply is refused, so that it does not wait.
+        let reply = self.read_reply(frame);
+        let answer = match &reply {
+            Ok(reply) => Answer::Reply(reply.clone()),
+            Err(refused) => Answer::failure(&refused.text("RES", frame.target)),
+        };
+        let replied = self.client.call(Authority::Own).reply(&token, answer).map_err(Refused::from);
         if matches!(replied, Err(Refused::NotTrusted)) {
             // The keys have changed: another responder may get it.
             self.client.worker.bus.hand_back(&token);
         }
-        Ok(replied)
+        reply.and(replied)
+    }
+
+    fn read_reply(&self, frame: &Frame<'_>) -> Result<Reply, Refused> {
+        let user = self.client.identity.user();
+        let [connection, of_user] = SENDER;
+        let headers = frame.headers(&self.client.sender(&user), &[connection, of_user, RID])?;
+        Ok(Reply { payload: self.body(frame)?, headers })
     }
 
     fn enable(&self, topic: &TopicName, topics: &Enabled) -> Result<(), Refused> {
@@ -227,11 +219,11 @@ impl Conversation {
         let client = &self.client;
         if !client.is_service() {
             debug!(peer = %client.peer, "INT UID is ignored: the client is not trusted");
-            return Ok(Ok(()));
+            return Ok(());
         }
         let (Some(guid), Some(user)) = (frame.header("forcid"), frame.header("setuid")) else {
             let why = "the headers forcid and setuid are required";
-            return Ok(Err(Refused::because(Code::BadHeader, why)));
+            return Err(Refused::because(Code::BadHeader, why));
         };
         // What is not a value of a header cannot be on messages.
         frame.headers(&[], &[])?;
@@ -240,9 +232,9 @@ impl Conversation {
             Some(_) if user.len() > MAX_USER => "the user id in setuid is too long",
             Some(peer) => {
                 peer.set_user(user);
-                return Ok(Ok(()));
+                return Ok(());
             }
         };
-        Ok(Err(Refused::because(Code::BadHeader, refused)))
+        Err(Refused::because(Code::BadHeader, refused))
     }
 }

@@ -11,10 +11,17 @@ use thiserror::Error;
 pub(crate) struct Frame<'a> {
     pub(crate) command: &'a str,
     pub(crate) target: &'a str,
-    /// Names as received, values without white space around them.
+    /// Names as received, values without white space around them. What is beyond the limits is missing.
     pub(crate) headers: Vec<(&'a str, Cow<'a, str>)>,
+    /// Which limit that is.
+    excess: Option<HeaderError>,
     pub(crate) body: Cow<'a, str>,
 }
+
+/// How many headers of a message are kept: those that the server replaces do not count.
+pub(crate) const MAX_LINES: usize = Headers::MAX_COUNT + 3;
+/// The maximum size of their names and values, in bytes.
+const MAX_BYTES: usize = 2 * Headers::MAX_BYTES;
 
 /// Why a message cannot be read.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -27,8 +34,6 @@ pub(crate) enum BadFrame {
     HeaderLine,
     #[error("the line with a dot that ends the body is missing")]
     EndOfBody,
-    #[error(transparent)]
-    Header(#[from] HeaderError),
 }
 
 impl<'a> Frame<'a> {
@@ -36,25 +41,36 @@ impl<'a> Frame<'a> {
     pub(crate) fn parse(text: &'a str) -> Result<Self, BadFrame> {
         let (first, mut rest) = line(text).ok_or(BadFrame::CommandLine)?;
         let (command, target) = first.split_once(' ').ok_or(BadFrame::CommandLine)?;
-        let mut headers: Vec<(&str, Cow<'_, str>)> = Vec::new();
+        let (mut headers, mut size, mut excess) = (Vec::new(), 0, None);
         loop {
             let (header, after) = line(rest).ok_or(BadFrame::EndOfHeaders)?;
             rest = after;
             if header.is_empty() {
                 break;
             }
+            size += header.len();
+            if size > MAX_BYTES {
+                excess = Some(HeaderError::TooLarge);
+            } else if headers.len() >= MAX_LINES {
+                excess = Some(HeaderError::TooMany);
+            }
             if header.starts_with([' ', '\t']) {
-                let (_, value) = headers.last_mut().ok_or(BadFrame::HeaderLine)?;
-                *value = format!("{value} {}", trimmed(header)).into();
+                let (_, value): &mut (_, Cow<'_, str>) =
+                    headers.last_mut().ok_or(BadFrame::HeaderLine)?;
+                if excess.is_none() {
+                    value.to_mut().extend([" ", trimmed(header)]);
+                }
                 continue;
             }
-            if headers.len() >= Headers::MAX_COUNT {
-                return Err(HeaderError::TooMany.into());
-            }
             let (name, value) = header.split_once(':').ok_or(BadFrame::HeaderLine)?;
-            headers.push((name, trimmed(value).into()));
+            if name.contains([' ', '\t']) {
+                return Err(BadFrame::HeaderLine);
+            }
+            if excess.is_none() {
+                headers.push((name, trimmed(value).into()));
+            }
         }
-        Ok(Self { command, target, headers, body: body(rest)? })
+        Ok(Self { command, target, headers, excess, body: body(rest)? })
     }
 
     /// The first header with this name in any case.
@@ -68,11 +84,14 @@ impl<'a> Frame<'a> {
         &self,
         first: &[(&str, &str)],
         without: &[&str],
-    ) -> Result<Headers, BadFrame> {
+    ) -> Result<Headers, HeaderError> {
+        if let Some(excess) = self.excess {
+            return Err(excess);
+        }
         let own = self.headers.iter().map(|(name, value)| (*name, &**value));
         let is_kept = |name: &str| !without.iter().any(|other| other.eq_ignore_ascii_case(name));
         let kept = own.filter(|(name, _)| is_kept(name));
-        Ok(Headers::new(first.iter().copied().chain(kept))?)
+        Headers::new(first.iter().copied().chain(kept))
     }
 }
 
@@ -119,7 +138,7 @@ mod tests {
     type Parts<'a> = (&'a str, &'a str, Vec<(&'a str, String)>, String);
 
     fn parse(text: &str) -> Result<Parts<'_>, BadFrame> {
-        let Frame { command, target, headers, body } = Frame::parse(text)?;
+        let Frame { command, target, headers, body, .. } = Frame::parse(text)?;
         let headers = headers.into_iter().map(|(name, value)| (name, value.into_owned()));
         Ok((command, target, headers.collect(), body.into_owned()))
     }
@@ -202,9 +221,27 @@ mod tests {
         ] {
             assert_eq!(parse(text), Err(why), "{text:?}");
         }
-        let many = format!("PUB t\n{}\n.\n", "a: 1\n".repeat(Headers::MAX_COUNT + 1));
-        assert_eq!(parse(&many), Err(HeaderError::TooMany.into()));
-        let frame = Frame::parse("PUB t\na b: 1\n\n.\n").unwrap();
-        assert_eq!(frame.headers(&[], &[]), Err(HeaderError::Name.into()));
+        assert_eq!(parse("PUB t\na b: 1\n\n.\n"), Err(BadFrame::HeaderLine));
+    }
+
+    #[test]
+    fn limits_of_headers_are_no_errors_of_reading() {
+        let of = |text: &str| Frame::parse(text).unwrap().headers(&[], &["x"]).map(|_| ());
+        for (count, ok) in
+            [(Headers::MAX_COUNT, Ok(())), (Headers::MAX_COUNT + 1, Err(HeaderError::TooMany))]
+        {
+            // What the server replaces does not count.
+            let text = format!("PUB t\n{}{}\n.\n", "X: 1\n".repeat(3), "a: 1\n".repeat(count));
+            assert_eq!(of(&text), ok);
+        }
+        let many = format!("PUB t\n{}\n.\n", "x: 1\n".repeat(MAX_LINES + 1));
+        assert_eq!(of(&many), Err(HeaderError::TooMany));
+        assert_eq!(of("PUB t\na/b: 1\n\n.\n"), Err(HeaderError::Name));
+        // A value that is folded again and again is read once, and not kept.
+        let folded = format!("PUB t\na: b\n{}\nbody\n.\n", " c\n".repeat(MAX_BYTES));
+        let frame = Frame::parse(&folded).unwrap();
+        assert_eq!(frame.headers(&[], &[]), Err(HeaderError::TooLarge));
+        assert!(frame.headers[0].1.len() <= MAX_BYTES);
+        assert_eq!(frame.body, "body");
     }
 }

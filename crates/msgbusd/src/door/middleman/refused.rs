@@ -1,5 +1,7 @@
 //! Why a message is not carried out, in the words that clients know.
 
+use msgbus_core::HeaderError;
+
 use crate::service::{code::Code, error::ServiceError};
 
 /// Why a message is not carried out.
@@ -22,6 +24,12 @@ impl From<ServiceError> for Refused {
             ServiceError::ReplyNotWanted => Self::NoClient,
             error => Self::Service(error),
         }
+    }
+}
+
+impl From<HeaderError> for Refused {
+    fn from(error: HeaderError) -> Self {
+        Self::because(Code::BadHeader, error.to_string())
     }
 }
 

@@ -199,14 +199,18 @@ async fn what_cannot_be_read_is_said_and_ends_the_connection() {
 
 #[tokio::test]
 async fn the_handshake_of_the_go_client() {
-    let daemon = daemon();
-    let address = daemon.drs_address(Over::Websocket);
-    for (origin, status) in
-        [(format!("http://{address}"), "101 "), ("http://evil.example".to_owned(), "403 ")]
-    {
+    let daemon = daemon_with(|config| config.allowed_hosts.push("known".to_owned()));
+    let address = daemon.drs_address(Over::Websocket).to_string();
+    for (host, origin, status) in [
+        (&*address, format!("http://{address}"), "101 "),
+        (&*address, "http://evil.example".to_owned(), "403 "),
+        // Another name needs --allow-host.
+        ("known:12000", "http://known:12000".to_owned(), "101 "),
+        ("bus:12000", "http://bus:12000".to_owned(), "403 "),
+    ] {
         let mut connection = daemon.drs_raw(Over::Websocket).await;
         let head = format!(
-            "GET /socket?token=&a=b&  HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n\
+            "GET /socket?token=&a=b&  HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n\
              Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
              Origin: {origin}\r\nSec-WebSocket-Version: 13\r\n\r\n"
         );

@@ -55,16 +55,33 @@ async fn bodies_and_messages_have_a_limit() {
     peer.frame().await;
     peer.send(format!("PUB t\n\n{}\n.\n", "x".repeat(1001))).await;
     peer.fails("PUB t: the body has more than 1000 bytes, the limit").await;
-    peer.send(format!("PUB t\na: {}\n\n.\n", "x".repeat(8200))).await;
-    peer.fails("the headers of a message have at most 8192 bytes").await;
-    assert_eq!(peer.close().await.unwrap().0, CloseCode::Protocol);
-
-    let mut peer = broker.peer().await;
-    peer.send(format!("PUB t\n{}\n.\n", "a: 1\n".repeat(65))).await;
-    peer.fails("a message has at most 64 headers").await;
+    for header in [format!("a: {}\n", "x".repeat(8200)), "a: b\n".to_owned() + &" c\n".repeat(9000)]
+    {
+        peer.send(format!("PUB t\n{header}\n.\n")).await;
+        peer.fails("PUB t: the headers of a message have at most 8192 bytes").await;
+    }
+    for count in [63, 1000] {
+        peer.send(format!("PUB t\n{}\n.\n", "a: 1\n".repeat(count))).await;
+        peer.fails("PUB t: a message has at most 64 headers").await;
+    }
     let mut peer = broker.peer().await;
     peer.send(format!("PUB t\n\n{}", "x".repeat(1000 + (64 << 10)))).await;
     assert_eq!(peer.close().await.unwrap().0, CloseCode::Size);
+}
+
+/// What it takes to read a message grows with its length only: others are served meanwhile.
+#[tokio::test]
+async fn a_value_that_is_folded_for_ever_holds_up_nobody() {
+    let broker = Broker::with(|_| {});
+    let (mut folding, mut other) = (broker.peer().await, broker.peer().await);
+    let folded = format!("PUB t\na:b\n{}\n.\n", " \n".repeat(400_000));
+    for _ in 0..20 {
+        folding.send(&*folded).await;
+        other.is_idle().await;
+    }
+    for _ in 0..20 {
+        folding.fails("PUB t: the headers of a message have at most 8192 bytes").await;
+    }
 }
 
 /// The rest of a message has to come in time.

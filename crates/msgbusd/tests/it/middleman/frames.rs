@@ -99,10 +99,7 @@ async fn what_cannot_be_read_is_told_and_ends_the_connection() {
             "a header is a name without spaces, a colon and a value",
         ),
         ("PUB k\r\n\r\nno dot", "the line with a dot that ends the body is missing"),
-        (
-            "PUB k\r\na b: 1\r\n\r\n.\r\n",
-            "a header name has only letters, digits and !#$%&'*+-.^_`|~",
-        ),
+        ("PUB k\r\na b: 1\r\n\r\n.\r\n", "a header is a name without spaces, a colon and a value"),
     ] {
         let mut peer = broker.peer().await;
         peer.command("SUB k").await;
@@ -116,6 +113,23 @@ async fn what_cannot_be_read_is_told_and_ends_the_connection() {
     let mut peer = broker.peer().await;
     peer.socket.send(Message::binary("PUB k\n\n.\n")).await.unwrap();
     assert_eq!(peer.close().await.unwrap().0, CloseCode::Unsupported);
+}
+
+/// What a message of msgbus cannot have is refused, and the connection stays.
+#[tokio::test]
+async fn headers_that_no_message_has_are_refused() {
+    let broker = Broker::start();
+    let mut peer = broker.peer().await;
+    let name = "a header name has only letters, digits and !#$%&'*+-.^_`|~";
+    let value = "a header value must not contain control characters, or begin or end with a space";
+    for (header, why) in [("a/b: 1", name), ("größe: 1", name), (": 1", name), ("a: \u{7}", value)]
+    {
+        for command in ["PUB", "REQ"] {
+            peer.send(format!("{command} k\n{header}\n\n.\n")).await;
+            peer.fails(&format!("{command} k: {why}")).await;
+        }
+    }
+    peer.is_idle().await;
 }
 
 /// Commands are case-sensitive, and unknown ones are ignored.

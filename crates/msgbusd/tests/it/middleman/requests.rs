@@ -124,6 +124,53 @@ async fn a_request_has_a_time_limit() {
     client.is_idle().await;
 }
 
+/// A service that sends all headers of its request back, as those in Python do, may do so with as many as there may be.
+/// A reply that is too large fails its request, and nothing else.
+#[tokio::test]
+async fn a_requester_ends_no_service_by_many_headers() {
+    let broker = Broker::with(|config| config.max_payload = 1000);
+    let mut server = responder(&broker, "s").await;
+    let mut client = broker.peer().await;
+    let many = "a: 1\n".repeat(62);
+    client.send(format!("REQ s\n{many}\n.\n")).await;
+    let request = server.frame().await;
+    assert_eq!(request.lines().filter(|line| line.contains(": ")).count(), 65);
+    server.send(request.replacen("REQ", "RES", 1)).await;
+    let reply = client.frame().await;
+    assert_eq!(reply.lines().filter(|line| *line == "a: 1").count(), 62, "{reply}");
+
+    let long = "x".repeat(1001);
+    for (reply, why) in [
+        (format!("{}\n", "a: 1\n".repeat(63)), "a message has at most 64 headers"),
+        (
+            format!("a: {}\n\n", "x".repeat(9000)),
+            "the headers of a message have at most 8192 bytes",
+        ),
+        (format!("\n{long}\n"), "the body has more than 1000 bytes, the limit"),
+    ] {
+        client.command("REQ s").await;
+        let rid = header(&server.frame().await, "Rid").to_owned();
+        server.send(format!("RES s\nrid: {rid}\n{reply}.\n")).await;
+        server.fails(&format!("RES s: {why}")).await;
+        client.fails(&format!("REQ s: the responder failed: RES s: {why}")).await;
+    }
+    // A request over HTTP may have two more, which leaves no room for the headers that the server adds.
+    let headers: Vec<String> =
+        (0..64).map(|number| format!("Msgbus-Header-h{number}: 1")).collect();
+    let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+    let asking = broker.send("POST", "/-/request/s", &headers, b"");
+    let (failed, ()) = soon(async {
+        tokio::join!(asking, async {
+            let request = server.frame().await;
+            server.send(request.replacen("REQ", "RES", 1)).await;
+            server.fails("RES s: a message has at most 64 headers").await;
+        })
+    })
+    .await;
+    assert_eq!(failed.status, 502);
+    server.is_idle().await;
+}
+
 /// A reply without a number is dropped silently.
 #[tokio::test]
 async fn replies_without_a_number_are_ignored() {
