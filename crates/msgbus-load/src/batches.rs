@@ -27,6 +27,11 @@ impl Batches {
         self.first + self.waiting.len() as u64 - 1
     }
 
+    /// The number of the oldest batch, for replies that come in order.
+    pub fn oldest(&self) -> u64 {
+        self.first
+    }
+
     /// Records the reply to a request of a batch. If any is not [`Outcome::Done`], neither is the batch. `each` gets
     /// the outcomes of the batches that are complete now.
     ///

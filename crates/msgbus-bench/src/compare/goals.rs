@@ -5,9 +5,10 @@ use super::{
     figures::{growth, median, p50, p99, rate, server_cpu},
     servers::Contender,
     variants::{
-        EIGHT_THREADS, FOLLOW_PATTERN, FOLLOW_V1, FOLLOW_V1_10, IDLE_KEEP_ALIVE, IDLE_NDJSON,
-        IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1, REPLAY_COLD, SERVICES, SERVICES_V1, SYNCED,
-        TWO_THREADS, Variant, WRITTEN,
+        CALLS_DRS, CALLS_DRS_TCP, EIGHT_THREADS, FOLLOW_MIDDLEMAN, FOLLOW_PATTERN, FOLLOW_V1,
+        FOLLOW_V1_10, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1,
+        REPLAY_COLD, REQUESTS_MIDDLEMAN, SERVICES, SERVICES_V1, SYNCED, TWO_THREADS, Variant,
+        WRITTEN,
     },
 };
 use crate::micro::Measure;
@@ -112,6 +113,7 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
     goals.extend(v1(findings));
     goals.extend(leases(findings));
     goals.extend(requests(findings));
+    goals.extend(doors(findings));
     goals.extend(durable(findings));
     goals.extend(axes(findings));
     goals.extend(engine(findings));
@@ -254,6 +256,30 @@ fn requests(f: &Findings) -> [Goal; 3] {
             "p50 over a bare proxy",
             2.0,
             ratio("requests-latency", p50),
+        ),
+    ]
+}
+
+/// The goals on clients of other systems, each compared with the one of msgbus that ran before it.
+fn doors(f: &Findings) -> [Goal; 4] {
+    let of = |key, contender| f.reports(key, Some(contender)).iter();
+    let ratio = |key, other, variant| {
+        let pairs = of(key, Contender::With(variant)).zip(of(key, other));
+        median(pairs.map(|(own, other)| rate(own) / rate(other)))
+    };
+    let requests = |what, variant| {
+        let found = ratio("doors-requests", Contender::With(SERVICES_V1), variant);
+        Goal::at_least("doors-requests", what, 0.6, found)
+    };
+    [
+        requests("rate of middleman over v1", REQUESTS_MIDDLEMAN),
+        requests("rate of drs on websockets over v1", CALLS_DRS),
+        requests("rate of drs on TCP over v1", CALLS_DRS_TCP),
+        Goal::at_least(
+            "doors-fanout",
+            "rate of middleman over plain websockets",
+            0.8,
+            ratio("doors-fanout", Contender::Msgbusd, FOLLOW_MIDDLEMAN),
         ),
     ]
 }

@@ -3,6 +3,7 @@
 mod axes;
 mod chart;
 mod count;
+mod doors;
 mod figures;
 mod goals;
 mod page;

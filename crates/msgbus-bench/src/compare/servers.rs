@@ -13,14 +13,14 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use msgbus_load::{
-    FollowV1, Http, MsgbusV1, PlainPulls, Protocol, Replaying, Server, Services, ServicesV1,
-    Streaming, Target, Waiting,
+    Drs, FollowV1, Http, Middleman, MsgbusV1, PlainPulls, Protocol, Replaying, Server, Services,
+    ServicesV1, Streaming, Target, Waiting,
 };
 use tempfile::TempDir;
 
 use super::{
     peers::{self, Beanstalk, JetStream, Nats, NatsRequests, Redis, RedisStream},
-    variants::{self, Transport, V1, Variant},
+    variants::{self, Door, Transport, V1, Variant},
     works::TOPIC,
 };
 use crate::bare::Push;
@@ -149,6 +149,14 @@ impl Contender {
                 Rc::new(Streaming { http, waiting: Waiting::NextRequest })
             }
             Self::Msgbusd | Self::Bare(_) => Rc::new(http),
+            Self::With(Variant { door: Some(door), asks, .. }) => {
+                let (host, asks) = (http.host, *asks);
+                match door {
+                    Door::Middleman => Rc::new(Middleman { host, asks }),
+                    Door::DrsWebsocket => Rc::new(Drs { host, has_frames: true }),
+                    Door::DrsTcp => Rc::new(Drs { host, has_frames: false }),
+                }
+            }
             Self::With(variant) => {
                 let authorization = variant.authorization.map(str::to_owned);
                 let http = Http { authorization, ..http };
@@ -208,7 +216,10 @@ impl Contender {
             }
             Self::With(variant) => {
                 variants::write_files(folder)?;
-                let mut command = Self::Msgbusd.command(port, folder, size)?;
+                // The port is that of the door, if there is one.
+                let own = if variant.door.is_some() { 0 } else { port };
+                let mut command = Self::Msgbusd.command(own, folder, size)?;
+                command.args(variant.door.iter().flat_map(|door| door.flags(self::address(port))));
                 command.args(variant.flags).current_dir(folder);
                 command
             }

@@ -28,6 +28,28 @@ pub struct Variant {
     pub(super) asks: bool,
     /// What uses `msgbus.v1`, if anything does.
     pub(super) v1: Option<V1>,
+    /// The door of the clients, if it is not that of msgbus.
+    pub(super) door: Option<Door>,
+}
+
+/// A door for clients of other systems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    Middleman,
+    DrsWebsocket,
+    DrsTcp,
+}
+
+impl Door {
+    /// The flags that open it at this address.
+    pub(super) fn flags(self, address: SocketAddr) -> [String; 2] {
+        let (flag, scheme) = match self {
+            Self::Middleman => ("--middleman", ""),
+            Self::DrsWebsocket => ("--drs", "ws://"),
+            Self::DrsTcp => ("--drs", "tcp://"),
+        };
+        [flag.to_owned(), format!("{scheme}{address}")]
+    }
 }
 
 /// What clients do over `msgbus.v1`.
@@ -120,6 +142,21 @@ pub(super) const SERVICES: &Variant = &Variant { name: "msgbusd, services", asks
 /// The same over `msgbus.v1`.
 pub(super) const SERVICES_V1: &Variant =
     &Variant { name: "msgbusd, services over v1", asks: true, v1: Some(V1::Ask), ..PLAIN };
+/// The same by REQ and RES of middleman.
+pub(super) const REQUESTS_MIDDLEMAN: &Variant =
+    &Variant { name: "msgbusd, middleman", asks: true, door: Some(Door::Middleman), ..PLAIN };
+/// The same by calls of drs.
+pub(super) const CALLS_DRS: &Variant = &Variant {
+    name: "msgbusd, drs on websockets",
+    asks: true,
+    door: Some(Door::DrsWebsocket),
+    ..PLAIN
+};
+pub(super) const CALLS_DRS_TCP: &Variant =
+    &Variant { name: "msgbusd, drs on TCP", asks: true, door: Some(Door::DrsTcp), ..PLAIN };
+/// Publishes and subscriptions are PUB and SUB of middleman.
+pub(super) const FOLLOW_MIDDLEMAN: &Variant =
+    &Variant { name: "msgbusd, middleman", door: Some(Door::Middleman), ..PLAIN };
 /// Publishes are operations on a websocket.
 pub(super) const PUBLISH_V1: &Variant =
     &Variant { name: "msgbusd, v1", v1: Some(V1::Publish), ..PLAIN };
@@ -167,6 +204,7 @@ const PLAIN: Variant = Variant {
     pulls_plainly: false,
     asks: false,
     v1: None,
+    door: None,
 };
 
 const BEARER: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";

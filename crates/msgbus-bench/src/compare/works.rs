@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 use msgbus_load::{Load, Progress, Report, Target};
 
 use super::{
-    axes,
+    axes, doors,
     servers::{Contender, Syncing},
     services,
     variants::{
@@ -157,6 +157,7 @@ pub(super) fn all(quick: bool) -> Vec<Work> {
     works.push(idle_http());
     works.extend(v1());
     works.extend(services::works());
+    works.extend(doors::works());
     works.push(pattern());
     works.extend(leases());
     works.extend(durable());
