@@ -164,9 +164,10 @@ impl Follower for Handling {
             for part in [b"{\"key\":\"", key(call)?, b"\",", RESPONSE, b",", body(call)?, b"\n"] {
                 command.extend_from_slice(part);
             }
-            match has_frames {
-                true => write_text(command, reply),
-                false => reply.extend_from_slice(command),
+            if has_frames {
+                write_text(command, reply);
+            } else {
+                reply.extend_from_slice(command);
             }
             Ok(())
         })

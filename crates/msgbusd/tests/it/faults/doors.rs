@@ -35,9 +35,10 @@ impl Doors {
         read_until(&mut old, "MM OK");
         for (address, is_stream) in [(self.drs, false), (self.drs_tcp, true)] {
             let call = br#"{"key":"k","action":"x"}"#;
-            let mut peer = match is_stream {
-                true => opened_raw(address, call),
-                false => opened(address, &frame(0x81, call)),
+            let mut peer = if is_stream {
+                opened_raw(address, call)
+            } else {
+                opened(address, &frame(0x81, call))
             };
             read_until(&mut peer, "No handlers for x");
         }
