@@ -133,7 +133,7 @@ fn ten_thousand_clients_that_never_finish_hold_up_nobody_and_are_ended() {
         assert_eq!(doors.timeouts(which), of(which) * COUNT / kinds.len(), "{which}");
     }
     let grown = doors.peak().saturating_sub(memory);
-    assert!(grown < COUNT as u64 * 10 << 10, "{} bytes each", grown / COUNT as u64);
+    assert!(grown < 100 * MIB, "{} bytes each", grown / COUNT as u64);
     drop(flood);
     soon("files", || doors.daemon.files().len() <= files);
     doors.are_open();
