@@ -19,11 +19,13 @@ usage: msgbus-bench COMMAND
                                       runs the same work on msgbusd, on bare servers, and on nginx with
                                       nchan, redis-server and nats-server if they are installed. Prints the
                                       results, and without FILTER writes them to FOLDER/performance.md [docs]
-  soak [--minutes N] [--seed S] [--tls] [--data]
+  soak [--minutes N] [--seed S] [--tls] [--data] [--engine nats|redis]
                                       runs clients of every kind, well-behaved or not, against msgbusd with
                                       low limits for N minutes [5]; then accounts for every message, for
                                       memory and for open files. With --data topics are durable, and the
-                                      server is killed after each round. Exits with 1 if an invariant is
+                                      server is killed after each round. With --engine topics live in
+                                      nats-server or redis-server, two servers share them, and all of them
+                                      are killed and restarted all the time. Exits with 1 if an invariant is
                                       violated
 ";
 
@@ -70,8 +72,9 @@ fn soak_report(mut args: Arguments) -> anyhow::Result<ExitCode> {
     let seed = args.opt_value_from_str("--seed")?.unwrap_or_else(|| fastrand::u64(..));
     let tls = args.contains("--tls");
     let data = args.contains("--data");
+    let engine = args.opt_value_from_str("--engine")?;
     end(args)?;
-    let result = soak::run(&soak::Options { minutes, seed, tls, data })?;
+    let result = soak::run(&soak::Options { minutes, seed, tls, data, engine })?;
     print(&result.report)?;
     Ok(if result.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -7,7 +7,7 @@ mod doors;
 mod figures;
 mod goals;
 mod page;
-mod peers;
+pub(crate) mod peers;
 pub(crate) mod servers;
 mod services;
 mod variants;

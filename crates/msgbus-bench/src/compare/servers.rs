@@ -1,7 +1,7 @@
 //! The servers that are compared: how to start each of them, and its protocol.
 
 use std::{
-    env, fs, io,
+    env, fs, io, iter,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -289,8 +289,13 @@ fn address(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
+/// A port that the system does not give to others, so that a server can be started again on it.
 fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind(address(0))?.local_addr()?.port())
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let end = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32768);
+    let mut tries = iter::repeat_with(|| fastrand::u16(10_000..end.max(10_001))).take(1000);
+    let found = tries.find(|port| TcpListener::bind(address(*port)).is_ok());
+    found.ok_or_else(|| io::Error::other("no port is free"))
 }
 
 /// The path of a program of this workspace, in the folder of this program.
@@ -388,9 +393,7 @@ impl Running {
     pub(crate) fn kill_and_start(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
-        let begin = Instant::now();
-        self.child = self.command.spawn().context("cannot start it again")?;
-        self.wait_until_it_listens(begin)
+        self.start_again()
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -404,6 +407,23 @@ impl Running {
     /// The folder of the server, which is removed when this is dropped.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Kills the server, or asks it to stop.
+    pub(crate) fn end(&mut self, is_kill: bool) -> io::Result<()> {
+        if is_kill { self.child.kill() } else { signal(self.child.id(), "TERM") }
+    }
+
+    /// How it has ended, if it has.
+    pub(crate) fn status(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Starts the server again, which has ended, with the same command line.
+    pub(crate) fn start_again(&mut self) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        self.child = self.command.spawn().context("cannot start it again")?;
+        self.wait_until_it_listens(begin)
     }
 
     /// Stops the server, and returns its exit status; `None` if it had to be killed.

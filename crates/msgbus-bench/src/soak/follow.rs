@@ -299,7 +299,7 @@ impl Follower {
 }
 
 /// A pong, masked with zeros.
-fn pong(text: &[u8]) -> Vec<u8> {
+pub(super) fn pong(text: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x8a, 0x80 | u8::try_from(text.len()).unwrap_or(0), 0, 0, 0, 0];
     frame.extend_from_slice(text);
     frame

@@ -9,6 +9,7 @@ mod acl_model;
 mod chaos;
 mod credentials;
 mod drain;
+mod engine;
 mod follow;
 mod groups;
 mod ids;
@@ -51,6 +52,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+pub use self::engine::EngineKind;
 use self::{
     follow::Follower,
     groups::Held,
@@ -85,6 +87,8 @@ pub struct Options {
     pub tls: bool,
     /// Whether topics are durable and the server is killed after each round.
     pub data: bool,
+    /// Where topics live, if not in the server. Servers and engine are restarted again and again then.
+    pub engine: Option<EngineKind>,
 }
 
 /// The result of a soak.
@@ -202,6 +206,10 @@ impl Soak {
 pub fn run(options: &Options) -> anyhow::Result<SoakResult> {
     let time = Duration::try_from_secs_f64(options.minutes * 60.0).context("invalid --minutes")?;
     ensure!(!time.is_zero(), "--minutes must be more than 0");
+    if let Some(kind) = options.engine {
+        ensure!(!options.tls && !options.data, "--engine goes neither with --tls nor with --data");
+        return engine::run(kind, options, time);
+    }
     build()?;
     // Each connection needs a file descriptor. If the limit cannot be raised, connecting fails with an error.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
@@ -243,8 +251,8 @@ pub fn run(options: &Options) -> anyhow::Result<SoakResult> {
         format!("{end:?}: {}", soak.server.borrow().log())
     });
     Ok(SoakResult {
-        report: report::text(&invariants, &usage, options),
-        passed: invariants.all_hold(),
+        report: report::text(&invariants, &Invariant::ALL, &usage, options),
+        passed: invariants.all_hold(&Invariant::ALL),
     })
 }
 

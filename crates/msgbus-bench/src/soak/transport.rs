@@ -137,7 +137,7 @@ fn frame(input: &mut BytesMut) -> io::Result<Option<Item>> {
     let _ = input.split_to(begin);
     let content = input.split_to(length).freeze();
     Ok(Some(match header.opcode {
-        OpCode::Data(Data::Text) => message(&content)?,
+        OpCode::Data(Data::Text) => ndjson(&content)?,
         OpCode::Data(Data::Binary) => Item::Payload(content),
         OpCode::Control(Control::Ping) => Item::Ping(content),
         OpCode::Control(Control::Pong) => Item::Other,
@@ -191,7 +191,7 @@ fn sse(event: &Bytes) -> io::Result<Item> {
 fn stream_event(event: Option<&str>, missed: Option<u64>, whole: &Bytes) -> io::Result<Item> {
     match (event, missed) {
         (Some("gap"), Some(count)) => Ok(Item::Gap(count)),
-        (Some("restart"), _) => Ok(Item::Other),
+        (Some("restart" | "stalled"), _) => Ok(Item::Other),
         (Some("deleted" | "lagged"), _) => Ok(Item::End),
         (Some("revoked"), _) => Ok(Item::Revoked),
         _ => Err(invalid(format!("an unknown event: {}", String::from_utf8_lossy(whole)))),

@@ -128,11 +128,12 @@ pub(in crate::compare) fn create_stream(
         "{{\"stream_name\":\"{NAME}\",\"config\":{{\"durable_name\":\"{NAME}\",\"deliver_policy\":\"all\",\
          \"ack_policy\":\"explicit\",\"ack_wait\":30000000000,\"max_ack_pending\":100000}}}}"
     );
-    ask(server, &format!("$JS.API.CONSUMER.DURABLE.CREATE.{NAME}.{NAME}"), &consumer)
+    ask(server, &format!("$JS.API.CONSUMER.DURABLE.CREATE.{NAME}.{NAME}"), &consumer)?;
+    Ok(())
 }
 
 /// Sends a request, and waits for its response.
-fn ask(server: SocketAddr, subject: &str, request: &str) -> io::Result<()> {
+pub(crate) fn ask(server: SocketAddr, subject: &str, request: &str) -> io::Result<Vec<u8>> {
     const TIMEOUT: Duration = Duration::from_secs(10);
     let mut stream = TcpStream::connect(server)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -146,7 +147,7 @@ fn ask(server: SocketAddr, subject: &str, request: &str) -> io::Result<()> {
         while let Some((said, length)) = next(&received[used..])? {
             match said {
                 Said::Message(response) if is_error(response) => return Err(unexpected(response)),
-                Said::Message(_) => return Ok(()),
+                Said::Message(response) => return Ok(response.to_vec()),
                 Said::Other => used += length,
             }
         }

@@ -11,6 +11,7 @@ mod redis_stream;
 
 use std::io;
 
+pub(crate) use self::jetstream::ask;
 pub(super) use self::{
     beanstalk::Beanstalk,
     jetstream::{JetStream, can_sync_always, create_stream},

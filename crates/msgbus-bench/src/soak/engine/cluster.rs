@@ -1,0 +1,176 @@
+//! The servers: an engine, and two msgbusd whose topics live in it.
+
+use std::{
+    cell::{Cell, RefCell},
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use tokio::time::{Instant, sleep};
+
+use super::{super::raw_client::Endpoint, topics};
+use crate::compare::servers::{Running, beside};
+
+/// Which engine the topics of a soak live in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    /// NATS JetStream, with nats-server.
+    Nats,
+    /// Redis Streams, with redis-server, which syncs before it answers.
+    Redis,
+}
+
+impl std::str::FromStr for EngineKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "nats" => Ok(Self::Nats),
+            "redis" => Ok(Self::Redis),
+            other => Err(format!("{other:?} is no engine: nats or redis")),
+        }
+    }
+}
+
+impl EngineKind {
+    fn start(self) -> anyhow::Result<Running> {
+        let name = match self {
+            Self::Nats => "nats-server",
+            Self::Redis => "redis-server",
+        };
+        Running::start(name, |port, folder| {
+            let mut command = Command::new(name);
+            let port = port.to_string();
+            match self {
+                Self::Nats => command.args(["-a", "127.0.0.1", "-p", &port, "-js", "-sd"]),
+                Self::Redis => command.args([
+                    "--bind",
+                    "127.0.0.1",
+                    "--port",
+                    &port,
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "yes",
+                    "--appendfsync",
+                    "always",
+                    "--dir",
+                ]),
+            };
+            command.arg(folder);
+            Ok(command)
+        })
+    }
+
+    pub(super) fn url(self, address: SocketAddr) -> String {
+        match self {
+            Self::Nats => format!("nats://{address}"),
+            Self::Redis => format!("redis://{address}"),
+        }
+    }
+}
+
+const NODES: usize = 2;
+
+pub(super) struct Cluster {
+    pub(super) kind: EngineKind,
+    engine: RefCell<Running>,
+    nodes: Vec<RefCell<Running>>,
+    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) engine_address: SocketAddr,
+    /// When the engine was last ended.
+    engine_ended: Cell<Option<Instant>>,
+}
+
+impl Cluster {
+    pub(super) fn start(kind: EngineKind) -> anyhow::Result<Self> {
+        let engine = kind.start()?;
+        let url = kind.url(engine.address());
+        let node = |_| Running::start("msgbusd", |port, folder| node(port, folder, &url));
+        let nodes: Vec<_> = (0..NODES).map(node).collect::<anyhow::Result<_>>()?;
+        Ok(Self {
+            kind,
+            engine_address: engine.address(),
+            engine: RefCell::new(engine),
+            endpoints: nodes
+                .iter()
+                .map(|node| Endpoint { address: node.address(), tls: None })
+                .collect(),
+            nodes: nodes.into_iter().map(RefCell::new).collect(),
+            engine_ended: Cell::default(),
+        })
+    }
+
+    /// Ends the engine, and starts it again after a pause.
+    pub(super) async fn restart_engine(
+        &self,
+        is_kill: bool,
+        pause: Duration,
+    ) -> anyhow::Result<()> {
+        self.engine_ended.set(Some(Instant::now()));
+        restart(&self.engine, is_kill, pause).await?;
+        self.engine_ended.set(Some(Instant::now()));
+        Ok(())
+    }
+
+    /// Ends a msgbusd, and starts it again after a pause.
+    pub(super) async fn restart_node(
+        &self,
+        node: usize,
+        is_kill: bool,
+        pause: Duration,
+    ) -> anyhow::Result<()> {
+        restart(&self.nodes[node % self.nodes.len()], is_kill, pause).await
+    }
+
+    /// Whether the engine may have forgotten an ack or a lease of this time: nats-server keeps them a little later than
+    /// it says so.
+    pub(super) fn may_have_forgotten(&self, time: Instant) -> bool {
+        self.kind == EngineKind::Nats && self.engine_ended.get().is_some_and(|ended| ended >= time)
+    }
+
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.nodes.iter().map(|node| node.borrow().pid()).collect()
+    }
+
+    /// The logs of all servers.
+    pub(super) fn log(&self) -> String {
+        self.nodes.iter().map(|node| node.borrow().log()).collect::<Vec<_>>().join("\n---\n")
+    }
+
+    /// Stops all msgbusd. Returns those that have not stopped cleanly.
+    pub(super) fn stop(&self) -> Vec<(Option<ExitStatus>, String)> {
+        let ends = self.nodes.iter().map(|node| {
+            let mut node = node.borrow_mut();
+            (node.stop(), node.log())
+        });
+        ends.filter(|(status, _)| !status.is_some_and(|status| status.success())).collect()
+    }
+}
+
+fn node(port: u16, folder: &Path, url: &str) -> anyhow::Result<Command> {
+    let config = folder.join("soak.toml");
+    fs::write(&config, topics::config(url))?;
+    let mut command = Command::new(beside("msgbusd")?);
+    command.arg("--bind").arg(format!("127.0.0.1:{port}")).arg("--config").arg(config);
+    Ok(command)
+}
+
+async fn restart(server: &RefCell<Running>, is_kill: bool, pause: Duration) -> anyhow::Result<()> {
+    /// Longer than the drain of msgbusd.
+    const TIMEOUT: Duration = Duration::from_secs(15);
+    server.borrow_mut().end(is_kill)?;
+    let begin = Instant::now();
+    while server.borrow_mut().status()?.is_none() {
+        if begin.elapsed() > TIMEOUT {
+            bail!("a server does not stop: {}", server.borrow().log());
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    sleep(pause).await;
+    server.borrow_mut().start_again().context("a server does not start again")
+}

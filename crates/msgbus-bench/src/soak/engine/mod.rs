@@ -1,0 +1,189 @@
+//! A soak on an engine: two msgbusd share topics that live in nats-server or redis-server. Clients use both, and all three
+//! servers are killed and restarted all the time. Then the load stops, and what the clients know is compared with what
+//! the engine itself counts.
+
+mod accounts;
+mod caller;
+mod chaos;
+mod cluster;
+mod counts;
+mod finish;
+mod follow;
+mod publish;
+mod topics;
+mod work;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use fastrand::Rng;
+use tokio::{
+    runtime,
+    sync::watch,
+    task::{JoinSet, LocalSet},
+    time::{Instant, sleep},
+};
+
+pub use self::cluster::EngineKind;
+use self::{
+    accounts::Accounts,
+    cluster::Cluster,
+    follow::{Follower, Live},
+    publish::Publisher,
+    topics::Queue,
+    work::Worker,
+};
+use super::{
+    FIRST_ROUND, Options, Phase, ROUND, SoakResult,
+    invariants::{Invariant, Invariants},
+    raw_client::Endpoint,
+    report,
+    resource_use::{self, ResourceUse},
+};
+use crate::compare::build;
+
+const PUBLISHERS: usize = 6;
+const WORKERS: usize = 10;
+const FOLLOWERS: usize = 24;
+
+/// The state that all clients share.
+struct EngineSoak {
+    cluster: Cluster,
+    phase: watch::Sender<Phase>,
+    invariants: RefCell<Invariants>,
+    accounts: RefCell<Accounts>,
+    /// The active subscriptions, by their number.
+    live: RefCell<BTreeMap<u64, Live>>,
+    numbers: Cell<u64>,
+}
+
+impl EngineSoak {
+    fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    fn is_loading(&self) -> bool {
+        self.phase() == Phase::Load
+    }
+
+    fn any_endpoint(&self, rng: &mut Rng) -> &Endpoint {
+        &self.cluster.endpoints[rng.usize(..self.cluster.endpoints.len())]
+    }
+
+    /// The number of a new publisher or subscription.
+    fn new_number(&self) -> u64 {
+        self.numbers.set(self.numbers.get() + 1);
+        self.numbers.get()
+    }
+}
+
+/// Runs a soak on an engine.
+pub(super) fn run(
+    kind: EngineKind,
+    options: &Options,
+    time: Duration,
+) -> anyhow::Result<SoakResult> {
+    build()?;
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let soak = Rc::new(EngineSoak {
+        cluster: Cluster::start(kind)?,
+        phase: watch::Sender::new(Phase::Over),
+        invariants: RefCell::default(),
+        accounts: RefCell::default(),
+        live: RefCell::default(),
+        numbers: Cell::default(),
+    });
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let rounds = rounds(&soak, Rng::with_seed(options.seed), time);
+    let usage = LocalSet::new()
+        .block_on(&runtime, rounds)
+        .with_context(|| format!("seed {}; the logs: {}", options.seed, soak.cluster.log()))?;
+    report::end_progress();
+    let unclean = soak.cluster.stop();
+    let mut invariants = soak.invariants.borrow_mut();
+    invariants.check(Invariant::End, unclean.is_empty(), || format!("{unclean:?}"));
+    let all = &Invariant::ON_ENGINE;
+    Ok(SoakResult {
+        report: report::text(&invariants, all, &usage, options),
+        passed: invariants.all_hold(all),
+    })
+}
+
+async fn rounds(
+    soak: &Rc<EngineSoak>,
+    mut rng: Rng,
+    mut left: Duration,
+) -> anyhow::Result<Vec<ResourceUse>> {
+    finish::prepare(soak, &mut rng).await?;
+    let mut usage = vec![rest(soak, None).await?];
+    let mut length = FIRST_ROUND.min(left / 4);
+    while !length.is_zero() {
+        round(soak, &mut rng, length, left).await?;
+        report::progress(&soak.invariants.borrow(), "settling");
+        finish::finish(soak, &mut rng).await?;
+        usage.push(rest(soak, Some(&usage[0])).await?);
+        resource_use::compare(&mut soak.invariants.borrow_mut(), &usage);
+        left = left.saturating_sub(length);
+        length = ROUND.min(left);
+        if !length.is_zero() {
+            finish::prepare(soak, &mut rng).await?;
+        }
+    }
+    Ok(usage)
+}
+
+/// The resources of all msgbusd together, when they are idle.
+async fn rest(soak: &EngineSoak, start: Option<&ResourceUse>) -> anyhow::Result<ResourceUse> {
+    let pids = soak.cluster.pids();
+    let files = start.map_or(0, |start| start.files.len() / pids.len());
+    let mut all = ResourceUse { memory: 0, files: Vec::new() };
+    for pid in pids {
+        let one = resource_use::rest(pid, files).await?;
+        all.memory += one.memory;
+        all.files.extend(one.files);
+    }
+    Ok(all)
+}
+
+/// One round: load for `length`, then settling.
+async fn round(
+    soak: &Rc<EngineSoak>,
+    rng: &mut Rng,
+    length: Duration,
+    left: Duration,
+) -> anyhow::Result<()> {
+    soak.phase.send_replace(Phase::Load);
+    let (mut workers, mut followers) = (JoinSet::new(), JoinSet::new());
+    for _ in 0..PUBLISHERS {
+        workers.spawn_local(Publisher::new(soak, rng.fork()).run());
+    }
+    for _ in 0..WORKERS {
+        let queue = Queue::any(rng);
+        workers.spawn_local(Worker::new(soak, rng.fork(), queue).run());
+    }
+    for _ in 0..FOLLOWERS {
+        followers.spawn_local(Follower::new(soak, rng.fork()).run());
+    }
+    workers.spawn_local(chaos::delete(Rc::clone(soak), rng.fork()));
+    workers.spawn_local(chaos::inspect(Rc::clone(soak), rng.fork()));
+    let restarts = tokio::task::spawn_local(chaos::restart(Rc::clone(soak), rng.fork()));
+
+    let begin = Instant::now();
+    while begin.elapsed() < length {
+        sleep(Duration::from_millis(500).min(length)).await;
+        let left = left.saturating_sub(begin.elapsed()).as_secs();
+        report::progress(&soak.invariants.borrow(), &format!("{left} s left"));
+    }
+    soak.phase.send_replace(Phase::Settle);
+    restarts.await??;
+    workers.join_all().await;
+    finish::settle(soak).await?;
+    soak.phase.send_replace(Phase::Over);
+    followers.join_all().await;
+    Ok(())
+}
