@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     cluster::{Cluster, EngineKind},
-    topics::{KEPT, Queue, Topic},
+    topics::{Queue, Topic},
 };
 use crate::compare::peers::ask;
 
@@ -25,34 +25,36 @@ pub(super) fn messages(cluster: &Cluster, topic: Topic) -> anyhow::Result<u64> {
     }
 }
 
-/// How many messages the groups of the engine have given and not got back.
-pub(super) fn unacked(cluster: &Cluster) -> anyhow::Result<u64> {
+/// How many messages a group has given and not got back.
+pub(super) fn unacked(cluster: &Cluster, queue: Queue) -> anyhow::Result<u64> {
     match cluster.kind {
         EngineKind::Nats => {
             let response = ask(
                 cluster.engine_address,
-                &format!("$JS.API.CONSUMER.LIST.{KEPT}"),
+                &format!("$JS.API.CONSUMER.LIST.{}", queue.topic.prefix()),
                 "{\"offset\":0}",
             )?;
             let list: Value = serde_json::from_slice(&response)?;
             let consumers = list["consumers"].as_array().context("no list of consumers")?;
-            let groups = consumers.iter().filter(|one| one["config"]["ack_policy"] == "explicit");
+            let is_of_group = |one: &&Value| {
+                let config = &one["config"];
+                let description = config["description"].as_str().unwrap_or_default();
+                let has_group = queue.group.is_none_or(|group| description.contains(group));
+                config["ack_policy"] == "explicit"
+                    && config["filter_subject"] == *subject(queue.topic)
+                    && has_group
+            };
+            let groups = consumers.iter().filter(is_of_group);
             Ok(groups.filter_map(|one| one["num_ack_pending"].as_u64()).sum())
         }
         EngineKind::Redis => {
-            let mut connection = connection(cluster)?;
-            let mut sum = 0;
-            for queue in Queue::all() {
-                let group = queue.group.map_or("pull".to_owned(), |group| format!("group:{group}"));
-                let pending: (u64, redis::Value, redis::Value, redis::Value) =
-                    redis::cmd("XPENDING")
-                        .arg(key(queue.topic))
-                        .arg(group)
-                        .query(&mut connection)
-                        .context("XPENDING")?;
-                sum += pending.0;
-            }
-            Ok(sum)
+            let group = queue.group.map_or("pull".to_owned(), |group| format!("group:{group}"));
+            let pending: (u64, redis::Value, redis::Value, redis::Value) = redis::cmd("XPENDING")
+                .arg(key(queue.topic))
+                .arg(group)
+                .query(&mut connection(cluster)?)
+                .context("XPENDING")?;
+            Ok(pending.0)
         }
     }
 }

@@ -84,6 +84,7 @@ impl Publisher {
             invariants.count("publishes repeated", 1);
             if begin.elapsed() > TIMEOUT {
                 self.soak.accounts.borrow_mut().may_have_published(topic, 1);
+                invariants.count_published(Count { confirmed: 0, unconfirmed: 1 });
                 return invariants.check(Invariant::Responses, false, || {
                     format!("PUT {target}: not confirmed within {TIMEOUT:?}")
                 });
@@ -112,7 +113,11 @@ impl Publisher {
                 self.soak.invariants.borrow_mut().count("batches refused", 1);
             }
             Ok((head, text)) if head.status != 504 => self.fail(&target, &head, &text),
-            _ => self.soak.accounts.borrow_mut().may_have_published(topic, count),
+            _ => {
+                let mut invariants = self.soak.invariants.borrow_mut();
+                invariants.count_published(Count { confirmed: 0, unconfirmed: count });
+                self.soak.accounts.borrow_mut().may_have_published(topic, count);
+            }
         }
     }
 

@@ -65,7 +65,7 @@ impl Worker {
         let Some(group) = self.queue.group else { return self.pull().await };
         match self.caller.rng.u8(..20) {
             0..9 => {
-                let (max, wait) = (self.caller.rng.u64(1..60), self.caller.rng.u64(..300));
+                let (max, wait) = (self.caller.rng.u64(1..60), self.caller.rng.u64(1..300));
                 self.take(group, &format!("&max={max}&wait={wait}ms")).await.map(drop)
             }
             9..13 => self.settle_one("ack").await,
@@ -115,7 +115,7 @@ impl Worker {
     /// Pulls without a lease, and sometimes leaves before the response.
     async fn pull(&mut self) -> io::Result<()> {
         let max = self.caller.rng.u64(1..40);
-        let wait = self.caller.rng.u64(..300);
+        let wait = self.caller.rng.u64(1..300);
         let leaves = self.caller.rng.u8(..40) == 0;
         let target = format!("/{}?max={max}&wait={wait}ms", self.queue.topic.path());
         if leaves {
