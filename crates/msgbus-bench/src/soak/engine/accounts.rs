@@ -1,6 +1,9 @@
 //! What the clients know of messages, by who has published them: what is confirmed, leased and done.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -8,6 +11,9 @@ use super::{
     super::payload::Origin,
     topics::{Queue, Topic},
 };
+
+/// How much earlier than said an engine may end a lease.
+const SLACK: Duration = Duration::from_millis(50);
 
 /// A message: its publisher, and its number there.
 pub(super) type Name = (u64, u64);
@@ -95,7 +101,7 @@ impl QueueAccount {
         let lease = Lease { given: now, live_until, may_be_over: false };
         let last = self.leases.insert(name, lease);
         let done = self.done.get(&name).copied().map(Objection::Done);
-        let live = last.filter(|last| !last.may_be_over && now < last.live_until);
+        let live = last.filter(|last| !last.may_be_over && now + SLACK < last.live_until);
         done.or(live.map(|last| Objection::Leased(last.given)))
     }
 
@@ -119,8 +125,6 @@ impl QueueAccount {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -82,14 +82,19 @@ pub(super) struct Cluster {
     nodes: Vec<RefCell<Running>>,
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) engine_address: SocketAddr,
-    /// When the engine last ended so that it may have forgotten acks and leases.
-    forgot: Cell<Option<Instant>>,
-    /// Whether the engine may forget them when it is stopped, and not only when it is killed.
-    forgets_at_stop: bool,
+    /// When the engine was last restarted.
+    restarted: Cell<Option<Instant>>,
+    /// When the engine was last killed.
+    killed: Cell<Option<Instant>>,
 }
 
 impl Cluster {
     pub(super) fn start(kind: EngineKind) -> anyhow::Result<Self> {
+        if kind == EngineKind::Nats && Contender::JetStream(Syncing::Always).version().is_none() {
+            bail!(
+                "nats-server 2.10 or later is needed: older ones forget acks when they are stopped"
+            );
+        }
         let engine = kind.start()?;
         let url = kind.url(engine.address());
         let node = |_| Running::start("msgbusd", |port, folder| node(port, folder, &url));
@@ -103,8 +108,8 @@ impl Cluster {
                 .map(|node| Endpoint { address: node.address(), tls: None })
                 .collect(),
             nodes: nodes.into_iter().map(RefCell::new).collect(),
-            forgot: Cell::default(),
-            forgets_at_stop: Contender::JetStream(Syncing::Always).version().is_none(),
+            restarted: Cell::default(),
+            killed: Cell::default(),
         })
     }
 
@@ -115,8 +120,10 @@ impl Cluster {
         pause: Duration,
     ) -> anyhow::Result<()> {
         restart(&self.engine, is_kill, pause).await?;
-        if self.kind == EngineKind::Nats && (is_kill || self.forgets_at_stop) {
-            self.forgot.set(Some(Instant::now()));
+        let now = Some(Instant::now());
+        self.restarted.set(now);
+        if is_kill {
+            self.killed.set(now);
         }
         Ok(())
     }
@@ -131,10 +138,14 @@ impl Cluster {
         restart(&self.nodes[node % self.nodes.len()], is_kill, pause).await
     }
 
-    /// Whether the engine may have forgotten an ack or a lease of this time: nats-server writes them a little later than
-    /// it answers, and before version 2.10 not all of them when it is stopped.
+    /// Whether the engine may have forgotten an ack of this time: nats-server writes acks a little later than it answers.
     pub(super) fn may_have_forgotten(&self, time: Instant) -> bool {
-        self.forgot.get().is_some_and(|forgot| forgot >= time)
+        self.kind == EngineKind::Nats && self.killed.get().is_some_and(|killed| killed >= time)
+    }
+
+    /// Whether the engine may have ended a lease of this time early: nats-server writes when it was given in whole seconds.
+    pub(super) fn may_have_shortened(&self, time: Instant) -> bool {
+        self.kind == EngineKind::Nats && self.restarted.get().is_some_and(|last| last >= time)
     }
 
     pub(super) fn pids(&self) -> Vec<u32> {

@@ -151,24 +151,28 @@ impl Worker {
 
     /// Checks that nobody else has a message, unless the engine may have forgotten that.
     fn check_delivery(&self, message: &Message, objection: Option<Objection>) {
-        let (invariant, forgotten) = match objection {
-            Some(Objection::Leased(_)) => {
-                (Invariant::Held, "leases that the engine forgot when it was restarted")
-            }
-            _ if self.queue.group.is_none() => {
-                (Invariant::Pulled, "pulls that the engine forgot when it was restarted")
-            }
-            _ => (Invariant::Acks, "acks that the engine forgot when it was restarted"),
-        };
-        let since = objection.map(|(Objection::Done(time) | Objection::Leased(time))| time);
+        let cluster = &self.soak.cluster;
         let mut invariants = self.soak.invariants.borrow_mut();
-        let is_excused = since.is_some_and(|time| self.soak.cluster.may_have_forgotten(time));
-        invariants.count(forgotten, u64::from(is_excused));
-        invariants.check(invariant, since.is_none() || is_excused, || {
-            let ago = since.map(|time| time.elapsed());
-            format!("{:?}: #{}: {objection:?}, {ago:?} ago", self.queue, message.id())
+        let done = if self.queue.group.is_some() { Invariant::Acks } else { Invariant::Pulled };
+        let (invariant, excuse) = match objection {
+            None => return invariants.check(Invariant::Held, true, String::new),
+            Some(Objection::Leased(time)) => (
+                Invariant::Held,
+                Some("leases that the engine ended early when it was restarted")
+                    .filter(|_| cluster.may_have_shortened(time)),
+            ),
+            Some(Objection::Done(time)) => (
+                done,
+                Some("acks and pulls that the engine forgot when it was killed")
+                    .filter(|_| cluster.may_have_forgotten(time)),
+            ),
+        };
+        if let Some(excuse) = excuse {
+            return invariants.count(excuse, 1);
+        }
+        invariants.check(invariant, false, || {
+            format!("{:?}: #{}: {objection:?}, now {:?}", self.queue, message.id(), Instant::now())
         });
-        invariants.check(Invariant::Held, true, String::new);
     }
 
     fn check_payload(&self, message: &Message) -> Option<Name> {
