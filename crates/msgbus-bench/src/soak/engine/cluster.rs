@@ -18,7 +18,7 @@ use crate::compare::servers::{Contender, Running, Syncing, beside};
 /// Which engine the topics of a soak live in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineKind {
-    /// NATS JetStream, with nats-server.
+    /// NATS with `JetStream`, with nats-server.
     Nats,
     /// Redis Streams, with redis-server, which syncs before it answers.
     Redis,

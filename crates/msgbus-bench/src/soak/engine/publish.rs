@@ -62,7 +62,7 @@ impl Publisher {
     /// Publishes a message until it is confirmed.
     pub(super) async fn publish(&mut self, topic: Topic) {
         let sequence = self.counts.entry(topic).or_default();
-        let described = Described { has_type: *sequence % 3 == 0, has_encoding: false };
+        let described = Described { has_type: sequence.is_multiple_of(3), has_encoding: false };
         let origin = Origin { publisher: self.number, sequence: *sequence, reloads: 0, described };
         *sequence += 1;
         let key = format!("{}-{}", self.number, origin.sequence);
@@ -80,18 +80,25 @@ impl Publisher {
                 }
                 _ => {}
             }
-            let mut invariants = self.soak.invariants.borrow_mut();
-            invariants.count("publishes repeated", 1);
+            self.soak.invariants.borrow_mut().count("publishes repeated", 1);
             if begin.elapsed() > TIMEOUT {
-                self.soak.accounts.borrow_mut().may_have_published(topic, 1);
-                invariants.count_published(Count { confirmed: 0, unconfirmed: 1 });
-                return invariants.check(Invariant::Responses, false, || {
-                    format!("PUT {target}: not confirmed within {TIMEOUT:?}")
-                });
+                return self.give_up(topic, &target);
             }
-            drop(invariants);
             sleep(Duration::from_millis(self.caller.rng.u64(5..200))).await;
         }
+    }
+
+    fn give_up(&self, topic: Topic, target: &str) {
+        self.may_have_published(topic, 1);
+        self.soak.invariants.borrow_mut().check(Invariant::Responses, false, || {
+            format!("PUT {target}: not confirmed within {TIMEOUT:?}")
+        });
+    }
+
+    fn may_have_published(&self, topic: Topic, count: u64) {
+        let unknown = Count { confirmed: 0, unconfirmed: count };
+        self.soak.invariants.borrow_mut().count_published(unknown);
+        self.soak.accounts.borrow_mut().may_have_published(topic, count);
     }
 
     /// Publishes a batch once. Without an answer, any part of it may be there.
@@ -113,11 +120,7 @@ impl Publisher {
                 self.soak.invariants.borrow_mut().count("batches refused", 1);
             }
             Ok((head, text)) if head.status != 504 => self.fail(&target, &head, &text),
-            _ => {
-                let mut invariants = self.soak.invariants.borrow_mut();
-                invariants.count_published(Count { confirmed: 0, unconfirmed: count });
-                self.soak.accounts.borrow_mut().may_have_published(topic, count);
-            }
+            _ => self.may_have_published(topic, count),
         }
     }
 

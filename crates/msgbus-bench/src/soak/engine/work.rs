@@ -224,6 +224,12 @@ impl Worker {
         self.soak.accounts.borrow_mut().queue(self.queue).maybe_done.insert(held.name);
     }
 
+    fn record_all_maybe(&self, some: &[Held]) {
+        for held in some {
+            self.record_maybe(held);
+        }
+    }
+
     async fn ack_many(&mut self, some: Vec<Held>) -> io::Result<()> {
         if some.is_empty() {
             return Ok(());
@@ -237,9 +243,9 @@ impl Worker {
             Ok((head, body)) if head.status == 200 => self.record_many(&some, body)?,
             Ok((head, body)) => {
                 self.check_status("/-/ack", head, body, &[503, 504]);
-                some.iter().for_each(|held| self.record_maybe(held));
+                self.record_all_maybe(&some);
             }
-            Err(_) => some.iter().for_each(|held| self.record_maybe(held)),
+            Err(_) => self.record_all_maybe(&some),
         }
         answer.map(drop)
     }
