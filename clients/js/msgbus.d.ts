@@ -115,13 +115,21 @@ export interface SubscribeOptions {
      * `onGap`, `disconnect` ends the subscription with the error `lagged`.
      */
     lag?: "skip" | "disconnect";
-    /** Called in its turn between messages when the server no longer had this many. By default a warning is logged. */
+    /**
+     * Called in its turn between messages when the server no longer had this many; 0 means that the engine of the topic
+     * cannot tell. By default a warning is logged.
+     */
     onGap?(missed: number): void;
     /**
      * Called in its turn when the topic has started anew (it was deleted, or the server restarted without its messages).
      * All messages that it holds now follow. By default a warning is logged.
      */
     onRestart?(): void;
+    /**
+     * Called at once when the engine in which the topic lives does not deliver (`true`), and when it does again (`false`). By
+     * default a warning is logged.
+     */
+    onStalled?(isStalled: boolean): void;
 }
 
 export interface WorkOptions {

@@ -296,6 +296,8 @@ export class Subscription {
     #isPaused = false;
     #wasOpen = false;
     #wasResumed = false;
+    /** Whether the engine of the topic does not deliver, as far as the server has said. */
+    #isStalled = false;
     #epoch;
     /** Where the next `sub` starts: after the last event in the buffer. */
     #resume;
@@ -311,10 +313,10 @@ export class Subscription {
     #rejectReady;
     #timer;
 
-    constructor(link, topic, { since, lag, group, lease, credit = 1, onGap, onRestart }) {
+    constructor(link, topic, { since, lag, group, lease, credit = 1, onGap, onRestart, onStalled }) {
         this.#link = link;
         this.#topic = topic;
-        this.#options = { lag, group, lease, credit, onGap, onRestart };
+        this.#options = { lag, group, lease, credit, onGap, onRestart, onStalled };
         this.#resume = since;
         /** The position after what the consumer has taken: the `since` with which another subscription resumes. */
         this.position = undefined;
@@ -415,6 +417,8 @@ export class Subscription {
     receive(event) {
         if (event.op === "end") {
             this.#endedByServer(event);
+        } else if (event.op === "stalled" || event.op === "resumed") {
+            this.#noteFeed(event.op === "stalled");
         } else if (this.#held) {
             if (event.op === "msg") this.#deliver(event);
         } else if (this.#buffer.length >= MAX_BUFFERED || this.#bufferedSize >= MAX_BUFFERED_SIZE) {
@@ -432,6 +436,15 @@ export class Subscription {
             this.#resume = positionBefore(this.#epoch, event.next_id);
             this.#push({ missed: event.missed, position: this.#resume });
         }
+    }
+
+    /** The server says again and again that an engine does not deliver. Only the first time is news. */
+    #noteFeed(isStalled) {
+        if (this.#isStalled === isStalled) return;
+        this.#isStalled = isStalled;
+        const { onStalled } = this.#options;
+        if (onStalled) onStalled(isStalled);
+        else if (isStalled) console.warn(`msgbus: the engine of ${this.#topic} is away; waiting for it`);
     }
 
     /** Leases were settled by their tokens. Some may be of this subscription. */
@@ -458,6 +471,7 @@ export class Subscription {
     #opened({ epoch, next_id, missed, restarted }) {
         this.#wasResumed = this.#wasOpen;
         this.#wasOpen = true;
+        this.#isStalled = false;
         this.#resolveReady();
         if (this.#held) return;
         this.#epoch = epoch;
@@ -668,6 +682,7 @@ export class Responder {
 
     #opened() {
         this.#wasOpen = true;
+        this.#isStalled = false;
         this.#resolveReady();
     }
 
@@ -691,6 +706,9 @@ export class Responder {
         for (const resolve of this.#wakers.splice(0)) resolve();
     }
 }
+
+/** What the server sends about a subscription. */
+const EVENTS = new Set(["msg", "gap", "stalled", "resumed", "end", "request"]);
 
 const END_REASONS = {
     lagged: "the subscription fell behind and lag is \"disconnect\"",
@@ -968,7 +986,7 @@ class Link {
 
     #dispatch(answer) {
         const { op, sid, rid, lease, reply } = answer;
-        if (op === "msg" || op === "gap" || op === "end" || op === "request") {
+        if (EVENTS.has(op)) {
             const subscription = this.#routes.get(sid);
             if (subscription) subscription.receive(answer);
             else if (lease) this.giveBack(lease);

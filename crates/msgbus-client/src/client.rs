@@ -79,6 +79,7 @@ impl Pulled {
             match Received::read(line) {
                 Ok(Received::Message(message)) => messages.push(message),
                 Ok(Received::Gap(gap)) => gaps.push((messages.len(), gap.missed)),
+                Ok(Received::Other(_)) => {}
                 Err(error) => {
                     return Err(client.not_msgbus(&format!("not a message, {error}")));
                 }
@@ -268,6 +269,7 @@ impl Client {
             None => Default::default(),
         };
         let StartPosition { epoch, next_id, missed, restarted } = StartPosition::read(&headers);
+        let missed = missed.unwrap_or(0);
         Ok(Peeked { messages, gaps, epoch, next_id, missed, restarted })
     }
 

@@ -1,4 +1,4 @@
-//! The JSON objects in responses and frames: messages and gaps.
+//! The JSON objects in responses and frames: messages, gaps and other events.
 
 use msgbus_core::{
     Message,
@@ -11,6 +11,7 @@ use serde::Deserialize;
 pub(crate) enum Received {
     Message(Message),
     Gap(Gap),
+    Other(Other),
 }
 
 /// Missed messages: they had left the topic. docs/protocol.md, 6.6.
@@ -22,13 +23,20 @@ pub(crate) struct Gap {
     pub(crate) next_id: u64,
 }
 
+/// Another event, which may be one that this version does not know.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Other {
+    pub(crate) event: String,
+}
+
 impl Received {
     /// # Errors
-    /// `json` is neither a message nor a gap.
+    /// `json` is neither a message nor an event.
     pub(crate) fn read(json: &[u8]) -> Result<Self, JsonError> {
         json::read_message(json).map(Self::Message).or_else(|error| {
             // No message has both fields of a gap, so the order of the attempts does not matter.
-            serde_json::from_slice(json).map(Self::Gap).map_err(|_| error)
+            let gap = serde_json::from_slice(json).map(Self::Gap);
+            gap.or_else(|_| serde_json::from_slice(json).map(Self::Other)).map_err(|_| error)
         })
     }
 }

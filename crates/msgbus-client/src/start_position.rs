@@ -8,7 +8,8 @@ use hyper::header::HeaderMap;
 pub(crate) struct StartPosition {
     pub(crate) epoch: Option<u64>,
     pub(crate) next_id: Option<u64>,
-    pub(crate) missed: u64,
+    /// `Some(0)` if nobody knows how many. `None` if nothing is missed.
+    pub(crate) missed: Option<u64>,
     pub(crate) restarted: bool,
 }
 
@@ -18,7 +19,7 @@ impl StartPosition {
         Self {
             epoch: number("msgbus-epoch"),
             next_id: number("msgbus-next-id"),
-            missed: number("msgbus-missed").unwrap_or(0),
+            missed: number("msgbus-missed"),
             restarted: headers.contains_key("msgbus-restarted"),
         }
     }

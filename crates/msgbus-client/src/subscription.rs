@@ -1,6 +1,6 @@
 //! A subscription that survives broken connections and restarts of the server.
 
-use std::{convert::Infallible, pin::Pin, time::Duration};
+use std::{convert::Infallible, mem, pin::Pin, time::Duration};
 
 use futures_util::{SinkExt as _, Stream, StreamExt as _, stream};
 use msgbus_core::{Message, Position, TopicName};
@@ -11,7 +11,7 @@ use crate::{
     backoff::Backoff,
     client::Client,
     error::ClientError,
-    received::{Gap, Received},
+    received::{Gap, Other, Received},
     start_position::StartPosition,
     uri::ServerUri,
     websocket::{self, Heartbeat, Websocket},
@@ -23,8 +23,13 @@ use crate::{
 pub enum Event {
     /// The next message. Messages arrive in order and are never repeated.
     Message(Message),
-    /// The server dropped this many messages before they were delivered (topic limit or TTL).
+    /// The server dropped this many messages before they were delivered (topic limit or TTL). 0: nobody knows how many,
+    /// perhaps none; the engine of the topic does not count them.
     Missed(u64),
+    /// The engine in which the topic lives does not deliver. Until it does, nothing follows.
+    Stalled,
+    /// The engine delivers again.
+    Resumed,
     /// The topic was reset, by a restart of the server or a delete. Ids restart at 0, and all
     /// messages that the topic holds now follow.
     Restarted,
@@ -72,6 +77,8 @@ struct Connection {
     opened: Instant,
     /// Whether a message or a gap has been received.
     has_received: bool,
+    /// Whether the engine of the topic does not deliver, as far as the server has said.
+    is_stalled: bool,
     heartbeat: Heartbeat,
 }
 
@@ -195,7 +202,7 @@ impl Subscription {
     fn begin(&mut self, socket: Websocket, start: StartPosition) {
         self.position = match (start.epoch, start.next_id) {
             // The position is now exact, even if no message is ever received.
-            (Some(epoch), Some(next_id)) if start.missed == 0 => Position::before(epoch, next_id),
+            (Some(epoch), Some(next_id)) if start.missed.is_none() => Position::before(epoch, next_id),
             // Until the gap has been handed out, another connection has to be pending of it too.
             (Some(epoch), _) if start.restarted => Position::Start { epoch },
             _ => self.position,
@@ -206,6 +213,7 @@ impl Subscription {
             epoch: start.epoch,
             opened: Instant::now(),
             has_received: false,
+            is_stalled: false,
             heartbeat: Heartbeat::start(),
         }));
     }
@@ -233,10 +241,13 @@ impl Subscription {
     }
 
     fn take_pending(&mut self) -> Option<Event> {
-        if std::mem::take(&mut self.pending.restarted) {
+        if mem::take(&mut self.pending.restarted) {
             return Some(Event::Restarted);
         }
         let received = self.pending.received.take()?;
+        if let Received::Other(Other { event }) = received {
+            return self.note_delivery(&event);
+        }
         // The next connection starts after what is returned here.
         if let LinkState::Up(connection) = &self.link
             && let Some(epoch) = connection.epoch
@@ -244,17 +255,31 @@ impl Subscription {
             self.position = match &received {
                 Received::Message(message) => Position::After { epoch, id: message.id() },
                 Received::Gap(gap) => Position::before(epoch, gap.next_id),
+                Received::Other(_) => self.position,
             };
         }
-        Some(match received {
-            Received::Message(message) => Event::Message(message),
-            Received::Gap(Gap { missed, .. }) => Event::Missed(missed),
-        })
+        match received {
+            Received::Message(message) => Some(Event::Message(message)),
+            Received::Gap(Gap { missed, .. }) => Some(Event::Missed(missed)),
+            Received::Other(_) => None,
+        }
+    }
+
+    /// The server says again and again that an engine does not deliver. Only the first time is an event.
+    fn note_delivery(&mut self, event: &str) -> Option<Event> {
+        let LinkState::Up(connection) = &mut self.link else { return None };
+        let (is_stalled, event) = match event {
+            "stalled" => (true, Event::Stalled),
+            "resumed" => (false, Event::Resumed),
+            _ => return None,
+        };
+        let was_stalled = mem::replace(&mut connection.is_stalled, is_stalled);
+        (was_stalled != is_stalled).then_some(event)
     }
 }
 
 impl Connection {
-    /// Receives the next message or gap.
+    /// Receives the next message or event.
     ///
     /// # Errors
     /// [`ClientError::Message`] if the frame is neither; otherwise the connection is lost.

@@ -9,8 +9,8 @@ pub mod accounts;
 pub mod conformance;
 pub mod jobs;
 mod memory;
-pub mod nats;
 mod proxy;
+pub mod server;
 
 use std::{sync::Arc, time::Duration};
 

@@ -124,6 +124,7 @@ class Client:
         lag: Optional[str] = None,
         on_gap: Optional[Callable[[int], None]] = None,
         on_restart: Optional[Callable[[], None]] = None,
+        on_stalled: Optional[Callable[[bool], None]] = None,
     ) -> Subscription[Message]: ...
 
     @overload
@@ -145,6 +146,7 @@ class Client:
         lag: Optional[str] = None,
         on_gap: Optional[Callable[[int], None]] = None,
         on_restart: Optional[Callable[[], None]] = None,
+        on_stalled: Optional[Callable[[bool], None]] = None,
         group: Optional[str] = None,
         lease: Optional[str] = None,
         credit: int = 1,
@@ -154,15 +156,17 @@ class Client:
         ``since`` is where to start (docs/protocol.md, 6.3): ``all``, ``10m``, ``message.position``; by default with new
         messages. Where the server no longer has the next messages, the subscription continues after them
         (``lag="skip"``), or ends with the error ``lagged`` (``lag="disconnect"``). ``on_gap`` is called in its turn,
-        between messages, with the number of messages that the server no longer had; ``on_restart`` when the topic has
+        between messages, with the number of messages that the server no longer had (0: the engine of the topic cannot
+        tell); ``on_restart`` when the topic has
         started anew (it was deleted, or the server restarted without its messages), and all messages that it holds now
-        follow. By default both log a warning.
+        follow; ``on_stalled`` at once, with ``True``, when the engine in which the topic lives does not deliver, and with
+        ``False`` when it does again. By default they log a warning.
 
         With ``group``, the messages are leased to one worker of the group each, until it acknowledges them. ``lease``
         is how long a lease lasts (``30s``), ``credit`` how many unsettled messages this worker may have at a time.
         ``since`` counts only if this subscription creates the group.
         """
-        options = SubscriptionOptions(lag, group, lease, credit, on_gap, on_restart)
+        options = SubscriptionOptions(lag, group, lease, credit, on_gap, on_restart, on_stalled)
         return Subscription(self._link, topic, since, options)
 
     @overload

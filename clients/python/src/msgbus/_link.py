@@ -289,7 +289,7 @@ class Link:
 
     def _dispatch(self, answer: Answer) -> None:
         op = answer.get("op")
-        if op in ("msg", "gap", "end", "request"):
+        if op in ("msg", "gap", "stalled", "resumed", "end", "request"):
             self._has_received = True
             subscription = self._routes.get(answer["sid"])
             if subscription:

@@ -52,6 +52,7 @@ class SubscriptionOptions:
     credit: int = 1
     on_gap: Optional[Callable[[int], None]] = None
     on_restart: Optional[Callable[[], None]] = None
+    on_stalled: Optional[Callable[[bool], None]] = None
 
 
 class Subscription(Generic[M]):
@@ -84,6 +85,8 @@ class Subscription(Generic[M]):
         self._is_paused = False
         self._was_open = False
         self._was_resumed = False
+        # Whether the engine of the topic does not deliver, as far as the server has said.
+        self._is_stalled = False
         self._is_ended = False
         self._error: Optional[MsgbusError] = None
         self._changed = asyncio.Event()
@@ -204,6 +207,8 @@ class Subscription(Generic[M]):
         """A message, a gap or an end has arrived."""
         if event["op"] == "end":
             self._ended_by_server(event)
+        elif event["op"] in ("stalled", "resumed"):
+            self._note_feed(event["op"] == "stalled")
         elif self._held is not None:
             if event["op"] == "msg":
                 self._granted -= 1
@@ -224,6 +229,16 @@ class Subscription(Generic[M]):
         elif event["op"] == "gap":
             self._resume = position_before(self._epoch, event["next_id"])
             self._push(Gap(self._resume, event["missed"]))
+
+    def _note_feed(self, is_stalled: bool) -> None:
+        """The server says again and again that an engine does not deliver. Only the first time is news."""
+        if self._is_stalled == is_stalled:
+            return
+        self._is_stalled = is_stalled
+        if self._options.on_stalled:
+            self._options.on_stalled(is_stalled)
+        elif is_stalled:
+            logger.warning("the engine of %s is away; waiting for it", self._topic)
 
     def settled(self, op: str, tokens: Sequence[str], lease: Optional[str]) -> None:
         """Leases were settled by their tokens. Some may be of this subscription."""
@@ -250,6 +265,7 @@ class Subscription(Generic[M]):
     def _opened(self, ok: Answer) -> None:
         self._was_resumed = self._was_open
         self._was_open = True
+        self._is_stalled = False
         if not self._ready.done():
             self._ready.set_result(None)
         if self._held is not None:

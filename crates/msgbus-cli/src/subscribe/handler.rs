@@ -91,10 +91,13 @@ impl Progress {
     pub(super) fn report_missed(&mut self, topics: &impl Display, count: u64) {
         self.missed = true;
         let s = if count == 1 { "" } else { "s" };
-        note(&format!(
-            "{topics}: missed {count} message{s}: the server dropped them before they were delivered \
-             (topic limit or TTL)"
-        ));
+        note(&match count {
+            0 => format!("{topics}: messages may be missed; the engine of the topic cannot tell"),
+            _ => format!(
+                "{topics}: missed {count} message{s}: the server dropped them before they were \
+                 delivered (topic limit or TTL)"
+            ),
+        });
     }
 
     pub(super) fn exit(&self, ended: &Ended, args: &Sub) -> Exit {
@@ -108,4 +111,12 @@ impl Progress {
             Ended::Counted | Ended::Stopped | Ended::OutOfTime => Exit::Done,
         }
     }
+}
+
+/// Says that the engine of a topic does not deliver, or does again.
+pub(super) fn note_delivery(topics: &impl Display, is_stalled: bool) {
+    note(&match is_stalled {
+        true => format!("{topics}: its engine is away; waiting for it"),
+        false => format!("{topics}: its engine delivers again"),
+    });
 }

@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Ended, Handler, Progress, end, sleep_until_some};
+use super::{Ended, Handler, Progress, end, note_delivery, sleep_until_some};
 use crate::{
     args::Sub,
     cursor::{Cursors, Start},
@@ -310,6 +310,10 @@ impl Follower {
             }
             Event::Missed(count) => self.progress.report_missed(&source.name, *count),
             Event::Restarted => note(&source.restarted()),
+            event @ (Event::Stalled | Event::Resumed) if !self.args.quiet => {
+                note_delivery(&source.name, matches!(event, Event::Stalled));
+                return Ok(());
+            }
             _ => {}
         }
         self.save(index, position, None).await

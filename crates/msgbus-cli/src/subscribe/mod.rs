@@ -29,7 +29,7 @@ use crate::{
 /// The time limit for checking whether the topic has reached the id of --since.
 const PEEK_TIMEOUT: Duration = Duration::from_secs(5);
 
-use self::handler::{Handler, Progress};
+use self::handler::{Handler, Progress, note_delivery};
 pub(crate) use self::many::run as run_many;
 
 pub(crate) async fn run(topic: TopicName, args: Sub, stop: Stop) -> Result<Exit, Failure> {
@@ -212,6 +212,9 @@ impl Follower {
                 ));
             }
             Event::Connected => self.note_connected()?,
+            Event::Stalled | Event::Resumed if !self.args.quiet => {
+                note_delivery(topic, matches!(event, Event::Stalled));
+            }
             Event::Disconnected { error, retry_in } if !self.args.quiet => {
                 let seconds = retry_in.as_secs_f64();
                 note(&format!("{error}; trying again in {seconds:.1} s"));

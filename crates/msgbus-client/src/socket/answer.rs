@@ -33,6 +33,11 @@ pub(super) enum Incoming<'a> {
         missed: u64,
         next_id: u64,
     },
+    /// The engine of a topic does not deliver, or does again.
+    Delivery {
+        sid: u64,
+        is_stalled: bool,
+    },
     /// A request to a service.
     Request {
         sid: u64,
@@ -52,7 +57,8 @@ pub(super) struct Answer {
     pub(super) id: Option<u64>,
     pub(super) epoch: Option<u64>,
     pub(super) next_id: Option<u64>,
-    pub(super) missed: u64,
+    /// `Some(0)` if nobody knows how many. `None` if nothing is missed.
+    pub(super) missed: Option<u64>,
     pub(super) restarted: bool,
     pub(super) lease_expires: Option<DateTime<Utc>>,
     messages: Vec<Box<RawValue>>,
@@ -128,8 +134,7 @@ struct Line<'a> {
     message: Option<&'a RawValue>,
     epoch: Option<String>,
     next_id: Option<u64>,
-    #[serde(default)]
-    missed: u64,
+    missed: Option<u64>,
     #[serde(default)]
     restarted: bool,
     reason: Option<String>,
@@ -157,7 +162,8 @@ struct Op<'a> {
 }
 
 impl Op<'_> {
-    const KNOWN: [&'static str; 7] = ["msg", "gap", "end", "ok", "pong", "error", "request"];
+    const KNOWN: [&'static str; 9] =
+        ["msg", "gap", "stalled", "resumed", "end", "ok", "pong", "error", "request"];
 
     /// Whether the line has an operation that is known, or none.
     fn is_known(line: &str) -> bool {
@@ -192,8 +198,10 @@ impl<'a> Incoming<'a> {
             }
             "gap" => {
                 let next_id = line.next_id.ok_or_else(|| lacks("next_id"))?;
-                Self::Gap { sid: sid?, missed: line.missed, next_id }
+                Self::Gap { sid: sid?, missed: line.missed.unwrap_or(0), next_id }
             }
+            "stalled" => Self::Delivery { sid: sid?, is_stalled: true },
+            "resumed" => Self::Delivery { sid: sid?, is_stalled: false },
             "request" => Self::Request { sid: sid?, request: line.into_request()? },
             "end" => Self::End { sid: sid?, reason: line.reason.unwrap_or_default().into() },
             "ok" | "pong" => Self::Answer { rid: line.rid, answer: Ok(line.into_answer()?) },

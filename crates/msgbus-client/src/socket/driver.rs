@@ -192,6 +192,9 @@ impl Driver {
                 }
             }
             Incoming::Gap { sid, missed, next_id } => self.subscriptions.gap(sid, missed, next_id),
+            Incoming::Delivery { sid, is_stalled } => {
+                self.subscriptions.delivery(sid, is_stalled);
+            }
             Incoming::Request { sid, request } => self.subscriptions.request(sid, request),
             Incoming::End { sid, reason } => self.subscriptions.ended(sid, &reason),
             // The refusal of an operation that nobody waits for: credit or the end of a subscription that has just ended

@@ -66,12 +66,26 @@ impl Queue {
     /// Adds an entry. Returns false if the queue is full: then the subscription is paused.
     pub(super) fn push(&self, entry: Entry) -> bool {
         let mut state = self.state.lock();
-        if state.entries.len() >= self.max_messages || state.bytes >= Self::MAX_BYTES {
+        if self.is_full(&state) {
             state.is_paused = true;
             return false;
         }
         Self::add(state, entry);
         true
+    }
+
+    /// Adds an entry that may be lost, unless the queue is full. Returns whether it did.
+    pub(super) fn push_if_room(&self, entry: Entry) -> bool {
+        let state = self.state.lock();
+        let has_room = !self.is_full(&state);
+        if has_room {
+            Self::add(state, entry);
+        }
+        has_room
+    }
+
+    fn is_full(&self, state: &State) -> bool {
+        state.entries.len() >= self.max_messages || state.bytes >= Self::MAX_BYTES
     }
 
     /// Adds an entry even if the queue is full: one that occurs once for each connection.

@@ -15,12 +15,13 @@ use crate::{error::ClientError, subscription::Event};
 
 /// A subscription to a topic, or to all topics that match a pattern, on a [`Socket`]. Dropping it ends the subscription.
 ///
-/// It is a `Stream` of events. [`Event::Message`], [`Event::Missed`] and [`Event::Restarted`] occur; a lost connection is
-/// no event, because the subscription resumes from its own position ([`Socket::statuses`] tells).
+/// It is a `Stream` of events. [`Event::Message`], [`Event::Missed`], [`Event::Restarted`], [`Event::Stalled`] and
+/// [`Event::Resumed`] occur; a lost connection is no event, because the subscription resumes from its own position ([`Socket::statuses`] tells).
 ///
 /// - Messages of a topic arrive in order and once. A pattern has one order for all its subscribers, in which the messages of
 ///   each topic are in order.
-/// - [`Event::Missed`] has the exact number of messages that the server dropped before they were received.
+/// - [`Event::Missed`] has the exact number of messages that the server dropped before they were received, or 0 if the engine
+///   of the topic does not count them.
 /// - [`Event::Restarted`] of a topic: it was deleted, or the server, which kept it in memory, was restarted. Everything that
 ///   it contains now follows. Of a pattern: its order began anew, because the server was restarted or the connection was
 ///   lost for some minutes. Everything that its topics retain follows, without what was received before. Messages that the

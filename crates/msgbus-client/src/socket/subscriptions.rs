@@ -35,6 +35,8 @@ pub(super) struct Subscribed {
     pub(super) started: Option<oneshot::Sender<Result<Position, ClientError>>>,
     state: State,
     epoch: Option<u64>,
+    /// Whether the engine of the topic does not deliver, as far as the server has said.
+    is_stalled: bool,
     backoff: Backoff,
 }
 
@@ -73,6 +75,7 @@ impl Subscribed {
             started: Some(started),
             state: State::Due,
             epoch: None,
+            is_stalled: false,
             backoff: Backoff::default(),
         }
     }
@@ -103,11 +106,12 @@ impl Subscribed {
     fn begin(&mut self, sid: u64, answer: &Answer) {
         self.state = State::Open(sid);
         self.epoch = answer.epoch;
+        self.is_stalled = false;
         let exact = answer.epoch.zip(answer.next_id);
         if let (Receiver::Messages(queue), Some((epoch, next_id))) = (&self.receiver, exact) {
             // Until the gap has been received, another start has to report it too.
             let position = match (answer.missed, answer.restarted) {
-                (0, _) => Some(Position::before(epoch, next_id)),
+                (None, _) => Some(Position::before(epoch, next_id)),
                 (_, true) => Some(Position::Start { epoch }),
                 (_, false) => self.position,
             };
@@ -369,6 +373,18 @@ impl Subscriptions {
             subscribed.position = Some(position);
         } else {
             self.pause(number, sid);
+        }
+    }
+
+    /// The engine of a topic does not deliver, or does again. The server says the first
+    /// again and again.
+    pub(super) fn delivery(&mut self, sid: u64, is_stalled: bool) {
+        let Some((_, subscribed)) = self.at(sid) else { return };
+        let Receiver::Messages(queue) = &subscribed.receiver else { return };
+        let position = subscribed.position.unwrap_or_default();
+        let event = if is_stalled { Event::Stalled } else { Event::Resumed };
+        if subscribed.is_stalled != is_stalled && queue.push_if_room(Entry { event, position }) {
+            subscribed.is_stalled = is_stalled;
         }
     }
 

@@ -18,7 +18,7 @@ use msgbus_engine_testkit::{
     accounts, bus,
     conformance::{self, Subject},
     fresh, jobs,
-    nats::{NatsServer as Server, programs},
+    server::{Kind, Program, Server},
     soon,
 };
 use msgbus_nats::{ConnectOptions, NatsEngine, NatsOptions};
@@ -51,6 +51,10 @@ impl Connect for Server {
         soon(connected).await;
         engine
     }
+}
+
+fn programs() -> Vec<Program> {
+    Kind::Nats.programs()
 }
 
 fn is_current(program: &Path) -> bool {

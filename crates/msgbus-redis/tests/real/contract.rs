@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use msgbus_engine_testkit::conformance::{self, Subject};
 use msgbus_redis::RedisEngine;
 
-use crate::server::{Server, programs};
+use crate::server::{Redis as _, Server, programs};
 
 fn subject(one: RedisEngine, other: RedisEngine) -> Subject {
     Subject {

@@ -12,7 +12,7 @@ use msgbus_engine_testkit::{accounts, bus, fresh, jobs, soon};
 use msgbus_redis::RedisOptions;
 use tokio::time::sleep;
 
-use crate::server::{Server, programs};
+use crate::server::{Redis as _, Server, programs};
 
 /// After a restart, numbers go on at a multiple of this, and one.
 const JUMP: u64 = 1_000_000_000;

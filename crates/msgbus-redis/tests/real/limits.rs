@@ -11,7 +11,7 @@ use msgbus_redis::{Acknowledge, RedisEngine, RedisOptions, TlsCertificates};
 use redis::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::server::{Server, free_port, programs};
+use crate::server::{Redis as _, Server, free_port, programs};
 
 const MANY: BatchLimit = BatchLimit { events: 1000, bytes: 1 << 20 };
 

@@ -8,7 +8,7 @@ use msgbus_redis::RedisOptions;
 use redis::Value;
 use tokio::time::sleep;
 
-use crate::server::{Server, programs};
+use crate::server::{Redis as _, Server, programs};
 
 fn text(value: Value) -> String {
     match value {

@@ -1,6 +1,13 @@
 //! Encodings of events that are not messages.
 
+use crate::service::follower::Feed;
+
 /// A gap in the messages, as a line of JSON.
 pub(crate) fn gap(missed: u64, next_id: u64) -> String {
     format!("{{\"event\":\"gap\",\"missed\":{missed},\"next_id\":{next_id}}}\n")
+}
+
+/// Whether the engine of a topic delivers, as a line of JSON.
+pub(crate) fn feed(feed: Feed) -> String {
+    format!("{{\"event\":\"{}\"}}\n", feed.word())
 }

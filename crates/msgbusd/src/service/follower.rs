@@ -47,6 +47,8 @@ pub(crate) struct Follower {
     next_id: u64,
     /// The id of the last message that was received.
     last_id: Option<u64>,
+    /// Whether the client was told that the engine of the topic does not deliver.
+    is_stalled: bool,
     _permit: QuotaPermit,
 }
 
@@ -56,6 +58,25 @@ pub(crate) enum Item {
     Frame(Frame),
     /// This many messages were missed.
     Missed(u64),
+    Feed(Feed),
+}
+
+/// Whether the engine of the topic delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Feed {
+    Stalled,
+    /// It does again.
+    Resumed,
+}
+
+impl Feed {
+    /// As clients are told.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Stalled => "stalled",
+            Self::Resumed => "resumed",
+        }
+    }
 }
 
 /// Why a subscription ended.
@@ -186,6 +207,7 @@ impl Admission {
             // Messages that were removed before the start are reported first, as missed.
             next_id: start.requested_id,
             last_id: None,
+            is_stalled: false,
             subscription,
             worker,
             _permit: permit,
@@ -223,6 +245,22 @@ impl Follower {
     /// Ready when the keys no longer allow it.
     pub(crate) fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.authorization.poll_revoked(cx)
+    }
+
+    /// What there is to say about the engine of the topic when it is time for a keep-alive: that it does not deliver, as
+    /// long as that is so, and once that it does again.
+    pub(crate) fn feed(&mut self) -> Option<Feed> {
+        match (self.subscription.stalled(), self.is_stalled) {
+            (Some(_), _) => {
+                self.is_stalled = true;
+                Some(Feed::Stalled)
+            }
+            (None, true) => {
+                self.is_stalled = false;
+                Some(Feed::Resumed)
+            }
+            (None, false) => None,
+        }
     }
 
     /// Stops waiting for memory, on behalf of a client that accepts nothing: another waiter has its turn.
@@ -282,6 +320,10 @@ impl Follower {
     }
 
     fn encode(&mut self, events: &[Event], mut give: impl FnMut(Item, u64)) {
+        if self.is_stalled && self.subscription.stalled().is_none() {
+            self.is_stalled = false;
+            give(Item::Feed(Feed::Resumed), self.next_id);
+        }
         for event in events {
             let item = match event {
                 Event::Message { id, message } => {

@@ -42,12 +42,13 @@ impl Link {
         Self { transport, heartbeat: Heartbeat::new(ping_interval, Instant::now()) }
     }
 
-    /// Pings the client when that is due.
+    /// Pings the client when that is due. Returns whether it was.
     pub(crate) fn poll_alarm(
         &mut self,
         cx: &mut Context<'_>,
         mut alarm: Pin<&mut Sleep>,
-    ) -> ControlFlow<End> {
+    ) -> ControlFlow<End, bool> {
+        let mut is_pinged = false;
         while alarm.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if self.heartbeat.is_silent(now) {
@@ -56,10 +57,11 @@ impl Link {
             if self.heartbeat.ping_is_due(now) {
                 let time = Utc::now().timestamp_nanos_opt().unwrap_or_default();
                 broken(self.transport.ping(cx, time.to_string()))?;
+                is_pinged = true;
             }
             alarm.as_mut().reset(self.heartbeat.next());
         }
-        ControlFlow::Continue(())
+        ControlFlow::Continue(is_pinged)
     }
 
     /// Writes everything that waits.

@@ -71,6 +71,11 @@ pub(crate) trait Dialogue: Activities {
     /// Does what goes on while the client accepts nothing.
     fn run_blocked(&mut self, outgoing: &mut Outgoing);
 
+    /// The client is pinged: the time to say what else it should know while nothing happens.
+    fn pinged(&mut self, outgoing: &mut Outgoing) {
+        let _ = outgoing;
+    }
+
     /// Why the connection is to end, if it is.
     fn ends(&self) -> Option<End> {
         None
@@ -168,7 +173,9 @@ impl<D: Dialogue> Session<D> {
         let State { dialogue, outgoing, .. } = state;
         for _ in 0..TURNS {
             self.begin_messages(dialogue, outgoing)?;
-            self.link.poll_alarm(cx, alarm.as_mut())?;
+            if self.link.poll_alarm(cx, alarm.as_mut())? {
+                dialogue.pinged(outgoing);
+            }
             let is_blocked = self.link.poll_write(cx, outgoing)?.is_pending();
             let has_read = self.poll_fill(cx)?;
             let has_run = if is_blocked {

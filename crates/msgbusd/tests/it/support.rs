@@ -221,7 +221,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes).into_owned();
         let end = text.find("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
         let head = text[..end].to_owned();

@@ -392,6 +392,7 @@ impl Exchange {
                                 &json!({"subscribe": name, "missed": missed}),
                             );
                         }
+                        Item::Feed(_) => {}
                     }
                 }
                 self.handle(follow.name.clone(), None, Box::pin(follow.next()));

@@ -213,6 +213,7 @@ impl StreamingBody {
                 let fields = format!("\"missed\":{count}");
                 pieces.extend(event_text(format, "gap", &fields, Some(position)));
             }
+            Item::Feed(feed) => pieces.extend(event_text(format, feed.word(), "", None)),
         });
         if let Poll::Ready(received) = received {
             if let Err(end) = received {
@@ -230,12 +231,13 @@ impl StreamingBody {
         self.reset_keep_alive();
         // The timer was reset, and has to be polled to register the waker.
         let _ = self.keep_alive.as_mut().poll(cx);
+        if matches!(self.format, FrameFormat::Sse | FrameFormat::JsonLine)
+            && let Some(feed) = self.follower.feed()
+        {
+            self.push_event(feed.word(), "");
+            return Poll::Ready(());
+        }
         match self.format {
-            FrameFormat::Sse | FrameFormat::JsonLine
-                if self.follower.subscription().stalled().is_some() =>
-            {
-                self.push_event("stalled", "");
-            }
             FrameFormat::Sse => self.pieces.push_back(Bytes::from_static(SSE_KEEP_ALIVE)),
             FrameFormat::JsonLine => self.pieces.push_back(Bytes::from_static(b"\n")),
             _ => return Poll::Pending,

@@ -101,6 +101,7 @@ impl Follow {
                 };
                 outgoing.push(output::error(&text));
             }
+            Item::Feed(_) => {}
         });
         polled.map_err(|end| match end {
             follower::End::Revoked => End::Revoked,

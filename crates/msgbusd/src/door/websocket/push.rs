@@ -65,6 +65,14 @@ impl State {
         self.follower.poll_batch(cx, to(&mut self.outgoing, self.reports_gaps))
     }
 
+    /// Tells the client about the engine of the topic, when it is pinged.
+    pub(super) fn pinged(&mut self) {
+        if let Some(feed) = self.follower.feed() {
+            let next_id = self.follower.next_id();
+            to(&mut self.outgoing, self.reports_gaps)(Item::Feed(feed), next_id);
+        }
+    }
+
     /// Stops writes by other threads, and returns the frames that are left to write.
     pub(super) fn end(&mut self) -> Outgoing {
         self.stream = None;
@@ -79,8 +87,11 @@ fn to(outgoing: &mut Outgoing, reports_gaps: bool) -> impl FnMut(Item, u64) {
         Item::Missed(count) if reports_gaps => {
             outgoing.push(Frame::text(&events::gap(count, next_id)));
         }
+        Item::Feed(feed) if reports_gaps => {
+            outgoing.push(Frame::text(&events::feed(feed)));
+        }
         // Clients of prologic/msgbus expect every frame to be a message.
-        Item::Missed(_) => {}
+        Item::Missed(_) | Item::Feed(_) => {}
     }
 }
 

@@ -69,7 +69,9 @@ impl Session {
         let state = &mut *push.lock();
         loop {
             self.poll_read(cx, state)?;
-            self.link.poll_alarm(cx, alarm.as_mut())?;
+            if self.link.poll_alarm(cx, alarm.as_mut())? {
+                state.pinged();
+            }
             if !coop::has_budget_remaining() {
                 // Yields to other tasks. The next poll checks the drain signal again, too.
                 cx.waker().wake_by_ref();

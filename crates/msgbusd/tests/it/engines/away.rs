@@ -6,18 +6,16 @@ use std::{
     time::Duration,
 };
 
-use msgbus_engine_testkit::nats::{NatsServer, programs};
 use msgbusd::config::Config;
 use tokio::time::sleep;
 
-use super::door_with;
+use super::{door_with, on_each};
 use crate::{stream::Stream, support::soon};
 
 #[tokio::test]
 async fn a_server_starts_without_its_engine_and_is_ready_with_it() {
-    for program in programs() {
-        let mut nats = NatsServer::new(&program);
-        let daemon = door_with(&nats, |_| {});
+    on_each(async |mut engine| {
+        let daemon = door_with(&engine, |_| {});
         assert_eq!(daemon.get("/healthz").await.status, 200);
         daemon.get("/readyz").await.refuses(503, "the engine main is not available");
         let refused = daemon.put("/t", "x").await;
@@ -37,20 +35,21 @@ async fn a_server_starts_without_its_engine_and_is_ready_with_it() {
             (&"engine_unavailable".into(), &1.into())
         );
 
-        nats.run();
+        engine.run();
         let daemon = daemon.ready().await;
         assert_eq!(daemon.put("/t", "x").await.status, 202);
         assert_eq!(daemon.metric("msgbus_engine_up{engine=\"main\"}").await, 1);
-    }
+    })
+    .await;
 }
 
 /// Nothing that was acknowledged is lost, and followers at both servers get everything once and in order.
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_when_the_engine_is_killed() {
     const MESSAGES: usize = 60;
-    for program in programs() {
-        let mut nats = NatsServer::start(&program);
-        let (one, other) = (door_with(&nats, |_| {}), door_with(&nats, |_| {}));
+    on_each(async |mut engine| {
+        engine.run();
+        let (one, other) = (door_with(&engine, |_| {}), door_with(&engine, |_| {}));
         let (one, other) = (one.ready().await, other.ready().await);
         let is_undisturbed = AtomicBool::new(false);
         let before = one.put("/t", "before").await.number("Msgbus-Id");
@@ -83,9 +82,9 @@ async fn nothing_acknowledged_is_lost_when_the_engine_is_killed() {
         let disturb = async {
             for _ in 0..2 {
                 sleep(Duration::from_millis(150)).await;
-                nats.kill();
+                engine.kill();
                 sleep(Duration::from_millis(150)).await;
-                nats.run();
+                engine.run();
             }
             is_undisturbed.store(true, Relaxed);
         };
@@ -96,37 +95,57 @@ async fn nothing_acknowledged_is_lost_when_the_engine_is_killed() {
             assert!(ids.is_sorted_by(|a, b| a < b), "in order: {ids:?}");
             assert_eq!(ids.into_iter().collect::<BTreeSet<_>>(), expected);
         }
-    }
+    })
+    .await;
 }
 
-/// A follower of a topic whose engine is away is told so, and goes on when the engine is back.
+/// Receives texts until all of these have come, in this order.
+async fn hears(mut next: impl AsyncFnMut() -> String, wanted: &[&str]) {
+    let heard = async {
+        for wanted in wanted {
+            while !next().await.contains(wanted) {}
+        }
+    };
+    soon(heard).await;
+}
+
+/// Followers on all transports are told that the engine of their topic is away, and that it is back.
 #[tokio::test]
 async fn followers_are_told_that_the_engine_is_away() {
-    for program in programs() {
-        let mut nats = NatsServer::start(&program);
+    on_each(async |mut engine| {
+        engine.run();
         let ping = |config: &mut Config| config.timeouts.ping = Duration::from_millis(200);
-        let daemon = door_with(&nats, ping).ready().await;
+        let daemon = door_with(&engine, ping).ready().await;
         let mut lines = Stream::open(&daemon, "/t?stream=ndjson", "").await;
         let mut sse = Stream::open(&daemon, "/t?stream=sse", "").await;
-        nats.kill();
-        let is_told = async {
-            while lines.line().await.unwrap() != r#"{"event":"stalled"}"# {}
-            while sse.line().await.unwrap() != "event: stalled" {}
-        };
-        soon(is_told).await;
-        assert_eq!(sse.lines(2).await, ["data: {}", ""]);
-        nats.run();
+        let mut gaps = daemon.subscribe("/t?gaps").await;
+        let mut plain = daemon.subscribe("/t").await;
+        let mut v1 = daemon.client().await;
+        v1.send(&[serde_json::json!({"op": "sub", "rid": 1, "sid": "s", "topic": "t"})]).await;
+        assert_eq!(v1.line().await["op"], "ok");
+        engine.kill();
+        let stalled = r#"{"event":"stalled"}"#;
+        hears(async || lines.line().await.unwrap(), &[stalled, stalled]).await;
+        hears(async || sse.line().await.unwrap(), &["event: stalled", "data: {}"]).await;
+        hears(async || gaps.frame().await.to_string(), &[stalled, stalled]).await;
+        hears(async || v1.line().await.to_string(), &[r#"{"op":"stalled","sid":"s"}"#]).await;
+        engine.run();
         let daemon = daemon.ready().await;
         let id = daemon.put("/t", "x").await.number("Msgbus-Id");
-        let is_message = |line: &str| line.contains(&format!("\"id\":{id},"));
-        let is_received = async {
-            while !is_message(&lines.line().await.unwrap()) {}
-            while !is_message(&sse.line().await.unwrap()) {}
-        };
-        soon(is_received).await;
+        let message = format!("\"id\":{id},");
+        let message = message.as_str();
+        let resumed = r#"{"event":"resumed"}"#;
+        hears(async || lines.line().await.unwrap(), &[resumed, message]).await;
+        hears(async || sse.line().await.unwrap(), &["event: resumed", message]).await;
+        hears(async || gaps.frame().await.to_string(), &[resumed, message]).await;
+        let resumed = r#"{"op":"resumed","sid":"s"}"#;
+        hears(async || v1.line().await.to_string(), &[resumed, message]).await;
+        // Without ?gaps, every frame is a message.
+        assert_eq!(plain.message().await.id(), id);
         // While it is away, requests are refused within a time, and nothing hangs.
-        nats.kill();
+        engine.kill();
         let refused = daemon.put("/t", "x").await;
         assert!(matches!(refused.status, 503 | 504), "{refused:?}");
-    }
+    })
+    .await;
 }

@@ -1,11 +1,11 @@
 //! Groups of topics in an engine: a lease excludes the workers of all servers.
 
-use super::pairs;
+use super::on_each_pair;
 use crate::support::soon;
 
 #[tokio::test]
 async fn a_lease_excludes_the_workers_of_all_servers() {
-    for (_nats, one, other) in pairs().await {
+    on_each_pair(async |_engine, one, other| {
         one.put("/jobs", "job").await;
         let (id, deliveries, token) = one.lease("/jobs?group=workers&wait=60s").await;
         assert_eq!(deliveries, 1);
@@ -25,12 +25,13 @@ async fn a_lease_excludes_the_workers_of_all_servers() {
         assert_eq!(other.post(&format!("/-/nack/{token}")).await.status, 410, "that is over");
         assert_eq!(one.ack(&second).await, 204);
         assert_eq!(other.get("/jobs?group=workers&wait=300ms").await.status, 204);
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn many_leases_are_settled_at_once_and_shown() {
-    for (_nats, one, other) in pairs().await {
+    on_each_pair(async |_engine, one, other| {
         one.put("/jobs?split=lines", "a\nb\nc\n").await;
         assert_eq!(one.send("PUT", "/-/groups/g/jobs", &[], b"").await.status, 201);
         let shown = other.get("/-/groups/g/jobs").await.json();
@@ -50,13 +51,14 @@ async fn many_leases_are_settled_at_once_and_shown() {
         assert_eq!((moved.status, &moved.json()["pending"]), (200, &3.into()));
         assert_eq!(other.send("DELETE", "/-/groups/g/jobs", &[], b"").await.status, 204);
         assert_eq!(one.get("/-/groups/g/jobs").await.status, 404);
-    }
+    })
+    .await;
 }
 
 /// Workers on `msgbus.v1` are pushed leases as they have credit.
 #[tokio::test]
 async fn workers_on_a_websocket_are_pushed_leases() {
-    for (_nats, one, other) in pairs().await {
+    on_each_pair(async |_engine, one, other| {
         let mut v1 = other.client().await;
         let sub = serde_json::json!({"op": "sub", "rid": 1, "sid": "w", "topic": "jobs", "group": "g", "credit": 2});
         v1.send(&[sub]).await;
@@ -74,5 +76,6 @@ async fn workers_on_a_websocket_are_pushed_leases() {
         assert_eq!(v1.line().await["rid"], 3);
         let third = soon(v1.line()).await;
         assert!(third["id"].as_u64() > second["id"].as_u64(), "{third}");
-    }
+    })
+    .await;
 }

@@ -1,4 +1,4 @@
-//! Topics that live in an engine (docs/engines.md): several servers, and real servers of NATS.
+//! Topics that live in an engine (docs/engines.md): several servers, and real servers of NATS, Redis and Valkey.
 
 mod away;
 mod groups;
@@ -6,22 +6,47 @@ mod hop;
 mod settings;
 mod shared;
 
-use std::time::Duration;
+use std::{panic::AssertUnwindSafe, time::Duration};
 
-use msgbus_engine_testkit::nats::{NatsServer, programs};
+use futures_util::{FutureExt as _, future::join_all};
+use msgbus_engine_testkit::server::{Kind, Program, Server};
 use msgbusd::config::{Config, EngineConfig, EngineTopics};
 use tokio::time::sleep;
 
 use crate::support::{Daemon, soon};
 
-/// A server whose topics all live in this engine, which is not killed: it may take its time.
-fn door(nats: &NatsServer) -> Daemon {
-    door_with(nats, |config| config.engines[0].timeout = Duration::from_secs(60))
+/// The servers of all kinds of engines.
+fn programs() -> Vec<Program> {
+    [Kind::Nats, Kind::Redis].into_iter().flat_map(Kind::programs).collect()
 }
 
-fn door_with(nats: &NatsServer, set: impl FnOnce(&mut Config)) -> Daemon {
+/// Runs a test on each engine, all at the same time.
+async fn on_each(test: impl AsyncFn(Server)) {
+    let programs = programs();
+    let run = async |program: &Program| AssertUnwindSafe(test(Server::new(program))).catch_unwind().await;
+    let ended = join_all(programs.iter().map(run)).await;
+    let failed: Vec<_> = programs.iter().zip(ended).filter(|(_, ended)| ended.is_err()).collect();
+    assert!(failed.is_empty(), "see above; failed on {failed:?}");
+}
+
+/// Runs a test on two servers in front of each engine.
+async fn on_each_pair(test: impl AsyncFn(Server, Daemon, Daemon)) {
+    on_each(async |mut engine| {
+        engine.run();
+        let (one, other) = (door(&engine).ready().await, door(&engine).ready().await);
+        test(engine, one, other).await;
+    })
+    .await;
+}
+
+/// A server whose topics all live in this engine, which is not killed: it may take its time.
+fn door(engine: &Server) -> Daemon {
+    door_with(engine, |config| config.engines[0].timeout = Duration::from_secs(60))
+}
+
+fn door_with(engine: &Server, set: impl FnOnce(&mut Config)) -> Daemon {
     Daemon::with(|config| {
-        config.engines = vec![EngineConfig::new("main", &nats.url())];
+        config.engines = vec![EngineConfig::new("main", &engine.url())];
         let pattern = "**".parse().unwrap();
         config.engine_topics = vec![EngineTopics { pattern, engine: Some("main".to_owned()) }];
         set(config);
@@ -39,15 +64,4 @@ impl Daemon {
         soon(is_ready).await;
         self
     }
-}
-
-/// Two servers in front of one NATS, for each version of it.
-async fn pairs() -> Vec<(NatsServer, Daemon, Daemon)> {
-    let mut pairs = Vec::new();
-    for program in programs() {
-        let nats = NatsServer::start(&program);
-        let (one, other) = (door(&nats).ready().await, door(&nats).ready().await);
-        pairs.push((nats, one, other));
-    }
-    pairs
 }

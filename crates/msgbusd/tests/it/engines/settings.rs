@@ -6,14 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use msgbus_engine_testkit::nats::{NatsServer, programs};
+use msgbus_engine_testkit::server::{Kind, Server};
 
+use super::programs;
 use crate::{
     binary::{Running, msgbusd},
     process::refuses,
 };
 
-fn file(text: &str) -> tempfile::NamedTempFile {
+pub(super) fn file(text: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     file
@@ -96,10 +97,13 @@ fn say_until(daemon: &Running, request: &str, expected: &str) -> String {
 #[test]
 fn topics_choose_their_engine_and_passwords_come_from_files_and_variables() {
     for program in programs() {
-        let mut nats = NatsServer::new(&program);
-        nats.arguments = ["--user", "bus", "--pass", "s3cret"].map(str::to_owned).to_vec();
-        nats.run();
-        let url = nats.url();
+        let arguments = match program.kind {
+            Kind::Nats => "--user bus --pass s3cret",
+            Kind::Redis => "--user bus on >s3cret ~* &* +@all --user default off",
+        };
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let engine = Server::start_with(&program, &arguments);
+        let url = engine.url();
         let password = file("s3cret\n");
         let text = format!(
             "[engines.main]\nurl = \"{url}\"\nuser = \"bus\"\nprefix = \"shop\"\npassword-file = \"{}\"\n\

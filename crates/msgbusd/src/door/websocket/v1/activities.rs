@@ -338,6 +338,15 @@ impl Activities {
         }
     }
 
+    /// Tells the client which subscriptions wait for the engine of their topic.
+    pub(super) fn say_feeds(&mut self, output: &mut Output<'_>) {
+        for (_, slot) in &mut self.slots {
+            if let Activity::Follow(follow) = &mut slot.activity {
+                follow.say_feed(output);
+            }
+        }
+    }
+
     /// Ends all subscriptions, because the server stops, and polls all operations once more.
     pub(super) fn drain(&mut self, output: &mut Output<'_>) {
         self.is_draining = true;

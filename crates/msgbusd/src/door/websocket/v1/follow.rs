@@ -9,7 +9,7 @@ use super::{
     identifier::Label,
     output::Output,
 };
-use crate::service::follower::{self, Follower, Item};
+use crate::service::follower::{self, Feed, Follower, Item};
 
 /// One subscription.
 #[derive(Debug)]
@@ -65,8 +65,16 @@ impl Follow {
                     output.end_line();
                 }
                 Item::Missed(count) => write_gap(sid, count, next_id, output),
+                Item::Feed(feed) => write_feed(sid, feed, output),
             })
             .map_err(End::from)
+    }
+
+    /// Tells the client whether the engine of the topic delivers, if there is something to say.
+    pub(super) fn say_feed(&mut self, output: &mut Output<'_>) {
+        if let Some(feed) = self.follower.feed() {
+            write_feed(&self.sid, feed, output);
+        }
     }
 
     pub(super) fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -99,6 +107,16 @@ fn write_gap(sid: &str, missed: u64, next_id: u64, output: &mut Output<'_>) {
     number(text, missed);
     text.extend_from_slice(br#","next_id":"#);
     number(text, next_id);
+    text.push(b'}');
+    output.end_line();
+}
+
+fn write_feed(sid: &str, feed: Feed, output: &mut Output<'_>) {
+    let text = output.text();
+    text.extend_from_slice(br#"{"op":""#);
+    text.extend_from_slice(feed.word().as_bytes());
+    text.push(b'"');
+    write_sid(text, sid);
     text.push(b'}');
     output.end_line();
 }

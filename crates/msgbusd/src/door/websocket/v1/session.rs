@@ -84,6 +84,10 @@ impl Dialogue for Operations {
         self.activities.run_blocked(&mut Output::new(outgoing));
     }
 
+    fn pinged(&mut self, outgoing: &mut Outgoing) {
+        self.activities.say_feeds(&mut Output::new(outgoing));
+    }
+
     fn drain(&mut self, outgoing: &mut Outgoing) {
         self.activities.drain(&mut Output::new(outgoing));
     }
