@@ -202,7 +202,9 @@ impl Subscription {
     fn begin(&mut self, socket: Websocket, start: StartPosition) {
         self.position = match (start.epoch, start.next_id) {
             // The position is now exact, even if no message is ever received.
-            (Some(epoch), Some(next_id)) if start.missed.is_none() => Position::before(epoch, next_id),
+            (Some(epoch), Some(next_id)) if start.missed.is_none() => {
+                Position::before(epoch, next_id)
+            }
             // Until the gap has been handed out, another connection has to be pending of it too.
             (Some(epoch), _) if start.restarted => Position::Start { epoch },
             _ => self.position,

@@ -81,6 +81,9 @@ pub enum SubscribeError {
         /// The limit, in patterns.
         limit: usize,
     },
+    /// The topic lives in an engine, and as many of those are followed as the bus may have topics.
+    #[error(transparent)]
+    LimitReached(#[from] LimitReached),
     /// The bus was closed.
     #[error("the bus is closed")]
     Closed,

@@ -57,6 +57,8 @@ pub struct Server {
     port: u16,
     directory: TempDir,
     process: Option<Child>,
+    /// Whether NATS keeps messages.
+    pub has_jetstream: bool,
     /// Further arguments of its command line.
     pub arguments: Vec<String>,
 }
@@ -138,8 +140,14 @@ impl Server {
     /// A server that does not run yet.
     pub fn new(program: &Program) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (port, arguments) = (free_port(), Vec::new());
-        Self { program: program.clone(), port, directory, process: None, arguments }
+        Self {
+            program: program.clone(),
+            port: free_port(),
+            directory,
+            process: None,
+            has_jetstream: true,
+            arguments: Vec::new(),
+        }
     }
 
     /// Starts it, and waits until it accepts connections.
@@ -147,7 +155,7 @@ impl Server {
         let start = Instant::now();
         // Somebody else may have the port for the moment.
         while !self.try_run() {
-            assert!(start.elapsed() < SOON, "{:?} does not start", self.program);
+            assert!(start.elapsed() < SOON, "{} does not start", self.program.display());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -157,7 +165,7 @@ impl Server {
         let start = Instant::now();
         let mut process = self.spawn();
         loop {
-            assert!(start.elapsed() < SOON, "{:?} does not start", self.program);
+            assert!(start.elapsed() < SOON, "{} does not start", self.program.display());
             let serves = match self.program.kind {
                 Kind::Nats => TcpStream::connect(("127.0.0.1", self.port)).map(|_| true),
                 Kind::Redis => is_redis(self.port, process.id()),
@@ -184,13 +192,20 @@ impl Server {
         let port = self.port.to_string();
         let mut command = Command::new(&*self.program);
         match self.program.kind {
-            Kind::Nats => command.args(["-a", "127.0.0.1", "-p", &port, "-js", "-sd"]),
-            Kind::Redis => command
-                .args(["--bind", "127.0.0.1", "--port", &port, "--save", ""])
-                .args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]),
-        };
-        command.arg(self.directory.path()).args(&self.arguments);
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+            Kind::Nats => {
+                command.args(["-a", "127.0.0.1", "-p", &port]);
+                if self.has_jetstream {
+                    command.args(["-js", "-sd"]).arg(self.directory.path());
+                }
+            }
+            Kind::Redis => {
+                command
+                    .args(["--bind", "127.0.0.1", "--port", &port, "--save", ""])
+                    .args(["--appendonly", "yes", "--appendfsync", "always", "--dir"])
+                    .arg(self.directory.path());
+            }
+        }
+        command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
     /// Kills it with SIGKILL.
@@ -201,7 +216,7 @@ impl Server {
         }
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. With `-STOP` it is silent, until `-CONT`.
     pub fn signal(&self, signal: &str) {
         let pid = self.process.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
@@ -209,8 +224,12 @@ impl Server {
 
     /// Stops it, so that it keeps what it knows.
     pub fn stop(&mut self) {
-        self.signal("-TERM");
-        self.process.take().unwrap().wait().unwrap();
+        if self.process.is_some() {
+            self.signal("-TERM");
+        }
+        if let Some(mut process) = self.process.take() {
+            process.wait().unwrap();
+        }
     }
 
     /// Removes everything that it has kept. It must not be running.

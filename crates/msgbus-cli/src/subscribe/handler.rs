@@ -115,8 +115,7 @@ impl Progress {
 
 /// Says that the engine of a topic does not deliver, or does again.
 pub(super) fn note_delivery(topics: &impl Display, is_stalled: bool) {
-    note(&match is_stalled {
-        true => format!("{topics}: its engine is away; waiting for it"),
-        false => format!("{topics}: its engine delivers again"),
-    });
+    let what =
+        if is_stalled { "its engine is away; waiting for it" } else { "its engine delivers again" };
+    note(&format!("{topics}: {what}"));
 }

@@ -84,16 +84,16 @@ impl EngineCursor {
             let Some(map) = map.upgrade() else { return Err(SubscribeError::Closed) };
             let opened = Follow::open(&map, engine, &name).await;
             drop(map);
-            let (follow, window) = opened.map_err(subscribe_error)?;
+            let (follow, window) = opened?;
             let mut cursor = Self::new(follow, window, &options);
             if let Some(start) = cursor.start_in_window(options.from) {
                 return Ok((cursor, start));
             }
             let read = history(cursor.follow.engine(), &name, options.from, PAGE).await;
-            let (page, start) = read.map_err(subscribe_error)?;
+            let (page, start) = read.map_err(SubscribeError::of_engine)?;
             if page.epoch != cursor.info.epoch {
                 // The window is about to end.
-                return Err(subscribe_error(EngineError::Unavailable));
+                return Err(SubscribeError::of_engine(EngineError::Unavailable));
             }
             cursor.position = start.requested_id;
             cursor.arrive(page);
@@ -360,9 +360,11 @@ impl EngineCursor {
     }
 }
 
-fn subscribe_error(error: EngineError) -> SubscribeError {
-    match error {
-        EngineError::Closed => SubscribeError::Closed,
-        error => SubscribeError::Store(error.into()),
+impl SubscribeError {
+    pub(crate) fn of_engine(error: EngineError) -> Self {
+        match error {
+            EngineError::Closed => Self::Closed,
+            error => Self::Store(error.into()),
+        }
     }
 }

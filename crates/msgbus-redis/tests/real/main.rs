@@ -1,6 +1,7 @@
 //! The engine on real servers of Redis and Valkey.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod contract;
 mod disturbed;

@@ -6,11 +6,11 @@ use std::{
 };
 
 use msgbus_core::engine::Engine as _;
+pub(crate) use msgbus_engine_testkit::server::{Server, free_port};
 use msgbus_engine_testkit::{
     SOON,
     server::{Kind, Program},
 };
-pub(crate) use msgbus_engine_testkit::server::{Server, free_port};
 use msgbus_redis::{RedisEngine, RedisOptions};
 use redis::{Value, aio::MultiplexedConnection};
 

@@ -10,7 +10,7 @@ use msgbus_engine_testkit::{fresh, soon};
 use msgbus_redis::RedisOptions;
 use tokio::time::sleep;
 
-use crate::server::{Server, programs};
+use crate::server::{Redis as _, Server, programs};
 
 fn options(server: &Server) -> RedisOptions {
     RedisOptions { timeout: Duration::from_secs(1), ..server.options() }

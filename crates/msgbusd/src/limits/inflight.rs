@@ -75,6 +75,11 @@ impl Inflight {
         }
     }
 
+    /// Counts bytes, also beyond the limit, until the permit is dropped.
+    pub(crate) fn overdraft(&self, bytes: usize) -> QuotaPermit {
+        self.0.acquire_overdraft(bytes)
+    }
+
     /// Counts an HTTP/2 request, with `unread` bytes of body that may stay buffered; `None` if there is not enough
     /// memory.
     pub(crate) fn track_http2_request(

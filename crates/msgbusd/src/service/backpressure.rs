@@ -3,6 +3,7 @@
 //! started.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -11,10 +12,14 @@ use std::{
 use msgbus_core::{BatchLimit, Position, Subscription, TopicName};
 use tokio::{
     sync::futures::OwnedNotified,
-    time::{Sleep, sleep},
+    time::{Sleep, sleep, timeout},
 };
 
-use crate::{limits::inflight::Inflight, state::App};
+use super::error::ServiceError;
+use crate::{
+    limits::{inflight::Inflight, quota::QuotaPermit},
+    state::App,
+};
 
 /// How often a waiter checks its topic again: the large message may have expired, or the topic may have been deleted.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -44,6 +49,21 @@ pub(super) fn admit_next(
     // Half of it, because a payload grows when it is encoded as JSON.
     let is_small = next_size().is_none_or(|size| size <= small / 2);
     is_small.then_some(BatchLimit { events: 1, ..limit })
+}
+
+/// Reserves memory for the answer of an engine, which brings up to this many bytes. It waits for a moment if there is
+/// none.
+///
+/// # Errors
+/// [`ServiceError::TooMuchInFlight`].
+pub(super) async fn reserve(
+    inflight: &Inflight,
+    bytes: usize,
+) -> Result<QuotaPermit, ServiceError> {
+    let mut wait = MemoryWait::default();
+    let has_room = poll_fn(|cx| wait.poll(cx, inflight, || (!inflight.is_full()).then_some(())));
+    timeout(CHECK_INTERVAL, has_room).await.map_err(|_| ServiceError::TooMuchInFlight)?;
+    Ok(inflight.overdraft(bytes.min(inflight.quota().limit())))
 }
 
 /// A wait for memory; empty while there is none.

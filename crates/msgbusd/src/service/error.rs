@@ -123,6 +123,7 @@ impl From<SubscribeError> for ServiceError {
     fn from(error: SubscribeError) -> Self {
         match error {
             SubscribeError::Store(error) => Self::Store(error),
+            SubscribeError::LimitReached(limit) => Self::Publish(limit.into()),
             error => Self::Subscribe(error),
         }
     }
@@ -193,7 +194,9 @@ impl ServiceError {
                 | PublishError::TopicFull,
             )
             | Self::Store(StoreError::Full) => None,
-            Self::Store(StoreError::Engine(error)) => error.is_temporary().then_some(1),
+            Self::Store(StoreError::Engine(error)) => {
+                (error.is_temporary() || *error == EngineError::Closed).then_some(1)
+            }
             Self::NoResponder { .. }
             | Self::TooManyRequests { .. }
             | Self::TooManyServices { .. }

@@ -55,6 +55,7 @@ impl Call<'_> {
         let next_size = || worker.bus.next_lease_size(topic, group);
         let limit = backpressure::admit_next(&worker.inflight, options.limit, small, next_size);
         let limit = limit.ok_or(ServiceError::TooMuchInFlight)?;
+        let _reserved = self.reserve_for_engine(topic, limit).await?;
         let options = LeaseOptions { limit, holder: Some(self.holder()), ..*options };
         let leased = wake_queue::wait(worker.bus.lease(topic, group, options)).await?;
         trace(*peer, &leased);
@@ -71,8 +72,8 @@ impl Call<'_> {
         small: usize,
     ) -> Result<WaitingPull<LeasePull>, ServiceError> {
         self.authorize(Action::Pull, topic)?;
-        let limit = options.limit;
-        let options = LeaseOptions { holder: Some(self.holder()), ..*options };
+        let limit = self.limit_wait(topic, options.limit);
+        let options = LeaseOptions { limit, holder: Some(self.holder()), ..*options };
         let pull = self.worker.bus.lease_wait(topic, group, options)?;
         Ok(self.waiting(Action::Pull, topic, pull, limit, small))
     }

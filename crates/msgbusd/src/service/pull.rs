@@ -15,9 +15,13 @@ use super::{
 };
 use crate::{
     auth::{Action, LiveAuthorization, Target},
+    limits::quota::QuotaPermit,
     net::{peer::Peer, wake_queue},
     worker::Worker,
 };
+
+/// The maximum payload, in bytes, of what a waiting pull gets from an engine, or one message more.
+const MAX_WAITING: usize = 256 << 10;
 
 impl Call<'_> {
     /// Takes the next messages, or none if the topic is empty, and waits until a crash cannot bring them back. `small` is
@@ -31,6 +35,7 @@ impl Call<'_> {
         self.authorize(Action::Pull, topic)?;
         let limit = backpressure::admit(self.worker, topic, None, limit, small)
             .ok_or(ServiceError::TooMuchInFlight)?;
+        let _reserved = self.reserve_for_engine(topic, limit).await?;
         let messages = wake_queue::wait(self.worker.bus.pull(topic, limit)).await?;
         trace(self.peer, &messages);
         Ok(messages)
@@ -44,8 +49,32 @@ impl Call<'_> {
         small: usize,
     ) -> Result<WaitingPull<Pull>, ServiceError> {
         self.authorize(Action::Pull, topic)?;
+        let limit = self.limit_wait(topic, limit);
         let pull = self.worker.bus.pull_wait(topic, limit)?;
         Ok(self.waiting(Action::Pull, topic, pull, limit, small))
+    }
+
+    /// Reserves memory for messages that an engine brings, whose size nobody knows before. `None` if the topic does not live
+    /// in an engine: then they are in memory.
+    pub(super) async fn reserve_for_engine(
+        &self,
+        topic: &TopicName,
+        limit: BatchLimit,
+    ) -> Result<Option<QuotaPermit>, ServiceError> {
+        if self.worker.bus.engine_of(topic).is_none() {
+            return Ok(None);
+        }
+        let largest = self.worker.config.max_payload.saturating_mul(limit.events);
+        let bytes = limit.bytes.min(largest);
+        Ok(Some(backpressure::reserve(&self.worker.inflight, bytes).await?))
+    }
+
+    /// How much a pull may bring that waits. Those that wait for an engine reserve no memory, and may be served all at once.
+    pub(super) fn limit_wait(&self, topic: &TopicName, limit: BatchLimit) -> BatchLimit {
+        match self.worker.bus.engine_of(topic) {
+            Some(_) => BatchLimit { bytes: limit.bytes.min(MAX_WAITING), ..limit },
+            None => limit,
+        }
     }
 
     /// A pull that is in the queue, with everything that decides whether it may take messages.
@@ -61,6 +90,7 @@ impl Call<'_> {
             worker: Arc::clone(self.worker),
             peer: self.peer,
             pull,
+            is_unsized: self.worker.bus.engine_of(topic).is_some(),
             authorization: self.live_authorization(action, Target::Topic(topic.clone())),
             memory: MemoryWait::default(),
             limit,
@@ -80,6 +110,7 @@ impl Call<'_> {
         self.authorize(Action::Subscribe, topic)?;
         let limit = backpressure::admit(self.worker, topic, from, limit, small)
             .ok_or(ServiceError::TooMuchInFlight)?;
+        let _reserved = self.reserve_for_engine(topic, limit).await?;
         Ok(self.worker.bus.peek(topic, from, limit).await?)
     }
 }
@@ -140,6 +171,8 @@ pub(crate) struct WaitingPull<P> {
     worker: Arc<Worker>,
     peer: Peer,
     pull: P,
+    /// Whether it has not begun, and an engine brings messages of unknown size.
+    is_unsized: bool,
     authorization: LiveAuthorization,
     memory: MemoryWait,
     limit: BatchLimit,
@@ -157,14 +190,16 @@ impl<P: QueuedPull> WaitingPull<P> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Vec<P::Item>, ServiceError>> {
-        let Self { worker, pull, authorization, memory, limit, small, .. } = self;
+        let Self { worker, pull, is_unsized, authorization, memory, limit, small, .. } = self;
         if !pull.is_committing() {
             if authorization.poll_revoked(cx).is_ready() {
                 return Poll::Ready(Ok(Vec::new()));
             }
-            if memory.poll_pull(cx, worker, || pull.next_size(), *limit, *small).is_pending() {
+            let next_size = || if *is_unsized { Some(usize::MAX) } else { pull.next_size() };
+            if memory.poll_pull(cx, worker, next_size, *limit, *small).is_pending() {
                 return Poll::Pending;
             }
+            *is_unsized = false;
         }
         // The keys may be reloaded at any time, and a message may arrive right after that.
         let pulled = ready!(pull.poll_allowed(cx, || authorization.is_valid()));

@@ -38,7 +38,7 @@ impl Daemon {
     }
 
     /// Sends a request and does not read the response, so that it stays in flight.
-    async fn ask_and_not_read(&self, target: &str) -> Connection {
+    pub(crate) async fn ask_and_not_read(&self, target: &str) -> Connection {
         let socket = TcpSocket::new_v4().unwrap();
         // Small, so that the system buffers little of it.
         socket.set_recv_buffer_size(4096).unwrap();
@@ -49,7 +49,7 @@ impl Daemon {
     }
 
     /// Fills a topic with messages of 1 MiB.
-    fn fill(&self, topic: &str, count: usize) {
+    pub(crate) fn fill(&self, topic: &str, count: usize) {
         for _ in 0..count {
             self.bus.put(&topic.parse().unwrap(), vec![b'x'; MIB]).unwrap();
         }

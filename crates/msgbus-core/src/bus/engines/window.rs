@@ -22,6 +22,7 @@ use crate::{
         wake_queue,
     },
     engine::{EngineError, WindowStats},
+    error::{LimitReached, SubscribeError},
     model::{MonotonicTime, TopicName},
     store::RecoveredMessage,
     topic::{Reservation, Topic},
@@ -213,6 +214,17 @@ impl Window {
     }
 }
 
+/// Takes the window out of the list that nobody has followed for the longest time. `None` if all are followed.
+fn take_unused(windows: &mut HashMap<TopicName, Arc<Window>>) -> Option<Arc<Window>> {
+    let unused = windows.values().filter_map(|window| {
+        let state = window.state.lock();
+        (state.followers == 0 || state.is_over()).then_some((state.unused_since, &window.name))
+    });
+    let (_, name) = unused.min()?;
+    let name = name.clone();
+    windows.remove(&name)
+}
+
 /// A follower of a window, which keeps the window open.
 #[derive(Debug)]
 pub(crate) struct Follow {
@@ -222,23 +234,37 @@ pub(crate) struct Follow {
 }
 
 impl Follow {
-    /// Follows a topic. The first follower makes the window.
-    fn new(map: &TopicMap, engines: &Engines, engine: SharedEngine, name: &TopicName) -> Self {
+    /// Follows a topic. The first follower makes the window. At the limit, it takes the place of one that nobody follows.
+    fn new(
+        map: &TopicMap,
+        engines: &Engines,
+        engine: SharedEngine,
+        name: &TopicName,
+    ) -> Result<Self, LimitReached> {
         let mut windows = engines.windows.lock();
         if let Some(window) = windows.get(name) {
             let mut state = window.state.lock();
             if !state.is_over() {
                 let follower = state.add_follower();
                 drop(state);
-                return Self { window: Arc::clone(window), follower };
+                return Ok(Self { window: Arc::clone(window), follower });
             }
+        }
+        let limit = map.options().max_topics;
+        let is_full = windows.len() >= limit && !windows.contains_key(name);
+        let unused = if is_full { take_unused(&mut windows) } else { None };
+        if is_full && unused.is_none() {
+            return Err(LimitReached::Topics { limit });
         }
         let window = Window::new(name, map, engine);
         let follower = window.state.lock().add_follower();
         windows.insert(name.clone(), Arc::clone(&window));
         drop(windows);
+        if let Some(unused) = unused {
+            unused.close();
+        }
         window.engine.engine.tail(name, WindowSink(Arc::clone(&window)));
-        Self { window, follower }
+        Ok(Self { window, follower })
     }
 
     /// Follows a topic, and waits until the window is open.
@@ -246,18 +272,18 @@ impl Follow {
         map: &TopicMap,
         engine: SharedEngine,
         name: &TopicName,
-    ) -> Result<(Self, Arc<SharedTopic>), EngineError> {
-        let Some(engines) = map.engines() else { return Err(EngineError::Closed) };
+    ) -> Result<(Self, Arc<SharedTopic>), SubscribeError> {
+        let Some(engines) = map.engines() else { return Err(SubscribeError::Closed) };
         if map.is_closed() {
-            return Err(EngineError::Closed);
+            return Err(SubscribeError::Closed);
         }
-        let follow = Self::new(map, engines, engine, name);
+        let follow = Self::new(map, engines, engine, name)?;
         if map.is_closed() {
             // Closing the bus may have overlooked the window.
             follow.window.close();
         }
-        let topic = poll_fn(|cx| follow.window.poll_open(follow.follower, cx)).await?;
-        Ok((follow, topic))
+        let opened = poll_fn(|cx| follow.window.poll_open(follow.follower, cx)).await;
+        Ok((follow, opened.map_err(SubscribeError::of_engine)?))
     }
 
     /// The engine that feeds the window.

@@ -232,8 +232,7 @@ async fn nothing_is_missing_twice_or_out_of_order_from_one_server_to_the_next() 
         let (config, processes, nodes) = start(&mut engine);
         let (first, epoch) = nodes.publish(&mut random(0), "hop", "first").await;
         let publishing = async {
-            let (a, b) =
-                tokio::join!(publish(&nodes, 0, random(1)), publish(&nodes, 1, random(2)));
+            let (a, b) = tokio::join!(publish(&nodes, 0, random(1)), publish(&nodes, 1, random(2)));
             let (last, _) = nodes.publish(&mut random(3), "hop", END).await;
             [a, b, vec![first, last]].concat()
         };

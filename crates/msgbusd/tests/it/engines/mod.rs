@@ -1,6 +1,7 @@
 //! Topics that live in an engine (docs/engines.md): several servers, and real servers of NATS, Redis and Valkey.
 
 mod away;
+mod bounds;
 mod groups;
 mod hop;
 mod settings;
@@ -23,7 +24,8 @@ fn programs() -> Vec<Program> {
 /// Runs a test on each engine, all at the same time.
 async fn on_each(test: impl AsyncFn(Server)) {
     let programs = programs();
-    let run = async |program: &Program| AssertUnwindSafe(test(Server::new(program))).catch_unwind().await;
+    let run =
+        async |program: &Program| AssertUnwindSafe(test(Server::new(program))).catch_unwind().await;
     let ended = join_all(programs.iter().map(run)).await;
     let failed: Vec<_> = programs.iter().zip(ended).filter(|(_, ended)| ended.is_err()).collect();
     assert!(failed.is_empty(), "see above; failed on {failed:?}");

@@ -186,7 +186,10 @@ async fn what_is_gone_is_announced() {
         let complete = daemon.get(&format!("/t?peek&max=9&since={}", ids[4])).await;
         assert_eq!(complete.header("Msgbus-Missed"), None);
         let mut sse = Stream::open(&daemon, &format!("/t?stream=sse&{since}"), "").await;
-        assert_eq!(sse.lines(2).await, ["event: gap".to_owned(), format!("data: {{\"missed\":{missed}}}")]);
+        assert_eq!(
+            sse.lines(2).await,
+            ["event: gap".to_owned(), format!("data: {{\"missed\":{missed}}}")]
+        );
     })
     .await;
 }
