@@ -1,9 +1,9 @@
-//! A proxy in front of a server, whose connections can be cut.
+//! A proxy in front of a server, whose connections can be cut, or fall silent.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, pin::pin, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -12,12 +12,17 @@ use tokio::{
     time::sleep,
 };
 
+/// Which connections are silent, by the order in which they were accepted.
+type Silence = Option<RangeInclusive<usize>>;
+
 /// A proxy that takes its time with what comes from the server, so that some of it is on its way when connections are cut.
 #[derive(Debug)]
 pub struct Proxy {
     /// The address that it listens on.
     pub address: SocketAddr,
     cut: watch::Sender<()>,
+    silence: watch::Sender<Silence>,
+    accepted: watch::Receiver<usize>,
 }
 
 impl Proxy {
@@ -26,31 +31,78 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cut, cuts) = watch::channel(());
+        let (silence, silences) = watch::channel(None);
+        let (count, accepted) = watch::channel(0);
         tokio::spawn(async move {
             loop {
                 let Ok((near, _)) = listener.accept().await else { return };
-                let mut cuts = cuts.clone();
+                let index = *count.borrow();
+                count.send_replace(index + 1);
+                let (mut cuts, silences) = (cuts.clone(), silences.clone());
                 cuts.mark_unchanged();
                 tokio::spawn(async move {
                     // While the server is down, the connection is closed at once.
                     let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-                    let (mut near_read, near_write) = near.into_split();
-                    let (far_read, mut far_write) = far.into_split();
                     tokio::select! {
-                        _ = copy(&mut near_read, &mut far_write) => {}
-                        () = slowly(far_read, near_write, delay) => {}
+                        () = forward(near, far, delay, index, silences) => {}
                         // What is on its way is lost.
                         _ = cuts.changed() => {}
                     }
                 });
             }
         });
-        Self { address, cut }
+        Self { address, cut, silence, accepted }
+    }
+
+    /// How many connections were accepted.
+    pub fn accepted(&self) -> usize {
+        *self.accepted.borrow()
+    }
+
+    /// Forwards nothing any longer on these connections, which stay open, as if a firewall had forgotten them. The first one
+    /// that was accepted is 0.
+    pub fn silence(&self, connections: RangeInclusive<usize>) {
+        self.silence.send_replace(Some(connections));
+    }
+
+    /// Forwards on all connections again, also what has come meanwhile.
+    pub fn resume(&self) {
+        self.silence.send_replace(None);
     }
 
     /// Ends all connections.
     pub fn cut(&self) {
         self.cut.send_replace(());
+    }
+}
+
+/// Forwards until the end.
+async fn forward(
+    near: TcpStream,
+    far: TcpStream,
+    delay: Duration,
+    index: usize,
+    mut silences: watch::Receiver<Silence>,
+) {
+    let (near_read, near_write) = near.into_split();
+    let (far_read, far_write) = far.into_split();
+    let is_silent =
+        |silence: &Silence| silence.as_ref().is_some_and(|silent| silent.contains(&index));
+    let mut both = pin!(async {
+        tokio::select! {
+            () = slowly(near_read, far_write, Duration::ZERO) => {}
+            () = slowly(far_read, near_write, delay) => {}
+        }
+    });
+    loop {
+        // While it is silent, nothing is read: what has come waits.
+        if silences.wait_for(|silence| !is_silent(silence)).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = &mut both => return,
+            silent = silences.wait_for(is_silent) => drop(silent),
+        }
     }
 }
 

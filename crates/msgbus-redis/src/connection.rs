@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt as _, future::try_join_all};
+use futures_util::future::try_join_all;
 use msgbus_core::{
     TopicName,
     engine::{EngineError, Health},
@@ -19,7 +19,7 @@ use redis::{
     PushInfo, PushKind, RedisError, RedisResult, Value, aio::MultiplexedConnection,
 };
 use tokio::{
-    sync::{Notify, Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
@@ -38,6 +38,8 @@ use crate::{
 
 const MIN_DELAY: Duration = Duration::from_millis(50);
 const MAX_DELAY: Duration = Duration::from_secs(2);
+/// How often each connection is asked whether it is of use.
+const PROBE: Duration = Duration::from_secs(1);
 /// The maximum number of reads that are not answered. Each has an answer of about 1 MiB at most, unless one message is larger.
 const MAX_READS: usize = 16;
 /// The maximum number of operations that are not answered.
@@ -60,11 +62,10 @@ pub(crate) struct Shared {
     pub(crate) secret: String,
     client: Client,
     /// Of reads and fetches, whose answers may be large.
-    pub(crate) reads: Semaphore,
+    reads: Semaphore,
     /// Of operations that are not answered, also when nobody waits for the answer any longer.
     pub(crate) permits: Arc<Semaphore>,
     state: watch::Sender<Result<Link, EngineError>>,
-    lost: Notify,
     generation: AtomicU64,
     /// How often a connection was established.
     connects: AtomicU64,
@@ -116,7 +117,6 @@ impl Connection {
             reads: Semaphore::new(MAX_READS),
             permits: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             state: watch::Sender::new(Err(EngineError::Unavailable)),
-            lost: Notify::new(),
             generation: AtomicU64::new(0),
             connects: AtomicU64::new(0),
         });
@@ -145,6 +145,9 @@ pub(crate) fn client(options: &RedisOptions) -> RedisResult<Client> {
     }
     // A request does not wait for the answers to those before it.
     let tcp = info.tcp_settings().clone().set_nodelay(true);
+    // The system forgets a connection that this has given up, too.
+    #[cfg(target_os = "linux")]
+    let tcp = tcp.set_user_timeout(options.timeout * 2);
     let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
     match &options.tls {
         Some(tls) => Client::build_with_tls(info, tls.clone()),
@@ -180,8 +183,38 @@ impl Shared {
         link: &Link,
     ) -> Result<(), EngineError> {
         let mut connection = link.news.clone();
-        let subscribed = self.channels.subscribe(listener, link.generation, &mut connection).await;
-        subscribed.map_err(|error| self.failed(link, &error, Request::Harmless))
+        let subscribing = self.channels.subscribe(listener, link.generation, &mut connection);
+        // The server has a limit of its own. This one is for those that subscribe or unsubscribe before it.
+        match timeout(self.options.timeout, subscribing).await {
+            Ok(subscribed) => {
+                subscribed.map_err(|error| self.failed(link, &error, Request::Harmless))
+            }
+            Err(_) => {
+                self.lose(link.generation);
+                Err(EngineError::Unavailable)
+            }
+        }
+    }
+
+    /// The turn of a read, whose answer may be large. It waits for as long as an answer, at most.
+    pub(crate) async fn turn_to_read(
+        &self,
+        link: &Link,
+    ) -> Result<SemaphorePermit<'_>, EngineError> {
+        let turn = timeout(self.options.timeout, self.reads.acquire()).await;
+        let permit = turn.map_err(|_| EngineError::Busy)?.map_err(|_| EngineError::Closed)?;
+        // Those who have waited do not ask a connection that is lost.
+        self.check(link)?;
+        Ok(permit)
+    }
+
+    /// Refuses a connection that is lost.
+    pub(crate) fn check(&self, link: &Link) -> Result<(), EngineError> {
+        match &*self.state.borrow() {
+            Ok(now) if now.generation == link.generation => Ok(()),
+            Ok(_) => Err(EngineError::Unavailable),
+            Err(why) => Err(*why),
+        }
     }
 
     /// Runs a script.
@@ -215,8 +248,16 @@ impl Shared {
 
     /// A connection is of no use any longer. Those before it do not matter.
     fn lose(&self, generation: u64) {
-        if self.generation.load(Relaxed) == generation {
-            self.lost.notify_one();
+        let is_it = |link: &Link| link.generation == generation;
+        let is_news = self.state.send_if_modified(|state| {
+            let is_lost = state.as_ref().is_ok_and(is_it);
+            if is_lost {
+                *state = Err(EngineError::Unavailable);
+            }
+            is_lost
+        });
+        if is_news {
+            self.channels.wake_all();
         }
     }
 
@@ -242,8 +283,8 @@ impl Shared {
             Acknowledge::Server => None,
             Acknowledge::Replicas(_) | Acknowledge::Synced { .. } => {
                 let mut other = open().await?;
-                // The wait has its own limit.
-                other.set_response_timeout(timeout * 2);
+                // Its answers come when the wait is over, which has a limit of its own.
+                other.set_response_timeout(timeout + PROBE);
                 check_wait(self.options.acknowledge, &mut other).await?;
                 server.check_same(&mut other).await?;
                 Some(other)
@@ -273,26 +314,50 @@ impl Shared {
         self.channels.wake_all();
     }
 
-    /// Ready when the connection is of no use any longer.
+    /// Ready when the connection is lost. What was sent on each of its parts must be answered in time, or it is.
     async fn watch(&self, link: &Link) {
-        let mut connection = link.connection.clone();
-        loop {
-            tokio::select! {
-                () = self.lost.notified() => return,
-                () = sleep(self.options.timeout.min(MAX_DELAY)) => {}
+        let mut state = self.state.subscribe();
+        let probing = async {
+            loop {
+                sleep(self.options.timeout.min(PROBE)).await;
+                if !self.probe(link).await {
+                    return;
+                }
             }
-            let is_same = if link.identity.is_empty() {
-                redis::cmd("PING").query_async::<Value>(&mut connection).await.is_ok()
-            } else {
-                let server = Server::of(&mut connection).await;
-                server.is_ok_and(|server| server.identity == link.identity)
-            };
-            let cleaned = self.channels.unsubscribe_unused(&mut link.news.clone()).await;
-            if !is_same || cleaned.is_err() {
-                return;
-            }
+        };
+        tokio::select! {
+            _ = state.wait_for(Result::is_err) => {}
+            () = probing => self.lose(link.generation),
         }
     }
+
+    /// Whether all connections lead to the same server as ever, and it answers.
+    async fn probe(&self, link: &Link) -> bool {
+        let is_same = async {
+            if link.identity.is_empty() {
+                return answers(&link.connection).await;
+            }
+            let server = Server::of(&mut link.connection.clone()).await;
+            server.is_ok_and(|server| server.identity == link.identity)
+        };
+        let hears = async {
+            let unused = self.channels.unsubscribe_unused(&mut link.news.clone()).await;
+            unused.is_ok() && answers(&link.news).await
+        };
+        let waits = async {
+            match &link.waiting {
+                Some(waiting) => answers(waiting).await,
+                None => true,
+            }
+        };
+        let (is_same, hears, waits) = tokio::join!(is_same, hears, waits);
+        is_same && hears && waits
+    }
+}
+
+/// Whether a server answers in time.
+async fn answers(connection: &MultiplexedConnection) -> bool {
+    redis::cmd("PING").query_async::<Value>(&mut connection.clone()).await.is_ok()
 }
 
 impl Link {
@@ -341,8 +406,6 @@ async fn supervise(shared: Arc<Shared>) {
     let (mut delay, mut said) = (MIN_DELAY, None);
     loop {
         let started = Instant::now();
-        // What was said of the connection before.
-        let _ = shared.lost.notified().now_or_never();
         match timeout(shared.options.timeout * 3, shared.connect()).await {
             Ok(Ok(link)) => {
                 info!("connected to Redis");
@@ -351,7 +414,6 @@ async fn supervise(shared: Arc<Shared>) {
                 shared.set(Ok(link.clone()));
                 shared.watch(&link).await;
                 warn!("the connection to Redis is lost");
-                shared.set(Err(EngineError::Unavailable));
             }
             Ok(Err(Failure { why, details })) => {
                 if said != Some(why) {

@@ -57,8 +57,9 @@ fn is_about_permissions(details: &str) -> bool {
         || details.starts_with("ACL failure in script")
 }
 
-/// Whether another server may be behind the address by now.
+/// Whether another server may be behind the address by now, or none.
 pub(crate) fn should_reconnect(error: &RedisError) -> bool {
     matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "NOAUTH" | "NOSCRIPT"))
         || error.is_unrecoverable_error()
+        || error.is_timeout()
 }

@@ -145,7 +145,7 @@ impl Fetching {
                 .arg(shared.options.keep_ms());
         };
         let names = [keys.topic(), keys.stream(), keys.due(&group)];
-        let _permit = shared.reads.acquire().await.map_err(|_| EngineError::Closed)?;
+        let _turn = shared.turn_to_read(link).await?;
         let answer = shared.run(link, Script::Fetch, &names, Request::Final, arguments).await?;
         let mut parts = answer.list()?.into_iter();
         let (now, epoch) = (next(&mut parts)?.number()?, next(&mut parts)?.number()?);

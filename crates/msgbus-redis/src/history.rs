@@ -89,7 +89,7 @@ pub(crate) async fn read(
     const MAX_EVENTS: usize = 1024;
     /// The maximum size of their payloads, in bytes, unless it is the first that exceeds it.
     const MAX_BYTES: usize = 1 << 20;
-    let _permit = shared.reads.acquire().await.map_err(|_| EngineError::Closed)?;
+    let _turn = shared.turn_to_read(link).await?;
     let arguments = |command: &mut Cmd| {
         command.arg(&*link.run);
         begin(from, command);

@@ -77,9 +77,7 @@ impl Feed {
         let mut is_stalled = true;
         loop {
             listener.mark_seen();
-            if self.shared.link()?.generation != link.generation {
-                return Err(EngineError::Unavailable);
-            }
+            self.shared.check(&link)?;
             if !self.catch_up(&link, sink).await? {
                 return Ok(());
             }
