@@ -292,6 +292,8 @@ pub struct Health {
     pub is_up: bool,
     /// How often the connection to it was made again after it had broken.
     pub reconnects: u64,
+    /// A setting of the server with which topics may lose messages. The log has it, too.
+    pub warning: Option<&'static str>,
 }
 
 /// Topics of an engine.

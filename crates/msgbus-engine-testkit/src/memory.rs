@@ -299,7 +299,7 @@ impl Engine for MemoryEngine {
     }
 
     fn health(&self) -> Health {
-        Health { is_up: self.lock().faults.error.is_none(), reconnects: 0 }
+        Health { is_up: self.lock().faults.error.is_none(), ..Health::default() }
     }
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {

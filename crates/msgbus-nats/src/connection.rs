@@ -200,7 +200,7 @@ impl Connection {
 
     pub(crate) fn health(&self) -> Health {
         let is_up = self.check_connected().is_ok() && *self.answers.lock() == Some(Ok(()));
-        Health { is_up, reconnects: self.connects().saturating_sub(1) }
+        Health { is_up, reconnects: self.connects().saturating_sub(1), warning: None }
     }
 
     /// Asks for the stream, again and again: a server may be silent, or may not serve it, although there is a connection.

@@ -14,6 +14,7 @@ use msgbus_core::{
     TopicName,
     engine::{EngineError, Health},
 };
+use parking_lot::Mutex;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo as _, ProtocolVersion,
     PushInfo, PushKind, RedisError, RedisResult, Value, aio::MultiplexedConnection,
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     generation: AtomicU64,
     /// How often a connection was established.
     connects: AtomicU64,
+    /// What the server may do to topics.
+    warning: Mutex<Option<&'static str>>,
 }
 
 /// A connection that is established.
@@ -83,8 +86,7 @@ pub(crate) struct Link {
     pub(crate) generation: u64,
     /// Since when the server is what it is, as scripts take it. Empty if it is not known.
     pub(crate) run: Arc<str>,
-    /// Identifies the server and what it leads. Empty if it is not known.
-    identity: Arc<str>,
+    server: Server,
     /// The hashes of scripts.
     hashes: Arc<[String]>,
 }
@@ -119,6 +121,7 @@ impl Connection {
             state: watch::Sender::new(Err(EngineError::Unavailable)),
             generation: AtomicU64::new(0),
             connects: AtomicU64::new(0),
+            warning: Mutex::default(),
         });
         let publisher = publishes_wait.then(|| Publisher::start(&shared));
         let supervisor = tokio::spawn(supervise(Arc::clone(&shared))).abort_handle();
@@ -167,7 +170,8 @@ impl Shared {
 
     pub(crate) fn health(&self) -> Health {
         let connects = self.connects.load(Relaxed);
-        Health { is_up: self.state.borrow().is_ok(), reconnects: connects.saturating_sub(1) }
+        let (is_up, reconnects) = (self.state.borrow().is_ok(), connects.saturating_sub(1));
+        Health { is_up, reconnects, warning: *self.warning.lock() }
     }
 
     /// Waits for a connection, for at most so long.
@@ -296,17 +300,32 @@ impl Shared {
             async move { load(script).query_async::<String>(&mut connection).await }
         });
         let hashes: Arc<[String]> = try_join_all(loading).await?.into();
-        let identity = Arc::clone(&server.identity);
         let mut link =
-            Link { connection, news, waiting, generation, run: "".into(), identity, hashes };
-        if !link.identity.is_empty() {
-            let keys = [Keys::of_server(&self.options.prefix)];
-            let arrive = link.command(Script::Arrive, &keys, |command| {
-                command.arg(&*link.identity).arg(u8::from(server.is_safe));
-            });
-            link.run = arrive.query_async::<String>(&mut link.connection.clone()).await?.into();
-        }
+            Link { connection, news, waiting, generation, run: "".into(), server, hashes };
+        link.run = self.arrive(&link, &link.server).await?;
+        self.warn(&link.server);
         Ok(link)
+    }
+
+    /// Notes what the server may do to topics, and says so when it begins.
+    fn warn(&self, server: &Server) {
+        let before = std::mem::replace(&mut *self.warning.lock(), server.warning);
+        if let Some(warning) = server.warning.filter(|_| before.is_none()) {
+            warn!("Redis may lose topics: {warning}");
+        }
+    }
+
+    /// Notes which server it is, and what it promises now. Returns its run.
+    async fn arrive(&self, link: &Link, server: &Server) -> RedisResult<Arc<str>> {
+        if server.identity.is_empty() {
+            return Ok("".into());
+        }
+        let keys = [Keys::of_server(&self.options.prefix)];
+        let arrive = link.command(Script::Arrive, &keys, |command| {
+            command.arg(&*server.identity).arg(u8::from(server.is_safe));
+        });
+        let run: String = arrive.query_async(&mut link.connection.clone()).await?;
+        Ok(run.into())
     }
 
     fn set(&self, state: Result<Link, EngineError>) {
@@ -334,11 +353,14 @@ impl Shared {
     /// Whether all connections lead to the same server as ever, and it answers.
     async fn probe(&self, link: &Link) -> bool {
         let is_same = async {
-            if link.identity.is_empty() {
+            if link.server.identity.is_empty() {
                 return answers(&link.connection).await;
             }
-            let server = Server::of(&mut link.connection.clone()).await;
-            server.is_ok_and(|server| server.identity == link.identity)
+            let Ok(server) = Server::of(&mut link.connection.clone()).await else { return false };
+            self.warn(&server);
+            let may_lose = link.server.is_safe && !server.is_safe;
+            server.identity == link.server.identity
+                && (!may_lose || self.arrive(link, &server).await.is_ok())
         };
         let hears = async {
             let unused = self.channels.unsubscribe_unused(&mut link.news.clone()).await;

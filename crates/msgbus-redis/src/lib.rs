@@ -14,8 +14,8 @@
 //! # What is different from other topics
 //! - A topic to which nobody has published for [`RedisOptions::forget_after`] is forgotten. Then its numbers begin again in
 //!   another epoch.
-//! - After a restart of the server, or when another one leads, numbers go on at the next multiple of 1,000,000,000: those of
-//!   messages that the server may have lost are not given again. If it may have lost some, followers are told so without a
+//! - After a restart of the server, or when another one leads, numbers go on at a higher one, which comes from the time: those
+//!   of messages that the server may have lost are not given again. If it may have lost some, followers are told so without a
 //!   count.
 
 mod admin;

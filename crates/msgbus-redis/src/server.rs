@@ -30,12 +30,20 @@ impl Failure {
 }
 
 /// A server that leads.
+#[derive(Clone)]
 pub(crate) struct Server {
     /// Identifies its process and what it leads: another one when it is restarted, or leads again. Empty if it is not known.
     pub(crate) identity: Arc<str>,
-    /// Whether it has not lost anything that it has acknowledged, at its start or when it began to lead.
+    /// Whether everything that it acknowledges is on its disk, from which alone it has its data: nothing comes from another
+    /// server, and no other one has it, so that a copy which lags cannot take its place.
     pub(crate) is_safe: bool,
+    /// What it may do to topics.
+    pub(crate) warning: Option<&'static str>,
 }
+
+/// All keys of topics expire, so every policy but `noeviction` may choose them.
+const EVICTS: &str = "it has a limit of memory (maxmemory), at which it removes topics that are in use: set its \
+                      maxmemory-policy to noeviction";
 
 impl Server {
     /// Refuses a server that is too old, or does not lead.
@@ -46,7 +54,7 @@ impl Server {
                 warn!(
                     "the user of Redis may not use INFO: after a restart, ids may be given again"
                 );
-                return Ok(Self { identity: "".into(), is_safe: false });
+                return Ok(Self { identity: "".into(), is_safe: false, warning: None });
             }
             Err(error) => return Err(error.into()),
         };
@@ -66,10 +74,12 @@ impl Server {
         }
         // The second is that of the server from which it has taken over. The first changes when a replica comes.
         let identity = format!("{}/{}", value("run_id"), value("master_replid2"));
-        // It has never taken over from another one, and syncs each write.
-        let has_led = value("master_replid2").bytes().all(|digit| digit == b'0');
-        let is_safe = has_led && value("aof_enabled") == "1" && syncs_always(connection).await;
-        Ok(Self { identity: identity.into(), is_safe })
+        let is_alone = value("master_replid2").bytes().all(|digit| digit == b'0')
+            && value("connected_slaves") == "0";
+        let is_safe = is_alone && value("aof_enabled") == "1" && syncs_always(connection).await;
+        let has_limit = !matches!(value("maxmemory"), "" | "0");
+        let evicts = has_limit && value("maxmemory_policy") != "noeviction";
+        Ok(Self { identity: identity.into(), is_safe, warning: evicts.then_some(EVICTS) })
     }
 
     /// Refuses a connection that leads to another server.

@@ -23,8 +23,11 @@ local function now()
 end
 
 -- After a restart, or on another server, messages may be gone that somebody has seen. Their numbers must not be given
--- again, so numbers go on at the next multiple of JUMP. From the first of them to that one there are no messages, which
--- the list of jumps says, with "s" if it is certain that none is gone, and else "u".
+-- again, also if the numbers that the last run had begun with are gone, too. So the numbers of a run begin at one that comes
+-- from its time: no topic gets a thousand messages in each millisecond. Between the last message and that number there are
+-- none, which the list of jumps says, with "s" if it is certain that none is gone, and else "u".
+local FIRST_TIME = 1600000000000
+-- If the clock was set back.
 local JUMP = 1000000000
 local MAX_JUMPS = 32
 
@@ -37,10 +40,10 @@ local function jump(topic, run)
   end
   local certainty = tonumber(topic.run) >= tonumber(unsafe) and 's' or 'u'
   topic.run = since
-  if topic.last == 0 then
-    return
+  local target = (tonumber(since) - FIRST_TIME) * 1000 + 1
+  if target <= topic.last then
+    target = topic.last + JUMP
   end
-  local target = (math.floor(topic.last / JUMP) + 1) * JUMP + 1
   topic.jumps = topic.jumps .. text(topic.last + 1) .. '-' .. text(target) .. certainty .. ' '
   local _, count = string.gsub(topic.jumps, ' ', ' ')
   if count > MAX_JUMPS then
@@ -57,7 +60,7 @@ local function load(run)
   end
   local topic = {
     epoch = found[1], last = tonumber(found[2]), run = found[3], jumps = found[4], time = tonumber(found[5]),
-    secret = found[6], check = tonumber(found[7]),
+    secret = found[6], check = tonumber(found[7]), is_new = found[2] == '0',
   }
   jump(topic, run)
   return topic

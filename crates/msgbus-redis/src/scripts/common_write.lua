@@ -5,6 +5,7 @@ local function create(run, secret)
   local topic = {
     epoch = time[1] .. string.format('%06d', tonumber(time[2])) .. '000',
     last = 0, run = string.match(run, '^%d+') or '0', jumps = '', time = 0, secret = secret, check = 0,
+    is_new = true,
   }
   -- What another epoch has left.
   redis.call('DEL', KEYS[2])
@@ -30,7 +31,7 @@ local DAY = 24 * 3600 * 1000
 -- A topic that nobody uses is forgotten. Its stream goes when all messages have expired. Groups begin anew then, at what
 -- comes next.
 local function keep(topic, keep_for, max_age)
-  if topic.last == 0 then
+  if topic.is_new then
     keep_for = math.min(keep_for, DAY)
   end
   redis.call('PEXPIRE', KEYS[1], keep_for)

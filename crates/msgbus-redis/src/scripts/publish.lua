@@ -69,6 +69,7 @@ if topic.last > before then
   for _, message in ipairs(new) do
     add(message)
   end
+  topic.is_new = false
   purge(topic, time, max_age)
 end
 -- Also when nothing is new: a command that waits for replicas waits for what this connection has written.

@@ -154,6 +154,32 @@ async fn a_full_server_says_so_and_goes_on_serving() {
     }
 }
 
+/// A server that may remove topics is used, with a warning as long as it is so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_may_remove_topics_is_warned_of() {
+    for program in programs() {
+        let limit = ["--maxmemory", "1gb", "--maxmemory-policy", "volatile-lru"];
+        let server = Server::start_with(&program, &limit);
+        let engine = server.engine(server.options()).await;
+        assert!(engine.health().warning.unwrap().contains("maxmemory-policy"));
+        let warns = async |expected: bool| {
+            let start = Instant::now();
+            while engine.health().warning.is_some() != expected {
+                assert!(start.elapsed() < SOON);
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        server.ask("CONFIG SET maxmemory 0").await;
+        warns(false).await;
+        server.ask("CONFIG SET maxmemory-policy allkeys-random").await;
+        server.ask("CONFIG SET maxmemory 1gb").await;
+        warns(true).await;
+        server.ask("CONFIG SET maxmemory-policy noeviction").await;
+        warns(false).await;
+        assert!(engine.health().is_up);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publish_that_is_not_answered_is_unknown() {
     for program in programs() {
@@ -253,7 +279,8 @@ async fn who_leads_again_gives_no_number_again() {
                 Err(_) => sleep(Duration::from_millis(10)).await,
             }
         };
-        assert_eq!((second.epoch, second.first), (first.epoch, 1_000_000_001));
+        assert_eq!(second.epoch, first.epoch);
+        assert!(second.first > lost.first, "{second:?}");
         let page = soon(engine.history(&topic, Begin::Sequence(2), MANY)).await.unwrap();
         assert_eq!((page.messages.len(), page.messages[0].skipped), (1, None), "some are gone");
     }
@@ -301,7 +328,7 @@ async fn a_replica_is_asked_until_it_leads() {
             }
         };
         assert_eq!(second.epoch, first.epoch);
-        assert_eq!(second.first, 1_000_000_001, "the leader may have given other numbers");
+        assert!(second.first > 1_000_000_000, "the leader may have given other numbers");
     }
 }
 

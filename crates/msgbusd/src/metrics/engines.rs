@@ -10,10 +10,16 @@ use crate::engines::{EngineReport, Engines};
 /// A metric with one series for each engine: its name, help, type and value.
 type Family = (&'static str, &'static str, &'static str, fn(&EngineReport<'_>) -> u64);
 
-const FAMILIES: [Family; 5] = [
+const FAMILIES: [Family; 6] = [
     ("msgbus_engine_up", "Whether the engine can be used.", "gauge", |engine| {
         engine.health.is_up.into()
     }),
+    (
+        "msgbus_engine_warning",
+        "Whether topics of the engine may lose messages because of a setting of its server.",
+        "gauge",
+        |engine| engine.health.warning.is_some().into(),
+    ),
     (
         "msgbus_engine_reconnects_total",
         "Connections to the engine that were made again.",
