@@ -337,9 +337,15 @@ impl Connection {
             // Otherwise newer servers allow 1,000.
             max_consumers: 100_000,
             allow_direct: true,
-            allow_message_ttl: self.client.is_server_compatible(2, 11, 0),
+            allow_message_ttl: self.is_at_least(2, 11),
             ..Config::default()
         }
+    }
+
+    /// Whether the server has this version or a later one. The client could tell too, with regular expressions, which take
+    /// a megabyte of the binary.
+    pub(crate) fn is_at_least(&self, major: u32, minor: u32) -> bool {
+        version(&self.client.server_info().version) >= (major, minor)
     }
 
     /// Says what is different from the options.
@@ -395,4 +401,25 @@ const SECRET: &str = "; secret ";
 fn epoch(info: &Info) -> u64 {
     let created = info.created.timestamp_nanos_opt().unwrap_or_default();
     u64::try_from(created).unwrap_or_default().max(1)
+}
+
+/// The major and the minor number of a version such as `2.10.1-beta`.
+fn version(text: &str) -> (u32, u32) {
+    let mut numbers =
+        text.trim_start_matches('v').split(['.', '-']).map_while(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert_eq!(version("2.9.10"), (2, 9));
+        assert_eq!(version("2.11.0-preview.1"), (2, 11));
+        assert_eq!(version("v2.14"), (2, 14));
+        assert!(version("2.9.10") < (2, 10) && version("2.10.0") >= (2, 10));
+        assert_eq!(version(""), (0, 0), "an unknown server counts as old");
+    }
 }

@@ -136,7 +136,7 @@ async fn take_first(
     /// nats-server 2.9 gives messages that come again to requests of clients that are gone, which loses them until their
     /// leases end. So requests are short there, and are waited for when nobody else does.
     const SHORT: Duration = Duration::from_secs(1);
-    let is_old = !connection.client.is_server_compatible(2, 10, 0);
+    let is_old = !connection.is_at_least(2, 10);
     let end = Instant::now() + wait;
     loop {
         let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));

@@ -83,7 +83,7 @@ fn encode_all(
     let encoded: Vec<Encoded> = encoded.collect();
     let mut headers = encoded.iter().filter_map(|(headers, _)| headers.as_ref());
     let has_ttl = headers.any(|headers| headers.get(message::TTL).is_some());
-    if has_ttl && !connection.client.is_server_compatible(2, 11, 0) {
+    if has_ttl && !connection.is_at_least(2, 11) {
         let operation = "let single messages expire: it needs nats-server 2.11";
         return Err(EngineError::NotSupported { engine: "nats", operation });
     }
