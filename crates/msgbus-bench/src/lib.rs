@@ -3,5 +3,6 @@
 pub mod bare;
 mod certificate;
 pub mod compare;
+pub mod engines;
 pub mod micro;
 pub mod soak;

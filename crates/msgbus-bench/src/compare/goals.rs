@@ -1,7 +1,7 @@
 //! The performance goals, and whether they are met.
 
 use super::{
-    Findings,
+    Findings, engines,
     figures::{growth, median, p50, p99, rate, server_cpu},
     servers::Contender,
     variants::{
@@ -23,7 +23,7 @@ pub(super) struct Goal {
 }
 
 impl Goal {
-    fn at_least(work: &'static str, what: &str, goal: f64, found: f64) -> Self {
+    pub(super) fn at_least(work: &'static str, what: &str, goal: f64, found: f64) -> Self {
         Self {
             work,
             wanted: format!("{what} at least {}", short(goal)),
@@ -32,7 +32,7 @@ impl Goal {
         }
     }
 
-    fn at_most(work: &'static str, what: &str, goal: f64, found: f64) -> Self {
+    pub(super) fn at_most(work: &'static str, what: &str, goal: f64, found: f64) -> Self {
         Self {
             work,
             wanted: format!("{what} at most {}", short(goal)),
@@ -55,7 +55,11 @@ fn short(value: f64) -> String {
 type Figure = fn(&msgbus_load::Report) -> f64;
 
 impl Findings {
-    fn reports(&self, key: &str, contender: Option<Contender>) -> &[msgbus_load::Report] {
+    pub(super) fn reports(
+        &self,
+        key: &str,
+        contender: Option<Contender>,
+    ) -> &[msgbus_load::Report] {
         let work = self.works.iter().find(|(work, _)| work.key == key);
         let found = work.and_then(|(_, found)| match contender {
             Some(contender) => found.iter().find(|(other, _)| *other == contender),
@@ -114,10 +118,11 @@ pub(super) fn all(findings: &Findings) -> Vec<Goal> {
     goals.extend(leases(findings));
     goals.extend(requests(findings));
     goals.extend(doors(findings));
+    goals.extend(engines::goals(findings));
     goals.extend(durable(findings));
     goals.extend(axes(findings));
     goals.extend(engine(findings));
-    goals.push(Goal::at_most("binary", "MB", 8.0, findings.binary as f64 / 1e6));
+    goals.push(Goal::at_most("binary", "MB", 12.0, findings.binary as f64 / 1e6));
     let startup = median(findings.startup.iter().copied());
     goals.push(Goal::at_most("start", "ms until it listens", 20.0, startup));
     // Works that were not run have no figures.

@@ -4,6 +4,7 @@ mod axes;
 mod chart;
 mod count;
 mod doors;
+mod engines;
 mod figures;
 mod goals;
 mod page;
@@ -49,6 +50,8 @@ type Runs = Vec<(Contender, Vec<Report>)>;
 struct Findings {
     /// By work, then by contender, in the order of the works' lists.
     works: Vec<(Work, Runs)>,
+    /// How many consumers the followers of one topic in an engine were, there.
+    consumers: Vec<(Contender, u64)>,
     micro: Vec<Measure>,
     counts: Vec<Count>,
     /// The size of msgbusd's release binary, in bytes.
@@ -160,6 +163,10 @@ fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::R
             let report = LocalSet::new().block_on(&runtime, work.run(&target, *contender));
             let report = report.with_context(|| format!("{} at {}", contender.name(), work.key))?;
             reports.push(report);
+            if work.key == engines::FOLLOWERS_KEY {
+                let count = engines::consumers(*contender, &server)?;
+                findings.consumers.push((*contender, count));
+            }
         }
     }
     Ok(found)

@@ -106,7 +106,7 @@ fn chapter(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
 fn axis(points: &[(Work, Runs)]) -> String {
     let title = points.first().map_or("", |(work, _)| work.title);
     let mut text = format!(
-        "\n## {title}\n\n| size | server | a second | of the limit | CPU | of the limit | p50 | p99 | p99.9 | wrong |\n\
+        "\n## {title}\n\n| | server | a second | of the limit | CPU | of the limit | p50 | p99 | p99.9 | wrong |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     );
     for (work, found) in points {
@@ -147,7 +147,8 @@ fn table(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
 /// The reference for the other rows: the server that sets the limit, msgbusd without options, or the first variant.
 fn yardstick(found: &[(Contender, Vec<Report>)]) -> Option<(&'static str, &[Report])> {
     match found {
-        [_, (Contender::Bare(_), limit), ..] => Some(("the limit", limit)),
+        [_, (Contender::Bare(_) | Contender::Native(_), limit), ..] => Some(("the limit", limit)),
+        [.., (Contender::Msgbusd, plain)] if found.len() > 2 => Some(("plain", plain)),
         [(Contender::Msgbusd, plain), (Contender::With(_), _), ..]
         | [(Contender::With(_), _), (Contender::Msgbusd, plain), ..] => Some(("plain", plain)),
         [(Contender::With(_), first), ..] => Some(("the first", first)),

@@ -1,7 +1,9 @@
 //! The servers that are compared: how to start each of them, and its protocol.
 
 use std::{
-    env, fs, io, iter,
+    env, fs,
+    io::{self, Read as _, Write as _},
+    iter,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -23,7 +25,7 @@ use super::{
     variants::{self, Door, Transport, V1, Variant},
     works::TOPIC,
 };
-use crate::bare::Push;
+use crate::{bare::Push, engines::EngineKind};
 
 /// A server to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,10 @@ pub enum Contender {
     JetStream(Syncing),
     /// beanstalkd, with its write-ahead log if it writes anything.
     Beanstalk(Syncing),
+    /// The server of an engine, used as msgbusd would use it.
+    Native(EngineKind),
+    /// The same, with all requests of all clients on one connection.
+    Alone(EngineKind),
 }
 
 /// When a server syncs what it has written.
@@ -91,6 +97,10 @@ impl Contender {
             Self::Beanstalk(Syncing::Always) => "beanstalkd, synced",
             Self::Beanstalk(Syncing::Later) => "beanstalkd, written",
             Self::Beanstalk(Syncing::Never) => "beanstalkd",
+            Self::Native(EngineKind::Nats) => "nats (stream), 64 connections",
+            Self::Native(EngineKind::Redis) => "redis (stream, file), 64 connections",
+            Self::Alone(EngineKind::Nats) => "nats (stream), one connection",
+            Self::Alone(EngineKind::Redis) => "redis (stream, file), one connection",
         }
     }
 
@@ -98,6 +108,10 @@ impl Contender {
     fn program(self) -> Option<(&'static str, &'static [&'static str])> {
         match self {
             Self::Msgbusd | Self::With(_) | Self::Bare(_) => None,
+            Self::Native(EngineKind::Nats) | Self::Alone(EngineKind::Nats) => Self::Nats.program(),
+            Self::Native(EngineKind::Redis) | Self::Alone(EngineKind::Redis) => {
+                Self::RedisStream.program()
+            }
             Self::Nchan => Some(("nginx", &["-v"])),
             Self::RedisList | Self::RedisFile(_) | Self::RedisStream | Self::RedisChannel => {
                 Some(("redis-server", &["--version"]))
@@ -111,7 +125,11 @@ impl Contender {
 
     /// The version; `None` if the server is not installed, or too old.
     pub fn version(self) -> Option<String> {
-        let Some((program, words)) = self.program() else {
+        if self.engine().is_some_and(|kind| Self::Native(kind).version().is_none()) {
+            return None;
+        }
+        let program = if self.engine().is_some() { None } else { self.program() };
+        let Some((program, words)) = program else {
             return Some(concat!("msgbus ", env!("CARGO_PKG_VERSION")).to_owned());
         };
         if self == Self::Nchan && nchan_module().is_none() {
@@ -130,6 +148,14 @@ impl Contender {
         match self {
             Self::With(variant) => variant.asks,
             _ => self == Self::NatsRequests,
+        }
+    }
+
+    /// The engine that it stores its topics in.
+    pub(super) fn engine(self) -> Option<EngineKind> {
+        match self {
+            Self::With(variant) => variant.engine,
+            _ => None,
         }
     }
 
@@ -181,7 +207,12 @@ impl Contender {
             Self::RedisChannel => Rc::new(Redis::Channel),
             Self::Nats => Rc::new(Nats),
             Self::NatsRequests => Rc::new(NatsRequests),
-            Self::JetStream(_) => Rc::new(JetStream),
+            Self::JetStream(_) | Self::Native(EngineKind::Nats) | Self::Alone(EngineKind::Nats) => {
+                Rc::new(JetStream)
+            }
+            Self::Native(EngineKind::Redis) | Self::Alone(EngineKind::Redis) => {
+                Rc::new(RedisStream)
+            }
             Self::Beanstalk(_) => Rc::new(Beanstalk),
         }
     }
@@ -192,7 +223,21 @@ impl Contender {
     /// # Errors
     /// The server cannot be started, or does not listen.
     pub fn start(self, size: usize) -> anyhow::Result<Running> {
-        let running = Running::start(self.name(), |port, folder| self.command(port, folder, size))?;
+        let engine = self.engine().map(|kind| {
+            Running::start(kind.program(), |port, folder| Ok(kind.command(port, folder)))
+        });
+        let engine = engine.transpose()?;
+        let mut running = Running::start(self.name(), |port, folder| {
+            let mut command = self.command(port, folder, size)?;
+            if let (Some(kind), Some(engine)) = (self.engine(), &engine) {
+                command.args(["--engine", &kind.url(engine.address())]);
+            }
+            Ok(command)
+        })?;
+        running.engine = engine.map(Box::new);
+        if running.engine.is_some() {
+            running.wait_until_ready()?;
+        }
         if self == Self::Nchan {
             running.wait_for_workers()?;
         }
@@ -202,6 +247,9 @@ impl Contender {
         if let Self::JetStream(syncing) = self {
             let storage = if syncing == Syncing::Never { "memory" } else { "file" };
             peers::create_stream(running.address(), TOPIC, storage)?;
+        }
+        if let Self::Native(EngineKind::Nats) | Self::Alone(EngineKind::Nats) = self {
+            peers::create_stream(running.address(), TOPIC, "file")?;
         }
         Ok(running)
     }
@@ -270,6 +318,7 @@ impl Contender {
                 command.arg("-c").arg(config);
                 command
             }
+            Self::Native(kind) | Self::Alone(kind) => kind.command(port, folder),
             Self::Beanstalk(sync) => {
                 let mut command = Command::new("beanstalkd");
                 command.args(["-l", "127.0.0.1", "-p", &port.to_string()]);
@@ -350,6 +399,8 @@ pub struct Running {
     child: Child,
     address: SocketAddr,
     folder: TempDir,
+    /// The engine behind it. It is stopped afterwards.
+    engine: Option<Box<Running>>,
     /// The time from its start until it accepted a connection.
     pub startup: Duration,
 }
@@ -369,7 +420,8 @@ impl Running {
         let begin = Instant::now();
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let startup = Duration::ZERO;
-        let mut running = Self { command, child, address: address(port), folder, startup };
+        let address = address(port);
+        let mut running = Self { command, child, address, folder, engine: None, startup };
         running.wait_until_it_listens(begin).with_context(|| name.to_owned())?;
         Ok(running)
     }
@@ -472,6 +524,26 @@ impl Running {
             sleep(Duration::from_millis(20));
         }
         bail!("nginx has no workers: {}", self.log())
+    }
+
+    /// msgbusd does not wait for its engine.
+    fn wait_until_ready(&self) -> anyhow::Result<()> {
+        for _ in 0..500 {
+            let mut stream = TcpStream::connect(self.address)?;
+            stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+            let mut response = String::new();
+            stream.read_to_string(&mut response)?;
+            if response.split(' ').nth(1) == Some("200") {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(20));
+        }
+        bail!("its engine cannot be used: {}", self.log())
+    }
+
+    /// The address of the engine behind it.
+    pub(crate) fn engine_address(&self) -> Option<SocketAddr> {
+        Some(self.engine.as_ref()?.address)
     }
 
     /// msgbusd opens its listeners one after the other, so the socket may follow the TCP port.

@@ -5,7 +5,10 @@ use std::{fs, net::SocketAddr, path::Path, rc::Rc};
 use msgbus_client::{Client, Roots};
 use msgbus_load::{Connect, ConnectFn, Waiting};
 
-use crate::certificate::{self, Certificate};
+use crate::{
+    certificate::{self, Certificate},
+    engines::EngineKind,
+};
 
 /// msgbusd with an option, and how clients use it.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct Variant {
     pub(super) v1: Option<V1>,
     /// The door of the clients, if it is not that of msgbus.
     pub(super) door: Option<Door>,
+    /// Where topics live, if not in the server.
+    pub(super) engine: Option<EngineKind>,
 }
 
 /// A door for clients of other systems.
@@ -180,6 +185,18 @@ const MANY_SUBSCRIPTIONS: &[&str] = &["--max-subscriptions", "200000"];
 pub(super) const FOLLOW_PATTERN: &Variant =
     &Variant { name: "msgbusd, 1,000 topics by pattern", ..PLAIN };
 
+/// Topics live in an engine, which keeps all messages of a work.
+pub(super) const ON_NATS: &Variant =
+    &Variant { name: "msgbusd on NATS", flags: ON_ENGINE, engine: Some(EngineKind::Nats), ..PLAIN };
+pub(super) const ON_REDIS: &Variant = &Variant {
+    name: "msgbusd on Redis",
+    flags: ON_ENGINE,
+    engine: Some(EngineKind::Redis),
+    ..PLAIN
+};
+const ON_ENGINE: &[&str] =
+    &["--max-queue-size", "10000000", "--max-connections", "20000", "--max-subscriptions", "20000"];
+
 pub(super) const IDLE_SSE: &Variant =
     &Variant { name: "msgbusd, SSE", waiting: Some(Waiting::Sse), ..PLAIN };
 pub(super) const IDLE_NDJSON: &Variant =
@@ -205,6 +222,7 @@ const PLAIN: Variant = Variant {
     asks: false,
     v1: None,
     door: None,
+    engine: None,
 };
 
 const BEARER: &str = "Bearer mbk_of-a-server-that-lives-for-seconds";

@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 use msgbus_load::{Load, Progress, Report, Target};
 
 use super::{
-    axes, doors,
+    axes, doors, engines,
     servers::{Contender, Syncing},
     services,
     variants::{
@@ -95,7 +95,7 @@ impl Work {
 
     /// Whether it measures memory.
     pub(super) fn is_about_memory(&self) -> bool {
-        matches!(self.kind, Kind::Idle(_)) || self.key == "topics"
+        matches!(self.kind, Kind::Idle(_)) || ["topics", "engine-topics"].contains(&&*self.key)
     }
 
     /// Whether it measures latency, at a rate below the maximum.
@@ -117,6 +117,11 @@ impl Work {
         match self.kind {
             Kind::Publish if contender.asks() => {
                 msgbus_load::request(target, &self.load, RESPONDERS).await
+            }
+            Kind::Publish if matches!(contender, Contender::Alone(_)) => {
+                let (clients, pipeline) = (1, self.load.clients * self.load.pipeline);
+                let load = Load { clients, pipeline, ..self.load.clone() };
+                msgbus_load::publish(target, &load).await
             }
             Kind::Publish => msgbus_load::publish(target, &self.load).await,
             Kind::Pull => msgbus_load::pull(target, &self.load).await,
@@ -158,6 +163,7 @@ pub(super) fn all(quick: bool) -> Vec<Work> {
     works.extend(v1());
     works.extend(services::works());
     works.extend(doors::works());
+    works.extend(engines::works());
     works.push(pattern());
     works.extend(leases());
     works.extend(durable());

@@ -52,7 +52,6 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-pub use self::engine::EngineKind;
 use self::{
     follow::Follower,
     groups::Held,
@@ -74,6 +73,7 @@ use crate::{
         build,
         servers::{Running, beside},
     },
+    engines::EngineKind,
 };
 
 /// The options of a soak.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use memchr::memmem;
-use msgbus_load::{Body, Follower, Outcome, Protocol, Requester, Worker};
+use msgbus_load::{Body, Follower, Outcome, Protocol, Received, Requester, Trace, Worker};
 
 use super::{
     jetstream_worker::{JetStreamWorker, NAME},
@@ -33,7 +33,7 @@ impl Protocol for JetStream {
     }
 
     fn follower(&self, _: &str) -> Box<dyn Follower> {
-        unreachable!("streams are only compared as queues");
+        Box::new(Consumer { inbox: inbox(), is_ready: false })
     }
 }
 
@@ -73,6 +73,52 @@ impl Requester for Client {
             match said {
                 Said::Message(ack) if is_error(ack) => each(Outcome::Refused),
                 Said::Message(_) => each(Outcome::Done),
+                Said::Other => {}
+            }
+            used += length;
+        }
+        Ok(used)
+    }
+}
+
+/// A follower: a consumer that the server pushes to.
+struct Consumer {
+    inbox: String,
+    is_ready: bool,
+}
+
+impl Follower for Consumer {
+    fn open(&self, out: &mut Vec<u8>) {
+        let inbox = &self.inbox;
+        let request = format!(
+            "{{\"stream_name\":\"{NAME}\",\"config\":{{\"deliver_subject\":\"{inbox}\",\
+             \"deliver_policy\":\"new\",\"ack_policy\":\"none\"}}}}"
+        );
+        let text = format!(
+            "{CONNECT}SUB {inbox} 1\r\nSUB {inbox}.created 2\r\n\
+             PUB $JS.API.CONSUMER.CREATE.{NAME} {inbox}.created {}\r\n{request}\r\n",
+            request.len()
+        );
+        out.extend_from_slice(text.as_bytes());
+    }
+
+    fn decode(
+        &mut self,
+        input: &[u8],
+        _: &mut Vec<u8>,
+        each: &mut dyn FnMut(Received),
+    ) -> io::Result<usize> {
+        let mut used = 0;
+        while let Some((said, length)) = next(&input[used..])? {
+            match said {
+                Said::Message(payload) if self.is_ready => {
+                    each(Received::Message(Trace::read(payload)));
+                }
+                Said::Message(created) if is_error(created) => return Err(unexpected(created)),
+                Said::Message(_) => {
+                    self.is_ready = true;
+                    each(Received::Ready);
+                }
                 Said::Other => {}
             }
             used += length;

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use msgbus_load::{Body, Follower, Outcome, Protocol, Requester, Step, Worker};
+use msgbus_load::{Body, Follower, Outcome, Protocol, Received, Requester, Step, Trace, Worker};
 
 use super::{
     redis::{Item, command, item},
@@ -25,8 +25,8 @@ impl Protocol for RedisStream {
         Box::new(Publisher)
     }
 
-    fn follower(&self, _: &str) -> Box<dyn Follower> {
-        unreachable!("streams are only compared as queues");
+    fn follower(&self, topic: &str) -> Box<dyn Follower> {
+        Box::new(Reader { topic: topic.to_owned(), is_ready: false })
     }
 
     fn worker(&self) -> Option<Box<dyn Worker>> {
@@ -68,6 +68,56 @@ impl Requester for Publisher {
             used += length;
         }
         Ok(used)
+    }
+}
+
+/// A follower: it waits for what comes after the last entry that it has.
+struct Reader {
+    topic: String,
+    is_ready: bool,
+}
+
+impl Reader {
+    fn read_after(&self, id: &[u8], out: &mut Vec<u8>) {
+        let topic = self.topic.as_bytes();
+        command(&[b"XREAD", b"BLOCK", b"0", b"COUNT", b"1000", b"STREAMS", topic, id], out);
+    }
+}
+
+impl Follower for Reader {
+    fn open(&self, out: &mut Vec<u8>) {
+        // When the first is answered, the second is under way.
+        command(&[b"PING"], out);
+        self.read_after(b"$", out);
+    }
+
+    fn decode(
+        &mut self,
+        input: &[u8],
+        reply: &mut Vec<u8>,
+        each: &mut dyn FnMut(Received),
+    ) -> io::Result<usize> {
+        let Some((first, length)) = item(input)? else { return Ok(0) };
+        match first {
+            Item::Text(b"PONG") if !self.is_ready => {
+                self.is_ready = true;
+                each(Received::Ready);
+                Ok(length)
+            }
+            Item::Array(streams) => {
+                let Some((entries, more)) = entries(&input[length..], streams)? else {
+                    return Ok(0);
+                };
+                for (_, payload) in &entries {
+                    each(Received::Message(Trace::read(payload)));
+                }
+                if let Some((last, _)) = entries.last() {
+                    self.read_after(last, reply);
+                }
+                Ok(length + more)
+            }
+            _ => Err(unexpected(input)),
+        }
     }
 }
 
@@ -132,8 +182,8 @@ impl Worker for Consumer {
             Item::Number if self.is_acking => each(Step::Done(self.entries.len() as u64)),
             Item::Nothing if !self.is_acking => each(Step::Empty),
             Item::Array(streams) if !self.is_acking => {
-                let Some((ids, length)) = entries(rest, streams)? else { return Ok(used) };
-                self.entries = ids;
+                let Some((entries, length)) = entries(rest, streams)? else { return Ok(used) };
+                self.entries = entries.into_iter().map(|(id, _)| id).collect();
                 each(Step::Taken(self.entries.len() as u64));
                 used += length;
             }
@@ -143,10 +193,13 @@ impl Worker for Consumer {
     }
 }
 
+/// The id and the payload of an entry.
+type Entry = (Vec<u8>, Vec<u8>);
+
 /// Parses the entries of all streams of a response, if it is complete: `streams` arrays of a name and of entries,
-/// which are arrays of an id and of fields. Returns the ids, and the length in bytes.
-fn entries(input: &[u8], streams: usize) -> io::Result<Option<(Vec<Vec<u8>>, usize)>> {
-    let mut ids = Vec::new();
+/// which are arrays of an id and of fields. Returns the ids with the last value of each, and the length in bytes.
+fn entries(input: &[u8], streams: usize) -> io::Result<Option<(Vec<Entry>, usize)>> {
+    let mut entries: Vec<Entry> = Vec::new();
     let mut at = 0;
     // How many items are left at each level.
     let mut levels = vec![streams];
@@ -161,11 +214,16 @@ fn entries(input: &[u8], streams: usize) -> io::Result<Option<(Vec<Vec<u8>>, usi
         at += length;
         match item {
             Item::Array(count) => levels.push(count),
-            Item::Text(text) if is_id => ids.push(text.to_vec()),
+            Item::Text(text) if is_id => entries.push((text.to_vec(), Vec::new())),
+            Item::Text(text) if levels.len() == 5 => {
+                if let Some((_, value)) = entries.last_mut() {
+                    *value = text.to_vec();
+                }
+            }
             _ => {}
         }
     }
-    Ok(Some((ids, at)))
+    Ok(Some((entries, at)))
 }
 
 #[cfg(test)]

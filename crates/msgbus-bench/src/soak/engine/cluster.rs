@@ -13,66 +13,10 @@ use anyhow::{Context as _, bail};
 use tokio::time::{Instant, sleep};
 
 use super::{super::raw_client::Endpoint, topics};
-use crate::compare::servers::{Contender, Running, Syncing, beside};
-
-/// Which engine the topics of a soak live in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EngineKind {
-    /// NATS with `JetStream`, with nats-server.
-    Nats,
-    /// Redis Streams, with redis-server, which syncs before it answers.
-    Redis,
-}
-
-impl std::str::FromStr for EngineKind {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "nats" => Ok(Self::Nats),
-            "redis" => Ok(Self::Redis),
-            other => Err(format!("{other:?} is no engine: nats or redis")),
-        }
-    }
-}
-
-impl EngineKind {
-    fn start(self) -> anyhow::Result<Running> {
-        let name = match self {
-            Self::Nats => "nats-server",
-            Self::Redis => "redis-server",
-        };
-        Running::start(name, |port, folder| {
-            let mut command = Command::new(name);
-            let port = port.to_string();
-            match self {
-                Self::Nats => command.args(["-a", "127.0.0.1", "-p", &port, "-js", "-sd"]),
-                Self::Redis => command.args([
-                    "--bind",
-                    "127.0.0.1",
-                    "--port",
-                    &port,
-                    "--save",
-                    "",
-                    "--appendonly",
-                    "yes",
-                    "--appendfsync",
-                    "always",
-                    "--dir",
-                ]),
-            };
-            command.arg(folder);
-            Ok(command)
-        })
-    }
-
-    pub(super) fn url(self, address: SocketAddr) -> String {
-        match self {
-            Self::Nats => format!("nats://{address}"),
-            Self::Redis => format!("redis://{address}"),
-        }
-    }
-}
+use crate::{
+    compare::servers::{Contender, Running, Syncing, beside},
+    engines::EngineKind,
+};
 
 const NODES: usize = 2;
 
@@ -95,7 +39,14 @@ impl Cluster {
                 "nats-server 2.10 or later is needed: older ones forget acks when they are stopped"
             );
         }
-        let engine = kind.start()?;
+        let engine = Running::start(kind.program(), |port, folder| {
+            let mut command = kind.command(port, folder);
+            if kind == EngineKind::Redis {
+                // What is killed forgets nothing then.
+                command.args(["--appendfsync", "always"]);
+            }
+            Ok(command)
+        })?;
         let url = kind.url(engine.address());
         let node = |_| Running::start("msgbusd", |port, folder| node(port, folder, &url));
         let nodes: Vec<_> = (0..NODES).map(node).collect::<anyhow::Result<_>>()?;

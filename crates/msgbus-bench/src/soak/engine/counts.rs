@@ -4,10 +4,10 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{
-    cluster::{Cluster, EngineKind},
+    cluster::Cluster,
     topics::{Queue, Topic},
 };
-use crate::compare::peers::ask;
+use crate::{compare::peers::ask, engines::EngineKind};
 
 /// How many messages the engine has of a topic.
 pub(super) fn messages(cluster: &Cluster, topic: Topic) -> anyhow::Result<u64> {

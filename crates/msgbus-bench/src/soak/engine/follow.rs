@@ -19,10 +19,10 @@ use super::{
         transport::{Item, Transport},
     },
     EngineSoak,
-    cluster::EngineKind,
     publish::is_in_batch,
     topics::Topic,
 };
+use crate::engines::EngineKind;
 
 /// A subscription that is active, for the comparison in the end.
 #[derive(Debug, Clone)]

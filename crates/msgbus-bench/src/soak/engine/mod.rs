@@ -29,7 +29,6 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-pub use self::cluster::EngineKind;
 use self::{
     accounts::Accounts,
     cluster::Cluster,
@@ -45,7 +44,7 @@ use super::{
     report,
     resource_use::{self, ResourceUse},
 };
-use crate::compare::build;
+use crate::{compare::build, engines::EngineKind};
 
 const PUBLISHERS: usize = 6;
 const WORKERS: usize = 10;
