@@ -7,6 +7,7 @@ mod fires;
 mod ipc;
 mod keys;
 mod library;
+mod listeners;
 mod stats;
 mod transcripts;
 

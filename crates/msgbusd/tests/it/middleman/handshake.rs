@@ -12,7 +12,11 @@ use crate::{
     tls::Files,
 };
 use futures_util::SinkExt as _;
-use tokio::net::TcpStream;
+use msgbusd::{
+    Bind,
+    config::{DoorBind, Protocol},
+};
+use tokio::net::{TcpStream, UnixStream};
 
 /// The bytes of a text frame from a client.
 fn masked(text: &str) -> Vec<u8> {
@@ -167,6 +171,24 @@ async fn tls_is_as_configured() {
     let uri = format!("wss://localhost:{}/", broker.address.port());
     let (mut socket, _) =
         Box::pin(soon(tokio_tungstenite::client_async(uri, stream))).await.unwrap();
+    socket.send(Message::text("any")).await.unwrap();
+    let next = soon(futures_util::StreamExt::next(&mut socket)).await.unwrap().unwrap();
+    assert_eq!(next, Message::text("MM OK"));
+}
+
+/// A unix socket beside TLS needs none.
+#[tokio::test]
+async fn unix_sockets_are_served() {
+    let files = Files::new();
+    let path = files.folder.path().join("middleman");
+    let _broker = Broker::with(|config| {
+        config.certificate = Some(files.config());
+        let bind = Bind::Unix(path.clone());
+        config.doors.push(DoorBind { protocol: Protocol::Middleman, bind });
+    });
+    let stream = UnixStream::connect(&path).await.unwrap();
+    let opening = Box::pin(tokio_tungstenite::client_async("ws://localhost/", stream));
+    let (mut socket, _) = soon(opening).await.unwrap();
     socket.send(Message::text("any")).await.unwrap();
     let next = soon(futures_util::StreamExt::next(&mut socket)).await.unwrap().unwrap();
     assert_eq!(next, Message::text("MM OK"));
