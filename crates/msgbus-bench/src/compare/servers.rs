@@ -338,13 +338,20 @@ fn address(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// A port that the system does not give to others, so that a server can be started again on it.
-fn free_port() -> io::Result<u16> {
+/// Addresses that the system does not give to others, with different ports, so that a server can be started again on them.
+pub(crate) fn free_addresses<const COUNT: usize>() -> io::Result<[SocketAddr; COUNT]> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let end = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32768);
     let mut tries = iter::repeat_with(|| fastrand::u16(10_000..end.max(10_001))).take(1000);
-    let found = tries.find(|port| TcpListener::bind(address(*port)).is_ok());
-    found.ok_or_else(|| io::Error::other("no port is free"))
+    let mut addresses = [address(0); COUNT];
+    let mut listeners = Vec::new();
+    for free in &mut addresses {
+        let listener = tries.find_map(|port| TcpListener::bind(address(port)).ok());
+        let listener = listener.ok_or_else(|| io::Error::other("no port is free"))?;
+        *free = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok(addresses)
 }
 
 /// The path of a program of this workspace, in the folder of this program.
@@ -412,7 +419,8 @@ impl Running {
         name: &str,
         command: impl FnOnce(u16, &Path) -> anyhow::Result<Command>,
     ) -> anyhow::Result<Self> {
-        let port = free_port()?;
+        let [free] = free_addresses()?;
+        let port = free.port();
         let folder = tempfile::tempdir()?;
         let mut command = command(port, folder.path())?;
         let log = fs::File::create(folder.path().join("log"))?;

@@ -8,6 +8,8 @@
 mod acl_model;
 mod chaos;
 mod credentials;
+mod door_client;
+mod doors;
 mod drain;
 mod engine;
 mod follow;
@@ -53,6 +55,7 @@ use tokio::{
 };
 
 use self::{
+    doors::Doors,
     follow::Follower,
     groups::Held,
     invariants::{Invariant, Invariants},
@@ -71,7 +74,7 @@ use crate::{
     certificate::{self, Certificate},
     compare::{
         build,
-        servers::{Running, beside},
+        servers::{Running, beside, free_addresses},
     },
     engines::EngineKind,
 };
@@ -109,6 +112,9 @@ const WORKERS: usize = 16;
 const FOLLOWERS: usize = 28;
 const REQUESTERS: usize = 8;
 const RESPONDERS: usize = 6;
+/// The requesters and the responders among the clients of other systems.
+const OLD_REQUESTERS: usize = 6;
+const OLD_RESPONDERS: usize = 4;
 /// The key file in the folder of the server.
 const KEY_FILE: &str = "keys.toml";
 
@@ -125,6 +131,7 @@ enum Phase {
 struct Soak {
     server: RefCell<Running>,
     endpoint: Endpoint,
+    doors: Doors,
     phase: watch::Sender<Phase>,
     invariants: RefCell<Invariants>,
     /// The active subscriptions of the soak, by the address of the client.
@@ -217,16 +224,20 @@ pub fn run(options: &Options) -> anyhow::Result<SoakResult> {
     let keys = Keys::make()?;
     let text = keys.text(&mut rng);
     let certificate = options.tls.then(Certificate::make).transpose()?;
+    let doors = free_addresses()?;
     let running = Running::start("msgbusd", |port, folder| {
         let mut command = server_command(port, folder, &text, certificate.as_ref())?;
+        command.args(Doors::flags(doors));
         if options.data {
             command.arg("--data").arg(folder.join("data"));
         }
         Ok(command)
     })?;
     let tls = certificate.as_ref().map(Certificate::connector).transpose()?;
+    let endpoint = Endpoint { address: running.address(), tls };
     let soak = Rc::new(Soak {
-        endpoint: Endpoint { address: running.address(), tls },
+        doors: Doors::at(doors, &endpoint),
+        endpoint,
         key_file: running.folder().join(KEY_FILE),
         is_durable: options.data,
         server: RefCell::new(running),
@@ -333,6 +344,12 @@ async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration)
     }
     for _ in 0..RESPONDERS {
         workers.spawn_local(Responder::new(soak, rng.fork()).run());
+    }
+    for _ in 0..OLD_REQUESTERS {
+        workers.spawn_local(doors::ask(Rc::clone(soak), rng.fork()));
+    }
+    for _ in 0..OLD_RESPONDERS {
+        workers.spawn_local(doors::serve(Rc::clone(soak), rng.fork()));
     }
     for _ in 0..FOLLOWERS {
         followers.spawn_local(Follower::new(soak, rng.fork()).run());

@@ -16,9 +16,9 @@ use super::{
 };
 
 /// How much later than its timeout a request may end.
-const SLACK: Duration = Duration::from_secs(10);
+pub(super) const SLACK: Duration = Duration::from_secs(10);
 /// What a requester is told if the server has no memory for the reply.
-const NO_MEMORY: &str = "the server has no memory for the reply";
+pub(super) const NO_MEMORY: &str = "the server has no memory for the reply";
 
 pub(super) struct Requester {
     soak: Rc<Soak>,

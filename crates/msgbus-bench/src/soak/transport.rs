@@ -91,10 +91,7 @@ impl Transport {
         let query = format!("{own}{query}");
         let target = format!("/{topic}?{}", query.trim_end_matches('&'));
         if self.is_websocket() {
-            format!(
-                "GET {target} HTTP/1.1\r\nHost: soak.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n{headers}\r\n"
-            )
+            websocket(&target, headers)
         } else {
             format!("GET {target} HTTP/1.{version}\r\nHost: soak.localhost\r\n{headers}\r\n")
         }
@@ -117,6 +114,14 @@ impl Transport {
     }
 }
 
+/// The handshake of a websocket, with additional headers.
+pub(super) fn websocket(target: &str, headers: &str) -> String {
+    format!(
+        "GET {target} HTTP/1.1\r\nHost: soak.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXNnYnVzIGlzIG1lYXN1cg==\r\n{headers}\r\n"
+    )
+}
+
 fn take_until(input: &mut BytesMut, end: &[u8]) -> Option<Bytes> {
     let length = memmem::find(input, end)?;
     let piece = input.split_to(length).freeze();
@@ -124,7 +129,8 @@ fn take_until(input: &mut BytesMut, end: &[u8]) -> Option<Bytes> {
     Some(piece)
 }
 
-fn frame(input: &mut BytesMut) -> io::Result<Option<Item>> {
+/// Removes the next complete frame of the server from the input.
+pub(super) fn next_frame(input: &mut BytesMut) -> io::Result<Option<(OpCode, Bytes)>> {
     let mut rest = Cursor::new(&input[..]);
     let Some((header, length)) = FrameHeader::parse(&mut rest).map_err(invalid)? else {
         return Ok(None);
@@ -135,8 +141,12 @@ fn frame(input: &mut BytesMut) -> io::Result<Option<Item>> {
         return Ok(None);
     }
     let _ = input.split_to(begin);
-    let content = input.split_to(length).freeze();
-    Ok(Some(match header.opcode {
+    Ok(Some((header.opcode, input.split_to(length).freeze())))
+}
+
+fn frame(input: &mut BytesMut) -> io::Result<Option<Item>> {
+    let Some((opcode, content)) = next_frame(input)? else { return Ok(None) };
+    Ok(Some(match opcode {
         OpCode::Data(Data::Text) => ndjson(&content)?,
         OpCode::Data(Data::Binary) => Item::Payload(content),
         OpCode::Control(Control::Ping) => Item::Ping(content),

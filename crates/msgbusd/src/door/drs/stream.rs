@@ -102,8 +102,11 @@ impl Commands {
                 Some(_) => return Err(Malformed::NotAnObject),
             }
         }
-        let is_whole = self.scan.run(&self.bytes)?;
-        if self.scan.at - self.start > self.max {
+        // One byte more than there may be shows that a command is too large, however its bytes arrive.
+        let end = self.bytes.len().min(self.start + self.max + 1);
+        let is_whole = self.scan.run(&self.bytes[..end])?;
+        let length = if is_whole { self.scan.at } else { end } - self.start;
+        if length > self.max {
             return Err(Malformed::TooLarge { max: self.max });
         }
         if !is_whole {
