@@ -10,7 +10,7 @@ use crate::{
     failure::{Exit, Failure},
     output::{print, printable},
     reader::{Options, bounded, position, topic_name},
-    topics::{json_line, lines, table},
+    topics::{known_line, lines, table},
 };
 
 /// The range of --max-deliveries; 0 is without limit.
@@ -63,12 +63,26 @@ pub(crate) async fn run(args: GroupArgs) -> Result<Exit, Failure> {
     } else {
         client.set_group(topic, group, &args.change).await?
     };
-    print(&if args.json { json_line(&details) } else { describe(&details) })?;
+    let known = ["group", "topic", "engine", "pending", "unacked"];
+    print(&if args.json {
+        known_line(&details, details.group.engine.is_some(), &known)
+    } else {
+        describe(&details)
+    })?;
     Ok(Exit::Done)
 }
 
 fn describe(details: &GroupDetails) -> String {
     let group = &details.group;
+    if let Some(engine) = &group.engine {
+        return lines(&[
+            ("group", group.group.clone()),
+            ("topic", printable(&group.topic)),
+            ("engine", printable(engine)),
+            ("pending", group.pending.to_string()),
+            ("unacked", group.unacked.unwrap_or_default().to_string()),
+        ]);
+    }
     let limit = match (group.max_deliveries, &group.dead_letters) {
         (0, _) => "unlimited".to_owned(),
         (max, Some(topic)) => format!("{max}, then to {}", printable(topic)),

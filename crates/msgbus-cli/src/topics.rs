@@ -33,9 +33,11 @@ pub(crate) async fn list(args: Topics) -> Result<Exit, Failure> {
     };
     let details = if args.groups { inspect(&args.client, &topics).await? } else { Vec::new() };
     if args.json && args.groups {
-        print(&details.iter().map(json_line).collect::<String>())?;
+        print(&details.iter().map(details_line).collect::<String>())?;
     } else if args.json {
-        print(&topics.iter().map(json_line).collect::<String>())?;
+        let known = ["name", "engine", "retained"];
+        let line = |topic: &TopicSummary| known_line(topic, topic.engine.is_some(), &known);
+        print(&topics.iter().map(line).collect::<String>())?;
     } else {
         let head = ["TOPIC", "MESSAGES", "TO PULL", "BYTES", "SUBSCRIBERS", "PUBLISHED", "MISSED"];
         let mut text = table(head, topics.iter().map(row));
@@ -59,15 +61,35 @@ async fn inspect(client: &Client, topics: &[TopicSummary]) -> Result<Vec<TopicDe
 }
 
 fn row(topic: &TopicSummary) -> [String; 7] {
+    // Nobody counts them in an engine.
+    let count = |count: u64| topic.engine.as_ref().map_or(count.to_string(), |_| "-".to_owned());
     [
         printable(&topic.name),
         topic.retained.to_string(),
-        topic.unpulled.to_string(),
-        topic.bytes.to_string(),
-        topic.subscribers.to_string(),
-        topic.published.to_string(),
-        topic.missed.to_string(),
+        count(topic.unpulled),
+        count(topic.bytes),
+        count(topic.subscribers),
+        count(topic.published),
+        count(topic.missed),
     ]
+}
+
+/// Topic details as a line of JSON.
+fn details_line(details: &TopicDetails) -> String {
+    let known = ["name", "engine", "epoch", "first_id", "next_id", "retained", "subscribers"];
+    known_line(details, details.topic.engine.is_some(), &known)
+}
+
+/// A line of JSON. Of a topic or group in an engine it has only what is known.
+pub(crate) fn known_line(value: &impl Serialize, is_in_engine: bool, known: &[&str]) -> String {
+    if !is_in_engine {
+        return json_line(value);
+    }
+    let mut value = serde_json::to_value(value).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|name, _| known.contains(&name.as_str()));
+    }
+    json_line(&value)
 }
 
 pub(crate) async fn info(args: Info) -> Result<Exit, Failure> {
@@ -75,7 +97,7 @@ pub(crate) async fn info(args: Info) -> Result<Exit, Failure> {
         return Err(Failure::Other(format!("no such topic: {}", args.topic)));
     };
     if args.json {
-        print(&json_line(&details))?;
+        print(&details_line(&details))?;
         return Ok(Exit::Done);
     }
     let mut text = describe(&details);
@@ -93,6 +115,16 @@ pub(crate) async fn info(args: Info) -> Result<Exit, Failure> {
 
 fn describe(details: &TopicDetails) -> String {
     let topic = &details.topic;
+    if let Some(engine) = &topic.engine {
+        return lines(&[
+            ("topic", printable(&topic.name)),
+            ("engine", printable(engine)),
+            ("epoch", topic.epoch.clone()),
+            ("ids", format!("{} up to, not including, {}", topic.first_id, topic.next_id)),
+            ("messages", topic.retained.to_string()),
+            ("subscribers", format!("{} at this server", topic.subscribers)),
+        ]);
+    }
     let ttl = match topic.ttl {
         0 => "unlimited".to_owned(),
         nanoseconds => format_duration(Duration::from_nanos(nanoseconds)),

@@ -14,6 +14,11 @@ use crate::{client::Client, error::ClientError, transport::RESPONSE_TIMEOUT};
 pub struct GroupSummary {
     pub group: String,
     pub topic: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Only in an engine: messages that the group was given and has not acknowledged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unacked: Option<u64>,
     pub next_id: u64,
     /// Messages that the group was not given yet.
     pub pending: u64,
@@ -47,6 +52,7 @@ pub struct GroupDetails {
     #[serde(flatten)]
     pub group: GroupSummary,
     /// The oldest leases, at most 100.
+    #[serde(default)]
     pub leases: Vec<LeaseDetails>,
 }
 

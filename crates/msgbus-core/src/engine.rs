@@ -37,6 +37,9 @@ pub trait Engine: Debug + Send + Sync {
     /// Whether the server can be reached, and serves topics. Must not block.
     fn health(&self) -> Health;
 
+    /// How long messages live. `None`: for ever. Must not block.
+    fn max_age(&self) -> Option<Duration>;
+
     /// Publishes messages, at least one. They get rising sequences in the order given. Messages of others may come
     /// between them, and it is not one step: when it fails, any of them may have been published. Then a repeat may bring
     /// the others behind them. Ready when the engine has acknowledged all of them.

@@ -302,6 +302,10 @@ impl Engine for MemoryEngine {
         Health { is_up: self.lock().faults.error.is_none(), ..Health::default() }
     }
 
+    fn max_age(&self) -> Option<Duration> {
+        None
+    }
+
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
         let topic = topic.clone();
         self.serve(move |inner| Ok(inner.publish(&topic, messages)))

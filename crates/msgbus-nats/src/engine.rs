@@ -151,6 +151,10 @@ impl Engine for NatsEngine {
         self.connection.health()
     }
 
+    fn max_age(&self) -> Option<Duration> {
+        self.connection.options.max_age
+    }
+
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
         let topic = topic.clone();
         // Large batches are sent in slices, one after the other.

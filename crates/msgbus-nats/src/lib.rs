@@ -32,4 +32,4 @@ mod subject;
 mod tail;
 
 pub use self::{engine::NatsEngine, options::NatsOptions};
-pub use async_nats::ConnectOptions;
+pub use async_nats::{Auth, AuthError, ConnectOptions};

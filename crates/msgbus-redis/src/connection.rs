@@ -21,7 +21,7 @@ use redis::{
 };
 use tokio::{
     sync::{Semaphore, SemaphorePermit, watch},
-    task::AbortHandle,
+    task::{AbortHandle, spawn_blocking},
     time::{Instant, sleep, timeout},
 };
 use tracing::{info, warn};
@@ -61,7 +61,6 @@ pub(crate) struct Shared {
     pub(crate) turns: Turns,
     /// Makes the keys of leases unguessable in topics that this engine makes.
     pub(crate) secret: String,
-    client: Client,
     /// Of reads and fetches, whose answers may be large.
     reads: Semaphore,
     /// Of operations that are not answered, also when nobody waits for the answer any longer.
@@ -106,7 +105,7 @@ impl Drop for Connection {
 impl Connection {
     /// Begins to connect. Does not wait for the server.
     pub(crate) fn begin(options: RedisOptions) -> RedisResult<Self> {
-        let client = client(&options)?;
+        client(&options)?;
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|_| invalid("there is no randomness"))?;
         let publishes_wait = options.acknowledge != Acknowledge::Server;
@@ -115,7 +114,6 @@ impl Connection {
             channels: Channels::default(),
             turns: Turns::default(),
             secret: format!("{:032x}", u128::from_le_bytes(random)),
-            client,
             reads: Semaphore::new(MAX_READS),
             permits: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             state: watch::Sender::new(Err(EngineError::Unavailable)),
@@ -265,6 +263,14 @@ impl Shared {
         }
     }
 
+    /// What knows the address, and the credentials as they are now.
+    async fn client(&self) -> RedisResult<Client> {
+        let Some(find) = self.options.find_password.clone() else { return client(&self.options) };
+        let found = spawn_blocking(move || find()).await.ok().flatten();
+        let password = found.or_else(|| self.options.password.clone());
+        client(&RedisOptions { password, ..self.options.clone() })
+    }
+
     async fn connect(self: &Arc<Self>) -> Result<Link, Failure> {
         let (shared, timeout) = (Arc::downgrade(self), self.options.timeout);
         let generation = self.generation.fetch_add(1, Relaxed) + 1;
@@ -280,7 +286,8 @@ impl Shared {
                 shared.channels.hear(&push);
                 Ok(())
             });
-        let open = async || self.client.get_multiplexed_async_connection_with_config(&config).await;
+        let client = self.client().await?;
+        let open = async || client.get_multiplexed_async_connection_with_config(&config).await;
         let (mut connection, mut news) = (open().await?, open().await?);
         let server = Server::of(&mut connection).await?;
         let waiting = match self.options.acknowledge {

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{self, Context, Poll},
+    time::Duration,
 };
 
 use msgbus_core::{
@@ -99,6 +100,10 @@ impl Engine for RedisEngine {
 
     fn health(&self) -> Health {
         self.connection.shared.health()
+    }
+
+    fn max_age(&self) -> Option<Duration> {
+        self.connection.shared.options.max_age
     }
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {

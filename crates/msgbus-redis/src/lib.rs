@@ -35,6 +35,6 @@ mod tail;
 
 pub use self::{
     engine::{ConnectError, RedisEngine},
-    options::{Acknowledge, RedisOptions},
+    options::{Acknowledge, FindPassword, RedisOptions},
 };
 pub use redis::{ClientTlsConfig, TlsCertificates};

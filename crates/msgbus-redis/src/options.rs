@@ -1,6 +1,6 @@
 //! Options of an engine.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use redis::TlsCertificates;
 
@@ -16,6 +16,9 @@ pub struct RedisOptions {
     pub user: Option<String>,
     /// The password of the user, instead of that in the address.
     pub password: Option<String>,
+    /// Finds out the password before each connection, instead of [`password`](Self::password), which counts if there is none.
+    /// It may block.
+    pub find_password: Option<FindPassword>,
     /// Credentials and trust for TLS, instead of the certificates of the system.
     pub tls: Option<TlsCertificates>,
     /// The beginning of all keys and channels, without braces. Default `msgbus`.
@@ -35,6 +38,9 @@ pub struct RedisOptions {
     /// How long to wait for an answer. Default 5 seconds.
     pub timeout: Duration,
 }
+
+/// See [`RedisOptions::find_password`].
+pub type FindPassword = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// When a publish is acknowledged. What is more than [`Server`](Self::Server) takes time: publishes that wait for it at the
 /// same moment share the wait.
@@ -61,6 +67,7 @@ impl RedisOptions {
             url: url.into(),
             user: None,
             password: None,
+            find_password: None,
             tls: None,
             prefix: "msgbus".to_owned(),
             acknowledge: Acknowledge::default(),

@@ -1,6 +1,6 @@
 //! What the server is, and what it promises.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use msgbus_core::engine::EngineError;
 use redis::{RedisError, Value, aio::MultiplexedConnection};
@@ -68,15 +68,21 @@ impl Server {
             let operation = "work with this server: it needs Redis 7 or Valkey";
             return Err(Failure::not_supported(operation, format!("it is Redis {version}")));
         }
+        let unavailable = |details: &str| {
+            Err(Failure { why: EngineError::Unavailable, details: details.to_owned() })
+        };
         if value("role") != "master" {
-            let details = "it is a replica".to_owned();
-            return Err(Failure { why: EngineError::Unavailable, details });
+            return unavailable("it is a replica");
+        }
+        // Until it has read its log, it says that it writes none.
+        if value("loading") == "1" {
+            return unavailable("it reads its data");
         }
         // The second is that of the server from which it has taken over. The first changes when a replica comes.
         let identity = format!("{}/{}", value("run_id"), value("master_replid2"));
         let is_alone = value("master_replid2").bytes().all(|digit| digit == b'0')
             && value("connected_slaves") == "0";
-        let is_safe = is_alone && value("aof_enabled") == "1" && syncs_always(connection).await;
+        let is_safe = is_alone && value("aof_enabled") == "1" && syncs_always(connection).await?;
         let has_limit = !matches!(value("maxmemory"), "" | "0");
         let evicts = has_limit && value("maxmemory_policy") != "noeviction";
         Ok(Self { identity: identity.into(), is_safe, warning: evicts.then_some(EVICTS) })
@@ -103,10 +109,13 @@ async fn info(connection: &mut MultiplexedConnection) -> Result<String, RedisErr
     })
 }
 
-/// Whether each write is on the disk before it is answered. If that is not to be found out, it may not be.
-async fn syncs_always(connection: &mut MultiplexedConnection) -> bool {
+/// Whether each write is on the disk before it is answered. If the server does not tell, it may not be.
+async fn syncs_always(connection: &mut MultiplexedConnection) -> Result<bool, RedisError> {
     let mut command = redis::cmd("CONFIG");
     command.arg("GET").arg("appendfsync");
-    let found = command.query_async::<std::collections::HashMap<String, String>>(connection).await;
-    found.is_ok_and(|found| found.get("appendfsync").is_some_and(|value| value == "always"))
+    match command.query_async::<HashMap<String, String>>(connection).await {
+        Ok(found) => Ok(found.get("appendfsync").is_some_and(|value| value == "always")),
+        Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use msgbus_core::{MessageBus, engine::EngineRule, format_duration, store::StoreError};
+use msgbus_core::{MessageBus, format_duration, store::StoreError};
 use msgbus_store::{LogStore, OpenError, RecoveryReport, StoreOptions};
 use tracing::{error, info, warn};
 
@@ -34,21 +34,15 @@ pub(crate) struct Opened {
 pub(crate) fn open(config: &Config) -> Result<Opened, StartError> {
     let engines = Engines::open(config)?;
     let rules = engines.as_ref().map(|engines| engines.rules(config)).unwrap_or_default();
-    let Some(directory) = &config.data else {
-        // Without a store nothing is read, and nothing can fail.
-        let bus = MessageBus::with_engines(config.bus.clone(), None, rules)
-            .unwrap_or_else(|_| MessageBus::new(config.bus.clone()));
-        return Ok(Opened { bus, store: None, engines });
-    };
-    let (bus, store) = open_store(config, directory, rules)?;
-    Ok(Opened { bus, store: Some(store), engines })
+    let store =
+        config.data.as_deref().map(|directory| open_store(config, directory)).transpose()?;
+    let kept = store.clone().map(|store| store as _);
+    let bus = MessageBus::with_engines(config.bus.clone(), kept, rules)
+        .map_err(|error| unusable(config.data.as_deref().unwrap_or(Path::new("")), error))?;
+    Ok(Opened { bus, store, engines })
 }
 
-fn open_store(
-    config: &Config,
-    directory: &Path,
-    rules: Vec<EngineRule>,
-) -> Result<(MessageBus, Arc<LogStore>), OpenError> {
+fn open_store(config: &Config, directory: &Path) -> Result<Arc<LogStore>, OpenError> {
     let options = StoreOptions {
         max_bytes: config.max_disk_bytes,
         repair: config.repair,
@@ -57,10 +51,7 @@ fn open_store(
     };
     let store = Arc::new(LogStore::open(directory, options)?);
     report(directory, &store.stats().recovery);
-    let kept = Some(Arc::clone(&store) as _);
-    let bus = MessageBus::with_engines(config.bus.clone(), kept, rules);
-    let bus = bus.map_err(|error| unusable(directory, error))?;
-    Ok((bus, store))
+    Ok(store)
 }
 
 fn unusable(directory: &Path, error: StoreError) -> OpenError {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod cursor;
+mod engines;
 mod from_dump;
 mod keys;
 mod killed_workers;

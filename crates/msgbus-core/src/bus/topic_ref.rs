@@ -146,7 +146,7 @@ impl<'a> TopicRef<'a> {
 
     pub(crate) fn get(&mut self) -> Result<Option<Message>, StoreError> {
         if let Some(engine) = self.engine() {
-            return Ok(engine.pull(self.map, self.name, BatchLimit::ONE).wait()?.pop());
+            return Ok(engine.pull(self.name, BatchLimit::ONE).wait()?.pop());
         }
         let taken = self.with_existing(|topic| {
             if !topic.has_unpulled() {
@@ -166,7 +166,7 @@ impl<'a> TopicRef<'a> {
 
     pub(crate) fn pull(&mut self, limit: BatchLimit) -> Op<Result<Vec<Message>, StoreError>> {
         if let Some(engine) = self.engine() {
-            return engine.pull(self.map, self.name, limit);
+            return engine.pull(self.name, limit);
         }
         let taken = self.with_existing(|topic| {
             topic.take_batch(limit, clock::monotonic(), &mut Page::default())
@@ -186,7 +186,7 @@ impl<'a> TopicRef<'a> {
         limit: BatchLimit,
     ) -> Op<Result<Option<Peek>, StoreError>> {
         if let Some(engine) = self.engine() {
-            return engine.peek(self.map, self.name, from, limit);
+            return engine.peek(self.name, from, limit);
         }
         let from = from.map(|from| self.map.resume(from));
         let peek =

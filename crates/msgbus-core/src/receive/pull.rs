@@ -41,7 +41,7 @@ impl TopicRef<'_> {
     fn pull_wait(&mut self, limit: BatchLimit) -> Result<Pull, SubscribeError> {
         if let Some(engine) = self.engine() {
             let pull = InEngine::new(|has_taken| {
-                let pulled = engine.pull_wait(self.map(), self.name(), limit, has_taken);
+                let pulled = engine.pull_wait(self.name(), limit, has_taken);
                 pulled.map(|pulled| pulled.map_err(RecvError::from))
             });
             return Ok(Pull(Source::Engine(pull)));

@@ -3,6 +3,7 @@
 use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
 
 use msgbus_core::{TopicPattern, TopicSettings};
+use tracing::warn;
 
 use super::{
     Config, ConfigError,
@@ -15,6 +16,8 @@ use crate::{engines, read_file::read_text};
 
 /// The engine of `--engine URL`.
 const DEFAULT: &str = "default";
+/// The pattern of all topics.
+const EVERY_TOPIC: &str = "**";
 /// Instead of the name of an engine: the topics live in this server.
 const NONE: &str = "none";
 
@@ -41,6 +44,8 @@ pub struct EngineConfig {
     pub prefix: Option<String>,
     /// How many servers of the engine keep each message.
     pub replicas: usize,
+    /// Whether a publish is acknowledged only when the disks have it.
+    pub sync: bool,
     /// How long messages live; `None` keeps them for ever.
     pub ttl: Option<Duration>,
     /// The maximum number of messages in a topic.
@@ -107,14 +112,20 @@ pub(super) struct EngineRule {
     pub(super) engine: String,
     /// The line, for errors.
     pub(super) origin: String,
-    /// The settings of the same rule that topics of engines do not have.
-    pub(super) without_effect: Vec<&'static str>,
+}
+
+/// A setting of a rule that topics in an engine do not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NotInEngines {
+    pub(super) pattern: TopicPattern,
+    /// The line and the name of the setting, for errors.
+    pub(super) origin: String,
 }
 
 /// How a key of `[engines.NAME]` is applied.
 type Apply = fn(&mut EngineConfig, &str) -> Result<(), String>;
 
-const KEYS: [(&str, Apply); 16] = [
+const KEYS: [(&str, Apply); 17] = [
     ("url", |e, v| {
         e.url = Secret(v.to_owned());
         Ok(())
@@ -136,6 +147,7 @@ const KEYS: [(&str, Apply); 16] = [
         }
         _ => Err(format!("must be between 1 and 5, not {v:?}")),
     }),
+    ("sync", |e, v| values::switch(v).map(|sync| e.sync = sync)),
     ("ttl", |e, v| values::ttl(v).map(|ttl| e.ttl = ttl)),
     ("max-queue-size", |e, v| values::count(v).map(|count| e.max_messages = count)),
     ("max-total-bytes", |e, v| values::size(v).map(|size| e.max_bytes = Some(size))),
@@ -147,6 +159,8 @@ const KEYS: [(&str, Apply); 16] = [
     ("password", |_, _| Err(NO_SECRETS.to_owned())),
 ];
 
+/// How the variables of the environment end that have credentials.
+const CREDENTIALS: [&str; 3] = ["USER", "PASSWORD", "TOKEN"];
 const NO_SECRETS: &str = "use password-file, or a variable of the environment";
 
 /// A name that every engine allows.
@@ -173,6 +187,7 @@ impl EngineConfig {
             tls_key: None,
             prefix: None,
             replicas: 1,
+            sync: false,
             ttl: topic.ttl,
             max_messages: topic.max_messages,
             max_bytes: None,
@@ -208,17 +223,34 @@ impl EngineConfig {
 
     /// What is the same for all kinds of engines.
     fn check(&self) -> Result<(), String> {
-        engines::check(self)?;
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err("tls-cert and tls-key need each other".to_owned());
         }
-        if self.password_file.is_some() && self.user.is_none() {
-            return Err("password-file needs user".to_owned());
+        engines::check(self)
+    }
+
+    /// The same for the credentials, when all are known.
+    fn check_credentials(&self) -> Result<(), String> {
+        let has_user = self.user.is_some();
+        if has_user && self.password.is_none() {
+            return Err("user needs password-file".to_owned());
         }
-        if self.token_file.is_some() && self.user.is_some() {
-            return Err("use token-file, or user and password-file".to_owned());
+        if has_user && self.token.is_some() {
+            return Err("use a user and a password, or a token".to_owned());
         }
-        Ok(())
+        engines::check(self)
+    }
+
+    /// The password as its file has it now, or as it was before if that cannot be read. Blocks for up to ten seconds.
+    pub(crate) fn current_password(&self) -> Option<Secret> {
+        let read = self.password_file.as_ref().map(|path| read_secret(&self.name, path));
+        latest(read, self.password.as_ref())
+    }
+
+    /// As [`current_password`](Self::current_password), of the token.
+    pub(crate) fn current_token(&self) -> Option<Secret> {
+        let read = self.token_file.as_ref().map(|path| read_secret(&self.name, path));
+        latest(read, self.token.as_ref())
     }
 
     /// The variable of the environment with a credential.
@@ -231,10 +263,22 @@ impl EngineConfig {
     }
 }
 
+/// What was read now, or else what was read at the start.
+fn latest(read: Option<Result<Secret, ConfigError>>, before: Option<&Secret>) -> Option<Secret> {
+    match read {
+        Some(Ok(secret)) => Some(secret),
+        Some(Err(error)) => {
+            warn!("{error}: going on with what it was");
+            before.cloned()
+        }
+        None => before.cloned(),
+    }
+}
+
 /// Whether a variable of the environment is a credential of an engine.
 pub(super) fn is_credential(variable: &str) -> bool {
     let rest = variable.strip_prefix(VARIABLE_PREFIX).and_then(|rest| rest.strip_prefix("ENGINE_"));
-    rest.is_some_and(|rest| ["USER", "PASSWORD", "TOKEN"].iter().any(|end| rest.ends_with(end)))
+    rest.is_some_and(|rest| CREDENTIALS.iter().any(|end| rest.ends_with(end)))
 }
 
 /// Sets the engines, and which topics live in them.
@@ -247,26 +291,62 @@ pub(super) fn apply(config: &mut Config, layer: &Layer, rules: &Rules) -> Result
         let engine =
             default_engine(config, value).map_err(|problem| ConfigError::new(origin, problem))?;
         // A pattern of all names.
-        let pattern = "**".parse().map_err(|_| ConfigError::new(origin, "**"))?;
+        let pattern = EVERY_TOPIC.parse().map_err(|_| ConfigError::new(origin, EVERY_TOPIC))?;
         config.engine_topics.push(EngineTopics { pattern, engine });
     }
     for rule in &rules.engine_topics {
         let engine = known(config, &rule.engine)
             .map_err(|problem| ConfigError::new(&rule.origin, problem))?;
-        if let (Some(_), Some(setting)) = (&engine, rule.without_effect.first()) {
-            let problem = format!(
-                "{setting} of single topics is not for topics in an engine, which has one for all of \
-                 them: set it in [engines.{}]",
-                rule.engine
-            );
-            return Err(ConfigError::new(&rule.origin, problem));
-        }
         // It overrides --engine for the same pattern.
         config.engine_topics.retain(|topics| topics.pattern != rule.pattern);
         config.engine_topics.push(EngineTopics { pattern: rule.pattern.clone(), engine });
     }
     if config.engine_topics.iter().all(|topics| topics.engine.is_none()) {
         config.engine_topics.clear();
+    }
+    check_rules(config, rules)?;
+    check_all_topics(config, layer)
+}
+
+/// Refuses settings of rules whose topics live in an engine.
+fn check_rules(config: &Config, rules: &Rules) -> Result<(), ConfigError> {
+    for setting in &rules.not_in_engines {
+        let covers = |topics: &&EngineTopics| topics.pattern.covers(&setting.pattern);
+        // The most specific pattern counts.
+        let home = config.engine_topics.iter().filter(covers).min_by_key(|topics| &topics.pattern);
+        if let Some(engine) = home.and_then(|topics| topics.engine.as_ref()) {
+            let problem = format!(
+                "topics in an engine have one setting for all of them, if any: see [engines.{engine}]"
+            );
+            return Err(ConfigError::new(&setting.origin, problem));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses settings of all topics that have no effect, because all of them live in an engine.
+fn check_all_topics(config: &mut Config, layer: &Layer) -> Result<(), ConfigError> {
+    let topics = &config.engine_topics;
+    let lives_in_engine = |topics: &EngineTopics| topics.engine.is_some();
+    let has_all = |topics: &EngineTopics| topics.pattern.to_string() == EVERY_TOPIC;
+    if !(topics.iter().any(has_all) && topics.iter().all(lives_in_engine)) {
+        return Ok(());
+    }
+    for (name, problem) in [
+        ("overflow", "an engine always drops the oldest messages"),
+        ("max-queue-bytes", "an engine does not limit the bytes of a topic"),
+    ] {
+        let given = layer.get(name).and_then(|values| values.first());
+        let is_default = |raw: &&Raw| name == "overflow" && raw.value == "drop-oldest";
+        if let Some(Raw { origin, .. }) = given.filter(|raw| !is_default(raw)) {
+            return Err(ConfigError::new(
+                origin,
+                format!("all topics live in an engine: {problem}"),
+            ));
+        }
+    }
+    if config.data.is_some() {
+        config.notices.push("--data keeps nothing: all topics live in an engine".to_owned());
     }
     Ok(())
 }
@@ -325,11 +405,30 @@ pub(super) fn read_credentials(
             Some(path) => Some(read_secret(&engine.name, path)?),
             None => token.map(Secret),
         };
-        for path in [&engine.tls_ca, &engine.tls_cert, &engine.tls_key].into_iter().flatten() {
+        let files = [&engine.tls_ca, &engine.tls_cert, &engine.tls_key];
+        for path in files.into_iter().flatten() {
             read_secret(&engine.name, path)?;
         }
+        engine
+            .check_credentials()
+            .map_err(|problem| ConfigError::new(format!("engines.{}", engine.name), problem))?;
     }
+    note_unused(config, environment);
     Ok(())
+}
+
+/// Adds notices about credentials of engines that there are not.
+fn note_unused(config: &mut Config, environment: &Environment) {
+    let is_used = |variable: &OsString| {
+        let of = |engine: &EngineConfig| CREDENTIALS.map(|what| engine.variable(what));
+        config.engines.iter().flat_map(of).any(|known| known == *variable)
+    };
+    let is_unused = |name: &&OsString| name.to_str().is_some_and(is_credential) && !is_used(name);
+    let mut unused: Vec<_> = environment.keys().filter(is_unused).collect();
+    unused.sort();
+    let note = |name: &OsString| format!("{} is of no engine and ignored", name.to_string_lossy());
+    let notices: Vec<_> = unused.into_iter().map(note).collect();
+    config.notices.extend(notices);
 }
 
 /// The text of a file, without the line end after it.

@@ -10,7 +10,7 @@ use toml::{
 
 use super::{
     ConfigError,
-    engines::{self, EngineRule, EngineTable},
+    engines::{self, EngineRule, EngineTable, NotInEngines},
     keep_headers::HeaderPattern,
     layers::{Layer, Raw},
     settings::{self, SETTINGS},
@@ -31,6 +31,8 @@ pub(super) struct Rules {
     pub(super) keep_headers: Vec<(TopicPattern, Vec<HeaderPattern>)>,
     pub(super) durable: Vec<DurableRule>,
     pub(super) engine_topics: Vec<EngineRule>,
+    /// The settings of rules that topics in an engine do not have.
+    pub(super) not_in_engines: Vec<NotInEngines>,
     /// The tables `[engines.NAME]`, which are not about topics.
     pub(super) engines: Vec<EngineTable>,
 }
@@ -207,11 +209,13 @@ fn rule(
         if name == "engine" {
             let (pattern, origin) = (rule.pattern.clone(), source.origin(key.span().start));
             let origin = format!("{origin}: engine");
-            let without_effect =
-                NOT_IN_ENGINES.into_iter().filter(|name| table.contains_key(*name));
-            let without_effect = without_effect.collect();
-            rules.engine_topics.push(EngineRule { pattern, engine: text, origin, without_effect });
+            rules.engine_topics.push(EngineRule { pattern, engine: text, origin });
             continue;
+        }
+        if NOT_IN_ENGINES.contains(&name) {
+            let (pattern, origin) = (rule.pattern.clone(), source.origin(key.span().start));
+            let origin = format!("{origin}: {name}");
+            rules.not_in_engines.push(NotInEngines { pattern, origin });
         }
         if matches!(name, "durable" | "sync") {
             durable.origin = format!("{}: {name}", source.origin(key.span().start));

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use msgbus_nats::{ConnectOptions, NatsEngine, NatsOptions};
+use msgbus_nats::{Auth, AuthError, ConnectOptions, NatsEngine, NatsOptions};
+use tokio::task::spawn_blocking;
 
 use super::Kind;
 use crate::config::EngineConfig;
@@ -13,6 +14,12 @@ pub(super) const KIND: Kind =
 fn check(engine: &EngineConfig) -> Result<(), String> {
     if i64::try_from(engine.max_bytes.unwrap_or(0)).is_err() {
         return Err("max-total-bytes: NATS counts to 8 EiB".to_owned());
+    }
+    if engine.sync {
+        return Err("sync: NATS syncs as its own sync_interval says".to_owned());
+    }
+    if engine.password.is_some() && engine.user.is_none() {
+        return Err("a password needs a user".to_owned());
     }
     options(engine).map(drop)
 }
@@ -35,13 +42,29 @@ fn options(engine: &EngineConfig) -> Result<NatsOptions, String> {
     })
 }
 
-async fn connect(engine: EngineConfig) -> Result<Arc<dyn msgbus_core::engine::Engine>, String> {
-    let mut connect = ConnectOptions::new();
-    if let (Some(user), Some(password)) = (&engine.user, &engine.password) {
-        connect = connect.user_and_password(user.clone(), password.expose().to_owned());
-    } else if let Some(token) = &engine.token {
-        connect = connect.token(token.expose().to_owned());
+/// Who this server is. Passwords and tokens are read again for each connection.
+fn credentials(engine: &EngineConfig) -> ConnectOptions {
+    if engine.user.is_none() && engine.token.is_none() {
+        return ConnectOptions::new();
     }
+    let engine = engine.clone();
+    ConnectOptions::with_auth_callback(move |_| {
+        let engine = engine.clone();
+        async move {
+            let found = spawn_blocking(move || {
+                let mut auth = Auth::new();
+                auth.username.clone_from(&engine.user);
+                auth.password = engine.current_password().map(|secret| secret.expose().to_owned());
+                auth.token = engine.current_token().map(|secret| secret.expose().to_owned());
+                auth
+            });
+            found.await.map_err(AuthError::new)
+        }
+    })
+}
+
+async fn connect(engine: EngineConfig) -> Result<Arc<dyn msgbus_core::engine::Engine>, String> {
+    let mut connect = credentials(&engine);
     if let Some(authorities) = &engine.tls_ca {
         connect = connect.add_root_certificates(authorities.clone()).require_tls(true);
     }

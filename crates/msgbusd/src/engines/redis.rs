@@ -37,14 +37,17 @@ fn options(engine: &EngineConfig) -> Result<RedisOptions, String> {
     let defaults = RedisOptions::new(engine.url.expose());
     // One of them is the server itself.
     let replicas = u32::try_from(engine.replicas.saturating_sub(1)).unwrap_or(u32::MAX);
+    let with_password = engine.clone();
+    let find_password = move || Some(with_password.current_password()?.expose().to_owned());
     Ok(RedisOptions {
         user: engine.user.clone(),
         password: engine.password.as_ref().map(|password| password.expose().to_owned()),
+        find_password: Some(Arc::new(find_password)),
         prefix: engine.prefix.clone().unwrap_or_else(|| defaults.prefix.clone()),
-        acknowledge: if replicas == 0 {
-            Acknowledge::Server
-        } else {
-            Acknowledge::Replicas(replicas)
+        acknowledge: match replicas {
+            replicas if engine.sync => Acknowledge::Synced { replicas },
+            0 => Acknowledge::Server,
+            replicas => Acknowledge::Replicas(replicas),
         },
         max_age: engine.ttl,
         max_messages_per_topic: Some(max_messages),

@@ -131,19 +131,6 @@ pub(crate) async fn engine_names(
     after: &str,
     max: usize,
 ) -> Result<EngineTopics, ServiceError> {
-    let (mut listed, mut after) = (EngineTopics::default(), after.to_owned());
-    loop {
-        let page = app.bus.engine_topics(prefix, &after, max).await?;
-        let last = page.topics.last().map(|(name, _)| name.as_str().to_owned());
-        listed
-            .topics
-            .extend(page.topics.into_iter().filter(|(name, _)| may_inspect(principal, name)));
-        listed.has_more = page.has_more || listed.topics.len() > max;
-        match last {
-            Some(last) if page.has_more && listed.topics.len() < max => after = last,
-            _ => break,
-        }
-    }
-    listed.topics.truncate(max);
-    Ok(listed)
+    let is_visible = |name: &TopicName| may_inspect(principal, name);
+    Ok(app.bus.engine_topics(prefix, after, max, is_visible).await?)
 }

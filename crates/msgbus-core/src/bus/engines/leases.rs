@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{SharedEngine, dead_letters, info, messages::messages};
+use super::{SharedEngine, dead_letters};
 use crate::{
     bus::{map::TopicMap, op::Op},
     engine::{Answer, Begin, Engine, EngineError, Fetch, Fetched, LeaseKey, Leases},
@@ -29,14 +29,13 @@ impl SharedEngine {
     /// Takes the messages that there are: each goes to one pull.
     pub(in crate::bus) fn pull(
         &self,
-        map: &TopicMap,
         topic: &TopicName,
         limit: BatchLimit,
     ) -> Op<Result<Vec<Message>, StoreError>> {
-        let (engine, topic, map) = (self.clone(), topic.clone(), Weak::clone(&map.own));
+        let (engine, topic) = (self.clone(), topic.clone());
         Op::running(async move {
             let has_taken = AtomicBool::new(false);
-            engine.take(&map, &topic, limit, Duration::ZERO, &has_taken).await
+            engine.take(&topic, limit, Duration::ZERO, &has_taken).await
         })
     }
 
@@ -44,15 +43,14 @@ impl SharedEngine {
     /// dropped before it is ready, or they are lost.
     pub(crate) fn pull_wait(
         &self,
-        map: &TopicMap,
         topic: &TopicName,
         limit: BatchLimit,
         has_taken: Arc<AtomicBool>,
     ) -> Op<Result<Vec<Message>, StoreError>> {
-        let (engine, topic, map) = (self.clone(), topic.clone(), Weak::clone(&map.own));
+        let (engine, topic) = (self.clone(), topic.clone());
         Op::running(async move {
             loop {
-                let messages = engine.take(&map, &topic, limit, WAIT, &has_taken).await?;
+                let messages = engine.take(&topic, limit, WAIT, &has_taken).await?;
                 if !messages.is_empty() {
                     return Ok(messages);
                 }
@@ -63,7 +61,6 @@ impl SharedEngine {
     /// A pull is a lease that is acknowledged before anybody sees the message: it is taken at most once.
     async fn take(
         &self,
-        map: &Weak<TopicMap>,
         topic: &TopicName,
         limit: BatchLimit,
         wait: Duration,
@@ -77,8 +74,8 @@ impl SharedEngine {
         }
         has_taken.store(true, Relaxed);
         let taken = self.acknowledge(topic, fetched).await?;
-        let Some(map) = map.upgrade() else { return Err(StoreError::Closed) };
-        Ok(messages(&map, topic, epoch, taken))
+        let info = self.info(topic, epoch);
+        Ok(taken.into_iter().map(|kept| Message::recovered(&info, kept)).collect())
     }
 
     /// Acknowledges messages of plain pulls, and returns those that certainly were. It acknowledges each by itself: when
@@ -205,7 +202,7 @@ impl SharedEngine {
         let Some(map) = map.upgrade() else { return Err(LeaseError::Closed) };
         let mut leased = LeasedOnce::default();
         has_taken.store(!fetched.messages.is_empty(), Relaxed);
-        let info = info(&map, topic, fetched.epoch);
+        let info = self.info(topic, fetched.epoch);
         let mut can_bury = true;
         for fetched in fetched.messages {
             let message = Message::recovered(&info, fetched.message);

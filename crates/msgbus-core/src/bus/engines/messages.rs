@@ -1,10 +1,8 @@
 //! Publishing to topics in engines, and reading their messages.
 
-use std::sync::{Arc, Weak};
-
-use super::{SharedEngine, info};
+use super::SharedEngine;
 use crate::{
-    bus::{clock, map::TopicMap, op::Op},
+    bus::{clock, op::Op},
     engine::{Begin, EngineError, Page, Receipt},
     error::{DeleteError, PublishError},
     model::{Event, Message, NewMessage, Peek, Position, PublishedBatch, StartPosition, TopicName},
@@ -36,7 +34,6 @@ impl SharedEngine {
 
     pub(in crate::bus) fn peek(
         &self,
-        map: &TopicMap,
         topic: &TopicName,
         from: Option<Position>,
         limit: BatchLimit,
@@ -45,14 +42,13 @@ impl SharedEngine {
             // Nothing shows what a consumer of an engine gets next without taking it.
             return Op::ready(Err(self.unsupported("show what was not pulled").into()));
         };
-        let (engine, topic, map) = (self.clone(), topic.clone(), Weak::clone(&map.own));
+        let (engine, topic) = (self.clone(), topic.clone());
         Op::running(async move {
             if engine.call(|engine| engine.stats(&topic)).await?.is_none() {
                 return Ok(None);
             }
             let (page, start) = history(&engine, &topic, from, limit).await?;
-            let Some(map) = map.upgrade() else { return Err(StoreError::Closed) };
-            let info = info(&map, &topic, page.epoch);
+            let info = engine.info(&topic, page.epoch);
             let mut events = Vec::new();
             for read in page.messages {
                 if read.skipped != Some(0) && !events.is_empty() {
@@ -113,15 +109,4 @@ pub(crate) async fn history(
     let (missed, is_uncounted) = (skipped.unwrap_or(0), skipped.is_none());
     let start = StartPosition { requested_id, next_id, missed, is_uncounted, restarted };
     Ok((page, start))
-}
-
-/// The messages of an engine, as readers get them.
-pub(super) fn messages(
-    map: &TopicMap,
-    topic: &TopicName,
-    epoch: u64,
-    kept: impl IntoIterator<Item = crate::store::RecoveredMessage>,
-) -> Vec<Message> {
-    let info = info(map, topic, epoch);
-    kept.into_iter().map(|kept| Message::recovered(&Arc::clone(&info), kept)).collect()
 }

@@ -226,11 +226,14 @@ impl MessageBus {
     }
 }
 
-/// The properties of a topic in an engine.
-fn info(map: &TopicMap, name: &TopicName, epoch: u64) -> Arc<TopicInfo> {
-    let created = chrono::DateTime::from_timestamp_nanos(i64::try_from(epoch).unwrap_or(i64::MAX));
-    let ttl = map.options().settings_for(name).ttl;
-    Arc::new(TopicInfo { name: name.clone(), epoch, created, ttl })
+impl SharedEngine {
+    /// The properties of a topic.
+    fn info(&self, name: &TopicName, epoch: u64) -> Arc<TopicInfo> {
+        let created = i64::try_from(epoch).unwrap_or(i64::MAX);
+        let created = chrono::DateTime::from_timestamp_nanos(created);
+        let ttl = self.engine.max_age();
+        Arc::new(TopicInfo { name: name.clone(), epoch, created, ttl })
+    }
 }
 
 /// A topic that is not in the map.

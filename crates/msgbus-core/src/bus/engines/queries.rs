@@ -15,7 +15,7 @@ use crate::{
     store::StoreError,
 };
 
-/// How many topics are asked for at a time.
+/// How many topics are asked for at a time: to find them, an engine may have to go through all of its topics.
 const PAGE: usize = 10_000;
 
 impl MessageBus {
@@ -64,7 +64,7 @@ impl MessageBus {
         }
     }
 
-    /// The first `max` topics that live in engines, have messages, begin with `prefix` and come after `after`.
+    /// The first `max` topics that live in engines, have messages, begin with `prefix`, come after `after` and are wanted.
     ///
     /// # Errors
     /// See [`EngineError`].
@@ -73,11 +73,12 @@ impl MessageBus {
         prefix: &str,
         after: &str,
         max: usize,
+        mut is_wanted: impl FnMut(&TopicName) -> bool,
     ) -> Result<EngineTopics, EngineError> {
         let mut all = EngineTopics::default();
         let Some(engines) = self.0.engines() else { return Ok(all) };
         for engine in engines.all() {
-            let found = engines.topics_in(engine, prefix, after, max).await?;
+            let found = engines.topics_in(engine, prefix, after, max, &mut is_wanted).await?;
             all.topics.extend(found.topics);
             all.has_more |= found.has_more;
         }
@@ -114,23 +115,25 @@ impl Engines {
         once.into_iter()
     }
 
-    /// The topics that live in an engine. It may also have some that live elsewhere by now.
+    /// The wanted topics that live in an engine, at least `max` if there are so many. It may also have some that live
+    /// elsewhere by now.
     async fn topics_in(
         &self,
         engine: &SharedEngine,
         prefix: &str,
         after: &str,
         max: usize,
+        is_wanted: &mut impl FnMut(&TopicName) -> bool,
     ) -> Result<EngineTopics, EngineError> {
         let lives_here = |name: &TopicName| {
             self.find(name).is_some_and(|found| Arc::ptr_eq(&found.engine, &engine.engine))
         };
         let (mut topics, mut after) = (Vec::new(), after.to_owned());
         loop {
-            let count = max.min(PAGE);
-            let page = engine.call(|engine| engine.topics(prefix, &after, count)).await?;
+            let page = engine.call(|engine| engine.topics(prefix, &after, PAGE)).await?;
             let last = page.topics.last().map(|(name, _)| name.as_str().to_owned());
-            topics.extend(page.topics.into_iter().filter(|(name, _)| lives_here(name)));
+            let found = page.topics.into_iter();
+            topics.extend(found.filter(|(name, _)| lives_here(name) && is_wanted(name)));
             match last {
                 Some(last) if page.has_more && topics.len() < max => after = last,
                 _ => return Ok(EngineTopics { topics, has_more: page.has_more }),

@@ -14,7 +14,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Engines, SharedEngine, detached, info};
+use super::{Engines, SharedEngine, detached};
 use crate::{
     bus::{
         clock,
@@ -24,6 +24,7 @@ use crate::{
     engine::{EngineError, WindowStats},
     error::{LimitReached, SubscribeError},
     model::{MonotonicTime, TopicName},
+    options::TopicSettings,
     store::RecoveredMessage,
     topic::{Reservation, Topic},
 };
@@ -355,8 +356,9 @@ impl WindowSink {
             Phase::Opening => {
                 let Some(map) = self.0.map.upgrade() else { return false };
                 let settings = map.options().settings_for(&self.0.name);
+                let settings = TopicSettings { ttl: self.0.engine.engine.max_age(), ..settings };
                 let reservation = Reservation::new(Arc::clone(&map.budget));
-                let info = info(&map, &self.0.name, epoch);
+                let info = self.0.engine.info(&self.0.name, epoch);
                 let topic = Topic::window(info, settings, reservation, next, clock::now());
                 state.phase = Phase::Open(detached(&map, topic));
                 let wakers = state.take_waiting();

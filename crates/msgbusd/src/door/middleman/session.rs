@@ -143,7 +143,7 @@ impl Dialogue for Conversation {
 
 /// Deletes the private topic of a connection that has ended.
 async fn forget(worker: Arc<Worker>, peer: Peer, private: TopicName) {
-    if worker.bus.topic(&private).is_some() {
+    if worker.bus.topic(&private).is_some() || worker.bus.engine_of(&private).is_some() {
         let call = Call { worker: &worker, peer, principal: None, authority: Authority::Key };
         if let Err(error) = call.delete(&private).await {
             debug!(%peer, %error, "a private topic is left");

@@ -2,6 +2,7 @@
 
 mod away;
 mod bounds;
+mod doors;
 mod groups;
 mod hop;
 mod settings;
@@ -48,22 +49,31 @@ fn door(engine: &Server) -> Daemon {
 
 fn door_with(engine: &Server, set: impl FnOnce(&mut Config)) -> Daemon {
     Daemon::with(|config| {
-        config.engines = vec![EngineConfig::new("main", &engine.url())];
-        let pattern = "**".parse().unwrap();
-        config.engine_topics = vec![EngineTopics { pattern, engine: Some("main".to_owned()) }];
+        live_in(engine, config);
         set(config);
     })
+}
+
+/// Lets all topics live in this engine.
+fn live_in(engine: &Server, config: &mut Config) {
+    config.engines = vec![EngineConfig::new("main", &engine.url())];
+    let pattern = "**".parse().unwrap();
+    config.engine_topics = vec![EngineTopics { pattern, engine: Some("main".to_owned()) }];
 }
 
 impl Daemon {
     /// Waits until the engine can be used.
     async fn ready(self) -> Self {
+        self.wait_for_engine().await;
+        self
+    }
+
+    async fn wait_for_engine(&self) {
         let is_ready = async {
             while self.get("/readyz").await.status != 200 {
                 sleep(Duration::from_millis(20)).await;
             }
         };
         soon(is_ready).await;
-        self
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use msgbus_engine_testkit::server::{Kind, Server};
+use msgbus_engine_testkit::server::{Kind, Program, Server};
 
 use super::programs;
 use crate::{
@@ -51,11 +51,28 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
             ":3: duplicate-window: must be between 1s and 1d",
         ),
         (&format!("{main}prefix = \"a.b\"\n"), ":3: prefix: must be 1 to 64 of"),
-        (&format!("{main}password-file = \"x\"\n"), "password-file needs user"),
+        (
+            &format!("{main}password-file = \"Cargo.toml\"\n"),
+            "engines.main: a password needs a user",
+        ),
         (
             &format!("{main}[topics.\"a/**\"]\nengine = \"main\"\nttl = \"1h\"\n"),
-            ":4: engine: ttl of single topics",
+            ":5: ttl: topics in an engine have one setting for all of them, if any: see [engines.main]",
         ),
+        (
+            &format!("engine = \"main\"\n[topics.\"a/b\"]\noverflow = \"reject\"\n{main}"),
+            ":3: overflow: topics in an engine",
+        ),
+        (
+            &format!("engine = \"main\"\noverflow = \"reject\"\n{main}"),
+            ":2: overflow: all topics live",
+        ),
+        (
+            &format!("engine = \"main\"\nmax-queue-bytes = \"1MiB\"\n{main}"),
+            ":2: max-queue-bytes: all",
+        ),
+        (&format!("{main}user = \"u\"\n"), "engines.main: user needs password-file"),
+        (&format!("{main}sync = \"true\"\n"), "sync: NATS syncs as its own sync_interval says"),
         ("[topics.\"a/**\"]\nengine = \"main\"\n", ":2: engine: there is no [engines.main]"),
         (
             "[topics.\"a/**\"]\nengine = \"nats://bus:s3cret@host\"\n",
@@ -93,16 +110,27 @@ fn say_until(daemon: &Running, request: &str, expected: &str) -> String {
     }
 }
 
+/// The arguments of an engine that asks for a user and a password.
+fn arguments(kind: Kind, password: &str) -> Vec<String> {
+    let arguments = match kind {
+        Kind::Nats => format!("--user bus --pass {password}"),
+        Kind::Redis => format!("--user bus on >{password} ~* &* +@all --user default off"),
+    };
+    arguments.split(' ').map(str::to_owned).collect()
+}
+
+fn asking_for(program: &Program, password: &str) -> Server {
+    let mut engine = Server::new(program);
+    engine.arguments = arguments(program.kind, password);
+    engine.run();
+    engine
+}
+
 /// Some topics live in an engine that asks for a password, others in the server.
 #[test]
 fn topics_choose_their_engine_and_passwords_come_from_files_and_variables() {
     for program in programs() {
-        let arguments = match program.kind {
-            Kind::Nats => "--user bus --pass s3cret",
-            Kind::Redis => "--user bus on >s3cret ~* &* +@all --user default off",
-        };
-        let arguments: Vec<&str> = arguments.split(' ').collect();
-        let engine = Server::start_with(&program, &arguments);
+        let engine = asking_for(&program, "s3cret");
         let url = engine.url();
         let password = file("s3cret\n");
         let text = format!(
@@ -128,12 +156,54 @@ fn topics_choose_their_engine_and_passwords_come_from_files_and_variables() {
 
         let mut command = msgbusd(&["--bind", "127.0.0.1:0", "--engine", &url]);
         command.env("MSGBUSD_ENGINE_USER", "bus").env("MSGBUSD_ENGINE_PASSWORD", "s3cret");
+        command.env("MSGBUSD_ENGINE_OTHER_TOKEN", "s3cret");
         let daemon = Running::start(&mut command);
+        let notice = "MSGBUSD_ENGINE_OTHER_TOKEN is of no engine";
+        assert!(daemon.opening.contains(notice), "{}", daemon.opening);
         say_until(&daemon, "GET /readyz", "200 OK");
         assert!(daemon.say("PUT /else").contains("msgbus-durability: engine"));
 
         let daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--engine", &url]));
         let refused = say_until(&daemon, "PUT /else", " 502 ");
         assert!(refused.contains("refuses"), "{refused}");
+    }
+}
+
+/// A password may change while the server runs: its file is read for each connection.
+#[test]
+fn a_new_password_is_read_from_its_file() {
+    for program in programs() {
+        let mut engine = asking_for(&program, "old");
+        let password = file("old\n");
+        let config = file(&format!(
+            "engine = \"main\"\n[engines.main]\nurl = \"{}\"\nuser = \"bus\"\npassword-file = \"{}\"\n",
+            engine.url(),
+            password.path().display()
+        ));
+        let path = config.path().to_str().unwrap();
+        let daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--config", path]));
+        say_until(&daemon, "PUT /t", "msgbus-durability: engine");
+        engine.kill();
+        engine.arguments = arguments(program.kind, "new");
+        std::fs::write(password.path(), "new\n").unwrap();
+        engine.run();
+        say_until(&daemon, "PUT /t", "msgbus-durability: engine");
+    }
+}
+
+/// With `sync`, Redis confirms that its disk has a message; versions that cannot do that say so.
+#[test]
+fn redis_confirms_that_its_disk_has_a_message() {
+    for program in Kind::Redis.programs() {
+        let version = std::process::Command::new(&*program).arg("--version").output().unwrap();
+        let is_old = String::from_utf8_lossy(&version.stdout).contains("v=7.0.");
+        let engine = Server::start(&program);
+        let url = engine.url();
+        let text = format!("engine = \"main\"\n[engines.main]\nurl = \"{url}\"\nsync = \"true\"\n");
+        let config = file(&text);
+        let path = config.path().to_str().unwrap();
+        let daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--config", path]));
+        let expected = if is_old { "it needs Redis 7.2" } else { "msgbus-durability: engine" };
+        say_until(&daemon, "PUT /t", expected);
     }
 }

@@ -1,6 +1,6 @@
 //! What is published at one server is there at all.
 
-use msgbus_core::json;
+use msgbus_core::{TopicName, json};
 use msgbus_engine_testkit::server::Kind;
 
 use super::{door_with, on_each, on_each_pair};
@@ -125,6 +125,12 @@ async fn topics_are_those_of_the_engine() {
             other.send("GET", "/?prefix=list/b", &["Accept: application/json"], b"").await;
         assert_eq!(objects.json()["list/b"]["retained"], 2);
         assert_eq!(objects.json()["list/b"]["engine"], "main");
+
+        // The engine goes through its topics once, however few of them are wanted.
+        let answered = || other.bus.engine_usage()[0].1.answered;
+        let (before, is_last) = (answered(), |name: &TopicName| name.as_str() == "list/b");
+        let found = other.bus.engine_topics("list/", "", 1, is_last).await.unwrap();
+        assert_eq!((found.topics.len(), found.has_more, answered() - before), (1, false, 1));
 
         let head = other.send("HEAD", "/list/b", &[], b"").await;
         assert_eq!((head.number("Msgbus-Retained"), head.number("Msgbus-Subscribers")), (2, 0));

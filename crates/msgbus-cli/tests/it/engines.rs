@@ -1,0 +1,75 @@
+//! Topics that live in an engine: what is known of them, and followers while it is away.
+
+use std::time::Duration;
+
+use msgbus_engine_testkit::server::{Kind, Program, Server};
+use msgbusd::config::{EngineConfig, EngineTopics};
+
+use crate::support::{Daemon, Finished, Running, msgbus, run, soon};
+
+/// One of each kind.
+fn programs() -> Vec<Program> {
+    [Kind::Nats, Kind::Redis]
+        .into_iter()
+        .filter_map(|kind| kind.programs().into_iter().next())
+        .collect()
+}
+
+async fn door(engine: &Server) -> Daemon {
+    let daemon = Daemon::with(|config| {
+        config.engines = vec![EngineConfig::new("main", &engine.url())];
+        let pattern = "**".parse().unwrap();
+        config.engine_topics = vec![EngineTopics { pattern, engine: Some("main".to_owned()) }];
+        config.timeouts.ping = Duration::from_millis(200);
+    });
+    let published = async { while on(&daemon, &["put", "t", "first"]).await.code != Some(0) {} };
+    soon(published).await;
+    daemon
+}
+
+async fn on(daemon: &Daemon, args: &[&str]) -> Finished {
+    let mut command = msgbus(args);
+    command.env("MSGBUS_URI", daemon.uri());
+    run(command).await
+}
+
+#[tokio::test]
+async fn what_nobody_counts_is_not_shown() {
+    for program in programs() {
+        let engine = Server::start(&program);
+        let daemon = door(&engine).await;
+        let table = on(&daemon, &["topics"]).await.out;
+        let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(row, ["t", "1", "-", "-", "-", "-", "-"]);
+        let json = on(&daemon, &["topics", "--json"]).await.out;
+        assert_eq!(json, "{\"engine\":\"main\",\"name\":\"t\",\"retained\":1}\n");
+        let shown = on(&daemon, &["info", "t"]).await.out;
+        assert!(shown.contains("engine           main\n"), "{shown}");
+        assert!(shown.contains("messages         1\n") && !shown.contains("published"), "{shown}");
+        let group = on(&daemon, &["group", "t", "g", "--since", "all"]).await;
+        assert_eq!((group.code, &group.err[..]), (Some(0), ""));
+        assert!(group.out.contains("pending          1\n"), "{}", group.out);
+    }
+}
+
+#[tokio::test]
+async fn who_follows_is_told_that_the_engine_is_away() {
+    for program in programs() {
+        let mut engine = Server::start(&program);
+        let daemon = door(&engine).await;
+        for args in [&["sub", "t", "--since", "all"][..], &["sub", "t", "--since", "all", "u"]] {
+            let mut command = msgbus(args);
+            command.env("MSGBUS_URI", daemon.uri());
+            let mut sub = Running::start(command);
+            assert_eq!(sub.ids(1).await.len(), 1);
+            engine.kill();
+            let note = sub.note().await;
+            assert!(note.contains("its engine is away; waiting for it"), "{note}");
+            engine.run();
+            let note = sub.note().await;
+            let is_other = args.contains(&"u") && note.contains("is away");
+            let note = if is_other { sub.note().await } else { note };
+            assert!(note.contains("its engine delivers again"), "{note}");
+        }
+    }
+}
