@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::{client::Client, error::ClientError, transport::RESPONSE_TIMEOUT};
 
 /// A group in the description of its topic.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Of a group in an engine, the server knows only some of the fields. The others are 0 or empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "docs/protocol.md, section 14, describes the fields")]
 pub struct GroupSummary {

@@ -52,6 +52,11 @@ async fn what_nobody_counts_is_not_shown() {
     }
 }
 
+/// Waits for a note on standard error.
+async fn hears(sub: &mut Running, text: &str) {
+    while !sub.note().await.contains(text) {}
+}
+
 #[tokio::test]
 async fn who_follows_is_told_that_the_engine_is_away() {
     for program in programs() {
@@ -63,13 +68,9 @@ async fn who_follows_is_told_that_the_engine_is_away() {
             let mut sub = Running::start(command);
             assert_eq!(sub.ids(1).await.len(), 1);
             engine.kill();
-            let note = sub.note().await;
-            assert!(note.contains("its engine is away; waiting for it"), "{note}");
+            hears(&mut sub, "its engine is away; waiting for it").await;
             engine.run();
-            let note = sub.note().await;
-            let is_other = args.contains(&"u") && note.contains("is away");
-            let note = if is_other { sub.note().await } else { note };
-            assert!(note.contains("its engine delivers again"), "{note}");
+            hears(&mut sub, "its engine delivers again").await;
         }
     }
 }
