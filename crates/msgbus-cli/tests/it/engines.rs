@@ -54,7 +54,13 @@ async fn what_nobody_counts_is_not_shown() {
 
 /// Waits for a note on standard error.
 async fn hears(sub: &mut Running, text: &str) {
-    while !sub.note().await.contains(text) {}
+    loop {
+        let note = sub.note().await;
+        assert_ne!(note, "", "it ended without {text:?}");
+        if note.contains(text) {
+            break;
+        }
+    }
 }
 
 #[tokio::test]
