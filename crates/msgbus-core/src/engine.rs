@@ -57,7 +57,8 @@ pub trait Engine: Debug + Send + Sync {
 
     /// Leases messages to a worker of a group; `None` is the group of plain pulls. Until a lease ends, nobody else gets
     /// its message for that group, from whatever bus. When it ends without an ack, the message is given again. The first
-    /// fetch creates the group. A topic that was never published to has no messages.
+    /// fetch creates the group, unless the topic has [`GroupSettings::MAX_GROUPS`](crate::GroupSettings::MAX_GROUPS) others
+    /// with names. A topic that was never published to has no messages.
     ///
     /// Empty if there is nothing for as long as [`Fetch::wait`]. It may be fewer messages than the limit, and more after
     /// them.
@@ -370,6 +371,12 @@ pub enum EngineError {
     TooLarge {
         /// What it accepts, in bytes.
         limit: u64,
+    },
+    /// The topic has as many groups as it may have.
+    #[error("the topic has {limit} groups, which is the limit")]
+    TooManyGroups {
+        /// The limit, in groups.
+        limit: usize,
     },
     /// The engine refuses the credentials, or what was asked for with them.
     #[error("the engine refuses it: its credentials are wrong, or do not permit this")]

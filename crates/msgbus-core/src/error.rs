@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::store::StoreError;
+use crate::{engine::EngineError, store::StoreError};
 
 /// Why a publish was refused. Nothing was kept, evicted or created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -172,6 +172,21 @@ pub enum GroupError {
     /// The topic is durable, and its store did not keep the group.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<EngineError> for LeaseError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::TooManyGroups { limit } => Self::TooManyGroups { limit },
+            error => Self::Store(error.into()),
+        }
+    }
+}
+
+impl From<EngineError> for GroupError {
+    fn from(error: EngineError) -> Self {
+        LeaseError::from(error).into()
+    }
 }
 
 impl From<LeaseError> for GroupError {

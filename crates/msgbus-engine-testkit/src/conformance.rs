@@ -53,6 +53,7 @@ pub async fn all_with_long_leases(subject: &Subject) {
     positions_resume_on_another_bus(subject).await;
     groups::each_job_goes_to_one_worker(subject).await;
     groups::jobs_come_back_until_they_are_done(subject).await;
+    groups::a_lease_is_given_back_once(subject).await;
     groups::groups_are_independent(subject).await;
     groups::new_groups_begin_where_they_say(subject).await;
     groups::who_waits_gets_the_next_job(subject).await;
@@ -60,6 +61,8 @@ pub async fn all_with_long_leases(subject: &Subject) {
     groups::pulls_take_each_message_once(subject).await;
     groups::jobs_that_fail_too_often_are_dead_letters(subject).await;
     groups::groups_can_be_made_moved_and_removed(subject).await;
+    groups::a_group_is_moved_while_others_work(subject).await;
+    groups::a_topic_has_a_limited_number_of_groups(subject).await;
 }
 
 pub(crate) const MANY: BatchLimit = BatchLimit { events: 1000, bytes: 1 << 20 };

@@ -170,6 +170,7 @@ impl MemoryEngine {
                 let epoch = inner.epoch;
                 let next = inner.next;
                 let topic = inner.topics.entry(topic.clone()).or_insert_with(|| Topic::new(next));
+                topic.check_count(group.as_ref())?;
                 let (messages, due) = topic.fetch(group.as_ref(), &fetch, &mut inner.random);
                 Ok((Leases { epoch, messages }, due))
             })?;
@@ -380,6 +381,7 @@ impl Engine for MemoryEngine {
         self.serve(move |inner| {
             let next = inner.next;
             let topic = inner.topics.entry(topic).or_insert_with(|| Topic::new(next));
+            topic.check_count(Some(&group))?;
             Ok(topic.set_group(&group, from))
         })
     }

@@ -10,7 +10,7 @@ use msgbus_core::{
 
 use crate::{
     connection::{Connection, Known},
-    consumers::{config, consumer_name, find},
+    consumers::{CLAIMED, CREATE, FREE, claim, config, consumer_name, find, find_or_create},
     error::{change_error, is_missing, request_error},
     subject,
 };
@@ -56,6 +56,9 @@ pub(crate) async fn group(
     }))
 }
 
+/// How often a group is made that others make at the same time.
+const MAX_TRIES: usize = 3;
+
 pub(crate) async fn set_group(
     connection: Arc<Connection>,
     topic: TopicName,
@@ -64,21 +67,35 @@ pub(crate) async fn set_group(
 ) -> Result<bool, EngineError> {
     let known = connection.stream().await?;
     let name = consumer_name(&connection.subject(&topic), Some(&group));
-    let is_there = match from {
-        // Where a consumer begins cannot be changed.
-        Some(_) => delete(&connection, &known, &name).await?,
-        None => find(&connection, &known, &name, true).await?.is_some(),
-    };
-    if from.is_some() || !is_there {
-        let config = config(&connection, &topic, Some(&group), from.unwrap_or(Begin::First));
-        let created = known.stream.create_consumer(config).await;
-        created.map_err(|error| match change_error(&error) {
-            // The group is gone.
-            _ if is_there => EngineError::Unknown,
-            error => error,
-        })?;
+    if from.is_none() {
+        let fetch = (Begin::First, CREATE);
+        let is_there = find(&connection, &known, &name, true).await?.is_some();
+        if !is_there {
+            find_or_create(&connection, &known, &topic, Some(&group), fetch).await?;
+        }
+        return Ok(!is_there);
     }
-    Ok(!is_there)
+    // Workers that wait must not make the group again where they say.
+    claim(&connection, &known, &name, CLAIMED).await?;
+    let (mut is_there, mut left) = (false, MAX_TRIES);
+    loop {
+        // Where a consumer begins cannot be changed.
+        let deleted = delete(&connection, &known, &name).await;
+        is_there |= deleted.map_err(|error| if is_there { EngineError::Unknown } else { error })?;
+        let config =
+            config(&connection, &known, &topic, Some(&group), from.unwrap_or(Begin::First));
+        left -= 1;
+        match known.stream.create_consumer(config).await {
+            Ok(_) => return Ok(!is_there),
+            Err(error) => match change_error(&error) {
+                // Another node may have made it meanwhile.
+                EngineError::Unavailable if left > 0 => {}
+                // The group is gone.
+                _ if is_there => return Err(EngineError::Unknown),
+                error => return Err(error),
+            },
+        }
+    }
 }
 
 pub(crate) async fn remove_group(
@@ -88,7 +105,10 @@ pub(crate) async fn remove_group(
 ) -> Result<bool, EngineError> {
     let known = connection.stream().await?;
     let name = consumer_name(&connection.subject(&topic), Some(&group));
-    delete(&connection, &known, &name).await
+    let deleted = delete(&connection, &known, &name).await?;
+    // If it fails, whoever makes the group again waits a moment.
+    let _ = claim(&connection, &known, &name, FREE).await;
+    Ok(deleted)
 }
 
 /// Returns whether there was such a consumer.

@@ -36,9 +36,10 @@ use crate::{
     NatsOptions,
     consumers::Consumers,
     error::{has_no_responder, is_stream_missing, request_error},
-    leases::Leases,
+    leases::Settled,
     refusals::{API, Refusals},
     subject::subject,
+    turns::Turns,
 };
 
 /// The maximum number of messages whose acknowledgements are awaited.
@@ -55,7 +56,8 @@ pub(crate) struct Connection {
     pub(crate) context: Context,
     pub(crate) options: NatsOptions,
     pub(crate) consumers: Consumers,
-    pub(crate) leases: Leases,
+    pub(crate) settled: Settled,
+    pub(crate) turns: Turns,
     /// For each message whose acknowledgement is not awaited. In async-nats, who has sent a message and does not await its
     /// acknowledgement yet keeps others from publishing.
     pub(crate) unacknowledged: Arc<Semaphore>,
@@ -72,7 +74,9 @@ pub(crate) struct Connection {
 pub(crate) struct Known {
     pub(crate) stream: Stream,
     pub(crate) epoch: u64,
-    /// The highest sequence that was acknowledged.
+    /// How long it keeps messages, whatever the options say.
+    pub(crate) max_age: Option<Duration>,
+    /// The highest sequence that is known.
     pub(crate) highest: AtomicU64,
     /// How often there had been a connection. After another one, it may be another stream.
     connects: u64,
@@ -127,7 +131,8 @@ impl Connection {
             context,
             options,
             consumers: Consumers::default(),
-            leases: Leases::default(),
+            settled: Settled::default(),
+            turns: Turns::default(),
             unacknowledged: Arc::new(Semaphore::new(MAX_UNACKNOWLEDGED)),
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             known: tokio::sync::Mutex::default(),
@@ -163,21 +168,30 @@ impl Connection {
     /// The stream. Creates it if there is none. After each connect it is looked for again.
     pub(crate) async fn stream(&self) -> Result<Arc<Known>, EngineError> {
         self.check()?;
-        self.look_up().await
+        self.look_up(Self::check).await
     }
 
-    async fn look_up(&self) -> Result<Arc<Known>, EngineError> {
+    /// `check` is asked again after others have looked for it.
+    async fn look_up(
+        &self,
+        check: fn(&Self) -> Result<(), EngineError>,
+    ) -> Result<Arc<Known>, EngineError> {
         let mut known = self.known.lock().await;
+        check(self)?;
         let connects = self.connects();
         if let Some(known) = &*known
             && known.connects == connects
         {
             return Ok(Arc::clone(known));
         }
-        let mut found = self.find(connects).await?;
+        let found = self.find(connects).await.inspect_err(|error| {
+            // Those who wait for it need not ask, too.
+            *self.answers.lock() = Some(Err(*error));
+        })?;
         match &*known {
             Some(known) if known.epoch == found.epoch => {
-                *found.highest.get_mut() = known.highest.load(Relaxed);
+                let highest = known.highest.load(Relaxed);
+                found.highest.fetch_max(highest, Relaxed);
             }
             Some(_) => self.consumers.clear(),
             None => {}
@@ -222,7 +236,7 @@ impl Connection {
             return;
         }
         let began = Instant::now();
-        let asked = timeout(self.options.timeout.min(LIMIT), self.ask()).await;
+        let asked = timeout(self.options.timeout.min(LIMIT), self.ask(Self::check_connected)).await;
         let asked = asked.unwrap_or(Err(EngineError::Unavailable)).map(drop);
         let answers = asked.map_err(|error| self.refusals.explain(error, API, began));
         let before = self.answers.lock().replace(answers);
@@ -244,16 +258,19 @@ impl Connection {
     /// The stream and its state now, as its leader knows it.
     pub(crate) async fn state(&self) -> Result<(Arc<Known>, Info), EngineError> {
         self.check()?;
-        self.ask().await
+        self.ask(Self::check).await
     }
 
-    async fn ask(&self) -> Result<(Arc<Known>, Info), EngineError> {
-        let known = self.look_up().await?;
+    async fn ask(
+        &self,
+        check: fn(&Self) -> Result<(), EngineError>,
+    ) -> Result<(Arc<Known>, Info), EngineError> {
+        let known = self.look_up(check).await?;
         match known.stream.get_info().await {
             Ok(info) if epoch(&info) == known.epoch => Ok((known, info)),
             Ok(_) => {
                 self.forget().await;
-                let known = self.look_up().await?;
+                let known = self.look_up(check).await?;
                 let info = known.stream.cached_info().clone();
                 Ok((known, info))
             }
@@ -283,8 +300,10 @@ impl Connection {
         self.compare(&info.config);
         let epoch = epoch(info);
         // A key is of no use in another stream.
-        let (secret, highest) = (format!("{secret} {epoch}"), AtomicU64::new(0));
-        Ok(Known { stream, epoch, highest, connects, secret })
+        let secret = format!("{secret} {epoch}");
+        let highest = AtomicU64::new(info.state.last_sequence);
+        let max_age = Some(info.config.max_age).filter(|age| !age.is_zero());
+        Ok(Known { stream, epoch, max_age, highest, connects, secret })
     }
 
     async fn create(&self) -> Result<Stream, EngineError> {

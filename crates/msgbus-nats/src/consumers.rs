@@ -2,12 +2,11 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use async_nats::jetstream::{
-    consumer::{AckPolicy, PullConsumer, pull},
-    message::PublishMessage,
-};
+use async_nats::jetstream::consumer::{AckPolicy, FromConsumer as _, PullConsumer, pull};
+use chrono::Utc;
+use futures_util::StreamExt as _;
 use msgbus_core::{
-    GroupName, TopicName,
+    GroupName, GroupSettings, TopicName,
     engine::{Begin, EngineError},
 };
 use parking_lot::Mutex;
@@ -18,13 +17,28 @@ use crate::{
     connection::{Connection, Known},
     error::{is_missing, request_error},
     history::{has_messages, policy},
+    marks,
 };
 
 /// How much longer the server waits for an ack than the worker is told.
 pub(crate) const MARGIN: Duration = Duration::from_secs(5);
 const HOUR: Duration = Duration::from_secs(3600);
+/// After so long without a request, the server removes a group that has had no message.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a fetch waits that is to create a group, also if there are no messages.
+pub(crate) const CREATE: Duration = Duration::from_nanos(1);
+/// For so long, whoever has claimed a group may take to create it.
+const CLAIM: Duration = Duration::from_secs(2);
+/// How long a claim is kept at least.
+const KEEP: Duration = Duration::from_secs(60);
+/// The text of a claim.
+pub(crate) const CLAIMED: &str = "claimed";
+/// The text of a claim that has ended: the group was removed.
+pub(crate) const FREE: &str = "free";
 /// The maximum number of live leases of a group.
 const MAX_LEASES: i64 = 1024;
+/// The maximum number of requests of all nodes that wait for messages of a group.
+const MAX_WAITING: i64 = 4096;
 
 /// A consumer, as it was at some time.
 #[derive(Debug)]
@@ -86,16 +100,37 @@ impl Consumers {
     }
 }
 
-/// The name of the consumer of a group, the same on all nodes.
+/// The name of the consumer of a group, the same on all nodes. Those of a topic begin alike.
 pub(crate) fn consumer_name(subject: &str, group: Option<&GroupName>) -> String {
     let group = group.map_or("", GroupName::as_str);
-    let hash = Sha256::new().chain_update(subject).chain_update([0]).chain_update(group).finalize();
-    hash[..16].iter().fold("g-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
+    format!("{}{}", topic_name(subject), hex(&Sha256::digest(group)))
+}
+
+/// How the names of the consumers of a topic begin.
+fn topic_name(subject: &str) -> String {
+    format!("g-{}-", hex(&Sha256::digest(subject)))
+}
+
+fn hex(hash: &[u8]) -> String {
+    hash[..12].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+/// Refuses another group of a topic that has as many as it may have.
+async fn check_count(known: &Known, subject: &str) -> Result<(), EngineError> {
+    let (prefix, plain) = (topic_name(subject), consumer_name(subject, None));
+    let (mut names, mut count) = (known.stream.consumer_names(), 0);
+    while let Some(name) = names.next().await {
+        let name = name.map_err(|error| request_error(&error))?;
+        count += usize::from(name.starts_with(&prefix) && name != plain);
+    }
+    let limit = GroupSettings::MAX_GROUPS;
+    if count >= limit { Err(EngineError::TooManyGroups { limit }) } else { Ok(()) }
 }
 
 /// The consumer of a group that is new.
 pub(crate) fn config(
     connection: &Connection,
+    known: &Known,
     topic: &TopicName,
     group: Option<&GroupName>,
     from: Begin,
@@ -104,8 +139,7 @@ pub(crate) fn config(
     let inactive_threshold = match from {
         // Made again later, it would leave out what has come meanwhile.
         Begin::Next => Duration::ZERO,
-        // The server removes it when all that it has passed has expired.
-        _ => connection.options.max_age.map_or(Duration::ZERO, |age| age + HOUR),
+        _ => long(known),
     };
     pull::Config {
         durable_name: Some(consumer_name(&subject, group)),
@@ -115,6 +149,7 @@ pub(crate) fn config(
         ack_policy: AckPolicy::Explicit,
         ack_wait: connection.options.lease + MARGIN,
         max_ack_pending: MAX_LEASES,
+        max_waiting: MAX_WAITING,
         inactive_threshold,
         ..pull::Config::default()
     }
@@ -156,16 +191,47 @@ pub(crate) async fn find_or_create(
     if let Some(found) = find(connection, known, &name, false).await? {
         return Ok(Some(found));
     }
-    if wait.is_zero() && from == Begin::First && !has_messages(known, &subject).await? {
+    let is_empty = from == Begin::First && !has_messages(known, &subject).await?;
+    if is_empty && wait.is_zero() {
         return Ok(None);
     }
-    let config = config(connection, topic, group, from);
+    if group.is_some() {
+        check_count(known, &subject).await?;
+    }
+    let mut config = config(connection, known, topic, group, from);
+    if is_empty && wait != CREATE {
+        // Any name may be asked for. Made again, it misses nothing, as it has had nothing.
+        config.inactive_threshold = IDLE;
+    }
     let consumer = create(connection, known, &name, config).await?;
     Ok(Some(connection.consumers.put(&name, consumer)))
 }
 
-/// Creates a consumer, unless another node does. Two nodes must not do it at the same moment: a server may give both a
-/// consumer then, and each message to both.
+/// Lets a group stay that has had messages.
+pub(crate) async fn keep(
+    connection: &Connection,
+    known: &Known,
+    found: &Found,
+) -> Result<(), EngineError> {
+    let config = &found.consumer.cached_info().config;
+    if config.inactive_threshold != IDLE {
+        return Ok(());
+    }
+    let unlike = |_| EngineError::Unavailable;
+    let mut config = pull::Config::try_from_consumer_config(config.clone()).map_err(unlike)?;
+    config.inactive_threshold = long(known);
+    let kept = known.stream.create_consumer(config).await;
+    connection.consumers.put(found.name(), kept.map_err(|error| request_error(&error))?);
+    Ok(())
+}
+
+/// The server removes a group that nobody uses when all that it has passed has expired.
+fn long(known: &Known) -> Duration {
+    known.max_age.map_or(Duration::ZERO, |age| age + HOUR)
+}
+
+/// Creates the consumer of a group that has none. No two nodes must do it at the same moment: a server may give both a
+/// consumer then, and each message to both. So they claim it before.
 async fn create(
     connection: &Connection,
     known: &Known,
@@ -173,23 +239,48 @@ async fn create(
     config: pull::Config,
 ) -> Result<PullConsumer, EngineError> {
     const POLL: Duration = Duration::from_millis(20);
-    // The group may have been removed lately. Then its claim is still known, and nobody creates it.
-    const MAX_WAIT: Duration = Duration::from_secs(2);
-    // A topic has no such subject, because its "$" would be escaped.
-    let subject = format!("{}.$groups.{name}", connection.options.prefix);
-    let claim = PublishMessage::build().message_id(format!("$groups {name}"));
-    let claimed = connection.context.send_publish(subject, claim).await;
-    let claimed = match claimed {
-        Ok(claimed) => claimed.await,
-        Err(error) => Err(error),
-    };
-    let claimed = claimed.map_err(|error| request_error(&error))?;
-    let give_up = Instant::now() + MAX_WAIT.min(connection.options.timeout);
-    while claimed.duplicate && Instant::now() < give_up {
-        if let Ok(consumer) = known.stream.get_consumer(name).await {
-            return Ok(consumer);
+    let subject = claims(connection, name);
+    let mut is_claimed = false;
+    loop {
+        let claim = marks::read(known, &subject).await?;
+        is_claimed |= claim.as_ref().is_some_and(|claim| {
+            let age = (Utc::now() - claim.at).abs().to_std().unwrap_or_default();
+            claim.text == CLAIMED && age < CLAIM
+        });
+        let give_up = Instant::now() + CLAIM;
+        while is_claimed && Instant::now() < give_up {
+            if let Some(found) = find(connection, known, name, true).await? {
+                return Ok(found.consumer.clone());
+            }
+            sleep(POLL).await;
         }
-        sleep(POLL).await;
+        let text = CLAIMED.to_owned();
+        if marks::replace(connection, known, &subject, claim.as_ref(), text, KEEP).await? {
+            let created = known.stream.create_consumer(config).await;
+            return created.map_err(|error| request_error(&error));
+        }
+        // Somebody else has just claimed it.
+        is_claimed = true;
     }
-    known.stream.create_consumer(config).await.map_err(|error| request_error(&error))
+}
+
+/// Claims the group, or ends its claim, whoever has it.
+pub(crate) async fn claim(
+    connection: &Connection,
+    known: &Known,
+    name: &str,
+    text: &str,
+) -> Result<(), EngineError> {
+    let subject = claims(connection, name);
+    loop {
+        let before = marks::read(known, &subject).await?;
+        let text = text.to_owned();
+        if marks::replace(connection, known, &subject, before.as_ref(), text, KEEP).await? {
+            return Ok(());
+        }
+    }
+}
+
+fn claims(connection: &Connection, name: &str) -> String {
+    marks::subject(connection, "groups", name)
 }

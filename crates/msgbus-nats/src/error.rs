@@ -84,7 +84,7 @@ fn causes<'a>(error: Cause<'a>) -> impl Iterator<Item = Cause<'a>> {
 }
 
 /// The code of an error of `JetStream`.
-fn code(error: Cause<'_>) -> Option<u64> {
+pub(crate) fn code(error: Cause<'_>) -> Option<u64> {
     causes(error).find_map(|cause| Some(api_error(cause)?.error_code().0))
 }
 

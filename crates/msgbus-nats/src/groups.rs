@@ -19,11 +19,11 @@ use tokio::{
 
 use crate::{
     connection::{Connection, Known},
-    consumers::{Found, MARGIN, consumer_name, find, find_or_create},
+    consumers::{Found, MARGIN, consumer_name, find, find_or_create, keep},
     error::{change_error, request_error},
     history::{MAX_BYTES, delivered},
     key::Key,
-    leases::GivingBack,
+    leases::Lease,
 };
 
 /// Messages that were delivered, and when that has happened, or some time before. Those that are not taken out are given
@@ -59,10 +59,12 @@ pub(crate) async fn fetch(
     group: Option<GroupName>,
     fetch: Fetch,
 ) -> Result<engine::Leases, EngineError> {
+    let end = Instant::now() + fetch.wait;
     let mut known = connection.stream().await?;
     let mut has_failed = false;
     let (found, mut taken) = loop {
-        let from = (fetch.from, fetch.wait);
+        let wait = end.saturating_duration_since(Instant::now());
+        let (fetch, from) = (Fetch { wait, ..fetch }, (fetch.from, fetch.wait));
         let found = find_or_create(&connection, &known, &topic, group.as_ref(), from).await?;
         let Some(found) = found else {
             return Ok(engine::Leases { epoch: known.epoch, messages: Vec::new() });
@@ -84,8 +86,11 @@ pub(crate) async fn fetch(
         let expires = *since + found.lease();
         // Somebody else may have it by now.
         if expires > now {
-            messages.push(leased(&connection, &known, &found, message, expires)?);
+            messages.push(leased(&known, &found, message, expires)?);
         }
+    }
+    if !messages.is_empty() {
+        keep(&connection, &known, &found).await?;
     }
     taken.messages.clear();
     Ok(engine::Leases { epoch: known.epoch, messages })
@@ -105,7 +110,13 @@ impl Requested {
         if !matches!(next, Some(Ok(_))) {
             self.batch = None;
         }
-        next.transpose().map_err(|error| request_error(&*error))
+        next.transpose().map_err(|error| match request_error(&*error) {
+            // Nodes without number wait, each with all of its turns.
+            EngineError::Unavailable if error.to_string().contains("MaxWaiting") => {
+                EngineError::Busy
+            }
+            error => error,
+        })
     }
 }
 
@@ -138,6 +149,14 @@ async fn take_first(
     const SHORT: Duration = Duration::from_secs(1);
     let is_old = !connection.is_at_least(2, 10);
     let end = Instant::now() + wait;
+    let name = &consumer.cached_info().name;
+    // Without a wait there is no queue.
+    let turn = connection.turns.wait(name, end);
+    // Who does not wait needs none.
+    let turn = if wait.is_zero() { None } else { turn.await };
+    if turn.is_none() && !wait.is_zero() {
+        return Ok(());
+    }
     loop {
         let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let time = if is_old { left.min(SHORT) } else { left };
@@ -211,7 +230,6 @@ async fn take_rest(consumer: &PullConsumer, most: usize, bytes: usize, taken: &m
 }
 
 fn leased(
-    connection: &Connection,
     known: &Known,
     found: &Found,
     message: &jetstream::Message,
@@ -226,7 +244,7 @@ fn leased(
         deliveries,
         until: expires.timestamp_millis(),
     };
-    let (kept, _) = delivered(message, connection.options.max_age)?;
+    let (kept, _) = delivered(message, known.max_age)?;
     Ok(Fetched { message: kept, deliveries, expires, key: key.seal(&known.secret, found.name()) })
 }
 
@@ -250,7 +268,7 @@ pub(crate) async fn settle(
         found = now;
     }
     let opened = opened.into_iter().map(|key| key.filter(|key| key.created == found.created()));
-    let settling = opened.map(|key| settle_one(&connection, &found, key, &settlement));
+    let settling = opened.map(|key| settle_one(&connection, &known, &found, key, &settlement));
     let (mut settled, mut failure, mut is_some_done) = (SettledBatch::default(), None, false);
     for (index, outcome) in join_all(settling).await.into_iter().enumerate() {
         is_some_done |= matches!(outcome, Ok(Outcome::Done | Outcome::Extended(_)));
@@ -280,46 +298,41 @@ enum Outcome {
 
 async fn settle_one(
     connection: &Connection,
+    known: &Known,
     found: &Found,
     key: Option<Key>,
     settlement: &Settlement,
 ) -> Result<Outcome, EngineError> {
-    let Some(key) = key else { return Ok(Outcome::Lost) };
-    let leases = &connection.leases;
-    let Some(end) = leases.end(&key) else { return Ok(Outcome::Lost) };
-    let time = Utc::now();
-    let now = time.timestamp_millis();
-    match settlement {
+    let Some(key) = key.filter(|key| !connection.settled.has(key)) else {
+        return Ok(Outcome::Lost);
+    };
+    if *settlement == Settlement::Ack {
         // Another worker may have the message by now: only an ack does no harm.
-        Settlement::Ack => {
-            send(connection, found, &key, AckKind::Ack).await?;
-            leases.finish(&key);
-            Ok(Outcome::Done)
-        }
-        _ if end <= now => Ok(Outcome::Lost),
-        Settlement::Nack { delay, .. } => {
-            let before = match leases.give_back(&key, now) {
-                GivingBack::Lost => return Ok(Outcome::Lost),
-                GivingBack::Full => return Err(EngineError::Busy),
-                GivingBack::Begun(before) => before,
-            };
-            let delay = (!delay.is_zero()).then_some(*delay);
-            let sent = send(connection, found, &key, AckKind::Nak(delay)).await;
-            if matches!(sent, Err(EngineError::Unavailable | EngineError::Denied)) {
-                leases.keep(&key, before);
-            }
-            sent.map(|()| Outcome::Done)
-        }
-        Settlement::Extend { .. } => {
-            if !leases.has_room(now) {
-                return Err(EngineError::Busy);
-            }
-            send(connection, found, &key, AckKind::Progress).await?;
-            let until = time + found.lease();
-            leases.extend(&key, until.timestamp_millis());
-            Ok(Outcome::Extended(until))
-        }
+        send(connection, found, &key, AckKind::Ack).await?;
+        connection.settled.add(&key);
+        return Ok(Outcome::Done);
     }
+    let lease = Lease::find(connection, known, found.name(), &key).await?;
+    if !lease.is_live() {
+        return Ok(Outcome::Lost);
+    }
+    // From here on something may have been done, whatever fails.
+    let unknown = |_| EngineError::Unknown;
+    if let Settlement::Nack { delay, .. } = settlement {
+        if !lease.give_back().await? {
+            return Ok(Outcome::Lost);
+        }
+        connection.settled.add(&key);
+        let delay = (!delay.is_zero()).then_some(*delay);
+        send(connection, found, &key, AckKind::Nak(delay)).await.map_err(unknown)?;
+        return Ok(Outcome::Done);
+    }
+    let until = Utc::now() + found.lease();
+    send(connection, found, &key, AckKind::Progress).await?;
+    if !lease.extend(until.timestamp_millis()).await.map_err(unknown)? {
+        return Ok(Outcome::Lost);
+    }
+    Ok(Outcome::Extended(until))
 }
 
 /// Sends a settlement, and waits for the answer.

@@ -7,6 +7,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, pull},
     stream::Info,
 };
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 use msgbus_core::{
     BatchLimit, TopicName,
@@ -92,7 +93,7 @@ pub(crate) async fn read(
                 break;
             }
             bytes += message.payload.len();
-            messages.push(delivered(&message, connection.options.max_age)?);
+            messages.push(delivered(&message, known.max_age)?);
             if bytes >= limit.bytes.max(1) {
                 break;
             }
@@ -208,10 +209,28 @@ pub(crate) async fn is_complete(
 
 /// Whether a message of a topic is still there.
 pub(crate) async fn is_there(known: &Known, subject: &str, id: u64) -> Result<bool, EngineError> {
+    Ok(raw(known, id).await?.is_some_and(|message| message.subject.as_str() == subject))
+}
+
+/// Whether another message has the number of one that was delivered: the server has lost its last messages, and gives
+/// their numbers again.
+pub(crate) async fn is_replaced(
+    known: &Known,
+    subject: &str,
+    (id, published): (u64, DateTime<Utc>),
+) -> Result<bool, EngineError> {
+    let found = raw(known, id).await?;
+    Ok(found.is_some_and(|found| found.subject.as_str() != subject || found.time != published))
+}
+
+async fn raw(
+    known: &Known,
+    id: u64,
+) -> Result<Option<jetstream::message::StreamMessage>, EngineError> {
     match known.stream.get_raw_message(id).await {
-        Ok(message) => Ok(message.subject.as_str() == subject),
+        Ok(message) => Ok(Some(message)),
         Err(error) => match error.kind() {
-            jetstream::stream::RawMessageErrorKind::NoMessageFound => Ok(false),
+            jetstream::stream::RawMessageErrorKind::NoMessageFound => Ok(None),
             _ => Err(request_error(&error)),
         },
     }

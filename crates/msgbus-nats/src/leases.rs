@@ -1,149 +1,127 @@
-//! What this node knows of leases beyond their keys.
+//! What is known of leases beyond their keys. How long one lasts that was extended, and whether it was given back, all
+//! nodes have to know: a [mark](crate::marks) says so.
 
-use std::{
-    collections::{HashMap, HashSet},
-    mem::take,
-};
+use std::{collections::HashSet, mem::take, time::Duration};
 
+use chrono::Utc;
+use msgbus_core::engine::EngineError;
 use parking_lot::Mutex;
 
-use crate::key::Key;
+use crate::{
+    connection::{Connection, Known},
+    key::Key,
+    marks::{self, Mark},
+};
 
-/// The settlements of leases through this node.
+/// The text of the mark of a lease that was given back. That of others is when they end, in milliseconds since 1970.
+const OVER: &str = "over";
+/// How much longer than the lease its mark is kept.
+const KEEP: Duration = Duration::from_secs(60);
+
+/// A lease, as all nodes know it.
+pub(crate) struct Lease<'a> {
+    connection: &'a Connection,
+    known: &'a Known,
+    subject: String,
+    key: &'a Key,
+    mark: Option<Mark>,
+}
+
+impl<'a> Lease<'a> {
+    /// Finds out what is known of a lease of a consumer.
+    pub(crate) async fn find(
+        connection: &'a Connection,
+        known: &'a Known,
+        consumer: &str,
+        key: &'a Key,
+    ) -> Result<Self, EngineError> {
+        let name = format!("{consumer}.{}.{}", key.created, key.delivery);
+        let subject = marks::subject(connection, "leases", &name);
+        let mark = marks::read(known, &subject).await?;
+        Ok(Self { connection, known, subject, key, mark })
+    }
+
+    /// When it ends, in milliseconds since 1970. `None` if it was given back.
+    pub(crate) fn end(&self) -> Option<i64> {
+        match &self.mark {
+            None => Some(self.key.until),
+            Some(mark) if mark.text == OVER => None,
+            Some(mark) => Some(mark.text.parse().unwrap_or(self.key.until).max(self.key.until)),
+        }
+    }
+
+    /// Whether it is live now.
+    pub(crate) fn is_live(&self) -> bool {
+        self.end().is_some_and(|end| end > Utc::now().timestamp_millis())
+    }
+
+    /// Ends it, before the server is asked to: if its answer is lost, somebody else may have the message, and the same
+    /// request would end their lease. Returns `false` if it is over.
+    pub(crate) async fn give_back(mut self) -> Result<bool, EngineError> {
+        while let Some(end) = self.end().filter(|_| self.is_live()) {
+            if self.replace(OVER.to_owned(), end).await? {
+                return Ok(self.is_live());
+            }
+        }
+        Ok(false)
+    }
+
+    /// Notes that it was extended. Returns `false` if it was given back meanwhile.
+    pub(crate) async fn extend(mut self, until: i64) -> Result<bool, EngineError> {
+        while let Some(end) = self.end() {
+            let until = until.max(end);
+            if self.replace(until.to_string(), until).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Replaces its mark. If another node has done so, reads what that says, and returns `false`.
+    async fn replace(&mut self, text: String, end: i64) -> Result<bool, EngineError> {
+        let left = u64::try_from(end - Utc::now().timestamp_millis()).unwrap_or(0);
+        let keep = Duration::from_millis(left) + KEEP;
+        let (mark, subject) = (self.mark.as_ref(), &self.subject);
+        let made = marks::replace(self.connection, self.known, subject, mark, text, keep).await?;
+        if !made {
+            self.mark = marks::read(self.known, subject).await?;
+        }
+        Ok(made)
+    }
+}
+
+/// Leases that are over because this node has settled them lately, so that nobody has to be asked. The older half is
+/// forgotten when there are too many.
 #[derive(Debug, Default)]
-pub(crate) struct Leases {
-    changed: Mutex<Changed>,
-    done: Mutex<Done>,
+pub(crate) struct Settled(Mutex<Halves>);
+
+#[derive(Debug, Default)]
+struct Halves {
+    recent: HashSet<Identity>,
+    older: HashSet<Identity>,
 }
 
 /// A lease among those of all groups: the consumer by its creation, the message, and the delivery.
-type Lease = (i64, u64, u64);
+type Identity = (i64, u64, u64);
 
-fn lease(key: &Key) -> Lease {
+fn identity(key: &Key) -> Identity {
     (key.created, key.id, key.delivery)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// It lasts until then, in milliseconds since 1970.
-    Extended(i64),
-    /// It was given back. This is known until the time at which it would have ended.
-    Over(i64),
-}
-
-/// Leases that end at another time than their keys say.
-#[derive(Debug, Default)]
-struct Changed {
-    fates: HashMap<Lease, Fate>,
-    /// At this number, those are removed that would have ended by now.
-    clean_at: usize,
-    /// When that has happened, in milliseconds since 1970.
-    cleaned: i64,
-}
-
-/// Leases that were acknowledged lately. The older half is forgotten when there are too many.
-#[derive(Debug, Default)]
-struct Done {
-    recent: HashSet<Lease>,
-    older: HashSet<Lease>,
-}
-
-/// What comes of an attempt to give a lease back.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum GivingBack {
-    /// It is over.
-    Lost,
-    /// Too much is known already.
-    Full,
-    /// From now on it is over. What was known before.
-    Begun(Option<Fate>),
-}
-
-impl Changed {
-    const MIN: usize = 1024;
-    /// How often it looks for those that have ended when there is no room, in milliseconds.
-    const PAUSE: i64 = 1000;
-
-    fn has_room(&mut self, now: i64) -> bool {
-        let is_full = self.fates.len() >= Leases::MAX && now >= self.cleaned + Self::PAUSE;
-        if is_full || self.fates.len() >= self.clean_at.max(Self::MIN) {
-            self.fates.retain(|_, (Fate::Extended(until) | Fate::Over(until))| *until > now);
-            self.clean_at = self.fates.len() * 2;
-            self.cleaned = now;
-        }
-        self.fates.len() < Leases::MAX
-    }
-}
-
-impl Leases {
-    /// The maximum number of leases that are known to end at another time than their keys say, and of those that are
-    /// known to be acknowledged.
+impl Settled {
     const MAX: usize = 100_000;
 
-    /// When a lease ends, in milliseconds since 1970. `None` if it is known to be over.
-    pub(crate) fn end(&self, key: &Key) -> Option<i64> {
-        let lease = lease(key);
-        {
-            let done = self.done.lock();
-            if done.recent.contains(&lease) || done.older.contains(&lease) {
-                return None;
-            }
-        }
-        match self.changed.lock().fates.get(&lease) {
-            None => Some(key.until),
-            Some(Fate::Extended(until)) => Some(*until),
-            Some(Fate::Over(_)) => None,
-        }
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        let settled = self.0.lock();
+        [&settled.recent, &settled.older].iter().any(|half| half.contains(&identity(key)))
     }
 
-    /// Ends a lease, before the server is asked to: if its answer is lost, somebody else may have the message, and the
-    /// same request would end their lease.
-    pub(crate) fn give_back(&self, key: &Key, now: i64) -> GivingBack {
-        let mut changed = self.changed.lock();
-        let before = changed.fates.get(&lease(key)).copied();
-        let end = match before {
-            None => key.until,
-            Some(Fate::Extended(until)) => until,
-            Some(Fate::Over(_)) => return GivingBack::Lost,
-        };
-        if end <= now {
-            return GivingBack::Lost;
+    pub(crate) fn add(&self, key: &Key) {
+        let mut settled = self.0.lock();
+        if settled.recent.len() >= Self::MAX / 2 {
+            settled.older = take(&mut settled.recent);
         }
-        if before.is_none() && !changed.has_room(now) {
-            return GivingBack::Full;
-        }
-        changed.fates.insert(lease(key), Fate::Over(end));
-        GivingBack::Begun(before)
-    }
-
-    /// The server was certainly not asked to give a lease back.
-    pub(crate) fn keep(&self, key: &Key, before: Option<Fate>) {
-        let mut changed = self.changed.lock();
-        match before {
-            Some(fate) => changed.fates.insert(lease(key), fate),
-            None => changed.fates.remove(&lease(key)),
-        };
-    }
-
-    /// Whether the extension of another lease can be noted.
-    pub(crate) fn has_room(&self, now: i64) -> bool {
-        self.changed.lock().has_room(now)
-    }
-
-    pub(crate) fn extend(&self, key: &Key, until: i64) {
-        let mut changed = self.changed.lock();
-        let fate = changed.fates.entry(lease(key)).or_insert(Fate::Extended(until));
-        if let Fate::Extended(end) = fate {
-            *end = until.max(*end);
-        }
-    }
-
-    pub(crate) fn finish(&self, key: &Key) {
-        let mut done = self.done.lock();
-        if done.recent.len() >= Self::MAX / 2 {
-            done.older = take(&mut done.recent);
-        }
-        done.recent.insert(lease(key));
+        settled.recent.insert(identity(key));
     }
 }
 
@@ -151,44 +129,15 @@ impl Leases {
 mod tests {
     use super::*;
 
-    fn key(id: u64) -> Key {
-        Key { created: 1, id, delivery: 1, deliveries: 1, until: 100 }
-    }
-
-    #[test]
-    fn a_lease_is_given_back_once() {
-        let leases = Leases::default();
-        leases.extend(&key(1), 200);
-        assert_eq!(leases.end(&key(1)), Some(200));
-        let extended = Some(Fate::Extended(200));
-        assert_eq!(leases.give_back(&key(1), 150), GivingBack::Begun(extended));
-        assert_eq!(leases.give_back(&key(1), 150), GivingBack::Lost);
-        leases.extend(&key(1), 300);
-        assert_eq!(leases.end(&key(1)), None, "it stays over");
-        leases.keep(&key(1), extended);
-        assert_eq!(leases.end(&key(1)), Some(200));
-        assert_eq!(leases.give_back(&key(2), 100), GivingBack::Lost, "it has ended");
-        assert_eq!(leases.end(&Key { created: 2, ..key(1) }), Some(100), "of another consumer");
-    }
-
     #[test]
     fn what_is_known_of_leases_is_bounded() {
-        let leases = Leases::default();
-        for id in 0..3 * Leases::MAX as u64 {
-            leases.finish(&key(id));
+        let settled = Settled::default();
+        let key = |id| Key { created: 1, id, delivery: 1, deliveries: 1, until: 100 };
+        let count = 3 * Settled::MAX as u64;
+        for id in 0..count {
+            settled.add(&key(id));
         }
-        let last = 3 * Leases::MAX as u64 - 1;
-        assert_eq!((leases.end(&key(last)), leases.end(&key(0))), (None, Some(100)));
-        for id in 0..Leases::MAX as u64 {
-            assert_eq!(leases.give_back(&key(id), 50), GivingBack::Begun(None));
-        }
-        assert_eq!(leases.give_back(&key(last), 50), GivingBack::Full);
-        assert_eq!(leases.give_back(&key(0), 50), GivingBack::Lost, "it is known");
-        let later = Key { until: 3000, ..key(last) };
-        assert_eq!(
-            leases.give_back(&later, 2000),
-            GivingBack::Begun(None),
-            "the others have ended"
-        );
+        assert!(settled.has(&key(count - 1)) && !settled.has(&key(0)));
+        assert!(!settled.has(&Key { created: 2, ..key(count - 1) }), "of another consumer");
     }
 }

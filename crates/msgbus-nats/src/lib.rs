@@ -12,8 +12,7 @@
 //! # What is different from other topics
 //! - How many messages a follower has missed is not known. A gap is announced without a count when messages may be gone.
 //! - All leases of a group last equally long: as [`NatsOptions::lease`] was when its consumer was created.
-//! - A lease that was extended through one node can only be extended or given back through that node once its first end
-//!   has passed. An ack is accepted through every node, and also after the end of the lease.
+//! - An ack is accepted also after the end of the lease: the message is done.
 
 mod admin;
 mod connection;
@@ -24,12 +23,14 @@ mod groups;
 mod history;
 mod key;
 mod leases;
+mod marks;
 mod message;
 mod options;
 mod publish;
 mod refusals;
 mod subject;
 mod tail;
+mod turns;
 
 pub use self::{engine::NatsEngine, options::NatsOptions};
 pub use async_nats::{Auth, AuthError, ConnectOptions};

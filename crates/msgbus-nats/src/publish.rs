@@ -48,9 +48,7 @@ pub(crate) async fn publish(
         match failure {
             None => {}
             // Those before it are there.
-            Some(error) if error.is_temporary() && ids.is_some() => {
-                return Err(EngineError::Unknown);
-            }
+            Some(_) if ids.is_some() => return Err(EngineError::Unknown),
             Some(error) => {
                 if error == EngineError::Unavailable {
                     connection.forget().await;

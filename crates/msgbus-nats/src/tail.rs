@@ -3,19 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream;
-use futures_util::StreamExt as _;
+use chrono::{DateTime, Utc};
+use futures_util::{Stream, StreamExt as _};
 use msgbus_core::{
     TopicName,
     engine::{Begin, EngineError, WindowSink},
     store::RecoveredMessage,
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::{
     connection::{Connection, Known},
     error::request_error,
-    history::{delivered, is_complete, is_next, is_there, reader},
+    history::{delivered, is_complete, is_next, is_replaced, is_there, reader},
 };
 
 /// How much the server sends ahead, in bytes.
@@ -29,20 +30,22 @@ struct Feed {
     subject: String,
     /// Where it goes on. `None` before the window is open.
     position: Option<Position>,
+    /// For how long this process has stood still since it has delivered something, at least once.
+    stood_still: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Position {
     epoch: u64,
     next: u64,
-    /// The last message that was delivered.
-    last: Option<u64>,
+    /// The last message that was delivered, and when it was published.
+    last: Option<(u64, DateTime<Utc>)>,
 }
 
 /// Feeds a window until it ends.
 pub(crate) async fn feed(connection: Arc<Connection>, topic: TopicName, sink: WindowSink) {
     let subject = connection.subject(&topic);
-    let mut feed = Feed { connection, subject, position: None };
+    let mut feed = Feed { connection, subject, position: None, stood_still: Duration::ZERO };
     let mut delay = MIN_DELAY;
     loop {
         let before = feed.position.map(|position| position.next);
@@ -87,7 +90,7 @@ impl Feed {
         let mut chunks = messages.ready_chunks(256);
         sink.resume();
         let mut count = 0;
-        while let Some(chunk) = chunks.next().await {
+        while let Some(chunk) = self.next(&mut chunks).await {
             let (mut failure, mut messages) = (None, Vec::with_capacity(chunk.len()));
             for message in chunk {
                 match message {
@@ -111,6 +114,20 @@ impl Feed {
         Err(EngineError::Unavailable)
     }
 
+    /// Waits for what comes next, and notes if this process has stood still.
+    async fn next<S: Stream + Unpin>(&mut self, chunks: &mut S) -> Option<S::Item> {
+        const TICK: Duration = Duration::from_secs(1);
+        loop {
+            let before = Utc::now();
+            let next = timeout(TICK, chunks.next()).await;
+            let passed = (Utc::now() - before).abs().to_std().unwrap_or_default();
+            self.stood_still = self.stood_still.max(passed.saturating_sub(TICK));
+            if let Ok(next) = next {
+                return next;
+            }
+        }
+    }
+
     /// Appends messages to the window. Returns `false` if it has ended.
     async fn deliver(
         &mut self,
@@ -120,25 +137,27 @@ impl Feed {
         is_in_doubt: &mut bool,
     ) -> Result<bool, EngineError> {
         let Some(position) = self.position else { return Ok(false) };
-        let max_age = self.connection.options.max_age;
         let (mut ready, mut most, mut left) = (Vec::with_capacity(messages.len()), 0, 0);
         for message in messages {
-            let (message, pending) = delivered(message, max_age)?;
+            let (message, pending) = delivered(message, known.max_age)?;
             (most, left) = (pending.max(most), pending);
             if message.id >= position.next {
                 ready.push(message);
             }
         }
-        let Some(last) = ready.last().map(|message| message.id) else { return Ok(true) };
+        let Some(last) = ready.last().map(|message| (message.id, message.created)) else {
+            return Ok(true);
+        };
         *is_in_doubt |= !self.is_gapless(known, &ready, most).await?;
+        self.stood_still = Duration::ZERO;
         if std::mem::take(is_in_doubt) {
             // What is before the last one, followers read from the history.
             ready.drain(..ready.len() - 1);
-            if !sink.open(position.epoch, last) {
+            if !sink.open(position.epoch, last.0) {
                 return Ok(false);
             }
         }
-        self.position = Some(Position { next: last + 1, last: Some(last), ..position });
+        self.position = Some(Position { next: last.0 + 1, last: Some(last), ..position });
         sink.pending(left);
         Ok(sink.append(ready))
     }
@@ -156,18 +175,29 @@ impl Feed {
         let Some(position) = self.position else { return Ok(false) };
         let ids = (position.next..).zip(messages);
         let is_dense = ids.fold(true, |is_dense, (id, message)| is_dense && message.id == id);
+        let config = &known.stream.cached_info().config;
         // 0 and less are no limit.
-        let limit = known.stream.cached_info().config.max_messages_per_subject;
-        match u64::try_from(limit).ok().filter(|limit| *limit > 0) {
-            None => Ok(true),
-            Some(_) if is_dense => Ok(true),
-            Some(limit) if limit >= FEW && most < limit / 2 => Ok(true),
+        let limit = config.max_messages_per_subject;
+        let is_far = match u64::try_from(limit).ok().filter(|limit| *limit > 0) {
+            None => true,
+            Some(limit) => limit >= FEW && most < limit / 2,
+        };
+        // Other topics may have taken the room, or what was not delivered at once has expired.
+        let is_sure = is_far && config.max_bytes <= 0 && !self.is_late(known, messages);
+        match position.last {
+            _ if is_dense || is_sure => Ok(true),
             // Messages are removed oldest first.
-            Some(_) => match position.last {
-                Some(last) => is_there(known, &self.subject, last).await,
-                None => Ok(false),
-            },
+            Some((last, _)) => is_there(known, &self.subject, last).await,
+            None => Ok(false),
         }
+    }
+
+    /// Whether messages may have expired before they were delivered.
+    fn is_late(&self, known: &Known, messages: &[RecoveredMessage]) -> bool {
+        let Some(age) = known.max_age else { return false };
+        let waited = messages.first().map(|first| (Utc::now() - first.created).to_std());
+        let waited = waited.and_then(Result::ok).unwrap_or_default();
+        waited.max(self.stood_still) >= age / 2
     }
 
     /// Goes on after all that was published, because what was published meanwhile is gone. The consumer is there already,
@@ -200,6 +230,12 @@ impl Feed {
             Some(position) if position.epoch != known.epoch || position.next > end => {
                 // The numbers have begun again. The followers have to begin anew.
                 sink.open(known.epoch.max(position.epoch + 1), end);
+                return Ok(None);
+            }
+            Some(Position { last: Some(last), epoch, .. })
+                if is_replaced(&known, &self.subject, last).await? =>
+            {
+                sink.open(epoch + 1, end);
                 return Ok(None);
             }
             Some(position) => position,

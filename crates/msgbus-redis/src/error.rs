@@ -1,6 +1,6 @@
 //! Errors of Redis as errors of an engine. The details go to the log.
 
-use msgbus_core::engine::EngineError;
+use msgbus_core::{GroupSettings, engine::EngineError};
 use redis::{ErrorKind, RedisError};
 use tracing::{debug, warn};
 
@@ -33,6 +33,7 @@ pub(crate) fn request_error(error: &RedisError, request: Request) -> EngineError
 fn code_error(code: &str, error: &RedisError) -> EngineError {
     match code {
         "OOM" => EngineError::Full,
+        "TOOMANYGROUPS" => EngineError::TooManyGroups { limit: GroupSettings::MAX_GROUPS },
         "NOAUTH" | "WRONGPASS" | "NOPERM" => EngineError::Denied,
         // It passes, or another server has to be asked.
         "LOADING" | "MASTERDOWN" | "READONLY" | "BUSY" | "MISCONF" | "NOREPLICAS" | "TRYAGAIN"

@@ -92,6 +92,8 @@ pub struct GroupSettings {
 impl GroupSettings {
     /// The highest limit on leases.
     pub const MAX_LEASES: u32 = 65_536;
+    /// The maximum number of groups of a topic that have a name.
+    pub const MAX_GROUPS: usize = 64;
 }
 
 impl Default for GroupSettings {

@@ -9,7 +9,8 @@ use std::{
 use bytes::Bytes;
 use chrono::Utc;
 use msgbus_core::{
-    BatchLimit, GroupName, Headers, LeaseOptions, MessageBus, NewMessage, Settlement, TopicName,
+    BatchLimit, GroupName, GroupSettings, Headers, LeaseOptions, MessageBus, NewMessage,
+    Settlement, TopicName,
     engine::{Begin, Engine, EngineError, EngineGroup, Fetch, Fetched, LeaseKey, MAX_LEASE_KEY},
 };
 
@@ -165,7 +166,7 @@ pub async fn an_extended_lease_goes_on(subject: &Subject) {
     let (topic, workers) = (fresh("extended"), group("workers"));
     publish(&subject.one, &topic, texts(0..1)).await;
     let job = lease_later(&subject.one, &topic, &workers, subject.lease).await;
-    let mut expires = job.expires;
+    let (mut expires, mut turn) = (job.expires, 0);
     let start = Instant::now();
     while start.elapsed() < subject.lease * 2 {
         let is_leased = is_empty(&subject.other, &topic, &workers).await;
@@ -177,8 +178,10 @@ pub async fn an_extended_lease_goes_on(subject: &Subject) {
         }
         let extend = Settlement::Extend { lease: subject.lease };
         let keys = vec![job.key.clone()];
-        let settled = soon(subject.one.settle(&topic, Some(&workers), keys, &extend)).await;
-        let settled = settled.unwrap();
+        // Whichever bus extends it, all know.
+        let engine = [&subject.one, &subject.other][turn % 2];
+        turn += 1;
+        let settled = soon(engine.settle(&topic, Some(&workers), keys, &extend)).await.unwrap();
         if !settled.lost.is_empty() {
             assert!(is_late(), "lost before its end");
             return;
@@ -190,6 +193,25 @@ pub async fn an_extended_lease_goes_on(subject: &Subject) {
     if lost.is_empty() && Utc::now() < expires {
         assert!(is_empty(&subject.other, &topic, &workers).await);
     }
+}
+
+/// Who has given a job back can do nothing to the lease of the next worker, on whatever bus.
+pub async fn a_lease_is_given_back_once(subject: &Subject) {
+    let (topic, workers) = (fresh("given-back"), group("workers"));
+    publish(&subject.one, &topic, texts(0..1)).await;
+    let first = take_later(&subject.one, &topic, &workers).await;
+    let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
+    let keys = || vec![first.key.clone()];
+    assert!(settle(&subject.one, &topic, &workers, keys(), &back).await.is_empty());
+    let second = take_later(&subject.other, &topic, &workers).await;
+    let extend = Settlement::Extend { lease: LONG };
+    for engine in [&subject.other, &subject.one] {
+        assert_eq!(settle(engine, &topic, &workers, keys(), &back).await, [0]);
+        assert_eq!(settle(engine, &topic, &workers, keys(), &extend).await, [0]);
+    }
+    assert!(is_empty(&subject.one, &topic, &workers).await, "the second worker has it");
+    let lost = settle(&subject.one, &topic, &workers, vec![second.key], &ACK).await;
+    assert!(lost.is_empty());
 }
 
 /// Each group gets every message.
@@ -375,6 +397,69 @@ pub async fn groups_can_be_made_moved_and_removed(subject: &Subject) {
     assert_eq!(stats().await, None);
     let job = take_later(&subject.other, &topic, &workers).await;
     assert_eq!(job.message.payload, "0", "the group is a new one");
+}
+
+/// Workers that wait do not make a group again that is being moved: it begins where the move says.
+pub async fn a_group_is_moved_while_others_work(subject: &Subject) {
+    let (topic, workers) = (fresh("moved"), group("workers"));
+    publish(&subject.one, &topic, texts(0..3)).await;
+    if is_unsupported(&soon(subject.one.set_group(&topic, &workers, None)).await) {
+        return;
+    }
+    for _ in 0..5 {
+        let waiting = [&subject.one, &subject.other].map(|engine| {
+            let fetch = Fetch { from: Begin::Next, ..fetch(1, Duration::from_millis(500)) };
+            let (engine, topic, workers) = (Arc::clone(engine), topic.clone(), workers.clone());
+            tokio::spawn(async move {
+                let mut seen = Vec::new();
+                while let Some(job) = {
+                    let leases = engine.fetch(&topic, Some(&workers), fetch).await;
+                    leases.map(|leases| leases.messages).unwrap_or_default().pop()
+                } {
+                    let keys = vec![job.key];
+                    let _ = engine.settle(&topic, Some(&workers), keys, &ACK).await;
+                    seen.push(job.message.id);
+                }
+                seen
+            })
+        });
+        let moved = subject.one.set_group(&topic, &workers, Some(Begin::First));
+        assert_eq!(soon(moved).await, Ok(false), "it was there");
+        for waiting in waiting {
+            let _ = soon(waiting).await.unwrap();
+        }
+        let shown = soon(subject.other.group(&topic, &workers)).await.unwrap();
+        assert!(shown.is_some(), "it is there");
+    }
+    assert!(soon(subject.one.remove_group(&topic, &workers)).await.unwrap());
+    assert!(soon(subject.other.set_group(&topic, &workers, Some(Begin::First))).await.unwrap());
+    let mut seen = BTreeSet::new();
+    while seen.len() < 3 {
+        seen.insert(take_later(&subject.one, &topic, &workers).await.message.id);
+    }
+}
+
+/// A client that makes up names of groups does not fill the engine.
+pub async fn a_topic_has_a_limited_number_of_groups(subject: &Subject) {
+    let topic = fresh("many-groups");
+    publish(&subject.one, &topic, texts(0..1)).await;
+    let limit = GroupSettings::MAX_GROUPS;
+    for number in 0..limit {
+        let made = soon(subject.one.set_group(&topic, &group(&format!("g{number}")), None)).await;
+        if is_unsupported(&made) {
+            return;
+        }
+        assert_eq!(made, Ok(true));
+    }
+    let (other, refused) = (group("other"), EngineError::TooManyGroups { limit });
+    assert_eq!(soon(subject.other.set_group(&topic, &other, None)).await, Err(refused));
+    let fetched = subject.other.fetch(&topic, Some(&other), fetch(1, Duration::from_secs(1)));
+    assert_eq!(soon(fetched).await.map(drop), Err(refused));
+    // Those that are there go on, and so do plain pulls.
+    assert_eq!(soon(subject.other.set_group(&topic, &group("g0"), None)).await, Ok(false));
+    take_later(&subject.other, &topic, &group("g1")).await;
+    let pulled = subject.other.fetch(&topic, None, fetch(1, Duration::from_secs(10)));
+    assert_eq!(soon(pulled).await.unwrap().messages.len(), 1);
 }
 
 /// What an engine answers while it is away: nothing is accepted, and it is not asked without end.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use msgbus_core::{
-    GroupName, LeaseToken, SettledBatch, Settlement,
-    engine::{Begin, EngineGroup, Fetch, Fetched, LeaseKey},
+    GroupName, GroupSettings, LeaseToken, SettledBatch, Settlement,
+    engine::{Begin, EngineError, EngineGroup, Fetch, Fetched, LeaseKey},
 };
 use tokio::time::Instant;
 
@@ -61,6 +61,14 @@ impl Topic {
             fetched.push(Fetched { message, deliveries, expires, key });
         }
         (fetched, group.open.values().map(|open| open.until).min())
+    }
+
+    /// Refuses a group that is new, when there are as many as there may be.
+    pub(super) fn check_count(&self, name: Option<&GroupName>) -> Result<(), EngineError> {
+        let limit = GroupSettings::MAX_GROUPS;
+        let count = self.groups.keys().flatten().count();
+        let is_new = name.is_some() && !self.groups.contains_key(&name.cloned());
+        if is_new && count >= limit { Err(EngineError::TooManyGroups { limit }) } else { Ok(()) }
     }
 
     pub(super) fn group(&self, name: &GroupName) -> Option<EngineGroup> {

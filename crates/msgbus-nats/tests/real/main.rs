@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+mod cluster;
 mod cuts;
 mod refusing;
 mod shared;
@@ -18,7 +19,7 @@ use msgbus_engine_testkit::{
     accounts, bus,
     conformance::{self, Subject},
     fresh, jobs,
-    server::{Kind, Program, Server},
+    server::{Kind, Program, Server, free_port},
     soon,
 };
 use msgbus_nats::{ConnectOptions, NatsEngine, NatsOptions};
@@ -133,6 +134,26 @@ async fn what_retention_has_taken_is_announced() {
         let plan = accounts::Plan::new(buses, "retention", 200, 200);
         let restart = accounts::restart(&mut server, 1, Server::kill, Server::run);
         let (report, _) = accounts::check(&plan, restart).await;
+        assert_eq!(report.restarts, 0, "{report:?}");
+    }
+}
+
+/// Other topics take the room, while the window of this one is behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_other_topics_have_displaced_is_announced() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = NatsOptions { max_bytes: Some(256 << 10), ..server.options() };
+        let buses = buses(&server, &options).await;
+        let plan = accounts::Plan::new(buses, "displaced", 200, 100);
+        let flood = async {
+            let other = fresh("flood");
+            for _ in 0..60 {
+                let batch = (0..20).map(|_| NewMessage::new(vec![0; 8 << 10])).collect();
+                let _ = soon(plan.buses[0].publish_batch(&other, batch)).await;
+            }
+        };
+        let (report, _) = accounts::check(&plan, flood).await;
         assert_eq!(report.restarts, 0, "{report:?}");
     }
 }

@@ -82,3 +82,94 @@ async fn who_asks_in_vain_makes_no_group() {
         assert_eq!(leased.messages.len(), 1);
     }
 }
+
+fn waiting(seconds: u64) -> Fetch {
+    Fetch {
+        limit: BatchLimit::ONE,
+        lease: Duration::from_secs(30),
+        wait: Duration::from_secs(seconds),
+        from: Begin::First,
+    }
+}
+
+/// More than the server lets wait by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_of_workers_may_wait() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = NatsOptions { lease: Duration::from_secs(300), ..server.options() };
+        let engines = [server.engine(options.clone()).await, server.engine(options).await];
+        let (topic, group) = (fresh("crowd"), "workers".parse().unwrap());
+        let mut workers = JoinSet::new();
+        for number in 0..1000 {
+            workers.spawn(engines[number % 2].fetch(&topic, Some(&group), waiting(100)));
+        }
+        sleep(Duration::from_secs(2)).await;
+        let messages = (0..1000).map(|n: u32| NewMessage::new(n.to_string())).collect();
+        soon(engines[0].publish(&topic, messages)).await.unwrap();
+        let fetched = soon(workers.join_all()).await.into_iter();
+        let mut ids: Vec<_> =
+            fetched.map(|leases| leases.unwrap().messages.remove(0).message.id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 1000);
+    }
+}
+
+async fn threshold(server: &Server) -> Duration {
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let stream = async_nats::jetstream::new(client).get_stream("msgbus").await.unwrap();
+    let name = futures_util::StreamExt::next(&mut stream.consumer_names()).await.unwrap().unwrap();
+    stream.consumer_info(name).await.unwrap().config.inactive_threshold
+}
+
+/// Any name may be asked for: what nobody has ever got anything from, the server soon forgets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_stays_when_it_has_had_a_message() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        let (topic, group) = (fresh("asked"), "workers".parse().unwrap());
+        let leased = soon(engine.fetch(&topic, Some(&group), waiting(1))).await.unwrap();
+        assert!(leased.messages.is_empty());
+        assert!(threshold(&server).await <= Duration::from_secs(60));
+        soon(engine.publish(&topic, vec![NewMessage::new("x")])).await.unwrap();
+        let leased = soon(engine.fetch(&topic, Some(&group), waiting(60))).await.unwrap();
+        assert_eq!(leased.messages.len(), 1);
+        assert!(threshold(&server).await >= Duration::from_secs(3600));
+    }
+}
+
+/// The stream may keep messages longer than the options of a node say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_and_groups_live_as_long_as_the_stream_says() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let week = Duration::from_secs(7 * 24 * 3600);
+        server.engine(NatsOptions { max_age: Some(week), ..server.options() }).await;
+        let engine = server.engine(server.options()).await;
+        let topic = fresh("week");
+        soon(engine.publish(&topic, vec![NewMessage::new("x")])).await.unwrap();
+        let leased = soon(engine.fetch(&topic, None, waiting(60))).await.unwrap();
+        let expires = leased.messages[0].message.expires.unwrap();
+        assert!(expires > Utc::now() + week / 2, "{expires}");
+        assert!(threshold(&server).await >= week);
+    }
+}
+
+/// Who waits for a group that is removed meanwhile waits no longer than asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_that_begins_again_ends_in_time() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = NatsOptions { timeout: Duration::from_secs(2), ..server.options() };
+        let engine = server.engine(options).await;
+        let (topic, group) = (fresh("wait"), "workers".parse().unwrap());
+        assert!(soon(engine.set_group(&topic, &group, None)).await.unwrap());
+        let fetching = tokio::spawn(engine.fetch(&topic, Some(&group), waiting(12)));
+        sleep(Duration::from_secs(9)).await;
+        assert!(soon(engine.remove_group(&topic, &group)).await.unwrap());
+        let leased = soon(fetching).await.unwrap();
+        assert_eq!(leased.map(|leases| leases.messages), Ok(Vec::new()));
+    }
+}

@@ -13,6 +13,21 @@ local function start_of(topic, begin, value)
   return start == 0 and '0-0' or id_of(topic, start)
 end
 
+-- The maximum number of groups of a topic that have a name, and how their fields begin.
+local MAX_GROUPS = 64
+local NAMED = 'group:group:'
+
+-- Refuses a group that is new, when there are as many as there may be.
+local function too_many_groups(group)
+  local count = 0
+  for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+    count = count + (string.sub(field, 1, #NAMED) == NAMED and 1 or 0)
+  end
+  if count >= MAX_GROUPS and string.sub('group:' .. group, 1, #NAMED) == NAMED then
+    return redis.error_reply('TOOMANYGROUPS the topic has ' .. MAX_GROUPS .. ' groups')
+  end
+end
+
 -- Creates a group, in place of one that may be there. The leases of that are over, because the secret is another one.
 local function create_group(topic, group, group_secret, start, keep_for, max_age)
   redis.pcall('XGROUP', 'DESTROY', KEYS[2], group)

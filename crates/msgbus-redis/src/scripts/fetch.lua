@@ -48,6 +48,10 @@ local known = redis.call('HMGET', KEYS[1], 'group:' .. group, 'run:' .. group)
 if known[1] then
   group_secret = known[1]
 else
+  local refusal = too_many_groups(group)
+  if refusal then
+    return refusal
+  end
   create_group(topic, group, group_secret, start_of(topic, begin, value), keep_for, max_age)
 end
 

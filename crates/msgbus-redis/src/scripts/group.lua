@@ -44,6 +44,10 @@ if action == 'remove' then
     redis.call('HDEL', KEYS[1], 'group:' .. group, 'run:' .. group)
   end
 elseif not exists or begin ~= '' then
+  local refusal = not exists and too_many_groups(group)
+  if refusal then
+    return refusal
+  end
   -- Its workers may wait.
   redis.call('SPUBLISH', channel, '')
   topic = topic or create(run, secret)

@@ -198,7 +198,7 @@ impl SharedEngine {
         has_taken.store(false, Relaxed);
         let from = options.from.into();
         let fetch = Fetch { limit: options.limit, lease: options.lease, wait, from };
-        let fetched = self.fetch(topic, Some(group), fetch).await.map_err(StoreError::from)?;
+        let fetched = self.fetch(topic, Some(group), fetch).await?;
         let Some(map) = map.upgrade() else { return Err(LeaseError::Closed) };
         let mut leased = LeasedOnce::default();
         has_taken.store(!fetched.messages.is_empty(), Relaxed);

@@ -184,7 +184,7 @@ impl SharedEngine {
         let (engine, topic, group) = (self.clone(), topic.clone(), group.clone());
         Op::running(async move {
             let set = engine.call(|engine| engine.set_group(&topic, &group, from)).await;
-            set.map_err(|error| StoreError::from(error).into())
+            Ok(set?)
         })
     }
 

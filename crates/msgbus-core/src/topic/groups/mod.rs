@@ -13,8 +13,8 @@ use super::{Commit, Page, State as TopicState, TakeError, Taken, Topic, waiters:
 use crate::{
     error::LeaseError,
     model::{
-        GroupName, LeaseKey, LeaseToken, Leased, MonotonicTime, Now, Settlement, TokenScope,
-        TopicInfo, WallTime,
+        GroupName, GroupSettings, LeaseKey, LeaseToken, Leased, MonotonicTime, Now, Settlement,
+        TokenScope, TopicInfo, WallTime,
     },
     options::LeaseOptions,
     store::StoreError,
@@ -65,7 +65,7 @@ pub(crate) struct Settled {
 
 impl Groups {
     /// The maximum number of groups of a topic.
-    pub(crate) const MAX: usize = 64;
+    pub(crate) const MAX: usize = GroupSettings::MAX_GROUPS;
 
     fn number(&self, name: &GroupName) -> Option<u8> {
         let is_it = |group: &Option<Group>| group.as_ref().is_some_and(|group| group.name == *name);
