@@ -146,6 +146,21 @@ pub trait Engine: Debug + Send + Sync {
         refuse(self.kind(), "create or move groups")
     }
 
+    /// Changes what a group has of its own, which all buses see, within some seconds. What is `None` stays as it is. It is
+    /// kept when the group is moved.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn change_group(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        change: EngineGroupSettings,
+    ) -> Answer<()> {
+        let _ = (topic, group, change);
+        refuse(self.kind(), "keep settings of a group")
+    }
+
     /// Removes a group. Its leases are over. Returns whether there was one.
     ///
     /// # Errors
@@ -224,6 +239,8 @@ pub struct Leases {
     pub epoch: u64,
     /// The messages.
     pub messages: Vec<Fetched>,
+    /// What the group has of its own.
+    pub settings: EngineGroupSettings,
 }
 
 /// A leased message.
@@ -309,13 +326,32 @@ pub struct EngineTopics {
     pub has_more: bool,
 }
 
+/// What a group has of its own. What is `None` is as in [`GroupSettings::default`](crate::GroupSettings).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EngineGroupSettings {
+    /// See [`GroupSettings::max_deliveries`](crate::GroupSettings::max_deliveries).
+    pub max_deliveries: Option<u32>,
+    /// See [`GroupSettings::dead_letters`](crate::GroupSettings::dead_letters).
+    pub dead_letters: Option<TopicName>,
+}
+
+impl EngineGroupSettings {
+    /// Takes what a change has.
+    pub fn change(&mut self, change: Self) {
+        self.max_deliveries = change.max_deliveries.or(self.max_deliveries);
+        self.dead_letters = change.dead_letters.or(self.dead_letters.take());
+    }
+}
+
 /// A group of an engine at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineGroup {
     /// Messages that the group has not been given.
     pub pending: u64,
     /// Messages that it was given and has not acknowledged: those that are leased, and those that will be given again.
     pub unacked: u64,
+    /// What it has of its own.
+    pub settings: EngineGroupSettings,
 }
 
 /// What a bus has asked of an engine, see [`MessageBus::engine_usage`](crate::MessageBus::engine_usage).

@@ -13,8 +13,8 @@ use chrono::Utc;
 use msgbus_core::{
     BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
     engine::{
-        Answer, Begin, Engine, EngineError, EngineGroup, EngineStats, EngineTopics, Fetch, Health,
-        LeaseKey, Leases, Page, Receipt, WindowSink,
+        Answer, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
+        EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, WindowSink,
     },
     store::RecoveredMessage,
 };
@@ -172,7 +172,8 @@ impl MemoryEngine {
                 let topic = inner.topics.entry(topic.clone()).or_insert_with(|| Topic::new(next));
                 topic.check_count(group.as_ref())?;
                 let (messages, due) = topic.fetch(group.as_ref(), &fetch, &mut inner.random);
-                Ok((Leases { epoch, messages }, due))
+                let settings = topic.settings(group.as_ref());
+                Ok((Leases { epoch, messages, settings }, due))
             })?;
             let now = Instant::now();
             if !leases.messages.is_empty() || now >= end {
@@ -383,6 +384,21 @@ impl Engine for MemoryEngine {
             let topic = inner.topics.entry(topic).or_insert_with(|| Topic::new(next));
             topic.check_count(Some(&group))?;
             Ok(topic.set_group(&group, from))
+        })
+    }
+
+    fn change_group(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        change: EngineGroupSettings,
+    ) -> Answer<()> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.serve(move |inner| {
+            if let Some(topic) = inner.topics.get_mut(&topic) {
+                topic.change_group(&group, change);
+            }
+            Ok(())
         })
     }
 

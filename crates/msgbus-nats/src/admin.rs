@@ -2,15 +2,19 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use async_nats::jetstream::consumer::pull;
 use futures_util::StreamExt as _;
 use msgbus_core::{
     GroupName, TopicName,
-    engine::{Begin, EngineError, EngineGroup, EngineTopics},
+    engine::{Begin, EngineError, EngineGroup, EngineGroupSettings, EngineTopics},
 };
 
 use crate::{
     connection::{Connection, Known},
-    consumers::{CLAIMED, CREATE, FREE, claim, config, consumer_name, find, find_or_create},
+    consumers::{
+        CLAIMED, CREATE, FREE, change, claim, config, consumer_name, description, find,
+        find_or_create,
+    },
     error::{change_error, is_missing, request_error},
     subject,
 };
@@ -52,7 +56,8 @@ pub(crate) async fn group(
     let found = find(&connection, &known, &name, true).await?;
     Ok(found.map(|found| {
         let info = found.consumer.cached_info();
-        EngineGroup { pending: info.num_pending, unacked: info.num_ack_pending as u64 }
+        let unacked = info.num_ack_pending as u64;
+        EngineGroup { pending: info.num_pending, unacked, settings: found.settings() }
     }))
 }
 
@@ -77,6 +82,8 @@ pub(crate) async fn set_group(
     }
     // Workers that wait must not make the group again where they say.
     claim(&connection, &known, &name, CLAIMED).await?;
+    let before = find(&connection, &known, &name, true).await?;
+    let settings = before.map(|found| found.settings()).unwrap_or_default();
     let (mut is_there, mut left) = (false, MAX_TRIES);
     loop {
         // Where a consumer begins cannot be changed.
@@ -84,6 +91,8 @@ pub(crate) async fn set_group(
         is_there |= deleted.map_err(|error| if is_there { EngineError::Unknown } else { error })?;
         let config =
             config(&connection, &known, &topic, Some(&group), from.unwrap_or(Begin::First));
+        let description = Some(description(&topic, Some(&group), &settings));
+        let config = pull::Config { description, ..config };
         left -= 1;
         match known.stream.create_consumer(config).await {
             Ok(_) => return Ok(!is_there),
@@ -96,6 +105,22 @@ pub(crate) async fn set_group(
             },
         }
     }
+}
+
+pub(crate) async fn change_group(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    group: GroupName,
+    changed: EngineGroupSettings,
+) -> Result<(), EngineError> {
+    let known = connection.stream().await?;
+    let name = consumer_name(&connection.subject(&topic), Some(&group));
+    let found = find(&connection, &known, &name, true).await?.ok_or(EngineError::Unavailable)?;
+    let mut settings = found.settings();
+    settings.change(changed);
+    let text = description(&topic, Some(&group), &settings);
+    let changing = change(&connection, &known, &found, |config| config.description = Some(text));
+    changing.await.map_err(|error| change_error(&error))
 }
 
 pub(crate) async fn remove_group(

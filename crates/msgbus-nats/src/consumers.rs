@@ -2,12 +2,15 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use async_nats::jetstream::consumer::{AckPolicy, FromConsumer as _, PullConsumer, pull};
+use async_nats::jetstream::{
+    consumer::{AckPolicy, FromConsumer as _, PullConsumer, pull},
+    stream::{ConsumerError, ConsumerErrorKind},
+};
 use chrono::Utc;
 use futures_util::StreamExt as _;
 use msgbus_core::{
     GroupName, GroupSettings, TopicName,
-    engine::{Begin, EngineError},
+    engine::{Begin, EngineError, EngineGroupSettings},
 };
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
@@ -55,6 +58,11 @@ impl Found {
     /// Tells it from others that have had its name, for instance before a group was moved.
     pub(crate) fn created(&self) -> i64 {
         self.consumer.cached_info().created.timestamp_nanos_opt().unwrap_or_default()
+    }
+
+    /// What the group has of its own.
+    pub(crate) fn settings(&self) -> EngineGroupSettings {
+        settings(self.consumer.cached_info().config.description.as_deref().unwrap_or_default())
     }
 
     /// How long leases last. It depends on the consumer and not on this node, whose options may be others than those
@@ -143,7 +151,7 @@ pub(crate) fn config(
     };
     pull::Config {
         durable_name: Some(consumer_name(&subject, group)),
-        description: Some(format!("group {:?} of {topic}", group.map_or("", GroupName::as_str))),
+        description: Some(description(topic, group, &EngineGroupSettings::default())),
         filter_subject: subject,
         deliver_policy: policy(from),
         ack_policy: AckPolicy::Explicit,
@@ -207,22 +215,57 @@ pub(crate) async fn find_or_create(
     Ok(Some(connection.consumers.put(&name, consumer)))
 }
 
+/// Comes before the settings of a group in the description of its consumer. nats-server 2.9 keeps nothing else.
+const SETTINGS: &str = "; settings ";
+
+/// The description of a consumer. It has what the group has of its own.
+pub(crate) fn description(
+    topic: &TopicName,
+    group: Option<&GroupName>,
+    settings: &EngineGroupSettings,
+) -> String {
+    let group = group.map_or("", GroupName::as_str);
+    let EngineGroupSettings { max_deliveries, dead_letters } = settings;
+    let dead_letters = dead_letters.as_ref().map(TopicName::as_str);
+    let own = serde_json::json!({"max_deliveries": max_deliveries, "dead_letters": dead_letters});
+    format!("group {group:?} of {topic}{SETTINGS}{own}")
+}
+
+fn settings(description: &str) -> EngineGroupSettings {
+    let own = description.rsplit_once(SETTINGS).map(|(_, own)| own).unwrap_or_default();
+    let own: serde_json::Value = serde_json::from_str(own).unwrap_or_default();
+    EngineGroupSettings {
+        max_deliveries: own["max_deliveries"].as_u64().and_then(|most| most.try_into().ok()),
+        dead_letters: own["dead_letters"].as_str().and_then(|name| name.parse().ok()),
+    }
+}
+
+/// Changes what a consumer may have otherwise.
+pub(crate) async fn change(
+    connection: &Connection,
+    known: &Known,
+    found: &Found,
+    change: impl FnOnce(&mut pull::Config),
+) -> Result<(), ConsumerError> {
+    let config = found.consumer.cached_info().config.clone();
+    let unlike = |_| ConsumerError::new(ConsumerErrorKind::InvalidConsumerType);
+    let mut config = pull::Config::try_from_consumer_config(config).map_err(unlike)?;
+    change(&mut config);
+    connection.consumers.put(found.name(), known.stream.create_consumer(config).await?);
+    Ok(())
+}
+
 /// Lets a group stay that has had messages.
 pub(crate) async fn keep(
     connection: &Connection,
     known: &Known,
     found: &Found,
 ) -> Result<(), EngineError> {
-    let config = &found.consumer.cached_info().config;
-    if config.inactive_threshold != IDLE {
+    if found.consumer.cached_info().config.inactive_threshold != IDLE {
         return Ok(());
     }
-    let unlike = |_| EngineError::Unavailable;
-    let mut config = pull::Config::try_from_consumer_config(config.clone()).map_err(unlike)?;
-    config.inactive_threshold = long(known);
-    let kept = known.stream.create_consumer(config).await;
-    connection.consumers.put(found.name(), kept.map_err(|error| request_error(&error))?);
-    Ok(())
+    let kept = change(connection, known, found, |config| config.inactive_threshold = long(known));
+    kept.await.map_err(|error| request_error(&error))
 }
 
 /// The server removes a group that nobody uses when all that it has passed has expired.

@@ -11,8 +11,8 @@ use async_nats::{ConnectError, ConnectOptions};
 use msgbus_core::{
     BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
     engine::{
-        Answer, Begin, Engine, EngineError, EngineGroup, EngineStats, EngineTopics, Fetch, Health,
-        LeaseKey, Leases, Page, Receipt, WindowSink,
+        Answer, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
+        EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, WindowSink,
     },
 };
 use tokio::{
@@ -225,6 +225,18 @@ impl Engine for NatsEngine {
         let (topic, group) = (topic.clone(), group.clone());
         Box::pin(self.answer(Duration::ZERO, move |connection| {
             admin::set_group(connection, topic, group, from)
+        }))
+    }
+
+    fn change_group(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        change: EngineGroupSettings,
+    ) -> Answer<()> {
+        let (topic, group) = (topic.clone(), group.clone());
+        Box::pin(self.answer(Duration::ZERO, move |connection| {
+            admin::change_group(connection, topic, group, change)
         }))
     }
 

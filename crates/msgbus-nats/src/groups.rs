@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use futures_util::{StreamExt as _, future::join_all};
 use msgbus_core::{
     GroupName, SettledBatch, Settlement, TopicName,
-    engine::{self, EngineError, Fetch, Fetched, LeaseKey},
+    engine::{self, EngineError, EngineGroupSettings, Fetch, Fetched, LeaseKey},
 };
 use tokio::{
     runtime::Handle,
@@ -67,7 +67,8 @@ pub(crate) async fn fetch(
         let (fetch, from) = (Fetch { wait, ..fetch }, (fetch.from, fetch.wait));
         let found = find_or_create(&connection, &known, &topic, group.as_ref(), from).await?;
         let Some(found) = found else {
-            return Ok(engine::Leases { epoch: known.epoch, messages: Vec::new() });
+            let (messages, settings) = (Vec::new(), EngineGroupSettings::default());
+            return Ok(engine::Leases { epoch: known.epoch, messages, settings });
         };
         let mut taken = Taken { messages: Vec::new(), lease: found.lease() };
         let Err(error) = take(&connection, &found.consumer, &fetch, &mut taken).await else {
@@ -93,7 +94,7 @@ pub(crate) async fn fetch(
         keep(&connection, &known, &found).await?;
     }
     taken.messages.clear();
-    Ok(engine::Leases { epoch: known.epoch, messages })
+    Ok(engine::Leases { epoch: known.epoch, messages, settings: found.settings() })
 }
 
 /// A request for messages.

@@ -7,14 +7,14 @@ use std::{
 
 use msgbus_core::{
     GroupName, TopicName,
-    engine::{Begin, EngineError, EngineGroup, EngineTopics},
+    engine::{Begin, EngineError, EngineGroup, EngineGroupSettings, EngineTopics},
 };
 use redis::{Cmd, RedisError, Value};
 
 use crate::{
     connection::{Connection, Link, Shared},
     error::Request,
-    groups::random,
+    groups::{random, settings},
     history::begin,
     keys::{Keys, group_name},
     message::{Answer as _, next},
@@ -100,13 +100,14 @@ pub(crate) async fn group(
     topic: TopicName,
     group: GroupName,
 ) -> Result<Option<EngineGroup>, EngineError> {
-    let shown = act(&connection.shared, "show", &topic, &group, None).await?;
+    let shown = act(&connection.shared, "show", &topic, &group, None, NOTHING).await?;
     let mut parts = shown.list()?.into_iter();
     if next(&mut parts)?.number()? == 0 {
         return Ok(None);
     }
     let (pending, unacked) = (next(&mut parts)?.number()?, next(&mut parts)?.number()?);
-    Ok(Some(EngineGroup { pending, unacked }))
+    let settings = settings(next(&mut parts)?)?;
+    Ok(Some(EngineGroup { pending, unacked, settings }))
 }
 
 pub(crate) async fn set_group(
@@ -115,7 +116,16 @@ pub(crate) async fn set_group(
     group: GroupName,
     from: Option<Begin>,
 ) -> Result<bool, EngineError> {
-    Ok(!existed(act(&connection.shared, "set", &topic, &group, from).await?)?)
+    Ok(!existed(act(&connection.shared, "set", &topic, &group, from, NOTHING).await?)?)
+}
+
+pub(crate) async fn change_group(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    group: GroupName,
+    change: EngineGroupSettings,
+) -> Result<(), EngineError> {
+    act(&connection.shared, "change", &topic, &group, None, change).await.map(drop)
 }
 
 pub(crate) async fn remove_group(
@@ -123,12 +133,16 @@ pub(crate) async fn remove_group(
     topic: TopicName,
     group: GroupName,
 ) -> Result<bool, EngineError> {
-    existed(act(&connection.shared, "remove", &topic, &group, None).await?)
+    existed(act(&connection.shared, "remove", &topic, &group, None, NOTHING).await?)
 }
 
 fn existed(answer: Value) -> Result<bool, EngineError> {
     Ok(next(&mut answer.list()?.into_iter())?.number()? == 1)
 }
+
+/// What is not changed.
+const NOTHING: EngineGroupSettings =
+    EngineGroupSettings { max_deliveries: None, dead_letters: None };
 
 async fn act(
     shared: &Shared,
@@ -136,6 +150,7 @@ async fn act(
     topic: &TopicName,
     group: &GroupName,
     from: Option<Begin>,
+    change: EngineGroupSettings,
 ) -> Result<Value, EngineError> {
     let (link, keys) = (shared.link()?, shared.keys(topic));
     let group = group_name(Some(group));
@@ -147,6 +162,9 @@ async fn act(
             None => drop(command.arg("").arg("")),
         }
         command.arg(shared.options.keep_ms()).arg(shared.options.max_age_ms()).arg(keys.channel());
+        let EngineGroupSettings { max_deliveries, dead_letters } = &change;
+        command.arg(max_deliveries.map_or_else(String::new, |most| most.to_string()));
+        command.arg(dead_letters.as_ref().map_or("", TopicName::as_str));
     };
     let names = [keys.topic(), keys.stream(), keys.due(&group)];
     let request = if action == "show" { Request::Harmless } else { Request::Final };

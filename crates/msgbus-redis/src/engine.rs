@@ -11,8 +11,8 @@ use std::{
 use msgbus_core::{
     BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
     engine::{
-        Answer, Begin, Engine, EngineError, EngineGroup, EngineStats, EngineTopics, Fetch, Health,
-        LeaseKey, Leases, Page, Receipt, WindowSink,
+        Answer, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
+        EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, WindowSink,
     },
 };
 use tokio::{
@@ -164,6 +164,16 @@ impl Engine for RedisEngine {
     fn set_group(&self, topic: &TopicName, group: &GroupName, from: Option<Begin>) -> Answer<bool> {
         let (topic, group) = (topic.clone(), group.clone());
         self.answer(|connection| admin::set_group(connection, topic, group, from))
+    }
+
+    fn change_group(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        change: EngineGroupSettings,
+    ) -> Answer<()> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.answer(|connection| admin::change_group(connection, topic, group, change))
     }
 
     fn remove_group(&self, topic: &TopicName, group: &GroupName) -> Answer<bool> {

@@ -8,7 +8,7 @@ use std::{
 
 use msgbus_core::{
     GroupName, LeaseToken, SettledBatch, Settlement, TopicName,
-    engine::{EngineError, Fetch, Fetched, LeaseKey, Leases, MAX_LEASE_KEY},
+    engine::{EngineError, EngineGroupSettings, Fetch, Fetched, LeaseKey, Leases, MAX_LEASE_KEY},
 };
 use parking_lot::Mutex;
 use redis::{Cmd, Value};
@@ -156,7 +156,8 @@ impl Fetching {
             messages.push(self.leased(leased, now + lease_ms)?);
         }
         let has_more = next(&mut parts)?.number()? == 1;
-        Ok((Leases { epoch, messages }, due, has_more))
+        let settings = settings(next(&mut parts)?)?;
+        Ok((Leases { epoch, messages, settings }, due, has_more))
     }
 
     fn leased(&self, leased: Value, expires: u64) -> Result<Fetched, EngineError> {
@@ -167,6 +168,16 @@ impl Fetching {
         let deliveries = u32::try_from(deliveries).unwrap_or(u32::MAX);
         Ok(Fetched { message, deliveries, expires: time(expires), key })
     }
+}
+
+/// What a group has of its own, as scripts say it.
+pub(crate) fn settings(own: Value) -> Result<EngineGroupSettings, EngineError> {
+    let mut parts = own.list()?.into_iter();
+    let (most, dead_letters) = (next(&mut parts)?.text()?, next(&mut parts)?.text()?);
+    Ok(EngineGroupSettings {
+        max_deliveries: most.parse().ok(),
+        dead_letters: dead_letters.parse().ok(),
+    })
 }
 
 /// A part of the secret of a group that is made.

@@ -9,9 +9,13 @@ use std::{
 use bytes::Bytes;
 use chrono::Utc;
 use msgbus_core::{
-    BatchLimit, GroupName, GroupSettings, Headers, LeaseOptions, MessageBus, NewMessage,
-    Settlement, TopicName,
-    engine::{Begin, Engine, EngineError, EngineGroup, Fetch, Fetched, LeaseKey, MAX_LEASE_KEY},
+    BatchLimit, GroupConfig, GroupError, GroupName, GroupSettings, Headers, LeaseOptions,
+    MessageBus, NewMessage, Settlement, TopicName,
+    engine::{
+        Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, Fetch, Fetched, LeaseKey,
+        MAX_LEASE_KEY,
+    },
+    store::StoreError,
 };
 
 use super::{MANY, Subject, is_unsupported, publish, texts};
@@ -373,15 +377,15 @@ pub async fn groups_can_be_made_moved_and_removed(subject: &Subject) {
     }
     assert!(made.unwrap(), "it is new");
     let stats = async || soon(subject.other.group(&topic, &workers)).await.unwrap();
-    assert_eq!(stats().await, Some(EngineGroup { pending: 3, unacked: 0 }));
+    assert_eq!(stats().await, shown(3, 0));
     let job = take_later(&subject.other, &topic, &workers).await;
     assert_eq!(job.message.payload, "0");
     let old = job.key;
-    assert_eq!(stats().await, Some(EngineGroup { pending: 2, unacked: 1 }));
+    assert_eq!(stats().await, shown(2, 1));
     assert!(!soon(subject.one.set_group(&topic, &workers, None)).await.unwrap());
-    assert_eq!(stats().await, Some(EngineGroup { pending: 2, unacked: 1 }), "it is as it was");
+    assert_eq!(stats().await, shown(2, 1), "it is as it was");
     assert!(!soon(subject.one.set_group(&topic, &workers, Some(Begin::Next))).await.unwrap());
-    assert_eq!(stats().await, Some(EngineGroup { pending: 0, unacked: 0 }));
+    assert_eq!(stats().await, shown(0, 0));
     assert!(is_empty(&subject.other, &topic, &workers).await);
     // Who works on a job of before cannot end the leases of others.
     assert!(!soon(subject.one.set_group(&topic, &workers, Some(Begin::First))).await.unwrap());
@@ -397,6 +401,49 @@ pub async fn groups_can_be_made_moved_and_removed(subject: &Subject) {
     assert_eq!(stats().await, None);
     let job = take_later(&subject.other, &topic, &workers).await;
     assert_eq!(job.message.payload, "0", "the group is a new one");
+}
+
+fn shown(pending: u64, unacked: u64) -> Option<EngineGroup> {
+    Some(EngineGroup { pending, unacked, settings: EngineGroupSettings::default() })
+}
+
+/// What a group has of its own counts at every bus, and stays when it is moved.
+pub async fn a_group_has_settings_of_its_own(subject: &Subject) {
+    let (topic, workers, letters) = (fresh("settings"), group("workers"), fresh("letters"));
+    publish(&subject.one, &topic, texts(0..1)).await;
+    let [one, other] = [&subject.one, &subject.other].map(|engine| bus(Arc::clone(engine)));
+    let config = GroupConfig {
+        max_deliveries: Some(2),
+        dead_letters: Some(letters.clone()),
+        ..GroupConfig::default()
+    };
+    let set = soon(one.set_group(&topic, &workers, &config)).await;
+    if matches!(set, Err(GroupError::Store(StoreError::Engine(EngineError::NotSupported { .. })))) {
+        return;
+    }
+    set.unwrap();
+    let only = GroupConfig { max_deliveries: Some(1), ..GroupConfig::default() };
+    soon(other.set_group(&topic, &workers, &only)).await.unwrap();
+    let moved = GroupConfig { from: Some(Position::All), ..GroupConfig::default() };
+    soon(one.set_group(&topic, &workers, &moved)).await.unwrap();
+    let shown = soon(subject.other.group(&topic, &workers)).await.unwrap().unwrap();
+    let settings = (shown.settings.max_deliveries, shown.settings.dead_letters.as_ref());
+    assert_eq!(settings, (Some(1), Some(&letters)));
+    let start = Instant::now();
+    let options = LeaseOptions { lease: LONG, ..LeaseOptions::default() };
+    let letter = loop {
+        for leased in soon(other.lease(&topic, &workers, options)).await.unwrap() {
+            // Other buses may take a moment to hear of a change.
+            let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
+            let _ = soon(one.settle(&leased.token, &back)).await;
+        }
+        if let Some(letter) = soon(one.pull(&letters, BatchLimit::ONE)).await.unwrap().pop() {
+            break letter;
+        }
+        assert!(start.elapsed() < SOON, "no dead letter");
+    };
+    let deliveries = letter.headers().get("dead-letter-deliveries").unwrap();
+    assert!(deliveries.parse::<u32>().unwrap() < 10, "{deliveries}");
 }
 
 /// Workers that wait do not make a group again that is being moved: it begins where the move says.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use msgbus_core::{
     GroupName, GroupSettings, LeaseToken, SettledBatch, Settlement,
-    engine::{Begin, EngineError, EngineGroup, Fetch, Fetched, LeaseKey},
+    engine::{Begin, EngineError, EngineGroup, EngineGroupSettings, Fetch, Fetched, LeaseKey},
 };
 use tokio::time::Instant;
 
@@ -17,6 +17,7 @@ pub(super) struct Group {
     next: u64,
     /// Messages below that which are not done.
     open: BTreeMap<u64, Open>,
+    settings: EngineGroupSettings,
 }
 
 #[derive(Debug)]
@@ -37,7 +38,7 @@ impl Topic {
     ) -> (Vec<Fetched>, Option<Instant>) {
         let now = Instant::now();
         let start = self.resolve(fetch.from, self.next);
-        let new = || Group { next: start, open: BTreeMap::new() };
+        let new = || Group { next: start, open: BTreeMap::new(), settings: EngineGroupSettings::default() };
         let group = self.groups.entry(name.cloned()).or_insert_with(new);
         group.open.retain(|id, _| self.messages.contains_key(id));
         let due = group.open.iter().filter(|(_, open)| open.until <= now);
@@ -75,7 +76,19 @@ impl Topic {
         let group = self.groups.get(&Some(name.clone()))?;
         let open = group.open.keys().filter(|id| self.messages.contains_key(id));
         let pending = self.messages.range(group.next..).count() as u64;
-        Some(EngineGroup { pending, unacked: open.count() as u64 })
+        let (unacked, settings) = (open.count() as u64, group.settings.clone());
+        Some(EngineGroup { pending, unacked, settings })
+    }
+
+    pub(super) fn settings(&self, name: Option<&GroupName>) -> EngineGroupSettings {
+        let group = self.groups.get(&name.cloned());
+        group.map(|group| group.settings.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn change_group(&mut self, name: &GroupName, change: EngineGroupSettings) {
+        if let Some(group) = self.groups.get_mut(&Some(name.clone())) {
+            group.settings.change(change);
+        }
     }
 
     /// Returns whether it is new.
@@ -84,7 +97,8 @@ impl Topic {
         let is_new = !self.groups.contains_key(&name);
         if is_new || from.is_some() {
             let next = self.resolve(from.unwrap_or(Begin::First), self.next);
-            self.groups.insert(name, Group { next, open: BTreeMap::new() });
+            let settings = self.settings(name.as_ref());
+            self.groups.insert(name, Group { next, open: BTreeMap::new(), settings });
         }
         is_new
     }

@@ -13,6 +13,15 @@ local function start_of(topic, begin, value)
   return start == 0 and '0-0' or id_of(topic, start)
 end
 
+-- How the fields begin that have what a group has of its own: after how many deliveries a message is a dead letter, and the
+-- topic of dead letters.
+local OWN = { 'max_deliveries:', 'dead_letters:' }
+
+local function own(group)
+  local found = redis.call('HMGET', KEYS[1], OWN[1] .. group, OWN[2] .. group)
+  return { found[1] or '', found[2] or '' }
+end
+
 -- The maximum number of groups of a topic that have a name, and how their fields begin.
 local MAX_GROUPS = 64
 local NAMED = 'group:group:'

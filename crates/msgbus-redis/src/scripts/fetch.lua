@@ -8,7 +8,7 @@ local time = now()
 local topic = load(run)
 if not topic then
   if begin == 'first' then
-    return { text(time), '1', '', {}, '0' }
+    return { text(time), '1', '', {}, '0', { '', '' } }
   end
   topic = create(run, secret)
 end
@@ -130,4 +130,4 @@ end
 redis.call('PEXPIRE', KEYS[3], keep_for)
 keep(topic, keep_for, max_age)
 local next_due = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
-return { text(time), topic.epoch, next_due or '', leases, (looks <= 0) and '1' or '0' }
+return { text(time), topic.epoch, next_due or '', leases, (looks <= 0) and '1' or '0', own(group) }

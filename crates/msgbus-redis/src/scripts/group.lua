@@ -33,15 +33,23 @@ end
 
 if action == 'show' then
   if not exists or redis.call('EXISTS', KEYS[2]) == 0 then
-    return { exists and '1' or '0', '0', '0' }
+    return { exists and '1' or '0', '0', '0', own(group) }
   end
-  return { '1', text(pending_messages()), text(redis.call('XPENDING', KEYS[2], group)[1]) }
+  return { '1', text(pending_messages()), text(redis.call('XPENDING', KEYS[2], group)[1]), own(group) }
+end
+if action == 'change' then
+  for index, name in ipairs(OWN) do
+    if exists and ARGV[10 + index] ~= '' then
+      redis.call('HSET', KEYS[1], name .. group, ARGV[10 + index])
+    end
+  end
+  return { exists and '1' or '0' }
 end
 if action == 'remove' then
   if exists then
     redis.pcall('XGROUP', 'DESTROY', KEYS[2], group)
     redis.call('DEL', KEYS[3])
-    redis.call('HDEL', KEYS[1], 'group:' .. group, 'run:' .. group)
+    redis.call('HDEL', KEYS[1], 'group:' .. group, 'run:' .. group, OWN[1] .. group, OWN[2] .. group)
   end
 elseif not exists or begin ~= '' then
   local refusal = not exists and too_many_groups(group)

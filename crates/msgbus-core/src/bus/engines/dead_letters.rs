@@ -9,7 +9,7 @@ use crate::{
         topic_ref::TopicRef,
     },
     engine::LeaseKey,
-    model::{GroupName, Headers, LeaseKey as Key, Message, NewMessage, Settlement},
+    model::{GroupName, Headers, LeaseKey as Key, Message, NewMessage, Settlement, TopicName},
     topic::DeadLetter,
 };
 
@@ -25,7 +25,7 @@ pub(super) async fn bury(
     map: &TopicMap,
     group: &GroupName,
     message: &Message,
-    deliveries: u32,
+    (deliveries, target): (u32, Option<TopicName>),
     key: LeaseKey,
 ) -> Result<(), DeadLetterError> {
     let dead = DeadLetter {
@@ -35,7 +35,7 @@ pub(super) async fn bury(
         // The last time is not one: nobody works on it.
         deliveries: deliveries - 1,
         reason: None,
-        topic: None,
+        topic: target,
     };
     let (target, letter) = timer::letter(message, &dead)?;
     let letter = with_own_key(letter, message, group);

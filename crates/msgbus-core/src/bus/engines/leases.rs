@@ -68,7 +68,7 @@ impl SharedEngine {
     ) -> Result<Vec<Message>, StoreError> {
         has_taken.store(false, Relaxed);
         let fetch = Fetch { limit, lease: Duration::from_secs(30), wait, from: Begin::First };
-        let Leases { epoch, messages: fetched } = self.fetch(topic, None, fetch).await?;
+        let Leases { epoch, messages: fetched, .. } = self.fetch(topic, None, fetch).await?;
         if fetched.is_empty() {
             return Ok(Vec::new());
         }
@@ -200,25 +200,30 @@ impl SharedEngine {
         let fetch = Fetch { limit: options.limit, lease: options.lease, wait, from };
         let fetched = self.fetch(topic, Some(group), fetch).await?;
         let Some(map) = map.upgrade() else { return Err(LeaseError::Closed) };
+        let settings = fetched.settings;
+        let default = GroupSettings::default().max_deliveries;
+        let most = match settings.max_deliveries.unwrap_or(default) {
+            0 => u32::MAX,
+            most => most,
+        };
         let mut leased = LeasedOnce::default();
         has_taken.store(!fetched.messages.is_empty(), Relaxed);
         let info = self.info(topic, fetched.epoch);
         let mut can_bury = true;
         for fetched in fetched.messages {
             let message = Message::recovered(&info, fetched.message);
-            let is_dead = fetched.deliveries > GroupSettings::default().max_deliveries
+            let is_dead = fetched.deliveries > most
                 && !dead_letters::is_one(&message)
                 // Otherwise nobody would ever get it.
-                && topic.dead_letters().is_ok();
+                && (settings.dead_letters.is_some() || topic.dead_letters().is_ok());
             if is_dead {
                 leased.has_buried = true;
-                let (deliveries, key) = (fetched.deliveries, fetched.key);
+                let dead = (fetched.deliveries, settings.dead_letters.clone());
+                let key = fetched.key;
                 // If it fails, whoever gets the message next tries again. The leases of the others must not run out
                 // meanwhile.
                 can_bury = can_bury
-                    && dead_letters::bury(self, &map, group, &message, deliveries, key)
-                        .await
-                        .is_ok();
+                    && dead_letters::bury(self, &map, group, &message, dead, key).await.is_ok();
                 continue;
             }
             leased.messages.push(Leased {

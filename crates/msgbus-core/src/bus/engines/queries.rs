@@ -6,8 +6,8 @@ use super::{Engines, SharedEngine, window::Window};
 use crate::{
     bus::{MessageBus, TopicMap, op::Op},
     engine::{
-        Begin, Engine, EngineError, EngineGroup, EngineStats, EngineTopics, EngineUsage,
-        WindowStats,
+        Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats, EngineTopics,
+        EngineUsage, WindowStats,
     },
     error::GroupError,
     model::{GroupName, TopicName, TopicPattern},
@@ -175,16 +175,25 @@ impl SharedEngine {
         group: &GroupName,
         config: &GroupConfig,
     ) -> Op<Result<bool, GroupError>> {
-        let GroupConfig { from, max_deliveries, max_leases, dead_letters } = config;
-        if max_deliveries.is_some() || max_leases.is_some() || dead_letters.is_some() {
-            let refusal = StoreError::from(self.unsupported("keep settings of a group"));
+        let GroupConfig { from, max_deliveries, max_leases, dead_letters } = config.clone();
+        if max_leases.is_some() {
+            let refusal = StoreError::from(self.unsupported("limit the leases of a group"));
             return Op::ready(Err(refusal.into()));
         }
         let from = from.map(Begin::from);
+        let change = EngineGroupSettings { max_deliveries, dead_letters };
         let (engine, topic, group) = (self.clone(), topic.clone(), group.clone());
         Op::running(async move {
-            let set = engine.call(|engine| engine.set_group(&topic, &group, from)).await;
-            Ok(set?)
+            let set = engine.call(|engine| engine.set_group(&topic, &group, from)).await?;
+            if change != EngineGroupSettings::default() {
+                let changed = engine.call(|engine| engine.change_group(&topic, &group, change));
+                changed.await.map_err(|error| match error {
+                    // The group may have been made, or moved.
+                    EngineError::Unavailable | EngineError::Busy => EngineError::Unknown,
+                    error => error,
+                })?;
+            }
+            Ok(set)
         })
     }
 

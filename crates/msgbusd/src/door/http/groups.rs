@@ -97,13 +97,17 @@ fn object(app: &App, topic: &TopicName, group: &GroupName, found: &GroupView) ->
     let mut body = Vec::new();
     match found {
         GroupView::Own(stats, leases) => json::write_group(&mut body, topic, stats, leases),
-        GroupView::Engine(engine, EngineGroup { pending, unacked }) => {
+        GroupView::Engine(engine, EngineGroup { pending, unacked, settings }) => {
+            let default = GroupSettings::default().max_deliveries;
+            let dead_letters = settings.dead_letters.clone().or(topic.dead_letters().ok());
             let object = serde_json::json!({
                 "topic": topic.as_str(),
                 "group": group.as_str(),
                 "engine": engine,
                 "pending": pending,
                 "unacked": unacked,
+                "max_deliveries": settings.max_deliveries.unwrap_or(default),
+                "dead_letters": dead_letters.as_ref().map(TopicName::as_str),
             });
             body.extend_from_slice(object.to_string().as_bytes());
         }

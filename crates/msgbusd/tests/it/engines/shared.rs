@@ -158,8 +158,16 @@ async fn what_an_engine_cannot_do_is_said() {
         }
         let refused = one.send("GET", "/t/a?peek", &["Accept: application/json"], b"").await;
         assert_eq!(refused.json()["code"], "not_supported");
-        let set = one.send("PUT", "/-/groups/g/t/a?max_deliveries=3", &[], b"").await;
-        set.refuses(501, "cannot keep settings of a group");
+        let set = one.send("PUT", "/-/groups/g/t/a?max_leases=3", &[], b"").await;
+        set.refuses(501, "cannot limit the leases of a group");
+        let path = "/-/groups/g/t/a?max_deliveries=3&dead_letters=t/dead";
+        let set = one.send("PUT", path, &[], b"").await;
+        assert_eq!(set.status, 201);
+        let shown = one.get("/-/groups/g/t/a").await.json();
+        assert_eq!(
+            (&shown["max_deliveries"], &shown["dead_letters"]),
+            (&3.into(), &"t/dead".into())
+        );
         let mut v1 = one.client().await;
         v1.send(&[serde_json::json!({"op": "sub", "rid": 1, "sid": "s", "topic": "t/**"})]).await;
         let line = v1.line().await;
