@@ -258,13 +258,42 @@ async fn what_the_engine_refuses_is_refused() {
     assert_eq!(bus.engine_windows()[0].stalled, None);
 }
 
+/// All that were up to date want the same when the window begins again, and ask for it once.
+#[tokio::test]
+async fn followers_share_what_they_read_after_a_doubt() {
+    const FOLLOWERS: usize = 300;
+    let engine = MemoryEngine::new(Numbers::Shared, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let topic = fresh("doubt");
+    let mut followers = Vec::new();
+    for _ in 0..FOLLOWERS {
+        followers.push(soon(bus.follow(&topic, Position::New)).await.unwrap());
+    }
+    // Reads take a while.
+    let faults = Faults { delays: 100, ..Faults::default() };
+    engine.set_faults(Faults { doubts: 1000, ..faults });
+    // A number that the topic does not have.
+    soon(bus.publish(&fresh("other"), "y")).await.unwrap();
+    let before = bus.engine_usage()[0].1.answered;
+    soon(bus.publish(&topic, "x")).await.unwrap();
+    let mut receiving = tokio::task::JoinSet::new();
+    for mut follower in followers {
+        receiving.spawn(async move { soon(follower.recv()).await.unwrap() });
+    }
+    for event in soon(receiving.join_all()).await {
+        assert!(matches!(event, Event::Message { message, .. } if message.payload() == "x"));
+    }
+    let asked = bus.engine_usage()[0].1.answered - before;
+    assert!(asked < FOLLOWERS as u64 / 3, "{asked} reads");
+}
+
 #[tokio::test]
 async fn what_no_engine_can_do_is_said() {
     let bus = bus(Arc::new(MemoryEngine::new(Numbers::Dense, 1)));
     let (topic, group) = (fresh("unsupported"), "g".parse().unwrap());
-    let config = GroupConfig { max_deliveries: Some(3), ..GroupConfig::default() };
+    let config = GroupConfig { max_leases: Some(3), ..GroupConfig::default() };
     let refused = soon(bus.set_group(&topic, &group, &config)).await.unwrap_err();
-    assert_eq!(refused.to_string(), "memory cannot keep settings of a group");
+    assert_eq!(refused.to_string(), "memory cannot limit the leases of a group");
     assert!(soon(bus.peek_group(&topic, &group, BatchLimit::ONE)).await.is_err());
     assert!(soon(bus.peek(&topic, None, BatchLimit::ONE)).await.is_err());
     assert!(bus.topics().is_empty(), "it is not made here instead");

@@ -36,7 +36,7 @@ pub use self::{
     walk::{StatsWalk, TopicPage},
 };
 pub(crate) use self::{
-    engines::{Follow, SharedEngine, history},
+    engines::{Follow, PAGE, Read, SharedEngine, history},
     locked_topic::LockedTopic,
     map::{SharedTopic, TopicMap},
     page_reader::PageReader,

@@ -6,16 +6,15 @@
 use std::{
     collections::VecDeque,
     fmt,
-    pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, Waker, ready},
 };
 
-use parking_lot::Mutex;
-
 use super::topic_cursor::TopicCursor;
 use crate::{
-    bus::{Follow, Op, SharedEngine, SharedTopic, TopicMap, clock, history},
+    bus::{
+        Follow, Op, PAGE, Read as SharedRead, SharedEngine, SharedTopic, TopicMap, clock, history,
+    },
     engine::{EngineError, EngineMessage, Page, Skipped},
     error::{RecvError, SubscribeError},
     model::{Event, Message, Position, StartPosition, TopicInfo, TopicName},
@@ -24,8 +23,6 @@ use crate::{
     store::StoreError,
     topic::Topic,
 };
-
-type Reading = Pin<Box<dyn Future<Output = Result<(Page, StartPosition), EngineError>> + Send>>;
 
 /// Dropping it unsubscribes.
 pub(super) struct EngineCursor {
@@ -38,8 +35,7 @@ pub(super) struct EngineCursor {
     position: u64,
     /// What was read from the history and not received.
     read: Read,
-    /// In a mutex, which is never locked, so that the cursor can be shared between threads.
-    reading: Option<Mutex<Reading>>,
+    reading: Option<Arc<SharedRead>>,
     /// `None` while it reads the history.
     live: Option<TopicCursor>,
     /// The window is known not to have all messages before this one.
@@ -67,9 +63,6 @@ impl fmt::Debug for EngineCursor {
             .finish_non_exhaustive()
     }
 }
-
-/// How much is read from the history at a time.
-const PAGE: BatchLimit = BatchLimit { events: 1024, bytes: 1 << 20 };
 
 impl EngineCursor {
     /// Subscribes, when the window of the topic is open.
@@ -296,12 +289,9 @@ impl EngineCursor {
 
     /// Reads the next page.
     fn poll_history(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RecvError>> {
-        let reading = self.reading.get_or_insert_with(|| {
-            let (engine, name) = (self.follow.engine().clone(), self.follow.name().clone());
-            let from = Position::Id(self.position);
-            Mutex::new(Box::pin(async move { history(&engine, &name, from, PAGE).await }))
-        });
-        let read = ready!(reading.get_mut().as_mut().poll(cx));
+        let position = self.position;
+        let reading = self.reading.get_or_insert_with(|| self.follow.read(position));
+        let read = ready!(reading.poll(cx));
         self.reading = None;
         match read {
             Ok((page, start)) if start.restarted || page.epoch != self.info.epoch => {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use msgbus_core::{
     BatchLimit, GroupConfig, GroupError, GroupName, GroupSettings, Headers, LeaseOptions,
-    MessageBus, NewMessage, Settlement, TopicName,
+    MessageBus, NewMessage, Position, Settlement, TopicName,
     engine::{
         Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, Fetch, Fetched, LeaseKey,
         MAX_LEASE_KEY,
@@ -432,7 +432,7 @@ pub async fn a_group_has_settings_of_its_own(subject: &Subject) {
     let start = Instant::now();
     let options = LeaseOptions { lease: LONG, ..LeaseOptions::default() };
     let letter = loop {
-        for leased in soon(other.lease(&topic, &workers, options)).await.unwrap() {
+        for leased in soon(other.lease(&topic, &workers, options.clone())).await.unwrap() {
             // Other buses may take a moment to hear of a change.
             let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
             let _ = soon(one.settle(&leased.token, &back)).await;

@@ -38,7 +38,11 @@ impl Topic {
     ) -> (Vec<Fetched>, Option<Instant>) {
         let now = Instant::now();
         let start = self.resolve(fetch.from, self.next);
-        let new = || Group { next: start, open: BTreeMap::new(), settings: EngineGroupSettings::default() };
+        let new = || Group {
+            next: start,
+            open: BTreeMap::new(),
+            settings: EngineGroupSettings::default(),
+        };
         let group = self.groups.entry(name.cloned()).or_insert_with(new);
         group.open.retain(|id, _| self.messages.contains_key(id));
         let due = group.open.iter().filter(|(_, open)| open.until <= now);

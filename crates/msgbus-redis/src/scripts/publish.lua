@@ -23,7 +23,9 @@ for index = 8, #ARGV, 4 do
     name = KEYS[key]
     local id = redis.call('GET', name)
     if id and string.match(id, '^%d+') == topic.epoch then
+      local deleted = tonumber(redis.call('HGET', KEYS[1], 'deleted') or '0')
       known = number_of(id)
+      known = known > deleted and known or nil
     end
   end
   if not known then

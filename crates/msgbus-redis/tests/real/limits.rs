@@ -53,6 +53,24 @@ async fn wrong_credentials_are_denied() {
     }
 }
 
+/// The message of an idempotency key may have been deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_deleted_may_be_published_again() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        let topic = fresh("deleted");
+        let message = || NewMessage::new("x").header("Idempotency-Key", "k").unwrap();
+        let first = soon(engine.publish(&topic, vec![message()])).await.unwrap();
+        assert_eq!(soon(engine.publish(&topic, vec![message()])).await, Ok(first));
+        assert!(soon(engine.delete(&topic)).await.unwrap());
+        let second = soon(engine.publish(&topic, vec![message()])).await.unwrap();
+        assert!(second.first > first.last, "{second:?}");
+        assert_eq!(soon(engine.publish(&topic, vec![message()])).await, Ok(second));
+        assert_eq!(soon(engine.stats(&topic)).await.unwrap().unwrap().retained, 1);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_user_may_not_do_is_denied() {
     for program in programs() {

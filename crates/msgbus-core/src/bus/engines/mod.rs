@@ -15,7 +15,11 @@ use parking_lot::Mutex;
 
 pub use self::window::WindowSink;
 use self::{closing::Closing, window::Window};
-pub(crate) use self::{messages::history, window::Follow};
+pub(crate) use self::{
+    messages::history,
+    reads::{PAGE, Read},
+    window::Follow,
+};
 use super::{
     MessageBus,
     map::{SharedTopic, TopicMap},
@@ -33,6 +37,7 @@ mod dead_letters;
 mod leases;
 mod messages;
 mod queries;
+mod reads;
 mod window;
 
 /// The engines of a bus.

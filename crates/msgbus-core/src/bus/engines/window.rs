@@ -14,7 +14,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Engines, SharedEngine, detached};
+use super::{
+    Engines, SharedEngine, detached,
+    reads::{Read, Reads},
+};
 use crate::{
     bus::{
         clock,
@@ -41,6 +44,7 @@ pub(crate) struct Window {
     map: std::sync::Weak<TopicMap>,
     engine: SharedEngine,
     state: Mutex<State>,
+    reads: Reads,
 }
 
 #[derive(Debug)]
@@ -101,7 +105,8 @@ impl Window {
         };
         let id = 1 + LAST_WINDOW.fetch_add(1, Relaxed);
         let map = std::sync::Weak::clone(&map.own);
-        Arc::new(Self { id, name: name.clone(), map, engine, state: Mutex::new(state) })
+        let (name, state, reads) = (name.clone(), Mutex::new(state), Reads::default());
+        Arc::new(Self { id, name, map, engine, state, reads })
     }
 
     pub(super) fn name(&self) -> &TopicName {
@@ -292,8 +297,9 @@ impl Follow {
         &self.window.engine
     }
 
-    pub(crate) fn name(&self) -> &TopicName {
-        &self.window.name
+    /// Reads a page of the history, together with others that want the same.
+    pub(crate) fn read(&self, from: u64) -> Arc<Read> {
+        self.window.reads.join(&self.window.engine, &self.window.name, from)
     }
 
     /// Why the engine does not deliver.
