@@ -5,6 +5,7 @@ pub mod auth;
 mod background;
 pub mod config;
 mod deadlines;
+mod dialogue;
 mod door;
 mod encode;
 mod engines;

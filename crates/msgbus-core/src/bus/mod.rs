@@ -223,6 +223,11 @@ impl MessageBus {
             .with_expired_removed(|topic| topic.stats(clock::monotonic()))
     }
 
+    /// Whether a pattern that is followed, or was in the last minutes, matches a topic.
+    pub fn is_in_pattern(&self, topic: &TopicName) -> bool {
+        self.0.patterns.matches(topic)
+    }
+
     /// The subscriptions of one topic. Empty if there is no such topic.
     pub fn subscribers(&self, topic: &TopicName) -> Vec<SubscriberStats> {
         self.topic_ref(topic, &mut None)

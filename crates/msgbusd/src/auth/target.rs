@@ -1,13 +1,13 @@
 //! What a client names: a topic, or a pattern over topics.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use msgbus_core::{PatternError, TopicName, TopicPattern};
 
 use super::grant::{Action, Permission};
 
 /// A topic, or all topics that match a pattern.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Target {
     Topic(TopicName),
     Pattern(TopicPattern),
@@ -19,6 +19,15 @@ impl Target {
         match self {
             Self::Topic(topic) => Permission::Topic(action, topic),
             Self::Pattern(pattern) => Permission::Pattern(action, pattern),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Topic(topic) => topic.fmt(f),
+            Self::Pattern(pattern) => pattern.fmt(f),
         }
     }
 }

@@ -94,9 +94,16 @@ impl Frame {
         Self { head: head.into(), tail: tail.into() }
     }
 
-    /// A text frame of a websocket.
-    pub(crate) fn text(text: &str) -> Self {
-        Self::new([&header(Data::Text, text.len()), text.as_bytes()].concat(), "")
+    /// A text frame of a websocket with what `write` writes, of about this size in bytes. It is written after space for the
+    /// longest header, because the size is not known before.
+    pub(crate) fn text(size: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let mut bytes = Vec::with_capacity(MAX_HEADER + size);
+        bytes.resize(MAX_HEADER, 0);
+        write(&mut bytes);
+        let header = header(Data::Text, bytes.len() - MAX_HEADER);
+        let start = MAX_HEADER - header.len();
+        bytes[start..MAX_HEADER].copy_from_slice(&header);
+        Self::new(Bytes::from(bytes).slice(start..), "")
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -365,7 +372,10 @@ fn encode(message: &Message, place: Place, format: FrameFormat) -> Frame {
     let payload = message.payload();
     let is_large = payload.len() > FrameCache::MAX_SMALL;
     match format {
-        FrameFormat::Text => text_frame(message, place),
+        FrameFormat::Text => Frame::text(json::size_hint(message) + 1, |out| {
+            write_object(out, message, place, PayloadForm::Base64);
+            out.push(b'\n');
+        }),
         FrameFormat::Binary if is_large => {
             Frame::new(header(Data::Binary, payload.len()), payload.clone())
         }
@@ -386,16 +396,6 @@ fn encode(message: &Message, place: Place, format: FrameFormat) -> Frame {
         FrameFormat::RawLine if is_large => Frame::new(payload.clone(), "\n"),
         FrameFormat::RawLine => Frame::new([&payload[..], b"\n"].concat(), ""),
     }
-}
-
-/// A text frame with the JSON and a line feed. They are written after space for the longest header, because the size
-/// is not known before.
-fn text_frame(message: &Message, place: Place) -> Frame {
-    let mut bytes = json_line(message, place, &[0; MAX_HEADER], b"\n");
-    let header = header(Data::Text, bytes.len() - MAX_HEADER);
-    let start = MAX_HEADER - header.len();
-    bytes[start..MAX_HEADER].copy_from_slice(&header);
-    Frame::new(Bytes::from(bytes).slice(start..), "")
 }
 
 /// Appends a message as an object, with its position if it is that of a pattern.

@@ -238,6 +238,11 @@ impl Follower {
         self.next_id
     }
 
+    /// Where another subscription would go on.
+    pub(crate) fn position(&self) -> Position {
+        Position::before(self.subscription.epoch(), self.next_id)
+    }
+
     pub(crate) fn last_id(&self) -> Option<u64> {
         self.last_id
     }

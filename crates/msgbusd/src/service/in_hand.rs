@@ -1,8 +1,9 @@
 //! The requests that one connection has from the services that it serves, and has not answered.
 
-use std::{borrow::Borrow, cmp::Reverse, collections::HashMap, hash::Hash, sync::Arc};
+use std::{cmp::Reverse, collections::HashMap, hash::Hash, sync::Arc, time::Duration};
 
 use msgbus_core::ReplyToken;
+use tokio::time::Instant;
 
 use crate::worker::Worker;
 
@@ -14,6 +15,8 @@ pub(crate) struct InHand<K, V> {
     requests: HashMap<K, Held<V>>,
     /// The number of requests that there have been.
     count: u64,
+    /// When it was last looked at which of them are over.
+    looked_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -29,7 +32,7 @@ impl<K: Hash + Eq, V> InHand<K, V> {
     const KEPT: usize = 64;
 
     pub(crate) fn new(worker: &Arc<Worker>) -> Self {
-        Self { worker: Arc::clone(worker), requests: HashMap::new(), count: 0 }
+        Self { worker: Arc::clone(worker), requests: HashMap::new(), count: 0, looked_at: None }
     }
 
     /// The number of requests, some of which may be over.
@@ -45,17 +48,14 @@ impl<K: Hash + Eq, V> InHand<K, V> {
     pub(crate) fn insert(&mut self, key: K, token: ReplyToken, value: V) {
         // What is over is forgotten before the map grows, so it holds at most twice as many as are not.
         if self.requests.len() == self.requests.capacity() {
-            self.forget_over();
+            self.forget_over(Duration::ZERO);
         }
         self.count += 1;
         self.requests.insert(key, Held { token, number: self.count, value });
     }
 
     /// Removes a request that was answered, or is over. `None` if it is not known here.
-    pub(crate) fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<(ReplyToken, V)>
-    where
-        K: Borrow<Q>,
-    {
+    pub(crate) fn remove(&mut self, key: &K) -> Option<(ReplyToken, V)> {
         let Held { token, value, .. } = self.requests.remove(key)?;
         if self.requests.is_empty() && self.requests.capacity() > Self::KEPT {
             self.requests = HashMap::new();
@@ -64,24 +64,66 @@ impl<K: Hash + Eq, V> InHand<K, V> {
     }
 
     /// Forgets the requests that are over: they were answered elsewhere, or their requesters have left or waited long
-    /// enough.
-    pub(crate) fn forget_over(&mut self) {
-        let Self { worker, requests, .. } = self;
-        requests.retain(|_, held| worker.bus.is_in_hand(&held.token));
+    /// enough. It looks no more often than at this interval.
+    pub(crate) fn forget_over(&mut self, interval: Duration) {
+        let Self { worker, requests, looked_at, .. } = self;
+        let now = Instant::now();
+        if looked_at.is_none_or(|before| before + interval <= now) {
+            *looked_at = Some(now);
+            requests.retain(|_, held| worker.bus.is_in_hand(&held.token));
+        }
     }
 }
 
-impl<K, V> Drop for InHand<K, V> {
-    fn drop(&mut self) {
-        // A server that stops tells all requesters so.
-        if self.worker.tasks.stop.is_draining() {
-            return;
-        }
-        let mut requests: Vec<_> = self.requests.drain().map(|(_, held)| held).collect();
+impl<K, V> InHand<K, V> {
+    /// Gives requests back that the client cannot or may not answer any more.
+    pub(crate) fn hand_back(&mut self, is_one: impl Fn(&V) -> bool) {
+        let mut requests: Vec<_> =
+            self.requests.extract_if(|_, held| is_one(&held.value)).map(|(_, held)| held).collect();
         // Each goes to the front of the queue, so that they keep their order.
         requests.sort_unstable_by_key(|held| Reverse(held.number));
         for held in requests {
             self.worker.bus.hand_back(&held.token);
         }
+    }
+
+    /// Gives all requests back. A server that stops tells all requesters so.
+    pub(crate) fn give_up(&mut self) {
+        if !self.worker.tasks.stop.is_draining() {
+            self.hand_back(|_| true);
+        }
+    }
+}
+
+impl<K, V> Drop for InHand<K, V> {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use msgbus_core::{BatchLimit, TopicName};
+
+    use super::*;
+    use crate::{config::Config, fuzzing::block_on, state::App};
+
+    #[test]
+    fn what_is_over_is_forgotten() {
+        block_on(async {
+            let worker = Worker::new(&Arc::new(App::in_memory(Config::default(), None)));
+            let mut in_hand = InHand::new(&worker);
+            let service: TopicName = "s".parse().expect("a name");
+            for number in 0..10_000 {
+                let responder = worker.bus.serve(&service, BatchLimit::ONE).expect("open");
+                let asked = worker.bus.request(&service, "x");
+                for request in responder.wait().expect("open") {
+                    in_hand.insert(number, request.into_token(), ());
+                }
+                drop(asked);
+            }
+            assert!(in_hand.requests.len() < 100, "{}", in_hand.requests.len());
+            worker.tasks.stop.cut();
+        });
     }
 }

@@ -27,6 +27,8 @@ pub(crate) enum End {
     Stuck,
     /// The client violated the protocol.
     Violation(CloseCode, Utf8Bytes),
+    /// The client sent something that cannot be read.
+    Malformed(CloseCode, Code, Utf8Bytes),
     /// The client sent nothing for too long.
     Silent,
     /// A part of a message arrived, and no more of it for too long.
@@ -51,7 +53,7 @@ pub(crate) fn count(worker: &Worker, end: &End) {
         End::Violation(CloseCode::Size, _) => worker.metrics.refusal(Code::WebsocketTooLarge),
         End::Violation(CloseCode::Invalid, _) => worker.metrics.refusal(Code::WebsocketNotUtf8),
         End::Unfinished => worker.metrics.refusal(Code::BodyTimeout),
-        End::Refused(code, _) => worker.metrics.refusal(*code),
+        End::Refused(code, _) | End::Malformed(_, code, _) => worker.metrics.refusal(*code),
         End::NoMemory => worker.metrics.refusal(Code::TooMuchInFlight),
         End::Violation(..) => worker.metrics.refusal(Code::WebsocketViolation),
         _ => {}
@@ -87,12 +89,18 @@ impl From<Error> for End {
             Error::Utf8(_) => Self::violation(CloseCode::Invalid, "text must be UTF-8"),
             Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Self::broken(&error),
             Error::Protocol(_) => Self::violation(CloseCode::Protocol, "websocket protocol error"),
+            Error::ConnectionClosed => Self::ClosedByClient,
             other => Self::broken(&other),
         }
     }
 }
 
 impl End {
+    /// The text of a message, which must be UTF-8.
+    pub(crate) fn text(message: &[u8]) -> Result<&str, Self> {
+        str::from_utf8(message).map_err(|error| Error::Utf8(error.to_string()).into())
+    }
+
     pub(crate) fn violation(code: CloseCode, why: &'static str) -> Self {
         Self::Violation(code, Utf8Bytes::from_static(why))
     }
@@ -109,7 +117,7 @@ impl End {
     pub(crate) fn close_frame(&self, last_id: Option<u64>) -> Option<CloseFrame> {
         let (code, reason) = match self {
             Self::ClosedByClient | Self::Broken | Self::Stuck => return None,
-            Self::Violation(code, why) => (*code, why.clone()),
+            Self::Violation(code, why) | Self::Malformed(code, _, why) => (*code, why.clone()),
             Self::Refused(_, why) => (CloseCode::Again, why.clone()),
             Self::Silent => {
                 (CloseCode::Away, "the client was silent for too long and answered no ping".into())

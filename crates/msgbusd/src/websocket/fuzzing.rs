@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::{
     end::End,
@@ -49,9 +49,9 @@ fn read_inbox(data: &[u8], already_read: usize, piece: usize) -> (Vec<String>, S
             },
             Ok(Some(Received::Text)) => {
                 let inbox = transport.inbox().expect("an inbox");
-                match inbox.text() {
-                    Ok(text) => texts.push(text.unwrap_or_default().to_owned()),
-                    Err(error) => break error,
+                match str::from_utf8(inbox.text().unwrap_or_default()) {
+                    Ok(text) => texts.push(text.to_owned()),
+                    Err(error) => break Error::Utf8(error.to_string()),
                 }
                 inbox.rest();
             }

@@ -11,7 +11,6 @@ use std::{
     mem,
     ops::Range,
     pin::Pin,
-    str,
     task::{Context, Poll},
 };
 
@@ -42,13 +41,17 @@ thread_local! {
 pub(crate) struct Inbox {
     /// The maximum size of a frame and of a message, in bytes.
     max: usize,
+    /// Whether the connection has no frames: what arrives at a time is a message.
+    is_stream: bool,
     bytes: Vec<u8>,
     /// Everything before this is read.
     start: usize,
     /// The text message that is being handled: what is left of it.
     text: Option<Range<usize>>,
-    /// That message, if it came in several frames. Otherwise it is in `bytes`.
+    /// That message, if it came in several frames or messages. Otherwise it is in `bytes`.
     joined: Option<Vec<u8>>,
+    /// The end of the message before, which the next one continues.
+    held: Vec<u8>,
     /// The payloads of the frames of a message whose last frame is missing, and its type.
     fragments: Option<(Data, Vec<u8>)>,
 }
@@ -66,8 +69,21 @@ pub(crate) enum Next {
 }
 
 impl Inbox {
-    pub(crate) fn new(already_read: Vec<u8>, max: usize) -> Self {
-        Self { max, bytes: already_read, start: 0, text: None, joined: None, fragments: None }
+    pub(crate) fn new(already_read: Vec<u8>, max: usize, is_stream: bool) -> Self {
+        Self {
+            max,
+            is_stream,
+            bytes: already_read,
+            start: 0,
+            text: None,
+            joined: None,
+            held: Vec::new(),
+            fragments: None,
+        }
+    }
+
+    pub(crate) fn is_stream(&self) -> bool {
+        self.is_stream
     }
 
     /// Reads what has arrived. Ready with the number of bytes, which is 0 at the end of the connection.
@@ -90,7 +106,12 @@ impl Inbox {
 
     /// The next message or control frame. The rest of the previous message is dropped.
     pub(crate) fn next(&mut self) -> Result<Next, Error> {
-        (self.text, self.joined) = (None, None);
+        self.skip();
+        if self.is_stream {
+            let arrived = self.start..self.bytes.len();
+            self.start = arrived.end;
+            return Ok(if arrived.is_empty() { Next::NeedsMore } else { self.whole(arrived) });
+        }
         loop {
             let mut cursor = Cursor::new(&self.bytes[self.start..]);
             let Some((header, length)) = FrameHeader::parse(&mut cursor)? else {
@@ -158,24 +179,42 @@ impl Inbox {
                     return Ok(None);
                 }
                 let kind = *kind;
-                self.joined = self.fragments.take().map(|(_, message)| message);
-                self.text = self.joined.as_ref().map(|message| 0..message.len());
+                let (_, message) = self.fragments.take().unwrap_or((kind, Vec::new()));
+                if kind == Data::Text {
+                    return Ok(Some(self.joined(message)));
+                }
                 kind
             }
-            (kind, None) if is_final => {
-                self.text = Some(payload);
-                kind
-            }
+            (Data::Text, None) if is_final => return Ok(Some(self.whole(payload))),
+            (kind, None) if is_final => kind,
             (kind, None) => {
                 self.fragments = Some((kind, self.bytes[payload].to_vec()));
                 return Ok(None);
             }
         };
-        if kind == Data::Text {
-            return Ok(Some(Next::Text));
-        }
-        (self.text, self.joined) = (None, None);
+        debug_assert_ne!(kind, Data::Text);
         Ok(Some(Next::Binary))
+    }
+
+    /// A text message in `bytes`.
+    fn whole(&mut self, message: Range<usize>) -> Next {
+        if self.held.is_empty() {
+            self.text = Some(message);
+            return Next::Text;
+        }
+        self.held.extend_from_slice(&self.bytes[message]);
+        let message = mem::take(&mut self.held);
+        self.joined(message)
+    }
+
+    /// A text message that is put together.
+    fn joined(&mut self, mut message: Vec<u8>) -> Next {
+        if !self.held.is_empty() {
+            message.splice(..0, mem::take(&mut self.held));
+        }
+        self.text = Some(0..message.len());
+        self.joined = Some(message);
+        Next::Text
     }
 
     /// A control frame.
@@ -184,13 +223,9 @@ impl Inbox {
     }
 
     /// What is left of the text message that is being handled; `None` if there is none.
-    pub(crate) fn text(&self) -> Result<Option<&str>, Error> {
-        let Some(text) = self.text.clone() else { return Ok(None) };
+    pub(crate) fn text(&self) -> Option<&[u8]> {
         let message = self.joined.as_ref().unwrap_or(&self.bytes);
-        match str::from_utf8(&message[text]) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) => Err(Error::Utf8(error.to_string())),
-        }
+        self.text.clone().map(|text| &message[text])
     }
 
     /// Drops the first bytes of the text message, which have been handled.
@@ -201,6 +236,19 @@ impl Inbox {
                 (self.text, self.joined) = (None, None);
             }
         }
+    }
+
+    /// Drops the first bytes of the text message, which have been handled. The next message continues the rest.
+    pub(crate) fn hold(&mut self, count: usize) {
+        let Some(text) = self.text.take() else { return };
+        let rest = text.start + count..text.end;
+        self.held = match self.joined.take() {
+            Some(mut joined) => {
+                joined.drain(..rest.start);
+                joined
+            }
+            None => self.bytes[rest].to_vec(),
+        };
     }
 
     /// Drops the text message, which has been handled.
@@ -245,14 +293,14 @@ impl Inbox {
             return 0;
         }
         let fragments = self.fragments.as_ref().map_or(0, |(_, bytes)| bytes.len());
-        fragments + self.bytes.len() - self.start
+        fragments + self.held.len() + self.bytes.len() - self.start
     }
 
     /// The memory that it has, in bytes.
     pub(crate) fn memory(&self) -> usize {
         let fragments = self.fragments.as_ref().map_or(0, |(_, bytes)| bytes.capacity());
         let joined = self.joined.as_ref().map_or(0, Vec::capacity);
-        self.bytes.capacity() + fragments + joined
+        self.bytes.capacity() + fragments + joined + self.held.capacity()
     }
 }
 

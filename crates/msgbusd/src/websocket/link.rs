@@ -28,6 +28,8 @@ use crate::{
 
 /// How long the server waits for the client's close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// An interval that never ends.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 /// The highest latency that the metrics record: a client can echo any time.
 const MAX_LATENCY: Duration = Duration::from_secs(60);
 
@@ -39,7 +41,9 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(transport: Transport<Connection>, ping_interval: Duration) -> Self {
-        Self { transport, heartbeat: Heartbeat::new(ping_interval, Instant::now()) }
+        // A stream has no pings.
+        let interval = if transport.is_stream() { NEVER } else { ping_interval };
+        Self { transport, heartbeat: Heartbeat::new(interval, Instant::now()) }
     }
 
     /// Pings the client when that is due. Returns whether it was.
@@ -145,7 +149,8 @@ pub(crate) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
     let mut is_over = false;
     let closing = poll_fn(|cx| {
         if let Some(frame) = frame.take() {
-            is_over = transport.close(cx, frame).is_err();
+            // A stream has no close frames.
+            is_over = transport.is_stream() || transport.close(cx, frame).is_err();
         }
         loop {
             let written = transport.poll_write(cx, &mut outgoing);

@@ -2,8 +2,7 @@
 //!
 //! [`opening`] accepts a handshake on a listener that speaks nothing else; `door/http` has its own. [`transport`] reads and
 //! writes frames, [`link`] adds pings and the close, [`end`] says why a websocket ends, and [`intake`] bounds what a client
-//! sends. [`session`] is for doors with many activities on one connection: each has a waker of its own ([`ready`]), and
-//! publishing threads write the messages of subscriptions themselves ([`shared`]).
+//! sends. A connection that is a stream of bytes has a transport without frames.
 
 pub(crate) mod end;
 #[cfg(any(test, fuzzing))]
@@ -13,7 +12,4 @@ mod inbox;
 pub(crate) mod intake;
 pub(crate) mod link;
 pub(crate) mod opening;
-pub(crate) mod ready;
-pub(crate) mod session;
-pub(crate) mod shared;
 pub(crate) mod transport;

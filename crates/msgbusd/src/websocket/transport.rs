@@ -66,7 +66,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
 
     /// Takes over a connection whose client sends text messages of up to `max` bytes.
     pub(crate) fn with_inbox(connection: S, already_read: Vec<u8>, max: usize) -> Self {
-        Self::with(connection, Vec::new(), Some(Box::new(Inbox::new(already_read, max))))
+        Self::with(connection, Vec::new(), Some(Box::new(Inbox::new(already_read, max, false))))
+    }
+
+    /// Takes over a connection that is no websocket: a stream of bytes, which arrive as text messages, without frames.
+    pub(crate) fn stream(connection: S) -> Self {
+        Self::with(connection, Vec::new(), Some(Box::new(Inbox::new(Vec::new(), 0, true))))
+    }
+
+    pub(crate) fn is_stream(&self) -> bool {
+        self.inbox.as_ref().is_some_and(|inbox| inbox.is_stream())
     }
 
     fn with(connection: S, already_read: Vec<u8>, inbox: Option<Box<Inbox>>) -> Self {
@@ -165,6 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let Self { connection, inbox: Some(inbox), .. } = self else { return Poll::Pending };
         let filled = match ready!(inbox.poll_fill(connection, cx)) {
+            Ok(0) if inbox.is_stream() => Err(Error::ConnectionClosed),
             Ok(0) => Err(ProtocolError::ResetWithoutClosingHandshake.into()),
             Ok(_) => Ok(()),
             Err(error) => Err(error.into()),
@@ -183,8 +193,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         self.inbox.as_deref_mut()
     }
 
-    /// Queues a ping. It is skipped if too many control frames wait.
+    /// Queues a ping. It is skipped if too many control frames wait, and on a stream.
     pub(crate) fn ping(&mut self, cx: &mut Context<'_>, payload: String) -> Result<(), Error> {
+        if self.is_stream() {
+            return Ok(());
+        }
         let ping = Message::Ping(payload.into());
         held_back(self.with_library(cx, |library, wire| library.write(wire, ping)))
     }
@@ -314,7 +327,7 @@ impl<S> Write for Wire<'_, '_, S> {
     }
 }
 
-/// The frames that wait to be written to one websocket.
+/// What waits to be written to one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     frames: VecDeque<Piece>,
@@ -324,6 +337,8 @@ pub(crate) struct Outgoing {
     is_started: bool,
     /// Whole control frames. They are written before all frames that are not started.
     control: BytesMut,
+    /// Whether the connection is a stream, whose messages have no frames.
+    is_stream: bool,
 }
 
 /// A frame, or a part of one.
@@ -335,6 +350,14 @@ struct Piece {
 }
 
 impl Outgoing {
+    pub(crate) fn of_stream() -> Self {
+        Self { is_stream: true, ..Self::default() }
+    }
+
+    pub(crate) fn is_stream(&self) -> bool {
+        self.is_stream
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty() && self.control.is_empty()
     }

@@ -80,6 +80,11 @@ impl Patterns {
         }
     }
 
+    /// Whether a pattern matches a topic.
+    pub(in crate::bus) fn matches(&self, name: &TopicName) -> bool {
+        self.all.read().keys().any(|pattern| pattern.matches(name))
+    }
+
     /// Drops the derived logs that nobody has followed for some minutes, and frees memory of the others.
     pub(in crate::bus) fn sweep(&self, now: MonotonicTime) {
         let all: Vec<_> = self.all.read().values().map(Arc::clone).collect();

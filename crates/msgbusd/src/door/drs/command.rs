@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    MAX_HANDLERS,
-    stream::{Malformed, is_shallow},
+    MAX_HANDLERS, MAX_KEY,
+    split::{Malformed, is_shallow},
 };
 use crate::service::error::ServiceError;
 
@@ -53,6 +53,9 @@ impl<'a> Command<'a> {
         let key = fields.key.map(RawValue::get).filter(|key| *key != "\"\"");
         if key.is_some_and(|key| !key.starts_with('"')) {
             return Err(wrong("key must be a string"));
+        }
+        if key.is_some_and(|key| key.len() > MAX_KEY) {
+            return Err(wrong("a key has at most 1024 bytes"));
         }
         let action = fields.action.map_or(Some(Cow::Borrowed("")), |action| text(action.get()));
         let version = fields.version.map(RawValue::get).filter(|version| *version != "0");

@@ -1,20 +1,20 @@
 //! The fuzz target for commands from a peer.
 
-use std::{
-    sync::Arc,
-    task::{Context, Waker},
-};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::{
-    Client,
-    exchange::Exchange,
-    output::Output,
-    stream::{Commands, Malformed},
+    Conversation, Drs, anonymous,
+    split::{Malformed, Split},
 };
 use crate::{
-    config::Config, fuzzing::block_on, net::peer::Peer, state::App, websocket::transport::Outgoing,
+    config::Config,
+    dialogue::{Dialect as _, Output as _, output::Messages},
+    fuzzing::block_on,
+    net::peer::Peer,
+    state::App,
+    websocket::transport::Outgoing,
     worker::Worker,
 };
 
@@ -26,24 +26,25 @@ const MAX: usize = 1 << 10;
 /// # Panics
 /// When a property does not hold.
 pub fn commands(data: &[u8]) {
-    let whole = split(data, usize::MAX);
-    assert_eq!(whole, split(data, 1));
-    assert_eq!(whole, split(data, 7));
+    let whole = split(data, usize::MAX, MAX);
+    assert_eq!(whole, split(data, 1, MAX));
+    assert_eq!(whole, split(data, 7, MAX));
     let (commands, _) = whole;
     assert!(commands.iter().all(|command| (2..=MAX).contains(&command.len())));
     block_on(async {
         let worker = Worker::new(&Arc::new(App::in_memory(Config::default(), None)));
-        let peer = Peer { address: None, has_tls: false };
-        let mut exchange = Exchange::new(Client::new(&Arc::default(), &worker, peer, true));
+        let client = anonymous(&worker, Peer { address: None, has_tls: false });
+        let mut conversation = Conversation::new(Drs::new(&Arc::default(), &worker, false), client);
         let mut outgoing = Outgoing::default();
         for command in &commands {
-            let mut output = Output::new(&mut outgoing, &worker.inflight, true);
-            if exchange.begin(command, &mut output).is_err() {
+            let mut output = Messages::new(&mut outgoing);
+            if Drs::begin(&mut conversation, command, &mut output, &mut 1).is_err() {
                 break;
             }
-            let _ = exchange.poll(&mut Context::from_waker(Waker::noop()), false, &mut output);
+            drop(output);
+            conversation.run(&mut outgoing);
         }
-        exchange.drain(&mut Output::new(&mut outgoing, &worker.inflight, true));
+        conversation.drain(&mut outgoing);
         let sent = String::from_utf8(outgoing.payloads()).expect("text");
         assert!(sent.is_empty() || sent.ends_with('\n'));
         for value in serde_json::Deserializer::from_str(&sent).into_iter::<Value>() {
@@ -66,19 +67,18 @@ fn is_of_reader(error: &serde_json::Error) -> bool {
 }
 
 /// The commands, and why there are no more.
-fn split(data: &[u8], piece: usize) -> (Vec<Vec<u8>>, Option<Malformed>) {
-    let mut commands = Commands::new(MAX);
-    let mut found = Vec::new();
+pub(super) fn split(data: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Option<Malformed>) {
+    let (mut split, mut found, mut held) = (Split::default(), Vec::new(), Vec::new());
     for piece in data.chunks(piece.min(data.len().max(1))) {
-        commands.push(piece);
+        held.extend_from_slice(piece);
         loop {
-            match commands.next() {
-                Ok(Some(command)) => found.push(commands.get(command).to_vec()),
+            held = split.trim(&held).to_vec();
+            match split.next(&held, max) {
+                Ok(Some(length)) => found.push(held.drain(..length).collect()),
                 Ok(None) => break,
                 Err(malformed) => return (found, Some(malformed)),
             }
         }
-        commands.rest();
     }
     (found, None)
 }

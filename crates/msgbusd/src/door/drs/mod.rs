@@ -2,34 +2,31 @@
 //! docs/compatibility.md says what is kept of it.
 //!
 //! A call is a request to the service with the name of its action; a fire is a message of the topic with that name.
-//! [`session`] moves bytes, [`stream`] finds the commands in them, and [`exchange`] carries them out and answers.
+//! [`split`] finds commands in what arrives, [`command`] reads and writes one, [`commands`] carries it out, and [`session`]
+//! writes what the peer handles and what it is answered.
 
 mod command;
-mod exchange;
+mod commands;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod handlers;
-mod output;
 mod session;
+mod split;
 mod stats;
-mod stream;
-mod waiting;
 
-use std::{sync::Arc, sync::atomic::Ordering::Relaxed};
+use std::{collections::VecDeque, sync::Arc, sync::atomic::Ordering::Relaxed};
 
-use msgbus_core::{LagPolicy, Position};
-
-use self::session::{Session, Wire};
 pub(crate) use self::stats::Stats;
+use self::{split::Split, stats::Counts};
 use crate::{
-    auth::Principal,
     config::Protocol,
-    encode::frame_cache::{Encoder, Frame, FrameFormat, TextHeader},
+    dialogue::{self, Client, Output as _, output::Messages, session::Session},
     net::{connection::Connection, peer::Peer},
-    service::{Authority, Call, code::Code, error::ServiceError, follower::FollowOptions},
+    service::code::Code,
     websocket::{
         end::End,
+        link,
         opening::{self, Head},
+        transport::{Outgoing, Transport},
     },
     worker::{Counter, Worker},
 };
@@ -38,96 +35,77 @@ use crate::{
 const MAX_CALLS: usize = 1024;
 /// The number of calls that a peer has at a time, after which it gets no more. A batch may exceed it.
 const MAX_IN_HAND: usize = 256;
+/// The maximum size of a key, in bytes.
+const MAX_KEY: usize = 1 << 10;
+/// The space for the other fields of a command with the largest body, in bytes.
+const FIELDS: usize = 64 << 10;
 /// The maximum number of names that a peer handles.
 const MAX_HANDLERS: usize = 1024;
-/// Beyond this many bytes that wait to be written, no command begins.
-const MAX_UNREAD: usize = 256 << 10;
-/// Beyond this many, nothing is written that is not an answer to a command that begins.
-const ENOUGH: usize = 64 << 10;
 /// What the server itself answers.
 const FUNCTIONS: [&str; 6] =
     ["auth.upgrade", "drs.kaboom", "drs.off", "drs.ping", "drs.serve", "drs.subscribe"];
 
-/// A message as a command in a text frame.
-const FRAME: Encoder = Encoder {
-    name: "drs-ws",
-    encode: |message| {
-        let mut command = Vec::new();
-        command::write_fire(&mut command, message);
-        let header = TextHeader::new(command.len());
-        Frame::new([header.as_ref(), &command].concat(), "")
-    },
-};
-/// A message as a command in a line.
-const LINE: Encoder = Encoder {
-    name: "drs-tcp",
-    encode: |message| {
-        let mut command = Vec::new();
-        command::write_fire(&mut command, message);
-        Frame::new(command, "")
-    },
-};
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// The peer of one connection.
-#[derive(Debug, Clone)]
-struct Client {
+/// What the door knows of a peer.
+#[derive(Debug)]
+struct Drs {
     stats: Arc<Stats>,
-    worker: Arc<Worker>,
+    /// How its commands have ended since they were last added to the counters of the door.
+    counts: Counts,
     /// Counts the commands of all peers.
     commands: Arc<Counter>,
-    peer: Peer,
-    /// `None` if the server has no keys and every client may do everything.
-    principal: Option<Arc<Principal>>,
-    is_websocket: bool,
+    is_stream: bool,
+    split: Split,
+    /// Why its bytes cannot be read any further.
+    malformed: Option<String>,
+    /// Commands that wait because they are carried out one after the other, and their size in bytes.
+    queue: VecDeque<Vec<u8>>,
+    queued: usize,
+    /// The beginning of the keys of this connection, which is random: no peer uses it by chance.
+    prefix: u64,
 }
 
-impl Client {
-    fn new(stats: &Arc<Stats>, worker: &Arc<Worker>, peer: Peer, is_websocket: bool) -> Self {
-        let principal = worker.keyring.as_ref().map(|keyring| keyring.anonymous());
-        let protocol = if is_websocket { Protocol::DrsWebsocket } else { Protocol::DrsStream };
-        let (stats, commands) = (Arc::clone(stats), worker.messages_of(protocol));
-        Self { stats, worker: Arc::clone(worker), commands, peer, principal, is_websocket }
-    }
+/// One peer, and what it has begun.
+type Conversation = dialogue::Conversation<Drs>;
 
-    fn call(&self) -> Call<'_> {
-        let (principal, authority) = (self.principal.clone(), Authority::Own);
-        Call { worker: &self.worker, peer: self.peer, principal, authority }
-    }
-
-    /// Makes the peer the holder of a key, or of a ticket. A server without keys accepts any.
-    fn log_in(&mut self, token: &str) -> Result<(), ServiceError> {
-        let Some(keyring) = &self.worker.keyring else { return Ok(()) };
-        let known = keyring.authenticate(token).or_else(|| keyring.redeem(token));
-        self.principal = Some(known.ok_or(ServiceError::WrongKey)?);
-        Ok(())
-    }
-
-    /// The name of the peer's key.
-    fn user(&self) -> &str {
-        self.principal.as_ref().and_then(|principal| principal.key_name()).unwrap_or("anonymous")
-    }
-
-    fn follow_options(&self, from: Position) -> FollowOptions {
-        let format = FrameFormat::Of(if self.is_websocket { FRAME } else { LINE });
-        FollowOptions { from, lag: LagPolicy::Skip, format }
-    }
-}
-
-/// Counts a connection while it is open.
-struct Open(Arc<Stats>);
-
-impl Open {
-    fn count(stats: &Arc<Stats>) -> Self {
+impl Drs {
+    fn new(stats: &Arc<Stats>, worker: &Worker, is_stream: bool) -> Self {
+        let mut random = [0; 8];
+        // Without it, keys are still unique on this connection.
+        let _ = getrandom::fill(&mut random);
+        let protocol = if is_stream { Protocol::DrsStream } else { Protocol::DrsWebsocket };
         stats.connections.fetch_add(1, Relaxed);
-        Self(Arc::clone(stats))
+        Self {
+            stats: Arc::clone(stats),
+            counts: Counts::default(),
+            commands: worker.messages_of(protocol),
+            is_stream,
+            split: Split::default(),
+            malformed: None,
+            queue: VecDeque::new(),
+            queued: 0,
+            prefix: u64::from_ne_bytes(random) >> 16,
+        }
     }
 }
 
-impl Drop for Open {
+impl Drop for Drs {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Relaxed);
+        self.stats.connections.fetch_sub(1, Relaxed);
     }
+}
+
+/// A peer without a key.
+fn anonymous(worker: &Arc<Worker>, peer: Peer) -> Client {
+    Client::new(worker, peer, worker.keyring.as_ref().map(|keyring| keyring.anonymous()))
+}
+
+/// The client that becomes the holder of a key, or of a ticket. A server without keys accepts any.
+fn log_in(client: &Client, token: &str) -> Option<Client> {
+    let Some(keyring) = &client.worker.keyring else { return Some(client.clone()) };
+    let known = keyring.authenticate(token).or_else(|| keyring.redeem(token))?;
+    Some(Client::new(&client.worker, client.peer, Some(known)))
 }
 
 /// Serves a connection that is a stream of commands.
@@ -137,9 +115,12 @@ pub(crate) async fn serve(
     connection: Connection,
     peer: Peer,
 ) {
-    let client = Client::new(&stats, &worker, peer, false);
-    let _open = Open::count(&stats);
-    Session::new(client, Wire::Stream(connection, false)).serve().await;
+    let mut conversation =
+        Conversation::new(Drs::new(&stats, &worker, true), anonymous(&worker, peer));
+    let mut outgoing = Outgoing::of_stream();
+    conversation.open_broadcasts(&mut Messages::new(&mut outgoing));
+    let transport = Transport::stream(connection);
+    Box::new(Session::new(conversation, outgoing, transport)).serve().await;
 }
 
 /// Serves a connection that begins with a request of HTTP: for a websocket, or for the counters.
@@ -149,41 +130,46 @@ pub(crate) async fn accept(
     connection: Connection,
     peer: Peer,
 ) {
-    let client = Client::new(&stats, &worker, peer, true);
     // Boxed, so that the memory of a session does not include the handshake.
-    if let Some(session) = Box::pin(open(client, connection)).await {
-        let _open = Open::count(&stats);
+    if let Some(session) = Box::pin(open(&stats, anonymous(&worker, peer), connection)).await {
         session.serve().await;
     }
 }
 
 /// Answers the request of a client. `None` if there is no websocket.
-async fn open(mut client: Client, mut connection: Connection) -> Option<Box<Session>> {
+async fn open(
+    stats: &Arc<Stats>,
+    client: Client,
+    mut connection: Connection,
+) -> Option<Box<Session<Drs>>> {
     let (worker, peer) = (Arc::clone(&client.worker), client.peer);
     let head = opening::read(&worker, &mut connection, peer).await?;
-    let parameters = Parameters::of(&head);
-    let is_known = parameters.token.as_ref().is_none_or(|token| client.log_in(token).is_ok());
-    match head.request.uri().path() {
-        "/socket" => {
+    let Parameters { token, serve, subscribe } = Parameters::of(&head);
+    let client = token.map_or_else(|| Some(client.clone()), |token| log_in(&client, &token));
+    match (head.request.uri().path(), client) {
+        ("/socket", client) => {
             let (connection, read) = opening::upgrade(&worker, connection, peer, head).await?;
-            let mut session = Session::new(client, Wire::websocket(&worker, connection, read));
-            if !is_known {
+            let max = worker.config.max_payload.saturating_add(FIELDS);
+            let transport = Transport::with_inbox(connection, read, max);
+            let mut outgoing = Outgoing::default();
+            let Some(client) = client else {
                 worker.metrics.refusal(Code::WrongKey);
-                Box::pin(session.end(End::Revoked.into())).await;
+                link::close(transport, outgoing, End::Revoked.close_frame(None)).await;
                 return None;
-            }
-            session.handle(&parameters.serve, &parameters.subscribe);
-            return Some(session);
+            };
+            let mut conversation = Conversation::new(Drs::new(stats, &worker, false), client);
+            conversation.handle_from_start(&serve, &subscribe, &mut Messages::new(&mut outgoing));
+            return Some(Box::new(Session::new(conversation, outgoing, transport)));
         }
-        "/stats" => match opening::check(&head.request, peer, &worker) {
-            Ok(()) if is_known => {
-                let body = client.stats.to_json(&client);
+        ("/stats", client) => match (opening::check(&head.request, peer, &worker), client) {
+            (Ok(()), Some(client)) => {
+                let body = stats.to_json(&client);
                 opening::answer(&mut connection, "200 OK", "application/json", &body).await;
             }
-            Ok(()) => {
+            (Ok(()), None) => {
                 opening::answer(&mut connection, "401 Unauthorized", TEXT, "invalid key\n").await;
             }
-            Err(refusal) => opening::refuse(&worker, &mut connection, peer, &refusal).await,
+            (Err(refusal), _) => opening::refuse(&worker, &mut connection, peer, &refusal).await,
         },
         _ => {
             let text = "this port has /socket, a websocket, and /stats\n";

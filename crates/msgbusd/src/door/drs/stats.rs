@@ -11,11 +11,12 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{
-    Client, FUNCTIONS,
+    FUNCTIONS,
     command::{ERROR, EXCEPTION},
 };
 use crate::{
     auth::{Action, Permission},
+    dialogue::Client,
     service::requests,
 };
 

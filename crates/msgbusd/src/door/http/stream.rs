@@ -158,8 +158,7 @@ impl StreamingBody {
     /// Sends the start position to a browser. If the connection breaks before the first message, the browser resumes
     /// there, and not at the then current end of the topic. An id without data is not an event.
     fn push_start_position(&mut self) {
-        let epoch = self.follower.subscription().epoch();
-        let position = Position::before(epoch, self.follower.next_id());
+        let position = self.follower.position();
         self.pieces.push_back(format!("id: {position}\n\n").into());
     }
 

@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     auth::Target,
-    door::websocket::{ClientV1, Push, Session, session_v1},
+    dialogue::Client,
+    door::websocket::{Push, Session, session_v1},
     encode::frame_cache::FrameFormat,
     net::connection::Connection,
     service::{Call, follower::FollowOptions},
@@ -47,7 +48,7 @@ pub(super) fn connect(
     let accept = handshake::check(request)?;
     query.only(&["ticket"])?;
     let response = switching(accept, Some(SUBPROTOCOL_V1));
-    let (upgrade, client) = (hyper::upgrade::on(request), ClientV1::from(call));
+    let (upgrade, client) = (hyper::upgrade::on(request), Client::from(call));
     call.worker.tasks.spawn(async move {
         let begin = |connection, already_read| session_v1(client, connection, already_read);
         // Boxed, so that the memory of a session does not include the upgrade.

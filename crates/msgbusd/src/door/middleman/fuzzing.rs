@@ -2,7 +2,7 @@
 
 use super::{
     frame::{Frame, MAX_LINES},
-    output::{self, Builder},
+    output,
 };
 
 /// Reads `data` as a message. One that can be read has the same command, target, headers and body after it was written and
@@ -26,17 +26,10 @@ pub fn middleman(data: &[u8]) {
     }
     assert!(frame.headers.len() <= MAX_LINES);
     let Ok(headers) = frame.headers(&[], &[]) else { return };
-    let mut written = Builder::new(frame.command, frame.target, 0);
-    for (name, value) in &headers {
-        written.header(name, value);
-    }
-    let written = written.end(frame.body.as_bytes()).pieces().concat();
-    let start = match written[1] {
-        126 => 4,
-        127 => 10,
-        _ => 2,
-    };
-    let written = str::from_utf8(&written[start..]).expect("text");
+    let mut written = Vec::new();
+    let body = frame.body.as_bytes();
+    output::write(&mut written, frame.command, frame.target, &headers, body);
+    let written = str::from_utf8(&written).expect("text");
     // A carriage return at the end of the target belongs to the end of the line then.
     if !frame.target.ends_with('\r') {
         assert_eq!(Frame::parse(written).as_ref(), Ok(&frame));

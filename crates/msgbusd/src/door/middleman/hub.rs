@@ -2,207 +2,169 @@
 
 use std::{
     collections::HashMap,
-    fmt, process,
+    fmt,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use data_encoding::BASE32HEX_NOPAD;
 use msgbus_core::TopicName;
 use parking_lot::{Mutex, RwLock};
+use tracing::debug;
 
 use crate::{
     auth::{Action, Keyring, Permission, Principal},
     config::{Config, MiddlemanOptions},
+    dialogue::Client,
+    service::{Authority, error::ServiceError},
 };
+
+/// What the names of private topics begin with. The id of a connection follows.
+pub(super) const PRIVATE: &str = "MSG:";
 
 /// What all connections of this door share.
 #[derive(Debug)]
 pub(crate) struct Hub {
     pub(super) options: MiddlemanOptions,
-    ids: Ids,
-    peers: Mutex<HashMap<Guid, Weak<Identity>>>,
+    /// The middle and the end of ids: the server, by chance, and a counter.
+    server: [u8; 4],
+    count: AtomicU32,
+    connections: Mutex<HashMap<Arc<str>, Weak<Identity>>>,
     pub(super) publishable: Enabled,
     pub(super) subscribable: Enabled,
 }
 
 impl Hub {
     pub(crate) fn new(config: &Config) -> Arc<Self> {
-        let options = config.middleman.clone();
-        let ends_with_service = options.ends_with_service;
+        let mut server = [0; 4];
+        // Without random bytes, ids are unique within this server still.
+        let _ = getrandom::fill(&mut server);
         Arc::new(Self {
-            options,
-            ids: Ids::new(),
-            peers: Mutex::default(),
-            publishable: Enabled::new(ends_with_service),
-            subscribable: Enabled::new(ends_with_service),
+            options: config.middleman.clone(),
+            server,
+            count: AtomicU32::new(0),
+            connections: Mutex::default(),
+            publishable: Enabled::default(),
+            subscribable: Enabled::default(),
         })
     }
 
+    /// An id as those of the old servers: 20 letters and digits that sort by time.
+    fn new_id(&self) -> Arc<str> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&now.as_secs().to_be_bytes()[4..]);
+        bytes[4..8].copy_from_slice(&self.server);
+        bytes[8..].copy_from_slice(&self.count.fetch_add(1, Relaxed).to_be_bytes());
+        BASE32HEX_NOPAD.encode(&bytes).to_ascii_lowercase().into()
+    }
+
     /// The identity of a new connection.
-    pub(super) fn connect(&self) -> Arc<Identity> {
-        let identity = Arc::new(Identity { guid: self.ids.next(), user: Mutex::default() });
-        self.peers.lock().insert(identity.guid, Arc::downgrade(&identity));
+    pub(super) fn connect(self: &Arc<Self>, client: &Client) -> Arc<Identity> {
+        let id = self.new_id();
+        let private = format!("{PRIVATE}{id}").parse().unwrap_or_else(|_| unreachable!());
+        let (hub, client, user) = (Arc::clone(self), client.clone(), Mutex::default());
+        let has_enabled = AtomicBool::new(false);
+        let identity = Arc::new(Identity { id, user, private, hub, has_enabled, client });
+        self.connections.lock().insert(Arc::clone(&identity.id), Arc::downgrade(&identity));
         identity
     }
 
-    pub(super) fn disconnect(&self, guid: Guid) {
-        self.peers.lock().remove(&guid);
-        self.publishable.leave(guid);
-        self.subscribable.leave(guid);
-    }
-
-    /// The connection with this id, if it is open.
-    pub(super) fn peer(&self, guid: &str) -> Option<Arc<Identity>> {
-        let guid = Guid(guid.as_bytes().try_into().ok()?);
-        self.peers.lock().get(&guid)?.upgrade()
-    }
-}
-
-/// The id of a connection: 20 letters and digits that sort by time.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Guid([u8; 20]);
-
-impl Guid {
-    pub(super) fn as_str(&self) -> &str {
-        // It is ASCII.
-        str::from_utf8(&self.0).unwrap_or_default()
-    }
-}
-
-impl fmt::Debug for Guid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+    /// The connection with this id, if it is open. Its private topic stays while the caller holds it.
+    pub(super) fn connection(&self, id: &str) -> Option<Arc<Identity>> {
+        self.connections.lock().get(id)?.upgrade()
     }
 }
 
 /// A connection as others see it.
-#[derive(Debug)]
 pub(super) struct Identity {
-    pub(super) guid: Guid,
+    pub(super) id: Arc<str>,
     /// The user that a service has attached to it; empty if none has.
-    user: Mutex<Arc<str>>,
+    pub(super) user: Mutex<Arc<str>>,
+    /// The topic that only this connection is subscribed to.
+    pub(super) private: TopicName,
+    pub(super) hub: Arc<Hub>,
+    /// Whether it has enabled something.
+    has_enabled: AtomicBool,
+    client: Client,
 }
 
-impl Identity {
-    pub(super) fn user(&self) -> Arc<str> {
-        Arc::clone(&self.user.lock())
-    }
-
-    pub(super) fn set_user(&self, user: &str) {
-        *self.user.lock() = user.into();
-    }
-}
-
-/// Makes ids: four bytes of seconds, three of the server, two of the process, and a counter of three.
-#[derive(Debug)]
-struct Ids {
-    server: [u8; 3],
-    count: AtomicU32,
-}
-
-impl Ids {
-    fn new() -> Self {
-        let mut random = [0; 7];
-        // Without random bytes, ids are unique within this server still.
-        let _ = getrandom::fill(&mut random);
-        let [a, b, c, count @ ..] = random;
-        Self { server: [a, b, c], count: AtomicU32::new(u32::from_be_bytes(count)) }
-    }
-
-    fn next(&self) -> Guid {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut bytes = [0; 12];
-        bytes[..4].copy_from_slice(&now.as_secs().to_be_bytes()[4..]);
-        bytes[4..7].copy_from_slice(&self.server);
-        bytes[7..9].copy_from_slice(&process::id().to_be_bytes()[2..]);
-        bytes[9..].copy_from_slice(&self.count.fetch_add(1, Relaxed).to_be_bytes()[1..]);
-        Guid(base32hex(bytes))
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.id)
     }
 }
 
-/// RFC 4648, section 7, in lower case and without padding.
-fn base32hex(bytes: [u8; 12]) -> [u8; 20] {
-    const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
-    // Four bits short of 20 digits: they are zeros at the end.
-    let number = bytes.iter().fold(0, |number: u128, byte| number << 8 | u128::from(*byte)) << 4;
-    let mut text = [0; 20];
-    for (at, digit) in text.iter_mut().rev().enumerate() {
-        *digit = DIGITS[(number >> (5 * at) & 31) as usize];
+/// Forgets a connection that has ended. Nobody can publish to its private topic any more, which is deleted.
+impl Drop for Identity {
+    fn drop(&mut self) {
+        let Self { id, private, hub, client, .. } = self;
+        hub.connections.lock().remove(id);
+        if self.has_enabled.load(Relaxed) && hub.options.ends_with_service {
+            hub.publishable.leave(id);
+            hub.subscribable.leave(id);
+        }
+        let (client, private) = (client.clone(), private.clone());
+        client.worker.clone().tasks.spawn(async move {
+            match client.call_by(Authority::Key).delete(&private).await {
+                Ok(_) | Err(ServiceError::NoSuchTopic(_)) => {}
+                Err(error) => debug!(peer = %client.peer, %error, "a private topic is left"),
+            }
+        });
     }
-    text
 }
 
-/// The topics that services let all clients of this door use.
-#[derive(Debug)]
-pub(super) struct Enabled {
-    topics: RwLock<HashMap<TopicName, Vec<Service>>>,
-    /// Whether what a connection has enabled ends with it.
-    ends_with_service: bool,
-}
+/// The topics that services let all clients of this door use, and the services: their connections and their keys.
+#[derive(Debug, Default)]
+pub(super) struct Enabled(RwLock<HashMap<TopicName, Vec<Service>>>);
 
-/// Who has enabled a topic.
-#[derive(Debug)]
-struct Service {
-    guid: Guid,
-    /// `None` if the server has no keys.
-    principal: Option<Arc<Principal>>,
-}
+/// The connection of a service, and its key unless the server has none.
+type Service = (Arc<str>, Option<Arc<Principal>>);
 
 impl Enabled {
     /// The maximum number of topics.
     const MAX: usize = 65_536;
 
-    fn new(ends_with_service: bool) -> Self {
-        Self { topics: RwLock::default(), ends_with_service }
-    }
-
     /// Lets clients use a topic. Returns `false` if there are too many.
-    pub(super) fn add(
-        &self,
-        topic: &TopicName,
-        guid: Guid,
-        principal: Option<&Arc<Principal>>,
-    ) -> bool {
-        let mut topics = self.topics.write();
+    pub(super) fn add(&self, topic: &TopicName, service: &Identity, client: &Client) -> bool {
+        let mut topics = self.0.write();
         if topics.len() >= Self::MAX && !topics.contains_key(topic) {
             return false;
         }
+        service.has_enabled.store(true, Relaxed);
         let services = topics.entry(topic.clone()).or_default();
-        let key = |principal: Option<&Arc<Principal>>| principal.and_then(|known| known.hash());
-        let is_known = |service: &Service| {
-            if self.ends_with_service {
-                service.guid == guid
+        let key =
+            |principal: &Option<Arc<Principal>>| principal.as_ref().and_then(|one| one.hash());
+        let is_known = |(id, principal): &Service| {
+            if service.hub.options.ends_with_service {
+                *id == service.id
             } else {
-                key(service.principal.as_ref()) == key(principal)
+                key(principal) == key(&client.principal)
             }
         };
         if !services.iter().any(is_known) {
-            services.push(Service { guid, principal: principal.cloned() });
+            services.push((Arc::clone(&service.id), client.principal.clone()));
         }
         true
     }
 
-    fn leave(&self, guid: Guid) {
-        if !self.ends_with_service {
-            return;
-        }
-        self.topics.write().retain(|_, services| {
-            services.retain(|service| service.guid != guid);
+    fn leave(&self, id: &str) {
+        self.0.write().retain(|_, services| {
+            services.retain(|(service, _)| **service != *id);
             !services.is_empty()
         });
     }
 
     /// A service that lets clients use a topic, and still may serve it.
     pub(super) fn by(&self, topic: &TopicName, keyring: &Keyring) -> Option<Arc<Principal>> {
-        let topics = self.topics.read();
-        let may_serve = |principal: &Arc<Principal>| {
+        let may_serve = |(_, principal): &Service| {
             let permission = Permission::Topic(Action::Serve, topic);
-            keyring.refresh(principal).filter(|current| current.can(permission))
+            keyring.refresh(principal.as_ref()?).filter(|current| current.can(permission))
         };
-        topics.get(topic)?.iter().find_map(|service| may_serve(service.principal.as_ref()?))
+        self.0.read().get(topic)?.iter().find_map(may_serve)
     }
 }
 
@@ -212,13 +174,10 @@ mod tests {
 
     #[test]
     fn ids_sort_by_time_and_differ() {
-        assert_eq!(&base32hex([0; 12]), b"00000000000000000000");
-        assert_eq!(&base32hex([255; 12]), b"vvvvvvvvvvvvvvvvvvvg");
-        // The first bytes of the examples of RFC 4648, section 10.
-        assert_eq!(&base32hex(*b"foobar\0\0\0\0\0\0"), b"cpnmuoj1e80000000000");
-        let ids = Ids::new();
-        let (one, other) = (ids.next(), ids.next());
+        let hub = Hub::new(&Config::default());
+        let (one, other) = (hub.new_id(), hub.new_id());
         assert_ne!(one, other);
-        assert!(one.as_str().bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'v')));
+        assert_eq!((one.len(), &one[..6]), (20, &other[..6]));
+        assert!(one.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'v')));
     }
 }

@@ -1,13 +1,10 @@
 //! The websocket protocol of middleman: docs/compatibility.md.
 //!
-//! [`frame`] reads messages, [`output`] writes them. [`session`] serves one connection: [`commands`] begins what a
-//! message asks for, and [`conversation`] has what takes time. [`hub`] is what connections share, [`client`] decides what
-//! a client may do.
+//! [`frame`] reads messages, [`output`] writes them. [`session`] serves one connection, [`commands`] begins what a message
+//! asks for. [`hub`] is what connections share, [`client`] decides what a client may do.
 
-mod activity;
 mod client;
 mod commands;
-mod conversation;
 mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -22,10 +19,11 @@ use tokio::{io::AsyncWriteExt as _, select, time::sleep};
 use tokio_tungstenite::tungstenite::Error;
 use tracing::debug;
 
-use self::client::Client;
 pub(crate) use self::hub::Hub;
+use self::hub::Identity;
 use crate::{
     auth::Principal,
+    dialogue::{self, Client},
     metrics::Deadline,
     net::{connection::Connection, peer::Peer},
     service::code::Code,
@@ -33,7 +31,7 @@ use crate::{
         opening,
         transport::{Received, Transport},
     },
-    worker::Worker,
+    worker::{Counter, Worker},
 };
 
 /// The maximum size of a key, in bytes.
@@ -48,8 +46,16 @@ const MAX_IN_HAND: usize = 1024;
 const MAX_COMMITS: usize = 1024;
 /// The maximum length of a user id, in bytes.
 const MAX_USER: usize = 255;
-/// Beyond this many bytes that wait to be written, no message is handled.
-const MAX_UNREAD: usize = 256 << 10;
+/// What the door knows of a connection.
+#[derive(Debug)]
+struct Middleman {
+    identity: Arc<Identity>,
+    /// Counts the messages of all clients.
+    messages: Arc<Counter>,
+}
+
+/// One client, and what it has begun.
+type Conversation = dialogue::Conversation<Middleman>;
 
 /// Serves one connection until it ends.
 pub(crate) async fn serve(hub: Arc<Hub>, worker: Arc<Worker>, connection: Connection, peer: Peer) {
@@ -66,8 +72,8 @@ pub(crate) async fn serve(hub: Arc<Hub>, worker: Arc<Worker>, connection: Connec
     };
     match login {
         Ok(principal) => {
-            let client = Client::new(hub, worker, peer, principal);
-            Box::pin(session::serve(client, transport)).await;
+            let client = Client::new(&worker, peer, principal);
+            Box::pin(session::serve(hub, client, transport)).await;
         }
         Err(refusal) => {
             if let Some(code) = refusal {
@@ -100,7 +106,7 @@ async fn login(
         }
     }
     let Some(inbox) = transport.inbox() else { return Err(None) };
-    let key = inbox.text().map_err(broken)?.unwrap_or_default();
+    let key = str::from_utf8(inbox.text().unwrap_or_default()).unwrap_or_default();
     let principal = match &worker.keyring {
         None => None,
         Some(keyring) => Some(keyring.authenticate(key).ok_or(Some(Code::WrongKey))?),

@@ -1,14 +1,14 @@
 //! Messages as clients of middleman get them: a text frame with a command line, headers, an empty line, the body and a
 //! line with a dot. The mapping between its targets and topic names is here, too.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::borrow::Cow;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
 use memchr::memmem;
-use msgbus_core::{Headers, Message, NameError, TopicName};
+use msgbus_core::{Headers, Message, NameError, Reply, Request, TopicName};
+use percent_encoding::{percent_decode_str, percent_encode_byte};
 
-use crate::encode::frame_cache::{Encoder, Frame, FrameFormat, TextHeader};
+use crate::encode::frame_cache::{Encoder, Frame, FrameFormat};
 
 /// The connection of the publisher, and the user that a service has attached to it. Both are on every message.
 pub(crate) const SENDER: [&str; 2] = ["Cid", "Uid"];
@@ -16,101 +16,90 @@ pub(crate) const SENDER: [&str; 2] = ["Cid", "Uid"];
 pub(crate) const RID: &str = "Rid";
 
 /// How published messages are encoded, once for all subscribers.
-pub(crate) const FORMAT: FrameFormat =
-    FrameFormat::Of(Encoder { name: "middleman", encode: published });
+pub(crate) const FORMAT: FrameFormat = FrameFormat::Of(Encoder {
+    name: "middleman",
+    encode: |message| {
+        let size = 2 * message.topic().name.as_str().len() + message.payload().len();
+        Frame::text(size, |out| write_published(out, message))
+    },
+});
 
-/// A frame that is put together.
-#[derive(Debug)]
-pub(crate) struct Builder {
-    /// The text, after space for the longest header of a frame.
-    bytes: Vec<u8>,
+/// A header.
+type Header<'a> = (&'a str, &'a str);
+
+/// Writes a message. A body that is not text, which a text frame cannot have, is in base64.
+pub(crate) fn write<'a>(
+    out: &mut Vec<u8>,
+    command: &str,
+    target: &str,
+    headers: impl IntoIterator<Item = Header<'a>>,
+    body: &[u8],
+) {
+    let mut put = |pieces: &[&str]| {
+        for piece in pieces {
+            out.extend_from_slice(piece.as_bytes());
+        }
+    };
+    put(&[command, " ", target, "\r\n"]);
+    for (name, value) in headers {
+        put(&[name, ": ", value, "\r\n"]);
+    }
+    if str::from_utf8(body).is_ok() {
+        put(&["\r\n"]);
+        write_stuffed(out, body);
+    } else {
+        put(&["Content-Transfer-Encoding: base64\r\n\r\n", &STANDARD.encode(body)]);
+    }
+    out.extend_from_slice(b"\r\n.\r\n");
 }
 
-impl Builder {
-    /// Begins a message. `size` is about that of its headers and body, in bytes.
-    pub(crate) fn new(command: &str, target: &str, size: usize) -> Self {
-        const LINES: usize = 64;
-        let mut bytes =
-            Vec::with_capacity(TextHeader::MAX_SIZE + LINES + command.len() + target.len() + size);
-        bytes.resize(TextHeader::MAX_SIZE, 0);
-        for piece in [command, " ", target, "\r\n"] {
-            bytes.extend_from_slice(piece.as_bytes());
-        }
-        Self { bytes }
+/// Writes a body with one more dot before each line that begins with a dot (RFC 5321, section 4.5.2).
+fn write_stuffed(out: &mut Vec<u8>, body: &[u8]) {
+    if body.first() == Some(&b'.') {
+        out.push(b'.');
     }
-
-    pub(crate) fn header(&mut self, name: &str, value: &str) {
-        for piece in [name, ": ", value, "\r\n"] {
-            self.bytes.extend_from_slice(piece.as_bytes());
-        }
+    let mut copied = 0;
+    for feed in memmem::find_iter(body, b"\n.") {
+        out.extend_from_slice(&body[copied..=feed]);
+        out.push(b'.');
+        copied = feed + 1;
     }
-
-    /// The headers that name the sender. A message from elsewhere has them without values.
-    pub(crate) fn sender(&mut self, headers: &Headers) {
-        for name in SENDER {
-            self.header(name, headers.get(name).unwrap_or_default());
-        }
-    }
-
-    /// Adds the body, and ends the frame. A body that is not text, which a text frame cannot have, is in base64.
-    pub(crate) fn end(mut self, body: &[u8]) -> Frame {
-        if str::from_utf8(body).is_ok() {
-            self.bytes.extend_from_slice(b"\r\n");
-            self.stuffed(body);
-        } else {
-            self.header("Content-Transfer-Encoding", "base64");
-            self.bytes.extend_from_slice(b"\r\n");
-            self.bytes.extend_from_slice(STANDARD.encode(body).as_bytes());
-        }
-        self.bytes.extend_from_slice(b"\r\n.\r\n");
-        let header = TextHeader::new(self.bytes.len() - TextHeader::MAX_SIZE);
-        let start = TextHeader::MAX_SIZE - header.as_ref().len();
-        self.bytes[start..TextHeader::MAX_SIZE].copy_from_slice(header.as_ref());
-        Frame::new(Bytes::from(self.bytes).slice(start..), "")
-    }
-
-    /// Adds the body with one more dot before each line that begins with a dot (RFC 5321, section 4.5.2).
-    fn stuffed(&mut self, body: &[u8]) {
-        if body.first() == Some(&b'.') {
-            self.bytes.push(b'.');
-        }
-        let mut copied = 0;
-        for feed in memmem::find_iter(body, b"\n.") {
-            self.bytes.extend_from_slice(&body[copied..=feed]);
-            self.bytes.push(b'.');
-            copied = feed + 1;
-        }
-        self.bytes.extend_from_slice(&body[copied..]);
-    }
+    out.extend_from_slice(&body[copied..]);
 }
 
-/// The frame of a published message.
-fn published(message: &Message) -> Frame {
-    let target = target(message.topic().name.as_str());
-    let mut frame = Builder::new("PUB", &target, size_hint(message));
-    frame.sender(message.headers());
-    for (name, value) in message.headers() {
-        if !is_any(name, &SENDER) {
-            frame.header(name, value);
-        }
-    }
-    frame.end(message.payload())
+fn write_published(out: &mut Vec<u8>, message: &Message) {
+    let (headers, target) = (message.headers(), target(message.topic().name.as_str()));
+    write(out, "PUB", &target, sender(headers).chain(others(headers, &[])), message.payload());
 }
 
-/// The approximate size of the frame of a message, in bytes.
-fn size_hint(message: &Message) -> usize {
-    let headers = message.headers().iter().map(|(name, value)| name.len() + value.len() + 4);
-    headers.sum::<usize>() + message.payload().len()
+/// A request as a responder gets it.
+pub(super) fn write_request(out: &mut Vec<u8>, request: &Request, number: u64) {
+    let (headers, target) = (request.headers(), target(request.service().as_str()));
+    let (mut buffer, others) = (itoa::Buffer::new(), others(headers, &[RID]));
+    let headers = sender(headers).chain([(RID, buffer.format(number))]).chain(others);
+    write(out, "REQ", &target, headers, request.payload());
 }
 
-/// The frame of an error.
-pub(crate) fn error(text: &str) -> Frame {
-    Builder::new("PUB", "ERROR", text.len()).end(text.as_bytes())
+/// A reply as the requester gets it: with the spelling of the headers of its request, and with its own `rid` and `ReqID`.
+pub(super) fn write_reply(out: &mut Vec<u8>, target: &str, of_request: &Headers, reply: &Reply) {
+    let headers = &reply.headers;
+    let own = |name: &str| of_request.iter().find(|(own, _)| own.eq_ignore_ascii_case(name));
+    let kept = others(headers, &[RID])
+        .map(|(name, value)| (own(name).map_or(name, |(own, _)| own), value));
+    let lost = own("ReqID").filter(|(name, _)| headers.get(name).is_none());
+    let headers = sender(headers).chain(kept).chain(lost).chain(own(RID));
+    write(out, "RES", target, headers, &reply.payload);
 }
 
-/// Whether a header has one of these names.
-pub(crate) fn is_any(name: &str, names: &[&str]) -> bool {
-    names.iter().any(|known| known.eq_ignore_ascii_case(name))
+/// The headers that name the sender. A message from elsewhere has them without values.
+fn sender(headers: &Headers) -> impl Iterator<Item = Header<'_>> {
+    SENDER.into_iter().map(|name| (name, headers.get(name).unwrap_or_default()))
+}
+
+/// The other headers, without some.
+fn others<'a>(headers: &'a Headers, without: &[&str]) -> impl Iterator<Item = Header<'a>> {
+    let is_any = |name: &str, of: &[&str]| of.iter().any(|one| one.eq_ignore_ascii_case(name));
+    headers.iter().filter(move |(name, _)| !is_any(name, &SENDER) && !is_any(name, without))
 }
 
 /// The topic of a target. Its name is the target, except for what topic names must not have: that is written as `%` and
@@ -151,51 +140,39 @@ fn escape(segment: &str, is_reserved: bool, name: &mut String) {
     for (index, character) in segment.char_indices() {
         let is_escaped = character.is_control()
             || (is_reserved && index == 0)
-            || (character == '%' && escaped_byte(&segment.as_bytes()[index..]).is_some());
-        if !is_escaped {
+            || (character == '%' && segment[index..].get(..3).is_some_and(has_escape));
+        if is_escaped {
+            let mut buffer = [0; 4];
+            let bytes = character.encode_utf8(&mut buffer).bytes();
+            name.extend(bytes.map(percent_encode_byte));
+        } else {
             name.push(character);
-            continue;
-        }
-        for byte in character.encode_utf8(&mut [0; 4]).bytes() {
-            // Writing to a String cannot fail.
-            let _ = write!(name, "%{byte:02X}");
         }
     }
 }
 
 /// The target of a topic.
 pub(crate) fn target(topic: &str) -> Cow<'_, str> {
-    if !has_escape(topic) {
-        return topic.into();
-    }
-    let (mut bytes, mut rest) = (Vec::with_capacity(topic.len()), topic.as_bytes());
-    while let [first, after @ ..] = rest {
-        let escaped = escaped_byte(rest);
-        bytes.push(escaped.unwrap_or(*first));
-        rest = if escaped.is_some() { &rest[3..] } else { after };
-    }
-    match String::from_utf8(bytes) {
+    match percent_decode_str(topic).decode_utf8() {
         // A line has no end within.
-        Ok(target) if !target.contains(['\r', '\n']) => target.into(),
+        Ok(target) if !target.contains(['\r', '\n']) => target,
         _ => topic.into(),
     }
 }
 
 fn has_escape(text: &str) -> bool {
-    memchr::memchr_iter(b'%', text.as_bytes())
-        .any(|at| escaped_byte(&text.as_bytes()[at..]).is_some())
-}
-
-/// The byte that an escape at the beginning stands for.
-fn escaped_byte(text: &[u8]) -> Option<u8> {
-    let [b'%', high, low, ..] = text else { return None };
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    u8::try_from(digit(*high)? << 4 | digit(*low)?).ok()
+    matches!(percent_decode_str(text).into(), Cow::<[u8]>::Owned(_))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn written(body: &[u8]) -> String {
+        let mut out = Vec::new();
+        write(&mut out, "PUB", "t", None, body);
+        String::from_utf8(out).unwrap()
+    }
 
     #[test]
     fn targets_are_topics_and_back() {
@@ -240,14 +217,10 @@ mod tests {
             ("a\n.", "a\n.."),
             ("a\r.b", "a\r.b"),
         ] {
-            let frame = Builder::new("PUB", "t", 0).end(body.as_bytes());
             let text = format!("PUB t\r\n\r\n{stuffed}\r\n.\r\n");
-            let bytes = frame.pieces().concat();
-            assert_eq!(bytes[2..], *text.as_bytes());
-            assert_eq!(usize::from(bytes[1]), text.len());
+            assert_eq!(written(body.as_bytes()), text);
         }
-        let frame = Builder::new("PUB", "t", 0).end(b"\xff").pieces().concat();
         let text = "PUB t\r\nContent-Transfer-Encoding: base64\r\n\r\n/w==\r\n.\r\n";
-        assert_eq!(frame[2..], *text.as_bytes());
+        assert_eq!(written(b"\xff"), text);
     }
 }

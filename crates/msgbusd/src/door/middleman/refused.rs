@@ -2,7 +2,11 @@
 
 use msgbus_core::HeaderError;
 
-use crate::service::{code::Code, error::ServiceError};
+use super::session;
+use crate::{
+    dialogue::{Client, output::Messages},
+    service::{code::Code, error::ServiceError},
+};
 
 /// Why a message is not carried out.
 #[derive(Debug)]
@@ -13,6 +17,12 @@ pub(super) enum Refused {
     /// One line.
     Because(Code, String),
     Service(ServiceError),
+}
+
+impl From<HeaderError> for Refused {
+    fn from(error: HeaderError) -> Self {
+        Self::because(Code::BadHeader, error.to_string())
+    }
 }
 
 impl From<ServiceError> for Refused {
@@ -27,18 +37,23 @@ impl From<ServiceError> for Refused {
     }
 }
 
-impl From<HeaderError> for Refused {
-    fn from(error: HeaderError) -> Self {
-        Self::because(Code::BadHeader, error.to_string())
-    }
-}
-
 impl Refused {
     pub(super) fn because(code: Code, why: impl Into<String>) -> Self {
         Self::Because(code, why.into())
     }
 
-    pub(super) fn code(&self) -> Code {
+    /// Tells the client why a command with a target is not carried out.
+    pub(super) fn tell(
+        &self,
+        client: &Client,
+        (command, target): (&str, impl AsRef<str>),
+        output: &mut Messages<'_>,
+    ) {
+        client.refused(Some(command), self.code());
+        output.push(session::error(&self.text(command, target.as_ref())));
+    }
+
+    fn code(&self) -> Code {
         match self {
             Self::NotTrusted => Code::NotGranted,
             Self::NoClient => Code::ReplyNotWanted,

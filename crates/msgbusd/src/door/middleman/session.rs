@@ -1,31 +1,36 @@
 //! What a connection does with the messages of its client, from the login to the end.
 
-use std::{sync::Arc, task::Waker};
+use std::sync::Arc;
 
-use msgbus_core::{LagPolicy, Position, TopicName};
-use slab::Slab;
+use msgbus_core::{LagPolicy, Op, Position, RecvError, Reply, Request, TopicName};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tracing::debug;
 
 use super::{
-    MAX_COMMITS, MAX_UNREAD,
-    activity::Followed,
-    client::Client,
-    conversation::{Conversation, Slot},
+    Conversation, MAX_COMMITS, MAX_IN_HAND, Middleman,
+    hub::Hub,
     output::{self, FORMAT},
     refused::Refused,
 };
 use crate::{
+    auth::Action,
+    config::Protocol,
+    dialogue::{
+        Client, Dialect, End, Handled, MAX_UNREAD, Output as _, activities::Following,
+        output::Messages, session::Session,
+    },
     encode::frame_cache::Frame,
-    net::{connection::Connection, peer::Peer},
-    service::{Authority, Call, error::ServiceError, follower::FollowOptions},
+    net::connection::Connection,
+    service::{
+        Authority,
+        code::Code,
+        error::ServiceError,
+        follower::{FollowOptions, Follower, Item},
+    },
     websocket::{
-        end::{End, count},
+        end::{self, count},
         link::close,
-        session::{Dialogue, Session},
         transport::{Outgoing, Transport},
     },
-    worker::Worker,
 };
 
 /// What a message may have besides its body, in bytes.
@@ -33,17 +38,48 @@ const HEAD: usize = 64 << 10;
 /// What a super key follows.
 const EVERYTHING: &str = "**";
 
-pub(super) const OPTIONS: FollowOptions =
+const OPTIONS: FollowOptions =
     FollowOptions { from: Position::New, lag: LagPolicy::Skip, format: FORMAT };
 
+/// What a client knows a subscription or a service by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Name {
+    Topic(TopicName),
+    /// The private topic of the client.
+    Private(TopicName),
+    /// All topics, for a super key.
+    Everything,
+    Service(TopicName),
+}
+
+impl Name {
+    /// The command that has begun it, and its target.
+    fn of(&self) -> (&'static str, String) {
+        match self {
+            Self::Topic(name) | Self::Private(name) => {
+                ("SUB", output::target(name.as_str()).into_owned())
+            }
+            Self::Everything => ("SUB", EVERYTHING.to_owned()),
+            Self::Service(name) => ("EREQ", output::target(name.as_str()).into_owned()),
+        }
+    }
+}
+
+/// What waits for an outcome: a command, its target, and the headers of a request.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) target: Box<str>,
+    pub(super) headers: msgbus_core::Headers,
+}
+
 /// Serves a client that has logged in, until the connection ends.
-pub(super) async fn serve(client: Client, mut transport: Transport<Connection>) {
-    let (worker, peer) = (Arc::clone(&client.worker), client.peer);
+pub(super) async fn serve(hub: Arc<Hub>, client: Client, mut transport: Transport<Connection>) {
+    let worker = Arc::clone(&client.worker);
     let mut greeting = Outgoing::default();
-    let conversation = match begin(client, &mut greeting).await {
+    let conversation = match begin(&hub, client, &mut greeting).await {
         Ok(conversation) => conversation,
         Err(error) => {
-            let end = End::Refused(error.code(), error.to_string().into());
+            let end = end::End::Refused(error.code(), error.to_string().into());
             count(&worker, &end);
             return close(transport, Outgoing::default(), end.close_frame(None)).await;
         }
@@ -51,102 +87,209 @@ pub(super) async fn serve(client: Client, mut transport: Transport<Connection>) 
     if let Some(inbox) = transport.inbox() {
         inbox.set_max(worker.config.max_payload.saturating_add(HEAD));
     }
-    let session = Session::new(conversation, transport, &worker, peer);
-    session.say(greeting);
-    Box::new(session).serve().await;
+    Box::new(Session::new(conversation, greeting, transport)).serve().await;
 }
 
 /// Subscribes a client to its private topic, confirms the key, and sends the id of the connection.
-async fn begin(client: Client, outgoing: &mut Outgoing) -> Result<Conversation, ServiceError> {
-    let private: TopicName = client.private_target().parse().unwrap_or_else(|_| unreachable!());
-    let follower = client.call(Authority::Key).follow(&private, OPTIONS).await?;
-    let mut conversation = Conversation::new(client, private, follower);
-    outgoing.push(Frame::text("MM OK"));
-    let client = &conversation.client;
-    let options = &client.hub.options;
-    if !client.is_one_of(&options.without_id) {
-        outgoing.push(Frame::text(client.identity.guid.as_str()));
+async fn begin(
+    hub: &Arc<Hub>,
+    client: Client,
+    outgoing: &mut Outgoing,
+) -> Result<Conversation, ServiceError> {
+    let messages = client.worker.messages_of(Protocol::Middleman);
+    let identity = hub.connect(&client);
+    let private = identity.private.clone();
+    let mut conversation = Conversation::new(Middleman { identity, messages }, client);
+    let follower = conversation.following(&private, Authority::Key, Position::New).await?;
+    let mut output = Messages::new(outgoing);
+    let welcome = ["MM OK", &conversation.door.identity.id];
+    let without_id = conversation.is_one_of(&hub.options.without_id);
+    for text in &welcome[..if without_id { 1 } else { 2 }] {
+        output.push(Frame::text(text.len(), |out| out.extend_from_slice(text.as_bytes())));
     }
-    if client.is_one_of(&options.super_keys) {
+    let name = Name::Private(private);
+    conversation.follow(name, (), Op::ready(Ok(follower)), &mut output);
+    if conversation.is_one_of(&hub.options.super_keys) {
         let everything = EVERYTHING.parse().unwrap_or_else(|_| unreachable!());
-        let following = client.call(Authority::Own).follow_pattern(&everything, OPTIONS);
-        match following.await {
-            Ok(follower) => conversation.follow(Followed::Everything, follower),
-            Err(error) => {
-                conversation.refuse(&Refused::from(error), "SUB", EVERYTHING, outgoing);
-            }
-        }
+        let following = conversation.client.call().follow_pattern(&everything, OPTIONS);
+        conversation.follow(Name::Everything, (), following, &mut output);
     }
+    drop(output);
     Ok(conversation)
 }
 
-impl Dialogue for Conversation {
-    const NAME: &'static str = "middleman";
-    const TEXT_ONLY: &'static str = "messages are text";
-    type Rest = Slab<Slot>;
-
-    fn begin(
-        &mut self,
-        text: &str,
-        outgoing: &mut Outgoing,
-        allowed: &mut usize,
-    ) -> Result<usize, End> {
-        *allowed -= 1;
-        self.messages.increment();
-        self.handle(text, outgoing).map_err(|error| {
-            let text = error.to_string();
-            outgoing.push(output::error(&text));
-            End::Violation(CloseCode::Protocol, text.into())
-        })?;
-        Ok(text.len())
+impl Conversation {
+    /// Follows a topic from a position on.
+    pub(super) fn following(
+        &self,
+        topic: &TopicName,
+        authority: Authority,
+        from: Position,
+    ) -> Following {
+        self.client.call_by(authority).follow(topic, FollowOptions { from, ..OPTIONS })
     }
 
-    /// Messages are handled in order, so a subscription has to be open first.
-    fn may_begin(&self, unwritten: usize) -> bool {
-        self.opening == 0 && self.committing < MAX_COMMITS && unwritten < MAX_UNREAD
-    }
-
-    fn has_published(&mut self) -> bool {
-        std::mem::take(&mut self.has_published)
-    }
-
-    fn register(&self, task: &Waker) {
-        self.queue.register(task);
-    }
-
-    fn run(&mut self, outgoing: &mut Outgoing) -> bool {
-        self.run_ready(outgoing)
-    }
-
-    fn run_blocked(&mut self, outgoing: &mut Outgoing) {
-        self.run_held_back(outgoing);
-    }
-
-    fn ends(&self) -> Option<End> {
-        self.is_revoked.then_some(End::Revoked)
-    }
-
-    fn drain(&mut self, _: &mut Outgoing) {
-        self.end_subscriptions();
-    }
-
-    fn outstanding(&self) -> usize {
-        self.asked + self.committing
-    }
-
-    fn end(&mut self) -> Slab<Slot> {
-        let (worker, peer) = (Arc::clone(&self.client.worker), self.client.peer);
-        self.client.worker.tasks.spawn(forget(worker, peer, self.private.clone()));
-        std::mem::take(&mut self.slots)
+    /// Goes on with a subscription that was ended: clients know nothing of topics that are deleted, and there may be
+    /// another service that lets them subscribe. Returns `false` if there is none.
+    fn follow_on(&mut self, name: &Name, at: Position, output: &mut Messages<'_>) -> bool {
+        let (topic, authority) = match name {
+            Name::Topic(topic) => {
+                let subscribable = &self.door.identity.hub.subscribable;
+                (topic, self.authority(Action::Subscribe, topic, subscribable))
+            }
+            Name::Private(topic) => (topic, Some(Authority::Key)),
+            Name::Everything | Name::Service(_) => return false,
+        };
+        let Some(authority) = authority else { return false };
+        let following = self.following(topic, authority, at);
+        self.follow(name.clone(), (), following, output);
+        true
     }
 }
 
-/// Deletes the private topic of a connection that has ended.
-async fn forget(worker: Arc<Worker>, peer: Peer, private: TopicName) {
-    if worker.bus.topic(&private).is_some() || worker.bus.engine_of(&private).is_some() {
-        let call = Call { worker: &worker, peer, principal: None, authority: Authority::Key };
-        if let Err(error) = call.delete(&private).await {
-            debug!(%peer, %error, "a private topic is left");
+impl Dialect for Middleman {
+    const NAME: &'static str = "middleman";
+    const TEXT_ONLY: &'static str = "messages are text";
+    /// One at a time, so that responders take turns.
+    const BATCH: usize = 1;
+    const MAX_IN_HAND: usize = MAX_IN_HAND;
+
+    type Output<'a> = Messages<'a>;
+    type Name = Name;
+    type Opening = ();
+    type Style = ();
+    type RequestKey = u64;
+    type Waiter = Waiter;
+    type Outcome = Result<msgbus_core::Published, ServiceError>;
+
+    fn begin(
+        conversation: &mut Conversation,
+        message: &[u8],
+        output: &mut Messages<'_>,
+        allowed: &mut usize,
+    ) -> Result<Handled, end::End> {
+        *allowed -= 1;
+        conversation.door.messages.increment();
+        conversation.handle(end::End::text(message)?, output).map_err(|error| {
+            let (code, why) = (CloseCode::Protocol, error.to_string().into());
+            end::End::Malformed(code, Code::WebsocketViolation, why)
+        })?;
+        Ok(Handled::All)
+    }
+
+    /// Messages are handled in order, so a subscription has to be open first.
+    fn may_begin(conversation: &Conversation, unwritten: usize) -> bool {
+        let activities = &conversation.activities;
+        activities.opening() == 0 && activities.held_up() < MAX_COMMITS && unwritten < MAX_UNREAD
+    }
+
+    fn opened(
+        &mut self,
+        client: &Client,
+        name: &Name,
+        (): &mut (),
+        outcome: Result<&Follower, ServiceError>,
+        output: &mut Messages<'_>,
+    ) -> bool {
+        if let Err(error) = outcome {
+            Refused::from(error).tell(client, name.of(), output);
+        }
+        true
+    }
+
+    fn item(_: &Client, name: &Name, item: Item, _: u64, output: &mut Messages<'_>) {
+        match item {
+            Item::Frame(frame) => output.push(frame),
+            Item::Feed(_) => {}
+            Item::Missed(count) => {
+                let (_, target) = name.of();
+                let text = match count {
+                    // An engine does not know how many.
+                    0 => format!("SUB {target}: messages may have been missed"),
+                    _ => format!("SUB {target}: {count} messages were missed"),
+                };
+                output.push(error(&text));
+            }
         }
     }
+
+    fn request(
+        &mut self,
+        client: &Client,
+        _: (&Name, ()),
+        request: &Request,
+        number: u64,
+        output: &mut Messages<'_>,
+    ) -> u64 {
+        let inflight = &client.worker.inflight;
+        output.write(inflight, |out| output::write_request(out, request, number));
+        number
+    }
+
+    fn replied(
+        &mut self,
+        client: &Client,
+        Waiter { target, headers }: Waiter,
+        outcome: Result<Reply, ServiceError>,
+        output: &mut Messages<'_>,
+    ) {
+        match outcome {
+            Ok(reply) => output.write(&client.worker.inflight, |out| {
+                output::write_reply(out, &target, &headers, &reply);
+            }),
+            Err(error) => Refused::from(error).tell(client, ("REQ", target), output),
+        }
+    }
+
+    fn done(
+        &mut self,
+        client: &Client,
+        waiter: Waiter,
+        outcome: Self::Outcome,
+        output: &mut Messages<'_>,
+    ) {
+        if let Err(error) = outcome {
+            Refused::from(error).tell(client, ("PUB", waiter.target), output);
+        }
+    }
+
+    fn ended(
+        conversation: &mut Conversation,
+        name: Name,
+        (end, at): (End, Position),
+        output: &mut Messages<'_>,
+    ) {
+        let refused = match (&name, end) {
+            // The end of the connection follows.
+            (_, End::Over(RecvError::Closed)) => return,
+            (Name::Private(_), End::Revoked) => {
+                conversation.ends = Some(end::End::Revoked);
+                return;
+            }
+            (_, End::Revoked | End::Over(RecvError::Deleted)) => {
+                if conversation.follow_on(&name, at, output) {
+                    return;
+                }
+                Refused::NotTrusted
+            }
+            (Name::Private(_), End::Over(error)) => {
+                conversation.ends = Some(end::End::Over(error));
+                return;
+            }
+            (_, End::Failed(error)) => error.into(),
+            (_, End::Over(error)) => Refused::because(Code::StoreFailed, error.to_string()),
+        };
+        refused.tell(&conversation.client, name.of(), output);
+    }
+
+    fn ends(&mut self, _: &Client, end: &end::End, output: &mut Messages<'_>) {
+        if let end::End::Malformed(_, _, why) = end {
+            output.push(error(why));
+        }
+    }
+}
+
+/// The frame of an error.
+pub(super) fn error(text: &str) -> Frame {
+    Frame::text(text.len() + 32, |out| output::write(out, "PUB", "ERROR", None, text.as_bytes()))
 }

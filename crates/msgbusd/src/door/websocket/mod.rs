@@ -4,8 +4,4 @@ mod push;
 mod session;
 pub(crate) mod v1;
 
-pub(crate) use self::{
-    push::Push,
-    session::Session,
-    v1::{Client as ClientV1, session as session_v1},
-};
+pub(crate) use self::{push::Push, session::Session, v1::session as session_v1};

@@ -85,14 +85,18 @@ fn to(outgoing: &mut Outgoing, reports_gaps: bool) -> impl FnMut(Item, u64) {
     move |item, next_id| match item {
         Item::Frame(frame) => outgoing.push(frame),
         Item::Missed(count) if reports_gaps => {
-            outgoing.push(Frame::text(&events::gap(count, next_id)));
+            outgoing.push(text(&events::gap(count, next_id)));
         }
         Item::Feed(feed) if reports_gaps => {
-            outgoing.push(Frame::text(&events::feed(feed)));
+            outgoing.push(text(&events::feed(feed)));
         }
         // Clients of prologic/msgbus expect every frame to be a message.
         Item::Missed(_) | Item::Feed(_) => {}
     }
+}
+
+fn text(text: &str) -> Frame {
+    Frame::text(text.len(), |out| out.extend_from_slice(text.as_bytes()))
 }
 
 impl Delivery for Push {

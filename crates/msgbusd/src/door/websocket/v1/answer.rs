@@ -7,7 +7,7 @@ use super::{identifier::Label, output::Output, refusal::Refusal};
 
 /// The answer to an operation that was carried out.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Done,
     Published(Published),
     Subscribed {

@@ -1,43 +1,20 @@
 //! `request`: asks a service.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
-
-use msgbus_core::{
-    NewRequest, PublishError, Reply, TopicName,
-    json::{self, PayloadForm},
-};
+use msgbus_core::{NewRequest, Reply, TopicName, json};
 
 use super::{
     MAX_ASKED,
-    answer::write_refusal,
     content::{Content, write_json},
-    identifier::{Identifier, Label},
+    identifier::Identifier,
     operation,
-    operations::{Begun, Operations},
+    operations::{Begun, Operations, Waiter},
     output::Output,
     refusal::Refusal,
 };
 use crate::{
-    service::{
-        error::ServiceError,
-        parameters::{self, TIMEOUTS},
-        requests::Asked,
-    },
-    worker::Worker,
+    dialogue::Client,
+    service::parameters::{self, TIMEOUTS},
 };
-
-/// A request that waits for its reply. Dropping it takes the request back.
-#[derive(Debug)]
-pub(super) struct Ask {
-    worker: Arc<Worker>,
-    rid: Label,
-    form: PayloadForm,
-    asked: Asked,
-}
 
 impl Operations {
     pub(super) fn ask(
@@ -61,8 +38,8 @@ impl Operations {
         let call = self.client.call();
         let request = if may_repeat { request.may_repeat() } else { request };
         let asked = call.ask(&service)?.send(request)?;
-        let worker = Arc::clone(&self.client.worker);
-        self.activities.ask(Ask { worker, rid, form: fields.payload.form(), asked });
+        let waiter = Waiter { rid: Some(rid), of: "request", form: fields.payload.form() };
+        self.activities.ask(waiter, asked);
         Ok(Begun::Answers)
     }
 }
@@ -72,35 +49,19 @@ pub(super) fn service_name(name: &str) -> Result<TopicName, Refusal> {
     TopicName::new(name).map_err(Refusal::ServiceName)
 }
 
-impl Ask {
-    /// Waits for the reply, unless the server stops.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reply, ServiceError>> {
-        let polled = Pin::new(&mut self.asked).poll(cx);
-        if polled.is_pending() && self.worker.tasks.stop.is_draining() {
-            return Poll::Ready(Err(PublishError::Closed.into()));
-        }
-        polled
-    }
-
-    pub(super) fn answer(self, outcome: Result<Reply, ServiceError>, output: &mut Output<'_>) {
-        let Self { worker, rid, form, .. } = self;
-        match outcome {
-            Ok(Reply { payload, headers }) => {
-                let text = output.text();
-                text.extend_from_slice(br#"{"op":"ok","rid":"#);
-                text.extend_from_slice(rid.as_bytes());
-                let size = json::content_size_hint(&payload, &headers);
-                write_json(output, &worker.inflight, size, |out| {
-                    json::write_content(out, &payload, &headers, form);
-                });
-                output.text().push(b'}');
-                output.end_line();
-            }
-            Err(error) => {
-                let refusal = Refusal::from(error);
-                worker.metrics.refusal(refusal.code());
-                write_refusal(&refusal, Some(rid.as_bytes()), Some("request"), output);
-            }
-        }
-    }
+pub(super) fn write_reply(
+    client: &Client,
+    waiter: &Waiter,
+    Reply { payload, headers }: &Reply,
+    output: &mut Output<'_>,
+) {
+    let text = output.text();
+    text.extend_from_slice(br#"{"op":"ok","rid":"#);
+    text.extend_from_slice(waiter.rid.as_deref().unwrap_or_default().as_bytes());
+    let size = json::content_size_hint(payload, headers);
+    write_json(output, &client.worker.inflight, size, |out| {
+        json::write_content(out, payload, headers, waiter.form);
+    });
+    output.text().push(b'}');
+    output.end_line();
 }

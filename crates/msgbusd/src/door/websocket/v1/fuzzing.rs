@@ -10,11 +10,16 @@ use msgbus_core::{LeaseOptions, LeaseToken, NewMessage, ServiceStats, TopicName}
 use serde_json::Value;
 
 use super::{
-    Client, MAX_OUTSTANDING, MAX_SUBSCRIPTIONS, operation, operations::Operations, output::Output,
+    MAX_OUTSTANDING, MAX_SUBSCRIPTIONS, V1, operation, operations::Operations, output::Output,
     plain,
 };
 use crate::{
-    config::Config, fuzzing::block_on, net::peer::Peer, state::App, websocket::transport::Outgoing,
+    config::Config,
+    dialogue::{Client, Output as _},
+    fuzzing::block_on,
+    net::peer::Peer,
+    state::App,
+    websocket::transport::Outgoing,
     worker::Worker,
 };
 
@@ -65,7 +70,7 @@ fn check_parsing(line: &str) {
 }
 
 fn serve(worker: &Arc<Worker>, text: &str) {
-    let mut operations = Operations::new(client(worker));
+    let mut operations = Operations::new(V1, client(worker));
     operations.activities.register(Waker::noop());
     let mut token = String::new();
     for line in text.lines().map(str::trim_ascii).filter(|line| !line.is_empty()) {
@@ -78,11 +83,9 @@ fn serve(worker: &Arc<Worker>, text: &str) {
             check_answer(line, answer);
         }
         let mut outgoing = Outgoing::default();
-        let mut output = Output::new(&mut outgoing);
         for _ in 0..100 {
-            operations.activities.run_next(&mut output);
+            operations.run(&mut outgoing);
         }
-        drop(output);
         for event in lines(&outgoing) {
             assert!(event["op"].is_string(), "{event}");
             if let Some(reply) = event["reply"].as_str() {
@@ -93,7 +96,7 @@ fn serve(worker: &Arc<Worker>, text: &str) {
     }
     assert!(worker.bus.stats().subscribers <= MAX_SUBSCRIPTIONS);
     let mut outgoing = Outgoing::default();
-    operations.activities.drain(&mut Output::new(&mut outgoing));
+    operations.drain(&mut outgoing);
     assert!(lines(&outgoing).iter().all(|line| line["op"] == "end"));
     drop(operations);
     for ServiceStats { responders, queued, in_hand, counters, .. } in worker.bus.services() {
@@ -132,7 +135,7 @@ fn check_answer(line: &str, answer: &Value) {
 pub(super) fn client(worker: &Arc<Worker>) -> Client {
     let address = (IpAddr::V4(Ipv4Addr::LOCALHOST), 1).into();
     let peer = Peer { address: Some(address), has_tls: false };
-    Client { worker: Arc::clone(worker), peer, principal: None }
+    Client::new(worker, peer, None)
 }
 
 /// A server with one topic, of which the first message is leased.

@@ -1,76 +1,111 @@
 //! Begins the operations of one client.
 
-use std::{
-    mem,
-    task::{Context, Poll, Waker},
-};
+use std::task::{Context, Poll, Waker};
 
-use tracing::debug;
+use msgbus_core::json::PayloadForm;
 
 use super::{
-    Client, MAX_OUTSTANDING, MAX_UNREAD,
-    activities::{Activities, Outcome},
+    V1,
     answer::{Answer, write_refusal},
-    identifier::Identifier,
+    identifier::{Identifier, Label},
     operation::{self, Operation, Ping, Request, Unreadable},
     output::Output,
     refusal::Refusal,
 };
 use crate::{
-    service::publisher::Publishers,
-    websocket::{
-        shared::{self, Left},
-        transport::Outgoing,
-    },
+    dialogue::{Client, Conversation, activities::Pending},
+    service::{error::ServiceError, follower::Follower},
 };
 
 /// The operations of one client, and what they have begun.
-#[derive(Debug)]
-pub(crate) struct Operations {
-    pub(super) client: Client,
-    pub(super) activities: Activities,
-    pub(super) publishers: Publishers,
-    /// Whether something was published that has not been announced to the wake queue.
-    pub(super) has_published: bool,
-    /// The generation of the keys that `client` was last looked up in.
-    generation: Option<u64>,
-}
+pub(crate) type Operations = Conversation<V1>;
 
 /// An operation that was not refused.
 pub(super) enum Begun {
     Done(Answer),
     /// It may be done already.
-    Waits(Outcome),
+    Waits(Pending<Result<Answer, Refusal>>),
     /// An activity will answer.
     Answers,
 }
 
-impl Operations {
-    pub(super) fn new(client: Client) -> Self {
-        Self {
-            activities: Activities::new(&client),
-            client,
-            publishers: Publishers::default(),
-            has_published: false,
-            generation: None,
+/// What is answered when an operation is over.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    /// As JSON.
+    pub(super) rid: Option<Label>,
+    pub(super) of: &'static str,
+    pub(super) form: PayloadForm,
+}
+
+impl Waiter {
+    pub(super) fn refuse(&self, client: &Client, refusal: &Refusal, output: &mut Output<'_>) {
+        client.refused(Some(self.of), refusal.code());
+        let rid = self.rid.as_ref().map(|rid| rid.as_bytes());
+        write_refusal(refusal, rid, Some(self.of), output);
+    }
+}
+
+/// A `sub` that is not answered yet.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    rid: Option<Label>,
+    /// The `unsub` that came meanwhile, with its `rid`. It is answered after the `sub`.
+    unsubscribed: Option<Option<Label>>,
+}
+
+impl Opening {
+    pub(super) fn new(rid: Option<&Identifier<'_>>) -> Self {
+        Self { rid: rid.map(Identifier::to_label), unsubscribed: None }
+    }
+
+    /// Ends the subscription once it has begun. `rid` is that of the `unsub`.
+    pub(super) fn unsubscribe(&mut self, rid: Option<&Identifier<'_>>) -> Result<(), Refusal> {
+        if self.unsubscribed.is_some() {
+            return Err(Refusal::UnknownSid);
         }
+        self.unsubscribed = Some(rid.map(Identifier::to_label));
+        Ok(())
     }
 
-    /// Ends all activities, and returns them, to be dropped without the lock.
-    pub(super) fn end(&mut self) -> Activities {
-        let none = Activities::new(&self.client);
-        mem::replace(&mut self.activities, none)
+    /// Answers the `sub`, and the `unsub` that came meanwhile. Returns whether the subscription goes on.
+    pub(super) fn answer(
+        &mut self,
+        client: &Client,
+        sid: &Label,
+        outcome: Result<&Follower, ServiceError>,
+        output: &mut Output<'_>,
+    ) -> bool {
+        let of = |rid, of| Waiter { rid, of, form: PayloadForm::default() };
+        let (rid, unsubscribed) = (self.rid.take(), self.unsubscribed.take());
+        match (outcome, &rid) {
+            (Ok(follower), Some(rid)) => {
+                let subscription = follower.subscription();
+                let (epoch, start) = (subscription.epoch(), subscription.start());
+                let answer = Answer::Subscribed { sid: sid.clone(), epoch, start };
+                answer.write(Some(rid.as_bytes()), output);
+            }
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                of(rid, "sub").refuse(client, &error.into(), output);
+                if let Some(rid) = unsubscribed {
+                    of(rid, "unsub").refuse(client, &Refusal::UnknownSid, output);
+                }
+                return false;
+            }
+        }
+        if let Some(Some(rid)) = &unsubscribed {
+            Answer::Sid(sid.clone()).write(Some(rid.as_bytes()), output);
+        }
+        unsubscribed.is_none()
     }
+}
 
-    /// Whether another operation may begin while this many bytes wait to be written.
-    pub(super) fn may_begin(&self, unwritten: usize) -> bool {
-        self.activities.held_up() < MAX_OUTSTANDING && unwritten < MAX_UNREAD
-    }
-
+impl Operations {
     /// Begins the operation of a line.
     pub(super) fn begin(&mut self, line: &str, output: &mut Output<'_>) {
         self.client.worker.operation();
-        self.refresh();
+        self.client.refresh();
         match operation::parse(line) {
             Ok(Request { rid, operation }) => {
                 if let Err(refusal) = self.perform(&operation, rid.as_ref(), output) {
@@ -90,8 +125,8 @@ impl Operations {
         output: &mut Output<'_>,
     ) -> Result<(), Refusal> {
         let begun = match operation {
-            Operation::Publish(fields) => self.publish(fields)?,
-            Operation::Subscribe(fields) => self.subscribe(fields, rid)?,
+            Operation::Publish(fields) => self.publish_one(fields)?,
+            Operation::Subscribe(fields) => self.subscribe(fields, rid, output)?,
             Operation::Unsubscribe(fields) => self.unsubscribe(fields, rid)?,
             Operation::Pull(_) if rid.is_none() => return Err(Refusal::Missing("rid")),
             Operation::Pull(fields) => self.pull(fields)?,
@@ -100,8 +135,8 @@ impl Operations {
             Operation::Extend(fields) => self.extend(fields)?,
             Operation::Credit(fields) => self.credit(fields)?,
             Operation::Ask(fields) => self.ask(fields, rid)?,
-            Operation::Serve(fields) => self.serve(fields)?,
-            Operation::Reply(fields) => self.reply(fields)?,
+            Operation::Serve(fields) => self.serve_one(fields)?,
+            Operation::Reply(fields) => self.reply_one(fields)?,
             Operation::Ping(Ping { .. }) => Begun::Done(Answer::Pong),
         };
         let answer = match begun {
@@ -112,7 +147,8 @@ impl Operations {
                     Poll::Ready(answer) => answer?,
                     Poll::Pending => {
                         let rid = rid.map(Identifier::to_label);
-                        self.activities.wait(rid, operation.name(), outcome);
+                        let (of, form) = (operation.name(), PayloadForm::default());
+                        self.activities.wait(Waiter { rid, of, form }, outcome);
                         return Ok(());
                     }
                 }
@@ -129,33 +165,9 @@ impl Operations {
         of: Option<&'static str>,
         output: &mut Output<'_>,
     ) {
-        let code = refusal.code();
-        self.client.worker.metrics.refusal(code);
-        // The text is not logged: it may repeat what the client sent.
-        debug!(peer = %self.client.peer, op = of, code = code.word(), "refused");
+        self.client.refused(of, refusal.code());
         let rid = rid.map(Identifier::to_label);
         write_refusal(refusal, rid.as_ref().map(|rid| rid.as_bytes()), of, output);
-    }
-
-    /// Applies what a reload of the keys has changed, such as the rate of the client.
-    fn refresh(&mut self) {
-        let Some(keyring) = &self.client.worker.keyring else { return };
-        let generation = Some(keyring.generation());
-        if self.generation == generation {
-            return;
-        }
-        self.generation = generation;
-        if let Some(principal) = &self.client.principal
-            && let Some(current) = keyring.refresh(principal)
-        {
-            self.client.principal = Some(current);
-        }
-    }
-}
-
-impl shared::Activities for Operations {
-    fn run_follows(&mut self, outgoing: &mut Outgoing) -> Left {
-        self.activities.run_follows(&mut Output::new(outgoing))
     }
 }
 

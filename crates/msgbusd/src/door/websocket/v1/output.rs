@@ -4,8 +4,8 @@ use std::{cell::Cell, mem};
 
 use bytes::Bytes;
 
-use super::FRAME_SIZE;
 use crate::{
+    dialogue::{self, ENOUGH as FRAME_SIZE},
     encode::frame_cache::{Frame, TextHeader},
     websocket::transport::Outgoing,
 };
@@ -20,7 +20,7 @@ thread_local! {
 
 /// The frame that is being put together, for one turn of a websocket.
 #[derive(Debug)]
-pub(super) struct Output<'a> {
+pub(crate) struct Output<'a> {
     outgoing: &'a mut Outgoing,
     /// The text, after space for the longest header.
     text: Vec<u8>,
@@ -29,14 +29,20 @@ pub(super) struct Output<'a> {
     shared_bytes: usize,
 }
 
-impl<'a> Output<'a> {
-    pub(super) fn new(outgoing: &'a mut Outgoing) -> Self {
+impl<'a> dialogue::Output<'a> for Output<'a> {
+    fn new(outgoing: &'a mut Outgoing) -> Self {
         let mut text = SPARE.take();
         text.clear();
         text.resize(TextHeader::MAX_SIZE, 0);
         Self { outgoing, text, shared: Vec::new(), shared_bytes: 0 }
     }
 
+    fn waiting(&self) -> usize {
+        self.outgoing.len() + self.frame_len()
+    }
+}
+
+impl Output<'_> {
     /// The text of the line that is being written.
     pub(super) fn text(&mut self) -> &mut Vec<u8> {
         &mut self.text
@@ -58,11 +64,6 @@ impl<'a> Output<'a> {
         if self.frame_len() >= FRAME_SIZE {
             self.finish_frame();
         }
-    }
-
-    /// The bytes that wait to be written.
-    pub(super) fn waiting(&self) -> usize {
-        self.outgoing.len() + self.frame_len()
     }
 
     fn frame_len(&self) -> usize {

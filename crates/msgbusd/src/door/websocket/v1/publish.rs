@@ -9,18 +9,15 @@ use super::{
     operations::{Begun, Operations},
     refusal::Refusal,
 };
-use crate::service::{parameters, publisher::Publishing};
+use crate::service::{Authority, parameters, publisher::Publishing};
 
 impl Operations {
-    pub(super) fn publish(&mut self, fields: &Publish<'_>) -> Result<Begun, Refusal> {
+    pub(super) fn publish_one(&mut self, fields: &Publish<'_>) -> Result<Begun, Refusal> {
         let message = message(fields, self.client.worker.config.max_payload)?;
-        let call = self.client.call();
         let topic = fields.topic.needed_text("topic")?;
-        let publisher = self
-            .publishers
-            .find(topic, || Ok::<_, Refusal>(call.publisher(&TopicName::new(topic)?)))?;
-        self.has_published = true;
-        Ok(match call.publish_to(publisher, message)? {
+        let name = || Ok::<_, Refusal>(TopicName::new(topic)?);
+        let publishing = self.publish((topic, name), Authority::Own, message)?;
+        Ok(match publishing {
             Publishing::Done(published) => Begun::Done(Answer::Published(published)),
             Publishing::Committing(commit) => {
                 Begun::Waits(Box::pin(async move { Ok(Answer::Published(commit.await?)) }))

@@ -10,7 +10,6 @@ use msgbus_core::{
 use tokio::time::sleep;
 
 use super::{
-    Client,
     answer::Answer,
     operation::Pull,
     operations::{Begun, Operations},
@@ -18,6 +17,7 @@ use super::{
     subscribe::lease,
 };
 use crate::{
+    dialogue::Client,
     limits::inflight::Inflight,
     service::{
         error::ServiceError,

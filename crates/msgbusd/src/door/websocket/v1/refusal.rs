@@ -10,7 +10,7 @@ use crate::service::{code::Code, error::ServiceError, parameters::BadParameter};
 
 /// Why an operation was refused. The texts are those of HTTP.
 #[derive(Debug, Error)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     #[error("not a JSON object: {0}")]
     NotJson(String),
     #[error("unknown op {0:?}; use {known}", known = super::operation::NAMES)]

@@ -1,22 +1,35 @@
-//! What a `msgbus.v1` websocket does with the messages of its client.
+//! What a `msgbus.v1` websocket does with the messages of its client, and how it writes what happens.
 
-use std::{iter, task::Waker};
+use std::iter;
 
 use memchr::memchr;
+use msgbus_core::{Leased, Position, Reply, ReplyToken, Request, json::PayloadForm};
 
-use super::{Client, FRAME_SIZE, activities::Activities, operations::Operations, output::Output};
+use super::{
+    MAX_OUTSTANDING, V1,
+    answer::Answer,
+    ask, events,
+    identifier::Label,
+    operations::{Opening, Operations, Waiter},
+    output::Output,
+    refusal::Refusal,
+};
 use crate::{
+    dialogue::{Client, Conversation, Dialect, End, Handled, MAX_UNREAD, Output as _, session},
     net::connection::Connection,
+    service::{
+        error::ServiceError,
+        follower::{Follower, Item},
+    },
     websocket::{
-        end::End,
-        session::{Dialogue, Session as OfSocket},
+        end,
         transport::{Outgoing, Transport},
     },
     worker::Worker,
 };
 
 /// One websocket.
-pub(crate) type Session = OfSocket<Operations>;
+pub(crate) type Session = session::Session<V1>;
 
 /// The maximum size of a frame from a client, in bytes: an operation with the largest payload in base64.
 fn max_frame(worker: &Worker) -> usize {
@@ -27,79 +40,113 @@ fn max_frame(worker: &Worker) -> usize {
 /// Takes over a connection after the handshake. `already_read` has the bytes that were read since then.
 pub(crate) fn session(client: Client, connection: Connection, already_read: Vec<u8>) -> Session {
     let transport = Transport::with_inbox(connection, already_read, max_frame(&client.worker));
-    let (worker, peer) = (client.worker.clone(), client.peer);
-    Session::new(Operations::new(client), transport, &worker, peer)
+    Session::new(Conversation::new(V1, client), Outgoing::default(), transport)
 }
-
-impl Dialogue for Operations {
+impl Dialect for V1 {
     const NAME: &'static str = "msgbus.v1";
     const TEXT_ONLY: &'static str = "msgbus.v1 is text: a JSON object in each line";
-    type Rest = Activities;
+    const BATCH: usize = 64;
+    /// Each `serve` has a limit of its own.
+    const MAX_IN_HAND: usize = usize::MAX;
+
+    type Output<'a> = Output<'a>;
+    type Name = Label;
+    type Opening = Opening;
+    type Style = PayloadForm;
+    type RequestKey = ReplyToken;
+    type Waiter = Waiter;
+    type Outcome = Result<Answer, Refusal>;
 
     fn begin(
-        &mut self,
-        text: &str,
-        outgoing: &mut Outgoing,
+        operations: &mut Operations,
+        message: &[u8],
+        output: &mut Output<'_>,
         allowed: &mut usize,
-    ) -> Result<usize, End> {
-        // The answers to one frame are in one frame.
-        let mut output = Output::new(outgoing);
+    ) -> Result<Handled, end::End> {
         let mut handled = 0;
-        for line in lines(text) {
-            if *allowed == 0 || !Dialogue::may_begin(self, output.waiting()) {
-                break;
+        for line in lines(end::End::text(message)?) {
+            if *allowed == 0 || !Self::may_begin(operations, output.waiting()) {
+                return Ok(Handled::UpTo(handled));
             }
             handled += line.len();
             *allowed -= 1;
             let line = line.trim_ascii();
             if !line.is_empty() {
-                self.begin(line, &mut output);
+                operations.begin(line, output);
             }
         }
-        Ok(handled)
+        Ok(Handled::All)
     }
 
-    fn may_begin(&self, unwritten: usize) -> bool {
-        self.may_begin(unwritten)
+    fn may_begin(operations: &Operations, unwritten: usize) -> bool {
+        operations.activities.held_up() < MAX_OUTSTANDING && unwritten < MAX_UNREAD
     }
 
-    fn has_published(&mut self) -> bool {
-        std::mem::take(&mut self.has_published)
+    fn opened(
+        &mut self,
+        client: &Client,
+        sid: &Label,
+        opening: &mut Opening,
+        outcome: Result<&Follower, ServiceError>,
+        output: &mut Output<'_>,
+    ) -> bool {
+        opening.answer(client, sid, outcome, output)
     }
 
-    fn register(&self, task: &Waker) {
-        self.activities.register(task);
+    fn item(_: &Client, sid: &Label, item: Item, next_id: u64, output: &mut Output<'_>) {
+        events::write_item(sid, item, next_id, output);
     }
 
-    fn run(&mut self, outgoing: &mut Outgoing) -> bool {
-        let mut output = Output::new(outgoing);
-        let mut has_run = false;
-        while output.waiting() < FRAME_SIZE && self.activities.run_next(&mut output) {
-            has_run = true;
+    fn leased(
+        client: &Client,
+        (sid, form): (&Label, PayloadForm),
+        leased: &Leased,
+        output: &mut Output<'_>,
+    ) {
+        events::write_leased(client, (sid, form), leased, output);
+    }
+
+    fn request(
+        &mut self,
+        client: &Client,
+        (sid, form): (&Label, PayloadForm),
+        request: &Request,
+        _: u64,
+        output: &mut Output<'_>,
+    ) -> ReplyToken {
+        events::write_request(client, (sid, form), request, output);
+        request.token()
+    }
+
+    fn replied(
+        &mut self,
+        client: &Client,
+        waiter: Waiter,
+        outcome: Result<Reply, ServiceError>,
+        output: &mut Output<'_>,
+    ) {
+        match outcome {
+            Ok(reply) => ask::write_reply(client, &waiter, &reply, output),
+            Err(error) => waiter.refuse(client, &error.into(), output),
         }
-        has_run
     }
 
-    fn run_blocked(&mut self, outgoing: &mut Outgoing) {
-        self.activities.run_blocked(&mut Output::new(outgoing));
+    fn done(
+        &mut self,
+        client: &Client,
+        waiter: Waiter,
+        outcome: Result<Answer, Refusal>,
+        output: &mut Output<'_>,
+    ) {
+        match (outcome, &waiter.rid) {
+            (Ok(answer), Some(rid)) => answer.write(Some(rid.as_bytes()), output),
+            (Ok(_), None) => {}
+            (Err(refusal), _) => waiter.refuse(client, &refusal, output),
+        }
     }
 
-    fn pinged(&mut self, outgoing: &mut Outgoing) {
-        self.activities.say_feeds(&mut Output::new(outgoing));
-    }
-
-    fn drain(&mut self, outgoing: &mut Outgoing) {
-        self.activities.drain(&mut Output::new(outgoing));
-    }
-
-    fn outstanding(&self) -> usize {
-        self.activities.outstanding()
-    }
-
-    fn end(&mut self) -> Activities {
-        let activities = self.end();
-        activities.log_end("websocket");
-        activities
+    fn ended(_: &mut Operations, sid: Label, (end, _): (End, Position), output: &mut Output<'_>) {
+        events::write_end(&sid, &end, output);
     }
 }
 

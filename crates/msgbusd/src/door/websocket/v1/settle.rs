@@ -3,17 +3,19 @@
 use msgbus_core::{LeaseOptions, LeaseToken, Settlement, json};
 
 use super::{
-    Client,
     answer::Answer,
     operation::{Ack, Extend, Field, Nack, Text},
     operations::{Begun, Operations},
     refusal::Refusal,
     subscribe::lease,
 };
-use crate::service::{
-    code::Code,
-    lease::shortened,
-    parameters::{self, DELAYS, MAX_SETTLED},
+use crate::{
+    dialogue::Client,
+    service::{
+        code::Code,
+        lease::shortened,
+        parameters::{self, DELAYS, MAX_SETTLED},
+    },
 };
 
 /// The leases of one operation.

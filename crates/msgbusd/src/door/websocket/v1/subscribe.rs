@@ -1,24 +1,19 @@
 //! `sub`, `unsub` and `credit`: subscriptions.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll, Waker},
-};
-
 use msgbus_core::{GroupName, LeaseOptions, Position, TopicName};
 
 use super::{
+    MAX_SUBSCRIPTIONS, V1,
     answer::Answer,
-    follow::Follow,
     identifier::{Identifier, Label},
-    opening::Opening,
     operation::{Credit, Subscribe, Unsubscribe},
-    operations::{Begun, Operations},
+    operations::{Begun, Opening, Operations},
+    output::Output,
     refusal::Refusal,
-    work::{Job, Work},
 };
 use crate::{
     auth::Target,
+    dialogue::{Job, Lease},
     encode::frame_cache::FrameFormat,
     service::{
         follower::FollowOptions,
@@ -31,9 +26,10 @@ impl Operations {
         &mut self,
         fields: &Subscribe<'_>,
         rid: Option<&Identifier<'_>>,
+        output: &mut Output<'_>,
     ) -> Result<Begun, Refusal> {
         let sid = fields.sid.needed("sid")?.to_label();
-        self.activities.check_new(&sid)?;
+        self.check_new(&sid)?;
         let name = fields.topic.needed_text("topic")?;
         let since = fields.since.text().map(parameters::since).transpose()?;
         if let Some(group) = fields.group.text() {
@@ -53,17 +49,20 @@ impl Operations {
             format: FrameFormat::Object(fields.payload.form()),
         };
         let target: Target = name.parse()?;
-        let mut following = self.client.call().follow_target(&target, options);
-        let cx = &mut Context::from_waker(Waker::noop());
-        let Poll::Ready(follower) = Pin::new(&mut following).poll(cx) else {
-            let rid = rid.map(Identifier::to_label);
-            self.activities.open(Opening::new(sid, rid, following));
-            return Ok(Begun::Answers);
-        };
-        let follow = Follow::new(sid, follower?);
-        let answer = follow.answer();
-        self.activities.follow(follow);
-        Ok(Begun::Done(answer))
+        let following = self.client.call().follow_target(&target, options);
+        self.follow(sid, Opening::new(rid), following, output);
+        Ok(Begun::Answers)
+    }
+
+    /// Refuses a subscription that cannot be added.
+    pub(super) fn check_new(&self, sid: &Label) -> Result<(), Refusal> {
+        if self.activities.has(sid) {
+            return Err(Refusal::SidInUse);
+        }
+        if self.activities.named() >= MAX_SUBSCRIPTIONS {
+            return Err(Refusal::TooManySubscriptions);
+        }
+        Ok(())
     }
 
     /// Subscribes to the leases of a group.
@@ -83,9 +82,8 @@ impl Operations {
         options.from = since.unwrap_or(options.from);
         options.lease = lease(fields.lease.text())?.unwrap_or(options.lease);
         let credit = credit(fields.credit.get().copied().unwrap_or(1), "credit", 0)?;
-        let job = Job { topic, group, options, form: fields.payload.form() };
-        let work = Work::new(sid.clone(), &self.client, job, credit)?;
-        self.activities.work(work);
+        let (name, job) = ((sid.clone(), fields.payload.form()), Job { topic, group, options });
+        self.activities.lease(Lease::new(name, &self.client, job, credit)?);
         Ok(Begun::Done(Answer::Sid(sid)))
     }
 
@@ -95,17 +93,18 @@ impl Operations {
         rid: Option<&Identifier<'_>>,
     ) -> Result<Begun, Refusal> {
         let sid = fields.sid.needed("sid")?.to_label();
-        if let Some(opening) = self.activities.opening(&sid) {
-            opening.unsubscribe(rid.map(Identifier::to_label))?;
+        if let Some(opening) = self.activities.opening_of(&sid) {
+            opening.unsubscribe(rid)?;
             return Ok(Begun::Answers);
         }
-        Ok(Begun::Done(Answer::Sid(self.activities.unsubscribe(&sid)?)))
+        Ok(Begun::Done(Answer::Sid(self.activities.end(&sid).ok_or(Refusal::UnknownSid)?)))
     }
 
     pub(super) fn credit(&mut self, fields: &Credit<'_>) -> Result<Begun, Refusal> {
         let sid = fields.sid.needed("sid")?.to_label();
         let more = credit(*fields.n.needed("n")?, "n", 1)?;
-        let credit = self.activities.worker(&sid)?.add_credit(more);
+        let lease = self.activities.lease_of(&sid).ok_or(Refusal::UnknownSid)?;
+        let credit = lease.map_err(|()| Refusal::NotAGroup)?.add_credit(more);
         Ok(Begun::Done(Answer::Credit { sid, credit }))
     }
 }
@@ -116,7 +115,7 @@ pub(super) fn lease(text: Option<&str>) -> Result<Option<std::time::Duration>, B
 }
 
 fn credit(credit: u32, name: &'static str, least: usize) -> Result<usize, BadParameter> {
-    let most = Work::MAX_CREDIT;
+    let most = Lease::<V1>::MAX_CREDIT;
     let credit = usize::try_from(credit).unwrap_or(usize::MAX);
     if (least..=most).contains(&credit) {
         return Ok(credit);

@@ -11,9 +11,9 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// The keys of the activities of one websocket that are to be polled, in turn; and the waker of its task.
+/// The keys of the activities of one connection that are to be polled, in turn; and the waker of its task.
 #[derive(Debug, Default)]
-pub(crate) struct ReadyQueue(Mutex<State>);
+pub(super) struct ReadyQueue(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -23,7 +23,7 @@ struct State {
 
 /// Wakes one activity.
 #[derive(Debug)]
-pub(crate) struct Signal {
+pub(super) struct Signal {
     queue: Arc<ReadyQueue>,
     key: usize,
     /// Whether the key is in the queue.
@@ -32,14 +32,14 @@ pub(crate) struct Signal {
 
 impl ReadyQueue {
     /// Sets the task that serves the queue.
-    pub(crate) fn register(&self, task: &Waker) {
+    pub(super) fn register(&self, task: &Waker) {
         let mut state = self.0.lock();
         if !state.task.as_ref().is_some_and(|known| known.will_wake(task)) {
             state.task = Some(task.clone());
         }
     }
 
-    pub(crate) fn pop(&self) -> Option<usize> {
+    pub(super) fn pop(&self) -> Option<usize> {
         let mut state = self.0.lock();
         let key = state.keys.pop_front();
         if state.keys.is_empty() && state.keys.capacity() > 64 {
@@ -49,23 +49,23 @@ impl ReadyQueue {
     }
 
     /// Undoes a [`pop`](Self::pop), after which the activity was not polled.
-    pub(crate) fn put_back(&self, key: usize) {
+    pub(super) fn put_back(&self, key: usize) {
         self.0.lock().keys.push_front(key);
     }
 }
 
 impl Signal {
-    pub(crate) fn new(queue: &Arc<ReadyQueue>, key: usize) -> Arc<Self> {
+    pub(super) fn new(queue: &Arc<ReadyQueue>, key: usize) -> Arc<Self> {
         Arc::new(Self { queue: Arc::clone(queue), key, is_queued: AtomicBool::new(false) })
     }
 
     /// Call this after the key was taken out of the queue, and before the activity is polled.
-    pub(crate) fn taken(&self) {
+    pub(super) fn taken(&self) {
         self.is_queued.swap(false, AcqRel);
     }
 
     /// Queues the activity for another turn, without waking the task, which is running.
-    pub(crate) fn queue(&self) {
+    pub(super) fn queue(&self) {
         if !self.is_queued.swap(true, AcqRel) {
             self.queue.0.lock().keys.push_back(self.key);
         }

@@ -1,30 +1,32 @@
-//! One websocket whose client sends messages, from the handshake to the close frame: for doors with many activities on
-//! one connection.
+//! One connection, from the handshake to the close: a websocket, or a stream of bytes.
 
 use std::{
     future::poll_fn,
     ops::ControlFlow,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 use tracing::debug;
 
 use super::{
-    end::{End, count},
-    intake::Intake,
-    link::{Link, close, measure, write_rest, write_what_fits},
-    shared::{Activities, Shared, State},
-    transport::{Outgoing, Received, Transport},
+    Conversation, Dialect, Handled, Output as _,
+    shared::{Shared, State},
 };
 use crate::{
     net::{
         connection::{self, Connection},
-        peer::Peer,
         wake_queue::{self, RemoteWaker},
+    },
+    websocket::{
+        end::{End, count},
+        intake::Intake,
+        link::{Link, close, measure, write_rest, write_what_fits},
+        transport::{Outgoing, Received, Transport},
     },
     worker::Worker,
 };
@@ -35,98 +37,40 @@ const TURNS: usize = 4;
 /// The number of operations that begin in one turn.
 const OPERATIONS_AT_ONCE: usize = 512;
 
-/// What the door does with the messages of a client.
-pub(crate) trait Dialogue: Activities {
-    /// The protocol, for the log.
-    const NAME: &'static str;
-    /// Why a binary message is refused.
-    const TEXT_ONLY: &'static str;
-    /// What is dropped at the end, without a lock.
-    type Rest: Send;
+/// How long a client that sends nothing more is sent answers. It may have left altogether.
+const HALF_CLOSED: Duration = Duration::from_secs(5);
 
-    /// Begins what a message asks for, as far as the limits allow, and takes that off the number of operations that may
-    /// begin. Returns how many of its bytes are handled.
-    ///
-    /// # Errors
-    /// When the connection is to end.
-    fn begin(
-        &mut self,
-        text: &str,
-        outgoing: &mut Outgoing,
-        allowed: &mut usize,
-    ) -> Result<usize, End>;
-
-    /// Whether more may begin while this many bytes wait to be written.
-    fn may_begin(&self, unwritten: usize) -> bool;
-
-    /// Whether something was published since the last call.
-    fn has_published(&mut self) -> bool;
-
-    /// Sets the task that is woken when activities are ready.
-    fn register(&self, task: &Waker);
-
-    /// Gives the activities that are ready their turns, until there is enough to write. Returns whether there was one.
-    fn run(&mut self, outgoing: &mut Outgoing) -> bool;
-
-    /// Does what goes on while the client accepts nothing.
-    fn run_blocked(&mut self, outgoing: &mut Outgoing);
-
-    /// The client is pinged: the time to say what else it should know while nothing happens.
-    fn pinged(&mut self, outgoing: &mut Outgoing) {
-        let _ = outgoing;
-    }
-
-    /// Why the connection is to end, if it is.
-    fn ends(&self) -> Option<End> {
-        None
-    }
-
-    /// Ends all subscriptions, because the server stops.
-    fn drain(&mut self, outgoing: &mut Outgoing);
-
-    /// The number of operations that are not done.
-    fn outstanding(&self) -> usize;
-
-    /// Ends everything.
-    fn end(&mut self) -> Self::Rest;
-}
-
-/// One websocket.
-pub(crate) struct Session<D> {
+/// One connection.
+pub(crate) struct Session<D: Dialect> {
     link: Link,
     shared: Arc<Shared<D>>,
     worker: Arc<Worker>,
-    peer: Peer,
     /// Wakes the task of the session for its activities, which publishers on other threads wake.
     waker: RemoteWaker,
     intake: Intake,
 }
 
-impl<D: Dialogue> Session<D> {
+impl<D: Dialect> Session<D> {
+    /// `outgoing` has what comes before everything else.
     pub(crate) fn new(
-        dialogue: D,
+        conversation: Conversation<D>,
+        outgoing: Outgoing,
         transport: Transport<Connection>,
-        worker: &Arc<Worker>,
-        peer: Peer,
     ) -> Self {
-        debug!(%peer, protocol = D::NAME, "websocket");
-        let shared = Shared::new(dialogue, connection::direct(transport.connection()));
+        debug!(peer = %conversation.client.peer, protocol = D::NAME, "connection");
+        let worker = Arc::clone(&conversation.client.worker);
+        let stream = connection::direct(transport.connection());
+        let shared = Shared::new(conversation, outgoing, stream);
         Self {
             link: Link::new(transport, worker.config.timeouts.ping),
             waker: shared.waker(),
             shared,
-            worker: Arc::clone(worker),
-            peer,
+            worker,
             intake: Intake::default(),
         }
     }
 
-    /// Sends what comes before everything else.
-    pub(crate) fn say(&self, greeting: Outgoing) {
-        self.shared.lock().outgoing = greeting;
-    }
-
-    /// Serves the client until the websocket ends.
+    /// Serves the client until the connection ends.
     pub(crate) async fn serve(mut self: Box<Self>) {
         let end = self.run().await;
         // Boxed, so that the memory of a session does not include the close.
@@ -152,10 +96,11 @@ impl<D: Dialogue> Session<D> {
         let shared = Arc::clone(&self.shared);
         let state = &mut *shared.lock();
         let _ = self.waker.poll(cx, |cx| {
-            state.dialogue.register(cx.waker());
+            state.conversation.activities.register(cx.waker());
             Poll::Ready(())
         });
         let flow = self.poll_turns(cx, alarm.as_mut(), state);
+        state.conversation.door.rests();
         let Self { link, intake, worker, .. } = self;
         if let Some(inbox) = link.transport.inbox() {
             intake.rest(inbox, &worker.inflight)?;
@@ -170,24 +115,24 @@ impl<D: Dialogue> Session<D> {
         mut alarm: Pin<&mut Sleep>,
         state: &mut State<D>,
     ) -> ControlFlow<End> {
-        let State { dialogue, outgoing, .. } = state;
+        let State { conversation, outgoing, .. } = state;
         for _ in 0..TURNS {
-            self.begin_messages(dialogue, outgoing)?;
+            self.begin_messages(conversation, outgoing)?;
             if self.link.poll_alarm(cx, alarm.as_mut())? {
-                dialogue.pinged(outgoing);
+                conversation.pinged(outgoing);
             }
             let is_blocked = self.link.poll_write(cx, outgoing)?.is_pending();
             let has_read = self.poll_fill(cx)?;
             let has_run = if is_blocked {
-                dialogue.run_blocked(outgoing);
+                conversation.run_blocked(outgoing);
                 false
             } else {
-                dialogue.run(outgoing)
+                conversation.run(outgoing)
             };
-            if let Some(end) = dialogue.ends() {
+            if let Some(end) = conversation.ends.take() {
                 return ControlFlow::Break(end);
             }
-            let may_begin_held = self.holds_message() && dialogue.may_begin(outgoing.len());
+            let may_begin_held = self.holds_message() && D::may_begin(conversation, outgoing.len());
             if !(has_read || has_run || may_begin_held) {
                 return ControlFlow::Continue(());
             }
@@ -219,10 +164,15 @@ impl<D: Dialogue> Session<D> {
     }
 
     /// Begins the operations that have arrived, as far as the limits allow.
-    fn begin_messages(&mut self, dialogue: &mut D, outgoing: &mut Outgoing) -> ControlFlow<End> {
+    fn begin_messages(
+        &mut self,
+        conversation: &mut Conversation<D>,
+        outgoing: &mut Outgoing,
+    ) -> ControlFlow<End> {
         let mut allowed = OPERATIONS_AT_ONCE;
+        D::resume(conversation, outgoing);
         loop {
-            if !self.begin_message(dialogue, outgoing, &mut allowed)? {
+            if !self.begin_message(conversation, outgoing, &mut allowed)? {
                 break;
             }
             match self.link.transport.next_received() {
@@ -241,56 +191,66 @@ impl<D: Dialogue> Session<D> {
                 Err(error) => return ControlFlow::Break(End::from(error)),
             }
         }
-        if dialogue.has_published() {
-            wake_queue::published();
-        }
+        conversation.announce();
         ControlFlow::Continue(())
     }
 
     /// Begins the operations of the message that is being handled. Returns `false` if some have to wait.
     fn begin_message(
         &mut self,
-        dialogue: &mut D,
+        conversation: &mut Conversation<D>,
         outgoing: &mut Outgoing,
         allowed: &mut usize,
     ) -> ControlFlow<End, bool> {
         let Some(inbox) = self.link.transport.inbox() else { return ControlFlow::Continue(true) };
-        if inbox.has_text() && !(*allowed > 0 && dialogue.may_begin(outgoing.len())) {
+        let Some(message) = inbox.text() else { return ControlFlow::Continue(true) };
+        if *allowed == 0 || !D::may_begin(conversation, outgoing.len()) {
             return ControlFlow::Continue(false);
         }
-        let text = match inbox.text() {
-            Ok(Some(text)) => text,
-            Ok(None) => return ControlFlow::Continue(true),
-            Err(error) => return ControlFlow::Break(End::from(error)),
+        let mut output = D::Output::new(outgoing);
+        let handled = match D::begin(conversation, message, &mut output, allowed) {
+            Ok(handled) => handled,
+            Err(end) => return ControlFlow::Break(end),
         };
-        let length = text.len();
-        match dialogue.begin(text, outgoing, allowed) {
-            Ok(handled) => {
-                inbox.advance(handled);
-                ControlFlow::Continue(handled == length)
-            }
-            Err(end) => ControlFlow::Break(end),
+        match handled {
+            Handled::All => inbox.skip(),
+            Handled::UpTo(count) => inbox.advance(count),
+            Handled::Partly(count) => inbox.hold(count),
         }
+        ControlFlow::Continue(!inbox.has_text())
     }
 
-    /// Ends the session: answers what has begun if appropriate, and closes the websocket.
+    /// Ends the session: answers what has begun if appropriate, and closes the connection.
     async fn end(mut self: Box<Self>, end: End) {
-        debug!(peer = %self.peer, protocol = D::NAME, ?end, "websocket ends");
         count(&self.worker, &end);
-        if matches!(end, End::Drain) {
-            self.finish().await;
+        // A stream may be closed in one direction only.
+        let is_half_closed = matches!(end, End::ClosedByClient) && self.link.transport.is_stream();
+        {
+            let State { conversation, outgoing, .. } = &mut *self.shared.lock();
+            let Conversation { door, client, .. } = conversation;
+            debug!(peer = %client.peer, protocol = D::NAME, ?end, "connection ends");
+            door.ends(client, &end, &mut D::Output::new(outgoing));
+        }
+        if is_half_closed || matches!(end, End::Drain) {
+            let limit = if is_half_closed { HALF_CLOSED } else { Duration::MAX };
+            let _ = timeout(limit, self.finish()).await;
         }
         let Self { link: Link { mut transport, .. }, shared, .. } = *self;
-        let (rest, mut outgoing) = {
+        let (activities, mut outgoing) = {
             let state = &mut *shared.lock();
-            (state.dialogue.end(), state.end())
+            state.conversation.door.rests();
+            (state.conversation.take(), state.end())
         };
-        drop((rest, shared));
+        drop((activities, shared));
         match end {
             End::Broken | End::Stuck => return,
             End::Drain => write_rest(&mut transport, &mut outgoing).await,
             // What came before was carried out.
-            End::Violation(..) | End::NoMemory | End::Unfinished | End::ClosedByClient => {
+            End::Violation(..)
+            | End::Malformed(..)
+            | End::NoMemory
+            | End::Unfinished
+            | End::ClosedByClient => {
                 write_what_fits(&mut transport, &mut outgoing).await;
             }
             _ => {}
@@ -301,20 +261,39 @@ impl<D: Dialogue> Session<D> {
 
     /// Ends all subscriptions, and waits for the operations that have begun.
     async fn finish(&mut self) {
-        let Self { shared, link, .. } = self;
-        {
-            let State { dialogue, outgoing, .. } = &mut *shared.lock();
-            dialogue.drain(outgoing);
-        }
+        let Self { shared, link, worker, .. } = self;
+        let mut told = None;
         poll_fn(|cx| {
-            let State { dialogue, outgoing, .. } = &mut *shared.lock();
-            dialogue.register(cx.waker());
-            dialogue.run_blocked(outgoing);
-            let written = link.poll_write(cx, outgoing);
-            if written.is_break() || dialogue.outstanding() == 0 {
-                return Poll::Ready(());
+            let State { conversation, outgoing, .. } = &mut *shared.lock();
+            let is_draining = worker.tasks.stop.is_draining();
+            if told != Some(is_draining) {
+                told = Some(is_draining);
+                conversation.drain(outgoing);
             }
-            Poll::Pending
+            conversation.activities.register(cx.waker());
+            conversation.run_blocked(outgoing);
+            if !is_draining {
+                D::resume(conversation, outgoing);
+            }
+            let is_done = conversation.activities.outstanding() == 0;
+            let had_output = !outgoing.is_empty();
+            match link.poll_write(cx, outgoing) {
+                ControlFlow::Break(_) => Poll::Ready(()),
+                ControlFlow::Continue(written) if is_done => {
+                    if link.transport.is_stream() {
+                        written
+                    } else {
+                        Poll::Ready(())
+                    }
+                }
+                ControlFlow::Continue(written) => {
+                    if written.is_ready() && had_output {
+                        // What the output has held back may go on.
+                        cx.waker().wake_by_ref();
+                    }
+                    Poll::Pending
+                }
+            }
         })
         .await;
     }
