@@ -35,6 +35,7 @@ use crate::{
     publish::Publisher,
     script::Script,
     server::{Failure, Server},
+    together::Together,
 };
 
 const MIN_DELAY: Duration = Duration::from_millis(50);
@@ -51,6 +52,8 @@ pub(crate) struct Connection {
     pub(crate) shared: Arc<Shared>,
     /// Of publishes that wait for more than the server.
     pub(crate) publisher: Option<Publisher>,
+    /// Of all others.
+    pub(crate) together: Arc<Together>,
     supervisor: AbortHandle,
 }
 
@@ -123,7 +126,7 @@ impl Connection {
         });
         let publisher = publishes_wait.then(|| Publisher::start(&shared));
         let supervisor = tokio::spawn(supervise(Arc::clone(&shared))).abort_handle();
-        Ok(Self { shared, publisher, supervisor })
+        Ok(Self { shared, publisher, together: Arc::default(), supervisor })
     }
 }
 

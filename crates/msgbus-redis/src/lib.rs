@@ -32,6 +32,7 @@ mod publish;
 mod script;
 mod server;
 mod tail;
+mod together;
 
 pub use self::{
     engine::{ConnectError, RedisEngine},

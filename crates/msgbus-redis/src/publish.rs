@@ -24,12 +24,14 @@ use crate::{
 };
 
 /// Messages as the script takes them.
-struct Batch {
+#[derive(Debug)]
+pub(crate) struct Batch {
     keys: Vec<String>,
     channel: String,
     messages: Vec<Encoded>,
 }
 
+#[derive(Debug)]
 struct Encoded {
     has_key: bool,
     /// In milliseconds, or empty.
@@ -57,6 +59,24 @@ impl Batch {
         };
         let messages = messages.into_iter().map(encode).collect();
         Self { keys, channel: names.channel(), messages }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// The size of the payloads and headers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.messages.iter().map(|message| message.payload.len() + message.headers.len()).sum()
+    }
+
+    fn has_keys(&self) -> bool {
+        self.messages.iter().any(|message| message.has_key)
+    }
+
+    /// Adds messages of the same topic that have no idempotency keys.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.messages.extend(other.messages);
     }
 
     fn arguments(&self, shared: &Shared, link: &Link, command: &mut Cmd) {
@@ -92,6 +112,14 @@ pub(crate) async fn publish(
     if let Some(publisher) = &connection.publisher {
         return publisher.publish(batch).await;
     }
+    if batch.has_keys() {
+        return run(shared, &batch).await;
+    }
+    connection.together.publish(shared, topic, batch).await
+}
+
+/// Publishes messages.
+pub(crate) async fn run(shared: &Shared, batch: &Batch) -> Result<Receipt, EngineError> {
     let link = shared.link()?;
     let arguments = |command: &mut Cmd| batch.arguments(shared, &link, command);
     let answer = shared.run(&link, Script::Publish, &batch.keys, Request::Final, arguments).await?;
