@@ -309,7 +309,12 @@ async fn settle_one(
     };
     if *settlement == Settlement::Ack {
         // Another worker may have the message by now: only an ack does no harm.
-        send(connection, found, &key, AckKind::Ack).await?;
+        match send(connection, found, &key, AckKind::Ack).await {
+            Err(EngineError::Unknown) if is_forgotten(found, &key).await => {
+                return Ok(Outcome::Lost);
+            }
+            sent => sent?,
+        }
         connection.settled.add(&key);
         return Ok(Outcome::Done);
     }
@@ -334,6 +339,13 @@ async fn settle_one(
         return Ok(Outcome::Lost);
     }
     Ok(Outcome::Extended(until))
+}
+
+/// Whether the server has forgotten that it has given a message, because it was killed. It does not answer an ack then, but
+/// gives the message again.
+async fn is_forgotten(found: &Found, key: &Key) -> bool {
+    let info = found.consumer.get_info().await;
+    info.is_ok_and(|info| info.delivered.consumer_sequence < key.delivery)
 }
 
 /// Sends a settlement, and waits for the answer.

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod cuts;
+mod forgotten;
 mod refusing;
 mod shared;
 mod silent;
