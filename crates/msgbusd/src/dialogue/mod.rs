@@ -20,11 +20,11 @@ mod shared;
 use std::{fmt, hash::Hash};
 
 use msgbus_core::{
-    Leased, NewMessage, Position, PublishError, RecvError, Reply, ReplyToken, Request, TopicName,
+    Leased, NewMessage, Position, PublishError, RecvError, Reply, Request, TopicName,
     store::StoreError,
 };
 
-use self::{activities::Activities, serve::Holder};
+use self::activities::Activities;
 pub(crate) use self::{
     client::Client,
     lease::{Job, Lease},
@@ -37,7 +37,6 @@ use crate::{
         error::ServiceError,
         follower::{self, Follower, Item},
         publisher::{Publishers, Publishing},
-        requests::Answer,
     },
     websocket::{end, transport::Outgoing},
 };
@@ -238,20 +237,6 @@ impl<D: Dialect> Conversation<D> {
         if std::mem::take(&mut self.has_published) {
             wake_queue::published();
         }
-    }
-
-    /// Answers a request that the client was given on this connection, as the one who serves. It goes to others if the
-    /// keys no longer allow that.
-    pub(crate) fn reply(
-        &self,
-        (token, origin): &(ReplyToken, Holder),
-        answer: Answer,
-    ) -> Result<(), ServiceError> {
-        let replied = origin.client.call().reply(token, answer);
-        if !matches!(replied, Ok(()) | Err(ServiceError::ReplyNotWanted)) {
-            origin.client.worker.bus.hand_back(token);
-        }
-        replied
     }
 
     /// Makes the client another user. What it has begun goes on as the one before.

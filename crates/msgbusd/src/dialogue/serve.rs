@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use msgbus_core::{BatchLimit, RecvError, Request, ServePull, TopicName};
+use msgbus_core::{BatchLimit, RecvError, ReplyToken, Request, ServePull, TopicName};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{Client, Conversation, Dialect, End};
 use crate::{
     auth::LiveAuthorization,
     limits::{inflight::Inflight, quota::QuotaPermit},
-    service::{error::ServiceError, in_hand::InHand, pull::WaitingPull},
+    service::{error::ServiceError, in_hand::InHand, pull::WaitingPull, requests::Answer},
 };
 
 /// The maximum number of bytes that is handed out at once.
@@ -32,6 +32,17 @@ pub(crate) struct Origin {
     pub(super) key: usize,
     /// The client as it was when it began to serve: it answers as that one.
     pub(super) client: Client,
+}
+
+impl Origin {
+    /// Answers a request that the client was given on this connection. It goes to others if the keys no longer allow that.
+    pub(crate) fn reply(&self, token: &ReplyToken, answer: Answer) -> Result<(), ServiceError> {
+        let replied = self.client.call().reply(token, answer);
+        if !matches!(replied, Ok(()) | Err(ServiceError::ReplyNotWanted)) {
+            self.client.worker.bus.hand_back(token);
+        }
+        replied
+    }
 }
 
 /// A service that a client serves.

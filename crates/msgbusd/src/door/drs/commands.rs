@@ -16,7 +16,8 @@ use crate::{
     auth::Target,
     dialogue::{Client, output::Messages},
     service::{
-        Authority, code::Code, error::ServiceError, publisher::Publishing, requests::Answer,
+        Authority, code::Code, error::ServiceError, follower::Follower, publisher::Publishing,
+        requests::Answer,
     },
 };
 
@@ -26,8 +27,10 @@ pub(super) type Outcome = Result<Reply, Failure>;
 /// A `drs.subscribe` that is answered when all of its names are open.
 #[derive(Debug, Default)]
 pub(super) struct Subscribing {
-    /// The command and its key as JSON; `None` for what an address names.
-    command: Option<Option<Box<str>>>,
+    /// Whether it is a command, and not the address of the peer.
+    is_command: bool,
+    /// As JSON.
+    key: Option<Box<str>>,
     /// The first one.
     pub(super) failure: OnceLock<Failure>,
 }
@@ -76,7 +79,8 @@ impl Conversation {
     fn complete(&mut self, command: &Command<'_>) -> bool {
         let key = command.key.and_then(command::text);
         let number = key.and_then(|key| self.door.number_of(&key));
-        let Some(held) = number.and_then(|number| self.activities.answered(&number)) else {
+        let answered = number.and_then(|number| self.activities.answered(&number));
+        let Some((token, origin)) = answered else {
             return matches!(&*command.action, RESPONSE | ERROR | EXCEPTION);
         };
         let (action, answer) = match &*command.action {
@@ -92,11 +96,11 @@ impl Conversation {
                 Err(failure) => (ERROR, Answer::failure(&failure.text)),
             },
         };
-        if let Ok(service) = self.client.worker.bus.service_of(&held.0) {
+        if let Ok(service) = self.client.worker.bus.service_of(&token) {
             self.door.counts.add(&service, action);
         }
         // If nobody waits any more, there is nothing that the peer could do about it.
-        let _ = self.reply(&held, answer);
+        let _ = origin.reply(&token, answer);
         true
     }
 
@@ -115,7 +119,7 @@ impl Conversation {
             }
             "drs.subscribe" => {
                 let key = command.key.map(Into::into);
-                let subscribing = Subscribing { command: Some(key), ..Subscribing::default() };
+                let subscribing = Subscribing { is_command: true, key, ..Subscribing::default() };
                 self.subscribe(&command.names()?, subscribing, output);
                 return Ok(None);
             }
@@ -277,7 +281,7 @@ impl Conversation {
                 Ok(follower) => Some(follower),
                 Err(opening) => opening.before,
             });
-            let from = before.as_ref().map_or(Position::New, |follower| follower.position());
+            let from = before.as_ref().map_or(Position::New, Follower::position);
             self.open(name, from, Opening { asked: Vec::new(), before }, output);
         }
     }
@@ -325,11 +329,12 @@ impl Drs {
         subscribing: Arc<Subscribing>,
         output: &mut Messages<'_>,
     ) {
-        let Some(Subscribing { command, failure }) = Arc::into_inner(subscribing) else { return };
-        match (command, failure.into_inner()) {
-            (None, None) => {}
-            (None | Some(None), Some(failure)) => failure.write(client, output),
-            (Some(key), failure) => {
+        let Some(subscribing) = Arc::into_inner(subscribing) else { return };
+        let Subscribing { is_command, key, failure } = subscribing;
+        match (key, failure.into_inner()) {
+            (None, None) if !is_command => {}
+            (None, Some(failure)) => failure.write(client, output),
+            (key, failure) => {
                 let outcome = failure.map_or_else(|| Ok(Reply::default()), Err);
                 self.answer(client, (key.as_deref(), "drs.subscribe"), &outcome, output);
             }

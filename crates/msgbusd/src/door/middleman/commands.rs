@@ -46,7 +46,7 @@ impl Conversation {
             "PUB" => self.on_pub(frame, &topic),
             "REQ" => self.on_req(frame, &topic),
             "RES" => self.on_res(frame, &topic),
-            "SUB" => self.on_sub(topic, output),
+            "SUB" => self.on_sub(&topic, output),
             "EPUB" => self.enable(&topic, &self.door.identity.hub.publishable),
             "ESUB" => self.enable(&topic, &self.door.identity.hub.subscribable),
             "EREQ" => self.on_ereq(topic),
@@ -103,17 +103,17 @@ impl Conversation {
         Ok(())
     }
 
-    fn on_sub(&mut self, topic: TopicName, output: &mut Messages<'_>) -> Result<(), Refused> {
+    fn on_sub(&mut self, topic: &TopicName, output: &mut Messages<'_>) -> Result<(), Refused> {
         let identity = &self.door.identity;
         let name = Name::Topic(topic.clone());
-        if self.activities.has(&name) || topic == identity.private {
+        if self.activities.has(&name) || *topic == identity.private {
             return Ok(());
         }
         let subscribable = &identity.hub.subscribable;
-        let authority = self.authority(Action::Subscribe, &topic, subscribable);
+        let authority = self.authority(Action::Subscribe, topic, subscribable);
         let authority = authority.ok_or(Refused::NotTrusted)?;
         self.check_room()?;
-        let following = self.following(&topic, authority, Position::New);
+        let following = self.following(topic, authority, Position::New);
         self.follow(name, (), following, output);
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Conversation {
         self.may(Action::Serve, topic)?;
         let Some(rid) = frame.header(RID).and_then(|rid| rid.parse().ok()) else { return Ok(()) };
         // Only who was given the number has it here.
-        let held = self.activities.answered(&rid).ok_or(Refused::NoClient)?;
+        let (token, origin) = self.activities.answered(&rid).ok_or(Refused::NoClient)?;
         let [connection, of_user] = SENDER;
         let reply = self.headers(frame, &[connection, of_user, RID]).and_then(|headers| {
             let payload = self.body(frame)?;
@@ -157,7 +157,7 @@ impl Conversation {
             Ok(reply) => (Answer::Reply(reply), Ok(())),
             Err(why) => (Answer::failure(&why.text("RES", frame.target)), Err(why)),
         };
-        let replied = self.reply(&held, answer).map_err(Refused::from);
+        let replied = origin.reply(&token, answer).map_err(Refused::from);
         refused.and(replied)
     }
 

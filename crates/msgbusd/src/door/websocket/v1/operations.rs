@@ -51,8 +51,12 @@ impl Waiter {
 pub(crate) struct Opening {
     rid: Option<Label>,
     /// The `unsub` that came meanwhile, with its `rid`. It is answered after the `sub`.
-    unsubscribed: Option<Option<Label>>,
+    unsubscribed: Option<Unsubscribed>,
 }
+
+/// An `unsub`, with its `rid`.
+#[derive(Debug)]
+struct Unsubscribed(Option<Label>);
 
 impl Opening {
     pub(super) fn new(rid: Option<&Identifier<'_>>) -> Self {
@@ -64,7 +68,7 @@ impl Opening {
         if self.unsubscribed.is_some() {
             return Err(Refusal::UnknownSid);
         }
-        self.unsubscribed = Some(rid.map(Identifier::to_label));
+        self.unsubscribed = Some(Unsubscribed(rid.map(Identifier::to_label)));
         Ok(())
     }
 
@@ -88,13 +92,13 @@ impl Opening {
             (Ok(_), None) => {}
             (Err(error), _) => {
                 of(rid, "sub").refuse(client, &error.into(), output);
-                if let Some(rid) = unsubscribed {
+                if let Some(Unsubscribed(rid)) = unsubscribed {
                     of(rid, "unsub").refuse(client, &Refusal::UnknownSid, output);
                 }
                 return false;
             }
         }
-        if let Some(Some(rid)) = &unsubscribed {
+        if let Some(Unsubscribed(Some(rid))) = &unsubscribed {
             Answer::Sid(sid.clone()).write(Some(rid.as_bytes()), output);
         }
         unsubscribed.is_none()

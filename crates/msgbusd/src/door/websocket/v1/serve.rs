@@ -22,7 +22,7 @@ impl Operations {
         let service = service_name(fields.service.needed_text("service")?)?;
         let max = usize::try_from(fields.max.get().copied().unwrap_or(1)).unwrap_or(usize::MAX);
         if !(1..=MAX_AT_A_TIME).contains(&max) {
-            let why = format!("use a whole number, 1 to {}", MAX_AT_A_TIME);
+            let why = format!("use a whole number, 1 to {MAX_AT_A_TIME}");
             return Err(BadParameter::new("max", why).into());
         }
         self.serve((sid.clone(), fields.payload.form()), service, max)?;
@@ -33,7 +33,7 @@ impl Operations {
         let token: ReplyToken = fields.token.needed_text("token")?.parse()?;
         let answer = answer_of(fields, self.client.worker.config.max_payload)?;
         match self.activities.answered(&token) {
-            Some(held) => self.reply(&held, answer)?,
+            Some((token, origin)) => origin.reply(&token, answer)?,
             // It came from another connection.
             None => self.client.call().reply(&token, answer)?,
         }
