@@ -212,15 +212,28 @@ pub(crate) async fn is_there(known: &Known, subject: &str, id: u64) -> Result<bo
     Ok(raw(known, id).await?.is_some_and(|message| message.subject.as_str() == subject))
 }
 
-/// Whether another message has the number of one that was delivered: the server has lost its last messages, and gives
-/// their numbers again.
-pub(crate) async fn is_replaced(
+/// What has the number of a message that there was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// The message.
+    Same,
+    /// Another message: the server has lost its last messages, and gives their numbers again.
+    Another,
+    /// None.
+    Gone,
+}
+
+/// Looks for a message that was published at a time.
+pub(crate) async fn find_again(
     known: &Known,
     subject: &str,
     (id, published): (u64, DateTime<Utc>),
-) -> Result<bool, EngineError> {
-    let found = raw(known, id).await?;
-    Ok(found.is_some_and(|found| found.subject.as_str() != subject || found.time != published))
+) -> Result<Found, EngineError> {
+    Ok(match raw(known, id).await? {
+        None => Found::Gone,
+        Some(found) if found.subject.as_str() == subject && found.time == published => Found::Same,
+        Some(_) => Found::Another,
+    })
 }
 
 async fn raw(
@@ -238,10 +251,18 @@ async fn raw(
 
 /// Whether a topic has messages.
 pub(crate) async fn has_messages(known: &Known, subject: &str) -> Result<bool, EngineError> {
+    Ok(last_message(known, subject).await?.is_some())
+}
+
+/// The last message of a topic: its sequence, and when it was published.
+pub(crate) async fn last_message(
+    known: &Known,
+    subject: &str,
+) -> Result<Option<(u64, DateTime<Utc>)>, EngineError> {
     match known.stream.get_last_raw_message_by_subject(subject).await {
-        Ok(_) => Ok(true),
+        Ok(message) => Ok(Some((message.sequence, message.time))),
         Err(error) => match error.kind() {
-            jetstream::stream::LastRawMessageErrorKind::NoMessageFound => Ok(false),
+            jetstream::stream::LastRawMessageErrorKind::NoMessageFound => Ok(None),
             _ => Err(request_error(&error)),
         },
     }

@@ -16,7 +16,7 @@ use tracing::debug;
 use crate::{
     connection::{Connection, Known},
     error::request_error,
-    history::{delivered, is_complete, is_next, is_replaced, is_there, reader},
+    history::{Found, delivered, find_again, is_complete, is_next, is_there, last_message, reader},
 };
 
 /// How much the server sends ahead, in bytes.
@@ -220,29 +220,26 @@ impl Feed {
     ) -> Result<Option<(Arc<Known>, u64, bool)>, EngineError> {
         let (known, info) = self.connection.state().await?;
         let end = info.state.last_sequence + 1;
-        let position = match self.position {
-            None => {
-                if !sink.open(known.epoch, end) {
-                    return Ok(None);
-                }
-                Position { epoch: known.epoch, next: end, last: None }
-            }
-            Some(position) if position.epoch != known.epoch || position.next > end => {
-                // The numbers have begun again. The followers have to begin anew.
-                sink.open(known.epoch.max(position.epoch + 1), end);
-                return Ok(None);
-            }
-            Some(Position { last: Some(last), epoch, .. })
-                if is_replaced(&known, &self.subject, last).await? =>
-            {
-                sink.open(epoch + 1, end);
-                return Ok(None);
-            }
-            Some(position) => position,
+        let Some(position) = self.position else {
+            // What is before the window proves later that nothing after it is gone.
+            let last = last_message(&known, &self.subject).await?.filter(|(id, _)| *id < end);
+            self.position = Some(Position { epoch: known.epoch, next: end, last });
+            return Ok(sink.open(known.epoch, end).then_some((known, end, false)));
         };
-        self.position = Some(position);
+        let is_same = position.epoch == known.epoch && position.next <= end;
+        let found = match position.last {
+            Some(last) if is_same => find_again(&known, &self.subject, last).await?,
+            _ => Found::Gone,
+        };
+        if !is_same || found == Found::Another {
+            // The numbers have begun again. The followers have to begin anew.
+            sink.open(known.epoch.max(position.epoch + 1), end);
+            return Ok(None);
+        }
         let next = position.next;
-        let is_complete = is_complete(&known, &info, &self.subject, next).await?;
+        // Messages are removed oldest first.
+        let is_complete =
+            found == Found::Same || is_complete(&known, &info, &self.subject, next).await?;
         Ok(Some((known, next, !is_complete)))
     }
 }

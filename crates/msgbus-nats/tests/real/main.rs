@@ -159,6 +159,33 @@ async fn what_other_topics_have_displaced_is_announced() {
     }
 }
 
+/// The stream has holes, because other topics were deleted. They are not holes of this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_topic_has_no_gap_after_a_restart() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let bus = bus(Arc::new(server.engine(server.options()).await));
+        let (topic, other) = (fresh("quiet"), fresh("other"));
+        soon(bus.publish(&topic, "one")).await.unwrap();
+        for _ in 0..3 {
+            soon(bus.publish(&other, "x")).await.unwrap();
+        }
+        soon(bus.delete(&other)).await.unwrap();
+        soon(bus.publish(&other, "x")).await.unwrap();
+        let mut follower = soon(bus.follow(&topic, Position::New)).await.unwrap();
+        server.stop();
+        server.run();
+        while soon(bus.publish(&topic, "two")).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let event = soon(follower.recv()).await.unwrap();
+        assert!(
+            matches!(&event, Event::Message { message, .. } if message.payload() == "two"),
+            "{event:?}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_has_lost_everything_is_another_epoch() {
     for program in programs() {
