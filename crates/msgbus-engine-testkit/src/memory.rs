@@ -21,7 +21,7 @@ use msgbus_core::{
 use tokio::{
     sync::Notify,
     task::yield_now,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use self::topic::Topic;
@@ -58,6 +58,12 @@ pub struct Faults {
     pub doubts: u32,
     /// The maximum number of times that a request lets others go first.
     pub delays: u32,
+    /// How long a request that does not wait for messages takes before it is served.
+    pub pause: Duration,
+    /// An ack is refused with [`EngineError::Unavailable`].
+    pub refused_acks: u32,
+    /// An ack that is not refused is served, and its answer lost.
+    pub lost_acks: u32,
 }
 
 #[derive(Debug)]
@@ -66,6 +72,8 @@ struct Inner {
     /// The maximum number of messages in a topic.
     retain: usize,
     faults: Faults,
+    /// It takes no messages.
+    refuses: Option<TopicName>,
     random: fastrand::Rng,
     epoch: u64,
     next: u64,
@@ -79,6 +87,7 @@ impl MemoryEngine {
             numbers,
             retain: usize::MAX,
             faults: Faults::default(),
+            refuses: None,
             random: fastrand::Rng::with_seed(seed),
             epoch: 1_700_000_000_000_000_000,
             next: 1,
@@ -91,6 +100,11 @@ impl MemoryEngine {
     pub fn set_faults(&self, faults: Faults) {
         self.lock().faults = faults;
         self.0.changed.notify_waiters();
+    }
+
+    /// From now on this topic refuses messages with [`EngineError::Denied`].
+    pub fn refuse(&self, topic: &TopicName) {
+        self.lock().refuses = Some(topic.clone());
     }
 
     /// From now on a topic retains only its latest messages.
@@ -124,11 +138,14 @@ impl MemoryEngine {
     ) -> Answer<T> {
         let engine = self.clone();
         Box::pin(async move {
-            let delays = {
+            let (delays, pause) = {
                 let mut inner = engine.lock();
-                let most = inner.faults.delays;
-                inner.random.u32(0..=most)
+                let Faults { delays, pause, .. } = inner.faults;
+                (inner.random.u32(0..=delays), pause)
             };
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
             for _ in 0..delays {
                 yield_now().await;
             }
@@ -310,7 +327,12 @@ impl Engine for MemoryEngine {
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
         let topic = topic.clone();
-        self.serve(move |inner| Ok(inner.publish(&topic, messages)))
+        self.serve(move |inner| {
+            if inner.refuses.as_ref() == Some(&topic) {
+                return Err(EngineError::Denied);
+            }
+            Ok(inner.publish(&topic, messages))
+        })
     }
 
     fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {
@@ -325,9 +347,18 @@ impl Engine for MemoryEngine {
         settlement: &Settlement,
     ) -> Answer<SettledBatch> {
         let (topic, group, settlement) = (topic.clone(), group.cloned(), settlement.clone());
-        self.serve(move |inner| match inner.topics.get_mut(&topic) {
-            Some(topic) => Ok(topic.settle(group.as_ref(), &keys, &settlement)),
-            None => Ok(SettledBatch { lost: (0..keys.len()).collect(), expires: None }),
+        self.serve(move |inner| {
+            let Faults { refused_acks, lost_acks, .. } = inner.faults;
+            let is_ack = settlement == Settlement::Ack;
+            if is_ack && inner.happens(refused_acks) {
+                return Err(EngineError::Unavailable);
+            }
+            let is_lost = is_ack && inner.happens(lost_acks);
+            let settled = match inner.topics.get_mut(&topic) {
+                Some(topic) => topic.settle(group.as_ref(), &keys, &settlement),
+                None => SettledBatch { lost: (0..keys.len()).collect(), expires: None },
+            };
+            if is_lost { Err(EngineError::Unknown) } else { Ok(settled) }
         })
     }
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use msgbus_core::{
-    BatchLimit, Event, GroupConfig, LeaseOptions, MessageBus, Options, Position, PublishError,
-    RecvError, Settlement, TopicSettings,
+    BatchLimit, Event, GroupConfig, GroupName, LeaseError, LeaseOptions, MessageBus, Options,
+    Position, PublishError, RecvError, Settlement, TopicName, TopicSettings,
     engine::{Engine, EngineError, EngineRule},
     store::{Durability, StoreError},
 };
@@ -411,5 +411,126 @@ async fn who_waits_after_a_dead_letter_has_taken_nothing() {
     while engine.published(&topic.dead_letters().unwrap()).is_empty() || waiting.is_committing() {
         assert!(start.elapsed() < SOON && Pin::new(&mut waiting).poll(&mut cx).is_pending());
         sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Leases everything so often that it is delivered once too often the next time.
+async fn wear_out(bus: &MessageBus, topic: &TopicName, group: &GroupName, count: usize) {
+    let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
+    let limit = BatchLimit { events: count, bytes: 1 << 20 };
+    for _ in 0..10 {
+        let options = LeaseOptions { limit, ..LeaseOptions::default() };
+        let leased = soon(bus.lease(topic, group, options)).await.unwrap();
+        assert_eq!(leased.len(), count);
+        for leased in leased {
+            soon(bus.settle(&leased.token, &back)).await.unwrap();
+        }
+    }
+}
+
+/// Each failure takes so long that the leases of the first ones end before the last one was tried.
+#[tokio::test]
+async fn dead_letters_that_cannot_be_published_keep_no_job_from_its_workers() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let (topic, group) = (fresh("unburied"), "g".parse().unwrap());
+    for n in 0..8 {
+        soon(bus.publish(&topic, n.to_string())).await.unwrap();
+    }
+    wear_out(&bus, &topic, &group, 8).await;
+    engine.refuse(&topic.dead_letters().unwrap());
+    engine.set_faults(Faults { pause: Duration::from_millis(300), ..Faults::default() });
+    let options = || LeaseOptions { lease: Duration::from_secs(1), ..LeaseOptions::default() };
+    // There is nothing but dead letters, and it says why nothing comes.
+    let refused = soon(bus.lease(&topic, &group, options())).await.unwrap_err();
+    let denied = LeaseError::Store(StoreError::Engine(EngineError::Denied));
+    assert_eq!(refused, denied);
+    soon(bus.publish(&topic, "good")).await.unwrap();
+    let leased = soon(bus.lease(&topic, &group, options())).await.unwrap();
+    assert_eq!(leased[0].message.payload(), "good");
+    let waiting = bus.lease_wait(&topic, &group, options()).unwrap();
+    soon(bus.publish(&topic, "better")).await.unwrap();
+    let leased = soon(waiting).await.unwrap();
+    assert!(["good", "better"].iter().any(|job| leased[0].message.payload() == job));
+    // They are not lost.
+    let group = soon(bus.engine_group(&topic, &group)).await.unwrap().unwrap();
+    assert_eq!(group.unacked + group.pending, 10);
+}
+
+/// What was taken when the time is over would be lost.
+#[tokio::test]
+async fn a_pull_whose_time_ends_while_it_takes_messages_returns_them() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let topic = fresh("late");
+    soon(bus.publish(&topic, "x")).await.unwrap();
+    engine.set_faults(Faults { pause: Duration::from_millis(500), ..Faults::default() });
+    let pull = bus.pull_wait(&topic, BatchLimit::ONE).unwrap();
+    let wait = move || pull.wait_timeout(Duration::from_millis(50));
+    let pulled = soon(tokio::task::spawn_blocking(wait)).await.unwrap().unwrap();
+    assert_eq!(pulled.expect("it is lost")[0].payload(), "x");
+    // Without messages, time counts.
+    let pull = bus.pull_wait(&topic, BatchLimit::ONE).unwrap();
+    let wait = move || pull.wait_timeout(Duration::from_millis(50));
+    assert_eq!(soon(tokio::task::spawn_blocking(wait)).await.unwrap().unwrap(), None);
+}
+
+/// Refused acks come before those whose answer is lost, or after them.
+#[tokio::test]
+async fn a_pull_that_may_have_taken_something_does_not_say_that_it_has_done_nothing() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    engine.set_faults(Faults { refused_acks: 500, lost_acks: 1000, ..Faults::default() });
+    for _ in 0..20 {
+        let topic = fresh("both");
+        for n in 0..50 {
+            soon(bus.publish(&topic, n.to_string())).await.unwrap();
+        }
+        let limit = BatchLimit { events: 50, bytes: 1 << 20 };
+        let pulled = soon(bus.pull(&topic, limit)).await;
+        assert_eq!(pulled, Err(StoreError::Engine(EngineError::Unknown)));
+    }
+}
+
+/// Credentials that are refused for a while end no subscription, wherever it reads.
+#[tokio::test]
+async fn a_follower_waits_while_the_engine_refuses_to_read_the_past() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let topic = fresh("refused");
+    // More than a page.
+    for n in 0..1500 {
+        soon(bus.publish(&topic, n.to_string())).await.unwrap();
+    }
+    let mut follower = soon(bus.follow(&topic, Position::All)).await.unwrap();
+    let unsupported = EngineError::NotSupported { engine: "memory", operation: "read" };
+    for error in [EngineError::Denied, EngineError::Full, unsupported] {
+        engine.set_faults(Faults { error: Some(error), ..Faults::default() });
+        let mut seen = 0;
+        // What it has read already.
+        while follower.try_recv().unwrap().is_some() {
+            seen += 1;
+        }
+        assert!(seen < 1500);
+        assert_eq!(follower.stalled(), Some(error));
+    }
+    engine.set_faults(Faults::default());
+    let sweeps = async {
+        loop {
+            bus.purge_expired();
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let rest = async {
+        loop {
+            let Event::Message { message, .. } = follower.recv().await.unwrap() else { panic!() };
+            if message.payload() == "1499" {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = sweeps => {}
+        () = soon(rest) => {}
     }
 }

@@ -20,7 +20,6 @@ use crate::{
     model::{Event, Message, Position, StartPosition, TopicInfo, TopicName},
     options::{BatchLimit, LagPolicy, SubscribeOptions},
     stats::SubscriptionStats,
-    store::StoreError,
     topic::Topic,
 };
 
@@ -42,6 +41,8 @@ pub(super) struct EngineCursor {
     complete_from: u64,
     received: u64,
     missed: u64,
+    /// Why the history could not be read the last time.
+    unread: Option<EngineError>,
     end: Option<RecvError>,
 }
 
@@ -109,6 +110,7 @@ impl EngineCursor {
             complete_from: 0,
             received: 0,
             missed: 0,
+            unread: None,
             end: None,
         }
     }
@@ -293,6 +295,7 @@ impl EngineCursor {
         let reading = self.reading.get_or_insert_with(|| self.follow.read(position));
         let read = ready!(reading.poll(cx));
         self.reading = None;
+        self.unread = None;
         match read {
             Ok((page, start)) if start.restarted || page.epoch != self.info.epoch => {
                 // The numbers have begun again.
@@ -304,8 +307,12 @@ impl EngineCursor {
                 }
                 self.wait_to_retry(cx)
             }
-            Err(error) if error.is_temporary() => self.wait_to_retry(cx),
-            Err(error) => Poll::Ready(Err(StoreError::from(error).into())),
+            Err(EngineError::Closed) => Poll::Ready(Err(RecvError::Closed)),
+            // Also what only somebody can change who has access to the server, such as credentials.
+            Err(error) => {
+                self.unread = Some(error);
+                self.wait_to_retry(cx)
+            }
         }
     }
 
@@ -336,7 +343,7 @@ impl EngineCursor {
 
     /// Why the engine does not deliver.
     pub(super) fn stalled(&self) -> Option<EngineError> {
-        self.follow.stalled()
+        self.unread.or_else(|| self.follow.stalled())
     }
 
     pub(super) fn window_id(&self) -> u64 {

@@ -132,7 +132,8 @@ impl LeasePull {
         self.0.is_committing()
     }
 
-    /// Blocks the thread until there are messages or the timeout has passed, and then returns `None`.
+    /// Blocks the thread until there are messages or the timeout has passed, and then returns `None`. If messages were taken by
+    /// then, it waits until the store or the engine has kept that.
     ///
     /// # Errors
     /// See [`LeaseError`].

@@ -97,7 +97,8 @@ impl Pull {
         self.0.is_committing()
     }
 
-    /// Blocks the thread until there are messages or the timeout has passed, and then returns `None`.
+    /// Blocks the thread until there are messages or the timeout has passed, and then returns `None`. If messages were taken by
+    /// then, it waits until the store or the engine has kept that.
     ///
     /// # Errors
     /// When the topic was deleted or the bus closed, or the store of the topic fails.

@@ -82,14 +82,27 @@ impl<T: Take> Source<T> {
         }
     }
 
-    pub(super) fn wait_timeout(self, timeout: Duration) -> Result<Option<Vec<T::Item>>, T::Error> {
-        match self {
-            Self::Topic(waiting) => waiting.wait_timeout(timeout),
-            Self::Engine(mut pull) => {
-                let deadline = Instant::now().checked_add(timeout);
-                block_on_until(deadline, |cx| pull.poll(cx)).transpose()
-            }
+    /// Blocks the thread until there are messages, or the time is over and none were taken: what was taken would be lost.
+    pub(super) fn wait_timeout(
+        mut self,
+        timeout: Duration,
+    ) -> Result<Option<Vec<T::Item>>, T::Error> {
+        let deadline = Instant::now().checked_add(timeout);
+        let pulled = block_on_until(deadline, |cx| self.poll_allowed(cx, || true));
+        if pulled.is_some() {
+            return pulled.transpose();
         }
+        let late = block_on_until(None, |cx| {
+            if !self.is_committing() {
+                return Poll::Ready(None);
+            }
+            match self.poll_allowed(cx, || true) {
+                Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+                Poll::Pending if self.is_committing() => Poll::Pending,
+                Poll::Pending => Poll::Ready(None),
+            }
+        });
+        late.flatten().transpose()
     }
 
     /// See [`Waiting::poll_allowed`]. An engine is not asked any longer when nothing may be taken, and what it has leased
@@ -147,14 +160,6 @@ impl<T: Take> Waiting<T> {
 
     pub(super) fn is_committing(&self) -> bool {
         self.committing.is_some()
-    }
-
-    pub(super) fn wait_timeout(
-        mut self,
-        timeout: Duration,
-    ) -> Result<Option<Vec<T::Item>>, T::Error> {
-        let deadline = Instant::now().checked_add(timeout);
-        block_on_until(deadline, |cx| self.poll_allowed(cx, || true)).transpose()
     }
 
     /// Polls for messages. `may_take` is called under the topic's lock. If it returns `false`, nothing is taken and the

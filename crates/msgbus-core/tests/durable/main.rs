@@ -15,8 +15,8 @@ use std::{
 };
 
 use msgbus_core::{
-    BatchLimit, DeleteError, Event, LimitReached, Message, MessageBus, NewMessage, Op, Options,
-    Overflow, Position, PublishError, RecvError, TopicName, TopicSettings, TopicStats,
+    BatchLimit, DeleteError, Event, LeaseOptions, LimitReached, Message, MessageBus, NewMessage,
+    Op, Options, Overflow, Position, PublishError, RecvError, TopicName, TopicSettings, TopicStats,
     store::{Durability, Promise, StoreError},
 };
 
@@ -143,6 +143,28 @@ fn a_commit_wakes_those_who_wait() {
         assert_eq!(publisher.join().unwrap().unwrap().id, 0);
         assert!(matches!(subscriber.join().unwrap(), Ok(Event::Message { .. })));
         assert_eq!(puller.join().unwrap().unwrap().unwrap().len(), 1);
+    });
+}
+
+/// What was taken when the time is over would be lost.
+#[test]
+fn a_pull_whose_time_ends_before_the_store_has_kept_it_returns_its_messages() {
+    let disk = Disk::default();
+    let bus = open(&disk);
+    put(&bus, &disk, "hi");
+    let pulling = bus.pull_wait(&name("t"), ALL).unwrap();
+    let leasing =
+        bus.lease_wait(&name("t"), &"g".parse().unwrap(), LeaseOptions::default()).unwrap();
+    std::thread::scope(|scope| {
+        let puller = scope.spawn(move || pulling.wait_timeout(Duration::from_millis(50)));
+        let worker = scope.spawn(move || leasing.wait_timeout(Duration::from_millis(50)));
+        std::thread::sleep(Duration::from_millis(300));
+        while !(puller.is_finished() && worker.is_finished()) {
+            disk.commit();
+            std::thread::yield_now();
+        }
+        assert_eq!(puller.join().unwrap().unwrap().expect("it is lost").len(), 1);
+        assert_eq!(worker.join().unwrap().unwrap().expect("nobody gets it").len(), 1);
     });
 }
 

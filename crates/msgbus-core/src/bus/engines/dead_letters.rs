@@ -18,8 +18,7 @@ pub(super) fn is_one(message: &Message) -> bool {
     message.headers().get(DeadLetter::TOPIC).is_some()
 }
 
-/// Publishes a leased message as a dead letter, and acknowledges it. If that fails, the lease ends by time, and whoever gets
-/// the message next tries again.
+/// Publishes a leased message as a dead letter, and acknowledges it.
 pub(super) async fn bury(
     engine: &SharedEngine,
     map: &TopicMap,

@@ -7,14 +7,14 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{SharedEngine, dead_letters};
 use crate::{
-    bus::{map::TopicMap, op::Op},
+    bus::{map::TopicMap, op::Op, timer::DeadLetterError},
     engine::{Answer, Begin, Engine, EngineError, Fetch, Fetched, LeaseKey, Leases},
-    error::LeaseError,
+    error::{LeaseError, PublishError},
     model::{
         GroupName, GroupSettings, LeaseToken, Leased, Message, SettledBatch, Settlement, TopicName,
     },
@@ -24,6 +24,8 @@ use crate::{
 
 /// How long an engine waits for messages before it is asked again.
 const WAIT: Duration = Duration::from_secs(30);
+/// How long a group does not get a dead letter again that could not be published.
+const SET_BACK: Duration = Duration::from_secs(30);
 
 impl SharedEngine {
     /// Takes the messages that there are: each goes to one pull.
@@ -82,7 +84,7 @@ impl SharedEngine {
     /// some fail, the others are not lost with them.
     ///
     /// # Errors
-    /// The first one, if no message was acknowledged.
+    /// If no message was acknowledged: [`EngineError::Unknown`] if one may have been, or else the first error.
     async fn acknowledge(
         &self,
         topic: &TopicName,
@@ -114,6 +116,8 @@ impl SharedEngine {
                 match ack {
                     Ok(settled) if settled.lost.is_empty() => taken.push(message),
                     Ok(_) => {}
+                    // What may be gone is not "nothing was done".
+                    Err(EngineError::Unknown) => failure = Some(EngineError::Unknown),
                     Err(error) => failure = failure.or(Some(error)),
                 }
             }
@@ -152,13 +156,20 @@ impl SharedEngine {
         let (topic, group) = (topic.clone(), group.clone());
         let (wait, has_taken) = (Duration::ZERO, AtomicBool::new(false));
         Op::running(async move {
-            loop {
-                let leased =
-                    engine.lease_once(&map, &topic, &group, &options, wait, &has_taken).await?;
-                if !leased.has_buried || !leased.messages.is_empty() {
+            /// How often there may be nothing but dead letters.
+            const MAX_ROUNDS: usize = 256;
+            let mut graves = Graves::default();
+            for _ in 0..MAX_ROUNDS {
+                let lease = Lease { topic: &topic, group: &group, options: &options, wait };
+                let leased = engine.lease_once(&map, lease, &mut graves, &has_taken).await?;
+                if !leased.messages.is_empty() {
                     return Ok(leased.messages);
                 }
+                if !leased.has_dead {
+                    break;
+                }
             }
+            graves.failed.map_or(Ok(Vec::new()), |(error, _)| Err(error.into()))
         })
     }
 
@@ -175,9 +186,10 @@ impl SharedEngine {
         let (engine, map) = (self.clone(), Weak::clone(&map.own));
         let (topic, group) = (topic.clone(), group.clone());
         Op::running(async move {
+            let mut graves = Graves::default();
             loop {
-                let leased =
-                    engine.lease_once(&map, &topic, &group, &options, WAIT, &has_taken).await?;
+                let lease = Lease { topic: &topic, group: &group, options: &options, wait: WAIT };
+                let leased = engine.lease_once(&map, lease, &mut graves, &has_taken).await?;
                 if !leased.messages.is_empty() {
                     return Ok(leased.messages);
                 }
@@ -185,17 +197,17 @@ impl SharedEngine {
         })
     }
 
-    /// Leases messages. Those that were delivered too often become dead letters.
+    /// Leases messages. Those that were delivered too often become dead letters. If one cannot be published, the group gets it
+    /// and the others again later, so that they do not stand before those that somebody could work on.
     async fn lease_once(
         &self,
         map: &Weak<TopicMap>,
-        topic: &TopicName,
-        group: &GroupName,
-        options: &LeaseOptions,
-        wait: Duration,
+        lease: Lease<'_>,
+        graves: &mut Graves,
         has_taken: &AtomicBool,
     ) -> Result<LeasedOnce, LeaseError> {
         has_taken.store(false, Relaxed);
+        let Lease { topic, group, options, wait } = lease;
         let from = options.from.into();
         let fetch = Fetch { limit: options.limit, lease: options.lease, wait, from };
         let fetched = self.fetch(topic, Some(group), fetch).await?;
@@ -209,7 +221,7 @@ impl SharedEngine {
         let mut leased = LeasedOnce::default();
         has_taken.store(!fetched.messages.is_empty(), Relaxed);
         let info = self.info(topic, fetched.epoch);
-        let mut can_bury = true;
+        let mut set_back = Vec::new();
         for fetched in fetched.messages {
             let message = Message::recovered(&info, fetched.message);
             let is_dead = fetched.deliveries > most
@@ -217,13 +229,17 @@ impl SharedEngine {
                 // Otherwise nobody would ever get it.
                 && (settings.dead_letters.is_some() || topic.dead_letters().is_ok());
             if is_dead {
-                leased.has_buried = true;
+                leased.has_dead = true;
                 let dead = (fetched.deliveries, settings.dead_letters.clone());
                 let key = fetched.key;
-                // If it fails, whoever gets the message next tries again. The leases of the others must not run out
-                // meanwhile.
-                can_bury = can_bury
-                    && dead_letters::bury(self, &map, group, &message, dead, key).await.is_ok();
+                // The leases of the others must not run out meanwhile: there is one failure, which may take its time.
+                let is_buried = graves.may_try() && {
+                    let buried = dead_letters::bury(self, &map, group, &message, dead, key.clone());
+                    graves.note(buried.await)
+                };
+                if !is_buried {
+                    set_back.push(key);
+                }
                 continue;
             }
             leased.messages.push(Leased {
@@ -232,6 +248,11 @@ impl SharedEngine {
                 deliveries: fetched.deliveries,
                 expires: fetched.expires,
             });
+        }
+        if !set_back.is_empty() {
+            let later = Settlement::Nack { delay: SET_BACK, reason: None };
+            // If it fails, their leases end by time.
+            let _ = self.settle(topic, Some(group), set_back, &later).await;
         }
         Ok(leased)
     }
@@ -275,11 +296,52 @@ fn all(mut acks: Vec<Ack>) -> Answer<Vec<Result<SettledBatch, EngineError>>> {
     }))
 }
 
+/// What is leased.
+#[derive(Clone, Copy)]
+struct Lease<'a> {
+    topic: &'a TopicName,
+    group: &'a GroupName,
+    options: &'a LeaseOptions,
+    wait: Duration,
+}
+
 #[derive(Debug, Default)]
 struct LeasedOnce {
     messages: Vec<Leased>,
     /// Whether there were others, which were delivered too often.
-    has_buried: bool,
+    has_dead: bool,
+}
+
+/// Whether dead letters can be published.
+#[derive(Debug, Default)]
+struct Graves {
+    /// Why one could not be, and when.
+    failed: Option<(DeadLetterError, Instant)>,
+}
+
+impl Graves {
+    fn may_try(&self) -> bool {
+        self.failed.is_none_or(|(_, at)| at.elapsed() >= SET_BACK)
+    }
+
+    /// Returns whether one was.
+    fn note(&mut self, buried: Result<(), DeadLetterError>) -> bool {
+        self.failed = buried.err().map(|error| (error, Instant::now()));
+        self.failed.is_none()
+    }
+}
+
+impl From<DeadLetterError> for LeaseError {
+    fn from(error: DeadLetterError) -> Self {
+        match error {
+            DeadLetterError::Read(error) | DeadLetterError::Publish(PublishError::Store(error)) => {
+                Self::Store(error)
+            }
+            DeadLetterError::Publish(PublishError::Closed) => Self::Closed,
+            // Their topic has no room for it.
+            _ => Self::Store(StoreError::Engine(EngineError::Full)),
+        }
+    }
 }
 
 impl TopicMap {
