@@ -144,6 +144,12 @@ pub(super) fn goals(f: &Findings) -> Vec<Goal> {
             ),
             Goal::at_most(FOLLOWERS_KEY, &text("consumers of the engine"), 1.0, consumers),
             Goal::at_most(
+                "engine-topics",
+                &text("bytes of memory each topic that nobody follows"),
+                4000.0,
+                memory("engine-topics", variant),
+            ),
+            Goal::at_most(
                 "engine-windows",
                 &text("bytes of memory each idle topic, beyond its websocket"),
                 4000.0,

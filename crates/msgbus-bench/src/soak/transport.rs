@@ -201,7 +201,7 @@ fn sse(event: &Bytes) -> io::Result<Item> {
 fn stream_event(event: Option<&str>, missed: Option<u64>, whole: &Bytes) -> io::Result<Item> {
     match (event, missed) {
         (Some("gap"), Some(count)) => Ok(Item::Gap(count)),
-        (Some("restart" | "stalled"), _) => Ok(Item::Other),
+        (Some("restart" | "stalled" | "resumed"), _) => Ok(Item::Other),
         (Some("deleted" | "lagged"), _) => Ok(Item::End),
         (Some("revoked"), _) => Ok(Item::Revoked),
         _ => Err(invalid(format!("an unknown event: {}", String::from_utf8_lossy(whole)))),

@@ -74,6 +74,7 @@ impl Follower {
             while self.soak.phase() != Phase::Over {
                 let end = self.connect(&mut model, is_from_start).await;
                 self.soak.live.borrow_mut().remove(&model.number);
+                self.check_end(&model, &end);
                 let stays = model.transport.has_ids() && self.rng.u8(..10) < 8;
                 match end {
                     Ok(End::Over) => break,
@@ -88,6 +89,15 @@ impl Follower {
                 self.soak.invariants.borrow_mut().count("subscriptions resumed", 1);
             }
         }
+    }
+
+    /// Connections end at any moment, but what arrives can be understood.
+    fn check_end(&self, model: &Model, end: &io::Result<End>) {
+        let Err(error) = end else { return };
+        let is_right = error.kind() != io::ErrorKind::InvalidData;
+        self.soak.invariants.borrow_mut().check(Invariant::Responses, is_right, || {
+            format!("following {:?} by {:?}: {error}", model.topic, model.transport)
+        });
     }
 
     async fn connect(&mut self, model: &mut Model, is_from_start: bool) -> io::Result<End> {
