@@ -5,6 +5,9 @@
 //! follows it: the messages that the engine has [delivered](Engine::tail) lately, with the engine's numbers. What is
 //! before the window, followers read from the [history](Engine::history).
 //!
+//! A service whose name is that of a topic in an engine is served at all buses: a request goes to a responder that waits at
+//! the bus where it is [asked](Engine::request), or at another one.
+//!
 //! Numbers (sequences, the ids on the wire) rise within an epoch and may have gaps. They mean the same to every bus.
 
 use std::{
@@ -18,9 +21,12 @@ use std::{
 use chrono::{DateTime, Utc};
 use thiserror::Error;
 
-pub use crate::bus::WindowSink;
+pub use crate::bus::{ServiceSink, WindowSink};
 use crate::{
-    model::{GroupName, NewMessage, SettledBatch, Settlement, TopicName, TopicPattern},
+    model::{
+        GroupName, NewMessage, NewRequest, Reply, RequestError, SettledBatch, Settlement,
+        TopicName, TopicPattern,
+    },
     options::BatchLimit,
     store::RecoveredMessage,
 };
@@ -169,7 +175,48 @@ pub trait Engine: Debug + Send + Sync {
         let _ = (topic, group);
         refuse(self.kind(), "remove groups")
     }
+
+    /// Tells other buses that a service is served at this one, and asks the sink for them, until the sink is closed. Must
+    /// not block. A request that another bus has been promised until then must still be answered, be it with a refusal.
+    fn serve(&self, service: &TopicName, sink: ServiceSink) {
+        let _ = (service, sink);
+    }
+
+    /// Finds a bus that serves a service, which may be this one, takes the request and sends it there. A responder at this
+    /// bus may have it before; then there is nothing to take, and the answer is [`Asked::Busy`].
+    ///
+    /// At most one bus is given the request: after [`Asked::Over`] and [`EngineError::Unknown`] a responder may have it,
+    /// after anything else none has. It is pending as long as the responder works, but not longer than the timeout of the
+    /// request. When it is dropped, the bus that has the request takes it back from its responders.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn request(&self, service: &TopicName, take: TakeRequest, urgency: Urgency) -> Answer<Asked> {
+        let _ = (service, take, urgency);
+        refuse(self.kind(), CARRY)
+    }
+
+    /// Ready when everything has left that was to be sent by now. A program calls it before it ends, so that other buses get
+    /// the last answers.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn flush(&self) -> Answer<()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    /// Whether a bus serves a service.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn is_served(&self, service: &TopicName) -> Answer<bool> {
+        let _ = service;
+        refuse(self.kind(), CARRY)
+    }
 }
+
+/// What an engine cannot do that does not have services.
+const CARRY: &str = "carry requests between servers, and nobody serves this service here";
 
 /// The answer to what an engine cannot do.
 fn refuse<T: Send + 'static>(engine: &'static str, operation: &'static str) -> Answer<T> {
@@ -315,6 +362,52 @@ pub struct Health {
     pub reconnects: u64,
     /// A setting of the server with which topics may lose messages. The log has it, too.
     pub warning: Option<&'static str>,
+}
+
+/// Whether a service is served at a bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    /// A responder waits.
+    Free,
+    /// There are responders, which are busy: a request waits.
+    Busy,
+    /// Nobody serves it.
+    Absent,
+}
+
+/// Takes a request that is to be sent to another bus. `None` if it is not to be sent any more.
+pub type TakeRequest = Box<dyn FnOnce() -> Option<NewRequest> + Send>;
+
+/// Which bus is wanted for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// One where a responder waits, if there is one.
+    IfFree,
+    /// Any where there are responders.
+    Queue,
+}
+
+/// What became of a request that was sent to another bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// Its outcome.
+    Over(Result<Reply, RequestError>),
+    /// No bus was found where a responder waits, with [`Urgency::IfFree`]; or there was no request any more.
+    Busy,
+    /// The bus that was found does not take it. Another one may.
+    Refused(RequestError),
+    /// No bus serves the service.
+    Nobody,
+}
+
+impl From<Result<Reply, RequestError>> for Asked {
+    /// What a bus that was asked has to say, after [`ServiceSink::ask`].
+    fn from(outcome: Result<Reply, RequestError>) -> Self {
+        match outcome {
+            Err(error) if error.is_refusal() => Self::Refused(error),
+            outcome => Self::Over(outcome),
+        }
+    }
 }
 
 /// Topics of an engine.

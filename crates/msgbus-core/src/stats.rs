@@ -266,7 +266,9 @@ pub struct SubscriptionStats {
 /// What happened to the requests of one service.
 ///
 /// At every moment `asked` is the sum of `replied`, `failed`, `timed_out`, `refused`, `given_up`, and of the requests that
-/// are pending (`queued` and `in_hand` of [`ServiceStats`]).
+/// are pending (`queued`, `in_hand` and `away` of [`ServiceStats`]).
+///
+/// A request counts at the bus where it was asked, whichever bus has its responder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ServiceCounters {
     /// Requests made.
@@ -319,7 +321,13 @@ pub struct ServiceStats {
     pub queued: usize,
     /// Requests that responders have.
     pub in_hand: usize,
-    /// What happened to requests.
+    /// Requests that other buses have, or for which one is sought.
+    pub away: usize,
+    /// Requests of other buses that wait here for a responder, or that responders here have.
+    pub visiting: usize,
+    /// Requests of other buses that have come here.
+    pub taken: u64,
+    /// What happened to requests that were asked here.
     pub counters: ServiceCounters,
 }
 

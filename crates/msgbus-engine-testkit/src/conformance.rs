@@ -2,6 +2,7 @@
 //! buses have them; they may be the same. The engine must be reachable, and retain what is published.
 
 mod groups;
+mod services;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +14,7 @@ use msgbus_core::{
     store::Durability,
 };
 
-pub use self::groups::*;
+pub use self::{groups::*, services::*};
 use crate::{bus, fresh, soon};
 
 /// Two handles to an engine, and what it can do beyond the contract.
@@ -64,6 +65,17 @@ pub async fn all_with_long_leases(subject: &Subject) {
     groups::a_group_is_moved_while_others_work(subject).await;
     groups::a_group_has_settings_of_its_own(subject).await;
     groups::a_topic_has_a_limited_number_of_groups(subject).await;
+    services(subject).await;
+}
+
+/// Runs the tests of services.
+pub async fn services(subject: &Subject) {
+    services::requests_reach_responders_at_another_bus(subject).await;
+    services::outcomes_are_those_of_the_responder(subject).await;
+    services::requests_are_taken_back_everywhere(subject).await;
+    services::free_responders_are_found(subject).await;
+    services::requests_leave_with_the_responders(subject).await;
+    services::requests_are_counted_once(subject).await;
 }
 
 pub(crate) const MANY: BatchLimit = BatchLimit { events: 1000, bytes: 1 << 20 };

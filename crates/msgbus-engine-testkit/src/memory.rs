@@ -1,6 +1,7 @@
 //! An engine in memory, which several buses can share, with faults.
 
 mod groups;
+mod services;
 mod topic;
 
 use std::{
@@ -13,8 +14,9 @@ use chrono::Utc;
 use msgbus_core::{
     BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
     engine::{
-        Answer, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
-        EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, WindowSink,
+        Answer, Asked, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
+        EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, ServiceSink, TakeRequest,
+        Urgency, WindowSink,
     },
     store::RecoveredMessage,
 };
@@ -78,6 +80,8 @@ struct Inner {
     epoch: u64,
     next: u64,
     topics: BTreeMap<TopicName, Topic>,
+    /// The buses that serve each service.
+    services: BTreeMap<TopicName, Vec<Arc<ServiceSink>>>,
 }
 
 impl MemoryEngine {
@@ -92,6 +96,7 @@ impl MemoryEngine {
             epoch: 1_700_000_000_000_000_000,
             next: 1,
             topics: BTreeMap::new(),
+            services: BTreeMap::new(),
         };
         Self(Arc::new(Shared { inner: Mutex::new(inner), changed: Notify::new() }))
     }
@@ -439,5 +444,18 @@ impl Engine for MemoryEngine {
             let topic = inner.topics.get_mut(&topic);
             Ok(topic.is_some_and(|topic| topic.groups.remove(&Some(group)).is_some()))
         })
+    }
+
+    fn serve(&self, service: &TopicName, sink: ServiceSink) {
+        self.announce(service, sink);
+    }
+
+    fn request(&self, service: &TopicName, take: TakeRequest, urgency: Urgency) -> Answer<Asked> {
+        Box::pin(self.clone().ask(service.clone(), take, urgency))
+    }
+
+    fn is_served(&self, service: &TopicName) -> Answer<bool> {
+        let (engine, service) = (self.clone(), service.clone());
+        Box::pin(async move { Ok(engine.find(&service)?.is_some()) })
     }
 }

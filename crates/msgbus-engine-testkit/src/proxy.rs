@@ -9,6 +9,7 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::watch,
+    task::JoinHandle,
     time::sleep,
 };
 
@@ -23,6 +24,8 @@ pub struct Proxy {
     cut: watch::Sender<()>,
     silence: watch::Sender<Silence>,
     accepted: watch::Receiver<usize>,
+    /// Accepts connections.
+    task: JoinHandle<()>,
 }
 
 impl Proxy {
@@ -33,7 +36,7 @@ impl Proxy {
         let (cut, cuts) = watch::channel(());
         let (silence, silences) = watch::channel(None);
         let (count, accepted) = watch::channel(0);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             loop {
                 let Ok((near, _)) = listener.accept().await else { return };
                 let index = *count.borrow();
@@ -51,7 +54,7 @@ impl Proxy {
                 });
             }
         });
-        Self { address, cut, silence, accepted }
+        Self { address, cut, silence, accepted, task }
     }
 
     /// How many connections were accepted.
@@ -68,6 +71,12 @@ impl Proxy {
     /// Forwards on all connections again, also what has come meanwhile.
     pub fn resume(&self) {
         self.silence.send_replace(None);
+    }
+
+    /// Ends all connections, and accepts no others.
+    pub fn stop(&self) {
+        self.task.abort();
+        self.cut();
     }
 
     /// Ends all connections.

@@ -9,10 +9,11 @@ use std::{
 
 use async_nats::{ConnectError, ConnectOptions};
 use msgbus_core::{
-    BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
+    BatchLimit, GroupName, NewMessage, NewRequest, SettledBatch, Settlement, TopicName,
     engine::{
-        Answer, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
-        EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, WindowSink,
+        Answer, Asked, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
+        EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, ServiceSink, TakeRequest,
+        Urgency, WindowSink,
     },
 };
 use tokio::{
@@ -25,7 +26,7 @@ use tracing::debug;
 
 use crate::{
     NatsOptions, admin, connection::Connection, error::change_error, groups, history, publish,
-    refusals::API, tail,
+    refusals::API, services, tail,
 };
 
 /// An engine on NATS `JetStream`. Clones share the connection. It needs the runtime of tokio in which it was made.
@@ -245,5 +246,32 @@ impl Engine for NatsEngine {
         Box::pin(
             self.answer(Duration::ZERO, |connection| admin::remove_group(connection, topic, group)),
         )
+    }
+
+    fn serve(&self, service: &TopicName, sink: ServiceSink) {
+        let connection = Arc::clone(&self.connection);
+        self.runtime.spawn(services::serve(connection, service.clone(), sink));
+    }
+
+    fn request(&self, service: &TopicName, take: TakeRequest, urgency: Urgency) -> Answer<Asked> {
+        let service = service.clone();
+        // Those that wait are limited by the memory of the bus, and end when nobody waits for them.
+        let mut asking = self.run(NewRequest::MAX_TIMEOUT, false, |connection| {
+            services::request(connection, service, take, urgency)
+        });
+        asking.is_abandoned_when_dropped = true;
+        Box::pin(asking)
+    }
+
+    fn flush(&self) -> Answer<()> {
+        Box::pin(self.answer(Duration::ZERO, |connection| async move {
+            connection.check()?;
+            connection.client.flush().await.map_err(|_| EngineError::Unknown)
+        }))
+    }
+
+    fn is_served(&self, service: &TopicName) -> Answer<bool> {
+        let service = service.clone();
+        Box::pin(self.answer(Duration::ZERO, |connection| services::is_served(connection, service)))
     }
 }

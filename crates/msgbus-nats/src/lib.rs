@@ -5,6 +5,9 @@
 //!
 //! It works with nats-server 2.9 and later. Messages with a TTL of their own need nats-server 2.11.
 //!
+//! Requests to services go to nodes that serve them, over subjects that begin with the prefix and `-services`. No stream
+//! keeps them.
+//!
 //! # What is promised
 //! A publish is acknowledged when `JetStream` has acknowledged it: with [`NatsOptions::replicas`] of 3, when a majority has
 //! it. A server writes to its disk at once but syncs every two minutes by default (`sync_interval`).
@@ -28,6 +31,7 @@ mod message;
 mod options;
 mod publish;
 mod refusals;
+mod services;
 mod subject;
 mod tail;
 mod turns;

@@ -31,16 +31,21 @@ pub(crate) fn encode(
         *count += 1;
     }
     if !headers.is_empty() {
-        let list: Vec<(&str, &str)> = headers.iter().collect();
-        if let Ok(json) = serde_json::to_string(&list) {
-            map.insert(HEADERS, json.as_str());
-        }
+        encode_headers(&headers, &mut map);
     }
     if let Some(ttl) = ttl {
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         map.insert(TTL, format!("{}s", seconds.max(1)).as_str());
     }
     ((!map.is_empty()).then_some(map), payload)
+}
+
+/// Keeps headers in one of NATS.
+pub(crate) fn encode_headers(headers: &Headers, map: &mut HeaderMap) {
+    let list: Vec<(&str, &str)> = headers.iter().collect();
+    if let Ok(json) = serde_json::to_string(&list) {
+        map.insert(HEADERS, json.as_str());
+    }
 }
 
 /// A message from NATS, also if another client has published it.
@@ -65,7 +70,7 @@ fn chrono_duration(duration: Duration) -> chrono::TimeDelta {
     chrono::TimeDelta::from_std(duration).unwrap_or(chrono::TimeDelta::MAX)
 }
 
-fn decode_headers(map: &HeaderMap) -> Headers {
+pub(crate) fn decode_headers(map: &HeaderMap) -> Headers {
     if let Some(json) = map.get(HEADERS) {
         let list: Vec<(String, String)> = serde_json::from_str(json.as_str()).unwrap_or_default();
         return Headers::new(list).unwrap_or_default();

@@ -426,6 +426,9 @@ impl<'a> Acceptor<'a> {
         if let Ok(Err(error)) = closing.await {
             error!("not everything was kept: {error}");
         }
+        if let Some(engines) = &self.app.engines {
+            engines.flush().await;
+        }
         tasks().for_each(|tasks| tasks.stop.cut());
         all_ended().await;
         if left > 0 {

@@ -170,6 +170,8 @@ pub(super) struct ServiceCounts {
     queued: u64,
     #[serde(default)]
     in_hand: u64,
+    #[serde(default)]
+    away: u64,
     asked: u64,
     replied: u64,
     failed: u64,
@@ -186,7 +188,7 @@ pub(super) fn check_services(invariants: &mut Invariants, all: &AllCounts) {
     for (name, counts) in all {
         let &ServiceCounts { replied, failed, timed_out, refused, given_up, .. } = counts;
         let over = replied + failed + timed_out + refused + given_up;
-        let holds = counts.asked == over + counts.queued + counts.in_hand;
+        let holds = counts.asked == over + counts.queued + counts.in_hand + counts.away;
         invariants.check(Invariant::Requests, holds, || format!("{name}: {counts:?}"));
     }
 }
@@ -195,7 +197,9 @@ pub(super) fn check_services(invariants: &mut Invariants, all: &AllCounts) {
 pub(super) async fn settle(soak: &Soak) -> io::Result<()> {
     let give_up = Instant::now() + SETTLE_TIMEOUT;
     let mut client = connect(soak, give_up).await?;
-    let is_over = |counts: &ServiceCounts| counts.responders + counts.queued + counts.in_hand == 0;
+    let is_over = |counts: &ServiceCounts| {
+        counts.responders + counts.queued + counts.in_hand + counts.away == 0
+    };
     let all = loop {
         let all: AllCounts = serde_json::from_slice(&get(soak, &mut client, "/-/services").await?)?;
         if all.values().all(is_over) || Instant::now() > give_up {

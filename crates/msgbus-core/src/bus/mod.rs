@@ -28,21 +28,21 @@ mod topic_ref;
 mod wake_queue;
 mod walk;
 
-pub use self::{
-    engines::WindowSink,
-    handle::TopicHandle,
-    op::Op,
-    timer::{DeadLetterError, Due, RefusedDeadLetter},
-    walk::{StatsWalk, TopicPage},
-};
 pub(crate) use self::{
-    engines::{Follow, PAGE, Read, SharedEngine, history},
+    engines::{Away, Follow, PAGE, Read, SharedEngine, history},
     locked_topic::LockedTopic,
     map::{SharedTopic, TopicMap},
     page_reader::PageReader,
     patterns::{SharedPattern, StoredPages},
     services::SharedService,
     topic_ref::TopicRef,
+};
+pub use self::{
+    engines::{ServiceSink, WindowSink},
+    handle::TopicHandle,
+    op::Op,
+    timer::{DeadLetterError, Due, RefusedDeadLetter},
+    walk::{StatsWalk, TopicPage},
 };
 
 /// A message bus: a set of topics by name. Each topic is a bounded log that can be published to, pulled from

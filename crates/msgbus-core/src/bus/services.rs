@@ -6,17 +6,16 @@ use std::{
     iter,
     sync::{Arc, Weak},
     task::Waker,
-    time::Instant,
 };
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{MessageBus, clock, map::TopicMap};
+use super::{MessageBus, SharedEngine, clock, map::TopicMap};
 use crate::{
     model::{NewRequest, Reply, ReplyNotWanted, ReplyToken, RequestError, RequestKey, TopicName},
     options::BatchLimit,
     receive::{PendingRequest, ServePull},
-    requests::Service,
+    requests::{Origin, Service},
     stats::ServiceStats,
     topic::Reservation,
 };
@@ -26,6 +25,8 @@ pub(crate) struct SharedService {
     name: TopicName,
     number: u32,
     map: Weak<TopicMap>,
+    /// Through which it reaches other buses.
+    engine: Option<SharedEngine>,
     service: Mutex<Service>,
 }
 
@@ -53,6 +54,26 @@ impl SharedService {
 
     pub(crate) fn name(&self) -> &TopicName {
         &self.name
+    }
+
+    pub(crate) fn engine(&self) -> Option<&SharedEngine> {
+        self.engine.as_ref()
+    }
+
+    /// The origin of requests that are asked here.
+    fn origin(&self) -> Origin {
+        if self.engine.is_some() { Origin::HereForAll } else { Origin::Here }
+    }
+
+    /// Removes a service that exists only because somebody has asked for it.
+    pub(crate) fn forget_if_unused(self: &Arc<Self>) {
+        let is_unused = || self.service.lock().is_idle(clock::monotonic());
+        if self.engine.is_some()
+            && is_unused()
+            && let Some(map) = self.map.upgrade()
+        {
+            map.services.forget(self, is_unused);
+        }
     }
 
     /// The token of one of its requests.
@@ -135,11 +156,12 @@ impl ServiceMap {
         let number = number.map(|number| number + of_name).filter(|number| *number < Self::MAX);
         let number = number.ok_or(RequestError::TooManyServices { limit: Self::MAX })?;
         let memory = Reservation::new(Arc::clone(&map.budget));
-        let service = Service::new(name.clone(), memory, clock::monotonic());
+        let service = Service::new(name.clone(), memory);
         let shared = Arc::new(SharedService {
             name: name.clone(),
             number,
             map: Weak::clone(&map.own),
+            engine: map.engines().and_then(|engines| engines.find(name)).cloned(),
             service: Mutex::new(service),
         });
         if index == shard.len() {
@@ -147,6 +169,15 @@ impl ServiceMap {
         }
         shard[index] = Some(Arc::clone(&shared));
         Ok(shared)
+    }
+
+    /// Removes a service that only the caller holds.
+    fn forget(&self, service: &Arc<SharedService>, is_unused: impl FnOnce() -> bool) {
+        let mut shard = self.shard(service.number).write();
+        let Some(slot) = shard.get_mut((service.number / Self::SHARDS) as usize) else { return };
+        slot.take_if(|found| {
+            Arc::ptr_eq(found, service) && Arc::strong_count(found) == 2 && is_unused()
+        });
     }
 
     /// Removes services that nobody uses.
@@ -177,6 +208,9 @@ impl ServiceMap {
 impl MessageBus {
     /// Asks a service. Its request goes to the responder that has waited longest, or waits for one. Nobody else sees it.
     ///
+    /// If the service lives in an engine and no responder waits here, a responder at another bus gets it; see
+    /// [`engine`](crate::engine).
+    ///
     /// A program whose requests are to end in time without [`PendingRequest::wait`] calls [`run_due`](Self::run_due).
     ///
     /// ```
@@ -195,21 +229,17 @@ impl MessageBus {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn request(&self, service: &TopicName, request: impl Into<NewRequest>) -> PendingRequest {
-        let request = request.into();
-        let deadline = Instant::now() + request.timeout;
-        let Some(service) = self.0.services.find(service) else {
-            let is_closed = self.0.is_closed();
-            let error = if is_closed { RequestError::Closed } else { RequestError::NoResponder };
-            return PendingRequest::refused(error, deadline);
-        };
-        match service.with(|service| service.ask(request, clock::monotonic())) {
-            Err(error) => PendingRequest::refused(error, deadline),
-            Ok((key, responder)) => {
-                if let Some(responder) = responder {
-                    responder.wake();
-                }
-                PendingRequest::asked(service, key.slot, deadline)
+        let service = match self.0.services.find(service) {
+            None if self.0.engines().is_some_and(|engines| engines.find(service).is_some()) => {
+                self.0.services.find_or_create(service, &self.0)
             }
+            None if self.0.is_closed() => Err(RequestError::Closed),
+            None => Err(RequestError::NoResponder),
+            Some(service) => Ok(service),
+        };
+        match service {
+            Ok(service) => PendingRequest::ask(&service, request.into(), service.origin()),
+            Err(error) => PendingRequest::refused(error),
         }
     }
 
@@ -222,6 +252,7 @@ impl MessageBus {
     pub fn serve(&self, service: &TopicName, limit: BatchLimit) -> Result<ServePull, RequestError> {
         let service = self.0.services.find_or_create(service, &self.0)?;
         let responder = service.with(|service| service.join(clock::monotonic()))?;
+        service.announce();
         Ok(ServePull::new(service, responder, limit))
     }
 
@@ -269,18 +300,18 @@ impl MessageBus {
         }
     }
 
-    /// Whether somebody serves a service, or did within the last two seconds.
+    /// Whether somebody serves a service at this bus, or did within the last two seconds.
     pub fn is_served(&self, service: &TopicName) -> bool {
         let service = self.0.services.find(service);
         service.is_some_and(|service| !service.service.lock().is_absent(clock::monotonic()))
     }
 
-    /// One service. `None` if it does not exist.
+    /// One service at this bus. `None` if it does not exist.
     pub fn service(&self, service: &TopicName) -> Option<ServiceStats> {
         self.0.services.find(service).map(|service| service.service.lock().stats())
     }
 
-    /// All services, sorted by name.
+    /// All services of this bus, sorted by name.
     pub fn services(&self) -> Vec<ServiceStats> {
         let all = self.0.services.all();
         let mut all: Vec<_> = all.iter().map(|service| service.service.lock().stats()).collect();

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use super::headers::Headers;
-use crate::error::LimitReached;
+use crate::{engine::EngineError, error::LimitReached};
 
 /// A request to a service: a payload with headers, and how long its requester waits. Anything that converts to
 /// [`Bytes`] converts to it.
@@ -122,9 +122,27 @@ pub enum RequestError {
     /// There was no reply within the timeout. A responder may have done the work.
     #[error("there was no reply in time")]
     TimedOut,
+    /// The engine that reaches other buses does not work. No responder has the request, except after
+    /// [`EngineError::Unknown`].
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// The bus was closed.
     #[error("the bus is closed")]
     Closed,
+}
+
+impl RequestError {
+    /// Whether no responder was given the request.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::NoResponder
+            | Self::TooManyRequests { .. }
+            | Self::TooManyServices { .. }
+            | Self::LimitReached(_) => true,
+            Self::Engine(error) => *error != EngineError::Unknown,
+            Self::Failed { .. } | Self::ResponderGone | Self::TimedOut | Self::Closed => false,
+        }
+    }
 }
 
 /// Nobody waits for the reply: the requester has left or has been answered, or its time is over.

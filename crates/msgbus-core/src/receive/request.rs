@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -11,10 +11,10 @@ use bytes::Bytes;
 
 use super::blocking::block_on_until;
 use crate::{
-    bus::{SharedService, clock},
-    model::{Headers, Reply, ReplyNotWanted, ReplyToken, RequestError, TopicName},
+    bus::{Away, SharedService, clock},
+    model::{Headers, NewRequest, Reply, ReplyNotWanted, ReplyToken, RequestError, TopicName},
     options::BatchLimit,
-    requests::{Handed, Service},
+    requests::{Handed, Origin, Placed, Service},
     topic::WaiterId,
 };
 
@@ -33,17 +33,36 @@ pub struct PendingRequest {
 #[derive(Debug)]
 enum State {
     Over(RequestError),
-    Asked { service: Arc<SharedService>, slot: u32 },
+    Asked { service: Arc<SharedService>, slot: u32, search: Search },
     Taken,
 }
 
+/// Whether a responder is sought at other buses.
+#[derive(Debug)]
+enum Search {
+    Idle,
+    Wanted,
+    Running(Away),
+}
+
 impl PendingRequest {
-    pub(crate) fn refused(error: RequestError, deadline: Instant) -> Self {
-        Self { state: State::Over(error), deadline }
+    pub(crate) fn refused(error: RequestError) -> Self {
+        Self { state: State::Over(error), deadline: Instant::now() }
     }
 
-    pub(crate) fn asked(service: Arc<SharedService>, slot: u32, deadline: Instant) -> Self {
-        Self { state: State::Asked { service, slot }, deadline }
+    pub(crate) fn ask(service: &Arc<SharedService>, request: NewRequest, origin: Origin) -> Self {
+        let deadline = Instant::now() + request.timeout;
+        let asked = service.with(|service| service.ask(request, origin, clock::monotonic()));
+        let Placed { key, responder, seeks_others } = match asked {
+            Ok(placed) => placed,
+            Err(error) => return Self::refused(error),
+        };
+        if let Some(responder) = responder {
+            responder.wake();
+        }
+        let service = Arc::clone(service);
+        let search = if seeks_others { Search::Wanted } else { Search::Idle };
+        Self { state: State::Asked { service, slot: key.slot, search }, deadline }
     }
 
     /// Blocks the thread until there is a reply, or the timeout of the request has passed.
@@ -53,10 +72,11 @@ impl PendingRequest {
     pub fn wait(mut self) -> Result<Reply, RequestError> {
         let outcome = block_on_until(Some(self.deadline), |cx| Pin::new(&mut self).poll(cx));
         outcome.unwrap_or_else(|| match std::mem::replace(&mut self.state, State::Taken) {
-            State::Asked { service, slot } => {
+            State::Asked { service, slot, .. } => {
                 service.with(|service| service.time_out(slot, clock::monotonic()))
             }
-            State::Over(_) | State::Taken => Err(RequestError::TimedOut),
+            State::Over(error) => Err(error),
+            State::Taken => Err(RequestError::TimedOut),
         })
     }
 }
@@ -65,13 +85,14 @@ impl Future for PendingRequest {
     type Output = Result<Reply, RequestError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let outcome = match &self.state {
+        let outcome = match &mut self.state {
             State::Over(error) => Err(error.clone()),
-            State::Asked { service, slot } => {
-                match service.with(|service| service.poll_outcome(*slot, cx.waker())) {
-                    Poll::Ready(outcome) => outcome,
-                    Poll::Pending => return Poll::Pending,
+            State::Asked { service, slot, search } => {
+                let outcome = ready!(poll_asked(service, *slot, search, cx));
+                if outcome.is_err() {
+                    service.forget_if_unused();
                 }
+                outcome
             }
             State::Taken => panic!("polled after it was ready"),
         };
@@ -80,10 +101,41 @@ impl Future for PendingRequest {
     }
 }
 
+fn poll_asked(
+    service: &Arc<SharedService>,
+    slot: u32,
+    search: &mut Search,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Reply, RequestError>> {
+    loop {
+        if matches!(search, Search::Wanted) {
+            *search = Away::begin(service, slot).map_or(Search::Idle, Search::Running);
+        }
+        if let Search::Running(away) = search
+            && away.poll(cx).is_ready()
+        {
+            *search = Search::Idle;
+        }
+        let (outcome, is_away) =
+            service.with(|service| (service.poll_outcome(slot, cx.waker()), service.is_away(slot)));
+        if outcome.is_ready() {
+            *search = Search::Idle;
+            return outcome;
+        }
+        // Those who served here have left.
+        if !(is_away && matches!(search, Search::Idle)) {
+            return Poll::Pending;
+        }
+        *search = Search::Wanted;
+    }
+}
+
 impl Drop for PendingRequest {
     fn drop(&mut self) {
-        if let State::Asked { service, slot } = &self.state {
+        if let State::Asked { service, slot, search } = &mut self.state {
+            *search = Search::Idle;
             service.with(|service| service.give_up(*slot, clock::monotonic()));
+            service.forget_if_unused();
         }
     }
 }

@@ -2,8 +2,13 @@
 //! clock (callers pass `now`).
 //!
 //! At every moment, of the requests of a service, `asked` = `replied` + `failed` + `timed_out` + `refused` + `given_up`
-//! + those that are pending.
+//! + those that are pending. A request counts at the bus where it was asked.
+//!
+//! Of a service that lives in an engine, a request goes to a responder that waits here. If there is none, its requester
+//! looks for one at other buses. Meanwhile the request is queued here, if somebody serves here, or else it is *away*. It is
+//! away when another bus has it, too.
 
+mod announcement;
 mod pending;
 #[cfg(test)]
 mod tests;
@@ -17,7 +22,11 @@ use std::{
 
 use bytes::Bytes;
 
-use self::pending::{Pending, Slots, Stage};
+pub(crate) use self::{announcement::Announced, pending::Origin};
+use self::{
+    announcement::Announcement,
+    pending::{Pending, Slots, Stage},
+};
 use crate::{
     error::LimitReached,
     model::{
@@ -39,15 +48,20 @@ pub(crate) struct Service {
     /// The responders that wait, in order of arrival.
     responders: Waiters,
     last_responder: WaiterId,
-    /// When a responder was last heard of.
-    seen: MonotonicTime,
+    /// When a responder was last heard of. `None`: there was none.
+    seen: Option<MonotonicTime>,
+    /// When a bus was last found that serves it.
+    seen_elsewhere: Option<MonotonicTime>,
+    /// Tells other buses that the service is served here. `None` if they are not told.
+    announcement: Option<Announcement>,
     slots: Slots,
     /// The slots of requests that no responder has, the oldest first.
     queue: VecDeque<u32>,
-    /// The number of requests without an outcome, and of those that responders have.
-    open: usize,
+    /// The number of requests that responders have.
     in_hand: usize,
     counters: ServiceCounters,
+    /// Of requests that other buses count.
+    foreign: ServiceCounters,
     memory: Reservation,
     /// What pending requests take of the memory, in bytes.
     bytes: u64,
@@ -73,6 +87,16 @@ pub(crate) struct Handed {
     pub(crate) left: Duration,
 }
 
+/// A request that was asked.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub(crate) key: RequestKey,
+    /// The responder that gets it.
+    pub(crate) responder: Option<Waker>,
+    /// Whether its requester looks for a responder at other buses.
+    pub(crate) seeks_others: bool,
+}
+
 impl Service {
     /// The number of requests that may wait for a responder.
     pub(crate) const MAX_QUEUED: usize = 1024;
@@ -81,17 +105,19 @@ impl Service {
     /// How long a service that nobody uses is kept, with its counters.
     const KEPT: Duration = Duration::from_secs(600);
 
-    pub(crate) fn new(name: TopicName, memory: Reservation, now: MonotonicTime) -> Self {
+    pub(crate) fn new(name: TopicName, memory: Reservation) -> Self {
         Self {
             name,
             responders: Waiters::new(),
             last_responder: 0,
-            seen: now,
+            seen: None,
+            seen_elsewhere: None,
+            announcement: None,
             slots: Slots::default(),
             queue: VecDeque::new(),
-            open: 0,
             in_hand: 0,
             counters: ServiceCounters::default(),
+            foreign: ServiceCounters::default(),
             memory,
             bytes: 0,
             earliest: None,
@@ -105,45 +131,164 @@ impl Service {
 
     /// Whether no responder serves it.
     pub(crate) fn is_absent(&self, now: MonotonicTime) -> bool {
-        self.responders.len() == 0 && self.in_hand == 0 && now.since(self.seen) >= Self::GRACE
+        let is_recent = |seen: MonotonicTime| now.since(seen) < Self::GRACE;
+        self.responders.len() == 0 && self.in_hand == 0 && !self.seen.is_some_and(is_recent)
     }
 
-    /// Whether nobody uses it, and its counters are old.
+    /// Whether a responder waits for which there is no request.
+    pub(crate) fn is_free(&self) -> bool {
+        self.responders.len() > self.queue.len()
+    }
+
+    /// Whether nobody uses it, and its counters are old, or nobody has ever served it.
     pub(crate) fn is_idle(&self, now: MonotonicTime) -> bool {
-        self.responders.len() == 0 && self.slots.is_empty() && now.since(self.seen) > Self::KEPT
+        let is_recent = |seen: MonotonicTime| now.since(seen) <= Self::KEPT;
+        let mut seen = self.seen.into_iter().chain(self.seen_elsewhere);
+        self.responders.len() == 0 && self.slots.is_empty() && !seen.any(is_recent)
     }
 
     pub(crate) fn stats(&self) -> ServiceStats {
-        ServiceStats {
+        let mut stats = ServiceStats {
             name: self.name.clone(),
             responders: self.responders.len(),
-            queued: self.open - self.in_hand,
-            in_hand: self.in_hand,
+            queued: 0,
+            in_hand: 0,
+            away: 0,
+            visiting: 0,
+            taken: self.foreign.asked,
             counters: self.counters,
+        };
+        for pending in self.slots.iter() {
+            match (&pending.stage, pending.origin) {
+                (Stage::Done(_), _) => {}
+                (_, Origin::Elsewhere) => stats.visiting += 1,
+                (Stage::Queued, _) => stats.queued += 1,
+                (Stage::InHand, _) => stats.in_hand += 1,
+                (Stage::Away, _) => stats.away += 1,
+            }
         }
+        stats
+    }
+
+    fn counters(&mut self, origin: Origin) -> &mut ServiceCounters {
+        if origin == Origin::Elsewhere { &mut self.foreign } else { &mut self.counters }
     }
 
     /// Queues a request for a responder. Returns the waker of the responder that gets it.
+    ///
+    /// A request that may go to other buses is away, if it cannot be queued.
     ///
     /// # Errors
     /// When nobody serves the service, or a limit is reached.
     pub(crate) fn ask(
         &mut self,
         request: NewRequest,
+        origin: Origin,
         now: MonotonicTime,
-    ) -> Result<(RequestKey, Option<Waker>), RequestError> {
-        self.counters.asked += 1;
-        self.admit(&request, now).inspect_err(|_| self.counters.refused += 1)?;
+    ) -> Result<Placed, RequestError> {
+        self.counters(origin).asked += 1;
+        let (for_all, is_free) = (origin == Origin::HereForAll, self.is_free());
+        let is_away = for_all && self.may_queue(now).is_err();
+        let admitted = self.admit(&request, is_away, now);
+        admitted.inspect_err(|_| self.counters(origin).refused += 1)?;
         let nonce = self.nonce();
-        let pending = Pending::new(request, nonce, now);
+        let pending = Pending::new(request, origin, nonce, now);
         let (size, deadline) = (pending.size, pending.deadline);
         let limit = Self::MAX_QUEUED;
         let slot = self.slots.insert(pending).ok_or(RequestError::TooManyRequests { limit })?;
         self.bytes += size;
-        self.open += 1;
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+        let key = RequestKey { slot, nonce };
+        let responder = if is_away {
+            self.set_away(slot);
+            None
+        } else {
+            self.queue.push_back(slot);
+            self.responders.unpark_first()
+        };
+        Ok(Placed { key, responder, seeks_others: for_all && !is_free })
+    }
+
+    fn set_away(&mut self, slot: u32) {
+        if let Some(pending) = self.slots.get_mut(slot) {
+            pending.stage = Stage::Away;
+        }
+    }
+
+    pub(crate) fn is_away(&self, slot: u32) -> bool {
+        self.slots.get(slot).is_some_and(|pending| matches!(pending.stage, Stage::Away))
+    }
+
+    pub(crate) fn is_queued(&self, slot: u32) -> bool {
+        self.slots.get(slot).is_some_and(|pending| matches!(pending.stage, Stage::Queued))
+    }
+
+    /// Another bus gets a request. `None` if a responder here has it meanwhile, or it is over.
+    pub(crate) fn send_away(&mut self, slot: u32, now: MonotonicTime) -> Option<NewRequest> {
+        if self.is_queued(slot) {
+            self.queue.retain(|queued| *queued != slot);
+            self.set_away(slot);
+        }
+        let pending =
+            self.slots.get(slot).filter(|pending| matches!(pending.stage, Stage::Away))?;
+        self.seen_elsewhere = Some(now);
+        Some(pending.copy(now))
+    }
+
+    /// Queues a request that is away. Returns the waker of the responder that gets it.
+    ///
+    /// # Errors
+    /// When nobody serves the service here, or as many wait as may. The request is still away.
+    pub(crate) fn queue_here(
+        &mut self,
+        slot: u32,
+        now: MonotonicTime,
+    ) -> Result<Option<Waker>, RequestError> {
+        if !self.is_away(slot) {
+            return Ok(None);
+        }
+        self.may_queue(now)?;
+        if let Some(pending) = self.slots.get_mut(slot) {
+            pending.stage = Stage::Queued;
+        }
         self.queue.push_back(slot);
-        Ok((RequestKey { slot, nonce }, self.responders.unpark_first()))
+        Ok(self.responders.unpark_first())
+    }
+
+    /// Ends a request that was away. The caller polls for the outcome.
+    pub(crate) fn come_back(
+        &mut self,
+        slot: u32,
+        outcome: Result<Reply, RequestError>,
+        now: MonotonicTime,
+    ) {
+        if !self.is_away(slot) {
+            return;
+        }
+        let is_refusal = outcome.as_ref().is_err_and(RequestError::is_refusal);
+        let outcome = self.reserve_reply(slot, outcome);
+        let Some(pending) = self.slots.get_mut(slot) else { return };
+        let time = now.since(pending.asked);
+        match &outcome {
+            Ok(_) => {
+                self.counters.replied += 1;
+                self.counters.reply_times.record(time);
+            }
+            Err(RequestError::TimedOut) => self.counters.timed_out += 1,
+            Err(_) if is_refusal => self.counters.refused += 1,
+            Err(_) => self.counters.failed += 1,
+        }
+        self.discarded.extend(pending.end(outcome));
+    }
+
+    /// Begins to tell other buses that the service is served here. `None` if they have been told.
+    pub(crate) fn announce(&mut self) -> Option<Announced> {
+        if self.announcement.is_some() || self.is_closed {
+            return None;
+        }
+        let (announcement, announced) = announcement::new();
+        self.announcement = Some(announcement);
+        Some(announced)
     }
 
     /// Counts a request that was refused before it was made.
@@ -152,7 +297,7 @@ impl Service {
         self.counters.refused += 1;
     }
 
-    fn admit(&mut self, request: &NewRequest, now: MonotonicTime) -> Result<(), RequestError> {
+    fn may_queue(&self, now: MonotonicTime) -> Result<(), RequestError> {
         if self.is_closed {
             return Err(RequestError::Closed);
         }
@@ -161,6 +306,20 @@ impl Service {
         }
         if self.queue.len() >= Self::MAX_QUEUED {
             return Err(RequestError::TooManyRequests { limit: Self::MAX_QUEUED });
+        }
+        Ok(())
+    }
+
+    fn admit(
+        &mut self,
+        request: &NewRequest,
+        is_away: bool,
+        now: MonotonicTime,
+    ) -> Result<(), RequestError> {
+        if !is_away {
+            self.may_queue(now)?;
+        } else if self.is_closed {
+            return Err(RequestError::Closed);
         }
         let size = Pending::size_of(request);
         if !self.memory.reserve(self.bytes + size) {
@@ -192,8 +351,8 @@ impl Service {
 
     /// The requester has left before it took the outcome.
     pub(crate) fn give_up(&mut self, slot: u32, now: MonotonicTime) {
-        if self.take_open(slot, now) {
-            self.counters.given_up += 1;
+        if let Some(origin) = self.take_open(slot, now) {
+            self.counters(origin).given_up += 1;
         }
     }
 
@@ -206,23 +365,25 @@ impl Service {
         if let Poll::Ready(outcome) = self.poll_outcome(slot, Waker::noop()) {
             return outcome;
         }
-        self.take_open(slot, now);
-        self.counters.timed_out += 1;
+        if let Some(origin) = self.take_open(slot, now) {
+            self.counters(origin).timed_out += 1;
+        }
         Err(RequestError::TimedOut)
     }
 
-    /// Removes a request. Returns whether it had no outcome.
-    fn take_open(&mut self, slot: u32, now: MonotonicTime) -> bool {
-        match self.remove(slot).map(|pending| pending.stage) {
-            Some(Stage::Queued) => self.queue.retain(|queued| *queued != slot),
-            Some(Stage::InHand) => {
+    /// Removes a request. Returns where it was asked, if it had no outcome.
+    fn take_open(&mut self, slot: u32, now: MonotonicTime) -> Option<Origin> {
+        let removed = self.remove(slot)?;
+        match removed.stage {
+            Stage::Away => {}
+            Stage::Queued => self.queue.retain(|queued| *queued != slot),
+            Stage::InHand => {
                 self.in_hand -= 1;
-                self.seen = now;
+                self.seen = Some(now);
             }
-            Some(Stage::Done(_)) | None => return false,
+            Stage::Done(_) => return None,
         }
-        self.open -= 1;
-        true
+        Some(removed.origin)
     }
 
     fn remove(&mut self, slot: u32) -> Option<Pending> {
@@ -241,7 +402,7 @@ impl Service {
         if self.is_closed {
             return Err(RequestError::Closed);
         }
-        self.seen = now;
+        self.seen = Some(now);
         self.last_responder += 1;
         self.responders.join(self.last_responder);
         Ok(self.last_responder)
@@ -250,7 +411,7 @@ impl Service {
     /// A responder leaves the queue. Returns the waker of the one that gets the requests instead.
     #[must_use]
     pub(crate) fn leave(&mut self, responder: WaiterId, now: MonotonicTime) -> Option<Waker> {
-        self.seen = now;
+        self.seen = Some(now);
         self.discarded.extend(self.responders.leave(responder));
         self.wake_responder()
     }
@@ -346,23 +507,23 @@ impl Service {
         reply: Result<Reply, Box<str>>,
         now: MonotonicTime,
     ) -> Result<Option<Waker>, ReplyNotWanted> {
-        self.seen = now;
+        self.seen = Some(now);
         if !self.is_in_hand(key, now) {
             self.counters.not_wanted += 1;
             return Err(ReplyNotWanted);
         }
-        let reply = self.reserve_reply(key.slot, reply);
+        let outcome = reply.map_err(|reason| RequestError::Failed { reason });
+        let outcome = self.reserve_reply(key.slot, outcome);
         let Some(pending) = self.slots.get_mut(key.slot) else { return Err(ReplyNotWanted) };
-        let time = now.since(pending.asked);
-        let is_reply = reply.is_ok();
-        let waker = pending.end(reply.map_err(|reason| RequestError::Failed { reason }));
+        let (time, origin, is_reply) = (now.since(pending.asked), pending.origin, outcome.is_ok());
+        let waker = pending.end(outcome);
         self.in_hand -= 1;
-        self.open -= 1;
+        let counters = self.counters(origin);
         if is_reply {
-            self.counters.replied += 1;
-            self.counters.reply_times.record(time);
+            counters.replied += 1;
+            counters.reply_times.record(time);
         } else {
-            self.counters.failed += 1;
+            counters.failed += 1;
         }
         Ok(waker)
     }
@@ -371,35 +532,34 @@ impl Service {
     fn reserve_reply(
         &mut self,
         slot: u32,
-        reply: Result<Reply, Box<str>>,
-    ) -> Result<Reply, Box<str>> {
-        let Some(pending) = self.slots.get_mut(slot) else { return reply };
-        let more = Pending::size_of_reply(&reply).saturating_sub(pending.size);
+        outcome: Result<Reply, RequestError>,
+    ) -> Result<Reply, RequestError> {
+        let Some(pending) = self.slots.get_mut(slot) else { return outcome };
+        let more = Pending::size_of_outcome(&outcome).saturating_sub(pending.size);
         if more > 0 {
             if !self.memory.reserve(self.bytes + more) {
-                return Err(NO_MEMORY.into());
+                return Err(RequestError::Failed { reason: NO_MEMORY.into() });
             }
             pending.size += more;
             self.bytes += more;
         }
-        reply
+        outcome
     }
 
     /// A responder has left with a request in hand. It fails, or another responder gets it. Returns the waker of the
     /// requester or of the responder.
     #[must_use]
     pub(crate) fn hand_back(&mut self, key: RequestKey, now: MonotonicTime) -> Option<Waker> {
-        self.seen = now;
+        self.seen = Some(now);
         let pending = self.in_hand(key, now)?;
         if pending.requeue() {
             self.in_hand -= 1;
             self.queue.push_front(key.slot);
             return self.responders.unpark_first();
         }
-        let waker = pending.end(Err(RequestError::ResponderGone));
+        let (origin, waker) = (pending.origin, pending.end(Err(RequestError::ResponderGone)));
         self.in_hand -= 1;
-        self.open -= 1;
-        self.counters.failed += 1;
+        self.counters(origin).failed += 1;
         waker
     }
 
@@ -418,28 +578,37 @@ impl Service {
         self.responders.unpark_first()
     }
 
-    /// Ends requests whose time is over, and those that wait although nobody serves. Returns the wakers of their
-    /// requesters.
+    /// Ends requests whose time is over, and those that wait although nobody serves, unless they may go to other buses.
+    /// Returns the wakers of their requesters.
     #[must_use]
     pub(crate) fn run_due(&mut self, now: MonotonicTime) -> Vec<Waker> {
         self.registered = None;
         let mut wakers = Vec::new();
         let is_absent = self.is_absent(now);
+        if is_absent {
+            wakers.extend(self.announcement.take().and_then(Announcement::end));
+        }
         for pending in self.slots.iter_mut() {
             let error = match pending.stage {
                 Stage::Done(_) => continue,
                 _ if pending.deadline <= now => RequestError::TimedOut,
+                Stage::Queued if is_absent && pending.origin == Origin::HereForAll => {
+                    pending.stage = Stage::Away;
+                    wakers.extend(pending.unpark());
+                    continue;
+                }
                 Stage::Queued if is_absent => RequestError::NoResponder,
                 _ => continue,
             };
             if matches!(pending.stage, Stage::InHand) {
                 self.in_hand -= 1;
-                self.seen = now;
+                self.seen = Some(now);
             }
-            self.open -= 1;
+            let is_foreign = pending.origin == Origin::Elsewhere;
+            let counters = if is_foreign { &mut self.foreign } else { &mut self.counters };
             match error {
-                RequestError::TimedOut => self.counters.timed_out += 1,
-                _ => self.counters.refused += 1,
+                RequestError::TimedOut => counters.timed_out += 1,
+                _ => counters.refused += 1,
             }
             wakers.extend(pending.end(Err(error)));
         }
@@ -460,9 +629,11 @@ impl Service {
 
     /// What the timer of the bus has to know, if something is due earlier than it knows.
     pub(crate) fn next_registration(&mut self) -> Option<Registration> {
-        let may_be_absent =
-            self.responders.len() == 0 && self.in_hand == 0 && !self.queue.is_empty();
-        let absent_at = may_be_absent.then(|| self.seen.after(Self::GRACE.into()));
+        let may_be_absent = self.responders.len() == 0
+            && self.in_hand == 0
+            && (!self.queue.is_empty() || self.announcement.is_some());
+        let absent_at = self.seen.filter(|_| may_be_absent);
+        let absent_at = absent_at.map(|seen| seen.after(Self::GRACE.into()));
         let at = self.earliest.into_iter().chain(absent_at).min()?;
         if self.registered.is_some_and(|registered| registered <= at) {
             return None;
@@ -475,11 +646,19 @@ impl Service {
     pub(crate) fn close(&mut self) -> Vec<Waker> {
         self.is_closed = true;
         self.queue.clear();
-        (self.open, self.in_hand) = (0, 0);
+        self.in_hand = 0;
         let mut wakers: Vec<Waker> = self.responders.unpark_all().collect();
+        wakers.extend(self.announcement.take().and_then(Announcement::end));
         for pending in self.slots.iter_mut().filter(|pending| !pending.is_done()) {
-            self.counters.failed += 1;
-            wakers.extend(pending.end(Err(RequestError::Closed)));
+            let outcome = match (&pending.stage, pending.origin) {
+                // No responder was given it: its requester asks another bus.
+                (Stage::Queued, Origin::Elsewhere) => RequestError::NoResponder,
+                _ => RequestError::Closed,
+            };
+            let is_foreign = pending.origin == Origin::Elsewhere;
+            let counters = if is_foreign { &mut self.foreign } else { &mut self.counters };
+            counters.failed += 1;
+            wakers.extend(pending.end(Err(outcome)));
         }
         wakers
     }

@@ -19,12 +19,27 @@ pub(super) struct Pending {
     pub(super) asked: MonotonicTime,
     pub(super) deadline: MonotonicTime,
     pub(super) may_repeat: bool,
+    /// Where it was asked.
+    pub(super) origin: Origin,
     /// The task of the requester.
     waker: Option<Waker>,
 }
 
+/// Where a request was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// At this bus.
+    Here,
+    /// At this bus, and it may go to other buses.
+    HereForAll,
+    /// At another bus, which counts it.
+    Elsewhere,
+}
+
 #[derive(Debug)]
 pub(super) enum Stage {
+    /// Its requester looks for a responder at other buses, or waits for the reply of one.
+    Away,
     /// It waits for a responder.
     Queued,
     /// A responder has it.
@@ -37,10 +52,11 @@ impl Pending {
     /// What a request takes besides its payload and headers, in bytes.
     const OVERHEAD: u64 = 256;
 
-    pub(super) fn new(request: NewRequest, nonce: u64, now: MonotonicTime) -> Self {
+    pub(super) fn new(request: NewRequest, origin: Origin, nonce: u64, now: MonotonicTime) -> Self {
         Self {
             nonce,
             stage: Stage::Queued,
+            origin,
             size: Self::size_of(&request),
             asked: now,
             deadline: now.after(request.timeout.into()),
@@ -56,11 +72,12 @@ impl Pending {
         request.payload.len() as u64 + request.headers.accounted_size() + Self::OVERHEAD
     }
 
-    /// What a reply would take, in bytes.
-    pub(super) fn size_of_reply(reply: &Result<Reply, Box<str>>) -> u64 {
-        let content = match reply {
+    /// What an outcome would take, in bytes.
+    pub(super) fn size_of_outcome(outcome: &Result<Reply, RequestError>) -> u64 {
+        let content = match outcome {
             Ok(reply) => reply.payload.len() as u64 + reply.headers.accounted_size(),
-            Err(reason) => reason.len() as u64,
+            Err(RequestError::Failed { reason }) => reason.len() as u64,
+            Err(_) => 0,
         };
         content + Self::OVERHEAD
     }
@@ -68,6 +85,16 @@ impl Pending {
     /// Whether a responder has it by this nonce, and its requester waits.
     pub(super) fn is_in_hand(&self, nonce: u64, now: MonotonicTime) -> bool {
         self.nonce == nonce && matches!(self.stage, Stage::InHand) && self.deadline > now
+    }
+
+    /// The request as another bus gets it.
+    pub(super) fn copy(&self, now: MonotonicTime) -> NewRequest {
+        NewRequest {
+            payload: self.payload.clone(),
+            headers: self.headers.clone(),
+            timeout: self.deadline.since(now),
+            may_repeat: self.may_repeat,
+        }
     }
 
     pub(super) fn payload_len(&self) -> usize {

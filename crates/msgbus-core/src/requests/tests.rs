@@ -1,17 +1,17 @@
 //! A property test against a naive model, which keeps every request in one `Vec`; and rules by example.
 
-use std::task::Waker;
+use std::{mem, task::Waker};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::topic::Budget;
+use crate::{stats::ReplyTimes, topic::Budget};
 
 const START: MonotonicTime = MonotonicTime::from_nanoseconds(1 << 50);
 
 fn service(limit: u64) -> Service {
     let memory = Reservation::new(Budget::new(limit));
-    Service::new("s".parse().unwrap(), memory, START)
+    Service::new("s".parse().unwrap(), memory)
 }
 
 fn later(seconds: u64) -> MonotonicTime {
@@ -33,7 +33,7 @@ fn take(service: &mut Service, responder: WaiterId, max: usize, now: MonotonicTi
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Ask { timeout: u64, may_repeat: bool },
+    Ask { timeout: u64, may_repeat: bool, origin: Origin },
     Join,
     Leave { responder: usize },
     Take { responder: usize, max: usize },
@@ -42,14 +42,30 @@ enum Step {
     PutBack { handed: usize },
     GiveUp { request: usize },
     Poll { request: usize },
+    QueueHere { request: usize },
+    SendAway { request: usize },
+    ComeBack { request: usize, end: usize },
     Wait { seconds: u64 },
 }
+
+fn origin() -> impl Strategy<Value = Origin> {
+    prop_oneof![Just(Origin::Here), Just(Origin::HereForAll), Just(Origin::Elsewhere)]
+}
+
+/// How requests end that were away.
+const ENDS: [fn() -> Result<Reply, RequestError>; 5] = [
+    || Ok(Reply::default()),
+    || Err(RequestError::Failed { reason: Box::default() }),
+    || Err(RequestError::TimedOut),
+    || Err(RequestError::NoResponder),
+    || Err(RequestError::ResponderGone),
+];
 
 fn step() -> impl Strategy<Value = Step> {
     let index = 0..1000usize;
     prop_oneof![
-        6 => (1..20u64, any::<bool>())
-            .prop_map(|(timeout, may_repeat)| Step::Ask { timeout, may_repeat }),
+        6 => (1..20u64, any::<bool>(), origin())
+            .prop_map(|(timeout, may_repeat, origin)| Step::Ask { timeout, may_repeat, origin }),
         4 => Just(Step::Join),
         1 => index.clone().prop_map(|responder| Step::Leave { responder }),
         5 => (index.clone(), 1..4usize).prop_map(|(responder, max)| Step::Take { responder, max }),
@@ -57,7 +73,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => index.clone().prop_map(|handed| Step::HandBack { handed }),
         1 => index.clone().prop_map(|handed| Step::PutBack { handed }),
         1 => index.clone().prop_map(|request| Step::GiveUp { request }),
-        4 => index.prop_map(|request| Step::Poll { request }),
+        4 => index.clone().prop_map(|request| Step::Poll { request }),
+        2 => index.clone().prop_map(|request| Step::QueueHere { request }),
+        2 => index.clone().prop_map(|request| Step::SendAway { request }),
+        2 => (index, 0..ENDS.len()).prop_map(|(request, end)| Step::ComeBack { request, end }),
         3 => (1..4u64).prop_map(|seconds| Step::Wait { seconds }),
     ]
 }
@@ -70,11 +89,13 @@ struct Asked {
     payload: Bytes,
     deadline: MonotonicTime,
     may_repeat: bool,
+    origin: Origin,
     state: Known,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum Known {
+    Away,
     Queued,
     InHand(RequestKey),
     Done(Result<Reply, RequestError>),
@@ -94,31 +115,46 @@ struct Model {
     put_back: Vec<usize>,
     seen: Option<MonotonicTime>,
     counters: ServiceCounters,
+    foreign: ServiceCounters,
 }
 
 impl Model {
+    /// The counters of a request.
+    fn counters(&mut self, origin: Origin) -> &mut ServiceCounters {
+        match origin {
+            Origin::Here | Origin::HereForAll => &mut self.counters,
+            Origin::Elsewhere => &mut self.foreign,
+        }
+    }
+
     fn in_hand(&self) -> usize {
         self.requests.iter().filter(|asked| matches!(asked.state, Known::InHand(_))).count()
     }
 
     fn is_absent(&self, now: MonotonicTime) -> bool {
-        let seen = self.seen.unwrap_or(START);
-        self.responders.is_empty() && self.in_hand() == 0 && now.since(seen) >= Service::GRACE
+        let is_recent = self.seen.is_some_and(|seen| now.since(seen) < Service::GRACE);
+        self.responders.is_empty() && self.in_hand() == 0 && !is_recent
     }
 
     fn run_due(&mut self, now: MonotonicTime) {
         let is_absent = self.is_absent(now);
-        for asked in &mut self.requests {
-            let is_open = matches!(asked.state, Known::Queued | Known::InHand(_));
-            if is_open && asked.deadline <= now {
-                self.counters.timed_out += 1;
-                if asked.state != Known::Queued {
+        for index in 0..self.requests.len() {
+            let Asked { origin, deadline, .. } = self.requests[index];
+            let state = &mut self.requests[index].state;
+            let is_open = matches!(state, Known::Away | Known::Queued | Known::InHand(_));
+            if is_open && deadline <= now {
+                if matches!(state, Known::InHand(_)) {
                     self.seen = Some(now);
                 }
-                asked.state = Known::Done(Err(RequestError::TimedOut));
-            } else if is_absent && asked.state == Known::Queued {
-                self.counters.refused += 1;
-                asked.state = Known::Done(Err(RequestError::NoResponder));
+                *state = Known::Done(Err(RequestError::TimedOut));
+                self.counters(origin).timed_out += 1;
+            } else if is_absent && *state == Known::Queued {
+                if origin == Origin::HereForAll {
+                    *state = Known::Away;
+                    continue;
+                }
+                *state = Known::Done(Err(RequestError::NoResponder));
+                self.counters(origin).refused += 1;
             }
         }
         let requests = &self.requests;
@@ -135,7 +171,9 @@ impl Model {
 
     fn act(&mut self, service: &mut Service, step: Step, now: MonotonicTime) {
         match step {
-            Step::Ask { timeout, may_repeat } => self.ask(service, timeout, may_repeat, now),
+            Step::Ask { timeout, may_repeat, origin } => {
+                self.ask(service, timeout, may_repeat, origin, now);
+            }
             Step::Join => {
                 self.responders.push_back(service.join(now).unwrap());
                 self.seen = Some(now);
@@ -153,6 +191,9 @@ impl Model {
             Step::GiveUp { request } => self.give_up(service, request, now),
             Step::PutBack { handed } => self.put_back(service, handed, now),
             Step::Poll { request } => self.poll(service, request),
+            Step::QueueHere { request } => self.queue_here(service, request, now),
+            Step::SendAway { request } => self.send_away(service, request, now),
+            Step::ComeBack { request, end } => self.come_back(service, request, end, now),
             Step::Wait { .. } => {
                 self.run_due(now);
                 let _ = service.run_due(now);
@@ -160,26 +201,85 @@ impl Model {
         }
     }
 
-    fn ask(&mut self, service: &mut Service, timeout: u64, may_repeat: bool, now: MonotonicTime) {
-        self.counters.asked += 1;
+    fn ask(
+        &mut self,
+        service: &mut Service,
+        timeout: u64,
+        may_repeat: bool,
+        origin: Origin,
+        now: MonotonicTime,
+    ) {
+        self.counters(origin).asked += 1;
+        let is_free = self.responders.len() > self.queue.len();
+        assert_eq!(service.is_free(), is_free);
         let payload = Bytes::from(format!("request {}", self.requests.len()));
         let timeout = Duration::from_secs(timeout);
         let request = NewRequest::new(payload.clone()).timeout(timeout);
         let request = if may_repeat { request.may_repeat() } else { request };
-        match service.ask(request, now) {
-            Ok((key, _)) => {
-                assert!(!self.is_absent(now));
-                let deadline = now.after(timeout.into());
-                self.queue.push_back(self.requests.len());
-                let slot = key.slot;
-                let state = Known::Queued;
-                self.requests.push(Asked { slot, payload, deadline, may_repeat, state });
+        match service.ask(request, origin, now) {
+            Ok(placed) => {
+                let for_all = origin == Origin::HereForAll;
+                assert_eq!(placed.seeks_others, for_all && !is_free);
+                let mut state = Known::Queued;
+                if for_all && self.is_absent(now) {
+                    state = Known::Away;
+                } else {
+                    assert!(!self.is_absent(now));
+                    self.queue.push_back(self.requests.len());
+                }
+                let (slot, deadline) = (placed.key.slot, now.after(timeout.into()));
+                self.requests.push(Asked { slot, payload, deadline, may_repeat, origin, state });
             }
             Err(error) => {
                 assert_eq!((error, self.is_absent(now)), (RequestError::NoResponder, true));
-                self.counters.refused += 1;
+                assert_ne!(origin, Origin::HereForAll);
+                self.counters(origin).refused += 1;
             }
         }
+    }
+
+    fn queue_here(&mut self, service: &mut Service, request: usize, now: MonotonicTime) {
+        let Some(index) = self.pick(request) else { return };
+        let is_absent = self.is_absent(now);
+        let asked = &mut self.requests[index];
+        let queued = service.queue_here(asked.slot, now);
+        assert_eq!(queued.is_err(), is_absent && asked.state == Known::Away);
+        if asked.state == Known::Away && !is_absent {
+            asked.state = Known::Queued;
+            self.queue.push_back(index);
+        }
+    }
+
+    fn send_away(&mut self, service: &mut Service, request: usize, now: MonotonicTime) {
+        let Some(index) = self.pick(request) else { return };
+        let asked = &mut self.requests[index];
+        if asked.origin != Origin::HereForAll {
+            return;
+        }
+        let sent = service.send_away(asked.slot, now).map(|request| request.payload);
+        let may_go = matches!(asked.state, Known::Away | Known::Queued);
+        assert_eq!(sent, may_go.then(|| asked.payload.clone()));
+        if may_go {
+            asked.state = Known::Away;
+            self.queue.retain(|queued| *queued != index);
+        }
+    }
+
+    fn come_back(&mut self, service: &mut Service, request: usize, end: usize, now: MonotonicTime) {
+        let Some(index) = self.pick(request) else { return };
+        service.come_back(self.requests[index].slot, ENDS[end](), now);
+        let asked = &mut self.requests[index];
+        if asked.state != Known::Away {
+            return;
+        }
+        let outcome = ENDS[end]();
+        match &outcome {
+            Ok(_) => self.counters.replied += 1,
+            Err(RequestError::TimedOut) => self.counters.timed_out += 1,
+            Err(RequestError::NoResponder) => self.counters.refused += 1,
+            Err(_) => self.counters.failed += 1,
+        }
+        asked.state = Known::Done(outcome);
     }
 
     fn take(&mut self, service: &mut Service, responder: usize, max: usize, now: MonotonicTime) {
@@ -228,7 +328,8 @@ impl Model {
             return;
         };
         let outcome = reply.map_err(|reason| RequestError::Failed { reason });
-        *(if is_ok { &mut self.counters.replied } else { &mut self.counters.failed }) += 1;
+        let counters = self.counters(self.requests[index].origin);
+        *(if is_ok { &mut counters.replied } else { &mut counters.failed }) += 1;
         self.requests[index].state = Known::Done(outcome);
     }
 
@@ -242,7 +343,7 @@ impl Model {
             self.queue.push_front(index);
         } else {
             self.requests[index].state = Known::Done(Err(RequestError::ResponderGone));
-            self.counters.failed += 1;
+            self.counters(self.requests[index].origin).failed += 1;
         }
     }
 
@@ -270,10 +371,10 @@ impl Model {
         if matches!(asked.state, Known::InHand(_)) {
             self.seen = Some(now);
         }
-        if !matches!(asked.state, Known::Done(_)) {
-            self.counters.given_up += 1;
+        let (origin, state) = (asked.origin, mem::replace(&mut asked.state, Known::Gone));
+        if !matches!(state, Known::Done(_)) {
+            self.counters(origin).given_up += 1;
         }
-        asked.state = Known::Gone;
         self.queue.retain(|queued| *queued != index);
     }
 
@@ -285,23 +386,37 @@ impl Model {
                 assert_eq!(outcome, *expected);
                 asked.state = Known::Gone;
             }
-            (Poll::Pending, Known::Queued | Known::InHand(_)) => {}
+            (Poll::Pending, Known::Away | Known::Queued | Known::InHand(_)) => {}
             (polled, expected) => panic!("{polled:?} instead of {expected:?}"),
         }
     }
 
     fn check(&self, service: &Service, now: MonotonicTime) {
         let stats = service.stats();
-        let counters = ServiceCounters { reply_times: stats.counters.reply_times, ..self.counters };
-        assert_eq!(stats.counters, counters);
-        assert_eq!((stats.responders, stats.in_hand), (self.responders.len(), self.in_hand()));
-        let queued =
-            self.requests.iter().filter(|asked| asked.state == Known::Queued).count() as u64;
-        let ServiceCounters { replied, failed, timed_out, refused, given_up, .. } = stats.counters;
-        let over = replied + failed + timed_out + refused + given_up;
-        assert_eq!(stats.counters.asked, over + queued + stats.in_hand as u64);
-        assert_eq!(stats.queued as u64, queued);
-        assert_eq!(stats.counters.reply_times.counts.iter().sum::<u64>(), replied);
+        let without_times =
+            |counters| ServiceCounters { reply_times: ReplyTimes::default(), ..counters };
+        assert_eq!(without_times(stats.counters), self.counters);
+        assert_eq!(without_times(service.foreign), self.foreign);
+        assert_eq!((stats.responders, stats.taken), (self.responders.len(), self.foreign.asked));
+        let count = |is_own: bool, is_counted: fn(&Known) -> bool| {
+            let of_origin = |asked: &&Asked| (asked.origin != Origin::Elsewhere) == is_own;
+            let found = self.requests.iter().filter(of_origin);
+            found.filter(|asked| is_counted(&asked.state)).count()
+        };
+        let is_queued = |state: &Known| *state == Known::Queued;
+        let is_in_hand = |state: &Known| matches!(state, Known::InHand(_));
+        assert_eq!(stats.queued, count(true, is_queued));
+        assert_eq!(stats.in_hand, count(true, is_in_hand));
+        assert_eq!(stats.away, count(true, |state| *state == Known::Away));
+        assert_eq!(stats.visiting, count(false, is_queued) + count(false, is_in_hand));
+        assert_eq!(service.in_hand, self.in_hand());
+        let open = [stats.queued + stats.in_hand + stats.away, stats.visiting];
+        for (counters, open) in [stats.counters, service.foreign].into_iter().zip(open) {
+            let ServiceCounters { replied, failed, timed_out, refused, given_up, .. } = counters;
+            let over = replied + failed + timed_out + refused + given_up;
+            assert_eq!(counters.asked, over + open as u64);
+            assert_eq!(counters.reply_times.counts.iter().sum::<u64>(), replied);
+        }
         assert_eq!(service.is_absent(now), self.is_absent(now));
         let is_held = |asked: &&Asked| asked.state != Known::Gone;
         let sizes = self.requests.iter().filter(is_held).map(|asked| asked.payload.len() as u64);
@@ -330,6 +445,7 @@ proptest! {
             model.check(&service, now);
         }
         prop_assert!(model.queue.is_empty() && model.in_hand() == 0);
+        prop_assert!(model.requests.iter().all(|asked| asked.state != Known::Away));
     }
 }
 
@@ -338,25 +454,28 @@ fn nobody_there_is_known_at_once_and_a_polling_responder_is_waited_for() {
     let mut service = service(u64::MAX);
     let responder = service.join(START).unwrap();
     let _ = service.leave(responder, START);
-    let (key, _) = service.ask("x".into(), later(1)).unwrap();
+    let Placed { key, .. } = service.ask("x".into(), Origin::Here, later(1)).unwrap();
     assert!(poll(&mut service, key.slot).is_pending());
     assert_eq!(service.next_registration().unwrap().at, later(2));
     let _ = service.run_due(later(2));
     assert_eq!(poll(&mut service, key.slot), Poll::Ready(Err(RequestError::NoResponder)));
-    assert_eq!(service.ask("x".into(), later(2)).unwrap_err(), RequestError::NoResponder);
+    assert_eq!(
+        service.ask("x".into(), Origin::Here, later(2)).unwrap_err(),
+        RequestError::NoResponder
+    );
 }
 
 #[test]
 fn requests_and_their_bytes_are_limited() {
     let mut service = self::service(1 << 20);
     let _responder = service.join(START).unwrap();
-    let large = service.ask(vec![0; 2 << 20].into(), START).unwrap_err();
+    let large = service.ask(vec![0; 2 << 20].into(), Origin::Here, START).unwrap_err();
     assert_eq!(large, RequestError::LimitReached(LimitReached::Bytes { limit: 1 << 20 }));
     for _ in 0..Service::MAX_QUEUED {
-        service.ask("x".into(), START).unwrap();
+        service.ask("x".into(), Origin::Here, START).unwrap();
     }
     let limit = Service::MAX_QUEUED;
-    let refused = service.ask("x".into(), START).unwrap_err();
+    let refused = service.ask("x".into(), Origin::Here, START).unwrap_err();
     assert_eq!(refused, RequestError::TooManyRequests { limit });
 }
 
@@ -365,7 +484,8 @@ fn requests_and_their_bytes_are_limited() {
 fn replies_count_towards_the_bytes() {
     let mut service = self::service(1 << 20);
     let responder = service.join(START).unwrap();
-    let asked: Vec<_> = (0..2).map(|_| service.ask("x".into(), START).unwrap().0).collect();
+    let asked: Vec<_> =
+        (0..2).map(|_| service.ask("x".into(), Origin::Here, START).unwrap().key).collect();
     let handed = take(&mut service, responder, 2, START);
     for (handed, size) in handed.iter().zip([600 << 10, 500 << 10]) {
         let _ = service.reply(handed.key, Ok(vec![0; size].into()), START).unwrap();

@@ -6,6 +6,7 @@ mod cluster;
 mod cuts;
 mod forgotten;
 mod refusing;
+mod services;
 mod shared;
 mod silent;
 

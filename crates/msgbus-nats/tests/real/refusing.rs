@@ -40,12 +40,22 @@ async fn a_stream_that_cannot_be_made_says_why() {
     }
 }
 
+async fn is_up(engine: &NatsEngine) {
+    let is_up = async {
+        while !engine.health().is_up {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(is_up).await;
+}
+
 const USERS: &str = r#"
 authorization { users: [
     { user: full, password: full }
     { user: poor, password: poor, permissions: { publish: { deny: "$JS.API.STREAM.>" } } }
     { user: reader, password: reader, permissions: { publish: { deny: "msgbus.test.>" } } }
     { user: worker, password: worker, permissions: { publish: { deny: "$JS.API.CONSUMER.>" } } }
+    { user: topics, password: topics, permissions: { publish: { deny: "msgbus-services.>" } } }
 ] }
 "#;
 
@@ -62,6 +72,10 @@ async fn what_the_user_may_not_do_is_denied() {
         let poor = connect(server.options(), user("poor")).await;
         assert_eq!(refused(&poor).await, EngineError::Denied);
         let full = connect(server.options(), user("full")).await;
+        let topics = connect(server.options(), user("topics")).await;
+        is_up(&topics).await;
+        let asked = soon(topics.is_served(&fresh("denied"))).await;
+        assert_eq!(asked, Err(EngineError::Denied));
         let topic = fresh("denied");
         let published = async {
             while full.publish(&topic, vec!["x".into()]).await.is_err() {
@@ -71,15 +85,11 @@ async fn what_the_user_may_not_do_is_denied() {
         soon(published).await;
         let denied = Err(EngineError::Denied);
         let reader = connect(server.options(), user("reader")).await;
-        while !reader.health().is_up {
-            sleep(Duration::from_millis(10)).await;
-        }
+        is_up(&reader).await;
         assert_eq!(soon(reader.publish(&topic, vec!["x".into()])).await, denied);
         assert!(soon(reader.stats(&topic)).await.unwrap().is_some());
         let worker = connect(server.options(), user("worker")).await;
-        while !worker.health().is_up {
-            sleep(Duration::from_millis(10)).await;
-        }
+        is_up(&worker).await;
         soon(worker.publish(&topic, vec!["x".into()])).await.unwrap();
         assert_eq!(soon(worker.stats(&topic)).await.map(drop), denied.map(drop));
     }

@@ -6,13 +6,14 @@ mod nats;
 mod redis;
 mod runtime;
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use msgbus_core::{
     MessageBus,
     engine::{Engine, EngineRule, EngineUsage, Health, WindowStats},
 };
 use thiserror::Error;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use self::runtime::EngineRuntime;
@@ -128,6 +129,15 @@ impl Engines {
             engine: topics.engine.as_ref().and_then(find).map(|named| Arc::clone(&named.engine)),
         });
         rules.collect()
+    }
+
+    /// Waits until the last answers have left, for a short time.
+    pub(crate) async fn flush(&self) {
+        const LIMIT: Duration = Duration::from_secs(1);
+        for named in &self.list {
+            // One that is away or slow does not get them.
+            let _ = timeout(LIMIT, named.engine.flush()).await;
+        }
     }
 
     /// The name of an engine.

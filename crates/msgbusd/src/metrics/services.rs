@@ -9,10 +9,13 @@ use super::Page;
 /// A metric with one series for each service: the end of its name, help, type and value.
 type Family = (&'static str, &'static str, &'static str, fn(&ServiceStats) -> u64);
 
-const FAMILIES: [Family; 10] = [
+const FAMILIES: [Family; 13] = [
     ("responders", "Responders that wait for requests.", "gauge", |s| s.responders as u64),
     ("queued", "Requests that wait for a responder.", "gauge", |s| s.queued as u64),
     ("in_hand", "Requests that responders have.", "gauge", |s| s.in_hand as u64),
+    ("away", "Requests that other servers have, or are asked for.", "gauge", |s| s.away as u64),
+    ("visiting", "Requests of other servers that are here.", "gauge", |s| s.visiting as u64),
+    ("taken_total", "Requests of other servers that have come here.", "counter", |s| s.taken),
     ("asked_total", "Requests.", "counter", |s| s.counters.asked),
     ("replied_total", "Requests that got a reply.", "counter", |s| s.counters.replied),
     ("failed_total", "Requests whose responder failed or left.", "counter", |s| s.counters.failed),

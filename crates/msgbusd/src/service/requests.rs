@@ -8,7 +8,7 @@ use std::{
 
 use msgbus_core::{
     BatchLimit, NewRequest, PendingRequest, PublishError, Reply, ReplyToken, Request, RequestError,
-    ServePull, ServiceStats, TopicName, format_duration,
+    ServePull, ServiceStats, TopicName, format_duration, store::StoreError,
 };
 use tracing::debug;
 
@@ -32,18 +32,23 @@ pub(crate) struct Asking<'a> {
 }
 
 impl Call<'_> {
-    /// Admits a request to a service, before its payload is read. A service without responders is refused here.
+    /// Admits a request to a service, before its payload is read. A service without responders is refused here, unless
+    /// there may be some at other servers.
     pub(crate) fn ask<'a>(&'a self, service: &'a TopicName) -> Result<Asking<'a>, ServiceError> {
         self.charge()?;
         self.authorize(Action::Request, service)?;
-        self.is_served(service).inspect_err(|_| self.worker.bus.count_refused(service))?;
+        if !self.worker.bus.may_be_served(service) {
+            self.worker.bus.count_refused(service);
+            return Err(ServiceError::NoResponder { service: service.clone() });
+        }
         Ok(Asking { call: self, service })
     }
 
-    /// Refuses a service that nobody serves.
-    pub(crate) fn is_served(&self, service: &TopicName) -> Result<(), ServiceError> {
+    /// Refuses a service that nobody serves, here or at another server.
+    pub(crate) async fn is_served(&self, service: &TopicName) -> Result<(), ServiceError> {
         self.authorize(Action::Request, service)?;
-        if self.worker.bus.is_served(service) {
+        let is_served = self.worker.bus.is_served_anywhere(service).await;
+        if is_served.map_err(StoreError::from)? {
             return Ok(());
         }
         Err(ServiceError::NoResponder { service: service.clone() })
@@ -170,6 +175,7 @@ fn refusal(error: RequestError, service: &TopicName) -> ServiceError {
         RequestError::Failed { reason } => ServiceError::ResponderFailed { reason },
         RequestError::ResponderGone => ServiceError::ResponderGone,
         RequestError::TimedOut => ServiceError::RequestTimeout,
+        RequestError::Engine(error) => StoreError::from(error).into(),
         // The bus is closed.
         _ => ServiceError::Publish(PublishError::Closed),
     }

@@ -1,4 +1,4 @@
-//! Topics that live in engines: which engine has a topic, and the windows of those that are followed.
+//! Topics and services that live in engines: which engine has which, and the windows of topics that are followed.
 //!
 //! They are not in the map of topics. Lock order: the list of windows, a window, the topic of the window.
 
@@ -13,13 +13,14 @@ use std::{
 
 use parking_lot::Mutex;
 
-pub use self::window::WindowSink;
 use self::{closing::Closing, window::Window};
 pub(crate) use self::{
     messages::history,
     reads::{PAGE, Read},
+    services::Away,
     window::Follow,
 };
+pub use self::{services::ServiceSink, window::WindowSink};
 use super::{
     MessageBus,
     map::{SharedTopic, TopicMap},
@@ -38,6 +39,7 @@ mod leases;
 mod messages;
 mod queries;
 mod reads;
+mod services;
 mod window;
 
 /// The engines of a bus.

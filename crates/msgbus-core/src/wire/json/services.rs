@@ -71,6 +71,8 @@ struct ServiceObject {
     responders: usize,
     queued: usize,
     in_hand: usize,
+    away: usize,
+    visiting: usize,
     asked: u64,
     replied: u64,
     failed: u64,
@@ -78,11 +80,13 @@ struct ServiceObject {
     refused: u64,
     given_up: u64,
     not_wanted: u64,
+    taken: u64,
 }
 
 impl ServiceObject {
     fn new(stats: &ServiceStats) -> Self {
-        let ServiceStats { responders, queued, in_hand, counters, .. } = *stats;
+        let ServiceStats { responders, queued, in_hand, away, visiting, taken, counters, .. } =
+            *stats;
         let ServiceCounters {
             asked,
             replied,
@@ -97,6 +101,8 @@ impl ServiceObject {
             responders,
             queued,
             in_hand,
+            away,
+            visiting,
             asked,
             replied,
             failed,
@@ -104,6 +110,7 @@ impl ServiceObject {
             refused,
             given_up,
             not_wanted,
+            taken,
         }
     }
 }

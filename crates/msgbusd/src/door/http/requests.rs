@@ -49,7 +49,7 @@ pub(super) async fn answer(
 ) -> Result<HttpResponse, ApiError> {
     match route {
         ServiceRoute::Ask(service) => ask(call, activity, &service, request, query, outline).await,
-        ServiceRoute::IsServed(service) => look(call, &service, query),
+        ServiceRoute::IsServed(service) => look(call, &service, query).await,
         ServiceRoute::Serve(service) => serve(call, activity, &service, request, query).await,
         ServiceRoute::Reply(token) => reply(call, &token, request, query, outline).await,
         ServiceRoute::List => list(call, query).await,
@@ -105,9 +105,13 @@ async fn wait_for(
 }
 
 /// Says whether somebody serves a service.
-fn look(call: &Call<'_>, service: &TopicName, query: Query) -> Result<HttpResponse, ApiError> {
+async fn look(
+    call: &Call<'_>,
+    service: &TopicName,
+    query: Query,
+) -> Result<HttpResponse, ApiError> {
     query.only(&["timeout", "retry"])?;
-    call.is_served(service)?;
+    call.is_served(service).await?;
     Ok(empty(StatusCode::OK))
 }
 

@@ -1,0 +1,248 @@
+//! Services at several nodes, whose server goes away and whose connections break.
+
+use msgbus_core::{
+    BatchLimit, NewRequest, Request, RequestError, TopicName,
+    engine::{Asked, Urgency},
+};
+use msgbus_engine_testkit::Proxy;
+use tokio::task::JoinHandle;
+
+use super::*;
+
+/// Two nodes, and what ends what is due at both.
+struct Nodes {
+    one: MessageBus,
+    other: MessageBus,
+    timers: [JoinHandle<()>; 2],
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        self.timers.iter().for_each(JoinHandle::abort);
+    }
+}
+
+fn nodes(one: NatsEngine, other: NatsEngine) -> Nodes {
+    let (one, other) = (bus(Arc::new(one)), bus(Arc::new(other)));
+    let timers = [&one, &other].map(|bus| {
+        let bus = bus.clone();
+        tokio::spawn(async move {
+            loop {
+                bus.run_due();
+                sleep(Duration::from_millis(10)).await;
+            }
+        })
+    });
+    Nodes { one, other, timers }
+}
+
+fn respond(
+    bus: &MessageBus,
+    service: &TopicName,
+    answer: impl Fn(Request) + Send + 'static,
+) -> JoinHandle<()> {
+    let (bus, service) = (bus.clone(), service.clone());
+    tokio::spawn(async move {
+        while let Ok(requests) = bus.serve(&service, BatchLimit::ONE).unwrap().await {
+            requests.into_iter().for_each(&answer);
+        }
+    })
+}
+
+async fn until_served(bus: &MessageBus, service: &TopicName) {
+    let is_served = async {
+        while bus.is_served_anywhere(service).await != Ok(true) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(is_served).await;
+}
+
+fn patient(payload: impl Into<NewRequest>) -> NewRequest {
+    payload.into().timeout(Duration::from_secs(60))
+}
+
+/// Without the server, a node serves with the responders that it has, and says that it reaches no others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_node_serves_for_itself_while_the_server_is_away() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let options = server.options();
+        let nodes =
+            nodes(server.engine(options.clone()).await, server.engine(options.clone()).await);
+        let service = fresh("away");
+        let responder = respond(&nodes.other, &service, |request| request.reply("here").unwrap());
+        until_served(&nodes.one, &service).await;
+        server.kill();
+        assert_eq!(soon(nodes.other.request(&service, "x")).await.unwrap().payload, "here");
+        let away = async {
+            while soon(nodes.one.request(&service, patient("x"))).await
+                != Err(EngineError::Unavailable.into())
+            {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(away).await;
+        // Its only responder is busy. The request waits for it.
+        responder.abort();
+        let busy = nodes.other.serve(&service, BatchLimit::ONE).unwrap();
+        let first = tokio::spawn(nodes.other.request(&service, patient("first")));
+        let in_hand = soon(busy).await.unwrap();
+        let second = tokio::spawn(nodes.other.request(&service, patient("second")));
+        for request in in_hand {
+            request.reply("1").unwrap();
+        }
+        let responder = respond(&nodes.other, &service, |request| request.reply("2").unwrap());
+        assert_eq!(soon(first).await.unwrap().unwrap().payload, "1");
+        assert_eq!(soon(second).await.unwrap().unwrap().payload, "2");
+        server.run();
+        until_served(&nodes.one, &service).await;
+        assert_eq!(soon(nodes.one.request(&service, patient("x"))).await.unwrap().payload, "2");
+        responder.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_for_the_server_is_said() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = server.options();
+        let nodes =
+            nodes(server.engine(options.clone()).await, server.engine(options.clone()).await);
+        let service = fresh("large");
+        let responder = respond(&nodes.other, &service, |request| {
+            let payload = vec![7; request.payload().len() * 2];
+            request.reply(payload).unwrap();
+        });
+        until_served(&nodes.one, &service).await;
+        let too_large = EngineError::TooLarge { limit: 1 << 20 };
+        let refused = soon(nodes.one.request(&service, patient(vec![0; 1 << 20]))).await;
+        assert_eq!(refused, Err(too_large.into()));
+        let failed = soon(nodes.one.request(&service, patient(vec![0; 1 << 19]))).await;
+        let Err(RequestError::Failed { reason }) = failed else { panic!("{failed:?}") };
+        assert!(reason.contains("too large for the engine, which accepts 1048576"), "{reason}");
+        let large = vec![0; (1 << 19) - 4096];
+        let reply = soon(nodes.one.request(&service, patient(large.clone()))).await.unwrap();
+        assert_eq!(reply.payload.len(), 2 * large.len());
+        // At its own node, none of that matters.
+        let reply = soon(nodes.other.request(&service, patient(vec![0; 1 << 20]))).await.unwrap();
+        assert_eq!(reply.payload.len(), 2 << 20);
+        responder.abort();
+    }
+}
+
+/// Whoever has a request when its node is lost says nothing: the requester learns it by time. Nobody is asked who is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_lost_is_not_asked() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let port = server.port();
+        let proxy = Proxy::to(port, Duration::from_millis(1)).await;
+        let far = NatsOptions { servers: format!("nats://{}", proxy.address), ..server.options() };
+        let near = server.options();
+        let nodes = nodes(server.engine(near.clone()).await, server.engine(far.clone()).await);
+        let service = fresh("lost");
+        let busy = nodes.other.serve(&service, BatchLimit::ONE).unwrap();
+        until_served(&nodes.one, &service).await;
+        let request = NewRequest::new("x").timeout(Duration::from_secs(2));
+        let asked = tokio::spawn(nodes.one.request(&service, request));
+        let in_hand = soon(busy).await.unwrap();
+        proxy.stop();
+        assert_eq!(soon(asked).await.unwrap(), Err(RequestError::TimedOut));
+        let nobody = soon(nodes.one.request(&service, patient("x"))).await;
+        assert_eq!(nobody, Err(RequestError::NoResponder));
+        drop(in_hand);
+    }
+}
+
+/// Requests go on while connections are cut: each has one outcome, and none is served twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_served_twice_although_connections_are_cut() {
+    const REQUESTS: usize = 300;
+    for program in programs() {
+        let server = Server::start(&program);
+        let port = server.port();
+        let proxies = [
+            Proxy::to(port, Duration::from_millis(2)).await,
+            Proxy::to(port, Duration::from_millis(2)).await,
+        ];
+        let options = |proxy: &Proxy| NatsOptions {
+            servers: format!("nats://{}", proxy.address),
+            ..server.options()
+        };
+        let engines =
+            [server.engine(options(&proxies[0])).await, server.engine(options(&proxies[1])).await];
+        let [one, other] = engines;
+        let nodes = nodes(one, other);
+        let service = fresh("cut");
+        let served = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let responders: Vec<_> = (0..4)
+            .map(|_| {
+                let served = Arc::clone(&served);
+                respond(&nodes.other, &service, move |request| {
+                    served.lock().unwrap().push(request.payload().clone());
+                    let payload = request.payload().clone();
+                    request.reply(payload).unwrap_or_default();
+                })
+            })
+            .collect();
+        until_served(&nodes.one, &service).await;
+        let cut = async {
+            for turn in 0..8 {
+                sleep(Duration::from_millis(100)).await;
+                proxies[turn % 2].cut();
+            }
+        };
+        let ask = async {
+            let mut asked = Vec::new();
+            for n in 0..REQUESTS {
+                let request = NewRequest::new(n.to_string()).timeout(Duration::from_secs(3));
+                asked.push(tokio::spawn(nodes.one.request(&service, request)));
+                sleep(Duration::from_millis(3)).await;
+            }
+            let mut replied = 0;
+            for (n, asked) in asked.into_iter().enumerate() {
+                match soon(asked).await.unwrap() {
+                    Ok(reply) => {
+                        assert_eq!(reply.payload, n.to_string());
+                        replied += 1;
+                    }
+                    Err(
+                        RequestError::TimedOut
+                        | RequestError::NoResponder
+                        | RequestError::Engine(EngineError::Unavailable),
+                    ) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            replied
+        };
+        let (replied, ()) = tokio::join!(ask, cut);
+        assert!(replied > REQUESTS / 4, "{replied}");
+        let mut served = std::mem::take(&mut *served.lock().unwrap());
+        let count = served.len();
+        served.sort();
+        served.dedup();
+        assert_eq!(served.len(), count, "a request was served twice");
+        assert!(count >= replied);
+        let stats = nodes.one.service(&service).unwrap();
+        let counters = &stats.counters;
+        let over = counters.replied + counters.failed + counters.timed_out + counters.refused;
+        assert_eq!((counters.asked, stats.away), (over, 0), "{stats:?}");
+        responders.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// The seam, as an engine of another program would use it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_nobody_serves_is_known_at_once() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        let service = fresh("nobody");
+        let asked =
+            engine.request(&service, Box::new(|| panic!("it is not sent")), Urgency::IfFree);
+        assert_eq!(soon(asked).await, Ok(Asked::Nobody));
+        assert_eq!(soon(engine.is_served(&service)).await, Ok(false));
+    }
+}
