@@ -233,11 +233,7 @@ impl SharedEngine {
                 let dead = (fetched.deliveries, settings.dead_letters.clone());
                 let key = fetched.key;
                 // The leases of the others must not run out meanwhile: there is one failure, which may take its time.
-                let is_buried = graves.may_try() && {
-                    let buried = dead_letters::bury(self, &map, group, &message, dead, key.clone());
-                    graves.note(buried.await)
-                };
-                if !is_buried {
+                if !graves.bury(self, &map, group, &message, dead, key.clone()).await {
                     set_back.push(key);
                 }
                 continue;
@@ -320,12 +316,20 @@ struct Graves {
 }
 
 impl Graves {
-    fn may_try(&self) -> bool {
-        self.failed.is_none_or(|(_, at)| at.elapsed() >= SET_BACK)
-    }
-
-    /// Returns whether one was.
-    fn note(&mut self, buried: Result<(), DeadLetterError>) -> bool {
+    /// Publishes a dead letter, unless one could not be a short time ago. Returns whether it was.
+    async fn bury(
+        &mut self,
+        engine: &SharedEngine,
+        map: &TopicMap,
+        group: &GroupName,
+        message: &Message,
+        dead: (u32, Option<TopicName>),
+        key: LeaseKey,
+    ) -> bool {
+        if self.failed.is_some_and(|(_, at)| at.elapsed() < SET_BACK) {
+            return false;
+        }
+        let buried = dead_letters::bury(engine, map, group, message, dead, key).await;
         self.failed = buried.err().map(|error| (error, Instant::now()));
         self.failed.is_none()
     }
