@@ -127,6 +127,22 @@ async fn commands_begin_one_by_one_if_that_is_wanted() {
     assert_eq!(caller.value().await["key"], "3");
 }
 
+/// An answer waits for nothing: it may be what the call of the peer itself waits for.
+#[tokio::test]
+async fn answers_overtake_calls_that_wait_for_their_turn() {
+    let daemon = daemon_with(|config| config.drs.is_serial = true);
+    let mut peer = daemon.drs(Over::Tcp).await;
+    peer.on("drs.serve", "s").await;
+    peer.send(r#"{"key":"own","action":"s"}{"key":"next","action":"drs.ping"}"#).await;
+    let key = key_of(&peer.text().await);
+    peer.gives(
+        &format!(r#"{{"key":"{key}","action":"drs.response","body":1}}"#),
+        r#"{"key":"own","action":"drs.response","body":1}"#,
+    )
+    .await;
+    assert_eq!(peer.value().await["key"], "next");
+}
+
 #[tokio::test]
 async fn a_call_has_a_deadline() {
     let daemon = daemon_with(|config| config.drs.timeout = Duration::from_millis(300));

@@ -65,6 +65,24 @@ async fn a_peer_gets_what_others_publish() {
     }
 }
 
+/// Each command is answered, also one whose subscription ends before it has begun.
+#[tokio::test]
+async fn a_subscription_that_ends_at_once_is_answered() {
+    let daemon = daemon();
+    for over in ALL {
+        let mut peer = daemon.drs(over).await;
+        peer.send(r#"{"key":"1","action":"drs.subscribe","body":"t"}{"key":"2","action":"drs.off","body":"t"}"#).await;
+        let mut keys = [peer.value().await, peer.value().await].map(|answer| {
+            assert_eq!(answer["action"], "drs.response");
+            answer["key"].as_str().unwrap().to_owned()
+        });
+        keys.sort();
+        assert_eq!(keys, ["1", "2"]);
+        daemon.put("/t", "1").await;
+        peer.is_idle().await;
+    }
+}
+
 #[tokio::test]
 async fn peers_of_all_doors_share_a_topic() {
     let daemon = daemon();

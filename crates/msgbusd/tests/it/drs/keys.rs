@@ -71,6 +71,78 @@ async fn a_login_makes_the_peer_the_holder_of_a_key() {
     }
 }
 
+/// What a peer serves goes on as the user who began it, also when another one has logged in.
+#[tokio::test]
+async fn answers_count_as_of_the_user_who_serves() {
+    let (one, two) = (key("one", &["serve:s"]), key("two", &["subscribe:t"]));
+    let file = File::new(&["request:s"], &[&one, &two]);
+    let daemon = with_keys(&file);
+    for over in ALL {
+        let (mut caller, mut peer) = (daemon.drs(over).await, daemon.drs(over).await);
+        for (key, action, name) in [(&one, "drs.serve", "s"), (&two, "drs.subscribe", "t")] {
+            let login = format!(r#"{{"key":"k","action":"auth.upgrade","body":"{}"}}"#, key.secret);
+            peer.send(&login).await;
+            assert_eq!(peer.value().await["action"], "drs.response");
+            peer.on(action, name).await;
+        }
+        caller.send(r#"{"key":"k","action":"s"}"#).await;
+        let call = super::key_of(&peer.text().await);
+        peer.send(&format!(r#"{{"key":"{call}","action":"drs.response","body":1}}"#)).await;
+        assert_eq!(caller.text().await, r#"{"key":"k","action":"drs.response","body":1}"#);
+    }
+}
+
+/// A request that a peer may no longer answer goes to another one.
+#[tokio::test]
+async fn a_call_of_a_peer_that_may_no_longer_answer_is_handed_on() {
+    let (one, two) = (key("one", &["serve:s"]), key("two", &["serve:s"]));
+    let file = File::new(&["request:s"], &[&one, &two]);
+    let daemon = with_keys(&file);
+    let serving = async |key: &msgbusd::auth::NewKey| {
+        let mut peer = daemon.drs_at(&format!("/socket?token={}", key.secret)).await;
+        peer.on("drs.serve", "s").await;
+        peer
+    };
+    let mut first = serving(&one).await;
+    let (reply, ()) = tokio::join!(daemon.put("/-/request/s?retry&timeout=60s", "x"), async {
+        let call = super::key_of(&first.text().await);
+        file.write(&["request:s"], &[&two]);
+        daemon.keyring.as_ref().unwrap().reload().unwrap();
+        let mut second = serving(&two).await;
+        first.send(&format!(r#"{{"key":"{call}","action":"drs.response","body":1}}"#)).await;
+        let call = super::key_of(&second.text().await);
+        second.send(&format!(r#"{{"key":"{call}","action":"drs.response","body":2}}"#)).await;
+        second.is_idle().await;
+    });
+    assert_eq!((reply.status, reply.text()), (200, "2"));
+}
+
+#[tokio::test]
+async fn names_that_are_refused_are_told() {
+    let holder = key("holder", &["subscribe:b"]);
+    let file = File::new(&[], &[&holder]);
+    let daemon = with_keys(&file);
+    let refused =
+        r#""drs.error","body":{"message":"the key \"holder\" does not allow subscribe:a"}}"#;
+    for names in [r#"["a","b"]"#, r#"["b","a"]"#] {
+        let mut peer = daemon.drs_at(&format!("/socket?token={}", holder.secret)).await;
+        peer.gives(
+            &format!(r#"{{"key":"k","action":"drs.subscribe","body":{names}}}"#),
+            &format!(r#"{{"key":"k","action":{refused}"#),
+        )
+        .await;
+        daemon.bus.put(&"b".parse().unwrap(), "1").unwrap();
+        assert_eq!(peer.text().await, r#"{"action":"b","body":1}"#, "the other one is followed");
+    }
+    let mut peer = daemon.drs_at(&format!("/socket?token={}&subscribe=a,b", holder.secret)).await;
+    assert_eq!(peer.text().await, format!(r#"{{"action":{refused}"#));
+    let mut peer = daemon.drs_at("/socket?subscribe=b").await;
+    assert_eq!(
+        peer.text().await,
+        r#"{"action":"drs.error","body":{"message":"Authentication required"}}"#
+    );
+}
+
 #[tokio::test]
 async fn broadcasts_go_to_those_who_may_follow_the_topic() {
     let (one, two) = (key("one", &["subscribe:all/one"]), key("two", &["subscribe:all/two"]));

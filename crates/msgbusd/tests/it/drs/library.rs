@@ -12,9 +12,9 @@ use crate::support::Daemon;
 enum Manner {
     /// Answers every command, fires too, and ends with a line feed.
     Go,
-    /// Answers `drs.response` even if its handler has failed; nothing if it has none.
+    /// Answers `drs.response` even if its handler has failed; nothing if it has none. Fires have a key.
     Node,
-    /// Answers with the action of the call.
+    /// Answers with the action of the call; a fire with another fire. Fires have a key.
     TypeScript,
     /// Sends `version` 0 and an empty key with fires; its failures are bare values.
     Elixir,
@@ -32,7 +32,7 @@ struct Library {
     peer: Peer,
     handlers: HashMap<&'static str, Handler>,
     calls: u32,
-    /// The fires that it has no handler for.
+    /// The fires that it has got.
     fired: Vec<Value>,
 }
 
@@ -67,6 +67,13 @@ impl Library {
         self.peer.send(&format!("{command}{feed}")).await;
     }
 
+    /// Fires. Nobody waits for an answer to the key that some add.
+    async fn fire(&mut self, action: &str, body: Value) {
+        let has_key = matches!(self.manner, Manner::Node | Manner::TypeScript);
+        let key = if has_key { self.key() } else { String::new() };
+        self.send(&key, action, body).await;
+    }
+
     /// Sends a call, and waits for its answer while it handles what comes.
     async fn call(&mut self, action: &str, body: Value) -> Result<Value, (String, String)> {
         let key = self.key();
@@ -92,9 +99,13 @@ impl Library {
     async fn handle(&mut self, command: &Value) {
         let action = command["action"].as_str().unwrap();
         let key = command["key"].as_str().unwrap_or_default();
+        // An answer that nobody waits for, such as that to a fire with a key.
+        if matches!(action, "drs.response" | "drs.error") {
+            return;
+        }
         assert!(!action.starts_with("drs."), "{command}");
         let handled = self.handlers.get(action).map(|handler| handler(&command["body"]));
-        if handled.is_none() && key.is_empty() {
+        if key.is_empty() {
             self.fired.push(command.clone());
         }
         let failure = |text: String| match self.manner {
@@ -109,9 +120,11 @@ impl Library {
             (Some(Err(text)), Manner::Node) => ("drs.response", failure(text)),
             (Some(Err(text)), _) => ("drs.error", failure(text)),
         };
-        // Only Go answers fires.
-        if !key.is_empty() || self.manner == Manner::Go {
-            self.send(key, answer.0, answer.1).await;
+        match self.manner {
+            Manner::Go => self.send(key, answer.0, answer.1).await,
+            Manner::TypeScript if key.is_empty() => self.fire(answer.0, answer.1).await,
+            _ if key.is_empty() => {}
+            _ => self.send(key, answer.0, answer.1).await,
         }
     }
 }
@@ -158,14 +171,20 @@ async fn clients_of_all_manners_get_fires() {
     for firing in MANNERS {
         for handling in MANNERS {
             let mut handler = Library::connect(&daemon, handling).await;
+            handler.handlers.insert("news", |_| Ok(Value::Null));
             handler.call("drs.subscribe", "news".into()).await.unwrap();
+            let mut curl = daemon.subscribe("/news").await;
             let mut firer = Library::connect(&daemon, firing).await;
-            firer.send("", "news", json!({"n": 1})).await;
+            firer.fire("news", json!({"n": 1})).await;
             handler.handle_next().await;
-            assert_eq!(handler.fired, [json!({"action": "news", "body": {"n": 1}})]);
-            // Whatever it has answered to the fire is ignored.
+            // Whatever it has answered to the fire is no fire of its own.
             let time = handler.call("drs.ping", Value::Null).await.unwrap();
             assert!(time.as_i64().unwrap() > 1_600_000_000_000);
+            let fired = json!({"action": "news", "body": {"n": 1}});
+            assert_eq!(handler.fired, [fired], "{firing:?} fires at {handling:?}");
+            assert_eq!(curl.message().await.payload(), r#"{"n":1}"#);
+            daemon.put("/news", "end").await;
+            assert_eq!(curl.message().await.payload(), "end");
         }
     }
 }

@@ -126,6 +126,7 @@ async fn a_service_and_a_page_work_together() {
     let broker = Broker::with_keys(&[&service, &page], |_| {});
     let mut chat = Service::start(&broker, &service.secret, "Chat").await;
     chat.send("ESUB", "Chat", &[], "").await;
+    chat.peer.is_idle().await;
     let mut page = Page::start(&broker, &page.secret).await;
     assert_eq!(page.receive().await, Called::Thrown, "the id, which is harmless");
 

@@ -155,7 +155,10 @@ async fn clients_have_the_grants_of_their_keys() {
 async fn a_key_that_is_gone_counts_no_longer() {
     let (service, client, other) =
         (key("service", &["serve:a"]), key("client", &["pull:x"]), key("other", &["pull:x"]));
-    let broker = Broker::with_keys(&[&service, &client, &other], |_| {});
+    // Nothing else wakes a connection.
+    let broker = Broker::with_keys(&[&service, &client, &other], |config| {
+        config.timeouts.ping = std::time::Duration::from_secs(3600);
+    });
     let reload = || broker.keyring.as_ref().unwrap().reload().unwrap();
     let (mut trusted, mut peer, mut stays) = (
         broker.login(&service.secret).await,
@@ -182,4 +185,28 @@ async fn a_key_that_is_gone_counts_no_longer() {
     stays.fails("Not trusted: SUB a").await;
     stays.command("PUB a").await;
     stays.fails("Not trusted PUB a").await;
+}
+
+/// What several services have enabled stays while one of them may serve it: keys can be replaced.
+#[tokio::test]
+async fn subscriptions_outlive_the_key_of_one_service_of_several() {
+    let (old, new, client) =
+        (key("old", &["serve:**"]), key("new", &["serve:a"]), key("client", &["pull:x"]));
+    let broker = Broker::with_keys(&[&old, &new, &client], |_| {});
+    let mut services = [broker.login(&old.secret).await, broker.login(&new.secret).await];
+    for service in &mut services {
+        service.command("ESUB a").await;
+        service.is_idle().await;
+    }
+    let mut page = broker.login(&client.secret).await;
+    page.command("SUB a").await;
+    page.is_idle().await;
+    broker.keys().write(&[], &[&new, &client]);
+    broker.keyring.as_ref().unwrap().reload().unwrap();
+    let [mut gone, mut stays] = services;
+    assert_eq!(gone.close().await.unwrap().0, CloseCode::from(4403));
+    for number in 0..3 {
+        stays.send(format!("PUB a\n\n{number}\n.\n")).await;
+        page.gets(&message("PUB a", &stays.guid, "", &format!("\r\n{number}"))).await;
+    }
 }
