@@ -174,6 +174,7 @@ async fn a_quiet_topic_has_no_gap_after_a_restart() {
         soon(bus.delete(&other)).await.unwrap();
         soon(bus.publish(&other, "x")).await.unwrap();
         let mut follower = soon(bus.follow(&topic, Position::New)).await.unwrap();
+        soon(bus.publish(&other, "x")).await.unwrap();
         server.stop();
         server.run();
         while soon(bus.publish(&topic, "two")).await.is_err() {
