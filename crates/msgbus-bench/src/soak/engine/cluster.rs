@@ -94,6 +94,11 @@ impl Cluster {
         self.kind == EngineKind::Nats && self.killed.get().is_some_and(|killed| killed >= time)
     }
 
+    /// Whether messages that were deleted before may be there again: nats-server may forget a purge when it is killed.
+    pub(super) fn may_have_revived(&self) -> bool {
+        self.kind == EngineKind::Nats && self.killed.get().is_some()
+    }
+
     /// Whether the engine may have ended a lease of this time early: nats-server writes when it was given in whole seconds.
     pub(super) fn may_have_shortened(&self, time: Instant) -> bool {
         self.kind == EngineKind::Nats && self.restarted.get().is_some_and(|last| last >= time)
