@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::{
     self,
     consumer::{AckPolicy, DeliverPolicy, pull},
-    stream::Info,
+    message::StreamMessage,
+    stream::{Info, RawMessageError, RawMessageErrorKind},
 };
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
@@ -122,7 +123,19 @@ pub(crate) async fn page(
         return Ok(Page { epoch, messages: Vec::new(), next: end, skipped: Some(0) });
     }
     let subject = connection.subject(&topic);
-    let (pending, read) = read(&connection, &known, subject.clone(), from, limit).await?;
+    let (pending, mut read) = read(&connection, &known, subject.clone(), from, limit).await?;
+    let has_more = (read.len() as u64) < pending;
+    let overlooked = match next_id(&read, from) {
+        Some(after) if !has_more && after < end => first_from(&known, &subject, after).await?,
+        _ => None,
+    };
+    let overlooked = overlooked.filter(|first| first.sequence < end);
+    let is_short = has_more || overlooked.is_some();
+    if read.is_empty()
+        && let Some(StreamMessage { sequence, time, headers, payload, .. }) = overlooked
+    {
+        read.push((decode(sequence, time, Some(&headers), payload, known.max_age), 0));
+    }
     if !connection.is_same(&known).await {
         return Err(EngineError::Unavailable);
     }
@@ -132,8 +145,7 @@ pub(crate) async fn page(
         _ => None,
     };
     let gaps = gaps(&connection, epoch, &subject, wanted, &ids, end).await?;
-    let has_more = (read.len() as u64) < pending;
-    let next = ids.last().map_or(end, |last| if has_more { last + 1 } else { end.max(last + 1) });
+    let next = ids.last().map_or(end, |last| if is_short { last + 1 } else { end.max(last + 1) });
     let messages = read.into_iter().enumerate().map(|(index, (message, _))| {
         let skipped = if index == 0 { gaps.before } else { gaps.between };
         let is_next = index > 0 && ids[index - 1] + 1 == message.id;
@@ -142,6 +154,16 @@ pub(crate) async fn page(
     let messages: Vec<_> = messages.collect();
     let skipped = if messages.is_empty() { gaps.before } else { Some(0) };
     Ok(Page { epoch, messages, next, skipped })
+}
+
+/// The lowest id that a message after these may have. `None` if that is not known.
+fn next_id(read: &[(RecoveredMessage, u64)], from: Begin) -> Option<u64> {
+    match (read.last(), from) {
+        (Some((last, _)), _) => Some(last.id + 1),
+        (None, Begin::Sequence(wanted)) => Some(wanted),
+        (None, Begin::First) => Some(1),
+        (None, Begin::Next | Begin::Time(_)) => None,
+    }
 }
 
 /// What is gone before the first message of a page, and between its messages where their ids are not consecutive.
@@ -236,16 +258,27 @@ pub(crate) async fn find_again(
     })
 }
 
-async fn raw(
+async fn raw(known: &Known, id: u64) -> Result<Option<StreamMessage>, EngineError> {
+    found(known.stream.get_raw_message(id).await)
+}
+
+/// The first message of a topic from a sequence on. That a consumer has no more is only what the server has counted, which
+/// it may do wrong after it was killed.
+async fn first_from(
     known: &Known,
-    id: u64,
-) -> Result<Option<jetstream::message::StreamMessage>, EngineError> {
-    match known.stream.get_raw_message(id).await {
+    subject: &str,
+    from: u64,
+) -> Result<Option<StreamMessage>, EngineError> {
+    found(known.stream.get_first_raw_message_by_subject(subject, from).await)
+}
+
+fn found(
+    answer: Result<StreamMessage, RawMessageError>,
+) -> Result<Option<StreamMessage>, EngineError> {
+    match answer {
         Ok(message) => Ok(Some(message)),
-        Err(error) => match error.kind() {
-            jetstream::stream::RawMessageErrorKind::NoMessageFound => Ok(None),
-            _ => Err(request_error(&error)),
-        },
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(request_error(&error)),
     }
 }
 
