@@ -4,7 +4,10 @@
 
 use std::{
     collections::BTreeMap,
+    future::poll_fn,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::Poll,
     time::Duration,
 };
 
@@ -14,7 +17,7 @@ use msgbus_core::{
 };
 use msgbus_engine_testkit::{Faults, MemoryEngine, Numbers, bus, fresh, soon};
 use tokio::{
-    task::{JoinHandle, JoinSet},
+    task::{JoinHandle, JoinSet, yield_now},
     time::sleep,
 };
 
@@ -204,6 +207,31 @@ async fn a_bus_that_is_closed_keeps_no_requests() {
     assert_eq!(soon(waiting).await.unwrap().unwrap().payload, "elsewhere");
     drop(request);
     timer.abort();
+}
+
+/// An engine may take a request just when its requester has left. By then the next one has its place.
+#[tokio::test]
+async fn a_search_that_is_over_takes_no_other_request() {
+    let engine = MemoryEngine::new(Numbers::Shared, 1);
+    let buses = buses(&engine);
+    let service = fresh("over");
+    let busy = buses[0].serve(&service, BatchLimit::ONE).unwrap();
+    let _in_hand = buses[0].request(&service, "in hand");
+    let _request = soon(busy).await.unwrap();
+    let _elsewhere = buses[1].serve(&service, BatchLimit::ONE).unwrap();
+    let mut leaves = buses[0].request(&service, "leaves");
+    assert!(poll_fn(|cx| Poll::Ready(Pin::new(&mut leaves).poll(cx))).await.is_pending());
+    drop(leaves);
+    let responder = buses[0].serve(&service, BatchLimit::ONE).unwrap();
+    let asked = tokio::spawn(buses[0].request(&service, "next"));
+    // The engine takes.
+    yield_now().await;
+    assert_eq!(buses[0].service(&service).unwrap().queued, 1);
+    for request in soon(responder).await.unwrap() {
+        assert_eq!(request.payload(), "next");
+        request.reply("here").unwrap();
+    }
+    assert_eq!(soon(asked).await.unwrap().unwrap().payload, "here");
 }
 
 /// Threads wait for replies of other buses, too.

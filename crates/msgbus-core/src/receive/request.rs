@@ -14,7 +14,7 @@ use crate::{
     bus::{Away, SharedService, clock},
     model::{Headers, NewRequest, Reply, ReplyNotWanted, ReplyToken, RequestError, TopicName},
     options::BatchLimit,
-    requests::{Handed, Origin, Placed, Service},
+    requests::{Handed, Origin, Placed, Service, Ticket},
     topic::WaiterId,
 };
 
@@ -33,7 +33,7 @@ pub struct PendingRequest {
 #[derive(Debug)]
 enum State {
     Over(RequestError),
-    Asked { service: Arc<SharedService>, slot: u32, search: Search },
+    Asked { service: Arc<SharedService>, ticket: Ticket, search: Search },
     Taken,
 }
 
@@ -53,7 +53,7 @@ impl PendingRequest {
     pub(crate) fn ask(service: &Arc<SharedService>, request: NewRequest, origin: Origin) -> Self {
         let deadline = Instant::now() + request.timeout;
         let asked = service.with(|service| service.ask(request, origin, clock::monotonic()));
-        let Placed { key, responder, seeks_others } = match asked {
+        let Placed { ticket, responder, seeks_others } = match asked {
             Ok(placed) => placed,
             Err(error) => return Self::refused(error),
         };
@@ -62,7 +62,7 @@ impl PendingRequest {
         }
         let service = Arc::clone(service);
         let search = if seeks_others { Search::Wanted } else { Search::Idle };
-        Self { state: State::Asked { service, slot: key.slot, search }, deadline }
+        Self { state: State::Asked { service, ticket, search }, deadline }
     }
 
     /// Blocks the thread until there is a reply, or the timeout of the request has passed.
@@ -72,8 +72,8 @@ impl PendingRequest {
     pub fn wait(mut self) -> Result<Reply, RequestError> {
         let outcome = block_on_until(Some(self.deadline), |cx| Pin::new(&mut self).poll(cx));
         outcome.unwrap_or_else(|| match std::mem::replace(&mut self.state, State::Taken) {
-            State::Asked { service, slot, .. } => {
-                service.with(|service| service.time_out(slot, clock::monotonic()))
+            State::Asked { service, ticket, .. } => {
+                service.with(|service| service.time_out(ticket, clock::monotonic()))
             }
             State::Over(error) => Err(error),
             State::Taken => Err(RequestError::TimedOut),
@@ -87,8 +87,8 @@ impl Future for PendingRequest {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let outcome = match &mut self.state {
             State::Over(error) => Err(error.clone()),
-            State::Asked { service, slot, search } => {
-                let outcome = ready!(poll_asked(service, *slot, search, cx));
+            State::Asked { service, ticket, search } => {
+                let outcome = ready!(poll_asked(service, *ticket, search, cx));
                 if outcome.is_err() {
                     service.forget_if_unused();
                 }
@@ -103,21 +103,21 @@ impl Future for PendingRequest {
 
 fn poll_asked(
     service: &Arc<SharedService>,
-    slot: u32,
+    ticket: Ticket,
     search: &mut Search,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Reply, RequestError>> {
     loop {
         if matches!(search, Search::Wanted) {
-            *search = Away::begin(service, slot).map_or(Search::Idle, Search::Running);
+            *search = Away::begin(service, ticket).map_or(Search::Idle, Search::Running);
         }
         if let Search::Running(away) = search
             && away.poll(cx).is_ready()
         {
             *search = Search::Idle;
         }
-        let (outcome, is_away) =
-            service.with(|service| (service.poll_outcome(slot, cx.waker()), service.is_away(slot)));
+        let (outcome, is_away) = service
+            .with(|service| (service.poll_outcome(ticket, cx.waker()), service.is_away(ticket)));
         if outcome.is_ready() {
             *search = Search::Idle;
             return outcome;
@@ -132,9 +132,9 @@ fn poll_asked(
 
 impl Drop for PendingRequest {
     fn drop(&mut self) {
-        if let State::Asked { service, slot, search } = &mut self.state {
+        if let State::Asked { service, ticket, search } = &mut self.state {
             *search = Search::Idle;
-            service.with(|service| service.give_up(*slot, clock::monotonic()));
+            service.with(|service| service.give_up(*ticket, clock::monotonic()));
             service.forget_if_unused();
         }
     }

@@ -22,7 +22,10 @@ use std::{
 
 use bytes::Bytes;
 
-pub(crate) use self::{announcement::Announced, pending::Origin};
+pub(crate) use self::{
+    announcement::Announced,
+    pending::{Origin, Ticket},
+};
 use self::{
     announcement::Announcement,
     pending::{Pending, Slots, Stage},
@@ -69,7 +72,8 @@ pub(crate) struct Service {
     earliest: Option<MonotonicTime>,
     /// Makes the nonces of tokens: a keyed hash (`SipHash`) of a number that is used once.
     secret: RandomState,
-    nonces: u64,
+    /// The last number that was used.
+    numbers: u64,
     /// The deadline for which the timer of the bus will call.
     registered: Option<MonotonicTime>,
     is_closed: bool,
@@ -90,7 +94,7 @@ pub(crate) struct Handed {
 /// A request that was asked.
 #[derive(Debug)]
 pub(crate) struct Placed {
-    pub(crate) key: RequestKey,
+    pub(crate) ticket: Ticket,
     /// The responder that gets it.
     pub(crate) responder: Option<Waker>,
     /// Whether its requester looks for a responder at other buses.
@@ -122,7 +126,7 @@ impl Service {
             bytes: 0,
             earliest: None,
             secret: RandomState::new(),
-            nonces: 0,
+            numbers: 0,
             registered: None,
             is_closed: false,
             discarded: Vec::new(),
@@ -191,46 +195,41 @@ impl Service {
         let is_away = for_all && self.may_queue(now).is_err();
         let admitted = self.admit(&request, is_away, now);
         admitted.inspect_err(|_| self.counters(origin).refused += 1)?;
-        let nonce = self.nonce();
-        let pending = Pending::new(request, origin, nonce, now);
+        let number = self.number();
+        let mut pending = Pending::new(request, origin, number, now);
+        if is_away {
+            pending.stage = Stage::Away;
+        }
         let (size, deadline) = (pending.size, pending.deadline);
         let limit = Self::MAX_QUEUED;
         let slot = self.slots.insert(pending).ok_or(RequestError::TooManyRequests { limit })?;
         self.bytes += size;
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
-        let key = RequestKey { slot, nonce };
+        let ticket = Ticket { slot, number };
         let responder = if is_away {
-            self.set_away(slot);
             None
         } else {
             self.queue.push_back(slot);
             self.responders.unpark_first()
         };
-        Ok(Placed { key, responder, seeks_others: for_all && !is_free })
+        Ok(Placed { ticket, responder, seeks_others: for_all && !is_free })
     }
 
-    fn set_away(&mut self, slot: u32) {
-        if let Some(pending) = self.slots.get_mut(slot) {
+    pub(crate) fn is_away(&self, ticket: Ticket) -> bool {
+        self.slots.of(ticket).is_some_and(|pending| matches!(pending.stage, Stage::Away))
+    }
+
+    /// Another bus gets a request. `None` if it may not go there, a responder here has it meanwhile, or it is over.
+    pub(crate) fn send_away(&mut self, ticket: Ticket, now: MonotonicTime) -> Option<NewRequest> {
+        let may_go = |pending: &&mut Pending| {
+            pending.origin == Origin::HereForAll
+                && matches!(pending.stage, Stage::Queued | Stage::Away)
+        };
+        let pending = self.slots.of_mut(ticket).filter(may_go)?;
+        if matches!(pending.stage, Stage::Queued) {
+            self.queue.retain(|queued| *queued != ticket.slot);
             pending.stage = Stage::Away;
         }
-    }
-
-    pub(crate) fn is_away(&self, slot: u32) -> bool {
-        self.slots.get(slot).is_some_and(|pending| matches!(pending.stage, Stage::Away))
-    }
-
-    pub(crate) fn is_queued(&self, slot: u32) -> bool {
-        self.slots.get(slot).is_some_and(|pending| matches!(pending.stage, Stage::Queued))
-    }
-
-    /// Another bus gets a request. `None` if a responder here has it meanwhile, or it is over.
-    pub(crate) fn send_away(&mut self, slot: u32, now: MonotonicTime) -> Option<NewRequest> {
-        if self.is_queued(slot) {
-            self.queue.retain(|queued| *queued != slot);
-            self.set_away(slot);
-        }
-        let pending =
-            self.slots.get(slot).filter(|pending| matches!(pending.stage, Stage::Away))?;
         self.seen_elsewhere = Some(now);
         Some(pending.copy(now))
     }
@@ -241,33 +240,33 @@ impl Service {
     /// When nobody serves the service here, or as many wait as may. The request is still away.
     pub(crate) fn queue_here(
         &mut self,
-        slot: u32,
+        ticket: Ticket,
         now: MonotonicTime,
     ) -> Result<Option<Waker>, RequestError> {
-        if !self.is_away(slot) {
+        if !self.is_away(ticket) {
             return Ok(None);
         }
         self.may_queue(now)?;
-        if let Some(pending) = self.slots.get_mut(slot) {
+        if let Some(pending) = self.slots.of_mut(ticket) {
             pending.stage = Stage::Queued;
         }
-        self.queue.push_back(slot);
+        self.queue.push_back(ticket.slot);
         Ok(self.responders.unpark_first())
     }
 
     /// Ends a request that was away. The caller polls for the outcome.
     pub(crate) fn come_back(
         &mut self,
-        slot: u32,
+        ticket: Ticket,
         outcome: Result<Reply, RequestError>,
         now: MonotonicTime,
     ) {
-        if !self.is_away(slot) {
+        if !self.is_away(ticket) {
             return;
         }
         let is_refusal = outcome.as_ref().is_err_and(RequestError::is_refusal);
-        let outcome = self.reserve_reply(slot, outcome);
-        let Some(pending) = self.slots.get_mut(slot) else { return };
+        let outcome = self.reserve_reply(ticket.slot, outcome);
+        let Some(pending) = self.slots.of_mut(ticket) else { return };
         let time = now.since(pending.asked);
         match &outcome {
             Ok(_) => {
@@ -328,30 +327,36 @@ impl Service {
         Ok(())
     }
 
+    /// A number that is used once.
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
     fn nonce(&mut self) -> u64 {
-        self.nonces += 1;
-        self.secret.hash_one(self.nonces)
+        let number = self.number();
+        self.secret.hash_one(number)
     }
 
     /// The outcome of a request, once. Until there is one, it keeps the waker.
     pub(crate) fn poll_outcome(
         &mut self,
-        slot: u32,
+        ticket: Ticket,
         waker: &Waker,
     ) -> Poll<Result<Reply, RequestError>> {
-        if let Some(pending) = self.slots.get_mut(slot).filter(|pending| !pending.is_done()) {
+        if let Some(pending) = self.slots.of_mut(ticket).filter(|pending| !pending.is_done()) {
             self.discarded.extend(pending.park(waker));
             return Poll::Pending;
         }
-        Poll::Ready(match self.remove(slot).map(|pending| pending.stage) {
+        Poll::Ready(match self.remove(ticket).map(|pending| pending.stage) {
             Some(Stage::Done(outcome)) => outcome,
             _ => Err(RequestError::Closed),
         })
     }
 
     /// The requester has left before it took the outcome.
-    pub(crate) fn give_up(&mut self, slot: u32, now: MonotonicTime) {
-        if let Some(origin) = self.take_open(slot, now) {
+    pub(crate) fn give_up(&mut self, ticket: Ticket, now: MonotonicTime) {
+        if let Some(origin) = self.take_open(ticket, now) {
             self.counters(origin).given_up += 1;
         }
     }
@@ -359,24 +364,24 @@ impl Service {
     /// The requester does not wait any longer. Returns an outcome that is there after all.
     pub(crate) fn time_out(
         &mut self,
-        slot: u32,
+        ticket: Ticket,
         now: MonotonicTime,
     ) -> Result<Reply, RequestError> {
-        if let Poll::Ready(outcome) = self.poll_outcome(slot, Waker::noop()) {
+        if let Poll::Ready(outcome) = self.poll_outcome(ticket, Waker::noop()) {
             return outcome;
         }
-        if let Some(origin) = self.take_open(slot, now) {
+        if let Some(origin) = self.take_open(ticket, now) {
             self.counters(origin).timed_out += 1;
         }
         Err(RequestError::TimedOut)
     }
 
     /// Removes a request. Returns where it was asked, if it had no outcome.
-    fn take_open(&mut self, slot: u32, now: MonotonicTime) -> Option<Origin> {
-        let removed = self.remove(slot)?;
+    fn take_open(&mut self, ticket: Ticket, now: MonotonicTime) -> Option<Origin> {
+        let removed = self.remove(ticket)?;
         match removed.stage {
             Stage::Away => {}
-            Stage::Queued => self.queue.retain(|queued| *queued != slot),
+            Stage::Queued => self.queue.retain(|queued| *queued != ticket.slot),
             Stage::InHand => {
                 self.in_hand -= 1;
                 self.seen = Some(now);
@@ -386,8 +391,8 @@ impl Service {
         Some(removed.origin)
     }
 
-    fn remove(&mut self, slot: u32) -> Option<Pending> {
-        let mut removed = self.slots.remove(slot)?;
+    fn remove(&mut self, ticket: Ticket) -> Option<Pending> {
+        let mut removed = self.slots.remove(ticket)?;
         self.discarded.extend(removed.unpark());
         self.bytes -= removed.size;
         self.memory.trim(self.bytes);

@@ -9,7 +9,10 @@ use crate::model::{Headers, MonotonicTime, NewRequest, Reply, RequestError};
 /// A request that is not answered, or whose requester has not taken the outcome.
 #[derive(Debug)]
 pub(super) struct Pending {
-    pub(super) nonce: u64,
+    /// That of its ticket.
+    number: u64,
+    /// By which a responder has it.
+    nonce: u64,
     pub(super) stage: Stage,
     /// Empty once it was handed out, unless it may be handed out again.
     payload: Bytes,
@@ -23,6 +26,14 @@ pub(super) struct Pending {
     pub(super) origin: Origin,
     /// The task of the requester.
     waker: Option<Waker>,
+}
+
+/// Identifies a request for who has asked it. A slot is used again, a number is not: a search may still run when its request
+/// is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(super) slot: u32,
+    pub(super) number: u64,
 }
 
 /// Where a request was asked.
@@ -52,9 +63,15 @@ impl Pending {
     /// What a request takes besides its payload and headers, in bytes.
     const OVERHEAD: u64 = 256;
 
-    pub(super) fn new(request: NewRequest, origin: Origin, nonce: u64, now: MonotonicTime) -> Self {
+    pub(super) fn new(
+        request: NewRequest,
+        origin: Origin,
+        number: u64,
+        now: MonotonicTime,
+    ) -> Self {
         Self {
-            nonce,
+            number,
+            nonce: 0,
             stage: Stage::Queued,
             origin,
             size: Self::size_of(&request),
@@ -184,9 +201,18 @@ impl Slots {
         self.slots.get_mut(slot as usize)?.as_mut()
     }
 
-    pub(super) fn remove(&mut self, slot: u32) -> Option<Pending> {
-        let removed = self.slots.get_mut(slot as usize)?.take()?;
-        self.free.push(slot);
+    pub(super) fn of(&self, ticket: Ticket) -> Option<&Pending> {
+        self.get(ticket.slot).filter(|pending| pending.number == ticket.number)
+    }
+
+    pub(super) fn of_mut(&mut self, ticket: Ticket) -> Option<&mut Pending> {
+        self.get_mut(ticket.slot).filter(|pending| pending.number == ticket.number)
+    }
+
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Pending> {
+        let slot = self.slots.get_mut(ticket.slot as usize)?;
+        let removed = slot.take_if(|pending| pending.number == ticket.number)?;
+        self.free.push(ticket.slot);
         // What many requests at once have needed is not kept for ever.
         if self.is_empty() {
             *self = Self::default();

@@ -18,8 +18,8 @@ fn later(seconds: u64) -> MonotonicTime {
     START.after(Duration::from_secs(seconds).into())
 }
 
-fn poll(service: &mut Service, slot: u32) -> Poll<Result<Reply, RequestError>> {
-    service.poll_outcome(slot, Waker::noop())
+fn poll(service: &mut Service, ticket: Ticket) -> Poll<Result<Reply, RequestError>> {
+    service.poll_outcome(ticket, Waker::noop())
 }
 
 /// What a responder gets, if it is its turn.
@@ -84,7 +84,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// A request in the model.
 #[derive(Debug)]
 struct Asked {
-    slot: u32,
+    ticket: Ticket,
     /// Identifies the request, and comes back in its reply.
     payload: Bytes,
     deadline: MonotonicTime,
@@ -227,8 +227,8 @@ impl Model {
                     assert!(!self.is_absent(now));
                     self.queue.push_back(self.requests.len());
                 }
-                let (slot, deadline) = (placed.key.slot, now.after(timeout.into()));
-                self.requests.push(Asked { slot, payload, deadline, may_repeat, origin, state });
+                let (ticket, deadline) = (placed.ticket, now.after(timeout.into()));
+                self.requests.push(Asked { ticket, payload, deadline, may_repeat, origin, state });
             }
             Err(error) => {
                 assert_eq!((error, self.is_absent(now)), (RequestError::NoResponder, true));
@@ -242,7 +242,7 @@ impl Model {
         let Some(index) = self.pick(request) else { return };
         let is_absent = self.is_absent(now);
         let asked = &mut self.requests[index];
-        let queued = service.queue_here(asked.slot, now);
+        let queued = service.queue_here(asked.ticket, now);
         assert_eq!(queued.is_err(), is_absent && asked.state == Known::Away);
         if asked.state == Known::Away && !is_absent {
             asked.state = Known::Queued;
@@ -253,11 +253,9 @@ impl Model {
     fn send_away(&mut self, service: &mut Service, request: usize, now: MonotonicTime) {
         let Some(index) = self.pick(request) else { return };
         let asked = &mut self.requests[index];
-        if asked.origin != Origin::HereForAll {
-            return;
-        }
-        let sent = service.send_away(asked.slot, now).map(|request| request.payload);
-        let may_go = matches!(asked.state, Known::Away | Known::Queued);
+        let sent = service.send_away(asked.ticket, now).map(|request| request.payload);
+        let may_go = asked.origin == Origin::HereForAll
+            && matches!(asked.state, Known::Away | Known::Queued);
         assert_eq!(sent, may_go.then(|| asked.payload.clone()));
         if may_go {
             asked.state = Known::Away;
@@ -267,7 +265,7 @@ impl Model {
 
     fn come_back(&mut self, service: &mut Service, request: usize, end: usize, now: MonotonicTime) {
         let Some(index) = self.pick(request) else { return };
-        service.come_back(self.requests[index].slot, ENDS[end](), now);
+        service.come_back(self.requests[index].ticket, ENDS[end](), now);
         let asked = &mut self.requests[index];
         if asked.state != Known::Away {
             return;
@@ -367,7 +365,7 @@ impl Model {
     fn give_up(&mut self, service: &mut Service, request: usize, now: MonotonicTime) {
         let Some(index) = self.pick(request) else { return };
         let asked = &mut self.requests[index];
-        service.give_up(asked.slot, now);
+        service.give_up(asked.ticket, now);
         if matches!(asked.state, Known::InHand(_)) {
             self.seen = Some(now);
         }
@@ -381,7 +379,7 @@ impl Model {
     fn poll(&mut self, service: &mut Service, request: usize) {
         let Some(index) = self.pick(request) else { return };
         let asked = &mut self.requests[index];
-        match (poll(service, asked.slot), &asked.state) {
+        match (poll(service, asked.ticket), &asked.state) {
             (Poll::Ready(outcome), Known::Done(expected)) => {
                 assert_eq!(outcome, *expected);
                 asked.state = Known::Gone;
@@ -454,15 +452,31 @@ fn nobody_there_is_known_at_once_and_a_polling_responder_is_waited_for() {
     let mut service = service(u64::MAX);
     let responder = service.join(START).unwrap();
     let _ = service.leave(responder, START);
-    let Placed { key, .. } = service.ask("x".into(), Origin::Here, later(1)).unwrap();
-    assert!(poll(&mut service, key.slot).is_pending());
+    let Placed { ticket, .. } = service.ask("x".into(), Origin::Here, later(1)).unwrap();
+    assert!(poll(&mut service, ticket).is_pending());
     assert_eq!(service.next_registration().unwrap().at, later(2));
     let _ = service.run_due(later(2));
-    assert_eq!(poll(&mut service, key.slot), Poll::Ready(Err(RequestError::NoResponder)));
+    assert_eq!(poll(&mut service, ticket), Poll::Ready(Err(RequestError::NoResponder)));
     assert_eq!(
         service.ask("x".into(), Origin::Here, later(2)).unwrap_err(),
         RequestError::NoResponder
     );
+}
+
+/// A search may still run when its request is over. The next request has the same slot.
+#[test]
+fn a_search_has_nothing_to_do_with_later_requests() {
+    let mut service = service(u64::MAX);
+    let over = service.ask("over".into(), Origin::HereForAll, START).unwrap().ticket;
+    service.give_up(over, START);
+    let next = service.ask("next".into(), Origin::HereForAll, START).unwrap().ticket;
+    assert_eq!(next.slot, over.slot);
+    assert_eq!(service.send_away(over, START), None);
+    service.come_back(over, Ok(Reply::default()), START);
+    assert!(poll(&mut service, next).is_pending());
+    let _responder = service.join(START).unwrap();
+    assert!(service.queue_here(over, START).is_ok());
+    assert!(service.is_away(next));
 }
 
 #[test]
@@ -485,14 +499,14 @@ fn replies_count_towards_the_bytes() {
     let mut service = self::service(1 << 20);
     let responder = service.join(START).unwrap();
     let asked: Vec<_> =
-        (0..2).map(|_| service.ask("x".into(), Origin::Here, START).unwrap().key).collect();
+        (0..2).map(|_| service.ask("x".into(), Origin::Here, START).unwrap().ticket).collect();
     let handed = take(&mut service, responder, 2, START);
     for (handed, size) in handed.iter().zip([600 << 10, 500 << 10]) {
         let _ = service.reply(handed.key, Ok(vec![0; size].into()), START).unwrap();
     }
     assert!(service.bytes > 600 << 10 && service.bytes < 601 << 10, "{}", service.bytes);
-    assert!(matches!(poll(&mut service, asked[0].slot), Poll::Ready(Ok(_))));
-    let failed = poll(&mut service, asked[1].slot);
+    assert!(matches!(poll(&mut service, asked[0]), Poll::Ready(Ok(_))));
+    let failed = poll(&mut service, asked[1]);
     assert!(matches!(failed, Poll::Ready(Err(RequestError::Failed { .. }))), "{failed:?}");
     assert_eq!(service.bytes, 0);
     let counters = service.stats().counters;

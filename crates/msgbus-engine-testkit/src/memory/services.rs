@@ -60,7 +60,11 @@ impl MemoryEngine {
         if urgency == Urgency::IfFree && sink.availability() != Availability::Free {
             return Ok(Asked::Busy);
         }
-        let Some(request) = take() else { return Ok(Asked::Busy) };
+        // An engine whose tasks run elsewhere may still take when this is dropped.
+        let taken = tokio::spawn(async move { take() }).await;
+        let Some(request) = taken.map_err(|_| EngineError::Closed)? else {
+            return Ok(Asked::Busy);
+        };
         let (_, _, wait, _) = request.clone().into_parts();
         if is_lost {
             return Ok(nothing(wait).await);

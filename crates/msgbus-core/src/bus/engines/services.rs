@@ -14,7 +14,7 @@ use crate::{
     engine::{Asked, Availability, EngineError, Urgency},
     model::{NewRequest, RequestError, TopicName},
     receive::PendingRequest,
-    requests::{Announced, Origin, Service},
+    requests::{Announced, Origin, Service, Ticket},
 };
 
 /// How often a bus is sought for a request. Each failure is that of another bus, or of one whose responders come and go.
@@ -31,9 +31,9 @@ impl fmt::Debug for Away {
 
 impl Away {
     /// `None` if there is no engine.
-    pub(crate) fn begin(service: &Arc<SharedService>, slot: u32) -> Option<Self> {
+    pub(crate) fn begin(service: &Arc<SharedService>, ticket: Ticket) -> Option<Self> {
         let engine = service.engine()?.clone();
-        Some(Self(Box::pin(ask_others(engine, Arc::clone(service), slot))))
+        Some(Self(Box::pin(ask_others(engine, Arc::clone(service), ticket))))
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -41,17 +41,17 @@ impl Away {
     }
 }
 
-async fn ask_others(engine: SharedEngine, service: Arc<SharedService>, slot: u32) {
+async fn ask_others(engine: SharedEngine, service: Arc<SharedService>, ticket: Ticket) {
     let come_back =
-        |outcome| service.with(|service| service.come_back(slot, outcome, clock::monotonic()));
+        |outcome| service.with(|service| service.come_back(ticket, outcome, clock::monotonic()));
     let mut refusal = EngineError::Busy.into();
     for attempt in 0..MAX_TRIES {
         let urgency = if attempt == 0 { Urgency::IfFree } else { Urgency::Queue };
         // One that can wait here need not wait elsewhere.
-        if urgency == Urgency::Queue && service.queue_here(slot).is_ok() {
+        if urgency == Urgency::Queue && service.queue_here(ticket).is_ok() {
             return;
         }
-        let outcome = match engine.ask(&service, slot, urgency).await {
+        let outcome = match engine.ask(&service, ticket, urgency).await {
             Ok(Asked::Over(outcome)) => outcome,
             Ok(Asked::Busy) => continue,
             Ok(Asked::Refused(error)) => {
@@ -62,7 +62,7 @@ async fn ask_others(engine: SharedEngine, service: Arc<SharedService>, slot: u32
             Err(error) => Err(error.into()),
         };
         let is_refusal = outcome.as_ref().is_err_and(RequestError::is_refusal);
-        if !(is_refusal && service.queue_here(slot).is_ok()) {
+        if !(is_refusal && service.queue_here(ticket).is_ok()) {
             come_back(outcome);
         }
         return;
@@ -74,21 +74,21 @@ impl SharedEngine {
     async fn ask(
         &self,
         service: &Arc<SharedService>,
-        slot: u32,
+        ticket: Ticket,
         urgency: Urgency,
     ) -> Result<Asked, EngineError> {
         self.usage.closing.check()?;
         let from = Arc::clone(service);
-        let take = move || from.with(|service| service.send_away(slot, clock::monotonic()));
+        let take = move || from.with(|service| service.send_away(ticket, clock::monotonic()));
         self.engine.request(service.name(), Box::new(take), urgency).await
     }
 }
 
 impl SharedService {
     /// Queues a request that is away, if somebody serves here.
-    fn queue_here(self: &Arc<Self>, slot: u32) -> Result<(), RequestError> {
+    fn queue_here(self: &Arc<Self>, ticket: Ticket) -> Result<(), RequestError> {
         if let Some(responder) =
-            self.with(|service| service.queue_here(slot, clock::monotonic()))?
+            self.with(|service| service.queue_here(ticket, clock::monotonic()))?
         {
             responder.wake();
         }
