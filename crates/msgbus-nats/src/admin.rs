@@ -13,7 +13,7 @@ use crate::{
     connection::{Connection, Known},
     consumers::{
         CLAIMED, CREATE, FREE, change, claim, config, consumer_name, description, find,
-        find_or_create,
+        find_or_create, keep,
     },
     error::{change_error, is_missing, request_error},
     subject,
@@ -74,11 +74,14 @@ pub(crate) async fn set_group(
     let name = consumer_name(&connection.subject(&topic), Some(&group));
     if from.is_none() {
         let fetch = (Begin::First, CREATE);
-        let is_there = find(&connection, &known, &name, true).await?.is_some();
-        if !is_there {
-            find_or_create(&connection, &known, &topic, Some(&group), fetch).await?;
+        let found = find(&connection, &known, &name, true).await?;
+        match &found {
+            Some(found) => keep(&connection, &known, found).await?,
+            None => {
+                find_or_create(&connection, &known, &topic, Some(&group), fetch).await?;
+            }
         }
-        return Ok(!is_there);
+        return Ok(found.is_none());
     }
     // Workers that wait must not make the group again where they say.
     claim(&connection, &known, &name, CLAIMED).await?;

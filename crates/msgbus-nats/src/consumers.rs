@@ -60,6 +60,11 @@ impl Found {
         self.consumer.cached_info().created.timestamp_nanos_opt().unwrap_or_default()
     }
 
+    /// Whether the server removes it soon if nobody uses it.
+    fn is_idle(&self) -> bool {
+        self.consumer.cached_info().config.inactive_threshold == IDLE
+    }
+
     /// What the group has of its own.
     pub(crate) fn settings(&self) -> EngineGroupSettings {
         settings(self.consumer.cached_info().config.description.as_deref().unwrap_or_default())
@@ -240,7 +245,7 @@ fn settings(description: &str) -> EngineGroupSettings {
     }
 }
 
-/// Changes what a consumer may have otherwise.
+/// Changes what a consumer may have otherwise, and lets it stay although nobody uses it.
 pub(crate) async fn change(
     connection: &Connection,
     known: &Known,
@@ -251,21 +256,26 @@ pub(crate) async fn change(
     let unlike = |_| ConsumerError::new(ConsumerErrorKind::InvalidConsumerType);
     let mut config = pull::Config::try_from_consumer_config(config).map_err(unlike)?;
     change(&mut config);
+    if config.inactive_threshold == IDLE {
+        config.inactive_threshold = long(known);
+    }
     connection.consumers.put(found.name(), known.stream.create_consumer(config).await?);
     Ok(())
 }
 
-/// Lets a group stay that has had messages.
+/// Lets a group stay that has had messages, or that somebody has made.
 pub(crate) async fn keep(
     connection: &Connection,
     known: &Known,
     found: &Found,
 ) -> Result<(), EngineError> {
-    if found.consumer.cached_info().config.inactive_threshold != IDLE {
+    if !found.is_idle() {
         return Ok(());
     }
-    let kept = change(connection, known, found, |config| config.inactive_threshold = long(known));
-    kept.await.map_err(|error| request_error(&error))
+    // It may have been changed since it was found, for instance while a worker waited.
+    let now = find(connection, known, found.name(), true).await?;
+    let Some(now) = now.filter(|now| now.is_idle()) else { return Ok(()) };
+    change(connection, known, &now, |_| {}).await.map_err(|error| request_error(&error))
 }
 
 /// The server removes a group that nobody uses when all that it has passed has expired.

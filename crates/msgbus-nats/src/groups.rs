@@ -90,11 +90,16 @@ pub(crate) async fn fetch(
             messages.push(leased(&known, &found, message, expires)?);
         }
     }
+    let mut settings = found.settings();
     if !messages.is_empty() {
         keep(&connection, &known, &found).await?;
+        // They may have been changed while the worker waited.
+        if let Ok(Some(now)) = find(&connection, &known, found.name(), false).await {
+            settings = now.settings();
+        }
     }
     taken.messages.clear();
-    Ok(engine::Leases { epoch: known.epoch, messages, settings: found.settings() })
+    Ok(engine::Leases { epoch: known.epoch, messages, settings })
 }
 
 /// A request for messages.

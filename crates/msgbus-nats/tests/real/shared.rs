@@ -3,7 +3,7 @@
 use chrono::Utc;
 use msgbus_core::{
     BatchLimit, Settlement,
-    engine::{Begin, Fetch},
+    engine::{Begin, EngineGroupSettings, Fetch},
 };
 use tokio::task::JoinSet;
 
@@ -136,6 +136,48 @@ async fn a_group_stays_when_it_has_had_a_message() {
         soon(engine.publish(&topic, vec![NewMessage::new("x")])).await.unwrap();
         let leased = soon(engine.fetch(&topic, Some(&group), waiting(60))).await.unwrap();
         assert_eq!(leased.messages.len(), 1);
+        assert!(threshold(&server).await >= Duration::from_secs(3600));
+    }
+}
+
+/// What was set while workers wait for the first message is not undone when it comes, and does not go with a group that had
+/// no message yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_keeps_what_is_set_while_workers_wait() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let (first, second) =
+            (server.engine(server.options()).await, server.engine(server.options()).await);
+        let (topic, group) = (fresh("set"), "workers".parse().unwrap());
+        let worker = tokio::spawn(first.fetch(&topic, Some(&group), waiting(60)));
+        let made = async {
+            while second.group(&topic, &group).await.unwrap().is_none() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon(made).await;
+        // The worker waits for messages now, as it has found the group.
+        sleep(Duration::from_millis(500)).await;
+        let settings = EngineGroupSettings { max_deliveries: Some(3), dead_letters: None };
+        soon(second.change_group(&topic, &group, settings.clone())).await.unwrap();
+        assert!(threshold(&server).await >= Duration::from_secs(3600));
+        soon(second.publish(&topic, vec![NewMessage::new("x")])).await.unwrap();
+        let leased = soon(worker).await.unwrap().unwrap();
+        assert_eq!((leased.messages.len(), leased.settings), (1, settings.clone()));
+        let after = soon(second.group(&topic, &group)).await.unwrap().unwrap();
+        assert_eq!(after.settings, settings);
+    }
+}
+
+/// A group that somebody has made stays, although workers have asked for it before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_stays_when_somebody_makes_it() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        let (topic, group) = (fresh("made"), "workers".parse().unwrap());
+        soon(engine.fetch(&topic, Some(&group), waiting(1))).await.unwrap();
+        assert!(!soon(engine.set_group(&topic, &group, None)).await.unwrap());
         assert!(threshold(&server).await >= Duration::from_secs(3600));
     }
 }
