@@ -242,12 +242,14 @@ impl EngineConfig {
     }
 
     /// The password as its file has it now, or as it was before if that cannot be read. Blocks for up to ten seconds.
+    #[cfg(any(feature = "nats", feature = "redis"))]
     pub(crate) fn current_password(&self) -> Option<Secret> {
         let read = self.password_file.as_ref().map(|path| read_secret(&self.name, path));
         latest(read, self.password.as_ref())
     }
 
     /// As [`current_password`](Self::current_password), of the token.
+    #[cfg(feature = "nats")]
     pub(crate) fn current_token(&self) -> Option<Secret> {
         let read = self.token_file.as_ref().map(|path| read_secret(&self.name, path));
         latest(read, self.token.as_ref())
@@ -264,6 +266,7 @@ impl EngineConfig {
 }
 
 /// What was read now, or else what was read at the start.
+#[cfg(any(feature = "nats", feature = "redis"))]
 fn latest(read: Option<Result<Secret, ConfigError>>, before: Option<&Secret>) -> Option<Secret> {
     match read {
         Some(Ok(secret)) => Some(secret),
