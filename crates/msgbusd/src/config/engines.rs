@@ -3,7 +3,6 @@
 use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
 
 use msgbus_core::{TopicPattern, TopicSettings};
-use tracing::warn;
 
 use super::{
     Config, ConfigError,
@@ -271,7 +270,7 @@ fn latest(read: Option<Result<Secret, ConfigError>>, before: Option<&Secret>) ->
     match read {
         Some(Ok(secret)) => Some(secret),
         Some(Err(error)) => {
-            warn!("{error}: going on with what it was");
+            tracing::warn!("{error}: going on with what it was");
             before.cloned()
         }
         None => before.cloned(),
