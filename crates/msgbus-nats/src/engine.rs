@@ -260,7 +260,13 @@ impl Engine for NatsEngine {
             services::request(connection, service, take, urgency)
         });
         asking.is_abandoned_when_dropped = true;
-        Box::pin(asking)
+        Box::pin(async move {
+            asking.await.map_err(|error| match error {
+                // The task has ended early. It may have sent the request.
+                EngineError::Closed => EngineError::Unknown,
+                error => error,
+            })
+        })
     }
 
     fn flush(&self) -> Answer<()> {

@@ -62,6 +62,27 @@ fn patient(payload: impl Into<NewRequest>) -> NewRequest {
     payload.into().timeout(Duration::from_secs(60))
 }
 
+/// A program may end the runtime of the engine before it closes the bus. Another responder does not get the request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_is_not_given_to_another_responder_when_the_runtime_ends() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let connect = NatsEngine::connect(server.options(), ConnectOptions::new());
+        let one = runtime.spawn(connect).await.unwrap().unwrap();
+        let nodes = nodes(one, server.engine(server.options()).await);
+        let service = fresh("runtime");
+        let elsewhere = nodes.other.serve(&service, BatchLimit::ONE).unwrap();
+        until_served(&nodes.one, &service).await;
+        let asked = tokio::spawn(nodes.one.request(&service, patient("once")));
+        let in_hand = soon(elsewhere).await.unwrap();
+        let _responder = nodes.one.serve(&service, BatchLimit::ONE).unwrap();
+        runtime.shutdown_background();
+        assert_eq!(soon(asked).await.unwrap(), Err(EngineError::Unknown.into()));
+        drop(in_hand);
+    }
+}
+
 /// Without the server, a node serves with the responders that it has, and says that it reaches no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_node_serves_for_itself_while_the_server_is_away() {
