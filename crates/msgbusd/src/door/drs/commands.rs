@@ -136,17 +136,13 @@ impl Conversation {
         Ok(Some(Reply::default()))
     }
 
-    /// Whether a command with a key is a fire: some clients give them keys. Nobody serves its name, and there is a topic
-    /// with that name. What the peer itself follows is no fire of it: some clients answer a fire with another one.
+    /// Whether a command with a key is a fire: some clients give them keys. Nobody serves its name, here or perhaps at
+    /// another server, and there is a topic with that name. What the peer itself follows is no fire of it: some clients
+    /// answer a fire with another one.
     fn is_fire(&self, name: &TopicName) -> bool {
         let bus = &self.client.worker.bus;
-        let is_topic = || {
-            bus.topic(name).is_some()
-                || bus.engine_window(name).is_some()
-                || bus.is_in_pattern(name)
-        };
-        !bus.is_served(name)
-            && is_topic()
+        !bus.may_be_served(name)
+            && (bus.topic(name).is_some() || bus.is_in_pattern(name))
             && !self.activities.names().any(|handled| handled.follows(name))
     }
 

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use msgbus_core::{BatchLimit, NewRequest};
+use msgbus_engine_testkit::server::{Kind, Server};
 use msgbus_testkit::name;
 use serde_json::json;
 
 use super::{ALL, Over, daemon, daemon_with, key_of};
-use crate::support::soon;
+use crate::{engines::live_in, support::soon};
 
 #[tokio::test]
 async fn a_call_reaches_a_responder_over_http() {
@@ -321,4 +322,37 @@ async fn a_requester_in_process_gets_what_a_peer_answers() {
     assert_eq!(&soon(asked).await.unwrap().payload[..], b"[2]");
     daemon.put("/t", "hello").await;
     assert_eq!(peer.text().await, r#"{"action":"t","body":"hello"}"#);
+}
+
+/// A responder may be at another server, so that somebody follows the name does not make it a fire.
+#[tokio::test]
+async fn a_call_reaches_a_responder_at_another_server() {
+    for program in Kind::Nats.programs() {
+        let nats = Server::start(&program);
+        let daemon = || daemon_with(|config| live_in(&nats, config));
+        let (one, other) = (daemon(), daemon());
+        one.wait_for_engine().await;
+        other.wait_for_engine().await;
+        let (mut caller, mut follower) = (one.drs(Over::Tcp).await, one.drs(Over::Tcp).await);
+        follower.on("drs.subscribe", "orders/price").await;
+        caller
+            .gives(
+                r#"{"key":"k","action":"orders/price"}"#,
+                r#"{"key":"k","action":"drs.error","body":{"message":"No handlers for orders/price"}}"#,
+            )
+            .await;
+        let mut handler = other.drs(Over::Tcp).await;
+        handler.on("drs.serve", "orders/price").await;
+        let is_known = async {
+            while one.bus.is_served_anywhere(&name("orders/price")).await != Ok(true) {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(is_known).await;
+        caller.send(r#"{"key":"k","action":"orders/price"}"#).await;
+        let key = key_of(&handler.text().await);
+        handler.send(&format!(r#"{{"key":"{key}","action":"drs.response","body":3}}"#)).await;
+        assert_eq!(caller.text().await, r#"{"key":"k","action":"drs.response","body":3}"#);
+        follower.is_idle().await;
+    }
 }

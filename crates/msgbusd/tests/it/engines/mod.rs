@@ -56,7 +56,7 @@ fn door_with(engine: &Server, set: impl FnOnce(&mut Config)) -> Daemon {
 }
 
 /// Lets all topics live in this engine.
-fn live_in(engine: &Server, config: &mut Config) {
+pub(crate) fn live_in(engine: &Server, config: &mut Config) {
     config.engines = vec![EngineConfig::new("main", &engine.url())];
     let pattern = "**".parse().unwrap();
     config.engine_topics = vec![EngineTopics { pattern, engine: Some("main".to_owned()) }];
@@ -69,7 +69,7 @@ impl Daemon {
         self
     }
 
-    async fn wait_for_engine(&self) {
+    pub(crate) async fn wait_for_engine(&self) {
         let is_ready = async {
             while self.get("/readyz").await.status != 200 {
                 sleep(Duration::from_millis(20)).await;
