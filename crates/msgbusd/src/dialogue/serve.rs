@@ -126,7 +126,11 @@ impl<D: Dialect> Serve<D> {
         if self.authorization.poll_revoked(cx).is_ready() {
             return Poll::Ready(Err(End::Revoked));
         }
-        ready!(self.poll_free(cx, in_hand));
+        if self.poll_free(cx, in_hand).is_pending() {
+            // Others may serve meanwhile. It has its turn again when its client has answered, or when one is over.
+            self.waiting = None;
+            return Poll::Pending;
+        }
         let requests = ready!(self.poll_requests(cx))?;
         if requests.is_empty() {
             let is_revoked = self.authorization.is_revoked();

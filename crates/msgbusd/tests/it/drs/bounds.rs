@@ -230,3 +230,37 @@ async fn pings_keep_a_websocket() {
         }
     }
 }
+
+/// Another one is given the requests that a peer may not have now, also those of other services.
+#[tokio::test]
+async fn a_peer_that_has_enough_calls_is_not_first() {
+    // See MAX_IN_HAND.
+    const IN_HAND: usize = 256;
+    let daemon = daemon();
+    let mut caller = daemon.drs(Over::Tcp).await;
+    let (mut full, mut free) = (daemon.drs(Over::Tcp).await, daemon.drs(Over::Tcp).await);
+    for service in ["a", "b"] {
+        full.on("drs.serve", service).await;
+    }
+    free.on("drs.serve", "b").await;
+    for _ in 0..IN_HAND {
+        caller.send(r#"{"key":"k","action":"a"}"#).await;
+    }
+    let mut keys = Vec::new();
+    for _ in 0..IN_HAND {
+        keys.push(key_of(&full.text().await));
+    }
+    for number in 0..2 {
+        caller.send(r#"{"key":"k","action":"b"}"#).await;
+        let key = key_of(&free.text().await);
+        free.send(&format!(r#"{{"key":"{key}","action":"drs.response","body":{number}}}"#)).await;
+        assert_eq!(caller.value().await["body"], number);
+    }
+    // With one call less it is given others again.
+    let free_again = format!(r#"{{"key":"{}","action":"drs.response"}}"#, keys[0]);
+    full.send(&free_again).await;
+    caller.text().await;
+    free.on("drs.off", "b").await;
+    caller.send(r#"{"key":"k","action":"b"}"#).await;
+    full.text().await;
+}
