@@ -46,6 +46,8 @@ pub(crate) struct Inbox {
     bytes: Vec<u8>,
     /// Everything before this is read.
     start: usize,
+    /// How many bytes of messages were read, without control frames; it may wrap.
+    read: usize,
     /// The text message that is being handled: what is left of it.
     text: Option<Range<usize>>,
     /// That message, if it came in several frames or messages. Otherwise it is in `bytes`.
@@ -75,6 +77,7 @@ impl Inbox {
             is_stream,
             bytes: already_read,
             start: 0,
+            read: 0,
             text: None,
             joined: None,
             held: Vec::new(),
@@ -110,6 +113,7 @@ impl Inbox {
         if self.is_stream {
             let arrived = self.start..self.bytes.len();
             self.start = arrived.end;
+            self.read = self.read.wrapping_add(arrived.len());
             return Ok(if arrived.is_empty() { Next::NeedsMore } else { self.whole(arrived) });
         }
         loop {
@@ -130,6 +134,7 @@ impl Inbox {
             let frame = self.start..end;
             self.start = end;
             let OpCode::Data(kind) = header.opcode else { return Ok(Next::Control(frame)) };
+            self.read = self.read.wrapping_add(length);
             unmask(&mut self.bytes[payload..end], mask);
             if let Some(message) = self.add(kind, header.is_final, payload..end)? {
                 return Ok(message);
@@ -286,14 +291,16 @@ impl Inbox {
         }
     }
 
-    /// How much has arrived of a message or frame that is not whole, in bytes. What is behind a message that has not been
-    /// handled does not count: nothing is read meanwhile.
-    pub(crate) fn unfinished(&self) -> usize {
-        if self.has_text() {
-            return 0;
-        }
-        let fragments = self.fragments.as_ref().map_or(0, |(_, bytes)| bytes.len());
-        fragments + self.held.len() + self.bytes.len() - self.start
+    /// Whether a part of a message or frame has arrived. What is behind a message that has not been handled does not count:
+    /// nothing is read meanwhile.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        let has_part = self.fragments.is_some() || !self.held.is_empty();
+        !self.has_text() && (has_part || self.start < self.bytes.len())
+    }
+
+    /// How many bytes of messages have arrived since the beginning. Control frames that are read do not count.
+    pub(crate) fn arrived(&self) -> usize {
+        self.read.wrapping_add(self.bytes.len() - self.start)
     }
 
     /// The memory that it has, in bytes.

@@ -19,7 +19,7 @@ pub(crate) struct Intake {
 /// A message that has not arrived as a whole.
 #[derive(Debug)]
 struct Unfinished {
-    /// How much of it has, in bytes.
+    /// How many bytes of this and the messages before it have.
     arrived: usize,
     /// When more of it must have arrived.
     deadline: Instant,
@@ -49,12 +49,11 @@ impl Intake {
         limit: Duration,
         mut alarm: Pin<&mut Sleep>,
     ) -> ControlFlow<End> {
-        let arrived = inbox.unfinished();
-        if arrived == 0 {
+        if !inbox.is_unfinished() {
             self.unfinished = None;
             return ControlFlow::Continue(());
         }
-        let now = Instant::now();
+        let (arrived, now) = (inbox.arrived(), Instant::now());
         let unfinished = match self.unfinished.take() {
             Some(known) if known.arrived == arrived => known,
             _ => Unfinished { arrived, deadline: now + limit },
@@ -70,5 +69,37 @@ impl Intake {
             }
         }
         ControlFlow::Continue(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, task::Waker};
+
+    use tokio::time::{advance, sleep};
+
+    use super::{super::inbox::Next, *};
+
+    /// Each read from a client that is faster than the server ends with a part of a message, and fills the same buffer.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_sends_without_a_pause_is_in_time() {
+        const LIMIT: Duration = Duration::from_secs(30);
+        let frame = [&[0x81, 0xfe, 0x03, 0xe8, 0, 0, 0, 0][..], &[b'x'; 1000]].concat();
+        let sent = frame.repeat(10_000);
+        let mut wire = &sent[..];
+        let cx = &mut Context::from_waker(Waker::noop());
+        let (mut inbox, mut intake) = (Inbox::new(Vec::new(), 1 << 20, false), Intake::default());
+        let mut alarm = pin!(sleep(1000 * LIMIT));
+        for _ in 0..100 {
+            while inbox.next().unwrap() == Next::Text {}
+            assert!(inbox.poll_fill(&mut wire, cx).is_ready());
+            inbox.rest();
+            assert!(inbox.is_unfinished());
+            assert!(intake.poll_unfinished(cx, &inbox, LIMIT, alarm.as_mut()).is_continue());
+            advance(LIMIT / 2).await;
+        }
+        advance(LIMIT).await;
+        let late = intake.poll_unfinished(cx, &inbox, LIMIT, alarm.as_mut());
+        assert!(matches!(late, ControlFlow::Break(End::Unfinished)));
     }
 }
