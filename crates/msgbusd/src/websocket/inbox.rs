@@ -215,7 +215,9 @@ impl Inbox {
     /// A text message that is put together.
     fn joined(&mut self, mut message: Vec<u8>) -> Next {
         if !self.held.is_empty() {
-            message.splice(..0, mem::take(&mut self.held));
+            // The end is copied, which may be short, and not all that was held again.
+            self.held.append(&mut message);
+            message = mem::take(&mut self.held);
         }
         self.text = Some(0..message.len());
         self.joined = Some(message);
