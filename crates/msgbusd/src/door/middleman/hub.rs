@@ -19,7 +19,7 @@ use crate::{
     auth::{Action, Keyring, Permission, Principal},
     config::{Config, MiddlemanOptions},
     dialogue::Client,
-    service::{Authority, error::ServiceError},
+    service::{Authority, Call, error::ServiceError},
 };
 
 /// What the names of private topics begin with. The id of a connection follows.
@@ -109,7 +109,9 @@ impl Drop for Identity {
         }
         let (client, private) = (client.clone(), private.clone());
         client.worker.clone().tasks.spawn(async move {
-            match client.call_by(Authority::Key).delete(&private).await {
+            // Its key may be gone.
+            let call = Call { principal: None, ..client.call_by(Authority::Key) };
+            match call.delete(&private).await {
                 Ok(_) | Err(ServiceError::NoSuchTopic(_)) => {}
                 Err(error) => debug!(peer = %client.peer, %error, "a private topic is left"),
             }

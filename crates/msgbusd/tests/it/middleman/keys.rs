@@ -3,7 +3,7 @@
 use super::{Broker, message};
 use crate::{
     keys::{bearer, key},
-    support::soon,
+    support::{soon, until},
 };
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
@@ -173,9 +173,14 @@ async fn a_key_that_is_gone_counts_no_longer() {
     let guid = stays.guid.clone();
     stays.gets(&message("PUB a", &guid, "", "\r\n")).await;
 
+    let private = format!("MSG:{}", peer.guid).parse().unwrap();
+    broker.bus.put(&private, "hi").unwrap();
+    peer.frame().await;
     broker.keys().write(&[], &[&service, &other]);
     reload();
     assert_eq!(peer.close().await.unwrap().0, CloseCode::from(4403));
+    // Without its key, too, its private topic goes with it.
+    until(|| broker.bus.topic(&private).is_none()).await;
     stays.command("PUB a").await;
     stays.gets(&message("PUB a", &guid, "", "\r\n")).await;
 
