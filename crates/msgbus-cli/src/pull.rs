@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     failure::{Exit, Failure},
-    output::{Output, Style, print_token},
+    output::{Output, Style, note, print_token},
     reader::{Options, count, duration, lease, position},
     signals::Stop,
 };
@@ -42,6 +42,7 @@ pub(crate) struct Pull {
     deadline: Option<Instant>,
     style: Style,
     fail_empty: bool,
+    quiet: bool,
 }
 
 /// The options of a pull with a lease.
@@ -67,6 +68,7 @@ impl Pull {
             deadline: options.value("--timeout", duration)?.map(|timeout| Instant::now() + timeout),
             style: options.style()?,
             fail_empty: options.switch("--fail-empty"),
+            quiet: options.quiet,
             client: options.client()?.0,
         })
     }
@@ -255,10 +257,24 @@ impl Pull {
     fn is_repeatable(&self, error: &ClientError) -> bool {
         error.is_unreachable() || (self.group.is_some() && error.is_temporary())
     }
+
+    /// How long to wait before a failed pull is repeated; `None` if it is not, because that is not safe or too late.
+    fn retry_after(&self, error: &ClientError, until: Option<Instant>) -> Option<Duration> {
+        let pause = match error {
+            // A limit of a rate is over by itself. Everything else may last.
+            ClientError::Busy { status: 429, retry_after, .. } if until.is_none() => {
+                return Some(*retry_after);
+            }
+            ClientError::Busy { retry_after, .. } => *retry_after,
+            error if self.is_repeatable(error) => RETRY_AFTER,
+            _ => return None,
+        };
+        (until > Some(Instant::now() + pause)).then_some(pause)
+    }
 }
 
-/// Pulls once. Retries as long as the server answers with Retry-After and, within a given time, while no
-/// connection can be made. Both are safe: nothing has been taken.
+/// Pulls once. Within a given time it retries while no connection can be made, and while the server answers with
+/// Retry-After. Both are safe: nothing has been taken.
 async fn pull(
     args: &Pull,
     left: u64,
@@ -266,6 +282,7 @@ async fn pull(
     stop: &mut Stop,
 ) -> Result<Result<Taken, Ended>, Failure> {
     let until = wait_deadline.into_iter().chain(args.deadline).min();
+    let mut is_told = args.quiet;
     loop {
         // Long polling on the server saves requests. prologic/msgbus ignores it and answers at once.
         let wait = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -288,13 +305,16 @@ async fn pull(
             }
             Ok(Begun::Pulled(None)) => return Ok(Ok(Taken::Messages(Vec::new()))),
             Ok(Begun::Leased(leased)) => return Ok(Ok(Taken::Leased(leased))),
-            Err(ClientError::Busy { retry_after, .. }) => retry_after,
-            Err(error)
-                if args.is_repeatable(&error) && until > Some(Instant::now() + RETRY_AFTER) =>
-            {
-                RETRY_AFTER
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => match args.retry_after(&error, until) {
+                None => return Err(error.into()),
+                Some(retry_after) => {
+                    if matches!(error, ClientError::Busy { status: 503, .. }) && !is_told {
+                        is_told = true;
+                        note(&format!("{error} (retrying)"));
+                    }
+                    retry_after
+                }
+            },
         };
         if let Some(ended) = pause(args, stop, Instant::now() + retry_after).await {
             return Ok(Err(ended));

@@ -39,9 +39,11 @@ pub enum ClientError {
         /// The cause.
         reason: String,
     },
-    /// The server is at one of its limits and asks to retry later.
-    #[error("the server is busy: {text}")]
+    /// The server asks to retry later: it is at one of its limits, or the engine of the topic is away.
+    #[error("the server says {status}: {text}")]
     Busy {
+        /// The status code of the response.
+        status: u16,
         /// The text of the response.
         text: String,
         /// How long to wait before the next attempt.

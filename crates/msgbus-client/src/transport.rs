@@ -168,7 +168,7 @@ impl Client {
         text: String,
     ) -> ClientError {
         match retry_after(status, headers) {
-            Some(retry_after) => ClientError::Busy { text, retry_after },
+            Some(retry_after) => ClientError::Busy { status: status.as_u16(), text, retry_after },
             None if status.is_client_error() || status.is_server_error() => {
                 ClientError::Refused { status: status.as_u16(), text }
             }

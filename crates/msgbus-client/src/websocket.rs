@@ -116,7 +116,7 @@ fn refusal(server: &ServerUri, response: &hyper::Response<Option<Vec<u8>>>) -> C
     let body = response.body().as_deref().unwrap_or_default();
     let text = String::from_utf8_lossy(body).trim().to_owned();
     match retry_after(status, response.headers()) {
-        Some(retry_after) => ClientError::Busy { text, retry_after },
+        Some(retry_after) => ClientError::Busy { status: status.as_u16(), text, retry_after },
         // A web server without websockets answers the GET like any other.
         _ if status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND => {
             ClientError::NotMsgbus {

@@ -80,3 +80,31 @@ async fn who_follows_is_told_that_the_engine_is_away() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_pull_says_that_the_engine_is_away() {
+    for program in programs() {
+        let mut engine = Server::start(&program);
+        let daemon = door(&engine).await;
+        engine.kill();
+        let text = "503: the engine of this topic is not available";
+        for group in [&[][..], &["-g", "g"]] {
+            // With a time, the last attempt is shortly before its end.
+            for time in [&[][..], &["--fail-empty"], &["--wait", "2s"], &["--timeout", "2s"]] {
+                let args = [&["pull", "t"], group, time].concat();
+                let pull = async {
+                    loop {
+                        let ended = on(&daemon, &args).await;
+                        // Until the server knows, the result is unknown.
+                        if !ended.err.contains("504") {
+                            break ended;
+                        }
+                    }
+                };
+                let ended = soon(pull).await;
+                assert_eq!((ended.code, &ended.out[..]), (Some(1), ""), "{args:?}: {ended:?}");
+                assert!(ended.err.contains(text), "{args:?}: {ended:?}");
+            }
+        }
+    }
+}

@@ -258,9 +258,9 @@ impl Line<'_> {
         let error = match (code, self.retry_after) {
             ("lease_lost", _) => ClientError::LeaseLost,
             ("reply_not_wanted", _) => ClientError::ReplyNotWanted,
-            (_, Some(seconds)) => {
+            (code, Some(seconds)) => {
                 let retry_after = Duration::from_secs(seconds).min(MAX_RETRY_AFTER);
-                ClientError::Busy { text, retry_after }
+                ClientError::Busy { status: status(code), text, retry_after }
             }
             (code, None) => ClientError::Refused { status: status(code), text },
         };
