@@ -63,7 +63,8 @@ pub(crate) async fn run(args: GroupArgs) -> Result<Exit, Failure> {
     } else {
         client.set_group(topic, group, &args.change).await?
     };
-    let known = ["group", "topic", "engine", "pending", "unacked"];
+    let known =
+        ["group", "topic", "engine", "pending", "unacked", "max_deliveries", "dead_letters"];
     print(&if args.json {
         known_line(&details, details.group.engine.is_some(), &known)
     } else {
@@ -74,20 +75,21 @@ pub(crate) async fn run(args: GroupArgs) -> Result<Exit, Failure> {
 
 fn describe(details: &GroupDetails) -> String {
     let group = &details.group;
-    if let Some(engine) = &group.engine {
-        return lines(&[
-            ("group", group.group.clone()),
-            ("topic", printable(&group.topic)),
-            ("engine", printable(engine)),
-            ("pending", group.pending.to_string()),
-            ("unacked", group.unacked.unwrap_or_default().to_string()),
-        ]);
-    }
     let limit = match (group.max_deliveries, &group.dead_letters) {
         (0, _) => "unlimited".to_owned(),
         (max, Some(topic)) => format!("{max}, then to {}", printable(topic)),
         (max, None) => format!("{max}, but the name of the dead-letter topic is too long"),
     };
+    if let Some(engine) = &group.engine {
+        return lines(&[
+            ("group", group.group.clone()),
+            ("topic", printable(&group.topic)),
+            ("engine", printable(engine)),
+            ("max deliveries", limit),
+            ("pending", group.pending.to_string()),
+            ("unacked", group.unacked.unwrap_or_default().to_string()),
+        ]);
+    }
     let mut text = lines(&[
         ("group", group.group.clone()),
         ("topic", printable(&group.topic)),

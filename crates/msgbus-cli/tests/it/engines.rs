@@ -49,6 +49,11 @@ async fn what_nobody_counts_is_not_shown() {
         let group = on(&daemon, &["group", "t", "g", "--since", "all"]).await;
         assert_eq!((group.code, &group.err[..]), (Some(0), ""));
         assert!(group.out.contains("pending          1\n"), "{}", group.out);
+        assert!(
+            group.out.contains("max deliveries   10, then to t/dead-letters\n"),
+            "{}",
+            group.out
+        );
     }
 }
 
