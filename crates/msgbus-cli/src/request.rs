@@ -3,13 +3,13 @@
 use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
 use bytes::Bytes;
-use msgbus_client::{Client, NewRequest, Reply, RequestError, TopicName};
+use msgbus_client::{Client, ClientError, NewRequest, Reply, RequestError, TopicName};
 use tokio::time::Instant;
 
 use crate::{
     failure::{Exit, Failure},
     input,
-    output::print_bytes,
+    output::{note, print_bytes},
     publish::Outage,
     reader::{Options, timeout},
 };
@@ -58,6 +58,14 @@ impl Request {
             let request = self.draft.clone().payload(payload.clone()).timeout(left);
             match self.client.request(&self.service, request).await {
                 Ok(reply) => return Ok(reply),
+                // The engine carries no requests between servers, and nobody serves at this one.
+                Err(RequestError::Client(error @ ClientError::Refused { status: 501, .. })) => {
+                    if !self.quiet {
+                        note(&error.to_string());
+                    }
+                    let (service, error) = (self.service.clone(), RequestError::NoResponder);
+                    return Err(Failure::NoReply { service, error });
+                }
                 Err(RequestError::Client(error)) => {
                     outage.wait(self.quiet, error, deadline).await?;
                 }

@@ -16,7 +16,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use msgbus_core::{format_duration, json};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use crate::{
@@ -32,11 +32,29 @@ const MAX_RESPONSE: usize = 3 << 29;
 /// How much of an error response is shown, in bytes.
 const MAX_TEXT: usize = 300;
 
+pub(crate) const PROBLEM: &str = "application/problem+json";
+
+/// An error response (RFC 9457).
+#[derive(Deserialize)]
+pub(crate) struct Problem {
+    pub(crate) code: String,
+    pub(crate) detail: String,
+}
+
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
 pub(crate) type Pool = HttpClient<Connector, RequestBody>;
 
 pub(crate) fn pool(connector: &Connector) -> Pool {
     HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector.clone())
+}
+
+pub(crate) fn is_problem(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|it| it == PROBLEM)
+}
+
+fn one_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&text[..text.len().min(MAX_TEXT)]);
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A body that is in memory, sent with `Content-Length`.
@@ -140,16 +158,21 @@ impl Client {
             .map_err(|error| self.not_msgbus(&format!("invalid JSON: {}", json::brief(&error))))
     }
 
-    /// The beginning of a text response, as one line.
+    /// The beginning of a text response, or of what a problem says, as one line.
     pub(crate) async fn text(&self, response: Response<Incoming>) -> Result<String, ClientError> {
+        let is_problem = is_problem(response.headers());
         let body = self.body(response).await?;
-        let text = String::from_utf8_lossy(&body[..body.len().min(MAX_TEXT)]);
-        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+        Ok(match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) if is_problem => one_line(problem.detail.as_bytes()),
+            _ => one_line(&body),
+        })
     }
 
     pub(crate) async fn refusal(&self, response: Response<Incoming>) -> ClientError {
         let (head, body) = response.into_parts();
-        let text = match self.text(Response::new(body)).await {
+        let mut response = Response::new(body);
+        *response.headers_mut() = head.headers.clone();
+        let text = match self.text(response).await {
             Ok(text) => text,
             // The server may close the connection after the head, which says enough.
             Err(_) if head.status == StatusCode::PAYLOAD_TOO_LARGE => {

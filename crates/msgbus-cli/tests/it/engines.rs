@@ -91,6 +91,7 @@ async fn a_pull_says_that_the_engine_is_away() {
     for program in programs() {
         let mut engine = Server::start(&program);
         let daemon = door(&engine).await;
+        assert_eq!(on(&daemon, &["request", "nobody", "x"]).await.code, Some(7));
         engine.kill();
         let text = "503: the engine of this topic is not available";
         for group in [&[][..], &["-g", "g"]] {
@@ -111,5 +112,7 @@ async fn a_pull_says_that_the_engine_is_away() {
                 assert!(ended.err.contains(text), "{args:?}: {ended:?}");
             }
         }
+        let listed = on(&daemon, &["topics"]).await;
+        assert!(listed.err.contains(text) && !listed.err.contains('{'), "{listed:?}");
     }
 }

@@ -20,19 +20,11 @@ use crate::{
     error::ClientError,
     message_headers,
     settle::Retry,
-    transport::{RESPONSE_TIMEOUT, buffered_body},
+    transport::{PROBLEM, Problem, RESPONSE_TIMEOUT, buffered_body, is_problem},
 };
 
 /// How much longer than the server a requester waits for the head of the response. To connect may take 10 s of it.
 const GRACE: Duration = Duration::from_secs(15);
-const PROBLEM: &str = "application/problem+json";
-
-/// An error response (RFC 9457).
-#[derive(Deserialize)]
-struct Problem {
-    code: String,
-    detail: String,
-}
 
 impl Client {
     /// Asks a service, and waits for the reply. The names of its headers are in lower case.
@@ -69,9 +61,7 @@ impl Client {
 
     /// Why there is no reply. Proxies answer with the same statuses, but not with these code words.
     async fn no_reply(&self, response: Response<Incoming>) -> RequestError {
-        let is_problem =
-            response.headers().get(header::CONTENT_TYPE).is_some_and(|it| it == PROBLEM);
-        if !is_problem {
+        if !is_problem(response.headers()) {
             let status = response.status().as_u16();
             return match self.refusal(response).await {
                 // A proxy may say so after it has passed the request on.
