@@ -31,6 +31,7 @@ use self::{
     pending::{Pending, Slots, Stage},
 };
 use crate::{
+    engine::Availability,
     error::LimitReached,
     model::{
         Headers, MonotonicTime, NewRequest, Reply, ReplyNotWanted, RequestError, RequestKey,
@@ -144,6 +145,17 @@ impl Service {
         self.responders.len() > self.queue.len()
     }
 
+    /// Whether it is served here, for other buses.
+    pub(crate) fn availability(&self, now: MonotonicTime) -> Availability {
+        if self.is_closed || self.is_absent(now) {
+            Availability::Absent
+        } else if self.is_free() {
+            Availability::Free
+        } else {
+            Availability::Busy
+        }
+    }
+
     /// Whether nobody uses it, and its counters are old, or nobody has ever served it.
     pub(crate) fn is_idle(&self, now: MonotonicTime) -> bool {
         let is_recent = |seen: MonotonicTime| now.since(seen) <= Self::KEPT;
@@ -193,7 +205,11 @@ impl Service {
         self.counters(origin).asked += 1;
         let (for_all, is_free) = (origin == Origin::HereForAll, self.is_free());
         let is_away = for_all && self.may_queue(now).is_err();
-        let admitted = self.admit(&request, is_away, now);
+        let admitted = self.admit(&request, is_away, now).map_err(|error| match error {
+            // No responder is given it: its requester asks another bus.
+            RequestError::Closed if origin == Origin::Elsewhere => RequestError::NoResponder,
+            error => error,
+        });
         admitted.inspect_err(|_| self.counters(origin).refused += 1)?;
         let number = self.number();
         let mut pending = Pending::new(request, origin, number, now);

@@ -479,6 +479,20 @@ fn a_search_has_nothing_to_do_with_later_requests() {
     assert!(service.is_away(next));
 }
 
+/// A request that comes from another bus when this one has just been closed goes to a third one.
+#[test]
+fn a_service_that_is_closed_is_not_there_for_other_buses() {
+    let mut service = service(u64::MAX);
+    let _responder = service.join(START).unwrap();
+    assert_eq!(service.availability(START), Availability::Free);
+    let _ = service.close();
+    assert_eq!(service.availability(START), Availability::Absent);
+    let ask = |service: &mut Service, origin| service.ask("x".into(), origin, START).unwrap_err();
+    assert_eq!(ask(&mut service, Origin::Elsewhere), RequestError::NoResponder);
+    assert_eq!(ask(&mut service, Origin::Here), RequestError::Closed);
+    assert_eq!(ask(&mut service, Origin::HereForAll), RequestError::Closed);
+}
+
 #[test]
 fn requests_and_their_bytes_are_limited() {
     let mut service = self::service(1 << 20);

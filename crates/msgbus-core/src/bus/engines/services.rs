@@ -116,15 +116,7 @@ impl ServiceSink {
     /// Whether the service is served here.
     pub fn availability(&self) -> Availability {
         let Some(service) = self.service.upgrade() else { return Availability::Absent };
-        service.with(|service| {
-            if service.is_free() {
-                Availability::Free
-            } else if service.is_absent(clock::monotonic()) {
-                Availability::Absent
-            } else {
-                Availability::Busy
-            }
-        })
+        service.with(|service| service.availability(clock::monotonic()))
     }
 
     /// Asks the responders here. Dropping the request takes it back.
