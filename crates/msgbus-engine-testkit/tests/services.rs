@@ -180,6 +180,16 @@ async fn a_rule_says_which_services_are_shared() {
     assert_eq!(one.services().len(), 0);
 }
 
+/// Nothing is kept of what nobody serves, however long the requester would have waited.
+#[tokio::test]
+async fn a_request_that_nobody_serves_leaves_nothing() {
+    let bus = bus(Arc::new(MemoryEngine::new(Numbers::Shared, 1)));
+    let request = NewRequest::new("x").timeout(Duration::from_secs(60));
+    let asked = bus.request(&fresh("nobody"), request);
+    assert_eq!(soon(asked).await, Err(RequestError::NoResponder));
+    assert_eq!((bus.services().len(), bus.run_due().next), (0, None));
+}
+
 /// A bus that is closed hands on what no responder was given, and says so of the rest.
 #[tokio::test]
 async fn a_bus_that_is_closed_keeps_no_requests() {

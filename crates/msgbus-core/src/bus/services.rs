@@ -3,7 +3,7 @@
 use std::{
     fmt,
     hash::{BuildHasher as _, RandomState},
-    iter,
+    iter, ptr,
     sync::{Arc, Weak},
     task::Waker,
 };
@@ -85,6 +85,16 @@ impl SharedService {
     pub(super) fn run_due(self: &Arc<Self>) {
         let wakers = self.with(|service| service.run_due(clock::monotonic()));
         wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for SharedService {
+    /// The timer would keep its memory until the deadline.
+    fn drop(&mut self) {
+        let registered = self.service.get_mut().registered();
+        if let (Some(at), Some(map)) = (registered, self.map.upgrade()) {
+            map.timer.unregister(at, ptr::from_ref(self).addr());
+        }
     }
 }
 

@@ -142,6 +142,10 @@ impl Timer {
         }
     }
 
+    pub(super) fn unregister(&self, at: MonotonicTime, address: usize) {
+        self.0.lock().due.remove(&(at, address));
+    }
+
     fn poll_earlier(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.0.lock();
         if std::mem::take(&mut state.is_earlier) {

@@ -662,6 +662,11 @@ impl Service {
         Some(Registration { at, previous: self.registered.replace(at) })
     }
 
+    /// The deadline for which the timer of the bus will call.
+    pub(crate) fn registered(&self) -> Option<MonotonicTime> {
+        self.registered
+    }
+
     /// Ends the service: all requests fail, and responders get no more. Returns everybody's wakers.
     #[must_use]
     pub(crate) fn close(&mut self) -> Vec<Waker> {
