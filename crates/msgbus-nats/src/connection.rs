@@ -6,7 +6,7 @@ use std::{
         Arc, Weak,
         atomic::{
             AtomicBool, AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
     time::Duration,
@@ -390,8 +390,9 @@ impl Connection {
 fn hear(event: &Event, is_denied: &AtomicBool, refusals: &Refusals) {
     if matches!(event, Event::Connected) {
         is_denied.store(false, Release);
-    } else if is_refusal(event) {
-        is_denied.store(true, Release);
+    } else if is_refusal(event) && !is_denied.swap(true, AcqRel) {
+        // Each attempt to connect fails with it.
+        warn!("NATS refuses the credentials of this server");
     }
     match event {
         // Each attempt to connect fails with one.
