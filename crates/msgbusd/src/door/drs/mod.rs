@@ -154,7 +154,11 @@ async fn open(
             let mut outgoing = Outgoing::default();
             let Some(client) = client else {
                 worker.metrics.refusal(Code::WrongKey);
-                link::close(transport, outgoing, End::Revoked.close_frame(None)).await;
+                let frame = End::Revoked.close_frame(None).map(|mut frame| {
+                    frame.reason = "the token is no valid key or ticket".into();
+                    frame
+                });
+                link::close(transport, outgoing, frame).await;
                 return None;
             };
             let mut conversation = Conversation::new(Drs::new(stats, &worker, false), client);
