@@ -244,6 +244,15 @@ impl Conversation {
         let target: Target = name.parse().map_err(|why| Failure::error(format!("{why}")))?;
         let name = Name::Fires(target);
         if let Some(opening) = self.activities.opening_of(&name) {
+            // A command may name it twice.
+            if opening.asked.last().is_some_and(|last| Arc::ptr_eq(last, subscribing)) {
+                return Ok(());
+            }
+            if opening.asked.len() >= MAX_CALLS {
+                self.client.refused(None, Code::TooManyRequests);
+                let why = format!("at most {MAX_CALLS} commands may wait for one name");
+                return Err(Failure::error(why));
+            }
             opening.asked.push(Arc::clone(subscribing));
         } else if !self.activities.has(&name) {
             self.may_handle()?;
