@@ -108,7 +108,7 @@ impl Engine for RedisEngine {
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
         let topic = topic.clone();
-        self.answer(|connection| publish::publish(connection, topic, messages))
+        self.answer(|connection| publish::publish(&connection, topic, messages))
     }
 
     fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use msgbus_core::{
     Headers, NewMessage, TopicName,
     engine::{EngineError, Receipt},
@@ -70,7 +71,7 @@ impl Batch {
         self.messages.iter().map(|message| message.payload.len() + message.headers.len()).sum()
     }
 
-    fn has_keys(&self) -> bool {
+    pub(crate) fn has_keys(&self) -> bool {
         self.messages.iter().any(|message| message.has_key)
     }
 
@@ -102,20 +103,18 @@ fn receipt(answer: Value) -> Result<Receipt, EngineError> {
     Ok(Receipt { epoch: epoch.number()?, first: first.number()?, last: last.number()? })
 }
 
-pub(crate) async fn publish(
-    connection: Arc<Connection>,
+/// Publishes messages. Those of a topic get their numbers in the order of the calls.
+pub(crate) fn publish(
+    connection: &Connection,
     topic: TopicName,
     messages: Vec<NewMessage>,
-) -> Result<Receipt, EngineError> {
+) -> impl Future<Output = Result<Receipt, EngineError>> + Send + use<> {
     let shared = &connection.shared;
     let batch = Batch::new(shared, &topic, messages);
-    if let Some(publisher) = &connection.publisher {
-        return publisher.publish(batch).await;
+    match &connection.publisher {
+        Some(publisher) => Either::Left(publisher.publish(batch)),
+        None => Either::Right(connection.together.publish(shared, topic, batch)),
     }
-    if batch.has_keys() {
-        return run(shared, &batch).await;
-    }
-    connection.together.publish(shared, topic, batch).await
 }
 
 /// Publishes messages.
@@ -129,37 +128,35 @@ pub(crate) async fn run(shared: &Shared, batch: &Batch) -> Result<Receipt, Engin
 
 type Waiting = (Batch, oneshot::Sender<Result<Receipt, EngineError>>);
 
-/// Publishes what waits for replicas or disks: all that comes meanwhile waits together.
+/// Publishes what waits for replicas or disks: all that comes meanwhile waits together. No more can wait than operations have
+/// permits.
 #[derive(Debug)]
-pub(crate) struct Publisher(mpsc::Sender<Waiting>);
+pub(crate) struct Publisher(mpsc::UnboundedSender<Waiting>);
 
 impl Publisher {
-    /// How many publishes wait together at most, and how many for them.
+    /// How many publishes wait together at most.
     const MAX: usize = 256;
 
     pub(crate) fn start(shared: &Arc<Shared>) -> Self {
-        let (sender, receiver) = mpsc::channel(Self::MAX);
+        let (sender, receiver) = mpsc::unbounded_channel();
         tokio::spawn(Self::run(Arc::downgrade(shared), receiver));
         Self(sender)
     }
 
-    async fn publish(&self, batch: Batch) -> Result<Receipt, EngineError> {
+    fn publish(&self, batch: Batch) -> impl Future<Output = Result<Receipt, EngineError>> + use<> {
         let (sender, receiver) = oneshot::channel();
-        self.0.send((batch, sender)).await.map_err(|_| EngineError::Closed)?;
-        receiver.await.unwrap_or(Err(EngineError::Closed))
+        // If there is nobody to get it, the sender is dropped.
+        let _ = self.0.send((batch, sender));
+        async { receiver.await.unwrap_or(Err(EngineError::Closed)) }
     }
 
-    async fn run(shared: Weak<Shared>, mut receiver: mpsc::Receiver<Waiting>) {
+    async fn run(shared: Weak<Shared>, mut receiver: mpsc::UnboundedReceiver<Waiting>) {
         let mut waiting = Vec::new();
         while receiver.recv_many(&mut waiting, Self::MAX).await > 0 {
             let Some(shared) = shared.upgrade() else { return };
             let (batches, senders): (Vec<Batch>, Vec<_>) = waiting.drain(..).unzip();
-            let receipts = publish_together(&shared, &batches).await;
-            for (index, sender) in senders.into_iter().enumerate() {
-                let receipt = match &receipts {
-                    Ok(receipts) => receipts.get(index).copied().unwrap_or(UNKNOWN),
-                    Err(error) => Err(*error),
-                };
+            let receipts = run_all(&shared, &batches).await;
+            for (receipt, sender) in receipts.into_iter().zip(senders) {
                 let _ = sender.send(receipt);
             }
         }
@@ -168,27 +165,43 @@ impl Publisher {
 
 const UNKNOWN: Result<Receipt, EngineError> = Err(EngineError::Unknown);
 
-/// Publishes batches, and waits until what was published is where it has to be.
-async fn publish_together(
+/// Publishes batches, in this order, and waits until what was published is where it has to be. Answers each of them.
+pub(crate) async fn run_all(
+    shared: &Shared,
+    batches: &[Batch],
+) -> Vec<Result<Receipt, EngineError>> {
+    let receipts = send_all(shared, batches).await;
+    let mut receipts = receipts.unwrap_or_else(|error| vec![Err(error); batches.len()]);
+    receipts.resize(batches.len(), UNKNOWN);
+    receipts
+}
+
+async fn send_all(
     shared: &Shared,
     batches: &[Batch],
 ) -> Result<Vec<Result<Receipt, EngineError>>, EngineError> {
     let link = shared.link()?;
-    let mut connection = link.waiting.clone().ok_or(EngineError::Unavailable)?;
+    let waits = shared.options.acknowledge != Acknowledge::Server;
+    let connection = if waits { link.waiting.clone() } else { Some(link.connection.clone()) };
+    let mut connection = connection.ok_or(EngineError::Unavailable)?;
     let mut commands = redis::pipe();
     for batch in batches {
         let arguments = |command: &mut Cmd| batch.arguments(shared, &link, command);
         commands.add_command(link.command(Script::Publish, &batch.keys, arguments));
     }
     let (wait, is_enough) = wait(shared.options.acknowledge, shared.options.timeout);
-    commands.add_command(wait).ignore_errors();
+    if waits {
+        commands.add_command(wait);
+    }
+    commands.ignore_errors();
     let answers: RedisResult<Vec<RedisResult<Value>>> = commands.query_async(&mut connection).await;
     let failed = |error: &RedisError| shared.failed(&link, error, Request::Final);
     let mut answers = answers.map_err(|error| failed(&error))?;
-    let waited = answers.pop().ok_or(EngineError::Unknown)?;
+    let waited = if waits { Some(answers.pop().ok_or(EngineError::Unknown)?) } else { None };
     let is_safe = match waited {
-        Ok(counts) => is_enough(counts),
-        Err(error) => {
+        None => true,
+        Some(Ok(counts)) => is_enough(counts),
+        Some(Err(error)) => {
             failed(&error);
             false
         }

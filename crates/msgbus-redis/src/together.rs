@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     connection::Shared,
-    publish::{Batch, run},
+    publish::{Batch, run, run_all},
 };
 
 type Answer = Result<Receipt, EngineError>;
@@ -23,7 +23,7 @@ type Waiting = (Batch, oneshot::Sender<Answer>);
 /// Who waits, and for how many of the messages.
 type Parts = Vec<(u64, oneshot::Sender<Answer>)>;
 
-/// The most messages of one call, and the most bytes, unless one publish alone has more.
+/// The most messages that are sent before an answer, and the most bytes, unless one publish alone has more.
 const MAX_MESSAGES: usize = 256;
 const MAX_BYTES: usize = 1 << 20;
 
@@ -32,13 +32,14 @@ const MAX_BYTES: usize = 1 << 20;
 pub(crate) struct Together(Mutex<HashMap<TopicName, VecDeque<Waiting>>>);
 
 impl Together {
-    /// Publishes messages, none of which has an idempotency key, so that their numbers follow one another.
-    pub(crate) async fn publish(
+    /// Publishes messages, so that their numbers follow one another. They have their place among those of the topic as soon
+    /// as this returns, and are published when what it returns is polled.
+    pub(crate) fn publish(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
         topic: TopicName,
         batch: Batch,
-    ) -> Answer {
+    ) -> impl Future<Output = Answer> + use<> {
         let (sender, answer) = oneshot::channel();
         let is_first = match self.0.lock().entry(topic.clone()) {
             Entry::Occupied(mut waiting) => {
@@ -50,43 +51,64 @@ impl Together {
                 true
             }
         };
-        if is_first {
-            // A task of its own: the others do not depend on whether this one is waited for.
-            tokio::spawn(Arc::clone(self).drive(Arc::clone(shared), topic));
+        let (together, shared) = (Arc::clone(self), Arc::clone(shared));
+        async move {
+            if is_first {
+                // A task of its own: the others do not depend on whether this one is waited for.
+                tokio::spawn(together.drive(shared, topic));
+            }
+            answer.await.unwrap_or(Err(EngineError::Closed))
         }
-        answer.await.unwrap_or(Err(EngineError::Closed))
     }
 
     async fn drive(self: Arc<Self>, shared: Arc<Shared>, topic: TopicName) {
-        while let Some((batch, waiting)) = self.next(&topic) {
-            let receipt = run(&shared, &batch).await;
-            let mut before = 0;
-            for (count, sender) in waiting {
-                let answer = receipt.map(|whole| part(whole, before, count));
-                before += count;
-                let _ = sender.send(answer);
+        while let Some(calls) = self.next(&topic) {
+            let (batches, parts): (Vec<Batch>, Vec<Parts>) = calls.into_iter().unzip();
+            let receipts = match &batches[..] {
+                [batch] => vec![run(&shared, batch).await],
+                batches => run_all(&shared, batches).await,
+            };
+            for (receipt, parts) in receipts.into_iter().zip(parts) {
+                answer(receipt, parts);
             }
         }
     }
 
-    /// Takes what is published together next.
-    fn next(&self, topic: &TopicName) -> Option<(Batch, Parts)> {
+    /// Takes what is published together next, as calls of the script. A batch with idempotency keys has one of its own, as its
+    /// numbers may be those of before.
+    fn next(&self, topic: &TopicName) -> Option<Vec<(Batch, Parts)>> {
         let mut topics = self.0.lock();
-        let Some((mut batch, sender)) = topics.get_mut(topic)?.pop_front() else {
-            topics.remove(topic);
-            return None;
-        };
-        let mut senders = vec![(batch.len() as u64, sender)];
         let queue = topics.get_mut(topic)?;
-        while let Some((more, sender)) = queue.pop_front() {
-            if batch.len() + more.len() > MAX_MESSAGES || batch.bytes() + more.bytes() > MAX_BYTES {
-                queue.push_front((more, sender));
+        let (mut calls, mut all, mut bytes) = (Vec::<(Batch, Parts)>::new(), 0, 0);
+        while let Some((batch, sender)) = queue.pop_front() {
+            (all, bytes) = (all + batch.len(), bytes + batch.bytes());
+            if !calls.is_empty() && (all > MAX_MESSAGES || bytes > MAX_BYTES) {
+                queue.push_front((batch, sender));
                 break;
             }
-            senders.push((more.len() as u64, sender));
-            batch.append(more);
+            let part = (batch.len() as u64, sender);
+            match calls.last_mut() {
+                Some((call, parts)) if !call.has_keys() && !batch.has_keys() => {
+                    call.append(batch);
+                    parts.push(part);
+                }
+                _ => calls.push((batch, vec![part])),
+            }
         }
-        Some((batch, senders))
+        if calls.is_empty() {
+            topics.remove(topic);
+            return None;
+        }
+        Some(calls)
+    }
+}
+
+/// Answers those whose messages were published by one call.
+fn answer(receipt: Answer, parts: Parts) {
+    let (mut before, is_one) = (0, parts.len() == 1);
+    for (count, sender) in parts {
+        let _ = sender.send(receipt.map(|all| if is_one { all } else { part(all, before, count) }));
+        before += count;
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use msgbus_core::{
-    BatchLimit, MessageBus, NewMessage, Position, Settlement,
+    BatchLimit, Headers, MessageBus, NewMessage, Position, Settlement,
     engine::{Begin, Engine, EngineError, Fetch},
 };
 use msgbus_engine_testkit::{SOON, bus, fresh, soon};
@@ -215,6 +215,29 @@ async fn a_publish_that_is_not_answered_is_unknown() {
         while soon(engine.publish(&topic, vec![message.clone()])).await.is_err() {
             assert!(start.elapsed() < SOON);
             sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Who publishes without waiting for the answers, with keys and without, gets numbers in the order of the calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishes_keep_the_order_of_the_calls() {
+    for program in programs() {
+        for acknowledge in [Acknowledge::Server, Acknowledge::Replicas(0)] {
+            let server = Server::start(&program);
+            let engine = server.engine(RedisOptions { acknowledge, ..server.options() }).await;
+            let topic = fresh("order");
+            let publish = |number: u64| {
+                let message = NewMessage::new(number.to_string());
+                let key = number.to_string();
+                let key = number.is_multiple_of(3).then_some(("idempotency-key", key.as_str()));
+                engine.publish(&topic, vec![message.headers(Headers::new(key).unwrap())])
+            };
+            let answers: Vec<_> = (1..=300).map(publish).collect();
+            for (number, answer) in (1..).zip(answers) {
+                let receipt = soon(answer).await.unwrap();
+                assert_eq!((receipt.first, receipt.last), (number, number));
+            }
         }
     }
 }
