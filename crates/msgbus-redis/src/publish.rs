@@ -154,6 +154,11 @@ impl Publisher {
         let mut waiting = Vec::new();
         while receiver.recv_many(&mut waiting, Self::MAX).await > 0 {
             let Some(shared) = shared.upgrade() else { return };
+            // Who waits no longer was told that nobody knows.
+            waiting.retain(|(_, sender)| !sender.is_closed());
+            if waiting.is_empty() {
+                continue;
+            }
             let (batches, senders): (Vec<Batch>, Vec<_>) = waiting.drain(..).unzip();
             let receipts = run_all(&shared, &batches).await;
             for (receipt, sender) in receipts.into_iter().zip(senders) {

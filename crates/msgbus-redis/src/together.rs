@@ -81,6 +81,10 @@ impl Together {
         let queue = topics.get_mut(topic)?;
         let (mut calls, mut all, mut bytes) = (Vec::<(Batch, Parts)>::new(), 0, 0);
         while let Some((batch, sender)) = queue.pop_front() {
+            // Who waits no longer was told that nobody knows: no more wait than operations have permits.
+            if sender.is_closed() {
+                continue;
+            }
             (all, bytes) = (all + batch.len(), bytes + batch.bytes());
             if !calls.is_empty() && (all > MAX_MESSAGES || bytes > MAX_BYTES) {
                 queue.push_front((batch, sender));
