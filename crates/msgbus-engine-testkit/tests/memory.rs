@@ -457,6 +457,27 @@ async fn dead_letters_that_cannot_be_published_keep_no_job_from_its_workers() {
     assert_eq!(group.unacked + group.pending, 10);
 }
 
+/// The first dead letter that cannot be published may take longer than the leases that came with it.
+#[tokio::test]
+async fn a_lease_that_has_run_out_is_not_handed_out() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let (topic, group) = (fresh("slow"), "g".parse().unwrap());
+    soon(bus.publish(&topic, "bad")).await.unwrap();
+    wear_out(&bus, &topic, &group, 1).await;
+    soon(bus.publish(&topic, "good")).await.unwrap();
+    engine.refuse(&topic.dead_letters().unwrap());
+    engine.set_faults(Faults { pause: Duration::from_millis(1200), ..Faults::default() });
+    let options = LeaseOptions {
+        lease: Duration::from_secs(2),
+        limit: BatchLimit { events: 10, bytes: 1 << 20 },
+        ..LeaseOptions::default()
+    };
+    let leased = soon(bus.lease_wait(&topic, &group, options).unwrap()).await.unwrap();
+    assert_eq!(leased[0].message.payload(), "good");
+    assert!(leased[0].expires > chrono::Utc::now());
+}
+
 /// What was taken when the time is over would be lost.
 #[tokio::test]
 async fn a_pull_whose_time_ends_while_it_takes_messages_returns_them() {

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::Utc;
+
 use super::{SharedEngine, dead_letters};
 use crate::{
     bus::{map::TopicMap, op::Op, timer::DeadLetterError},
@@ -218,7 +220,7 @@ impl SharedEngine {
             0 => u32::MAX,
             most => most,
         };
-        let mut leased = LeasedOnce::default();
+        let (mut leased, arrived) = (LeasedOnce::default(), Utc::now());
         has_taken.store(!fetched.messages.is_empty(), Relaxed);
         let info = self.info(topic, fetched.epoch);
         let mut set_back = Vec::new();
@@ -249,6 +251,12 @@ impl SharedEngine {
             let later = Settlement::Nack { delay: SET_BACK, reason: None };
             // If it fails, their leases end by time.
             let _ = self.settle(topic, Some(group), set_back, &later).await;
+        }
+        if leased.has_dead {
+            // Somebody else may have what has run out meanwhile. (What seemed to have run out before is for a clock that goes
+            // wrong.)
+            let now = Utc::now();
+            leased.messages.retain(|leased| leased.expires > now || leased.expires <= arrived);
         }
         Ok(leased)
     }
