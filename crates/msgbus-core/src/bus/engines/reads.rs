@@ -70,7 +70,11 @@ impl Read {
             State::Reading(reading) => reading,
         };
         // Before the engine is asked, so that no wake-up is lost.
-        self.waiting.lock().push(cx.waker().clone());
+        let mut waiting = self.waiting.lock();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        drop(waiting);
         let all = Waker::from(Arc::clone(self));
         let Poll::Ready(outcome) = reading.as_mut().poll(&mut Context::from_waker(&all)) else {
             return Poll::Pending;
