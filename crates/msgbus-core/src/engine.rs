@@ -156,7 +156,7 @@ pub trait Engine: Debug + Send + Sync {
     /// kept when the group is moved.
     ///
     /// # Errors
-    /// See [`EngineError`].
+    /// See [`EngineError`]. If there is no such group, [`EngineError::Unavailable`].
     fn change_group(
         &self,
         topic: &TopicName,

@@ -431,10 +431,8 @@ impl Engine for MemoryEngine {
     ) -> Answer<()> {
         let (topic, group) = (topic.clone(), group.clone());
         self.serve(move |inner| {
-            if let Some(topic) = inner.topics.get_mut(&topic) {
-                topic.change_group(&group, change);
-            }
-            Ok(())
+            let topic = inner.topics.get_mut(&topic).ok_or(EngineError::Unavailable)?;
+            topic.change_group(&group, change)
         })
     }
 

@@ -125,7 +125,9 @@ pub(crate) async fn change_group(
     group: GroupName,
     change: EngineGroupSettings,
 ) -> Result<(), EngineError> {
-    act(&connection.shared, "change", &topic, &group, None, change).await.map(drop)
+    let answer = act(&connection.shared, "change", &topic, &group, None, change).await?;
+    // Somebody has removed it meanwhile.
+    if existed(answer)? { Ok(()) } else { Err(EngineError::Unavailable) }
 }
 
 pub(crate) async fn remove_group(

@@ -422,6 +422,10 @@ pub async fn a_group_has_settings_of_its_own(subject: &Subject) {
         return;
     }
     set.unwrap();
+    // What is not kept was not set.
+    let change = EngineGroupSettings { max_deliveries: Some(1), dead_letters: None };
+    let gone = soon(subject.one.change_group(&topic, &group("gone"), change)).await;
+    assert_eq!(gone, Err(EngineError::Unavailable));
     let only = GroupConfig { max_deliveries: Some(1), ..GroupConfig::default() };
     soon(other.set_group(&topic, &workers, &only)).await.unwrap();
     let moved = GroupConfig { from: Some(Position::All), ..GroupConfig::default() };

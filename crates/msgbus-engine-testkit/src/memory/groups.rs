@@ -89,10 +89,14 @@ impl Topic {
         group.map(|group| group.settings.clone()).unwrap_or_default()
     }
 
-    pub(super) fn change_group(&mut self, name: &GroupName, change: EngineGroupSettings) {
-        if let Some(group) = self.groups.get_mut(&Some(name.clone())) {
-            group.settings.change(change);
-        }
+    pub(super) fn change_group(
+        &mut self,
+        name: &GroupName,
+        change: EngineGroupSettings,
+    ) -> Result<(), EngineError> {
+        let group = self.groups.get_mut(&Some(name.clone())).ok_or(EngineError::Unavailable)?;
+        group.settings.change(change);
+        Ok(())
     }
 
     /// Returns whether it is new.
