@@ -189,7 +189,14 @@ impl SharedEngine {
                 let changed = engine.call(|engine| engine.change_group(&topic, &group, change));
                 changed.await.map_err(|error| match error {
                     // The group may have been made, or moved.
-                    EngineError::Unavailable | EngineError::Busy => EngineError::Unknown,
+                    EngineError::Unavailable
+                    | EngineError::Busy
+                    | EngineError::Denied
+                    | EngineError::Full
+                        if set || from.is_some() =>
+                    {
+                        EngineError::Unknown
+                    }
                     error => error,
                 })?;
             }
