@@ -11,6 +11,7 @@ use async_nats::jetstream::{
 };
 use chrono::{DateTime, Utc};
 use msgbus_core::engine::EngineError;
+use tokio::time::Instant;
 
 use crate::{
     connection::{Connection, Known},
@@ -63,6 +64,7 @@ pub(crate) async fn replace(
     if known.stream.cached_info().config.allow_message_ttl {
         mark = mark.ttl(keep.max(Duration::from_secs(1)));
     }
+    let began = Instant::now();
     let made = match connection.context.send_publish(subject.to_owned(), mark).await {
         Ok(sent) => sent.await,
         Err(error) => Err(error),
@@ -70,7 +72,10 @@ pub(crate) async fn replace(
     match made {
         Ok(_) => Ok(true),
         Err(error) if is_other(&error) => Ok(false),
-        Err(error) => Err(publish_error(&error, connection.client.max_payload())),
+        Err(error) => {
+            let error = publish_error(&error, connection.client.max_payload());
+            Err(connection.refusals.explain(error, subject, began))
+        }
     }
 }
 

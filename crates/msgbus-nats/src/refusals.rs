@@ -8,9 +8,12 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::warn;
 
-/// The subjects that the server has lately refused.
+/// The subjects that the server has lately refused, and what the log has named of them.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals(Mutex<HashMap<String, Instant>>);
+pub(crate) struct Refusals {
+    subjects: Mutex<HashMap<String, Instant>>,
+    logged: Mutex<HashMap<String, Instant>>,
+}
 
 /// The subjects of the requests to `JetStream` begin with it.
 pub(crate) const API: &str = "$JS.";
@@ -18,23 +21,38 @@ pub(crate) const API: &str = "$JS.";
 impl Refusals {
     /// The maximum number of subjects that are remembered.
     const MAX: usize = 1000;
-    /// How often the log names a subject, at most.
+    /// How often the log names a subject, or others that begin alike, at most.
     const QUIET: Duration = Duration::from_secs(60);
+    /// How many parts of subjects are alike. Acks and marks of leases differ in those after them.
+    const ALIKE: usize = 4;
 
     /// Notes what the server has said. Returns whether it refuses a subject.
     pub(crate) fn hear(&self, error: &ServerError) -> bool {
         let ServerError::Other(text) = error else { return false };
         let Some(subject) = refused_subject(text) else { return false };
-        let now = Instant::now();
-        let mut subjects = self.0.lock();
+        let mut subjects = self.subjects.lock();
         if subjects.len() >= Self::MAX {
             subjects.clear();
         }
-        let before = subjects.insert(subject.to_owned(), now);
+        subjects.insert(subject.to_owned(), Instant::now());
         drop(subjects);
-        if before.is_none_or(|before| now - before > Self::QUIET) {
+        if self.is_news(subject) {
             warn!("NATS refuses what the engine needs: {text}");
         }
+        true
+    }
+
+    /// Whether the log has not named the subject lately, nor one that begins alike. Then it does so now.
+    fn is_news(&self, subject: &str) -> bool {
+        let begin = subject.split('.').take(Self::ALIKE).collect::<Vec<_>>().join(".");
+        let mut logged = self.logged.lock();
+        if logged.get(&begin).is_some_and(|at| at.elapsed() < Self::QUIET) {
+            return false;
+        }
+        if logged.len() >= Self::MAX {
+            logged.clear();
+        }
+        logged.insert(begin, Instant::now());
         true
     }
 
@@ -43,7 +61,7 @@ impl Refusals {
         if !matches!(error, EngineError::Unavailable | EngineError::Unknown) {
             return error;
         }
-        let subjects = self.0.lock();
+        let subjects = self.subjects.lock();
         let is_refused = |(subject, at): (&String, &Instant)| {
             *at >= began && (subject == to || to.ends_with('.') && subject.starts_with(to))
         };
@@ -61,6 +79,15 @@ fn refused_subject(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_log_does_not_name_each_ack() {
+        let refusals = Refusals::default();
+        assert!(refusals.is_news("$JS.ACK.msgbus.g-1.1.7.7.0.0"));
+        assert!(!refusals.is_news("$JS.ACK.msgbus.g-1.1.8.8.0.0"));
+        assert!(refusals.is_news("$JS.API.CONSUMER.CREATE.msgbus.x"));
+        assert!(!refusals.is_news("$JS.API.CONSUMER.CREATE.msgbus.y"));
+    }
 
     #[test]
     fn a_refusal_names_its_subject() {
