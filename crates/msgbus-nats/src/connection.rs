@@ -367,8 +367,13 @@ impl Connection {
         version(&self.client.server_info().version) >= (major, minor)
     }
 
-    /// Says what is different from the options.
+    /// Says what is different from the options, and what grows for ever.
     fn compare(&self, found: &Config) {
+        if found.max_age.is_zero() && !found.allow_message_ttl {
+            let why = "the stream keeps each lease that was extended or given back: \
+                       it needs a max_age, or allow_message_ttl of nats-server 2.11";
+            warn!(stream = found.name, "{why}");
+        }
         let wanted = self.config();
         let differs = [
             ("max_age", found.max_age != wanted.max_age),
