@@ -682,7 +682,6 @@ export class Responder {
 
     #opened() {
         this.#wasOpen = true;
-        this.#isStalled = false;
         this.#resolveReady();
     }
 
