@@ -9,7 +9,7 @@ use crate::{
     frames::{Frames, write_text},
     http::UPGRADE,
     protocol::{Body, Follower, Outcome, Protocol, Received, Requester},
-    response::invalid,
+    response::unexpected,
 };
 
 /// Peers that call a service, and peers that handle its calls and send their bodies back.
@@ -185,10 +185,6 @@ fn key(command: &[u8]) -> io::Result<&[u8]> {
 fn body(command: &[u8]) -> io::Result<&[u8]> {
     let begin = memmem::find(command, b"\"body\":").ok_or_else(|| unexpected(command))?;
     Ok(command[begin..].trim_ascii_end())
-}
-
-fn unexpected(command: &[u8]) -> io::Error {
-    invalid(format!("unexpected: {}", String::from_utf8_lossy(&command[..command.len().min(200)])))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::{
     frames::{Frame, Frames, write_text},
     http::UPGRADE,
     protocol::{Body, Follower, Outcome, Protocol, Received, Requester},
-    response::invalid,
+    response::unexpected,
     trace::Trace,
 };
 
@@ -191,10 +191,6 @@ fn number(message: &[u8], name: &[u8]) -> io::Result<u64> {
 fn greeting(message: &[u8]) -> io::Result<()> {
     let is_id = message.len() == 20 && message.iter().all(u8::is_ascii_alphanumeric);
     if message == b"MM OK" || is_id { Ok(()) } else { Err(unexpected(message)) }
-}
-
-fn unexpected(message: &[u8]) -> io::Error {
-    invalid(format!("unexpected: {}", String::from_utf8_lossy(&message[..message.len().min(200)])))
 }
 
 #[cfg(test)]

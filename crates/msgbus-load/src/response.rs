@@ -70,6 +70,11 @@ pub(crate) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
+/// An error that shows the beginning of a message that was not expected.
+pub(crate) fn unexpected(message: &[u8]) -> io::Error {
+    invalid(format!("unexpected: {}", String::from_utf8_lossy(&message[..message.len().min(200)])))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
