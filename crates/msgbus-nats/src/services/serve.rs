@@ -1,0 +1,153 @@
+//! The side of the responders: a service at this node, as other nodes see it.
+
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+
+use async_nats::{Client, HeaderMap, Message, Subject, client::PublishErrorKind};
+use bytes::Bytes;
+use futures_util::{
+    StreamExt as _,
+    future::{AbortHandle, Abortable, pending},
+    stream::FuturesUnordered,
+};
+use msgbus_core::{
+    NewRequest, PendingRequest, RequestError, TopicName,
+    engine::{Availability, ServiceSink},
+};
+use tokio::{
+    select,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::warn;
+
+use super::{
+    CANCEL, FIND, FREE, GROUP, REQUEST, RETRY, SERVER, TIMEOUT, Whom, outcome::answer,
+    question_subject,
+};
+use crate::{connection::Connection, message::decode_headers};
+
+/// Waits for the outcome of a request, or until it is taken back, and sends it. Returns the name of the request.
+async fn finish(
+    client: Client,
+    asked: Abortable<PendingRequest>,
+    reply: Subject,
+    name: String,
+) -> String {
+    // Who has taken it back ignores the answer, but keeps a note until there is one.
+    let outcome = asked.await.unwrap_or(Err(RequestError::TimedOut));
+    let (headers, payload) = answer(outcome);
+    let sent = client.publish_with_headers(reply.clone(), headers, payload).await;
+    if sent.is_err_and(|error| error.kind() == PublishErrorKind::MaxPayloadExceeded) {
+        let limit = client.max_payload();
+        let reason = format!("the reply is too large for the engine, which accepts {limit} bytes");
+        let (headers, payload) = answer(Err(RequestError::Failed { reason: reason.into() }));
+        // While there is no connection, the client keeps it.
+        let _ = client.publish_with_headers(reply, headers, payload).await;
+    }
+    name
+}
+
+type Job = Pin<Box<dyn Future<Output = String> + Send>>;
+
+/// A service at this node, as other nodes see it.
+struct Node<'a> {
+    client: &'a Client,
+    sink: ServiceSink,
+    /// Where this node gets requests.
+    address: String,
+    jobs: FuturesUnordered<Job>,
+    /// By the names of requests.
+    handles: HashMap<String, AbortHandle>,
+}
+
+/// Serves a service to other nodes, until it is no longer served here.
+pub(crate) async fn serve(connection: Arc<Connection>, service: TopicName, sink: ServiceSink) {
+    let client = &connection.client;
+    let address = client.new_inbox();
+    let requests = client.subscribe(address.clone()).await;
+    let (any, all) = (Whom::Any, Whom::All);
+    let subject = |whom| question_subject(&connection, &service, whom);
+    let to_any = client.queue_subscribe(subject(any), GROUP.to_owned()).await;
+    let to_all = client.subscribe(subject(all)).await;
+    let (Ok(mut requests), Ok(mut to_any), Ok(mut to_all)) = (requests, to_any, to_all) else {
+        warn!(%service, "the connection to NATS is closed: only requesters here are served");
+        return;
+    };
+    let (jobs, handles) = (FuturesUnordered::new(), HashMap::new());
+    let mut node = Node { client, sink, address, jobs, handles };
+    let mut end = None;
+    loop {
+        select! {
+            () = node.sink.closed(), if end.is_none() => {
+                // Whoever got the address just now finds somebody there.
+                end = Some(Instant::now() + connection.options.timeout);
+                let _ = (to_any.unsubscribe().await, to_all.unsubscribe().await);
+            }
+            Some(message) = to_any.next(), if end.is_none() => node.take(message, any).await,
+            Some(message) = to_all.next(), if end.is_none() => node.take(message, all).await,
+            Some(message) = requests.next() => node.take(message, any).await,
+            Some(name) = node.jobs.next() => drop(node.handles.remove(&name)),
+            () = until(end), if node.jobs.is_empty() => return,
+        }
+    }
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => pending().await,
+    }
+}
+
+impl Node<'_> {
+    async fn take(&mut self, message: Message, whom: Whom) {
+        let header = |name| Some(message.headers.as_ref()?.get(name)?.as_str());
+        if let Some(name) = header(CANCEL) {
+            if let Some(handle) = self.handles.get(name) {
+                handle.abort();
+            }
+            return;
+        }
+        // Who does not want an answer is not answered.
+        let Some(reply) = message.reply.clone() else { return };
+        if header(FIND).is_some() {
+            self.present(reply, whom).await;
+            return;
+        }
+        let timeout = header(TIMEOUT).and_then(|text| text.parse().ok()).map(Duration::from_millis);
+        let headers = message.headers.as_ref().map(decode_headers).unwrap_or_default();
+        let request = NewRequest::new(message.payload.clone())
+            .headers(headers)
+            .timeout(timeout.unwrap_or(NewRequest::DEFAULT_TIMEOUT));
+        let request = if header(RETRY).is_some() { request.may_repeat() } else { request };
+        let name = header(REQUEST).unwrap_or(&reply).to_owned();
+        let asked = self.sink.ask(request);
+        let (handle, registration) = AbortHandle::new_pair();
+        self.handles.insert(name.clone(), handle);
+        let asked = Abortable::new(asked, registration);
+        self.jobs.push(Box::pin(finish(self.client.clone(), asked, reply, name)));
+    }
+
+    /// Says where this node gets requests.
+    async fn present(&mut self, reply: Subject, whom: Whom) {
+        /// One where a responder waits is faster.
+        const PATIENCE: Duration = Duration::from_millis(10);
+        let availability = self.sink.availability();
+        let mut headers = HeaderMap::new();
+        if availability != Availability::Absent {
+            headers.insert(SERVER, self.address.as_str());
+            headers.insert(FREE, if availability == Availability::Free { "1" } else { "0" });
+        }
+        let client = self.client.clone();
+        let answer = async move { client.publish_with_headers(reply, headers, Bytes::new()).await };
+        if whom == Whom::Any || availability == Availability::Free {
+            // If it fails, the question is asked again.
+            let _ = answer.await;
+            return;
+        }
+        self.jobs.push(Box::pin(async move {
+            sleep(PATIENCE).await;
+            let _ = answer.await;
+            String::new()
+        }));
+    }
+}
