@@ -371,6 +371,8 @@ pub enum Availability {
     Free,
     /// There are responders, which are busy: a request waits.
     Busy,
+    /// There are responders, which are busy, and as many requests wait as may: one more is refused.
+    Full,
     /// Nobody serves it.
     Absent,
 }
@@ -396,6 +398,8 @@ pub enum Asked {
     Busy,
     /// The bus that was found does not take it. Another one may.
     Refused(RequestError),
+    /// All buses that were found are [full](Availability::Full). The request was not taken.
+    Full,
     /// No bus serves the service.
     Nobody,
 }

@@ -143,6 +143,11 @@ impl RequestError {
             Self::Failed { .. } | Self::ResponderGone | Self::TimedOut | Self::Closed => false,
         }
     }
+
+    /// Whether those who serve have too much to do already.
+    pub(crate) fn is_overload(&self) -> bool {
+        matches!(self, Self::TooManyRequests { .. } | Self::LimitReached(_))
+    }
 }
 
 /// Nobody waits for the reply: the requester has left or has been answered, or its time is over.

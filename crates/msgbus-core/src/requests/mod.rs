@@ -151,6 +151,8 @@ impl Service {
             Availability::Absent
         } else if self.is_free() {
             Availability::Free
+        } else if self.queue.len() >= Self::MAX_QUEUED {
+            Availability::Full
         } else {
             Availability::Busy
         }

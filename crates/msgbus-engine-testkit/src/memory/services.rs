@@ -26,7 +26,7 @@ impl MemoryEngine {
         });
     }
 
-    /// Any bus that serves a service, where a responder waits if there is one.
+    /// Any bus that serves a service: one where a responder waits, or else one where there is room.
     pub(super) fn find(
         &self,
         service: &TopicName,
@@ -37,8 +37,11 @@ impl MemoryEngine {
         }
         let mut sinks = inner.services.get(service).cloned().unwrap_or_default();
         inner.random.shuffle(&mut sinks);
-        let free = sinks.iter().find(|sink| sink.availability() == Availability::Free);
-        Ok(free.or(sinks.first()).cloned())
+        let wanted = [Availability::Free, Availability::Busy, Availability::Full];
+        let mut found = wanted.iter().filter_map(|wanted| {
+            sinks.iter().find(|sink| sink.availability() == *wanted).map(Arc::clone)
+        });
+        Ok(found.next())
     }
 
     pub(super) async fn ask(
@@ -59,6 +62,9 @@ impl MemoryEngine {
         let Some(sink) = self.find(&service)? else { return Ok(Asked::Nobody) };
         if urgency == Urgency::IfFree && sink.availability() != Availability::Free {
             return Ok(Asked::Busy);
+        }
+        if sink.availability() == Availability::Full {
+            return Ok(Asked::Full);
         }
         // An engine whose tasks run elsewhere may still take when this is dropped.
         let taken = tokio::spawn(async move { take() }).await;

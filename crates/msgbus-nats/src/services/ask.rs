@@ -12,7 +12,8 @@ use tokio::{runtime::Handle, time::Instant};
 use tracing::debug;
 
 use super::{
-    CANCEL, FIND, FREE, REQUEST, RETRY, SERVER, TIMEOUT, Whom, outcome::asked, question_subject,
+    CANCEL, FIND, FREE, FULL, REQUEST, RETRY, SERVER, TIMEOUT, Whom, outcome::asked,
+    question_subject,
 };
 use crate::{connection::Connection, message::encode_headers};
 
@@ -21,6 +22,8 @@ enum Found {
     Nobody,
     /// One that was about to say that it does not serve any more.
     Leaving,
+    /// One that has no room for the request.
+    Full,
     Node {
         address: String,
         is_free: bool,
@@ -28,8 +31,8 @@ enum Found {
 }
 
 impl Found {
-    fn is_free(&self) -> bool {
-        matches!(self, Self::Node { is_free: true, .. })
+    fn suits(&self, urgency: Urgency) -> bool {
+        matches!(self, Self::Node { is_free, .. } if *is_free || urgency == Urgency::Queue)
     }
 }
 
@@ -73,6 +76,7 @@ fn found(answer: &Message) -> Found {
             address: address.as_str().to_owned(),
             is_free: header(FREE).is_some_and(|free| free.as_str() == "1"),
         },
+        None if header(FULL).is_some() => Found::Full,
         None => Found::Leaving,
     }
 }
@@ -81,8 +85,11 @@ pub(crate) async fn is_served(
     connection: Arc<Connection>,
     service: TopicName,
 ) -> Result<bool, EngineError> {
-    let found = find(&connection, &service, Whom::Any).await?;
-    Ok(matches!(found, Found::Node { .. }))
+    let mut found = find(&connection, &service, Whom::Any).await?;
+    if matches!(found, Found::Leaving) {
+        found = find(&connection, &service, Whom::All).await?;
+    }
+    Ok(matches!(found, Found::Node { .. } | Found::Full))
 }
 
 pub(crate) async fn request(
@@ -92,13 +99,14 @@ pub(crate) async fn request(
     urgency: Urgency,
 ) -> Result<Asked, EngineError> {
     let mut found = find(&connection, &service, Whom::Any).await?;
-    if urgency == Urgency::IfFree && !found.is_free() {
+    if !found.suits(urgency) && !matches!(found, Found::Nobody) {
         found = find(&connection, &service, Whom::All).await?;
     }
     let address = match found {
         Found::Nobody => return Ok(Asked::Nobody),
         Found::Leaving => return Ok(Asked::Refused(RequestError::NoResponder)),
-        Found::Node { is_free: false, .. } if urgency == Urgency::IfFree => return Ok(Asked::Busy),
+        Found::Full => return Ok(Asked::Full),
+        _ if !found.suits(urgency) => return Ok(Asked::Busy),
         Found::Node { address, .. } => address,
     };
     let Some(request) = take() else { return Ok(Asked::Busy) };

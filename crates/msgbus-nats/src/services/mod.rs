@@ -23,6 +23,8 @@ const FIND: &str = "Msgbus-Find";
 /// The address of a node, and whether a responder waits there.
 const SERVER: &str = "Msgbus-Server";
 const FREE: &str = "Msgbus-Free";
+/// The node has no room for the request. It has no address then.
+const FULL: &str = "Msgbus-Full";
 /// How long the requester still waits, in milliseconds.
 const TIMEOUT: &str = "Msgbus-Timeout";
 /// Another responder may get the request.
@@ -39,7 +41,7 @@ const OUTCOME: &str = "Msgbus-Outcome";
 enum Whom {
     /// Any node that serves the service.
     Any,
-    /// All of them. One where a responder waits answers first.
+    /// All of them. The one that suits best answers first.
     All,
 }
 

@@ -20,7 +20,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    CANCEL, FIND, FREE, GROUP, REQUEST, RETRY, SERVER, TIMEOUT, Whom, outcome::answer,
+    CANCEL, FIND, FREE, FULL, GROUP, REQUEST, RETRY, SERVER, TIMEOUT, Whom, outcome::answer,
     question_subject,
 };
 use crate::{connection::Connection, message::decode_headers};
@@ -113,6 +113,10 @@ impl Node<'_> {
             self.present(reply, whom).await;
             return;
         }
+        // All nodes have got it.
+        if whom == Whom::All {
+            return;
+        }
         let timeout = header(TIMEOUT).and_then(|text| text.parse().ok()).map(Duration::from_millis);
         let headers = message.headers.as_ref().map(decode_headers).unwrap_or_default();
         let request = NewRequest::new(message.payload.clone())
@@ -129,23 +133,32 @@ impl Node<'_> {
 
     /// Says where this node gets requests.
     async fn present(&mut self, reply: Subject, whom: Whom) {
-        /// One where a responder waits is faster.
+        /// Nodes that suit better are faster by that.
         const PATIENCE: Duration = Duration::from_millis(10);
-        let availability = self.sink.availability();
-        let mut headers = HeaderMap::new();
-        if availability != Availability::Absent {
-            headers.insert(SERVER, self.address.as_str());
-            headers.insert(FREE, if availability == Availability::Free { "1" } else { "0" });
+        let (availability, mut headers) = (self.sink.availability(), HeaderMap::new());
+        let rank = match availability {
+            Availability::Free => 0,
+            Availability::Busy => 1,
+            Availability::Full => 2,
+            Availability::Absent => 3,
+        };
+        match availability {
+            Availability::Free | Availability::Busy => {
+                headers.insert(SERVER, self.address.as_str());
+                headers.insert(FREE, if availability == Availability::Free { "1" } else { "0" });
+            }
+            Availability::Full => headers.insert(FULL, "1"),
+            Availability::Absent => {}
         }
         let client = self.client.clone();
         let answer = async move { client.publish_with_headers(reply, headers, Bytes::new()).await };
-        if whom == Whom::Any || availability == Availability::Free {
+        if whom == Whom::Any || rank == 0 {
             // If it fails, the question is asked again.
             let _ = answer.await;
             return;
         }
         self.jobs.push(Box::pin(async move {
-            sleep(PATIENCE).await;
+            sleep(PATIENCE * rank).await;
             let _ = answer.await;
             String::new()
         }));

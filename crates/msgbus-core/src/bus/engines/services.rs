@@ -44,7 +44,8 @@ impl Away {
 async fn ask_others(engine: SharedEngine, service: Arc<SharedService>, ticket: Ticket) {
     let come_back =
         |outcome| service.with(|service| service.come_back(ticket, outcome, clock::monotonic()));
-    let mut refusal = EngineError::Busy.into();
+    let mut refusal = RequestError::from(EngineError::Busy);
+    let full = RequestError::TooManyRequests { limit: Service::MAX_QUEUED };
     for attempt in 0..MAX_TRIES {
         let urgency = if attempt == 0 { Urgency::IfFree } else { Urgency::Queue };
         // One that can wait here need not wait elsewhere.
@@ -54,16 +55,22 @@ async fn ask_others(engine: SharedEngine, service: Arc<SharedService>, ticket: T
         let outcome = match engine.ask(&service, ticket, urgency).await {
             Ok(Asked::Over(outcome)) => outcome,
             Ok(Asked::Busy) => continue,
-            Ok(Asked::Refused(error)) => {
+            Ok(Asked::Refused(error)) if !(error.is_overload() && refusal.is_overload()) => {
                 refusal = error;
                 continue;
             }
+            // Those who have too much to do are not asked over and over.
+            Ok(Asked::Refused(error)) => Err(error),
+            Ok(Asked::Full) => Err(full),
             Ok(Asked::Nobody) => Err(RequestError::NoResponder),
             Err(error) => Err(error.into()),
         };
         let is_refusal = outcome.as_ref().is_err_and(RequestError::is_refusal);
-        if !(is_refusal && service.queue_here(ticket).is_ok()) {
-            come_back(outcome);
+        match is_refusal.then(|| service.queue_here(ticket)) {
+            Some(Ok(())) => {}
+            // It is served here, whatever was found elsewhere.
+            Some(Err(full @ RequestError::TooManyRequests { .. })) => come_back(Err(full)),
+            _ => come_back(outcome),
         }
         return;
     }

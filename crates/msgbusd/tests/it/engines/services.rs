@@ -328,11 +328,11 @@ async fn accounts_of_all_servers_balance_under_load() {
     }
 }
 
-/// As many requests wait at a server as may, wherever they were asked. Those that leave make room.
+/// As many requests wait at a server as may, wherever they were asked. One more is sent nowhere. Those that leave make room.
 #[tokio::test]
 async fn a_full_queue_at_another_server_is_said() {
     const LIMIT: usize = 1024;
-    for (_nats, one, other) in pairs().await {
+    for (mut nats, one, other) in pairs().await {
         let name: TopicName = "full".parse().unwrap();
         let responder = one.bus.serve(&name, BatchLimit::ONE).unwrap();
         other.looks_for("full", 200).await;
@@ -345,13 +345,31 @@ async fn a_full_queue_at_another_server_is_said() {
         until(|| one.bus.service(&name).is_some_and(|stats| stats.visiting == LIMIT + 1)).await;
         let refused = other.asks("full", "x").await;
         refused.refuses(429, "1024 requests wait");
+        one.asks("full", "x").await.refuses(429, "1024 requests wait");
+        other.looks_for("full", 200).await;
+        assert_eq!(one.bus.service(&name).unwrap().taken, LIMIT as u64 + 1, "they were sent");
         asked.abort_all();
         until(|| one.bus.service(&name).is_some_and(|stats| stats.visiting == 0)).await;
         let responder = respond(&one, "full", |request| request.reply("room").unwrap());
         assert_eq!(other.asks("full", "x").await.text(), "room");
         drop(in_hand);
         responder.abort();
+        one_that_is_full_says_so_although_nats_is_away(&mut nats, &one).await;
     }
+}
+
+async fn one_that_is_full_says_so_although_nats_is_away(nats: &mut Server, one: &Daemon) {
+    let name: TopicName = "full-alone".parse().unwrap();
+    let _responder = one.bus.serve(&name, BatchLimit::ONE).unwrap();
+    nats.kill();
+    one.looks_for("away", 503).await;
+    let mut asked = JoinSet::new();
+    for _ in 0..1024 {
+        let request = NewRequest::new("x").timeout(Duration::from_secs(60));
+        asked.spawn(one.bus.request(&name, request));
+    }
+    until(|| one.bus.service(&name).is_some_and(|stats| stats.queued == 1024)).await;
+    one.asks("full-alone", "x").await.refuses(429, "1024 requests wait");
 }
 
 /// An engine without services is none for requests: what another server would have to answer is refused.
