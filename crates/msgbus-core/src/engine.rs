@@ -196,12 +196,12 @@ pub trait Engine: Debug + Send + Sync {
         refuse(self.kind(), CARRY)
     }
 
-    /// Ready when everything has left that was to be sent by now. A program calls it before it ends, so that other buses get
-    /// the last answers.
+    /// Ends what [`serve`](Self::serve) has begun, and is ready when the last answers have left. A program calls it before it
+    /// ends, after it has closed the bus.
     ///
     /// # Errors
     /// See [`EngineError`].
-    fn flush(&self) -> Answer<()> {
+    fn finish(&self) -> Answer<()> {
         Box::pin(ready(Ok(())))
     }
 

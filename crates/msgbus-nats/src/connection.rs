@@ -38,6 +38,7 @@ use crate::{
     error::{has_no_responder, is_stream_missing, request_error},
     leases::Settled,
     refusals::{API, Refusals},
+    services::Serving,
     subject::subject,
     turns::Turns,
 };
@@ -58,6 +59,7 @@ pub(crate) struct Connection {
     pub(crate) consumers: Consumers,
     pub(crate) settled: Settled,
     pub(crate) turns: Turns,
+    pub(crate) serving: Serving,
     /// For each message whose acknowledgement is not awaited. In async-nats, who has sent a message and does not await its
     /// acknowledgement yet keeps others from publishing.
     pub(crate) unacknowledged: Arc<Semaphore>,
@@ -133,6 +135,7 @@ impl Connection {
             consumers: Consumers::default(),
             settled: Settled::default(),
             turns: Turns::default(),
+            serving: Serving::default(),
             unacknowledged: Arc::new(Semaphore::new(MAX_UNACKNOWLEDGED)),
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             known: tokio::sync::Mutex::default(),

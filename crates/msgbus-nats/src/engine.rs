@@ -250,7 +250,8 @@ impl Engine for NatsEngine {
 
     fn serve(&self, service: &TopicName, sink: ServiceSink) {
         let connection = Arc::clone(&self.connection);
-        self.runtime.spawn(services::serve(connection, service.clone(), sink));
+        let serving = services::serve(Arc::clone(&connection), service.clone(), sink);
+        connection.serving.tasks.spawn_on(serving, &self.runtime);
     }
 
     fn request(&self, service: &TopicName, take: TakeRequest, urgency: Urgency) -> Answer<Asked> {
@@ -269,11 +270,8 @@ impl Engine for NatsEngine {
         })
     }
 
-    fn flush(&self) -> Answer<()> {
-        Box::pin(self.answer(Duration::ZERO, |connection| async move {
-            connection.check()?;
-            connection.client.flush().await.map_err(|_| EngineError::Unknown)
-        }))
+    fn finish(&self) -> Answer<()> {
+        Box::pin(self.answer(Duration::ZERO, services::finish))
     }
 
     fn is_served(&self, service: &TopicName) -> Answer<bool> {

@@ -1,11 +1,11 @@
 //! What the server does not permit. It says so beside the request, which is never answered.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, pin::pin, time::Duration};
 
 use async_nats::ServerError;
 use msgbus_core::engine::EngineError;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tracing::warn;
 
 /// The subjects that the server has lately refused, and what the log has named of them.
@@ -13,6 +13,7 @@ use tracing::warn;
 pub(crate) struct Refusals {
     subjects: Mutex<HashMap<String, Instant>>,
     logged: Mutex<HashMap<String, Instant>>,
+    news: Notify,
 }
 
 /// The subjects of the requests to `JetStream` begin with it.
@@ -36,6 +37,7 @@ impl Refusals {
         }
         subjects.insert(subject.to_owned(), Instant::now());
         drop(subjects);
+        self.news.notify_waiters();
         if self.is_news(subject) {
             warn!("NATS refuses what the engine needs: {text}");
         }
@@ -54,6 +56,18 @@ impl Refusals {
         }
         logged.insert(begin, Instant::now());
         true
+    }
+
+    /// Ready when the server refuses what was sent to a subject since then.
+    pub(crate) async fn refused(&self, subject: &str, since: Instant) {
+        loop {
+            let mut news = pin!(self.news.notified());
+            news.as_mut().enable();
+            if self.subjects.lock().get(subject).is_some_and(|at| *at >= since) {
+                return;
+            }
+            news.await;
+        }
     }
 
     /// Why a request was not answered that began then. If `to` ends with a dot, its subject begins with that.

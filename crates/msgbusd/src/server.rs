@@ -427,7 +427,7 @@ impl<'a> Acceptor<'a> {
             error!("not everything was kept: {error}");
         }
         if let Some(engines) = &self.app.engines {
-            engines.flush().await;
+            engines.finish().await;
         }
         tasks().for_each(|tasks| tasks.stop.cut());
         all_ended().await;

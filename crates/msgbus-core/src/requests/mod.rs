@@ -5,8 +5,8 @@
 //! + those that are pending. A request counts at the bus where it was asked.
 //!
 //! Of a service that lives in an engine, a request goes to a responder that waits here. If there is none, its requester
-//! looks for one at other buses. Meanwhile the request is queued here, if somebody serves here, or else it is *away*. It is
-//! away when another bus has it, too.
+//! looks for one at other buses. Meanwhile the request is queued here, if somebody serves here, or else it is *sought*, until
+//! somebody serves here, too. It is *away* when another bus has it.
 
 mod announcement;
 mod pending;
@@ -182,7 +182,7 @@ impl Service {
                 (_, Origin::Elsewhere) => stats.visiting += 1,
                 (Stage::Queued, _) => stats.queued += 1,
                 (Stage::InHand, _) => stats.in_hand += 1,
-                (Stage::Away, _) => stats.away += 1,
+                (Stage::Sought | Stage::Away, _) => stats.away += 1,
             }
         }
         stats
@@ -194,7 +194,7 @@ impl Service {
 
     /// Queues a request for a responder. Returns the waker of the responder that gets it.
     ///
-    /// A request that may go to other buses is away, if it cannot be queued.
+    /// A request that may go to other buses is sought there, if it cannot be queued.
     ///
     /// # Errors
     /// When nobody serves the service, or a limit is reached.
@@ -206,8 +206,8 @@ impl Service {
     ) -> Result<Placed, RequestError> {
         self.counters(origin).asked += 1;
         let (for_all, is_free) = (origin == Origin::HereForAll, self.is_free());
-        let is_away = for_all && self.may_queue(now).is_err();
-        let admitted = self.admit(&request, is_away, now).map_err(|error| match error {
+        let is_sought = for_all && self.may_queue(now).is_err();
+        let admitted = self.admit(&request, is_sought, now).map_err(|error| match error {
             // No responder is given it: its requester asks another bus.
             RequestError::Closed if origin == Origin::Elsewhere => RequestError::NoResponder,
             error => error,
@@ -215,8 +215,8 @@ impl Service {
         admitted.inspect_err(|_| self.counters(origin).refused += 1)?;
         let number = self.number();
         let mut pending = Pending::new(request, origin, number, now);
-        if is_away {
-            pending.stage = Stage::Away;
+        if is_sought {
+            pending.stage = Stage::Sought;
         }
         let (size, deadline) = (pending.size, pending.deadline);
         let limit = Self::MAX_QUEUED;
@@ -224,7 +224,7 @@ impl Service {
         self.bytes += size;
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
         let ticket = Ticket { slot, number };
-        let responder = if is_away {
+        let responder = if is_sought {
             None
         } else {
             self.queue.push_back(slot);
@@ -233,29 +233,31 @@ impl Service {
         Ok(Placed { ticket, responder, seeks_others: for_all && !is_free })
     }
 
+    /// Whether it depends on other buses.
     pub(crate) fn is_away(&self, ticket: Ticket) -> bool {
-        self.slots.of(ticket).is_some_and(|pending| matches!(pending.stage, Stage::Away))
+        let is_away = |pending: &Pending| matches!(pending.stage, Stage::Sought | Stage::Away);
+        self.slots.of(ticket).is_some_and(is_away)
     }
 
     /// Another bus gets a request. `None` if it may not go there, a responder here has it meanwhile, or it is over.
     pub(crate) fn send_away(&mut self, ticket: Ticket, now: MonotonicTime) -> Option<NewRequest> {
         let may_go = |pending: &&mut Pending| {
             pending.origin == Origin::HereForAll
-                && matches!(pending.stage, Stage::Queued | Stage::Away)
+                && matches!(pending.stage, Stage::Queued | Stage::Sought | Stage::Away)
         };
         let pending = self.slots.of_mut(ticket).filter(may_go)?;
         if matches!(pending.stage, Stage::Queued) {
             self.queue.retain(|queued| *queued != ticket.slot);
-            pending.stage = Stage::Away;
         }
+        pending.stage = Stage::Away;
         self.seen_elsewhere = Some(now);
         Some(pending.copy(now))
     }
 
-    /// Queues a request that is away. Returns the waker of the responder that gets it.
+    /// Queues a request that is away, and that no other bus has. Returns the waker of the responder that gets it.
     ///
     /// # Errors
-    /// When nobody serves the service here, or as many wait as may. The request is still away.
+    /// When nobody serves the service here, or as many wait as may. The request is sought.
     pub(crate) fn queue_here(
         &mut self,
         ticket: Ticket,
@@ -264,12 +266,25 @@ impl Service {
         if !self.is_away(ticket) {
             return Ok(None);
         }
-        self.may_queue(now)?;
-        if let Some(pending) = self.slots.of_mut(ticket) {
-            pending.stage = Stage::Queued;
-        }
+        let may_queue = self.may_queue(now);
+        let Some(pending) = self.slots.of_mut(ticket) else { return Ok(None) };
+        pending.stage = if may_queue.is_ok() { Stage::Queued } else { Stage::Sought };
+        may_queue?;
         self.queue.push_back(ticket.slot);
         Ok(self.responders.unpark_first())
+    }
+
+    /// Queues the requests that are sought at other buses, in the order in which they were asked.
+    fn queue_sought(&mut self) {
+        let room = Self::MAX_QUEUED.saturating_sub(self.queue.len());
+        let mut sought: Vec<_> = self.slots.sought().collect();
+        sought.sort_unstable_by_key(|ticket| ticket.number);
+        for ticket in sought.into_iter().take(room) {
+            if let Some(pending) = self.slots.of_mut(ticket) {
+                pending.stage = Stage::Queued;
+                self.queue.push_back(ticket.slot);
+            }
+        }
     }
 
     /// Ends a request that was away. The caller polls for the outcome.
@@ -330,10 +345,10 @@ impl Service {
     fn admit(
         &mut self,
         request: &NewRequest,
-        is_away: bool,
+        is_sought: bool,
         now: MonotonicTime,
     ) -> Result<(), RequestError> {
-        if !is_away {
+        if !is_sought {
             self.may_queue(now)?;
         } else if self.is_closed {
             return Err(RequestError::Closed);
@@ -398,7 +413,7 @@ impl Service {
     fn take_open(&mut self, ticket: Ticket, now: MonotonicTime) -> Option<Origin> {
         let removed = self.remove(ticket)?;
         match removed.stage {
-            Stage::Away => {}
+            Stage::Sought | Stage::Away => {}
             Stage::Queued => self.queue.retain(|queued| *queued != ticket.slot),
             Stage::InHand => {
                 self.in_hand -= 1;
@@ -424,6 +439,9 @@ impl Service {
     pub(crate) fn join(&mut self, now: MonotonicTime) -> Result<WaiterId, RequestError> {
         if self.is_closed {
             return Err(RequestError::Closed);
+        }
+        if self.is_absent(now) {
+            self.queue_sought();
         }
         self.seen = Some(now);
         self.last_responder += 1;
@@ -616,7 +634,7 @@ impl Service {
                 Stage::Done(_) => continue,
                 _ if pending.deadline <= now => RequestError::TimedOut,
                 Stage::Queued if is_absent && pending.origin == Origin::HereForAll => {
-                    pending.stage = Stage::Away;
+                    pending.stage = Stage::Sought;
                     wakers.extend(pending.unpark());
                     continue;
                 }

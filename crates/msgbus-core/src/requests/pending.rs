@@ -49,7 +49,9 @@ pub(crate) enum Origin {
 
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// Its requester looks for a responder at other buses, or waits for the reply of one.
+    /// Its requester looks for a responder at other buses. None has it.
+    Sought,
+    /// Another bus has it, or had it and has refused it.
     Away,
     /// It waits for a responder.
     Queued,
@@ -233,6 +235,16 @@ impl Slots {
             self.free.retain(|slot| (*slot as usize) < len);
             self.free.shrink_to(len);
         }
+    }
+
+    /// The requests that are sought at other buses.
+    pub(super) fn sought(&self) -> impl Iterator<Item = Ticket> {
+        let slots = self.slots.iter().zip(0..);
+        slots.filter_map(|(pending, slot)| {
+            let pending = pending.as_ref()?;
+            let number = pending.number;
+            matches!(pending.stage, Stage::Sought).then_some(Ticket { slot, number })
+        })
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Pending> {

@@ -95,6 +95,7 @@ struct Asked {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Known {
+    Sought,
     Away,
     Queued,
     InHand(RequestKey),
@@ -141,7 +142,7 @@ impl Model {
         for index in 0..self.requests.len() {
             let Asked { origin, deadline, .. } = self.requests[index];
             let state = &mut self.requests[index].state;
-            let is_open = matches!(state, Known::Away | Known::Queued | Known::InHand(_));
+            let is_open = !matches!(state, Known::Done(_) | Known::Gone);
             if is_open && deadline <= now {
                 if matches!(state, Known::InHand(_)) {
                     self.seen = Some(now);
@@ -150,7 +151,7 @@ impl Model {
                 self.counters(origin).timed_out += 1;
             } else if is_absent && *state == Known::Queued {
                 if origin == Origin::HereForAll {
-                    *state = Known::Away;
+                    *state = Known::Sought;
                     continue;
                 }
                 *state = Known::Done(Err(RequestError::NoResponder));
@@ -175,6 +176,13 @@ impl Model {
                 self.ask(service, timeout, may_repeat, origin, now);
             }
             Step::Join => {
+                if self.is_absent(now) {
+                    let sought = self.requests.iter_mut().enumerate();
+                    for (index, asked) in sought.filter(|(_, asked)| asked.state == Known::Sought) {
+                        asked.state = Known::Queued;
+                        self.queue.push_back(index);
+                    }
+                }
                 self.responders.push_back(service.join(now).unwrap());
                 self.seen = Some(now);
             }
@@ -222,7 +230,7 @@ impl Model {
                 assert_eq!(placed.seeks_others, for_all && !is_free);
                 let mut state = Known::Queued;
                 if for_all && self.is_absent(now) {
-                    state = Known::Away;
+                    state = Known::Sought;
                 } else {
                     assert!(!self.is_absent(now));
                     self.queue.push_back(self.requests.len());
@@ -243,8 +251,11 @@ impl Model {
         let is_absent = self.is_absent(now);
         let asked = &mut self.requests[index];
         let queued = service.queue_here(asked.ticket, now);
-        assert_eq!(queued.is_err(), is_absent && asked.state == Known::Away);
-        if asked.state == Known::Away && !is_absent {
+        let is_away = matches!(asked.state, Known::Sought | Known::Away);
+        assert_eq!(queued.is_err(), is_absent && is_away);
+        if is_away && is_absent {
+            asked.state = Known::Sought;
+        } else if is_away {
             asked.state = Known::Queued;
             self.queue.push_back(index);
         }
@@ -255,7 +266,7 @@ impl Model {
         let asked = &mut self.requests[index];
         let sent = service.send_away(asked.ticket, now).map(|request| request.payload);
         let may_go = asked.origin == Origin::HereForAll
-            && matches!(asked.state, Known::Away | Known::Queued);
+            && matches!(asked.state, Known::Sought | Known::Away | Known::Queued);
         assert_eq!(sent, may_go.then(|| asked.payload.clone()));
         if may_go {
             asked.state = Known::Away;
@@ -267,7 +278,7 @@ impl Model {
         let Some(index) = self.pick(request) else { return };
         service.come_back(self.requests[index].ticket, ENDS[end](), now);
         let asked = &mut self.requests[index];
-        if asked.state != Known::Away {
+        if !matches!(asked.state, Known::Sought | Known::Away) {
             return;
         }
         let outcome = ENDS[end]();
@@ -384,7 +395,7 @@ impl Model {
                 assert_eq!(outcome, *expected);
                 asked.state = Known::Gone;
             }
-            (Poll::Pending, Known::Away | Known::Queued | Known::InHand(_)) => {}
+            (Poll::Pending, state) if !matches!(state, Known::Done(_) | Known::Gone) => {}
             (polled, expected) => panic!("{polled:?} instead of {expected:?}"),
         }
     }
@@ -405,7 +416,8 @@ impl Model {
         let is_in_hand = |state: &Known| matches!(state, Known::InHand(_));
         assert_eq!(stats.queued, count(true, is_queued));
         assert_eq!(stats.in_hand, count(true, is_in_hand));
-        assert_eq!(stats.away, count(true, |state| *state == Known::Away));
+        let is_away = |state: &Known| matches!(state, Known::Sought | Known::Away);
+        assert_eq!(stats.away, count(true, is_away));
         assert_eq!(stats.visiting, count(false, is_queued) + count(false, is_in_hand));
         assert_eq!(service.in_hand, self.in_hand());
         let open = [stats.queued + stats.in_hand + stats.away, stats.visiting];
@@ -443,7 +455,8 @@ proptest! {
             model.check(&service, now);
         }
         prop_assert!(model.queue.is_empty() && model.in_hand() == 0);
-        prop_assert!(model.requests.iter().all(|asked| asked.state != Known::Away));
+        let is_away = |asked: &Asked| matches!(asked.state, Known::Sought | Known::Away);
+        prop_assert!(!model.requests.iter().any(is_away));
     }
 }
 
@@ -474,9 +487,26 @@ fn a_search_has_nothing_to_do_with_later_requests() {
     assert_eq!(service.send_away(over, START), None);
     service.come_back(over, Ok(Reply::default()), START);
     assert!(poll(&mut service, next).is_pending());
+    assert!(service.send_away(next, START).is_some());
     let _responder = service.join(START).unwrap();
     assert!(service.queue_here(over, START).is_ok());
     assert!(service.is_away(next));
+}
+
+/// Until another bus has it, a responder that joins here gets it.
+#[test]
+fn who_joins_gets_what_is_sought_elsewhere() {
+    let mut service = service(u64::MAX);
+    let ask =
+        |service: &mut Service| service.ask("x".into(), Origin::HereForAll, START).unwrap().ticket;
+    let [sent, sought, refused] = [ask(&mut service), ask(&mut service), ask(&mut service)];
+    assert!(service.send_away(sent, START).is_some());
+    assert!(service.send_away(refused, START).is_some());
+    assert!(service.queue_here(refused, START).is_err());
+    let responder = service.join(START).unwrap();
+    assert!(service.is_away(sent) && !service.is_away(sought) && !service.is_away(refused));
+    assert_eq!(take(&mut service, responder, 3, START).len(), 2);
+    assert_eq!(service.send_away(sought, START), None, "a responder here has it");
 }
 
 /// A request that comes from another bus when this one has just been closed goes to a third one.

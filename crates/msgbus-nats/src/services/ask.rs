@@ -8,7 +8,7 @@ use msgbus_core::{
     RequestError, TopicName,
     engine::{Asked, EngineError, TakeRequest, Urgency},
 };
-use tokio::{runtime::Handle, time::Instant};
+use tokio::{runtime::Handle, select, time::Instant};
 use tracing::debug;
 
 use super::{
@@ -123,7 +123,14 @@ pub(crate) async fn request(
     let message = message.timeout(Some(left + Duration::from_secs(1)));
     let client = connection.client.clone();
     let mut taken_back = TakeBack { client, address: address.clone(), name: Some(name) };
-    let answer = connection.client.send_request(address, message).await;
+    let began = Instant::now();
+    let answer = select! {
+        answer = connection.client.send_request(address.clone(), message) => answer,
+        () = connection.refusals.refused(&address, began) => {
+            taken_back.name = None;
+            return Err(EngineError::Denied);
+        }
+    };
     let is_over = !answer.as_ref().is_err_and(|error| error.kind() == RequestErrorKind::TimedOut);
     if is_over {
         taken_back.name = None;

@@ -12,7 +12,7 @@ use msgbus_core::TopicName;
 
 pub(crate) use self::{
     ask::{is_served, request},
-    serve::serve,
+    serve::{Serving, finish, serve},
 };
 use crate::{connection::Connection, subject::subject};
 

@@ -1,22 +1,28 @@
 //! The side of the responders: a service at this node, as other nodes see it.
 
-use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
-use async_nats::{Client, HeaderMap, Message, Subject, client::PublishErrorKind};
+use async_nats::{Client, HeaderMap, Message, RequestErrorKind, Subject, client::PublishErrorKind};
 use bytes::Bytes;
 use futures_util::{
     StreamExt as _,
-    future::{AbortHandle, Abortable, pending},
+    future::{AbortHandle, Abortable},
     stream::FuturesUnordered,
 };
 use msgbus_core::{
     NewRequest, PendingRequest, RequestError, TopicName,
-    engine::{Availability, ServiceSink},
+    engine::{Availability, EngineError, ServiceSink},
 };
 use tokio::{
     select,
-    time::{Instant, sleep, sleep_until},
+    time::{sleep, timeout},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
 use super::{
@@ -26,7 +32,7 @@ use super::{
 use crate::{connection::Connection, message::decode_headers};
 
 /// Waits for the outcome of a request, or until it is taken back, and sends it. Returns the name of the request.
-async fn finish(
+async fn respond(
     client: Client,
     asked: Abortable<PendingRequest>,
     reply: Subject,
@@ -59,6 +65,30 @@ struct Node<'a> {
     handles: HashMap<String, AbortHandle>,
 }
 
+/// The services that this node serves.
+#[derive(Debug, Default)]
+pub(crate) struct Serving {
+    pub(crate) tasks: TaskTracker,
+    is_finishing: CancellationToken,
+}
+
+/// Ends all of them. Ready when the server has the last answers.
+pub(crate) async fn finish(connection: Arc<Connection>) -> Result<(), EngineError> {
+    let serving = &connection.serving;
+    serving.is_finishing.cancel();
+    serving.tasks.close();
+    serving.tasks.wait().await;
+    connection.check()?;
+    // The server handles what comes from here in order.
+    match connection.client.request(connection.client.new_inbox(), Bytes::new()).await {
+        Err(error) if error.kind() != RequestErrorKind::NoResponders => Err(EngineError::Unknown),
+        _ => Ok(()),
+    }
+}
+
+/// How long requests may still come that were on their way when this node was to finish.
+const HASTE: Duration = Duration::from_millis(100);
+
 /// Serves a service to other nodes, until it is no longer served here.
 pub(crate) async fn serve(connection: Arc<Connection>, service: TopicName, sink: ServiceSink) {
     let client = &connection.client;
@@ -74,28 +104,37 @@ pub(crate) async fn serve(connection: Arc<Connection>, service: TopicName, sink:
     };
     let (jobs, handles) = (FuturesUnordered::new(), HashMap::new());
     let mut node = Node { client, sink, address, jobs, handles };
-    let mut end = None;
+    let is_finishing = &connection.serving.is_finishing;
     loop {
         select! {
-            () = node.sink.closed(), if end.is_none() => {
-                // Whoever got the address just now finds somebody there.
-                end = Some(Instant::now() + connection.options.timeout);
-                let _ = (to_any.unsubscribe().await, to_all.unsubscribe().await);
-            }
-            Some(message) = to_any.next(), if end.is_none() => node.take(message, any).await,
-            Some(message) = to_all.next(), if end.is_none() => node.take(message, all).await,
+            () = node.sink.closed() => break,
+            () = is_finishing.cancelled() => break,
+            Some(message) = to_any.next() => node.take(message, any).await,
+            Some(message) = to_all.next() => node.take(message, all).await,
             Some(message) = requests.next() => node.take(message, any).await,
             Some(name) = node.jobs.next() => drop(node.handles.remove(&name)),
-            () = until(end), if node.jobs.is_empty() => return,
         }
     }
-}
-
-async fn until(end: Option<Instant>) {
-    match end {
-        Some(end) => sleep_until(end).await,
-        None => pending().await,
+    let _ = (to_any.unsubscribe().await, to_all.unsubscribe().await);
+    // Whoever got the address just now finds somebody there.
+    let mut is_over = pin!(async {
+        let patience = connection.options.timeout;
+        if timeout(patience, is_finishing.cancelled()).await.is_ok() {
+            sleep(HASTE.min(patience)).await;
+        }
+    });
+    loop {
+        select! {
+            () = &mut is_over => break,
+            Some(message) = requests.next() => node.take(message, any).await,
+            Some(name) = node.jobs.next() => drop(node.handles.remove(&name)),
+        }
     }
+    let _ = requests.unsubscribe().await;
+    while let Some(message) = requests.next().await {
+        node.take(message, any).await;
+    }
+    while node.jobs.next().await.is_some() {}
 }
 
 impl Node<'_> {
@@ -128,7 +167,7 @@ impl Node<'_> {
         let (handle, registration) = AbortHandle::new_pair();
         self.handles.insert(name.clone(), handle);
         let asked = Abortable::new(asked, registration);
-        self.jobs.push(Box::pin(finish(self.client.clone(), asked, reply, name)));
+        self.jobs.push(Box::pin(respond(self.client.clone(), asked, reply, name)));
     }
 
     /// Says where this node gets requests.

@@ -1,5 +1,7 @@
 //! Servers that cannot or may not do what the engine needs: it says why.
 
+use msgbus_core::{BatchLimit, NewRequest};
+
 use super::*;
 
 /// The error that the engine has for everything, once it is known.
@@ -56,6 +58,7 @@ authorization { users: [
     { user: reader, password: reader, permissions: { publish: { deny: "msgbus.test.>" } } }
     { user: worker, password: worker, permissions: { publish: { deny: "$JS.API.CONSUMER.>" } } }
     { user: topics, password: topics, permissions: { publish: { deny: "msgbus-services.>" } } }
+    { user: mute, password: mute, permissions: { publish: { deny: "_INBOX.>" } } }
 ] }
 "#;
 
@@ -92,5 +95,23 @@ async fn what_the_user_may_not_do_is_denied() {
         is_up(&worker).await;
         soon(worker.publish(&topic, vec!["x".into()])).await.unwrap();
         assert_eq!(soon(worker.stats(&topic)).await.map(drop), denied.map(drop));
+        let mute = connect(server.options(), user("mute")).await;
+        is_up(&mute).await;
+        a_request_that_may_not_be_sent_is_denied_at_once(full, mute).await;
     }
+}
+
+/// The server says so beside the request, and its requester would wait for ever.
+async fn a_request_that_may_not_be_sent_is_denied_at_once(full: NatsEngine, mute: NatsEngine) {
+    let (full, mute) = (bus(Arc::new(full)), bus(Arc::new(mute)));
+    let service = fresh("mute");
+    let _responder = full.serve(&service, BatchLimit::ONE).unwrap();
+    let is_served = async {
+        while mute.is_served_anywhere(&service).await != Ok(true) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(is_served).await;
+    let asked = soon(mute.request(&service, NewRequest::new("x"))).await;
+    assert_eq!(asked, Err(EngineError::Denied.into()));
 }

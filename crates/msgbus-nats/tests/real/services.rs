@@ -123,6 +123,32 @@ async fn each_node_serves_for_itself_while_the_server_is_away() {
     }
 }
 
+/// A server that is silent keeps nobody from a responder that begins to wait at the same node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_serves_here_gets_what_is_sought_elsewhere() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = server.options();
+        let nodes =
+            nodes(server.engine(options.clone()).await, server.engine(options.clone()).await);
+        let service = fresh("sought");
+        server.signal("-STOP");
+        // It ends before the search does.
+        let request = NewRequest::new("x").timeout(Duration::from_secs(4));
+        let asked = tokio::spawn(nodes.one.request(&service, request));
+        let is_sought = async {
+            while nodes.one.service(&service).is_none_or(|service| service.away == 0) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(is_sought).await;
+        let responder = respond(&nodes.one, &service, |request| request.reply("here").unwrap());
+        assert_eq!(soon(asked).await.unwrap().unwrap().payload, "here");
+        responder.abort();
+        server.signal("-CONT");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_too_large_for_the_server_is_said() {
     for program in programs() {

@@ -131,12 +131,12 @@ impl Engines {
         rules.collect()
     }
 
-    /// Waits until the last answers have left, for a short time.
-    pub(crate) async fn flush(&self) {
+    /// Waits until the last answers have left, for a short time. The bus is closed.
+    pub(crate) async fn finish(&self) {
         const LIMIT: Duration = Duration::from_secs(1);
         for named in &self.list {
             // One that is away or slow does not get them.
-            let _ = timeout(LIMIT, named.engine.flush()).await;
+            let _ = timeout(LIMIT, named.engine.finish()).await;
         }
     }
 

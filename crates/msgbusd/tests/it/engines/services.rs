@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use msgbus_core::{BatchLimit, NewRequest, TopicName};
+use msgbus_core::{BatchLimit, NewRequest, RequestError, TopicName};
 use msgbus_engine_testkit::server::{Kind, Program, Server};
 use msgbusd::config::{Config, EngineConfig, EngineTopics};
 use serde_json::json;
@@ -218,6 +218,35 @@ async fn a_server_that_stops_says_so() {
         };
         let (reply, ()) = tokio::join!(ask, stop);
         assert_eq!((reply.status, &reply.json()["code"]), (503, &json!("closed")), "{reply:?}");
+    }
+}
+
+/// Those who asked it go to another server, however many they are.
+#[tokio::test]
+async fn what_waits_at_a_server_that_stops_goes_to_another_one() {
+    const WAITING: usize = 600;
+    for program in programs() {
+        let nats = Server::start(&program);
+        let one = door_with(&nats, |_| {}).ready().await;
+        let (other, responder) = a_server_with_a_request(&nats, &one).await;
+        let ask = |payload: &'static str| {
+            let request = NewRequest::new(payload).timeout(Duration::from_secs(20));
+            tokio::spawn(one.bus.request(&"s".parse().unwrap(), request))
+        };
+        let in_hand = ask("work");
+        let stream = soon(responder).await.unwrap();
+        let waiting: Vec<_> = (0..WAITING).map(|_| ask("wait")).collect();
+        let all_are_there = format!("\"visiting\":{}", WAITING + 1);
+        until(|| other.say("GET /-/services").contains(&all_are_there)).await;
+        let third = door_with(&nats, |_| {}).ready().await;
+        let responder = respond(&third, "s", |request| request.reply("third").unwrap());
+        drop(stream);
+        other.signal("-TERM");
+        assert_eq!(soon(in_hand).await.unwrap(), Err(RequestError::Closed));
+        for waiting in waiting {
+            assert_eq!(soon(waiting).await.unwrap().unwrap().payload, "third");
+        }
+        responder.abort();
     }
 }
 
