@@ -77,7 +77,7 @@ pub(crate) async fn read(
     let failed = |error: &(dyn std::error::Error + 'static)| request_error(error);
     let consumer = known.stream.create_consumer(reader(subject, from)).await;
     let consumer = consumer.map_err(|error| failed(&error))?;
-    let pending = consumer.cached_info().num_pending;
+    let mut pending = consumer.cached_info().num_pending;
     let mut messages = Vec::new();
     if pending > 0 {
         let most = limit.events.clamp(1, 1000);
@@ -89,17 +89,22 @@ pub(crate) async fn read(
         // The request, or what was sent, is lost if the connection breaks.
         let time = connection.options.timeout;
         // An error is the end of what has room, or a failure: then the page is short.
-        while let Ok(Some(Ok(message))) = timeout(time, batch.next()).await {
+        let has_ended = loop {
+            let next = timeout(time, batch.next()).await;
+            let Ok(Some(Ok(message))) = next else { break matches!(next, Ok(None)) };
             if !is_next(&message, messages.len() as u64) {
-                break;
+                break false;
             }
             bytes += message.payload.len();
             messages.push(delivered(&message, known.max_age)?);
             if bytes >= limit.bytes.max(1) {
-                break;
+                break false;
             }
-        }
-        if messages.is_empty() {
+        };
+        if messages.is_empty() && has_ended {
+            // Those that were counted have expired, or the server has counted wrong.
+            pending = 0;
+        } else if messages.is_empty() {
             // There were some, and none has come.
             return Err(EngineError::Unavailable);
         }
@@ -262,8 +267,8 @@ async fn raw(known: &Known, id: u64) -> Result<Option<StreamMessage>, EngineErro
     found(known.stream.get_raw_message(id).await)
 }
 
-/// The first message of a topic from a sequence on. That a consumer has no more is only what the server has counted, which
-/// it may do wrong after it was killed.
+/// The first message of a topic from a sequence on, as the leader of the stream knows it. The server of a consumer may be
+/// behind it: that a consumer has no more does not mean that there are none.
 async fn first_from(
     known: &Known,
     subject: &str,

@@ -94,9 +94,20 @@ impl Cluster {
         self.kind == EngineKind::Nats && self.killed.get().is_some_and(|killed| killed >= time)
     }
 
-    /// Whether messages that were deleted before may be there again: nats-server may forget a purge when it is killed.
-    pub(super) fn may_have_revived(&self) -> bool {
-        self.kind == EngineKind::Nats && self.killed.get().is_some()
+    /// Whether messages that were deleted at this time may be there again: nats-server may forget a part of a purge when it
+    /// is killed.
+    pub(super) fn may_have_revived(&self, deleted: Instant) -> bool {
+        self.kind == EngineKind::Nats && self.killed.get().is_some_and(|killed| killed >= deleted)
+    }
+
+    /// How long ago the engine was restarted, and killed.
+    pub(super) fn since_restarts(&self) -> String {
+        let ago = |time: &Cell<Option<Instant>>| time.get().map(|time| time.elapsed());
+        format!(
+            "engine restarted {:?} ago, killed {:?} ago",
+            ago(&self.restarted),
+            ago(&self.killed)
+        )
     }
 
     /// Whether the engine may have ended a lease of this time early: nats-server writes when it was given in whole seconds.

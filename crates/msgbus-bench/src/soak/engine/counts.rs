@@ -1,5 +1,7 @@
 //! What the engine itself counts.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use serde_json::Value;
 
@@ -8,6 +10,8 @@ use super::{
     topics::{Queue, Topic},
 };
 use crate::{compare::peers::ask, engines::EngineKind};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many messages the engine has of a topic.
 pub(super) fn messages(cluster: &Cluster, topic: Topic) -> anyhow::Result<u64> {
@@ -77,5 +81,7 @@ fn key(topic: Topic) -> String {
 
 fn connection(cluster: &Cluster) -> anyhow::Result<redis::Connection> {
     let client = redis::Client::open(cluster.kind.url(cluster.engine_address))?;
-    client.get_connection().context("redis-server")
+    let connection = client.get_connection_with_timeout(TIMEOUT).context("redis-server")?;
+    connection.set_read_timeout(Some(TIMEOUT))?;
+    Ok(connection)
 }

@@ -14,13 +14,14 @@ use super::{
         Phase,
         follow::pong,
         invariants::{Invariant, Invariants},
-        payload,
+        payload::{self, Origin},
         raw_client::{Head, RawClient},
         transport::{Item, Transport},
     },
     EngineSoak,
     publish::is_in_batch,
     topics::Topic,
+    trail::Trail,
 };
 use crate::engines::EngineKind;
 
@@ -28,7 +29,7 @@ use crate::engines::EngineKind;
 #[derive(Debug, Clone)]
 pub(super) struct Live {
     pub(super) topic: Topic,
-    /// How many messages it has received, if it began with the first one and was told of no gap.
+    /// How many messages of this round it has received, if it began with the first one and was told of no gap.
     pub(super) received: Option<u64>,
 }
 
@@ -49,6 +50,7 @@ struct Model {
     gaps: u64,
     /// The last message of each publisher, and how many gaps had been announced then.
     last: HashMap<u64, (u64, u64)>,
+    trail: Trail,
 }
 
 /// Why a connection ended.
@@ -114,7 +116,9 @@ impl Follower {
         };
         let path = model.topic.path();
         let request = model.transport.request(&path, &query, "", self.rng.u8(..2));
-        let mut client = RawClient::open(self.soak.any_endpoint(&mut self.rng)).await?;
+        let endpoint = self.soak.any_endpoint(&mut self.rng);
+        model.trail.connect(endpoint.address, &query);
+        let mut client = RawClient::open(endpoint).await?;
         client.send(request.as_bytes()).await?;
         let head = client.read_head().await?;
         if !matches!(head.status, 101 | 200) {
@@ -166,7 +170,8 @@ impl Follower {
 impl Model {
     fn new(number: u64, topic: Topic, transport: Transport) -> Self {
         let live = Live { topic, received: None };
-        Self { number, topic, transport, position: None, live, gaps: 0, last: HashMap::new() }
+        let (last, trail) = (HashMap::new(), Trail::default());
+        Self { number, topic, transport, position: None, live, gaps: 0, last, trail }
     }
 
     /// Checks the position at which a connection begins.
@@ -181,6 +186,7 @@ impl Model {
             });
         };
         let missed = head.number("msgbus-missed");
+        self.trail.begin(epoch, next, missed);
         if let Some((old, expected)) = self.position {
             let is_restarted = head.has("msgbus-restarted") || epoch != old;
             let is_right = !is_restarted || topic.is_deleted();
@@ -256,9 +262,7 @@ impl Model {
     ) {
         let topic = self.topic;
         invariants.received += 1;
-        if let Some(received) = &mut self.live.received {
-            *received += 1;
-        }
+        self.trail.take(message.map(Message::id));
         let origin = payload::read(payload, topic.name());
         let is_whole =
             origin.is_some_and(|origin| message.is_none_or(|message| origin.describes(message)));
@@ -266,12 +270,20 @@ impl Model {
             format!("following {topic:?}: {}", String::from_utf8_lossy(payload))
         });
         let Some(origin) = origin else { return };
+        if !soak.is_of_round(origin) {
+            return self.take_revived(soak, invariants, origin);
+        }
+        if let Some(received) = &mut self.live.received {
+            *received += 1;
+        }
         let (sequence, publisher) = (origin.sequence, origin.publisher);
         let last = self.last.insert(publisher, (sequence, self.gaps));
         let what = || {
             let (id, how) = (message.map(Message::id), self.transport);
             format!(
-                "{topic:?}: {sequence} of publisher {publisher}, after {last:?}, #{id:?}, {how:?}"
+                "{topic:?}: {sequence} of publisher {publisher}, after {last:?}, #{id:?}, {how:?}; {}{}",
+                soak.cluster.since_restarts(),
+                self.trail
             )
         };
         invariants.check(Invariant::Order, last.is_none_or(|(last, _)| last < sequence), what);
@@ -284,5 +296,13 @@ impl Model {
             let is_next = sequence <= last + 1 || self.gaps > gaps;
             invariants.check(Invariant::Told, is_next, what);
         }
+    }
+
+    /// A message that was deleted before this round is there again. Not all of its neighbours need be.
+    fn take_revived(&self, soak: &EngineSoak, invariants: &mut Invariants, origin: Origin) {
+        invariants.count("received messages that had been deleted", 1);
+        invariants.check(Invariant::Engine, soak.may_have_revived(), || {
+            format!("{:?}: {origin:?} was deleted and is there again", self.topic)
+        });
     }
 }

@@ -11,6 +11,7 @@ mod finish;
 mod follow;
 mod publish;
 mod topics;
+mod trail;
 mod work;
 
 use std::{
@@ -26,7 +27,7 @@ use tokio::{
     runtime,
     sync::watch,
     task::{JoinSet, LocalSet},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use self::{
@@ -40,6 +41,7 @@ use self::{
 use super::{
     FIRST_ROUND, Options, Phase, ROUND, SoakResult,
     invariants::{Invariant, Invariants},
+    payload::Origin,
     raw_client::Endpoint,
     report,
     resource_use::{self, ResourceUse},
@@ -49,6 +51,10 @@ use crate::{compare::build, engines::EngineKind};
 const PUBLISHERS: usize = 6;
 const WORKERS: usize = 10;
 const FOLLOWERS: usize = 24;
+/// Longer than clients need to end when the load does: a publisher repeats a message for a minute.
+const TO_LEAVE: Duration = Duration::from_secs(120);
+/// Longer than all that is waited for at the end of a round.
+const TO_FINISH: Duration = Duration::from_secs(300);
 
 /// The state that all clients share.
 struct EngineSoak {
@@ -59,6 +65,10 @@ struct EngineSoak {
     /// The active subscriptions, by their number.
     live: RefCell<BTreeMap<u64, Live>>,
     numbers: Cell<u64>,
+    /// The last number before this round, and when the topics of the round before were deleted.
+    before: Cell<(u64, Instant)>,
+    /// What is waited for.
+    waiting: RefCell<String>,
 }
 
 impl EngineSoak {
@@ -79,6 +89,39 @@ impl EngineSoak {
         self.numbers.set(self.numbers.get() + 1);
         self.numbers.get()
     }
+
+    /// Shows what is waited for.
+    fn wait_for(&self, what: String) {
+        report::progress(&self.invariants.borrow(), &what);
+        self.waiting.replace(what);
+    }
+
+    /// Waits for something, and says for what if it takes too long.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        waiting: impl Future<Output = T>,
+    ) -> anyhow::Result<T> {
+        self.wait_for(what.to_owned());
+        let waited = timeout(limit, waiting).await;
+        waited.with_context(|| format!("not over after {limit:?}: {}", self.waiting.borrow()))
+    }
+
+    /// Everything was deleted. What is published from now on is of a new round.
+    fn begin_round(&self) {
+        self.before.set((self.numbers.get(), Instant::now()));
+    }
+
+    /// Whether a message was published in this round. Others were deleted at its beginning.
+    fn is_of_round(&self, origin: Origin) -> bool {
+        origin.publisher > self.before.get().0
+    }
+
+    /// Whether messages of earlier rounds may be there again.
+    fn may_have_revived(&self) -> bool {
+        self.cluster.may_have_revived(self.before.get().1)
+    }
 }
 
 /// Runs a soak on an engine.
@@ -96,6 +139,8 @@ pub(super) fn run(
         accounts: RefCell::default(),
         live: RefCell::default(),
         numbers: Cell::default(),
+        before: Cell::new((0, Instant::now())),
+        waiting: RefCell::default(),
     });
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let rounds = rounds(&soak, Rng::with_seed(options.seed), time);
@@ -118,22 +163,27 @@ async fn rounds(
     mut rng: Rng,
     mut left: Duration,
 ) -> anyhow::Result<Vec<ResourceUse>> {
-    finish::prepare(soak, &mut rng).await?;
+    prepare(soak, &mut rng).await?;
     let mut usage = vec![rest(soak, None).await?];
     let mut length = FIRST_ROUND.min(left / 4);
     while !length.is_zero() {
         round(soak, &mut rng, length, left).await?;
-        report::progress(&soak.invariants.borrow(), "settling");
-        finish::finish(soak, &mut rng).await?;
+        let finishing = Box::pin(finish::finish(soak, &mut rng));
+        soak.within(TO_FINISH, "the end of the round", finishing).await??;
+        soak.begin_round();
         usage.push(rest(soak, Some(&usage[0])).await?);
         resource_use::compare(&mut soak.invariants.borrow_mut(), &usage);
         left = left.saturating_sub(length);
         length = ROUND.min(left);
         if !length.is_zero() {
-            finish::prepare(soak, &mut rng).await?;
+            prepare(soak, &mut rng).await?;
         }
     }
     Ok(usage)
+}
+
+async fn prepare(soak: &Rc<EngineSoak>, rng: &mut Rng) -> anyhow::Result<()> {
+    soak.within(TO_FINISH, "the beginning of a round", finish::prepare(soak, rng)).await?
 }
 
 /// The resources of all msgbusd together, when they are idle.
@@ -179,10 +229,11 @@ async fn round(
         report::progress(&soak.invariants.borrow(), &format!("{left} s left"));
     }
     soak.phase.send_replace(Phase::Settle);
-    restarts.await??;
-    workers.join_all().await;
-    finish::settle(soak).await?;
+    soak.within(TO_LEAVE, "the restart of a server", restarts).await???;
+    soak.within(TO_LEAVE, "publishers and workers, to leave", workers.join_all()).await?;
+    let settling = Box::pin(finish::settle(soak, rng));
+    soak.within(TO_FINISH, "followers, to receive all", settling).await??;
     soak.phase.send_replace(Phase::Over);
-    followers.join_all().await;
+    soak.within(TO_LEAVE, "followers, to leave", followers.join_all()).await?;
     Ok(())
 }
