@@ -27,6 +27,10 @@ use crate::{
 /// The maximum size of the messages that are asked for at once, in bytes. The server does not accept any number.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
 
+/// How long the server may keep a request for messages that it has counted. It does not always say at once that they have been
+/// removed meanwhile.
+const EXPIRES: Duration = Duration::from_secs(1);
+
 /// The consumer of a reader, which the server removes when it is not used.
 pub(crate) fn reader(subject: String, from: Begin) -> pull::Config {
     pull::Config {
@@ -83,11 +87,11 @@ pub(crate) async fn read(
         let most = limit.events.clamp(1, 1000);
         // At least one message has room.
         let max_bytes = limit.bytes.min(MAX_BYTES).max(connection.max_message());
-        let batch = consumer.fetch().max_messages(most).max_bytes(max_bytes).messages().await;
-        let mut batch = batch.map_err(|error| failed(&error))?;
+        let batch = consumer.fetch().max_messages(most).max_bytes(max_bytes).expires(EXPIRES);
+        let mut batch = batch.messages().await.map_err(|error| failed(&error))?;
         let mut bytes = 0;
         // The request, or what was sent, is lost if the connection breaks.
-        let time = connection.options.timeout;
+        let time = connection.options.timeout.min(5 * EXPIRES);
         // An error is the end of what has room, or a failure: then the page is short.
         let has_ended = loop {
             let next = timeout(time, batch.next()).await;

@@ -5,6 +5,7 @@
 mod cluster;
 mod cuts;
 mod forgotten;
+mod history;
 mod refusing;
 mod services;
 mod shared;
