@@ -42,7 +42,7 @@ use super::{
     FIRST_ROUND, Options, Phase, ROUND, SoakResult,
     invariants::{Invariant, Invariants},
     payload::Origin,
-    raw_client::Endpoint,
+    raw_client::{self, Endpoint},
     report,
     resource_use::{self, ResourceUse},
 };
@@ -186,17 +186,28 @@ async fn prepare(soak: &Rc<EngineSoak>, rng: &mut Rng) -> anyhow::Result<()> {
     soak.within(TO_FINISH, "the beginning of a round", finish::prepare(soak, rng)).await?
 }
 
-/// The resources of all msgbusd together, when they are idle.
+/// The resources of all msgbusd together, when they are idle, without what the windows of topics hold. Windows stay for a
+/// minute.
 async fn rest(soak: &EngineSoak, start: Option<&ResourceUse>) -> anyhow::Result<ResourceUse> {
     let pids = soak.cluster.pids();
     let files = start.map_or(0, |start| start.files.len() / pids.len());
     let mut all = ResourceUse { memory: 0, files: Vec::new() };
-    for pid in pids {
+    for (pid, node) in pids.into_iter().zip(&soak.cluster.endpoints) {
         let one = resource_use::rest(pid, files).await?;
-        all.memory += one.memory;
+        all.memory += one.memory.saturating_sub(reserved(node).await?);
         all.files.extend(one.files);
     }
     Ok(all)
+}
+
+/// The bytes that the topics of a msgbusd have reserved: here, those of windows.
+async fn reserved(node: &Endpoint) -> anyhow::Result<u64> {
+    const METRIC: &str = "msgbus_bus_bytes ";
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let (_, body) = raw_client::send_request(node, request, true).await?;
+    let mut lines = str::from_utf8(&body)?.lines();
+    let bytes = lines.find_map(|line| line.strip_prefix(METRIC));
+    Ok(bytes.with_context(|| format!("no {METRIC}in /metrics"))?.parse()?)
 }
 
 /// One round: load for `length`, then settling.
