@@ -1,85 +1,21 @@
-//! A property test against a naive model, which keeps every request in one `Vec`; and rules by example.
+//! A naive model of a service.
 
-use std::{mem, task::Waker};
+use std::{collections::VecDeque, mem, task::Poll, time::Duration};
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::*;
-use crate::{stats::ReplyTimes, topic::Budget};
-
-const START: MonotonicTime = MonotonicTime::from_nanoseconds(1 << 50);
-
-fn service(limit: u64) -> Service {
-    let memory = Reservation::new(Budget::new(limit));
-    Service::new("s".parse().unwrap(), memory)
-}
-
-fn later(seconds: u64) -> MonotonicTime {
-    START.after(Duration::from_secs(seconds).into())
-}
-
-fn poll(service: &mut Service, ticket: Ticket) -> Poll<Result<Reply, RequestError>> {
-    service.poll_outcome(ticket, Waker::noop())
-}
-
-/// What a responder gets, if it is its turn.
-fn take(service: &mut Service, responder: WaiterId, max: usize, now: MonotonicTime) -> Vec<Handed> {
-    let limit = BatchLimit { events: max, bytes: usize::MAX };
-    match service.poll_take(responder, limit, now, Waker::noop()) {
-        Poll::Ready((handed, _)) => handed,
-        Poll::Pending => Vec::new(),
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    Ask { timeout: u64, may_repeat: bool, origin: Origin },
-    Join,
-    Leave { responder: usize },
-    Take { responder: usize, max: usize },
-    Reply { handed: usize, is_ok: bool },
-    HandBack { handed: usize },
-    PutBack { handed: usize },
-    GiveUp { request: usize },
-    Poll { request: usize },
-    QueueHere { request: usize },
-    SendAway { request: usize },
-    ComeBack { request: usize, end: usize },
-    Wait { seconds: u64 },
-}
-
-fn origin() -> impl Strategy<Value = Origin> {
-    prop_oneof![Just(Origin::Here), Just(Origin::HereForAll), Just(Origin::Elsewhere)]
-}
-
-/// How requests end that were away.
-const ENDS: [fn() -> Result<Reply, RequestError>; 5] = [
-    || Ok(Reply::default()),
-    || Err(RequestError::Failed { reason: Box::default() }),
-    || Err(RequestError::TimedOut),
-    || Err(RequestError::NoResponder),
-    || Err(RequestError::ResponderGone),
-];
-
-fn step() -> impl Strategy<Value = Step> {
-    let index = 0..1000usize;
-    prop_oneof![
-        6 => (1..20u64, any::<bool>(), origin())
-            .prop_map(|(timeout, may_repeat, origin)| Step::Ask { timeout, may_repeat, origin }),
-        4 => Just(Step::Join),
-        1 => index.clone().prop_map(|responder| Step::Leave { responder }),
-        5 => (index.clone(), 1..4usize).prop_map(|(responder, max)| Step::Take { responder, max }),
-        5 => (index.clone(), any::<bool>()).prop_map(|(handed, is_ok)| Step::Reply { handed, is_ok }),
-        1 => index.clone().prop_map(|handed| Step::HandBack { handed }),
-        1 => index.clone().prop_map(|handed| Step::PutBack { handed }),
-        1 => index.clone().prop_map(|request| Step::GiveUp { request }),
-        4 => index.clone().prop_map(|request| Step::Poll { request }),
-        2 => index.clone().prop_map(|request| Step::QueueHere { request }),
-        2 => index.clone().prop_map(|request| Step::SendAway { request }),
-        2 => (index, 0..ENDS.len()).prop_map(|(request, end)| Step::ComeBack { request, end }),
-        3 => (1..4u64).prop_map(|seconds| Step::Wait { seconds }),
-    ]
-}
+use super::{
+    START, poll, service,
+    steps::{ENDS, Step, step},
+    take,
+};
+use crate::{
+    model::{Headers, MonotonicTime, NewRequest, Reply, RequestError, RequestKey},
+    requests::{Origin, Service, Ticket},
+    stats::{ReplyTimes, ServiceCounters},
+    topic::{Registration, WaiterId},
+};
 
 /// A request in the model.
 #[derive(Debug)]
@@ -458,106 +394,4 @@ proptest! {
         let is_away = |asked: &Asked| matches!(asked.state, Known::Sought | Known::Away);
         prop_assert!(!model.requests.iter().any(is_away));
     }
-}
-
-#[test]
-fn nobody_there_is_known_at_once_and_a_polling_responder_is_waited_for() {
-    let mut service = service(u64::MAX);
-    let responder = service.join(START).unwrap();
-    let _ = service.leave(responder, START);
-    let Placed { ticket, .. } = service.ask("x".into(), Origin::Here, later(1)).unwrap();
-    assert!(poll(&mut service, ticket).is_pending());
-    assert_eq!(service.next_registration().unwrap().at, later(2));
-    let _ = service.run_due(later(2));
-    assert_eq!(poll(&mut service, ticket), Poll::Ready(Err(RequestError::NoResponder)));
-    assert_eq!(
-        service.ask("x".into(), Origin::Here, later(2)).unwrap_err(),
-        RequestError::NoResponder
-    );
-}
-
-/// A search may still run when its request is over. The next request has the same slot.
-#[test]
-fn a_search_has_nothing_to_do_with_later_requests() {
-    let mut service = service(u64::MAX);
-    let over = service.ask("over".into(), Origin::HereForAll, START).unwrap().ticket;
-    service.give_up(over, START);
-    let next = service.ask("next".into(), Origin::HereForAll, START).unwrap().ticket;
-    assert_eq!(next.slot, over.slot);
-    assert_eq!(service.send_away(over, START), None);
-    service.come_back(over, Ok(Reply::default()), START);
-    assert!(poll(&mut service, next).is_pending());
-    assert!(service.send_away(next, START).is_some());
-    let _responder = service.join(START).unwrap();
-    assert!(service.queue_here(over, START).is_ok());
-    assert!(service.is_away(next));
-}
-
-/// Until another bus has it, a responder that joins here gets it.
-#[test]
-fn who_joins_gets_what_is_sought_elsewhere() {
-    let mut service = service(u64::MAX);
-    let ask =
-        |service: &mut Service| service.ask("x".into(), Origin::HereForAll, START).unwrap().ticket;
-    let [sent, sought, refused] = [ask(&mut service), ask(&mut service), ask(&mut service)];
-    assert!(service.send_away(sent, START).is_some());
-    assert!(service.send_away(refused, START).is_some());
-    assert!(service.queue_here(refused, START).is_err());
-    let responder = service.join(START).unwrap();
-    assert!(service.is_away(sent) && !service.is_away(sought) && !service.is_away(refused));
-    assert_eq!(take(&mut service, responder, 3, START).len(), 2);
-    assert_eq!(service.send_away(sought, START), None, "a responder here has it");
-}
-
-/// A request that comes from another bus when this one has just been closed goes to a third one.
-#[test]
-fn a_service_that_is_closed_is_not_there_for_other_buses() {
-    let mut service = service(u64::MAX);
-    let _responder = service.join(START).unwrap();
-    assert_eq!(service.availability(START), Availability::Free);
-    let _ = service.close();
-    assert_eq!(service.availability(START), Availability::Absent);
-    let ask = |service: &mut Service, origin| service.ask("x".into(), origin, START).unwrap_err();
-    assert_eq!(ask(&mut service, Origin::Elsewhere), RequestError::NoResponder);
-    assert_eq!(ask(&mut service, Origin::Here), RequestError::Closed);
-    assert_eq!(ask(&mut service, Origin::HereForAll), RequestError::Closed);
-}
-
-#[test]
-fn requests_and_their_bytes_are_limited() {
-    let mut service = self::service(1 << 20);
-    let _responder = service.join(START).unwrap();
-    let large = service.ask(vec![0; 2 << 20].into(), Origin::Here, START).unwrap_err();
-    assert_eq!(large, RequestError::LimitReached(LimitReached::Bytes { limit: 1 << 20 }));
-    for _ in 0..Service::MAX_QUEUED {
-        service.ask("x".into(), Origin::Here, START).unwrap();
-    }
-    let limit = Service::MAX_QUEUED;
-    let refused = service.ask("x".into(), Origin::Here, START).unwrap_err();
-    assert_eq!(refused, RequestError::TooManyRequests { limit });
-}
-
-/// A reply counts until it is taken, and one for which there is no memory is a failure.
-#[test]
-fn replies_count_towards_the_bytes() {
-    let mut service = self::service(1 << 20);
-    let responder = service.join(START).unwrap();
-    let asked: Vec<_> =
-        (0..2).map(|_| service.ask("x".into(), Origin::Here, START).unwrap().ticket).collect();
-    let handed = take(&mut service, responder, 2, START);
-    for (handed, size) in handed.iter().zip([600 << 10, 500 << 10]) {
-        let _ = service.reply(handed.key, Ok(vec![0; size].into()), START).unwrap();
-    }
-    assert!(service.bytes > 600 << 10 && service.bytes < 601 << 10, "{}", service.bytes);
-    assert!(matches!(poll(&mut service, asked[0]), Poll::Ready(Ok(_))));
-    let failed = poll(&mut service, asked[1]);
-    assert!(matches!(failed, Poll::Ready(Err(RequestError::Failed { .. }))), "{failed:?}");
-    assert_eq!(service.bytes, 0);
-    let counters = service.stats().counters;
-    assert_eq!((counters.replied, counters.failed), (1, 1));
-}
-
-#[test]
-fn a_pending_request_is_small() {
-    assert!(size_of::<Option<Pending>>() + 8 <= 300, "{}", size_of::<Option<Pending>>());
 }
