@@ -1,7 +1,20 @@
 //! The counters.
 
+use std::time::Duration;
+
 use super::{Origin, Service, pending::Stage};
-use crate::stats::{ServiceCounters, ServiceStats};
+use crate::{
+    model::{Reply, RequestError},
+    stats::{ServiceCounters, ServiceStats},
+};
+
+/// What became of requests.
+#[derive(Debug, Default)]
+pub(super) struct Accounts {
+    pub(super) own: ServiceCounters,
+    /// Of requests that other buses count.
+    pub(super) foreign: ServiceCounters,
+}
 
 impl Service {
     pub(crate) fn stats(&self) -> ServiceStats {
@@ -12,8 +25,8 @@ impl Service {
             in_hand: 0,
             away: 0,
             visiting: 0,
-            taken: self.foreign.asked,
-            counters: self.counters,
+            taken: self.accounts.foreign.asked,
+            counters: self.accounts.own,
         };
         for pending in self.slots.iter() {
             match (&pending.stage, pending.origin) {
@@ -27,13 +40,37 @@ impl Service {
         stats
     }
 
-    pub(super) fn counters(&mut self, origin: Origin) -> &mut ServiceCounters {
-        if origin == Origin::Elsewhere { &mut self.foreign } else { &mut self.counters }
-    }
-
     /// Counts a request that was refused before it was made.
     pub(crate) fn count_refused(&mut self) {
-        self.counters.asked += 1;
-        self.counters.refused += 1;
+        self.accounts.own.asked += 1;
+        self.accounts.own.refused += 1;
+    }
+}
+
+impl Accounts {
+    /// Those of requests that were asked there.
+    pub(super) fn of(&mut self, origin: Origin) -> &mut ServiceCounters {
+        if origin == Origin::Elsewhere { &mut self.foreign } else { &mut self.own }
+    }
+}
+
+impl ServiceCounters {
+    /// Counts the outcome of a request that was asked so long ago.
+    pub(super) fn count(&mut self, outcome: &Result<Reply, RequestError>, time: Duration) {
+        match outcome {
+            Ok(_) => {
+                self.replied += 1;
+                self.reply_times.record(time);
+            }
+            Err(error) => self.count_error(error),
+        }
+    }
+
+    pub(super) fn count_error(&mut self, error: &RequestError) {
+        *match error {
+            RequestError::TimedOut => &mut self.timed_out,
+            error if error.is_refusal() => &mut self.refused,
+            _ => &mut self.failed,
+        } += 1;
     }
 }

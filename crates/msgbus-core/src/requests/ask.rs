@@ -24,7 +24,7 @@ impl Service {
         origin: Origin,
         now: MonotonicTime,
     ) -> Result<Placed, RequestError> {
-        self.counters(origin).asked += 1;
+        self.accounts.of(origin).asked += 1;
         let (for_all, is_free) = (origin == Origin::HereForAll, self.is_free());
         let is_sought = for_all && self.may_queue(now).is_err();
         let admitted = self.admit(&request, is_sought, now).map_err(|error| match error {
@@ -32,7 +32,7 @@ impl Service {
             RequestError::Closed if origin == Origin::Elsewhere => RequestError::NoResponder,
             error => error,
         });
-        admitted.inspect_err(|_| self.counters(origin).refused += 1)?;
+        admitted.inspect_err(|_| self.accounts.of(origin).refused += 1)?;
         let number = self.number();
         let mut pending = Pending::new(request, origin, number, now);
         if is_sought {
@@ -103,7 +103,7 @@ impl Service {
     /// The requester has left before it took the outcome.
     pub(crate) fn give_up(&mut self, ticket: Ticket, now: MonotonicTime) {
         if let Some(origin) = self.take_open(ticket, now) {
-            self.counters(origin).given_up += 1;
+            self.accounts.of(origin).given_up += 1;
         }
     }
 
@@ -117,7 +117,7 @@ impl Service {
             return outcome;
         }
         if let Some(origin) = self.take_open(ticket, now) {
-            self.counters(origin).timed_out += 1;
+            self.accounts.of(origin).timed_out += 1;
         }
         Err(RequestError::TimedOut)
     }

@@ -35,12 +35,7 @@ impl Service {
                 self.in_hand -= 1;
                 self.seen = Some(now);
             }
-            let is_foreign = pending.origin == Origin::Elsewhere;
-            let counters = if is_foreign { &mut self.foreign } else { &mut self.counters };
-            match error {
-                RequestError::TimedOut => counters.timed_out += 1,
-                _ => counters.refused += 1,
-            }
+            self.accounts.of(pending.origin).count_error(&error);
             wakers.extend(pending.end(Err(error)));
         }
         let slots = &self.slots;
@@ -86,9 +81,7 @@ impl Service {
                 (Stage::Queued, Origin::Elsewhere) => RequestError::NoResponder,
                 _ => RequestError::Closed,
             };
-            let is_foreign = pending.origin == Origin::Elsewhere;
-            let counters = if is_foreign { &mut self.foreign } else { &mut self.counters };
-            counters.failed += 1;
+            self.accounts.of(pending.origin).count_error(&outcome);
             wakers.extend(pending.end(Err(outcome)));
         }
         wakers

@@ -73,19 +73,9 @@ impl Service {
         if !self.is_away(ticket) {
             return;
         }
-        let is_refusal = outcome.as_ref().is_err_and(RequestError::is_refusal);
         let outcome = self.reserve_reply(ticket.slot, outcome);
         let Some(pending) = self.slots.of_mut(ticket) else { return };
-        let time = now.since(pending.asked);
-        match &outcome {
-            Ok(_) => {
-                self.counters.replied += 1;
-                self.counters.reply_times.record(time);
-            }
-            Err(RequestError::TimedOut) => self.counters.timed_out += 1,
-            Err(_) if is_refusal => self.counters.refused += 1,
-            Err(_) => self.counters.failed += 1,
-        }
+        self.accounts.own.count(&outcome, now.since(pending.asked));
         self.discarded.extend(pending.end(outcome));
     }
 }

@@ -23,18 +23,18 @@ use std::{collections::VecDeque, hash::RandomState, task::Waker, time::Duration}
 
 use bytes::Bytes;
 
+use self::{
+    accounts::Accounts,
+    announcement::Announcement,
+    pending::{Pending, Slots},
+};
 pub(crate) use self::{
     announcement::Announced,
     pending::{Origin, Ticket},
 };
-use self::{
-    announcement::Announcement,
-    pending::{Pending, Slots},
-};
 use crate::{
     engine::Availability,
     model::{Headers, MonotonicTime, RequestKey, TopicName},
-    stats::ServiceCounters,
     topic::{Reservation, WaiterId, Waiters},
 };
 
@@ -56,9 +56,7 @@ pub(crate) struct Service {
     queue: VecDeque<u32>,
     /// The number of requests that responders have.
     in_hand: usize,
-    counters: ServiceCounters,
-    /// Of requests that other buses count.
-    foreign: ServiceCounters,
+    accounts: Accounts,
     memory: Reservation,
     /// What pending requests take of the memory, in bytes.
     bytes: u64,
@@ -116,8 +114,7 @@ impl Service {
             slots: Slots::default(),
             queue: VecDeque::new(),
             in_hand: 0,
-            counters: ServiceCounters::default(),
-            foreign: ServiceCounters::default(),
+            accounts: Accounts::default(),
             memory,
             bytes: 0,
             earliest: None,

@@ -23,7 +23,7 @@ impl Service {
         if self.is_in_hand(key, now) {
             return Ok(());
         }
-        self.counters.not_wanted += 1;
+        self.accounts.own.not_wanted += 1;
         Err(ReplyNotWanted)
     }
 
@@ -49,23 +49,16 @@ impl Service {
     ) -> Result<Option<Waker>, ReplyNotWanted> {
         self.seen = Some(now);
         if !self.is_in_hand(key, now) {
-            self.counters.not_wanted += 1;
+            self.accounts.own.not_wanted += 1;
             return Err(ReplyNotWanted);
         }
         let outcome = reply.map_err(|reason| RequestError::Failed { reason });
         let outcome = self.reserve_reply(key.slot, outcome);
         let Some(pending) = self.slots.get_mut(key.slot) else { return Err(ReplyNotWanted) };
-        let (time, origin, is_reply) = (now.since(pending.asked), pending.origin, outcome.is_ok());
-        let waker = pending.end(outcome);
+        let (time, origin) = (now.since(pending.asked), pending.origin);
         self.in_hand -= 1;
-        let counters = self.counters(origin);
-        if is_reply {
-            counters.replied += 1;
-            counters.reply_times.record(time);
-        } else {
-            counters.failed += 1;
-        }
-        Ok(waker)
+        self.accounts.of(origin).count(&outcome, time);
+        Ok(self.slots.get_mut(key.slot).and_then(|pending| pending.end(outcome)))
     }
 
     /// Counts a reply until its requester has taken it. One for which there is no memory is a failure.
@@ -99,7 +92,7 @@ impl Service {
         }
         let (origin, waker) = (pending.origin, pending.end(Err(RequestError::ResponderGone)));
         self.in_hand -= 1;
-        self.counters(origin).failed += 1;
+        self.accounts.of(origin).failed += 1;
         waker
     }
 

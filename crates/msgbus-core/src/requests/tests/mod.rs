@@ -11,7 +11,7 @@ use std::{
 use super::{pending::Pending, *};
 use crate::{
     error::LimitReached,
-    model::{NewRequest, Reply, RequestError},
+    model::{Reply, RequestError},
     options::BatchLimit,
     topic::Budget,
 };

@@ -341,7 +341,7 @@ impl Model {
         let without_times =
             |counters| ServiceCounters { reply_times: ReplyTimes::default(), ..counters };
         assert_eq!(without_times(stats.counters), self.counters);
-        assert_eq!(without_times(service.foreign), self.foreign);
+        assert_eq!(without_times(service.accounts.foreign), self.foreign);
         assert_eq!((stats.responders, stats.taken), (self.responders.len(), self.foreign.asked));
         let count = |is_own: bool, is_counted: fn(&Known) -> bool| {
             let of_origin = |asked: &&Asked| (asked.origin != Origin::Elsewhere) == is_own;
@@ -357,7 +357,7 @@ impl Model {
         assert_eq!(stats.visiting, count(false, is_queued) + count(false, is_in_hand));
         assert_eq!(service.in_hand, self.in_hand());
         let open = [stats.queued + stats.in_hand + stats.away, stats.visiting];
-        for (counters, open) in [stats.counters, service.foreign].into_iter().zip(open) {
+        for (counters, open) in [stats.counters, service.accounts.foreign].into_iter().zip(open) {
             let ServiceCounters { replied, failed, timed_out, refused, given_up, .. } = counters;
             let over = replied + failed + timed_out + refused + given_up;
             assert_eq!(counters.asked, over + open as u64);
