@@ -1,6 +1,6 @@
 //! The configuration file: settings by the names of their flags, and rules for topics in `[topics."pattern"]`.
 
-use std::{mem, path::Path};
+use std::{borrow::Cow, mem, path::Path};
 
 use msgbus_core::{TopicPattern, TopicRule, store::Promise};
 use toml::{
@@ -197,48 +197,65 @@ fn rule(
         DurableRule { rule: rules.topics.len(), durable: None, sync: None, origin: String::new() };
     for (key, value) in table {
         let name = key.get_ref().as_ref();
-        if name == "keep-headers" {
-            let headers = list(source, value)?.iter().map(|text| text.parse()).collect();
-            let headers: Result<Vec<HeaderPattern>, String> = headers;
-            let headers = headers
-                .map_err(|problem| source.error(key.span().start, format!("{name}: {problem}")))?;
-            rules.keep_headers.push((rule.pattern.clone(), headers));
-            continue;
-        }
-        let text = scalar(source, value)?;
-        if name == "engine" {
-            let (pattern, origin) = (rule.pattern.clone(), source.origin(key.span().start));
-            let origin = format!("{origin}: engine");
-            rules.engine_topics.push(EngineRule { pattern, engine: text, origin });
-            continue;
-        }
-        if NOT_IN_ENGINES.contains(&name) {
-            let (pattern, origin) = (rule.pattern.clone(), source.origin(key.span().start));
-            let origin = format!("{origin}: {name}");
-            rules.not_in_engines.push(NotInEngines { pattern, origin });
-        }
-        if matches!(name, "durable" | "sync") {
-            durable.origin = format!("{}: {name}", source.origin(key.span().start));
-        }
-        let set = match name {
-            "ttl" => values::ttl(&text).map(|ttl| rule.ttl = Some(ttl)),
-            "max-queue-size" => values::count(&text).map(|count| rule.max_messages = Some(count)),
-            "max-queue-bytes" => values::queue_bytes(&text).map(|size| rule.max_bytes = Some(size)),
-            "overflow" => values::overflow(&text).map(|policy| rule.overflow = Some(policy)),
-            "durable" => values::switch(&text).map(|is_durable| durable.durable = Some(is_durable)),
-            "sync" => values::sync(&text).map(|promise| durable.sync = Some(promise)),
-            _ => {
-                let near = settings::closest(name, RULE_KEYS.into_iter());
-                return Err(unknown_key(source, key, near));
+        let (pattern, origin) = (rule.pattern.clone(), source.origin(key.span().start));
+        let origin = format!("{origin}: {name}");
+        match name {
+            "keep-headers" => {
+                rules.keep_headers.push((pattern, header_patterns(source, key, value)?));
             }
-        };
-        set.map_err(|problem| source.error(key.span().start, format!("{name}: {problem}")))?;
+            "engine" => {
+                let engine = scalar(source, value)?;
+                rules.engine_topics.push(EngineRule { pattern, engine, origin });
+            }
+            _ => {
+                set(source, (key, value), &mut rule, &mut durable)?;
+                if matches!(name, "durable" | "sync") {
+                    durable.origin.clone_from(&origin);
+                }
+                if NOT_IN_ENGINES.contains(&name) {
+                    rules.not_in_engines.push(NotInEngines { pattern, origin });
+                }
+            }
+        }
     }
     rules.topics.push(rule);
     if durable.durable.is_some() || durable.sync.is_some() {
         rules.durable.push(durable);
     }
     Ok(())
+}
+
+fn header_patterns(
+    source: &Source<'_>,
+    key: &Spanned<Cow<'_, str>>,
+    value: &Spanned<DeValue<'_>>,
+) -> Result<Vec<HeaderPattern>, ConfigError> {
+    let headers: Result<_, String> = list(source, value)?.iter().map(|text| text.parse()).collect();
+    headers
+        .map_err(|problem| source.error(key.span().start, format!("{}: {problem}", key.get_ref())))
+}
+
+/// Sets one of the limits of topics.
+fn set(
+    source: &Source<'_>,
+    (key, value): (&Spanned<Cow<'_, str>>, &Spanned<DeValue<'_>>),
+    rule: &mut TopicRule,
+    durable: &mut DurableRule,
+) -> Result<(), ConfigError> {
+    let (name, text) = (key.get_ref().as_ref(), scalar(source, value)?);
+    let set = match name {
+        "ttl" => values::ttl(&text).map(|ttl| rule.ttl = Some(ttl)),
+        "max-queue-size" => values::count(&text).map(|count| rule.max_messages = Some(count)),
+        "max-queue-bytes" => values::queue_bytes(&text).map(|size| rule.max_bytes = Some(size)),
+        "overflow" => values::overflow(&text).map(|policy| rule.overflow = Some(policy)),
+        "durable" => values::switch(&text).map(|is_durable| durable.durable = Some(is_durable)),
+        "sync" => values::sync(&text).map(|promise| durable.sync = Some(promise)),
+        _ => {
+            let near = settings::closest(name, RULE_KEYS.into_iter());
+            return Err(unknown_key(source, key, near));
+        }
+    };
+    set.map_err(|problem| source.error(key.span().start, format!("{name}: {problem}")))
 }
 
 /// The tables `[engines.NAME]`.
