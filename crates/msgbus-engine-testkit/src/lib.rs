@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod jobs;
 mod memory;
 mod proxy;
+pub mod requests;
 pub mod server;
 
 use std::{sync::Arc, time::Duration};

@@ -3,39 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use msgbus_core::{
-    BatchLimit, Headers, MessageBus, NewRequest, Reply, Request, RequestError, TopicName,
+    BatchLimit, Headers, MessageBus, NewRequest, Reply, Request, RequestError, ServiceStats,
 };
 use tokio::{task::JoinHandle, time::sleep};
 
 use super::{Subject, is_unsupported};
-use crate::{bus, fresh, soon};
-
-/// Ends what is due at a bus, as a program does.
-struct Timer(JoinHandle<()>);
-
-impl Timer {
-    fn of(bus: &MessageBus) -> Self {
-        let bus = bus.clone();
-        Self(tokio::spawn(async move {
-            loop {
-                bus.run_due();
-                sleep(Duration::from_millis(10)).await;
-            }
-        }))
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+use crate::{
+    bus, fresh,
+    requests::{Load, Timer, assert_balance, patient, respond, until_served},
+    soon,
+};
 
 /// Two buses. `None` if the engine has no services.
 struct Pair {
     one: MessageBus,
     other: MessageBus,
-    timers: [Timer; 2],
+    timer: Timer,
 }
 
 async fn pair(subject: &Subject) -> Option<Pair> {
@@ -45,41 +28,13 @@ async fn pair(subject: &Subject) -> Option<Pair> {
         return None;
     }
     assert_eq!(known, Ok(false));
-    let timers = [Timer::of(&one), Timer::of(&other)];
-    Some(Pair { one, other, timers })
-}
-
-/// A responder that answers each request as `answer` says.
-fn respond(
-    bus: &MessageBus,
-    service: &TopicName,
-    answer: impl Fn(Request) + Send + 'static,
-) -> JoinHandle<()> {
-    let (bus, service) = (bus.clone(), service.clone());
-    tokio::spawn(async move {
-        while let Ok(requests) = bus.serve(&service, BatchLimit::ONE).unwrap().await {
-            requests.into_iter().for_each(&answer);
-        }
-    })
-}
-
-/// Waits until a bus knows that a service is served, here or elsewhere.
-async fn until_served(bus: &MessageBus, service: &TopicName, is_served: bool) {
-    let known = async {
-        while bus.is_served_anywhere(service).await.unwrap() != is_served {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon(known).await;
-}
-
-fn patient(payload: &'static str) -> NewRequest {
-    NewRequest::new(payload).timeout(Duration::from_secs(60))
+    let timer = Timer::of([&one, &other]);
+    Some(Pair { one, other, timer })
 }
 
 /// A request and its reply are as they were, whichever bus has the responder.
 pub async fn requests_reach_responders_at_another_bus(subject: &Subject) {
-    let Some(Pair { one, other, timers: _timers }) = pair(subject).await else { return };
+    let Some(Pair { one, other, timer: _timer }) = pair(subject).await else { return };
     let service = fresh("größe x");
     assert_eq!(soon(one.request(&service, "x")).await, Err(RequestError::NoResponder));
     assert!(one.service(&service).is_none(), "nothing is kept of what nobody serves");
@@ -107,7 +62,7 @@ pub async fn requests_reach_responders_at_another_bus(subject: &Subject) {
 
 /// What a responder does with a request is what its requester hears.
 pub async fn outcomes_are_those_of_the_responder(subject: &Subject) {
-    let Some(Pair { one, other, timers: _timers }) = pair(subject).await else { return };
+    let Some(Pair { one, other, timer: _timer }) = pair(subject).await else { return };
     let service = fresh("outcomes");
     let responder = respond(&other, &service, |request| match request.payload().as_ref() {
         b"fail" => request.fail("größe: no").unwrap(),
@@ -131,7 +86,7 @@ pub async fn outcomes_are_those_of_the_responder(subject: &Subject) {
 
 /// A requester that leaves takes its request back, at the other bus too.
 pub async fn requests_are_taken_back_everywhere(subject: &Subject) {
-    let Some(Pair { one, other, timers: _timers }) = pair(subject).await else { return };
+    let Some(Pair { one, other, timer: _timer }) = pair(subject).await else { return };
     let service = fresh("taken-back");
     let responder = respond(&other, &service, |request| request.reply("known").unwrap());
     until_served(&one, &service, true).await;
@@ -170,7 +125,7 @@ pub async fn requests_are_taken_back_everywhere(subject: &Subject) {
 
 /// A responder that waits here is asked first; if all are busy, others are; if all are, the request waits.
 pub async fn free_responders_are_found(subject: &Subject) {
-    let Some(Pair { one, other, timers: _timers }) = pair(subject).await else { return };
+    let Some(Pair { one, other, timer: _timer }) = pair(subject).await else { return };
     let service = fresh("free");
     let there = other.serve(&service, BatchLimit::ONE).unwrap();
     until_served(&one, &service, true).await;
@@ -199,7 +154,7 @@ pub async fn free_responders_are_found(subject: &Subject) {
 
 /// A request that waits where its responders have left goes to another bus that serves.
 pub async fn requests_leave_with_the_responders(subject: &Subject) {
-    let Some(Pair { one, other, timers: _timers }) = pair(subject).await else { return };
+    let Some(Pair { one, other, timer: _timer }) = pair(subject).await else { return };
     let service = fresh("left");
     let (at_one, at_other) = (
         one.serve(&service, BatchLimit::ONE).unwrap(),
@@ -241,59 +196,37 @@ pub async fn requests_leave_with_the_responders(subject: &Subject) {
 /// Requests of many, to responders that are slow, fail and leave, are all accounted for, once.
 pub async fn requests_are_counted_once(subject: &Subject) {
     const REQUESTS: usize = 150;
-    let Some(Pair { one, other, timers: _timers }) = pair(subject).await else { return };
+    let Some(Pair { one, other, timer: _timer }) = pair(subject).await else { return };
     let service = fresh("counted");
-    let mut responders = Vec::new();
-    for n in 0..4 {
-        let bus = if n % 2 == 0 { &one } else { &other };
-        responders.push(respond(bus, &service, |request| match fastrand::u8(..10) {
-            0 => request.fail("no").unwrap_or_default(),
-            1 => drop(request),
-            2 => drop(request.into_token()),
-            _ => {
-                let payload = request.payload().clone();
-                request.reply(payload).unwrap_or_default();
-            }
-        }));
-    }
-    let mut asked = Vec::new();
-    for n in 0..REQUESTS {
-        let bus = [&one, &other][n % 2];
-        let request = NewRequest::new(n.to_string()).timeout(Duration::from_millis(500));
-        let request = if n % 3 == 0 { request.may_repeat() } else { request };
-        asked.push(tokio::spawn(bus.request(&service, request)));
-        if n % 16 == 0 {
-            sleep(Duration::from_millis(2)).await;
+    let answer = |request: Request| match fastrand::u8(..10) {
+        0 => request.fail("no").unwrap_or_default(),
+        1 => drop(request),
+        2 => drop(request.into_token()),
+        _ => {
+            let payload = request.payload().clone();
+            request.reply(payload).unwrap_or_default();
         }
-    }
-    let mut replied = 0;
-    for (n, asked) in asked.into_iter().enumerate() {
-        match soon(asked).await.unwrap() {
-            Ok(reply) => {
-                assert_eq!(reply.payload, n.to_string());
-                replied += 1;
-            }
-            Err(
-                RequestError::Failed { .. } | RequestError::ResponderGone | RequestError::TimedOut,
-            ) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-    let (here, there) = (one.service(&service).unwrap(), other.service(&service).unwrap());
-    let sum = |count: fn(&msgbus_core::ServiceCounters) -> u64| {
-        count(&here.counters) + count(&there.counters)
     };
-    assert_eq!(sum(|counters| counters.asked), REQUESTS as u64);
-    assert_eq!(sum(|counters| counters.replied), replied);
-    for stats in [&here, &there] {
-        let counters = &stats.counters;
-        let over = counters.replied + counters.failed + counters.timed_out;
-        assert_eq!(
-            (counters.asked, counters.refused, counters.given_up),
-            (over, 0, 0),
-            "{stats:?}"
+    let responders = [&one, &other, &one, &other].map(|bus| respond(bus, &service, answer));
+    let request = |n: usize| {
+        let request = NewRequest::new(n.to_string()).timeout(Duration::from_millis(500));
+        if n.is_multiple_of(3) { request.may_repeat() } else { request }
+    };
+    let load = Load { count: REQUESTS, pause: Duration::ZERO };
+    let outcomes = load.ask(&[&one, &other], &service, request).await;
+    for error in &outcomes.errors {
+        let is_expected = matches!(
+            error,
+            RequestError::Failed { .. } | RequestError::ResponderGone | RequestError::TimedOut
         );
-        assert_eq!((stats.queued, stats.in_hand, stats.away), (0, 0, 0), "{stats:?}");
+        assert!(is_expected, "{error}");
     }
+    let stats = [one.service(&service).unwrap(), other.service(&service).unwrap()];
+    stats.iter().for_each(assert_balance);
+    let asked: u64 = stats.iter().map(|stats| stats.counters.asked).sum();
+    let replied: u64 = stats.iter().map(|stats| stats.counters.replied).sum();
+    assert_eq!((asked, replied), (REQUESTS as u64, outcomes.replied as u64));
+    let refused = |stats: &ServiceStats| stats.counters.refused + stats.counters.given_up;
+    assert_eq!(stats.iter().map(refused).sum::<u64>(), 0);
     responders.iter().for_each(JoinHandle::abort);
 }

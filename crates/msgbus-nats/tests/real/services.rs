@@ -1,10 +1,13 @@
 //! Services at several nodes, whose server goes away and whose connections break.
 
 use msgbus_core::{
-    BatchLimit, NewRequest, Request, RequestError, TopicName,
+    BatchLimit, NewRequest, RequestError,
     engine::{Asked, Urgency},
 };
-use msgbus_engine_testkit::Proxy;
+use msgbus_engine_testkit::{
+    Proxy,
+    requests::{Load, Timer, assert_balance, patient, respond, until_served},
+};
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -13,53 +16,13 @@ use super::*;
 struct Nodes {
     one: MessageBus,
     other: MessageBus,
-    timers: [JoinHandle<()>; 2],
-}
-
-impl Drop for Nodes {
-    fn drop(&mut self) {
-        self.timers.iter().for_each(JoinHandle::abort);
-    }
+    _timer: Timer,
 }
 
 fn nodes(one: NatsEngine, other: NatsEngine) -> Nodes {
     let (one, other) = (bus(Arc::new(one)), bus(Arc::new(other)));
-    let timers = [&one, &other].map(|bus| {
-        let bus = bus.clone();
-        tokio::spawn(async move {
-            loop {
-                bus.run_due();
-                sleep(Duration::from_millis(10)).await;
-            }
-        })
-    });
-    Nodes { one, other, timers }
-}
-
-fn respond(
-    bus: &MessageBus,
-    service: &TopicName,
-    answer: impl Fn(Request) + Send + 'static,
-) -> JoinHandle<()> {
-    let (bus, service) = (bus.clone(), service.clone());
-    tokio::spawn(async move {
-        while let Ok(requests) = bus.serve(&service, BatchLimit::ONE).unwrap().await {
-            requests.into_iter().for_each(&answer);
-        }
-    })
-}
-
-async fn until_served(bus: &MessageBus, service: &TopicName) {
-    let is_served = async {
-        while bus.is_served_anywhere(service).await != Ok(true) {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon(is_served).await;
-}
-
-fn patient(payload: impl Into<NewRequest>) -> NewRequest {
-    payload.into().timeout(Duration::from_secs(60))
+    let timer = Timer::of([&one, &other]);
+    Nodes { one, other, _timer: timer }
 }
 
 /// A program may end the runtime of the engine before it closes the bus. Another responder does not get the request.
@@ -73,7 +36,7 @@ async fn what_was_sent_is_not_given_to_another_responder_when_the_runtime_ends()
         let nodes = nodes(one, server.engine(server.options()).await);
         let service = fresh("runtime");
         let elsewhere = nodes.other.serve(&service, BatchLimit::ONE).unwrap();
-        until_served(&nodes.one, &service).await;
+        until_served(&nodes.one, &service, true).await;
         let asked = tokio::spawn(nodes.one.request(&service, patient("once")));
         let in_hand = soon(elsewhere).await.unwrap();
         let _responder = nodes.one.serve(&service, BatchLimit::ONE).unwrap();
@@ -93,7 +56,7 @@ async fn each_node_serves_for_itself_while_the_server_is_away() {
             nodes(server.engine(options.clone()).await, server.engine(options.clone()).await);
         let service = fresh("away");
         let responder = respond(&nodes.other, &service, |request| request.reply("here").unwrap());
-        until_served(&nodes.one, &service).await;
+        until_served(&nodes.one, &service, true).await;
         server.kill();
         assert_eq!(soon(nodes.other.request(&service, "x")).await.unwrap().payload, "here");
         let away = async {
@@ -117,7 +80,7 @@ async fn each_node_serves_for_itself_while_the_server_is_away() {
         assert_eq!(soon(first).await.unwrap().unwrap().payload, "1");
         assert_eq!(soon(second).await.unwrap().unwrap().payload, "2");
         server.run();
-        until_served(&nodes.one, &service).await;
+        until_served(&nodes.one, &service, true).await;
         assert_eq!(soon(nodes.one.request(&service, patient("x"))).await.unwrap().payload, "2");
         responder.abort();
     }
@@ -161,7 +124,7 @@ async fn what_is_too_large_for_the_server_is_said() {
             let payload = vec![7; request.payload().len() * 2];
             request.reply(payload).unwrap();
         });
-        until_served(&nodes.one, &service).await;
+        until_served(&nodes.one, &service, true).await;
         let too_large = EngineError::TooLarge { limit: 1 << 20 };
         let refused = soon(nodes.one.request(&service, patient(vec![0; 1 << 20]))).await;
         assert_eq!(refused, Err(too_large.into()));
@@ -190,7 +153,7 @@ async fn a_node_that_is_lost_is_not_asked() {
         let nodes = nodes(server.engine(near.clone()).await, server.engine(far.clone()).await);
         let service = fresh("lost");
         let busy = nodes.other.serve(&service, BatchLimit::ONE).unwrap();
-        until_served(&nodes.one, &service).await;
+        until_served(&nodes.one, &service, true).await;
         let request = NewRequest::new("x").timeout(Duration::from_secs(2));
         let asked = tokio::spawn(nodes.one.request(&service, request));
         let in_hand = soon(busy).await.unwrap();
@@ -233,38 +196,27 @@ async fn no_request_is_served_twice_although_connections_are_cut() {
                 })
             })
             .collect();
-        until_served(&nodes.one, &service).await;
+        until_served(&nodes.one, &service, true).await;
         let cut = async {
             for turn in 0..8 {
                 sleep(Duration::from_millis(100)).await;
                 proxies[turn % 2].cut();
             }
         };
-        let ask = async {
-            let mut asked = Vec::new();
-            for n in 0..REQUESTS {
-                let request = NewRequest::new(n.to_string()).timeout(Duration::from_secs(3));
-                asked.push(tokio::spawn(nodes.one.request(&service, request)));
-                sleep(Duration::from_millis(3)).await;
-            }
-            let mut replied = 0;
-            for (n, asked) in asked.into_iter().enumerate() {
-                match soon(asked).await.unwrap() {
-                    Ok(reply) => {
-                        assert_eq!(reply.payload, n.to_string());
-                        replied += 1;
-                    }
-                    Err(
-                        RequestError::TimedOut
-                        | RequestError::NoResponder
-                        | RequestError::Engine(EngineError::Unavailable),
-                    ) => {}
-                    Err(error) => panic!("{error:?}"),
-                }
-            }
-            replied
-        };
-        let (replied, ()) = tokio::join!(ask, cut);
+        let load = Load { count: REQUESTS, pause: Duration::from_millis(3) };
+        let request = |n: usize| NewRequest::new(n.to_string()).timeout(Duration::from_secs(3));
+        let buses = [&nodes.one];
+        let (outcomes, ()) = tokio::join!(load.ask(&buses, &service, request), cut);
+        for error in &outcomes.errors {
+            let is_expected = matches!(
+                error,
+                RequestError::TimedOut
+                    | RequestError::NoResponder
+                    | RequestError::Engine(EngineError::Unavailable)
+            );
+            assert!(is_expected, "{error:?}");
+        }
+        let replied = outcomes.replied;
         assert!(replied > REQUESTS / 4, "{replied}");
         let mut served = std::mem::take(&mut *served.lock().unwrap());
         let count = served.len();
@@ -272,10 +224,7 @@ async fn no_request_is_served_twice_although_connections_are_cut() {
         served.dedup();
         assert_eq!(served.len(), count, "a request was served twice");
         assert!(count >= replied);
-        let stats = nodes.one.service(&service).unwrap();
-        let counters = &stats.counters;
-        let over = counters.replied + counters.failed + counters.timed_out + counters.refused;
-        assert_eq!((counters.asked, stats.away), (over, 0), "{stats:?}");
+        assert_balance(&nodes.one.service(&service).unwrap());
         responders.iter().for_each(JoinHandle::abort);
     }
 }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use msgbus_core::{BatchLimit, NewRequest, RequestError, TopicName};
-use msgbus_engine_testkit::server::{Kind, Program, Server};
+use msgbus_engine_testkit::{
+    requests,
+    server::{Kind, Program, Server},
+};
 use msgbusd::config::{Config, EngineConfig, EngineTopics};
 use serde_json::json;
 use tokio::{
@@ -67,12 +70,7 @@ fn respond(
     service: &str,
     answer: impl Fn(msgbus_core::Request) + Send + 'static,
 ) -> JoinHandle<()> {
-    let (bus, service) = (daemon.bus.clone(), service.parse().unwrap());
-    tokio::spawn(async move {
-        while let Ok(requests) = bus.serve(&service, BatchLimit::ONE).unwrap().await {
-            requests.into_iter().for_each(&answer);
-        }
-    })
+    requests::respond(&daemon.bus, &service.parse().unwrap(), answer)
 }
 
 #[tokio::test]
@@ -338,11 +336,8 @@ async fn accounts_of_all_servers_balance_under_load() {
         let name: TopicName = "load".parse().unwrap();
         let stats: Vec<_> = doors.iter().map(|door| door.bus.service(&name).unwrap()).collect();
         for stats in &stats {
-            let counters = &stats.counters;
-            let over = counters.replied + counters.failed + counters.timed_out;
-            assert_eq!(counters.asked, over, "{stats:?}");
-            assert_eq!(counters.asked, (REQUESTERS / 3 * EACH) as u64);
-            assert_eq!((stats.queued, stats.in_hand, stats.away), (0, 0, 0), "{stats:?}");
+            requests::assert_balance(stats);
+            assert_eq!(stats.counters.asked, (REQUESTERS / 3 * EACH) as u64);
         }
         let sum = |count: fn(&msgbus_core::ServiceCounters) -> u64| {
             stats.iter().map(|stats| count(&stats.counters)).sum::<u64>()
