@@ -99,6 +99,7 @@ pub(crate) struct Topics {
     pub(crate) pattern: Option<TopicPattern>,
     pub(crate) groups: bool,
     pub(crate) json: bool,
+    pub(crate) quiet: bool,
 }
 
 #[derive(Debug)]
@@ -332,7 +333,8 @@ impl Options {
     ) -> Result<Topics, Failure> {
         let (prefix, pattern) = self.listed(arguments)?;
         let (groups, json) = (self.switch("--groups"), self.switch("--json"));
-        Ok(Topics { prefix, pattern, groups, json, client: self.client()?.0 })
+        let (client, quiet) = (self.client()?.0, self.quiet);
+        Ok(Topics { client, prefix, pattern, groups, json, quiet })
     }
 
     fn services(

@@ -18,7 +18,7 @@ use crate::{
     args::{Info, Ping, Purge, Rm, Topics},
     failure::{Exit, Failure},
     groups,
-    output::{print, printable},
+    output::{note, print, printable},
     pull::RETRY_AFTER,
     signals::Stop,
 };
@@ -46,6 +46,9 @@ pub(crate) async fn list(args: Topics) -> Result<Exit, Failure> {
             text.push_str(&format!("\n{}", groups::summary(groups, false)));
         }
         print(&text)?;
+    }
+    if args.groups && !args.quiet && topics.iter().any(|topic| topic.engine.is_some()) {
+        note("groups of topics in an engine are not listed; see msgbus group TOPIC GROUP");
     }
     Ok(Exit::Done)
 }

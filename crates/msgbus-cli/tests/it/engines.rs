@@ -41,6 +41,12 @@ async fn what_nobody_counts_is_not_shown() {
         let table = on(&daemon, &["topics"]).await.out;
         let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(row, ["t", "1", "-", "-", "-", "-", "-"]);
+        let groups = on(&daemon, &["topics", "--groups"]).await.err;
+        assert_eq!(
+            groups,
+            "msgbus: groups of topics in an engine are not listed; see msgbus group TOPIC GROUP\n"
+        );
+        assert_eq!(on(&daemon, &["-q", "topics", "--groups"]).await.err, "");
         let json = on(&daemon, &["topics", "--json"]).await.out;
         assert_eq!(json, "{\"engine\":\"main\",\"name\":\"t\",\"retained\":1}\n");
         let shown = on(&daemon, &["info", "t"]).await.out;
@@ -93,7 +99,7 @@ async fn a_pull_says_that_the_engine_is_away() {
         let daemon = door(&engine).await;
         assert_eq!(on(&daemon, &["request", "nobody", "x"]).await.code, Some(7));
         engine.kill();
-        let text = "503: the engine of this topic is not available";
+        let text = "503: the engine is not available";
         for group in [&[][..], &["-g", "g"]] {
             // With a time, the last attempt is shortly before its end.
             for time in [&[][..], &["--fail-empty"], &["--wait", "2s"], &["--timeout", "2s"]] {
