@@ -356,12 +356,19 @@ pub struct EngineStats {
 /// Whether an engine can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Health {
-    /// Whether its server can be reached, and serves topics.
-    pub is_up: bool,
+    /// Why it cannot be used now: its server cannot be reached, or does not serve topics.
+    pub problem: Option<EngineError>,
     /// How often the connection to it was made again after it had broken.
     pub reconnects: u64,
     /// A setting of the server with which topics may lose messages. The log has it, too.
     pub warning: Option<&'static str>,
+}
+
+impl Health {
+    /// Whether it can be used now.
+    pub fn is_up(&self) -> bool {
+        self.problem.is_none()
+    }
 }
 
 /// Whether a service is served at a bus.

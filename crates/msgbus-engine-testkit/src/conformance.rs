@@ -385,7 +385,7 @@ pub async fn topics_are_listed_in_order(subject: &Subject) {
     assert_eq!(list("", 2).await.unwrap(), (expected[..2].to_vec(), true));
     let after = format!("{prefix}b");
     assert_eq!(list(&after, 2).await.unwrap(), (expected[3..].to_vec(), false));
-    assert!(subject.other.health().is_up);
+    assert!(subject.other.health().is_up());
 }
 
 /// Operations that block work on threads that no runtime has.

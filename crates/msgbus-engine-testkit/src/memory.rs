@@ -323,7 +323,7 @@ impl Engine for MemoryEngine {
     }
 
     fn health(&self) -> Health {
-        Health { is_up: self.lock().faults.error.is_none(), ..Health::default() }
+        Health { problem: self.lock().faults.error, ..Health::default() }
     }
 
     fn max_age(&self) -> Option<Duration> {

@@ -216,8 +216,9 @@ impl Connection {
     }
 
     pub(crate) fn health(&self) -> Health {
-        let is_up = self.check_connected().is_ok() && *self.answers.lock() == Some(Ok(()));
-        Health { is_up, reconnects: self.connects().saturating_sub(1), warning: None }
+        let answers = self.answers.lock().unwrap_or(Err(EngineError::Unavailable));
+        let problem = self.check_connected().and(answers).err();
+        Health { problem, reconnects: self.connects().saturating_sub(1), warning: None }
     }
 
     /// Asks for the stream, again and again: a server may be silent, or may not serve it, although there is a connection.
@@ -226,7 +227,7 @@ impl Connection {
         const SOON: Duration = Duration::from_millis(500);
         while let Some(connection) = connection.upgrade() {
             connection.probe().await;
-            let pause = if connection.health().is_up { INTERVAL } else { SOON };
+            let pause = if connection.health().is_up() { INTERVAL } else { SOON };
             drop(connection);
             sleep(pause).await;
         }

@@ -171,8 +171,8 @@ impl Shared {
 
     pub(crate) fn health(&self) -> Health {
         let connects = self.connects.load(Relaxed);
-        let (is_up, reconnects) = (self.state.borrow().is_ok(), connects.saturating_sub(1));
-        Health { is_up, reconnects, warning: *self.warning.lock() }
+        let problem = self.state.borrow().as_ref().err().copied();
+        Health { problem, reconnects: connects.saturating_sub(1), warning: *self.warning.lock() }
     }
 
     /// Waits for a connection, for at most so long.

@@ -48,7 +48,7 @@ impl Connect for Server {
     async fn engine(&self, options: NatsOptions) -> NatsEngine {
         let engine = NatsEngine::connect(options, ConnectOptions::new()).await.unwrap();
         let connected = async {
-            while !engine.health().is_up {
+            while !engine.health().is_up() {
                 sleep(Duration::from_millis(10)).await;
             }
         };

@@ -11,7 +11,7 @@ async fn refused(engine: &NatsEngine) -> EngineError {
         loop {
             let error = engine.publish(&topic, vec!["x".into()]).await.unwrap_err();
             if error != EngineError::Unavailable {
-                assert!(!engine.health().is_up);
+                assert!(!engine.health().is_up());
                 return error;
             }
             sleep(Duration::from_millis(10)).await;
@@ -44,7 +44,7 @@ async fn a_stream_that_cannot_be_made_says_why() {
 
 async fn is_up(engine: &NatsEngine) {
     let is_up = async {
-        while !engine.health().is_up {
+        while !engine.health().is_up() {
             sleep(Duration::from_millis(10)).await;
         }
     };

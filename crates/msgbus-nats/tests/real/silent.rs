@@ -57,7 +57,7 @@ async fn a_silent_server_counts_as_away() {
         soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
         server.signal("-STOP");
         let silent = async {
-            while engine.health().is_up {
+            while engine.health().is_up() {
                 sleep(Duration::from_millis(10)).await;
             }
         };
@@ -69,7 +69,7 @@ async fn a_silent_server_counts_as_away() {
         }
         server.signal("-CONT");
         let back = async {
-            while !engine.health().is_up {
+            while !engine.health().is_up() {
                 sleep(Duration::from_millis(10)).await;
             }
         };

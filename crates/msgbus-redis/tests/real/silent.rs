@@ -106,7 +106,7 @@ async fn everybody_notices_a_server_that_falls_silent_and_goes_on_when_it_is_bac
         let waiting = tokio::spawn(bus.pull_wait(&idle, BatchLimit::ONE).unwrap());
         // Nobody asks for anything: it is noticed all the same.
         server.signal("-STOP");
-        until(|| !engine.health().is_up).await;
+        until(|| !engine.health().is_up()).await;
         is_away(&engine, &bus, &topic).await;
         soon(waiting).await.unwrap().unwrap_err();
         // Who comes now does not wait either.
@@ -114,7 +114,7 @@ async fn everybody_notices_a_server_that_falls_silent_and_goes_on_when_it_is_bac
         server.signal("-CONT");
         publish(&bus, &topic, "after").await;
         gets(&mut follower, "after").await;
-        assert!(engine.health().is_up);
+        assert!(engine.health().is_up());
         until(|| bus.engine_window(&topic).unwrap().stalled.is_none()).await;
     }
 }

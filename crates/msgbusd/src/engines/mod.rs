@@ -9,8 +9,8 @@ mod runtime;
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use msgbus_core::{
-    MessageBus,
-    engine::{Engine, EngineRule, EngineUsage, Health, WindowStats},
+    MessageBus, TopicName, TopicPattern,
+    engine::{Engine, EngineError, EngineRule, EngineUsage, Health, WindowStats},
 };
 use thiserror::Error;
 use tokio::time::timeout;
@@ -62,6 +62,25 @@ pub(crate) fn check(engine: &EngineConfig) -> Result<(), String> {
 fn known_schemes() -> String {
     let schemes = KINDS.iter().flat_map(|kind| kind.schemes);
     schemes.map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(", ")
+}
+
+/// Says which settings have no effect on topics in engines, whose patterns nobody can follow.
+pub(crate) fn warn_of_patterns(config: &Config, bus: &MessageBus) {
+    let warn_of = |flag: &str, pattern: &TopicPattern| {
+        // The name of a topic is no pattern.
+        let is_name = pattern.to_string().parse::<TopicName>().is_ok();
+        if let (false, Err(error)) = (is_name, bus.may_follow(pattern)) {
+            warn!(
+                "{flag} has no effect, because topics of {pattern} may live in an engine: {error}"
+            );
+        }
+    };
+    for pattern in &config.drs.broadcast {
+        warn_of(&format!("--drs-broadcast {pattern}"), pattern);
+    }
+    if let (Some(key), Ok(everything)) = (config.middleman.super_keys.first(), "**".parse()) {
+        warn_of(&format!("--middleman-super {key}"), &everything);
+    }
 }
 
 /// An engine with the name that the configuration gives it.
@@ -146,10 +165,9 @@ impl Engines {
         named.map_or("", |named| &named.name)
     }
 
-    /// An engine that cannot be used now.
-    pub(crate) fn down(&self) -> Option<&str> {
-        let down = self.list.iter().find(|named| !named.engine.health().is_up)?;
-        Some(&down.name)
+    /// An engine that cannot be used now, and why.
+    pub(crate) fn down(&self) -> Option<(&str, EngineError)> {
+        self.list.iter().find_map(|named| Some((&*named.name, named.engine.health().problem?)))
     }
 
     /// All engines, with what the bus has asked of them, and how many of these windows each has.
@@ -178,27 +196,29 @@ impl Engines {
 /// Logs when an engine is lost, and when it is back.
 #[derive(Debug, Default)]
 pub(crate) struct EngineWatch {
-    /// By the order of the engines: whether each was up.
-    was_up: Vec<Option<bool>>,
+    /// By the order of the engines: whether each can be used, if it is known.
+    known: Vec<Option<Result<(), EngineError>>>,
     /// Whether the engines have had some time to connect.
     is_late: bool,
 }
 
 impl EngineWatch {
     pub(crate) fn check(&mut self, engines: &Engines) {
-        self.was_up.resize(engines.list.len(), None);
-        for (named, was_up) in engines.list.iter().zip(&mut self.was_up) {
-            let is_up = named.engine.health().is_up;
-            let (name, kind) = (&named.name, named.engine.kind());
-            if !is_up && !self.is_late {
+        self.known.resize(engines.list.len(), None);
+        for (named, known) in engines.list.iter().zip(&mut self.known) {
+            let state = named.engine.health().problem.map_or(Ok(()), Err);
+            if state.is_err() && !self.is_late || *known == Some(state) {
                 continue;
             }
-            match (was_up.replace(is_up), is_up) {
-                (Some(true) | None, false) => {
-                    warn!("the engine {name} ({kind}) is not available: its topics are refused");
+            *known = Some(state);
+            let (name, kind) = (&named.name, named.engine.kind());
+            match state {
+                Ok(()) => info!("the engine {name} ({kind}) is available"),
+                Err(why) => {
+                    warn!(
+                        "the engine {name} ({kind}) cannot be used, its topics are refused: {why}"
+                    );
                 }
-                (Some(false) | None, true) => info!("the engine {name} ({kind}) is available"),
-                _ => {}
             }
         }
         self.is_late = true;

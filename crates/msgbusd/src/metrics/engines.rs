@@ -12,7 +12,7 @@ type Family = (&'static str, &'static str, &'static str, fn(&EngineReport<'_>) -
 
 const FAMILIES: [Family; 6] = [
     ("msgbus_engine_up", "Whether the engine can be used.", "gauge", |engine| {
-        engine.health.is_up.into()
+        engine.health.is_up().into()
     }),
     (
         "msgbus_engine_warning",

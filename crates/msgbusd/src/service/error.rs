@@ -87,27 +87,21 @@ fn store_text(error: StoreError) -> Cow<'static, str> {
     })
 }
 
-/// What a client can do about the engine of a topic.
+/// What a client can do about the engine of a topic or of a service.
 fn engine_text(error: EngineError) -> Cow<'static, str> {
     Cow::Borrowed(match error {
-        EngineError::Unavailable => {
-            "the engine of this topic is not available: nothing was done; retry shortly"
-        }
-        EngineError::Busy => {
-            "too much is waiting for the engine of this topic: nothing was done; retry shortly"
-        }
+        EngineError::Unavailable => "the engine is not available: nothing was done; retry shortly",
+        EngineError::Busy => "too much is waiting for the engine: nothing was done; retry shortly",
         EngineError::Unknown => {
-            "the engine of this topic has not answered: it is unknown whether this was done; a publish \
-             with an Idempotency-Key can be repeated"
+            "the engine has not answered: it is unknown whether this was done; a publish with an \
+             Idempotency-Key can be repeated"
         }
-        EngineError::Full => "the engine of this topic is full: nothing was kept",
+        EngineError::Full => "the engine is full: nothing was kept",
         EngineError::Denied => {
-            "the engine of this topic refuses this server: its credentials are wrong, or do not permit \
-             this"
+            "the engine refuses this server: its credentials are wrong, or do not permit this"
         }
         EngineError::NotSupported { engine, operation } => {
-            return format!("not for a topic that lives in an engine: {engine} cannot {operation}")
-                .into();
+            return format!("the engine {engine} cannot {operation}").into();
         }
         error => return error.to_string().into(),
     })

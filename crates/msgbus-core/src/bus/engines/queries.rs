@@ -88,6 +88,14 @@ impl MessageBus {
         Ok(all)
     }
 
+    /// Whether a pattern can be followed: it cannot if a topic that matches may live in an engine.
+    ///
+    /// # Errors
+    /// [`EngineError::NotSupported`].
+    pub fn may_follow(&self, pattern: &TopicPattern) -> Result<(), EngineError> {
+        self.0.refuse_pattern(pattern)
+    }
+
     /// A group of a topic that lives in an engine. `None` if the topic does not, or if there is no such group.
     ///
     /// # Errors

@@ -116,8 +116,7 @@ impl Window {
     /// Why the engine does not deliver. Its feed may not have noticed yet that the server is gone.
     pub(super) fn stalled(&self) -> Option<EngineError> {
         let stalled = self.state.lock().stalled;
-        let is_up = || self.engine.engine.health().is_up;
-        stalled.or_else(|| (!is_up()).then_some(EngineError::Unavailable))
+        stalled.or_else(|| self.engine.engine.health().problem)
     }
 
     pub(super) fn stats(&self) -> WindowStats {

@@ -6,7 +6,7 @@ use hyper::{Method, Request, StatusCode};
 use msgbus_core::{GroupStats, TopicName, TopicPattern, TopicStats, engine::EngineStats, json};
 
 use super::{
-    error::ApiError, response::HttpResponse, response::content, response::no_store,
+    credentials, error::ApiError, response::HttpResponse, response::content, response::no_store,
     routes::AdminRoute,
 };
 use crate::{
@@ -34,7 +34,7 @@ pub(super) async fn answer<B>(
     Ok(match route {
         AdminRoute::Metrics => metrics_page(call.worker).await,
         AdminRoute::Health => health(call.worker),
-        AdminRoute::Ready => readiness(call.worker),
+        AdminRoute::Ready => readiness(call.worker, credentials::is_operator(call.worker, request)),
         AdminRoute::Stats => stats(call.worker).await,
         AdminRoute::Ticket => return ticket(call.worker, request, call.principal),
         AdminRoute::Inspect(Target::Topic(topic)) => return inspect(&call, topic).await,
@@ -103,13 +103,16 @@ fn health(worker: &Worker) -> HttpResponse {
     response
 }
 
-/// `/readyz`: whether the server can keep messages, on its disk and in its engines.
-fn readiness(worker: &Worker) -> HttpResponse {
+/// `/readyz`: whether the server can keep messages, on its disk and in its engines. Why it cannot is for operators.
+fn readiness(worker: &Worker, is_operator: bool) -> HttpResponse {
     let has_failed = worker.store.as_ref().is_some_and(|store| store.stats().failure.is_some());
     let down = worker.engines.as_ref().and_then(Engines::down);
     let problem = match down {
         _ if has_failed => "the disk has failed\n".to_owned(),
-        Some(name) => format!("the engine {name} is not available\n"),
+        Some((name, problem)) if is_operator => {
+            format!("the engine {name} cannot be used: {problem}\n")
+        }
+        Some((name, _)) => format!("the engine {name} cannot be used\n"),
         None => return health(worker),
     };
     let mut response = content(worker, "text/plain; charset=utf-8", problem);

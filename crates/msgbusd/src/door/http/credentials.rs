@@ -11,7 +11,12 @@ use hyper::{
     header::{self, HeaderMap},
 };
 
-use super::{error::ApiError, negotiate::items, query::Query, routes::Route};
+use super::{
+    error::ApiError,
+    negotiate::items,
+    query::Query,
+    routes::{AdminRoute, Route},
+};
 use crate::{
     auth::{Keyring, Principal},
     service::{self, error::ServiceError},
@@ -33,6 +38,13 @@ pub(super) fn check<B>(
     let principal = principal(keyring, route, request, query)?;
     service::require(&principal, permission)?;
     Ok(Some(principal))
+}
+
+/// Whether who asks may see what `/metrics` shows.
+pub(super) fn is_operator<B>(app: &App, request: &Request<B>) -> bool {
+    let route = Route::Admin(AdminRoute::Metrics);
+    let query = Query::of(request);
+    check(app, &route, request, &query).is_ok()
 }
 
 /// The principal of a request, from the first of the possible credentials that is present.

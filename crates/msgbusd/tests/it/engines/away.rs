@@ -6,18 +6,25 @@ use std::{
     time::Duration,
 };
 
-use msgbusd::config::Config;
+use msgbusd::{auth::KeyFile, config::Config};
 use tokio::time::sleep;
 
 use super::{door_with, on_each};
-use crate::{stream::Stream, support::soon};
+use crate::{
+    keys::{File, bearer, key},
+    stream::Stream,
+    support::soon,
+};
 
 #[tokio::test]
 async fn a_server_starts_without_its_engine_and_is_ready_with_it() {
     on_each(async |mut engine| {
         let daemon = door_with(&engine, |_| {});
         assert_eq!(daemon.get("/healthz").await.status, 200);
-        daemon.get("/readyz").await.refuses(503, "the engine main is not available");
+        daemon
+            .get("/readyz")
+            .await
+            .refuses(503, "the engine main cannot be used: the engine is not available");
         let refused = daemon.put("/t", "x").await;
         refused.refuses(503, "not available");
         assert_eq!(refused.header("Retry-After"), Some("1"));
@@ -39,6 +46,27 @@ async fn a_server_starts_without_its_engine_and_is_ready_with_it() {
         let daemon = daemon.ready().await;
         assert_eq!(daemon.put("/t", "x").await.status, 202);
         assert_eq!(daemon.metric("msgbus_engine_up{engine=\"main\"}").await, 1);
+    })
+    .await;
+}
+
+/// Why an engine cannot be used is for those who may read the metrics.
+#[tokio::test]
+async fn strangers_are_not_told_why_an_engine_cannot_be_used() {
+    on_each(async |engine| {
+        let (operator, worker) = (key("ops", &["inspect:**"]), key("worker", &["pull:**"]));
+        let keys = File::new(&[], &[&operator, &worker]);
+        let keys = KeyFile::read(keys.path()).unwrap();
+        let daemon = door_with(&engine, |config| config.keys = Some(keys));
+        let ready = async |headers: &[&str]| daemon.send("GET", "/readyz", headers, b"").await;
+        let unknown = "Authorization: Bearer unknown".to_owned();
+        for credentials in [None, Some(bearer(&worker)), Some(unknown)] {
+            let headers: Vec<&str> = credentials.iter().map(String::as_str).collect();
+            let reply = ready(&headers).await;
+            assert_eq!((reply.status, reply.text()), (503, "the engine main cannot be used\n"));
+        }
+        let why = "the engine main cannot be used: the engine is not available";
+        ready(&[&bearer(&operator)]).await.refuses(503, why);
     })
     .await;
 }

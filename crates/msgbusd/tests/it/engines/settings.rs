@@ -110,6 +110,24 @@ fn say_until(daemon: &Running, request: &str, expected: &str) -> String {
     }
 }
 
+/// They would be accepted silently, and deliver nothing.
+#[test]
+fn settings_that_follow_patterns_of_engines_are_warned_of() {
+    let start = |more: &[&str]| {
+        let engine = ["--bind", "127.0.0.1:0", "--engine", "nats://127.0.0.1:1"];
+        Running::start(&mut msgbusd(&[&engine, more].concat())).opening.clone()
+    };
+    let broadcasts = start(&["--drs-broadcast", "all/**", "--drs-broadcast", "one"]);
+    let warning =
+        "--drs-broadcast all/** has no effect, because topics of all/** may live in an engine";
+    assert!(broadcasts.contains(warning) && !broadcasts.contains("broadcast one"), "{broadcasts}");
+    let copies = start(&["--middleman-super", "auditor"]);
+    assert!(copies.contains("--middleman-super auditor has no effect"), "{copies}");
+    let memory =
+        Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--drs-broadcast", "a/**"]));
+    assert!(!memory.opening.contains("no effect"), "{}", memory.opening);
+}
+
 /// The arguments of an engine that asks for a user and a password.
 fn arguments(kind: Kind, password: &str) -> Vec<String> {
     let arguments = match kind {
@@ -165,7 +183,15 @@ fn topics_choose_their_engine_and_passwords_come_from_files_and_variables() {
 
         let daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--engine", &url]));
         let refused = say_until(&daemon, "PUT /else", " 502 ");
-        assert!(refused.contains("refuses"), "{refused}");
+        assert!(
+            refused.contains("the engine refuses this server: its credentials are wrong"),
+            "{refused}"
+        );
+        let ready = daemon.say("GET /readyz");
+        assert!(
+            ready.contains("default cannot be used: the engine refuses it: its credentials"),
+            "{ready}"
+        );
     }
 }
 
