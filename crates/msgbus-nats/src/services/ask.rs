@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::{Client, HeaderMap, Message, Request, RequestErrorKind};
 use bytes::Bytes;
 use msgbus_core::{
-    RequestError, TopicName,
+    NewRequest, RequestError, TopicName,
     engine::{Asked, EngineError, TakeRequest, Urgency},
 };
 use tokio::{runtime::Handle, select, time::Instant};
@@ -109,19 +109,21 @@ pub(crate) async fn request(
         _ if !found.suits(urgency) => return Ok(Asked::Busy),
         Found::Node { address, .. } => address,
     };
-    let Some(request) = take() else { return Ok(Asked::Busy) };
-    let (payload, headers, left, may_repeat) = request.into_parts();
-    let (mut map, name) = (HeaderMap::new(), connection.client.new_inbox());
-    encode_headers(&headers, &mut map);
-    map.insert(TIMEOUT, left.as_millis().to_string().as_str());
-    map.insert(REQUEST, name.as_str());
-    if may_repeat {
-        map.insert(RETRY, "1");
+    match take() {
+        Some(request) => send(&connection, &service, address, request).await,
+        None => Ok(Asked::Busy),
     }
-    // A node that is killed does not answer. Then this ends by time, a little later than the requester.
-    let message = Request::new().headers(map).payload(payload);
-    let message = message.timeout(Some(left + Duration::from_secs(1)));
-    let client = connection.client.clone();
+}
+
+/// Sends a request to a node, and waits for what becomes of it.
+async fn send(
+    connection: &Connection,
+    service: &TopicName,
+    address: String,
+    request: NewRequest,
+) -> Result<Asked, EngineError> {
+    let (client, name) = (connection.client.clone(), connection.client.new_inbox());
+    let message = message(request, &name);
     let mut taken_back = TakeBack { client, address: address.clone(), name: Some(name) };
     let began = Instant::now();
     let answer = select! {
@@ -131,15 +133,14 @@ pub(crate) async fn request(
             return Err(EngineError::Denied);
         }
     };
-    let is_over = !answer.as_ref().is_err_and(|error| error.kind() == RequestErrorKind::TimedOut);
-    if is_over {
-        taken_back.name = None;
+    if answer.as_ref().is_err_and(|error| error.kind() == RequestErrorKind::TimedOut) {
+        return Ok(Asked::Over(Err(RequestError::TimedOut)));
     }
+    taken_back.name = None;
     match answer {
         Ok(answer) => Ok(asked(answer)),
         Err(error) => match error.kind() {
             RequestErrorKind::NoResponders => Ok(Asked::Refused(RequestError::NoResponder)),
-            RequestErrorKind::TimedOut => Ok(Asked::Over(Err(RequestError::TimedOut))),
             RequestErrorKind::MaxPayloadExceeded => {
                 Err(EngineError::TooLarge { limit: connection.client.max_payload() as u64 })
             }
@@ -149,6 +150,19 @@ pub(crate) async fn request(
             }
         },
     }
+}
+
+/// A request as it is sent. A node that is killed does not answer. Then it ends by time, a little later than the requester.
+fn message(request: NewRequest, name: &str) -> Request {
+    let (payload, headers, left, may_repeat) = request.into_parts();
+    let mut map = HeaderMap::new();
+    encode_headers(&headers, &mut map);
+    map.insert(TIMEOUT, left.as_millis().to_string().as_str());
+    map.insert(REQUEST, name);
+    if may_repeat {
+        map.insert(RETRY, "1");
+    }
+    Request::new().headers(map).payload(payload).timeout(Some(left + Duration::from_secs(1)))
 }
 
 /// Tells the node that has a request that nobody waits for the reply.

@@ -165,25 +165,27 @@ async fn a_node_that_is_lost_is_not_asked() {
     }
 }
 
+/// Two nodes whose connections can be cut.
+async fn nodes_to_cut(server: &Server) -> (Nodes, [Proxy; 2]) {
+    let port = server.port();
+    let proxies = [
+        Proxy::to(port, Duration::from_millis(2)).await,
+        Proxy::to(port, Duration::from_millis(2)).await,
+    ];
+    let servers = |proxy: &Proxy| format!("nats://{}", proxy.address);
+    let options = |proxy| NatsOptions { servers: servers(proxy), ..server.options() };
+    let one = server.engine(options(&proxies[0])).await;
+    let other = server.engine(options(&proxies[1])).await;
+    (nodes(one, other), proxies)
+}
+
 /// Requests go on while connections are cut: each has one outcome, and none is served twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_is_served_twice_although_connections_are_cut() {
     const REQUESTS: usize = 300;
     for program in programs() {
         let server = Server::start(&program);
-        let port = server.port();
-        let proxies = [
-            Proxy::to(port, Duration::from_millis(2)).await,
-            Proxy::to(port, Duration::from_millis(2)).await,
-        ];
-        let options = |proxy: &Proxy| NatsOptions {
-            servers: format!("nats://{}", proxy.address),
-            ..server.options()
-        };
-        let engines =
-            [server.engine(options(&proxies[0])).await, server.engine(options(&proxies[1])).await];
-        let [one, other] = engines;
-        let nodes = nodes(one, other);
+        let (nodes, proxies) = nodes_to_cut(&server).await;
         let service = fresh("cut");
         let served = Arc::new(std::sync::Mutex::new(Vec::new()));
         let responders: Vec<_> = (0..4)
@@ -207,14 +209,10 @@ async fn no_request_is_served_twice_although_connections_are_cut() {
         let request = |n: usize| NewRequest::new(n.to_string()).timeout(Duration::from_secs(3));
         let buses = [&nodes.one];
         let (outcomes, ()) = tokio::join!(load.ask(&buses, &service, request), cut);
+        let away = RequestError::Engine(EngineError::Unavailable);
+        let expected = [RequestError::TimedOut, RequestError::NoResponder, away];
         for error in &outcomes.errors {
-            let is_expected = matches!(
-                error,
-                RequestError::TimedOut
-                    | RequestError::NoResponder
-                    | RequestError::Engine(EngineError::Unavailable)
-            );
-            assert!(is_expected, "{error:?}");
+            assert!(expected.contains(error), "{error:?}");
         }
         let replied = outcomes.replied;
         assert!(replied > REQUESTS / 4, "{replied}");
