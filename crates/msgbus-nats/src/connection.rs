@@ -379,18 +379,20 @@ impl Connection {
             warn!(stream = found.name, "{why}");
         }
         let wanted = self.config();
+        let value = |value: &dyn fmt::Debug| format!("{value:?}");
+        let per_topic = |config: &Config| value(&config.max_messages_per_subject);
         let differs = [
-            ("max_age", found.max_age != wanted.max_age),
-            ("max_bytes", found.max_bytes != wanted.max_bytes),
-            ("replicas", found.num_replicas != wanted.num_replicas),
-            (
-                "max_messages_per_topic",
-                found.max_messages_per_subject != wanted.max_messages_per_subject,
-            ),
-            ("duplicate_window", found.duplicate_window != wanted.duplicate_window),
+            ("max_age", value(&found.max_age), value(&wanted.max_age)),
+            ("max_bytes", value(&found.max_bytes), value(&wanted.max_bytes)),
+            ("replicas", value(&found.num_replicas), value(&wanted.num_replicas)),
+            ("max_messages_per_topic", per_topic(found), per_topic(&wanted)),
+            ("duplicate_window", value(&found.duplicate_window), value(&wanted.duplicate_window)),
         ];
-        for (setting, _) in differs.iter().filter(|(_, differs)| *differs) {
-            warn!(stream = found.name, setting, "the stream has another value than the options");
+        for (setting, found_value, wanted) in differs {
+            if found_value != wanted {
+                let why = "the stream has another value than the options";
+                warn!(stream = found.name, setting, has = found_value, options = wanted, "{why}");
+            }
         }
     }
 }
@@ -407,6 +409,8 @@ fn hear(event: &Event, is_denied: &AtomicBool, refusals: &Refusals) {
         // Each attempt to connect fails with one.
         Event::ClientError(error) => debug!("NATS: {error}"),
         Event::ServerError(error) if refusals.hear(error) => {}
+        Event::Connected => info!("connected to NATS"),
+        Event::Disconnected => warn!("the connection to NATS is lost"),
         event => info!("NATS: {event}"),
     }
 }

@@ -93,24 +93,24 @@ pub(crate) async fn read(
         // The request, or what was sent, is lost if the connection breaks.
         let time = connection.options.timeout.min(5 * EXPIRES);
         // An error is the end of what has room, or a failure: then the page is short.
-        while let Ok(Some(Ok(message))) = timeout(time, batch.next()).await {
+        let has_ended = loop {
+            let next = timeout(time, batch.next()).await;
+            let Ok(Some(Ok(message))) = next else { break matches!(next, Ok(None)) };
             if !is_next(&message, messages.len() as u64) {
-                break;
+                break false;
             }
             bytes += message.payload.len();
             messages.push(delivered(&message, known.max_age)?);
             if bytes >= limit.bytes.max(1) {
-                break;
+                break false;
             }
-        }
-        if messages.is_empty() {
-            let info = consumer.get_info().await.map_err(|error| failed(&error))?;
-            if info.num_pending > 0 || info.delivered.consumer_sequence > 0 {
-                // There are some, and none has come.
-                return Err(EngineError::Unavailable);
-            }
-            // They have been removed meanwhile.
+        };
+        if messages.is_empty() && has_ended {
+            // Those that were counted have expired, or the server has counted wrong.
             pending = 0;
+        } else if messages.is_empty() {
+            // There were some, and none has come.
+            return Err(EngineError::Unavailable);
         }
     }
     let (known, name) = (Arc::clone(known), consumer.cached_info().name.clone());
@@ -139,13 +139,6 @@ pub(crate) async fn page(
         _ => None,
     };
     let overlooked = overlooked.filter(|first| first.sequence < end);
-    if let Begin::Time(time) = from
-        && read.is_empty()
-        && last_message(&known, &subject).await?.is_some_and(|(id, at)| id < end && at >= time)
-    {
-        // The server of the consumer is behind the leader.
-        return Err(EngineError::Unavailable);
-    }
     let is_short = has_more || overlooked.is_some();
     if read.is_empty()
         && let Some(StreamMessage { sequence, time, headers, payload, .. }) = overlooked

@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use async_nats::ServerAddr;
+
 /// The options of an engine on NATS.
 #[derive(Clone)]
 pub struct NatsOptions {
@@ -47,6 +49,25 @@ impl NatsOptions {
             timeout: Duration::from_secs(5),
             secret: None,
         }
+    }
+
+    /// Refuses addresses that no server can have. It connects to nothing.
+    ///
+    /// # Errors
+    /// What is wrong. It does not repeat the address, which may have a password.
+    pub fn check(&self) -> Result<(), &'static str> {
+        for server in self.servers.split(',').map(str::trim) {
+            let wanted = "write nats://HOST:PORT, several with commas";
+            let address: ServerAddr = server.parse().map_err(|_| wanted)?;
+            if address.host().is_empty() {
+                return Err(wanted);
+            }
+            let url = address.into_inner();
+            if !matches!(url.path(), "" | "/") || url.query().is_some() {
+                return Err("the address of NATS has nothing after the port");
+            }
+        }
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{Bind, auth::KeyFile};
 pub(super) fn check(config: &mut Config, layer: &Layer) -> Result<(), ConfigError> {
     check_reach(config, layer)?;
     check_certificate(config, layer)?;
+    note_doors(config, layer);
     check_inflight(config, layer)
 }
 
@@ -30,6 +31,22 @@ pub(super) fn read_files(config: &mut Config, layer: &Layer) -> Result<(), Confi
         };
         ConfigError::new(origin(layer, name, flag), error.to_string())
     })
+}
+
+/// Adds notices about settings of doors that there are not.
+fn note_doors(config: &mut Config, layer: &Layer) {
+    for door in ["middleman", "drs"] {
+        let prefix = format!("{door}-");
+        let is_of_door = |name: &str| name.starts_with(&prefix);
+        if config.doors.iter().any(|open| open.protocol.flag() == format!("--{door}")) {
+            continue;
+        }
+        let mut names: Vec<_> = layer.keys().filter(|name| is_of_door(name)).collect();
+        names.sort_unstable();
+        for name in names {
+            config.notices.push(format!("--{name} has no effect without --{door}"));
+        }
+    }
 }
 
 /// A server that other machines can reach needs keys, or `--open`.

@@ -117,6 +117,8 @@ pub(super) struct EngineRule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NotInEngines {
     pub(super) pattern: TopicPattern,
+    /// Whether engines have a setting for all of their topics.
+    pub(super) is_of_engines: bool,
     /// The line and the name of the setting, for errors.
     pub(super) origin: String,
 }
@@ -232,7 +234,8 @@ impl EngineConfig {
     fn check_credentials(&self) -> Result<(), String> {
         let has_user = self.user.is_some();
         if has_user && self.password.is_none() {
-            return Err("user needs password-file".to_owned());
+            let variable = self.variable("PASSWORD");
+            return Err(format!("user needs password-file, or {}", variable.to_string_lossy()));
         }
         if has_user && self.token.is_some() {
             return Err("use a user and a password, or a token".to_owned());
@@ -307,7 +310,15 @@ pub(super) fn apply(config: &mut Config, layer: &Layer, rules: &Rules) -> Result
         config.engine_topics.clear();
     }
     check_rules(config, rules)?;
-    check_all_topics(config, layer)
+    check_all_topics(config, layer)?;
+    let is_used = |name: &String| {
+        config.engine_topics.iter().any(|topics| topics.engine.as_ref() == Some(name))
+    };
+    let unused = config.engines.iter().map(|engine| &engine.name).filter(|name| !is_used(name));
+    let note = |name: &String| format!("[engines.{name}] is not used: no topics live in it");
+    let notices: Vec<_> = unused.map(note).collect();
+    config.notices.extend(notices);
+    Ok(())
 }
 
 /// Refuses settings of rules whose topics live in an engine.
@@ -317,9 +328,11 @@ fn check_rules(config: &Config, rules: &Rules) -> Result<(), ConfigError> {
         // The most specific pattern counts.
         let home = config.engine_topics.iter().filter(covers).min_by_key(|topics| &topics.pattern);
         if let Some(engine) = home.and_then(|topics| topics.engine.as_ref()) {
-            let problem = format!(
-                "topics in an engine have one setting for all of them, if any: see [engines.{engine}]"
-            );
+            let problem = if setting.is_of_engines {
+                format!("topics in an engine have one for all of them: see [engines.{engine}]")
+            } else {
+                "topics in an engine do not have it".to_owned()
+            };
             return Err(ConfigError::new(&setting.origin, problem));
         }
     }

@@ -213,7 +213,8 @@ fn rule(
                     durable.origin.clone_from(&origin);
                 }
                 if NOT_IN_ENGINES.contains(&name) {
-                    rules.not_in_engines.push(NotInEngines { pattern, origin });
+                    let is_of_engines = matches!(name, "ttl" | "max-queue-size");
+                    rules.not_in_engines.push(NotInEngines { pattern, is_of_engines, origin });
                 }
             }
         }

@@ -305,8 +305,8 @@ fn resolve(layer: &Layer, rules: &Rules) -> Result<Config, ConfigError> {
                 .map_err(|problem| ConfigError::new(origin, problem))?;
         }
     }
-    durable::apply(&mut config, layer, &rules.durable)?;
     engines::apply(&mut config, layer, rules)?;
+    durable::apply(&mut config, layer, &rules.durable)?;
     checks::check(&mut config, layer)?;
     Ok(config)
 }

@@ -42,6 +42,9 @@ type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn Engine>, String>> +
 impl Kind {
     /// The kind that a URL asks for. The error does not repeat the URL, which may have a password.
     fn of(url: &str) -> Result<&'static Self, String> {
+        if url.is_empty() {
+            return Err("url is missing".to_owned());
+        }
         let Some((scheme, _)) = url.split_once("://") else {
             return Err(format!("the URL of an engine begins with {}", known_schemes()));
         };

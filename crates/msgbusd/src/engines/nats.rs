@@ -21,7 +21,7 @@ fn check(engine: &EngineConfig) -> Result<(), String> {
     if engine.password.is_some() && engine.user.is_none() {
         return Err("a password needs a user".to_owned());
     }
-    options(engine).map(drop)
+    options(engine)?.check().map_err(|problem| format!("url: {problem}"))
 }
 
 fn options(engine: &EngineConfig) -> Result<NatsOptions, String> {

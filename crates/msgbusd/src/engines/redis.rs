@@ -27,8 +27,12 @@ fn check(engine: &EngineConfig) -> Result<(), String> {
     if (engine.tls_ca.is_some() || engine.tls_cert.is_some()) && !has_tls {
         return Err("tls-ca and tls-cert need a URL that begins with rediss://".to_owned());
     }
+    if engine.url.expose().contains(',') {
+        return Err("url: Redis has one address: write redis://HOST:PORT".to_owned());
+    }
     // The text of the error does not have the URL.
-    options.check().map_err(|error| format!("url: {}", error.category()))
+    let wanted = "write redis://HOST:PORT";
+    options.check().map_err(|error| format!("url: {}; {wanted}", error.category()))
 }
 
 fn options(engine: &EngineConfig) -> Result<RedisOptions, String> {

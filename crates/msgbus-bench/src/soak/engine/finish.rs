@@ -11,11 +11,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    super::{
-        invariants::Invariant,
-        payload,
-        raw_client::{self, Head},
-    },
+    super::{invariants::Invariant, payload, raw_client::Head},
     EngineSoak,
     accounts::{Accounts, name},
     caller::Caller,
@@ -69,31 +65,9 @@ async fn ask(caller: &mut Caller, method: &str, target: &str) -> io::Result<(Hea
     }
 }
 
-/// Waits until each msgbusd has found the engine again.
-async fn find_engine(soak: &EngineSoak) {
-    let give_up = Instant::now() + TIMEOUT;
-    for node in &soak.cluster.endpoints {
-        soak.wait_for(format!("{} to be ready", node.address));
-        let request = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n";
-        loop {
-            let answer = raw_client::send_request(node, request, true).await;
-            let is_ready = answer.as_ref().is_ok_and(|(status, _)| *status == 200);
-            if is_ready || Instant::now() > give_up {
-                let mut invariants = soak.invariants.borrow_mut();
-                invariants.check(Invariant::Responses, is_ready, || {
-                    format!("{} is not ready: {answer:?}", node.address)
-                });
-                break;
-            }
-            sleep(POLL_INTERVAL).await;
-        }
-    }
-}
-
 /// Waits until subscriptions that have begun with the first message have received as many of this round as the engine has.
 pub(super) async fn settle(soak: &Rc<EngineSoak>, rng: &mut Rng) -> anyhow::Result<()> {
     let mut caller = Caller::new(soak, rng.fork());
-    find_engine(soak).await;
     let mut counts = Vec::new();
     for topic in Topic::all().filter(|topic| topic.is_kept()) {
         counts.push((topic, count(soak, &mut caller, topic).await?.1));

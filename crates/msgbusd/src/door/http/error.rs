@@ -96,7 +96,8 @@ pub(super) enum ApiError {
     NothingFrom { topic: TopicName, epoch: u64, start: StartPosition },
     #[error(
         "not found; try /-/stats, /-/topics/<topic>, /-/groups/<group>/<topic>, /-/ack/<token>, \
-         /-/services, /-/request/<service>, /-/serve/<service> or /-/ticket"
+         /-/nack/<token>, /-/extend/<token>, /-/services, /-/request/<service>, /-/serve/<service>, \
+         /-/reply/<token> or /-/ticket"
     )]
     NothingHere,
     #[error("method not allowed: use {allow}")]

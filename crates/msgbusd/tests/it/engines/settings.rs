@@ -30,6 +30,11 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
             &["--engine", "nats://127.0.0.1:4222", "--max-queue-size", "9999999999"],
             "max-queue-size",
         ),
+        (&["--engine", "nats://"], "url: write nats://HOST:PORT"),
+        (&["--engine", "nats://127.0.0.1:99999"], "url: write nats://HOST:PORT"),
+        (&["--engine", "nats://bus:s3cret@localhost/x"], "url: the address of NATS has nothing"),
+        (&["--engine", "redis://127.0.0.1,redis://127.0.0.2"], "url: Redis has one address"),
+        (&["--engine", "redis://"], "write redis://HOST:PORT"),
     ] {
         refuses(&mut msgbusd(args), &["--engine: ", mention]);
     }
@@ -39,10 +44,7 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
             "[engines.main]\nuri = \"x\"\n",
             ":2: no such setting of an engine: \"uri\"; did you mean",
         ),
-        (
-            "[engines.main]\nttl = \"1h\"\n",
-            ":1: engines.\"main\": the URL of an engine begins with",
-        ),
+        ("[engines.main]\nttl = \"1h\"\n", ":1: engines.\"main\": url is missing"),
         ("[engines.none]\n", ":1: engines.\"none\": \"none\" is not a name"),
         (&format!("{main}password = \"secret\"\n"), ":3: password: use password-file"),
         (&format!("{main}replicas = 7\n"), ":3: replicas: must be between 1 and 5"),
@@ -57,11 +59,11 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
         ),
         (
             &format!("{main}[topics.\"a/**\"]\nengine = \"main\"\nttl = \"1h\"\n"),
-            ":5: ttl: topics in an engine have one setting for all of them, if any: see [engines.main]",
+            ":5: ttl: topics in an engine have one for all of them: see [engines.main]",
         ),
         (
             &format!("engine = \"main\"\n[topics.\"a/b\"]\noverflow = \"reject\"\n{main}"),
-            ":3: overflow: topics in an engine",
+            ":3: overflow: topics in an engine do not have it",
         ),
         (
             &format!("engine = \"main\"\noverflow = \"reject\"\n{main}"),
@@ -71,7 +73,14 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
             &format!("engine = \"main\"\nmax-queue-bytes = \"1MiB\"\n{main}"),
             ":2: max-queue-bytes: all",
         ),
-        (&format!("{main}user = \"u\"\n"), "engines.main: user needs password-file"),
+        (
+            &format!("{main}user = \"u\"\n"),
+            "engines.main: user needs password-file, or MSGBUSD_ENGINE_MAIN_PASSWORD",
+        ),
+        (
+            &format!("{main}[topics.\"a/**\"]\nengine = \"main\"\ndurable = \"true\"\n"),
+            ":5: durable: topics in an engine do not have it",
+        ),
         (&format!("{main}sync = \"true\"\n"), "sync: NATS syncs as its own sync_interval says"),
         ("[topics.\"a/**\"]\nengine = \"main\"\n", ":2: engine: there is no [engines.main]"),
         (
@@ -122,10 +131,12 @@ fn settings_that_follow_patterns_of_engines_are_warned_of() {
         "--drs-broadcast all/** has no effect, because topics of all/** may live in an engine";
     assert!(broadcasts.contains(warning) && !broadcasts.contains("broadcast one"), "{broadcasts}");
     let copies = start(&["--middleman-super", "auditor"]);
-    assert!(copies.contains("--middleman-super auditor has no effect"), "{copies}");
-    let memory =
-        Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--drs-broadcast", "a/**"]));
-    assert!(!memory.opening.contains("no effect"), "{}", memory.opening);
+    assert!(copies.contains("--middleman-super auditor has no effect, because"), "{copies}");
+    assert!(copies.contains("--middleman-super has no effect without --middleman"), "{copies}");
+    let file = file("[engines.main]\nurl = \"nats://127.0.0.1:1\"\n");
+    let unused = ["--bind", "127.0.0.1:0", "--config", file.path().to_str().unwrap()];
+    let unused = Running::start(&mut msgbusd(&unused)).opening.clone();
+    assert!(unused.contains("[engines.main] is not used"), "{unused}");
 }
 
 /// The arguments of an engine that asks for a user and a password.
