@@ -27,7 +27,7 @@ use msgbus_core::{
 };
 use parking_lot::Mutex;
 use tokio::{
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     time::{Instant, sleep, timeout},
 };
 use tracing::{debug, info, warn};
@@ -35,6 +35,7 @@ use tracing::{debug, info, warn};
 use crate::{
     NatsOptions,
     consumers::Consumers,
+    deliveries::Deliveries,
     error::{has_no_responder, is_stream_missing, request_error},
     leases::Settled,
     refusals::{API, Refusals},
@@ -57,6 +58,7 @@ pub(crate) struct Connection {
     pub(crate) context: Context,
     pub(crate) options: NatsOptions,
     pub(crate) consumers: Consumers,
+    pub(crate) deliveries: Deliveries,
     pub(crate) settled: Settled,
     pub(crate) turns: Turns,
     pub(crate) serving: Serving,
@@ -81,7 +83,7 @@ pub(crate) struct Known {
     /// The highest sequence that is known.
     pub(crate) highest: AtomicU64,
     /// How often there had been a connection. After another one, it may be another stream.
-    connects: u64,
+    pub(crate) connects: u64,
     /// Makes the keys of leases.
     pub(crate) secret: String,
 }
@@ -105,10 +107,11 @@ impl Connection {
     pub(crate) async fn begin(
         options: NatsOptions,
         connect: ConnectOptions,
-    ) -> Result<Self, async_nats::ConnectError> {
+    ) -> Result<Arc<Self>, async_nats::ConnectError> {
         let is_denied = Arc::new(AtomicBool::new(false));
-        let refusals = Arc::new(Refusals::default());
+        let (refusals, connected) = (Arc::new(Refusals::default()), Arc::new(Notify::new()));
         let (denied, refused) = (Arc::clone(&is_denied), Arc::clone(&refusals));
+        let heard = Arc::clone(&connected);
         let connect = connect
             .name("msgbus")
             .retry_on_initial_connect()
@@ -116,6 +119,9 @@ impl Connection {
             .request_timeout(Some(options.timeout))
             .ping_interval(PING_INTERVAL)
             .event_callback(move |event| {
+                if matches!(event, Event::Connected) {
+                    heard.notify_one();
+                }
                 hear(&event, &denied, &refused);
                 std::future::ready(())
             });
@@ -128,11 +134,15 @@ impl Connection {
             .max_ack_inflight(4 * MAX_UNACKNOWLEDGED)
             .backpressure_on_inflight(false)
             .build(client.clone());
-        Ok(Self {
+        let deliveries = Deliveries::new(client.new_inbox(), connected);
+        // Only the end of the client, or a subject that is none, would be an error.
+        let delivered = client.subscribe(deliveries.subject()).await;
+        let connection = Arc::new(Self {
             client,
             context,
             options,
             consumers: Consumers::default(),
+            deliveries,
             settled: Settled::default(),
             turns: Turns::default(),
             serving: Serving::default(),
@@ -142,7 +152,13 @@ impl Connection {
             is_denied,
             refusals,
             answers: Mutex::default(),
-        })
+        });
+        let weak = Arc::downgrade(&connection);
+        tokio::spawn(Self::watch(Weak::clone(&weak)));
+        if let Ok(delivered) = delivered {
+            tokio::spawn(Deliveries::run(weak, delivered));
+        }
+        Ok(connection)
     }
 
     pub(crate) fn subject(&self, topic: &TopicName) -> String {
@@ -205,7 +221,7 @@ impl Connection {
     }
 
     /// How often there was a connection.
-    fn connects(&self) -> u64 {
+    pub(crate) fn connects(&self) -> u64 {
         self.client.statistics().connects.load(Relaxed)
     }
 

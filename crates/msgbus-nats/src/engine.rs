@@ -49,8 +49,7 @@ impl NatsEngine {
         options: NatsOptions,
         connect: ConnectOptions,
     ) -> Result<Self, ConnectError> {
-        let connection = Arc::new(Connection::begin(options, connect).await?);
-        tokio::spawn(Connection::watch(Arc::downgrade(&connection)));
+        let connection = Connection::begin(options, connect).await?;
         Ok(Self { connection, runtime: Handle::current() })
     }
 

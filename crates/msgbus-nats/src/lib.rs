@@ -20,6 +20,7 @@
 mod admin;
 mod connection;
 mod consumers;
+mod deliveries;
 mod engine;
 mod error;
 mod groups;

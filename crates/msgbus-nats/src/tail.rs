@@ -2,25 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::jetstream;
 use chrono::{DateTime, Utc};
-use futures_util::{Stream, StreamExt as _};
 use msgbus_core::{
     TopicName,
-    engine::{Begin, EngineError, WindowSink},
+    engine::{EngineError, WindowSink},
     store::RecoveredMessage,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::debug;
 
 use crate::{
     connection::{Connection, Known},
-    error::request_error,
-    history::{Found, delivered, find_again, is_complete, is_next, is_there, last_message, reader},
+    deliveries::{Reader, Received},
+    history::{Found, find_again, is_complete, is_there, last_message},
 };
 
-/// How much the server sends ahead, in bytes.
-const MAX_WAITING: usize = 8 << 20;
 const MIN_DELAY: Duration = Duration::from_millis(50);
 const MAX_DELAY: Duration = Duration::from_secs(2);
 
@@ -70,60 +66,29 @@ pub(crate) async fn feed(connection: Arc<Connection>, topic: TopicName, sink: Wi
 }
 
 impl Feed {
-    /// Delivers until something fails. `Ok` when the window has ended.
+    /// Delivers until something fails. `Ok` when the window has ended. While it waits it should take little memory, so what
+    /// else it does is in boxes.
     async fn run(&mut self, sink: &WindowSink) -> Result<(), EngineError> {
-        let Some((known, next, mut is_in_doubt)) = self.begin(sink).await? else { return Ok(()) };
-        let config = reader(self.subject.clone(), Begin::Sequence(next));
-        let consumer = known.stream.create_consumer(config).await;
-        let consumer = consumer.map_err(|error| request_error(&error))?;
-        if is_in_doubt && consumer.cached_info().num_pending == 0 {
-            if !self.skip(sink).await? {
+        let Some((known, next, mut is_in_doubt)) = Box::pin(self.begin(sink)).await? else {
+            return Ok(());
+        };
+        let opening = Reader::open(&self.connection, &known, self.subject.clone(), next);
+        let (mut reader, pending) = Box::pin(opening).await?;
+        if is_in_doubt && pending == 0 {
+            if !Box::pin(self.skip(sink)).await? {
                 return Ok(());
             }
             is_in_doubt = false;
         }
-        // What waits in this process is bounded, whatever the size of messages.
-        let max_bytes = MAX_WAITING.max(self.connection.max_message());
-        let stream = consumer.stream().max_messages_per_batch(500).max_bytes_per_batch(max_bytes);
-        let stream = stream.expires(Duration::from_secs(10)).heartbeat(Duration::from_secs(2));
-        let messages = stream.messages().await.map_err(|error| request_error(&error))?;
-        let mut chunks = messages.ready_chunks(256);
         sink.resume();
-        let mut count = 0;
-        while let Some(chunk) = self.next(&mut chunks).await {
-            let (mut failure, mut messages) = (None, Vec::with_capacity(chunk.len()));
-            for message in chunk {
-                match message {
-                    Ok(message) if is_next(&message, count) => messages.push(message),
-                    // What was sent when the connection broke is lost.
-                    Ok(_) => failure = Some(EngineError::Unavailable),
-                    Err(error) => failure = Some(request_error(&error)),
-                }
-                if failure.is_some() {
-                    break;
-                }
-                count += 1;
-            }
-            if !self.deliver(&known, sink, &messages, &mut is_in_doubt).await? {
+        loop {
+            let received = reader.next().await?;
+            let failure = received.failure;
+            if !self.deliver(&known, sink, received, &mut is_in_doubt).await? {
                 return Ok(());
             }
             if let Some(failure) = failure {
                 return Err(failure);
-            }
-        }
-        Err(EngineError::Unavailable)
-    }
-
-    /// Waits for what comes next, and notes if this process has stood still.
-    async fn next<S: Stream + Unpin>(&mut self, chunks: &mut S) -> Option<S::Item> {
-        const TICK: Duration = Duration::from_secs(1);
-        loop {
-            let before = Utc::now();
-            let next = timeout(TICK, chunks.next()).await;
-            let passed = (Utc::now() - before).abs().to_std().unwrap_or_default();
-            self.stood_still = self.stood_still.max(passed.saturating_sub(TICK));
-            if let Ok(next) = next {
-                return next;
             }
         }
     }
@@ -133,22 +98,17 @@ impl Feed {
         &mut self,
         known: &Known,
         sink: &WindowSink,
-        messages: &[jetstream::Message],
+        received: Received,
         is_in_doubt: &mut bool,
     ) -> Result<bool, EngineError> {
         let Some(position) = self.position else { return Ok(false) };
-        let (mut ready, mut most, mut left) = (Vec::with_capacity(messages.len()), 0, 0);
-        for message in messages {
-            let (message, pending) = delivered(message, known.max_age)?;
-            (most, left) = (pending.max(most), pending);
-            if message.id >= position.next {
-                ready.push(message);
-            }
-        }
+        self.stood_still = self.stood_still.max(received.stood_still);
+        let mut ready = received.messages;
+        ready.retain(|message| message.id >= position.next);
         let Some(last) = ready.last().map(|message| (message.id, message.created)) else {
             return Ok(true);
         };
-        *is_in_doubt |= !self.is_gapless(known, &ready, most).await?;
+        *is_in_doubt |= !self.is_gapless(known, &ready, received.most).await?;
         self.stood_still = Duration::ZERO;
         if std::mem::take(is_in_doubt) {
             // What is before the last one, followers read from the history.
@@ -158,7 +118,7 @@ impl Feed {
             }
         }
         self.position = Some(Position { next: last.0 + 1, last: Some(last), ..position });
-        sink.pending(left);
+        sink.pending(received.left);
         Ok(sink.append(ready))
     }
 
@@ -187,7 +147,7 @@ impl Feed {
         match position.last {
             _ if is_dense || is_sure => Ok(true),
             // Messages are removed oldest first.
-            Some((last, _)) => is_there(known, &self.subject, last).await,
+            Some((last, _)) => Box::pin(is_there(known, &self.subject, last)).await,
             None => Ok(false),
         }
     }

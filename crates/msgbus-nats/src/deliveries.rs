@@ -1,0 +1,323 @@
+//! What consumers deliver to the windows of this node. One subscription hears all of it, and one timer watches over it, so an
+//! idle window has neither.
+
+use std::{
+    collections::HashMap,
+    mem::take,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use async_nats::{Message, StatusCode, Subject, Subscriber, jetstream};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures_util::{StreamExt as _, future::poll_fn};
+use msgbus_core::{
+    engine::{Begin, EngineError},
+    store::RecoveredMessage,
+};
+use parking_lot::Mutex;
+use tokio::{
+    select,
+    sync::Notify,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    connection::{Connection, Known},
+    error::request_error,
+    history::{delivered, is_next, reader},
+};
+
+/// How many messages a reader asks for at a time, and how many bytes.
+const BATCH: usize = 500;
+const MAX_BYTES: usize = 8 << 20;
+/// How long the server remembers that it was asked.
+const EXPIRES: Duration = Duration::from_secs(30);
+/// After how much silence the server says that it is still there.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A consumer that was silent for so long is gone.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Those who read, by the last part of the subject to which the server delivers.
+#[derive(Debug)]
+pub(crate) struct Deliveries {
+    /// The other parts.
+    inbox: String,
+    last: AtomicU64,
+    queues: Mutex<HashMap<u64, Arc<Mutex<Queue>>>>,
+    /// There is another connection.
+    pub(crate) connected: Arc<Notify>,
+}
+
+/// What was delivered to one reader, and what is to come.
+#[derive(Debug)]
+struct Queue {
+    received: Received,
+    /// How many messages were asked for, and have not come.
+    asked: usize,
+    /// How many have come.
+    count: u64,
+    /// When the consumer was heard last.
+    heard: DateTime<Utc>,
+    /// How many connections there had been.
+    connects: u64,
+    max_age: Option<Duration>,
+    waker: Option<Waker>,
+}
+
+/// What was delivered since it was looked at last.
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    pub(crate) messages: Vec<RecoveredMessage>,
+    /// The highest number of messages that were still to be delivered, and that after the last message.
+    pub(crate) most: u64,
+    pub(crate) left: u64,
+    /// For how long this process has stood still, at least once.
+    pub(crate) stood_still: Duration,
+    /// Why nothing comes after the messages.
+    pub(crate) failure: Option<EngineError>,
+}
+
+impl Deliveries {
+    pub(crate) fn new(inbox: String, connected: Arc<Notify>) -> Self {
+        Self { inbox, last: AtomicU64::new(0), queues: Mutex::default(), connected }
+    }
+
+    /// All subjects to which is delivered.
+    pub(crate) fn subject(&self) -> String {
+        format!("{}.*", self.inbox)
+    }
+
+    /// Hears what is delivered, as long as there is the connection.
+    pub(crate) async fn run(connection: Weak<Connection>, subscriber: Subscriber) {
+        const TICK: Duration = Duration::from_secs(1);
+        let Some(first) = connection.upgrade() else { return };
+        let connected = Arc::clone(&first.deliveries.connected);
+        let mut context = first.context.clone();
+        drop(first);
+        let mut chunks = subscriber.ready_chunks(256);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut before = Utc::now();
+        loop {
+            let chunk = select! {
+                biased;
+                chunk = chunks.next() => chunk,
+                () = connected.notified() => Some(Vec::new()),
+                _ = tick.tick() => Some(Vec::new()),
+            };
+            let (Some(chunk), Some(connection)) = (chunk, connection.upgrade()) else { return };
+            let now = Utc::now();
+            let stood_still = since(before, now).saturating_sub(TICK);
+            before = now;
+            let deliveries = &connection.deliveries;
+            if chunk.is_empty() || !stood_still.is_zero() {
+                deliveries.check(connection.connects(), now, stood_still);
+            }
+            context = deliveries.hear(chunk, now, context);
+        }
+    }
+
+    /// Takes the context, and gives it back: to clone it for each message costs more than all else here.
+    fn hear(
+        &self,
+        chunk: Vec<Message>,
+        now: DateTime<Utc>,
+        mut context: jetstream::Context,
+    ) -> jetstream::Context {
+        let mut wakers = Vec::new();
+        let queues = self.queues.lock();
+        for message in chunk {
+            let reader = message.subject.rsplit('.').next().and_then(|reader| reader.parse().ok());
+            // Those of a reader that is gone are late.
+            let Some(queue) = reader.and_then(|reader: u64| queues.get(&reader)) else { continue };
+            let mut queue = queue.lock();
+            let message = jetstream::Message { message, context };
+            queue.hear(&message, now);
+            context = message.context;
+            wakers.extend(queue.take_waker());
+        }
+        drop(queues);
+        wakers.into_iter().for_each(Waker::wake);
+        context
+    }
+
+    /// Ends the readers whose consumer is silent, or that have asked through another connection.
+    fn check(&self, connects: u64, now: DateTime<Utc>, stood_still: Duration) {
+        let mut wakers = Vec::new();
+        for queue in self.queues.lock().values() {
+            let mut queue = queue.lock();
+            queue.received.stood_still = queue.received.stood_still.max(stood_still);
+            let is_silent = queue.asked > 0 && since(queue.heard, now) > SILENCE;
+            if is_silent || queue.connects != connects {
+                queue.received.failure = Some(EngineError::Unavailable);
+                wakers.extend(queue.take_waker());
+            }
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Also if the clock was set back.
+fn since(before: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
+    (now - before).abs().to_std().unwrap_or_default()
+}
+
+impl Queue {
+    fn hear(&mut self, message: &jetstream::Message, now: DateTime<Utc>) {
+        self.heard = now;
+        if self.received.failure.is_some() {
+            return;
+        }
+        let heard = match message.status {
+            None => self.add(message),
+            Some(StatusCode::IDLE_HEARTBEAT) => Ok(()),
+            // A request is over.
+            Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED) => {
+                unused(message).map(|unused| self.asked = self.asked.saturating_sub(unused))
+            }
+            Some(_) => Err(EngineError::Unavailable),
+        };
+        self.received.failure = heard.err();
+    }
+
+    fn add(&mut self, message: &jetstream::Message) -> Result<(), EngineError> {
+        if !is_next(message, self.count) {
+            // What was sent when the connection broke is lost.
+            return Err(EngineError::Unavailable);
+        }
+        let (mut kept, left) = delivered(message, self.max_age)?;
+        // The window does not keep what else was read from the connection.
+        kept.payload = Bytes::copy_from_slice(&kept.payload);
+        self.received.messages.push(kept);
+        (self.received.most, self.received.left) = (self.received.most.max(left), left);
+        self.count += 1;
+        self.asked = self.asked.saturating_sub(1);
+        Ok(())
+    }
+
+    /// More is asked for.
+    fn ask(&mut self) {
+        if self.asked == 0 {
+            self.heard = Utc::now();
+        }
+        self.asked += BATCH;
+    }
+
+    fn is_due(&self) -> bool {
+        self.asked <= BATCH / 2
+    }
+
+    fn has_news(&self) -> bool {
+        !self.received.messages.is_empty() || self.received.failure.is_some()
+    }
+
+    fn take_waker(&mut self) -> Option<Waker> {
+        if self.has_news() || self.is_due() { self.waker.take() } else { None }
+    }
+}
+
+/// How many messages a request has not been given that is over. An older server may not say that.
+fn unused(message: &Message) -> Result<usize, EngineError> {
+    let unused = message.headers.as_ref().and_then(|headers| headers.get("Nats-Pending-Messages"));
+    let is_timeout = message.status == Some(StatusCode::TIMEOUT);
+    match unused.and_then(|unused| unused.as_str().parse().ok()) {
+        Some(unused) => Ok(unused),
+        None if is_timeout => Ok(BATCH),
+        // The consumer is gone, or the server leaves.
+        None => Err(EngineError::Unavailable),
+    }
+}
+
+/// Reads what a consumer of its own delivers.
+pub(crate) struct Reader {
+    connection: Arc<Connection>,
+    id: u64,
+    queue: Arc<Mutex<Queue>>,
+    /// Where messages are asked for.
+    requests: Subject,
+}
+
+impl Reader {
+    /// Makes a consumer that begins at a sequence. Also returns how many messages there are for it.
+    pub(crate) async fn open(
+        connection: &Arc<Connection>,
+        known: &Known,
+        subject: String,
+        from: u64,
+    ) -> Result<(Self, u64), EngineError> {
+        let consumer = known.stream.create_consumer(reader(subject, Begin::Sequence(from))).await;
+        let consumer = consumer.map_err(|error| request_error(&error))?;
+        let info = consumer.cached_info();
+        let requests = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", info.stream_name, info.name);
+        let queue = Queue {
+            received: Received::default(),
+            asked: 0,
+            count: 0,
+            heard: Utc::now(),
+            connects: known.connects,
+            max_age: known.max_age,
+            waker: None,
+        };
+        let (queue, connection) = (Arc::new(Mutex::new(queue)), Arc::clone(connection));
+        let deliveries = &connection.deliveries;
+        let id = deliveries.last.fetch_add(1, Relaxed);
+        deliveries.queues.lock().insert(id, Arc::clone(&queue));
+        Ok((Self { connection, id, queue, requests: requests.into() }, info.num_pending))
+    }
+
+    /// What has been delivered, as soon as there is something.
+    pub(crate) async fn next(&mut self) -> Result<Received, EngineError> {
+        loop {
+            if self.queue.lock().is_due() {
+                Box::pin(self.ask()).await?;
+            }
+            let received = poll_fn(|cx| self.poll(cx)).await;
+            if let Some(received) = received {
+                return Ok(received);
+            }
+        }
+    }
+
+    /// Ready also when it is time to ask for more.
+    fn poll(&self, cx: &Context<'_>) -> Poll<Option<Received>> {
+        let mut queue = self.queue.lock();
+        if queue.has_news() {
+            return Poll::Ready(Some(take(&mut queue.received)));
+        }
+        if queue.is_due() {
+            return Poll::Ready(None);
+        }
+        queue.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    async fn ask(&self) -> Result<(), EngineError> {
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        // What waits in this process is bounded, whatever the size of messages.
+        let request = serde_json::json!({
+            "batch": BATCH,
+            "max_bytes": MAX_BYTES.max(self.connection.max_message()),
+            "expires": nanos(EXPIRES),
+            "idle_heartbeat": nanos(HEARTBEAT),
+        });
+        self.queue.lock().ask();
+        let Connection { client, deliveries, .. } = &*self.connection;
+        let inbox = format!("{}.{}", deliveries.inbox, self.id);
+        let request = request.to_string().into();
+        let asked = client.publish_with_reply(self.requests.clone(), inbox, request).await;
+        asked.map_err(|error| request_error(&error))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let queue = self.connection.deliveries.queues.lock().remove(&self.id);
+        drop(queue);
+    }
+}
