@@ -4,15 +4,15 @@
 use std::{
     collections::HashMap,
     mem::take,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Weak},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use async_nats::{Message, StatusCode, Subject, Subscriber, jetstream};
+use async_nats::{
+    Message, StatusCode, Subject, Subscriber,
+    jetstream::{self, message::Info},
+};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt as _, future::poll_fn};
@@ -30,7 +30,8 @@ use tokio::{
 use crate::{
     connection::{Connection, Known},
     error::request_error,
-    history::{delivered, is_next, reader},
+    history::reader,
+    message::decode,
 };
 
 /// How many messages a reader asks for at a time, and how many bytes.
@@ -43,13 +44,12 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A consumer that was silent for so long is gone.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// Those who read, by the last part of the subject to which the server delivers.
+/// Those who read, by the names of their consumers.
 #[derive(Debug)]
 pub(crate) struct Deliveries {
-    /// The other parts.
+    /// The server delivers to subjects that begin with it and end with the name of the consumer.
     inbox: String,
-    last: AtomicU64,
-    queues: Mutex<HashMap<u64, Arc<Mutex<Queue>>>>,
+    queues: Mutex<HashMap<String, Arc<Mutex<Queue>>>>,
     /// There is another connection.
     pub(crate) connected: Arc<Notify>,
 }
@@ -85,7 +85,7 @@ pub(crate) struct Received {
 
 impl Deliveries {
     pub(crate) fn new(inbox: String, connected: Arc<Notify>) -> Self {
-        Self { inbox, last: AtomicU64::new(0), queues: Mutex::default(), connected }
+        Self { inbox, queues: Mutex::default(), connected }
     }
 
     /// All subjects to which is delivered.
@@ -133,14 +133,18 @@ impl Deliveries {
         let mut wakers = Vec::new();
         let queues = self.queues.lock();
         for message in chunk {
-            let reader = message.subject.rsplit('.').next().and_then(|reader| reader.parse().ok());
-            // Those of a reader that is gone are late.
-            let Some(queue) = reader.and_then(|reader: u64| queues.get(&reader)) else { continue };
-            let mut queue = queue.lock();
             let message = jetstream::Message { message, context };
-            queue.hear(&message, now);
+            // A message has the subject to which it was published.
+            let info = message.info().ok();
+            let consumer = info.as_ref().map(|info| info.consumer);
+            let consumer = consumer.or_else(|| message.subject.rsplit('.').next());
+            // Those of a reader that is gone are late.
+            if let Some(queue) = consumer.and_then(|consumer| queues.get(consumer)) {
+                let mut queue = queue.lock();
+                queue.hear(&message, info.as_ref(), now);
+                wakers.extend(queue.take_waker());
+            }
             context = message.context;
-            wakers.extend(queue.take_waker());
         }
         drop(queues);
         wakers.into_iter().for_each(Waker::wake);
@@ -169,33 +173,35 @@ fn since(before: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
 }
 
 impl Queue {
-    fn hear(&mut self, message: &jetstream::Message, now: DateTime<Utc>) {
+    fn hear(&mut self, message: &Message, info: Option<&Info<'_>>, now: DateTime<Utc>) {
         self.heard = now;
         if self.received.failure.is_some() {
             return;
         }
-        let heard = match message.status {
-            None => self.add(message),
-            Some(StatusCode::IDLE_HEARTBEAT) => Ok(()),
+        let heard = match (message.status, info) {
+            (None, Some(info)) => self.add(message, info),
+            (Some(StatusCode::IDLE_HEARTBEAT), _) => Ok(()),
             // A request is over.
-            Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED) => {
+            (Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED), _) => {
                 unused(message).map(|unused| self.asked = self.asked.saturating_sub(unused))
             }
-            Some(_) => Err(EngineError::Unavailable),
+            _ => Err(EngineError::Unavailable),
         };
         self.received.failure = heard.err();
     }
 
-    fn add(&mut self, message: &jetstream::Message) -> Result<(), EngineError> {
-        if !is_next(message, self.count) {
+    fn add(&mut self, message: &Message, info: &Info<'_>) -> Result<(), EngineError> {
+        if info.consumer_sequence != self.count + 1 {
             // What was sent when the connection broke is lost.
             return Err(EngineError::Unavailable);
         }
-        let (mut kept, left) = delivered(message, self.max_age)?;
         // The window does not keep what else was read from the connection.
-        kept.payload = Bytes::copy_from_slice(&kept.payload);
-        self.received.messages.push(kept);
-        (self.received.most, self.received.left) = (self.received.most.max(left), left);
+        let payload = Bytes::copy_from_slice(&message.payload);
+        let (id, published, headers) =
+            (info.stream_sequence, info.published, message.headers.as_ref());
+        self.received.messages.push(decode(id, published, headers, payload, self.max_age));
+        (self.received.most, self.received.left) =
+            (self.received.most.max(info.pending), info.pending);
         self.count += 1;
         self.asked = self.asked.saturating_sub(1);
         Ok(())
@@ -237,7 +243,7 @@ fn unused(message: &Message) -> Result<usize, EngineError> {
 /// Reads what a consumer of its own delivers.
 pub(crate) struct Reader {
     connection: Arc<Connection>,
-    id: u64,
+    consumer: String,
     queue: Arc<Mutex<Queue>>,
     /// Where messages are asked for.
     requests: Subject,
@@ -251,9 +257,9 @@ impl Reader {
         subject: String,
         from: u64,
     ) -> Result<(Self, u64), EngineError> {
-        let consumer = known.stream.create_consumer(reader(subject, Begin::Sequence(from))).await;
-        let consumer = consumer.map_err(|error| request_error(&error))?;
-        let info = consumer.cached_info();
+        let made = known.stream.create_consumer(reader(subject, Begin::Sequence(from))).await;
+        let made = made.map_err(|error| request_error(&error))?;
+        let info = made.cached_info();
         let requests = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", info.stream_name, info.name);
         let queue = Queue {
             received: Received::default(),
@@ -266,9 +272,9 @@ impl Reader {
         };
         let (queue, connection) = (Arc::new(Mutex::new(queue)), Arc::clone(connection));
         let deliveries = &connection.deliveries;
-        let id = deliveries.last.fetch_add(1, Relaxed);
-        deliveries.queues.lock().insert(id, Arc::clone(&queue));
-        Ok((Self { connection, id, queue, requests: requests.into() }, info.num_pending))
+        let consumer = info.name.clone();
+        deliveries.queues.lock().insert(consumer.clone(), Arc::clone(&queue));
+        Ok((Self { connection, consumer, queue, requests: requests.into() }, info.num_pending))
     }
 
     /// What has been delivered, as soon as there is something.
@@ -308,7 +314,7 @@ impl Reader {
         });
         self.queue.lock().ask();
         let Connection { client, deliveries, .. } = &*self.connection;
-        let inbox = format!("{}.{}", deliveries.inbox, self.id);
+        let inbox = format!("{}.{}", deliveries.inbox, self.consumer);
         let request = request.to_string().into();
         let asked = client.publish_with_reply(self.requests.clone(), inbox, request).await;
         asked.map_err(|error| request_error(&error))
@@ -317,7 +323,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let queue = self.connection.deliveries.queues.lock().remove(&self.id);
+        let queue = self.connection.deliveries.queues.lock().remove(&self.consumer);
         drop(queue);
     }
 }
