@@ -34,7 +34,9 @@ use crate::{
     message::decode,
 };
 
-/// How many messages a reader asks for at a time, and how many bytes.
+/// How many messages a reader asks for at a time, and how many bytes. Two requests are under way at most, and so much may
+/// wait in this process for each reader. If the subscription has no room for all of it, the client drops messages, and
+/// their readers begin again.
 const BATCH: usize = 500;
 const MAX_BYTES: usize = 8 << 20;
 /// How long the server remembers that it was asked.
@@ -179,8 +181,14 @@ impl Queue {
             return;
         }
         let heard = match (message.status, info) {
-            (None, Some(info)) => self.add(message, info),
-            (Some(StatusCode::IDLE_HEARTBEAT), _) => Ok(()),
+            // Also if its publisher has given it a status.
+            (_, Some(info)) => self.add(message, info),
+            // Without this, the loss of a last message would not be noticed before another one comes.
+            (Some(StatusCode::IDLE_HEARTBEAT), _)
+                if number(message, "Nats-Last-Consumer").is_none_or(|sent| sent <= self.count) =>
+            {
+                Ok(())
+            }
             // A request is over.
             (Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED), _) => {
                 unused(message).map(|unused| self.asked = self.asked.saturating_sub(unused))
@@ -230,14 +238,17 @@ impl Queue {
 
 /// How many messages a request has not been given that is over. An older server may not say that.
 fn unused(message: &Message) -> Result<usize, EngineError> {
-    let unused = message.headers.as_ref().and_then(|headers| headers.get("Nats-Pending-Messages"));
-    let is_timeout = message.status == Some(StatusCode::TIMEOUT);
-    match unused.and_then(|unused| unused.as_str().parse().ok()) {
-        Some(unused) => Ok(unused),
-        None if is_timeout => Ok(BATCH),
+    let unused = number(message, "Nats-Pending-Messages").map(usize::try_from);
+    match unused.transpose() {
+        Ok(Some(unused)) => Ok(unused),
+        Ok(None) if message.status == Some(StatusCode::TIMEOUT) => Ok(BATCH),
         // The consumer is gone, or the server leaves.
-        None => Err(EngineError::Unavailable),
+        _ => Err(EngineError::Unavailable),
     }
+}
+
+fn number(message: &Message, header: &str) -> Option<u64> {
+    message.headers.as_ref()?.get(header)?.as_str().parse().ok()
 }
 
 /// Reads what a consumer of its own delivers.
@@ -325,5 +336,77 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let queue = self.connection.deliveries.queues.lock().remove(&self.consumer);
         drop(queue);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::HeaderMap;
+
+    use super::*;
+
+    fn queue() -> Queue {
+        let (received, heard) = (Received::default(), Utc::now());
+        Queue { received, asked: BATCH, count: 0, heard, connects: 1, max_age: None, waker: None }
+    }
+
+    fn message(status: Option<StatusCode>, header: &str, value: u64) -> Message {
+        let mut headers = HeaderMap::new();
+        headers.insert(header, value.to_string().as_str());
+        let (subject, payload) = (Subject::from("topic"), Bytes::from_static(b"x"));
+        let (reply, description) = (None, None);
+        Message { subject, reply, payload, headers: Some(headers), status, description, length: 1 }
+    }
+
+    fn hear_message(queue: &mut Queue, consumer_sequence: u64) {
+        let info = Info {
+            domain: None,
+            acc_hash: None,
+            stream: "msgbus",
+            consumer: "reader",
+            stream_sequence: 10 * consumer_sequence,
+            consumer_sequence,
+            delivered: 1,
+            pending: 0,
+            published: DateTime::UNIX_EPOCH,
+            token: None,
+        };
+        queue.hear(&message(None, "X", 0), Some(&info), Utc::now());
+    }
+
+    #[test]
+    fn a_message_that_was_lost_is_noticed_at_the_next_one() {
+        let mut queue = queue();
+        hear_message(&mut queue, 1);
+        assert_eq!((queue.received.failure, queue.asked), (None, BATCH - 1));
+        hear_message(&mut queue, 3);
+        assert_eq!(queue.received.failure, Some(EngineError::Unavailable));
+        hear_message(&mut queue, 2);
+        let ids: Vec<u64> = queue.received.messages.iter().map(|message| message.id).collect();
+        assert_eq!(ids, [10], "nothing is delivered after it");
+    }
+
+    #[test]
+    fn a_last_message_that_was_lost_is_noticed_at_a_heartbeat() {
+        let mut queue = queue();
+        hear_message(&mut queue, 1);
+        let beat = |sent| message(Some(StatusCode::IDLE_HEARTBEAT), "Nats-Last-Consumer", sent);
+        queue.hear(&beat(1), None, Utc::now());
+        assert_eq!(queue.received.failure, None);
+        queue.hear(&beat(2), None, Utc::now());
+        assert_eq!(queue.received.failure, Some(EngineError::Unavailable));
+    }
+
+    #[test]
+    fn what_a_request_was_not_given_is_asked_for_again() {
+        let mut queue = queue();
+        let over = |status, unused| message(Some(status), "Nats-Pending-Messages", unused);
+        queue.hear(&over(StatusCode::REQUEST_TERMINATED, 490), None, Utc::now());
+        assert!(queue.is_due() && queue.asked == 10, "{queue:?}");
+        queue.ask();
+        queue.hear(&message(Some(StatusCode::TIMEOUT), "X", 0), None, Utc::now());
+        assert_eq!((queue.asked, queue.received.failure), (10, None));
+        queue.hear(&message(Some(StatusCode::REQUEST_TERMINATED), "X", 0), None, Utc::now());
+        assert_eq!(queue.received.failure, Some(EngineError::Unavailable));
     }
 }

@@ -68,7 +68,7 @@ pub(crate) struct Shared {
     reads: Semaphore,
     /// Of operations that are not answered, also when nobody waits for the answer any longer.
     pub(crate) permits: Arc<Semaphore>,
-    state: watch::Sender<Result<Link, EngineError>>,
+    state: watch::Sender<Result<Arc<Link>, EngineError>>,
     generation: AtomicU64,
     /// How often a connection was established.
     connects: AtomicU64,
@@ -77,7 +77,6 @@ pub(crate) struct Shared {
 }
 
 /// A connection that is established.
-#[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) connection: MultiplexedConnection,
     /// Hears of what is new. It is another one, because the server limits what waits for a client that is subscribed.
@@ -165,7 +164,7 @@ impl Shared {
     }
 
     /// The connection, or why there is none.
-    pub(crate) fn link(&self) -> Result<Link, EngineError> {
+    pub(crate) fn link(&self) -> Result<Arc<Link>, EngineError> {
         self.state.borrow().clone()
     }
 
@@ -253,7 +252,7 @@ impl Shared {
 
     /// A connection is of no use any longer. Those before it do not matter.
     fn lose(&self, generation: u64) {
-        let is_it = |link: &Link| link.generation == generation;
+        let is_it = |link: &Arc<Link>| link.generation == generation;
         let is_news = self.state.send_if_modified(|state| {
             let is_lost = state.as_ref().is_ok_and(is_it);
             if is_lost {
@@ -338,7 +337,7 @@ impl Shared {
         Ok(run.into())
     }
 
-    fn set(&self, state: Result<Link, EngineError>) {
+    fn set(&self, state: Result<Arc<Link>, EngineError>) {
         let _ = self.state.send_replace(state);
         self.channels.wake_all();
     }
@@ -443,7 +442,8 @@ async fn supervise(shared: Arc<Shared>) {
                 info!("connected to Redis");
                 shared.connects.fetch_add(1, Relaxed);
                 said = None;
-                shared.set(Ok(link.clone()));
+                let link = Arc::new(link);
+                shared.set(Ok(Arc::clone(&link)));
                 shared.watch(&link).await;
                 warn!("the connection to Redis is lost");
             }

@@ -69,16 +69,17 @@ pub(crate) async fn feed(shared: Arc<Shared>, topic: TopicName, sink: WindowSink
 }
 
 impl Feed {
-    /// Delivers until something fails. `Ok` when the window has ended.
+    /// Delivers until something fails. `Ok` when the window has ended. While it waits it should take little memory, so what
+    /// else it does is in boxes.
     async fn run(&mut self, sink: &WindowSink, listener: &mut Listener) -> Result<(), EngineError> {
         let link = self.shared.link()?;
         // Before it reads: what comes later is said.
-        self.shared.subscribe(listener, &link).await?;
+        Box::pin(self.shared.subscribe(listener, &link)).await?;
         let mut is_stalled = true;
         loop {
             listener.mark_seen();
             self.shared.check(&link)?;
-            if !self.catch_up(&link, sink).await? {
+            if !Box::pin(self.catch_up(&link, sink)).await? {
                 return Ok(());
             }
             if std::mem::take(&mut is_stalled) {

@@ -10,6 +10,7 @@ mod refusing;
 mod services;
 mod shared;
 mod silent;
+mod windows;
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -52,6 +52,28 @@ async fn a_thousand_topics_take_two_connections() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_of_a_topic_share_a_subscription() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let bus = bus(Arc::new(server.engine(server.options()).await));
+        let topic = fresh("shared");
+        let mut followers = Vec::new();
+        for _ in 0..1000 {
+            followers.push(soon(bus.follow(&topic, Position::New)).await.unwrap());
+        }
+        let channels = server.ask("PUBSUB SHARDCHANNELS").await;
+        let Value::Array(channels) = channels else { panic!("{channels:?}") };
+        assert_eq!(channels.len(), 1, "{channels:?}");
+        assert_eq!(connections(&server).await, 2, "one for news");
+        soon(bus.publish(&topic, "x")).await.unwrap();
+        for follower in &mut followers {
+            let event = soon(follower.recv()).await.unwrap();
+            assert!(matches!(event, Event::Message { id: 1, .. }), "{event:?}");
+        }
+    }
+}
+
 /// Large answers do not count as news that nobody takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_who_read_much_at_once_lose_no_connection() {
