@@ -76,7 +76,7 @@ impl Fetching {
     async fn wait(&self, worker: &mut Worker) -> Result<Leases, EngineError> {
         let end = Instant::now() + self.fetch.wait;
         let keys = self.shared.keys(&self.topic);
-        let (leases, _) = self.take(&self.shared.link()?, &keys).await?;
+        let (leases, _) = self.take(&*self.shared.link()?, &keys).await?;
         if !leases.messages.is_empty() || self.fetch.wait.is_zero() {
             return Ok(leases);
         }
