@@ -70,6 +70,8 @@ pub(crate) struct Connection {
     known: tokio::sync::Mutex<Option<Arc<Known>>>,
     is_denied: Arc<AtomicBool>,
     pub(crate) refusals: Arc<Refusals>,
+    /// Since when the leader has had fewer messages than there were before.
+    behind_since: Mutex<Option<Instant>>,
     /// Whether the stream has answered when it was asked last. Until then, nobody knows.
     answers: Mutex<Option<Result<(), EngineError>>>,
 }
@@ -151,6 +153,7 @@ impl Connection {
             known: tokio::sync::Mutex::default(),
             is_denied,
             refusals,
+            behind_since: Mutex::default(),
             answers: Mutex::default(),
         });
         let weak = Arc::downgrade(&connection);
@@ -286,8 +289,12 @@ impl Connection {
         check: fn(&Self) -> Result<(), EngineError>,
     ) -> Result<(Arc<Known>, Info), EngineError> {
         let known = self.look_up(check).await?;
+        let highest = known.highest.load(Relaxed);
         match known.stream.get_info().await {
-            Ok(info) if epoch(&info) == known.epoch => Ok((known, info)),
+            Ok(info) if epoch(&info) == known.epoch => {
+                self.check_not_behind(&known, &info, highest)?;
+                Ok((known, info))
+            }
             Ok(_) => {
                 self.forget().await;
                 let known = self.look_up(check).await?;
@@ -299,6 +306,28 @@ impl Connection {
                 Err(request_error(&error))
             }
         }
+    }
+
+    /// Refuses what a new leader says as long as it lacks messages that were there before it was asked. It may have them soon.
+    fn check_not_behind(
+        &self,
+        known: &Known,
+        info: &Info,
+        highest: u64,
+    ) -> Result<(), EngineError> {
+        const LIMIT: Duration = Duration::from_secs(10);
+        let (last, mut since) = (info.state.last_sequence, self.behind_since.lock());
+        if last >= highest || info.config.num_replicas <= 1 {
+            *since = None;
+            return Ok(());
+        }
+        if since.get_or_insert_with(Instant::now).elapsed() < LIMIT {
+            return Err(EngineError::Unavailable);
+        }
+        // They are lost.
+        *since = None;
+        known.highest.store(last, Relaxed);
+        Ok(())
     }
 
     async fn find(&self, connects: u64) -> Result<Known, EngineError> {

@@ -1,6 +1,9 @@
 //! Delivering what is published to a window.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use msgbus_core::{
@@ -118,6 +121,7 @@ impl Feed {
             }
         }
         self.position = Some(Position { next: last.0 + 1, last: Some(last), ..position });
+        known.highest.fetch_max(last.0, Relaxed);
         sink.pending(received.left);
         Ok(sink.append(ready))
     }
