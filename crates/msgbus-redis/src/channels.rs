@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{
@@ -14,7 +15,7 @@ use std::{
 
 use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, Value, aio::MultiplexedConnection};
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{Notify, RwLock};
 
 /// All channels that somebody listens to, or has until lately.
 #[derive(Default)]
@@ -25,8 +26,9 @@ pub(crate) struct Channels {
 }
 
 struct Channel {
-    /// Changes when there is something new, or may be.
-    news: watch::Sender<u64>,
+    /// How often there was something new, or may have been.
+    version: AtomicU64,
+    changed: Notify,
     /// The generation of the connection that is subscribed. 0 is none.
     subscribed: AtomicU64,
 }
@@ -35,7 +37,15 @@ struct Channel {
 pub(crate) struct Listener {
     channel: Arc<Channel>,
     name: String,
-    news: watch::Receiver<u64>,
+    /// The version that is not new.
+    seen: u64,
+}
+
+impl Channel {
+    fn change(&self) {
+        self.version.fetch_add(1, Release);
+        self.changed.notify_waiters();
+    }
 }
 
 impl fmt::Debug for Channels {
@@ -47,15 +57,15 @@ impl fmt::Debug for Channels {
 impl Channels {
     pub(crate) fn listen(&self, name: String) -> Listener {
         let new = || {
-            let (news, subscribed) = (watch::Sender::new(0), AtomicU64::new(0));
-            Arc::new(Channel { news, subscribed })
+            let (version, subscribed) = (AtomicU64::new(0), AtomicU64::new(0));
+            Arc::new(Channel { version, changed: Notify::new(), subscribed })
         };
         let mut known = self.known.lock();
-        let channel = Arc::clone(known.entry(name.clone()).or_insert_with(new));
         // Under the lock, so that nobody finds the channel unused.
-        let news = channel.news.subscribe();
+        let channel = Arc::clone(known.entry(name.clone()).or_insert_with(new));
         drop(known);
-        Listener { channel, name, news }
+        let seen = channel.version.load(Acquire);
+        Listener { channel, name, seen }
     }
 
     /// What the server has said. Must not block.
@@ -67,7 +77,7 @@ impl Channels {
         let Ok(name) = str::from_utf8(name) else { return };
         let channel = self.known.lock().get(name).map(Arc::clone);
         if let Some(channel) = channel {
-            channel.news.send_modify(|version| *version += 1);
+            channel.change();
         }
     }
 
@@ -75,7 +85,7 @@ impl Channels {
     pub(crate) fn wake_all(&self) {
         let channels: Vec<_> = self.known.lock().values().map(Arc::clone).collect();
         for channel in channels {
-            channel.news.send_modify(|version| *version += 1);
+            channel.change();
         }
     }
 
@@ -107,7 +117,7 @@ impl Channels {
     ) -> redis::RedisResult<()> {
         /// How many are named in a command.
         const CHUNK: usize = 100;
-        let is_unused = |channel: &Arc<Channel>| channel.news.receiver_count() == 0;
+        let is_unused = |channel: &Arc<Channel>| Arc::strong_count(channel) == 1;
         if !self.known.lock().values().any(is_unused) {
             return Ok(());
         }
@@ -134,12 +144,16 @@ impl Channels {
 impl Listener {
     /// From now on, only what comes later is new.
     pub(crate) fn mark_seen(&mut self) {
-        self.news.mark_unchanged();
+        self.seen = self.channel.version.load(Acquire);
     }
 
     /// Waits until there is something new, or the connection is another one.
     pub(crate) async fn wait(&mut self) {
-        // The channel is not closed while this has it.
-        let _ = self.news.changed().await;
+        let mut changed = pin!(self.channel.changed.notified());
+        // Before it looks, so that nothing is overlooked.
+        changed.as_mut().enable();
+        if self.channel.version.load(Acquire) == self.seen {
+            changed.await;
+        }
     }
 }

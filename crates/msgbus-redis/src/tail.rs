@@ -62,7 +62,7 @@ pub(crate) async fn feed(shared: Arc<Shared>, topic: TopicName, sink: WindowSink
             }
         };
         tokio::select! {
-            () = pause => {}
+            () = Box::pin(pause) => {}
             () = sink.closed() => return,
         }
     }
