@@ -453,6 +453,8 @@ fn hear(event: &Event, is_denied: &AtomicBool, refusals: &Refusals) {
     match event {
         // Each attempt to connect fails with one.
         Event::ClientError(error) => debug!("NATS: {error}"),
+        // One for each message. Its reader begins again.
+        Event::SlowConsumer(_) => debug!("NATS: {event}"),
         Event::ServerError(error) if refusals.hear(error) => {}
         Event::Connected => info!("connected to NATS"),
         Event::Disconnected => warn!("the connection to NATS is lost"),

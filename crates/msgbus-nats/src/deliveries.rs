@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     mem::take,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -34,13 +37,18 @@ use crate::{
     message::decode,
 };
 
-/// How many messages a reader asks for at a time, and how many bytes. Two requests are under way at most, and so much may
-/// wait in this process for each reader. If the subscription has no room for all of it, the client drops messages, and
-/// their readers begin again.
-const BATCH: usize = 500;
+/// How many messages a reader asks for at first, and at most at a time. It asks for twice as many when they have come, and
+/// for half as many when they have not.
+const FEW: usize = 4;
+const MANY: usize = 500;
+/// How many messages all readers together may have asked for before each gets only few. The subscription has room for twice as
+/// many. What has no room the client drops, and its reader begins again.
+const MOST: usize = 32_768;
+/// How many bytes a request may bring, for each message, and at most.
+const BYTES: usize = 64 << 10;
 const MAX_BYTES: usize = 8 << 20;
-/// How long the server remembers that it was asked.
-const EXPIRES: Duration = Duration::from_secs(30);
+/// How long the server remembers that it was asked. It removes a consumer that was not used for [`reader`]'s longer time.
+const EXPIRES: Duration = Duration::from_secs(20);
 /// After how much silence the server says that it is still there.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A consumer that was silent for so long is gone.
@@ -52,6 +60,8 @@ pub(crate) struct Deliveries {
     /// The server delivers to subjects that begin with it and end with the name of the consumer.
     inbox: String,
     queues: Mutex<HashMap<String, Arc<Mutex<Queue>>>>,
+    /// How many messages all of them have asked for that have not come.
+    asked: AtomicUsize,
     /// There is another connection.
     pub(crate) connected: Arc<Notify>,
 }
@@ -62,6 +72,8 @@ struct Queue {
     received: Received,
     /// How many messages were asked for, and have not come.
     asked: usize,
+    /// How many are asked for next.
+    batch: usize,
     /// How many have come.
     count: u64,
     /// When the consumer was heard last.
@@ -87,7 +99,7 @@ pub(crate) struct Received {
 
 impl Deliveries {
     pub(crate) fn new(inbox: String, connected: Arc<Notify>) -> Self {
-        Self { inbox, queues: Mutex::default(), connected }
+        Self { inbox, queues: Mutex::default(), asked: AtomicUsize::new(0), connected }
     }
 
     /// All subjects to which is delivered.
@@ -105,7 +117,7 @@ impl Deliveries {
         let mut chunks = subscriber.ready_chunks(256);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut before = Utc::now();
+        let (mut before, mut checked) = (Utc::now(), Utc::now());
         loop {
             let chunk = select! {
                 biased;
@@ -118,8 +130,10 @@ impl Deliveries {
             let stood_still = since(before, now).saturating_sub(TICK);
             before = now;
             let deliveries = &connection.deliveries;
-            if chunk.is_empty() || !stood_still.is_zero() {
+            // Also if there is no end of messages.
+            if chunk.is_empty() || since(checked, now) >= TICK {
                 deliveries.check(connection.connects(), now, stood_still);
+                checked = now;
             }
             context = deliveries.hear(chunk, now, context);
         }
@@ -143,7 +157,9 @@ impl Deliveries {
             // Those of a reader that is gone are late.
             if let Some(queue) = consumer.and_then(|consumer| queues.get(consumer)) {
                 let mut queue = queue.lock();
+                let asked = queue.asked;
                 queue.hear(&message, info.as_ref(), now);
+                self.asked.fetch_sub(asked - queue.asked, Relaxed);
                 wakers.extend(queue.take_waker());
             }
             context = message.context;
@@ -191,6 +207,7 @@ impl Queue {
             }
             // A request is over.
             (Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED), _) => {
+                self.batch = (self.batch / 2).max(FEW);
                 unused(message).map(|unused| self.asked = self.asked.saturating_sub(unused))
             }
             _ => Err(EngineError::Unavailable),
@@ -215,16 +232,19 @@ impl Queue {
         Ok(())
     }
 
-    /// More is asked for.
-    fn ask(&mut self) {
+    /// Asks for more, if there is room for so many. Returns for how many.
+    fn ask(&mut self, room: usize) -> usize {
         if self.asked == 0 {
             self.heard = Utc::now();
         }
-        self.asked += BATCH;
+        let count = if self.batch <= room { self.batch } else { FEW };
+        self.asked += count;
+        self.batch = (2 * count).min(MANY);
+        count
     }
 
     fn is_due(&self) -> bool {
-        self.asked <= BATCH / 2
+        self.asked <= self.batch / 4
     }
 
     fn has_news(&self) -> bool {
@@ -241,7 +261,7 @@ fn unused(message: &Message) -> Result<usize, EngineError> {
     let unused = number(message, "Nats-Pending-Messages").map(usize::try_from);
     match unused.transpose() {
         Ok(Some(unused)) => Ok(unused),
-        Ok(None) if message.status == Some(StatusCode::TIMEOUT) => Ok(BATCH),
+        Ok(None) if message.status == Some(StatusCode::TIMEOUT) => Ok(MANY),
         // The consumer is gone, or the server leaves.
         _ => Err(EngineError::Unavailable),
     }
@@ -275,6 +295,7 @@ impl Reader {
         let queue = Queue {
             received: Received::default(),
             asked: 0,
+            batch: FEW,
             count: 0,
             heard: Utc::now(),
             connects: known.connects,
@@ -316,15 +337,17 @@ impl Reader {
 
     async fn ask(&self) -> Result<(), EngineError> {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let Connection { client, deliveries, .. } = &*self.connection;
+        let room = MOST.saturating_sub(deliveries.asked.load(Relaxed));
+        let count = self.queue.lock().ask(room);
+        deliveries.asked.fetch_add(count, Relaxed);
         // What waits in this process is bounded, whatever the size of messages.
         let request = serde_json::json!({
-            "batch": BATCH,
-            "max_bytes": MAX_BYTES.max(self.connection.max_message()),
+            "batch": count,
+            "max_bytes": (count * BYTES).min(MAX_BYTES).max(self.connection.max_message()),
             "expires": nanos(EXPIRES),
             "idle_heartbeat": nanos(HEARTBEAT),
         });
-        self.queue.lock().ask();
-        let Connection { client, deliveries, .. } = &*self.connection;
         let inbox = format!("{}.{}", deliveries.inbox, self.consumer);
         let request = request.to_string().into();
         let asked = client.publish_with_reply(self.requests.clone(), inbox, request).await;
@@ -334,7 +357,10 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let queue = self.connection.deliveries.queues.lock().remove(&self.consumer);
+        let deliveries = &self.connection.deliveries;
+        let queue = deliveries.queues.lock().remove(&self.consumer);
+        // Nobody hears for it from here on.
+        deliveries.asked.fetch_sub(self.queue.lock().asked, Relaxed);
         drop(queue);
     }
 }
@@ -347,7 +373,8 @@ mod tests {
 
     fn queue() -> Queue {
         let (received, heard) = (Received::default(), Utc::now());
-        Queue { received, asked: BATCH, count: 0, heard, connects: 1, max_age: None, waker: None }
+        let (asked, batch, waker) = (FEW, 2 * FEW, None);
+        Queue { received, asked, batch, count: 0, heard, connects: 1, max_age: None, waker }
     }
 
     fn message(status: Option<StatusCode>, header: &str, value: u64) -> Message {
@@ -378,7 +405,7 @@ mod tests {
     fn a_message_that_was_lost_is_noticed_at_the_next_one() {
         let mut queue = queue();
         hear_message(&mut queue, 1);
-        assert_eq!((queue.received.failure, queue.asked), (None, BATCH - 1));
+        assert_eq!((queue.received.failure, queue.asked), (None, FEW - 1));
         hear_message(&mut queue, 3);
         assert_eq!(queue.received.failure, Some(EngineError::Unavailable));
         hear_message(&mut queue, 2);
@@ -401,12 +428,25 @@ mod tests {
     fn what_a_request_was_not_given_is_asked_for_again() {
         let mut queue = queue();
         let over = |status, unused| message(Some(status), "Nats-Pending-Messages", unused);
-        queue.hear(&over(StatusCode::REQUEST_TERMINATED, 490), None, Utc::now());
-        assert!(queue.is_due() && queue.asked == 10, "{queue:?}");
-        queue.ask();
+        queue.hear(&over(StatusCode::REQUEST_TERMINATED, 3), None, Utc::now());
+        assert!(queue.is_due() && queue.asked == 1, "{queue:?}");
+        assert_eq!(queue.ask(MOST), FEW);
         queue.hear(&message(Some(StatusCode::TIMEOUT), "X", 0), None, Utc::now());
-        assert_eq!((queue.asked, queue.received.failure), (10, None));
+        assert_eq!((queue.asked, queue.received.failure), (0, None), "an older server");
         queue.hear(&message(Some(StatusCode::REQUEST_TERMINATED), "X", 0), None, Utc::now());
         assert_eq!(queue.received.failure, Some(EngineError::Unavailable));
+    }
+
+    #[test]
+    fn who_gets_much_asks_for_more_if_there_is_room() {
+        let (mut queue, mut next) = (queue(), 1);
+        for asked in [8, 16, 32, 64, 128, 256, MANY, MANY] {
+            while !queue.is_due() {
+                hear_message(&mut queue, next);
+                next += 1;
+            }
+            assert_eq!(queue.ask(MOST), asked);
+        }
+        assert_eq!(queue.ask(MANY - 1), FEW);
     }
 }
