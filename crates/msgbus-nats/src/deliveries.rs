@@ -47,7 +47,7 @@ const MOST: usize = 32_768;
 /// How many bytes a request may bring, for each message, and at most.
 const BYTES: usize = 64 << 10;
 const MAX_BYTES: usize = 8 << 20;
-/// How long the server remembers that it was asked. It removes a consumer that was not used for [`reader`]'s longer time.
+/// How long the server remembers that it was asked. It removes a consumer that nobody has asked for longer, see [`reader`].
 const EXPIRES: Duration = Duration::from_secs(20);
 /// After how much silence the server says that it is still there.
 const HEARTBEAT: Duration = Duration::from_secs(2);
