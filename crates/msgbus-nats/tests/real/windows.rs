@@ -13,10 +13,9 @@ async fn consumers(server: &Server) -> usize {
 
 /// The next message. Nothing may be missing before it.
 async fn next(follower: &mut Subscription) -> (u64, Vec<u8>) {
-    match soon(follower.recv()).await.unwrap() {
-        Event::Message { id, message, .. } => (id, message.payload().to_vec()),
-        event => panic!("{event:?}"),
-    }
+    let event = soon(follower.recv()).await.unwrap();
+    let Event::Message { id, message, .. } = event else { panic!("{event:?}") };
+    (id, message.payload().to_vec())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
