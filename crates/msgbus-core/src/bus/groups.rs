@@ -5,7 +5,9 @@ use std::{future::poll_fn, sync::Arc};
 use chrono::{DateTime, Utc};
 
 use super::{
-    MessageBus, clock,
+    MessageBus,
+    burials::OwnBurials,
+    clock,
     map::{SharedTopic, TopicMap},
     op::Op,
     topic_ref::{TopicRef, read_and_take},
@@ -44,7 +46,8 @@ impl MessageBus {
         self.topic_ref(topic, &mut None).with_existing(size)?
     }
 
-    /// Settles a lease. Returns when it ends now, if it was extended.
+    /// Settles a lease. Returns when it ends now, if it was extended. A [nack](Settlement::Nack) that makes a dead letter is
+    /// done when that was published, or refused.
     ///
     /// # Errors
     /// When the lease is over, or the store does not keep the ack. The lease goes on then.
@@ -60,11 +63,20 @@ impl MessageBus {
             });
         }
         match self.0.settle(&token.scope, token.group, &[token.key], settlement) {
-            Ok((_, Settled { lost, .. })) if !lost.is_empty() => Op::ready(Err(SettleError::Lost)),
-            Ok((Some(topic), Settled { commit, expires, .. })) => {
-                Op::after(commit, &topic, expires.map(DateTime::from))
+            Ok((_, Settled { lost, .. }, _)) if !lost.is_empty() => {
+                Op::ready(Err(SettleError::Lost))
             }
-            Ok((None, _)) => Op::ready(Err(SettleError::Lost)),
+            Ok((Some(topic), Settled { commit, expires, .. }, burials)) => {
+                let settled = Op::after(commit, &topic, expires.map(DateTime::from));
+                match burials {
+                    None => settled,
+                    Some(burials) => Op::running(async move {
+                        burials.await;
+                        settled.await
+                    }),
+                }
+            }
+            Ok((None, ..)) => Op::ready(Err(SettleError::Lost)),
             Err(error) => Op::ready(Err(error.into())),
         }
     }
@@ -81,6 +93,7 @@ impl MessageBus {
         let mut batch = SettledBatch::default();
         let mut commits = Vec::new();
         let mut in_engines = Vec::new();
+        let mut all_burials = Vec::new();
         let mut first = 0;
         let is_same = |a: &LeaseToken, b: &LeaseToken| {
             (a.group, &a.scope) == (b.group, &b.scope) || a.has_engine_group_of(b)
@@ -94,20 +107,26 @@ impl MessageBus {
             let keys: Vec<LeaseKey> = run.iter().map(|token| token.key).collect();
             let LeaseToken { scope, group, .. } = &run[0];
             match self.0.settle(scope, *group, &keys, settlement) {
-                Ok((topic, Settled { lost, expires, commit, .. })) => {
+                Ok((topic, Settled { lost, expires, commit, .. }, burials)) => {
                     batch.lost.extend(lost.into_iter().map(|index| first + index));
                     let expires = expires.map(DateTime::from);
                     batch.expires = batch.expires.into_iter().chain(expires).min();
                     commits.extend(commit.zip(topic));
+                    all_burials.extend(burials);
                 }
                 Err(error) => return Op::ready(Err(error)),
             }
             first += run.len();
         }
-        if commits.is_empty() && in_engines.is_empty() {
+        if commits.is_empty() && in_engines.is_empty() && all_burials.is_empty() {
             return Op::ready(Ok(batch));
         }
-        Op::running(finish_all(commits, in_engines, batch))
+        Op::running(async move {
+            for burials in all_burials {
+                burials.await;
+            }
+            finish_all(commits, in_engines, batch).await
+        })
     }
 
     /// Returns the messages that a group has not settled, without taking them: first those that it was given, then new
@@ -186,27 +205,31 @@ async fn finish_all(
 }
 
 impl TopicMap {
-    /// Settles leases of one group of a topic. Also returns the topic, if it is still there.
+    /// Settles leases of one group of a topic. Also returns the topic, if it is still there, and the dead letters that this
+    /// has made, unless they are published.
     fn settle(
         &self,
         scope: &TokenScope,
         group: u8,
         keys: &[LeaseKey],
         settlement: &Settlement,
-    ) -> Result<(Option<Arc<SharedTopic>>, Settled), StoreError> {
+    ) -> Result<(Option<Arc<SharedTopic>>, Settled, Option<OwnBurials>), StoreError> {
         let all_lost = || Settled { lost: (0..keys.len()).collect(), ..Settled::default() };
-        let Some(topic) = self.find(&scope.topic) else { return Ok((None, all_lost())) };
+        let Some(topic) = self.find(&scope.topic) else { return Ok((None, all_lost(), None)) };
         let mut locked = topic.lock();
         if locked.is_deleted() || locked.info().epoch != scope.epoch {
-            return Ok((None, all_lost()));
+            return Ok((None, all_lost(), None));
         }
         let mut settled = locked.settle(group, keys, settlement, clock::now())?;
-        let waker = settled.waker.take();
+        let (waker, dying) = (settled.waker.take(), locked.take_dying(group));
         topic.unlock_and_register(locked);
         if let Some(waker) = waker {
             waker.wake();
         }
-        Ok((Some(topic), settled))
+        let burials = (!dying.is_empty()).then(|| OwnBurials::of(self, &topic, dying));
+        // In memory, nobody has to wait for them.
+        let burials = burials.and_then(OwnBurials::begin);
+        Ok((Some(topic), settled, burials))
     }
 }
 
@@ -253,7 +276,7 @@ impl TopicRef<'_> {
         limit: BatchLimit,
     ) -> Op<Result<Option<Peek>, StoreError>> {
         if let Some(engine) = self.engine() {
-            return Op::ready(Err(engine.unsupported("show what a group gets next").into()));
+            return engine.peek_group(self.name(), group, limit);
         }
         let peek = self.with_existing(|topic| {
             topic.peek_group(group, limit, clock::now(), &mut Page::default())

@@ -12,6 +12,7 @@ use crate::{
     store::{Store, StoreError},
 };
 
+mod burials;
 pub(crate) mod clock;
 mod engines;
 mod groups;
@@ -28,6 +29,14 @@ mod topic_ref;
 mod wake_queue;
 mod walk;
 
+pub use self::{
+    burials::{DeadLetterError, RefusedDeadLetter},
+    engines::{ServiceSink, WindowSink},
+    handle::TopicHandle,
+    op::Op,
+    timer::Due,
+    walk::{StatsWalk, TopicPage},
+};
 pub(crate) use self::{
     engines::{Away, Follow, PAGE, Read, SharedEngine, history},
     locked_topic::LockedTopic,
@@ -36,13 +45,6 @@ pub(crate) use self::{
     patterns::{SharedPattern, StoredPages},
     services::SharedService,
     topic_ref::TopicRef,
-};
-pub use self::{
-    engines::{ServiceSink, WindowSink},
-    handle::TopicHandle,
-    op::Op,
-    timer::{DeadLetterError, Due, RefusedDeadLetter},
-    walk::{StatsWalk, TopicPage},
 };
 
 /// A message bus: a set of topics by name. Each topic is a bounded log that can be published to, pulled from

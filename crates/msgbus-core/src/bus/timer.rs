@@ -1,9 +1,8 @@
 //! The timer of a bus: when leases, delays and requests end, and dead letters.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     future::poll_fn,
-    pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, Waker},
     time::Duration,
@@ -12,54 +11,22 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    MessageBus, clock,
+    MessageBus,
+    burials::{Burials, RefusedDeadLetter},
+    clock,
     locked_topic::LockedTopic,
     map::{SharedTopic, TopicMap},
     services::SharedService,
-    topic_ref::read_and_take,
 };
-use crate::{
-    error::PublishError,
-    model::{GroupName, Headers, Message, MonotonicTime, NameError, NewMessage, TopicName},
-    store::StoreError,
-    topic::{Burial, DeadLetter, Page, Registration, TakeError, Topic},
-};
+use crate::{model::MonotonicTime, topic::Registration};
 
 /// What [`MessageBus::run_due`] reports.
 #[derive(Debug, Default)]
 pub struct Due {
     /// How long until the next lease, delay or request ends. `None` if there is none.
     pub next: Option<Duration>,
-    /// Dead letters that could not be published. They are tried again every 5 seconds.
+    /// Dead letters that could not be published. They are tried again every 5 seconds, those in engines every 30.
     pub refused: Vec<RefusedDeadLetter>,
-}
-
-/// A dead letter that could not be published.
-#[derive(Debug)]
-pub struct RefusedDeadLetter {
-    /// The topic of the message.
-    pub topic: TopicName,
-    /// The group that was given the message too often.
-    pub group: GroupName,
-    /// The id of the message.
-    pub id: u64,
-    /// Why it could not be published.
-    pub error: DeadLetterError,
-}
-
-/// Why a dead letter could not be published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeadLetterError {
-    /// The name of the topic for dead letters would be too long.
-    #[error("no topic for dead letters: {0}")]
-    Name(#[from] NameError),
-    /// That topic has not accepted the message.
-    #[error(transparent)]
-    Publish(#[from] PublishError),
-    /// The message could not be read from the store.
-    #[error(transparent)]
-    Read(#[from] StoreError),
 }
 
 impl MessageBus {
@@ -88,10 +55,7 @@ struct State {
     expected: Option<MonotonicTime>,
     is_earlier: bool,
     waker: Option<Waker>,
-    /// Dead letters to publish.
-    dead: VecDeque<(Arc<SharedTopic>, DeadLetter)>,
-    /// Those that are being published.
-    burials: Vec<RunningBurial>,
+    burials: Burials,
 }
 
 /// Something that may be due.
@@ -100,8 +64,6 @@ enum Timed {
     Topic(Weak<SharedTopic>),
     Service(Weak<SharedService>),
 }
-
-type RunningBurial = Pin<Box<dyn Future<Output = Option<RefusedDeadLetter>> + Send>>;
 
 impl std::fmt::Debug for Timer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -144,6 +106,27 @@ impl Timer {
 
     pub(super) fn unregister(&self, at: MonotonicTime, address: usize) {
         self.0.lock().due.remove(&(at, address));
+    }
+
+    fn take_burials(&self) -> Burials {
+        std::mem::take(&mut self.0.lock().burials)
+    }
+
+    /// Goes on with burials that somebody else has begun.
+    pub(super) fn adopt(&self, burials: Burials) {
+        let mut state = self.0.lock();
+        state.burials.append(burials);
+        state.is_earlier = true;
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Reports a dead letter that an engine has refused.
+    pub(super) fn report(&self, refused: RefusedDeadLetter) {
+        self.adopt(Burials::refused(refused));
     }
 
     fn poll_earlier(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -194,12 +177,9 @@ impl TopicMap {
     /// How often burials that wait for a store are looked at.
     const POLL: Duration = Duration::from_millis(20);
 
-    /// The maximum number of burials that wait for a store.
-    const MAX_BURIALS: usize = 32;
-
     fn run_due(&self) -> Due {
         let start = clock::monotonic();
-        let mut due = Due::default();
+        let mut burials = self.timer.take_burials();
         while let Some(timed) = self.timer.pop(start) {
             let topic = match timed {
                 Timed::Topic(topic) => topic.upgrade(),
@@ -215,115 +195,14 @@ impl TopicMap {
             let in_topic = locked.run_due(clock::monotonic());
             topic.unlock_and_register(locked);
             in_topic.wakers.into_iter().for_each(Waker::wake);
-            let dead = in_topic.dead.into_iter().map(|dead| (Arc::clone(&topic), dead));
-            self.timer.0.lock().dead.extend(dead);
+            burials.add(&topic, in_topic.dead);
         }
-        let is_waiting = self.run_burials(&mut due.refused);
+        let is_waiting = !burials.run(&self.own, &mut Context::from_waker(Waker::noop()));
+        let refused = burials.take_refused();
+        self.timer.0.lock().burials.append(burials);
         let now = clock::monotonic();
         let poll_at = is_waiting.then(|| now.after(Self::POLL.into()));
-        due.next = self.timer.expect_next(poll_at).map(|at| at.since(now));
-        due
+        let next = self.timer.expect_next(poll_at).map(|at| at.since(now));
+        Due { next, refused }
     }
-
-    /// Publishes dead letters. Returns whether some wait for a store.
-    fn run_burials(&self, refused: &mut Vec<RefusedDeadLetter>) -> bool {
-        let mut burials = std::mem::take(&mut self.timer.0.lock().burials);
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut is_over = |burial: &mut RunningBurial| match burial.as_mut().poll(&mut cx) {
-            Poll::Ready(outcome) => {
-                refused.extend(outcome);
-                true
-            }
-            Poll::Pending => false,
-        };
-        burials.retain_mut(|burial| !is_over(burial));
-        while burials.len() < Self::MAX_BURIALS {
-            let next = self.timer.0.lock().dead.pop_front();
-            let Some((topic, dead)) = next else { break };
-            let mut burial: RunningBurial = Box::pin(bury(Weak::clone(&self.own), topic, dead));
-            if !is_over(&mut burial) {
-                burials.push(burial);
-            }
-        }
-        let is_waiting = !burials.is_empty();
-        self.timer.0.lock().burials.append(&mut burials);
-        is_waiting
-    }
-}
-
-/// Publishes a message as a dead letter, and ends its life in its topic.
-async fn bury(
-    map: Weak<TopicMap>,
-    topic: Arc<SharedTopic>,
-    dead: DeadLetter,
-) -> Option<RefusedDeadLetter> {
-    let outcome = publish(&map, &topic, &dead).await;
-    let mut locked = topic.lock();
-    let burial = *outcome.as_ref().unwrap_or(&Burial::Refused);
-    let waker = locked.end_burial(&dead, burial, clock::now());
-    topic.unlock_and_register(locked);
-    if let Some(waker) = waker {
-        waker.wake();
-    }
-    let (topic, group, id) = (topic.name().clone(), dead.name, dead.key.id);
-    Some(RefusedDeadLetter { topic, group, id, error: outcome.err()? })
-}
-
-async fn publish(
-    map: &Weak<TopicMap>,
-    topic: &Arc<SharedTopic>,
-    dead: &DeadLetter,
-) -> Result<Burial, DeadLetterError> {
-    let find = |topic: &mut Topic, page: &mut Page| {
-        Ok::<_, TakeError<StoreError>>(topic.message_with(dead.key.id, clock::monotonic(), page)?)
-    };
-    // If it has left meanwhile, the group knows.
-    let Some(message) = read_and_take(topic, find).await? else { return Ok(Burial::Exempt) };
-    if message.headers().get(DeadLetter::TOPIC).is_some() {
-        return Ok(Burial::Exempt);
-    }
-    let (target, letter) = letter(&message, dead)?;
-    let published = match map.upgrade() {
-        Some(map) => super::TopicRef::new(&map, &target, &mut None).publish(letter),
-        None => return Err(PublishError::Closed.into()),
-    };
-    published.await?;
-    Ok(Burial::Done)
-}
-
-/// The topic for a dead letter, and the letter.
-pub(super) fn letter(
-    message: &Message,
-    dead: &DeadLetter,
-) -> Result<(TopicName, NewMessage), NameError> {
-    let target = match &dead.topic {
-        Some(target) => target.clone(),
-        None => message.topic().name.dead_letters()?,
-    };
-    Ok((target, NewMessage::new(message.payload().clone()).headers(headers(message, dead))))
-}
-
-/// The headers of the message, and those of a dead letter. If there is not enough room for all of them, headers of the
-/// message are left out.
-fn headers(message: &Message, dead: &DeadLetter) -> Headers {
-    // A header value has no spaces at its ends.
-    let topic = message.topic().name.as_str().replace('%', "%25").replace(' ', "%20");
-    // A reason is any text; a header value has no control characters.
-    let reason = dead.reason.as_deref().map(|reason| reason.replace(char::is_control, " "));
-    let marks = [
-        (DeadLetter::TOPIC, Some(topic)),
-        ("dead-letter-id", Some(dead.key.id.to_string())),
-        ("dead-letter-group", Some(dead.name.to_string())),
-        ("dead-letter-deliveries", Some(dead.deliveries.to_string())),
-        ("dead-letter-reason", reason.map(|reason| reason.trim().to_owned())),
-    ];
-    let marks =
-        || marks.iter().filter_map(|(name, value)| value.as_deref().map(|value| (*name, value)));
-    Headers::new(message.headers().iter().chain(marks())).unwrap_or_else(|_| {
-        let marks = Headers::new(marks()).unwrap_or_default();
-        message
-            .headers()
-            .iter()
-            .fold(marks, |headers, (name, value)| headers.with(name, value).unwrap_or(headers))
-    })
 }

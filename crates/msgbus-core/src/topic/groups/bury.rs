@@ -7,7 +7,7 @@ use super::{
     group::Group,
     open::State,
 };
-use crate::model::{GroupName, LeaseKey, Message, MonotonicTime, Now, TopicName};
+use crate::model::{GroupName, LeaseKey, LeaseToken, Message, MonotonicTime, Now, TopicName};
 
 /// What was due in one topic.
 #[derive(Debug, Default)]
@@ -51,8 +51,21 @@ pub(crate) enum Burial {
 }
 
 impl DeadLetter {
+    /// How the headers of dead letters begin.
+    pub(crate) const PREFIX: &str = "dead-letter-";
     /// The header that names the topic where the message was published first.
     pub(crate) const TOPIC: &str = "dead-letter-topic";
+    /// The reason of one whose last lease was not settled.
+    pub(crate) const EXPIRED: &str = "the lease expired";
+
+    /// The beginning of a reason, as much as is kept.
+    pub(crate) fn cut(reason: &str) -> Box<str> {
+        let mut end = reason.len().min(LeaseToken::MAX_REASON);
+        while !reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        reason[..end].into()
+    }
 }
 
 impl Topic {
@@ -84,15 +97,19 @@ impl Topic {
         for (number, group) in (0..).zip(&mut groups.slots) {
             let Some(group) = group else { continue };
             group.end_due(now);
-            for id in std::mem::take(&mut group.dying) {
-                due.dead.extend(group.dead_letter(number, id));
-            }
+            due.dead.extend(group.take_dying(number));
             if group.has_work(&self.log) {
                 let queue = self.consumers.existing_queue(Some(&group.name));
                 due.wakers.extend(queue.and_then(Waiters::unpark_first));
             }
         }
         due
+    }
+
+    /// Messages of a group that are to become dead letters, because a settlement has ended their last leases.
+    pub(crate) fn take_dying(&mut self, group: u8) -> Vec<DeadLetter> {
+        let found = self.groups.as_mut().and_then(|groups| groups.get_mut(group));
+        found.map(|found| found.take_dying(group)).unwrap_or_default()
     }
 
     /// The message of a dead letter. `None` if it has left meanwhile.
@@ -127,6 +144,11 @@ impl Topic {
 impl Group {
     fn has_nothing_before(&self, time: MonotonicTime) -> bool {
         self.dying.is_empty() && self.open.is_nothing_before(time)
+    }
+
+    fn take_dying(&mut self, number: u8) -> Vec<DeadLetter> {
+        let dying = std::mem::take(&mut self.dying);
+        dying.into_iter().filter_map(|id| self.dead_letter(number, id)).collect()
     }
 
     fn dead_letter(&self, number: u8, id: u64) -> Option<DeadLetter> {

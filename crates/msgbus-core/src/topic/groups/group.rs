@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     super::log::{Entry, Log},
-    bury::Burial,
+    bury::{Burial, DeadLetter},
     open::{Open, OpenTable, State},
 };
 use crate::{
@@ -45,8 +45,6 @@ impl Group {
     const MAX_OPEN: usize = 65_536;
     /// The time until a dead letter that was refused is tried again.
     const RETRY: Nanos = Nanos::from_seconds(5);
-    /// The reason for a dead letter whose last lease was not settled.
-    const EXPIRED: &str = "the lease expired";
 
     /// A group whose first message is the first one from `next_id` on.
     pub(super) fn new(name: GroupName, next_id: u64, log: &mut Log) -> Self {
@@ -150,7 +148,7 @@ impl Group {
             }
             Settlement::Nack { delay, reason } => {
                 self.counters.nacked += 1;
-                self.open.set_reason(key.id, reason.as_deref().map(cut));
+                self.open.set_reason(key.id, reason.as_deref().map(DeadLetter::cut));
                 let ready = now.monotonic.after(Nanos::from((*delay).min(LeaseToken::MAX_TIME)));
                 self.give_back(key.id, deliveries, ready, now.monotonic);
             }
@@ -214,7 +212,7 @@ impl Group {
             match (state, *deliveries) {
                 (State::Leased, deliveries) => {
                     self.counters.lease_expired += 1;
-                    let reason = self.is_last(deliveries).then(|| Self::EXPIRED.into());
+                    let reason = self.is_last(deliveries).then(|| DeadLetter::EXPIRED.into());
                     self.open.set_reason(id, reason);
                     self.give_back(id, deliveries, now, now);
                 }
@@ -271,13 +269,4 @@ pub(super) fn lease_end(message: Option<&Message>, lease: Duration, now: Now) ->
         Some(expires) => lease.min(expires.since(now.wall)),
     };
     now.monotonic.after(left)
-}
-
-/// The beginning of a reason, as much as is kept.
-fn cut(reason: &str) -> Box<str> {
-    let mut end = reason.len().min(LeaseToken::MAX_REASON);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    reason[..end].into()
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::{GroupError, PublishError},
-    model::{GroupName, Now, Position},
+    model::{GroupName, GroupSettings, Now, Position},
     options::GroupConfig,
     store::{GroupChange, GroupUpdate, Record, StoreError},
 };
@@ -25,13 +25,11 @@ pub(crate) struct SetGroup {
 }
 
 impl Topic {
-    /// A group at a position. Groups of dead letters deliver without end by default.
+    /// A group at a position.
     pub(super) fn new_group(&mut self, name: &GroupName, wanted: u64) -> Group {
         let next_id = wanted.max(self.log.first_id());
         let mut group = Group::new(name.clone(), next_id, &mut self.log);
-        if self.info.name.is_of_dead_letters() {
-            group.settings.max_deliveries = 0;
-        }
+        group.settings = GroupSettings::of(&self.info.name);
         group
     }
 
