@@ -346,9 +346,10 @@ impl Shared {
     async fn watch(&self, link: &Link) {
         let mut state = self.state.subscribe();
         let probing = async {
+            let mut is_safe = link.server.is_safe;
             loop {
                 sleep(self.options.timeout.min(PROBE)).await;
-                if !self.probe(link).await {
+                if !self.probe(link, &mut is_safe).await {
                     return;
                 }
             }
@@ -360,14 +361,15 @@ impl Shared {
     }
 
     /// Whether all connections lead to the same server as ever, and it answers.
-    async fn probe(&self, link: &Link) -> bool {
+    async fn probe(&self, link: &Link, is_safe: &mut bool) -> bool {
         let is_same = async {
             if link.server.identity.is_empty() {
                 return answers(&link.connection).await;
             }
             let Ok(server) = Server::of(&mut link.connection.clone()).await else { return false };
             self.warn(&server);
-            let may_lose = link.server.is_safe && !server.is_safe;
+            let may_lose = *is_safe && !server.is_safe;
+            *is_safe &= server.is_safe;
             server.identity == link.server.identity
                 && (!may_lose || self.arrive(link, &server).await.is_ok())
         };
