@@ -1,12 +1,18 @@
 //! The consumers of groups, as this node has found them.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use async_nats::jetstream::{
     consumer::{AckPolicy, FromConsumer as _, PullConsumer, pull},
     stream::{ConsumerError, ConsumerErrorKind},
 };
-use chrono::Utc;
 use futures_util::StreamExt as _;
 use msgbus_core::{
     GroupName, GroupSettings, TopicName,
@@ -20,7 +26,7 @@ use crate::{
     connection::{Connection, Known},
     error::{is_missing, request_error},
     history::{has_messages, policy},
-    marks,
+    marks::{self, Mark},
 };
 
 /// How much longer the server waits for an ack than the worker is told.
@@ -35,9 +41,7 @@ const CLAIM: Duration = Duration::from_secs(2);
 /// How long a claim is kept at least.
 const KEEP: Duration = Duration::from_secs(60);
 /// The text of a claim.
-pub(crate) const CLAIMED: &str = "claimed";
-/// The text of a claim that has ended: the group was removed.
-pub(crate) const FREE: &str = "free";
+const CLAIMED: &str = "claimed";
 /// The maximum number of live leases of a group.
 const MAX_LEASES: i64 = 1024;
 /// The maximum number of requests of all nodes that wait for messages of a group.
@@ -48,6 +52,7 @@ const MAX_WAITING: i64 = 4096;
 pub(crate) struct Found {
     pub(crate) consumer: PullConsumer,
     at: Instant,
+    deliveries: AtomicU64,
 }
 
 impl Found {
@@ -58,6 +63,22 @@ impl Found {
     /// Tells it from others that have had its name, for instance before a group was moved.
     pub(crate) fn created(&self) -> i64 {
         self.consumer.cached_info().created.timestamp_nanos_opt().unwrap_or_default()
+    }
+
+    /// How many deliveries there have been, as far as this node knows.
+    pub(crate) fn deliveries(&self) -> u64 {
+        self.deliveries.load(Relaxed)
+    }
+
+    /// Notes the number of a delivery.
+    pub(crate) fn see(&self, delivery: u64) {
+        self.deliveries.fetch_max(delivery, Relaxed);
+    }
+
+    /// Whether it had given the message when it was found, and at least that many.
+    pub(crate) fn had_given(&self, message: u64, delivery: u64) -> bool {
+        let delivered = &self.consumer.cached_info().delivered;
+        delivered.stream_sequence >= message && delivered.consumer_sequence >= delivery
     }
 
     /// Whether the server removes it soon if nobody uses it.
@@ -95,7 +116,8 @@ impl Consumers {
     }
 
     fn put(&self, name: &str, consumer: PullConsumer) -> Arc<Found> {
-        let found = Arc::new(Found { consumer, at: Instant::now() });
+        let deliveries = AtomicU64::new(consumer.cached_info().delivered.consumer_sequence);
+        let found = Arc::new(Found { consumer, at: Instant::now(), deliveries });
         let mut consumers = self.0.lock();
         if consumers.len() >= Self::MAX {
             consumers.clear();
@@ -130,13 +152,18 @@ fn hex(hash: &[u8]) -> String {
 
 /// Refuses another group of a topic that has as many as it may have.
 async fn check_count(known: &Known, subject: &str) -> Result<(), EngineError> {
+    let limit = GroupSettings::MAX_GROUPS;
+    let info = known.stream.get_info().await.map_err(|error| request_error(&error))?;
+    // Mostly the topics of a stream have fewer together.
+    if info.state.consumer_count < limit {
+        return Ok(());
+    }
     let (prefix, plain) = (topic_name(subject), consumer_name(subject, None));
     let (mut names, mut count) = (known.stream.consumer_names(), 0);
     while let Some(name) = names.next().await {
         let name = name.map_err(|error| request_error(&error))?;
         count += usize::from(name.starts_with(&prefix) && name != plain);
     }
-    let limit = GroupSettings::MAX_GROUPS;
     if count >= limit { Err(EngineError::TooManyGroups { limit }) } else { Ok(()) }
 }
 
@@ -284,7 +311,8 @@ fn long(known: &Known) -> Duration {
 }
 
 /// Creates the consumer of a group that has none. No two nodes must do it at the same moment: a server may give both a
-/// consumer then, and each message to both. So they claim it before.
+/// consumer then, and each message to both. So they claim it before. How old a claim is that they find, they cannot tell,
+/// because clocks differ: it counts for [`CLAIM`] from then on, unless whoever has made it ends it.
 async fn create(
     connection: &Connection,
     known: &Known,
@@ -293,45 +321,53 @@ async fn create(
 ) -> Result<PullConsumer, EngineError> {
     const POLL: Duration = Duration::from_millis(20);
     let subject = claims(connection, name);
-    let mut is_claimed = false;
     loop {
-        let claim = marks::read(known, &subject).await?;
-        is_claimed |= claim.as_ref().is_some_and(|claim| {
-            let age = (Utc::now() - claim.at).abs().to_std().unwrap_or_default();
-            claim.text == CLAIMED && age < CLAIM
-        });
+        let found = marks::read(known, &subject).await?;
         let give_up = Instant::now() + CLAIM;
-        while is_claimed && Instant::now() < give_up {
+        while found.as_ref().is_some_and(|claim| claim.text == CLAIMED) && Instant::now() < give_up
+        {
             if let Some(found) = find(connection, known, name, true).await? {
                 return Ok(found.consumer.clone());
             }
             sleep(POLL).await;
         }
         let text = CLAIMED.to_owned();
-        if marks::replace(connection, known, &subject, claim.as_ref(), text, KEEP).await? {
+        let claim = marks::replace(connection, known, &subject, found.as_ref(), text, KEEP).await?;
+        // If there is none, somebody else has just claimed it.
+        if let Some(claim) = claim {
             let created = known.stream.create_consumer(config).await;
+            end_claim(connection, known, name, Some(&claim)).await;
             return created.map_err(|error| request_error(&error));
         }
-        // Somebody else has just claimed it.
-        is_claimed = true;
     }
 }
 
-/// Claims the group, or ends its claim, whoever has it.
+/// Claims the group, whoever has claimed it before.
 pub(crate) async fn claim(
     connection: &Connection,
     known: &Known,
     name: &str,
-    text: &str,
-) -> Result<(), EngineError> {
+) -> Result<Mark, EngineError> {
     let subject = claims(connection, name);
     loop {
         let before = marks::read(known, &subject).await?;
-        let text = text.to_owned();
-        if marks::replace(connection, known, &subject, before.as_ref(), text, KEEP).await? {
-            return Ok(());
+        let text = CLAIMED.to_owned();
+        let claim =
+            marks::replace(connection, known, &subject, before.as_ref(), text, KEEP).await?;
+        if let Some(claim) = claim {
+            return Ok(claim);
         }
     }
+}
+
+/// Ends a claim, or any. If it fails, whoever makes the group again waits a moment.
+pub(crate) async fn end_claim(
+    connection: &Connection,
+    known: &Known,
+    name: &str,
+    claim: Option<&Mark>,
+) {
+    let _ = marks::remove(known, &claims(connection, name), claim.map(|mark| mark.sequence)).await;
 }
 
 fn claims(connection: &Connection, name: &str) -> String {

@@ -9,12 +9,15 @@ use parking_lot::Mutex;
 
 use crate::{
     connection::{Connection, Known},
+    consumers::Found,
     key::Key,
     marks::{self, Mark},
 };
 
 /// The text of the mark of a lease that was given back. That of others is when they end, in milliseconds since 1970.
 const OVER: &str = "over";
+/// The kind of these marks.
+const KIND: &str = "leases";
 /// How much longer than the lease its mark is kept.
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -22,6 +25,7 @@ const KEEP: Duration = Duration::from_secs(60);
 pub(crate) struct Lease<'a> {
     connection: &'a Connection,
     known: &'a Known,
+    found: &'a Found,
     subject: String,
     key: &'a Key,
     mark: Option<Mark>,
@@ -32,13 +36,14 @@ impl<'a> Lease<'a> {
     pub(crate) async fn find(
         connection: &'a Connection,
         known: &'a Known,
-        consumer: &str,
+        found: &'a Found,
         key: &'a Key,
     ) -> Result<Self, EngineError> {
-        let name = format!("{consumer}.{}.{}", key.created, key.delivery);
-        let subject = marks::subject(connection, "leases", &name);
+        let Key { created, id, delivery, until, .. } = key;
+        let name = format!("{}.{created}.{id}.{delivery}.{until}", found.name());
+        let subject = marks::subject(connection, KIND, &name);
         let mark = marks::read(known, &subject).await?;
-        Ok(Self { connection, known, subject, key, mark })
+        Ok(Self { connection, known, found, subject, key, mark })
     }
 
     /// When it ends, in milliseconds since 1970. `None` if it was given back.
@@ -83,10 +88,17 @@ impl<'a> Lease<'a> {
         let keep = Duration::from_millis(left) + KEEP;
         let (mark, subject) = (self.mark.as_ref(), &self.subject);
         let made = marks::replace(self.connection, self.known, subject, mark, text, keep).await?;
-        if !made {
-            self.mark = marks::read(self.known, subject).await?;
+        match &made {
+            Some(made) if !self.known.forgets_marks() => {
+                let of_consumer = format!("{}.>", self.found.name());
+                let marks = marks::subject(self.connection, KIND, &of_consumer);
+                let keep = self.found.lease() + KEEP;
+                self.connection.leftovers.note(marks, made.sequence, keep);
+            }
+            Some(_) => {}
+            None => self.mark = marks::read(self.known, subject).await?,
         }
-        Ok(made)
+        Ok(made.is_some())
     }
 }
 
@@ -101,11 +113,12 @@ struct Halves {
     older: HashSet<Identity>,
 }
 
-/// A lease among those of all groups: the consumer by its creation, the message, and the delivery.
-type Identity = (i64, u64, u64);
+/// A lease among those of all groups: the consumer by its creation, the message, the delivery, and its end. A server that was
+/// killed may have forgotten deliveries, and gives the same messages again under the same numbers: only the end is another.
+type Identity = (i64, u64, u64, i64);
 
 fn identity(key: &Key) -> Identity {
-    (key.created, key.id, key.delivery)
+    (key.created, key.id, key.delivery, key.until)
 }
 
 impl Settled {
@@ -139,5 +152,6 @@ mod tests {
         }
         assert!(settled.has(&key(count - 1)) && !settled.has(&key(0)));
         assert!(!settled.has(&Key { created: 2, ..key(count - 1) }), "of another consumer");
+        assert!(!settled.has(&Key { until: 101, ..key(count - 1) }), "given again");
     }
 }
