@@ -43,15 +43,15 @@ pub trait Engine: Debug + Send + Sync {
     /// Whether the server can be reached, and serves topics. Must not block.
     fn health(&self) -> Health;
 
-    /// How long messages live. `None`: for ever. Must not block.
-    fn max_age(&self) -> Option<Duration>;
+    /// How long messages of a topic live. `None`: for ever. Must not block.
+    fn max_age(&self, topic: &TopicName) -> Option<Duration>;
 
     /// Publishes messages, at least one. They get rising sequences in the order given. Messages of others may come
     /// between them, and it is not one step: when it fails, any of them may have been published. Then a repeat may bring
     /// the others behind them. Ready when the engine has acknowledged all of them.
     ///
-    /// A message with the same [`idempotency-key`](crate::Headers::IDEMPOTENCY_KEY) as one that was published to the topic
-    /// a short time before is not published again, if the engine can tell. The receipt is that of the first. Messages of one
+    /// A message with the same [`repeat_key`](NewMessage::repeat_key) as one that was published to the topic a short time
+    /// before is not published again, if the engine can tell. The receipt is that of the first. Messages of one
     /// call that have the same key are different messages: the first with this key, the second, and so on.
     ///
     /// Dropping the future takes nothing back.
@@ -140,6 +140,20 @@ pub trait Engine: Debug + Send + Sync {
     fn group(&self, topic: &TopicName, group: &GroupName) -> Answer<Option<EngineGroup>> {
         let _ = (topic, group);
         refuse(self.kind(), "show groups")
+    }
+
+    /// What a group has not acknowledged: at most so many of the messages that it was given. `None` if there is no such group.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn unsettled(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        max: usize,
+    ) -> Answer<Option<Unsettled>> {
+        let _ = (topic, group, max);
+        refuse(self.kind(), "show what a group gets next")
     }
 
     /// Creates a group, or moves it if a position is given: then it begins there, and its leases are over. Returns whether
@@ -430,7 +444,7 @@ pub struct EngineTopics {
     pub has_more: bool,
 }
 
-/// What a group has of its own. What is `None` is as in [`GroupSettings::default`](crate::GroupSettings).
+/// What a group has of its own. What is `None` is as in [`GroupSettings::of`](crate::GroupSettings::of).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EngineGroupSettings {
     /// See [`GroupSettings::max_deliveries`](crate::GroupSettings::max_deliveries).
@@ -456,6 +470,16 @@ pub struct EngineGroup {
     pub unacked: u64,
     /// What it has of its own.
     pub settings: EngineGroupSettings,
+}
+
+/// What a group of an engine has not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unsettled {
+    /// Of the messages before `next`, those that it was given and has not acknowledged, in order. Some may be gone.
+    pub given: Vec<u64>,
+    /// Of the messages from this sequence on, it has acknowledged none. If the engine only knows the first message that is
+    /// not acknowledged, it is that one: then some may be acknowledged.
+    pub next: u64,
 }
 
 /// What a bus has asked of an engine, see [`MessageBus::engine_usage`](crate::MessageBus::engine_usage).

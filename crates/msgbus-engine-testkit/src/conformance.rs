@@ -63,6 +63,7 @@ pub async fn all_with_long_leases(subject: &Subject) {
     groups::jobs_that_fail_too_often_are_dead_letters(subject).await;
     groups::groups_can_be_made_moved_and_removed(subject).await;
     groups::a_group_is_moved_while_others_work(subject).await;
+    groups::leases_after_a_move_can_be_settled(subject).await;
     groups::a_group_has_settings_of_its_own(subject).await;
     groups::a_topic_has_a_limited_number_of_groups(subject).await;
     services(subject).await;

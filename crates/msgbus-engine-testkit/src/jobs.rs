@@ -36,6 +36,8 @@ pub struct Plan {
     pub failures: u32,
     /// Whether the engine never forgets a lease. Otherwise two workers may have a job.
     pub keeps_leases: bool,
+    /// Whether the engine never forgets an ack that it has confirmed. Otherwise a job may be done again.
+    pub keeps_acks: bool,
     /// What is random depends on it.
     pub seed: u64,
 }
@@ -58,6 +60,8 @@ struct State {
     /// The ends of the leases that are live, as far as their workers know.
     live: BTreeMap<u64, DateTime<Utc>>,
     done: BTreeSet<String>,
+    /// When an ack was confirmed.
+    acked: BTreeMap<u64, DateTime<Utc>>,
     /// What has happened to each message, for the report of a failure.
     log: BTreeMap<u64, Vec<String>>,
     report: Report,
@@ -133,7 +137,7 @@ async fn work(plan: Plan, number: usize, state: Arc<Mutex<State>>) {
             continue;
         };
         for leased in &leased {
-            state.lock().unwrap().begin(leased, plan.keeps_leases);
+            state.lock().unwrap().begin(leased, &plan);
         }
         for leased in leased {
             finish(&plan, &leased, &state, &mut random).await;
@@ -146,14 +150,22 @@ impl State {
         self.log.entry(id).or_default().push(format!("{}: {what}", Utc::now()));
     }
 
-    fn begin(&mut self, leased: &Leased, keeps_leases: bool) {
+    fn begin(&mut self, leased: &Leased, plan: &Plan) {
+        /// So much later a lease may be noticed that was given before.
+        const LATE: Duration = Duration::from_secs(1);
         let (id, now) = (leased.message.id(), Utc::now());
         self.note(id, &format!("delivery {} until {}", leased.deliveries, leased.expires));
         if let Some(end) = self.live.insert(id, leased.expires) {
             // The clocks of two machines, or of two calls, may differ.
             let is_over = end <= now + Duration::from_millis(10);
             let log = &self.log[&id];
-            assert!(is_over || !keeps_leases, "{id} is leased until {end}, and again: {log:#?}");
+            let is_right = is_over || !plan.keeps_leases;
+            assert!(is_right, "{id} is leased until {end}, and again: {log:#?}");
+        }
+        if let Some(acked) = self.acked.get(&id) {
+            let is_forgotten = leased.expires - plan.lease > *acked + LATE;
+            let log = &self.log[&id];
+            assert!(!is_forgotten || !plan.keeps_acks, "{id} is done, and leased again: {log:#?}");
         }
         self.report.leases += 1;
     }
@@ -210,6 +222,9 @@ async fn acknowledge(bus: &MessageBus, leased: &Leased, state: &Mutex<State>) {
             Ok(_) | Err(SettleError::Lost) => {
                 let name = String::from_utf8_lossy(leased.message.payload()).into_owned();
                 let mut state = state.lock().unwrap();
+                if acked.is_ok() {
+                    state.acked.insert(id, Utc::now());
+                }
                 state.live.remove(&id);
                 state.report.done += usize::from(state.done.insert(name));
                 return;

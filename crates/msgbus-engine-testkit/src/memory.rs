@@ -16,7 +16,7 @@ use msgbus_core::{
     engine::{
         Answer, Asked, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
         EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, ServiceSink, TakeRequest,
-        Urgency, WindowSink,
+        Unsettled, Urgency, WindowSink,
     },
     store::RecoveredMessage,
 };
@@ -282,12 +282,12 @@ impl Inner {
         for message in messages {
             let next = self.next;
             let topic = self.topics.entry(name.clone()).or_insert_with(|| Topic::new(1));
-            let (payload, ttl, headers) = message.into_parts();
-            let id_key = headers.get("idempotency-key").map(|key| {
+            let id_key = message.repeat_key().map(|key| {
                 let count = repeats.entry(key.to_owned()).or_insert(0);
                 *count += 1;
                 format!("{count} {key}")
             });
+            let (payload, ttl, headers) = message.into_parts();
             if let Some(id) = id_key.as_ref().and_then(|key| topic.keys.get(key)) {
                 ids.push(*id);
                 continue;
@@ -326,7 +326,7 @@ impl Engine for MemoryEngine {
         Health { problem: self.lock().faults.error, ..Health::default() }
     }
 
-    fn max_age(&self) -> Option<Duration> {
+    fn max_age(&self, _: &TopicName) -> Option<Duration> {
         None
     }
 
@@ -411,6 +411,18 @@ impl Engine for MemoryEngine {
     fn group(&self, topic: &TopicName, group: &GroupName) -> Answer<Option<EngineGroup>> {
         let (topic, group) = (topic.clone(), group.clone());
         self.serve(move |inner| Ok(inner.topics.get(&topic).and_then(|topic| topic.group(&group))))
+    }
+
+    fn unsettled(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        max: usize,
+    ) -> Answer<Option<Unsettled>> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.serve(move |inner| {
+            Ok(inner.topics.get(&topic).and_then(|topic| topic.unsettled(&group, max)))
+        })
     }
 
     fn set_group(&self, topic: &TopicName, group: &GroupName, from: Option<Begin>) -> Answer<bool> {

@@ -157,6 +157,7 @@ async fn every_job_is_done_and_nobody_shares_one() {
                 lease: Duration::from_millis(400),
                 failures: 8,
                 keeps_leases: true,
+                keeps_acks: true,
                 seed,
             };
             let report = jobs::check(&plan, disturb(&engine, seed, false)).await;
@@ -294,7 +295,6 @@ async fn what_no_engine_can_do_is_said() {
     let config = GroupConfig { max_leases: Some(3), ..GroupConfig::default() };
     let refused = soon(bus.set_group(&topic, &group, &config)).await.unwrap_err();
     assert_eq!(refused.to_string(), "memory cannot limit the leases of a group");
-    assert!(soon(bus.peek_group(&topic, &group, BatchLimit::ONE)).await.is_err());
     assert!(soon(bus.peek(&topic, None, BatchLimit::ONE)).await.is_err());
     assert!(bus.topics().is_empty(), "it is not made here instead");
 }
@@ -400,11 +400,7 @@ async fn who_waits_after_a_dead_letter_has_taken_nothing() {
     let bus = bus(Arc::new(engine.clone()));
     let (topic, group) = (fresh("buried"), "g".parse().unwrap());
     soon(bus.publish(&topic, "bad")).await.unwrap();
-    let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
-    for _ in 0..10 {
-        let leased = soon(bus.lease(&topic, &group, LeaseOptions::default())).await.unwrap();
-        soon(bus.settle(&leased[0].token, &back)).await.unwrap();
-    }
+    wear_out(&bus, &topic, &group, 1).await;
     let mut waiting = bus.lease_wait(&topic, &group, LeaseOptions::default()).unwrap();
     let mut cx = Context::from_waker(Waker::noop());
     let start = Instant::now();
@@ -418,7 +414,7 @@ async fn who_waits_after_a_dead_letter_has_taken_nothing() {
 async fn wear_out(bus: &MessageBus, topic: &TopicName, group: &GroupName, count: usize) {
     let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
     let limit = BatchLimit { events: count, bytes: 1 << 20 };
-    for _ in 0..10 {
+    for _ in 0..9 {
         let options = LeaseOptions { limit, ..LeaseOptions::default() };
         let leased = soon(bus.lease(topic, group, options)).await.unwrap();
         assert_eq!(leased.len(), count);
@@ -426,6 +422,35 @@ async fn wear_out(bus: &MessageBus, topic: &TopicName, group: &GroupName, count:
             soon(bus.settle(&leased.token, &back)).await.unwrap();
         }
     }
+    // A nack of the last one would make a dead letter.
+    let short = Duration::from_millis(10);
+    let options = LeaseOptions { limit, lease: short, ..LeaseOptions::default() };
+    assert_eq!(soon(bus.lease(topic, group, options)).await.unwrap().len(), count);
+    sleep(short * 2).await;
+}
+
+/// The worker has done what it can. The message is set back, and the log hears of it.
+#[tokio::test]
+async fn a_nack_whose_dead_letter_is_refused_is_a_nack() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let (topic, group) = (fresh("refused"), "g".parse().unwrap());
+    let config = GroupConfig { max_deliveries: Some(1), ..GroupConfig::default() };
+    soon(bus.publish_batch(&topic, vec!["one".into(), "two".into()])).await.unwrap();
+    soon(bus.set_group(&topic, &group, &config)).await.unwrap();
+    engine.refuse(&topic.dead_letters().unwrap());
+    let limit = BatchLimit { events: 2, bytes: 1 << 20 };
+    let options = LeaseOptions { limit, ..LeaseOptions::default() };
+    let leased = soon(bus.lease(&topic, &group, options)).await.unwrap();
+    let tokens: Vec<_> = leased.into_iter().map(|leased| leased.token).collect();
+    let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
+    assert_eq!(soon(bus.settle_all(&tokens, &back)).await.unwrap().lost, []);
+    assert_eq!(soon(bus.settle_all(&tokens, &back)).await.unwrap().lost, [0, 1]);
+    let refused = bus.run_due().refused;
+    assert_eq!((refused.len(), &refused[0].topic, refused[0].id), (1, &topic, 1));
+    assert!(soon(bus.lease(&topic, &group, LeaseOptions::default())).await.unwrap().is_empty());
+    let group = soon(bus.engine_group(&topic, &group)).await.unwrap().unwrap();
+    assert_eq!(group.unacked, 2, "they are not lost");
 }
 
 /// Each failure takes so long that the leases of the first ones end before the last one was tried.

@@ -6,14 +6,14 @@ use async_nats::jetstream::consumer::pull;
 use futures_util::StreamExt as _;
 use msgbus_core::{
     GroupName, TopicName,
-    engine::{Begin, EngineError, EngineGroup, EngineGroupSettings, EngineTopics},
+    engine::{Begin, EngineError, EngineGroup, EngineGroupSettings, EngineTopics, Unsettled},
 };
 
 use crate::{
     connection::{Connection, Known},
     consumers::{
-        CLAIMED, CREATE, FREE, change, claim, config, consumer_name, description, find,
-        find_or_create, keep,
+        CREATE, change, claim, config, consumer_name, description, end_claim, find, find_or_create,
+        keep,
     },
     error::{change_error, is_missing, request_error},
     subject,
@@ -61,6 +61,23 @@ pub(crate) async fn group(
     }))
 }
 
+/// The server only knows up to which message all are acknowledged, and up to which they were given.
+pub(crate) async fn unsettled(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    group: GroupName,
+) -> Result<Option<Unsettled>, EngineError> {
+    let known = connection.stream().await?;
+    let name = consumer_name(&connection.subject(&topic), Some(&group));
+    let found = find(&connection, &known, &name, true).await?;
+    Ok(found.map(|found| {
+        let info = found.consumer.cached_info();
+        let is_settled = info.num_ack_pending == 0;
+        let last = if is_settled { &info.delivered } else { &info.ack_floor };
+        Unsettled { given: Vec::new(), next: last.stream_sequence + 1 }
+    }))
+}
+
 /// How often a group is made that others make at the same time.
 const MAX_TRIES: usize = 3;
 
@@ -84,20 +101,30 @@ pub(crate) async fn set_group(
         return Ok(found.is_none());
     }
     // Workers that wait must not make the group again where they say.
-    claim(&connection, &known, &name, CLAIMED).await?;
+    let claim = claim(&connection, &known, &name).await?;
     let before = find(&connection, &known, &name, true).await?;
     let settings = before.map(|found| found.settings()).unwrap_or_default();
+    let config = config(&connection, &known, &topic, Some(&group), from.unwrap_or(Begin::First));
+    let description = Some(description(&topic, Some(&group), &settings));
+    let moved =
+        make_again(&connection, &known, &name, pull::Config { description, ..config }).await;
+    end_claim(&connection, &known, &name, Some(&claim)).await;
+    moved
+}
+
+/// Makes a consumer in place of the one that there is: where one begins cannot be changed. Returns whether it is new.
+async fn make_again(
+    connection: &Connection,
+    known: &Known,
+    name: &str,
+    config: pull::Config,
+) -> Result<bool, EngineError> {
     let (mut is_there, mut left) = (false, MAX_TRIES);
     loop {
-        // Where a consumer begins cannot be changed.
-        let deleted = delete(&connection, &known, &name).await;
+        let deleted = delete(connection, known, name).await;
         is_there |= deleted.map_err(|error| if is_there { EngineError::Unknown } else { error })?;
-        let config =
-            config(&connection, &known, &topic, Some(&group), from.unwrap_or(Begin::First));
-        let description = Some(description(&topic, Some(&group), &settings));
-        let config = pull::Config { description, ..config };
         left -= 1;
-        match known.stream.create_consumer(config).await {
+        match known.stream.create_consumer(config.clone()).await {
             Ok(_) => return Ok(!is_there),
             Err(error) => match change_error(&error) {
                 // Another node may have made it meanwhile.
@@ -134,8 +161,7 @@ pub(crate) async fn remove_group(
     let known = connection.stream().await?;
     let name = consumer_name(&connection.subject(&topic), Some(&group));
     let deleted = delete(&connection, &known, &name).await?;
-    // If it fails, whoever makes the group again waits a moment.
-    let _ = claim(&connection, &known, &name, FREE).await;
+    end_claim(&connection, &known, &name, None).await;
     Ok(deleted)
 }
 

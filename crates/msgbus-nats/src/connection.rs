@@ -26,6 +26,7 @@ use msgbus_core::{
     engine::{EngineError, Health},
 };
 use parking_lot::Mutex;
+use serde_json::Value;
 use tokio::{
     sync::{Notify, Semaphore},
     time::{Instant, sleep, timeout},
@@ -38,6 +39,7 @@ use crate::{
     deliveries::Deliveries,
     error::{has_no_responder, is_stream_missing, request_error},
     leases::Settled,
+    marks::Leftovers,
     refusals::{API, Refusals},
     services::Serving,
     subject::subject,
@@ -62,6 +64,7 @@ pub(crate) struct Connection {
     pub(crate) settled: Settled,
     pub(crate) turns: Turns,
     pub(crate) serving: Serving,
+    pub(crate) leftovers: Leftovers,
     /// For each message whose acknowledgement is not awaited. In async-nats, who has sent a message and does not await its
     /// acknowledgement yet keeps others from publishing.
     pub(crate) unacknowledged: Arc<Semaphore>,
@@ -104,16 +107,25 @@ impl fmt::Debug for Known {
     }
 }
 
+impl Known {
+    /// Whether the server forgets marks by itself.
+    pub(crate) fn forgets_marks(&self) -> bool {
+        self.stream.cached_info().config.allow_message_ttl
+    }
+}
+
 impl Connection {
-    /// Begins to connect. Does not wait for the server.
+    /// Begins to connect. Does not wait for the server. Returns the connection twice: with the stream of topics, and with that
+    /// of dead letters.
     pub(crate) async fn begin(
         options: NatsOptions,
         connect: ConnectOptions,
-    ) -> Result<Arc<Self>, async_nats::ConnectError> {
+    ) -> Result<[Arc<Self>; 2], async_nats::ConnectError> {
         let is_denied = Arc::new(AtomicBool::new(false));
-        let (refusals, connected) = (Arc::new(Refusals::default()), Arc::new(Notify::new()));
+        let refusals = Arc::new(Refusals::default());
+        let connected: [Arc<Notify>; 2] = Default::default();
         let (denied, refused) = (Arc::clone(&is_denied), Arc::clone(&refusals));
-        let heard = Arc::clone(&connected);
+        let heard = connected.clone();
         let connect = connect
             .name("msgbus")
             .retry_on_initial_connect()
@@ -122,13 +134,29 @@ impl Connection {
             .ping_interval(PING_INTERVAL)
             .event_callback(move |event| {
                 if matches!(event, Event::Connected) {
-                    heard.notify_one();
+                    for connected in &heard {
+                        connected.notify_one();
+                    }
                 }
                 hear(&event, &denied, &refused);
                 std::future::ready(())
             });
         let servers: Vec<&str> = options.servers.split(',').map(str::trim).collect();
         let client = connect.connect(servers).await?;
+        let [of_topics, of_letters] = connected;
+        let own = (Arc::clone(&is_denied), Arc::clone(&refusals));
+        let for_letters = options.for_dead_letters();
+        let topics = Self::with(client.clone(), options, own, of_topics).await;
+        let letters = Self::with(client, for_letters, (is_denied, refusals), of_letters).await;
+        Ok([topics, letters])
+    }
+
+    async fn with(
+        client: Client,
+        options: NatsOptions,
+        (is_denied, refusals): (Arc<AtomicBool>, Arc<Refusals>),
+        connected: Arc<Notify>,
+    ) -> Arc<Self> {
         let context = ContextBuilder::new()
             .timeout(options.timeout)
             .ack_timeout(options.timeout)
@@ -148,6 +176,7 @@ impl Connection {
             settled: Settled::default(),
             turns: Turns::default(),
             serving: Serving::default(),
+            leftovers: Leftovers::default(),
             unacknowledged: Arc::new(Semaphore::new(MAX_UNACKNOWLEDGED)),
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             known: tokio::sync::Mutex::default(),
@@ -161,7 +190,7 @@ impl Connection {
         if let Ok(delivered) = delivered {
             tokio::spawn(Deliveries::run(weak, delivered));
         }
-        Ok(connection)
+        connection
     }
 
     pub(crate) fn subject(&self, topic: &TopicName) -> String {
@@ -260,9 +289,13 @@ impl Connection {
         }
         let began = Instant::now();
         let asked = timeout(self.options.timeout.min(LIMIT), self.ask(Self::check_connected)).await;
-        let asked = asked.unwrap_or(Err(EngineError::Unavailable)).map(drop);
-        let answers = asked.map_err(|error| self.refusals.explain(error, API, began));
+        let asked = asked.unwrap_or(Err(EngineError::Unavailable));
+        let answers = asked.as_ref().map(drop);
+        let answers = answers.map_err(|error| self.refusals.explain(*error, API, began));
         let before = self.answers.lock().replace(answers);
+        if let Ok((known, _)) = &asked {
+            self.leftovers.remove(known).await;
+        }
         match answers {
             Err(error) if before != Some(answers) => warn!("NATS does not serve topics: {error}"),
             Ok(()) if before.is_some_and(|before| before.is_err()) => info!("NATS serves topics"),
@@ -333,7 +366,7 @@ impl Connection {
     async fn find(&self, connects: u64) -> Result<Known, EngineError> {
         let name = &self.options.stream;
         let stream = match self.context.get_stream(name).await {
-            Ok(stream) => stream,
+            Ok(stream) => self.allow_ttl(stream).await,
             Err(error) if is_stream_missing(&error) => self.create().await?,
             Err(error) => return Err(self.unserved(&error)),
         };
@@ -353,6 +386,32 @@ impl Connection {
         let highest = AtomicU64::new(info.state.last_sequence);
         let max_age = Some(info.config.max_age).filter(|age| !age.is_zero());
         Ok(Known { stream, epoch, max_age, highest, connects, secret })
+    }
+
+    /// Lets messages of a stream have TTLs that was made by msgbus on an older server.
+    async fn allow_ttl(&self, stream: Stream) -> Stream {
+        let config = &stream.cached_info().config;
+        let is_own = config.description.as_deref().is_some_and(|text| text.contains(SECRET));
+        if config.allow_message_ttl || !is_own || !self.is_at_least(2, 11) {
+            return stream;
+        }
+        let name = &self.options.stream;
+        let allow = async {
+            // As JSON, so that nothing is left out that this client does not know.
+            let info: Value =
+                self.context.request(format!("STREAM.INFO.{name}"), &()).await.ok()?;
+            let mut config = info["config"].clone();
+            config["allow_msg_ttl"] = true.into();
+            let update = format!("STREAM.UPDATE.{name}");
+            let updated: Value = self.context.request(update, &config).await.ok()?;
+            updated.get("error").is_none().then_some(())?;
+            self.context.get_stream(name).await.ok()
+        };
+        let allowed = allow.await;
+        if allowed.is_none() {
+            warn!(stream = name, "the stream cannot be changed to allow TTLs of messages");
+        }
+        allowed.unwrap_or(stream)
     }
 
     async fn create(&self) -> Result<Stream, EngineError> {
@@ -416,13 +475,8 @@ impl Connection {
         version(&self.client.server_info().version) >= (major, minor)
     }
 
-    /// Says what is different from the options, and what grows for ever.
+    /// Says what is different from the options.
     fn compare(&self, found: &Config) {
-        if found.max_age.is_zero() && !found.allow_message_ttl {
-            let why = "the stream keeps each lease that was extended or given back: \
-                       it needs a max_age, or allow_message_ttl of nats-server 2.11";
-            warn!(stream = found.name, "{why}");
-        }
         let wanted = self.config();
         let value = |value: &dyn fmt::Debug| format!("{value:?}");
         let per_topic = |config: &Config| value(&config.max_messages_per_subject);

@@ -13,7 +13,7 @@ use msgbus_core::{
     engine::{
         Answer, Asked, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
         EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, ServiceSink, TakeRequest,
-        Urgency, WindowSink,
+        Unsettled, Urgency, WindowSink,
     },
 };
 use tokio::{
@@ -33,6 +33,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct NatsEngine {
     connection: Arc<Connection>,
+    /// The same connection, with the stream of dead letters: they do not expire, and no other topic displaces them.
+    dead_letters: Arc<Connection>,
     runtime: Handle,
 }
 
@@ -49,22 +51,33 @@ impl NatsEngine {
         options: NatsOptions,
         connect: ConnectOptions,
     ) -> Result<Self, ConnectError> {
-        let connection = Connection::begin(options, connect).await?;
-        Ok(Self { connection, runtime: Handle::current() })
+        let [connection, dead_letters] = Connection::begin(options, connect).await?;
+        Ok(Self { connection, dead_letters, runtime: Handle::current() })
+    }
+
+    /// The connection with the stream in which a topic is.
+    fn of(&self, topic: &TopicName) -> &Arc<Connection> {
+        if topic.is_of_dead_letters() { &self.dead_letters } else { &self.connection }
     }
 
     /// An answer that comes in time, to whatever executor or thread waits for it.
-    fn answer<T, F>(&self, extra: Duration, act: impl FnOnce(Arc<Connection>) -> F) -> Running<T>
+    fn answer<T, F>(
+        &self,
+        topic: &TopicName,
+        extra: Duration,
+        act: impl FnOnce(Arc<Connection>) -> F,
+    ) -> Running<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, EngineError>> + Send + 'static,
     {
-        self.run(extra, true, act)
+        self.run(self.of(topic), extra, true, act)
     }
 
     /// `is_counted`: whether it is one of the operations of which there is a maximum.
     fn run<T, F>(
         &self,
+        connection: &Arc<Connection>,
         extra: Duration,
         is_counted: bool,
         act: impl FnOnce(Arc<Connection>) -> F,
@@ -73,8 +86,8 @@ impl NatsEngine {
         T: Send + 'static,
         F: Future<Output = Result<T, EngineError>> + Send + 'static,
     {
-        let limit = self.connection.options.timeout * 2 + extra;
-        let (connection, began) = (Arc::clone(&self.connection), Instant::now());
+        let limit = connection.options.timeout * 2 + extra;
+        let (connection, began) = (Arc::clone(connection), Instant::now());
         let answer = act(Arc::clone(&connection));
         // The timer is made in the runtime, because the caller may have none.
         let permit = is_counted.then(|| Arc::clone(&self.connection.operations));
@@ -151,25 +164,25 @@ impl Engine for NatsEngine {
         self.connection.health()
     }
 
-    fn max_age(&self) -> Option<Duration> {
-        self.connection.options.max_age
+    fn max_age(&self, topic: &TopicName) -> Option<Duration> {
+        self.of(topic).options.max_age
     }
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
-        let topic = topic.clone();
+        let name = topic.clone();
         // Large batches are sent in slices, one after the other.
         let extra =
             self.connection.options.timeout * u32::try_from(messages.len() / 4096).unwrap_or(0);
-        let publishing = |connection| publish::publish(connection, topic, messages);
-        Box::pin(self.answer(extra, publishing))
+        let publishing = |connection| publish::publish(connection, name, messages);
+        Box::pin(self.answer(topic, extra, publishing))
     }
 
     fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {
-        let (topic, group) = (topic.clone(), group.cloned());
+        let (name, group) = (topic.clone(), group.cloned());
         // Those that wait are limited elsewhere, and end when nobody waits for them.
         let is_counted = fetch.wait.is_zero();
-        let mut fetching = self.run(fetch.wait, is_counted, |connection| {
-            groups::fetch(connection, topic, group, fetch)
+        let mut fetching = self.run(self.of(topic), fetch.wait, is_counted, |connection| {
+            groups::fetch(connection, name, group, fetch)
         });
         fetching.is_abandoned_when_dropped = true;
         Box::pin(fetching)
@@ -182,49 +195,78 @@ impl Engine for NatsEngine {
         keys: Vec<LeaseKey>,
         settlement: &Settlement,
     ) -> Answer<SettledBatch> {
-        let (topic, group, settlement) = (topic.clone(), group.cloned(), settlement.clone());
-        Box::pin(self.answer(Duration::ZERO, |connection| {
-            groups::settle(connection, topic, group, keys, settlement)
+        let (name, group, settlement) = (topic.clone(), group.cloned(), settlement.clone());
+        Box::pin(self.answer(topic, Duration::ZERO, |connection| {
+            groups::settle(connection, name, group, keys, settlement)
         }))
     }
 
     fn history(&self, topic: &TopicName, from: Begin, limit: BatchLimit) -> Answer<Page> {
-        let topic = topic.clone();
-        Box::pin(
-            self.answer(Duration::ZERO, |connection| history::page(connection, topic, from, limit)),
-        )
+        let name = topic.clone();
+        Box::pin(self.answer(topic, Duration::ZERO, |connection| {
+            history::page(connection, name, from, limit)
+        }))
     }
 
     fn tail(&self, topic: &TopicName, sink: WindowSink) {
-        self.runtime.spawn(tail::feed(Arc::clone(&self.connection), topic.clone(), sink));
+        self.runtime.spawn(tail::feed(Arc::clone(self.of(topic)), topic.clone(), sink));
     }
 
     fn delete(&self, topic: &TopicName) -> Answer<bool> {
-        let topic = topic.clone();
-        Box::pin(self.answer(Duration::ZERO, |connection| delete(connection, topic)))
+        let name = topic.clone();
+        Box::pin(self.answer(topic, Duration::ZERO, |connection| delete(connection, name)))
     }
 
     fn stats(&self, topic: &TopicName) -> Answer<Option<EngineStats>> {
-        let topic = topic.clone();
-        Box::pin(self.answer(Duration::ZERO, |connection| stats(connection, topic)))
+        let name = topic.clone();
+        Box::pin(self.answer(topic, Duration::ZERO, |connection| stats(connection, name)))
     }
 
     fn topics(&self, prefix: &str, after: &str, max: usize) -> Answer<EngineTopics> {
-        let (prefix, after) = (prefix.to_owned(), after.to_owned());
-        Box::pin(
-            self.answer(Duration::ZERO, |connection| admin::topics(connection, prefix, after, max)),
-        )
+        let list = |connection: &Arc<Connection>| {
+            let (prefix, after) = (prefix.to_owned(), after.to_owned());
+            self.run(connection, Duration::ZERO, true, |connection| {
+                admin::topics(connection, prefix, after, max)
+            })
+        };
+        let (topics, dead_letters) = (list(&self.connection), list(&self.dead_letters));
+        Box::pin(async move {
+            let (mut all, others) = (topics.await?, dead_letters.await?);
+            // What a version before has put there.
+            all.topics.retain(|(name, _)| !name.is_of_dead_letters());
+            all.topics.extend(others.topics);
+            all.topics.sort_unstable();
+            all.has_more |= others.has_more || all.topics.len() > max;
+            all.topics.truncate(max);
+            Ok(all)
+        })
     }
 
     fn group(&self, topic: &TopicName, group: &GroupName) -> Answer<Option<EngineGroup>> {
-        let (topic, group) = (topic.clone(), group.clone());
-        Box::pin(self.answer(Duration::ZERO, |connection| admin::group(connection, topic, group)))
+        let (name, group) = (topic.clone(), group.clone());
+        Box::pin(
+            self.answer(topic, Duration::ZERO, |connection| admin::group(connection, name, group)),
+        )
+    }
+
+    fn unsettled(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        _max: usize,
+    ) -> Answer<Option<Unsettled>> {
+        let (name, group) = (topic.clone(), group.clone());
+        Box::pin(
+            self.answer(topic, Duration::ZERO, |connection| {
+                admin::unsettled(connection, name, group)
+            }),
+        )
     }
 
     fn set_group(&self, topic: &TopicName, group: &GroupName, from: Option<Begin>) -> Answer<bool> {
-        let (topic, group) = (topic.clone(), group.clone());
-        Box::pin(self.answer(Duration::ZERO, move |connection| {
-            admin::set_group(connection, topic, group, from)
+        let (name, group) = (topic.clone(), group.clone());
+        Box::pin(self.answer(topic, Duration::ZERO, move |connection| {
+            admin::set_group(connection, name, group, from)
         }))
     }
 
@@ -234,17 +276,17 @@ impl Engine for NatsEngine {
         group: &GroupName,
         change: EngineGroupSettings,
     ) -> Answer<()> {
-        let (topic, group) = (topic.clone(), group.clone());
-        Box::pin(self.answer(Duration::ZERO, move |connection| {
-            admin::change_group(connection, topic, group, change)
+        let (name, group) = (topic.clone(), group.clone());
+        Box::pin(self.answer(topic, Duration::ZERO, move |connection| {
+            admin::change_group(connection, name, group, change)
         }))
     }
 
     fn remove_group(&self, topic: &TopicName, group: &GroupName) -> Answer<bool> {
-        let (topic, group) = (topic.clone(), group.clone());
-        Box::pin(
-            self.answer(Duration::ZERO, |connection| admin::remove_group(connection, topic, group)),
-        )
+        let (name, group) = (topic.clone(), group.clone());
+        Box::pin(self.answer(topic, Duration::ZERO, |connection| {
+            admin::remove_group(connection, name, group)
+        }))
     }
 
     fn serve(&self, service: &TopicName, sink: ServiceSink) {
@@ -256,7 +298,7 @@ impl Engine for NatsEngine {
     fn request(&self, service: &TopicName, take: TakeRequest, urgency: Urgency) -> Answer<Asked> {
         let service = service.clone();
         // Those that wait are limited by the memory of the bus, and end when nobody waits for them.
-        let mut asking = self.run(NewRequest::MAX_TIMEOUT, false, |connection| {
+        let mut asking = self.run(&self.connection, NewRequest::MAX_TIMEOUT, false, |connection| {
             services::request(connection, service, take, urgency)
         });
         asking.is_abandoned_when_dropped = true;
@@ -270,11 +312,13 @@ impl Engine for NatsEngine {
     }
 
     fn finish(&self) -> Answer<()> {
-        Box::pin(self.answer(Duration::ZERO, services::finish))
+        Box::pin(self.run(&self.connection, Duration::ZERO, true, services::finish))
     }
 
     fn is_served(&self, service: &TopicName) -> Answer<bool> {
         let service = service.clone();
-        Box::pin(self.answer(Duration::ZERO, |connection| services::is_served(connection, service)))
+        Box::pin(self.run(&self.connection, Duration::ZERO, true, |connection| {
+            services::is_served(connection, service)
+        }))
     }
 }

@@ -71,8 +71,9 @@ pub(crate) async fn fetch(
             return Ok(engine::Leases { epoch: known.epoch, messages, settings });
         };
         let mut taken = Taken { messages: Vec::new(), lease: found.lease() };
+        let before = found.deliveries();
         let Err(error) = take(&connection, &found.consumer, &fetch, &mut taken).await else {
-            break (found, taken);
+            break (giver(&connection, &known, found, before, &taken).await, taken);
         };
         // The consumer, or the stream, may be gone.
         connection.consumers.remove(found.name());
@@ -100,6 +101,26 @@ pub(crate) async fn fetch(
     }
     taken.messages.clear();
     Ok(engine::Leases { epoch: known.epoch, messages, settings })
+}
+
+/// The consumer that has given messages. If their numbers go back, it is not the one that was found: another node has moved
+/// the group meanwhile. `before`: how many deliveries there had been before they were asked for.
+async fn giver(
+    connection: &Connection,
+    known: &Known,
+    found: Arc<Found>,
+    before: u64,
+    taken: &Taken,
+) -> Arc<Found> {
+    let infos = taken.messages.iter().filter_map(|(message, _)| message.info().ok());
+    let numbers: Vec<u64> = infos.map(|info| info.consumer_sequence).collect();
+    let giver = if numbers.iter().any(|number| *number <= before) {
+        find(connection, known, found.name(), true).await.ok().flatten().unwrap_or(found)
+    } else {
+        found
+    };
+    numbers.into_iter().for_each(|number| giver.see(number));
+    giver
 }
 
 /// A request for messages.
@@ -273,7 +294,12 @@ pub(crate) async fn settle(
     if is_other && let Some(now) = find(&connection, &known, &name, true).await? {
         found = now;
     }
-    let opened = opened.into_iter().map(|key| key.filter(|key| key.created == found.created()));
+    // Another node may have given it in the moment in which the group was moved, and taken the consumer for the one before.
+    // An ack of that is good. It can only be of a message that the group was given.
+    let is_of = |key: &Key| {
+        key.created == found.created() || !is_urgent && found.had_given(key.id, key.delivery)
+    };
+    let opened = opened.into_iter().map(|key| key.filter(is_of));
     let settling = opened.map(|key| settle_one(&connection, &known, &found, key, &settlement));
     let (mut settled, mut failure, mut is_some_done) = (SettledBatch::default(), None, false);
     for (index, outcome) in join_all(settling).await.into_iter().enumerate() {
@@ -323,7 +349,7 @@ async fn settle_one(
         connection.settled.add(&key);
         return Ok(Outcome::Done);
     }
-    let lease = Lease::find(connection, known, found.name(), &key).await?;
+    let lease = Lease::find(connection, known, found, &key).await?;
     if !lease.is_live() {
         return Ok(Outcome::Lost);
     }

@@ -22,14 +22,14 @@ pub(crate) fn encode(
     subject: &str,
     repeats: &mut Repeats,
 ) -> (Option<HeaderMap>, Bytes) {
-    let (payload, ttl, headers) = message.into_parts();
     let mut map = HeaderMap::new();
-    if let Some(key) = headers.get(Headers::IDEMPOTENCY_KEY) {
+    if let Some(key) = message.repeat_key() {
         let count = repeats.entry(key.to_owned()).or_default();
         // Identities are those of a stream, keys those of a topic.
         map.insert(NATS_MESSAGE_ID, format!("{subject} {count} {key}").as_str());
         *count += 1;
     }
+    let (payload, ttl, headers) = message.into_parts();
     if !headers.is_empty() {
         encode_headers(&headers, &mut map);
     }

@@ -9,13 +9,14 @@ use async_nats::ServerAddr;
 pub struct NatsOptions {
     /// The addresses of servers, such as `nats://127.0.0.1:4222`, separated by commas.
     pub servers: String,
-    /// The name of the stream, without spaces and dots. It is created if there is none. Default `msgbus`.
+    /// The name of the stream, without spaces and dots. It is created if there is none, and another one with
+    /// `-dead-letters` behind its name. Default `msgbus`.
     pub stream: String,
-    /// The first token of all subjects. Default `msgbus`.
+    /// The first token of all subjects, in those of dead letters with `-dead-letters` behind it. Default `msgbus`.
     pub prefix: String,
     /// How many servers keep each message, 1 to 5. Default 1.
     pub replicas: usize,
-    /// How long messages are kept. `None` is without limit. Default one hour.
+    /// How long messages are kept, except for dead letters. `None` is without limit. Default one hour.
     pub max_age: Option<Duration>,
     /// How many messages of each topic are kept. `None` is without limit. Default 65,536.
     pub max_messages_per_topic: Option<u32>,
@@ -68,6 +69,17 @@ impl NatsOptions {
             }
         }
         Ok(())
+    }
+
+    /// Those of the stream of dead letters. They live until somebody deletes them.
+    pub(crate) fn for_dead_letters(&self) -> Self {
+        Self {
+            stream: format!("{}-dead-letters", self.stream),
+            prefix: format!("{}-dead-letters", self.prefix),
+            max_age: None,
+            max_bytes: None,
+            ..self.clone()
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use msgbus_core::{
     GroupName, TopicName,
-    engine::{Begin, EngineError, EngineGroup, EngineGroupSettings, EngineTopics},
+    engine::{Begin, EngineError, EngineGroup, EngineGroupSettings, EngineTopics, Unsettled},
 };
 use redis::{Cmd, RedisError, Value};
 
@@ -100,7 +100,7 @@ pub(crate) async fn group(
     topic: TopicName,
     group: GroupName,
 ) -> Result<Option<EngineGroup>, EngineError> {
-    let shown = act(&connection.shared, "show", &topic, &group, None, NOTHING).await?;
+    let shown = act(&connection.shared, SHOW, &topic, &group, None, NOTHING).await?;
     let mut parts = shown.list()?.into_iter();
     if next(&mut parts)?.number()? == 0 {
         return Ok(None);
@@ -108,6 +108,24 @@ pub(crate) async fn group(
     let (pending, unacked) = (next(&mut parts)?.number()?, next(&mut parts)?.number()?);
     let settings = settings(next(&mut parts)?)?;
     Ok(Some(EngineGroup { pending, unacked, settings }))
+}
+
+pub(crate) async fn unsettled(
+    connection: Arc<Connection>,
+    topic: TopicName,
+    group: GroupName,
+    max: usize,
+) -> Result<Option<Unsettled>, EngineError> {
+    // Where a group begins is a number, too.
+    let most = Some(Begin::Sequence(max as u64));
+    let answer = act(&connection.shared, UNSETTLED, &topic, &group, most, NOTHING).await?;
+    let mut parts = answer.list()?.into_iter();
+    if next(&mut parts)?.number()? == 0 {
+        return Ok(None);
+    }
+    let (start, given) = (next(&mut parts)?.number()?, next(&mut parts)?.list()?);
+    let given = given.into_iter().map(|id| id.number()).collect::<Result<_, _>>()?;
+    Ok(Some(Unsettled { given, next: start }))
 }
 
 pub(crate) async fn set_group(
@@ -142,6 +160,9 @@ fn existed(answer: Value) -> Result<bool, EngineError> {
     Ok(next(&mut answer.list()?.into_iter())?.number()? == 1)
 }
 
+/// The actions that change nothing.
+const SHOW: &str = "show";
+const UNSETTLED: &str = "unsettled";
 /// What is not changed.
 const NOTHING: EngineGroupSettings =
     EngineGroupSettings { max_deliveries: None, dead_letters: None };
@@ -163,12 +184,16 @@ async fn act(
             Some(from) => begin(from, command),
             None => drop(command.arg("").arg("")),
         }
-        command.arg(shared.options.keep_ms()).arg(shared.options.max_age_ms()).arg(keys.channel());
+        command
+            .arg(shared.options.keep_ms())
+            .arg(keys.max_age_ms(&shared.options))
+            .arg(keys.channel());
         let EngineGroupSettings { max_deliveries, dead_letters } = &change;
         command.arg(max_deliveries.map_or_else(String::new, |most| most.to_string()));
         command.arg(dead_letters.as_ref().map_or("", TopicName::as_str));
     };
     let names = [keys.topic(), keys.stream(), keys.due(&group)];
-    let request = if action == "show" { Request::Harmless } else { Request::Final };
+    let is_harmless = [SHOW, UNSETTLED].contains(&action);
+    let request = if is_harmless { Request::Harmless } else { Request::Final };
     shared.run(&link, Script::Group, &names, request, arguments).await
 }

@@ -12,7 +12,7 @@ use msgbus_core::{
     BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
     engine::{
         Answer, Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, EngineStats,
-        EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, WindowSink,
+        EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, Unsettled, WindowSink,
     },
 };
 use tokio::{
@@ -102,8 +102,8 @@ impl Engine for RedisEngine {
         self.connection.shared.health()
     }
 
-    fn max_age(&self) -> Option<Duration> {
-        self.connection.shared.options.max_age
+    fn max_age(&self, topic: &TopicName) -> Option<Duration> {
+        self.connection.shared.options.max_age.filter(|_| !topic.is_of_dead_letters())
     }
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
@@ -159,6 +159,16 @@ impl Engine for RedisEngine {
     fn group(&self, topic: &TopicName, group: &GroupName) -> Answer<Option<EngineGroup>> {
         let (topic, group) = (topic.clone(), group.clone());
         self.answer(|connection| admin::group(connection, topic, group))
+    }
+
+    fn unsettled(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        max: usize,
+    ) -> Answer<Option<Unsettled>> {
+        let (topic, group) = (topic.clone(), group.clone());
+        self.answer(move |connection| admin::unsettled(connection, topic, group, max))
     }
 
     fn set_group(&self, topic: &TopicName, group: &GroupName, from: Option<Begin>) -> Answer<bool> {

@@ -133,7 +133,7 @@ impl Fetching {
         let (shared, fetch) = (&self.shared, &self.fetch);
         let group = group_name(self.group.as_ref());
         let lease = fetch.lease.min(LeaseToken::MAX_TIME);
-        let (lease_ms, max_age_ms) = (millis(lease).max(1), shared.options.max_age_ms());
+        let (lease_ms, max_age_ms) = (millis(lease).max(1), keys.max_age_ms(&shared.options));
         let arguments = |command: &mut Cmd| {
             command.arg(&*link.run).arg(&shared.secret).arg(&group).arg(random());
             begin(fetch.from, command);
@@ -152,22 +152,22 @@ impl Fetching {
         let due = next(&mut parts)?.number().ok();
         let due = due.map(|due| Duration::from_millis(due.saturating_sub(now).max(1)));
         let mut messages = Vec::new();
-        for leased in next(&mut parts)?.list()? {
-            messages.push(self.leased(leased, now + lease_ms)?);
+        for leased_now in next(&mut parts)?.list()? {
+            messages.push(leased(leased_now, now + lease_ms, max_age_ms)?);
         }
         let has_more = next(&mut parts)?.number()? == 1;
         let settings = settings(next(&mut parts)?)?;
         Ok((Leases { epoch, messages, settings }, due, has_more))
     }
+}
 
-    fn leased(&self, leased: Value, expires: u64) -> Result<Fetched, EngineError> {
-        let mut parts = leased.list()?.into_iter();
-        let (number, deliveries) = (next(&mut parts)?.number()?, next(&mut parts)?.number()?);
-        let key = next(&mut parts)?.bytes()?.into();
-        let message = decode(number, next(&mut parts)?, self.shared.options.max_age_ms())?;
-        let deliveries = u32::try_from(deliveries).unwrap_or(u32::MAX);
-        Ok(Fetched { message, deliveries, expires: time(expires), key })
-    }
+fn leased(leased: Value, expires: u64, max_age_ms: u64) -> Result<Fetched, EngineError> {
+    let mut parts = leased.list()?.into_iter();
+    let (number, deliveries) = (next(&mut parts)?.number()?, next(&mut parts)?.number()?);
+    let key = next(&mut parts)?.bytes()?.into();
+    let message = decode(number, next(&mut parts)?, max_age_ms)?;
+    let deliveries = u32::try_from(deliveries).unwrap_or(u32::MAX);
+    Ok(Fetched { message, deliveries, expires: time(expires), key })
 }
 
 /// What a group has of its own, as scripts say it.

@@ -106,7 +106,7 @@ pub(crate) async fn read(
     for message in next(&mut parts)?.list()? {
         let mut parts = message.list()?.into_iter();
         let number = next(&mut parts)?.number()?;
-        let message = decode(number, next(&mut parts)?, shared.options.max_age_ms())?;
+        let message = decode(number, next(&mut parts)?, keys.max_age_ms(&shared.options))?;
         if message.expires.is_none_or(|expires| expires > now) {
             messages.push(message);
         }
@@ -175,7 +175,7 @@ pub(crate) async fn stats(
     let shared = &connection.shared;
     let (link, keys) = (shared.link()?, shared.keys(&topic));
     let arguments = |command: &mut Cmd| {
-        command.arg(&*link.run).arg(shared.options.max_age_ms());
+        command.arg(&*link.run).arg(keys.max_age_ms(&shared.options));
     };
     let names = [keys.topic(), keys.stream()];
     let answer = shared.run(&link, Script::Stats, &names, Request::Harmless, arguments).await?;

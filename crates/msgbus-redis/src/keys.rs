@@ -3,13 +3,19 @@
 use msgbus_core::{GroupName, TopicName};
 use sha2::{Digest as _, Sha256};
 
+use crate::RedisOptions;
+
 /// Makes the keys of a topic. They have a hash tag, so that a cluster keeps them together.
 #[derive(Debug, Clone)]
-pub(crate) struct Keys(String);
+pub(crate) struct Keys {
+    tag: String,
+    is_of_dead_letters: bool,
+}
 
 impl Keys {
     pub(crate) fn new(prefix: &str, topic: &TopicName) -> Self {
-        Self(format!("{{{prefix}:{topic}}}"))
+        let tag = format!("{{{prefix}:{topic}}}");
+        Self { tag, is_of_dead_letters: topic.is_of_dead_letters() }
     }
 
     /// What is known of the server. It is of no topic.
@@ -35,24 +41,29 @@ impl Keys {
         name.strip_suffix("}:stream")?.parse().ok()
     }
 
+    /// How long messages of the topic live, in milliseconds. 0: for ever, as dead letters do.
+    pub(crate) fn max_age_ms(&self, options: &RedisOptions) -> u64 {
+        if self.is_of_dead_letters { 0 } else { options.max_age_ms() }
+    }
+
     /// The hash that describes the topic.
     pub(crate) fn topic(&self) -> String {
-        format!("{}:topic", self.0)
+        format!("{}:topic", self.tag)
     }
 
     /// The messages.
     pub(crate) fn stream(&self) -> String {
-        format!("{}:stream", self.0)
+        format!("{}:stream", self.tag)
     }
 
     /// When a group is given messages again.
     pub(crate) fn due(&self, group: &str) -> String {
-        format!("{}:due:{group}", self.0)
+        format!("{}:due:{group}", self.tag)
     }
 
     /// The channel on which it is said that there is something new.
     pub(crate) fn channel(&self) -> String {
-        format!("{}:news", self.0)
+        format!("{}:news", self.tag)
     }
 
     /// The key of a message that must not be published twice. `before` is how many messages with the same idempotency key
@@ -60,7 +71,7 @@ impl Keys {
     pub(crate) fn repeat(&self, key: &str, before: usize) -> String {
         let hash = Sha256::new().chain_update(format!("{before} ")).chain_update(key).finalize();
         let hash = hash[..16].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-        format!("{}:repeat:{hash}", self.0)
+        format!("{}:repeat:{hash}", self.tag)
     }
 }
 

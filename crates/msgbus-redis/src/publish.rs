@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::Either;
 use msgbus_core::{
-    Headers, NewMessage, TopicName,
+    NewMessage, TopicName,
     engine::{EngineError, Receipt},
 };
 use redis::{Cmd, RedisError, RedisResult, Value};
@@ -29,6 +29,7 @@ use crate::{
 pub(crate) struct Batch {
     keys: Vec<String>,
     channel: String,
+    max_age_ms: u64,
     messages: Vec<Encoded>,
 }
 
@@ -47,19 +48,20 @@ impl Batch {
         let mut keys = vec![names.topic(), names.stream()];
         let mut seen: HashMap<String, usize> = HashMap::new();
         let encode = |message: NewMessage| {
-            let (payload, ttl, headers) = message.into_parts();
-            let key = headers.get(Headers::IDEMPOTENCY_KEY);
+            let key = message.repeat_key();
             let has_key = key.is_some();
             keys.extend(key.map(|key| {
                 let count = seen.entry(key.to_owned()).or_default();
                 *count += 1;
                 names.repeat(key, *count - 1)
             }));
+            let (payload, ttl, headers) = message.into_parts();
             let ttl = ttl.map_or_else(String::new, |ttl| millis(ttl).max(1).to_string());
             Encoded { has_key, ttl, headers: encode_headers(&headers), payload }
         };
         let messages = messages.into_iter().map(encode).collect();
-        Self { keys, channel: names.channel(), messages }
+        let max_age_ms = names.max_age_ms(&shared.options);
+        Self { keys, channel: names.channel(), max_age_ms, messages }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -88,7 +90,7 @@ impl Batch {
             .arg(&shared.secret)
             .arg(&self.channel)
             .arg(most.map_or_else(String::new, |most| most.to_string()))
-            .arg(options.max_age_ms())
+            .arg(self.max_age_ms)
             .arg(options.keep_ms())
             .arg(millis(options.duplicate_window).max(1));
         for Encoded { has_key, ttl, headers, payload } in &self.messages {

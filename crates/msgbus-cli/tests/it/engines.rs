@@ -63,6 +63,35 @@ async fn what_nobody_counts_is_not_shown() {
     }
 }
 
+/// What failed too often is shown with its reason, at once, and can be published again.
+#[tokio::test]
+async fn dead_letters_are_shown_and_published_again() {
+    for program in programs() {
+        let engine = Server::start(&program);
+        let daemon = door(&engine).await;
+        let set = on(&daemon, &["group", "t", "w", "--max-deliveries", "1"]).await;
+        assert_eq!(set.code, Some(0), "{set:?}");
+        let pulled = on(&daemon, &["pull", "t", "-g", "w", "--wait", "30s"]).await;
+        let pulled: serde_json::Value = serde_json::from_str(&pulled.out).unwrap();
+        let token = pulled["lease"].as_str().unwrap();
+        on(&daemon, &["nack", token, "--reason", "it rains"]).await.is_silent();
+        let dead = on(&daemon, &["dead", "-o", "pretty", "t"]).await;
+        assert_eq!((dead.code, &dead.err[..]), (Some(0), ""));
+        let marks = "dead-letter-topic=t dead-letter-id=";
+        assert!(dead.out.contains(marks), "{}", dead.out);
+        let rest =
+            " dead-letter-group=w dead-letter-deliveries=1 dead-letter-reason=it rains first\n";
+        assert!(dead.out.ends_with(rest), "{}", dead.out);
+        let again = on(&daemon, &["redrive", "t"]).await;
+        assert_eq!((again.code, &again.out[..]), (Some(0), "1 message was published again\n"));
+        on(&daemon, &["dead", "t"]).await.is_silent();
+        let pulled = on(&daemon, &["pull", "t", "-g", "w", "--wait", "30s", "-o", "raw"]).await;
+        assert_eq!(pulled.out, "first\n");
+        let group = on(&daemon, &["group", "t/dead-letters", "redrive"]).await;
+        assert!(group.out.contains("max deliveries   unlimited"), "{}", group.out);
+    }
+}
+
 /// Waits for a note on standard error.
 async fn hears(sub: &mut Running, text: &str) {
     loop {

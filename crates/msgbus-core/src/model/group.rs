@@ -94,6 +94,13 @@ impl GroupSettings {
     pub const MAX_LEASES: u32 = 65_536;
     /// The maximum number of groups of a topic that have a name.
     pub const MAX_GROUPS: usize = 64;
+
+    /// The settings of a new group of a topic. Groups of dead letters deliver without end.
+    pub fn of(topic: &TopicName) -> Self {
+        let default = Self::default();
+        let is_final = topic.is_of_dead_letters();
+        Self { max_deliveries: if is_final { 0 } else { default.max_deliveries }, ..default }
+    }
 }
 
 impl Default for GroupSettings {

@@ -166,6 +166,7 @@ pub struct NewMessage {
     pub(crate) payload: Bytes,
     pub(crate) ttl: Option<Duration>,
     pub(crate) headers: Headers,
+    pub(crate) own_key: Option<Box<str>>,
 }
 
 impl NewMessage {
@@ -207,6 +208,13 @@ impl NewMessage {
     pub fn header(mut self, name: &str, value: &str) -> Result<Self, HeaderError> {
         self.headers = self.headers.with(name, value)?;
         Ok(self)
+    }
+
+    /// By what an engine knows a message that is published again: its
+    /// [`idempotency-key`](crate::Headers::IDEMPOTENCY_KEY). A dead letter has a key of its own: its header is that of the
+    /// message that it was, which others may have, too.
+    pub fn repeat_key(&self) -> Option<&str> {
+        self.own_key.as_deref().or_else(|| self.headers.get(Headers::IDEMPOTENCY_KEY))
     }
 
     /// The payload, the TTL and the headers.

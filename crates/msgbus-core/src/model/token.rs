@@ -60,16 +60,24 @@ impl LeaseToken {
     const HEAD: usize = 2 + 2 * 8;
     const HEAD_TEXT: usize = Self::HEAD / 3 * 4;
 
-    /// The token of a lease that an engine has given.
+    /// The token of a lease that an engine has given. `last`: how often the message was delivered, if it is not to be
+    /// delivered again.
     pub(crate) fn of_engine(
         topic: &TopicInfo,
         group: &GroupName,
-        id: u64,
+        (id, last): (u64, Option<u32>),
         key: engine::LeaseKey,
     ) -> Self {
         let lease = EngineLease { group: group.clone(), key };
         let scope = TokenScope::of_engine(topic.name.clone(), topic.epoch, lease);
-        Self { scope: Arc::new(scope), group: 0, key: LeaseKey { id, nonce: 0 } }
+        let nonce = last.unwrap_or(0).into();
+        Self { scope: Arc::new(scope), group: 0, key: LeaseKey { id, nonce } }
+    }
+
+    /// Of a lease that an engine has given: how often the message was delivered, if it was not to be delivered again.
+    pub(crate) fn last_delivery(&self) -> Option<u32> {
+        self.scope.engine.as_ref()?;
+        u32::try_from(self.key.nonce).ok().filter(|deliveries| *deliveries > 0)
     }
 
     /// Whether an engine has given both leases, to the same group.
@@ -270,9 +278,10 @@ mod tests {
             ttl: None,
         };
         for key in [&[][..], &[0, 255], &[7; engine::MAX_LEASE_KEY]] {
-            let token = LeaseToken::of_engine(&topic, &group, 5, key.into());
+            let token = LeaseToken::of_engine(&topic, &group, (5, Some(10)), key.into());
             let text = token.to_string();
             assert_eq!(text.parse(), Ok(token.clone()));
+            assert_eq!(token.last_delivery(), Some(10));
             assert!(token.has_engine_group_of(&token.clone()));
             for length in 0..text.len() {
                 assert_ne!(text[..length].parse(), Ok(token.clone()), "{length}");

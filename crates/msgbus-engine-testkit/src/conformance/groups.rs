@@ -6,11 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use chrono::Utc;
 use msgbus_core::{
-    BatchLimit, GroupConfig, GroupError, GroupName, GroupSettings, Headers, LeaseOptions,
-    MessageBus, NewMessage, Position, Settlement, TopicName,
+    BatchLimit, GroupConfig, GroupError, GroupName, GroupSettings, Headers, LeaseOptions, Message,
+    MessageBus, NewMessage, Position, SettleError, Settlement, TopicName,
     engine::{
         Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, Fetch, Fetched, LeaseKey,
         MAX_LEASE_KEY,
@@ -316,27 +315,78 @@ pub async fn jobs_that_fail_too_often_are_dead_letters(subject: &Subject) {
         NewMessage::new(text).header(Headers::IDEMPOTENCY_KEY, "one for all").unwrap()
     };
     soon(bus.publish_batch(&topic, vec![bad("bad 1"), bad("bad 2")])).await.unwrap();
-    let groups = [group("a"), group("b")];
-    for workers in &groups {
-        fail_until_there_is_a_good_job(&bus, &topic, workers).await;
+    for workers in [group("a"), group("b")] {
+        fail_until_there_is_a_good_job(&bus, &topic, &workers).await;
     }
     let dead = topic.dead_letters().unwrap();
-    let mut letters = Vec::new();
-    while letters.len() < 4 {
-        let pulled = soon(bus.pull_wait(&dead, BatchLimit::ONE).unwrap()).await.unwrap();
-        let header = |name| pulled[0].headers().get(name).unwrap().to_owned();
-        assert_eq!(header("dead-letter-topic"), topic.as_str());
-        assert_eq!(header("dead-letter-deliveries"), "10");
-        letters.push((header("dead-letter-group"), pulled[0].payload().clone()));
-    }
-    letters.sort();
-    let expected = ["a", "b"].map(|group| ["bad 1", "bad 2"].map(|text| (group, text)));
-    let expected = expected
-        .as_flattened()
+    let redrive = group("redrive");
+    let shown = soon(bus.peek_group(&dead, &redrive, MANY)).await.unwrap().unwrap();
+    let letters: Vec<_> = shown.messages().cloned().collect();
+    let mut found: Vec<_> = letters
         .iter()
-        .map(|(group, text)| (String::from(*group), Bytes::from_static(text.as_bytes())));
-    assert_eq!(letters, expected.collect::<Vec<_>>());
-    assert!(soon(bus.pull(&dead, BatchLimit::ONE)).await.unwrap().is_empty(), "once for each");
+        .map(|letter| {
+            let header = |name| letter.headers().get(name).unwrap_or_else(|| panic!("no {name}"));
+            assert_eq!(header("dead-letter-topic"), topic.as_str());
+            assert_eq!(header("dead-letter-deliveries"), "10");
+            assert_eq!(header("dead-letter-reason"), "broken");
+            assert_eq!(header(Headers::IDEMPOTENCY_KEY), "one for all");
+            (header("dead-letter-group").to_owned(), letter.payload().clone())
+        })
+        .collect();
+    found.sort();
+    let expected =
+        ["a", "b"].map(|group| ["bad 1", "bad 2"].map(|text| (group.to_owned(), text.into())));
+    assert_eq!(found, expected.as_flattened(), "once for each");
+    what_a_group_has_not_acknowledged_is_shown(&bus, &dead, &redrive).await;
+}
+
+/// Messages expire after a short time, and dead letters do not. The engine keeps messages for at most two seconds.
+pub async fn dead_letters_do_not_expire(engine: &Arc<dyn Engine>) {
+    let topic = fresh("lasting");
+    let dead = topic.dead_letters().unwrap();
+    assert_eq!((engine.max_age(&dead), engine.max_age(&topic).is_some()), (None, true));
+    for name in [&topic, &dead] {
+        publish(engine, name, texts(0..1)).await;
+    }
+    let start = Instant::now();
+    while soon(engine.stats(&topic)).await.unwrap().is_some() {
+        assert!(start.elapsed() < SOON, "it does not expire");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let page = soon(engine.history(&dead, Begin::First, MANY)).await.unwrap();
+    assert_eq!((page.messages.len(), page.messages[0].message.expires), (1, None));
+    let listed = soon(engine.topics(topic.as_str(), "", 10)).await.unwrap();
+    assert_eq!(listed.topics, [(dead.clone(), 1)]);
+    assert!(soon(engine.delete(&dead)).await.unwrap());
+}
+
+/// Four messages are there, and the group was given none.
+async fn what_a_group_has_not_acknowledged_is_shown(
+    bus: &MessageBus,
+    topic: &TopicName,
+    group: &GroupName,
+) {
+    let shown = async || {
+        let peek = soon(bus.peek_group(topic, group, MANY)).await.unwrap().unwrap();
+        peek.messages().map(|message| message.id()).collect::<Vec<_>>()
+    };
+    let all = shown().await;
+    assert_eq!(all.len(), 4);
+    let lease = async || {
+        let options = LeaseOptions { lease: LONG, ..LeaseOptions::default() };
+        soon(bus.lease_wait(topic, group, options).unwrap()).await.unwrap().pop().unwrap()
+    };
+    let first = lease().await;
+    assert_eq!(shown().await, all, "it is leased, and not acknowledged");
+    soon(bus.settle(&first.token, &ACK)).await.unwrap();
+    assert_eq!(shown().await, all[1..]);
+    let two = BatchLimit { events: 2, ..MANY };
+    let peek = soon(bus.peek_group(topic, group, two)).await.unwrap().unwrap();
+    assert_eq!(peek.messages().map(|message| message.id()).collect::<Vec<_>>(), all[1..3]);
+    for _ in 1..4 {
+        soon(bus.settle(&lease().await.token, &ACK)).await.unwrap();
+    }
+    assert!(shown().await.is_empty());
 }
 
 /// Gives two jobs back until they have become dead letters, which shows by another one that comes alone.
@@ -355,8 +405,19 @@ async fn fail_until_there_is_a_good_job(bus: &MessageBus, topic: &TopicName, wor
             assert!(leased.deliveries > deliveries[number] && leased.deliveries <= 10);
             deliveries[number] = leased.deliveries;
             let text = leased.token.to_string();
-            let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
+            let back = Settlement::Nack { delay: Duration::ZERO, reason: Some("broken".into()) };
             soon(bus.settle(&text.parse().unwrap(), &back)).await.unwrap();
+            if leased.deliveries == 10 {
+                let dead = topic.dead_letters().unwrap();
+                let letters = soon(bus.peek_group(&dead, workers, MANY)).await.unwrap().unwrap();
+                let is_it = |letter: &Message| {
+                    letter.payload() == leased.message.payload()
+                        && letter.headers().get("dead-letter-group") == Some(workers.as_str())
+                };
+                assert!(letters.messages().any(is_it), "it is there at once");
+                let again = soon(bus.settle(&leased.token, &back)).await;
+                assert_eq!(again, Err(SettleError::Lost), "that lease is over");
+            }
         }
     }
     soon(bus.publish(topic, "good")).await.unwrap();
@@ -448,6 +509,49 @@ pub async fn a_group_has_settings_of_its_own(subject: &Subject) {
     };
     let deliveries = letter.headers().get("dead-letter-deliveries").unwrap();
     assert!(deliveries.parse::<u32>().unwrap() < 10, "{deliveries}");
+    let of_letters = fresh("failed").dead_letters().unwrap();
+    soon(one.publish(&of_letters, "letter")).await.unwrap();
+    for _ in 0..11 {
+        let leased = take_later(&subject.one, &of_letters, &workers).await;
+        let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
+        settle(&subject.one, &of_letters, &workers, vec![leased.key], &back).await;
+    }
+    let options = LeaseOptions { lease: LONG, ..LeaseOptions::default() };
+    let again = soon(one.lease_wait(&of_letters, &workers, options).unwrap()).await.unwrap();
+    assert!(again[0].deliveries > 11, "groups of dead letters deliver without end");
+}
+
+/// A bus that has not heard yet that a group was moved gives leases that can be settled, at any bus.
+pub async fn leases_after_a_move_can_be_settled(subject: &Subject) {
+    let extend = Settlement::Extend { lease: LONG };
+    for taken in [0, 1] {
+        let (topic, workers) = (fresh("just-moved"), group("workers"));
+        publish(&subject.one, &topic, texts(0..3)).await;
+        if is_unsupported(&soon(subject.one.set_group(&topic, &workers, None)).await) {
+            return;
+        }
+        for _ in 0..taken {
+            take_later(&subject.other, &topic, &workers).await;
+        }
+        assert_eq!(
+            soon(subject.other.settle(&topic, Some(&workers), vec![Box::default()], &ACK))
+                .await
+                .unwrap()
+                .lost,
+            [0]
+        );
+        let moved = subject.one.set_group(&topic, &workers, Some(Begin::First));
+        assert_eq!(soon(moved).await, Ok(false), "it was there");
+        for engine in [&subject.one, &subject.other, &subject.one] {
+            let key = take_later(&subject.other, &topic, &workers).await.key;
+            if taken > 0 {
+                let lost = settle(engine, &topic, &workers, vec![key.clone()], &extend).await;
+                assert!(lost.is_empty(), "it is live");
+            }
+            assert!(settle(engine, &topic, &workers, vec![key], &ACK).await.is_empty());
+        }
+        assert!(is_empty(&subject.one, &topic, &workers).await, "all are done");
+    }
 }
 
 /// Workers that wait do not make a group again that is being moved: it begins where the move says.

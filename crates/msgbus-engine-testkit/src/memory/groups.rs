@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use msgbus_core::{
     GroupName, GroupSettings, LeaseToken, SettledBatch, Settlement,
-    engine::{Begin, EngineError, EngineGroup, EngineGroupSettings, Fetch, Fetched, LeaseKey},
+    engine::{
+        Begin, EngineError, EngineGroup, EngineGroupSettings, Fetch, Fetched, LeaseKey, Unsettled,
+    },
 };
 use tokio::time::Instant;
 
@@ -82,6 +84,12 @@ impl Topic {
         let pending = self.messages.range(group.next..).count() as u64;
         let (unacked, settings) = (open.count() as u64, group.settings.clone());
         Some(EngineGroup { pending, unacked, settings })
+    }
+
+    pub(super) fn unsettled(&self, name: &GroupName, max: usize) -> Option<Unsettled> {
+        let group = self.groups.get(&Some(name.clone()))?;
+        let given = group.open.keys().copied().take(max).collect();
+        Some(Unsettled { given, next: group.next })
     }
 
     pub(super) fn settings(&self, name: Option<&GroupName>) -> EngineGroupSettings {

@@ -6,6 +6,7 @@ mod cluster;
 mod cuts;
 mod forgotten;
 mod history;
+mod marks;
 mod refusing;
 mod services;
 mod shared;
@@ -15,7 +16,8 @@ mod windows;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use msgbus_core::{
-    Event, MessageBus, NewMessage, Position, PublishError,
+    BatchLimit, Event, GroupConfig, LeaseOptions, MessageBus, NewMessage, Position, PublishError,
+    Settlement,
     engine::{Engine, EngineError},
     store::StoreError,
 };
@@ -238,6 +240,7 @@ async fn do_jobs(server: &mut Server, restarts: usize, keeps_leases: bool) {
         lease: options.lease,
         failures: 6,
         keeps_leases,
+        keeps_acks: keeps_leases,
         seed: fastrand::u64(..),
     };
     let disturb = async {
@@ -298,5 +301,35 @@ async fn what_is_too_large_is_refused_with_the_limit() {
             let refused = soon(bus.publish(&topic, ttl)).await.unwrap_err();
             assert!(refused.to_string().contains("nats-server 2.11"), "{refused}");
         }
+    }
+}
+
+/// A dead letter has more headers than its message. If it is too large with all of them, it has its own; if it is too large
+/// with those, the message is delivered without end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_too_large_for_a_dead_letter_is_not_stuck() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let bus = bus(Arc::new(server.engine(server.options()).await));
+        let config = GroupConfig { max_deliveries: Some(1), ..GroupConfig::default() };
+        let (topic, group) = (fresh("huge"), "g".parse().unwrap());
+        let lead = |size| NewMessage::new(vec![0; size]);
+        let with_headers = lead((1 << 20) - 3000).header("lead", &"x".repeat(2800)).unwrap();
+        soon(bus.publish(&topic, with_headers)).await.unwrap();
+        soon(bus.publish(&topic, lead((1 << 20) - 20))).await.unwrap();
+        soon(bus.set_group(&topic, &group, &config)).await.unwrap();
+        let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
+        for expected in [1, 2, 2, 2] {
+            let waiting = bus.lease_wait(&topic, &group, LeaseOptions::default()).unwrap();
+            let leased = soon(waiting).await.unwrap().pop().unwrap();
+            assert_eq!(leased.message.headers().is_empty(), expected == 2);
+            soon(bus.settle(&leased.token, &back)).await.unwrap();
+        }
+        let dead = topic.dead_letters().unwrap();
+        let letters =
+            soon(bus.pull(&dead, BatchLimit { events: 9, bytes: 9 << 20 })).await.unwrap();
+        assert_eq!(letters.len(), 1);
+        let header = |name| letters[0].headers().get(name);
+        assert_eq!((header("dead-letter-id").is_some(), header("lead")), (true, None));
     }
 }

@@ -1,10 +1,7 @@
 //! Nodes that share a server, and the calls of one node that share its connection.
 
 use chrono::Utc;
-use msgbus_core::{
-    BatchLimit, Settlement,
-    engine::{Begin, EngineGroupSettings, Fetch},
-};
+use msgbus_core::engine::{Begin, EngineGroupSettings, Fetch};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -213,5 +210,15 @@ async fn a_wait_that_begins_again_ends_in_time() {
         assert!(soon(engine.remove_group(&topic, &group)).await.unwrap());
         let leased = soon(fetching).await.unwrap();
         assert_eq!(leased.map(|leases| leases.messages), Ok(Vec::new()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_do_not_expire() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = NatsOptions { max_age: Some(Duration::from_secs(2)), ..server.options() };
+        let engine: Arc<dyn Engine> = Arc::new(server.engine(options).await);
+        conformance::dead_letters_do_not_expire(&engine).await;
     }
 }

@@ -1,4 +1,5 @@
--- Shows, sets or removes a group. Returns whether there was one, and what it has before it and in hand.
+-- Shows, sets or removes a group. Returns whether there was one, and what it has before it and in hand, or what it has not
+-- acknowledged.
 local action, run, secret, group, group_secret = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local begin, value, keep_for, max_age, channel = ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
 
@@ -14,21 +15,25 @@ local function count(from, to)
   return all
 end
 
--- How many messages the group was not given.
-local function pending_messages()
-  local head = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+-- The number of the first message that the group was not given.
+local function next_number()
   for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
     -- A list of names and values.
     local found = {}
     for index = 1, #info, 2 do
       found[info[index]] = info[index + 1]
     end
-    if head and found['name'] == group then
-      local given = number_of(found['last-delivered-id'])
-      return count(math.max(given + 1, number_of(head[1])), topic.last + 1)
+    if found['name'] == group then
+      return number_of(found['last-delivered-id']) + 1
     end
   end
-  return 0
+  return topic.last + 1
+end
+
+-- How many messages the group was not given.
+local function pending_messages()
+  local head = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+  return head and count(math.max(next_number(), number_of(head[1])), topic.last + 1) or 0
 end
 
 if action == 'show' then
@@ -36,6 +41,16 @@ if action == 'show' then
     return { exists and '1' or '0', '0', '0', own(group) }
   end
   return { '1', text(pending_messages()), text(redis.call('XPENDING', KEYS[2], group)[1]), own(group) }
+end
+if action == 'unsettled' then
+  if not exists or redis.call('EXISTS', KEYS[2]) == 0 then
+    return { '0' }
+  end
+  local given = {}
+  for _, message in ipairs(redis.call('XPENDING', KEYS[2], group, '-', '+', value)) do
+    given[#given + 1] = text(number_of(message[1]))
+  end
+  return { '1', text(next_number()), given }
 end
 if action == 'change' then
   for index, name in ipairs(OWN) do

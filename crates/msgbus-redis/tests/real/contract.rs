@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use msgbus_core::engine::Engine;
 use msgbus_engine_testkit::conformance::{self, Subject};
-use msgbus_redis::RedisEngine;
+use msgbus_redis::{RedisEngine, RedisOptions};
 
 use crate::server::{Redis as _, Server, programs};
 
@@ -24,6 +25,16 @@ async fn the_engine_keeps_the_contract() {
         let one = server.engine(server.options()).await;
         let other = server.engine(server.options()).await;
         conformance::all(&subject(one, other)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_do_not_expire() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = RedisOptions { max_age: Some(Duration::from_secs(2)), ..server.options() };
+        let engine: Arc<dyn Engine> = Arc::new(server.engine(options).await);
+        conformance::dead_letters_do_not_expire(&engine).await;
     }
 }
 

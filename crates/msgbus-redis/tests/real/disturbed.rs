@@ -323,6 +323,7 @@ async fn do_jobs(server: &mut Server, restarts: usize, kills: bool) {
         lease: Duration::from_secs(10),
         failures: 4,
         keeps_leases: true,
+        keeps_acks: true,
         seed: fastrand::u64(..),
     };
     let disturb = async {

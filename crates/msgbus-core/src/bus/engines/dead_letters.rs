@@ -1,66 +1,319 @@
-//! Dead letters of groups in engines. An engine only counts deliveries. Who gets a message that was delivered too often
-//! publishes it as a dead letter instead of working on it.
+//! Dead letters of groups in engines. An engine only counts deliveries. A nack of the last one publishes the message as a
+//! dead letter. If the last lease ends otherwise, whoever gets the message next does so instead of working on it.
+
+use std::{
+    sync::Weak,
+    time::{Duration, Instant},
+};
 
 use super::SharedEngine;
 use crate::{
     bus::{
+        burials::{self, DeadLetterError, RefusedDeadLetter},
         map::TopicMap,
-        timer::{self, DeadLetterError},
         topic_ref::TopicRef,
     },
-    engine::LeaseKey,
-    model::{GroupName, Headers, LeaseKey as Key, Message, NewMessage, Settlement, TopicName},
+    engine::{Begin, EngineError, EngineGroupSettings, LeaseKey},
+    error::{LeaseError, PublishError},
+    model::{
+        GroupName, GroupSettings, Headers, LeaseKey as Key, LeaseToken, Leased, Message,
+        NewMessage, SettledBatch, Settlement, TopicName,
+    },
+    options::BatchLimit,
+    store::StoreError,
     topic::DeadLetter,
 };
 
-/// Whether a message is a dead letter. It does not become one again.
-pub(super) fn is_one(message: &Message) -> bool {
+/// How long a group does not get a message again whose dead letter could not be published.
+const SET_BACK: Duration = Duration::from_secs(30);
+
+/// When and where messages of a group become dead letters.
+#[derive(Debug)]
+pub(super) struct Rule {
+    /// How often a message is delivered.
+    most: u32,
+    /// `None` if there is no name for their topic: then somebody must get the message again.
+    target: Option<TopicName>,
+}
+
+impl Rule {
+    pub(super) fn new(topic: &TopicName, settings: EngineGroupSettings) -> Self {
+        let EngineGroupSettings { max_deliveries, dead_letters } = settings;
+        let most = max_deliveries.unwrap_or(GroupSettings::of(topic).max_deliveries);
+        let most = if most == 0 { u32::MAX } else { most };
+        Self { most, target: dead_letters.or_else(|| topic.dead_letters().ok()) }
+    }
+
+    /// Whether a message that was delivered so often is not delivered again.
+    pub(super) fn is_last(&self, deliveries: u32) -> bool {
+        deliveries >= self.most && self.target.is_some()
+    }
+
+    /// Whether a message was delivered too often. A dead letter does not become one again.
+    pub(super) fn is_dead(&self, leased: &Leased) -> bool {
+        self.is_last(leased.deliveries - 1) && !is_letter(&leased.message)
+    }
+}
+
+fn is_letter(message: &Message) -> bool {
     message.headers().get(DeadLetter::TOPIC).is_some()
 }
 
+/// A leased message that is to become a dead letter.
+struct Dying<'a> {
+    group: &'a GroupName,
+    message: &'a Message,
+    deliveries: u32,
+    reason: Option<&'a str>,
+    key: LeaseKey,
+}
+
+/// What became of it.
+enum Buried {
+    Done,
+    /// It could not be published.
+    Later,
+    /// It never can.
+    Never,
+}
+
+/// Whether dead letters can be published.
+#[derive(Debug, Default)]
+pub(super) struct Graves {
+    /// Why one could not be, and when.
+    pub(super) failed: Option<(DeadLetterError, Instant)>,
+}
+
+impl Graves {
+    /// Publishes a dead letter, unless one could not be a short time ago.
+    async fn bury(
+        &mut self,
+        engine: &SharedEngine,
+        map: &TopicMap,
+        rule: &Rule,
+        dying: Dying<'_>,
+    ) -> Buried {
+        if self.failed.is_some_and(|(_, at)| at.elapsed() < SET_BACK) {
+            return Buried::Later;
+        }
+        let (group, topic, id) =
+            (dying.group.clone(), dying.message.topic().name.clone(), dying.message.id());
+        let buried = bury(engine, map, rule, dying).await;
+        self.failed = buried.err().map(|error| (error, Instant::now()));
+        match buried {
+            Ok(()) => Buried::Done,
+            Err(error) if is_too_large(&error) => {
+                self.failed = None;
+                Buried::Never
+            }
+            Err(error) => {
+                map.timer.report(RefusedDeadLetter { topic, group, id, error });
+                Buried::Later
+            }
+        }
+    }
+}
+
+fn is_too_large(error: &DeadLetterError) -> bool {
+    use DeadLetterError::Publish;
+    matches!(error, Publish(PublishError::Store(StoreError::Engine(EngineError::TooLarge { .. }))))
+}
+
 /// Publishes a leased message as a dead letter, and acknowledges it.
-pub(super) async fn bury(
+async fn bury(
     engine: &SharedEngine,
     map: &TopicMap,
-    group: &GroupName,
-    message: &Message,
-    (deliveries, target): (u32, Option<TopicName>),
-    key: LeaseKey,
+    rule: &Rule,
+    dying: Dying<'_>,
 ) -> Result<(), DeadLetterError> {
+    let Dying { group, message, deliveries, reason, key } = dying;
     let dead = DeadLetter {
         group: 0,
         name: group.clone(),
         key: Key { id: message.id(), nonce: 0 },
-        // The last time is not one: nobody works on it.
-        deliveries: deliveries - 1,
-        reason: None,
-        topic: target,
+        deliveries,
+        reason: reason.map(DeadLetter::cut),
+        topic: rule.target.clone(),
     };
-    let (target, letter) = timer::letter(message, &dead)?;
-    let letter = with_own_key(letter, message, group);
-    let published = TopicRef::new(map, &target, &mut None).publish(letter);
-    published.await?;
-    let topic = message.topic().name.clone();
-    engine
-        .settle(&topic, Some(group), vec![key], &Settlement::Ack)
-        .await
-        .map(drop)
-        .map_err(DeadLetterError::from)
+    let (target, letter) = burials::letter(message, &dead)?;
+    let topic = &message.topic().name;
+    // It is published once although several buses try, or the ack is lost.
+    let own_key = format!("dead-letter {} {} {group} {topic}", message.topic().epoch, message.id());
+    let letter = NewMessage { own_key: Some(own_key.into()), ..letter };
+    publish(map, &target, letter).await?;
+    for _ in 0..2 {
+        let keys = vec![key.clone()];
+        if engine.settle(topic, Some(group), keys, &Settlement::Ack).await.is_ok() {
+            break;
+        }
+    }
+    // If no ack has arrived, the group gets it again, and whoever gets it publishes the same letter.
+    Ok(())
 }
 
-/// Gives a letter an idempotency key of its own. With that of its message, it would be taken for the letter of another
-/// message of the same batch, or of another group. With its own, it is published once although several buses try.
-fn with_own_key(letter: NewMessage, message: &Message, group: &GroupName) -> NewMessage {
-    let (name, epoch) = (&message.topic().name, message.topic().epoch);
-    let key = format!("dead-letter {epoch} {} {group} {name}", message.id());
-    let (payload, _, headers) = letter.into_parts();
-    let others = || headers.iter().filter(|(name, _)| !is_key(name));
-    let headers = Headers::new(others().chain([(Headers::IDEMPOTENCY_KEY, key.trim())]));
-    // If there is no room for the key, there is none.
-    let headers = headers.or_else(|_| Headers::new(others())).unwrap_or_default();
-    NewMessage::new(payload).headers(headers)
+/// Publishes a dead letter. If it is too large with the headers of the message, it has only those of a dead letter.
+async fn publish(
+    map: &TopicMap,
+    target: &TopicName,
+    letter: NewMessage,
+) -> Result<(), DeadLetterError> {
+    let publish = async |letter| {
+        let published = TopicRef::new(map, target, &mut None).publish(letter);
+        published.await.map(drop).map_err(DeadLetterError::from)
+    };
+    match publish(letter.clone()).await {
+        Err(error) if is_too_large(&error) => {
+            let own =
+                letter.headers.iter().filter(|(name, _)| name.starts_with(DeadLetter::PREFIX));
+            let headers = Headers::new(own).unwrap_or_default();
+            publish(letter.headers(headers)).await
+        }
+        published => published,
+    }
 }
 
-fn is_key(name: &str) -> bool {
-    name.eq_ignore_ascii_case(Headers::IDEMPOTENCY_KEY)
+impl SharedEngine {
+    /// Makes dead letters of leased messages that were delivered too often. Those that cannot be published now, the group
+    /// gets again later, so that they do not stand before those that somebody could work on. Returns those that never can.
+    pub(super) async fn bury_all(
+        &self,
+        map: &TopicMap,
+        rule: &Rule,
+        graves: &mut Graves,
+        dead: Vec<Leased>,
+    ) -> Vec<Leased> {
+        let (mut left, mut set_back, mut group_of) = (Vec::new(), Vec::new(), None);
+        for leased in dead {
+            let Some(lease) = &leased.token.scope.engine else { continue };
+            let dying = Dying {
+                group: &lease.group,
+                message: &leased.message,
+                // This time is not one: nobody works on it.
+                deliveries: leased.deliveries - 1,
+                reason: Some(DeadLetter::EXPIRED),
+                key: lease.key.clone(),
+            };
+            match graves.bury(self, map, rule, dying).await {
+                Buried::Done => {}
+                Buried::Later => {
+                    set_back.push(lease.key.clone());
+                    group_of = Some((leased.token.topic().clone(), lease.group.clone()));
+                }
+                Buried::Never => left.push(leased),
+            }
+        }
+        if let Some((topic, group)) = group_of {
+            let later = Settlement::Nack { delay: SET_BACK, reason: None };
+            // If it fails, their leases end by time.
+            let _ = self.settle(&topic, Some(&group), set_back, &later).await;
+        }
+        left
+    }
+
+    /// Settles leases of one group, at least one. A nack of the last delivery makes a dead letter.
+    pub(super) async fn settle_leases(
+        &self,
+        map: &Weak<TopicMap>,
+        tokens: &[LeaseToken],
+        settlement: &Settlement,
+    ) -> Result<SettledBatch, StoreError> {
+        let topic = tokens[0].topic();
+        let is_last = |token: &&LeaseToken| {
+            matches!(settlement, Settlement::Nack { .. }) && token.last_delivery().is_some()
+        };
+        let leases = |tokens: &mut dyn Iterator<Item = (usize, &LeaseToken)>| {
+            let leases =
+                tokens.filter_map(|(index, token)| Some((index, token.scope.engine.as_ref()?)));
+            leases.map(|(index, lease)| (index, lease.key.clone())).unzip::<_, _, Vec<_>, Vec<_>>()
+        };
+        let Some(group) = tokens[0].scope.engine.as_ref().map(|lease| &lease.group) else {
+            return Ok(SettledBatch { lost: (0..tokens.len()).collect(), expires: None });
+        };
+        let mut others = tokens.iter().enumerate().filter(|(_, token)| !is_last(token));
+        let (numbers, keys) = leases(&mut others);
+        let mut settled = SettledBatch::default();
+        if !keys.is_empty() {
+            settled = self.settle(topic, Some(group), keys, settlement).await?;
+            settled.lost.iter_mut().for_each(|lost| *lost = numbers[*lost]);
+        }
+        let mut graves = Graves::default();
+        for (number, token) in tokens.iter().enumerate().filter(|(_, token)| is_last(token)) {
+            match self.nack_last(map, group, token, settlement, &mut graves).await {
+                Ok(true) => {}
+                Ok(false) => settled.lost.push(number),
+                Err(error) if number == 0 && numbers.is_empty() => return Err(error),
+                // Something was done.
+                Err(_) => return Err(EngineError::Unknown.into()),
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Ends the lease of a message that is not to be delivered again. Returns `false` if it is over.
+    async fn nack_last(
+        &self,
+        map: &Weak<TopicMap>,
+        group: &GroupName,
+        token: &LeaseToken,
+        nack: &Settlement,
+        graves: &mut Graves,
+    ) -> Result<bool, StoreError> {
+        let (topic, key) = (token.topic(), token.scope.engine.as_ref().map(|lease| &lease.key));
+        let (Some(key), Some(map)) = (key, map.upgrade()) else { return Ok(false) };
+        let settle = async |settlement: &Settlement| {
+            let settled = self.settle(topic, Some(group), vec![key.clone()], settlement).await?;
+            Ok::<_, StoreError>(settled.lost.is_empty())
+        };
+        let Settlement::Nack { reason, .. } = nack else { return settle(nack).await };
+        let deliveries = token.last_delivery().unwrap_or(0);
+        // It may have been changed since.
+        let stats = self.call(|engine| engine.group(topic, group)).await?;
+        let Some(stats) = stats else { return Ok(false) };
+        let rule = Rule::new(topic, stats.settings);
+        let message = match rule.is_last(deliveries) {
+            true => self.message(topic, token.scope.epoch, token.key.id).await?,
+            false => None,
+        };
+        let Some(message) = message.filter(|message| !is_letter(message)) else {
+            return settle(nack).await;
+        };
+        // Only who has the lease may make a dead letter.
+        if !settle(&Settlement::Extend { lease: SET_BACK }).await? {
+            return Ok(false);
+        }
+        let (message, reason, key) = (&message, reason.as_deref(), key.clone());
+        let dying = Dying { group, message, deliveries, reason, key };
+        match graves.bury(self, &map, &rule, dying).await {
+            Buried::Done => Ok(true),
+            Buried::Later => settle(&Settlement::Nack { delay: SET_BACK, reason: None }).await,
+            Buried::Never => settle(nack).await,
+        }
+    }
+
+    /// A message. `None` if it is gone.
+    async fn message(
+        &self,
+        topic: &TopicName,
+        epoch: u64,
+        id: u64,
+    ) -> Result<Option<Message>, EngineError> {
+        let from = Begin::Sequence(id);
+        let page = self.call(|engine| engine.history(topic, from, BatchLimit::ONE)).await?;
+        let found = page.messages.into_iter().next();
+        let found = found.filter(|found| page.epoch == epoch && found.message.id == id);
+        Ok(found.map(|found| Message::recovered(&self.info(topic, epoch), found.message)))
+    }
+}
+
+impl From<DeadLetterError> for LeaseError {
+    fn from(error: DeadLetterError) -> Self {
+        match error {
+            DeadLetterError::Read(error) | DeadLetterError::Publish(PublishError::Store(error)) => {
+                Self::Store(error)
+            }
+            DeadLetterError::Publish(PublishError::Closed) => Self::Closed,
+            // Their topic has no room for it.
+            _ => Self::Store(StoreError::Engine(EngineError::Full)),
+        }
+    }
 }

@@ -7,27 +7,26 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::Poll,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use chrono::Utc;
 
-use super::{SharedEngine, dead_letters};
+use super::{
+    SharedEngine,
+    dead_letters::{Graves, Rule},
+};
 use crate::{
-    bus::{map::TopicMap, op::Op, timer::DeadLetterError},
+    bus::{map::TopicMap, op::Op},
     engine::{Answer, Begin, Engine, EngineError, Fetch, Fetched, LeaseKey, Leases},
-    error::{LeaseError, PublishError},
-    model::{
-        GroupName, GroupSettings, LeaseToken, Leased, Message, SettledBatch, Settlement, TopicName,
-    },
+    error::LeaseError,
+    model::{GroupName, LeaseToken, Leased, Message, SettledBatch, Settlement, TopicName},
     options::{BatchLimit, LeaseOptions},
     store::{RecoveredMessage, StoreError},
 };
 
 /// How long an engine waits for messages before it is asked again.
 const WAIT: Duration = Duration::from_secs(30);
-/// How long a group does not get a dead letter again that could not be published.
-const SET_BACK: Duration = Duration::from_secs(30);
 
 impl SharedEngine {
     /// Takes the messages that there are: each goes to one pull.
@@ -199,8 +198,7 @@ impl SharedEngine {
         })
     }
 
-    /// Leases messages. Those that were delivered too often become dead letters. If one cannot be published, the group gets it
-    /// and the others again later, so that they do not stand before those that somebody could work on.
+    /// Leases messages. Those that were delivered too often become dead letters.
     async fn lease_once(
         &self,
         map: &Weak<TopicMap>,
@@ -212,53 +210,29 @@ impl SharedEngine {
         let Lease { topic, group, options, wait } = lease;
         let from = options.from.into();
         let fetch = Fetch { limit: options.limit, lease: options.lease, wait, from };
-        let fetched = self.fetch(topic, Some(group), fetch).await?;
+        let Leases { epoch, messages, settings } = self.fetch(topic, Some(group), fetch).await?;
+        has_taken.store(!messages.is_empty(), Relaxed);
         let Some(map) = map.upgrade() else { return Err(LeaseError::Closed) };
-        let settings = fetched.settings;
-        let default = GroupSettings::default().max_deliveries;
-        let most = match settings.max_deliveries.unwrap_or(default) {
-            0 => u32::MAX,
-            most => most,
+        let (rule, info, arrived) =
+            (Rule::new(topic, settings), self.info(topic, epoch), Utc::now());
+        let lease = |fetched: Fetched| {
+            let Fetched { message, deliveries, expires, key } = fetched;
+            let last = rule.is_last(deliveries).then_some(deliveries);
+            let token = LeaseToken::of_engine(&info, group, (message.id, last), key);
+            Leased { token, message: Message::recovered(&info, message), deliveries, expires }
         };
-        let (mut leased, arrived) = (LeasedOnce::default(), Utc::now());
-        has_taken.store(!fetched.messages.is_empty(), Relaxed);
-        let info = self.info(topic, fetched.epoch);
-        let mut set_back = Vec::new();
-        for fetched in fetched.messages {
-            let message = Message::recovered(&info, fetched.message);
-            let is_dead = fetched.deliveries > most
-                && !dead_letters::is_one(&message)
-                // Otherwise nobody would ever get it.
-                && (settings.dead_letters.is_some() || topic.dead_letters().is_ok());
-            if is_dead {
-                leased.has_dead = true;
-                let dead = (fetched.deliveries, settings.dead_letters.clone());
-                let key = fetched.key;
-                // The leases of the others must not run out meanwhile: there is one failure, which may take its time.
-                if !graves.bury(self, &map, group, &message, dead, key.clone()).await {
-                    set_back.push(key);
-                }
-                continue;
-            }
-            leased.messages.push(Leased {
-                token: LeaseToken::of_engine(&info, group, message.id(), fetched.key),
-                message,
-                deliveries: fetched.deliveries,
-                expires: fetched.expires,
-            });
-        }
-        if !set_back.is_empty() {
-            let later = Settlement::Nack { delay: SET_BACK, reason: None };
-            // If it fails, their leases end by time.
-            let _ = self.settle(topic, Some(group), set_back, &later).await;
-        }
-        if leased.has_dead {
+        let leased = messages.into_iter().map(lease);
+        let (dead, mut messages): (Vec<_>, Vec<_>) =
+            leased.partition(|leased| rule.is_dead(leased));
+        let has_dead = !dead.is_empty();
+        if has_dead {
+            messages.extend(self.bury_all(&map, &rule, graves, dead).await);
             // Somebody else may have what has run out meanwhile. (What seemed to have run out before is for a clock that goes
             // wrong.)
             let now = Utc::now();
-            leased.messages.retain(|leased| leased.expires > now || leased.expires <= arrived);
+            messages.retain(|leased| leased.expires > now || leased.expires <= arrived);
         }
-        Ok(leased)
+        Ok(LeasedOnce { messages, has_dead })
     }
 
     pub(super) async fn settle(
@@ -316,46 +290,6 @@ struct LeasedOnce {
     has_dead: bool,
 }
 
-/// Whether dead letters can be published.
-#[derive(Debug, Default)]
-struct Graves {
-    /// Why one could not be, and when.
-    failed: Option<(DeadLetterError, Instant)>,
-}
-
-impl Graves {
-    /// Publishes a dead letter, unless one could not be a short time ago. Returns whether it was.
-    async fn bury(
-        &mut self,
-        engine: &SharedEngine,
-        map: &TopicMap,
-        group: &GroupName,
-        message: &Message,
-        dead: (u32, Option<TopicName>),
-        key: LeaseKey,
-    ) -> bool {
-        if self.failed.is_some_and(|(_, at)| at.elapsed() < SET_BACK) {
-            return false;
-        }
-        let buried = dead_letters::bury(engine, map, group, message, dead, key).await;
-        self.failed = buried.err().map(|error| (error, Instant::now()));
-        self.failed.is_none()
-    }
-}
-
-impl From<DeadLetterError> for LeaseError {
-    fn from(error: DeadLetterError) -> Self {
-        match error {
-            DeadLetterError::Read(error) | DeadLetterError::Publish(PublishError::Store(error)) => {
-                Self::Store(error)
-            }
-            DeadLetterError::Publish(PublishError::Closed) => Self::Closed,
-            // Their topic has no room for it.
-            _ => Self::Store(StoreError::Engine(EngineError::Full)),
-        }
-    }
-}
-
 impl TopicMap {
     /// Settles leases of one topic and group of an engine, at least one. `None` if they are not of an engine.
     pub(in crate::bus) fn settle_in_engine(
@@ -364,17 +298,13 @@ impl TopicMap {
         settlement: &Settlement,
     ) -> Option<Op<Result<SettledBatch, StoreError>>> {
         let scope = &tokens[0].scope;
-        let group = &scope.engine.as_ref()?.group;
+        scope.engine.as_ref()?;
         let Some(engine) = self.engines().and_then(|engines| engines.find(&scope.topic)) else {
             let lost = (0..tokens.len()).collect();
             return Some(Op::ready(Ok(SettledBatch { lost, expires: None })));
         };
-        let leases = tokens.iter().filter_map(|token| token.scope.engine.as_ref());
-        let keys = leases.map(|lease| lease.key.clone()).collect();
-        let (engine, topic, group) = (engine.clone(), scope.topic.clone(), group.clone());
+        let (engine, map, tokens) = (engine.clone(), Weak::clone(&self.own), tokens.to_vec());
         let settlement = settlement.clone();
-        Some(Op::running(
-            async move { engine.settle(&topic, Some(&group), keys, &settlement).await },
-        ))
+        Some(Op::running(async move { engine.settle_leases(&map, &tokens, &settlement).await }))
     }
 }

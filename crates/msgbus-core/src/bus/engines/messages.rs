@@ -3,9 +3,12 @@
 use super::SharedEngine;
 use crate::{
     bus::{clock, op::Op},
-    engine::{Begin, EngineError, Page, Receipt},
+    engine::{Begin, EngineError, EngineMessage, Page, Receipt, Unsettled},
     error::{DeleteError, PublishError},
-    model::{Event, Message, NewMessage, Peek, Position, PublishedBatch, StartPosition, TopicName},
+    model::{
+        Event, GroupName, Message, NewMessage, Peek, Position, PublishedBatch, StartPosition,
+        TopicName,
+    },
     options::BatchLimit,
     store::{Durability, StoreError},
 };
@@ -58,6 +61,54 @@ impl SharedEngine {
                 events.push(Message::recovered(&info, read.message).into());
             }
             Ok(Some(Peek { events, epoch: page.epoch, start }))
+        })
+    }
+}
+
+impl SharedEngine {
+    /// What a group has not acknowledged.
+    pub(in crate::bus) fn peek_group(
+        &self,
+        topic: &TopicName,
+        group: &GroupName,
+        limit: BatchLimit,
+    ) -> Op<Result<Option<Peek>, StoreError>> {
+        let (engine, topic, group) = (self.clone(), topic.clone(), group.clone());
+        Op::running(async move {
+            let known =
+                engine.call(|engine| engine.unsettled(&topic, &group, limit.events)).await?;
+            if known.is_none() && engine.call(|engine| engine.stats(&topic)).await?.is_none() {
+                return Ok(None);
+            }
+            let Unsettled { given, next } = known.unwrap_or_default();
+            let mut given = given.into_iter().filter(|id| *id < next).peekable();
+            let (mut events, mut bytes, mut at) = (Vec::new(), 0, 0);
+            let floor = given.peek().copied().unwrap_or(next);
+            loop {
+                let from = Begin::Sequence(given.peek().copied().unwrap_or(next).max(at));
+                let page = engine.call(|engine| engine.history(&topic, from, limit)).await?;
+                let (epoch, info) = (page.epoch, engine.info(&topic, page.epoch));
+                let is_end = page.messages.is_empty();
+                for EngineMessage { message, .. } in page.messages {
+                    while given.next_if(|id| *id < message.id).is_some() {}
+                    let is_open = message.id >= next || given.next_if_eq(&message.id).is_some();
+                    if is_open && events.len() < limit.events && bytes < limit.bytes.max(1) {
+                        bytes += message.payload.len();
+                        events.push(Event::from(Message::recovered(&info, message)));
+                    }
+                }
+                at = page.next;
+                if is_end || events.len() >= limit.events || bytes >= limit.bytes.max(1) {
+                    let start = StartPosition {
+                        requested_id: floor,
+                        next_id: floor,
+                        missed: 0,
+                        is_uncounted: false,
+                        restarted: false,
+                    };
+                    return Ok(Some(Peek { events, epoch, start }));
+                }
+            }
         })
     }
 }

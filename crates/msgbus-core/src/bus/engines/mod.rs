@@ -238,7 +238,7 @@ impl SharedEngine {
     fn info(&self, name: &TopicName, epoch: u64) -> Arc<TopicInfo> {
         let created = i64::try_from(epoch).unwrap_or(i64::MAX);
         let created = chrono::DateTime::from_timestamp_nanos(created);
-        let ttl = self.engine.max_age();
+        let ttl = self.engine.max_age(name);
         Arc::new(TopicInfo { name: name.clone(), epoch, created, ttl })
     }
 }

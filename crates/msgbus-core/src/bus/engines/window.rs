@@ -361,7 +361,8 @@ impl WindowSink {
             Phase::Opening => {
                 let Some(map) = self.0.map.upgrade() else { return false };
                 let settings = map.options().settings_for(&self.0.name);
-                let settings = TopicSettings { ttl: self.0.engine.engine.max_age(), ..settings };
+                let settings =
+                    TopicSettings { ttl: self.0.engine.engine.max_age(self.0.name()), ..settings };
                 let reservation = Reservation::new(Arc::clone(&map.budget));
                 let info = self.0.engine.info(&self.0.name, epoch);
                 let topic = Topic::window(info, settings, reservation, next, clock::now());

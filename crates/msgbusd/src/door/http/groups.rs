@@ -98,7 +98,7 @@ fn object(app: &App, topic: &TopicName, group: &GroupName, found: &GroupView) ->
     match found {
         GroupView::Own(stats, leases) => json::write_group(&mut body, topic, stats, leases),
         GroupView::Engine(engine, EngineGroup { pending, unacked, settings }) => {
-            let default = GroupSettings::default().max_deliveries;
+            let default = GroupSettings::of(topic).max_deliveries;
             let dead_letters = settings.dead_letters.clone().or(topic.dead_letters().ok());
             let object = serde_json::json!({
                 "topic": topic.as_str(),
