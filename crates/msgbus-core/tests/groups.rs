@@ -137,8 +137,8 @@ fn what_fails_too_often_becomes_a_dead_letter() {
         delivery.nack(Duration::ZERO, Some(reason)).wait().unwrap();
     }
     assert!(group.try_take().wait().unwrap().is_none());
-    assert!(bus.run_due().refused.is_empty());
 
+    // It is there without the timer.
     let letter = bus.group(&dead, &workers()).try_take().wait().unwrap().unwrap();
     assert_eq!(letter.message().payload(), "bad");
     let headers: Vec<_> = letter.message().headers().iter().collect();

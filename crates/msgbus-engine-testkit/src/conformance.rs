@@ -1,6 +1,8 @@
 //! The contract of an engine as tests that every engine must pass. Each takes two handles to the same engine, as two
 //! buses have them; they may be the same. The engine must be reachable, and retain what is published.
 
+mod dead_letters;
+mod group_admin;
 mod groups;
 mod services;
 
@@ -14,7 +16,7 @@ use msgbus_core::{
     store::Durability,
 };
 
-pub use self::{groups::*, services::*};
+pub use self::{dead_letters::*, group_admin::*, groups::*, services::*};
 use crate::{bus, fresh, soon};
 
 /// Two handles to an engine, and what it can do beyond the contract.
@@ -60,12 +62,12 @@ pub async fn all_with_long_leases(subject: &Subject) {
     groups::who_waits_gets_the_next_job(subject).await;
     groups::a_fetch_that_nobody_awaits_keeps_no_job(subject).await;
     groups::pulls_take_each_message_once(subject).await;
-    groups::jobs_that_fail_too_often_are_dead_letters(subject).await;
-    groups::groups_can_be_made_moved_and_removed(subject).await;
-    groups::a_group_is_moved_while_others_work(subject).await;
-    groups::leases_after_a_move_can_be_settled(subject).await;
-    groups::a_group_has_settings_of_its_own(subject).await;
-    groups::a_topic_has_a_limited_number_of_groups(subject).await;
+    dead_letters::jobs_that_fail_too_often_are_dead_letters(subject).await;
+    group_admin::groups_can_be_made_moved_and_removed(subject).await;
+    group_admin::a_group_is_moved_while_others_work(subject).await;
+    group_admin::leases_after_a_move_can_be_settled(subject).await;
+    dead_letters::a_group_has_settings_of_its_own(subject).await;
+    group_admin::a_topic_has_a_limited_number_of_groups(subject).await;
     services(subject).await;
 }
 

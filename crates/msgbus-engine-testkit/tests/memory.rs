@@ -444,8 +444,8 @@ async fn a_nack_whose_dead_letter_is_refused_is_a_nack() {
     let leased = soon(bus.lease(&topic, &group, options)).await.unwrap();
     let tokens: Vec<_> = leased.into_iter().map(|leased| leased.token).collect();
     let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
-    assert_eq!(soon(bus.settle_all(&tokens, &back)).await.unwrap().lost, []);
-    assert_eq!(soon(bus.settle_all(&tokens, &back)).await.unwrap().lost, [0, 1]);
+    assert_eq!(soon(bus.settle_all(&tokens, &back)).await.unwrap().lost.len(), 0);
+    assert_eq!(soon(bus.settle_all(&tokens, &back)).await.unwrap().lost, vec![0, 1]);
     let refused = bus.run_due().refused;
     assert_eq!((refused.len(), &refused[0].topic, refused[0].id), (1, &topic, 1));
     assert!(soon(bus.lease(&topic, &group, LeaseOptions::default())).await.unwrap().is_empty());

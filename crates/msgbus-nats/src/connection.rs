@@ -297,8 +297,12 @@ impl Connection {
             self.leftovers.remove(known).await;
         }
         match answers {
-            Err(error) if before != Some(answers) => warn!("NATS does not serve topics: {error}"),
-            Ok(()) if before.is_some_and(|before| before.is_err()) => info!("NATS serves topics"),
+            Err(error) if before != Some(answers) => {
+                warn!(stream = self.options.stream, "NATS does not serve topics: {error}");
+            }
+            Ok(()) if before.is_some_and(|before| before.is_err()) => {
+                info!(stream = self.options.stream, "NATS serves topics");
+            }
             _ => {}
         }
     }

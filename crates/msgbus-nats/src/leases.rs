@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::{
     connection::{Connection, Known},
-    consumers::Found,
+    consumers::{Found, MARGIN},
     key::Key,
     marks::{self, Mark},
 };
@@ -18,8 +18,8 @@ use crate::{
 const OVER: &str = "over";
 /// The kind of these marks.
 const KIND: &str = "leases";
-/// How much longer than the lease its mark is kept.
-const KEEP: Duration = Duration::from_secs(60);
+/// How much longer than the lease its mark is kept. Clocks may differ.
+const KEEP: Duration = MARGIN.saturating_mul(2);
 
 /// A lease, as all nodes know it.
 pub(crate) struct Lease<'a> {

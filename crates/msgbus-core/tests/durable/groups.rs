@@ -204,3 +204,26 @@ fn leases_of_cold_messages_are_read_from_the_store() {
     assert_eq!(take(&bus, &disk).map(|leased| text(&leased.message)), Some("b".into()));
     assert_eq!(take(&bus, &disk).map(|leased| text(&leased.message)), Some("d".into()));
 }
+
+/// What a nack has begun goes on although nobody waits for it.
+#[test]
+fn a_dead_letter_is_there_when_the_nack_is_answered() {
+    let disk = Disk::default();
+    let bus = open(&disk);
+    let config = GroupConfig { max_deliveries: Some(1), ..GroupConfig::default() };
+    commit(bus.set_group(&super::name("t"), &workers(), &config), &disk).unwrap();
+    let letters = || bus.topic(&super::name("t/dead-letters")).map_or(0, |stats| stats.retained);
+    let nack = Settlement::Nack { delay: Duration::ZERO, reason: None };
+    put(&bus, &disk, "a");
+    let leased = take(&bus, &disk).unwrap();
+    commit(bus.settle(&leased.token, &nack), &disk).unwrap();
+    assert_eq!(letters(), 1);
+    put(&bus, &disk, "b");
+    let leased = take(&bus, &disk).unwrap();
+    let mut nacking = bus.settle(&leased.token, &nack);
+    assert!(poll(&mut nacking).is_pending(), "the store has not kept the letter");
+    drop(nacking);
+    disk.commit();
+    bus.run_due();
+    assert_eq!((letters(), group(&bus).counters.dead_lettered), (2, 2));
+}

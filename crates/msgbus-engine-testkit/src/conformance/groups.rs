@@ -8,27 +8,22 @@ use std::{
 
 use chrono::Utc;
 use msgbus_core::{
-    BatchLimit, GroupConfig, GroupError, GroupName, GroupSettings, Headers, LeaseOptions, Message,
-    MessageBus, NewMessage, Position, SettleError, Settlement, TopicName,
-    engine::{
-        Begin, Engine, EngineError, EngineGroup, EngineGroupSettings, Fetch, Fetched, LeaseKey,
-        MAX_LEASE_KEY,
-    },
-    store::StoreError,
+    BatchLimit, GroupName, Settlement, TopicName,
+    engine::{Begin, Engine, EngineError, Fetch, Fetched, LeaseKey, MAX_LEASE_KEY},
 };
 
-use super::{MANY, Subject, is_unsupported, publish, texts};
+use super::{MANY, Subject, publish, texts};
 use crate::{SOON, bus, fresh, soon};
 
-const ACK: Settlement = Settlement::Ack;
+pub(super) const ACK: Settlement = Settlement::Ack;
 /// A lease that does not run out, although the machine has much else to do.
-const LONG: Duration = Duration::from_secs(60);
+pub(super) const LONG: Duration = Duration::from_secs(60);
 
-fn group(name: &str) -> GroupName {
+pub(super) fn group(name: &str) -> GroupName {
     name.parse().unwrap()
 }
 
-fn fetch(limit: usize, wait: Duration) -> Fetch {
+pub(super) fn fetch(limit: usize, wait: Duration) -> Fetch {
     let limit = BatchLimit { events: limit, ..MANY };
     Fetch { limit, lease: LONG, wait, from: Begin::First }
 }
@@ -51,7 +46,11 @@ async fn take(
 }
 
 /// Takes a job as soon as there is one, after leases that may have to end.
-async fn take_later(engine: &Arc<dyn Engine>, topic: &TopicName, group: &GroupName) -> Fetched {
+pub(super) async fn take_later(
+    engine: &Arc<dyn Engine>,
+    topic: &TopicName,
+    group: &GroupName,
+) -> Fetched {
     lease_later(engine, topic, group, LONG).await
 }
 
@@ -72,14 +71,18 @@ async fn lease_later(
     }
 }
 
-async fn is_empty(engine: &Arc<dyn Engine>, topic: &TopicName, group: &GroupName) -> bool {
+pub(super) async fn is_empty(
+    engine: &Arc<dyn Engine>,
+    topic: &TopicName,
+    group: &GroupName,
+) -> bool {
     let limit = BatchLimit::ONE;
     let wait = Duration::from_millis(300);
     let fetch = Fetch { limit, lease: LONG, wait, from: Begin::First };
     soon(engine.fetch(topic, Some(group), fetch)).await.unwrap().messages.is_empty()
 }
 
-async fn settle(
+pub(super) async fn settle(
     engine: &Arc<dyn Engine>,
     topic: &TopicName,
     group: &GroupName,
@@ -304,317 +307,6 @@ pub async fn pulls_take_each_message_once(subject: &Subject) {
     assert!(early.is_err(), "there is nothing left");
     soon(buses[1].publish(&topic, "later")).await.unwrap();
     assert_eq!(soon(waiting).await.unwrap()[0].payload(), "later");
-}
-
-/// After ten deliveries a message goes to the topic for dead letters. Each message has its letter for each group, also those
-/// of a batch with one idempotency key.
-pub async fn jobs_that_fail_too_often_are_dead_letters(subject: &Subject) {
-    let topic = fresh("dying");
-    let bus = bus(Arc::clone(&subject.one));
-    let bad = |text: &'static str| {
-        NewMessage::new(text).header(Headers::IDEMPOTENCY_KEY, "one for all").unwrap()
-    };
-    soon(bus.publish_batch(&topic, vec![bad("bad 1"), bad("bad 2")])).await.unwrap();
-    for workers in [group("a"), group("b")] {
-        fail_until_there_is_a_good_job(&bus, &topic, &workers).await;
-    }
-    let dead = topic.dead_letters().unwrap();
-    let redrive = group("redrive");
-    let shown = soon(bus.peek_group(&dead, &redrive, MANY)).await.unwrap().unwrap();
-    let letters: Vec<_> = shown.messages().cloned().collect();
-    let mut found: Vec<_> = letters
-        .iter()
-        .map(|letter| {
-            let header = |name| letter.headers().get(name).unwrap_or_else(|| panic!("no {name}"));
-            assert_eq!(header("dead-letter-topic"), topic.as_str());
-            assert_eq!(header("dead-letter-deliveries"), "10");
-            assert_eq!(header("dead-letter-reason"), "broken");
-            assert_eq!(header(Headers::IDEMPOTENCY_KEY), "one for all");
-            (header("dead-letter-group").to_owned(), letter.payload().clone())
-        })
-        .collect();
-    found.sort();
-    let expected =
-        ["a", "b"].map(|group| ["bad 1", "bad 2"].map(|text| (group.to_owned(), text.into())));
-    assert_eq!(found, expected.as_flattened(), "once for each");
-    what_a_group_has_not_acknowledged_is_shown(&bus, &dead, &redrive).await;
-}
-
-/// Messages expire after a short time, and dead letters do not. The engine keeps messages for at most two seconds.
-pub async fn dead_letters_do_not_expire(engine: &Arc<dyn Engine>) {
-    let topic = fresh("lasting");
-    let dead = topic.dead_letters().unwrap();
-    assert_eq!((engine.max_age(&dead), engine.max_age(&topic).is_some()), (None, true));
-    for name in [&topic, &dead] {
-        publish(engine, name, texts(0..1)).await;
-    }
-    let start = Instant::now();
-    while soon(engine.stats(&topic)).await.unwrap().is_some() {
-        assert!(start.elapsed() < SOON, "it does not expire");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let page = soon(engine.history(&dead, Begin::First, MANY)).await.unwrap();
-    assert_eq!((page.messages.len(), page.messages[0].message.expires), (1, None));
-    let listed = soon(engine.topics(topic.as_str(), "", 10)).await.unwrap();
-    assert_eq!(listed.topics, [(dead.clone(), 1)]);
-    assert!(soon(engine.delete(&dead)).await.unwrap());
-}
-
-/// Four messages are there, and the group was given none.
-async fn what_a_group_has_not_acknowledged_is_shown(
-    bus: &MessageBus,
-    topic: &TopicName,
-    group: &GroupName,
-) {
-    let shown = async || {
-        let peek = soon(bus.peek_group(topic, group, MANY)).await.unwrap().unwrap();
-        peek.messages().map(|message| message.id()).collect::<Vec<_>>()
-    };
-    let all = shown().await;
-    assert_eq!(all.len(), 4);
-    let lease = async || {
-        let options = LeaseOptions { lease: LONG, ..LeaseOptions::default() };
-        soon(bus.lease_wait(topic, group, options).unwrap()).await.unwrap().pop().unwrap()
-    };
-    let first = lease().await;
-    assert_eq!(shown().await, all, "it is leased, and not acknowledged");
-    soon(bus.settle(&first.token, &ACK)).await.unwrap();
-    assert_eq!(shown().await, all[1..]);
-    let two = BatchLimit { events: 2, ..MANY };
-    let peek = soon(bus.peek_group(topic, group, two)).await.unwrap().unwrap();
-    assert_eq!(peek.messages().map(|message| message.id()).collect::<Vec<_>>(), all[1..3]);
-    for _ in 1..4 {
-        soon(bus.settle(&lease().await.token, &ACK)).await.unwrap();
-    }
-    assert!(shown().await.is_empty());
-}
-
-/// Gives two jobs back until they have become dead letters, which shows by another one that comes alone.
-async fn fail_until_there_is_a_good_job(bus: &MessageBus, topic: &TopicName, workers: &GroupName) {
-    let options = || LeaseOptions { lease: LONG, ..LeaseOptions::default() };
-    let mut deliveries = [0; 2];
-    while deliveries.iter().any(|count| *count < 10) {
-        let leased = soon(bus.lease_wait(topic, workers, options()).unwrap()).await.unwrap();
-        for leased in leased {
-            if leased.message.payload() == "good" {
-                soon(bus.settle(&leased.token, &ACK)).await.unwrap();
-                continue;
-            }
-            let number = usize::from(leased.message.payload() == "bad 2");
-            // A lease that nobody has received counts, too.
-            assert!(leased.deliveries > deliveries[number] && leased.deliveries <= 10);
-            deliveries[number] = leased.deliveries;
-            let text = leased.token.to_string();
-            let back = Settlement::Nack { delay: Duration::ZERO, reason: Some("broken".into()) };
-            soon(bus.settle(&text.parse().unwrap(), &back)).await.unwrap();
-            if leased.deliveries == 10 {
-                let dead = topic.dead_letters().unwrap();
-                let letters = soon(bus.peek_group(&dead, workers, MANY)).await.unwrap().unwrap();
-                let is_it = |letter: &Message| {
-                    letter.payload() == leased.message.payload()
-                        && letter.headers().get("dead-letter-group") == Some(workers.as_str())
-                };
-                assert!(letters.messages().any(is_it), "it is there at once");
-                let again = soon(bus.settle(&leased.token, &back)).await;
-                assert_eq!(again, Err(SettleError::Lost), "that lease is over");
-            }
-        }
-    }
-    soon(bus.publish(topic, "good")).await.unwrap();
-    let leased = soon(bus.lease_wait(topic, workers, options()).unwrap()).await.unwrap();
-    assert_eq!(leased[0].message.payload(), "good");
-    for leased in &leased {
-        soon(bus.settle(&leased.token, &ACK)).await.unwrap();
-    }
-}
-
-/// Groups can be made before anybody works for them, moved, and removed.
-pub async fn groups_can_be_made_moved_and_removed(subject: &Subject) {
-    let (topic, workers) = (fresh("admin"), group("workers"));
-    publish(&subject.one, &topic, texts(0..3)).await;
-    let made = soon(subject.one.set_group(&topic, &workers, None)).await;
-    if is_unsupported(&made) {
-        return;
-    }
-    assert!(made.unwrap(), "it is new");
-    let stats = async || soon(subject.other.group(&topic, &workers)).await.unwrap();
-    assert_eq!(stats().await, Some(shown(3, 0)));
-    let job = take_later(&subject.other, &topic, &workers).await;
-    assert_eq!(job.message.payload, "0");
-    let old = job.key;
-    assert_eq!(stats().await, Some(shown(2, 1)));
-    assert!(!soon(subject.one.set_group(&topic, &workers, None)).await.unwrap());
-    assert_eq!(stats().await, Some(shown(2, 1)), "it is as it was");
-    assert!(!soon(subject.one.set_group(&topic, &workers, Some(Begin::Next))).await.unwrap());
-    assert_eq!(stats().await, Some(shown(0, 0)));
-    assert!(is_empty(&subject.other, &topic, &workers).await);
-    // Who works on a job of before cannot end the leases of others.
-    assert!(!soon(subject.one.set_group(&topic, &workers, Some(Begin::First))).await.unwrap());
-    let job = take_later(&subject.one, &topic, &workers).await;
-    assert_eq!(job.message.payload, "0");
-    let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
-    for engine in [&subject.other, &subject.one] {
-        let lost = settle(engine, &topic, &workers, vec![old.clone()], &back).await;
-        assert_eq!(lost, [0], "that lease is over");
-    }
-    assert!(soon(subject.one.remove_group(&topic, &workers)).await.unwrap());
-    assert!(!soon(subject.other.remove_group(&topic, &workers)).await.unwrap());
-    assert_eq!(stats().await, None);
-    let job = take_later(&subject.other, &topic, &workers).await;
-    assert_eq!(job.message.payload, "0", "the group is a new one");
-}
-
-fn shown(pending: u64, unacked: u64) -> EngineGroup {
-    EngineGroup { pending, unacked, settings: EngineGroupSettings::default() }
-}
-
-/// What a group has of its own counts at every bus, and stays when it is moved.
-pub async fn a_group_has_settings_of_its_own(subject: &Subject) {
-    let (topic, workers, letters) = (fresh("settings"), group("workers"), fresh("letters"));
-    publish(&subject.one, &topic, texts(0..1)).await;
-    let [one, other] = [&subject.one, &subject.other].map(|engine| bus(Arc::clone(engine)));
-    let config = GroupConfig {
-        max_deliveries: Some(2),
-        dead_letters: Some(letters.clone()),
-        ..GroupConfig::default()
-    };
-    let set = soon(one.set_group(&topic, &workers, &config)).await;
-    if matches!(set, Err(GroupError::Store(StoreError::Engine(EngineError::NotSupported { .. })))) {
-        return;
-    }
-    set.unwrap();
-    // What is not kept was not set.
-    let change = EngineGroupSettings { max_deliveries: Some(1), dead_letters: None };
-    let gone = soon(subject.one.change_group(&topic, &group("gone"), change)).await;
-    assert_eq!(gone, Err(EngineError::Unavailable));
-    let only = GroupConfig { max_deliveries: Some(1), ..GroupConfig::default() };
-    soon(other.set_group(&topic, &workers, &only)).await.unwrap();
-    let moved = GroupConfig { from: Some(Position::All), ..GroupConfig::default() };
-    soon(one.set_group(&topic, &workers, &moved)).await.unwrap();
-    let shown = soon(subject.other.group(&topic, &workers)).await.unwrap().unwrap();
-    let settings = (shown.settings.max_deliveries, shown.settings.dead_letters.as_ref());
-    assert_eq!(settings, (Some(1), Some(&letters)));
-    let start = Instant::now();
-    let options = LeaseOptions { lease: LONG, ..LeaseOptions::default() };
-    let letter = loop {
-        for leased in soon(other.lease(&topic, &workers, options.clone())).await.unwrap() {
-            // Other buses may take a moment to hear of a change.
-            let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
-            let _ = soon(one.settle(&leased.token, &back)).await;
-        }
-        if let Some(letter) = soon(one.pull(&letters, BatchLimit::ONE)).await.unwrap().pop() {
-            break letter;
-        }
-        assert!(start.elapsed() < SOON, "no dead letter");
-    };
-    let deliveries = letter.headers().get("dead-letter-deliveries").unwrap();
-    assert!(deliveries.parse::<u32>().unwrap() < 10, "{deliveries}");
-    let of_letters = fresh("failed").dead_letters().unwrap();
-    soon(one.publish(&of_letters, "letter")).await.unwrap();
-    for _ in 0..11 {
-        let leased = take_later(&subject.one, &of_letters, &workers).await;
-        let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
-        settle(&subject.one, &of_letters, &workers, vec![leased.key], &back).await;
-    }
-    let options = LeaseOptions { lease: LONG, ..LeaseOptions::default() };
-    let again = soon(one.lease_wait(&of_letters, &workers, options).unwrap()).await.unwrap();
-    assert!(again[0].deliveries > 11, "groups of dead letters deliver without end");
-}
-
-/// A bus that has not heard yet that a group was moved gives leases that can be settled, at any bus.
-pub async fn leases_after_a_move_can_be_settled(subject: &Subject) {
-    let extend = Settlement::Extend { lease: LONG };
-    for taken in [0, 1] {
-        let (topic, workers) = (fresh("just-moved"), group("workers"));
-        publish(&subject.one, &topic, texts(0..3)).await;
-        if is_unsupported(&soon(subject.one.set_group(&topic, &workers, None)).await) {
-            return;
-        }
-        for _ in 0..taken {
-            take_later(&subject.other, &topic, &workers).await;
-        }
-        assert_eq!(
-            soon(subject.other.settle(&topic, Some(&workers), vec![Box::default()], &ACK))
-                .await
-                .unwrap()
-                .lost,
-            [0]
-        );
-        let moved = subject.one.set_group(&topic, &workers, Some(Begin::First));
-        assert_eq!(soon(moved).await, Ok(false), "it was there");
-        for engine in [&subject.one, &subject.other, &subject.one] {
-            let key = take_later(&subject.other, &topic, &workers).await.key;
-            if taken > 0 {
-                let lost = settle(engine, &topic, &workers, vec![key.clone()], &extend).await;
-                assert!(lost.is_empty(), "it is live");
-            }
-            assert!(settle(engine, &topic, &workers, vec![key], &ACK).await.is_empty());
-        }
-        assert!(is_empty(&subject.one, &topic, &workers).await, "all are done");
-    }
-}
-
-/// Workers that wait do not make a group again that is being moved: it begins where the move says.
-pub async fn a_group_is_moved_while_others_work(subject: &Subject) {
-    let (topic, workers) = (fresh("moved"), group("workers"));
-    publish(&subject.one, &topic, texts(0..3)).await;
-    if is_unsupported(&soon(subject.one.set_group(&topic, &workers, None)).await) {
-        return;
-    }
-    for _ in 0..5 {
-        let waiting = [&subject.one, &subject.other].map(|engine| {
-            let fetch = Fetch { from: Begin::Next, ..fetch(1, Duration::from_millis(500)) };
-            let (engine, topic, workers) = (Arc::clone(engine), topic.clone(), workers.clone());
-            tokio::spawn(async move {
-                let mut seen = Vec::new();
-                while let Some(job) = {
-                    let leases = engine.fetch(&topic, Some(&workers), fetch).await;
-                    leases.map(|leases| leases.messages).unwrap_or_default().pop()
-                } {
-                    let keys = vec![job.key];
-                    let _ = engine.settle(&topic, Some(&workers), keys, &ACK).await;
-                    seen.push(job.message.id);
-                }
-                seen
-            })
-        });
-        let moved = subject.one.set_group(&topic, &workers, Some(Begin::First));
-        assert_eq!(soon(moved).await, Ok(false), "it was there");
-        for waiting in waiting {
-            let _ = soon(waiting).await.unwrap();
-        }
-        let shown = soon(subject.other.group(&topic, &workers)).await.unwrap();
-        assert!(shown.is_some(), "it is there");
-    }
-    assert!(soon(subject.one.remove_group(&topic, &workers)).await.unwrap());
-    assert!(soon(subject.other.set_group(&topic, &workers, Some(Begin::First))).await.unwrap());
-    let mut seen = BTreeSet::new();
-    while seen.len() < 3 {
-        seen.insert(take_later(&subject.one, &topic, &workers).await.message.id);
-    }
-}
-
-/// A client that makes up names of groups does not fill the engine.
-pub async fn a_topic_has_a_limited_number_of_groups(subject: &Subject) {
-    let topic = fresh("many-groups");
-    publish(&subject.one, &topic, texts(0..1)).await;
-    let limit = GroupSettings::MAX_GROUPS;
-    for number in 0..limit {
-        let made = soon(subject.one.set_group(&topic, &group(&format!("g{number}")), None)).await;
-        if is_unsupported(&made) {
-            return;
-        }
-        assert_eq!(made, Ok(true));
-    }
-    let (other, refused) = (group("other"), EngineError::TooManyGroups { limit });
-    assert_eq!(soon(subject.other.set_group(&topic, &other, None)).await, Err(refused));
-    let fetched = subject.other.fetch(&topic, Some(&other), fetch(1, Duration::from_secs(1)));
-    assert_eq!(soon(fetched).await.map(drop), Err(refused));
-    // Those that are there go on, and so do plain pulls.
-    assert_eq!(soon(subject.other.set_group(&topic, &group("g0"), None)).await, Ok(false));
-    take_later(&subject.other, &topic, &group("g1")).await;
-    let pulled = subject.other.fetch(&topic, None, fetch(1, Duration::from_secs(10)));
-    assert_eq!(soon(pulled).await.unwrap().messages.len(), 1);
 }
 
 /// What an engine answers while it is away: nothing is accepted, and it is not asked without end.

@@ -46,7 +46,7 @@ async fn marks_do_not_stay() {
         }
         let stream = stream(&server).await;
         assert!(count(&stream).await > 0);
-        // They are of no use a minute after their leases.
+        // They are of no use some seconds after their leases.
         for seconds in 0.. {
             sleep(Duration::from_secs(1)).await;
             if count(&stream).await == 0 {
