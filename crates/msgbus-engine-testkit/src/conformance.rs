@@ -63,6 +63,7 @@ pub async fn all_with_long_leases(subject: &Subject) {
     groups::a_fetch_that_nobody_awaits_keeps_no_job(subject).await;
     groups::pulls_take_each_message_once(subject).await;
     dead_letters::jobs_that_fail_too_often_are_dead_letters(subject).await;
+    dead_letters::a_job_may_become_a_dead_letter_again(subject).await;
     group_admin::groups_can_be_made_moved_and_removed(subject).await;
     group_admin::a_group_is_moved_while_others_work(subject).await;
     group_admin::leases_after_a_move_can_be_settled(subject).await;

@@ -26,6 +26,7 @@ use crate::{
     connection::{Connection, Known},
     error::{is_missing, request_error},
     history::{has_messages, policy},
+    key::Key,
     marks::{self, Mark},
 };
 
@@ -75,10 +76,16 @@ impl Found {
         self.deliveries.fetch_max(delivery, Relaxed);
     }
 
-    /// Whether it had given the message when it was found, and at least that many.
-    pub(crate) fn had_given(&self, message: u64, delivery: u64) -> bool {
-        let delivered = &self.consumer.cached_info().delivered;
-        delivered.stream_sequence >= message && delivered.consumer_sequence >= delivery
+    /// Whether it may have given a lease whose key names another consumer: it was there by then, has given the message, and as
+    /// many.
+    pub(crate) fn may_have_given(&self, key: &Key) -> bool {
+        let info = self.consumer.cached_info();
+        let began = i128::from(key.until) - (self.lease().as_millis() as i128);
+        let is_since = began + MARGIN.as_millis() as i128 >= i128::from(self.created() / 1_000_000);
+        let delivered = &info.delivered;
+        is_since
+            && delivered.stream_sequence >= key.id
+            && delivered.consumer_sequence >= key.delivery
     }
 
     /// Whether the server removes it soon if nobody uses it.

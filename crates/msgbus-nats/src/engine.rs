@@ -232,10 +232,15 @@ impl Engine for NatsEngine {
         let (topics, dead_letters) = (list(&self.connection), list(&self.dead_letters));
         Box::pin(async move {
             let (mut all, others) = (topics.await?, dead_letters.await?);
+            // Behind the last name of a list that is not complete, others are missing.
+            let ends =
+                [&all, &others].map(|list| list.topics.last().filter(|_| list.has_more).cloned());
+            let end = ends.into_iter().flatten().min();
             // What a version before has put there.
             all.topics.retain(|(name, _)| !name.is_of_dead_letters());
             all.topics.extend(others.topics);
             all.topics.sort_unstable();
+            all.topics.retain(|found| end.as_ref().is_none_or(|end| found.0 <= end.0));
             all.has_more |= others.has_more || all.topics.len() > max;
             all.topics.truncate(max);
             Ok(all)

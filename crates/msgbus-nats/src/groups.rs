@@ -294,11 +294,9 @@ pub(crate) async fn settle(
     if is_other && let Some(now) = find(&connection, &known, &name, true).await? {
         found = now;
     }
-    // Another node may have given it in the moment in which the group was moved, and taken the consumer for the one before.
-    // An ack of that is good. It can only be of a message that the group was given.
-    let is_of = |key: &Key| {
-        key.created == found.created() || !is_urgent && found.had_given(key.id, key.delivery)
-    };
+    // Another node may have given it just after the group was moved, and taken the consumer for the one before.
+    let is_of =
+        |key: &Key| key.created == found.created() || !is_urgent && found.may_have_given(key);
     let opened = opened.into_iter().map(|key| key.filter(is_of));
     let settling = opened.map(|key| settle_one(&connection, &known, &found, key, &settlement));
     let (mut settled, mut failure, mut is_some_done) = (SettledBatch::default(), None, false);

@@ -109,6 +109,8 @@ struct Leftover {
 impl Leftovers {
     /// The maximum number of consumers whose marks are removed.
     const MAX: usize = 10_000;
+    /// For how many they are removed at a time.
+    const TOGETHER: usize = 100;
 
     /// Notes a mark of a consumer, which is of use for some time.
     pub(crate) fn note(&self, marks: String, sequence: u64, keep: Duration) {
@@ -122,12 +124,12 @@ impl Leftovers {
         leftover.last = leftover.last.max(sequence);
     }
 
-    /// Removes what is of no use. What cannot be removed now is removed with those that come later.
+    /// Removes what is of no use, for some of the consumers. What cannot be removed now is removed with those that come later.
     pub(crate) async fn remove(&self, known: &Known) {
         let now = Instant::now();
         let mut due = Vec::new();
         self.0.lock().retain(|marks, leftover| {
-            if leftover.due > now {
+            if leftover.due > now || due.len() >= Self::TOGETHER {
                 return true;
             }
             due.push((marks.clone(), leftover.first));
@@ -136,7 +138,9 @@ impl Leftovers {
             !is_last
         });
         for (marks, last) in due {
-            let _ = remove(known, &marks, Some(last)).await;
+            if remove(known, &marks, Some(last)).await.is_err() {
+                return;
+            }
         }
     }
 }

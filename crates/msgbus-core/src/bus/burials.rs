@@ -79,6 +79,11 @@ impl Burials {
         self.refused.extend(others.refused.into_iter().take(room));
     }
 
+    /// Whether there is nothing to do, and nothing to report.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty() && self.refused.is_empty()
+    }
+
     /// Those that could not be published.
     pub(super) fn take_refused(&mut self) -> Vec<RefusedDeadLetter> {
         std::mem::take(&mut self.refused)
@@ -139,11 +144,7 @@ impl Future for OwnBurials {
 impl Drop for OwnBurials {
     fn drop(&mut self) {
         let burials = std::mem::take(&mut self.burials);
-        let Burials { waiting, running, refused } = &burials;
-        if waiting.is_empty() && running.is_empty() && refused.is_empty() {
-            return;
-        }
-        if let Some(map) = self.map.upgrade() {
+        if let Some(map) = self.map.upgrade().filter(|_| !burials.is_empty()) {
             map.timer.adopt(burials);
         }
     }

@@ -204,6 +204,9 @@ async fn finish_all(
     Ok(batch)
 }
 
+/// What was settled, the topic in which it was, and dead letters that have to be waited for.
+type SettledIn = (Option<Arc<SharedTopic>>, Settled, Option<OwnBurials>);
+
 impl TopicMap {
     /// Settles leases of one group of a topic. Also returns the topic, if it is still there, and the dead letters that this
     /// has made, unless they are published.
@@ -213,7 +216,7 @@ impl TopicMap {
         group: u8,
         keys: &[LeaseKey],
         settlement: &Settlement,
-    ) -> Result<(Option<Arc<SharedTopic>>, Settled, Option<OwnBurials>), StoreError> {
+    ) -> Result<SettledIn, StoreError> {
         let all_lost = || Settled { lost: (0..keys.len()).collect(), ..Settled::default() };
         let Some(topic) = self.find(&scope.topic) else { return Ok((None, all_lost(), None)) };
         let mut locked = topic.lock();

@@ -147,9 +147,12 @@ impl Timer {
         Some(first.remove())
     }
 
-    /// Notes when the next call is expected.
-    fn expect_next(&self, poll_at: Option<MonotonicTime>) -> Option<MonotonicTime> {
+    /// Puts burials back that have not ended, and notes when the next call is expected.
+    fn expect_next(&self, burials: Burials, poll_at: MonotonicTime) -> Option<MonotonicTime> {
         let mut state = self.0.lock();
+        // Some may have been added meanwhile.
+        state.burials.append(burials);
+        let poll_at = (!state.burials.is_empty()).then_some(poll_at);
         let next = state.due.keys().next().map(|(at, _)| *at);
         state.expected = next.into_iter().chain(poll_at).min();
         state.is_earlier = false;
@@ -197,12 +200,11 @@ impl TopicMap {
             in_topic.wakers.into_iter().for_each(Waker::wake);
             burials.add(&topic, in_topic.dead);
         }
-        let is_waiting = !burials.run(&self.own, &mut Context::from_waker(Waker::noop()));
+        burials.run(&self.own, &mut Context::from_waker(Waker::noop()));
         let refused = burials.take_refused();
-        self.timer.0.lock().burials.append(burials);
         let now = clock::monotonic();
-        let poll_at = is_waiting.then(|| now.after(Self::POLL.into()));
-        let next = self.timer.expect_next(poll_at).map(|at| at.since(now));
+        let next = self.timer.expect_next(burials, now.after(Self::POLL.into()));
+        let next = next.map(|at| at.since(now));
         Due { next, refused }
     }
 }

@@ -53,6 +53,35 @@ pub async fn jobs_that_fail_too_often_are_dead_letters(subject: &Subject) {
     what_a_group_has_not_acknowledged_is_shown(&bus, &dead, &redrive).await;
 }
 
+/// A group that begins anew may fail at the same job again, and that is another dead letter.
+pub async fn a_job_may_become_a_dead_letter_again(subject: &Subject) {
+    let (topic, workers) = (fresh("anew"), group("workers"));
+    let bus = bus(Arc::clone(&subject.one));
+    soon(bus.publish(&topic, "bad")).await.unwrap();
+    let config = GroupConfig {
+        max_deliveries: Some(1),
+        from: Some(Position::All),
+        ..GroupConfig::default()
+    };
+    let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
+    for expected in 1..3 {
+        let set = soon(bus.set_group(&topic, &workers, &config)).await;
+        if matches!(
+            set,
+            Err(GroupError::Store(StoreError::Engine(EngineError::NotSupported { .. })))
+        ) {
+            return;
+        }
+        let options = LeaseOptions { lease: LONG, ..LeaseOptions::default() };
+        let leased = soon(bus.lease_wait(&topic, &workers, options).unwrap()).await.unwrap();
+        assert_eq!(leased[0].deliveries, 1);
+        soon(bus.settle(&leased[0].token, &back)).await.unwrap();
+        let dead = topic.dead_letters().unwrap();
+        let letters = soon(bus.peek_group(&dead, &workers, MANY)).await.unwrap().unwrap();
+        assert_eq!(letters.messages().count(), expected);
+    }
+}
+
 /// Messages expire after a short time, and dead letters do not. The engine keeps messages for at most two seconds.
 pub async fn dead_letters_do_not_expire(engine: &Arc<dyn Engine>) {
     let topic = fresh("lasting");
@@ -81,7 +110,7 @@ async fn what_a_group_has_not_acknowledged_is_shown(
 ) {
     let shown = async || {
         let peek = soon(bus.peek_group(topic, group, MANY)).await.unwrap().unwrap();
-        peek.messages().map(|message| message.id()).collect::<Vec<_>>()
+        peek.messages().map(Message::id).collect::<Vec<_>>()
     };
     let all = shown().await;
     assert_eq!(all.len(), 4);
@@ -95,7 +124,7 @@ async fn what_a_group_has_not_acknowledged_is_shown(
     assert_eq!(shown().await, all[1..]);
     let two = BatchLimit { events: 2, ..MANY };
     let peek = soon(bus.peek_group(topic, group, two)).await.unwrap().unwrap();
-    assert_eq!(peek.messages().map(|message| message.id()).collect::<Vec<_>>(), all[1..3]);
+    assert_eq!(peek.messages().map(Message::id).collect::<Vec<_>>(), all[1..3]);
     for _ in 1..4 {
         soon(bus.settle(&lease().await.token, &ACK)).await.unwrap();
     }

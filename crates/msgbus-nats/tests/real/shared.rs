@@ -222,3 +222,34 @@ async fn dead_letters_do_not_expire() {
         conformance::dead_letters_do_not_expire(&engine).await;
     }
 }
+
+/// A lease ends when its group is moved, and its ack does not end that of another worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ack_of_before_a_move_is_refused() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = NatsOptions { lease: Duration::from_secs(60), ..server.options() };
+        let engine = server.engine(options).await;
+        let (topic, group) = (fresh("before"), "workers".parse().unwrap());
+        soon(engine.publish(&topic, vec![NewMessage::new("x")])).await.unwrap();
+        let fetch = Fetch {
+            limit: BatchLimit::ONE,
+            lease: Duration::from_secs(60),
+            wait: Duration::from_secs(30),
+            from: Begin::First,
+        };
+        let fetch = async || {
+            let leased = soon(engine.fetch(&topic, Some(&group), fetch)).await.unwrap();
+            vec![leased.messages[0].key.clone()]
+        };
+        let before = fetch().await;
+        // Clocks may differ by less.
+        sleep(Duration::from_secs(6)).await;
+        soon(engine.set_group(&topic, &group, Some(Begin::First))).await.unwrap();
+        let after = fetch().await;
+        for (keys, lost) in [(before, vec![0]), (after, vec![])] {
+            let settled = engine.settle(&topic, Some(&group), keys, &Settlement::Ack);
+            assert_eq!(soon(settled).await.unwrap().lost, lost);
+        }
+    }
+}

@@ -2,11 +2,17 @@
 //! dead letter. If the last lease ends otherwise, whoever gets the message next does so instead of working on it.
 
 use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Weak,
     time::{Duration, Instant},
 };
 
-use super::SharedEngine;
+use parking_lot::Mutex;
+
+use super::{
+    SharedEngine,
+    leases::{Boxed, together},
+};
 use crate::{
     bus::{
         burials::{self, DeadLetterError, RefusedDeadLetter},
@@ -81,32 +87,33 @@ enum Buried {
 #[derive(Debug, Default)]
 pub(super) struct Graves {
     /// Why one could not be, and when.
-    pub(super) failed: Option<(DeadLetterError, Instant)>,
+    failed: Mutex<Option<(DeadLetterError, Instant)>>,
 }
 
 impl Graves {
+    /// Why one could not be published.
+    pub(super) fn failure(&self) -> Option<DeadLetterError> {
+        self.failed.lock().map(|(error, _)| error)
+    }
+
     /// Publishes a dead letter, unless one could not be a short time ago.
     async fn bury(
-        &mut self,
+        &self,
         engine: &SharedEngine,
         map: &TopicMap,
         rule: &Rule,
         dying: Dying<'_>,
     ) -> Buried {
-        if self.failed.is_some_and(|(_, at)| at.elapsed() < SET_BACK) {
+        if self.failed.lock().is_some_and(|(_, at)| at.elapsed() < SET_BACK) {
             return Buried::Later;
         }
         let (group, topic, id) =
             (dying.group.clone(), dying.message.topic().name.clone(), dying.message.id());
-        let buried = bury(engine, map, rule, dying).await;
-        self.failed = buried.err().map(|error| (error, Instant::now()));
-        match buried {
+        match bury(engine, map, rule, dying).await {
             Ok(()) => Buried::Done,
-            Err(error) if is_too_large(&error) => {
-                self.failed = None;
-                Buried::Never
-            }
+            Err(error) if is_too_large(&error) => Buried::Never,
             Err(error) => {
+                *self.failed.lock() = Some((error, Instant::now()));
                 map.timer.report(RefusedDeadLetter { topic, group, id, error });
                 Buried::Later
             }
@@ -137,8 +144,11 @@ async fn bury(
     };
     let (target, letter) = burials::letter(message, &dead)?;
     let topic = &message.topic().name;
-    // It is published once although several buses try, or the ack is lost.
-    let own_key = format!("dead-letter {} {} {group} {topic}", message.topic().epoch, message.id());
+    // It is published once although a nack is repeated at another bus. No client can have such a key: a header does not begin
+    // with a space. The message may become a dead letter again, so it is the lease that counts.
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    let own_key = format!(" dead-letter {} {:016x}", message.id(), hasher.finish());
     let letter = NewMessage { own_key: Some(own_key.into()), ..letter };
     publish(map, &target, letter).await?;
     for _ in 0..2 {
@@ -147,7 +157,7 @@ async fn bury(
             break;
         }
     }
-    // If no ack has arrived, the group gets it again, and whoever gets it publishes the same letter.
+    // If no ack has arrived, the group gets it again, and there is a second letter.
     Ok(())
 }
 
@@ -179,7 +189,7 @@ impl SharedEngine {
         &self,
         map: &TopicMap,
         rule: &Rule,
-        graves: &mut Graves,
+        graves: &Graves,
         dead: Vec<Leased>,
     ) -> Vec<Leased> {
         let (mut left, mut set_back, mut group_of) = (Vec::new(), Vec::new(), None);
@@ -217,63 +227,83 @@ impl SharedEngine {
         tokens: &[LeaseToken],
         settlement: &Settlement,
     ) -> Result<SettledBatch, StoreError> {
-        let topic = tokens[0].topic();
-        let is_last = |token: &&LeaseToken| {
-            matches!(settlement, Settlement::Nack { .. }) && token.last_delivery().is_some()
-        };
-        let leases = |tokens: &mut dyn Iterator<Item = (usize, &LeaseToken)>| {
-            let leases =
-                tokens.filter_map(|(index, token)| Some((index, token.scope.engine.as_ref()?)));
-            leases.map(|(index, lease)| (index, lease.key.clone())).unzip::<_, _, Vec<_>, Vec<_>>()
-        };
-        let Some(group) = tokens[0].scope.engine.as_ref().map(|lease| &lease.group) else {
-            return Ok(SettledBatch { lost: (0..tokens.len()).collect(), expires: None });
-        };
-        let mut others = tokens.iter().enumerate().filter(|(_, token)| !is_last(token));
-        let (numbers, keys) = leases(&mut others);
+        let is_nack = matches!(settlement, Settlement::Nack { .. });
+        let all = tokens.iter().enumerate();
+        let (last, others): (Vec<_>, Vec<_>) =
+            all.partition(|(_, token)| is_nack && token.last_delivery().is_some());
+        let key = |token: &LeaseToken| token.scope.engine.as_ref().map(|lease| lease.key.clone());
+        let group = tokens[0].scope.engine.as_ref().map(|lease| &lease.group);
         let mut settled = SettledBatch::default();
-        if !keys.is_empty() {
-            settled = self.settle(topic, Some(group), keys, settlement).await?;
-            settled.lost.iter_mut().for_each(|lost| *lost = numbers[*lost]);
+        if !others.is_empty() {
+            let keys = others.iter().filter_map(|(_, token)| key(token)).collect();
+            settled = self.settle(tokens[0].topic(), group, keys, settlement).await?;
+            settled.lost.iter_mut().for_each(|lost| *lost = others[*lost].0);
         }
-        let mut graves = Graves::default();
-        for (number, token) in tokens.iter().enumerate().filter(|(_, token)| is_last(token)) {
-            match self.nack_last(map, group, token, settlement, &mut graves).await {
-                Ok(true) => {}
-                Ok(false) => settled.lost.push(number),
-                Err(error) if number == 0 && numbers.is_empty() => return Err(error),
-                // Something was done.
-                Err(_) => return Err(EngineError::Unknown.into()),
+        let (Some(group), false) = (group, last.is_empty()) else { return Ok(settled) };
+        let lost = self.nack_all(map, group, &last, settlement).await.map_err(|error| {
+            // Something was done.
+            if others.is_empty() { error } else { EngineError::Unknown.into() }
+        })?;
+        settled.lost.extend(lost);
+        settled.lost.sort_unstable();
+        Ok(settled)
+    }
+
+    /// Ends leases of messages that are not to be delivered again. Returns the numbers of those that are over.
+    async fn nack_all(
+        &self,
+        map: &Weak<TopicMap>,
+        group: &GroupName,
+        last: &[(usize, &LeaseToken)],
+        nack: &Settlement,
+    ) -> Result<Vec<usize>, StoreError> {
+        /// How many are ended at a time.
+        const TOGETHER: usize = 32;
+        let numbers = last.iter().map(|(number, _)| *number);
+        let topic = last[0].1.topic();
+        // What it has of its own may have been changed since.
+        let found = self.call(|engine| engine.group(topic, group)).await?;
+        let (Some(found), Some(map)) = (found, map.upgrade()) else { return Ok(numbers.collect()) };
+        let (rule, graves) = (Rule::new(topic, found.settings), Graves::default());
+        let (mut lost, mut is_some_done) = (Vec::new(), false);
+        for part in last.chunks(TOGETHER) {
+            let nacks = part.iter().map(|(_, token)| -> Boxed<'_, _> {
+                Box::pin(self.nack_last(&map, &rule, group, token, nack, &graves))
+            });
+            for (nacked, (number, _)) in together(nacks.collect()).await.into_iter().zip(part) {
+                match nacked {
+                    Ok(true) => is_some_done = true,
+                    Ok(false) => lost.push(*number),
+                    Err(error) if !is_some_done => return Err(error),
+                    Err(_) => return Err(EngineError::Unknown.into()),
+                }
             }
         }
-        Ok(settled)
+        Ok(lost)
     }
 
     /// Ends the lease of a message that is not to be delivered again. Returns `false` if it is over.
     async fn nack_last(
         &self,
-        map: &Weak<TopicMap>,
+        map: &TopicMap,
+        rule: &Rule,
         group: &GroupName,
         token: &LeaseToken,
         nack: &Settlement,
-        graves: &mut Graves,
+        graves: &Graves,
     ) -> Result<bool, StoreError> {
-        let (topic, key) = (token.topic(), token.scope.engine.as_ref().map(|lease| &lease.key));
-        let (Some(key), Some(map)) = (key, map.upgrade()) else { return Ok(false) };
+        let (topic, deliveries) = (token.topic(), token.last_delivery().unwrap_or(0));
+        let Some(lease) = &token.scope.engine else { return Ok(false) };
         let settle = async |settlement: &Settlement| {
-            let settled = self.settle(topic, Some(group), vec![key.clone()], settlement).await?;
+            let settled =
+                self.settle(topic, Some(group), vec![lease.key.clone()], settlement).await?;
             Ok::<_, StoreError>(settled.lost.is_empty())
         };
         let Settlement::Nack { reason, .. } = nack else { return settle(nack).await };
-        let deliveries = token.last_delivery().unwrap_or(0);
-        // It may have been changed since.
-        let stats = self.call(|engine| engine.group(topic, group)).await?;
-        let Some(stats) = stats else { return Ok(false) };
-        let rule = Rule::new(topic, stats.settings);
-        let message = match rule.is_last(deliveries) {
-            true => self.message(topic, token.scope.epoch, token.key.id).await?,
-            false => None,
-        };
+        if !rule.is_last(deliveries) {
+            return settle(nack).await;
+        }
+        let message = self.message(topic, token.scope.epoch, token.key.id).await?;
         let Some(message) = message.filter(|message| !is_letter(message)) else {
             return settle(nack).await;
         };
@@ -281,9 +311,9 @@ impl SharedEngine {
         if !settle(&Settlement::Extend { lease: SET_BACK }).await? {
             return Ok(false);
         }
-        let (message, reason, key) = (&message, reason.as_deref(), key.clone());
+        let (message, reason, key) = (&message, reason.as_deref(), lease.key.clone());
         let dying = Dying { group, message, deliveries, reason, key };
-        match graves.bury(self, &map, &rule, dying).await {
+        match graves.bury(self, map, rule, dying).await {
             Buried::Done => Ok(true),
             Buried::Later => settle(&Settlement::Nack { delay: SET_BACK, reason: None }).await,
             Buried::Never => settle(nack).await,

@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    pin::Pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -103,11 +104,12 @@ impl SharedEngine {
             if messages.is_empty() {
                 return Ok(taken);
             }
-            let settle = |engine: &dyn Engine| {
-                let acks = keys.into_iter().map(|key| {
-                    Ack::Waiting(engine.settle(topic, None, vec![key], &Settlement::Ack))
-                });
-                all(acks.collect())
+            let settle = |engine: &dyn Engine| -> Answer<_> {
+                let acks = keys
+                    .into_iter()
+                    .map(|key| engine.settle(topic, None, vec![key], &Settlement::Ack));
+                let acks = together(acks.collect());
+                Box::pin(async { Ok(acks.await) })
             };
             let (answers, mut failure) = match self.call(settle).await {
                 Ok(answers) => (answers, None),
@@ -159,10 +161,10 @@ impl SharedEngine {
         Op::running(async move {
             /// How often there may be nothing but dead letters.
             const MAX_ROUNDS: usize = 256;
-            let mut graves = Graves::default();
+            let graves = Graves::default();
             for _ in 0..MAX_ROUNDS {
                 let lease = Lease { topic: &topic, group: &group, options: &options, wait };
-                let leased = engine.lease_once(&map, lease, &mut graves, &has_taken).await?;
+                let leased = engine.lease_once(&map, lease, &graves, &has_taken).await?;
                 if !leased.messages.is_empty() {
                     return Ok(leased.messages);
                 }
@@ -170,7 +172,7 @@ impl SharedEngine {
                     break;
                 }
             }
-            graves.failed.map_or(Ok(Vec::new()), |(error, _)| Err(error.into()))
+            graves.failure().map_or(Ok(Vec::new()), |error| Err(error.into()))
         })
     }
 
@@ -187,10 +189,10 @@ impl SharedEngine {
         let (engine, map) = (self.clone(), Weak::clone(&map.own));
         let (topic, group) = (topic.clone(), group.clone());
         Op::running(async move {
-            let mut graves = Graves::default();
+            let graves = Graves::default();
             loop {
                 let lease = Lease { topic: &topic, group: &group, options: &options, wait: WAIT };
-                let leased = engine.lease_once(&map, lease, &mut graves, &has_taken).await?;
+                let leased = engine.lease_once(&map, lease, &graves, &has_taken).await?;
                 if !leased.messages.is_empty() {
                     return Ok(leased.messages);
                 }
@@ -203,7 +205,7 @@ impl SharedEngine {
         &self,
         map: &Weak<TopicMap>,
         lease: Lease<'_>,
-        graves: &mut Graves,
+        graves: &Graves,
         has_taken: &AtomicBool,
     ) -> Result<LeasedOnce, LeaseError> {
         has_taken.store(false, Relaxed);
@@ -246,32 +248,23 @@ impl SharedEngine {
     }
 }
 
-/// An ack whose answer may have come.
-enum Ack {
-    Waiting(Answer<SettledBatch>),
-    Answered(Result<SettledBatch, EngineError>),
-}
+pub(super) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Waits for all answers.
-fn all(mut acks: Vec<Ack>) -> Answer<Vec<Result<SettledBatch, EngineError>>> {
-    Box::pin(poll_fn(move |cx| {
-        let mut are_answered = true;
-        for ack in &mut acks {
-            let Ack::Waiting(answer) = ack else { continue };
-            match answer.as_mut().poll(cx) {
-                Poll::Ready(answer) => *ack = Ack::Answered(answer),
-                Poll::Pending => are_answered = false,
+/// Waits for all of them, at the same time.
+pub(super) async fn together<T>(mut futures: Vec<Boxed<'_, T>>) -> Vec<T> {
+    let mut results: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    poll_fn(|cx| {
+        for (future, result) in futures.iter_mut().zip(&mut results) {
+            if result.is_none()
+                && let Poll::Ready(ready) = future.as_mut().poll(cx)
+            {
+                *result = Some(ready);
             }
         }
-        if !are_answered {
-            return Poll::Pending;
-        }
-        let answers = acks.drain(..).filter_map(|ack| match ack {
-            Ack::Answered(answer) => Some(answer),
-            Ack::Waiting(_) => None,
-        });
-        Poll::Ready(Ok(answers.collect()))
-    }))
+        if results.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    results.into_iter().flatten().collect()
 }
 
 /// What is leased.
