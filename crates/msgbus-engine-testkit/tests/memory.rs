@@ -410,6 +410,27 @@ async fn who_waits_after_a_dead_letter_has_taken_nothing() {
     }
 }
 
+/// A client hangs up while its last nack is served.
+#[tokio::test]
+async fn a_dead_letter_that_was_begun_is_made() {
+    let engine = MemoryEngine::new(Numbers::Dense, 1);
+    let bus = bus(Arc::new(engine.clone()));
+    let (topic, group) = (fresh("begun"), "g".parse().unwrap());
+    let config = GroupConfig { max_deliveries: Some(1), ..GroupConfig::default() };
+    soon(bus.publish(&topic, "bad")).await.unwrap();
+    soon(bus.set_group(&topic, &group, &config)).await.unwrap();
+    let leased = soon(bus.lease(&topic, &group, LeaseOptions::default())).await.unwrap();
+    engine.set_faults(Faults { pause: Duration::from_millis(50), ..Faults::default() });
+    let back = Settlement::Nack { delay: Duration::ZERO, reason: Some("broken".into()) };
+    let nacking = bus.settle(&leased[0].token, &back);
+    assert!(tokio::time::timeout(Duration::from_millis(20), nacking).await.is_err());
+    let start = Instant::now();
+    while engine.published(&topic.dead_letters().unwrap()).is_empty() {
+        assert!(start.elapsed() < SOON && bus.run_due().next.is_some());
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Leases everything so often that it is delivered once too often the next time.
 async fn wear_out(bus: &MessageBus, topic: &TopicName, group: &GroupName, count: usize) {
     let back = Settlement::Nack { delay: Duration::ZERO, reason: None };

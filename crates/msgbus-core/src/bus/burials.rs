@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     error::PublishError,
-    model::{GroupName, Headers, Message, NameError, NewMessage, TopicName},
+    model::{GroupName, Headers, Message, NameError, NewMessage, SettledBatch, TopicName},
     store::StoreError,
     topic::{Burial, DeadLetter, Page, TakeError, Topic},
 };
@@ -109,6 +109,46 @@ impl Burials {
             }
         }
         running.is_empty()
+    }
+}
+
+type Outcome = Result<SettledBatch, StoreError>;
+
+/// Settles leases of an engine. When it is dropped, the timer goes on with it: a message may be half a dead letter.
+pub(super) struct Settling {
+    map: Weak<TopicMap>,
+    future: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
+}
+
+impl Settling {
+    pub(super) fn new(
+        map: Weak<TopicMap>,
+        future: impl Future<Output = Outcome> + Send + 'static,
+    ) -> Self {
+        Self { map, future: Some(Box::pin(future)) }
+    }
+}
+
+impl Future for Settling {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let Some(future) = &mut self.future else { return Poll::Pending };
+        let settled = ready!(future.as_mut().poll(cx));
+        self.future = None;
+        Poll::Ready(settled)
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        if let (Some(map), Some(future)) = (self.map.upgrade(), self.future.take()) {
+            let rest: Running = Box::pin(async {
+                drop(future.await);
+                None
+            });
+            map.timer.adopt(Burials { running: vec![rest], ..Burials::default() });
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     dead_letters::{Graves, Rule},
 };
 use crate::{
-    bus::{map::TopicMap, op::Op},
+    bus::{burials::Settling, map::TopicMap, op::Op},
     engine::{Answer, Begin, Engine, EngineError, Fetch, Fetched, LeaseKey, Leases},
     error::LeaseError,
     model::{GroupName, LeaseToken, Leased, Message, SettledBatch, Settlement, TopicName},
@@ -298,6 +298,13 @@ impl TopicMap {
         };
         let (engine, map, tokens) = (engine.clone(), Weak::clone(&self.own), tokens.to_vec());
         let settlement = settlement.clone();
-        Some(Op::running(async move { engine.settle_leases(&map, &tokens, &settlement).await }))
+        let (is_last, own) =
+            (tokens.iter().any(|token| token.last_delivery().is_some()), Weak::clone(&map));
+        let settling = async move { engine.settle_leases(&map, &tokens, &settlement).await };
+        Some(if is_last {
+            Op::running(Settling::new(own, settling))
+        } else {
+            Op::running(settling)
+        })
     }
 }
