@@ -13,6 +13,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, FromConsumer as _, PullConsumer, pull},
     stream::{ConsumerError, ConsumerErrorKind},
 };
+use chrono::DateTime;
 use futures_util::StreamExt as _;
 use msgbus_core::{
     GroupName, GroupSettings, TopicName,
@@ -80,8 +81,8 @@ impl Found {
     /// many.
     pub(crate) fn may_have_given(&self, key: &Key) -> bool {
         let info = self.consumer.cached_info();
-        let began = i128::from(key.until) - (self.lease().as_millis() as i128);
-        let is_since = began + MARGIN.as_millis() as i128 >= i128::from(self.created() / 1_000_000);
+        let end = DateTime::from_timestamp_millis(key.until);
+        let is_since = end.is_some_and(|end| end + MARGIN >= info.created + self.lease());
         let delivered = &info.delivered;
         is_since
             && delivered.stream_sequence >= key.id

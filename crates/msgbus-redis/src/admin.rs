@@ -17,7 +17,7 @@ use crate::{
     groups::{random, settings},
     history::begin,
     keys::{Keys, group_name},
-    message::{Answer as _, next},
+    message::{Answer, next},
     script::Script,
 };
 
@@ -124,7 +124,7 @@ pub(crate) async fn unsettled(
         return Ok(None);
     }
     let (start, given) = (next(&mut parts)?.number()?, next(&mut parts)?.list()?);
-    let given = given.into_iter().map(|id| id.number()).collect::<Result<_, _>>()?;
+    let given = given.into_iter().map(Answer::number).collect::<Result<_, _>>()?;
     Ok(Some(Unsettled { given, next: start }))
 }
 
