@@ -27,6 +27,18 @@ impl Client {
         Self { worker: Arc::clone(worker), peer, principal, generation: None }
     }
 
+    /// A client without a key.
+    pub(crate) fn anonymous(worker: &Arc<Worker>, peer: Peer) -> Self {
+        Self::new(worker, peer, worker.keyring.as_ref().map(|keyring| keyring.anonymous()))
+    }
+
+    /// The client as the holder of a key, or of a ticket. A server without keys accepts any.
+    pub(crate) fn log_in(&self, secret: &str) -> Option<Self> {
+        let Some(keyring) = &self.worker.keyring else { return Some(self.clone()) };
+        let known = keyring.authenticate(secret).or_else(|| keyring.redeem(secret))?;
+        Some(Self::new(&self.worker, self.peer, Some(known)))
+    }
+
     pub(crate) fn call(&self) -> Call<'_> {
         self.call_by(Authority::Own)
     }

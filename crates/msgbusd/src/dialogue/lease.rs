@@ -13,7 +13,7 @@ use msgbus_core::{
 use tokio::time::{Sleep, sleep};
 use tracing::debug;
 
-use super::{Client, Dialect, End};
+use super::{Client, Contact, Dialect, End};
 use crate::{
     auth::LiveAuthorization,
     limits::{inflight::Inflight, quota::QuotaPermit},
@@ -100,9 +100,9 @@ impl<D: Dialect> Lease<D> {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        client: &Client,
-        output: &mut D::Output<'_>,
+        contact: &mut Contact<D>,
     ) -> Poll<Result<(), End>> {
+        let client = &contact.client;
         if self.authorization.poll_revoked(cx).is_ready() {
             return Poll::Ready(Err(End::Revoked));
         }
@@ -118,7 +118,7 @@ impl<D: Dialect> Lease<D> {
         }
         self.credit -= leased.len().min(self.credit);
         for leased in &leased {
-            D::leased(client, (&self.name, self.style), leased, output);
+            D::leased(contact, (&self.name, self.style), leased);
         }
         Poll::Ready(Ok(()))
     }

@@ -4,20 +4,24 @@
 //! A door is a [`Dialect`]: it says what the messages of its clients ask for, and how what happens is written. Everything
 //! else is here. [`session`] moves the bytes of one connection, and publishing threads write the messages of its
 //! subscriptions themselves if they can ([`shared`]). [`activities`] are what a client has begun and what takes time; each
-//! has a waker of its own ([`ready`]), so the work after a wake does not depend on how many others there are. [`serve`]
-//! and [`lease`] are the larger ones. [`output`] puts messages into frames, [`names`] finds what has a name.
+//! has a waker of its own ([`ready`]), so the work after a wake does not depend on how many others there are. They get
+//! their turns in [`turns`]. [`follow`], [`serve`] and [`lease`] are the larger ones. [`output`] puts messages into frames,
+//! [`names`] finds what has a name, [`refusal`] is what doors refuse in the same way.
 
 pub(crate) mod activities;
 mod client;
+mod follow;
 mod lease;
-mod names;
+pub(crate) mod names;
 pub(crate) mod output;
 mod ready;
+mod refusal;
 mod serve;
 pub(crate) mod session;
 mod shared;
+mod turns;
 
-use std::{fmt, hash::Hash};
+use std::{collections::VecDeque, fmt, hash::Hash};
 
 use msgbus_core::{
     Leased, NewMessage, Position, PublishError, RecvError, Reply, Request, TopicName,
@@ -27,8 +31,11 @@ use msgbus_core::{
 use self::activities::Activities;
 pub(crate) use self::{
     client::Client,
+    follow::Following,
     lease::{Job, Lease},
+    names::Name,
     output::Output,
+    refusal::{MAX_SUBSCRIPTIONS, Refusal},
 };
 use crate::{
     net::wake_queue,
@@ -46,6 +53,9 @@ pub(crate) const MAX_UNREAD: usize = 256 << 10;
 /// The bytes after which what is ready waits until they are written.
 pub(crate) const ENOUGH: usize = 64 << 10;
 
+/// The number of operations that have begun and hold up others, after which nothing begins.
+pub(crate) const MAX_OUTSTANDING: usize = 1024;
+
 /// The protocol of a door: what clients ask for, and how what happens is written.
 pub(crate) trait Dialect: fmt::Debug + Send + Sized + 'static {
     /// The protocol, for the log.
@@ -57,8 +67,8 @@ pub(crate) trait Dialect: fmt::Debug + Send + Sized + 'static {
     /// The number of requests that a client has at a time, after which it gets no more.
     const MAX_IN_HAND: usize;
 
-    /// Writes to the client during one turn of its connection.
-    type Output<'a>: Output<'a>;
+    /// Puts messages to the client into what is sent.
+    type Output: Output;
     /// By what the client knows a subscription or a service.
     type Name: Clone + Eq + Hash + fmt::Debug + Send;
     /// How a subscription is answered whose position is not known yet.
@@ -80,79 +90,54 @@ pub(crate) trait Dialect: fmt::Debug + Send + Sized + 'static {
     fn begin(
         conversation: &mut Conversation<Self>,
         message: &[u8],
-        output: &mut Self::Output<'_>,
         allowed: &mut usize,
     ) -> Result<Handled, end::End>;
 
-    /// Whether more may begin while this many bytes wait to be written.
-    fn may_begin(conversation: &Conversation<Self>, unwritten: usize) -> bool;
+    /// Whether operations have to wait for those before them, see [`Conversation::is_next`].
+    fn is_busy(_: &Conversation<Self>) -> bool {
+        false
+    }
+
+    /// Begins an operation that had to wait.
+    fn go_on(_: &mut Conversation<Self>, _: &[u8]) {}
 
     /// A subscription has begun, or is refused. Returns whether it goes on.
     fn opened(
-        &mut self,
-        client: &Client,
+        contact: &mut Contact<Self>,
         name: &Self::Name,
         opening: &mut Self::Opening,
         outcome: Result<&Follower, ServiceError>,
-        output: &mut Self::Output<'_>,
     ) -> bool;
 
     /// A subscription has a message, or has missed some.
-    fn item(
-        client: &Client,
-        name: &Self::Name,
-        item: Item,
-        next_id: u64,
-        output: &mut Self::Output<'_>,
-    );
+    fn item(contact: &mut Contact<Self>, name: &Self::Name, item: Item, next_id: u64);
 
     /// A group has a message for the client.
-    fn leased(_: &Client, _: (&Self::Name, Self::Style), _: &Leased, _: &mut Self::Output<'_>) {}
+    fn leased(_: &mut Contact<Self>, _: (&Self::Name, Self::Style), _: &Leased) {}
 
     /// A service has a request for the client: its `number` among all of them. Returns how the client answers it.
     fn request(
-        &mut self,
-        client: &Client,
+        contact: &mut Contact<Self>,
         name: (&Self::Name, Self::Style),
         request: &Request,
         number: u64,
-        output: &mut Self::Output<'_>,
     ) -> Self::RequestKey;
 
     /// A request of the client is answered, or failed.
     fn replied(
-        &mut self,
-        client: &Client,
+        contact: &mut Contact<Self>,
         waiter: Self::Waiter,
         outcome: Result<Reply, ServiceError>,
-        output: &mut Self::Output<'_>,
     );
 
     /// An operation that waited is over.
-    fn done(
-        &mut self,
-        client: &Client,
-        waiter: Self::Waiter,
-        outcome: Self::Outcome,
-        output: &mut Self::Output<'_>,
-    );
+    fn done(contact: &mut Contact<Self>, waiter: Self::Waiter, outcome: Self::Outcome);
 
     /// A subscription or a service has ended. A subscription could go on at this position.
-    fn ended(
-        conversation: &mut Conversation<Self>,
-        name: Self::Name,
-        end: (End, Position),
-        output: &mut Self::Output<'_>,
-    );
+    fn ended(conversation: &mut Conversation<Self>, name: Self::Name, end: (End, Position));
 
     /// The connection ends: what the client is told first.
-    fn ends(&mut self, _: &Client, _: &end::End, _: &mut Self::Output<'_>) {}
-
-    /// Begins what had to wait inside of the door.
-    fn resume(_: &mut Conversation<Self>, _: &mut Outgoing) {}
-
-    /// The connection waits for what comes next.
-    fn rests(&mut self) {}
+    fn ends(_: &mut Contact<Self>, _: &end::End) {}
 }
 
 /// How much of a message is handled.
@@ -185,6 +170,16 @@ impl From<follower::End> for End {
     }
 }
 
+impl From<End> for end::End {
+    fn from(end: End) -> Self {
+        match end {
+            End::Revoked => Self::Revoked,
+            End::Over(end) => Self::Over(end),
+            End::Failed(error) => Self::Refused(error.code(), error.to_string().into()),
+        }
+    }
+}
+
 impl From<ServiceError> for End {
     fn from(error: ServiceError) -> Self {
         match error {
@@ -198,25 +193,74 @@ impl From<ServiceError> for End {
     }
 }
 
+/// A client, what its door knows of it, and what is written to it.
+#[derive(Debug)]
+pub(crate) struct Contact<D: Dialect> {
+    pub(crate) door: D,
+    pub(crate) client: Client,
+    pub(crate) output: D::Output,
+}
+
 /// One client of a door, and what it has begun.
 #[derive(Debug)]
 pub(crate) struct Conversation<D: Dialect> {
-    /// What the door knows of the client.
-    pub(crate) door: D,
-    pub(crate) client: Client,
+    pub(crate) contact: Contact<D>,
     pub(crate) activities: Activities<D>,
     publishers: Publishers,
     /// Whether something was published that has not been announced to the wake queue.
     has_published: bool,
+    held: Held,
     /// Why the connection is to end, if it is.
     pub(crate) ends: Option<end::End>,
 }
 
 impl<D: Dialect> Conversation<D> {
-    pub(crate) fn new(door: D, client: Client) -> Self {
-        let activities = Activities::new(&client.worker);
-        let publishers = Publishers::default();
-        Self { door, client, activities, publishers, has_published: false, ends: None }
+    /// `outgoing` has what comes before everything else.
+    pub(crate) fn new(door: D, client: Client, outgoing: Outgoing) -> Self {
+        Self {
+            activities: Activities::new(&client.worker),
+            contact: Contact { door, client, output: D::Output::new(outgoing) },
+            publishers: Publishers::default(),
+            has_published: false,
+            held: Held::default(),
+            ends: None,
+        }
+    }
+
+    /// Whether more may begin.
+    pub(crate) fn may_begin(&self) -> bool {
+        self.has_room() && self.held.size < MAX_UNREAD
+    }
+
+    fn has_room(&self) -> bool {
+        self.activities.held_up() < MAX_OUTSTANDING && self.contact.output.waiting() < MAX_UNREAD
+    }
+
+    /// Whether an operation may begin. If not, it does when those before it are done.
+    pub(crate) fn is_next(&mut self, operation: &[u8]) -> bool {
+        let is_next = self.held.operations.is_empty() && !D::is_busy(self);
+        if !is_next {
+            self.held.push(operation);
+        }
+        is_next
+    }
+
+    /// Whether an operation that had to wait may begin.
+    fn may_go_on(&self) -> bool {
+        !self.held.operations.is_empty() && self.has_room() && !D::is_busy(self)
+    }
+
+    /// Begins operations that had to wait, as far as the limits allow. Returns whether there was one.
+    fn go_on(&mut self, allowed: &mut usize) -> bool {
+        let before = *allowed;
+        while *allowed > 0
+            && self.may_go_on()
+            && let Some(operation) = self.held.pop()
+        {
+            *allowed -= 1;
+            D::go_on(self, &operation);
+        }
+        *allowed < before
     }
 
     /// Publishes a message. `topic` is the name that `name` parses.
@@ -226,7 +270,7 @@ impl<D: Dialect> Conversation<D> {
         authority: Authority,
         message: NewMessage,
     ) -> Result<Publishing, E> {
-        let call = self.client.call_by(authority);
+        let call = self.contact.client.call_by(authority);
         let publisher = self.publishers.find(topic, || Ok::<_, E>(call.publisher(&name()?)))?;
         self.has_published = true;
         Ok(call.publish_to(publisher, message)?)
@@ -241,7 +285,31 @@ impl<D: Dialect> Conversation<D> {
 
     /// Makes the client another user. What it has begun goes on as the one before.
     pub(crate) fn is_now(&mut self, client: Client) {
-        self.client = client;
+        self.contact.client = client;
         self.publishers = Publishers::default();
+    }
+}
+
+/// Operations that have to wait for those before them.
+#[derive(Debug, Default)]
+struct Held {
+    operations: VecDeque<Box<[u8]>>,
+    /// Their memory in bytes, roughly.
+    size: usize,
+}
+
+impl Held {
+    /// What each takes besides its text, in bytes.
+    const EACH: usize = 64;
+
+    fn push(&mut self, operation: &[u8]) {
+        self.size += operation.len() + Self::EACH;
+        self.operations.push_back(operation.into());
+    }
+
+    fn pop(&mut self) -> Option<Box<[u8]>> {
+        let operation = self.operations.pop_front()?;
+        self.size -= operation.len() + Self::EACH;
+        Some(operation)
     }
 }

@@ -1,7 +1,8 @@
 //! What writes to a client.
 
-use std::{cell::Cell, mem};
+use std::{cell::Cell, fmt, mem};
 
+use super::{Contact, Dialect};
 use crate::{
     encode::frame_cache::{Frame, TextHeader},
     limits::inflight::Inflight,
@@ -11,12 +12,15 @@ use crate::{
 /// Up to this size, in bytes, messages are put together.
 const SMALL: usize = 1 << 10;
 
-/// Writes to a client during one turn of its connection.
-pub(crate) trait Output<'a> {
-    fn new(outgoing: &'a mut Outgoing) -> Self;
+/// Puts what is written to a client into what is sent.
+pub(crate) trait Output: fmt::Debug + Send {
+    fn new(outgoing: Outgoing) -> Self;
 
-    /// The bytes that wait to be written.
+    /// The bytes that wait to be sent.
     fn waiting(&self) -> usize;
+
+    /// Everything that was written and waits to be sent.
+    fn outgoing(&mut self) -> &mut Outgoing;
 }
 
 thread_local! {
@@ -24,34 +28,40 @@ thread_local! {
     static SPARE: Cell<(Vec<u8>, Vec<u8>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
-/// Writes each message in a frame of its own, or without frames to a stream.
+/// Puts each message in a frame of its own, or without frames into a stream.
 #[derive(Debug)]
-pub(crate) struct Messages<'a> {
-    outgoing: &'a mut Outgoing,
+pub(crate) struct Messages {
+    outgoing: Outgoing,
     /// Small messages with their headers.
     small: Vec<u8>,
     message: Vec<u8>,
 }
 
-impl<'a> Output<'a> for Messages<'a> {
-    fn new(outgoing: &'a mut Outgoing) -> Self {
-        let (small, message) = SPARE.take();
-        Self { outgoing, small, message }
+impl Output for Messages {
+    fn new(outgoing: Outgoing) -> Self {
+        Self { outgoing, small: Vec::new(), message: Vec::new() }
     }
 
     fn waiting(&self) -> usize {
         self.outgoing.len() + self.small.len()
     }
+
+    fn outgoing(&mut self) -> &mut Outgoing {
+        if self.small.capacity() > 0 {
+            self.flush();
+            SPARE.set((mem::take(&mut self.small), mem::take(&mut self.message)));
+        }
+        &mut self.outgoing
+    }
 }
 
-impl Messages<'_> {
+impl Messages {
     /// Adds a message, which `write` writes. A large one counts as in flight.
     pub(crate) fn write(&mut self, inflight: &Inflight, write: impl FnOnce(&mut Vec<u8>)) {
+        self.borrow_buffers();
         self.message.clear();
         write(&mut self.message);
-        if !self.outgoing.is_stream() {
-            self.small.extend_from_slice(TextHeader::new(self.message.len()).as_ref());
-        }
+        self.add_header(self.message.len());
         if self.message.len() <= SMALL {
             self.small.extend_from_slice(&self.message);
             return;
@@ -61,14 +71,33 @@ impl Messages<'_> {
         self.outgoing.push(Frame::new(head, message));
     }
 
-    /// Adds a message that is encoded for this kind of connection.
-    pub(crate) fn push(&mut self, frame: Frame) {
-        if frame.len() <= SMALL {
-            frame.pieces().iter().for_each(|piece| self.small.extend_from_slice(piece));
+    /// Adds a message that others get, too. It has no header.
+    pub(crate) fn push(&mut self, message: Frame) {
+        self.borrow_buffers();
+        self.add_header(message.len());
+        if message.len() <= SMALL {
+            message.pieces().iter().for_each(|piece| self.small.extend_from_slice(piece));
             return;
         }
-        self.flush();
-        self.outgoing.push(frame);
+        let [head, tail] = message.into_pieces();
+        // With its header, so that both are written or neither.
+        self.outgoing.push_piece(Frame::new(self.small.clone(), head), !tail.is_empty());
+        self.small.clear();
+        if !tail.is_empty() {
+            self.outgoing.push(Frame::new(tail, ""));
+        }
+    }
+
+    fn borrow_buffers(&mut self) {
+        if self.small.capacity() == 0 {
+            (self.small, self.message) = SPARE.take();
+        }
+    }
+
+    fn add_header(&mut self, length: usize) {
+        if !self.outgoing.is_stream() {
+            self.small.extend_from_slice(TextHeader::new(length).as_ref());
+        }
     }
 
     fn flush(&mut self) {
@@ -79,9 +108,9 @@ impl Messages<'_> {
     }
 }
 
-impl Drop for Messages<'_> {
-    fn drop(&mut self) {
-        self.flush();
-        SPARE.set((mem::take(&mut self.small), mem::take(&mut self.message)));
+impl<D: Dialect<Output = Messages>> Contact<D> {
+    /// Adds a message, which `write` writes.
+    pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.output.write(&self.client.worker.inflight, write);
     }
 }

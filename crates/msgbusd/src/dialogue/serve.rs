@@ -10,7 +10,7 @@ use std::{
 use msgbus_core::{BatchLimit, RecvError, ReplyToken, Request, ServePull, TopicName};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::{Client, Conversation, Dialect, End};
+use super::{Client, Contact, Conversation, Dialect, End};
 use crate::{
     auth::LiveAuthorization,
     limits::{inflight::Inflight, quota::QuotaPermit},
@@ -28,7 +28,8 @@ pub(crate) type Holder = Arc<Origin>;
 /// Where a request came from.
 #[derive(Debug)]
 pub(crate) struct Origin {
-    /// The key of the service.
+    pub(crate) service: TopicName,
+    /// The key of its activity.
     pub(super) key: usize,
     /// The client as it was when it began to serve: it answers as that one.
     pub(super) client: Client,
@@ -50,7 +51,6 @@ impl Origin {
 pub(super) struct Serve<D: Dialect> {
     pub(super) name: D::Name,
     style: D::Style,
-    service: TopicName,
     /// How many requests its client may have at a time.
     max: usize,
     holder: Holder,
@@ -70,14 +70,13 @@ impl<D: Dialect> Conversation<D> {
         service: TopicName,
         max: usize,
     ) -> Result<(), ServiceError> {
-        let (permit, authorization) = self.client.call().admit_responder(&service)?;
-        let waiting = Some(join::<D>(&self.client, &service, max)?);
-        let client = self.client.clone();
-        let origin = |key| Arc::new(Origin { key, client });
+        let client = self.contact.client.clone();
+        let (permit, authorization) = client.call().admit_responder(&service)?;
+        let waiting = Some(join::<D>(&client, &service, max)?);
+        let origin = |key| Arc::new(Origin { service, key, client });
         self.activities.serve(|key| Serve {
             name,
             style,
-            service,
             max,
             holder: origin(key),
             waiting,
@@ -119,9 +118,8 @@ impl<D: Dialect> Serve<D> {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        (door, client): (&mut D, &Client),
+        contact: &mut Contact<D>,
         in_hand: &mut InHand<D::RequestKey, Holder>,
-        output: &mut D::Output<'_>,
     ) -> Poll<Result<(), End>> {
         if self.authorization.poll_revoked(cx).is_ready() {
             return Poll::Ready(Err(End::Revoked));
@@ -139,7 +137,7 @@ impl<D: Dialect> Serve<D> {
         }
         for request in requests {
             let name = (&self.name, self.style);
-            let key = door.request(client, name, &request, in_hand.count() + 1, output);
+            let key = D::request(contact, name, &request, in_hand.count() + 1);
             in_hand.insert(key, request.into_token(), Arc::clone(&self.holder));
         }
         Poll::Ready(Ok(()))
@@ -163,7 +161,9 @@ impl<D: Dialect> Serve<D> {
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Request>, ServiceError>> {
         let mut waiting = match self.waiting.take() {
             Some(waiting) => waiting,
-            None => join::<D>(&self.holder.client, &self.service, self.max - self.in_hand())?,
+            None => {
+                join::<D>(&self.holder.client, &self.holder.service, self.max - self.in_hand())?
+            }
         };
         let polled = waiting.poll(cx);
         if polled.is_pending() {

@@ -3,13 +3,13 @@
 use std::{
     future::poll_fn,
     ops::ControlFlow,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, timeout};
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 use tracing::debug;
 
@@ -25,8 +25,8 @@ use crate::{
     websocket::{
         end::{End, count},
         intake::Intake,
-        link::{Link, close, measure, write_rest, write_what_fits},
-        transport::{Outgoing, Received, Transport},
+        link::{Link, close, measure, until_end, write_rest, write_what_fits},
+        transport::{Received, Transport},
     },
     worker::Worker,
 };
@@ -51,16 +51,12 @@ pub(crate) struct Session<D: Dialect> {
 }
 
 impl<D: Dialect> Session<D> {
-    /// `outgoing` has what comes before everything else.
-    pub(crate) fn new(
-        conversation: Conversation<D>,
-        outgoing: Outgoing,
-        transport: Transport<Connection>,
-    ) -> Self {
-        debug!(peer = %conversation.client.peer, protocol = D::NAME, "connection");
-        let worker = Arc::clone(&conversation.client.worker);
+    pub(crate) fn new(conversation: Conversation<D>, transport: Transport<Connection>) -> Self {
+        let client = &conversation.contact.client;
+        debug!(peer = %client.peer, protocol = D::NAME, "connection");
+        let worker = Arc::clone(&client.worker);
         let stream = connection::direct(transport.connection());
-        let shared = Shared::new(conversation, outgoing, stream);
+        let shared = Shared::new(conversation, stream);
         Self {
             link: Link::new(transport, worker.config.timeouts.ping),
             waker: shared.waker(),
@@ -78,17 +74,8 @@ impl<D: Dialect> Session<D> {
     }
 
     async fn run(&mut self) -> End {
-        let mut alarm = pin!(sleep_until(self.link.heartbeat.next()));
-        poll_fn(|cx| {
-            if self.worker.tasks.stop.is_draining() {
-                return Poll::Ready(End::Drain);
-            }
-            match self.poll(cx, alarm.as_mut()) {
-                ControlFlow::Break(end) => Poll::Ready(end),
-                ControlFlow::Continue(()) => Poll::Pending,
-            }
-        })
-        .await
+        let (worker, first) = (Arc::clone(&self.worker), self.link.heartbeat.next());
+        until_end(&worker, first, |cx, alarm| self.poll(cx, alarm)).await
     }
 
     /// Reads and writes until both have to wait.
@@ -100,7 +87,6 @@ impl<D: Dialect> Session<D> {
             Poll::Ready(())
         });
         let flow = self.poll_turns(cx, alarm.as_mut(), state);
-        state.conversation.door.rests();
         let Self { link, intake, worker, .. } = self;
         if let Some(inbox) = link.transport.inbox() {
             intake.rest(inbox, &worker.inflight)?;
@@ -115,25 +101,28 @@ impl<D: Dialect> Session<D> {
         mut alarm: Pin<&mut Sleep>,
         state: &mut State<D>,
     ) -> ControlFlow<End> {
-        let State { conversation, outgoing, .. } = state;
+        let State { conversation, .. } = state;
         for _ in 0..TURNS {
-            self.begin_messages(conversation, outgoing)?;
+            let begun = self.begin_messages(conversation);
+            conversation.announce();
+            begun?;
             if self.link.poll_alarm(cx, alarm.as_mut())? {
-                conversation.pinged(outgoing);
+                conversation.pinged();
             }
+            let outgoing = conversation.contact.output.outgoing();
             let is_blocked = self.link.poll_write(cx, outgoing)?.is_pending();
             let has_read = self.poll_fill(cx)?;
             let has_run = if is_blocked {
-                conversation.run_blocked(outgoing);
+                conversation.run_blocked();
                 false
             } else {
-                conversation.run(outgoing)
+                conversation.run()
             };
             if let Some(end) = conversation.ends.take() {
                 return ControlFlow::Break(end);
             }
-            let may_begin_held = self.holds_message() && D::may_begin(conversation, outgoing.len());
-            if !(has_read || has_run || may_begin_held) {
+            let may_begin = self.holds_message() && conversation.may_begin();
+            if !(has_read || has_run || may_begin || conversation.may_go_on()) {
                 return ControlFlow::Continue(());
             }
         }
@@ -164,17 +153,10 @@ impl<D: Dialect> Session<D> {
     }
 
     /// Begins the operations that have arrived, as far as the limits allow.
-    fn begin_messages(
-        &mut self,
-        conversation: &mut Conversation<D>,
-        outgoing: &mut Outgoing,
-    ) -> ControlFlow<End> {
+    fn begin_messages(&mut self, conversation: &mut Conversation<D>) -> ControlFlow<End> {
         let mut allowed = OPERATIONS_AT_ONCE;
-        D::resume(conversation, outgoing);
-        loop {
-            if !self.begin_message(conversation, outgoing, &mut allowed)? {
-                break;
-            }
+        conversation.go_on(&mut allowed);
+        while self.begin_message(conversation, &mut allowed)? {
             match self.link.transport.next_received() {
                 Ok(None) => break,
                 Ok(Some(Received::Binary)) => {
@@ -191,7 +173,6 @@ impl<D: Dialect> Session<D> {
                 Err(error) => return ControlFlow::Break(End::from(error)),
             }
         }
-        conversation.announce();
         ControlFlow::Continue(())
     }
 
@@ -199,16 +180,14 @@ impl<D: Dialect> Session<D> {
     fn begin_message(
         &mut self,
         conversation: &mut Conversation<D>,
-        outgoing: &mut Outgoing,
         allowed: &mut usize,
     ) -> ControlFlow<End, bool> {
         let Some(inbox) = self.link.transport.inbox() else { return ControlFlow::Continue(true) };
         let Some(message) = inbox.text() else { return ControlFlow::Continue(true) };
-        if *allowed == 0 || !D::may_begin(conversation, outgoing.len()) {
+        if *allowed == 0 || !conversation.may_begin() {
             return ControlFlow::Continue(false);
         }
-        let mut output = D::Output::new(outgoing);
-        let handled = match D::begin(conversation, message, &mut output, allowed) {
+        let handled = match D::begin(conversation, message, allowed) {
             Ok(handled) => handled,
             Err(end) => return ControlFlow::Break(end),
         };
@@ -226,10 +205,9 @@ impl<D: Dialect> Session<D> {
         // A stream may be closed in one direction only.
         let is_half_closed = matches!(end, End::ClosedByClient) && self.link.transport.is_stream();
         {
-            let State { conversation, outgoing, .. } = &mut *self.shared.lock();
-            let Conversation { door, client, .. } = conversation;
-            debug!(peer = %client.peer, protocol = D::NAME, ?end, "connection ends");
-            door.ends(client, &end, &mut D::Output::new(outgoing));
+            let contact = &mut self.shared.lock().conversation.contact;
+            debug!(peer = %contact.client.peer, protocol = D::NAME, ?end, "connection ends");
+            D::ends(contact, &end);
         }
         if is_half_closed || matches!(end, End::Drain) {
             let limit = if is_half_closed { HALF_CLOSED } else { Duration::MAX };
@@ -238,7 +216,6 @@ impl<D: Dialect> Session<D> {
         let Self { link: Link { mut transport, .. }, shared, .. } = *self;
         let (activities, mut outgoing) = {
             let state = &mut *shared.lock();
-            state.conversation.door.rests();
             (state.conversation.take(), state.end())
         };
         drop((activities, shared));
@@ -259,40 +236,38 @@ impl<D: Dialect> Session<D> {
         close(transport, outgoing, end.close_frame(None)).await;
     }
 
-    /// Ends all subscriptions, and waits for the operations that have begun.
+    /// Ends all subscriptions, and waits for the operations that have begun. Those that had to wait still begin, unless the
+    /// server stops.
     async fn finish(&mut self) {
         let Self { shared, link, worker, .. } = self;
         let mut told = None;
         poll_fn(|cx| {
-            let State { conversation, outgoing, .. } = &mut *shared.lock();
+            let conversation = &mut shared.lock().conversation;
             let is_draining = worker.tasks.stop.is_draining();
             if told != Some(is_draining) {
                 told = Some(is_draining);
-                conversation.drain(outgoing);
+                conversation.drain();
             }
             conversation.activities.register(cx.waker());
-            conversation.run_blocked(outgoing);
-            if !is_draining {
-                D::resume(conversation, outgoing);
-            }
-            let is_done = conversation.activities.outstanding() == 0;
-            let had_output = !outgoing.is_empty();
-            match link.poll_write(cx, outgoing) {
-                ControlFlow::Break(_) => Poll::Ready(()),
-                ControlFlow::Continue(written) if is_done => {
-                    if link.transport.is_stream() {
-                        written
-                    } else {
-                        Poll::Ready(())
-                    }
+            loop {
+                conversation.run_blocked();
+                let outgoing = conversation.contact.output.outgoing();
+                let had_output = !outgoing.is_empty();
+                let ControlFlow::Continue(written) = link.poll_write(cx, outgoing) else {
+                    return Poll::Ready(());
+                };
+                if !is_draining && conversation.go_on(&mut { OPERATIONS_AT_ONCE }) {
+                    conversation.announce();
+                    continue;
                 }
-                ControlFlow::Continue(written) => {
-                    if written.is_ready() && had_output {
-                        // What the output has held back may go on.
-                        cx.waker().wake_by_ref();
-                    }
-                    Poll::Pending
+                let is_done = conversation.activities.outstanding() == 0;
+                if is_done && (written.is_ready() || !link.transport.is_stream()) {
+                    return Poll::Ready(());
                 }
+                if written.is_pending() || !had_output {
+                    return Poll::Pending;
+                }
+                // What the output has held back may go on.
             }
         })
         .await;

@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{Conversation, Dialect};
+use super::{Conversation, Dialect, Output as _};
 use crate::{
     net::{
         raw_stream::RawStream,
@@ -40,18 +40,13 @@ pub(super) struct Shared<D: Dialect>(Mutex<State<D>>);
 #[derive(Debug)]
 pub(super) struct State<D: Dialect> {
     pub(super) conversation: Conversation<D>,
-    pub(super) outgoing: Outgoing,
     /// The socket that other threads write to. `None` if only the session may write: with TLS, and after it has ended.
     stream: Option<Arc<RawStream>>,
 }
 
 impl<D: Dialect> Shared<D> {
-    pub(super) fn new(
-        conversation: Conversation<D>,
-        outgoing: Outgoing,
-        stream: Option<Arc<RawStream>>,
-    ) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { conversation, outgoing, stream })))
+    pub(super) fn new(conversation: Conversation<D>, stream: Option<Arc<RawStream>>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State { conversation, stream })))
     }
 
     /// Wakes the task of the session for its activities, unless the thread that wakes it can write their messages.
@@ -73,7 +68,7 @@ impl<D: Dialect> State<D> {
     /// Stops writes by other threads, and returns what is left to write.
     pub(super) fn end(&mut self) -> Outgoing {
         self.stream = None;
-        mem::take(&mut self.outgoing)
+        mem::take(self.conversation.contact.output.outgoing())
     }
 }
 
@@ -81,13 +76,14 @@ impl<D: Dialect> Delivery for Shared<D> {
     fn deliver(&self) -> bool {
         // If it is locked, the session is woken: it may have looked at the queue already.
         let Some(mut state) = self.0.try_lock() else { return false };
-        let State { conversation, outgoing, stream } = &mut *state;
+        let State { conversation, stream } = &mut *state;
         let Some(stream) = stream else { return false };
         for _ in 0..MAX_TURNS {
-            if !outgoing.is_empty() {
+            if !conversation.contact.output.outgoing().is_empty() {
                 return false;
             }
-            let left = conversation.run_follows(outgoing);
+            let left = conversation.run_follows();
+            let outgoing = conversation.contact.output.outgoing();
             write_now(stream, outgoing);
             match left {
                 Left::Nothing => return outgoing.is_empty(),

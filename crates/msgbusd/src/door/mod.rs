@@ -10,22 +10,22 @@ mod line;
 pub(crate) mod middleman;
 pub(crate) mod websocket;
 
-use std::{io::ErrorKind, sync::Arc};
+use std::sync::Arc;
 
-use tokio::{select, time::timeout};
 use tokio_rustls::rustls::ServerConfig;
 use tracing::{debug, warn};
 
 use crate::{
     config::{Config, Protocol},
+    dialogue::{Dialect, session::Session},
     limits::connection_limit::ConnectionPermit,
-    metrics::Deadline,
     net::{
         connection::{self, Connection},
         peer::Peer,
         raw_stream::Accepted,
         timeout_stream::TimeoutStream,
     },
+    websocket::opening::{Guest, in_time},
     worker::Worker,
 };
 
@@ -69,11 +69,20 @@ impl Door {
         peer: Peer,
     ) {
         let Some(connection) = connect(&worker, accepted, permit, tls, peer).await else { return };
+        let guest = Guest { worker, connection, peer };
         match self {
-            Self::Middleman(hub) => middleman::serve(hub, worker, connection, peer).await,
-            Self::DrsWebsocket(stats) => drs::accept(stats, worker, connection, peer).await,
-            Self::DrsStream(stats) => drs::serve(stats, worker, connection, peer).await,
+            Self::Middleman(hub) => serve(middleman::open(&hub, guest)).await,
+            Self::DrsWebsocket(stats) => serve(drs::open(&stats, guest)).await,
+            Self::DrsStream(stats) => serve(drs::open_stream(&stats, guest)).await,
         }
+    }
+}
+
+/// Serves a session, if one is opened.
+async fn serve<D: Dialect>(opening: impl Future<Output = Option<Box<Session<D>>>>) {
+    // Boxed, so that the memory of a session does not include the handshake.
+    if let Some(session) = Box::pin(opening).await {
+        session.serve().await;
     }
 }
 
@@ -92,13 +101,6 @@ async fn connect(
             return None;
         }
     };
-    let encrypting = timeout(worker.config.timeouts.header, connection::encrypt(tls, stream));
-    let connection = select! {
-        encrypted = Box::pin(encrypting) => encrypted.unwrap_or_else(|_| {
-            worker.metrics.timeout(Deadline::Header);
-            Err(ErrorKind::TimedOut.into())
-        }),
-        () = worker.tasks.stop.draining() => return None,
-    };
+    let connection = in_time(worker, Box::pin(connection::encrypt(tls, stream))).await?;
     connection.inspect_err(|error| debug!(%peer, %error, "no TLS")).ok()
 }

@@ -12,6 +12,8 @@ use tracing::debug;
 
 use crate::{metrics::Deadline, service::code::Code, service::follower, worker::Worker};
 
+/// The longest reason in a close frame, in bytes (RFC 6455, section 5.5).
+const MAX_REASON: usize = 123;
 const NOT_ALLOWED: u16 = 4403;
 const TOPIC_DELETED: u16 = 4404;
 const TOO_FAR_BEHIND: u16 = 4408;
@@ -99,6 +101,12 @@ impl End {
     /// The text of a message, which must be UTF-8.
     pub(crate) fn text(message: &[u8]) -> Result<&str, Self> {
         str::from_utf8(message).map_err(|error| Error::Utf8(error.to_string()).into())
+    }
+
+    /// The client sent something that cannot be read. Of the reason, as much is told as a close frame has room for.
+    pub(crate) fn malformed(close: CloseCode, code: Code, mut why: String) -> Self {
+        why.truncate(why.floor_char_boundary(MAX_REASON));
+        Self::Malformed(close, code, why.into())
     }
 
     pub(crate) fn violation(code: CloseCode, why: &'static str) -> Self {

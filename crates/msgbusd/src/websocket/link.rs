@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     io::IoSlice,
     ops::ControlFlow,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -12,12 +12,12 @@ use std::{
 use chrono::Utc;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    time::{Instant, Sleep, timeout},
+    time::{Instant, Sleep, sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::{Error, protocol::CloseFrame};
 
 use super::{
-    end::{End, broken},
+    end::{End, broken, count},
     heartbeat::Heartbeat,
     transport::{MAX_SLICES, Outgoing, Transport},
 };
@@ -89,6 +89,25 @@ impl Link {
     }
 }
 
+/// Polls a session, with an alarm that is first due at `first`, until it ends or the server stops.
+pub(crate) async fn until_end(
+    worker: &Worker,
+    first: Instant,
+    mut poll: impl FnMut(&mut Context<'_>, Pin<&mut Sleep>) -> ControlFlow<End>,
+) -> End {
+    let mut alarm = pin!(sleep_until(first));
+    poll_fn(|cx| {
+        if worker.tasks.stop.is_draining() {
+            return Poll::Ready(End::Drain);
+        }
+        match poll(cx, alarm.as_mut()) {
+            ControlFlow::Break(end) => Poll::Ready(end),
+            ControlFlow::Continue(()) => Poll::Pending,
+        }
+    })
+    .await
+}
+
 /// Records the latency from a pong, which echoes the time of its ping. Other pongs are ignored.
 pub(crate) fn measure(worker: &Worker, echo: &[u8]) {
     let sent: Option<i64> = std::str::from_utf8(echo).ok().and_then(|text| text.parse().ok());
@@ -137,6 +156,12 @@ pub(crate) async fn write_what_fits<S: AsyncRead + AsyncWrite + Unpin>(
 ) {
     // A write error shows up again when the close frame is written.
     let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| transport.poll_write(cx, outgoing))).await;
+}
+
+/// Closes a websocket whose client may not use it, and says why.
+pub(crate) async fn refuse(worker: &Worker, transport: Transport<Connection>, end: &End) {
+    count(worker, end);
+    close(transport, Outgoing::default(), end.close_frame(None)).await;
 }
 
 /// Sends the close frame, or the reply to the client's, and waits for the client up to [`CLOSE_TIMEOUT`]. A frame that

@@ -1,7 +1,10 @@
 //! The opening handshake (RFC 6455, section 4.2) on a listener whose door speaks only websockets: no page of another site
 //! may connect, and a client that never completes its request is disconnected.
 
-use std::io::{self, ErrorKind};
+use std::{
+    io::{self, ErrorKind},
+    sync::Arc,
+};
 
 use hyper::{
     Request,
@@ -15,6 +18,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::handshake::{machine::TryParse as _, server};
 use tracing::debug;
 
+use super::transport::Transport;
 use crate::{
     config::Config,
     metrics::Deadline,
@@ -38,7 +42,7 @@ pub(crate) struct Head {
 
 /// Why a request is refused.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+struct Refusal {
     /// Status code and reason of HTTP.
     status: &'static str,
     code: Code,
@@ -57,88 +61,98 @@ impl Refusal {
     }
 }
 
-/// Completes the handshake of a client. `None` if there is none: what the client had to be told was told.
-pub(crate) async fn accept(
-    worker: &Worker,
-    mut connection: Connection,
-    peer: Peer,
-) -> Option<(Connection, Vec<u8>)> {
-    let head = read(worker, &mut connection, peer).await?;
-    upgrade(worker, connection, peer, head).await
+/// A client that has connected to a door with endpoints of its own.
+pub(crate) struct Guest {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) connection: Connection,
+    pub(crate) peer: Peer,
 }
 
-/// Reads the head of a request, within the time and the size that a request of HTTP may have. `None` if there is none.
-pub(crate) async fn read(worker: &Worker, connection: &mut Connection, peer: Peer) -> Option<Head> {
-    let read = select! {
-        read = read_head(connection, worker.config.max_header) => read,
+/// Waits for what a client has to do within the time for the head of a request. `None` if that is over, or the server
+/// stops.
+pub(crate) async fn in_time<T>(worker: &Worker, doing: impl Future<Output = T>) -> Option<T> {
+    select! {
+        done = doing => Some(done),
         () = sleep(worker.config.timeouts.header) => {
             worker.metrics.timeout(Deadline::Header);
-            Err(ErrorKind::TimedOut.into())
-        }
-        () = worker.tasks.stop.draining() => Err(io::Error::other("the server is stopping")),
-    };
-    match read {
-        Ok(Ok(head)) => Some(head),
-        Ok(Err(refusal)) => {
-            refuse(worker, connection, peer, &refusal).await;
             None
         }
-        Err(error) => {
-            debug!(%peer, %error, "no handshake");
-            None
-        }
+        () = worker.tasks.stop.draining() => None,
     }
 }
 
-/// Answers a handshake. `None` if it was refused, or the connection broke.
-pub(crate) async fn upgrade(
-    worker: &Worker,
-    mut connection: Connection,
-    peer: Peer,
-    head: Head,
-) -> Option<(Connection, Vec<u8>)> {
-    let answer = check(&head.request, peer, worker).and_then(|()| {
-        let answer = server::create_response(&head.request);
-        answer.map_err(|error| Refusal::handshake(format!("bad websocket handshake: {error}")))
-    });
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(refusal) => {
-            refuse(worker, &mut connection, peer, &refusal).await;
-            return None;
-        }
-    };
-    let mut bytes = Vec::new();
-    // Writing to a Vec cannot fail, and all headers of the answer are ASCII.
-    let _ = server::write_response(&mut bytes, &answer);
-    connection.write_all(&bytes).await.ok()?;
-    connection.flush().await.ok()?;
-    Some((connection, head.after))
-}
-
-/// Sends a response to a request that asked for no websocket, and closes the connection.
-pub(crate) async fn answer(connection: &mut Connection, status: &str, kind: &str, body: &str) {
-    let length = body.len();
-    let response = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    );
-    if connection.write_all(response.as_bytes()).await.is_ok() {
-        // If it fails, the client has already closed the connection.
-        let _ = connection.shutdown().await;
+impl Guest {
+    /// Completes the handshake of a client that sends messages of up to `max` bytes. `None` if there is none: what the
+    /// client had to be told was told.
+    pub(crate) async fn accept(mut self, max: usize) -> Option<Transport<Connection>> {
+        let head = self.read().await?;
+        self.upgrade(head, max).await
     }
-}
 
-/// Refuses a request, and closes the connection.
-pub(crate) async fn refuse(
-    worker: &Worker,
-    connection: &mut Connection,
-    peer: Peer,
-    refusal: &Refusal,
-) {
-    worker.metrics.refusal(refusal.code);
-    debug!(%peer, refusal = refusal.text, "refused");
-    let text = format!("{}\n", refusal.text);
-    answer(connection, refusal.status, "text/plain; charset=utf-8", &text).await;
+    /// Reads the head of a request, within the time and the size that a request of HTTP may have. `None` if there is none.
+    pub(crate) async fn read(&mut self) -> Option<Head> {
+        let Self { worker, connection, peer } = self;
+        match in_time(worker, read_head(connection, worker.config.max_header)).await? {
+            Ok(Ok(head)) => Some(head),
+            Ok(Err(refusal)) => {
+                self.refuse(&refusal).await;
+                None
+            }
+            Err(error) => {
+                debug!(%peer, %error, "no handshake");
+                None
+            }
+        }
+    }
+
+    /// Answers a handshake. `None` if it was refused, or the connection broke.
+    pub(crate) async fn upgrade(mut self, head: Head, max: usize) -> Option<Transport<Connection>> {
+        let answer = check(&head.request, self.peer, &self.worker).and_then(|()| {
+            let answer = server::create_response(&head.request);
+            answer.map_err(|error| Refusal::handshake(format!("bad websocket handshake: {error}")))
+        });
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(refusal) => {
+                self.refuse(&refusal).await;
+                return None;
+            }
+        };
+        let mut bytes = Vec::new();
+        // Writing to a Vec cannot fail, and all headers of the answer are ASCII.
+        let _ = server::write_response(&mut bytes, &answer);
+        self.connection.write_all(&bytes).await.ok()?;
+        self.connection.flush().await.ok()?;
+        Some(Transport::with_inbox(self.connection, head.after, max))
+    }
+
+    /// Answers a request that asks for no websocket, unless it is refused, and closes the connection.
+    pub(crate) async fn answer(mut self, head: &Head, (status, kind, body): (&str, &str, &str)) {
+        match check(&head.request, self.peer, &self.worker) {
+            Ok(()) => self.respond(status, kind, body).await,
+            Err(refusal) => self.refuse(&refusal).await,
+        }
+    }
+
+    /// Sends a response, and closes the connection.
+    async fn respond(&mut self, status: &str, kind: &str, body: &str) {
+        let length = body.len();
+        let response = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        if self.connection.write_all(response.as_bytes()).await.is_ok() {
+            // If it fails, the client has already closed the connection.
+            let _ = self.connection.shutdown().await;
+        }
+    }
+
+    /// Refuses a request, and closes the connection.
+    async fn refuse(&mut self, refusal: &Refusal) {
+        self.worker.metrics.refusal(refusal.code);
+        debug!(peer = %self.peer, refusal = refusal.text, "refused");
+        let text = format!("{}\n", refusal.text);
+        self.respond(refusal.status, "text/plain; charset=utf-8", &text).await;
+    }
 }
 
 async fn read_head(connection: &mut Connection, max: usize) -> io::Result<Result<Head, Refusal>> {
@@ -182,7 +196,7 @@ fn ends_in(bytes: &[u8], before: usize) -> bool {
 }
 
 /// Refuses pages of other sites, and names that may belong to other sites.
-pub(crate) fn check(request: &Request<()>, peer: Peer, worker: &Worker) -> Result<(), Refusal> {
+fn check(request: &Request<()>, peer: Peer, worker: &Worker) -> Result<(), Refusal> {
     let config: &Config = &worker.config;
     let authority = one(request, &header::HOST)?
         .map(|host| String::from_utf8_lossy(host.as_bytes()).to_ascii_lowercase())

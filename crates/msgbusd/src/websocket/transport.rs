@@ -5,7 +5,6 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
     io::{self, ErrorKind, IoSlice, Read, Write},
     ops::Range,
     pin::Pin,
@@ -130,7 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
     }
 
     /// Polls for the next message, with an inbox.
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, Error>> {
+    pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, Error>> {
         loop {
             if let Some(received) = self.next_received().transpose() {
                 return Poll::Ready(received);
@@ -181,11 +180,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         };
         self.is_over = filled.is_err();
         Poll::Ready(filled)
-    }
-
-    /// Reads more into the inbox.
-    pub(crate) async fn fill(&mut self) -> Result<(), Error> {
-        poll_fn(|cx| self.poll_fill(cx)).await
     }
 
     /// The inbox, if it has one.

@@ -48,6 +48,7 @@ mod support;
 mod threads;
 mod tls;
 mod topics;
+mod transcript;
 mod unix;
 mod v1;
 mod websocket;

@@ -3,15 +3,16 @@
 use std::borrow::Cow;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use msgbus_core::{Headers, Message, PublishError, TopicName};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use msgbus_core::{Headers, Message, PublishError};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
 
-use super::{
-    MAX_HANDLERS, MAX_KEY,
-    split::{Malformed, is_shallow},
+use super::split::{is_shallow, malformed};
+use crate::{
+    dialogue::{MAX_SUBSCRIPTIONS, Refusal, names::foreign},
+    service::{code::Code, error::ServiceError},
+    websocket::end::End,
 };
-use crate::service::error::ServiceError;
 
 /// The actions that answer a call: with its result, with a refusal, or with a failure that may not come again.
 pub(super) const RESPONSE: &str = "drs.response";
@@ -20,105 +21,131 @@ pub(super) const EXCEPTION: &str = "drs.exception";
 /// The beginning of the reason of a failure that a peer has answered with an exception, for other doors.
 pub(super) const UNEXPECTED: &str = "exception: ";
 /// The header that carries the version of a command.
-pub(super) const VERSION: &str = "drs-version";
+const VERSION: &str = "drs-version";
+/// The maximum size of a key, in bytes.
+const MAX_KEY: usize = 1 << 10;
 
 /// A command of a peer.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize)]
 pub(super) struct Command<'a> {
-    /// As JSON, with its quotes; `None` if it is absent or empty.
-    pub(super) key: Option<&'a str>,
-    pub(super) action: Cow<'a, str>,
-    /// As JSON; `None` if it is absent or null.
-    pub(super) body: Option<&'a str>,
-    /// A number; `None` if it is absent or 0.
-    pub(super) version: Option<&'a str>,
+    /// A JSON string. Not empty.
+    #[serde(borrow)]
+    pub(super) key: Option<&'a RawValue>,
+    #[serde(borrow)]
+    action: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub(super) body: Option<&'a RawValue>,
+    version: Option<i64>,
 }
 
+/// A text that is borrowed if it has no escapes.
+#[derive(Debug, Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
 impl<'a> Command<'a> {
-    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        #[derive(Deserialize)]
-        struct Fields<'a> {
-            #[serde(borrow)]
-            key: Option<&'a RawValue>,
-            #[serde(borrow)]
-            action: Option<&'a RawValue>,
-            #[serde(borrow)]
-            body: Option<&'a RawValue>,
-            #[serde(borrow)]
-            version: Option<&'a RawValue>,
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, End> {
+        let bad = |why| malformed(Code::BadJson, format!("Malformed command: {why}"));
+        let mut command: Self =
+            serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+        command.key = command.key.filter(|key| key.get() != "\"\"");
+        let is_key = |key: &RawValue| key.get().starts_with('"') && key.get().len() <= MAX_KEY;
+        if !command.key.is_none_or(is_key) {
+            return Err(bad(format!("a key is a string of at most {MAX_KEY} bytes")));
         }
-        let fields: Fields<'a> =
-            serde_json::from_slice(bytes).map_err(|error| Malformed::Json(error.to_string()))?;
-        let wrong = |what: &str| Malformed::Json(what.to_owned());
-        let key = fields.key.map(RawValue::get).filter(|key| *key != "\"\"");
-        if key.is_some_and(|key| !key.starts_with('"')) {
-            return Err(wrong("key must be a string"));
-        }
-        if key.is_some_and(|key| key.len() > MAX_KEY) {
-            return Err(wrong("a key has at most 1024 bytes"));
-        }
-        let action = fields.action.map_or(Some(Cow::Borrowed("")), |action| text(action.get()));
-        let version = fields.version.map(RawValue::get).filter(|version| *version != "0");
-        if version.is_some_and(|version| version.parse::<i64>().is_err()) {
-            return Err(wrong("version must be an integer"));
-        }
-        Ok(Self {
-            key,
-            action: action.ok_or_else(|| wrong("action must be a string"))?,
-            body: fields.body.map(RawValue::get),
-            version,
-        })
+        Ok(command)
+    }
+
+    pub(super) fn action(&self) -> &str {
+        self.action.as_ref().map_or("", |action| &action.0)
+    }
+
+    /// The body as a payload.
+    pub(super) fn payload(&self) -> &[u8] {
+        self.body.map_or("", RawValue::get).as_bytes()
     }
 
     /// The headers of a message or request with this body.
     pub(super) fn headers(&self) -> Headers {
-        let json = self.body.map(|_| (Headers::CONTENT_TYPE, "application/json"));
-        let version = self.version.map(|version| (VERSION, version));
+        let json = self.body.map(|_| (Headers::CONTENT_TYPE, "application/json".to_owned()));
+        let version = self.version.filter(|version| *version != 0);
+        let version = version.map(|version| (VERSION, version.to_string()));
         // Both are valid.
         Headers::new(json.into_iter().chain(version)).unwrap_or_default()
     }
 
     /// The names that the command is about: a string, or a list of them. There is at least one.
-    pub(super) fn names(&self) -> Result<Vec<String>, Failure> {
-        let body = self.body.unwrap_or_default();
-        let names = match text(body) {
-            Some(name) => Some(vec![name.into_owned()]),
-            None => serde_json::from_str(body).ok(),
-        };
-        let names = names.filter(|names: &Vec<String>| (1..=MAX_HANDLERS).contains(&names.len()));
-        names.ok_or_else(|| Failure::error("expected a name, or a list of names"))
+    pub(super) fn names(&self) -> Result<Vec<String>, Refusal> {
+        let body = self.payload();
+        let one = serde_json::from_slice(body).map(|name| vec![name]);
+        let names = one.or_else(|_| serde_json::from_slice(body)).unwrap_or_default();
+        if (1..=MAX_SUBSCRIPTIONS).contains(&names.len()) {
+            return Ok(names);
+        }
+        Err(Refusal::Door(Code::BadParameter, "expected a name, or a list of names"))
     }
 
     /// The text of a failure: a string, an object with a `message`, or nothing.
-    pub(super) fn failure(&self) -> Cow<'a, str> {
-        #[derive(Deserialize)]
-        struct Failure<'a> {
-            #[serde(borrow)]
-            message: Option<&'a RawValue>,
+    pub(super) fn reason(&self) -> String {
+        let body = serde_json::from_slice(self.payload()).unwrap_or(Value::Null);
+        match body.get("message").unwrap_or(&body) {
+            Value::String(text) => text.clone(),
+            Value::Null => String::new(),
+            other => other.to_string(),
         }
-        let Some(body) = self.body else { return Cow::Borrowed("") };
-        let message = serde_json::from_str::<Failure<'a>>(body).ok();
-        let message = message.and_then(|failure| failure.message).map_or(body, RawValue::get);
-        text(message).unwrap_or(Cow::Borrowed(message))
     }
 }
 
-pub(super) fn topic_name(action: &str) -> Result<TopicName, Failure> {
-    TopicName::new(action).map_err(|why| Failure::error(why.to_string()))
-}
-
-/// The text of a JSON string; `None` if it is something else.
-pub(super) fn text(json: &str) -> Option<Cow<'_, str>> {
-    let inner = json.strip_prefix('"')?.strip_suffix('"')?;
-    if !inner.contains('\\') {
-        return Some(Cow::Borrowed(inner));
+/// Writes a command and a line feed.
+pub(super) fn write(
+    out: &mut Vec<u8>,
+    key: Option<impl Serialize>,
+    action: &str,
+    body: Option<impl Serialize>,
+    version: Option<i64>,
+) {
+    #[derive(Serialize)]
+    struct Written<'a, K, B> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        key: Option<K>,
+        action: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        body: Option<B>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        version: Option<i64>,
     }
-    serde_json::from_str(json).ok().map(Cow::Owned)
+    // It cannot fail: neither texts nor a Vec do.
+    let _ = serde_json::to_writer(&mut *out, &Written { key, action, body, version });
+    out.push(b'\n');
 }
 
-/// A payload as the body of a command, in JSON: as it is if it can be JSON and its headers do not say that it is something
-/// else; else as text, or in base64 if it is not UTF-8.
-pub(super) fn body<'a>(payload: &'a [u8], headers: &Headers) -> Option<Cow<'a, str>> {
+/// Writes a message, or a request with its key, as the command of a peer.
+pub(super) fn write_payload(
+    out: &mut Vec<u8>,
+    key: Option<&str>,
+    action: &str,
+    (payload, headers): (&[u8], &Headers),
+) {
+    let version = headers.get(VERSION).and_then(|version| version.parse().ok());
+    write(out, key, action, body(payload, headers), version.filter(|version| *version != 0));
+}
+
+/// Writes a message as the command that its publisher may have fired.
+pub(super) fn write_fire(out: &mut Vec<u8>, message: &Message) {
+    let content = (&message.payload()[..], message.headers());
+    write_payload(out, None, &foreign(message.topic().name.as_str()), content);
+}
+
+/// The body of a command.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Body<'a> {
+    Json(&'a RawValue),
+    Text(Cow<'a, str>),
+}
+
+/// A payload as the body of a command: as it is if it can be JSON and its headers do not say that it is something else;
+/// else as text, or in base64 if it is not UTF-8.
+pub(super) fn body<'a>(payload: &'a [u8], headers: &Headers) -> Option<Body<'a>> {
     let is_json = |media: &str| {
         let media = media.split(';').next().unwrap_or_default().trim_end();
         media.is_empty() || media.ends_with("json")
@@ -130,99 +157,33 @@ pub(super) fn body<'a>(payload: &'a [u8], headers: &Headers) -> Option<Cow<'a, s
         && is_shallow(payload)
         && let Ok(json) = serde_json::from_slice::<&RawValue>(payload)
     {
-        return Some(Cow::Borrowed(json.get())).filter(|json| json != "null");
+        return (json.get() != "null").then_some(Body::Json(json));
     }
-    let text =
-        str::from_utf8(payload).map_or_else(|_| STANDARD.encode(payload).into(), Cow::Borrowed);
-    Some(json_text(&text).into())
+    let text = str::from_utf8(payload).map_or_else(|_| STANDARD.encode(payload).into(), Cow::from);
+    Some(Body::Text(text))
 }
 
-/// Writes a command and a line feed. `key` and `body` are JSON.
-pub(super) fn write(
-    out: &mut Vec<u8>,
-    key: Option<&str>,
-    action: &str,
-    body: Option<&str>,
-    version: Option<&str>,
-) {
-    out.push(b'{');
-    if let Some(key) = key {
-        out.extend([br#""key":"#, key.as_bytes(), b","].concat());
-    }
-    out.extend([br#""action":"#, json_text(action).as_bytes()].concat());
-    if let Some(body) = body {
-        out.extend_from_slice(br#","body":"#);
-        out.extend_from_slice(body.as_bytes());
-    }
-    if let Some(version) = version {
-        out.extend([br#","version":"#, version.as_bytes()].concat());
-    }
-    out.extend_from_slice(b"}\n");
-}
-
-/// The version that a header carries, if it is one.
-pub(super) fn version(headers: &Headers) -> Option<&str> {
-    headers.get(VERSION).filter(|version| version.parse::<i64>().is_ok_and(|number| number != 0))
-}
-
-/// Writes a message as the command that its publisher may have fired.
-pub(super) fn write_fire(out: &mut Vec<u8>, message: &Message) {
-    let headers = message.headers();
-    let body = body(message.payload(), headers);
-    write(out, None, message.topic().name.as_str(), body.as_deref(), version(headers));
-}
-
-/// A JSON string.
-pub(super) fn json_text(text: &str) -> String {
-    // A text cannot fail.
-    serde_json::to_string(text).unwrap_or_default()
-}
-
-/// Why a command has no result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
-    /// `drs.error` if the same command would fail again, or `drs.exception`.
-    pub(super) action: &'static str,
-    pub(super) text: String,
-}
-
-impl Failure {
-    pub(super) fn error(text: impl Into<String>) -> Self {
-        Self { action: ERROR, text: text.into() }
-    }
-
-    pub(super) fn exception(text: impl Into<String>) -> Self {
-        Self { action: EXCEPTION, text: text.into() }
-    }
-
-    /// The body that says why, in JSON.
-    pub(super) fn body(&self) -> String {
-        format!("{{\"message\":{}}}", json_text(&self.text))
-    }
-}
-
-impl From<ServiceError> for Failure {
-    fn from(error: ServiceError) -> Self {
-        match error {
-            ServiceError::NoResponder { service } => {
-                Self::error(format!("No handlers for {service}"))
+/// How a refused command is answered: with an error if it would be refused again, or with an exception; and the text.
+pub(super) fn failure(action: &str, refusal: &Refusal) -> (&'static str, String) {
+    match refusal {
+        Refusal::Service(ServiceError::ResponderFailed { reason }) => {
+            match reason.strip_prefix(UNEXPECTED) {
+                Some(text) => (EXCEPTION, text.to_owned()),
+                None => (ERROR, reason.to_string()),
             }
-            ServiceError::KeyNeeded { .. } => Self::error("Authentication required"),
-            ServiceError::ResponderFailed { reason } => match reason.strip_prefix(UNEXPECTED) {
-                Some(text) => Self::exception(text),
-                None => Self::error(reason),
-            },
-            ServiceError::ResponderGone | ServiceError::Publish(PublishError::Closed) => {
-                Self::exception("Connection closed")
-            }
-            error
-                if error.retry_after().is_some()
-                    || matches!(error, ServiceError::RequestTimeout) =>
-            {
-                Self::exception(error.to_string())
-            }
-            error => Self::error(error.to_string()),
         }
+        Refusal::Service(ServiceError::KeyNeeded { .. }) => {
+            (ERROR, "Authentication required".to_owned())
+        }
+        Refusal::Service(
+            ServiceError::ResponderGone | ServiceError::Publish(PublishError::Closed),
+        ) => (EXCEPTION, "Connection closed".to_owned()),
+        _ if refusal.code() == Code::NoResponder => (ERROR, format!("No handlers for {action}")),
+        Refusal::TooManyAsked | Refusal::Service(ServiceError::RequestTimeout) => {
+            (EXCEPTION, refusal.to_string())
+        }
+        Refusal::Service(error) if error.retry_after().is_some() => (EXCEPTION, error.to_string()),
+        _ => (ERROR, refusal.to_string()),
     }
 }
 
@@ -237,17 +198,22 @@ mod tests {
                 r#"{"key":"k","action":"a.b","body":{"a":1.50}}"#,
                 Some("\"k\""),
                 "a.b",
-                Some(r#"{"a":1.50}"#),
+                r#"{"a":1.50}"#,
                 None,
             ),
-            (r#"{"key":"","action":"a","body":null,"version":0}"#, None, "a", None, None),
-            (r#"{"body":[1], "action":"\u0061","version":7}"#, None, "a", Some("[1]"), Some("7")),
-            (r#"{"key":null,"action":null,"kind":{"x":[]}}"#, None, "", None, None),
-            ("{}", None, "", None, None),
+            (r#"{"key":"","action":"a","body":null,"version":0}"#, None, "a", "", None),
+            (r#"{"body":[1], "action":"\u0061","version":7}"#, None, "a", "[1]", Some("7")),
+            (r#"{"key":null,"action":null,"kind":{"x":[]}}"#, None, "", "", None),
+            ("{}", None, "", "", None),
         ] {
             let command = Command::read(text.as_bytes()).unwrap();
-            let read = (command.key, &*command.action, command.body, command.version);
-            assert_eq!(read, (key, action, body, version), "{text}");
+            let key_and_body = (command.key.map(RawValue::get), command.payload());
+            assert_eq!(
+                (key_and_body, command.action()),
+                ((key, body.as_bytes()), action),
+                "{text}"
+            );
+            assert_eq!(command.headers().get(VERSION), version, "{text}");
         }
         for text in [
             r#"{"key":1}"#,
@@ -257,8 +223,7 @@ mod tests {
             r#"{"a"}"#,
             "{\"action\":\"\u{1}\"}",
         ] {
-            let error = Command::read(text.as_bytes()).expect_err(text);
-            assert!(!error.to_string().contains('\n'));
+            Command::read(text.as_bytes()).expect_err(text);
         }
         assert!(Command::read(b"{\"action\":\"\xff\"}").is_err());
     }
@@ -275,7 +240,7 @@ mod tests {
             (r#"{"message":{"a":1}}"#, r#"{"a":1}"#),
         ] {
             let text = format!(r#"{{"key":"k","action":"drs.error","body":{body}}}"#);
-            assert_eq!(Command::read(text.as_bytes()).unwrap().failure(), expected, "{body}");
+            assert_eq!(Command::read(text.as_bytes()).unwrap().reason(), expected, "{body}");
         }
     }
 
@@ -298,8 +263,7 @@ mod tests {
             (deep.as_bytes(), &none, &format!(r#","body":"{deep}""#)),
         ] {
             let mut out = Vec::new();
-            let json = super::body(payload, headers);
-            write(&mut out, Some("\"k\""), "a/\"", json.as_deref(), Some("2"));
+            write(&mut out, Some("k"), "a/\"", super::body(payload, headers), Some(2));
             let expected = format!("{{\"key\":\"k\",\"action\":\"a/\\\"\"{body},\"version\":2}}\n");
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }

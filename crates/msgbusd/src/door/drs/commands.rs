@@ -1,134 +1,94 @@
 //! Carries out the commands of a peer.
 
-use std::sync::{Arc, OnceLock};
-
 use chrono::Utc;
 use msgbus_core::{NewMessage, NewRequest, Position, Reply, TopicName};
+use serde_json::{json, value::RawValue};
 
 use super::{
-    Conversation, Drs, MAX_CALLS, MAX_HANDLERS,
-    command::{self, Command, ERROR, EXCEPTION, Failure, RESPONSE, UNEXPECTED},
-    log_in,
-    session::{Name, Opening, Waiter, options, refused, write},
-    split::Malformed,
+    Conversation, Drs,
+    command::{self, Command, ERROR, EXCEPTION, RESPONSE, UNEXPECTED},
+    session::{Contact, OPTIONS, Opening, Waiter},
 };
 use crate::{
     auth::Target,
-    dialogue::{Client, output::Messages},
+    dialogue::{Dialect as _, Name, Refusal, names},
     service::{
-        Authority, code::Code, error::ServiceError, follower::Follower, publisher::Publishing,
+        Authority,
+        code::Code,
+        error::ServiceError,
+        follower::{FollowOptions, Follower},
         requests::Answer,
     },
 };
 
 /// The result of a command.
-pub(super) type Outcome = Result<Reply, Failure>;
+type Outcome = Result<Reply, Refusal>;
 
-/// A `drs.subscribe` that is answered when all of its names are open.
-#[derive(Debug, Default)]
+/// A `drs.subscribe` that is answered when it is known of each name whether it is followed.
+#[derive(Debug)]
 pub(super) struct Subscribing {
-    /// Whether it is a command, and not the address of the peer.
-    is_command: bool,
-    /// As JSON.
-    key: Option<Box<str>>,
-    /// The first one.
-    pub(super) failure: OnceLock<Failure>,
+    key: Option<Box<RawValue>>,
+    /// Of how many names it is not known.
+    left: usize,
+    /// `Err` has the first one.
+    outcome: Outcome,
 }
 
 impl Conversation {
-    /// Carries out a command, now or when the ones before it are done.
-    pub(super) fn command(
-        &mut self,
-        bytes: &[u8],
-        output: &mut Messages<'_>,
-    ) -> Result<(), Malformed> {
-        self.client.refresh();
-        let command = Command::read(bytes)?;
-        self.door.commands.increment();
-        if self.complete(&command) {
-            return Ok(());
-        }
-        let is_serial = self.client.worker.config.drs.is_serial;
-        if is_serial && (self.activities.outstanding() > 0 || !self.door.queue.is_empty()) {
-            self.door.queued += bytes.len();
-            self.door.queue.push_back(bytes.to_vec());
-        } else {
-            self.carry_out(&command, output);
-        }
-        Ok(())
-    }
-
-    /// Carries out the next of the commands that wait, if there is one.
-    pub(super) fn next_command(&mut self, output: &mut Messages<'_>) {
-        let Some(bytes) = self.door.queue.pop_front() else { return };
-        self.door.queued -= bytes.len();
-        // It was read before.
-        if let Ok(command) = Command::read(&bytes) {
-            self.carry_out(&command, output);
-        }
-    }
-
-    fn carry_out(&mut self, command: &Command<'_>, output: &mut Messages<'_>) {
-        if let Some(outcome) = self.perform(command, output).transpose() {
-            self.door.answer(&self.client, (command.key, &command.action), &outcome, output);
+    /// Carries out a command.
+    pub(super) fn carry_out(&mut self, command: &Command<'_>) {
+        self.contact.client.refresh();
+        if let Some(outcome) = self.perform(command).transpose() {
+            self.contact.answer(command.key, command.action(), outcome);
         }
     }
 
     /// Completes a call that the peer has, if the command is its answer. It may have any action: some clients repeat that of
     /// the call. Answers that nobody waits for are ignored.
-    fn complete(&mut self, command: &Command<'_>) -> bool {
-        let key = command.key.and_then(command::text);
-        let number = key.and_then(|key| self.door.number_of(&key));
+    pub(super) fn complete(&mut self, command: &Command<'_>) -> bool {
+        let number = command.key.and_then(|key| self.contact.door.number_of(key.get()));
         let answered = number.and_then(|number| self.activities.answered(&number));
         let Some((token, origin)) = answered else {
-            return matches!(&*command.action, RESPONSE | ERROR | EXCEPTION);
+            return matches!(command.action(), RESPONSE | ERROR | EXCEPTION);
         };
-        let (action, answer) = match &*command.action {
-            ERROR => (ERROR, Answer::failure(&command.failure())),
-            EXCEPTION => {
-                (EXCEPTION, Answer::failure(&format!("{UNEXPECTED}{}", command.failure())))
+        let (action, answer) = match (command.action(), self.payload(command.payload())) {
+            (ERROR, _) => (ERROR, Answer::failure(&command.reason())),
+            (EXCEPTION, _) => {
+                (EXCEPTION, Answer::failure(&format!("{UNEXPECTED}{}", command.reason())))
             }
-            _ => match self.payload(command) {
-                Ok(payload) => {
-                    let headers = command.headers();
-                    (RESPONSE, Answer::Reply(Reply { payload: payload.into(), headers }))
-                }
-                Err(failure) => (ERROR, Answer::failure(&failure.text)),
-            },
+            (_, Ok(payload)) => {
+                (RESPONSE, Answer::Reply(Reply { payload, headers: command.headers() }))
+            }
+            (_, Err(refusal)) => (ERROR, Answer::failure(&refusal.to_string())),
         };
-        if let Ok(service) = self.client.worker.bus.service_of(&token) {
-            self.door.counts.add(&service, action);
-        }
+        self.contact.door.stats.count(&names::foreign(origin.service.as_str()), action);
         // If nobody waits any more, there is nothing that the peer could do about it.
         let _ = origin.reply(&token, answer);
         true
     }
 
     /// Carries out a command. `None` if it is answered later.
-    fn perform(
-        &mut self,
-        command: &Command<'_>,
-        output: &mut Messages<'_>,
-    ) -> Result<Option<Reply>, Failure> {
-        match &*command.action {
+    fn perform(&mut self, command: &Command<'_>) -> Result<Option<Reply>, Refusal> {
+        match command.action() {
             "drs.ping" => return Ok(Some(Utc::now().timestamp_millis().to_string().into())),
-            "drs.kaboom" => return Err(Failure::exception("\u{1F4A5}")),
-            "auth.upgrade" => return self.upgrade(command, output).map(Some),
+            "drs.kaboom" => {
+                let reason = format!("{UNEXPECTED}\u{1F4A5}").into();
+                return Err(ServiceError::ResponderFailed { reason }.into());
+            }
+            "auth.upgrade" => return self.upgrade(command).map(Some),
             "drs.serve" => {
                 command.names()?.iter().try_for_each(|name| self.handle_calls(name))?;
             }
             "drs.subscribe" => {
-                let key = command.key.map(Into::into);
-                let subscribing = Subscribing { is_command: true, key, ..Subscribing::default() };
-                self.subscribe(&command.names()?, subscribing, output);
+                self.subscribe(command.key, &command.names()?);
                 return Ok(None);
             }
-            "drs.off" => command.names()?.iter().for_each(|name| self.off(name, output)),
+            "drs.off" => command.names()?.iter().for_each(|name| self.off(name)),
             action if action.is_empty() || action.starts_with("drs.") => {
-                return Err(Failure::error(format!("No handlers for {action}")));
+                return Err(Refusal::Door(Code::NoResponder, "nobody serves it"));
             }
             action => {
-                let name = command::topic_name(action)?;
+                let name = names::topic(action)?;
                 let is_call = command.key.is_some() && !self.is_fire(&name);
                 return if is_call { self.call(command, name) } else { self.fire(command, name) };
             }
@@ -140,25 +100,25 @@ impl Conversation {
     /// another server, and there is a topic with that name. What the peer itself follows is no fire of it: some clients
     /// answer a fire with another one.
     fn is_fire(&self, name: &TopicName) -> bool {
-        let bus = &self.client.worker.bus;
+        let bus = &self.contact.client.worker.bus;
+        let follows = |handled: &Name| match handled {
+            Name::Service(_) => false,
+            Name::Topic(Target::Topic(topic)) => topic == name,
+            Name::Topic(Target::Pattern(pattern)) => pattern.matches(name),
+        };
         !bus.may_be_served(name)
             && (bus.topic(name).is_some() || bus.is_in_pattern(name))
-            && !self.activities.names().any(|handled| handled.follows(name))
+            && !self.activities.names().any(follows)
     }
 
     /// Makes the peer another user.
-    fn upgrade(
-        &mut self,
-        command: &Command<'_>,
-        output: &mut Messages<'_>,
-    ) -> Result<Reply, Failure> {
-        let token = command.body.and_then(command::text);
-        let token = token.ok_or_else(|| Failure::error("Token must be a string"))?;
-        let client = log_in(&self.client, &token);
-        self.is_now(client.ok_or_else(|| refused(&self.client, ServiceError::WrongKey))?);
-        self.open_broadcasts(output);
-        let user = self.client.key_name().unwrap_or("anonymous");
-        Ok(command::json_text(user).into())
+    fn upgrade(&mut self, command: &Command<'_>) -> Outcome {
+        let token: String = serde_json::from_slice(command.payload())
+            .map_err(|_| Refusal::Door(Code::BadParameter, "Token must be a string"))?;
+        self.is_now(self.contact.client.log_in(&token).ok_or(ServiceError::WrongKey)?);
+        self.handle_from_start();
+        let user = self.contact.client.key_name().unwrap_or("anonymous");
+        Ok(json!(user).to_string().into())
     }
 
     /// Asks the service with the name of the action.
@@ -166,210 +126,132 @@ impl Conversation {
         &mut self,
         command: &Command<'_>,
         service: TopicName,
-    ) -> Result<Option<Reply>, Failure> {
-        if self.activities.outstanding() >= MAX_CALLS {
-            self.client.refused(None, Code::TooManyRequests);
-            return Err(Failure::exception(format!("at most {MAX_CALLS} calls may wait")));
-        }
-        let request = NewRequest::new(self.payload(command)?)
+    ) -> Result<Option<Reply>, Refusal> {
+        let request = NewRequest::new(self.payload(command.payload())?)
             .headers(command.headers())
-            .timeout(self.client.worker.config.drs.timeout);
-        let asked = self.client.call().ask(&service).and_then(|asking| asking.send(request));
-        let asked = asked.map_err(|error| refused(&self.client, error))?;
-        self.activities.ask(Waiter { key: command.key.map(Into::into), action: service }, asked);
+            .timeout(self.contact.client.worker.config.drs.timeout);
+        let waiter = Waiter { key: command.key.map(ToOwned::to_owned), action: service.clone() };
+        self.ask(waiter, (&service, Authority::Own), request)?;
         Ok(None)
     }
 
     /// Publishes to the topic with the name of the action.
-    fn fire(&mut self, command: &Command<'_>, topic: TopicName) -> Result<Option<Reply>, Failure> {
-        let message = NewMessage::new(self.payload(command)?).headers(command.headers());
-        let name = || Ok::<_, ServiceError>(topic.clone());
-        let publishing = self.publish((topic.as_str(), name), Authority::Own, message);
-        match publishing.map_err(|error| refused(&self.client, error))? {
-            Publishing::Done(_) => Ok(Some(Reply::default())),
-            Publishing::Committing(commit) => {
-                let key = command.key.map(Into::into);
-                self.activities.wait(Waiter { key, action: topic }, commit);
-                Ok(None)
-            }
+    fn fire(&mut self, command: &Command<'_>, topic: TopicName) -> Result<Option<Reply>, Refusal> {
+        let message = NewMessage::new(self.payload(command.payload())?).headers(command.headers());
+        let waiter = || Waiter { key: command.key.map(ToOwned::to_owned), action: topic.clone() };
+        let is_done = self.publish_for(waiter, (&topic, Authority::Own), message)?;
+        Ok(is_done.then(Reply::default))
+    }
+
+    /// Handles the broadcasts of the server and what the address of the peer names, as the user of now.
+    pub(super) fn handle_from_start(&mut self) {
+        self.open_broadcasts();
+        for command in self.contact.door.address.clone() {
+            Drs::go_on(self, command.as_bytes());
         }
     }
 
     /// Handles the calls of a service.
-    fn handle_calls(&mut self, service: &str) -> Result<(), Failure> {
-        let service = command::topic_name(service)?;
-        let name = Name::Calls(service.clone());
-        if self.activities.has(&name) {
+    fn handle_calls(&mut self, service: &str) -> Result<(), Refusal> {
+        let service = names::topic(service)?;
+        let name = Name::Service(service.clone());
+        if !self.is_new(&name, self.contact.client.worker.config.drs.broadcast.len())? {
             return Ok(());
         }
-        self.may_handle()?;
         // It may exceed the number of calls in hand by a batch.
-        let served = self.serve((name, ()), service, usize::MAX);
-        served.map_err(|error| refused(&self.client, error))
-    }
-
-    /// Handles what the address of the peer names. What is refused is told without a key.
-    pub(super) fn handle_from_start(
-        &mut self,
-        serve: &[String],
-        subscribe: &[String],
-        output: &mut Messages<'_>,
-    ) {
-        self.open_broadcasts(output);
-        for service in serve {
-            if let Err(failure) = self.handle_calls(service) {
-                failure.write(&self.client, output);
-            }
-        }
-        self.subscribe(subscribe, Subscribing::default(), output);
+        Ok(self.serve((name, ()), service, usize::MAX)?)
     }
 
     /// Handles the fires of topics and patterns, and then answers.
-    fn subscribe(&mut self, names: &[String], subscribing: Subscribing, output: &mut Messages<'_>) {
-        let subscribing = Arc::new(subscribing);
+    fn subscribe(&mut self, key: Option<&RawValue>, names: &[String]) {
+        let (key, left) = (key.map(ToOwned::to_owned), names.len());
+        let subscribing = Subscribing { key, left, outcome: Ok(Reply::default()) };
+        self.contact.door.subscribing = Some(subscribing);
         for name in names {
-            if let Err(failure) = self.handle_fires(name, &subscribing, output) {
-                let _ = subscribing.failure.set(failure);
+            if let Err(refusal) = self.handle_fires(name) {
+                self.contact.subscribed(Err(refusal));
             }
         }
-        self.door.subscribed(&self.client, subscribing, output);
     }
 
-    fn handle_fires(
-        &mut self,
-        name: &str,
-        subscribing: &Arc<Subscribing>,
-        output: &mut Messages<'_>,
-    ) -> Result<(), Failure> {
-        let target: Target = name.parse().map_err(|why| Failure::error(format!("{why}")))?;
-        let name = Name::Fires(target);
-        if let Some(opening) = self.activities.opening_of(&name) {
-            // A command may name it twice.
-            if opening.asked.last().is_some_and(|last| Arc::ptr_eq(last, subscribing)) {
-                return Ok(());
-            }
-            if opening.asked.len() >= MAX_CALLS {
-                self.client.refused(None, Code::TooManyRequests);
-                let why = format!("at most {MAX_CALLS} commands may wait for one name");
-                return Err(Failure::error(why));
-            }
-            opening.asked.push(Arc::clone(subscribing));
-        } else if !self.activities.has(&name) {
-            self.may_handle()?;
-            let opening = Opening { asked: vec![Arc::clone(subscribing)], before: None };
-            self.open(name, Position::New, opening, output);
+    fn handle_fires(&mut self, name: &str) -> Result<(), Refusal> {
+        let name = Name::of_target(name)?;
+        if self.is_new(&name, self.contact.client.worker.config.drs.broadcast.len())? {
+            self.open(name, Position::New, Opening::Asked);
+        } else {
+            self.contact.subscribed(Ok(()));
         }
         Ok(())
     }
 
     /// Begins to follow.
-    pub(super) fn open(
-        &mut self,
-        name: Name,
-        from: Position,
-        opening: Opening,
-        output: &mut Messages<'_>,
-    ) {
-        let (Name::Fires(target) | Name::Broadcast(target)) = &name else { return };
-        let options = options(from, self.door.is_stream);
-        let following = self.client.call().follow_target(target, options);
-        self.follow(name, opening, following, output);
+    pub(super) fn open(&mut self, name: Name, from: Position, opening: Opening) {
+        let Name::Topic(target) = &name else { return };
+        let options = FollowOptions { from, ..OPTIONS };
+        let following = self.contact.client.call().follow_target(target, options);
+        self.follow(name, opening, following);
+    }
+
+    fn broadcasts(&self) -> Vec<Name> {
+        let patterns = self.contact.client.worker.config.drs.broadcast.iter();
+        // One may be the name of a topic.
+        patterns.filter_map(|pattern| pattern.to_string().parse().map(Name::Topic).ok()).collect()
     }
 
     /// Follows the broadcasts of the server as the user of now. One before may not have been allowed to.
-    pub(super) fn open_broadcasts(&mut self, output: &mut Messages<'_>) {
-        for pattern in self.client.worker.config.drs.broadcast.clone() {
-            // It may be the name of a topic.
-            let target = pattern.to_string().parse().unwrap_or(Target::Pattern(pattern));
-            let name = Name::Broadcast(target);
-            let before = self.activities.replace(&name).and_then(|before| match before {
-                Ok(follower) => Some(follower),
-                Err(opening) => opening.before,
-            });
+    fn open_broadcasts(&mut self) {
+        for name in self.broadcasts() {
+            // That of the user before goes on meanwhile, so that nothing is missed.
+            let before = self.activities.replace(&name);
             let from = before.as_ref().map_or(Position::New, Follower::position);
-            self.open(name, from, Opening { asked: Vec::new(), before }, output);
+            let opening = if before.is_some() { Opening::Again } else { Opening::Broadcast };
+            self.open(name, from, opening);
         }
     }
 
-    fn may_handle(&self) -> Result<(), Failure> {
-        if self.activities.named() < MAX_HANDLERS + self.client.worker.config.drs.broadcast.len() {
-            return Ok(());
+    /// Handles a name no longer. Broadcasts go on.
+    fn off(&mut self, name: &str) {
+        let (service, broadcasts) = (names::topic(name).map(Name::Service).ok(), self.broadcasts());
+        let names = service.into_iter().chain(Name::of_target(name).ok());
+        for name in names.filter(|name| !broadcasts.contains(name)) {
+            self.activities.end(&name);
         }
-        self.client.refused(None, Code::TooManySubscriptions);
-        Err(Failure::error(format!("at most {MAX_HANDLERS} names may be handled")))
-    }
-
-    /// Handles a name no longer. A subscription that has not begun has begun and ended then.
-    fn off(&mut self, name: &str, output: &mut Messages<'_>) {
-        if let Ok(service) = name.parse() {
-            self.activities.end(&Name::Calls(service));
-        }
-        let Ok(target) = name.parse() else { return };
-        let name = Name::Fires(target);
-        let asked =
-            self.activities.opening_of(&name).map(|opening| std::mem::take(&mut opening.asked));
-        self.activities.end(&name);
-        for subscribing in asked.into_iter().flatten() {
-            self.door.subscribed(&self.client, subscribing, output);
-        }
-    }
-
-    /// The body as a payload.
-    fn payload(&self, command: &Command<'_>) -> Result<Vec<u8>, Failure> {
-        let (body, limit) =
-            (command.body.unwrap_or_default(), self.client.worker.config.max_payload);
-        if body.len() > limit {
-            self.client.refused(None, Code::PayloadTooLarge);
-            return Err(Failure::error(format!("a body has at most {limit} bytes")));
-        }
-        Ok(body.as_bytes().to_vec())
     }
 }
 
-impl Drs {
-    /// Answers a `drs.subscribe` if all of its names are open. What an address names is answered only if it fails.
-    pub(super) fn subscribed(
-        &mut self,
-        client: &Client,
-        subscribing: Arc<Subscribing>,
-        output: &mut Messages<'_>,
-    ) {
-        let Some(subscribing) = Arc::into_inner(subscribing) else { return };
-        let Subscribing { is_command, key, failure } = subscribing;
-        match (key, failure.into_inner()) {
-            (None, None) if !is_command => {}
-            (None, Some(failure)) => failure.write(client, output),
-            (key, failure) => {
-                let outcome = failure.map_or_else(|| Ok(Reply::default()), Err);
-                self.answer(client, (key.as_deref(), "drs.subscribe"), &outcome, output);
+impl Contact {
+    /// Of another name of the `drs.subscribe` it is known whether it is followed. Answers after the last.
+    pub(super) fn subscribed(&mut self, outcome: Result<(), Refusal>) {
+        let Some(subscribing) = &mut self.door.subscribing else { return };
+        subscribing.left -= 1;
+        if let (Ok(_), Err(refusal)) = (&subscribing.outcome, outcome) {
+            subscribing.outcome = Err(refusal);
+        }
+        if subscribing.left == 0
+            && let Some(Subscribing { key, outcome, .. }) = self.door.subscribing.take()
+        {
+            self.answer(key.as_deref(), "drs.subscribe", outcome);
+        }
+    }
+
+    /// Answers a command, and counts it. Without a key it was fired, and nobody waits for an answer; or it stands in the
+    /// address of the peer, which is told if it fails.
+    pub(super) fn answer(&mut self, key: Option<&RawValue>, action: &str, outcome: Outcome) {
+        let (kind, text) = match &outcome {
+            Ok(_) => (RESPONSE, String::new()),
+            Err(refusal) => {
+                self.client.refused(None, refusal.code());
+                command::failure(action, refusal)
             }
-        }
-    }
-
-    /// Answers a command, and counts it. Without a key it was fired, and nobody waits for an answer.
-    pub(super) fn answer(
-        &mut self,
-        client: &Client,
-        (key, action): (Option<&str>, &str),
-        outcome: &Outcome,
-        output: &mut Messages<'_>,
-    ) {
-        let (kind, body) = match outcome {
-            Ok(Reply { payload, headers }) => (RESPONSE, command::body(payload, headers)),
-            Err(failure) => (failure.action, Some(failure.body().into())),
         };
-        if let Ok(name) = TopicName::new(action) {
-            self.counts.add(&name, kind);
+        self.door.stats.count(action, kind);
+        let is_told = matches!(action, "drs.serve" | "drs.subscribe") && outcome.is_err();
+        match outcome {
+            _ if !(is_told || key.is_some() || self.client.worker.config.drs.answers_fires) => {}
+            Ok(Reply { payload, headers }) => {
+                self.say(key, kind, command::body(&payload, &headers));
+            }
+            Err(_) => self.say(key, kind, Some(json!({"message": text}))),
         }
-        if key.is_some() || client.worker.config.drs.answers_fires {
-            write(client, output, key, kind, body.as_deref());
-        }
-    }
-
-    /// The number of a call that this key may be of.
-    fn number_of(&self, key: &str) -> Option<u64> {
-        let number = u128::from_str_radix(key, 16).ok().filter(|_| key.len() == 20)?;
-        let is_own = number >> 32 == u128::from(self.prefix);
-        is_own.then_some(u64::try_from(number & u128::from(u32::MAX)).ok()?)
     }
 }

@@ -1,16 +1,13 @@
 //! The fuzz target for commands from a peer.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use serde_json::Value;
 
-use super::{
-    Conversation, Drs, anonymous,
-    split::{Malformed, Split},
-};
+use super::{Conversation, Drs, split::Split};
 use crate::{
-    config::Config,
-    dialogue::{Dialect as _, Output as _, output::Messages},
+    config::{Config, Protocol},
+    dialogue::{Client, Dialect as _, Output as _},
     fuzzing::block_on,
     net::peer::Peer,
     state::App,
@@ -33,18 +30,18 @@ pub fn commands(data: &[u8]) {
     assert!(commands.iter().all(|command| (2..=MAX).contains(&command.len())));
     block_on(async {
         let worker = Worker::new(&Arc::new(App::in_memory(Config::default(), None)));
-        let client = anonymous(&worker, Peer { address: None, has_tls: false });
-        let mut conversation = Conversation::new(Drs::new(&Arc::default(), &worker, false), client);
-        let mut outgoing = Outgoing::default();
+        let client = Client::anonymous(&worker, Peer { address: None, has_tls: false });
+        let protocol = Protocol::DrsWebsocket;
+        let door = Drs::new(&Arc::default(), &worker, protocol, Vec::new());
+        let mut conversation = Conversation::new(door, client, Outgoing::default());
         for command in &commands {
-            let mut output = Messages::new(&mut outgoing);
-            if Drs::begin(&mut conversation, command, &mut output, &mut 1).is_err() {
+            if Drs::begin(&mut conversation, command, &mut 1).is_err() {
                 break;
             }
-            drop(output);
-            conversation.run(&mut outgoing);
+            conversation.run();
         }
-        conversation.drain(&mut outgoing);
+        conversation.drain();
+        let outgoing = mem::take(conversation.contact.output.outgoing());
         let sent = String::from_utf8(outgoing.payloads()).expect("text");
         assert!(sent.is_empty() || sent.ends_with('\n'));
         for value in serde_json::Deserializer::from_str(&sent).into_iter::<Value>() {
@@ -67,7 +64,7 @@ fn is_of_reader(error: &serde_json::Error) -> bool {
 }
 
 /// The commands, and why there are no more.
-pub(super) fn split(data: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Option<Malformed>) {
+pub(super) fn split(data: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Option<String>) {
     let (mut split, mut found, mut held) = (Split::default(), Vec::new(), Vec::new());
     for piece in data.chunks(piece.min(data.len().max(1))) {
         held.extend_from_slice(piece);
@@ -76,7 +73,7 @@ pub(super) fn split(data: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Opt
             match split.next(&held, max) {
                 Ok(Some(length)) => found.push(held.drain(..length).collect()),
                 Ok(None) => break,
-                Err(malformed) => return (found, Some(malformed)),
+                Err(malformed) => return (found, Some(format!("{malformed:?}"))),
             }
         }
     }

@@ -1,115 +1,83 @@
 //! What a peer is sent: the calls and the fires that it handles, and its answers.
 
-use std::sync::Arc;
-
 use msgbus_core::{LagPolicy, Position, Published, RecvError, Reply, Request, TopicName};
-use serde_json::json;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
 
 use super::{
-    Conversation, Drs, FIELDS, MAX_CALLS, MAX_IN_HAND,
-    command::{self, Failure},
-    commands::Subscribing,
+    Conversation, Drs, FIELDS,
+    command::{self, Command, EXCEPTION},
 };
 use crate::{
-    auth::Target,
-    dialogue::{Client, Dialect, End, Handled, MAX_UNREAD, Output as _, output::Messages},
+    dialogue::{self, Dialect, End, Handled, Name, Refusal, names::foreign, output::Messages},
     encode::frame_cache::{Encoder, Frame, FrameFormat},
     service::{
         error::ServiceError,
         follower::{FollowOptions, Follower, Item},
     },
-    websocket::{end, transport::Outgoing},
+    websocket::end,
 };
 
-/// A message as a command in a text frame.
-const FRAME: Encoder = Encoder {
-    name: "drs-ws",
-    encode: |message| {
-        Frame::text(message.payload().len() + 64, |out| command::write_fire(out, message))
-    },
-};
 /// A message as a command in a line.
-const LINE: Encoder = Encoder {
-    name: "drs-tcp",
+const FORMAT: FrameFormat = FrameFormat::Of(Encoder {
+    name: "drs",
     encode: |message| {
-        let mut command = Vec::new();
+        let mut command = Vec::with_capacity(message.payload().len() + 64);
         command::write_fire(&mut command, message);
         Frame::new(command, "")
     },
-};
+});
 
-pub(super) fn options(from: Position, is_stream: bool) -> FollowOptions {
-    let format = FrameFormat::Of(if is_stream { LINE } else { FRAME });
-    FollowOptions { from, lag: LagPolicy::Skip, format }
-}
+pub(super) const OPTIONS: FollowOptions =
+    FollowOptions { from: Position::New, lag: LagPolicy::Skip, format: FORMAT };
 
-/// What a peer handles.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Name {
-    Calls(TopicName),
-    Fires(Target),
-    /// Fires that the server sends to every peer.
-    Broadcast(Target),
-}
-
-impl Name {
-    pub(super) fn follows(&self, topic: &TopicName) -> bool {
-        match self {
-            Self::Calls(_) => false,
-            Self::Fires(target) | Self::Broadcast(target) => match target {
-                Target::Topic(followed) => followed == topic,
-                Target::Pattern(pattern) => pattern.matches(topic),
-            },
-        }
-    }
-
-    fn text(&self) -> String {
-        match self {
-            Self::Calls(service) => service.to_string(),
-            Self::Fires(target) | Self::Broadcast(target) => target.to_string(),
-        }
-    }
-}
-
-/// Fires that begin to be handled.
-#[derive(Debug, Default)]
-pub(super) struct Opening {
-    /// The commands that ask for them.
-    pub(super) asked: Vec<Arc<Subscribing>>,
-    /// The subscription of another user, which goes on until this one is open: so nothing is missed.
-    pub(super) before: Option<Follower>,
+/// Why fires begin to be handled.
+#[derive(Debug)]
+pub(crate) enum Opening {
+    /// A command or the address of the peer asks for them.
+    Asked,
+    /// They were handled before.
+    Again,
+    /// The server sends them to every peer that may have them.
+    Broadcast,
 }
 
 /// A command that is answered later.
 #[derive(Debug)]
-pub(super) struct Waiter {
-    /// As JSON.
-    pub(super) key: Option<Box<str>>,
+pub(crate) struct Waiter {
+    pub(super) key: Option<Box<RawValue>>,
     pub(super) action: TopicName,
 }
 
-/// Counts a refusal.
-pub(super) fn refused(client: &Client, error: ServiceError) -> Failure {
-    client.refused(None, error.code());
-    error.into()
+pub(super) type Contact = dialogue::Contact<Drs>;
+
+impl Contact {
+    /// Writes a command.
+    pub(super) fn say(
+        &mut self,
+        key: Option<&RawValue>,
+        action: &str,
+        body: Option<impl Serialize>,
+    ) {
+        self.write(|out| command::write(out, key, action, body, None));
+    }
+
+    /// Tells a peer that a name is not handled any more.
+    fn say_end(&mut self, name: &Name) {
+        let of = if matches!(name, Name::Topic(_)) { "subscribe" } else { "serve" };
+        self.say(None, "drs.end", Some(json!({of: name.to_string()})));
+    }
 }
 
-/// Writes a command. `key` and `body` are JSON.
-pub(super) fn write(
-    client: &Client,
-    output: &mut Messages<'_>,
-    key: Option<&str>,
-    action: &str,
-    body: Option<&str>,
-) {
-    output.write(&client.worker.inflight, |out| command::write(out, key, action, body, None));
-}
+impl Drs {
+    /// The key of a call that the peer handles.
+    fn key_of(&self, number: u64) -> String {
+        format!("{}{number:08x}", self.prefix)
+    }
 
-impl Failure {
-    /// Tells the peer, without a key.
-    pub(super) fn write(&self, client: &Client, output: &mut Messages<'_>) {
-        write(client, output, None, self.action, Some(&self.body()));
+    /// The number of a call that this key, in JSON, may be of.
+    pub(super) fn number_of(&self, key: &str) -> Option<u64> {
+        u64::from_str_radix(key.trim_matches('"').strip_prefix(&self.prefix)?, 16).ok()
     }
 }
 
@@ -117,9 +85,10 @@ impl Dialect for Drs {
     const NAME: &'static str = "drs";
     const TEXT_ONLY: &'static str = "commands are text: JSON";
     const BATCH: usize = 64;
-    const MAX_IN_HAND: usize = MAX_IN_HAND;
+    /// A batch may exceed it.
+    const MAX_IN_HAND: usize = 256;
 
-    type Output<'a> = Messages<'a>;
+    type Output = Messages;
     type Name = Name;
     type Opening = Opening;
     type Style = ();
@@ -130,170 +99,110 @@ impl Dialect for Drs {
     fn begin(
         conversation: &mut Conversation,
         message: &[u8],
-        output: &mut Messages<'_>,
         allowed: &mut usize,
     ) -> Result<Handled, end::End> {
-        let max = conversation.client.worker.config.max_payload.saturating_add(FIELDS);
+        let max = conversation.contact.client.worker.config.max_payload.saturating_add(FIELDS);
         let mut rest = message;
         loop {
-            rest = conversation.door.split.trim(rest);
+            rest = conversation.contact.door.split.trim(rest);
             let handled = message.len() - rest.len();
             if rest.is_empty() {
                 return Ok(Handled::All);
             }
-            if *allowed == 0 || !Self::may_begin(conversation, output.waiting()) {
+            if *allowed == 0 || !conversation.may_begin() {
                 return Ok(Handled::UpTo(handled));
             }
-            *allowed -= 1;
-            let carried_out = match conversation.door.split.next(rest, max) {
-                Ok(None) => return Ok(Handled::Partly(handled)),
-                Ok(Some(length)) => {
-                    let command;
-                    (command, rest) = rest.split_at(length);
-                    conversation.command(command, output)
-                }
-                Err(malformed) => Err(malformed),
+            let Some(length) = conversation.contact.door.split.next(rest, max)? else {
+                return Ok(Handled::Partly(handled));
             };
-            if let Err(malformed) = carried_out {
-                conversation.door.malformed = Some(malformed.to_string());
-                let why = "malformed command".into();
-                return Err(end::End::Malformed(CloseCode::Policy, malformed.code(), why));
+            *allowed -= 1;
+            let bytes;
+            (bytes, rest) = rest.split_at(length);
+            let command = Command::read(bytes)?;
+            conversation.contact.door.commands.increment();
+            // Others wait for answers, which wait for nothing.
+            if !conversation.complete(&command) && conversation.is_next(bytes) {
+                conversation.carry_out(&command);
             }
         }
     }
 
-    fn may_begin(conversation: &Conversation, unwritten: usize) -> bool {
-        unwritten < MAX_UNREAD
-            && conversation.activities.outstanding() < 2 * MAX_CALLS
-            && conversation.door.queued < MAX_UNREAD
+    fn is_busy(conversation: &Conversation) -> bool {
+        let is_serial = conversation.contact.client.worker.config.drs.is_serial;
+        conversation.contact.door.subscribing.is_some()
+            || is_serial && conversation.activities.outstanding() > 0
     }
 
-    fn resume(conversation: &mut Conversation, outgoing: &mut Outgoing) {
-        if conversation.door.queue.is_empty() {
-            return;
-        }
-        let mut output = Messages::new(outgoing);
-        while conversation.activities.outstanding() == 0
-            && output.waiting() < MAX_UNREAD
-            && !conversation.door.queue.is_empty()
-        {
-            conversation.next_command(&mut output);
+    fn go_on(conversation: &mut Conversation, command: &[u8]) {
+        // It was read before.
+        if let Ok(command) = Command::read(command) {
+            conversation.carry_out(&command);
         }
     }
 
     fn opened(
-        &mut self,
-        client: &Client,
+        contact: &mut Contact,
         name: &Name,
         opening: &mut Opening,
         outcome: Result<&Follower, ServiceError>,
-        output: &mut Messages<'_>,
     ) -> bool {
-        let asked = std::mem::take(&mut opening.asked);
-        if let Err(error) = outcome {
-            let failure = refused(client, error);
-            for subscribing in &asked {
-                let _ = subscribing.failure.set(failure.clone());
+        match (opening, outcome) {
+            (Opening::Asked, outcome) => {
+                contact.subscribed(outcome.map(drop).map_err(Refusal::from));
             }
+            (Opening::Again, Err(_)) => contact.say_end(name),
             // A broadcast that the peer may not have is none.
-            if asked.is_empty() && (opening.before.is_some() || matches!(name, Name::Fires(_))) {
-                notify(client, "drs.end", &json!({"subscribe": name.text()}), output);
-            }
+            (Opening::Again | Opening::Broadcast, _) => {}
         }
-        for subscribing in asked {
-            self.subscribed(client, subscribing, output);
-        }
-        opening.before = None;
         true
     }
 
-    fn item(client: &Client, name: &Name, item: Item, _: u64, output: &mut Messages<'_>) {
+    fn item(contact: &mut Contact, name: &Name, item: Item, _: u64) {
         match item {
-            Item::Frame(frame) => output.push(frame),
+            Item::Frame(frame) => contact.output.push(frame),
             Item::Feed(_) => {}
             Item::Missed(missed) => {
-                let body = json!({"subscribe": name.text(), "missed": missed});
-                notify(client, "drs.gap", &body, output);
+                let body = json!({"subscribe": name.to_string(), "missed": missed});
+                contact.say(None, "drs.gap", Some(body));
             }
         }
     }
 
-    fn request(
-        &mut self,
-        client: &Client,
-        _: (&Name, ()),
-        call: &Request,
-        number: u64,
-        output: &mut Messages<'_>,
-    ) -> u64 {
-        let number = number & u64::from(u32::MAX);
-        let key = format!("\"{:012x}{number:08x}\"", self.prefix);
-        let (payload, headers) = (call.payload(), call.headers());
-        let (body, version) = (command::body(payload, headers), command::version(headers));
-        output.write(&client.worker.inflight, |out| {
-            let action = call.service().as_str();
-            command::write(out, Some(&key), action, body.as_deref(), version);
+    fn request(contact: &mut Contact, _: (&Name, ()), call: &Request, number: u64) -> u64 {
+        let (key, content) = (contact.door.key_of(number), (&call.payload()[..], call.headers()));
+        contact.write(|out| {
+            command::write_payload(out, Some(&key), &foreign(call.service().as_str()), content);
         });
         number
     }
 
-    fn replied(
-        &mut self,
-        client: &Client,
-        Waiter { key, action }: Waiter,
-        outcome: Result<Reply, ServiceError>,
-        output: &mut Messages<'_>,
-    ) {
-        let outcome = outcome.map_err(Failure::from);
-        self.answer(client, (key.as_deref(), action.as_str()), &outcome, output);
+    fn replied(contact: &mut Contact, waiter: Waiter, outcome: Result<Reply, ServiceError>) {
+        let Waiter { key, action } = waiter;
+        let action = foreign(action.as_str());
+        contact.answer(key.as_deref(), &action, outcome.map_err(Refusal::from));
     }
 
-    fn done(
-        &mut self,
-        client: &Client,
-        waiter: Waiter,
-        outcome: Result<Published, ServiceError>,
-        output: &mut Messages<'_>,
-    ) {
-        self.replied(client, waiter, outcome.map(|_| Reply::default()), output);
+    fn done(contact: &mut Contact, waiter: Waiter, outcome: Self::Outcome) {
+        Self::replied(contact, waiter, outcome.map(|_| Reply::default()));
     }
 
-    fn ended(
-        conversation: &mut Conversation,
-        name: Name,
-        (end, at): (End, Position),
-        output: &mut Messages<'_>,
-    ) {
-        let body = match (&name, end) {
+    fn ended(conversation: &mut Conversation, name: Name, (end, at): (End, Position)) {
+        match end {
             // The end of the connection follows.
-            (_, End::Over(RecvError::Closed)) => return,
+            End::Over(RecvError::Closed) => {}
             // There may be another one, and clients do not expect that a handler ends.
-            (_, End::Over(RecvError::Deleted)) => {
-                return conversation.open(name, at, Opening::default(), output);
-            }
-            (Name::Calls(_), _) => json!({"serve": name.text()}),
-            _ => json!({"subscribe": name.text()}),
-        };
-        notify(&conversation.client, "drs.end", &body, output);
+            End::Over(RecvError::Deleted) => conversation.open(name, at, Opening::Again),
+            _ => conversation.contact.say_end(&name),
+        }
     }
 
-    fn ends(&mut self, client: &Client, end: &end::End, output: &mut Messages<'_>) {
-        let why = match (end, self.malformed.take()) {
-            (_, Some(why)) => why,
-            (end::End::Violation(_, why), _) => why.to_string(),
-            (end::End::Unfinished, _) => "The rest of a command did not arrive in time".to_owned(),
-            (end::End::NoMemory, _) => "Too much memory is in use: retry shortly".to_owned(),
+    fn ends(contact: &mut Contact, end: &end::End) {
+        let why = match end {
+            end::End::Malformed(_, _, why) | end::End::Violation(_, why) => why,
+            end::End::Unfinished => "The rest of a command did not arrive in time",
+            end::End::NoMemory => "Too much memory is in use: retry shortly",
             _ => return,
         };
-        Failure::exception(why).write(client, output);
+        contact.say(None, EXCEPTION, Some(json!({"message": why})));
     }
-
-    fn rests(&mut self) {
-        self.stats.take(&mut self.counts);
-    }
-}
-
-/// Tells a peer something about a name that it handles.
-fn notify(client: &Client, action: &str, body: &serde_json::Value, output: &mut Messages<'_>) {
-    write(client, output, None, action, Some(&body.to_string()));
 }

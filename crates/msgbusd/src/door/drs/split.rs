@@ -1,33 +1,15 @@
 //! Finds the commands in JSON objects that follow each other, with or without white space between them.
 
-use memchr::memchr2;
-use thiserror::Error;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::service::code::Code;
+use crate::{service::code::Code, websocket::end::End};
 
 /// The deepest nesting of objects and arrays in a command.
 pub(super) const MAX_DEPTH: usize = 128;
 
-/// Why a stream cannot be read any further. The text is for the peer.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(super) enum Malformed {
-    #[error("Malformed command: expected a JSON object")]
-    NotAnObject,
-    #[error("Malformed command: {0}")]
-    Json(String),
-    #[error("Command too large: at most {max} bytes are read")]
-    TooLarge { max: usize },
-    #[error("Command nested too deeply: at most {MAX_DEPTH} levels are read")]
-    TooDeep,
-}
-
-impl Malformed {
-    pub(super) fn code(&self) -> Code {
-        match self {
-            Self::NotAnObject | Self::Json(_) | Self::TooDeep => Code::BadJson,
-            Self::TooLarge { .. } => Code::PayloadTooLarge,
-        }
-    }
+/// A stream that cannot be read any further. The text is for the peer.
+pub(super) fn malformed(code: Code, why: impl Into<String>) -> End {
+    End::malformed(CloseCode::Policy, code, why.into())
 }
 
 /// How far a command was looked at: each byte is looked at once, also when they arrive one by one.
@@ -37,6 +19,7 @@ pub(super) struct Split {
     at: usize,
     depth: usize,
     is_in_string: bool,
+    is_escaped: bool,
 }
 
 impl Split {
@@ -46,44 +29,34 @@ impl Split {
     }
 
     /// The length of the command at the beginning, of at most `max` bytes, if all of it has arrived.
-    pub(super) fn next(&mut self, bytes: &[u8], max: usize) -> Result<Option<usize>, Malformed> {
+    pub(super) fn next(&mut self, bytes: &[u8], max: usize) -> Result<Option<usize>, End> {
         if bytes.first().is_some_and(|first| *first != b'{') {
-            return Err(Malformed::NotAnObject);
+            return Err(malformed(Code::BadJson, "Malformed command: expected a JSON object"));
         }
         // One byte more than there may be shows that a command is too large, however its bytes arrive.
-        let bytes = &bytes[..bytes.len().min(max.saturating_add(1))];
-        let is_whole = self.run(bytes)?;
-        if (if is_whole { self.at } else { bytes.len() }) > max {
-            return Err(Malformed::TooLarge { max });
+        let is_whole = self.run(&bytes[..bytes.len().min(max.saturating_add(1))])?;
+        if self.at > max {
+            let why = format!("Command too large: at most {max} bytes are read");
+            return Err(malformed(Code::PayloadTooLarge, why));
         }
         Ok(is_whole.then(|| std::mem::take(self).at))
     }
 
     /// Looks at the bytes up to the end of a command, and returns whether it has arrived.
-    fn run(&mut self, bytes: &[u8]) -> Result<bool, Malformed> {
-        while let Some(byte) = bytes.get(self.at) {
-            if self.is_in_string {
-                let Some(next) = memchr2(b'"', b'\\', &bytes[self.at..]) else {
-                    self.at = bytes.len();
-                    break;
-                };
-                self.at += next;
-                if bytes[self.at] == b'"' {
-                    self.is_in_string = false;
-                    self.at += 1;
-                } else if self.at + 1 == bytes.len() {
-                    break;
-                } else {
-                    self.at += 2;
-                }
-                continue;
-            }
+    fn run(&mut self, bytes: &[u8]) -> Result<bool, End> {
+        for byte in &bytes[self.at..] {
             self.at += 1;
-            match byte {
-                b'"' => self.is_in_string = true,
-                b'{' | b'[' if self.depth == MAX_DEPTH => return Err(Malformed::TooDeep),
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' => {
+            match (byte, self.is_in_string) {
+                _ if self.is_escaped => self.is_escaped = false,
+                (b'\\', true) => self.is_escaped = true,
+                (b'"', _) => self.is_in_string = !self.is_in_string,
+                (b'{' | b'[', false) if self.depth == MAX_DEPTH => {
+                    let why =
+                        format!("Command nested too deeply: at most {MAX_DEPTH} levels are read");
+                    return Err(malformed(Code::BadJson, why));
+                }
+                (b'{' | b'[', false) => self.depth += 1,
+                (b'}' | b']', false) => {
                     self.depth -= 1;
                     if self.depth == 0 {
                         return Ok(true);
@@ -106,7 +79,7 @@ pub(super) fn is_shallow(json: &[u8]) -> bool {
 mod tests {
     use super::{super::fuzzing::split, *};
 
-    fn texts(text: &[u8], piece: usize) -> Result<Vec<String>, Malformed> {
+    fn texts(text: &[u8], piece: usize) -> Result<Vec<String>, String> {
         let (found, malformed) = split(text, piece, 300);
         malformed.map_or(Ok(()), Err)?;
         Ok(found.into_iter().map(|command| String::from_utf8(command).unwrap()).collect())
@@ -127,14 +100,15 @@ mod tests {
         let deep = |depth: usize| "{\"a\":".to_owned() + &"[".repeat(depth);
         let long = format!("{{\"a\":\"{}", "x".repeat(300));
         for (text, expected) in [
-            ("x", Malformed::NotAnObject),
-            ("{} [", Malformed::NotAnObject),
-            ("null", Malformed::NotAnObject),
-            (&deep(MAX_DEPTH), Malformed::TooDeep),
-            (&long, Malformed::TooLarge { max: 300 }),
+            ("x", "expected a JSON object"),
+            ("{} [", "expected a JSON object"),
+            ("null", "expected a JSON object"),
+            (&deep(MAX_DEPTH), "nested too deeply"),
+            (&long, "at most 300 bytes"),
         ] {
             for piece in [1, 7, 1000] {
-                assert_eq!(texts(text.as_bytes(), piece), Err(expected.clone()), "{text}");
+                let why = texts(text.as_bytes(), piece).expect_err(text);
+                assert!(why.contains(expected), "{why}");
             }
         }
         assert_eq!(texts(deep(MAX_DEPTH - 1).as_bytes(), 1), Ok(Vec::new()));

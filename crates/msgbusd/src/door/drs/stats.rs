@@ -1,7 +1,7 @@
 //! What `/stats` says.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     env, fs,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
@@ -10,30 +10,27 @@ use msgbus_core::TopicName;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::{
-    FUNCTIONS,
-    command::{ERROR, EXCEPTION},
-};
+use super::command::{ERROR, EXCEPTION, RESPONSE};
 use crate::{
     auth::{Action, Permission},
     dialogue::Client,
     service::requests,
 };
 
-/// The maximum number of actions that are counted. Peers choose their names.
+/// The maximum number of actions that are counted.
 const MAX_ACTIONS: usize = 1_000;
+/// What the server itself answers.
+const FUNCTIONS: [&str; 6] =
+    ["auth.upgrade", "drs.kaboom", "drs.off", "drs.ping", "drs.serve", "drs.subscribe"];
 
 /// What all connections of the door share.
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
     pub(super) connections: AtomicUsize,
-    commands: Mutex<Counts>,
+    commands: Mutex<BTreeMap<Box<str>, Count>>,
 }
 
-/// How the commands of each action ended.
-#[derive(Debug, Default)]
-pub(super) struct Counts(HashMap<TopicName, Count>);
-
+/// How the commands of an action ended.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 struct Count {
     errors: u64,
@@ -41,10 +38,14 @@ struct Count {
     success: u64,
 }
 
-impl Counts {
-    /// Counts the answer to a command.
-    pub(super) fn add(&mut self, action: &TopicName, answer: &str) {
-        let Some(count) = self.count(action) else { return };
+impl Stats {
+    /// Counts the answer to a command. Peers choose the names of actions, so one that never had success is not counted.
+    pub(super) fn count(&self, action: &str, answer: &str) {
+        let mut commands = self.commands.lock();
+        if answer == RESPONSE && commands.len() < MAX_ACTIONS && !commands.contains_key(action) {
+            commands.insert(action.into(), Count::default());
+        }
+        let Some(count) = commands.get_mut(action) else { return };
         match answer {
             ERROR => count.errors += 1,
             EXCEPTION => count.exceptions += 1,
@@ -52,59 +53,27 @@ impl Counts {
         }
     }
 
-    fn count(&mut self, action: &TopicName) -> Option<&mut Count> {
-        if self.0.len() >= MAX_ACTIONS && !self.0.contains_key(action) {
-            return None;
-        }
-        Some(self.0.entry(action.clone()).or_default())
-    }
-}
-
-#[derive(Serialize)]
-struct Page<'a> {
-    hostname: &'a str,
-    connections: Connections,
-    commands: BTreeMap<&'a str, Count>,
-    functions: Vec<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Connections {
-    inbound: usize,
-}
-
-impl Stats {
-    /// Adds what one connection has counted.
-    pub(super) fn take(&self, counts: &mut Counts) {
-        if counts.0.is_empty() {
-            return;
-        }
-        let mut all = self.commands.lock();
-        for (action, Count { errors, exceptions, success }) in counts.0.drain() {
-            if let Some(sum) = all.count(&action) {
-                sum.errors += errors;
-                sum.exceptions += exceptions;
-                sum.success += success;
-            }
-        }
-    }
-
     /// As JSON: what the client may inspect.
     pub(super) fn to_json(&self, client: &Client) -> String {
-        let principal = client.principal.as_deref();
-        let may =
-            |name| principal.is_none_or(|some| some.can(Permission::Topic(Action::Inspect, name)));
-        let services = requests::services(&client.worker, principal);
+        #[derive(Serialize)]
+        struct Page<'a> {
+            hostname: &'a str,
+            connections: BTreeMap<&'a str, usize>,
+            commands: BTreeMap<&'a str, Count>,
+            functions: Vec<&'a str>,
+        }
+        let services = requests::services(&client.worker, client.principal.as_deref());
         let served = services.iter().filter(|service| client.worker.bus.is_served(&service.name));
         let mut functions: Vec<_> = served.map(|service| service.name.as_str()).collect();
         functions.extend(FUNCTIONS);
         functions.sort_unstable();
+        let may_inspect = |name: TopicName| client.can(Permission::Topic(Action::Inspect, &name));
         let commands = self.commands.lock();
-        let counted = commands.0.iter().filter(|(action, _)| may(action));
+        let counted = commands.iter().filter(|(action, _)| action.parse().is_ok_and(may_inspect));
         let page = Page {
             hostname: &hostname(),
-            connections: Connections { inbound: self.connections.load(Relaxed) },
-            commands: counted.map(|(action, count)| (action.as_str(), *count)).collect(),
+            connections: [("inbound", self.connections.load(Relaxed))].into(),
+            commands: counted.map(|(action, count)| (&**action, *count)).collect(),
             functions,
         };
         // It cannot fail: all keys are texts.

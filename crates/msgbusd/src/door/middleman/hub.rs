@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
@@ -55,10 +54,8 @@ impl Hub {
     /// An id as those of the old servers: 20 letters and digits that sort by time.
     fn new_id(&self) -> Arc<str> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut bytes = [0; 12];
-        bytes[..4].copy_from_slice(&now.as_secs().to_be_bytes()[4..]);
-        bytes[4..8].copy_from_slice(&self.server);
-        bytes[8..].copy_from_slice(&self.count.fetch_add(1, Relaxed).to_be_bytes());
+        let (seconds, count) = (now.as_secs().to_be_bytes(), self.count.fetch_add(1, Relaxed));
+        let bytes = [&seconds[4..], &self.server, &count.to_be_bytes()].concat();
         BASE32HEX_NOPAD.encode(&bytes).to_ascii_lowercase().into()
     }
 
@@ -80,6 +77,7 @@ impl Hub {
 }
 
 /// A connection as others see it.
+#[derive(Debug)]
 pub(super) struct Identity {
     pub(super) id: Arc<str>,
     /// The user that a service has attached to it; empty if none has.
@@ -90,12 +88,6 @@ pub(super) struct Identity {
     /// Whether it has enabled something.
     has_enabled: AtomicBool,
     client: Client,
-}
-
-impl fmt::Debug for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.id)
-    }
 }
 
 /// Forgets a connection that has ended. Nobody can publish to its private topic any more, which is deleted.
@@ -131,24 +123,21 @@ impl Enabled {
     const MAX: usize = 65_536;
 
     /// Lets clients use a topic. Returns `false` if there are too many.
-    pub(super) fn add(&self, topic: &TopicName, service: &Identity, client: &Client) -> bool {
+    pub(super) fn add(&self, topic: &TopicName, service: &Identity) -> bool {
         let mut topics = self.0.write();
         if topics.len() >= Self::MAX && !topics.contains_key(topic) {
             return false;
         }
         service.has_enabled.store(true, Relaxed);
         let services = topics.entry(topic.clone()).or_default();
-        let key =
-            |principal: &Option<Arc<Principal>>| principal.as_ref().and_then(|one| one.hash());
-        let is_known = |(id, principal): &Service| {
-            if service.hub.options.ends_with_service {
-                *id == service.id
-            } else {
-                key(principal) == key(&client.principal)
-            }
+        let key = |one: &Option<Arc<Principal>>| one.as_ref().and_then(|one| one.hash());
+        let principal = &service.client.principal;
+        let is_known = |(id, known): &Service| {
+            let is_same = !service.hub.options.ends_with_service && key(known) == key(principal);
+            *id == service.id || is_same
         };
         if !services.iter().any(is_known) {
-            services.push((Arc::clone(&service.id), client.principal.clone()));
+            services.push((Arc::clone(&service.id), principal.clone()));
         }
         true
     }

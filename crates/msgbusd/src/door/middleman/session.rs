@@ -2,119 +2,65 @@
 
 use std::sync::Arc;
 
-use msgbus_core::{LagPolicy, Op, Position, RecvError, Reply, Request, TopicName};
+use msgbus_core::{
+    Headers, LagPolicy, Op, Position, Published, RecvError, Reply, Request, TopicName,
+};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{
-    Conversation, MAX_COMMITS, MAX_IN_HAND, Middleman,
-    hub::Hub,
+    Conversation, Middleman,
+    frame::Frame,
+    hub::{Hub, Identity},
     output::{self, FORMAT},
-    refused::Refused,
 };
 use crate::{
-    auth::Action,
+    auth::{Action, Target},
     config::Protocol,
-    dialogue::{
-        Client, Dialect, End, Handled, MAX_UNREAD, Output as _, activities::Following,
-        output::Messages, session::Session,
-    },
-    encode::frame_cache::Frame,
-    net::connection::Connection,
+    dialogue::{self, Client, Dialect, End, Following, Handled, Name, Refusal, output::Messages},
     service::{
         Authority,
         code::Code,
         error::ServiceError,
         follower::{FollowOptions, Follower, Item},
     },
-    websocket::{
-        end::{self, count},
-        link::close,
-        transport::{Outgoing, Transport},
-    },
+    websocket::{end, transport::Outgoing},
 };
 
-/// What a message may have besides its body, in bytes.
-const HEAD: usize = 64 << 10;
-/// What a super key follows.
-const EVERYTHING: &str = "**";
+/// The maximum number of requests that one connection has and has not answered.
+pub(super) const MAX_IN_HAND: usize = 1024;
+
+pub(super) const NOT_TRUSTED: Refusal = Refusal::Door(Code::NotGranted, "not trusted");
 
 const OPTIONS: FollowOptions =
     FollowOptions { from: Position::New, lag: LagPolicy::Skip, format: FORMAT };
 
-/// What a client knows a subscription or a service by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Name {
-    Topic(TopicName),
-    /// The private topic of the client.
-    Private(TopicName),
-    /// All topics, for a super key.
-    Everything,
-    Service(TopicName),
-}
-
-impl Name {
-    /// The command that has begun it, and its target.
-    fn of(&self) -> (&'static str, String) {
-        match self {
-            Self::Topic(name) | Self::Private(name) => {
-                ("SUB", output::target(name.as_str()).into_owned())
-            }
-            Self::Everything => ("SUB", EVERYTHING.to_owned()),
-            Self::Service(name) => ("EREQ", output::target(name.as_str()).into_owned()),
-        }
-    }
-}
-
 /// What waits for an outcome: a command, its target, and the headers of a request.
 #[derive(Debug)]
-pub(super) struct Waiter {
+pub(crate) struct Waiter {
     pub(super) target: Box<str>,
-    pub(super) headers: msgbus_core::Headers,
-}
-
-/// Serves a client that has logged in, until the connection ends.
-pub(super) async fn serve(hub: Arc<Hub>, client: Client, mut transport: Transport<Connection>) {
-    let worker = Arc::clone(&client.worker);
-    let mut greeting = Outgoing::default();
-    let conversation = match begin(&hub, client, &mut greeting).await {
-        Ok(conversation) => conversation,
-        Err(error) => {
-            let end = end::End::Refused(error.code(), error.to_string().into());
-            count(&worker, &end);
-            return close(transport, Outgoing::default(), end.close_frame(None)).await;
-        }
-    };
-    if let Some(inbox) = transport.inbox() {
-        inbox.set_max(worker.config.max_payload.saturating_add(HEAD));
-    }
-    Box::new(Session::new(conversation, greeting, transport)).serve().await;
+    pub(super) headers: Headers,
+    /// Whose private topic stays meanwhile.
+    pub(super) _recipient: Option<Arc<Identity>>,
 }
 
 /// Subscribes a client to its private topic, confirms the key, and sends the id of the connection.
-async fn begin(
-    hub: &Arc<Hub>,
-    client: Client,
-    outgoing: &mut Outgoing,
-) -> Result<Conversation, ServiceError> {
+pub(super) async fn begin(hub: &Arc<Hub>, client: Client) -> Result<Conversation, ServiceError> {
     let messages = client.worker.messages_of(Protocol::Middleman);
     let identity = hub.connect(&client);
-    let private = identity.private.clone();
-    let mut conversation = Conversation::new(Middleman { identity, messages }, client);
+    let (id, private) = (Arc::clone(&identity.id), identity.private.clone());
+    let door = Middleman { identity, messages };
+    let mut conversation = Conversation::new(door, client, Outgoing::default());
     let follower = conversation.following(&private, Authority::Key, Position::New).await?;
-    let mut output = Messages::new(outgoing);
-    let welcome = ["MM OK", &conversation.door.identity.id];
     let without_id = conversation.is_one_of(&hub.options.without_id);
-    for text in &welcome[..if without_id { 1 } else { 2 }] {
-        output.push(Frame::text(text.len(), |out| out.extend_from_slice(text.as_bytes())));
+    for text in &["MM OK", &*id][..if without_id { 1 } else { 2 }] {
+        conversation.contact.write(|out| out.extend_from_slice(text.as_bytes()));
     }
-    let name = Name::Private(private);
-    conversation.follow(name, (), Op::ready(Ok(follower)), &mut output);
+    conversation.follow(Name::Topic(Target::Topic(private)), (), Op::ready(Ok(follower)));
     if conversation.is_one_of(&hub.options.super_keys) {
-        let everything = EVERYTHING.parse().unwrap_or_else(|_| unreachable!());
-        let following = conversation.client.call().follow_pattern(&everything, OPTIONS);
-        conversation.follow(Name::Everything, (), following, &mut output);
+        let everything = "**".parse().unwrap_or_else(|_| unreachable!());
+        let following = conversation.contact.client.call().follow_pattern(&everything, OPTIONS);
+        conversation.follow(Name::Topic(Target::Pattern(everything)), (), following);
     }
-    drop(output);
     Ok(conversation)
 }
 
@@ -126,24 +72,59 @@ impl Conversation {
         authority: Authority,
         from: Position,
     ) -> Following {
-        self.client.call_by(authority).follow(topic, FollowOptions { from, ..OPTIONS })
+        let call = self.contact.client.call_by(authority);
+        call.follow(topic, FollowOptions { from, ..OPTIONS })
     }
 
     /// Goes on with a subscription that was ended: clients know nothing of topics that are deleted, and there may be
     /// another service that lets them subscribe. Returns `false` if there is none.
-    fn follow_on(&mut self, name: &Name, at: Position, output: &mut Messages<'_>) -> bool {
-        let (topic, authority) = match name {
-            Name::Topic(topic) => {
-                let subscribable = &self.door.identity.hub.subscribable;
-                (topic, self.authority(Action::Subscribe, topic, subscribable))
-            }
-            Name::Private(topic) => (topic, Some(Authority::Key)),
-            Name::Everything | Name::Service(_) => return false,
+    fn follow_on(&mut self, name: &Name, at: Position) -> bool {
+        let Name::Topic(Target::Topic(topic)) = name else { return false };
+        let identity = &self.contact.door.identity;
+        let authority = if *topic == identity.private {
+            Some(Authority::Key)
+        } else {
+            self.authority(Action::Subscribe, topic, &identity.hub.subscribable)
         };
         let Some(authority) = authority else { return false };
-        let following = self.following(topic, authority, at);
-        self.follow(name.clone(), (), following, output);
+        self.follow(name.clone(), (), self.following(topic, authority, at));
         true
+    }
+}
+
+type Contact = dialogue::Contact<Middleman>;
+
+impl Contact {
+    /// Tells the client why a command with a target is not carried out.
+    pub(super) fn refuse(&mut self, command: (&str, &str), refusal: &Refusal) {
+        self.client.refused(Some(command.0), refusal.code());
+        self.tell(&error_text(command, refusal));
+    }
+
+    /// Tells the client why something that it has begun is not, or ends.
+    fn refuse_name(&mut self, name: &Name, refusal: &Refusal) {
+        let command = if matches!(name, Name::Topic(_)) { "SUB" } else { "EREQ" };
+        self.refuse((command, &name.to_string()), refusal);
+    }
+
+    /// Sends an error.
+    fn tell(&mut self, text: &str) {
+        self.write(|out| output::write(out, "PUB", "ERROR", None, text.as_bytes()));
+    }
+}
+
+/// Why a command with a target is not carried out, in the words that clients know.
+pub(super) fn error_text((command, target): (&str, &str), refusal: &Refusal) -> String {
+    match refusal.code() {
+        Code::NotGranted | Code::KeyNeeded | Code::WrongKey if command == "SUB" => {
+            format!("Not trusted: SUB {target}")
+        }
+        Code::NotGranted | Code::KeyNeeded | Code::WrongKey => {
+            format!("Not trusted {command} {target}")
+        }
+        Code::ReplyNotWanted => format!("No client for request ID  RES {target}"),
+        Code::NoResponder => format!("No responder for REQ {target}"),
+        _ => format!("{command} {target}: {refusal}"),
     }
 }
 
@@ -154,142 +135,110 @@ impl Dialect for Middleman {
     const BATCH: usize = 1;
     const MAX_IN_HAND: usize = MAX_IN_HAND;
 
-    type Output<'a> = Messages<'a>;
+    type Output = Messages;
     type Name = Name;
     type Opening = ();
     type Style = ();
     type RequestKey = u64;
     type Waiter = Waiter;
-    type Outcome = Result<msgbus_core::Published, ServiceError>;
+    type Outcome = Result<Published, ServiceError>;
 
     fn begin(
         conversation: &mut Conversation,
         message: &[u8],
-        output: &mut Messages<'_>,
         allowed: &mut usize,
     ) -> Result<Handled, end::End> {
         *allowed -= 1;
-        conversation.door.messages.increment();
-        conversation.handle(end::End::text(message)?, output).map_err(|error| {
-            let (code, why) = (CloseCode::Protocol, error.to_string().into());
-            end::End::Malformed(code, Code::WebsocketViolation, why)
+        conversation.contact.door.messages.increment();
+        let frame = Frame::parse(end::End::text(message)?).map_err(|error| {
+            let code = Code::WebsocketViolation;
+            end::End::malformed(CloseCode::Protocol, code, error.to_string())
         })?;
+        // Others wait for replies, which wait for nothing.
+        if frame.command == "RES" || conversation.is_next(message) {
+            conversation.perform(&frame);
+        }
         Ok(Handled::All)
     }
 
     /// Messages are handled in order, so a subscription has to be open first.
-    fn may_begin(conversation: &Conversation, unwritten: usize) -> bool {
-        let activities = &conversation.activities;
-        activities.opening() == 0 && activities.held_up() < MAX_COMMITS && unwritten < MAX_UNREAD
+    fn is_busy(conversation: &Conversation) -> bool {
+        conversation.activities.opening() > 0
+    }
+
+    fn go_on(conversation: &mut Conversation, message: &[u8]) {
+        // It was read before.
+        if let Some(frame) = str::from_utf8(message).ok().and_then(|text| Frame::parse(text).ok()) {
+            conversation.perform(&frame);
+        }
     }
 
     fn opened(
-        &mut self,
-        client: &Client,
+        contact: &mut Contact,
         name: &Name,
         (): &mut (),
         outcome: Result<&Follower, ServiceError>,
-        output: &mut Messages<'_>,
     ) -> bool {
         if let Err(error) = outcome {
-            Refused::from(error).tell(client, name.of(), output);
+            contact.refuse_name(name, &error.into());
         }
         true
     }
 
-    fn item(_: &Client, name: &Name, item: Item, _: u64, output: &mut Messages<'_>) {
+    fn item(contact: &mut Contact, name: &Name, item: Item, _: u64) {
         match item {
-            Item::Frame(frame) => output.push(frame),
+            Item::Frame(frame) => contact.output.push(frame),
             Item::Feed(_) => {}
+            // An engine does not know how many.
+            Item::Missed(0) => contact.tell(&format!("SUB {name}: messages may have been missed")),
             Item::Missed(count) => {
-                let (_, target) = name.of();
-                let text = match count {
-                    // An engine does not know how many.
-                    0 => format!("SUB {target}: messages may have been missed"),
-                    _ => format!("SUB {target}: {count} messages were missed"),
-                };
-                output.push(error(&text));
+                contact.tell(&format!("SUB {name}: {count} messages were missed"))
             }
         }
     }
 
-    fn request(
-        &mut self,
-        client: &Client,
-        _: (&Name, ()),
-        request: &Request,
-        number: u64,
-        output: &mut Messages<'_>,
-    ) -> u64 {
-        let inflight = &client.worker.inflight;
-        output.write(inflight, |out| output::write_request(out, request, number));
+    fn request(contact: &mut Contact, _: (&Name, ()), request: &Request, number: u64) -> u64 {
+        contact.write(|out| output::write_request(out, request, number));
         number
     }
 
-    fn replied(
-        &mut self,
-        client: &Client,
-        Waiter { target, headers }: Waiter,
-        outcome: Result<Reply, ServiceError>,
-        output: &mut Messages<'_>,
-    ) {
+    fn replied(contact: &mut Contact, waiter: Waiter, outcome: Result<Reply, ServiceError>) {
+        let Waiter { target, headers, .. } = waiter;
         match outcome {
-            Ok(reply) => output.write(&client.worker.inflight, |out| {
-                output::write_reply(out, &target, &headers, &reply);
-            }),
-            Err(error) => Refused::from(error).tell(client, ("REQ", target), output),
+            Ok(reply) => contact.write(|out| output::write_reply(out, &target, &headers, &reply)),
+            Err(error) => contact.refuse(("REQ", &target), &error.into()),
         }
     }
 
-    fn done(
-        &mut self,
-        client: &Client,
-        waiter: Waiter,
-        outcome: Self::Outcome,
-        output: &mut Messages<'_>,
-    ) {
+    fn done(contact: &mut Contact, waiter: Waiter, outcome: Self::Outcome) {
         if let Err(error) = outcome {
-            Refused::from(error).tell(client, ("PUB", waiter.target), output);
+            contact.refuse(("PUB", &waiter.target), &error.into());
         }
     }
 
-    fn ended(
-        conversation: &mut Conversation,
-        name: Name,
-        (end, at): (End, Position),
-        output: &mut Messages<'_>,
-    ) {
-        let refused = match (&name, end) {
+    fn ended(conversation: &mut Conversation, name: Name, (end, at): (End, Position)) {
+        let private = &conversation.contact.door.identity.private;
+        let is_private = matches!(&name, Name::Topic(Target::Topic(topic)) if topic == private);
+        let refusal = match end {
             // The end of the connection follows.
-            (_, End::Over(RecvError::Closed)) => return,
-            (Name::Private(_), End::Revoked) => {
-                conversation.ends = Some(end::End::Revoked);
+            End::Over(RecvError::Closed) => return,
+            end if is_private && !matches!(end, End::Over(RecvError::Deleted)) => {
+                conversation.ends = Some(end.into());
                 return;
             }
-            (_, End::Revoked | End::Over(RecvError::Deleted)) => {
-                if conversation.follow_on(&name, at, output) {
-                    return;
-                }
-                Refused::NotTrusted
-            }
-            (Name::Private(_), End::Over(error)) => {
-                conversation.ends = Some(end::End::Over(error));
+            End::Revoked | End::Over(RecvError::Deleted) if conversation.follow_on(&name, at) => {
                 return;
             }
-            (_, End::Failed(error)) => error.into(),
-            (_, End::Over(error)) => Refused::because(Code::StoreFailed, error.to_string()),
+            End::Revoked | End::Over(RecvError::Deleted) => NOT_TRUSTED,
+            End::Failed(error) => error.into(),
+            End::Over(_) => Refusal::Door(Code::StoreFailed, "older messages cannot be read"),
         };
-        refused.tell(&conversation.client, name.of(), output);
+        conversation.contact.refuse_name(&name, &refusal);
     }
 
-    fn ends(&mut self, _: &Client, end: &end::End, output: &mut Messages<'_>) {
+    fn ends(contact: &mut Contact, end: &end::End) {
         if let end::End::Malformed(_, _, why) = end {
-            output.push(error(why));
+            contact.tell(why);
         }
     }
-}
-
-/// The frame of an error.
-pub(super) fn error(text: &str) -> Frame {
-    Frame::text(text.len() + 32, |out| output::write(out, "PUB", "ERROR", None, text.as_bytes()))
 }

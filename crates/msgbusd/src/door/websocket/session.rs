@@ -1,16 +1,15 @@
 //! One subscription on one websocket, from the handshake to the close frame.
 
 use std::{
-    future::poll_fn,
     ops::ControlFlow,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use tokio::{
     task::coop,
-    time::{Instant, Sleep, sleep_until},
+    time::{Instant, Sleep},
 };
 use tokio_tungstenite::tungstenite::Message;
 
@@ -19,7 +18,7 @@ use crate::{
     net::connection::{self, Connection},
     websocket::{
         end::{End, count},
-        link::{Link, close, measure, write_rest},
+        link::{Link, close, measure, until_end, write_rest},
         transport::Transport,
     },
 };
@@ -50,17 +49,8 @@ impl Session {
     /// Writes the messages of the topic and reads what the client sends, until the session ends.
     async fn follow(&mut self) -> End {
         let worker = Arc::clone(self.push.lock().follower.worker());
-        let mut alarm = pin!(sleep_until(self.link.heartbeat.next()));
-        poll_fn(|cx| {
-            if worker.tasks.stop.is_draining() {
-                return Poll::Ready(End::Drain);
-            }
-            match self.poll(cx, alarm.as_mut()) {
-                ControlFlow::Break(end) => Poll::Ready(end),
-                ControlFlow::Continue(()) => Poll::Pending,
-            }
-        })
-        .await
+        let first = self.link.heartbeat.next();
+        until_end(&worker, first, |cx, alarm| self.poll(cx, alarm)).await
     }
 
     /// Reads and writes until both have to wait.

@@ -82,14 +82,14 @@ async fn a_body_is_at_most_a_payload() {
         let body = "x".repeat(1000);
         peer.gives(
             &format!(r#"{{"key":"k","action":"s","body":"{body}"}}"#),
-            r#"{"key":"k","action":"drs.error","body":{"message":"a body has at most 1000 bytes"}}"#,
+            r#"{"key":"k","action":"drs.error","body":{"message":"payload exceeds max-payload-size: at most 1000 bytes are allowed"}}"#,
         )
         .await;
         peer.send(r#"{"key":"own","action":"s"}"#).await;
         let key = key_of(&peer.text().await);
         peer.gives(
             &format!(r#"{{"key":"{key}","action":"drs.response","body":"{body}"}}"#),
-            r#"{"key":"own","action":"drs.error","body":{"message":"a body has at most 1000 bytes"}}"#,
+            r#"{"key":"own","action":"drs.error","body":{"message":"payload exceeds max-payload-size: at most 1000 bytes are allowed"}}"#,
         )
         .await;
         peer.on("drs.off", "s").await;
@@ -107,7 +107,7 @@ async fn calls_that_wait_are_limited() {
     }
     assert_eq!(
         peer.text().await,
-        r#"{"key":"1024","action":"drs.exception","body":{"message":"at most 1024 calls may wait"}}"#
+        r#"{"key":"1024","action":"drs.exception","body":{"message":"too many requests: at most 1024 of one connection may wait for their replies"}}"#
     );
     drop((peer, responder));
     until(|| daemon.bus.service(&name("s")).is_none_or(|stats| stats.in_hand + stats.queued == 0))
@@ -153,7 +153,7 @@ async fn names_are_limited() {
     }
     peer.gives(
         r#"{"key":"k","action":"drs.serve","body":"more"}"#,
-        r#"{"key":"k","action":"drs.error","body":{"message":"at most 1024 names may be handled"}}"#,
+        r#"{"key":"k","action":"drs.error","body":{"message":"too many subscriptions: at most 1024 may be open on one connection"}}"#,
     )
     .await;
     peer.on("drs.off", "n1").await;

@@ -8,6 +8,7 @@ mod ipc;
 mod keys;
 mod library;
 mod listeners;
+mod reference;
 mod stats;
 mod transcripts;
 

@@ -49,7 +49,8 @@ async fn commands_are_counted_by_how_they_end() {
     // Both sides of a call count it.
     assert_eq!(page["commands"]["math.add"], json!({"errors": 4, "exceptions": 2, "success": 6}));
     assert_eq!(page["commands"]["news"], json!({"errors": 0, "exceptions": 0, "success": 1}));
-    assert_eq!(page["commands"]["nobody"]["errors"], 1);
+    // A peer could invent any number of them.
+    assert_eq!(page["commands"]["nobody"], Value::Null);
     assert_eq!(page["commands"]["drs.ping"]["success"], 2);
     let functions: Vec<_> = page["functions"].as_array().unwrap().iter().collect();
     assert!(functions.contains(&&json!("math.add")) && functions.contains(&&json!("drs.ping")));

@@ -37,7 +37,7 @@ async fn a_call_is_answered_with_its_key() {
         .await;
         peer.gives(
             r#"{"key":"k","action":"a//b"}"#,
-            r#"{"key":"k","action":"drs.error","body":{"message":"a topic name must not contain an empty, \".\" or \"..\" segment"}}"#,
+            r#"{"key":"k","action":"drs.error","body":{"message":"No handlers for a//b"}}"#,
         )
         .await;
         // Escapes in a key are repeated as they are.
@@ -120,11 +120,10 @@ async fn a_fire_is_not_answered_unless_that_is_wanted() {
             assert_eq!(other.text().await, r#"{"action":"news","body":{"a":1},"version":3}"#);
             peer.send(r#"{"key":"","action":"news","body":null,"version":0}"#).await;
             assert_eq!(other.text().await, r#"{"action":"news"}"#);
-            peer.send(r#"{"action":"a//b"}{"action":"drs.kaboom"}{"action":"drs.ping"}"#).await;
+            peer.send(r#"{"action":"drs.kaboom"}{"action":"drs.ping"}"#).await;
             if answers {
                 let ok = r#"{"action":"drs.response"}"#;
                 assert_eq!([peer.text().await, peer.text().await], [ok, ok]);
-                assert!(peer.text().await.starts_with(r#"{"action":"drs.error","body":{"mess"#));
                 assert!(peer.text().await.starts_with(r#"{"action":"drs.exception","body""#));
                 assert!(peer.text().await.starts_with(r#"{"action":"drs.response","body":1"#));
             }
@@ -163,9 +162,15 @@ async fn what_cannot_be_read_is_said_and_ends_the_connection() {
         for (text, reason) in [
             ("[1]", "Malformed command: expected a JSON object"),
             ("nonsense", "Malformed command: expected a JSON object"),
-            (r#"{"key":1}"#, "Malformed command: key must be a string"),
-            (r#"{"action":[]}"#, "Malformed command: action must be a string"),
-            (r#"{"version":"x"}"#, "Malformed command: version must be an integer"),
+            (r#"{"key":1}"#, "Malformed command: a key is a string of at most 1024 bytes"),
+            (
+                r#"{"action":[]}"#,
+                "Malformed command: invalid type: sequence, expected a string at line 1 column 10",
+            ),
+            (
+                r#"{"version":"x"}"#,
+                "Malformed command: invalid type: string \\\"x\\\", expected i64 at line 1 column 14",
+            ),
             (r#"{"action"}"#, "Malformed command: expected `:` at line 1 column 10"),
             (&deep, "Command nested too deeply: at most 128 levels are read"),
             (&large, "Command too large: at most 66536 bytes are read"),

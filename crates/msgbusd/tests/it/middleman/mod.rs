@@ -8,6 +8,7 @@ mod frames;
 mod handshake;
 mod keys;
 mod publish;
+mod reference;
 mod requests;
 mod users;
 

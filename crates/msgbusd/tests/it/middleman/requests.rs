@@ -146,7 +146,7 @@ async fn a_requester_ends_no_service_by_many_headers() {
             format!("a: {}\n\n", "x".repeat(9000)),
             "the headers of a message have at most 8192 bytes",
         ),
-        (format!("\n{long}\n"), "the body has more than 1000 bytes, the limit"),
+        (format!("\n{long}\n"), "payload exceeds max-payload-size: at most 1000 bytes are allowed"),
     ] {
         client.command("REQ s").await;
         let rid = header(&server.frame().await, "Rid").to_owned();

@@ -32,7 +32,7 @@ pub(crate) enum Answer {
 
 impl Answer {
     /// Writes the answer to an operation with this `rid`, as JSON.
-    pub(super) fn write(self, rid: Option<&[u8]>, output: &mut Output<'_>) {
+    pub(super) fn write(self, rid: Option<&[u8]>, output: &mut Output) {
         let text = output.text();
         text.extend_from_slice(match self {
             Self::Pong => br#"{"op":"pong""#,
@@ -82,7 +82,7 @@ pub(super) fn write_refusal(
     refusal: &Refusal,
     rid: Option<&[u8]>,
     of: Option<&str>,
-    output: &mut Output<'_>,
+    output: &mut Output,
 ) {
     let text = output.text();
     text.extend_from_slice(br#"{"op":"error""#);

@@ -3,21 +3,23 @@
 use msgbus_core::{NewRequest, Reply, TopicName, json};
 
 use super::{
-    MAX_ASKED,
+    V1,
     content::{Content, write_json},
     identifier::Identifier,
     operation,
     operations::{Begun, Operations, Waiter},
-    output::Output,
     refusal::Refusal,
 };
 use crate::{
-    dialogue::Client,
-    service::parameters::{self, TIMEOUTS},
+    dialogue::Contact,
+    service::{
+        Authority,
+        parameters::{self, TIMEOUTS},
+    },
 };
 
 impl Operations {
-    pub(super) fn ask(
+    pub(super) fn ask_one(
         &mut self,
         fields: &operation::Ask<'_>,
         rid: Option<&Identifier<'_>>,
@@ -28,18 +30,14 @@ impl Operations {
         let timeout = fields.timeout.text();
         let timeout =
             timeout.map(|text| parameters::duration("timeout", text, &TIMEOUTS)).transpose()?;
-        let request = NewRequest::new(content.payload(self.client.worker.config.max_payload)?)
-            .headers(content.headers()?.unwrap_or_default())
-            .timeout(timeout.unwrap_or(NewRequest::DEFAULT_TIMEOUT));
+        let request =
+            NewRequest::new(content.payload(self.contact.client.worker.config.max_payload)?)
+                .headers(content.headers()?.unwrap_or_default())
+                .timeout(timeout.unwrap_or(NewRequest::DEFAULT_TIMEOUT));
         let may_repeat = fields.retry.get().is_some_and(|retry| *retry);
-        if self.activities.asked() >= MAX_ASKED {
-            return Err(Refusal::TooManyAsked);
-        }
-        let call = self.client.call();
         let request = if may_repeat { request.may_repeat() } else { request };
-        let asked = call.ask(&service)?.send(request)?;
         let waiter = Waiter { rid: Some(rid), of: "request", form: fields.payload.form() };
-        self.activities.ask(waiter, asked);
+        self.ask(waiter, (&service, Authority::Own), request)?;
         Ok(Begun::Answers)
     }
 }
@@ -50,10 +48,9 @@ pub(super) fn service_name(name: &str) -> Result<TopicName, Refusal> {
 }
 
 pub(super) fn write_reply(
-    client: &Client,
+    Contact { client, output, .. }: &mut Contact<V1>,
     waiter: &Waiter,
     Reply { payload, headers }: &Reply,
-    output: &mut Output<'_>,
 ) {
     let text = output.text();
     text.extend_from_slice(br#"{"op":"ok","rid":"#);

@@ -11,7 +11,7 @@ use super::{
     output::Output,
     refusal::Refusal,
 };
-use crate::{limits::inflight::Inflight, service::parameters::BadParameter};
+use crate::{dialogue, limits::inflight::Inflight, service::parameters::BadParameter};
 
 /// The size of encoded content that is not copied, in bytes.
 const LARGE: usize = 16 << 10;
@@ -67,12 +67,12 @@ impl<'f> Content<'f> {
         } else {
             let text = self.text.or(self.json.map(RawValue::get)).unwrap_or_default();
             if text.len() > limit {
-                return Err(Refusal::PayloadTooLarge { limit });
+                return Err(dialogue::Refusal::PayloadTooLarge { limit }.into());
             }
             Bytes::copy_from_slice(text.as_bytes())
         };
         if bytes.len() > limit {
-            return Err(Refusal::PayloadTooLarge { limit });
+            return Err(dialogue::Refusal::PayloadTooLarge { limit }.into());
         }
         Ok(bytes)
     }
@@ -84,7 +84,7 @@ impl<'f> Content<'f> {
             return Ok(is_json.then(|| JSON.with_borrow(Clone::clone)));
         };
         let headers = json::read_headers(given.get()).map_err(|error| match error {
-            json::JsonError::Header(error) => Refusal::Headers(error),
+            json::JsonError::Header(error) => Refusal::from(error),
             _ => {
                 let why = "use an object from names to strings or arrays of strings";
                 BadParameter::new("headers", why).into()
@@ -99,7 +99,7 @@ impl<'f> Content<'f> {
 
 /// Writes what has about this size, in bytes. If it is large, it counts as in flight until it is written.
 pub(super) fn write_json(
-    output: &mut Output<'_>,
+    output: &mut Output,
     inflight: &Inflight,
     size: usize,
     write: impl FnOnce(&mut Vec<u8>),

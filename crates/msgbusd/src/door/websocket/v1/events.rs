@@ -7,12 +7,13 @@ use msgbus_core::{
 };
 
 use super::{
+    V1,
     answer::{number, write_sid},
     content::write_json,
     output::Output,
 };
 use crate::{
-    dialogue::{Client, End},
+    dialogue::{Contact, End},
     service::{
         error::ServiceError,
         follower::{Feed, Item},
@@ -23,7 +24,7 @@ use crate::{
 /// The size of an encoded message that is not copied, in bytes.
 const LARGE: usize = 16 << 10;
 
-pub(super) fn write_item(sid: &str, item: Item, next_id: u64, output: &mut Output<'_>) {
+pub(super) fn write_item(sid: &str, item: Item, next_id: u64, output: &mut Output) {
     match item {
         Item::Frame(frame) => {
             begin_message(output.text(), sid, next_id - 1);
@@ -47,7 +48,7 @@ fn begin_message(text: &mut Vec<u8>, sid: &str, id: u64) {
     number(text, id);
 }
 
-fn write_gap(sid: &str, missed: u64, next_id: u64, output: &mut Output<'_>) {
+fn write_gap(sid: &str, missed: u64, next_id: u64, output: &mut Output) {
     let text = output.text();
     text.extend_from_slice(br#"{"op":"gap""#);
     write_sid(text, sid);
@@ -59,7 +60,7 @@ fn write_gap(sid: &str, missed: u64, next_id: u64, output: &mut Output<'_>) {
     output.end_line();
 }
 
-fn write_feed(sid: &str, feed: Feed, output: &mut Output<'_>) {
+fn write_feed(sid: &str, feed: Feed, output: &mut Output) {
     let text = output.text();
     text.extend_from_slice(br#"{"op":""#);
     text.extend_from_slice(feed.word().as_bytes());
@@ -70,10 +71,9 @@ fn write_feed(sid: &str, feed: Feed, output: &mut Output<'_>) {
 }
 
 pub(super) fn write_leased(
-    client: &Client,
+    Contact { client, output, .. }: &mut Contact<V1>,
     (sid, form): (&str, PayloadForm),
     leased: &Leased,
-    output: &mut Output<'_>,
 ) {
     let message = &leased.message;
     let text = output.text();
@@ -93,10 +93,9 @@ pub(super) fn write_leased(
 }
 
 pub(super) fn write_request(
-    client: &Client,
+    Contact { client, output, .. }: &mut Contact<V1>,
     (sid, form): (&str, PayloadForm),
     request: &Request,
-    output: &mut Output<'_>,
 ) {
     let text = output.text();
     text.extend_from_slice(br#"{"op":"request""#);
@@ -111,7 +110,7 @@ pub(super) fn write_request(
 }
 
 /// Tells the client why a subscription or a service ended.
-pub(super) fn write_end(sid: &str, end: &End, output: &mut Output<'_>) {
+pub(super) fn write_end(sid: &str, end: &End, output: &mut Output) {
     let text = output.text();
     text.extend_from_slice(br#"{"op":"end""#);
     write_sid(text, sid);

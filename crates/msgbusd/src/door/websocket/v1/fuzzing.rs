@@ -1,6 +1,7 @@
 //! The fuzz target for the operations of a `msgbus.v1` client.
 
 use std::{
+    mem,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
     task::Waker,
@@ -9,13 +10,10 @@ use std::{
 use msgbus_core::{LeaseOptions, LeaseToken, NewMessage, ServiceStats, TopicName};
 use serde_json::Value;
 
-use super::{
-    MAX_OUTSTANDING, MAX_SUBSCRIPTIONS, V1, operation, operations::Operations, output::Output,
-    plain,
-};
+use super::{V1, operation, operations::Operations, plain};
 use crate::{
     config::Config,
-    dialogue::{Client, Output as _},
+    dialogue::{Client, MAX_OUTSTANDING, MAX_SUBSCRIPTIONS, Output as _},
     fuzzing::block_on,
     net::peer::Peer,
     state::App,
@@ -70,23 +68,21 @@ fn check_parsing(line: &str) {
 }
 
 fn serve(worker: &Arc<Worker>, text: &str) {
-    let mut operations = Operations::new(V1, client(worker));
+    let mut operations = Operations::new(V1, client(worker), Outgoing::default());
     operations.activities.register(Waker::noop());
     let mut token = String::new();
     for line in text.lines().map(str::trim_ascii).filter(|line| !line.is_empty()) {
         let line = &line.replace(REPLY, &token);
-        let mut outgoing = Outgoing::default();
-        operations.begin(line, &mut Output::new(&mut outgoing));
-        let answers = lines(&outgoing);
+        operations.begin(line);
+        let answers = lines(&mut operations);
         assert!(answers.len() <= 1, "{line} {answers:?}");
         for answer in &answers {
             check_answer(line, answer);
         }
-        let mut outgoing = Outgoing::default();
         for _ in 0..100 {
-            operations.run(&mut outgoing);
+            operations.run();
         }
-        for event in lines(&outgoing) {
+        for event in lines(&mut operations) {
             assert!(event["op"].is_string(), "{event}");
             if let Some(reply) = event["reply"].as_str() {
                 reply.clone_into(&mut token);
@@ -95,9 +91,8 @@ fn serve(worker: &Arc<Worker>, text: &str) {
         assert!(operations.activities.outstanding() <= MAX_OUTSTANDING);
     }
     assert!(worker.bus.stats().subscribers <= MAX_SUBSCRIPTIONS);
-    let mut outgoing = Outgoing::default();
-    operations.drain(&mut outgoing);
-    assert!(lines(&outgoing).iter().all(|line| line["op"] == "end"));
+    operations.drain();
+    assert!(lines(&mut operations).iter().all(|line| line["op"] == "end"));
     drop(operations);
     for ServiceStats { responders, queued, in_hand, counters, .. } in worker.bus.services() {
         assert_eq!((responders, queued, in_hand), (0, 0, 0));
@@ -112,8 +107,8 @@ fn serve(worker: &Arc<Worker>, text: &str) {
 }
 
 /// The lines of the frames that wait.
-fn lines(outgoing: &Outgoing) -> Vec<Value> {
-    let bytes = outgoing.payloads();
+fn lines(operations: &mut Operations) -> Vec<Value> {
+    let bytes = mem::take(operations.contact.output.outgoing()).payloads();
     let text = std::str::from_utf8(&bytes).expect("text");
     assert!(text.is_empty() || text.ends_with('\n'), "{text:?}");
     text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()

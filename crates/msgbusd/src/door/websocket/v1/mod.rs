@@ -24,14 +24,6 @@ mod subscribe;
 
 pub(crate) use self::session::session;
 
-/// The maximum number of subscriptions of one websocket.
-const MAX_SUBSCRIPTIONS: usize = 1024;
-/// The maximum number of operations that have begun and are not answered, without requests to services.
-const MAX_OUTSTANDING: usize = 1024;
-/// The maximum number of requests that wait for their replies. They hold up nothing: the replies that they wait for may
-/// have to come from the same client.
-const MAX_ASKED: usize = 1024;
-
 /// The protocol. It has no state besides what the client has begun.
 #[derive(Debug)]
 pub(crate) struct V1;

@@ -13,7 +13,7 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
-    dialogue::{Client, Conversation, activities::Pending},
+    dialogue::{Contact, Conversation, activities::Pending},
     service::{error::ServiceError, follower::Follower},
 };
 
@@ -39,10 +39,10 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    pub(super) fn refuse(&self, client: &Client, refusal: &Refusal, output: &mut Output<'_>) {
-        client.refused(Some(self.of), refusal.code());
+    pub(super) fn refuse(&self, contact: &mut Contact<V1>, refusal: &Refusal) {
+        contact.client.refused(Some(self.of), refusal.code());
         let rid = self.rid.as_ref().map(|rid| rid.as_bytes());
-        write_refusal(refusal, rid, Some(self.of), output);
+        write_refusal(refusal, rid, Some(self.of), &mut contact.output);
     }
 }
 
@@ -75,10 +75,9 @@ impl Opening {
     /// Answers the `sub`, and the `unsub` that came meanwhile. Returns whether the subscription goes on.
     pub(super) fn answer(
         &mut self,
-        client: &Client,
+        contact: &mut Contact<V1>,
         sid: &Label,
         outcome: Result<&Follower, ServiceError>,
-        output: &mut Output<'_>,
     ) -> bool {
         let of = |rid, of| Waiter { rid, of, form: PayloadForm::default() };
         let (rid, unsubscribed) = (self.rid.take(), self.unsubscribed.take());
@@ -87,19 +86,19 @@ impl Opening {
                 let subscription = follower.subscription();
                 let (epoch, start) = (subscription.epoch(), subscription.start());
                 let answer = Answer::Subscribed { sid: sid.clone(), epoch, start };
-                answer.write(Some(rid.as_bytes()), output);
+                answer.write(Some(rid.as_bytes()), &mut contact.output);
             }
             (Ok(_), None) => {}
             (Err(error), _) => {
-                of(rid, "sub").refuse(client, &error.into(), output);
+                of(rid, "sub").refuse(contact, &error.into());
                 if let Some(Unsubscribed(rid)) = unsubscribed {
-                    of(rid, "unsub").refuse(client, &Refusal::UnknownSid, output);
+                    of(rid, "unsub").refuse(contact, &Refusal::UnknownSid);
                 }
                 return false;
             }
         }
         if let Some(Unsubscribed(Some(rid))) = &unsubscribed {
-            Answer::Sid(sid.clone()).write(Some(rid.as_bytes()), output);
+            Answer::Sid(sid.clone()).write(Some(rid.as_bytes()), &mut contact.output);
         }
         unsubscribed.is_none()
     }
@@ -107,17 +106,17 @@ impl Opening {
 
 impl Operations {
     /// Begins the operation of a line.
-    pub(super) fn begin(&mut self, line: &str, output: &mut Output<'_>) {
-        self.client.worker.operation();
-        self.client.refresh();
+    pub(super) fn begin(&mut self, line: &str) {
+        self.contact.client.worker.operation();
+        self.contact.client.refresh();
         match operation::parse(line) {
             Ok(Request { rid, operation }) => {
-                if let Err(refusal) = self.perform(&operation, rid.as_ref(), output) {
-                    self.refuse(&refusal, rid.as_ref(), Some(operation.name()), output);
+                if let Err(refusal) = self.perform(&operation, rid.as_ref()) {
+                    self.refuse(&refusal, rid.as_ref(), Some(operation.name()));
                 }
             }
             Err(Unreadable { rid, of, refusal }) => {
-                self.refuse(&refusal, rid.as_ref(), of, output);
+                self.refuse(&refusal, rid.as_ref(), of);
             }
         }
     }
@@ -126,11 +125,10 @@ impl Operations {
         &mut self,
         operation: &Operation<'_>,
         rid: Option<&Identifier<'_>>,
-        output: &mut Output<'_>,
     ) -> Result<(), Refusal> {
         let begun = match operation {
             Operation::Publish(fields) => self.publish_one(fields)?,
-            Operation::Subscribe(fields) => self.subscribe(fields, rid, output)?,
+            Operation::Subscribe(fields) => self.subscribe(fields, rid)?,
             Operation::Unsubscribe(fields) => self.unsubscribe(fields, rid)?,
             Operation::Pull(_) if rid.is_none() => return Err(Refusal::Missing("rid")),
             Operation::Pull(fields) => self.pull(fields)?,
@@ -138,7 +136,7 @@ impl Operations {
             Operation::Nack(fields) => self.nack(fields)?,
             Operation::Extend(fields) => self.extend(fields)?,
             Operation::Credit(fields) => self.credit(fields)?,
-            Operation::Ask(fields) => self.ask(fields, rid)?,
+            Operation::Ask(fields) => self.ask_one(fields, rid)?,
             Operation::Serve(fields) => self.serve_one(fields)?,
             Operation::Reply(fields) => self.reply_one(fields)?,
             Operation::Ping(Ping { .. }) => Begun::Done(Answer::Pong),
@@ -158,25 +156,25 @@ impl Operations {
                 }
             }
         };
-        write(answer, rid, output);
+        write(answer, rid, &mut self.contact.output);
         Ok(())
     }
 
     fn refuse(
-        &self,
+        &mut self,
         refusal: &Refusal,
         rid: Option<&Identifier<'_>>,
         of: Option<&'static str>,
-        output: &mut Output<'_>,
     ) {
-        self.client.refused(of, refusal.code());
+        self.contact.client.refused(of, refusal.code());
         let rid = rid.map(Identifier::to_label);
-        write_refusal(refusal, rid.as_ref().map(|rid| rid.as_bytes()), of, output);
+        let rid = rid.as_ref().map(|rid| rid.as_bytes());
+        write_refusal(refusal, rid, of, &mut self.contact.output);
     }
 }
 
 /// Writes an answer, if the client wants one.
-fn write(answer: Answer, rid: Option<&Identifier<'_>>, output: &mut Output<'_>) {
+fn write(answer: Answer, rid: Option<&Identifier<'_>>, output: &mut Output) {
     match rid {
         Some(Identifier::Number(number)) => {
             answer.write(Some(itoa::Buffer::new().format(*number).as_bytes()), output);

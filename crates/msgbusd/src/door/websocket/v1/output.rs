@@ -20,31 +20,42 @@ thread_local! {
 
 /// The frame that is being put together, for one turn of a websocket.
 #[derive(Debug)]
-pub(crate) struct Output<'a> {
-    outgoing: &'a mut Outgoing,
-    /// The text, after space for the longest header.
+pub(crate) struct Output {
+    outgoing: Outgoing,
+    /// The text, after space for the longest header. Empty between two turns.
     text: Vec<u8>,
     /// Encoded messages that other subscribers use, too, and where they stand in the text.
     shared: Vec<(usize, Bytes)>,
     shared_bytes: usize,
 }
 
-impl<'a> dialogue::Output<'a> for Output<'a> {
-    fn new(outgoing: &'a mut Outgoing) -> Self {
-        let mut text = SPARE.take();
-        text.clear();
-        text.resize(TextHeader::MAX_SIZE, 0);
-        Self { outgoing, text, shared: Vec::new(), shared_bytes: 0 }
+impl dialogue::Output for Output {
+    fn new(outgoing: Outgoing) -> Self {
+        Self { outgoing, text: Vec::new(), shared: Vec::new(), shared_bytes: 0 }
     }
 
     fn waiting(&self) -> usize {
         self.outgoing.len() + self.frame_len()
     }
+
+    fn outgoing(&mut self) -> &mut Outgoing {
+        self.finish_frame();
+        let text = mem::take(&mut self.text);
+        if text.capacity() > 0 && text.capacity() <= 4 * FRAME_SIZE {
+            SPARE.set(text);
+        }
+        &mut self.outgoing
+    }
 }
 
-impl Output<'_> {
+impl Output {
     /// The text of the line that is being written.
     pub(super) fn text(&mut self) -> &mut Vec<u8> {
+        if self.text.is_empty() {
+            self.text = SPARE.take();
+            self.text.clear();
+            self.text.resize(TextHeader::MAX_SIZE, 0);
+        }
         &mut self.text
     }
 
@@ -67,7 +78,7 @@ impl Output<'_> {
     }
 
     fn frame_len(&self) -> usize {
-        self.text.len() - TextHeader::MAX_SIZE + self.shared_bytes
+        self.text.len().saturating_sub(TextHeader::MAX_SIZE) + self.shared_bytes
     }
 
     /// Finishes the frame, if it has lines.
@@ -89,15 +100,5 @@ impl Output<'_> {
         self.outgoing.push_piece(Frame::new(text.slice(before..), ""), false);
         self.text.truncate(TextHeader::MAX_SIZE);
         self.shared_bytes = 0;
-    }
-}
-
-impl Drop for Output<'_> {
-    fn drop(&mut self) {
-        self.finish_frame();
-        let text = mem::take(&mut self.text);
-        if text.capacity() <= 4 * FRAME_SIZE {
-            SPARE.set(text);
-        }
     }
 }

@@ -13,7 +13,7 @@ use crate::service::{Authority, parameters, publisher::Publishing};
 
 impl Operations {
     pub(super) fn publish_one(&mut self, fields: &Publish<'_>) -> Result<Begun, Refusal> {
-        let message = message(fields, self.client.worker.config.max_payload)?;
+        let message = message(fields, self.contact.client.worker.config.max_payload)?;
         let topic = fields.topic.needed_text("topic")?;
         let name = || Ok::<_, Refusal>(TopicName::new(topic)?);
         let publishing = self.publish((topic, name), Authority::Own, message)?;

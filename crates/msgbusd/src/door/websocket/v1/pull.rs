@@ -42,7 +42,7 @@ struct Wanted {
 impl Operations {
     pub(super) fn pull(&mut self, fields: &Pull<'_>) -> Result<Begun, Refusal> {
         let wanted = Wanted::of(fields)?;
-        let client = self.client.clone();
+        let client = self.contact.client.clone();
         let Some(group) = fields.group.text() else {
             for (name, is_given) in
                 [("since", fields.since.get().is_some()), ("lease", fields.lease.get().is_some())]

@@ -5,8 +5,10 @@ use msgbus_core::{
 };
 use thiserror::Error;
 
-use super::{MAX_ASKED, MAX_SUBSCRIPTIONS};
-use crate::service::{code::Code, error::ServiceError, parameters::BadParameter};
+use crate::{
+    dialogue,
+    service::{code::Code, error::ServiceError, parameters::BadParameter},
+};
 
 /// Why an operation was refused. The texts are those of HTTP.
 #[derive(Debug, Error)]
@@ -31,18 +33,12 @@ pub(crate) enum Refusal {
     ServiceName(NameError),
     #[error("not a reply token: use the value of the field reply of a request as it is")]
     ReplyToken(#[from] ReplyTokenError),
-    #[error("too many requests: at most {MAX_ASKED} of one websocket may wait for their replies")]
-    TooManyAsked,
     #[error("bad pattern: {0}")]
     Pattern(#[from] PatternError),
     #[error("a pattern can only be followed: send sub without group, or name one topic")]
     IsPattern,
     #[error("{0}")]
     Token(#[from] TokenError),
-    #[error("headers of the message: {0}")]
-    Headers(#[from] HeaderError),
-    #[error("payload exceeds max-payload-size: at most {limit} bytes are allowed")]
-    PayloadTooLarge { limit: usize },
     #[error("too many leases in one request: send at most {limit} tokens")]
     TooManyTokens { limit: usize },
     #[error("this websocket has no subscription with this sid")]
@@ -51,10 +47,10 @@ pub(crate) enum Refusal {
     NotAGroup,
     #[error("this websocket already has a subscription with this sid")]
     SidInUse,
-    #[error("too many subscriptions: at most {MAX_SUBSCRIPTIONS} may be open on one websocket")]
-    TooManySubscriptions,
+    #[error("headers of the message: {0}")]
+    Headers(#[from] HeaderError),
     #[error("{0}")]
-    Service(#[from] ServiceError),
+    Common(#[from] dialogue::Refusal),
 }
 
 impl Refusal {
@@ -71,27 +67,28 @@ impl Refusal {
                 Code::BadTopic
             }
             Self::ReplyToken(_) => Code::InvalidReply,
-            Self::TooManyAsked => Code::TooManyRequests,
             Self::Token(_) => Code::InvalidLease,
-            Self::Headers(HeaderError::TooMany | HeaderError::TooLarge) => {
-                Code::MessageHeadersTooLarge
-            }
-            Self::Headers(_) => Code::BadHeader,
-            Self::PayloadTooLarge { .. } | Self::TooManyTokens { .. } => Code::PayloadTooLarge,
+            Self::TooManyTokens { .. } => Code::PayloadTooLarge,
             Self::UnknownSid => Code::UnknownSid,
             Self::SidInUse => Code::SidInUse,
-            Self::TooManySubscriptions => Code::TooManySubscriptions,
-            Self::Service(error) => error.code(),
+            Self::Headers(error) => dialogue::Refusal::from(*error).code(),
+            Self::Common(refusal) => refusal.code(),
         }
     }
 
     /// After how many seconds to try again, if that may help.
     pub(super) fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::Service(error) => error.retry_after(),
-            Self::TooManyAsked => Some(1),
+            Self::Common(dialogue::Refusal::Service(error)) => error.retry_after(),
+            Self::Common(dialogue::Refusal::TooManyAsked) => Some(1),
             _ => None,
         }
+    }
+}
+
+impl From<ServiceError> for Refusal {
+    fn from(error: ServiceError) -> Self {
+        Self::Common(error.into())
     }
 }
 

@@ -31,11 +31,11 @@ impl Operations {
 
     pub(super) fn reply_one(&mut self, fields: &operation::Reply<'_>) -> Result<Begun, Refusal> {
         let token: ReplyToken = fields.token.needed_text("token")?.parse()?;
-        let answer = answer_of(fields, self.client.worker.config.max_payload)?;
+        let answer = answer_of(fields, self.contact.client.worker.config.max_payload)?;
         match self.activities.answered(&token) {
             Some((token, origin)) => origin.reply(&token, answer)?,
             // It came from another connection.
-            None => self.client.call().reply(&token, answer)?,
+            None => self.contact.client.call().reply(&token, answer)?,
         }
         Ok(Begun::Done(Answer::Done))
     }

@@ -6,7 +6,7 @@ use memchr::memchr;
 use msgbus_core::{Leased, Position, Reply, ReplyToken, Request, json::PayloadForm};
 
 use super::{
-    MAX_OUTSTANDING, V1,
+    V1,
     answer::Answer,
     ask, events,
     identifier::Label,
@@ -15,7 +15,7 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
-    dialogue::{Client, Conversation, Dialect, End, Handled, MAX_UNREAD, Output as _, session},
+    dialogue::{Client, Contact, Conversation, Dialect, End, Handled, session},
     net::connection::Connection,
     service::{
         error::ServiceError,
@@ -40,8 +40,9 @@ fn max_frame(worker: &Worker) -> usize {
 /// Takes over a connection after the handshake. `already_read` has the bytes that were read since then.
 pub(crate) fn session(client: Client, connection: Connection, already_read: Vec<u8>) -> Session {
     let transport = Transport::with_inbox(connection, already_read, max_frame(&client.worker));
-    Session::new(Conversation::new(V1, client), Outgoing::default(), transport)
+    Session::new(Conversation::new(V1, client, Outgoing::default()), transport)
 }
+
 impl Dialect for V1 {
     const NAME: &'static str = "msgbus.v1";
     const TEXT_ONLY: &'static str = "msgbus.v1 is text: a JSON object in each line";
@@ -49,7 +50,7 @@ impl Dialect for V1 {
     /// Each `serve` has a limit of its own.
     const MAX_IN_HAND: usize = usize::MAX;
 
-    type Output<'a> = Output<'a>;
+    type Output = Output;
     type Name = Label;
     type Opening = Opening;
     type Style = PayloadForm;
@@ -60,93 +61,67 @@ impl Dialect for V1 {
     fn begin(
         operations: &mut Operations,
         message: &[u8],
-        output: &mut Output<'_>,
         allowed: &mut usize,
     ) -> Result<Handled, end::End> {
         let mut handled = 0;
         for line in lines(end::End::text(message)?) {
-            if *allowed == 0 || !Self::may_begin(operations, output.waiting()) {
+            if *allowed == 0 || !operations.may_begin() {
                 return Ok(Handled::UpTo(handled));
             }
             handled += line.len();
             *allowed -= 1;
             let line = line.trim_ascii();
             if !line.is_empty() {
-                operations.begin(line, output);
+                operations.begin(line);
             }
         }
         Ok(Handled::All)
     }
 
-    fn may_begin(operations: &Operations, unwritten: usize) -> bool {
-        operations.activities.held_up() < MAX_OUTSTANDING && unwritten < MAX_UNREAD
-    }
-
     fn opened(
-        &mut self,
-        client: &Client,
+        contact: &mut Contact<V1>,
         sid: &Label,
         opening: &mut Opening,
         outcome: Result<&Follower, ServiceError>,
-        output: &mut Output<'_>,
     ) -> bool {
-        opening.answer(client, sid, outcome, output)
+        opening.answer(contact, sid, outcome)
     }
 
-    fn item(_: &Client, sid: &Label, item: Item, next_id: u64, output: &mut Output<'_>) {
-        events::write_item(sid, item, next_id, output);
+    fn item(contact: &mut Contact<V1>, sid: &Label, item: Item, next_id: u64) {
+        events::write_item(sid, item, next_id, &mut contact.output);
     }
 
-    fn leased(
-        client: &Client,
-        (sid, form): (&Label, PayloadForm),
-        leased: &Leased,
-        output: &mut Output<'_>,
-    ) {
-        events::write_leased(client, (sid, form), leased, output);
+    fn leased(contact: &mut Contact<V1>, of: (&Label, PayloadForm), leased: &Leased) {
+        events::write_leased(contact, (of.0, of.1), leased);
     }
 
     fn request(
-        &mut self,
-        client: &Client,
+        contact: &mut Contact<V1>,
         (sid, form): (&Label, PayloadForm),
         request: &Request,
         _: u64,
-        output: &mut Output<'_>,
     ) -> ReplyToken {
-        events::write_request(client, (sid, form), request, output);
+        events::write_request(contact, (sid, form), request);
         request.token()
     }
 
-    fn replied(
-        &mut self,
-        client: &Client,
-        waiter: Waiter,
-        outcome: Result<Reply, ServiceError>,
-        output: &mut Output<'_>,
-    ) {
+    fn replied(contact: &mut Contact<V1>, waiter: Waiter, outcome: Result<Reply, ServiceError>) {
         match outcome {
-            Ok(reply) => ask::write_reply(client, &waiter, &reply, output),
-            Err(error) => waiter.refuse(client, &error.into(), output),
+            Ok(reply) => ask::write_reply(contact, &waiter, &reply),
+            Err(error) => waiter.refuse(contact, &error.into()),
         }
     }
 
-    fn done(
-        &mut self,
-        client: &Client,
-        waiter: Waiter,
-        outcome: Result<Answer, Refusal>,
-        output: &mut Output<'_>,
-    ) {
+    fn done(contact: &mut Contact<V1>, waiter: Waiter, outcome: Result<Answer, Refusal>) {
         match (outcome, &waiter.rid) {
-            (Ok(answer), Some(rid)) => answer.write(Some(rid.as_bytes()), output),
+            (Ok(answer), Some(rid)) => answer.write(Some(rid.as_bytes()), &mut contact.output),
             (Ok(_), None) => {}
-            (Err(refusal), _) => waiter.refuse(client, &refusal, output),
+            (Err(refusal), _) => waiter.refuse(contact, &refusal),
         }
     }
 
-    fn ended(_: &mut Operations, sid: Label, (end, _): (End, Position), output: &mut Output<'_>) {
-        events::write_end(&sid, &end, output);
+    fn ended(operations: &mut Operations, sid: Label, (end, _): (End, Position)) {
+        events::write_end(&sid, &end, &mut operations.contact.output);
     }
 }
 

@@ -52,7 +52,7 @@ impl Operations {
         tokens: &Field<Vec<Text<'_>>>,
         settlement: Settlement,
     ) -> Result<Begun, Refusal> {
-        let client = self.client.clone();
+        let client = self.contact.client.clone();
         Ok(Begun::Waits(match Leases::of(token, tokens)? {
             Leases::One(token) => Box::pin(one(client, token, settlement)),
             Leases::Many { tokens, texts, unsettled } => Box::pin(async move {

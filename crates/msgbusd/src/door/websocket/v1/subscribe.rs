@@ -3,12 +3,11 @@
 use msgbus_core::{GroupName, LeaseOptions, Position, TopicName};
 
 use super::{
-    MAX_SUBSCRIPTIONS, V1,
+    V1,
     answer::Answer,
     identifier::{Identifier, Label},
     operation::{Credit, Subscribe, Unsubscribe},
     operations::{Begun, Opening, Operations},
-    output::Output,
     refusal::Refusal,
 };
 use crate::{
@@ -26,7 +25,6 @@ impl Operations {
         &mut self,
         fields: &Subscribe<'_>,
         rid: Option<&Identifier<'_>>,
-        output: &mut Output<'_>,
     ) -> Result<Begun, Refusal> {
         let sid = fields.sid.needed("sid")?.to_label();
         self.check_new(&sid)?;
@@ -49,20 +47,14 @@ impl Operations {
             format: FrameFormat::Object(fields.payload.form()),
         };
         let target: Target = name.parse()?;
-        let following = self.client.call().follow_target(&target, options);
-        self.follow(sid, Opening::new(rid), following, output);
+        let following = self.contact.client.call().follow_target(&target, options);
+        self.follow(sid, Opening::new(rid), following);
         Ok(Begun::Answers)
     }
 
     /// Refuses a subscription that cannot be added.
     pub(super) fn check_new(&self, sid: &Label) -> Result<(), Refusal> {
-        if self.activities.has(sid) {
-            return Err(Refusal::SidInUse);
-        }
-        if self.activities.named() >= MAX_SUBSCRIPTIONS {
-            return Err(Refusal::TooManySubscriptions);
-        }
-        Ok(())
+        if self.is_new(sid, 0)? { Ok(()) } else { Err(Refusal::SidInUse) }
     }
 
     /// Subscribes to the leases of a group.
@@ -83,7 +75,7 @@ impl Operations {
         options.lease = lease(fields.lease.text())?.unwrap_or(options.lease);
         let credit = credit(fields.credit.get().copied().unwrap_or(1), "credit", 0)?;
         let (name, job) = ((sid.clone(), fields.payload.form()), Job { topic, group, options });
-        self.activities.lease(Lease::new(name, &self.client, job, credit)?);
+        self.activities.lease(Lease::new(name, &self.contact.client, job, credit)?);
         Ok(Begun::Done(Answer::Sid(sid)))
     }
 
