@@ -76,6 +76,14 @@ pub(crate) async fn play(text: &str, connect: impl AsyncFn(&str) -> Wire) {
     }
 }
 
+/// The first transcript after a heading of docs/compatibility.md.
+pub(crate) fn of_documentation(heading: &str) -> &'static str {
+    let text = include_str!("../../../../docs/compatibility.md");
+    let (_, section) = text.split_once(&format!("\n{heading}\n")).unwrap();
+    let (_, transcript) = section.split_once("```transcript\n").unwrap();
+    transcript.split_once("```").unwrap().0
+}
+
 fn filled(text: &str, chosen: &HashMap<String, String>) -> String {
     chosen.iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
 }

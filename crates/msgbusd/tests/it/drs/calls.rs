@@ -6,6 +6,7 @@ use msgbus_core::{BatchLimit, NewRequest};
 use msgbus_engine_testkit::server::{Kind, Server};
 use msgbus_testkit::name;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 
 use super::{ALL, Over, daemon, daemon_with, key_of};
 use crate::{engines::live_in, support::soon};
@@ -142,6 +143,51 @@ async fn answers_overtake_calls_that_wait_for_their_turn() {
     )
     .await;
     assert_eq!(peer.value().await["key"], "next");
+}
+
+/// As `printf … | nc -N` does: nothing more is sent, and everything is answered, in order.
+#[tokio::test]
+async fn commands_that_wait_are_answered_on_a_half_closed_stream() {
+    let daemon = daemon_with(|config| config.drs.is_serial = true);
+    let mut handler = daemon.drs(Over::Websocket).await;
+    handler.on("drs.serve", "s").await;
+    let mut connection = daemon.drs_raw(Over::Tcp).await;
+    connection
+        .write(
+            br#"{"key":"1","action":"s"}{"action":"t"}{"key":"2","action":"s"}
+            {"key":"3","action":"drs.subscribe","body":"t"}{"key":"4","action":"drs.ping"}"#,
+        )
+        .await;
+    connection.0.shutdown().await.unwrap();
+    for _ in 0..2 {
+        let key = key_of(&handler.text().await);
+        handler.send(&format!(r#"{{"key":"{key}","action":"drs.response"}}"#)).await;
+    }
+    let rest = String::from_utf8(connection.rest().await).unwrap();
+    let keys: Vec<_> = rest.lines().map(key_of).collect();
+    assert_eq!(keys, ["1", "2", "3", "4"], "{rest}");
+}
+
+/// What waits is limited by its memory. The rest is not read until then, and nothing is lost.
+#[tokio::test]
+async fn many_commands_wait_for_their_turn() {
+    const COUNT: usize = 10_000;
+    let daemon = daemon_with(|config| config.drs.is_serial = true);
+    for over in ALL {
+        let (mut handler, mut peer) = (daemon.drs(over).await, daemon.drs(over).await);
+        handler.on("drs.serve", "s").await;
+        peer.send(r#"{"key":"first","action":"s"}"#).await;
+        let key = key_of(&handler.text().await);
+        for number in 0..COUNT {
+            peer.send(&format!(r#"{{"key":"{number}","action":"drs.off","body":"x"}}"#)).await;
+        }
+        handler.send(&format!(r#"{{"key":"{key}","action":"drs.response"}}"#)).await;
+        assert_eq!(key_of(&peer.text().await), "first");
+        for number in 0..COUNT {
+            assert_eq!(key_of(&peer.text().await), number.to_string());
+        }
+        handler.on("drs.off", "s").await;
+    }
 }
 
 #[tokio::test]

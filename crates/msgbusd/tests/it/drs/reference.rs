@@ -4,7 +4,7 @@
 use super::{ALL, Over, daemon_with};
 use crate::{
     support::HANDSHAKE,
-    transcript::{Wire, play},
+    transcript::{Wire, of_documentation, play},
 };
 
 /// Plays a transcript on both transports.
@@ -24,6 +24,11 @@ async fn dialogue(text: &str) {
         };
         play(text, connect).await;
     }
+}
+
+#[tokio::test]
+async fn the_dialogue_of_the_documentation() {
+    dialogue(of_documentation("## drs")).await;
 }
 
 /// Sections 1 and 4.

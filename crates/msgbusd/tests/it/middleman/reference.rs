@@ -4,7 +4,7 @@
 use super::Broker;
 use crate::{
     keys::key,
-    transcript::{Wire, play},
+    transcript::{Wire, of_documentation, play},
 };
 
 /// Plays a transcript, in which `{service}` and `{page}` are the keys of the two roles.
@@ -16,6 +16,13 @@ async fn dialogue(text: &str) {
     let text = text.replace("{service}", &service.secret).replace("{page}", &page.secret);
     let connect = async |_: &str| Wire { connection: broker.raw().await, is_websocket: true };
     play(&text, connect).await;
+}
+
+#[tokio::test]
+async fn the_dialogue_of_the_documentation() {
+    let broker = Broker::start();
+    let connect = async |_: &str| Wire { connection: broker.raw().await, is_websocket: true };
+    play(of_documentation("## middleman"), connect).await;
 }
 
 /// Section 2.
