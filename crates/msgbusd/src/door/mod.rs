@@ -73,7 +73,7 @@ impl Door {
         match self {
             Self::Middleman(hub) => serve(middleman::open(&hub, guest)).await,
             Self::DrsWebsocket(stats) => serve(drs::open(&stats, guest)).await,
-            Self::DrsStream(stats) => serve(drs::open_stream(&stats, guest)).await,
+            Self::DrsStream(stats) => drs::open_stream(&stats, guest).serve().await,
         }
     }
 }

@@ -105,7 +105,9 @@ impl End {
 
     /// The client sent something that cannot be read. Of the reason, as much is told as a close frame has room for.
     pub(crate) fn malformed(close: CloseCode, code: Code, mut why: String) -> Self {
-        why.truncate(why.floor_char_boundary(MAX_REASON));
+        while why.len() > MAX_REASON {
+            why.pop();
+        }
         Self::Malformed(close, code, why.into())
     }
 

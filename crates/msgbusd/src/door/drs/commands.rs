@@ -90,7 +90,7 @@ impl Conversation {
             action => {
                 let name = names::topic(action)?;
                 let is_call = command.key.is_some() && !self.is_fire(&name);
-                return if is_call { self.call(command, name) } else { self.fire(command, name) };
+                return if is_call { self.call(command, &name) } else { self.fire(command, &name) };
             }
         }
         Ok(Some(Reply::default()))
@@ -125,21 +125,21 @@ impl Conversation {
     fn call(
         &mut self,
         command: &Command<'_>,
-        service: TopicName,
+        service: &TopicName,
     ) -> Result<Option<Reply>, Refusal> {
         let request = NewRequest::new(self.payload(command.payload())?)
             .headers(command.headers())
             .timeout(self.contact.client.worker.config.drs.timeout);
         let waiter = Waiter { key: command.key.map(ToOwned::to_owned), action: service.clone() };
-        self.ask(waiter, (&service, Authority::Own), request)?;
+        self.ask(waiter, (service, Authority::Own), request)?;
         Ok(None)
     }
 
     /// Publishes to the topic with the name of the action.
-    fn fire(&mut self, command: &Command<'_>, topic: TopicName) -> Result<Option<Reply>, Refusal> {
+    fn fire(&mut self, command: &Command<'_>, topic: &TopicName) -> Result<Option<Reply>, Refusal> {
         let message = NewMessage::new(self.payload(command.payload())?).headers(command.headers());
         let waiter = || Waiter { key: command.key.map(ToOwned::to_owned), action: topic.clone() };
-        let is_done = self.publish_for(waiter, (&topic, Authority::Own), message)?;
+        let is_done = self.publish_for(waiter, (topic, Authority::Own), message)?;
         Ok(is_done.then(Reply::default))
     }
 

@@ -96,10 +96,10 @@ impl Drop for Drs {
 }
 
 /// Opens a connection that is a stream of commands.
-pub(crate) async fn open_stream(stats: &Arc<Stats>, guest: Guest) -> Option<Box<Session<Drs>>> {
+pub(crate) fn open_stream(stats: &Arc<Stats>, guest: Guest) -> Box<Session<Drs>> {
     let client = Client::anonymous(&guest.worker, guest.peer);
     let door = Drs::new(stats, &client.worker, Protocol::DrsStream, Vec::new());
-    Some(door.session(client, Outgoing::of_stream(), Transport::stream(guest.connection)))
+    door.session(client, Outgoing::of_stream(), Transport::stream(guest.connection))
 }
 
 /// Opens a connection that begins with a request of HTTP: for a websocket, or for the counters, which are answered.

@@ -37,7 +37,7 @@ impl Conversation {
             "PUB" => self.on_pub(frame, &topic()?),
             "REQ" => self.on_req(frame, &topic()?),
             "RES" => self.on_res(frame, &topic()?),
-            "SUB" => self.on_sub(topic()?),
+            "SUB" => self.on_sub(&topic()?),
             "EPUB" => self.enable(&topic()?, &self.contact.door.identity.hub.publishable),
             "ESUB" => self.enable(&topic()?, &self.contact.door.identity.hub.subscribable),
             "EREQ" => self.on_ereq(topic()?),
@@ -113,16 +113,16 @@ impl Conversation {
         self.publish_for(waiter, (topic, authority), message).map(|_| ())
     }
 
-    fn on_sub(&mut self, topic: TopicName) -> Result<(), Refusal> {
+    fn on_sub(&mut self, topic: &TopicName) -> Result<(), Refusal> {
         let subscribable = &self.contact.door.identity.hub.subscribable;
-        let authority = self.authority(Action::Subscribe, &topic, subscribable);
+        let authority = self.authority(Action::Subscribe, topic, subscribable);
         let name = Name::Topic(Target::Topic(topic.clone()));
         // The private topic does not count.
         if !self.is_new(&name, 1)? {
             return Ok(());
         }
         let authority = authority.ok_or(NOT_TRUSTED)?;
-        let following = self.following(&topic, authority, Position::New);
+        let following = self.following(topic, authority, Position::New);
         self.follow(name, (), following);
         Ok(())
     }

@@ -192,7 +192,7 @@ impl Dialect for Middleman {
             // An engine does not know how many.
             Item::Missed(0) => contact.tell(&format!("SUB {name}: messages may have been missed")),
             Item::Missed(count) => {
-                contact.tell(&format!("SUB {name}: {count} messages were missed"))
+                contact.tell(&format!("SUB {name}: {count} messages were missed"));
             }
         }
     }
