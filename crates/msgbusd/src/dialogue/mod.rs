@@ -38,6 +38,7 @@ pub(crate) use self::{
     refusal::{MAX_SUBSCRIPTIONS, Refusal},
 };
 use crate::{
+    limits::{inflight::Inflight, quota::QuotaPermit},
     net::wake_queue,
     service::{
         Authority,
@@ -199,6 +200,8 @@ pub(crate) struct Contact<D: Dialect> {
     pub(crate) door: D,
     pub(crate) client: Client,
     pub(crate) output: D::Output,
+    /// Why the connection is to end, if it is.
+    pub(crate) ends: Option<end::End>,
 }
 
 /// One client of a door, and what it has begun.
@@ -210,8 +213,6 @@ pub(crate) struct Conversation<D: Dialect> {
     /// Whether something was published that has not been announced to the wake queue.
     has_published: bool,
     held: Held,
-    /// Why the connection is to end, if it is.
-    pub(crate) ends: Option<end::End>,
 }
 
 impl<D: Dialect> Conversation<D> {
@@ -219,11 +220,10 @@ impl<D: Dialect> Conversation<D> {
     pub(crate) fn new(door: D, client: Client, outgoing: Outgoing) -> Self {
         Self {
             activities: Activities::new(&client.worker),
-            contact: Contact { door, client, output: D::Output::new(outgoing) },
+            contact: Contact { door, client, output: D::Output::new(outgoing), ends: None },
             publishers: Publishers::default(),
             has_published: false,
             held: Held::default(),
-            ends: None,
         }
     }
 
@@ -243,6 +243,20 @@ impl<D: Dialect> Conversation<D> {
             self.held.push(operation);
         }
         is_next
+    }
+
+    fn holds_operations(&self) -> bool {
+        !self.held.operations.is_empty()
+    }
+
+    /// Counts the operations that wait as in flight.
+    fn count_held(&mut self) {
+        let Held { size, permit, .. } = &mut self.held;
+        if *size <= Inflight::SMALL {
+            *permit = None;
+        } else {
+            self.contact.client.worker.inflight.overdraw(permit, *size);
+        }
     }
 
     /// Whether an operation that had to wait may begin.
@@ -296,6 +310,7 @@ struct Held {
     operations: VecDeque<Box<[u8]>>,
     /// Their memory in bytes, roughly.
     size: usize,
+    permit: Option<QuotaPermit>,
 }
 
 impl Held {

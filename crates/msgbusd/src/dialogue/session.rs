@@ -87,6 +87,7 @@ impl<D: Dialect> Session<D> {
             Poll::Ready(())
         });
         let flow = self.poll_turns(cx, alarm.as_mut(), state);
+        state.conversation.count_held();
         let Self { link, intake, worker, .. } = self;
         if let Some(inbox) = link.transport.inbox() {
             intake.rest(inbox, &worker.inflight)?;
@@ -118,7 +119,7 @@ impl<D: Dialect> Session<D> {
             } else {
                 conversation.run()
             };
-            if let Some(end) = conversation.ends.take() {
+            if let Some(end) = conversation.contact.ends.take() {
                 return ControlFlow::Break(end);
             }
             let may_begin = self.holds_message() && conversation.may_begin();
@@ -203,14 +204,22 @@ impl<D: Dialect> Session<D> {
     async fn end(mut self: Box<Self>, end: End) {
         count(&self.worker, &end);
         // A stream may be closed in one direction only.
+        let holds_operations;
         let is_half_closed = matches!(end, End::ClosedByClient) && self.link.transport.is_stream();
         {
-            let contact = &mut self.shared.lock().conversation.contact;
+            let conversation = &mut self.shared.lock().conversation;
+            let contact = &mut conversation.contact;
             debug!(peer = %contact.client.peer, protocol = D::NAME, ?end, "connection ends");
             D::ends(contact, &end);
+            holds_operations = conversation.holds_operations();
         }
-        if is_half_closed || matches!(end, End::Drain) {
-            let limit = if is_half_closed { HALF_CLOSED } else { Duration::MAX };
+        // What came before is carried out.
+        let is_orderly = matches!(
+            end,
+            End::Violation(..) | End::Malformed(..) | End::Unfinished | End::ClosedByClient
+        );
+        if is_half_closed || holds_operations && is_orderly || matches!(end, End::Drain) {
+            let limit = if matches!(end, End::Drain) { Duration::MAX } else { HALF_CLOSED };
             let _ = timeout(limit, self.finish()).await;
         }
         let Self { link: Link { mut transport, .. }, shared, .. } = *self;
@@ -251,16 +260,19 @@ impl<D: Dialect> Session<D> {
             conversation.activities.register(cx.waker());
             loop {
                 conversation.run_blocked();
+                if !is_draining && conversation.go_on(&mut { OPERATIONS_AT_ONCE }) {
+                    conversation.announce();
+                    continue;
+                }
                 let outgoing = conversation.contact.output.outgoing();
                 let had_output = !outgoing.is_empty();
                 let ControlFlow::Continue(written) = link.poll_write(cx, outgoing) else {
                     return Poll::Ready(());
                 };
-                if !is_draining && conversation.go_on(&mut { OPERATIONS_AT_ONCE }) {
-                    conversation.announce();
-                    continue;
-                }
-                let is_done = conversation.activities.outstanding() == 0;
+                let activities = &conversation.activities;
+                let is_done = activities.outstanding() == 0
+                    && activities.opening() == 0
+                    && (is_draining || !conversation.holds_operations());
                 if is_done && (written.is_ready() || !link.transport.is_stream()) {
                     return Poll::Ready(());
                 }

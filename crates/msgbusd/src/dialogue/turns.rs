@@ -53,7 +53,7 @@ impl<D: Dialect> Conversation<D> {
                 return Left::Others;
             }
             self.run_one(key);
-            if self.ends.is_some() {
+            if self.contact.ends.is_some() {
                 return Left::Others;
             }
         }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use msgbus_core::{Headers, Message, PublishError};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::split::{is_shallow, malformed};
 use crate::{
@@ -85,13 +85,16 @@ impl<'a> Command<'a> {
     }
 
     /// The text of a failure: a string, an object with a `message`, or nothing.
-    pub(super) fn reason(&self) -> String {
-        let body = serde_json::from_slice(self.payload()).unwrap_or(Value::Null);
-        match body.get("message").unwrap_or(&body) {
-            Value::String(text) => text.clone(),
-            Value::Null => String::new(),
-            other => other.to_string(),
+    pub(super) fn reason(&self) -> Cow<'a, str> {
+        #[derive(Deserialize)]
+        struct Failure<'a> {
+            #[serde(borrow)]
+            message: Option<&'a RawValue>,
         }
+        let Some(body) = self.body else { return Cow::Borrowed("") };
+        let failure = serde_json::from_str::<Failure<'a>>(body.get()).ok();
+        let message = failure.and_then(|failure| failure.message).unwrap_or(body).get();
+        serde_json::from_str::<Text<'a>>(message).map_or(Cow::Borrowed(message), |text| text.0)
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{json, value::RawValue};
 use super::{
     Conversation, Drs,
     command::{self, Command, ERROR, EXCEPTION, RESPONSE, UNEXPECTED},
+    command_for,
     session::{Contact, OPTIONS, Opening, Waiter},
 };
 use crate::{
@@ -147,7 +148,9 @@ impl Conversation {
     pub(super) fn handle_from_start(&mut self) {
         self.open_broadcasts();
         for command in self.contact.door.address.clone() {
-            Drs::go_on(self, command.as_bytes());
+            if self.is_next(command.as_bytes()) {
+                Drs::go_on(self, command.as_bytes());
+            }
         }
     }
 
@@ -211,6 +214,8 @@ impl Conversation {
 
     /// Handles a name no longer. Broadcasts go on.
     fn off(&mut self, name: &str) {
+        let of_address = ["serve", "subscribe"].map(|of| command_for(of, name));
+        self.contact.door.address.retain(|command| !of_address.contains(command));
         let (service, broadcasts) = (names::topic(name).map(Name::Service).ok(), self.broadcasts());
         let names = service.into_iter().chain(Name::of_target(name).ok());
         for name in names.filter(|name| !broadcasts.contains(name)) {

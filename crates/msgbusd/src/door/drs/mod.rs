@@ -13,10 +13,7 @@ mod session;
 mod split;
 mod stats;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use serde_json::json;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -95,6 +92,11 @@ impl Drop for Drs {
     }
 }
 
+/// The command that a name in an address stands for.
+fn command_for(of: &str, name: &str) -> String {
+    json!({"action": format!("drs.{of}"), "body": name}).to_string()
+}
+
 /// Opens a connection that is a stream of commands.
 pub(crate) fn open_stream(stats: &Arc<Stats>, guest: Guest) -> Box<Session<Drs>> {
     let client = Client::anonymous(&guest.worker, guest.peer);
@@ -106,11 +108,11 @@ pub(crate) fn open_stream(stats: &Arc<Stats>, guest: Guest) -> Box<Session<Drs>>
 pub(crate) async fn open(stats: &Arc<Stats>, mut guest: Guest) -> Option<Box<Session<Drs>>> {
     let head = guest.read().await?;
     let query = head.request.uri().query().unwrap_or_default().as_bytes();
-    let query: HashMap<_, _> = form_urlencoded::parse(query).into_owned().collect();
+    let query: Vec<_> = form_urlencoded::parse(query).into_owned().collect();
     let (worker, client) =
         (Arc::clone(&guest.worker), Client::anonymous(&guest.worker, guest.peer));
-    let client = match query.get("token").filter(|token| !token.is_empty()) {
-        Some(token) => client.log_in(token),
+    let client = match query.iter().rfind(|(name, value)| name == "token" && !value.is_empty()) {
+        Some((_, token)) => client.log_in(token),
         None => Some(client),
     };
     if head.request.uri().path() != "/socket" {
@@ -130,12 +132,10 @@ pub(crate) async fn open(stats: &Arc<Stats>, mut guest: Guest) -> Option<Box<Ses
         refuse(&worker, transport, &end).await;
         return None;
     };
-    let command = |name| {
-        let names: Vec<_> = query.get(name)?.split(',').filter(|name| !name.is_empty()).collect();
-        let command = json!({"action": format!("drs.{name}"), "body": names}).to_string();
-        (!names.is_empty()).then_some(command)
-    };
-    let address = ["serve", "subscribe"].into_iter().filter_map(command).collect();
+    let names = query.iter().flat_map(|(of, names)| names.split(',').map(move |name| (of, name)));
+    let named =
+        names.filter(|(of, name)| matches!(&***of, "serve" | "subscribe") && !name.is_empty());
+    let address = named.map(|(of, name)| command_for(of, name)).collect();
     let door = Drs::new(stats, &worker, Protocol::DrsWebsocket, address);
     Some(door.session(client, Outgoing::default(), transport))
 }

@@ -42,7 +42,10 @@ impl Conversation {
             "ESUB" => self.enable(&topic()?, &self.contact.door.identity.hub.subscribable),
             "EREQ" => self.on_ereq(topic()?),
             "UNS" => {
-                self.activities.end(&Name::Topic(Target::Topic(topic()?)));
+                let name = Name::Topic(Target::Topic(topic()?));
+                if !self.contact.door.is_private(&name) {
+                    self.activities.end(&name);
+                }
                 Ok(())
             }
             // Unknown commands are ignored.

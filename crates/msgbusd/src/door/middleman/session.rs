@@ -92,6 +92,13 @@ impl Conversation {
     }
 }
 
+impl Middleman {
+    /// Whether it is the private topic: the connection ends with its subscription.
+    pub(super) fn is_private(&self, name: &Name) -> bool {
+        matches!(name, Name::Topic(Target::Topic(topic)) if *topic == self.identity.private)
+    }
+}
+
 type Contact = dialogue::Contact<Middleman>;
 
 impl Contact {
@@ -180,7 +187,11 @@ impl Dialect for Middleman {
         outcome: Result<&Follower, ServiceError>,
     ) -> bool {
         if let Err(error) = outcome {
-            contact.refuse_name(name, &error.into());
+            if contact.door.is_private(name) {
+                contact.ends = Some(End::from(error).into());
+            } else {
+                contact.refuse_name(name, &error.into());
+            }
         }
         true
     }
@@ -217,13 +228,12 @@ impl Dialect for Middleman {
     }
 
     fn ended(conversation: &mut Conversation, name: Name, (end, at): (End, Position)) {
-        let private = &conversation.contact.door.identity.private;
-        let is_private = matches!(&name, Name::Topic(Target::Topic(topic)) if topic == private);
+        let is_private = conversation.contact.door.is_private(&name);
         let refusal = match end {
             // The end of the connection follows.
             End::Over(RecvError::Closed) => return,
             end if is_private && !matches!(end, End::Over(RecvError::Deleted)) => {
-                conversation.ends = Some(end.into());
+                conversation.contact.ends = Some(end.into());
                 return;
             }
             End::Revoked | End::Over(RecvError::Deleted) if conversation.follow_on(&name, at) => {

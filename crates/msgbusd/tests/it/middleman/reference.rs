@@ -111,6 +111,8 @@ async fn the_headers() {
         # The requester sees the responder's Cid and Uid, and no number.
         auth > RES Auth\r\ncid: {id}\r\nuid: \r\nrid: {r1}\r\ncmd: Salt\r\nReqID: 5f\r\nauth: Y\r\n\r\nsalt\r\n.\r\n
         page < RES Auth\r\nCid: {auth}\r\nUid: \r\ncmd: Salt\r\nReqID: 5f\r\nauth: Y\r\n\r\nsalt\r\n.\r\n
+        # The private channel cannot be left.
+        page > UNS MSG:{id}\r\n\r\n.\r\n
         # As the Python services ask: with a number of their own.
         page > REQ Auth\nrid:beef\n\n\r\n.\r\n
         auth < REQ Auth\r\nCid: {id}\r\nUid: \r\nRid: {r2}\r\n\r\n\r\n.\r\n
