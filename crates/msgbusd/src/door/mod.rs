@@ -10,7 +10,7 @@ mod line;
 pub(crate) mod middleman;
 pub(crate) mod websocket;
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use tokio_rustls::rustls::ServerConfig;
 use tracing::{debug, warn};
@@ -71,17 +71,16 @@ impl Door {
         let Some(connection) = connect(&worker, accepted, permit, tls, peer).await else { return };
         let guest = Guest { worker, connection, peer };
         match self {
-            Self::Middleman(hub) => serve(middleman::open(&hub, guest)).await,
-            Self::DrsWebsocket(stats) => serve(drs::open(&stats, guest)).await,
+            Self::Middleman(hub) => serve(Box::pin(middleman::open(&hub, guest))).await,
+            Self::DrsWebsocket(stats) => serve(Box::pin(drs::open(&stats, guest))).await,
             Self::DrsStream(stats) => drs::open_stream(&stats, guest).serve().await,
         }
     }
 }
 
-/// Serves a session, if one is opened.
-async fn serve<D: Dialect>(opening: impl Future<Output = Option<Box<Session<D>>>>) {
-    // Boxed, so that the memory of a session does not include the handshake.
-    if let Some(session) = Box::pin(opening).await {
+/// Serves a session, if one is opened. That is boxed, so that the memory of a session does not include the handshake.
+async fn serve<D: Dialect>(opening: Pin<Box<impl Future<Output = Option<Box<Session<D>>>>>>) {
+    if let Some(session) = opening.await {
         session.serve().await;
     }
 }

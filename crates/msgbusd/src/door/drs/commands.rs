@@ -204,7 +204,7 @@ impl Conversation {
     /// Follows the broadcasts of the server as the user of now. One before may not have been allowed to.
     fn open_broadcasts(&mut self) {
         for name in self.broadcasts() {
-            // That of the user before goes on meanwhile, so that nothing is missed.
+            // That of the user before ends when this one has begun, or at once if it has to wait for an engine.
             let before = self.activities.replace(&name);
             let from = before.as_ref().map_or(Position::New, Follower::position);
             let opening = if before.is_some() { Opening::Again } else { Opening::Broadcast };

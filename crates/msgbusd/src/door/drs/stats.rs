@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::command::{ERROR, EXCEPTION, RESPONSE};
 use crate::{
     auth::{Action, Permission},
-    dialogue::Client,
+    dialogue::{Client, names::topic},
     service::requests,
 };
 
@@ -69,7 +69,7 @@ impl Stats {
         functions.sort_unstable();
         let may_inspect = |name: TopicName| client.can(Permission::Topic(Action::Inspect, &name));
         let commands = self.commands.lock();
-        let counted = commands.iter().filter(|(action, _)| action.parse().is_ok_and(may_inspect));
+        let counted = commands.iter().filter(|(action, _)| topic(action).is_ok_and(may_inspect));
         let page = Page {
             hostname: &hostname(),
             connections: [("inbound", self.connections.load(Relaxed))].into(),
