@@ -37,6 +37,7 @@ impl Service {
         let mut pending = Pending::new(request, origin, number, now);
         if is_sought {
             pending.stage = Stage::Sought;
+            self.has_sought = true;
         }
         let (size, deadline) = (pending.size, pending.deadline);
         let limit = Self::MAX_QUEUED;

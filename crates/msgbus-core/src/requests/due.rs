@@ -25,6 +25,7 @@ impl Service {
                 _ if pending.deadline <= now => RequestError::TimedOut,
                 Stage::Queued if is_absent && pending.origin == Origin::HereForAll => {
                     pending.stage = Stage::Sought;
+                    self.has_sought = true;
                     wakers.extend(pending.unpark());
                     continue;
                 }

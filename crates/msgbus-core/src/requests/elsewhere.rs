@@ -44,17 +44,25 @@ impl Service {
         }
         let may_queue = self.may_queue(now);
         let Some(pending) = self.slots.of_mut(ticket) else { return Ok(None) };
-        pending.stage = if may_queue.is_ok() { Stage::Queued } else { Stage::Sought };
-        may_queue?;
+        if let Err(error) = may_queue {
+            pending.stage = Stage::Sought;
+            self.has_sought = true;
+            return Err(error);
+        }
+        pending.stage = Stage::Queued;
         self.queue.push_back(ticket.slot);
         Ok(self.responders.unpark_first())
     }
 
-    /// Queues the requests that are sought at other buses, in the order in which they were asked.
+    /// Queues the requests that are sought at other buses, as many as may wait, in the order in which they were asked.
     pub(super) fn queue_sought(&mut self) {
         let room = Self::MAX_QUEUED.saturating_sub(self.queue.len());
+        if !self.has_sought || room == 0 {
+            return;
+        }
         let mut sought: Vec<_> = self.slots.sought().collect();
         sought.sort_unstable_by_key(|ticket| ticket.number);
+        self.has_sought = sought.len() > room;
         for ticket in sought.into_iter().take(room) {
             if let Some(pending) = self.slots.of_mut(ticket) {
                 pending.stage = Stage::Queued;

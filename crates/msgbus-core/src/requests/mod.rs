@@ -54,6 +54,8 @@ pub(crate) struct Service {
     slots: Slots,
     /// The slots of requests that no responder has, the oldest first.
     queue: VecDeque<u32>,
+    /// Whether there may be requests that are sought at other buses.
+    has_sought: bool,
     /// The number of requests that responders have.
     in_hand: usize,
     accounts: Accounts,
@@ -113,6 +115,7 @@ impl Service {
             announcement: None,
             slots: Slots::default(),
             queue: VecDeque::new(),
+            has_sought: false,
             in_hand: 0,
             accounts: Accounts::default(),
             memory,

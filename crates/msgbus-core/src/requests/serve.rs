@@ -21,9 +21,7 @@ impl Service {
         if self.is_closed {
             return Err(RequestError::Closed);
         }
-        if self.is_absent(now) {
-            self.queue_sought();
-        }
+        self.queue_sought();
         self.seen = Some(now);
         self.last_responder += 1;
         self.responders.join(self.last_responder);
@@ -70,6 +68,7 @@ impl Service {
             bytes += next.payload.len();
             handed.push(next);
         }
+        self.queue_sought();
         let next = self.leave(responder, now);
         Poll::Ready((handed, next))
     }

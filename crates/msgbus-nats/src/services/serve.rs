@@ -172,15 +172,14 @@ impl Node<'_> {
 
     /// Says where this node gets requests.
     async fn present(&mut self, reply: Subject, whom: Whom) {
-        /// Nodes that suit better are faster by that.
-        const PATIENCE: Duration = Duration::from_millis(10);
         let (availability, mut headers) = (self.sink.availability(), HeaderMap::new());
-        let rank = match availability {
+        // The first answer counts, and nodes that suit better are faster. All answer in the time that who asks waits at least.
+        let delay = Duration::from_millis(match availability {
             Availability::Free => 0,
-            Availability::Busy => 1,
-            Availability::Full => 2,
-            Availability::Absent => 3,
-        };
+            Availability::Busy => 10,
+            Availability::Full => 120,
+            Availability::Absent => 160,
+        });
         match availability {
             Availability::Free | Availability::Busy => {
                 headers.insert(SERVER, self.address.as_str());
@@ -191,13 +190,13 @@ impl Node<'_> {
         }
         let client = self.client.clone();
         let answer = async move { client.publish_with_headers(reply, headers, Bytes::new()).await };
-        if whom == Whom::Any || rank == 0 {
+        if whom == Whom::Any || delay.is_zero() {
             // If it fails, the question is asked again.
             let _ = answer.await;
             return;
         }
         self.jobs.push(Box::pin(async move {
-            sleep(PATIENCE * rank).await;
+            sleep(delay).await;
             let _ = answer.await;
             String::new()
         }));

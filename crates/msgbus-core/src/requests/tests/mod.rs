@@ -89,6 +89,23 @@ fn who_joins_gets_what_is_sought_elsewhere() {
     assert_eq!(service.send_away(sought, START), None, "a responder here has it");
 }
 
+/// What is sought because as many wait here as may is queued when there is room.
+#[test]
+fn what_has_not_found_room_gets_it_later() {
+    let mut service = service(u64::MAX);
+    let [first, second] = [service.join(START).unwrap(), service.join(START).unwrap()];
+    let mut ask =
+        |origin| service.ask("x".into(), origin, START).map(|placed| placed.ticket).unwrap();
+    for _ in 0..Service::MAX_QUEUED {
+        ask(Origin::Here);
+    }
+    let sought = ask(Origin::HereForAll);
+    assert!(service.is_away(sought));
+    assert!(take(&mut service, second, 1, START).is_empty(), "it is not its turn");
+    assert_eq!(take(&mut service, first, usize::MAX, START).len(), Service::MAX_QUEUED);
+    assert_eq!(take(&mut service, second, usize::MAX, START).len(), 1);
+}
+
 /// A request that comes from another bus when this one has just been closed goes to a third one.
 #[test]
 fn a_service_that_is_closed_is_not_there_for_other_buses() {

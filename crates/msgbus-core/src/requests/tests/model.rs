@@ -112,13 +112,7 @@ impl Model {
                 self.ask(service, timeout, may_repeat, origin, now);
             }
             Step::Join => {
-                if self.is_absent(now) {
-                    let sought = self.requests.iter_mut().enumerate();
-                    for (index, asked) in sought.filter(|(_, asked)| asked.state == Known::Sought) {
-                        asked.state = Known::Queued;
-                        self.queue.push_back(index);
-                    }
-                }
+                self.queue_sought();
                 self.responders.push_back(service.join(now).unwrap());
                 self.seen = Some(now);
             }
@@ -142,6 +136,14 @@ impl Model {
                 self.run_due(now);
                 let _ = service.run_due(now);
             }
+        }
+    }
+
+    fn queue_sought(&mut self) {
+        let sought = self.requests.iter_mut().enumerate();
+        for (index, asked) in sought.filter(|(_, asked)| asked.state == Known::Sought) {
+            asked.state = Known::Queued;
+            self.queue.push_back(index);
         }
     }
 
@@ -256,6 +258,7 @@ impl Model {
             self.requests[index].state = Known::InHand(handed.key);
             self.handed.push((handed.key, index));
         }
+        self.queue_sought();
     }
 
     fn reply(&mut self, service: &mut Service, handed: usize, is_ok: bool, now: MonotonicTime) {
