@@ -111,7 +111,11 @@ async fn followers_get_everything_although_the_engine_comes_and_goes() {
 #[tokio::test]
 async fn gaps_are_announced_with_their_counts() {
     let mut gaps = 0;
-    for seed in 0..8 {
+    for seed in 0..64 {
+        // On a slow machine, followers may keep up for some time.
+        if seed >= 8 && gaps > 0 {
+            break;
+        }
         let numbers = [Numbers::Dense, Numbers::Shared][usize::try_from(seed % 2).unwrap()];
         let engine = MemoryEngine::new(numbers, seed);
         engine.retain(5);

@@ -69,6 +69,7 @@ async fn each_node_serves_for_itself_while_the_server_is_away() {
         soon(away).await;
         // Its only responder is busy. The request waits for it.
         responder.abort();
+        assert!(responder.await.unwrap_err().is_cancelled());
         let busy = nodes.other.serve(&service, BatchLimit::ONE).unwrap();
         let first = tokio::spawn(nodes.other.request(&service, patient("first")));
         let in_hand = soon(busy).await.unwrap();
