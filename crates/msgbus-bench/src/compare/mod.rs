@@ -109,7 +109,7 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
 pub(crate) fn build() -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--locked", "-p", "msgbusd", "-p", "msgbus-bench"])
+        .args(["build", "--release", "--locked", "-p", "msgbusd", "-p", "msgbus-bench"])
         .args(["--bin", "msgbusd", "--bin", "msgbus-bare"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
