@@ -12,8 +12,8 @@ use msgbus_core::{
 use crate::{
     connection::{Connection, Known},
     consumers::{
-        CREATE, change, claim, config, consumer_name, description, end_claim, find, find_or_create,
-        keep,
+        CREATE, Found, change, claim, config, consumer_name, description, end_claim, find,
+        find_or_create, keep,
     },
     error::{change_error, is_missing, request_error},
     subject,
@@ -46,14 +46,21 @@ pub(crate) async fn topics(
     Ok(EngineTopics { topics: topics.into_iter().collect(), has_more })
 }
 
+async fn find_group(
+    connection: &Connection,
+    topic: &TopicName,
+    group: &GroupName,
+) -> Result<Option<Arc<Found>>, EngineError> {
+    let known = connection.stream().await?;
+    find(connection, &known, &consumer_name(&connection.subject(topic), Some(group)), true).await
+}
+
 pub(crate) async fn group(
     connection: Arc<Connection>,
     topic: TopicName,
     group: GroupName,
 ) -> Result<Option<EngineGroup>, EngineError> {
-    let known = connection.stream().await?;
-    let name = consumer_name(&connection.subject(&topic), Some(&group));
-    let found = find(&connection, &known, &name, true).await?;
+    let found = find_group(&connection, &topic, &group).await?;
     Ok(found.map(|found| {
         let info = found.consumer.cached_info();
         let unacked = info.num_ack_pending as u64;
@@ -67,9 +74,7 @@ pub(crate) async fn unsettled(
     topic: TopicName,
     group: GroupName,
 ) -> Result<Option<Unsettled>, EngineError> {
-    let known = connection.stream().await?;
-    let name = consumer_name(&connection.subject(&topic), Some(&group));
-    let found = find(&connection, &known, &name, true).await?;
+    let found = find_group(&connection, &topic, &group).await?;
     Ok(found.map(|found| {
         let info = found.consumer.cached_info();
         let is_settled = info.num_ack_pending == 0;

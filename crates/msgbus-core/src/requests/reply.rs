@@ -55,10 +55,9 @@ impl Service {
         let outcome = reply.map_err(|reason| RequestError::Failed { reason });
         let outcome = self.reserve_reply(key.slot, outcome);
         let Some(pending) = self.slots.get_mut(key.slot) else { return Err(ReplyNotWanted) };
-        let (time, origin) = (now.since(pending.asked), pending.origin);
         self.in_hand -= 1;
-        self.accounts.of(origin).count(&outcome, time);
-        Ok(self.slots.get_mut(key.slot).and_then(|pending| pending.end(outcome)))
+        self.accounts.of(pending.origin).count(&outcome, now.since(pending.asked));
+        Ok(pending.end(outcome))
     }
 
     /// Counts a reply until its requester has taken it. One for which there is no memory is a failure.
