@@ -36,10 +36,21 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 struct Encoded {
     has_key: bool,
-    /// In milliseconds, or empty.
-    ttl: String,
+    /// In milliseconds.
+    ttl: Option<u64>,
+    /// Empty if there are none.
     headers: String,
     payload: Bytes,
+}
+
+impl Encoded {
+    /// A digit that says what the message has.
+    fn shape(&self) -> char {
+        let shape = u8::from(self.has_key)
+            | u8::from(self.ttl.is_some()) << 1
+            | u8::from(!self.headers.is_empty()) << 2;
+        char::from(b'0' + shape)
+    }
 }
 
 impl Batch {
@@ -56,7 +67,7 @@ impl Batch {
                 names.repeat(key, *count - 1)
             }));
             let (payload, ttl, headers) = message.into_parts();
-            let ttl = ttl.map_or_else(String::new, |ttl| millis(ttl).max(1).to_string());
+            let ttl = ttl.map(|ttl| millis(ttl).max(1));
             Encoded { has_key, ttl, headers: encode_headers(&headers), payload }
         };
         let messages = messages.into_iter().map(encode).collect();
@@ -92,9 +103,15 @@ impl Batch {
             .arg(most.map_or_else(String::new, |most| most.to_string()))
             .arg(self.max_age_ms)
             .arg(options.keep_ms())
-            .arg(millis(options.duplicate_window).max(1));
-        for Encoded { has_key, ttl, headers, payload } in &self.messages {
-            command.arg(u8::from(*has_key)).arg(ttl).arg(headers).arg(&payload[..]);
+            .arg(millis(options.duplicate_window).max(1))
+            .arg(self.messages.iter().map(Encoded::shape).collect::<String>());
+        for Encoded { ttl, headers, payload, .. } in &self.messages {
+            // An `Option` is an argument or none.
+            command.arg(ttl);
+            if !headers.is_empty() {
+                command.arg(headers);
+            }
+            command.arg(&payload[..]);
         }
     }
 }

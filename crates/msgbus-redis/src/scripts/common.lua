@@ -1,8 +1,8 @@
 -- What all scripts have. KEYS[1] is the hash that describes the topic, KEYS[2] its stream.
 --
 -- Fields of the hash: "epoch"; "last", the number of the last message; "run", since when the server ran that has given it;
--- "jumps"; "time", that of the last message, in milliseconds; "secret", for the keys of leases; "check", when to remove
--- what has expired; "group:NAME", a secret of each group; "run:NAME", the run in which it was last given messages.
+-- "jumps"; "time", that of the last message, in milliseconds; "secret", for the keys of leases; "check", when to tend
+-- it; "group:NAME", a secret of each group; "run:NAME", the run in which it was last given messages.
 
 -- A message has the id EPOCH-NUMBER. The epoch has more digits than a number of Lua.
 local function id_of(topic, number)
@@ -39,7 +39,7 @@ local function jump(topic, run)
     return
   end
   local certainty = tonumber(topic.run) >= tonumber(unsafe) and 's' or 'u'
-  topic.run = since
+  topic.run, topic.has_jumped = since, true
   local target = (tonumber(since) - FIRST_TIME) * 1000 + 1
   if target <= topic.last then
     target = topic.last + JUMP

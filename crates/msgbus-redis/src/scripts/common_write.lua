@@ -14,14 +14,11 @@ local function create(run, secret)
   return topic
 end
 
--- Removes what has expired, once in a while.
+-- Removes what has expired.
 local function purge(topic, time, max_age)
-  if max_age == 0 or time < topic.check then
-    return
+  if max_age > 0 then
+    redis.call('XTRIM', KEYS[2], 'MINID', id_of(topic, seek(topic, time - max_age)))
   end
-  redis.call('XTRIM', KEYS[2], 'MINID', id_of(topic, seek(topic, time - max_age)))
-  topic.check = time + math.max(math.min(math.floor(max_age / 16), 60000), 100)
-  redis.call('HSET', KEYS[1], 'check', text(topic.check))
 end
 
 -- How long a topic is kept that never had a message, and how much longer a stream is kept than its messages: as long as a
@@ -40,4 +37,15 @@ local function keep(topic, keep_for, max_age)
   else
     redis.call('PEXPIRE', KEYS[2], math.min(max_age + DAY / 2, keep_for))
   end
+end
+
+-- Does both once in a while: that costs more than to publish a message. The topic is kept for much longer than until then.
+local function tend(topic, time, max_age, keep_for)
+  if time < topic.check then
+    return
+  end
+  purge(topic, time, max_age)
+  keep(topic, keep_for, max_age)
+  topic.check = time + math.min(math.floor((max_age > 0 and max_age or keep_for) / 16), 60000)
+  redis.call('HSET', KEYS[1], 'check', text(topic.check))
 end

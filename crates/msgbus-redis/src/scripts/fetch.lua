@@ -103,7 +103,7 @@ local function give_again()
   return #due > 0
 end
 
-purge(topic, time, max_age)
+tend(topic, time, max_age, keep_for)
 -- Makes the group if it is gone.
 with_group({ 'XPENDING', KEYS[2], group })
 recover()
@@ -128,6 +128,5 @@ while not is_full() and not is_last do
 end
 
 redis.call('PEXPIRE', KEYS[3], keep_for)
-keep(topic, keep_for, max_age)
 local next_due = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
 return { text(time), topic.epoch, next_due or '', leases, (looks <= 0) and '1' or '0', own(group) }

@@ -1,79 +1,102 @@
--- Publishes messages, all or none. KEYS[3] and on: the idempotency keys. For each message there are four arguments: whether
--- it has such a key, its TTL in milliseconds, its headers, its payload.
+-- Publishes messages, all or none. KEYS[3] and on: the idempotency keys. ARGV[8] has a digit for each message, the sum of
+-- what it has: 1 for such a key, 2 for a TTL in milliseconds, 4 for headers. For each message, these two and its payload follow.
 local run, secret, channel = ARGV[1], ARGV[2], ARGV[3]
 local max_messages, max_age, keep_for, remember = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local shapes = ARGV[8]
+local has_keys = #KEYS > 2
+local call, may = redis.call, redis.acl_check_cmd
 
 -- What a script has done is not taken back, so nothing may be refused in its middle.
-if not (redis.acl_check_cmd('XADD', KEYS[2], '*', 'p', '') and redis.acl_check_cmd('HSET', KEYS[1], 'a', '')
-    and redis.acl_check_cmd('PEXPIRE', KEYS[1], 1) and redis.acl_check_cmd('SPUBLISH', channel, '')
-    and redis.acl_check_cmd('SET', KEYS[3] or KEYS[1], '')) then
+if not (may('XADD', KEYS[2], '*', 'p', '') and may('HSET', KEYS[1], 'a', '') and may('SPUBLISH', channel, '')
+    and may('PEXPIRE', KEYS[1], 1) and may('XTRIM', KEYS[2], 'MAXLEN', 0)
+    and (not has_keys or may('SET', KEYS[3], ''))) then
   return redis.error_reply('NOPERM the user may not publish messages')
 end
 
 local topic = load(run) or create(run, secret)
 local time = math.max(now(), topic.time)
-local before, key, first, last = topic.last, 2, nil, nil
 
--- Those that are new, as they are added below.
-local new = {}
-for index = 8, #ARGV, 4 do
-  local known, name = nil, nil
-  if ARGV[index] == '1' then
-    key = key + 1
-    name = KEYS[key]
-    local id = redis.call('GET', name)
-    if id and string.match(id, '^%d+') == topic.epoch then
-      local deleted = tonumber(redis.call('HGET', KEYS[1], 'deleted') or '0')
-      known = number_of(id)
-      known = known > deleted and known or nil
+-- The numbers of messages that were published before.
+local known, repeats, first = {}, 0, topic.last + 1
+if has_keys then
+  local deleted, key = tonumber(call('HGET', KEYS[1], 'deleted') or '0'), 2
+  for index = 1, #shapes do
+    if string.byte(shapes, index) % 2 == 1 then
+      key = key + 1
+      local id = call('GET', KEYS[key])
+      local number = id and string.match(id, '^%d+') == topic.epoch and number_of(id)
+      if number and number > deleted then
+        known[index], repeats, first = number, repeats + 1, math.min(first, number)
+      end
     end
   end
-  if not known then
-    topic.last = topic.last + 1
-    known = topic.last
-    new[#new + 1] = { number = known, key = name, at = index }
-  end
-  first, last = math.min(first or known, known), math.max(last or known, known)
 end
 
--- To remove single messages costs more than to remove a hundred at a time.
-local trim = (tonumber(max_messages) or 0) < 1000 and '=' or '~'
+-- There are as many ways to call it as kinds of messages: to make a list of arguments takes about as long as the call.
 local published = text(time)
+local function add(id, ttl, headers, payload)
+  if not ttl and not headers then
+    return call('XADD', KEYS[2], id, 't', published, 'p', payload)
+  elseif not ttl then
+    return call('XADD', KEYS[2], id, 't', published, 'h', headers, 'p', payload)
+  end
+  local expires = text(time + tonumber(ttl))
+  if not headers then
+    return call('XADD', KEYS[2], id, 't', published, 'x', expires, 'p', payload)
+  end
+  return call('XADD', KEYS[2], id, 't', published, 'x', expires, 'h', headers, 'p', payload)
+end
 
-local function add(message)
-  local ttl, headers, payload = ARGV[message.at + 1], ARGV[message.at + 2], ARGV[message.at + 3]
-  local id = id_of(topic, message.number)
-  local command = { 'XADD', KEYS[2] }
+local function add_all()
+  -- Redis counts on from the first.
+  local id, following = id_of(topic, topic.last + 1), topic.epoch .. '-*'
+  local key, at = 2, 9
+  for index = 1, #shapes do
+    local shape, name, ttl, headers = string.byte(shapes, index) - 48, nil, nil, nil
+    if shape % 2 == 1 then
+      key = key + 1
+      name = KEYS[key]
+    end
+    if shape % 4 >= 2 then
+      ttl, at = ARGV[at], at + 1
+    end
+    if shape >= 4 then
+      headers, at = ARGV[at], at + 1
+    end
+    if not known[index] then
+      local given = add(id, ttl, headers, ARGV[at])
+      if name then
+        call('SET', name, given, 'PX', remember)
+      end
+      id = following
+    end
+    at = at + 1
+  end
+end
+
+local last = topic.last + #shapes - repeats
+if last > topic.last then
+  call('SPUBLISH', channel, text(last))
+  call('HSET', KEYS[1], 'last', text(last), 'time', published)
+  if topic.has_jumped then
+    call('HSET', KEYS[1], 'run', topic.run, 'jumps', topic.jumps)
+  end
+  add_all()
+  topic.last = last
   if max_messages ~= '' then
-    command[3], command[4], command[5] = 'MAXLEN', trim, max_messages
+    -- To remove single messages costs more than to remove a hundred at a time.
+    call('XTRIM', KEYS[2], 'MAXLEN', tonumber(max_messages) < 1000 and '=' or '~', max_messages)
   end
-  local count = #command
-  command[count + 1], command[count + 2], command[count + 3] = id, 't', published
-  count = count + 3
-  if ttl ~= '' then
-    command[count + 1], command[count + 2] = 'x', text(time + tonumber(ttl))
-    count = count + 2
+  if topic.is_new then
+    topic.is_new, topic.check = false, 0
   end
-  if headers ~= '' then
-    command[count + 1], command[count + 2] = 'h', headers
-    count = count + 2
-  end
-  command[count + 1], command[count + 2] = 'p', payload
-  redis.call(unpack(command))
-  if message.key then
-    redis.call('SET', message.key, id, 'PX', remember)
+  tend(topic, time, max_age, keep_for)
+else
+  -- A command that waits for replicas waits for what this connection has written.
+  keep(topic, keep_for, max_age)
+  last = 0
+  for _, number in pairs(known) do
+    last = math.max(last, number)
   end
 end
-
-if topic.last > before then
-  redis.call('SPUBLISH', channel, text(topic.last))
-  redis.call('HSET', KEYS[1], 'last', text(topic.last), 'run', topic.run, 'jumps', topic.jumps, 'time', published)
-  for _, message in ipairs(new) do
-    add(message)
-  end
-  topic.is_new = false
-  purge(topic, time, max_age)
-end
--- Also when nothing is new: a command that waits for replicas waits for what this connection has written.
-keep(topic, keep_for, max_age)
 return { topic.epoch, text(first), text(last) }

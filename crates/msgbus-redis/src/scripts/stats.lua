@@ -4,7 +4,6 @@ local topic = load(run)
 if not topic then
   return {}
 end
-topic.check = 0
 purge(topic, now(), max_age)
 local head = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
 if not head then

@@ -71,6 +71,52 @@ async fn what_was_deleted_may_be_published_again() {
     }
 }
 
+/// With headers and without, with a TTL and without, new and published before, in one call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_every_kind_go_together() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        let topic = fresh("kinds");
+        let hour = Duration::from_secs(3600);
+        let with = |text: &str, name, value| NewMessage::new(text).header(name, value).unwrap();
+        let keyed = |text: &str| with(text, Headers::IDEMPOTENCY_KEY, text);
+        soon(engine.publish(&topic, vec![keyed("before")])).await.unwrap();
+        let batch = || {
+            vec![
+                "plain".into(),
+                keyed("before"),
+                NewMessage::new("ttl").ttl(hour / 2),
+                with("headers", "a", "b"),
+                keyed("key").ttl(hour / 2),
+                with("both", "c", "d").ttl(hour / 2),
+                "".into(),
+            ]
+        };
+        let receipt = soon(engine.publish(&topic, batch())).await.unwrap();
+        assert_eq!((receipt.first, receipt.last), (1, 7), "all but one are new");
+        let page = soon(engine.history(&topic, Begin::First, MANY)).await.unwrap();
+        let found: Vec<_> = page.messages.into_iter().map(|read| read.message).collect();
+        let texts = found.iter().map(|message| str::from_utf8(&message.payload).unwrap());
+        let expected = ["before", "plain", "ttl", "headers", "key", "both", ""];
+        assert_eq!(texts.collect::<Vec<_>>(), expected);
+        assert_eq!(
+            found.iter().map(|message| message.id).collect::<Vec<_>>(),
+            [1, 2, 3, 4, 5, 6, 7]
+        );
+        let mut sent = batch();
+        sent.remove(1);
+        for (message, sent) in found.iter().skip(1).zip(sent) {
+            let (_, ttl, headers) = sent.into_parts();
+            assert_eq!(message.headers, headers);
+            let left = message.expires.unwrap() - message.created;
+            assert_eq!(left.to_std().unwrap(), ttl.unwrap_or(hour));
+        }
+        let again = soon(engine.publish(&topic, vec![keyed("key"), "new".into()])).await.unwrap();
+        assert_eq!((again.first, again.last), (5, 8));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_user_may_not_do_is_denied() {
     for program in programs() {

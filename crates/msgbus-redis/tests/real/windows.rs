@@ -248,3 +248,52 @@ async fn what_nobody_uses_is_forgotten() {
         }
     }
 }
+
+/// How much longer a key is kept, in milliseconds.
+async fn left(server: &Server, topic: &TopicName, kind: &str) -> i64 {
+    match server.ask(&format!("PTTL {{msgbus:{topic}}}:{kind}")).await {
+        Value::Int(left) => left,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_used_is_kept() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let (max_age, forget_after) = (Some(Duration::from_secs(1)), Duration::from_secs(2));
+        let options = RedisOptions { max_age, forget_after, ..server.options() };
+        let engine = server.engine(options).await;
+        let topic = fresh("kept");
+        let first = soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+        for number in 2..=20 {
+            sleep(Duration::from_millis(150)).await;
+            let next = soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+            assert_eq!((next.epoch, next.first), (first.epoch, number));
+            assert!(left(&server, &topic, "stream").await > 1000);
+        }
+    }
+}
+
+/// A topic that was only looked at is forgotten after a day.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_message_keeps_a_topic_for_longer() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let day = 24 * 3600 * 1000;
+        let options = RedisOptions { max_age: None, ..server.options() };
+        let bus = bus(Arc::new(server.engine(options).await));
+        let topic = fresh("first");
+        let _follower = soon(bus.follow(&topic, Position::New)).await.unwrap();
+        let group = "workers".parse().unwrap();
+        let options = msgbus_core::LeaseOptions::default();
+        assert!(soon(bus.lease(&topic, &group, options)).await.unwrap().is_empty());
+        for kind in ["topic", "stream"] {
+            assert!((1..=day).contains(&left(&server, &topic, kind).await), "{kind}");
+        }
+        soon(bus.publish(&topic, "x")).await.unwrap();
+        for kind in ["topic", "stream"] {
+            assert!(left(&server, &topic, kind).await > day, "{kind}");
+        }
+    }
+}
