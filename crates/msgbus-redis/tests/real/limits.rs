@@ -79,7 +79,8 @@ async fn messages_of_every_kind_go_together() {
         let engine = server.engine(server.options()).await;
         let topic = fresh("kinds");
         let hour = Duration::from_secs(3600);
-        let with = |text: &'static str, name, value| NewMessage::new(text).header(name, value).unwrap();
+        let with =
+            |text: &'static str, name, value| NewMessage::new(text).header(name, value).unwrap();
         let keyed = |text: &'static str| with(text, Headers::IDEMPOTENCY_KEY, text);
         soon(engine.publish(&topic, vec![keyed("before")])).await.unwrap();
         let batch = || {
