@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_nats::{
-    Message, StatusCode, Subject, Subscriber,
+    Message, StatusCode, Subscriber,
     jetstream::{self, message::Info},
 };
 use bytes::Bytes;
@@ -59,7 +59,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Deliveries {
     /// The server delivers to subjects that begin with it and end with the name of the consumer.
     inbox: String,
-    queues: Mutex<HashMap<String, Arc<Mutex<Queue>>>>,
+    queues: Mutex<HashMap<Arc<str>, Arc<Mutex<Queue>>>>,
     /// How many messages all of them have asked for that have not come.
     asked: AtomicUsize,
     /// There is another connection.
@@ -274,10 +274,8 @@ fn number(message: &Message, header: &str) -> Option<u64> {
 /// Reads what a consumer of its own delivers.
 pub(crate) struct Reader {
     connection: Arc<Connection>,
-    consumer: String,
+    consumer: Arc<str>,
     queue: Arc<Mutex<Queue>>,
-    /// Where messages are asked for.
-    requests: Subject,
 }
 
 impl Reader {
@@ -291,7 +289,6 @@ impl Reader {
         let made = known.stream.create_consumer(reader(subject, Begin::Sequence(from))).await;
         let made = made.map_err(|error| request_error(&error))?;
         let info = made.cached_info();
-        let requests = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", info.stream_name, info.name);
         let queue = Queue {
             received: Received::default(),
             asked: 0,
@@ -304,9 +301,9 @@ impl Reader {
         };
         let (queue, connection) = (Arc::new(Mutex::new(queue)), Arc::clone(connection));
         let deliveries = &connection.deliveries;
-        let consumer = info.name.clone();
-        deliveries.queues.lock().insert(consumer.clone(), Arc::clone(&queue));
-        Ok((Self { connection, consumer, queue, requests: requests.into() }, info.num_pending))
+        let consumer: Arc<str> = info.name.as_str().into();
+        deliveries.queues.lock().insert(Arc::clone(&consumer), Arc::clone(&queue));
+        Ok((Self { connection, consumer, queue }, info.num_pending))
     }
 
     /// What has been delivered, as soon as there is something.
@@ -337,7 +334,7 @@ impl Reader {
 
     async fn ask(&self) -> Result<(), EngineError> {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let Connection { client, deliveries, .. } = &*self.connection;
+        let Connection { client, deliveries, options, .. } = &*self.connection;
         let room = MOST.saturating_sub(deliveries.asked.load(Relaxed));
         let count = self.queue.lock().ask(room);
         deliveries.asked.fetch_add(count, Relaxed);
@@ -348,9 +345,11 @@ impl Reader {
             "expires": nanos(EXPIRES),
             "idle_heartbeat": nanos(HEARTBEAT),
         });
-        let inbox = format!("{}.{}", deliveries.inbox, self.consumer);
+        let Self { consumer, .. } = self;
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{consumer}", options.stream);
+        let inbox = format!("{}.{consumer}", deliveries.inbox);
         let request = request.to_string().into();
-        let asked = client.publish_with_reply(self.requests.clone(), inbox, request).await;
+        let asked = client.publish_with_reply(subject, inbox, request).await;
         asked.map_err(|error| request_error(&error))
     }
 }
@@ -358,7 +357,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         let deliveries = &self.connection.deliveries;
-        let queue = deliveries.queues.lock().remove(&self.consumer);
+        let queue = deliveries.queues.lock().remove(&*self.consumer);
         // Nobody hears for it from here on.
         deliveries.asked.fetch_sub(self.queue.lock().asked, Relaxed);
         drop(queue);
@@ -367,7 +366,7 @@ impl Drop for Reader {
 
 #[cfg(test)]
 mod tests {
-    use async_nats::HeaderMap;
+    use async_nats::{HeaderMap, Subject};
 
     use super::*;
 

@@ -26,7 +26,7 @@ const MAX_DELAY: Duration = Duration::from_secs(2);
 /// The feed of one window.
 struct Feed {
     connection: Arc<Connection>,
-    subject: String,
+    topic: TopicName,
     /// Where it goes on. `None` before the window is open.
     position: Option<Position>,
     /// For how long this process has stood still since it has delivered something, at least once.
@@ -43,8 +43,7 @@ struct Position {
 
 /// Feeds a window until it ends.
 pub(crate) async fn feed(connection: Arc<Connection>, topic: TopicName, sink: WindowSink) {
-    let subject = connection.subject(&topic);
-    let mut feed = Feed { connection, subject, position: None, stood_still: Duration::ZERO };
+    let mut feed = Feed { connection, topic, position: None, stood_still: Duration::ZERO };
     let mut delay = MIN_DELAY;
     loop {
         let before = feed.position.map(|position| position.next);
@@ -53,7 +52,7 @@ pub(crate) async fn feed(connection: Arc<Connection>, topic: TopicName, sink: Wi
             () = sink.closed() => return,
         };
         let Err(error) = stopped else { return };
-        debug!(%topic, %error, "the topic is not delivered");
+        debug!(topic = %feed.topic, %error, "the topic is not delivered");
         if feed.position.is_none() {
             sink.fail(error);
             return;
@@ -62,20 +61,24 @@ pub(crate) async fn feed(connection: Arc<Connection>, topic: TopicName, sink: Wi
         let has_advanced = feed.position.map(|position| position.next) != before;
         delay = if has_advanced { MIN_DELAY } else { (delay * 2).min(MAX_DELAY) };
         tokio::select! {
-            () = sleep(delay) => {}
+            () = Box::pin(sleep(delay)) => {}
             () = sink.closed() => return,
         }
     }
 }
 
 impl Feed {
+    fn subject(&self) -> String {
+        self.connection.subject(&self.topic)
+    }
+
     /// Delivers until something fails. `Ok` when the window has ended. While it waits it should take little memory, so what
     /// else it does is in boxes.
     async fn run(&mut self, sink: &WindowSink) -> Result<(), EngineError> {
         let Some((known, next, mut is_in_doubt)) = Box::pin(self.begin(sink)).await? else {
             return Ok(());
         };
-        let opening = Reader::open(&self.connection, &known, self.subject.clone(), next);
+        let opening = Reader::open(&self.connection, &known, self.subject(), next);
         let (mut reader, pending) = Box::pin(opening).await?;
         if is_in_doubt && pending == 0 {
             if !Box::pin(self.skip(sink)).await? {
@@ -87,7 +90,7 @@ impl Feed {
         loop {
             let received = reader.next().await?;
             let failure = received.failure;
-            if !self.deliver(&known, sink, received, &mut is_in_doubt).await? {
+            if !Box::pin(self.deliver(&known, sink, received, &mut is_in_doubt)).await? {
                 return Ok(());
             }
             if let Some(failure) = failure {
@@ -151,7 +154,7 @@ impl Feed {
         match position.last {
             _ if is_dense || is_sure => Ok(true),
             // Messages are removed oldest first.
-            Some((last, _)) => Box::pin(is_there(known, &self.subject, last)).await,
+            Some((last, _)) => Box::pin(is_there(known, &self.subject(), last)).await,
             None => Ok(false),
         }
     }
@@ -186,13 +189,13 @@ impl Feed {
         let end = info.state.last_sequence + 1;
         let Some(position) = self.position else {
             // What is before the window proves later that nothing after it is gone.
-            let last = last_message(&known, &self.subject).await?.filter(|(id, _)| *id < end);
+            let last = last_message(&known, &self.subject()).await?.filter(|(id, _)| *id < end);
             self.position = Some(Position { epoch: known.epoch, next: end, last });
             return Ok(sink.open(known.epoch, end).then_some((known, end, false)));
         };
         let is_same = position.epoch == known.epoch && position.next <= end;
         let found = match position.last {
-            Some(last) if is_same => find_again(&known, &self.subject, last).await?,
+            Some(last) if is_same => find_again(&known, &self.subject(), last).await?,
             _ => Found::Gone,
         };
         if !is_same || found == Found::Another {
@@ -203,7 +206,7 @@ impl Feed {
         let next = position.next;
         // Messages are removed oldest first.
         let is_complete =
-            found == Found::Same || is_complete(&known, &info, &self.subject, next).await?;
+            found == Found::Same || is_complete(&known, &info, &self.subject(), next).await?;
         Ok(Some((known, next, !is_complete)))
     }
 }

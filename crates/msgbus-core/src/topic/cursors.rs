@@ -90,6 +90,11 @@ impl Cursors {
     }
 
     pub(crate) fn insert(&mut self, cursor: Cursor) -> CursorKey {
+        if self.slots.capacity() == 0 {
+            // Most topics that somebody follows have one subscription. A slab or a vector would begin with room for four.
+            self.slots.reserve_exact(1);
+            self.parked.reserve_exact(1);
+        }
         self.slots.insert(cursor)
     }
 

@@ -1,7 +1,7 @@
 //! Reads of the history that several followers share: after a doubt, all that were up to date want the same page at once.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, Wake, Waker},
@@ -23,7 +23,7 @@ pub(crate) const PAGE: BatchLimit = BatchLimit { events: 1024, bytes: 1 << 20 };
 
 /// The reads of a topic that have no answer yet, by the sequence at which they begin.
 #[derive(Debug, Default)]
-pub(super) struct Reads(Mutex<HashMap<u64, Weak<Read>>>);
+pub(super) struct Reads(Mutex<BTreeMap<u64, Weak<Read>>>);
 
 impl Reads {
     /// Reads a page, or joins who reads it already.

@@ -1,7 +1,7 @@
 //! The window of one topic, and the sink through which its engine feeds it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     future::poll_fn,
     mem::take,
     sync::{
@@ -57,8 +57,9 @@ struct State {
     stalled: Option<EngineError>,
     /// What the engine had not delivered yet when it delivered last.
     pending: u64,
-    /// The followers that wait for the window to open, or to ask the engine again.
-    waiting: HashMap<u64, Waker>,
+    /// The followers that wait for the window to open, or to ask the engine again. While there are none, a tree is half as large
+    /// as a hash map.
+    waiting: BTreeMap<u64, Waker>,
     /// The engine, which waits for the end of the window.
     engine: Option<Waker>,
 }
@@ -100,7 +101,7 @@ impl Window {
             unused_since: clock::monotonic(),
             stalled: None,
             pending: 0,
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
             engine: None,
         };
         let id = 1 + LAST_WINDOW.fetch_add(1, Relaxed);
