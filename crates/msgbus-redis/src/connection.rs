@@ -285,7 +285,7 @@ impl Shared {
                 if push.kind == PushKind::Disconnection {
                     shared.lose(generation);
                 }
-                shared.channels.hear(&push);
+                shared.channels.hear(push, generation);
                 Ok(())
             });
         let client = self.client().await?;

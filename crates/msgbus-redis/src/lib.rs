@@ -27,6 +27,7 @@ mod groups;
 mod history;
 mod keys;
 mod message;
+mod news;
 mod options;
 mod publish;
 mod script;

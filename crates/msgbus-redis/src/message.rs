@@ -14,6 +14,32 @@ pub(crate) fn encode_headers(headers: &Headers) -> String {
     serde_json::to_string(&list).unwrap_or_default()
 }
 
+/// Headers from what the stream has.
+pub(crate) fn decode_headers(text: &[u8]) -> Headers {
+    let list: Vec<(String, String)> = serde_json::from_slice(text).unwrap_or_default();
+    Headers::new(list).unwrap_or_default()
+}
+
+/// Which parts a message has besides its payload, as scripts take them and tell them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) has_key: bool,
+    pub(crate) has_ttl: bool,
+    pub(crate) has_headers: bool,
+}
+
+impl Shape {
+    pub(crate) fn digit(self) -> char {
+        let bits = [self.has_key, self.has_ttl, self.has_headers].map(u8::from);
+        char::from(b'0' + bits[0] + 2 * bits[1] + 4 * bits[2])
+    }
+
+    pub(crate) fn parse(digit: u8) -> Self {
+        let has = |bit: u8| digit & bit != 0;
+        Self { has_key: has(1), has_ttl: has(2), has_headers: has(4) }
+    }
+}
+
 /// A part of an answer. What is not as expected is not of a script of ours.
 pub(crate) trait Answer: Sized {
     fn list(self) -> Result<Vec<Value>, EngineError>;
@@ -74,20 +100,29 @@ pub(crate) fn decode(
         match name.bytes()?.as_slice() {
             b"t" => created = Some(value.time()?),
             b"x" => expires = Some(value.time()?),
-            b"h" => {
-                let list: Vec<(String, String)> =
-                    serde_json::from_slice(&value.bytes()?).unwrap_or_default();
-                headers = Headers::new(list).unwrap_or_default();
-            }
+            b"h" => headers = decode_headers(&value.bytes()?),
             b"p" => payload = value.bytes()?.into(),
             _ => {}
         }
     }
     let created = created.ok_or(EngineError::Unavailable)?;
+    Ok(recovered(id, created, expires, max_age_ms, headers, payload))
+}
+
+/// A message that expires at its own time, if it has one, or by its age.
+pub(crate) fn recovered(
+    id: u64,
+    created: DateTime<Utc>,
+    own: Option<DateTime<Utc>>,
+    max_age_ms: u64,
+    headers: Headers,
+    payload: Bytes,
+) -> RecoveredMessage {
     let max_age = i64::try_from(max_age_ms).ok().and_then(TimeDelta::try_milliseconds);
-    let by_age = max_age.filter(|age| !age.is_zero()).map(|age| created + age);
-    let expires = expires.into_iter().chain(by_age).min();
-    Ok(RecoveredMessage { id, created, expires, headers, payload })
+    let max_age = max_age.filter(|age| !age.is_zero());
+    let by_age = max_age.and_then(|age| created.checked_add_signed(age));
+    let expires = own.into_iter().chain(by_age).min();
+    RecoveredMessage { id, created, expires, headers, payload }
 }
 
 #[cfg(test)]

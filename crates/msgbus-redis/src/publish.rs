@@ -19,7 +19,7 @@ use crate::{
     Acknowledge,
     connection::{Connection, Link, Shared},
     error::Request,
-    message::{Answer as _, encode_headers, next},
+    message::{Answer as _, Shape, encode_headers, next},
     options::millis,
     script::Script,
 };
@@ -44,12 +44,9 @@ struct Encoded {
 }
 
 impl Encoded {
-    /// A digit that says what the message has.
-    fn shape(&self) -> char {
-        let shape = u8::from(self.has_key)
-            | u8::from(self.ttl.is_some()) << 1
-            | u8::from(!self.headers.is_empty()) << 2;
-        char::from(b'0' + shape)
+    fn shape(&self) -> Shape {
+        let (has_ttl, has_headers) = (self.ttl.is_some(), !self.headers.is_empty());
+        Shape { has_key: self.has_key, has_ttl, has_headers }
     }
 }
 
@@ -88,6 +85,16 @@ impl Batch {
         self.messages.iter().any(|message| message.has_key)
     }
 
+    /// Whether followers are told the messages. Of more than that, they are told that there is something new: the server
+    /// limits what waits for a connection that is subscribed.
+    fn is_told(&self) -> bool {
+        /// The maximum size, in bytes.
+        const MAX_BYTES: usize = 16 << 10;
+        /// The maximum number of messages. Scripts have no room for thousands of arguments.
+        const MAX_MESSAGES: usize = 256;
+        self.len() <= MAX_MESSAGES && self.bytes() <= MAX_BYTES
+    }
+
     /// Adds messages of the same topic that have no idempotency keys.
     pub(crate) fn append(&mut self, other: Self) {
         self.messages.extend(other.messages);
@@ -104,7 +111,8 @@ impl Batch {
             .arg(self.max_age_ms)
             .arg(options.keep_ms())
             .arg(millis(options.duplicate_window).max(1))
-            .arg(self.messages.iter().map(Encoded::shape).collect::<String>());
+            .arg(u8::from(self.is_told()))
+            .arg(self.messages.iter().map(|message| message.shape().digit()).collect::<String>());
         for Encoded { ttl, headers, payload, .. } in &self.messages {
             // An `Option` is an argument or none.
             command.arg(ttl);

@@ -17,6 +17,7 @@ use crate::{
     history::{Read, read},
     keys::Keys,
     message::{Answer as _, next},
+    news::Told,
     script::Script,
 };
 
@@ -77,9 +78,13 @@ impl Feed {
         Box::pin(self.shared.subscribe(listener, &link)).await?;
         let mut is_stalled = true;
         loop {
-            listener.mark_seen();
+            let told = listener.take(&self.shared.channels).filter(|_| !is_stalled);
             self.shared.check(&link)?;
-            if !Box::pin(self.catch_up(&link, sink)).await? {
+            let goes_on = match told.and_then(|told| self.append(told, sink)) {
+                Some(goes_on) => goes_on,
+                None => Box::pin(self.catch_up(&link, sink)).await?,
+            };
+            if !goes_on {
                 return Ok(());
             }
             if std::mem::take(&mut is_stalled) {
@@ -87,6 +92,15 @@ impl Feed {
             }
             listener.wait().await;
         }
+    }
+
+    /// Delivers what the server has told. Returns `false` if the window has ended, and `None` if there may be more than that.
+    fn append(&mut self, told: Told, sink: &WindowSink) -> Option<bool> {
+        let (epoch, next) = self.position?;
+        let messages = told.messages(epoch, next, self.keys.max_age_ms(&self.shared.options))?;
+        let Some(last) = messages.last().map(|message| message.id) else { return Some(true) };
+        self.position = Some((epoch, last + 1));
+        Some(sink.append(messages))
     }
 
     /// Delivers all that there is. Returns `false` if the window has ended.

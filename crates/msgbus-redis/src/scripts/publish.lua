@@ -1,8 +1,8 @@
--- Publishes messages, all or none. KEYS[3] and on: the idempotency keys. ARGV[8] has a digit for each message, the sum of
+-- Publishes messages, all or none. KEYS[3] and on: the idempotency keys. ARGV[9] has a digit for each message, the sum of
 -- what it has: 1 for such a key, 2 for a TTL in milliseconds, 4 for headers. For each message, these two and its payload follow.
 local run, secret, channel = ARGV[1], ARGV[2], ARGV[3]
 local max_messages, max_age, keep_for, remember = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
-local shapes = ARGV[8]
+local is_told, shapes = ARGV[8] == '1', ARGV[9]
 local has_keys = #KEYS > 2
 local call, may = redis.call, redis.acl_check_cmd
 
@@ -50,7 +50,7 @@ end
 local function add_all()
   -- Redis counts on from the first.
   local id, following = id_of(topic, topic.last + 1), topic.epoch .. '-*'
-  local key, at = 2, 9
+  local key, at = 2, 10
   for index = 1, #shapes do
     local shape, name, ttl, headers = string.byte(shapes, index) - 48, nil, nil, nil
     if shape % 2 == 1 then
@@ -74,14 +74,25 @@ local function add_all()
   end
 end
 
+-- Says that there is something new, or what, to those who listen. Nobody listens at replicas.
+local function tell()
+  redis.set_repl(redis.REPL_NONE)
+  if not is_told or repeats > 0 then
+    call('SPUBLISH', channel, '')
+  elseif call('SPUBLISH', channel, '+') > 0 then
+    call('SPUBLISH', channel, cmsgpack.pack(topic.epoch, text(first), published, unpack(ARGV, 9)))
+  end
+  redis.set_repl(redis.REPL_ALL)
+end
+
 local last = topic.last + #shapes - repeats
 if last > topic.last then
-  call('SPUBLISH', channel, text(last))
   call('HSET', KEYS[1], 'last', text(last), 'time', published)
   if topic.has_jumped then
     call('HSET', KEYS[1], 'run', topic.run, 'jumps', topic.jumps)
   end
   add_all()
+  tell()
   topic.last = last
   if max_messages ~= '' then
     -- To remove single messages costs more than to remove a hundred at a time.

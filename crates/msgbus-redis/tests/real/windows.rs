@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use msgbus_core::{Event, Position, TopicName, engine::Engine as _};
+use msgbus_core::{Event, NewMessage, Position, TopicName, engine::Engine as _};
 use msgbus_engine_testkit::{bus, fresh, soon};
 use msgbus_redis::RedisOptions;
 use redis::Value;
@@ -155,6 +155,58 @@ async fn who_waits_asks_for_nothing() {
     }
 }
 
+/// Small messages are told, and of large ones it is said that there are some. Followers at all nodes get both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_is_told_small_messages() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let one = bus(Arc::new(server.engine(server.options()).await));
+        let other = bus(Arc::new(server.engine(server.options()).await));
+        let topic = fresh("told");
+        let mut followers = Vec::new();
+        for bus in [&one, &one, &other] {
+            followers.push(soon(bus.follow(&topic, Position::New)).await.unwrap());
+        }
+        let small = |n: u64| {
+            let message = NewMessage::new(n.to_string());
+            let message = message.header("name", "größe").unwrap().ttl(Duration::from_secs(n));
+            vec![message, NewMessage::new(vec![7; 300]), NewMessage::new("")]
+        };
+        let mut got = async |first: u64, size: usize| {
+            for follower in &mut followers {
+                for expected in first..first + 3 {
+                    let event = soon(follower.recv()).await.unwrap();
+                    let Event::Message { id, message } = event else { panic!("{event:?}") };
+                    assert_eq!(id, expected);
+                    let kind = (expected - first, message.headers().iter().count());
+                    assert!(matches!(kind, (0, 1) | (1 | 2, 0)), "{kind:?}");
+                    if kind.0 == 1 {
+                        assert_eq!(*message.payload(), vec![7; size]);
+                    } else if kind.0 == 0 {
+                        let text = message.expires().unwrap() - message.created();
+                        assert_eq!(message.payload(), &text.num_seconds().to_string());
+                    }
+                }
+            }
+        };
+        let mut before = 0;
+        for n in 0..20 {
+            soon(one.publish_batch(&topic, small(100 + n))).await.unwrap();
+            got(n * 3 + 1, 300).await;
+            if n == 0 {
+                // Until then, they may ask where to begin.
+                before = calls(&server, "evalsha").await;
+            }
+        }
+        assert_eq!(calls(&server, "evalsha").await - before, 19, "nobody has asked");
+        let large = vec![small(50).remove(0), vec![7; 30_000].into(), "".into()];
+        soon(other.publish_batch(&topic, large)).await.unwrap();
+        got(61, 30_000).await;
+        soon(other.publish_batch(&topic, small(60))).await.unwrap();
+        got(64, 300).await;
+    }
+}
+
 fn text_of(message: &msgbus_core::Message) -> String {
     String::from_utf8(message.payload().to_vec()).unwrap()
 }
@@ -223,7 +275,7 @@ async fn what_nobody_uses_is_forgotten() {
         let server = Server::start(&program);
         let bus = bus(Arc::new(server.engine(server.options()).await));
         let topic = fresh("forgotten");
-        let message = msgbus_core::NewMessage::new("x");
+        let message = NewMessage::new("x");
         let message = message.header(msgbus_core::Headers::IDEMPOTENCY_KEY, "k").unwrap();
         soon(bus.publish(&topic, message)).await.unwrap();
         for group in ["a", "b"] {
