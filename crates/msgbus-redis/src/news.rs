@@ -78,8 +78,10 @@ impl News {
     fn parse(text: &[u8], max_age_ms: u64) -> Option<Self> {
         let mut parts = Texts(text);
         let (epoch, first, published) = (parts.number()?, parts.number()?, parts.number()?);
+        let shapes = parts.next()?;
+        let end = first.checked_add(shapes.len() as u64)?;
         let mut messages = Vec::new();
-        for (id, shape) in (first..).zip(parts.next()?) {
+        for (id, shape) in (first..end).zip(shapes) {
             let shape = Shape::parse(*shape);
             let mut own = None;
             if shape.has_ttl {

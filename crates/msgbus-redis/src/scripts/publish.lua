@@ -94,9 +94,11 @@ if last > topic.last then
   add_all()
   tell()
   topic.last = last
-  if max_messages ~= '' then
-    -- To remove single messages costs more than to remove a hundred at a time.
-    call('XTRIM', KEYS[2], 'MAXLEN', tonumber(max_messages) < 1000 and '=' or '~', max_messages)
+  if (tonumber(max_messages) or 1000) < 1000 then
+    call('XTRIM', KEYS[2], 'MAXLEN', max_messages)
+  elseif max_messages ~= '' then
+    -- To remove single messages costs more than to remove a hundred at a time. Without a limit, as many as there are.
+    call('XTRIM', KEYS[2], 'MAXLEN', '~', max_messages, 'LIMIT', 0)
   end
   if topic.is_new then
     topic.is_new, topic.check = false, 0

@@ -162,6 +162,27 @@ async fn what_the_user_may_not_do_is_denied() {
     }
 }
 
+/// However many are published at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_has_no_more_messages_than_it_may() {
+    for program in programs() {
+        let server = Server::start(&program);
+        for (most, at_most) in [(10, 10), (1000, 1100)] {
+            let max_messages_per_topic = Some(most);
+            let options = RedisOptions { max_messages_per_topic, ..server.options() };
+            let engine = server.engine(options).await;
+            let topic = fresh("most");
+            for count in [20_000, 1, 30] {
+                let messages = (0..count).map(|n: u32| n.to_string().into()).collect();
+                soon(engine.publish(&topic, messages)).await.unwrap();
+                let length = server.ask(&format!("XLEN {{msgbus:{topic}}}:stream")).await;
+                let Value::Int(length) = length else { panic!("{length:?}") };
+                assert!((i64::from(most)..=at_most).contains(&length), "{length} of {most}");
+            }
+        }
+    }
+}
+
 async fn text_of_version(server: &Server) -> String {
     let info = match server.ask("INFO server").await {
         Value::BulkString(bytes) => String::from_utf8(bytes).unwrap(),
