@@ -7,7 +7,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum EngineError {
     /// The engine cannot be reached, or cannot serve now. Nothing was done. It passes.
-    #[error("the engine is not available")]
+    #[error("the engine cannot be reached, or cannot serve now")]
     Unavailable,
     /// Too much is waiting for the engine. Nothing was done. It passes.
     #[error("too much is waiting for the engine")]
@@ -18,8 +18,8 @@ pub enum EngineError {
     /// The engine has no room.
     #[error("the engine is full")]
     Full,
-    /// The engine does not accept a message of this size.
-    #[error("the message is too large for the engine, which accepts {limit} bytes")]
+    /// The engine does not accept a message or a request of this size.
+    #[error("this is too large for the engine, which accepts {limit} bytes")]
     TooLarge {
         /// What it accepts, in bytes.
         limit: u64,
@@ -31,7 +31,7 @@ pub enum EngineError {
         limit: usize,
     },
     /// The engine refuses the credentials, or what was asked for with them.
-    #[error("the engine refuses it: its credentials are wrong, or do not permit this")]
+    #[error("the engine refuses the credentials of this server, or they do not permit this")]
     Denied,
     /// The engine cannot do this.
     #[error("{engine} cannot {operation}")]

@@ -97,9 +97,6 @@ fn engine_text(error: EngineError) -> Cow<'static, str> {
              Idempotency-Key can be repeated"
         }
         EngineError::Full => "the engine is full: nothing was kept",
-        EngineError::Denied => {
-            "the engine refuses this server: its credentials are wrong, or do not permit this"
-        }
         EngineError::NotSupported { engine, operation } => {
             return format!("the engine {engine} cannot {operation}").into();
         }

@@ -6,8 +6,8 @@ use hyper::{Method, Request, StatusCode};
 use msgbus_core::{GroupStats, TopicName, TopicPattern, TopicStats, engine::EngineStats, json};
 
 use super::{
-    credentials, error::ApiError, response::HttpResponse, response::content, response::no_store,
-    routes::AdminRoute,
+    credentials, error::ApiError, head::Outline, response::HttpResponse, response::content,
+    response::no_store, routes::AdminRoute,
 };
 use crate::{
     auth::{Principal, TICKET_LIFETIME, Target, TooManyTickets},
@@ -30,11 +30,14 @@ pub(super) async fn answer<B>(
     call: Call<'_>,
     route: AdminRoute,
     request: &Request<B>,
+    outline: Outline,
 ) -> Result<HttpResponse, ApiError> {
     Ok(match route {
         AdminRoute::Metrics => metrics_page(call.worker).await,
         AdminRoute::Health => health(call.worker),
-        AdminRoute::Ready => readiness(call.worker, credentials::is_operator(call.worker, request)),
+        AdminRoute::Ready => readiness(call.worker, || {
+            credentials::is_operator(call.worker, call.peer, request, outline)
+        }),
         AdminRoute::Stats => stats(call.worker).await,
         AdminRoute::Ticket => return ticket(call.worker, request, call.principal),
         AdminRoute::Inspect(Target::Topic(topic)) => return inspect(&call, topic).await,
@@ -104,12 +107,12 @@ fn health(worker: &Worker) -> HttpResponse {
 }
 
 /// `/readyz`: whether the server can keep messages, on its disk and in its engines. Why it cannot is for operators.
-fn readiness(worker: &Worker, is_operator: bool) -> HttpResponse {
+fn readiness(worker: &Worker, is_operator: impl FnOnce() -> bool) -> HttpResponse {
     let has_failed = worker.store.as_ref().is_some_and(|store| store.stats().failure.is_some());
     let down = worker.engines.as_ref().and_then(Engines::down);
     let problem = match down {
         _ if has_failed => "the disk has failed\n".to_owned(),
-        Some((name, problem)) if is_operator => {
+        Some((name, problem)) if is_operator() => {
             format!("the engine {name} cannot be used: {problem}\n")
         }
         Some((name, _)) => format!("the engine {name} cannot be used\n"),

@@ -13,17 +13,44 @@ use hyper::{
 
 use super::{
     error::ApiError,
+    head::Outline,
+    host,
     negotiate::items,
     query::Query,
     routes::{AdminRoute, Route},
 };
 use crate::{
     auth::{Keyring, Principal},
+    net::peer::Peer,
     service::{self, error::ServiceError},
     state::App,
 };
 
 const BEARER_SUBPROTOCOL: &str = "bearer.";
+
+/// Refuses a request that its principal may not make, and one without a key that may come from a page of another site.
+pub(super) fn admit<B>(
+    app: &App,
+    peer: Peer,
+    route: &Route,
+    request: &Request<B>,
+    query: &Query,
+    outline: Outline,
+) -> Result<Option<Arc<Principal>>, ApiError> {
+    let principal = check(app, route, request, query)?;
+    if needs_own_name(route, principal.as_deref()) {
+        host::check(request, outline, peer, &app.config)?;
+    }
+    Ok(principal)
+}
+
+/// Whether the request must name this server, because a page of another site could have sent it after DNS rebinding.
+/// Such a page has no key. Monitoring may request `/healthz` and `/readyz` by
+/// any name.
+fn needs_own_name(route: &Route, principal: Option<&Principal>) -> bool {
+    let has_key = principal.is_some_and(|principal| principal.key_name().is_some());
+    !has_key && !matches!(route, Route::Admin(AdminRoute::Health | AdminRoute::Ready))
+}
 
 /// Refuses a request that its principal may not make, whether or not the topic exists. If the server has no keys, there
 /// is no principal, and everything is allowed.
@@ -41,10 +68,14 @@ pub(super) fn check<B>(
 }
 
 /// Whether who asks may see what `/metrics` shows.
-pub(super) fn is_operator<B>(app: &App, request: &Request<B>) -> bool {
+pub(super) fn is_operator<B>(
+    app: &App,
+    peer: Peer,
+    request: &Request<B>,
+    outline: Outline,
+) -> bool {
     let route = Route::Admin(AdminRoute::Metrics);
-    let query = Query::of(request);
-    check(app, &route, request, &query).is_ok()
+    admit(app, peer, &route, request, &Query::of(request), outline).is_ok()
 }
 
 /// The principal of a request, from the first of the possible credentials that is present.

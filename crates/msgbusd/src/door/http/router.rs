@@ -15,15 +15,14 @@ use super::{
     error::{self, ApiError},
     groups,
     head::{self, Outline},
-    host, lease, origin, publish, pull,
+    lease, origin, publish, pull,
     query::Query,
     requests,
     response::{HttpResponse, empty},
-    routes::{self, AdminRoute, Route, ServiceRoute},
+    routes::{self, Route, ServiceRoute},
     settle, stream, topics, websocket,
 };
 use crate::{
-    auth::Principal,
     net::peer::Peer,
     service::{Authority, Call, code::Code},
     state::App,
@@ -98,10 +97,7 @@ async fn route(
     let query = Query::of(request);
     let route = Route::of(request, &query)?;
     // Permissions are checked before the body is read, and whether or not the topic exists.
-    let principal = credentials::check(app, &route, request, &query)?;
-    if needs_own_name(&route, principal.as_deref()) {
-        host::check(request, outline, peer, &app.config)?;
-    }
+    let principal = credentials::admit(app, peer, &route, request, &query, outline)?;
     if matches!(route, Route::Pull(_) | Route::Lease(..) | Route::Service(ServiceRoute::Serve(_))) {
         origin::may_take(request)?;
     }
@@ -133,14 +129,6 @@ async fn route(
             Box::pin(requests::answer(&call, activity, route, request, query, outline)).await
         }
         Route::List => Box::pin(topics::list(call, request, query)).await,
-        Route::Admin(route) => Box::pin(admin::answer(call, route, request)).await,
+        Route::Admin(route) => Box::pin(admin::answer(call, route, request, outline)).await,
     }
-}
-
-/// Whether the request must name this server, because a page of another site could have sent it after DNS rebinding.
-/// Such a page has no key. Monitoring may request `/healthz` and `/readyz` by
-/// any name.
-fn needs_own_name(route: &Route, principal: Option<&Principal>) -> bool {
-    let has_key = principal.is_some_and(|principal| principal.key_name().is_some());
-    !has_key && !matches!(route, Route::Admin(AdminRoute::Health | AdminRoute::Ready))
 }

@@ -24,7 +24,7 @@ async fn a_server_starts_without_its_engine_and_is_ready_with_it() {
         daemon
             .get("/readyz")
             .await
-            .refuses(503, "the engine main cannot be used: the engine is not available");
+            .refuses(503, "the engine main cannot be used: the engine cannot be reached");
         let refused = daemon.put("/t", "x").await;
         refused.refuses(503, "not available");
         assert_eq!(refused.header("Retry-After"), Some("1"));
@@ -65,8 +65,26 @@ async fn strangers_are_not_told_why_an_engine_cannot_be_used() {
             let reply = ready(&headers).await;
             assert_eq!((reply.status, reply.text()), (503, "the engine main cannot be used\n"));
         }
-        let why = "the engine main cannot be used: the engine is not available";
+        let why = "the engine main cannot be used: the engine cannot be reached";
         ready(&[&bearer(&operator)]).await.refuses(503, why);
+    })
+    .await;
+}
+
+/// A page of another site can make a name of its own point to a server that needs no keys.
+#[tokio::test]
+async fn a_page_of_another_site_is_not_told_why_an_engine_cannot_be_used() {
+    on_each(async |engine| {
+        let daemon = door_with(&engine, |_| {});
+        let ask = async |target: &str| {
+            let mut connection = daemon.connect().await;
+            let head = format!("GET {target} HTTP/1.1\r\nHost: evil.example\r\n");
+            connection.write(format!("{head}Connection: close\r\n\r\n").as_bytes()).await;
+            connection.reply().await
+        };
+        ask("/metrics").await.refuses(421, "\"evil.example\" is not allowed");
+        let ready = ask("/readyz").await;
+        assert_eq!((ready.status, ready.text()), (503, "the engine main cannot be used\n"));
     })
     .await;
 }
