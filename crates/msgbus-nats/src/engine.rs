@@ -317,7 +317,8 @@ impl Engine for NatsEngine {
     }
 
     fn finish(&self) -> Answer<()> {
-        Box::pin(self.run(&self.connection, Duration::ZERO, true, services::finish))
+        // It comes once, and has to come through whatever is not answered.
+        Box::pin(self.run(&self.connection, Duration::ZERO, false, services::finish))
     }
 
     fn is_served(&self, service: &TopicName) -> Answer<bool> {

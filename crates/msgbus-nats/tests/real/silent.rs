@@ -47,6 +47,25 @@ async fn changes_without_an_answer_may_have_been_done() {
     }
 }
 
+/// As many operations as there may be are not answered. The end of the program does not count as one of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_finishes_although_much_is_unanswered() {
+    const MOST: usize = 4096;
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        let topic = fresh("unanswered");
+        soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+        server.signal("-STOP");
+        let unanswered: Vec<_> = (0..MOST).map(|_| engine.stats(&topic)).collect();
+        assert_eq!(soon(engine.delete(&topic)).await, Err(EngineError::Busy));
+        let finished = engine.finish();
+        server.signal("-CONT");
+        assert_eq!(soon(finished).await, Ok(()));
+        drop(unanswered);
+    }
+}
+
 /// Nobody waits for it, and a load balancer sends nobody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_server_counts_as_away() {

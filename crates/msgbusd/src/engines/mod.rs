@@ -8,6 +8,7 @@ mod runtime;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use msgbus_core::{
     MessageBus, TopicName, TopicPattern,
     engine::{Engine, EngineError, EngineRule, EngineUsage, Health, WindowStats},
@@ -156,10 +157,8 @@ impl Engines {
     /// Waits until the last answers have left, for a short time. The bus is closed.
     pub(crate) async fn finish(&self) {
         const LIMIT: Duration = Duration::from_secs(1);
-        for named in &self.list {
-            // One that is away or slow does not get them.
-            let _ = timeout(LIMIT, named.engine.finish()).await;
-        }
+        // One that is away or slow does not get them.
+        join_all(self.list.iter().map(|named| timeout(LIMIT, named.engine.finish()))).await;
     }
 
     /// The name of an engine.

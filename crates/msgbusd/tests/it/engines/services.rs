@@ -219,6 +219,29 @@ async fn a_server_that_stops_says_so() {
     }
 }
 
+/// Each is waited for, for a second, and all at the same time.
+#[tokio::test]
+async fn engines_that_are_silent_hold_up_a_stop_once() {
+    for program in programs() {
+        let nats = Server::start(&program);
+        let names = (0..8).map(|n| format!("e{n}"));
+        let daemon = Daemon::with(|config| {
+            for name in names {
+                config.engines.push(EngineConfig::new(&name, &nats.url()));
+                let pattern = format!("{name}/**").parse().unwrap();
+                config.engine_topics.push(EngineTopics { pattern, engine: Some(name) });
+            }
+        });
+        let daemon = daemon.ready().await;
+        nats.signal("-STOP");
+        let began = Instant::now();
+        soon(daemon.stop()).await.unwrap();
+        nats.signal("-CONT");
+        let time = began.elapsed();
+        assert!(time < Duration::from_secs(4), "{time:?}");
+    }
+}
+
 /// Those who asked it go to another server, however many they are.
 #[tokio::test]
 async fn what_waits_at_a_server_that_stops_goes_to_another_one() {
