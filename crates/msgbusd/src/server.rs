@@ -32,7 +32,7 @@ use crate::{
     config::{Config, DoorBind, Protocol},
     deadlines,
     door::{Door, Doors, http::serve},
-    engines::{EngineStartError, EngineWatch},
+    engines::{self, EngineStartError, EngineWatch},
     limits::connection_limit::{ConnectionLimiter, ConnectionPermit, LimitExceeded, PerAddress},
     logging::counted,
     net::listener::{Bind, Listener},
@@ -218,6 +218,7 @@ impl Server {
     }
 
     fn new(config: Config, sockets: Sockets, opened: Opened) -> Self {
+        engines::warn_of_patterns(&config, &opened.bus);
         let keyring = config.keys.clone().map(|file| Arc::new(Keyring::new(file)));
         let app = Arc::new(App::new(config, keyring, opened));
         let Sockets { listeners, endpoints, doors, certificate } = sockets;

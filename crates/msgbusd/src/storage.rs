@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     config::{Config, format_size},
-    engines::{self, Engines},
+    engines::Engines,
     logging::counted,
     server::StartError,
 };
@@ -39,7 +39,6 @@ pub(crate) fn open(config: &Config) -> Result<Opened, StartError> {
     let kept = store.clone().map(|store| store as _);
     let bus = MessageBus::with_engines(config.bus.clone(), kept, rules)
         .map_err(|error| unusable(config.data.as_deref().unwrap_or(Path::new("")), error))?;
-    engines::warn_of_patterns(config, &bus);
     Ok(Opened { bus, store, engines })
 }
 
