@@ -116,14 +116,15 @@ fn poll_asked(
         {
             *search = Search::Idle;
         }
-        let (outcome, is_away) = service
-            .with(|service| (service.poll_outcome(ticket, cx.waker()), service.is_away(ticket)));
+        let (outcome, is_elsewhere) = service.with(|service| {
+            (service.poll_outcome(ticket, cx.waker()), service.is_elsewhere(ticket))
+        });
         if outcome.is_ready() {
             *search = Search::Idle;
             return outcome;
         }
         // Those who served here have left.
-        if !(is_away && matches!(search, Search::Idle)) {
+        if !(is_elsewhere && matches!(search, Search::Idle)) {
             return Poll::Pending;
         }
         *search = Search::Wanted;

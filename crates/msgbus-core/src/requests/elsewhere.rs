@@ -10,9 +10,9 @@ use crate::model::{MonotonicTime, NewRequest, Reply, RequestError};
 
 impl Service {
     /// Whether it depends on other buses.
-    pub(crate) fn is_away(&self, ticket: Ticket) -> bool {
-        let is_away = |pending: &Pending| matches!(pending.stage, Stage::Sought | Stage::Away);
-        self.slots.of(ticket).is_some_and(is_away)
+    pub(crate) fn is_elsewhere(&self, ticket: Ticket) -> bool {
+        let is_elsewhere = |pending: &Pending| matches!(pending.stage, Stage::Sought | Stage::Away);
+        self.slots.of(ticket).is_some_and(is_elsewhere)
     }
 
     /// Another bus gets a request. `None` if it may not go there, a responder here has it meanwhile, or it is over.
@@ -39,7 +39,7 @@ impl Service {
         ticket: Ticket,
         now: MonotonicTime,
     ) -> Result<Option<Waker>, RequestError> {
-        if !self.is_away(ticket) {
+        if !self.is_elsewhere(ticket) {
             return Ok(None);
         }
         let may_queue = self.may_queue(now);
@@ -78,7 +78,7 @@ impl Service {
         outcome: Result<Reply, RequestError>,
         now: MonotonicTime,
     ) {
-        if !self.is_away(ticket) {
+        if !self.is_elsewhere(ticket) {
             return;
         }
         let outcome = self.reserve_reply(ticket.slot, outcome);

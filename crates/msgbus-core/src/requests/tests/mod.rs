@@ -70,7 +70,7 @@ fn a_search_has_nothing_to_do_with_later_requests() {
     assert!(service.send_away(next, START).is_some());
     let _responder = service.join(START).unwrap();
     assert!(service.queue_here(over, START).is_ok());
-    assert!(service.is_away(next));
+    assert!(service.is_elsewhere(next));
 }
 
 /// Until another bus has it, a responder that joins here gets it.
@@ -84,7 +84,11 @@ fn who_joins_gets_what_is_sought_elsewhere() {
     assert!(service.send_away(refused, START).is_some());
     assert!(service.queue_here(refused, START).is_err());
     let responder = service.join(START).unwrap();
-    assert!(service.is_away(sent) && !service.is_away(sought) && !service.is_away(refused));
+    assert!(
+        service.is_elsewhere(sent)
+            && !service.is_elsewhere(sought)
+            && !service.is_elsewhere(refused)
+    );
     assert_eq!(take(&mut service, responder, 3, START).len(), 2);
     assert_eq!(service.send_away(sought, START), None, "a responder here has it");
 }
@@ -100,7 +104,7 @@ fn what_has_not_found_room_gets_it_later() {
         ask(Origin::Here);
     }
     let sought = ask(Origin::HereForAll);
-    assert!(service.is_away(sought));
+    assert!(service.is_elsewhere(sought));
     assert!(take(&mut service, second, 1, START).is_empty(), "it is not its turn");
     assert_eq!(take(&mut service, first, usize::MAX, START).len(), Service::MAX_QUEUED);
     assert_eq!(take(&mut service, second, usize::MAX, START).len(), 1);
