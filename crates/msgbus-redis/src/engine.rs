@@ -27,7 +27,9 @@ use crate::{
     RedisOptions, admin,
     connection::Connection,
     groups::{self, Fetching},
-    history, publish, tail,
+    history,
+    publish::Batch,
+    tail,
 };
 
 /// Why an engine cannot be made: its address, its prefix or its certificates are invalid.
@@ -107,8 +109,16 @@ impl Engine for RedisEngine {
     }
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
-        let topic = topic.clone();
-        self.answer(|connection| publish::publish(&connection, topic, messages))
+        let Connection { shared, publisher, together, .. } = &*self.connection;
+        if let Some(publisher) = publisher {
+            return self.answer(|_| publisher.publish(Batch::new(shared, topic, messages)));
+        }
+        match Arc::clone(&shared.permits).try_acquire_owned() {
+            Ok(permit) => {
+                Box::pin(together.publish(shared, &self.runtime, topic, messages, permit))
+            }
+            Err(_) => Box::pin(ready(Err(EngineError::Busy))),
+        }
     }
 
     fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {

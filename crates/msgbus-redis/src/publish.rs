@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use msgbus_core::{
     NewMessage, TopicName,
     engine::{EngineError, Receipt},
@@ -17,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Acknowledge,
-    connection::{Connection, Link, Shared},
+    connection::{Link, Shared},
     error::Request,
     message::{Answer as _, Shape, encode_headers, next},
     options::millis,
@@ -51,7 +50,7 @@ impl Encoded {
 }
 
 impl Batch {
-    fn new(shared: &Shared, topic: &TopicName, messages: Vec<NewMessage>) -> Self {
+    pub(crate) fn new(shared: &Shared, topic: &TopicName, messages: Vec<NewMessage>) -> Self {
         let names = shared.keys(topic);
         let mut keys = vec![names.topic(), names.stream()];
         let mut seen: HashMap<String, usize> = HashMap::new();
@@ -72,32 +71,16 @@ impl Batch {
         Self { keys, channel: names.channel(), max_age_ms, messages }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.messages.len()
-    }
-
-    /// The size of the payloads and headers.
-    pub(crate) fn bytes(&self) -> usize {
-        self.messages.iter().map(|message| message.payload.len() + message.headers.len()).sum()
-    }
-
-    pub(crate) fn has_keys(&self) -> bool {
-        self.messages.iter().any(|message| message.has_key)
-    }
-
     /// Whether followers are told the messages. Of more than that, they are told that there is something new: the server
     /// limits what waits for a connection that is subscribed.
     fn is_told(&self) -> bool {
-        /// The maximum size, in bytes.
+        /// The maximum size of payloads and headers, in bytes.
         const MAX_BYTES: usize = 16 << 10;
         /// The maximum number of messages. Scripts have no room for thousands of arguments.
         const MAX_MESSAGES: usize = 256;
-        self.len() <= MAX_MESSAGES && self.bytes() <= MAX_BYTES
-    }
-
-    /// Adds messages of the same topic that have no idempotency keys.
-    pub(crate) fn append(&mut self, other: Self) {
-        self.messages.extend(other.messages);
+        let sizes =
+            self.messages.iter().map(|message| message.payload.len() + message.headers.len());
+        self.messages.len() <= MAX_MESSAGES && sizes.sum::<usize>() <= MAX_BYTES
     }
 
     fn arguments(&self, shared: &Shared, link: &Link, command: &mut Cmd) {
@@ -130,20 +113,6 @@ fn receipt(answer: Value) -> Result<Receipt, EngineError> {
     Ok(Receipt { epoch: epoch.number()?, first: first.number()?, last: last.number()? })
 }
 
-/// Publishes messages. Those of a topic get their numbers in the order of the calls.
-pub(crate) fn publish(
-    connection: &Connection,
-    topic: TopicName,
-    messages: Vec<NewMessage>,
-) -> impl Future<Output = Result<Receipt, EngineError>> + Send + use<> {
-    let shared = &connection.shared;
-    let batch = Batch::new(shared, &topic, messages);
-    match &connection.publisher {
-        Some(publisher) => Either::Left(publisher.publish(batch)),
-        None => Either::Right(connection.together.publish(shared, topic, batch)),
-    }
-}
-
 /// Publishes messages.
 pub(crate) async fn run(shared: &Shared, batch: &Batch) -> Result<Receipt, EngineError> {
     let link = shared.link()?;
@@ -170,7 +139,10 @@ impl Publisher {
         Self(sender)
     }
 
-    fn publish(&self, batch: Batch) -> impl Future<Output = Result<Receipt, EngineError>> + use<> {
+    pub(crate) fn publish(
+        &self,
+        batch: Batch,
+    ) -> impl Future<Output = Result<Receipt, EngineError>> + use<> {
         let (sender, receiver) = oneshot::channel();
         // If there is nobody to get it, the sender is dropped.
         let _ = self.0.send((batch, sender));

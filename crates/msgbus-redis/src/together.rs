@@ -4,14 +4,18 @@
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use msgbus_core::{
-    TopicName,
+    NewMessage, TopicName,
     engine::{EngineError, Receipt},
 };
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, oneshot},
+};
 
 use crate::{
     connection::Shared,
@@ -19,51 +23,75 @@ use crate::{
 };
 
 type Answer = Result<Receipt, EngineError>;
-type Waiting = (Batch, oneshot::Sender<Answer>);
-/// Who waits, and for how many of the messages.
-type Parts = Vec<(u64, oneshot::Sender<Answer>)>;
 
 /// The most messages that are sent before an answer, and the most bytes, unless one publish alone has more.
 const MAX_MESSAGES: usize = 256;
-const MAX_BYTES: usize = 1 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The publishes that wait, by topic. A topic is here as long as a task publishes to it.
 #[derive(Debug, Default)]
 pub(crate) struct Together(Mutex<HashMap<TopicName, VecDeque<Waiting>>>);
 
+#[derive(Debug)]
+struct Waiting {
+    messages: Vec<NewMessage>,
+    part: Part,
+    since: Instant,
+}
+
+/// Who waits for how many messages.
+#[derive(Debug)]
+struct Part {
+    count: u64,
+    answer: oneshot::Sender<Answer>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What one call of the script publishes. A publish with idempotency keys has one of its own, as its numbers may be those of
+/// before.
+#[derive(Debug)]
+struct Call {
+    messages: Vec<NewMessage>,
+    parts: Vec<Part>,
+    has_keys: bool,
+}
+
 impl Together {
     /// Publishes messages, so that their numbers follow one another. They have their place among those of the topic as soon
-    /// as this returns, and are published when what it returns is polled.
+    /// as this returns. A task of `runtime` publishes them, whether or not the answer is waited for.
     pub(crate) fn publish(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
-        topic: TopicName,
-        batch: Batch,
+        runtime: &Handle,
+        topic: &TopicName,
+        messages: Vec<NewMessage>,
+        permit: OwnedSemaphorePermit,
     ) -> impl Future<Output = Answer> + use<> {
         let (sender, answer) = oneshot::channel();
+        let part = Part { count: messages.len() as u64, answer: sender, _permit: permit };
+        let waiting = Waiting { messages, part, since: Instant::now() };
         let is_first = match self.0.lock().entry(topic.clone()) {
-            Entry::Occupied(mut waiting) => {
-                waiting.get_mut().push_back((batch, sender));
+            Entry::Occupied(mut others) => {
+                others.get_mut().push_back(waiting);
                 false
             }
             Entry::Vacant(topic) => {
-                topic.insert(VecDeque::from([(batch, sender)]));
+                topic.insert(VecDeque::from([waiting]));
                 true
             }
         };
-        let (together, shared) = (Arc::clone(self), Arc::clone(shared));
-        async move {
-            if is_first {
-                // A task of its own: the others do not depend on whether this one is waited for.
-                tokio::spawn(together.drive(shared, topic));
-            }
-            answer.await.unwrap_or(Err(EngineError::Closed))
+        if is_first {
+            runtime.spawn(Arc::clone(self).drive(Arc::clone(shared), topic.clone()));
         }
+        async { answer.await.unwrap_or(Err(EngineError::Closed)) }
     }
 
     async fn drive(self: Arc<Self>, shared: Arc<Shared>, topic: TopicName) {
-        while let Some(calls) = self.next(&topic) {
-            let (batches, parts): (Vec<Batch>, Vec<Parts>) = calls.into_iter().unzip();
+        let limit = shared.options.timeout;
+        while let Some(calls) = self.next(&topic, limit) {
+            let batch = |call: Call| (Batch::new(&shared, &topic, call.messages), call.parts);
+            let (batches, parts): (Vec<Batch>, Vec<Vec<Part>>) =
+                calls.into_iter().map(batch).unzip();
             let receipts = match &batches[..] {
                 [batch] => vec![run(&shared, batch).await],
                 batches => run_all(&shared, batches).await,
@@ -74,29 +102,32 @@ impl Together {
         }
     }
 
-    /// Takes what is published together next, as calls of the script. A batch with idempotency keys has one of its own, as its
-    /// numbers may be those of before.
-    fn next(&self, topic: &TopicName) -> Option<Vec<(Batch, Parts)>> {
+    /// Takes what is published together next. `None` if nothing waits. Refuses what has waited for longer than the limit.
+    fn next(&self, topic: &TopicName, limit: Duration) -> Option<Vec<Call>> {
         let mut topics = self.0.lock();
         let queue = topics.get_mut(topic)?;
-        let (mut calls, mut all, mut bytes) = (Vec::<(Batch, Parts)>::new(), 0, 0);
-        while let Some((batch, sender)) = queue.pop_front() {
-            // Who waits no longer was told that nobody knows: no more wait than operations have permits.
-            if sender.is_closed() {
+        let (mut calls, mut all, mut bytes) = (Vec::<Call>::new(), 0, 0);
+        while let Some(Waiting { messages, part, since }) = queue.pop_front() {
+            // Who waits no longer was told that nobody knows.
+            if part.answer.is_closed() {
                 continue;
             }
-            (all, bytes) = (all + batch.len(), bytes + batch.bytes());
+            if since.elapsed() >= limit {
+                let _ = part.answer.send(Err(EngineError::Busy));
+                continue;
+            }
+            (all, bytes) = (all + messages.len(), bytes + size(&messages));
             if !calls.is_empty() && (all > MAX_MESSAGES || bytes > MAX_BYTES) {
-                queue.push_front((batch, sender));
+                queue.push_front(Waiting { messages, part, since });
                 break;
             }
-            let part = (batch.len() as u64, sender);
+            let has_keys = messages.iter().any(|message| message.repeat_key().is_some());
             match calls.last_mut() {
-                Some((call, parts)) if !call.has_keys() && !batch.has_keys() => {
-                    call.append(batch);
-                    parts.push(part);
+                Some(call) if !call.has_keys && !has_keys => {
+                    call.messages.extend(messages);
+                    call.parts.push(part);
                 }
-                _ => calls.push((batch, vec![part])),
+                _ => calls.push(Call { messages, parts: vec![part], has_keys }),
             }
         }
         if calls.is_empty() {
@@ -107,11 +138,15 @@ impl Together {
     }
 }
 
+fn size(messages: &[NewMessage]) -> u64 {
+    messages.iter().map(NewMessage::accounted_size).sum()
+}
+
 /// Answers those whose messages were published by one call.
-fn answer(receipt: Answer, parts: Parts) {
+fn answer(receipt: Answer, parts: Vec<Part>) {
     let (mut before, is_one) = (0, parts.len() == 1);
-    for (count, sender) in parts {
-        let _ = sender.send(receipt.map(|all| if is_one { all } else { part(all, before, count) }));
+    for Part { count, answer, .. } in parts {
+        let _ = answer.send(receipt.map(|all| if is_one { all } else { part(all, before, count) }));
         before += count;
     }
 }

@@ -224,7 +224,7 @@ impl NewMessage {
 
     /// The size of the message as the limits count it, in bytes: its payload, its headers, and
     /// [`Message::OVERHEAD`].
-    pub(crate) fn accounted_size(&self) -> u64 {
+    pub fn accounted_size(&self) -> u64 {
         accounted_size(&self.payload, &self.headers)
     }
 }
