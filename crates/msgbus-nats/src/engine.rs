@@ -22,6 +22,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, error::Elapsed, timeout},
 };
+use tokio_util::context::TokioContext;
 use tracing::debug;
 
 use crate::{
@@ -169,12 +170,18 @@ impl Engine for NatsEngine {
     }
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
-        let name = topic.clone();
+        let (connection, name) = (Arc::clone(self.of(topic)), topic.clone());
         // Large batches are sent in slices, one after the other.
-        let extra =
-            self.connection.options.timeout * u32::try_from(messages.len() / 4096).unwrap_or(0);
-        let publishing = |connection| publish::publish(connection, name, messages);
-        Box::pin(self.answer(topic, extra, publishing))
+        let slices = u32::try_from(messages.len() / 4096).unwrap_or(0);
+        let limit = connection.options.timeout * (2 + slices);
+        let permit = Arc::clone(&self.connection.operations).try_acquire_owned();
+        let publishing = async move {
+            let Ok(_permit) = permit else { return Err(EngineError::Busy) };
+            let publishing = publish::publish(connection, name, messages);
+            timeout(limit, publishing).await.unwrap_or(Err(EngineError::Unknown))
+        };
+        // The task that waits for it runs it: to make and wake another task costs more than all else here.
+        Box::pin(TokioContext::new(publishing, self.runtime.clone()))
     }
 
     fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {

@@ -22,7 +22,7 @@ use tracing::debug;
 
 type Cause<'a> = &'a (dyn Error + 'static);
 
-/// Why a publish failed whose acknowledgement was awaited.
+/// Why a mark was not made.
 pub(crate) fn publish_error(error: &PublishError, max_payload: usize) -> EngineError {
     debug!(%error, source = ?error.source(), "NATS has not accepted a message");
     match error.kind() {
@@ -32,6 +32,12 @@ pub(crate) fn publish_error(error: &PublishError, max_payload: usize) -> EngineE
         PublishErrorKind::StreamNotFound => EngineError::Unavailable,
         _ => answered(error).unwrap_or(EngineError::Unknown),
     }
+}
+
+/// Why the stream has refused a message.
+pub(crate) fn refusal(error: &jetstream::Error) -> EngineError {
+    debug!(%error, "NATS has not accepted a message");
+    answered(error).unwrap_or(EngineError::Unknown)
 }
 
 /// Why a request failed that changes nothing, or may be repeated.

@@ -35,6 +35,7 @@ mod refusals;
 mod services;
 mod subject;
 mod tail;
+mod together;
 mod turns;
 
 pub use self::{engine::NatsEngine, options::NatsOptions};

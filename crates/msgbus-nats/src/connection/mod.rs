@@ -41,13 +41,12 @@ use crate::{
     refusals::{API, Refusals},
     services::Serving,
     subject::subject,
+    together::Together,
     turns::Turns,
 };
 
 mod stream;
 
-/// The maximum number of messages whose acknowledgements are awaited.
-const MAX_UNACKNOWLEDGED: usize = 4096;
 /// The maximum number of operations that are not answered, whether or not somebody still waits for the answers.
 const MAX_OPERATIONS: usize = 4096;
 
@@ -65,12 +64,12 @@ pub(crate) struct Connection {
     pub(crate) turns: Turns,
     pub(crate) serving: Serving,
     pub(crate) leftovers: Leftovers,
-    /// For each message whose acknowledgement is not awaited. In async-nats, who has sent a message and does not await its
-    /// acknowledgement yet keeps others from publishing.
-    pub(crate) unacknowledged: Arc<Semaphore>,
+    pub(crate) together: Together,
     /// For each operation that may still begin.
     pub(crate) operations: Arc<Semaphore>,
-    known: tokio::sync::Mutex<Option<Arc<Known>>>,
+    known: Mutex<Option<Arc<Known>>>,
+    /// Held while the stream is looked for, so that one asks for all.
+    finding: tokio::sync::Mutex<()>,
     is_denied: Arc<AtomicBool>,
     pub(crate) refusals: Arc<Refusals>,
     /// Since when the leader has had fewer messages than there were before.
@@ -132,13 +131,15 @@ impl Connection {
         let context = ContextBuilder::new()
             .timeout(options.timeout)
             .ack_timeout(options.timeout)
-            // More than are sent at a time: some may be given up, and not forgotten there yet.
-            .max_ack_inflight(4 * MAX_UNACKNOWLEDGED)
+            // More than are made at a time: some may be given up, and not forgotten there yet.
+            .max_ack_inflight(4 * MAX_OPERATIONS)
             .backpressure_on_inflight(false)
             .build(client.clone());
         let deliveries = Deliveries::new(client.new_inbox(), connected);
         // Only the end of the client, or a subject that is none, would be an error.
         let delivered = client.subscribe(deliveries.subject()).await;
+        let together = Together::new(client.new_inbox());
+        let acknowledged = client.subscribe(together.subject()).await;
         let connection = Arc::new(Self {
             client,
             context,
@@ -149,9 +150,10 @@ impl Connection {
             turns: Turns::default(),
             serving: Serving::default(),
             leftovers: Leftovers::default(),
-            unacknowledged: Arc::new(Semaphore::new(MAX_UNACKNOWLEDGED)),
+            together,
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
-            known: tokio::sync::Mutex::default(),
+            known: Mutex::default(),
+            finding: tokio::sync::Mutex::default(),
             is_denied,
             refusals,
             behind_since: Mutex::default(),
@@ -160,7 +162,10 @@ impl Connection {
         let weak = Arc::downgrade(&connection);
         tokio::spawn(Self::watch(Weak::clone(&weak)));
         if let Ok(delivered) = delivered {
-            tokio::spawn(Deliveries::run(weak, delivered));
+            tokio::spawn(Deliveries::run(Weak::clone(&weak), delivered));
+        }
+        if let Ok(acknowledged) = acknowledged {
+            tokio::spawn(Together::run(weak, acknowledged));
         }
         connection
     }
@@ -199,18 +204,27 @@ impl Connection {
         &self,
         check: fn(&Self) -> Result<(), EngineError>,
     ) -> Result<Arc<Known>, EngineError> {
-        let mut known = self.known.lock().await;
-        check(self)?;
-        let connects = self.connects();
-        if let Some(known) = &*known
-            && known.connects == connects
-        {
-            return Ok(Arc::clone(known));
+        match self.current() {
+            Some(known) => Ok(known),
+            // In a box, so that an operation that knows the stream takes little memory.
+            None => Box::pin(self.search(check)).await,
         }
-        let found = self.find(connects).await.inspect_err(|error| {
+    }
+
+    async fn search(
+        &self,
+        check: fn(&Self) -> Result<(), EngineError>,
+    ) -> Result<Arc<Known>, EngineError> {
+        let _finding = self.finding.lock().await;
+        check(self)?;
+        if let Some(known) = self.current() {
+            return Ok(known);
+        }
+        let found = self.find(self.connects()).await.inspect_err(|error| {
             // Those who wait for it need not ask, too.
             *self.answers.lock() = Some(Err(*error));
         })?;
+        let mut known = self.known.lock();
         match &*known {
             Some(known) if known.epoch == found.epoch => {
                 let highest = known.highest.load(Relaxed);
@@ -219,9 +233,13 @@ impl Connection {
             Some(_) => self.consumers.clear(),
             None => {}
         }
-        let found = Arc::new(found);
-        *known = Some(Arc::clone(&found));
-        Ok(found)
+        Ok(Arc::clone(known.insert(Arc::new(found))))
+    }
+
+    /// The stream, if there has been no other connection since it was found.
+    fn current(&self) -> Option<Arc<Known>> {
+        let known = self.known.lock();
+        known.as_ref().filter(|known| known.connects == self.connects()).map(Arc::clone)
     }
 
     /// How often there was a connection.
@@ -280,10 +298,8 @@ impl Connection {
     }
 
     /// Forgets the stream: it may be another one now.
-    pub(crate) async fn forget(&self) {
-        let mut known = self.known.lock().await;
-        *known = None;
-        drop(known);
+    pub(crate) fn forget(&self) {
+        *self.known.lock() = None;
         self.consumers.clear();
     }
 
@@ -305,13 +321,13 @@ impl Connection {
                 Ok((known, info))
             }
             Ok(_) => {
-                self.forget().await;
+                self.forget();
                 let known = self.look_up(check).await?;
                 let info = known.stream.cached_info().clone();
                 Ok((known, info))
             }
             Err(error) => {
-                self.forget().await;
+                self.forget();
                 Err(request_error(&error))
             }
         }
