@@ -27,9 +27,9 @@ use msgbus_core::Op;
 use parking_lot::Mutex;
 use tokio::task::yield_now;
 
-/// The number of wakes that are handled before the thread yields to other tasks. A delivery takes a few microseconds.
+/// The number of deliveries that are made before the thread yields to other tasks. One takes a few microseconds.
 const SLICE: usize = 32;
-/// The number of wakes that are handled before the publisher gets its response.
+/// The number of deliveries that are made before the publisher gets its response.
 const SLICE_BEFORE_RESPONSE: usize = 16;
 
 thread_local! {
@@ -59,13 +59,16 @@ pub(crate) struct WakeQueue {
     pending: Mutex<Pending>,
     /// Whether the thread waits for events. It may be out of date.
     is_asleep: AtomicBool,
-    /// Whether the last slice left wakes in the queue.
+    /// Whether the last slice left deliveries to be made.
     is_behind: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
-    tasks: VecDeque<Arc<RemoteTask>>,
+    /// Tasks to be woken. They come before the deliveries: a publisher that has its response may publish what is delivered
+    /// together with what waits.
+    wakes: Vec<Arc<RemoteTask>>,
+    deliveries: VecDeque<Arc<RemoteTask>>,
     /// The waker of the task that drives the queue; taken when it is used.
     driver: Option<Waker>,
 }
@@ -74,16 +77,17 @@ impl WakeQueue {
     /// Drives the queue of this thread. It never returns. Run it on the runtime of the thread.
     pub(crate) async fn drive() {
         let queue = HERE.with(|here| Arc::clone(&here.get_or_init(Here::new).queue));
-        let mut tasks = VecDeque::new();
+        let (mut wakes, mut deliveries) = (Vec::new(), VecDeque::new());
         loop {
-            poll_fn(|cx| queue.poll_pending(cx, &mut tasks)).await;
-            while !tasks.is_empty() {
-                for task in tasks.drain(..SLICE.min(tasks.len())) {
-                    task.run();
-                }
-                queue.is_behind.store(!tasks.is_empty(), Relaxed);
-                yield_now().await;
+            poll_fn(|cx| queue.poll_pending(cx, &mut wakes, &mut deliveries)).await;
+            for task in wakes.drain(..) {
+                task.run();
             }
+            for task in deliveries.drain(..SLICE.min(deliveries.len())) {
+                task.run();
+            }
+            queue.is_behind.store(!deliveries.is_empty(), Relaxed);
+            yield_now().await;
         }
     }
 
@@ -108,24 +112,32 @@ impl WakeQueue {
         });
     }
 
-    /// Takes all pending wakes. It swaps them with an empty list, so that wakes need no allocation.
+    /// Takes all pending wakes, and all deliveries if none of those that were taken is left. It swaps them with an empty list,
+    /// so that wakes need no allocation.
     fn poll_pending(
         &self,
         cx: &mut Context<'_>,
-        tasks: &mut VecDeque<Arc<RemoteTask>>,
+        wakes: &mut Vec<Arc<RemoteTask>>,
+        deliveries: &mut VecDeque<Arc<RemoteTask>>,
     ) -> Poll<()> {
         let mut pending = self.pending.lock();
-        if pending.tasks.is_empty() {
+        std::mem::swap(&mut pending.wakes, wakes);
+        if deliveries.is_empty() {
+            std::mem::swap(&mut pending.deliveries, deliveries);
+        }
+        if wakes.is_empty() && deliveries.is_empty() {
             pending.driver = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        std::mem::swap(&mut pending.tasks, tasks);
         Poll::Ready(())
     }
 
     fn enqueue(&self, task: Arc<RemoteTask>) {
         let mut pending = self.pending.lock();
-        pending.tasks.push_back(task);
+        match task.delivery {
+            Some(_) => pending.deliveries.push_back(task),
+            None => pending.wakes.push(task),
+        }
         let driver = pending.driver.take();
         drop(pending);
         if let Some(driver) = driver {
@@ -166,7 +178,7 @@ pub(crate) fn published() {
             return;
         }
         for _ in 0..SLICE_BEFORE_RESPONSE {
-            let task = queue.pending.lock().tasks.pop_front();
+            let task = queue.pending.lock().deliveries.pop_front();
             let Some(task) = task else { return };
             task.run();
         }
@@ -370,7 +382,7 @@ mod tests {
         });
         until(|| !queue.is_asleep.load(Relaxed));
         wake_from(&workers, 1, &topic);
-        assert_eq!(queue.pending.lock().tasks.len(), 1);
+        assert_eq!(queue.pending.lock().deliveries.len(), 1);
         release.send(()).unwrap();
         until(|| !topic.delivered.lock().is_empty());
         assert_eq!(*topic.delivered.lock(), [Some("worker-0".to_owned())]);

@@ -1,6 +1,8 @@
 //! Publishing: the rules that are the same for every protocol.
 
-use msgbus_core::{NewMessage, PublishError, Published, PublishedBatch, TopicName};
+use msgbus_core::{
+    NewMessage, PublishError, Published, PublishedBatch, TopicName, store::Durability,
+};
 use tracing::debug;
 
 use super::{Call, error::ServiceError};
@@ -39,7 +41,7 @@ impl Publish<'_> {
         call.authorize(Action::Publish, topic)?;
         let bytes = message.payload_len();
         let published = wake_queue::wait(call.worker.bus.publish(topic, message)).await?;
-        wake_queue::published();
+        deliver(published.durability);
         debug!(peer = %call.peer, %topic, id = published.id, bytes, "publish");
         Ok(published)
     }
@@ -65,10 +67,17 @@ impl Publish<'_> {
         let Self { call, topic, .. } = self;
         call.authorize(Action::Publish, topic)?;
         let published = wake_queue::wait(call.worker.bus.publish_batch(topic, messages)).await?;
-        wake_queue::published();
+        deliver(published.durability);
         // A door may publish an empty batch, which has no last id.
         let (first, last) = (published.ids.start, published.ids.end.saturating_sub(1));
         debug!(peer = %call.peer, %topic, first, last, "publish");
         Ok(published)
+    }
+}
+
+/// Makes the first deliveries of what was published. What is in an engine, the engine delivers.
+fn deliver(durability: Durability) {
+    if durability != Durability::Engine {
+        wake_queue::published();
     }
 }
