@@ -1,6 +1,6 @@
 //! What the server does not permit. It says so beside the request, which is never answered.
 
-use std::{collections::HashMap, pin::pin, time::Duration};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use async_nats::ServerError;
 use msgbus_core::engine::EngineError;
@@ -13,7 +13,25 @@ use tracing::warn;
 pub(crate) struct Refusals {
     subjects: Mutex<HashMap<String, Instant>>,
     logged: Mutex<HashMap<String, Instant>>,
-    news: Notify,
+    /// Those who wait for refusals, by subject. Never locked together with the others.
+    waiting: Mutex<HashMap<String, Arc<Notify>>>,
+}
+
+/// Some who wait for the refusal of a subject.
+struct Waiting<'a> {
+    refusals: &'a Refusals,
+    subject: &'a str,
+    news: Arc<Notify>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.refusals.waiting.lock();
+        // The map has one, too.
+        if Arc::strong_count(&self.news) == 2 {
+            waiting.remove(self.subject);
+        }
+    }
 }
 
 /// The subjects of the requests to `JetStream` begin with it.
@@ -24,6 +42,8 @@ impl Refusals {
     const MAX: usize = 1000;
     /// How often the log names a subject, or others that begin alike, at most.
     const QUIET: Duration = Duration::from_secs(60);
+    /// For how long a subject that was refused is not tried again.
+    const LATELY: Duration = Duration::from_secs(1);
     /// How many parts of subjects are alike. Acks and marks of leases differ in those after them.
     const ALIKE: usize = 4;
 
@@ -37,7 +57,9 @@ impl Refusals {
         }
         subjects.insert(subject.to_owned(), Instant::now());
         drop(subjects);
-        self.news.notify_waiters();
+        if let Some(news) = self.waiting.lock().get(subject) {
+            news.notify_waiters();
+        }
         if self.is_news(subject) {
             warn!("NATS refuses what the engine needs: {text}");
         }
@@ -60,14 +82,29 @@ impl Refusals {
 
     /// Ready when the server refuses what was sent to a subject since then.
     pub(crate) async fn refused(&self, subject: &str, since: Instant) {
+        let waiting = self.wait_for(subject);
         loop {
-            let mut news = pin!(self.news.notified());
+            let mut news = pin!(waiting.news.notified());
             news.as_mut().enable();
             if self.subjects.lock().get(subject).is_some_and(|at| *at >= since) {
                 return;
             }
             news.await;
         }
+    }
+
+    fn wait_for<'a>(&'a self, subject: &'a str) -> Waiting<'a> {
+        let mut waiting = self.waiting.lock();
+        let news = match waiting.get(subject) {
+            Some(news) => Arc::clone(news),
+            None => Arc::clone(waiting.entry(subject.to_owned()).or_default()),
+        };
+        Waiting { refusals: self, subject, news }
+    }
+
+    /// Whether the server has just refused what was sent to a subject, and would refuse more.
+    pub(crate) fn is_refused(&self, subject: &str) -> bool {
+        self.subjects.lock().get(subject).is_some_and(|at| at.elapsed() < Self::LATELY)
     }
 
     /// Why a request was not answered that began then. If `to` ends with a dot, its subject begins with that.
@@ -92,6 +129,11 @@ fn refused_subject(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        task::{Context, Wake, Waker},
+    };
+
     use super::*;
 
     #[test]
@@ -101,6 +143,36 @@ mod tests {
         assert!(!refusals.is_news("$JS.ACK.msgbus.g-1.1.8.8.0.0"));
         assert!(refusals.is_news("$JS.API.CONSUMER.CREATE.msgbus.x"));
         assert!(!refusals.is_news("$JS.API.CONSUMER.CREATE.msgbus.y"));
+    }
+
+    fn refuse(refusals: &Refusals, subject: &str) {
+        let text = format!("Permissions Violation for Publish to \"{subject}\"");
+        assert!(refusals.hear(&ServerError::Other(text)));
+    }
+
+    /// There may be many of them, and many refusals of others.
+    #[test]
+    fn a_refusal_wakes_only_those_whom_it_concerns() {
+        #[derive(Default)]
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+        let (refusals, count) = (Refusals::default(), Arc::new(Count::default()));
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        {
+            let mut refused = [(); 2].map(|()| Box::pin(refusals.refused("to", Instant::now())));
+            assert!(refused.iter_mut().all(|refused| refused.as_mut().poll(&mut cx).is_pending()));
+            refuse(&refusals, "$JS.ACK.other");
+            assert_eq!(count.0.load(Relaxed), 0);
+            refuse(&refusals, "to");
+            assert_eq!(count.0.load(Relaxed), 2);
+            assert!(refused.iter_mut().all(|refused| refused.as_mut().poll(&mut cx).is_ready()));
+        }
+        assert!(refusals.waiting.lock().is_empty(), "nobody waits any more");
     }
 
     #[test]

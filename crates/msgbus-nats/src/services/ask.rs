@@ -109,6 +109,10 @@ pub(crate) async fn request(
         _ if !found.suits(urgency) => return Ok(Asked::Busy),
         Found::Node { address, .. } => address,
     };
+    // The client would keep a note of each for ever: nobody answers what the server refuses.
+    if connection.refusals.is_refused(&address) {
+        return Err(EngineError::Denied);
+    }
     match take() {
         Some(request) => send(&connection, &service, address, request).await,
         None => Ok(Asked::Busy),

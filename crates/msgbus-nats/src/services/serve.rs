@@ -123,9 +123,11 @@ pub(crate) async fn serve(connection: Arc<Connection>, service: TopicName, sink:
             sleep(HASTE.min(patience)).await;
         }
     });
-    loop {
+    let mut is_late = false;
+    // What somebody waits for can be taken back until it is over.
+    while !is_late || !node.jobs.is_empty() {
         select! {
-            () = &mut is_over => break,
+            () = &mut is_over, if !is_late => is_late = true,
             Some(message) = requests.next() => node.take(message, any).await,
             Some(name) = node.jobs.next() => drop(node.handles.remove(&name)),
         }

@@ -69,7 +69,9 @@ async fn what_the_user_may_not_do_is_denied() {
         let config = directory.path().join("nats.conf");
         std::fs::write(&config, USERS).unwrap();
         let mut server = Server::new(&program);
-        server.arguments = vec!["-c".to_owned(), config.to_str().unwrap().to_owned()];
+        let log = directory.path().join("log");
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        server.arguments = vec!["-c".to_owned(), path(&config), "-l".to_owned(), path(&log)];
         server.run();
         let user = |name: &str| ConnectOptions::with_user_and_password(name.into(), name.into());
         let poor = connect(server.options(), user("poor")).await;
@@ -97,12 +99,17 @@ async fn what_the_user_may_not_do_is_denied() {
         assert_eq!(soon(worker.stats(&topic)).await.map(drop), denied.map(drop));
         let mute = connect(server.options(), user("mute")).await;
         is_up(&mute).await;
-        a_request_that_may_not_be_sent_is_denied_at_once(full, mute).await;
+        a_request_that_may_not_be_sent_is_denied_at_once(full, mute, &log).await;
     }
 }
 
 /// The server says so beside the request, and its requester would wait for ever.
-async fn a_request_that_may_not_be_sent_is_denied_at_once(full: NatsEngine, mute: NatsEngine) {
+async fn a_request_that_may_not_be_sent_is_denied_at_once(
+    full: NatsEngine,
+    mute: NatsEngine,
+    log: &Path,
+) {
+    const REQUESTS: usize = 100;
     let (full, mute) = (bus(Arc::new(full)), bus(Arc::new(mute)));
     let service = fresh("mute");
     let _responder = full.serve(&service, BatchLimit::ONE).unwrap();
@@ -112,6 +119,13 @@ async fn a_request_that_may_not_be_sent_is_denied_at_once(full: NatsEngine, mute
         }
     };
     soon(is_served).await;
-    let asked = soon(mute.request(&service, NewRequest::new("x"))).await;
-    assert_eq!(asked, Err(EngineError::Denied.into()));
+    for _ in 0..REQUESTS {
+        let asked = soon(mute.request(&service, NewRequest::new("x"))).await;
+        assert_eq!(asked, Err(EngineError::Denied.into()));
+    }
+    // What was refused is not sent again at once.
+    let log = std::fs::read_to_string(log).unwrap();
+    let is_refusal = |line: &&str| line.contains("Publish Violation") && line.contains("mute");
+    let refused = log.lines().filter(is_refusal).count();
+    assert!((1..REQUESTS / 2).contains(&refused), "{refused}: {log}");
 }

@@ -1,7 +1,7 @@
 //! Services at several nodes, whose server goes away and whose connections break.
 
 use msgbus_core::{
-    BatchLimit, NewRequest, RequestError,
+    BatchLimit, NewRequest, RequestError, TopicName,
     engine::{Asked, Urgency},
 };
 use msgbus_engine_testkit::{
@@ -164,6 +164,63 @@ async fn a_node_that_is_lost_is_not_asked() {
         assert_eq!(nobody, Err(RequestError::NoResponder));
         drop(in_hand);
     }
+}
+
+/// A requester may have got the address just before the node had no responder any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_by_an_old_address_can_be_taken_back() {
+    let patience = Duration::from_secs(1);
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = NatsOptions { timeout: patience, ..server.options() };
+        let nodes = nodes(server.engine(options.clone()).await, server.engine(options).await);
+        let service = fresh("old");
+        let responder = respond(&nodes.other, &service, |request| request.reply("x").unwrap());
+        until_served(&nodes.one, &service, true).await;
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let question = format!("msgbus-services.{}", service.as_str().replace('/', "."));
+        let find = headers("Msgbus-Find", "1");
+        let found = client.request_with_headers(question, find, "".into()).await.unwrap();
+        let address = found.headers.unwrap().get("Msgbus-Server").unwrap().to_string();
+        responder.abort();
+        until_served(&nodes.one, &service, false).await;
+
+        // The next responder is busy.
+        let next = nodes.other.serve(&service, BatchLimit::ONE).unwrap();
+        let first = tokio::spawn(nodes.other.request(&service, patient("first")));
+        let in_hand = soon(next).await.unwrap();
+        let send = async |header| {
+            let headers = headers(header, "late");
+            let (address, inbox) = (address.clone(), client.new_inbox());
+            let sent = client.publish_with_reply_and_headers(address, inbox, headers, "".into());
+            sent.await.unwrap();
+        };
+        send("Msgbus-Request").await;
+        until_queued(&nodes.other, &service, 1).await;
+        sleep(2 * patience).await;
+        send("Msgbus-Cancel").await;
+        until_queued(&nodes.other, &service, 0).await;
+        for request in in_hand {
+            request.reply("1").unwrap();
+        }
+        assert_eq!(soon(first).await.unwrap().unwrap().payload, "1");
+    }
+}
+
+fn headers(name: &str, value: &str) -> async_nats::HeaderMap {
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert(name, value);
+    headers
+}
+
+async fn until_queued(bus: &MessageBus, service: &TopicName, count: usize) {
+    let are_queued = async {
+        while bus.service(service).unwrap().queued != count {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, are_queued).await.expect("another number waits");
 }
 
 /// Two nodes whose connections can be cut.
