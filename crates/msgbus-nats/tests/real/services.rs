@@ -169,7 +169,7 @@ async fn a_node_that_is_lost_is_not_asked() {
 /// A requester may have got the address just before the node had no responder any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_came_by_an_old_address_can_be_taken_back() {
-    let patience = Duration::from_secs(1);
+    let patience = Duration::from_secs(2);
     for program in programs() {
         let server = Server::start(&program);
         let options = NatsOptions { timeout: patience, ..server.options() };
@@ -190,16 +190,17 @@ async fn what_came_by_an_old_address_can_be_taken_back() {
         let first = tokio::spawn(nodes.other.request(&service, patient("first")));
         let in_hand = soon(next).await.unwrap();
         let send = async |header| {
-            let headers = headers(header, "late");
+            let mut headers = headers(header, "late");
+            headers.insert("Msgbus-Timeout", "60000");
             let (address, inbox) = (address.clone(), client.new_inbox());
             let sent = client.publish_with_reply_and_headers(address, inbox, headers, "".into());
             sent.await.unwrap();
         };
         send("Msgbus-Request").await;
-        until_queued(&nodes.other, &service, 1).await;
+        until_visited(&nodes.other, &service, 1).await;
         sleep(2 * patience).await;
         send("Msgbus-Cancel").await;
-        until_queued(&nodes.other, &service, 0).await;
+        until_visited(&nodes.other, &service, 0).await;
         for request in in_hand {
             request.reply("1").unwrap();
         }
@@ -213,14 +214,15 @@ fn headers(name: &str, value: &str) -> async_nats::HeaderMap {
     headers
 }
 
-async fn until_queued(bus: &MessageBus, service: &TopicName, count: usize) {
-    let are_queued = async {
-        while bus.service(service).unwrap().queued != count {
+/// Waits until a bus has this number of requests of others.
+async fn until_visited(bus: &MessageBus, service: &TopicName, count: usize) {
+    let is_visited = async {
+        while bus.service(service).unwrap().visiting != count {
             sleep(Duration::from_millis(5)).await;
         }
     };
     let limit = Duration::from_secs(20);
-    tokio::time::timeout(limit, are_queued).await.expect("another number waits");
+    tokio::time::timeout(limit, is_visited).await.expect("another number is there");
 }
 
 /// Two nodes whose connections can be cut.
