@@ -18,7 +18,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Wake, Waker},
 };
@@ -29,6 +29,8 @@ use tokio::task::yield_now;
 
 /// The number of deliveries that are made before the thread yields to other tasks. One takes a few microseconds.
 const SLICE: usize = 32;
+/// The same while tasks wait for a store or an engine: the sooner they have their answers, the more is delivered together.
+const SHORT_SLICE: usize = 8;
 /// The number of deliveries that are made before the publisher gets its response.
 const SLICE_BEFORE_RESPONSE: usize = 16;
 
@@ -61,6 +63,8 @@ pub(crate) struct WakeQueue {
     is_asleep: AtomicBool,
     /// Whether the last slice left deliveries to be made.
     is_behind: AtomicBool,
+    /// The number of tasks that wait for a store or an engine.
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +87,8 @@ impl WakeQueue {
             for task in wakes.drain(..) {
                 task.run();
             }
-            for task in deliveries.drain(..SLICE.min(deliveries.len())) {
+            let slice = if queue.waiting.load(Relaxed) > 0 { SHORT_SLICE } else { SLICE };
+            for task in deliveries.drain(..slice.min(deliveries.len())) {
                 task.run();
             }
             queue.is_behind.store(!deliveries.is_empty(), Relaxed);
@@ -163,8 +168,30 @@ pub(crate) async fn wait<T: Unpin>(op: Op<T>) -> T {
 }
 
 async fn wait_for_store<T: Unpin>(mut op: Op<T>) -> T {
+    let _waiting = Waits::here();
     let mut waker = RemoteWaker::default();
     poll_fn(|cx| waker.poll(cx, |cx| Pin::new(&mut op).poll(cx))).await
+}
+
+/// Counts a task that waits, until it is dropped.
+struct Waits(Option<Arc<WakeQueue>>);
+
+impl Waits {
+    fn here() -> Self {
+        let queue = HERE.with(|here| Some(Arc::clone(&here.get()?.queue)));
+        if let Some(queue) = &queue {
+            queue.waiting.fetch_add(1, Relaxed);
+        }
+        Self(queue)
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.0 {
+            queue.waiting.fetch_sub(1, Relaxed);
+        }
+    }
 }
 
 /// Call this after a publish, before its response is written. If publishes are rare, it makes the first deliveries
@@ -268,11 +295,7 @@ pub(crate) fn wake_after_io(cx: &mut Context<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::{atomic::AtomicUsize, mpsc},
-        thread,
-        time::Duration,
-    };
+    use std::{sync::mpsc, thread, time::Duration};
 
     use tokio::runtime::Handle;
 
