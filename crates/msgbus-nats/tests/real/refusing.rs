@@ -1,6 +1,7 @@
 //! Servers that cannot or may not do what the engine needs: it says why.
 
 use msgbus_core::{BatchLimit, NewRequest};
+use tokio::time::timeout;
 
 use super::*;
 
@@ -58,6 +59,7 @@ authorization { users: [
     { user: reader, password: reader, permissions: { publish: { deny: "msgbus.test.>" } } }
     { user: worker, password: worker, permissions: { publish: { deny: "$JS.API.CONSUMER.>" } } }
     { user: topics, password: topics, permissions: { publish: { deny: "msgbus-services.>" } } }
+    { user: half, password: half, permissions: { publish: { deny: "msgbus.test.closed" } } }
     { user: mute, password: mute, permissions: { publish: { deny: "_INBOX.>" } } }
 ] }
 "#;
@@ -97,9 +99,24 @@ async fn what_the_user_may_not_do_is_denied() {
         is_up(&worker).await;
         soon(worker.publish(&topic, vec!["x".into()])).await.unwrap();
         assert_eq!(soon(worker.stats(&topic)).await.map(drop), denied.map(drop));
+        what_is_denied_holds_up_nobody(&server, user("half")).await;
         let mute = connect(server.options(), user("mute")).await;
         is_up(&mute).await;
         a_request_that_may_not_be_sent_is_denied_at_once(full, mute, &log).await;
+    }
+}
+
+/// It is never acknowledged. What others publish does not wait for that.
+async fn what_is_denied_holds_up_nobody(server: &Server, user: ConnectOptions) {
+    let options = NatsOptions { timeout: Duration::from_secs(30), ..server.options() };
+    let engine = NatsEngine::connect(options, user).await.unwrap();
+    is_up(&engine).await;
+    let closed = "test/closed".parse().unwrap();
+    let mut denied = engine.publish(&closed, vec!["x".into()]);
+    assert!(timeout(Duration::from_millis(100), &mut denied).await.is_err());
+    for _ in 0..3 {
+        let published = engine.publish(&fresh("open"), vec!["x".into()]);
+        timeout(Duration::from_secs(10), published).await.unwrap().unwrap();
     }
 }
 
