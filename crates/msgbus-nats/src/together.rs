@@ -146,13 +146,14 @@ impl Together {
 
     /// Takes what is sent next.
     fn next(&self, room: usize, limit: Duration) -> Vec<Waiting> {
+        let now = Instant::now();
         let (mut waiting, mut count, mut taken) = (self.waiting.lock(), 0, Vec::new());
         while let Some(publish) = waiting.pop_front() {
             // Who waits no longer was told that nobody knows.
             if publish.answer.is_closed() {
                 continue;
             }
-            if publish.since.elapsed() >= limit {
+            if now.duration_since(publish.since) >= limit {
                 let _ = publish.answer.send(Outcome::of(EngineError::Busy));
                 continue;
             }
@@ -267,8 +268,9 @@ impl Sent {
     /// Ends the publishes whose acknowledgements do not come any more.
     fn give_up(&mut self, connection: &Connection) {
         let (connects, limit) = (connection.connects(), connection.options.timeout);
+        let now = Instant::now();
         let is_over = |publish: &&mut Publish| {
-            publish.connects != connects || publish.since.elapsed() >= limit
+            publish.connects != connects || now.duration_since(publish.since) >= limit
         };
         for publish in self.publishes.iter_mut().take_while(is_over) {
             if publish.open > 0 {

@@ -104,6 +104,7 @@ impl Together {
 
     /// Takes what is published together next. `None` if nothing waits. Refuses what has waited for longer than the limit.
     fn next(&self, topic: &TopicName, limit: Duration) -> Option<Vec<Call>> {
+        let now = Instant::now();
         let mut topics = self.0.lock();
         let queue = topics.get_mut(topic)?;
         let (mut calls, mut all, mut bytes) = (Vec::<Call>::new(), 0, 0);
@@ -112,7 +113,7 @@ impl Together {
             if part.answer.is_closed() {
                 continue;
             }
-            if since.elapsed() >= limit {
+            if now.duration_since(since) >= limit {
                 let _ = part.answer.send(Err(EngineError::Busy));
                 continue;
             }

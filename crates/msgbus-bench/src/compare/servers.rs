@@ -60,6 +60,9 @@ pub enum Contender {
     Alone(EngineKind),
 }
 
+/// How many messages of a topic msgbusd keeps, if nothing else is configured.
+const MAX_MESSAGES: u32 = 65_536;
+
 /// When a server syncs what it has written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Syncing {
@@ -203,7 +206,7 @@ impl Contender {
             }
             Self::Nchan => Rc::new(Http { raw: true, ..http }),
             Self::RedisList | Self::RedisFile(_) => Rc::new(Redis::List),
-            Self::RedisStream => Rc::new(RedisStream),
+            Self::RedisStream => Rc::new(RedisStream { max_messages: None }),
             Self::RedisChannel => Rc::new(Redis::Channel),
             Self::Nats => Rc::new(Nats),
             Self::NatsRequests => Rc::new(NatsRequests),
@@ -211,7 +214,7 @@ impl Contender {
                 Rc::new(JetStream)
             }
             Self::Native(EngineKind::Redis) | Self::Alone(EngineKind::Redis) => {
-                Rc::new(RedisStream)
+                Rc::new(RedisStream { max_messages: Some(MAX_MESSAGES) })
             }
             Self::Beanstalk(_) => Rc::new(Beanstalk),
         }
@@ -246,10 +249,10 @@ impl Contender {
         }
         if let Self::JetStream(syncing) = self {
             let storage = if syncing == Syncing::Never { "memory" } else { "file" };
-            peers::create_stream(running.address(), TOPIC, storage)?;
+            peers::create_stream(running.address(), TOPIC, storage, None)?;
         }
         if let Self::Native(EngineKind::Nats) | Self::Alone(EngineKind::Nats) = self {
-            peers::create_stream(running.address(), TOPIC, "file")?;
+            peers::create_stream(running.address(), TOPIC, "file", Some(MAX_MESSAGES))?;
         }
         Ok(running)
     }

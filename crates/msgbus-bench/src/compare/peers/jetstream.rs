@@ -164,10 +164,13 @@ pub(in crate::compare) fn create_stream(
     server: SocketAddr,
     topic: &str,
     storage: &str,
+    max_messages: Option<u32>,
 ) -> io::Result<()> {
+    let most = max_messages.map_or(-1, i64::from);
     let stream = format!(
         "{{\"name\":\"{NAME}\",\"subjects\":[\"{topic}\"],\"storage\":\"{storage}\",\"retention\":\"limits\",\
-         \"discard\":\"old\",\"max_msgs\":-1,\"max_bytes\":-1,\"max_age\":0,\"max_consumers\":-1,\"num_replicas\":1}}"
+         \"discard\":\"old\",\"max_msgs\":-1,\"max_msgs_per_subject\":{most},\
+         \"max_bytes\":-1,\"max_age\":0,\"max_consumers\":-1,\"num_replicas\":1}}"
     );
     ask(server, &format!("$JS.API.STREAM.CREATE.{NAME}"), &stream)?;
     let consumer = format!(

@@ -18,11 +18,14 @@ const GROUP: &str = "bench";
 /// A stream, whose entries are taken with XREADGROUP and acknowledged with XACK.
 /// <https://redis.io/docs/latest/develop/data-types/streams/>
 #[derive(Debug)]
-pub(in crate::compare) struct RedisStream;
+pub(in crate::compare) struct RedisStream {
+    /// About how many messages a stream keeps. `None`: all.
+    pub(in crate::compare) max_messages: Option<u32>,
+}
 
 impl Protocol for RedisStream {
     fn requester(&self) -> Box<dyn Requester> {
-        Box::new(Publisher)
+        Box::new(Publisher { max_messages: self.max_messages })
     }
 
     fn follower(&self, topic: &str) -> Box<dyn Follower> {
@@ -45,12 +48,21 @@ impl Protocol for RedisStream {
     }
 }
 
-struct Publisher;
+struct Publisher {
+    max_messages: Option<u32>,
+}
 
 impl Requester for Publisher {
     fn publish(&self, topic: &str, body: Body<'_>, out: &mut Vec<u8>) {
         let (Body::Message(bytes) | Body::Lines(bytes)) = body;
-        command(&[b"XADD", topic.as_bytes(), b"*", b"p", bytes], out);
+        match self.max_messages {
+            None => command(&[b"XADD", topic.as_bytes(), b"*", b"p", bytes], out),
+            Some(most) => {
+                let most = most.to_string();
+                let (topic, most) = (topic.as_bytes(), most.as_bytes());
+                command(&[b"XADD", topic, b"MAXLEN", b"~", most, b"*", b"p", bytes], out);
+            }
+        }
     }
 
     fn pull(&self, _: &str, _: &mut Vec<u8>) {
@@ -235,7 +247,7 @@ mod tests {
         let response = b"*1\r\n*2\r\n$1\r\nt\r\n*2\r\n\
             *2\r\n$3\r\n1-0\r\n*2\r\n$1\r\np\r\n$1\r\nx\r\n\
             *2\r\n$3\r\n1-1\r\n*2\r\n$1\r\np\r\n$1\r\ny\r\n";
-        let mut worker = RedisStream.worker().unwrap();
+        let mut worker = RedisStream { max_messages: None }.worker().unwrap();
         let mut out = Vec::new();
         worker.take("t", 2, &mut out);
         let mut steps = Vec::new();

@@ -80,8 +80,9 @@ impl Usage {
 
     fn record<T>(&self, began: Instant, answer: &Result<T, EngineError>) {
         self.answered.fetch_add(1, Relaxed);
-        let is_failure = answer.as_ref().is_err_and(|error| error.is_temporary());
-        self.failed.fetch_add(is_failure.into(), Relaxed);
+        if answer.as_ref().is_err_and(|error| error.is_temporary()) {
+            self.failed.fetch_add(1, Relaxed);
+        }
         let time = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.time.fetch_add(time, Relaxed);
     }
