@@ -1,9 +1,10 @@
 //! The engine.
 
 use std::{
+    future::ready,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
     time::Duration,
 };
 
@@ -22,12 +23,11 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, error::Elapsed, timeout},
 };
-use tokio_util::context::TokioContext;
 use tracing::debug;
 
 use crate::{
-    NatsOptions, admin, connection::Connection, error::change_error, groups, history, publish,
-    refusals::API, services, tail,
+    NatsOptions, admin, connection::Connection, error::change_error, groups, history,
+    publish::Publish, refusals::API, services, tail,
 };
 
 /// An engine on NATS `JetStream`. Clones share the connection. It needs the runtime of tokio in which it was made.
@@ -124,7 +124,7 @@ impl<T> Future for Running<T> {
     type Output = Result<T, EngineError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(match ready!(Pin::new(&mut self.task).poll(cx)) {
+        Poll::Ready(match task::ready!(Pin::new(&mut self.task).poll(cx)) {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => {
                 debug!("NATS has not answered in time");
@@ -170,18 +170,17 @@ impl Engine for NatsEngine {
     }
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
-        let (connection, name) = (Arc::clone(self.of(topic)), topic.clone());
-        // Large batches are sent in slices, one after the other.
-        let slices = u32::try_from(messages.len() / 4096).unwrap_or(0);
-        let limit = connection.options.timeout * (2 + slices);
-        let permit = Arc::clone(&self.connection.operations).try_acquire_owned();
-        let publishing = async move {
-            let Ok(_permit) = permit else { return Err(EngineError::Busy) };
-            let publishing = publish::publish(connection, name, messages);
-            timeout(limit, publishing).await.unwrap_or(Err(EngineError::Unknown))
+        let connection = self.of(topic);
+        let Ok(permit) = Arc::clone(&self.connection.operations).try_acquire_owned() else {
+            return Box::pin(ready(Err(EngineError::Busy)));
         };
-        // The task that waits for it runs it: to make and wake another task costs more than all else here.
-        Box::pin(TokioContext::new(publishing, self.runtime.clone()))
+        match Publish::new(connection, topic, messages, permit) {
+            Ok((publish, receipt)) => {
+                connection.together.publish(publish);
+                Box::pin(async { receipt.await.unwrap_or(Err(EngineError::Unknown)) })
+            }
+            Err(error) => Box::pin(ready(Err(error))),
+        }
     }
 
     fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {

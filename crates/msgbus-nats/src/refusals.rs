@@ -86,7 +86,7 @@ impl Refusals {
         loop {
             let mut news = pin!(waiting.news.notified());
             news.as_mut().enable();
-            if self.subjects.lock().get(subject).is_some_and(|at| *at >= since) {
+            if self.is_refused_since(subject, since) {
                 return;
             }
             news.await;
@@ -100,6 +100,10 @@ impl Refusals {
             None => Arc::clone(waiting.entry(subject.to_owned()).or_default()),
         };
         Waiting { refusals: self, subject, news }
+    }
+
+    pub(crate) fn is_refused_since(&self, subject: &str, since: Instant) -> bool {
+        self.subjects.lock().get(subject).is_some_and(|at| *at >= since)
     }
 
     /// Whether the server has just refused what was sent to a subject, and would refuse more.

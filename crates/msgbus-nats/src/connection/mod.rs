@@ -237,7 +237,7 @@ impl Connection {
     }
 
     /// The stream, if there has been no other connection since it was found.
-    fn current(&self) -> Option<Arc<Known>> {
+    pub(crate) fn current(&self) -> Option<Arc<Known>> {
         let known = self.known.lock();
         known.as_ref().filter(|known| known.connects == self.connects()).map(Arc::clone)
     }

@@ -1,5 +1,6 @@
 //! Servers that cannot or may not do what the engine needs: it says why.
 
+use futures_util::future::join_all;
 use msgbus_core::{BatchLimit, NewRequest};
 use tokio::time::timeout;
 
@@ -106,17 +107,20 @@ async fn what_the_user_may_not_do_is_denied() {
     }
 }
 
-/// It is never acknowledged. What others publish does not wait for that.
+/// It is never acknowledged. Neither who publishes it nor others wait for that.
 async fn what_is_denied_holds_up_nobody(server: &Server, user: ConnectOptions) {
     let options = NatsOptions { timeout: Duration::from_secs(30), ..server.options() };
     let engine = NatsEngine::connect(options, user).await.unwrap();
     is_up(&engine).await;
-    let closed = "test/closed".parse().unwrap();
-    let mut denied = engine.publish(&closed, vec!["x".into()]);
-    assert!(timeout(Duration::from_millis(100), &mut denied).await.is_err());
+    let (open, closed) = (fresh("open"), "test/closed".parse().unwrap());
+    let batch = || (0..256).map(|_| "x".into()).collect();
+    let denied: Vec<_> = (0..20).map(|_| engine.publish(&closed, batch())).collect();
     for _ in 0..3 {
-        let published = engine.publish(&fresh("open"), vec!["x".into()]);
+        let published = engine.publish(&open, vec!["x".into()]);
         timeout(Duration::from_secs(10), published).await.unwrap().unwrap();
+    }
+    for answer in timeout(Duration::from_secs(10), join_all(denied)).await.unwrap() {
+        assert_eq!(answer, Err(EngineError::Denied));
     }
 }
 

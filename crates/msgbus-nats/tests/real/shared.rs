@@ -1,6 +1,7 @@
 //! Nodes that share a server, and the calls of one node that share its connection.
 
 use chrono::Utc;
+use futures_util::FutureExt as _;
 use msgbus_core::engine::{Begin, EngineGroupSettings, Fetch};
 use tokio::task::JoinSet;
 
@@ -55,6 +56,72 @@ async fn large_batches_do_not_block_each_other() {
         }
         let stats = soon(engine.stats(&topic)).await.unwrap().unwrap();
         assert_eq!(stats.retained, 12_002);
+    }
+}
+
+/// What was asked for is done, whether or not somebody waits for the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_waits_for_is_published() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        let topic = fresh("forgotten");
+        let batch = |count: usize| (0..count).map(|_| NewMessage::new("x")).collect();
+        for count in [1, 1, 600, 1, 1] {
+            let mut publishing = engine.publish(&topic, batch(count));
+            assert!(publishing.as_mut().now_or_never().is_none());
+        }
+        let all = async {
+            while soon(engine.stats(&topic)).await.unwrap().is_none_or(|stats| stats.retained < 604)
+            {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon(all).await;
+    }
+}
+
+/// The engine answers, whatever has become of its runtime.
+#[test]
+fn publishes_are_answered_when_the_runtime_has_ended() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let topic = fresh("end");
+        let engine = runtime.block_on(async {
+            let engine = server.engine(server.options()).await;
+            soon(engine.publish(&topic, vec![NewMessage::new("x")])).await.unwrap();
+            engine
+        });
+        let mut before = engine.publish(&topic, vec![NewMessage::new("x")]);
+        drop(runtime);
+        let after = engine.publish(&topic, vec![NewMessage::new("x")]);
+        let answered = before.as_mut().now_or_never();
+        assert!(answered.is_some(), "{answered:?}");
+        assert_eq!(after.now_or_never(), Some(Err(EngineError::Closed)));
+    }
+}
+
+/// Nothing of an engine that is dropped keeps a connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_is_dropped_disconnects() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let is_connected = || {
+            let port = format!(":{:04X} ", server.port());
+            let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            sockets.lines().any(|line| line.contains(&port) && line.contains(" 01 "))
+        };
+        let engine = server.engine(server.options()).await;
+        soon(engine.publish(&fresh("drop"), vec![NewMessage::new("x")])).await.unwrap();
+        assert!(is_connected());
+        drop(engine);
+        let disconnected = async {
+            while is_connected() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon(disconnected).await;
     }
 }
 
