@@ -280,6 +280,30 @@ async fn what_the_last_run_may_have_lost_is_announced() {
     }
 }
 
+/// Who begins after a restart begins at a number that the next restart leaves out. Nothing was published in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_begins_between_two_restarts_has_missed_nothing() {
+    for program in programs() {
+        let mut server = Server::start(&program);
+        let buses = buses(&server, &server.options()).await;
+        let topic = fresh("between");
+        let (epoch, first) = publish(&buses[0], &topic, "one").await;
+        server.kill();
+        server.run();
+        let mut follower = follow(&buses[1], &topic, Position::New).await;
+        let start = follower.start().next_id;
+        assert!(start > JUMP, "{start}");
+        server.kill();
+        server.run();
+        let (_, second) = publish(&buses[0], &topic, "two").await;
+        is_message(&mut follower, second).await;
+        for id in [first, start - 1] {
+            let from = Position::After { epoch, id };
+            is_message(&mut follow(&buses[2], &topic, from).await, second).await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_the_server_has_lost_ends_no_other_one() {
     for program in programs() {
