@@ -110,14 +110,14 @@ impl Engine for RedisEngine {
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
         let Connection { shared, publisher, together, .. } = &*self.connection;
-        if let Some(publisher) = publisher {
-            return self.answer(|_| publisher.publish(Batch::new(shared, topic, messages)));
-        }
-        match Arc::clone(&shared.permits).try_acquire_owned() {
-            Ok(permit) => {
-                Box::pin(together.publish(shared, &self.runtime, topic, messages, permit))
+        let Ok(permit) = Arc::clone(&shared.permits).try_acquire_owned() else {
+            return Box::pin(ready(Err(EngineError::Busy)));
+        };
+        match publisher {
+            Some(publisher) => {
+                Box::pin(publisher.publish(Batch::new(shared, topic, messages), permit))
             }
-            Err(_) => Box::pin(ready(Err(EngineError::Busy))),
+            None => Box::pin(together.publish(shared, &self.runtime, topic, messages, permit)),
         }
     }
 

@@ -29,6 +29,7 @@ mod keys;
 mod message;
 mod news;
 mod options;
+mod parts;
 mod publish;
 mod script;
 mod server;

@@ -1,10 +1,6 @@
 //! Publishing.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use msgbus_core::{
@@ -12,7 +8,7 @@ use msgbus_core::{
     engine::{EngineError, Receipt},
 };
 use redis::{Cmd, RedisError, RedisResult, Value};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{
     Acknowledge,
@@ -20,6 +16,7 @@ use crate::{
     error::Request,
     message::{Answer as _, Shape, encode_headers, next},
     options::millis,
+    parts::{Answer, Part, Sent},
     script::Script,
 };
 
@@ -122,7 +119,7 @@ pub(crate) async fn run(shared: &Shared, batch: &Batch) -> Result<Receipt, Engin
     receipt(answer).map_err(|_| EngineError::Unknown)
 }
 
-type Waiting = (Batch, oneshot::Sender<Result<Receipt, EngineError>>);
+type Waiting = (Batch, Part);
 
 /// Publishes what waits for replicas or disks: all that comes meanwhile waits together. No more can wait than operations have
 /// permits.
@@ -135,33 +132,36 @@ impl Publisher {
 
     pub(crate) fn start(shared: &Arc<Shared>) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(Self::run(Arc::downgrade(shared), receiver));
+        tokio::spawn(Self::run(Arc::clone(shared), receiver));
         Self(sender)
     }
 
     pub(crate) fn publish(
         &self,
         batch: Batch,
-    ) -> impl Future<Output = Result<Receipt, EngineError>> + use<> {
-        let (sender, receiver) = oneshot::channel();
-        // If there is nobody to get it, the sender is dropped.
-        let _ = self.0.send((batch, sender));
-        async { receiver.await.unwrap_or(Err(EngineError::Closed)) }
+        permit: OwnedSemaphorePermit,
+    ) -> impl Future<Output = Answer> + use<> {
+        let (part, answer) = Part::new(batch.messages.len(), permit);
+        // If there is nobody to get it, the part is dropped.
+        let _ = self.0.send((batch, part));
+        answer
     }
 
-    async fn run(shared: Weak<Shared>, mut receiver: mpsc::UnboundedReceiver<Waiting>) {
+    /// Goes on until all is sent that came before the end of the engine.
+    async fn run(shared: Arc<Shared>, mut receiver: mpsc::UnboundedReceiver<Waiting>) {
         let mut waiting = Vec::new();
         while receiver.recv_many(&mut waiting, Self::MAX).await > 0 {
-            let Some(shared) = shared.upgrade() else { return };
-            // Who waits no longer was told that nobody knows.
-            waiting.retain(|(_, sender)| !sender.is_closed());
-            if waiting.is_empty() {
+            let in_time = |(batch, part): Waiting| {
+                Some((batch, Sent(vec![part.in_time(shared.options.timeout)?])))
+            };
+            let (batches, sent): (Vec<Batch>, Vec<Sent>) =
+                waiting.drain(..).filter_map(in_time).unzip();
+            if batches.is_empty() {
                 continue;
             }
-            let (batches, senders): (Vec<Batch>, Vec<_>) = waiting.drain(..).unzip();
             let receipts = run_all(&shared, &batches).await;
-            for (receipt, sender) in receipts.into_iter().zip(senders) {
-                let _ = sender.send(receipt);
+            for (receipt, sent) in receipts.into_iter().zip(sent) {
+                sent.answer(receipt);
             }
         }
     }

@@ -4,25 +4,18 @@
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use msgbus_core::{
-    NewMessage, TopicName,
-    engine::{EngineError, Receipt},
-};
+use msgbus_core::{NewMessage, TopicName};
 use parking_lot::Mutex;
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, oneshot},
-};
+use tokio::{runtime::Handle, sync::OwnedSemaphorePermit};
 
 use crate::{
     connection::Shared,
+    parts::{Answer, Part, Sent},
     publish::{Batch, run, run_all},
 };
-
-type Answer = Result<Receipt, EngineError>;
 
 /// The most messages that are sent before an answer, and the most bytes, unless one publish alone has more.
 const MAX_MESSAGES: usize = 256;
@@ -36,15 +29,6 @@ pub(crate) struct Together(Mutex<HashMap<TopicName, VecDeque<Waiting>>>);
 struct Waiting {
     messages: Vec<NewMessage>,
     part: Part,
-    since: Instant,
-}
-
-/// Who waits for how many messages.
-#[derive(Debug)]
-struct Part {
-    count: u64,
-    answer: oneshot::Sender<Answer>,
-    _permit: OwnedSemaphorePermit,
 }
 
 /// What one call of the script publishes. A publish with idempotency keys has one of its own, as its numbers may be those of
@@ -67,9 +51,8 @@ impl Together {
         messages: Vec<NewMessage>,
         permit: OwnedSemaphorePermit,
     ) -> impl Future<Output = Answer> + use<> {
-        let (sender, answer) = oneshot::channel();
-        let part = Part { count: messages.len() as u64, answer: sender, _permit: permit };
-        let waiting = Waiting { messages, part, since: Instant::now() };
+        let (part, answer) = Part::new(messages.len(), permit);
+        let waiting = Waiting { messages, part };
         let is_first = match self.0.lock().entry(topic.clone()) {
             Entry::Occupied(mut others) => {
                 others.get_mut().push_back(waiting);
@@ -81,45 +64,60 @@ impl Together {
             }
         };
         if is_first {
-            runtime.spawn(Arc::clone(self).drive(Arc::clone(shared), topic.clone()));
+            let driver =
+                Driver { together: Arc::clone(self), topic: topic.clone(), is_over: false };
+            runtime.spawn(driver.run(Arc::clone(shared)));
         }
-        async { answer.await.unwrap_or(Err(EngineError::Closed)) }
+        answer
     }
+}
 
-    async fn drive(self: Arc<Self>, shared: Arc<Shared>, topic: TopicName) {
+/// Publishes what waits for a topic. When it is dropped before its end, as the runtime has ended or something has panicked,
+/// nothing waits there any longer.
+struct Driver {
+    together: Arc<Together>,
+    topic: TopicName,
+    is_over: bool,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // After the end, another one may be at work.
+        if !self.is_over {
+            let waiting = self.together.0.lock().remove(&self.topic);
+            // Whom that wakes may publish.
+            drop(waiting);
+        }
+    }
+}
+
+impl Driver {
+    async fn run(mut self, shared: Arc<Shared>) {
         let limit = shared.options.timeout;
-        while let Some(calls) = self.next(&topic, limit) {
-            let batch = |call: Call| (Batch::new(&shared, &topic, call.messages), call.parts);
-            let (batches, parts): (Vec<Batch>, Vec<Vec<Part>>) =
-                calls.into_iter().map(batch).unzip();
+        while let Some(calls) = self.next(limit) {
+            let batch =
+                |call: Call| (Batch::new(&shared, &self.topic, call.messages), Sent(call.parts));
+            let (batches, sent): (Vec<Batch>, Vec<Sent>) = calls.into_iter().map(batch).unzip();
             let receipts = match &batches[..] {
                 [batch] => vec![run(&shared, batch).await],
                 batches => run_all(&shared, batches).await,
             };
-            for (receipt, parts) in receipts.into_iter().zip(parts) {
-                answer(receipt, parts);
+            for (receipt, sent) in receipts.into_iter().zip(sent) {
+                sent.answer(receipt);
             }
         }
     }
 
     /// Takes what is published together next. `None` if nothing waits. Refuses what has waited for longer than the limit.
-    fn next(&self, topic: &TopicName, limit: Duration) -> Option<Vec<Call>> {
-        let now = Instant::now();
-        let mut topics = self.0.lock();
-        let queue = topics.get_mut(topic)?;
+    fn next(&mut self, limit: Duration) -> Option<Vec<Call>> {
+        let mut topics = self.together.0.lock();
+        let queue = topics.get_mut(&self.topic)?;
         let (mut calls, mut all, mut bytes) = (Vec::<Call>::new(), 0, 0);
-        while let Some(Waiting { messages, part, since }) = queue.pop_front() {
-            // Who waits no longer was told that nobody knows.
-            if part.answer.is_closed() {
-                continue;
-            }
-            if now.duration_since(since) >= limit {
-                let _ = part.answer.send(Err(EngineError::Busy));
-                continue;
-            }
+        while let Some(Waiting { messages, part }) = queue.pop_front() {
+            let Some(part) = part.in_time(limit) else { continue };
             (all, bytes) = (all + messages.len(), bytes + size(&messages));
             if !calls.is_empty() && (all > MAX_MESSAGES || bytes > MAX_BYTES) {
-                queue.push_front(Waiting { messages, part, since });
+                queue.push_front(Waiting { messages, part });
                 break;
             }
             let has_keys = messages.iter().any(|message| message.repeat_key().is_some());
@@ -132,7 +130,8 @@ impl Together {
             }
         }
         if calls.is_empty() {
-            topics.remove(topic);
+            topics.remove(&self.topic);
+            self.is_over = true;
             return None;
         }
         Some(calls)
@@ -141,19 +140,4 @@ impl Together {
 
 fn size(messages: &[NewMessage]) -> u64 {
     messages.iter().map(NewMessage::accounted_size).sum()
-}
-
-/// Answers those whose messages were published by one call.
-fn answer(receipt: Answer, parts: Vec<Part>) {
-    let (mut before, is_one) = (0, parts.len() == 1);
-    for Part { count, answer, .. } in parts {
-        let _ = answer.send(receipt.map(|all| if is_one { all } else { part(all, before, count) }));
-        before += count;
-    }
-}
-
-/// The receipt of some of the messages that were published together.
-fn part(whole: Receipt, before: u64, count: u64) -> Receipt {
-    let first = whole.first + before;
-    Receipt { epoch: whole.epoch, first, last: first + count.max(1) - 1 }
 }

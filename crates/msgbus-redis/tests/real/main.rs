@@ -8,4 +8,5 @@ mod disturbed;
 mod limits;
 mod server;
 mod silent;
+mod unanswered;
 mod windows;
