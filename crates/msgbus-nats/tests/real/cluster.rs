@@ -88,10 +88,11 @@ async fn nothing_acknowledged_is_lost_when_leaders_are_killed() {
     }
 }
 
-/// A leader that is killed has not told the others of all leases that it has given. What it has confirmed, they know.
+/// A leader that is killed has not told the others of all leases that it has given. What it has confirmed, they know: since
+/// nats-server 2.11.2, which gives a message only when a majority knows of that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_job_is_done_when_leaders_are_killed() {
-    for program in programs() {
+    for program in programs().into_iter().filter(|program| is_current(program)) {
         let mut cluster = Cluster::start(&program);
         let plan = jobs::Plan {
             buses: cluster.buses().await,
