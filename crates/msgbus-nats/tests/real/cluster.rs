@@ -88,8 +88,8 @@ async fn nothing_acknowledged_is_lost_when_leaders_are_killed() {
     }
 }
 
-/// A leader that is killed has not told the others of all leases that it has given. What it has confirmed, they know: since
-/// nats-server 2.11.2, which gives a message only when a majority knows of that.
+/// A leader that is killed has not told the others of all leases that it has given. What it has confirmed, they know. (Before
+/// 2.11, nats-server confirms acks before a majority knows of them.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_job_is_done_when_leaders_are_killed() {
     for program in programs().into_iter().filter(|program| is_current(program)) {
