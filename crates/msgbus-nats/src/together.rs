@@ -210,6 +210,8 @@ impl Sender {
     /// Sends some of what waits.
     async fn send(&mut self, connection: &Arc<Connection>) {
         if self.queue.is_empty() {
+            // Who comes later may find it.
+            self.missing = None;
             return;
         }
         match self.stream(connection) {
