@@ -322,7 +322,9 @@ impl Sender {
         }
         self.forget();
         if let Some(limit) = now.checked_sub(limit) {
-            refuse(self.queue.take_since(Some(limit)), EngineError::Busy, connection);
+            let is_looking = self.looking.is_some();
+            let error = if is_looking { EngineError::Unavailable } else { EngineError::Busy };
+            refuse(self.queue.take_since(Some(limit)), error, connection);
         }
     }
 
