@@ -322,8 +322,11 @@ impl Sender {
         }
         self.forget();
         if let Some(limit) = now.checked_sub(limit) {
-            let is_looking = self.looking.is_some();
-            let error = if is_looking { EngineError::Unavailable } else { EngineError::Busy };
+            let error = match self.missing {
+                Some(error) => error,
+                None if self.looking.is_some() => EngineError::Unavailable,
+                None => EngineError::Busy,
+            };
             refuse(self.queue.take_since(Some(limit)), error, connection);
         }
     }
