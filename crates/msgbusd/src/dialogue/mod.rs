@@ -210,8 +210,8 @@ pub(crate) struct Conversation<D: Dialect> {
     pub(crate) contact: Contact<D>,
     pub(crate) activities: Activities<D>,
     publishers: Publishers,
-    /// Whether something was published that has not been announced to the wake queue.
-    has_published: bool,
+    /// Whether something was published whose first deliveries have not been made.
+    has_deliveries: bool,
     held: Held,
 }
 
@@ -222,7 +222,7 @@ impl<D: Dialect> Conversation<D> {
             activities: Activities::new(&client.worker),
             contact: Contact { door, client, output: D::Output::new(outgoing), ends: None },
             publishers: Publishers::default(),
-            has_published: false,
+            has_deliveries: false,
             held: Held::default(),
         }
     }
@@ -286,13 +286,14 @@ impl<D: Dialect> Conversation<D> {
     ) -> Result<Publishing, E> {
         let call = self.contact.client.call_by(authority);
         let publisher = self.publishers.find(topic, || Ok::<_, E>(call.publisher(&name()?)))?;
-        self.has_published = true;
-        Ok(call.publish_to(publisher, message)?)
+        let publishing = call.publish_to(publisher, message)?;
+        self.has_deliveries |= publishing.is_delivered_here();
+        Ok(publishing)
     }
 
-    /// Wakes those that wait for what was published.
-    fn announce(&mut self) {
-        if std::mem::take(&mut self.has_published) {
+    /// Makes the first deliveries of what was published since the last call.
+    fn deliver(&mut self) {
+        if std::mem::take(&mut self.has_deliveries) {
             wake_queue::published();
         }
     }

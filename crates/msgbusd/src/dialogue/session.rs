@@ -105,7 +105,7 @@ impl<D: Dialect> Session<D> {
         let State { conversation, .. } = state;
         for _ in 0..TURNS {
             let begun = self.begin_messages(conversation);
-            conversation.announce();
+            conversation.deliver();
             begun?;
             if self.link.poll_alarm(cx, alarm.as_mut())? {
                 conversation.pinged();
@@ -261,7 +261,7 @@ impl<D: Dialect> Session<D> {
             loop {
                 conversation.run_blocked();
                 if !is_draining && conversation.go_on(&mut { OPERATIONS_AT_ONCE }) {
-                    conversation.announce();
+                    conversation.deliver();
                     continue;
                 }
                 let outgoing = conversation.contact.output.outgoing();

@@ -75,9 +75,14 @@ impl Publish<'_> {
     }
 }
 
-/// Makes the first deliveries of what was published. What is in an engine, the engine delivers.
-fn deliver(durability: Durability) {
-    if durability != Durability::Engine {
+/// Makes the first deliveries of what was published. Call this before the publisher gets its response.
+pub(super) fn deliver(durability: Durability) {
+    if is_delivered_here(durability) {
         wake_queue::published();
     }
+}
+
+/// Whether this bus delivers what was published. What is in an engine, the engine delivers.
+pub(super) fn is_delivered_here(durability: Durability) -> bool {
+    durability != Durability::Engine
 }

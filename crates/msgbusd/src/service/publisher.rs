@@ -9,7 +9,11 @@ use std::{
 use msgbus_core::{NewMessage, PublishError, Published, TopicHandle, TopicName};
 use tracing::debug;
 
-use super::{Call, error::ServiceError};
+use super::{
+    Call,
+    error::ServiceError,
+    publish::{deliver, is_delivered_here},
+};
 use crate::{auth::Action, net::peer::Peer};
 
 /// A topic that one client publishes to: where it is, and that the client may do so.
@@ -36,7 +40,9 @@ impl Call<'_> {
         Publisher { handle: self.worker.bus.handle(topic), allowed_by: None }
     }
 
-    /// Publishes one message, as [`publish`](Self::publish) does and in the same order of checks.
+    /// Publishes one message, as [`publish`](Self::publish) does and in the same order of checks. If that is done at once, the
+    /// caller makes the first deliveries, together with those of what it publishes next: see
+    /// [`is_delivered_here`](Publishing::is_delivered_here).
     pub(crate) fn publish_to(
         &self,
         publisher: &mut Publisher,
@@ -52,7 +58,9 @@ impl Call<'_> {
             Poll::Pending => {
                 let topic = topic.clone();
                 Ok(Publishing::Committing(Box::pin(async move {
-                    finish(peer, &topic, bytes, publishing.await)
+                    let published = finish(peer, &topic, bytes, publishing.await)?;
+                    deliver(published.durability);
+                    Ok(published)
                 })))
             }
         }
@@ -115,6 +123,13 @@ fn finish(
     let published = published?;
     debug!(%peer, %topic, id = published.id, bytes, "publish");
     Ok(published)
+}
+
+impl Publishing {
+    /// Whether the message is there now, and this bus delivers it.
+    pub(crate) fn is_delivered_here(&self) -> bool {
+        matches!(self, Self::Done(published) if is_delivered_here(published.durability))
+    }
 }
 
 impl fmt::Debug for Publishing {
