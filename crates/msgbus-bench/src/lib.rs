@@ -5,4 +5,5 @@ mod certificate;
 pub mod compare;
 pub mod engines;
 pub mod micro;
+mod running;
 pub mod soak;

@@ -1,7 +1,7 @@
 //! How the cost of an operation depends on the payload size and on the number of threads.
 
 use super::{
-    servers::Contender::{self, Bare, Msgbusd, With},
+    contender::Contender::{self, Bare, Msgbusd, With},
     variants::{EIGHT_THREADS, ONE_THREAD, TWO_THREADS},
     works::{Kind, Work, topics},
 };

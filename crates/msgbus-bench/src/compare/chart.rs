@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use msgbus_load::Report;
 
 use super::{
+    contender::Contender,
     figures::{count, growth, median, p50, p99, rate, server_cpu, time},
-    servers::Contender,
     works::Work,
 };
 

@@ -1,7 +1,7 @@
 //! Clients of other systems at their doors, beside those of msgbus.
 
 use super::{
-    servers::Contender::{Msgbusd, With},
+    contender::Contender::{Msgbusd, With},
     variants::{CALLS_DRS, CALLS_DRS_TCP, FOLLOW_MIDDLEMAN, REQUESTS_MIDDLEMAN, SERVICES_V1},
     works::{Kind, Work},
 };

@@ -7,17 +7,17 @@ use serde_json::Value;
 
 use super::{
     Findings,
+    contender::Contender::{self, Alone, Msgbusd, Native, With},
     figures::{growth, median, rate},
     goals::Goal,
     peers,
-    servers::{
-        Contender::{self, Alone, Msgbusd, Native, With},
-        Running,
-    },
     variants::{ON_NATS, ON_REDIS},
     works::{Kind, TOPIC, Work, latency, topics},
 };
-use crate::engines::EngineKind::{Nats, Redis};
+use crate::{
+    engines::EngineKind::{Nats, Redis},
+    running::Running,
+};
 
 /// The work after which the consumers of the engine are counted.
 pub(super) const FOLLOWERS_KEY: &str = "engine-followers";

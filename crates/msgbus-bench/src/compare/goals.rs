@@ -1,9 +1,10 @@
 //! The performance goals, and whether they are met.
 
 use super::{
-    Findings, engines,
+    Findings,
+    contender::Contender,
+    engines,
     figures::{growth, median, p50, p99, rate, server_cpu},
-    servers::Contender,
     variants::{
         CALLS_DRS, CALLS_DRS_TCP, EIGHT_THREADS, FOLLOW_MIDDLEMAN, FOLLOW_PATTERN, FOLLOW_V1,
         FOLLOW_V1_10, IDLE_KEEP_ALIVE, IDLE_NDJSON, IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1,

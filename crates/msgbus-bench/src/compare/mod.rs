@@ -2,6 +2,7 @@
 
 mod axes;
 mod chart;
+pub(crate) mod contender;
 mod count;
 mod doors;
 mod engines;
@@ -9,7 +10,6 @@ mod figures;
 mod goals;
 mod page;
 pub(crate) mod peers;
-pub(crate) mod servers;
 mod services;
 mod variants;
 mod works;
@@ -25,9 +25,12 @@ use anyhow::{Context as _, ensure};
 use msgbus_load::Report;
 use tokio::{runtime, task::LocalSet};
 
+pub use self::{contender::Contender, variants::Variant};
 use self::{count::Count, works::Work};
-pub use self::{servers::Contender, variants::Variant};
-use crate::micro::Measure;
+use crate::{
+    micro::Measure,
+    running::{beside, build},
+};
 
 /// The options of a comparison.
 #[derive(Debug, Clone)]
@@ -70,10 +73,8 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
     build()?;
     // Each connection needs a file descriptor. If the limit cannot be raised, connecting fails with an error.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let mut findings = Findings {
-        binary: fs::metadata(servers::beside("msgbusd")?)?.len(),
-        ..Findings::default()
-    };
+    let mut findings =
+        Findings { binary: fs::metadata(beside("msgbusd")?)?.len(), ..Findings::default() };
     let works: Vec<Work> = works::all(options.quick)
         .into_iter()
         .filter(|work| work.key.contains(&options.filter))
@@ -103,19 +104,6 @@ pub fn run(options: &Options) -> anyhow::Result<String> {
         write(folder, &findings, &text)?;
     }
     Ok(text)
-}
-
-/// Builds the servers of this project.
-pub(crate) fn build() -> anyhow::Result<()> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built = Command::new(cargo)
-        .args(["build", "--release", "--locked", "-p", "msgbusd", "-p", "msgbus-bench"])
-        .args(["--bin", "msgbusd", "--bin", "msgbus-bare"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .context("cannot run cargo")?;
-    ensure!(built.success(), "the servers cannot be built");
-    Ok(())
 }
 
 /// Runs the engine's benchmarks in a process of their own: memory can be measured only while the
@@ -157,7 +145,7 @@ fn measure(work: &Work, options: &Options, findings: &mut Findings) -> anyhow::R
             if *contender == Contender::Msgbusd {
                 findings.startup.push(server.startup.as_secs_f64() * 1e3);
             }
-            let target = server.target(*contender)?;
+            let target = contender.target(&server)?;
             // A new runtime for each run, so that nothing is left over from the previous one.
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let report = LocalSet::new().block_on(&runtime, work.run(&target, *contender));

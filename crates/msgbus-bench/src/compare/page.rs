@@ -7,10 +7,10 @@ use msgbus_load::Report;
 
 use super::{
     Findings, Runs,
+    contender::Contender,
     count::Count,
     figures::{count, growth, median, rate, server_cpu, time},
     goals,
-    servers::Contender,
     works::Work,
 };
 use crate::micro::Measure;

@@ -1,7 +1,7 @@
 //! Requests to a service, with their replies: one connection serves, and sends payloads back.
 
 use super::{
-    servers::Contender::{Bare, Msgbusd, NatsRequests, With},
+    contender::Contender::{Bare, Msgbusd, NatsRequests, With},
     variants::{SERVICES, SERVICES_V1},
     works::{Kind, Work, latency},
 };

@@ -5,9 +5,9 @@ use std::{io, time::Duration};
 use msgbus_load::{Load, Progress, Report, Target};
 
 use super::{
-    axes, doors, engines,
-    servers::{Contender, Syncing},
-    services,
+    axes,
+    contender::{Contender, Syncing},
+    doors, engines, services,
     variants::{
         FOLLOW_PATTERN, FOLLOW_V1, FOLLOW_V1_10, FOLLOW_V1_100, IDLE_KEEP_ALIVE, IDLE_NDJSON,
         IDLE_SSE, LEASES, PLAIN_PULLS, PUBLISH_V1, REPLAY_COLD, REPLAY_HOT, SYNCED, WITH_KEYS,

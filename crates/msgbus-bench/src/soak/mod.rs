@@ -72,11 +72,8 @@ use self::{
 };
 use crate::{
     certificate::{self, Certificate},
-    compare::{
-        build,
-        servers::{Running, beside, free_addresses},
-    },
     engines::EngineKind,
+    running::{Running, beside, build, free_addresses},
 };
 
 /// The options of a soak.

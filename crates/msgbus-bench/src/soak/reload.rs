@@ -6,7 +6,7 @@ use fastrand::Rng;
 use tokio::time::{Instant, sleep};
 
 use super::{Soak, credentials::bearer, invariants::Invariant, raw_client::send_request};
-use crate::compare::servers::signal;
+use crate::running::signal;
 
 /// How long the server may take to reload the file.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(20);

@@ -20,9 +20,10 @@ use tokio::{runtime, task::LocalSet};
 
 use self::{atomics::Kind, profile::Profile};
 use super::{
-    servers::{Contender, Running},
+    contender::Contender,
     works::{self, Work},
 };
+use crate::running::Running;
 
 /// The totals of a run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -119,7 +120,7 @@ fn run(
         command.args(["--threads", &threads.to_string()]);
         Ok(command)
     })?;
-    let target = running.target(Contender::Msgbusd)?;
+    let target = Contender::Msgbusd.target(&running)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let work = work.clone().with(|load| load.messages *= times);
     let report: Report =

@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{super::raw_client::Endpoint, topics};
 use crate::{
-    compare::servers::{Contender, Running, Syncing, beside},
+    compare::contender::{Contender, Syncing},
     engines::EngineKind,
+    running::{Running, beside},
 };
 
 const NODES: usize = 2;

@@ -46,7 +46,7 @@ use super::{
     report,
     resource_use::{self, ResourceUse},
 };
-use crate::{compare::build, engines::EngineKind};
+use crate::{engines::EngineKind, running::build};
 
 const PUBLISHERS: usize = 6;
 const WORKERS: usize = 10;
