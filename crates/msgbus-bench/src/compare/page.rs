@@ -102,11 +102,12 @@ fn chapter(work: &Work, found: &[(Contender, Vec<Report>)]) -> String {
     format!("\n## {title}\n\n![{title}](charts/{}.svg)\n\n{table}", work.key)
 }
 
-/// One table for several works of a kind, each next to its limit.
+/// One table for several works of a kind, each next to its yardstick.
 fn axis(points: &[(Work, Runs)]) -> String {
-    let title = points.first().map_or("", |(work, _)| work.title);
+    let Some((work, found)) = points.first() else { return String::new() };
+    let (title, name) = (work.title, yardstick(found).map_or("the limit", |(name, _)| name));
     let mut text = format!(
-        "\n## {title}\n\n| | server | a second | of the limit | CPU | of the limit | p50 | p99 | p99.9 | wrong |\n\
+        "\n## {title}\n\n| | server | a second | of {name} | CPU | of {name} | p50 | p99 | p99.9 | wrong |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     );
     for (work, found) in points {
