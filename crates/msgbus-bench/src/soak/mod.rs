@@ -27,6 +27,7 @@ mod report;
 mod requesters;
 mod resource_use;
 mod responders;
+mod rounds;
 mod services;
 mod settle;
 mod socket_queues;
@@ -51,7 +52,6 @@ use tokio::{
     runtime,
     sync::watch,
     task::{JoinSet, LocalSet},
-    time::{Instant, sleep},
 };
 
 use self::{
@@ -67,6 +67,7 @@ use self::{
     requesters::Requester,
     resource_use::ResourceUse,
     responders::Responder,
+    rounds::Round,
     subscription_model::LiveSubscription,
     workers::Worker,
 };
@@ -100,9 +101,18 @@ pub struct SoakResult {
     pub passed: bool,
 }
 
-/// The first round is short: it only shows how much memory the server keeps after a load.
-const FIRST_ROUND: Duration = Duration::from_secs(10);
-const ROUND: Duration = Duration::from_secs(60);
+impl SoakResult {
+    fn new(
+        invariants: &Invariants,
+        of: &[Invariant],
+        usage: &[ResourceUse],
+        options: &Options,
+    ) -> Self {
+        let report = report::text(invariants, of, usage, options);
+        Self { report, passed: invariants.all_hold(of) }
+    }
+}
+
 const PUBLISHERS: usize = 8;
 const PULLERS: usize = 8;
 const WORKERS: usize = 16;
@@ -210,13 +220,17 @@ impl Soak {
 pub fn run(options: &Options) -> anyhow::Result<SoakResult> {
     let time = Duration::try_from_secs_f64(options.minutes * 60.0).context("invalid --minutes")?;
     ensure!(!time.is_zero(), "--minutes must be more than 0");
-    if let Some(kind) = options.engine {
-        ensure!(!options.tls && !options.data, "--engine goes neither with --tls nor with --data");
-        return engine::run(kind, options, time);
-    }
+    let is_plain = !options.tls && !options.data;
+    ensure!(
+        options.engine.is_none() || is_plain,
+        "--engine goes neither with --tls nor with --data"
+    );
     build()?;
     // Each connection needs a file descriptor. If the limit cannot be raised, connecting fails with an error.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
+    if let Some(kind) = options.engine {
+        return engine::run(kind, options, time);
+    }
     let mut rng = Rng::with_seed(options.seed);
     let keys = Keys::make()?;
     let text = keys.text(&mut rng);
@@ -248,7 +262,7 @@ pub fn run(options: &Options) -> anyhow::Result<SoakResult> {
         publishers: Cell::default(),
     });
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let rounds = rounds(&soak, rng, time);
+    let rounds = run_rounds(&soak, rng, time);
     let usage = LocalSet::new().block_on(&runtime, rounds).with_context(|| {
         format!("seed {}; the server's log: {}", options.seed, soak.server.borrow().log())
     })?;
@@ -258,10 +272,7 @@ pub fn run(options: &Options) -> anyhow::Result<SoakResult> {
     invariants.check(Invariant::End, end.is_some_and(|status| status.success()), || {
         format!("{end:?}: {}", soak.server.borrow().log())
     });
-    Ok(SoakResult {
-        report: report::text(&invariants, &Invariant::ALL, &usage, options),
-        passed: invariants.all_hold(&Invariant::ALL),
-    })
+    Ok(SoakResult::new(&invariants, &Invariant::ALL, &usage, options))
 }
 
 fn server_command(
@@ -284,13 +295,12 @@ fn server_command(
     Ok(command)
 }
 
-async fn rounds(soak: &Rc<Soak>, mut rng: Rng, mut left: Duration) -> io::Result<Vec<ResourceUse>> {
+async fn run_rounds(soak: &Rc<Soak>, mut rng: Rng, load: Duration) -> io::Result<Vec<ResourceUse>> {
     let pid = || soak.server.borrow().pid();
     let mut usage = vec![resource_use::rest(pid(), 0).await?];
-    let mut length = FIRST_ROUND.min(left / 4);
-    while !length.is_zero() {
+    for round in rounds::of(load) {
         drain::create_groups(soak).await?;
-        round(soak, &mut rng, length, left).await?;
+        run_round(soak, &mut rng, round).await?;
         drain::hold(soak).await?;
         if soak.is_durable {
             kill(soak, &mut rng).await?;
@@ -302,8 +312,6 @@ async fn rounds(soak: &Rc<Soak>, mut rng: Rng, mut left: Duration) -> io::Result
         reconcile::clear(soak).await?;
         usage.push(resource_use::rest(pid(), usage[0].files.len()).await?);
         resource_use::compare(&mut soak.invariants.borrow_mut(), &usage);
-        left = left.saturating_sub(length);
-        length = ROUND.min(left);
     }
     Ok(usage)
 }
@@ -322,8 +330,8 @@ async fn kill(soak: &Soak, rng: &mut Rng) -> io::Result<()> {
     reconcile::after_restart(soak).await
 }
 
-/// One round: load for `length`, then settling, then the comparison.
-async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration) -> io::Result<()> {
+/// One round: load, then settling.
+async fn run_round(soak: &Rc<Soak>, rng: &mut Rng, round: Round) -> io::Result<()> {
     soak.phase.send_replace(Phase::Load);
     let mut workers = JoinSet::new();
     let mut followers = JoinSet::new();
@@ -360,13 +368,7 @@ async fn round(soak: &Rc<Soak>, rng: &mut Rng, length: Duration, left: Duration)
     workers.spawn_local(chaos::crowd(Rc::clone(soak), rng.fork()));
     workers.spawn_local(reload::reload(Rc::clone(soak), rng.fork()));
 
-    let begin = Instant::now();
-    while begin.elapsed() < length {
-        sleep(Duration::from_millis(500).min(length)).await;
-        let left = left.saturating_sub(begin.elapsed()).as_secs();
-        report::progress(&soak.invariants.borrow(), &format!("{left} s left"));
-    }
-    soak.phase.send_replace(Phase::Settle);
+    round.load(&soak.phase, &soak.invariants).await;
     workers.join_all().await;
     services::settle(soak).await?;
     reconcile::settle(soak).await?;

@@ -27,7 +27,7 @@ use tokio::{
     runtime,
     sync::watch,
     task::{JoinSet, LocalSet},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use self::{
@@ -39,14 +39,15 @@ use self::{
     work::Worker,
 };
 use super::{
-    FIRST_ROUND, Options, Phase, ROUND, SoakResult,
+    Options, Phase, SoakResult,
     invariants::{Invariant, Invariants},
     payload::Origin,
     raw_client::{self, Endpoint},
     report,
     resource_use::{self, ResourceUse},
+    rounds::{self, Round},
 };
-use crate::{engines::EngineKind, running::build};
+use crate::engines::EngineKind;
 
 const PUBLISHERS: usize = 6;
 const WORKERS: usize = 10;
@@ -130,8 +131,6 @@ pub(super) fn run(
     options: &Options,
     time: Duration,
 ) -> anyhow::Result<SoakResult> {
-    build()?;
-    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let soak = Rc::new(EngineSoak {
         cluster: Cluster::start(kind)?,
         phase: watch::Sender::new(Phase::Over),
@@ -143,7 +142,7 @@ pub(super) fn run(
         waiting: RefCell::default(),
     });
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let rounds = rounds(&soak, Rng::with_seed(options.seed), time);
+    let rounds = run_rounds(&soak, Rng::with_seed(options.seed), time);
     let usage = LocalSet::new()
         .block_on(&runtime, rounds)
         .with_context(|| format!("seed {}; the logs: {}", options.seed, soak.cluster.log()))?;
@@ -151,31 +150,25 @@ pub(super) fn run(
     let unclean = soak.cluster.stop();
     let mut invariants = soak.invariants.borrow_mut();
     invariants.check(Invariant::End, unclean.is_empty(), || format!("{unclean:?}"));
-    let all = &Invariant::ON_ENGINE;
-    Ok(SoakResult {
-        report: report::text(&invariants, all, &usage, options),
-        passed: invariants.all_hold(all),
-    })
+    Ok(SoakResult::new(&invariants, &Invariant::ON_ENGINE, &usage, options))
 }
 
-async fn rounds(
+async fn run_rounds(
     soak: &Rc<EngineSoak>,
     mut rng: Rng,
-    mut left: Duration,
+    load: Duration,
 ) -> anyhow::Result<Vec<ResourceUse>> {
     prepare(soak, &mut rng).await?;
     let mut usage = vec![rest(soak, None).await?];
-    let mut length = FIRST_ROUND.min(left / 4);
-    while !length.is_zero() {
-        round(soak, &mut rng, length, left).await?;
+    let mut rounds = rounds::of(load).peekable();
+    while let Some(round) = rounds.next() {
+        run_round(soak, &mut rng, round).await?;
         let finishing = Box::pin(finish::finish(soak, &mut rng));
         soak.within(TO_FINISH, "the end of the round", finishing).await??;
         soak.begin_round();
         usage.push(rest(soak, Some(&usage[0])).await?);
         resource_use::compare(&mut soak.invariants.borrow_mut(), &usage);
-        left = left.saturating_sub(length);
-        length = ROUND.min(left);
-        if !length.is_zero() {
+        if rounds.peek().is_some() {
             prepare(soak, &mut rng).await?;
         }
     }
@@ -210,13 +203,8 @@ async fn reserved(node: &Endpoint) -> anyhow::Result<u64> {
     Ok(bytes.with_context(|| format!("no {METRIC}in /metrics"))?.parse()?)
 }
 
-/// One round: load for `length`, then settling.
-async fn round(
-    soak: &Rc<EngineSoak>,
-    rng: &mut Rng,
-    length: Duration,
-    left: Duration,
-) -> anyhow::Result<()> {
+/// One round: load, then settling.
+async fn run_round(soak: &Rc<EngineSoak>, rng: &mut Rng, round: Round) -> anyhow::Result<()> {
     soak.phase.send_replace(Phase::Load);
     let (mut workers, mut followers) = (JoinSet::new(), JoinSet::new());
     for _ in 0..PUBLISHERS {
@@ -233,13 +221,7 @@ async fn round(
     workers.spawn_local(chaos::inspect(Rc::clone(soak), rng.fork()));
     let restarts = tokio::task::spawn_local(chaos::restart(Rc::clone(soak), rng.fork()));
 
-    let begin = Instant::now();
-    while begin.elapsed() < length {
-        sleep(Duration::from_millis(500).min(length)).await;
-        let left = left.saturating_sub(begin.elapsed()).as_secs();
-        report::progress(&soak.invariants.borrow(), &format!("{left} s left"));
-    }
-    soak.phase.send_replace(Phase::Settle);
+    round.load(&soak.phase, &soak.invariants).await;
     soak.within(TO_LEAVE, "the restart of a server", restarts).await???;
     soak.within(TO_LEAVE, "publishers and workers, to leave", workers.join_all()).await?;
     let settling = Box::pin(finish::settle(soak, rng));
