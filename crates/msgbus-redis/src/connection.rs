@@ -33,7 +33,7 @@ use crate::{
     groups::Turns,
     keys::Keys,
     publish::Publisher,
-    script::Script,
+    script::{self, Script},
     server::{Failure, Server},
     together::Together,
 };
@@ -41,7 +41,7 @@ use crate::{
 const MIN_DELAY: Duration = Duration::from_millis(50);
 const MAX_DELAY: Duration = Duration::from_secs(2);
 /// How often each connection is asked whether it is of use.
-const PROBE: Duration = Duration::from_secs(1);
+pub(crate) const PROBE: Duration = Duration::from_secs(1);
 /// The maximum number of reads that are not answered. Each has an answer of about 1 MiB at most, unless one message is larger.
 const MAX_READS: usize = 16;
 /// The maximum number of operations that are not answered.
@@ -230,14 +230,16 @@ impl Shared {
         request: Request,
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Value, EngineError> {
+        let start = Instant::now();
         let command = link.command(script, keys, arguments);
         let mut connection = link.connection.clone();
         let mut answer = command.query_async::<Value>(&mut connection).await;
-        if matches!(&answer, Err(error) if error.code() == Some("NOSCRIPT")) {
-            // Somebody has removed all scripts.
-            let loaded = load(script).query_async::<Value>(&mut connection).await;
-            loaded.map_err(|error| self.failed(link, &error, Request::Harmless))?;
-            answer = command.query_async(&mut connection).await;
+        if script::is_missing(&answer) {
+            let mut commands = redis::pipe();
+            commands.add_command(script.load()).add_command(command).ignore_errors();
+            connection.set_response_timeout(self.options.timeout.saturating_sub(start.elapsed()));
+            let answers = commands.query_async(&mut connection).await;
+            answer = answers.and_then(|[_, answer]: [RedisResult<Value>; 2]| answer);
         }
         answer.map_err(|error| self.failed(link, &error, request))
     }
@@ -306,7 +308,7 @@ impl Shared {
         server.check_same(&mut news).await?;
         let loading = Script::ALL.map(|script| {
             let mut connection = connection.clone();
-            async move { load(script).query_async::<String>(&mut connection).await }
+            async move { script.load().query_async::<String>(&mut connection).await }
         });
         let hashes: Arc<[String]> = try_join_all(loading).await?.into();
         let mut link =
@@ -406,12 +408,6 @@ impl Link {
         arguments(&mut command);
         command
     }
-}
-
-fn load(script: Script) -> Cmd {
-    let mut command = redis::cmd("SCRIPT");
-    command.arg("LOAD").arg(script.code());
-    command
 }
 
 /// Refuses a server that cannot confirm what it is to confirm.

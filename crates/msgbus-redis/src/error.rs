@@ -60,7 +60,7 @@ fn is_about_permissions(details: &str) -> bool {
 
 /// Whether another server may be behind the address by now, or none.
 pub(crate) fn should_reconnect(error: &RedisError) -> bool {
-    matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "NOAUTH" | "NOSCRIPT"))
+    matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "NOAUTH"))
         || error.is_unrecoverable_error()
         || error.is_timeout()
 }

@@ -8,16 +8,19 @@ use msgbus_core::{
     engine::{EngineError, Receipt},
 };
 use redis::{Cmd, RedisError, RedisResult, Value};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::Instant,
+};
 
 use crate::{
     Acknowledge,
-    connection::{Link, Shared},
+    connection::{Link, PROBE, Shared},
     error::Request,
     message::{Answer as _, Shape, encode_headers, next},
     options::millis,
     parts::{Answer, Part, Sent},
-    script::Script,
+    script::{self, Script},
 };
 
 /// Messages as the script takes them.
@@ -167,77 +170,128 @@ impl Publisher {
     }
 }
 
-const UNKNOWN: Result<Receipt, EngineError> = Err(EngineError::Unknown);
+const UNKNOWN: Answer = Err(EngineError::Unknown);
 
 /// Publishes batches, in this order, and waits until what was published is where it has to be. Answers each of them.
-pub(crate) async fn run_all(
-    shared: &Shared,
-    batches: &[Batch],
-) -> Vec<Result<Receipt, EngineError>> {
-    let receipts = send_all(shared, batches).await;
-    let mut receipts = receipts.unwrap_or_else(|error| vec![Err(error); batches.len()]);
-    receipts.resize(batches.len(), UNKNOWN);
-    receipts
+pub(crate) async fn run_all(shared: &Shared, batches: &[Batch]) -> Vec<Answer> {
+    let (start, limit) = (Instant::now(), shared.options.timeout);
+    let (mut answers, begun) = send_all(shared, batches, None, limit).await;
+    if begun < batches.len() {
+        // Nothing was done of the others, because the server did not have the script.
+        answers.truncate(begun);
+        let rest = limit.saturating_sub(start.elapsed());
+        let load = Some(Script::Publish.load());
+        answers.extend(send_all(shared, &batches[begun..], load, rest).await.0);
+    }
+    answers
 }
 
+/// Sends batches together. Returns the answers, and how many come before those for which the server did not have the script.
 async fn send_all(
     shared: &Shared,
     batches: &[Batch],
-) -> Result<Vec<Result<Receipt, EngineError>>, EngineError> {
+    load: Option<Cmd>,
+    limit: Duration,
+) -> (Vec<Answer>, usize) {
+    let sent = try_send_all(shared, batches, load, limit).await;
+    sent.unwrap_or_else(|error| (vec![Err(error); batches.len()], batches.len()))
+}
+
+async fn try_send_all(
+    shared: &Shared,
+    batches: &[Batch],
+    load: Option<Cmd>,
+    mut limit: Duration,
+) -> Result<(Vec<Answer>, usize), EngineError> {
     let link = shared.link()?;
-    let waits = shared.options.acknowledge != Acknowledge::Server;
-    let connection = if waits { link.waiting.clone() } else { Some(link.connection.clone()) };
-    let mut connection = connection.ok_or(EngineError::Unavailable)?;
     let mut commands = redis::pipe();
+    commands.ignore_errors();
+    if let Some(load) = load {
+        commands.add_command(load).ignore();
+    }
     for batch in batches {
         let arguments = |command: &mut Cmd| batch.arguments(shared, &link, command);
         commands.add_command(link.command(Script::Publish, &batch.keys, arguments));
     }
-    let (wait, is_enough) = wait(shared.options.acknowledge, shared.options.timeout);
-    if waits {
+    let mut connection = link.waiting.as_ref().unwrap_or(&link.connection).clone();
+    let wait = wait(shared.options.acknowledge, limit);
+    let is_enough = wait.map(|(wait, is_enough)| {
         commands.add_command(wait);
-    }
-    commands.ignore_errors();
-    let answers: RedisResult<Vec<RedisResult<Value>>> = commands.query_async(&mut connection).await;
+        // The answers come when that is over.
+        limit += PROBE;
+        is_enough
+    });
+    connection.set_response_timeout(limit);
     let failed = |error: &RedisError| shared.failed(&link, error, Request::Final);
-    let mut answers = answers.map_err(|error| failed(&error))?;
-    let waited = if waits { Some(answers.pop().ok_or(EngineError::Unknown)?) } else { None };
-    let is_safe = match waited {
-        None => true,
+    let answers = commands.query_async(&mut connection).await;
+    let mut answers: Vec<RedisResult<Value>> = answers.map_err(|error| failed(&error))?;
+    let is_safe = is_enough.is_none_or(|is_enough| match answers.pop() {
         Some(Ok(counts)) => is_enough(counts),
         Some(Err(error)) => {
             failed(&error);
             false
         }
-    };
+        None => false,
+    });
+    let begun = before_missing(&answers);
     let receipts = answers.into_iter().map(|answer| match answer {
         Ok(answer) if is_safe => receipt(answer).map_err(|_| EngineError::Unknown),
         // It is there, and might be lost.
         Ok(_) => UNKNOWN,
         Err(error) => Err(failed(&error)),
     });
-    Ok(receipts.collect())
+    let mut receipts: Vec<Answer> = receipts.collect();
+    receipts.resize(batches.len(), UNKNOWN);
+    Ok((receipts, begun))
 }
 
-/// The command that waits, and what its answer must be.
-fn wait(acknowledge: Acknowledge, limit: Duration) -> (Cmd, impl Fn(Value) -> bool) {
+/// How many answers come before those at the end that say that there was no script. One before others that were done stays
+/// refused: if it were sent again, it would come after them.
+fn before_missing(answers: &[RedisResult<Value>]) -> usize {
+    let last = answers.iter().rposition(|answer| !script::is_missing(answer));
+    last.map_or(0, |last| last + 1)
+}
+
+/// The command that waits until messages are where they have to be, and whether its answer says that they are.
+fn wait(acknowledge: Acknowledge, limit: Duration) -> Option<(Cmd, impl Fn(Value) -> bool)> {
     let (name, local, replicas) = match acknowledge {
-        Acknowledge::Server => ("WAIT", 0, 0),
-        Acknowledge::Replicas(replicas) => ("WAIT", 0, replicas),
-        Acknowledge::Synced { replicas } => ("WAITAOF", 1, replicas),
+        Acknowledge::Server => return None,
+        Acknowledge::Replicas(replicas) => ("WAIT", None, replicas),
+        Acknowledge::Synced { replicas } => ("WAITAOF", Some(1), replicas),
     };
     let mut command = redis::cmd(name);
-    if name == "WAITAOF" {
-        command.arg(local);
-    }
-    command.arg(replicas).arg(millis(limit));
+    // An `Option` is an argument or none.
+    command.arg(local).arg(replicas).arg(millis(limit).max(1));
     let is_enough = move |answer: Value| {
         let counts = match answer {
             Value::Array(counts) => counts,
-            count => vec![Value::Int(0), count],
+            count => vec![count],
         };
-        let mut counts = counts.into_iter().map(|count| count.number().unwrap_or(0));
-        counts.next() >= Some(local) && counts.next() >= Some(u64::from(replicas))
+        let wanted = local.into_iter().chain([u64::from(replicas)]);
+        let has = |(count, wanted): (Value, u64)| count.number().is_ok_and(|count| count >= wanted);
+        counts.len() == wanted.clone().count() && counts.into_iter().zip(wanted).all(has)
     };
-    (command, is_enough)
+    Some((command, is_enough))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_again_comes_after_what_was_done() {
+        let answer = |kind| match kind {
+            '+' => Ok(Value::Okay),
+            code => Err(redis::make_extension_error(
+                if code == '?' { "NOSCRIPT" } else { "OOM" }.to_owned(),
+                None,
+            )),
+        };
+        for (answers, expected) in
+            [("", 0), ("++", 2), ("??", 0), ("+??", 1), ("?+", 2), ("+?-??", 3)]
+        {
+            let answers: Vec<_> = answers.chars().map(answer).collect();
+            assert_eq!(before_missing(&answers), expected, "{answers:?}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The scripts, which Redis runs in one step.
 
+use redis::{Cmd, RedisResult, Value};
+
 /// A script. The server has it under its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Script {
@@ -32,7 +34,14 @@ impl Script {
         Self::Arrive,
     ];
 
-    pub(crate) fn code(self) -> String {
+    /// The command that gives the server the script.
+    pub(crate) fn load(self) -> Cmd {
+        let mut command = redis::cmd("SCRIPT");
+        command.arg("LOAD").arg(self.code());
+        command
+    }
+
+    fn code(self) -> String {
         // Without memory the server refuses scripts that add, before they begin. It goes on to run the others.
         let (flags, parts): (&str, &[&str]) = match self {
             Self::Publish => ("", &[COMMON, WRITE, include_str!("scripts/publish.lua")]),
@@ -54,4 +63,9 @@ impl Script {
         };
         format!("#!lua {flags}\n{}", parts.join("\n"))
     }
+}
+
+/// Whether nothing was done, because the server does not have the script: somebody has removed all of them.
+pub(crate) fn is_missing(answer: &RedisResult<Value>) -> bool {
+    matches!(answer, Err(error) if error.code() == Some("NOSCRIPT"))
 }

@@ -6,6 +6,7 @@
 mod contract;
 mod disturbed;
 mod limits;
+mod scripts;
 mod server;
 mod silent;
 mod unanswered;
