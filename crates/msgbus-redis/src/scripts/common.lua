@@ -22,6 +22,15 @@ local function now()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- What a list of names and values says.
+local function named(list)
+  local found = {}
+  for index = 1, #list, 2 do
+    found[list[index]] = list[index + 1]
+  end
+  return found
+end
+
 -- After a restart, or on another server, messages may be gone that somebody has seen. Their numbers must not be given
 -- again, also if the numbers that the last run had begun with are gone, too. So the numbers of a run begin at one that comes
 -- from its time: no topic gets a thousand messages in each millisecond. Between the last message and that number there are
@@ -30,6 +39,16 @@ local FIRST_TIME = 1600000000000
 -- If the clock was set back.
 local JUMP = 1000000000
 local MAX_JUMPS = 32
+
+-- Leaves out the numbers before `target`.
+local function skip_to(topic, target, certainty)
+  topic.jumps = topic.jumps .. text(topic.last + 1) .. '-' .. text(target) .. certainty .. ' '
+  local _, count = string.gsub(topic.jumps, ' ', ' ')
+  if count > MAX_JUMPS then
+    topic.jumps = string.gsub(topic.jumps, '^%S+ ', '')
+  end
+  topic.last = target - 1
+end
 
 -- `run` has two times: since when the server runs that it is now, and that of the last one that may have lost messages at its
 -- start. Empty if that is not known.
@@ -44,12 +63,7 @@ local function jump(topic, run)
   if target <= topic.last then
     target = topic.last + JUMP
   end
-  topic.jumps = topic.jumps .. text(topic.last + 1) .. '-' .. text(target) .. certainty .. ' '
-  local _, count = string.gsub(topic.jumps, ' ', ' ')
-  if count > MAX_JUMPS then
-    topic.jumps = string.gsub(topic.jumps, '^%S+ ', '')
-  end
-  topic.last = target - 1
+  skip_to(topic, target, certainty)
 end
 
 -- What is known of the topic as it is now in this run of the server. Nothing is written.
@@ -66,7 +80,18 @@ local function load(run)
   return topic
 end
 
--- The first message, or the number of it, that was published at this time or later.
+-- A message is a list of fields: "t", when it was published; "x", when it expires, if it has a TTL of its own; "h", its
+-- headers, if there are any; "p", the payload, is the last. What has no time was added by somebody else, and is no message.
+local function time_of(fields)
+  return fields[1] == 't' and tonumber(fields[2]) or nil
+end
+
+local function size(fields)
+  return #fields[#fields]
+end
+
+-- The number of the first message that was published at this time or later, or an earlier one, if there is something that is
+-- no message.
 local function seek(topic, time)
   local head = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
   if not head then
@@ -76,7 +101,7 @@ local function seek(topic, time)
   while low < high do
     local middle = math.floor((low + high) / 2)
     local found = redis.call('XRANGE', KEYS[2], id_of(topic, middle), '+', 'COUNT', 1)[1]
-    if not found or tonumber(found[2][2]) >= time then
+    if not found or (time_of(found[2]) or time) >= time then
       high = middle
     else
       low = number_of(found[1]) + 1
@@ -85,14 +110,9 @@ local function seek(topic, time)
   return low
 end
 
--- A message is a list of fields: "t", when it was published; "x", when it expires, if it has a TTL of its own; "h", its
--- headers, if there are any; "p", the payload, is the last.
-local function size(fields)
-  return #fields[#fields]
-end
-
 local function has_expired(fields, time, max_age)
-  if max_age > 0 and tonumber(fields[2]) + max_age <= time then
+  local published = time_of(fields)
+  if not published or (max_age > 0 and published + max_age <= time) then
     return true
   end
   return fields[3] == 'x' and tonumber(fields[4]) <= time

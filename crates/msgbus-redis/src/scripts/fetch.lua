@@ -33,10 +33,7 @@ local consumer = LEASED .. topic.run
 -- Removes the consumers of other runs that have no leases any more.
 local function remove_consumers()
   for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[2], group)) do
-    local found = {}
-    for index = 1, #info, 2 do
-      found[info[index]] = info[index + 1]
-    end
+    local found = named(info)
     local is_old = string.sub(found['name'], 1, #LEASED) == LEASED and found['name'] ~= consumer
     if is_old and found['pending'] == 0 then
       redis.call('XGROUP', 'DELCONSUMER', KEYS[2], group, found['name'])

@@ -18,11 +18,7 @@ end
 -- The number of the first message that the group was not given.
 local function next_number()
   for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
-    -- A list of names and values.
-    local found = {}
-    for index = 1, #info, 2 do
-      found[info[index]] = info[index + 1]
-    end
+    local found = named(info)
     if found['name'] == group then
       return number_of(found['last-delivered-id']) + 1
     end

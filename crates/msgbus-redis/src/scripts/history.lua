@@ -21,14 +21,16 @@ end
 local messages, bytes = {}, 0
 local function read()
   while at <= topic.last do
-    local found = redis.call('XRANGE', KEYS[2], id_of(topic, at), '+', 'COUNT', CHUNK)
+    local found = redis.call('XRANGE', KEYS[2], id_of(topic, at), id_of(topic, topic.last), 'COUNT', CHUNK)
     for _, message in ipairs(found) do
       if #messages >= limit or bytes >= max_bytes then
         return
       end
       local number = number_of(message[1])
-      messages[#messages + 1] = { text(number), message[2] }
-      bytes = bytes + size(message[2])
+      if time_of(message[2]) then
+        messages[#messages + 1] = { text(number), message[2] }
+        bytes = bytes + size(message[2])
+      end
       at = number + 1
     end
     if #found < CHUNK then

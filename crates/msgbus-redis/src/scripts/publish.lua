@@ -33,20 +33,21 @@ if has_keys then
 end
 
 -- There are as many ways to call it as kinds of messages: to make a list of arguments takes about as long as the call.
-local published = text(time)
+local published, attempt = text(time), redis.pcall
 local function add(id, ttl, headers, payload)
   if not ttl and not headers then
-    return call('XADD', KEYS[2], id, 't', published, 'p', payload)
+    return attempt('XADD', KEYS[2], id, 't', published, 'p', payload)
   elseif not ttl then
-    return call('XADD', KEYS[2], id, 't', published, 'h', headers, 'p', payload)
+    return attempt('XADD', KEYS[2], id, 't', published, 'h', headers, 'p', payload)
   end
   local expires = text(time + tonumber(ttl))
   if not headers then
-    return call('XADD', KEYS[2], id, 't', published, 'x', expires, 'p', payload)
+    return attempt('XADD', KEYS[2], id, 't', published, 'x', expires, 'p', payload)
   end
-  return call('XADD', KEYS[2], id, 't', published, 'x', expires, 'h', headers, 'p', payload)
+  return attempt('XADD', KEYS[2], id, 't', published, 'x', expires, 'h', headers, 'p', payload)
 end
 
+-- Returns the error of the first, if Redis does not accept it. Then nothing is done.
 local function add_all()
   -- Redis counts on from the first.
   local id, following = id_of(topic, topic.last + 1), topic.epoch .. '-*'
@@ -65,10 +66,13 @@ local function add_all()
     end
     if not known[index] then
       local given = add(id, ttl, headers, ARGV[at])
+      if given.err then
+        return given
+      end
       if name then
         call('SET', name, given, 'PX', remember)
       end
-      id = following
+      id, attempt = following, call
     end
     at = at + 1
   end
@@ -85,22 +89,44 @@ local function tell()
   redis.set_repl(redis.REPL_ALL)
 end
 
-local last = topic.last + #shapes - repeats
-if last > topic.last then
+-- Somebody else has added to the stream, or set its last id, so that it has no place for the next message. Numbers go on after
+-- that, and followers are told that something may be missing. In a higher epoch they could not, nor beyond the digits that Lua
+-- has: the topic begins anew.
+local MAX_NUMBER = 2 ^ 52
+local function make_place()
+  local top = named(call('XINFO', 'STREAM', KEYS[2]))['last-generated-id']
+  local epoch, number = string.match(top, '^(%d+)%-(%d+)$')
+  if epoch == topic.epoch and tonumber(number) < MAX_NUMBER then
+    skip_to(topic, math.max(tonumber(number), topic.last) + 1, 'u')
+    call('HSET', KEYS[1], 'last', text(topic.last), 'run', topic.run, 'jumps', topic.jumps, 'check', '0')
+  elseif string.format('%20s', epoch) >= string.format('%20s', topic.epoch) then
+    create(run, secret)
+  end
+end
+
+local added = #shapes - repeats
+local last = topic.last + added
+if added > 0 then
+  local failure = add_all()
+  if failure then
+    make_place()
+    return redis.error_reply('CHANGED somebody else has changed ' .. KEYS[2] .. ': ' .. failure.err)
+  end
   call('HSET', KEYS[1], 'last', text(last), 'time', published)
   if topic.has_jumped then
     call('HSET', KEYS[1], 'run', topic.run, 'jumps', topic.jumps)
   end
-  add_all()
   tell()
   topic.last = last
-  if (tonumber(max_messages) or 1000) < 1000 then
+  local length, most = call('XLEN', KEYS[2]), tonumber(max_messages) or math.huge
+  if most < 1000 and length > most then
     call('XTRIM', KEYS[2], 'MAXLEN', max_messages)
-  elseif max_messages ~= '' then
+  elseif length >= most + 100 then
     -- To remove single messages costs more than to remove a hundred at a time. Without a limit, as many as there are.
     call('XTRIM', KEYS[2], 'MAXLEN', '~', max_messages, 'LIMIT', 0)
   end
-  if topic.is_new then
+  -- This has made the stream: it is the first message, or somebody has deleted the others.
+  if topic.is_new or length == added then
     topic.is_new, topic.check = false, 0
   end
   tend(topic, time, max_age, keep_for)

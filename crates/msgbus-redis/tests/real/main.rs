@@ -5,6 +5,7 @@
 
 mod contract;
 mod disturbed;
+mod foreign;
 mod limits;
 mod scripts;
 mod server;
