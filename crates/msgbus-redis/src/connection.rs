@@ -1,6 +1,7 @@
 //! The connection to Redis. One is shared by all operations of an engine, and made again when it is lost.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{
         Arc,
@@ -9,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use msgbus_core::{
     TopicName,
     engine::{EngineError, Health},
@@ -20,11 +21,12 @@ use redis::{
     PushInfo, PushKind, RedisError, RedisResult, Value, aio::MultiplexedConnection,
 };
 use tokio::{
+    runtime::{Handle, Id},
     sync::{Semaphore, SemaphorePermit, watch},
     task::{AbortHandle, spawn_blocking},
     time::{Instant, sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     Acknowledge, RedisOptions,
@@ -32,10 +34,10 @@ use crate::{
     error::{Request, request_error, should_reconnect},
     groups::Turns,
     keys::Keys,
+    lanes::Lanes,
     publish::Publisher,
     script::{self, Script},
     server::{Failure, Server},
-    together::Together,
 };
 
 const MIN_DELAY: Duration = Duration::from_millis(50);
@@ -53,7 +55,7 @@ pub(crate) struct Connection {
     /// Of publishes that wait for more than the server.
     pub(crate) publisher: Option<Publisher>,
     /// Of all others.
-    pub(crate) together: Arc<Together>,
+    pub(crate) lanes: Lanes,
     supervisor: AbortHandle,
 }
 
@@ -79,6 +81,9 @@ pub(crate) struct Shared {
 /// A connection that is established.
 pub(crate) struct Link {
     pub(crate) connection: MultiplexedConnection,
+    /// The connections of all runtimes from which something is sent, among them the one above.
+    by_runtime: Mutex<HashMap<Id, MultiplexedConnection>>,
+    config: AsyncConnectionConfig,
     /// Hears of what is new. It is another one, because the server limits what waits for a client that is subscribed.
     news: MultiplexedConnection,
     /// Waits for replicas or disks. It is another one, because what comes after that command waits, too.
@@ -123,9 +128,10 @@ impl Connection {
             connects: AtomicU64::new(0),
             warning: Mutex::default(),
         });
+        let lanes = Lanes::new(Handle::current(), &shared.options.publish_from);
         let publisher = publishes_wait.then(|| Publisher::start(&shared));
         let supervisor = tokio::spawn(supervise(Arc::clone(&shared))).abort_handle();
-        Ok(Self { shared, publisher, together: Arc::default(), supervisor })
+        Ok(Self { shared, publisher, lanes, supervisor })
     }
 }
 
@@ -232,7 +238,7 @@ impl Shared {
     ) -> Result<Value, EngineError> {
         let start = Instant::now();
         let command = link.command(script, keys, arguments);
-        let mut connection = link.connection.clone();
+        let mut connection = self.connection(link).await;
         let mut answer = command.query_async::<Value>(&mut connection).await;
         if script::is_missing(&answer) {
             let mut commands = redis::pipe();
@@ -242,6 +248,33 @@ impl Shared {
             answer = answers.and_then(|[_, answer]: [RedisResult<Value>; 2]| answer);
         }
         answer.map_err(|error| self.failed(link, &error, request))
+    }
+
+    /// The connection of the current runtime.
+    pub(crate) async fn connection(&self, link: &Link) -> MultiplexedConnection {
+        let here = Handle::current().id();
+        if let Some(connection) = link.by_runtime.lock().get(&here) {
+            return connection.clone();
+        }
+        let connection = match timeout(PROBE, self.open(link)).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(Failure { details, .. })) => {
+                debug!(details, "no other connection to Redis");
+                link.connection.clone()
+            }
+            Err(_) => link.connection.clone(),
+        };
+        // Another task may have opened one meanwhile. Then it is that one for all.
+        link.by_runtime.lock().entry(here).or_insert(connection).clone()
+    }
+
+    /// Opens one more connection to the same server.
+    async fn open(&self, link: &Link) -> Result<MultiplexedConnection, Failure> {
+        let client = self.client().await?;
+        let opening = client.get_multiplexed_async_connection_with_config(&link.config);
+        let mut connection = opening.await?;
+        link.server.check_same(&mut connection).await?;
+        Ok(connection)
     }
 
     /// What an error means for the operation, and for the connection.
@@ -311,8 +344,10 @@ impl Shared {
             async move { script.load().query_async::<String>(&mut connection).await }
         });
         let hashes: Arc<[String]> = try_join_all(loading).await?.into();
+        let by_runtime = HashMap::from([(Handle::current().id(), connection.clone())]).into();
+        let run = "".into();
         let mut link =
-            Link { connection, news, waiting, generation, run: "".into(), server, hashes };
+            Link { connection, by_runtime, config, news, waiting, generation, run, server, hashes };
         link.run = self.arrive(&link, &link.server).await?;
         self.warn(&link.server);
         Ok(link)
@@ -366,7 +401,7 @@ impl Shared {
     async fn probe(&self, link: &Link, is_safe: &mut bool) -> bool {
         let is_same = async {
             if link.server.identity.is_empty() {
-                return answers(&link.connection).await;
+                return true;
             }
             let Ok(server) = Server::of(&mut link.connection.clone()).await else { return false };
             self.warn(&server);
@@ -385,8 +420,10 @@ impl Shared {
                 None => true,
             }
         };
-        let (is_same, hears, waits) = tokio::join!(is_same, hears, waits);
-        is_same && hears && waits
+        let connections: Vec<_> = link.by_runtime.lock().values().cloned().collect();
+        let answer = join_all(connections.iter().map(answers));
+        let (is_same, answer, hears, waits) = tokio::join!(is_same, answer, hears, waits);
+        is_same && answer.into_iter().all(|does| does) && hears && waits
     }
 }
 

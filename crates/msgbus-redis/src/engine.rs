@@ -109,7 +109,7 @@ impl Engine for RedisEngine {
     }
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
-        let Connection { shared, publisher, together, .. } = &*self.connection;
+        let Connection { shared, publisher, lanes, .. } = &*self.connection;
         let Ok(permit) = Arc::clone(&shared.permits).try_acquire_owned() else {
             return Box::pin(ready(Err(EngineError::Busy)));
         };
@@ -117,7 +117,7 @@ impl Engine for RedisEngine {
             Some(publisher) => {
                 Box::pin(publisher.publish(Batch::new(shared, topic, messages), permit))
             }
-            None => Box::pin(together.publish(shared, &self.runtime, topic, messages, permit)),
+            None => Box::pin(lanes.here().publish(shared, topic, messages, permit)),
         }
     }
 

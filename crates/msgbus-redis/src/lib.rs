@@ -26,6 +26,7 @@ mod error;
 mod groups;
 mod history;
 mod keys;
+mod lanes;
 mod message;
 mod news;
 mod options;

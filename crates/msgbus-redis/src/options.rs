@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use redis::TlsCertificates;
+use tokio::runtime::Handle;
 
 use crate::{ConnectError, connection::client};
 
@@ -37,6 +38,9 @@ pub struct RedisOptions {
     pub forget_after: Duration,
     /// How long to wait for an answer. Default 5 seconds.
     pub timeout: Duration,
+    /// Runtimes that each get a connection of their own, on which they send what is published in them. What is published
+    /// elsewhere is sent from the runtime in which the engine is made. Default none.
+    pub publish_from: Vec<Handle>,
 }
 
 /// See [`RedisOptions::find_password`].
@@ -76,6 +80,7 @@ impl RedisOptions {
             duplicate_window: Duration::from_secs(120),
             forget_after: Duration::from_secs(30 * 24 * 3600),
             timeout: Duration::from_secs(5),
+            publish_from: Vec::new(),
         }
     }
 

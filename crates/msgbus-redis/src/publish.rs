@@ -213,7 +213,10 @@ async fn try_send_all(
         let arguments = |command: &mut Cmd| batch.arguments(shared, &link, command);
         commands.add_command(link.command(Script::Publish, &batch.keys, arguments));
     }
-    let mut connection = link.waiting.as_ref().unwrap_or(&link.connection).clone();
+    let mut connection = match &link.waiting {
+        Some(waiting) => waiting.clone(),
+        None => shared.connection(&link).await,
+    };
     let wait = wait(shared.options.acknowledge, limit);
     let is_enough = wait.map(|(wait, is_enough)| {
         commands.add_command(wait);

@@ -22,8 +22,12 @@ const MAX_MESSAGES: usize = 256;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The publishes that wait, by topic. A topic is here as long as a task publishes to it.
-#[derive(Debug, Default)]
-pub(crate) struct Together(Mutex<HashMap<TopicName, VecDeque<Waiting>>>);
+#[derive(Debug)]
+pub(crate) struct Together {
+    /// It runs the tasks.
+    runtime: Handle,
+    topics: Mutex<HashMap<TopicName, VecDeque<Waiting>>>,
+}
 
 #[derive(Debug)]
 struct Waiting {
@@ -41,19 +45,22 @@ struct Call {
 }
 
 impl Together {
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self { runtime, topics: Mutex::default() }
+    }
+
     /// Publishes messages, so that their numbers follow one another. They have their place among those of the topic as soon
-    /// as this returns. A task of `runtime` publishes them, whether or not the answer is waited for.
+    /// as this returns. They are published, whether or not the answer is waited for.
     pub(crate) fn publish(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
-        runtime: &Handle,
         topic: &TopicName,
         messages: Vec<NewMessage>,
         permit: OwnedSemaphorePermit,
     ) -> impl Future<Output = Answer> + use<> {
         let (part, answer) = Part::new(messages.len(), permit);
         let waiting = Waiting { messages, part };
-        let is_first = match self.0.lock().entry(topic.clone()) {
+        let is_first = match self.topics.lock().entry(topic.clone()) {
             Entry::Occupied(mut others) => {
                 others.get_mut().push_back(waiting);
                 false
@@ -66,7 +73,7 @@ impl Together {
         if is_first {
             let driver =
                 Driver { together: Arc::clone(self), topic: topic.clone(), is_over: false };
-            runtime.spawn(driver.run(Arc::clone(shared)));
+            self.runtime.spawn(driver.run(Arc::clone(shared)));
         }
         answer
     }
@@ -84,7 +91,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // After the end, another one may be at work.
         if !self.is_over {
-            let waiting = self.together.0.lock().remove(&self.topic);
+            let waiting = self.together.topics.lock().remove(&self.topic);
             // Whom that wakes may publish.
             drop(waiting);
         }
@@ -110,7 +117,7 @@ impl Driver {
 
     /// Takes what is published together next. `None` if nothing waits. Refuses what has waited for longer than the limit.
     fn next(&mut self, limit: Duration) -> Option<Vec<Call>> {
-        let mut topics = self.together.0.lock();
+        let mut topics = self.together.topics.lock();
         let queue = topics.get_mut(&self.topic)?;
         let (mut calls, mut all, mut bytes) = (Vec::<Call>::new(), 0, 0);
         while let Some(Waiting { messages, part }) = queue.pop_front() {

@@ -12,7 +12,7 @@ use std::{
 
 use msgbus_core::{MessageBus, TopicName};
 use msgbusd::{
-    Bind, Drained, Server,
+    Bind, Drained, Server, Workers,
     auth::Keyring,
     config::{Config, DoorBind},
 };
@@ -77,7 +77,7 @@ impl Daemon {
         let mut config = Config { bind: vec![Bind::Tcp(bind)], ..Config::default() };
         config.timeouts.drain = Duration::from_secs(1);
         set(&mut config);
-        Self::serve(Server::bind(config).unwrap())
+        Self::serve(Server::bind(config, Workers::current()).unwrap())
     }
 
     /// Runs a server that is bound already. If the daemon is dropped, it ends with the runtime.

@@ -177,8 +177,8 @@ pub struct Drained {
 }
 
 impl Server {
-    /// Listens on the configured endpoints. With a directory of data it blocks until everything in it is read;
-    /// connections wait meanwhile.
+    /// Listens on the configured endpoints, for connections that these threads will serve. With a directory of data it blocks
+    /// until everything in it is read; connections wait meanwhile.
     ///
     /// # Errors
     /// When an endpoint cannot be listened on, a certificate file is not usable any more, or the directory of data or an
@@ -186,10 +186,10 @@ impl Server {
     ///
     /// # Panics
     /// When called outside a tokio runtime.
-    pub fn bind(config: Config) -> Result<Self, StartError> {
+    pub fn bind(config: Config, workers: Workers) -> Result<Self, StartError> {
         let sockets = Sockets::bind(&config)?;
-        let opened = storage::open(&config)?;
-        Ok(Self::new(config, sockets, opened))
+        let opened = storage::open(&config, workers.runtimes())?;
+        Ok(Self::new(config, sockets, opened, workers))
     }
 
     /// Like [`bind`](Self::bind), but reads the directory of data on a thread of its own and does not block.
@@ -200,35 +200,29 @@ impl Server {
     /// # Cancel safety
     /// When dropped, it stops listening. The thread goes on reading, and uses the directory until it is done or the
     /// process ends, which harms nothing: the next start reads the directory again.
-    pub async fn bind_async(config: Config) -> Result<Self, StartError> {
+    pub async fn bind_async(config: Config, workers: Workers) -> Result<Self, StartError> {
         if config.data.is_none() {
-            return Self::bind(config);
+            return Self::bind(config, workers);
         }
         let sockets = Sockets::bind(&config)?;
         // Not on a blocking thread of the runtime: the end of the runtime would wait for it.
         let (done, opened) = oneshot::channel();
         let thread = thread::Builder::new().name("open".to_owned()).spawn(move || {
-            let opened = storage::open(&config);
+            let opened = storage::open(&config, workers.runtimes());
             // Nobody may be waiting any more.
-            let _ = done.send((config, opened));
+            let _ = done.send((config, opened, workers));
         });
         thread.map_err(StartError::Thread)?;
-        let (config, opened) = opened.await.map_err(|_| StartError::Panicked)?;
-        Ok(Self::new(config, sockets, opened?))
+        let (config, opened, workers) = opened.await.map_err(|_| StartError::Panicked)?;
+        Ok(Self::new(config, sockets, opened?, workers))
     }
 
-    fn new(config: Config, sockets: Sockets, opened: Opened) -> Self {
+    fn new(config: Config, sockets: Sockets, opened: Opened, workers: Workers) -> Self {
         engines::warn_of_patterns(&config, &opened.bus);
         let keyring = config.keys.clone().map(|file| Arc::new(Keyring::new(file)));
         let app = Arc::new(App::new(config, keyring, opened));
         let Sockets { listeners, endpoints, doors, certificate } = sockets;
-        Self { listeners, endpoints, doors, certificate, app, workers: Workers::current() }
-    }
-
-    /// Serves connections on these threads instead of the runtime that accepts them.
-    #[must_use]
-    pub fn with_workers(self, workers: Workers) -> Self {
-        Self { workers, ..self }
+        Self { listeners, endpoints, doors, certificate, app, workers }
     }
 
     /// The endpoints that the server listens on. Port 0 is replaced by the port that the system picked.

@@ -8,6 +8,7 @@ use std::{
 
 use msgbus_core::{MessageBus, format_duration, store::StoreError};
 use msgbus_store::{LogStore, OpenError, RecoveryReport, StoreOptions};
+use tokio::runtime::Handle;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -31,8 +32,8 @@ pub(crate) struct Opened {
 
 /// Opens the bus of a configuration: with the store in its directory, if it has one. Blocks until everything is read. It
 /// does not wait for engines.
-pub(crate) fn open(config: &Config) -> Result<Opened, StartError> {
-    let engines = Engines::open(config)?;
+pub(crate) fn open(config: &Config, serving: &[Handle]) -> Result<Opened, StartError> {
+    let engines = Engines::open(config, serving)?;
     let rules = engines.as_ref().map(|engines| engines.rules(config)).unwrap_or_default();
     let store =
         config.data.as_deref().map(|directory| open_store(config, directory)).transpose()?;

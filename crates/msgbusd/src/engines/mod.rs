@@ -14,7 +14,7 @@ use msgbus_core::{
     engine::{Engine, EngineError, EngineRule, EngineUsage, Health, WindowStats},
 };
 use thiserror::Error;
-use tokio::time::timeout;
+use tokio::{runtime::Handle, time::timeout};
 use tracing::{info, warn};
 
 use self::runtime::EngineRuntime;
@@ -34,7 +34,7 @@ pub(crate) struct Kind {
     schemes: &'static [&'static str],
     /// Returns what an engine of this kind does not have.
     check: fn(&EngineConfig) -> Result<(), String>,
-    connect: fn(EngineConfig) -> Connecting,
+    connect: fn(EngineConfig, Arc<[Handle]>) -> Connecting,
 }
 
 /// Begins to connect. It does not wait for the server.
@@ -121,8 +121,12 @@ pub(crate) struct EngineReport<'a> {
 }
 
 impl Engines {
-    /// Begins to connect to the engines that topics live in. `None` if there are none. It does not wait for them.
-    pub(crate) fn open(config: &Config) -> Result<Option<Self>, EngineStartError> {
+    /// Begins to connect to the engines that topics live in, which messages may reach from these serving threads. `None` if
+    /// there are none. It does not wait for them.
+    pub(crate) fn open(
+        config: &Config,
+        serving: &[Handle],
+    ) -> Result<Option<Self>, EngineStartError> {
         let is_used = |engine: &&EngineConfig| {
             config.engine_topics.iter().any(|topics| topics.engine.as_ref() == Some(&engine.name))
         };
@@ -135,8 +139,8 @@ impl Engines {
             .map_err(|error| failed(&used[0].name, format!("cannot start a thread: {error}")))?;
         let mut list = Vec::new();
         for engine in used {
-            let connecting =
-                Kind::of(engine.url.expose()).map(|kind| (kind.connect)(engine.clone()));
+            let connecting = Kind::of(engine.url.expose())
+                .map(|kind| (kind.connect)(engine.clone(), serving.into()));
             let connected = connecting.and_then(|connecting| runtime.run(connecting));
             let connected = connected.map_err(|problem| failed(&engine.name, problem))?;
             list.push(Named { name: engine.name.clone(), engine: connected });

@@ -9,7 +9,7 @@ use super::Kind;
 use crate::config::EngineConfig;
 
 pub(super) const KIND: Kind =
-    Kind { schemes: &["nats", "tls"], check, connect: |engine| Box::pin(connect(engine)) };
+    Kind { schemes: &["nats", "tls"], check, connect: |engine, _| Box::pin(connect(engine)) };
 
 fn check(engine: &EngineConfig) -> Result<(), String> {
     if i64::try_from(engine.max_bytes.unwrap_or(0)).is_err() {

@@ -3,6 +3,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use msgbus_redis::{Acknowledge, ClientTlsConfig, RedisEngine, RedisOptions, TlsCertificates};
+use tokio::runtime::Handle;
 
 use super::Kind;
 use crate::config::EngineConfig;
@@ -10,7 +11,7 @@ use crate::config::EngineConfig;
 pub(super) const KIND: Kind = Kind {
     schemes: &["redis", "rediss", "valkey", "valkeys"],
     check,
-    connect: |engine| Box::pin(async move { connect(&engine) }),
+    connect: |engine, serving| Box::pin(async move { connect(&engine, &serving) }),
 };
 
 fn check(engine: &EngineConfig) -> Result<(), String> {
@@ -61,8 +62,12 @@ fn options(engine: &EngineConfig) -> Result<RedisOptions, String> {
     })
 }
 
-fn connect(engine: &EngineConfig) -> Result<Arc<dyn msgbus_core::engine::Engine>, String> {
+fn connect(
+    engine: &EngineConfig,
+    serving: &[Handle],
+) -> Result<Arc<dyn msgbus_core::engine::Engine>, String> {
     let mut options = options(engine)?;
+    options.publish_from = serving.to_vec();
     let client_tls = match (&engine.tls_cert, &engine.tls_key) {
         (Some(certificate), Some(key)) => {
             Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })

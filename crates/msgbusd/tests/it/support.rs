@@ -65,19 +65,19 @@ impl Daemon {
 
     /// A server whose connections are on the runtime of the test.
     pub(crate) fn with(set: impl FnOnce(&mut Config)) -> Self {
-        Self(msgbus_testkit::Daemon::serve(Self::bind(set)))
+        Self(msgbus_testkit::Daemon::serve(Self::bind(set, Workers::current())))
     }
 
     /// A server whose connections are distributed over its own threads.
     pub(crate) fn on_threads(threads: usize, set: impl FnOnce(&mut Config)) -> Self {
         let workers = Workers::pinned(threads).unwrap();
-        Self(msgbus_testkit::Daemon::serve(Self::bind(set).with_workers(workers)))
+        Self(msgbus_testkit::Daemon::serve(Self::bind(set, workers)))
     }
 
-    fn bind(set: impl FnOnce(&mut Config)) -> Server {
+    fn bind(set: impl FnOnce(&mut Config), workers: Workers) -> Server {
         let mut config = config();
         set(&mut config);
-        Server::bind(config).unwrap()
+        Server::bind(config, workers).unwrap()
     }
 
     /// Tells the server to stop; the handle waits for it.

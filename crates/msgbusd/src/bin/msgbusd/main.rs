@@ -138,6 +138,7 @@ async fn run(
     let hangups = signal(SignalKind::hangup())?;
     announce_notices(&config);
     let summary = config.summary();
+    let workers = workers.unwrap_or_else(Workers::current);
     let Some(server) = bind(config, workers, &mut signals).await? else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -182,26 +183,22 @@ async fn run(
 /// Listens and reads the data. `None` if a signal has stopped that.
 async fn bind(
     config: Config,
-    workers: Option<Workers>,
+    workers: Workers,
     signals: &mut Signals,
 ) -> anyhow::Result<Option<Server>> {
     let bound = select! {
-        bound = Server::bind_async(config) => bound,
+        bound = Server::bind_async(config, workers) => bound,
         name = signals.next() => {
             info!("received {name} before the start was complete: stopped");
             return Ok(None);
         }
     };
-    let server = bound.map_err(|error| match error {
+    bound.map(Some).map_err(|error| match error {
         StartError::Listen { flag, .. } if !files::is_out_of_files(&error) => {
             anyhow!("{error}; choose another address with {flag}")
         }
         error => error.into(),
-    })?;
-    Ok(Some(match workers {
-        Some(workers) => server.with_workers(workers),
-        None => server,
-    }))
+    })
 }
 
 /// Describes what becomes of the messages when the process exits.
