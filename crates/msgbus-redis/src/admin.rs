@@ -12,11 +12,12 @@ use msgbus_core::{
 use redis::{Cmd, RedisError, Value};
 
 use crate::{
-    connection::{Connection, Link, Shared},
+    connection::{Connection, Shared},
     error::Request,
     groups::{random, settings},
     history::begin,
     keys::{Keys, group_name},
+    link::Link,
     message::{Answer, next},
     script::Script,
 };

@@ -21,7 +21,7 @@ use redis::{
     PushInfo, PushKind, RedisError, RedisResult, Value, aio::MultiplexedConnection,
 };
 use tokio::{
-    runtime::{Handle, Id},
+    runtime::Handle,
     sync::{Semaphore, SemaphorePermit, watch},
     task::{AbortHandle, spawn_blocking},
     time::{Instant, sleep, timeout},
@@ -35,6 +35,7 @@ use crate::{
     groups::Turns,
     keys::Keys,
     lanes::Lanes,
+    link::{Link, answers, check_wait},
     publish::Publisher,
     script::{self, Script},
     server::{Failure, Server},
@@ -76,25 +77,6 @@ pub(crate) struct Shared {
     connects: AtomicU64,
     /// What the server may do to topics.
     warning: Mutex<Option<&'static str>>,
-}
-
-/// A connection that is established.
-pub(crate) struct Link {
-    pub(crate) connection: MultiplexedConnection,
-    /// The connections of all runtimes from which something is sent, among them the one above.
-    by_runtime: Mutex<HashMap<Id, MultiplexedConnection>>,
-    config: AsyncConnectionConfig,
-    /// Hears of what is new. It is another one, because the server limits what waits for a client that is subscribed.
-    news: MultiplexedConnection,
-    /// Waits for replicas or disks. It is another one, because what comes after that command waits, too.
-    pub(crate) waiting: Option<MultiplexedConnection>,
-    /// Identifies it among the connections of the engine. Never 0.
-    pub(crate) generation: u64,
-    /// Since when the server is what it is, as scripts take it. Empty if it is not known.
-    pub(crate) run: Arc<str>,
-    server: Server,
-    /// The hashes of scripts.
-    hashes: Arc<[String]>,
 }
 
 impl fmt::Debug for Connection {
@@ -425,46 +407,6 @@ impl Shared {
         let (is_same, answer, hears, waits) = tokio::join!(is_same, answer, hears, waits);
         is_same && answer.into_iter().all(|does| does) && hears && waits
     }
-}
-
-/// Whether a server answers in time.
-async fn answers(connection: &MultiplexedConnection) -> bool {
-    redis::cmd("PING").query_async::<Value>(&mut connection.clone()).await.is_ok()
-}
-
-impl Link {
-    /// A command that runs a script.
-    pub(crate) fn command(
-        &self,
-        script: Script,
-        keys: &[String],
-        arguments: impl Fn(&mut Cmd),
-    ) -> Cmd {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.hashes[script as usize]).arg(keys.len()).arg(keys);
-        arguments(&mut command);
-        command
-    }
-}
-
-/// Refuses a server that cannot confirm what it is to confirm.
-async fn check_wait(
-    acknowledge: Acknowledge,
-    connection: &mut MultiplexedConnection,
-) -> Result<(), Failure> {
-    if let Acknowledge::Synced { .. } = acknowledge {
-        let mut command = redis::cmd("WAITAOF");
-        command.arg(1).arg(0).arg(1);
-        command.query_async::<Value>(connection).await.map_err(|error| match error.code() {
-            Some("ERR") => {
-                let operation = "confirm that a disk has a message: it needs Redis 7.2 or Valkey, \
-                                 with appendonly";
-                Failure::not_supported(operation, error.to_string())
-            }
-            _ => error.into(),
-        })?;
-    }
-    Ok(())
 }
 
 /// Connects, again and again, until the engine is dropped.

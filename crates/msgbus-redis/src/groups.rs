@@ -18,10 +18,11 @@ use tokio::{
 };
 
 use crate::{
-    connection::{Connection, Link, Shared},
+    connection::{Connection, Shared},
     error::Request,
     history::begin,
     keys::{Keys, group_name},
+    link::Link,
     message::{Answer as _, decode, next, time},
     options::millis,
     script::Script,

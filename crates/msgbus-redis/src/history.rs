@@ -10,9 +10,10 @@ use msgbus_core::{
 use redis::Cmd;
 
 use crate::{
-    connection::{Connection, Link, Shared},
+    connection::{Connection, Shared},
     error::Request,
     keys::Keys,
+    link::Link,
     message::{Answer as _, decode, next},
     script::Script,
 };

@@ -27,6 +27,7 @@ mod groups;
 mod history;
 mod keys;
 mod lanes;
+mod link;
 mod message;
 mod news;
 mod options;

@@ -15,8 +15,9 @@ use tokio::{
 
 use crate::{
     Acknowledge,
-    connection::{Link, PROBE, Shared},
+    connection::{PROBE, Shared},
     error::Request,
+    link::Link,
     message::{Answer as _, Shape, encode_headers, next},
     options::millis,
     parts::{Answer, Part, Sent},

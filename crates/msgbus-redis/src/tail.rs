@@ -12,10 +12,11 @@ use tracing::debug;
 
 use crate::{
     channels::Listener,
-    connection::{Link, Shared},
+    connection::Shared,
     error::Request,
     history::{Read, read},
     keys::Keys,
+    link::Link,
     message::{Answer as _, next},
     news::Told,
     script::Script,

@@ -6,6 +6,7 @@
 mod contract;
 mod disturbed;
 mod foreign;
+mod lanes;
 mod limits;
 mod scripts;
 mod server;

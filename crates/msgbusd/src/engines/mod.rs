@@ -121,8 +121,8 @@ pub(crate) struct EngineReport<'a> {
 }
 
 impl Engines {
-    /// Begins to connect to the engines that topics live in, which messages may reach from these serving threads. `None` if
-    /// there are none. It does not wait for them.
+    /// Begins to connect to the engines that topics live in. They may publish from the serving threads. `None` if there are
+    /// none. It does not wait for them.
     pub(crate) fn open(
         config: &Config,
         serving: &[Handle],

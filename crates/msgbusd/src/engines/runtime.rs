@@ -1,5 +1,4 @@
-//! The thread on which engines talk to their servers: one for all, so that what a connection sends in order arrives in
-//! order, and serving threads have nothing to do with it.
+//! The thread on which engines talk to their servers: one for all. Some engines publish from the serving threads, too.
 
 use std::{io, sync::mpsc, thread};
 

@@ -1,0 +1,176 @@
+//! Publishes that leave from several runtimes, each on a connection of its own.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use msgbus_core::{
+    BatchLimit, TopicName,
+    engine::{Begin, Engine as _, EngineError, Receipt},
+};
+use msgbus_engine_testkit::{SOON, fresh, soon};
+use msgbus_redis::{RedisEngine, RedisOptions};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::{Instant, sleep},
+};
+
+use crate::server::{Redis as _, Server, programs};
+
+const ALL: BatchLimit = BatchLimit { events: 10_000, bytes: 10 << 20 };
+
+/// Runtimes of one thread each, as those that serve connections.
+fn runtimes(count: usize) -> Vec<Runtime> {
+    let runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    (0..count).map(|_| runtime()).collect()
+}
+
+async fn engine_on(server: &Server, runtimes: &[Runtime]) -> Arc<RedisEngine> {
+    let publish_from = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
+    Arc::new(server.engine(RedisOptions { publish_from, ..server.options() }).await)
+}
+
+/// Publishes from a runtime.
+async fn publish(
+    from: &Runtime,
+    engine: &Arc<RedisEngine>,
+    topic: &TopicName,
+    text: String,
+) -> Result<Receipt, EngineError> {
+    let (engine, topic) = (Arc::clone(engine), topic.clone());
+    let published = from.spawn(async move { engine.publish(&topic, vec![text.into()]).await });
+    soon(published).await.unwrap()
+}
+
+/// Publishes from a runtime until the engine has accepted it.
+async fn published(from: &Runtime, engine: &Arc<RedisEngine>, topic: &TopicName, text: &str) {
+    let start = Instant::now();
+    while let Err(error) = publish(from, engine, topic, text.to_owned()).await {
+        assert!(start.elapsed() < SOON, "{error}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The numbers of the connections of clients other than the one that asks.
+async fn connections(server: &Server) -> HashSet<String> {
+    let list: String =
+        redis::cmd("CLIENT").arg("LIST").query_async(&mut server.client().await).await.unwrap();
+    let others = list.lines().filter(|line| !line.contains("cmd=client|list"));
+    others.map(|line| line.split_whitespace().next().unwrap().replace("id=", "")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
+    const EACH: usize = 300;
+    for program in programs() {
+        let server = Server::start(&program);
+        let runtimes = runtimes(3);
+        let engine = engine_on(&server, &runtimes[..2]).await;
+        let (topic, before) = (fresh("lanes"), connections(&server).await);
+        let tasks: Vec<_> = runtimes
+            .iter()
+            .enumerate()
+            .map(|(lane, runtime)| {
+                let (engine, topic) = (Arc::clone(&engine), topic.clone());
+                runtime.spawn(async move {
+                    let publish = |n| engine.publish(&topic, vec![format!("{lane} {n}").into()]);
+                    let answers: Vec<_> = (0..EACH).map(publish).collect();
+                    for answer in answers {
+                        answer.await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            soon(task).await.unwrap();
+        }
+        let page = soon(engine.history(&topic, Begin::First, ALL)).await.unwrap();
+        let texts: Vec<_> = page
+            .messages
+            .iter()
+            .map(|message| String::from_utf8(message.message.payload.to_vec()).unwrap())
+            .collect();
+        assert_eq!(texts.len(), 3 * EACH);
+        for lane in 0..3 {
+            let of_lane = |text: &&String| text.starts_with(&format!("{lane} "));
+            let expected = (0..EACH).map(|n| format!("{lane} {n}"));
+            assert!(texts.iter().filter(of_lane).cloned().eq(expected), "lane {lane}");
+        }
+        let connections = connections(&server).await;
+        assert_eq!(connections.difference(&before).count(), 2, "the third has that of the engine");
+        runtimes.into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_lost_is_made_again() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let runtimes = runtimes(2);
+        let engine = engine_on(&server, &runtimes).await;
+        let topic = fresh("lost");
+        for round in 0..3 {
+            let before = connections(&server).await;
+            for runtime in &runtimes {
+                published(runtime, &engine, &topic, &format!("{round}")).await;
+            }
+            for id in connections(&server).await.difference(&before) {
+                server.ask(&format!("CLIENT KILL ID {id}")).await;
+            }
+        }
+        for runtime in &runtimes {
+            published(runtime, &engine, &topic, "last").await;
+        }
+        let stats = soon(engine.stats(&topic)).await.unwrap().unwrap();
+        assert_eq!(stats.retained, 8, "each once");
+        runtimes.into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+/// Then its publishes leave with those of the engine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_needs_no_connection_of_its_own() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let runtimes = runtimes(2);
+        let engine = engine_on(&server, &runtimes).await;
+        let topic = fresh("full");
+        let mut client = server.client().await;
+        let count: String =
+            redis::cmd("CLIENT").arg("LIST").query_async(&mut client).await.unwrap();
+        let limit = count.lines().count();
+        let set: String = redis::cmd("CONFIG")
+            .arg("SET")
+            .arg("maxclients")
+            .arg(limit)
+            .query_async(&mut client)
+            .await
+            .unwrap();
+        assert_eq!(set, "OK");
+        for runtime in &runtimes {
+            publish(runtime, &engine, &topic, "x".to_owned()).await.unwrap();
+        }
+        assert!(engine.health().is_up());
+        runtimes.into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_may_end() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let mut runtimes = runtimes(2);
+        let engine = engine_on(&server, &runtimes).await;
+        let topic = fresh("ended");
+        for runtime in &runtimes {
+            published(runtime, &engine, &topic, "first").await;
+        }
+        runtimes.pop().unwrap().shutdown_background();
+        published(&runtimes[0], &engine, &topic, "second").await;
+        soon(async {
+            while soon(engine.publish(&topic, vec!["third".into()])).await.is_err() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        runtimes.into_iter().for_each(Runtime::shutdown_background);
+    }
+}
