@@ -53,6 +53,9 @@ impl Directory {
         match std::fs::metadata(&log) {
             Ok(found) if found.is_dir() => Ok(log),
             Ok(_) => Err(OpenError::NotADirectory { path: log }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(OpenError::NoStore { path: path.to_owned() })
+            }
             Err(error) => Err(OpenError::io(log, error)),
         }
     }

@@ -14,6 +14,12 @@ pub enum OpenError {
         /// The path.
         path: PathBuf,
     },
+    /// There is no store in the directory.
+    #[error("there is no data of msgbusd in {}; name the directory of --data", path.display())]
+    NoStore {
+        /// The directory.
+        path: PathBuf,
+    },
     /// There is a store already where a new one is to be made.
     #[error("{} is not empty; name a new directory", path.display())]
     NotEmpty {
@@ -71,7 +77,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// This user must not use the directory.
-    #[error("{} must not be used by this user; change its owner or permissions, or name another directory",
+    #[error("{} cannot be accessed by this user; change its owner or permissions, or name another directory",
         path.display())]
     Permission {
         /// The directory or file.
@@ -84,26 +90,26 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Any other failure of the disk.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The directory or file.
         path: PathBuf,
-        /// The failure.
-        source: io::Error,
+        /// The failure, which the text contains.
+        error: io::Error,
     },
 }
 
 impl OpenError {
-    pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+    pub(crate) fn io(path: impl Into<PathBuf>, error: io::Error) -> Self {
         let path = path.into();
-        match source.kind() {
+        match error.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
                 Self::NotADirectory { path }
             }
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path },
             io::ErrorKind::PermissionDenied => Self::Permission { path },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path },
-            _ => Self::Io { path, source },
+            _ => Self::Io { path, error },
         }
     }
 }

@@ -73,8 +73,10 @@ pub fn dump(
 /// after, in bytes.
 ///
 /// # Errors
-/// As for [`LogStore::open`](crate::LogStore::open), and when there is no room for the copies. Nothing is lost then.
+/// As for [`LogStore::open`](crate::LogStore::open), when there is no store, and when there is no room for the copies.
+/// Nothing is lost then.
 pub fn compact(directory: &Path, options: StoreOptions) -> Result<(u64, u64), OpenError> {
+    Directory::log_of(directory)?;
     let locked = Directory::lock(directory)?;
     let disk = RealDisk::new(locked.log().to_owned());
     let failed = |error| OpenError::io(locked.log(), error);

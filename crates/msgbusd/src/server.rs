@@ -157,7 +157,7 @@ pub enum StartError {
     Certificate(#[from] CertificateError),
     /// The directory of `--data` is not usable.
     #[error("--data: {0}")]
-    Data(#[from] OpenError),
+    Data(OpenError),
     /// An engine of the configuration is not usable.
     #[error(transparent)]
     Engine(#[from] EngineStartError),
@@ -167,6 +167,13 @@ pub enum StartError {
     /// The thread that read the directory panicked. The log says where.
     #[error("--data: reading it has panicked")]
     Panicked,
+}
+
+/// Its text contains that of the store's error, which is no source of it: the text would be printed twice.
+impl From<OpenError> for StartError {
+    fn from(error: OpenError) -> Self {
+        Self::Data(error)
+    }
 }
 
 /// What a server cut off when it stopped.

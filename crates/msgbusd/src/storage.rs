@@ -56,7 +56,7 @@ fn open_store(config: &Config, directory: &Path) -> Result<Arc<LogStore>, OpenEr
 }
 
 fn unusable(directory: &Path, error: StoreError) -> OpenError {
-    OpenError::Io { path: directory.to_owned(), source: std::io::Error::other(error) }
+    OpenError::Io { path: directory.to_owned(), error: std::io::Error::other(error) }
 }
 
 /// Logs how far the start is, if it takes long.

@@ -110,8 +110,8 @@ fn open_all(disk: &Arc<dyn Disk>, mode: &Mode) -> Result<Vec<SegmentFile>, OpenE
         }
         let file = match SegmentFile::open(disk, number, access) {
             // A running server may have removed it meanwhile.
-            Err(OpenError::Io { source, .. })
-                if !mode.writes && source.kind() == io::ErrorKind::NotFound =>
+            Err(OpenError::Io { error, .. })
+                if !mode.writes && error.kind() == io::ErrorKind::NotFound =>
             {
                 continue;
             }
@@ -131,8 +131,8 @@ pub(crate) fn open_for_copy(disk: &Arc<dyn Disk>) -> Result<Vec<SegmentFile>, Op
     for number in disk.list().map_err(|error| OpenError::io(disk.path(0), error))? {
         match SegmentFile::open(disk, number, Access::Read) {
             // It was removed meanwhile, so it is not needed.
-            Err(OpenError::Io { source, .. })
-                if files.is_empty() && source.kind() == io::ErrorKind::NotFound => {}
+            Err(OpenError::Io { error, .. })
+                if files.is_empty() && error.kind() == io::ErrorKind::NotFound => {}
             file => files.push(file?),
         }
     }
@@ -172,8 +172,8 @@ impl Reading<'_> {
                     Ok(Step::File) => break false,
                     Ok(Step::End) => break true,
                     // A running server has removed it meanwhile.
-                    Err(OpenError::Io { source, .. })
-                        if !self.mode.writes && source.kind() == io::ErrorKind::NotFound =>
+                    Err(OpenError::Io { error, .. })
+                        if !self.mode.writes && error.kind() == io::ErrorKind::NotFound =>
                     {
                         break false;
                     }

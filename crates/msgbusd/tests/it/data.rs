@@ -86,6 +86,25 @@ fn a_dump_says_nothing_about_a_ttl_that_was_not_kept() {
     assert!(said.contains(": 1 message in 1 topic; all records are good\n"), "{said}");
 }
 
+#[test]
+fn a_directory_without_data_is_named_once_and_not_made() {
+    let folder = TempDir::new().unwrap();
+    let nowhere = folder.path().join("nowhere");
+    for command in ["check", "dump", "compact"] {
+        let (exit, said) = data(&[command, text(&nowhere)]);
+        let name = nowhere.display();
+        let expected = format!(
+            "msgbusd: there is no data of msgbusd in {name}; name the directory of --data\n"
+        );
+        assert_eq!((exit.code(), said), (Some(1), expected));
+    }
+    assert!(!nowhere.exists());
+    std::fs::write(&nowhere, "").unwrap();
+    let output = msgbusd(&["--bind", "127.0.0.1:0", "--data", text(&nowhere)]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.matches("is not a directory").count(), 1, "{said}");
+}
+
 /// Changes one bit of the first place in the log that holds `text`.
 fn damage(directory: &Path, text: &str) {
     for entry in directory.join("log").read_dir().unwrap() {
