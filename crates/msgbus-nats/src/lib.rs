@@ -39,4 +39,4 @@ mod together;
 mod turns;
 
 pub use self::{engine::NatsEngine, options::NatsOptions};
-pub use async_nats::{Auth, AuthError, ConnectOptions};
+pub use async_nats::{Auth, AuthError, ConnectOptions, ServerAddr};

@@ -71,6 +71,14 @@ impl NatsOptions {
         Ok(())
     }
 
+    /// The addresses without credentials.
+    pub(crate) fn places(&self) -> String {
+        let addresses = self.servers.split(',').filter_map(|text| text.trim().parse().ok());
+        let places =
+            addresses.map(|address: ServerAddr| format!("{}:{}", address.host(), address.port()));
+        places.collect::<Vec<_>>().join(", ")
+    }
+
     /// Those of the stream of dead letters. They live until somebody deletes them.
     pub(crate) fn for_dead_letters(&self) -> Self {
         Self {

@@ -96,6 +96,7 @@ impl Connection {
         let refusals = Arc::new(Refusals::default());
         let connected: [Arc<Notify>; 2] = Default::default();
         let (denied, refused) = (Arc::clone(&is_denied), Arc::clone(&refusals));
+        let (is_told, places) = (AtomicBool::new(false), options.places());
         let heard = connected.clone();
         let connect = connect
             .name("msgbus")
@@ -110,6 +111,7 @@ impl Connection {
                     }
                 }
                 hear(&event, &denied, &refused);
+                tell_why_away(&event, &is_told, &places);
                 std::future::ready(())
             });
         let servers: Vec<&str> = options.servers.split(',').map(str::trim).collect();
@@ -373,6 +375,40 @@ fn hear(event: &Event, is_denied: &AtomicBool, refusals: &Refusals) {
         Event::Connected => info!("connected to NATS"),
         Event::Disconnected => warn!("the connection to NATS is lost"),
         event => info!("NATS: {event}"),
+    }
+}
+
+/// Says once why there is no connection: each attempt to connect fails with a reason.
+fn tell_why_away(event: &Event, is_told: &AtomicBool, places: &str) {
+    match event {
+        Event::Connected => is_told.store(false, Release),
+        Event::ClientError(error) if !is_refusal(event) && !is_told.swap(true, AcqRel) => {
+            warn!("cannot connect to NATS at {places}: {}", explain(error));
+        }
+        _ => {}
+    }
+}
+
+/// Why an attempt to connect has failed. The client only gives the kind of the error, as a text.
+fn explain(error: &ClientError) -> String {
+    let reasons = [
+        (ConnectErrorKind::Dns, "unknown host"),
+        (
+            ConnectErrorKind::Io,
+            "the connection is refused or broken; does nats-server listen there?",
+        ),
+        (
+            ConnectErrorKind::Tls,
+            "TLS has failed; check the certificates, and whether the server uses TLS",
+        ),
+        (ConnectErrorKind::TimedOut, "no answer in time"),
+    ];
+    match error {
+        ClientError::Other(text) => {
+            let known = reasons.iter().find(|(kind, _)| *text == kind.to_string());
+            known.map_or_else(|| text.clone(), |(_, reason)| (*reason).to_owned())
+        }
+        error => error.to_string(),
     }
 }
 

@@ -1,6 +1,11 @@
 //! `--engine` and `[engines.NAME]`: engines, and which topics live in them. docs/engines.md.
 
-use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use msgbus_core::{TopicPattern, TopicSettings};
 
@@ -246,14 +251,14 @@ impl EngineConfig {
     /// The password as its file has it now, or as it was before if that cannot be read. Blocks for up to ten seconds.
     #[cfg(any(feature = "nats", feature = "redis"))]
     pub(crate) fn current_password(&self) -> Option<Secret> {
-        let read = self.password_file.as_ref().map(|path| read_secret(&self.name, path));
+        let read = self.password_file.as_ref().map(|path| read_secret(self, "password-file", path));
         latest(read, self.password.as_ref())
     }
 
     /// As [`current_password`](Self::current_password), of the token.
     #[cfg(feature = "nats")]
     pub(crate) fn current_token(&self) -> Option<Secret> {
-        let read = self.token_file.as_ref().map(|path| read_secret(&self.name, path));
+        let read = self.token_file.as_ref().map(|path| read_secret(self, "token-file", path));
         latest(read, self.token.as_ref())
     }
 
@@ -331,7 +336,7 @@ fn check_rules(config: &Config, rules: &Rules) -> Result<(), ConfigError> {
             let problem = if setting.is_of_engines {
                 format!("topics in an engine have one for all of them: see [engines.{engine}]")
             } else {
-                "topics in an engine do not have it".to_owned()
+                "it has no effect on topics in an engine".to_owned()
             };
             return Err(ConfigError::new(&setting.origin, problem));
         }
@@ -369,7 +374,8 @@ fn check_all_topics(config: &mut Config, layer: &Layer) -> Result<(), ConfigErro
 /// The engine of `--engine`: a URL, or the name of one in the file.
 fn default_engine(config: &mut Config, value: &str) -> Result<Option<String>, String> {
     if !value.contains("://") {
-        return known(config, value);
+        let hint = "; or a URL, such as nats://HOST:PORT";
+        return known(config, value).map_err(|problem| problem + hint);
     }
     let engine = EngineConfig::with_defaults(DEFAULT, value, config);
     engine.check()?;
@@ -413,16 +419,19 @@ pub(super) fn read_credentials(
         let token = token.transpose()?;
         engine.user = engine.user.take().or(user);
         engine.password = match &engine.password_file {
-            Some(path) => Some(read_secret(&engine.name, path)?),
+            Some(path) => Some(read_secret(engine, "password-file", path)?),
             None => password.map(Secret),
         };
         engine.token = match &engine.token_file {
-            Some(path) => Some(read_secret(&engine.name, path)?),
+            Some(path) => Some(read_secret(engine, "token-file", path)?),
             None => token.map(Secret),
         };
-        let files = [&engine.tls_ca, &engine.tls_cert, &engine.tls_key];
-        for path in files.into_iter().flatten() {
-            read_secret(&engine.name, path)?;
+        for (key, path) in [
+            ("tls-ca", &engine.tls_ca),
+            ("tls-cert", &engine.tls_cert),
+            ("tls-key", &engine.tls_key),
+        ] {
+            path.as_deref().map(|path| read_secret(engine, key, path)).transpose()?;
         }
         engine
             .check_credentials()
@@ -441,16 +450,17 @@ fn note_unused(config: &mut Config, environment: &Environment) {
     let is_unused = |name: &&OsString| name.to_str().is_some_and(is_credential) && !is_used(name);
     let mut unused: Vec<_> = environment.keys().filter(is_unused).collect();
     unused.sort();
-    let note = |name: &OsString| format!("{} is of no engine and ignored", name.to_string_lossy());
+    let note =
+        |name: &OsString| format!("{} belongs to no engine and is ignored", name.to_string_lossy());
     let notices: Vec<_> = unused.into_iter().map(note).collect();
     config.notices.extend(notices);
 }
 
 /// The text of a file, without the line end after it.
-fn read_secret(engine: &str, path: &std::path::Path) -> Result<Secret, ConfigError> {
+fn read_secret(engine: &EngineConfig, key: &str, path: &Path) -> Result<Secret, ConfigError> {
     let text = read_text(path).map_err(|error| {
-        let problem = format!("cannot read {}: {error}", path.display());
-        ConfigError::new(format!("engines.{engine}"), problem)
+        let problem = format!("{key}: cannot read {}: {error}", path.display());
+        ConfigError::new(format!("engines.{}", engine.name), problem)
     })?;
     Ok(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use msgbus_nats::{Auth, AuthError, ConnectOptions, NatsEngine, NatsOptions};
+use msgbus_nats::{Auth, AuthError, ConnectOptions, NatsEngine, NatsOptions, ServerAddr};
+use percent_encoding::percent_decode_str;
 use tokio::task::spawn_blocking;
 
 use super::Kind;
@@ -45,7 +46,7 @@ fn options(engine: &EngineConfig) -> Result<NatsOptions, String> {
 /// Who this server is. Passwords and tokens are read again for each connection.
 fn credentials(engine: &EngineConfig) -> ConnectOptions {
     if engine.user.is_none() && engine.token.is_none() {
-        return ConnectOptions::new();
+        return credentials_of_url(engine.url.expose());
     }
     let engine = engine.clone();
     ConnectOptions::with_auth_callback(move |_| {
@@ -61,6 +62,20 @@ fn credentials(engine: &EngineConfig) -> ConnectOptions {
             found.await.map_err(AuthError::new)
         }
     })
+}
+
+/// Those in the first address that has any, as clients of NATS understand them. The library ignores them.
+fn credentials_of_url(url: &str) -> ConnectOptions {
+    let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let mut addresses =
+        url.split(',').filter_map(|address| address.trim().parse::<ServerAddr>().ok());
+    let found = addresses
+        .find_map(|address| Some((decode(address.username()?), address.password().map(decode))));
+    match found {
+        Some((user, Some(password))) => ConnectOptions::with_user_and_password(user, password),
+        Some((token, None)) => ConnectOptions::with_token(token),
+        None => ConnectOptions::new(),
+    }
 }
 
 async fn connect(engine: EngineConfig) -> Result<Arc<dyn msgbus_core::engine::Engine>, String> {

@@ -25,6 +25,7 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
     for (args, mention) in [
         (&["--engine", "main"][..], "there is no [engines.main]"),
         (&["--engine", "bus:s3cret@localhost"], "write the name of an engine"),
+        (&["--engine", "localhost:4222"], "or a URL, such as nats://HOST:PORT"),
         (&["--engine", "amqp://localhost"], "no engine for \"amqp\"; use nats://"),
         (
             &["--engine", "nats://127.0.0.1:4222", "--max-queue-size", "9999999999"],
@@ -63,7 +64,7 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
         ),
         (
             &format!("engine = \"main\"\n[topics.\"a/b\"]\noverflow = \"reject\"\n{main}"),
-            ":3: overflow: topics in an engine do not have it",
+            ":3: overflow: it has no effect on topics in an engine",
         ),
         (
             &format!("engine = \"main\"\noverflow = \"reject\"\n{main}"),
@@ -79,7 +80,7 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
         ),
         (
             &format!("{main}[topics.\"a/**\"]\nengine = \"main\"\ndurable = \"true\"\n"),
-            ":5: durable: topics in an engine do not have it",
+            ":5: durable: it has no effect on topics in an engine",
         ),
         (&format!("{main}sync = \"true\"\n"), "sync: NATS syncs as its own sync_interval says"),
         ("[topics.\"a/**\"]\nengine = \"main\"\n", ":2: engine: there is no [engines.main]"),
@@ -90,7 +91,7 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
         ("engine = nats://bus:s3cret@host\n", ":1: engine: "),
         (
             &format!("{main}user = \"u\"\npassword-file = \"/does/not/exist\"\n"),
-            "engines.main: cannot read /does/not/exist",
+            "engines.main: password-file: cannot read /does/not/exist",
         ),
     ] {
         let file = file(text);
@@ -187,7 +188,7 @@ fn topics_choose_their_engine_and_passwords_come_from_files_and_variables() {
         command.env("MSGBUSD_ENGINE_USER", "bus").env("MSGBUSD_ENGINE_PASSWORD", "s3cret");
         command.env("MSGBUSD_ENGINE_OTHER_TOKEN", "s3cret");
         let daemon = Running::start(&mut command);
-        let notice = "MSGBUSD_ENGINE_OTHER_TOKEN is of no engine";
+        let notice = "MSGBUSD_ENGINE_OTHER_TOKEN belongs to no engine";
         assert!(daemon.opening.contains(notice), "{}", daemon.opening);
         say_until(&daemon, "GET /readyz", "200 OK");
         assert!(daemon.say("PUT /else").contains("msgbus-durability: engine"));
@@ -199,6 +200,38 @@ fn topics_choose_their_engine_and_passwords_come_from_files_and_variables() {
         let ready = daemon.say("GET /readyz");
         assert!(ready.contains(&format!("default cannot be used: {why}")), "{ready}");
     }
+}
+
+/// Characters that a URL cannot have are percent-encoded, as for all clients of NATS and Redis.
+#[test]
+fn credentials_in_a_url_are_used() {
+    for program in programs() {
+        let engine = asking_for(&program, "a/b@c");
+        let url = engine.url().replace("://", "://bus:a%2Fb%40c@");
+        let mut command = msgbusd(&["-d", "--bind", "127.0.0.1:0", "--engine", &url]);
+        let daemon = Running::start(&mut command);
+        say_until(&daemon, "PUT /t", "msgbus-durability: engine");
+        daemon.signal("-TERM");
+        let (status, log) = daemon.end();
+        assert!(status.success() && !log.contains("a%2Fb") && !log.contains("a/b@c"), "{log}");
+    }
+    for program in Kind::Nats.programs() {
+        let mut engine = Server::new(&program);
+        engine.arguments = vec!["--auth".to_owned(), "t0ken".to_owned()];
+        engine.run();
+        let url = engine.url().replace("://", "://t0ken@");
+        let daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--engine", &url]));
+        say_until(&daemon, "PUT /t", "msgbus-durability: engine");
+    }
+}
+
+/// The address is in the log, and the password is not.
+#[test]
+fn the_log_says_why_nats_cannot_be_reached() {
+    let url = "nats://bus:s3cret@127.0.0.1:1";
+    let mut daemon = Running::start(&mut msgbusd(&["--bind", "127.0.0.1:0", "--engine", url]));
+    let line = daemon.logs("cannot connect to NATS at 127.0.0.1:1: the connection is refused");
+    assert!(!line.contains("s3cret"), "{line}");
 }
 
 /// A password may change while the server runs: its file is read for each connection.
