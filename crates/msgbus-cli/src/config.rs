@@ -159,7 +159,13 @@ impl Parser {
             ("key", _) => server.key = Some(given),
             ("key-file", _) => server.key_file = Some(given),
             ("ca-file", _) => server.ca_file = Some(given),
-            ("debug", None) => self.file.debug = given.value == "true",
+            ("debug", None) => {
+                self.file.debug = match &*given.value {
+                    "true" => true,
+                    "false" => false,
+                    other => return Err(format!("debug must be true or false, not {other:?}")),
+                }
+            }
             (_, None) => {
                 return Err(format!(
                     "no such setting: {key:?}; there are uri, key, key-file, ca-file and debug, \
@@ -247,6 +253,7 @@ mod tests {
             ("\nurl: x\n", "f:2: no such setting: \"url\"; there are"),
             ("uri: a\n\nuri: b\n", "f:3: uri is given twice; the first is in line 1"),
             ("a:\n  uri: a\n  uri: b\n", "f:3: uri is given twice; the first is in line 2"),
+            ("debug: yes\n", "f:1: debug must be true or false, not \"yes\""),
             ("a:\n  uri: a\na:\n", "f:3: a is given twice; the first is in line 1"),
             ("uri:\n", "f:1: uri is empty"),
             ("a:\n  key: ''\n", "f:2: key is empty"),

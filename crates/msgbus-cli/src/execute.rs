@@ -89,7 +89,7 @@ fn check(program: &OsStr) -> Result<(), Failure> {
     }
     let hint = match &name {
         name if name.contains(' ') => "; for a line of shell use sh -c",
-        _ => "; what follows the topics is a command to run",
+        _ => "; this argument is the command to run",
     };
     Err(Failure::Other(format!("cannot run {name}: there is no such program{hint}")))
 }

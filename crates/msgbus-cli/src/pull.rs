@@ -84,7 +84,7 @@ impl Group {
         let other = given.iter().find(|(_, given)| *given).map(|(option, _)| option);
         match (name, other) {
             (None, Some(other)) => {
-                Err(Failure::usage(format!("{other} takes for a group; add --group NAME")))
+                Err(Failure::usage(format!("{other} is only for a group; add --group NAME")))
             }
             (Some(_), Some(other)) if peek => {
                 Err(Failure::usage(format!("--peek takes nothing; omit {other}")))

@@ -143,7 +143,8 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> O
     names
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
         .filter(|(distance, candidate)| {
-            *distance <= 1 + candidate.len() / 4 || name.starts_with(candidate)
+            let letters = candidate.trim_start_matches('-').len();
+            *distance <= 1 + letters / 4 || name.starts_with(candidate)
         })
         // Among equally distant names, prefer one that starts with `name`.
         .min_by_key(|(distance, candidate)| (*distance, !candidate.starts_with(name)))

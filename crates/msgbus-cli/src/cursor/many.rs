@@ -18,7 +18,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use msgbus_client::{Message, Position, TopicName, TopicPositions};
 
 use super::{
-    Owner,
+    Owner, bad,
     file::{LockedFile, wrong},
     position,
 };
@@ -168,10 +168,6 @@ impl Cursors {
 
 fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-}
-
-fn bad(line: &str) -> String {
-    format!("not a position: {:?}", line.chars().take(100).collect::<String>())
 }
 
 #[cfg(test)]

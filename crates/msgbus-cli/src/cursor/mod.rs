@@ -90,7 +90,13 @@ fn position(text: &str) -> Result<Position, String> {
     if text.is_empty() {
         return Err("it is empty; remove it to start at --since".to_owned());
     }
-    text.parse::<Position>().map_err(|error| error.to_string())
+    text.parse::<Position>().map_err(|_| bad(text))
+}
+
+/// The problem with a line that msgbus has not written.
+fn bad(line: &str) -> String {
+    let line: String = line.chars().take(100).collect();
+    format!("not a position: {line:?}; is it another file? Remove it to start at --since")
 }
 
 #[cfg(test)]

@@ -122,7 +122,10 @@ async fn a_cursor_that_cannot_be_used_is_named() {
     let rubbish = folder.path().join("rubbish");
     std::fs::write(&rubbish, "what?\n").unwrap();
     let bad = sub(&daemon.uri(), &["t", "--cursor", rubbish.to_str().unwrap()]).end().await;
-    bad.fails(2, "rubbish: not a position");
+    bad.fails(
+        2,
+        "rubbish: not a position: \"what?\"; is it another file? Remove it to start at --since",
+    );
 
     let nowhere = folder.path().join("no/such/folder");
     let bad = sub(&daemon.uri(), &["t", "--cursor", nowhere.to_str().unwrap()]).end().await;

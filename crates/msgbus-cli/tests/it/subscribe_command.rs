@@ -59,7 +59,10 @@ async fn a_command_that_cannot_be_run_is_an_error() {
     let daemon = Daemon::start();
     daemon.put("t", "x");
     let missing = sub(&daemon.uri(), &["t", "--since=all", "--", "no-such-command"]).end().await;
-    missing.fails(1, "cannot run no-such-command: there is no such program");
+    missing.fails(
+        1,
+        "cannot run no-such-command: there is no such program; this argument is the command to run",
+    );
     assert_eq!(daemon.bus.topic(&name("t")).unwrap().counters.delivered, 0, "said at the start");
     let line = sub(&daemon.uri(), &["t", "echo hi"]).end().await;
     line.fails(1, "use sh -c");

@@ -56,6 +56,7 @@ const WRONG_USAGE: [(&[&str], &str); 72] = [
     (&["bench", "pub", "--subs", "1"], "--subs is not an option of bench pub"),
     (&["-s", "http://a"], "no such option: -s; did you mean --uri?"),
     (&["pub", "t", "x", "--server", "a"], "no such option: --server; did you mean --uri?"),
+    (&["--foo"], "no such option: --foo; see --help"),
     (&["pull", "t", "--cont", "2"], "no such option: --cont; did you mean --count?"),
     (&["pull", "t", "-x"], "no such option: -x; see --help"),
     // Invalid values.
