@@ -146,7 +146,8 @@ impl File {
                             SETTINGS
                                 .iter()
                                 .map(|setting| setting.name)
-                                .filter(|name| *name != "config"),
+                                .filter(|name| *name != "config")
+                                .chain(["topics", "engines"]),
                         ),
                     )
                 })?;
@@ -253,7 +254,9 @@ fn set(
         "sync" => values::sync(&text).map(|promise| durable.sync = Some(promise)),
         _ => {
             let near = settings::closest(name, RULE_KEYS.into_iter());
-            return Err(unknown_key(source, key, near));
+            let near = near.map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+            let problem = format!("no such setting of topics: {name:?}{near}");
+            return Err(source.error(key.span().start, problem));
         }
     };
     set.map_err(|problem| source.error(key.span().start, format!("{name}: {problem}")))
@@ -355,11 +358,12 @@ mod tests {
             ("ttl = \"1h\"\nttl = \"2h\"\n", "bus.toml:2: duplicate setting \"ttl\""),
             ("\n[topics.\"a//b\"]\n", "bus.toml:2: topics.\"a//b\": a topic name must not"),
             ("[topics.a]\nmax-queue-size = 0\n", "bus.toml:2: max-queue-size: must be 1 or more"),
-            ("[topics.a]\nmax-queue = 0\n", "bus.toml:2: no such setting: \"max-queue\""),
+            ("[topics.a]\nmax-queue = 0\n", "bus.toml:2: no such setting of topics: \"max-queue\""),
             (
                 "[topics.a]\nkeep-headers = [\"a*\"]\n",
                 "bus.toml:2: keep-headers: \"a*\" matches autho",
             ),
+            ("[topic.a]\n", "bus.toml:1: no such setting: \"topic\"; did you mean \"topics\"?"),
             ("topics = 1\n", "bus.toml:1: write rules for topics as"),
             ("ttl = 1.5\n", "bus.toml:1: expected a string, number or boolean"),
             ("ttl = [\"1h\", \"2h\"]\n", "bus.toml:1: ttl: takes one value"),

@@ -200,7 +200,7 @@ async fn a_pull_can_wait() {
         ("/t?wait=0", "use 1ms to 1m"),
         ("/t?wait=20", "not a duration"),
         ("/t?wait=1s&peek", "unknown parameter \"wait\""),
-        ("/t?wait=1s&stream=sse", "unknown parameter \"stream\""),
+        ("/t?wait=1s&stream=sse", "not valid with ?max, ?wait or ?peek"),
         ("/t?since=all", "only valid with"),
     ] {
         daemon.get(target).await.refuses(400, mention);

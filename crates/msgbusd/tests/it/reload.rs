@@ -168,7 +168,7 @@ fn a_file_without_keys_does_not_lock_all_clients_out() {
 #[test]
 fn a_stop_logs_what_it_discards() {
     for (puts, says) in [
-        (0, "stopped; no messages were only in memory"),
+        (0, "stopped; no messages were discarded"),
         (1, "stopped; discarded 1 message in memory, in 1 topic"),
         (3, "stopped; discarded 3 messages in memory, in 3 topics"),
     ] {

@@ -87,7 +87,10 @@ async fn parameters_are_checked_where_a_misspelt_one_would_do_harm() {
     let daemon = Daemon::start();
     daemon.put("/t?whatever=1&secret=2", "x").await;
     for (target, mention) in [
-        ("/t?rwa", "unknown parameter \"rwa\"; expected one of: raw, max"),
+        (
+            "/t?rwa",
+            "unknown parameter \"rwa\"; expected one of: raw, max, wait, peek, group, stream",
+        ),
         ("/t?raw=maybe", "bad value of parameter \"raw\""),
         ("/t?raw&raw", "more than once"),
         ("/?topics=1", "expected one of: prefix, after, max"),

@@ -221,7 +221,7 @@ fn messages_left(bus: &MessageBus) -> String {
         _ => format!("kept {} on disk; ", counted(kept, "message")),
     };
     match lost {
-        0 => format!("{kept}no messages were only in memory"),
+        0 => format!("{kept}no messages were discarded"),
         _ => format!(
             "{kept}discarded {} in memory, in {}",
             counted(lost, "message"),

@@ -97,7 +97,7 @@ pub(super) enum ApiError {
     #[error(
         "not found; try /-/stats, /-/topics/<topic>, /-/groups/<group>/<topic>, /-/ack/<token>, \
          /-/nack/<token>, /-/extend/<token>, /-/services, /-/request/<service>, /-/serve/<service>, \
-         /-/reply/<token> or /-/ticket"
+         /-/reply/<token> or, if the server has keys, /-/ticket"
     )]
     NothingHere,
     #[error("method not allowed: use {allow}")]

@@ -31,12 +31,13 @@ use crate::{
 };
 
 /// Parameters of other requests, and what they are for.
-const NOT_OF_PULLS: [(&str, &str); 2] = [
+const NOT_OF_PULLS: [(&str, &str); 3] = [
     (
         "since",
         "only valid with ?group=, ?peek, ?stream= or a websocket; a pull always takes the oldest",
     ),
     ("lease", "only valid with ?group=; a pull without a group needs no ack"),
+    ("stream", "not valid with ?max, ?wait or ?peek; a stream sends every message"),
 ];
 
 /// Whether a parameter makes this a pull, whatever media types the client accepts.
@@ -56,7 +57,7 @@ pub(super) async fn pull<B>(
             return Err(ApiError::parameter(name, why));
         }
     }
-    let query = query.only(&["raw", "max", "wait", "peek"])?;
+    let query = query.only(&["raw", "max", "wait", "peek", "group", "stream"])?;
     let Wanted { limit, wait, raw, is_batch } = Wanted::of(request, &query)?;
     let small = Inflight::small(request.version());
     let messages = match wait {
