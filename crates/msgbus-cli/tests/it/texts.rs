@@ -3,7 +3,7 @@
 use crate::support::{Daemon, msgbus, run};
 
 /// The arguments, and the line on standard error without the name of the program.
-const WRONG_USAGE: [(&[&str], &str); 72] = [
+const WRONG_USAGE: [(&[&str], &str); 73] = [
     // Missing arguments.
     (&[], "no command given; see msgbus --help"),
     (&["pub"], "no topic given; usage: msgbus pub TOPIC [MESSAGE]"),
