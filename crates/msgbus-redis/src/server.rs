@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use msgbus_core::engine::EngineError;
-use redis::{RedisError, Value, aio::MultiplexedConnection};
+use redis::{ErrorKind, RedisError, Value, aio::MultiplexedConnection};
 use tracing::warn;
 
 use crate::{
@@ -19,7 +19,13 @@ pub(crate) struct Failure {
 
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
-        Self { why: request_error(&error, Request::Harmless), details: error.to_string() }
+        let details = match error.kind() {
+            ErrorKind::Parse => {
+                "it does not answer as Redis does; is the address right?".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        Self { why: request_error(&error, Request::Harmless), details }
     }
 }
 
