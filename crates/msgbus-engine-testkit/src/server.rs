@@ -218,8 +218,7 @@ impl Server {
 
     /// Sends it a signal. With `-STOP` it is silent, until `-CONT`.
     pub fn signal(&self, signal: &str) {
-        let pid = self.process.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        assert!(send_signal(self.process.as_ref().unwrap().id(), signal));
     }
 
     /// Stops it, so that it keeps what it knows.
@@ -271,4 +270,10 @@ impl Drop for Server {
             let _ = process.wait();
         }
     }
+}
+
+/// Sends a signal, such as `-TERM`, to a process. Every shell has `kill`; the program of that name is not on every machine.
+pub fn send_signal(pid: u32, signal: &str) -> bool {
+    let arguments = ["-c", "kill \"$0\" \"$1\"", signal, &pid.to_string()];
+    Command::new("sh").args(arguments).status().unwrap().success()
 }

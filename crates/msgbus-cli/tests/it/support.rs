@@ -3,6 +3,7 @@
 use std::{process::Stdio, time::Duration};
 
 use msgbus_client::{Client, GroupDetails};
+use msgbus_engine_testkit::server::send_signal;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
@@ -158,9 +159,7 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.id().unwrap().to_string();
-        let status = std::process::Command::new("kill").args([signal, &pid]).status().unwrap();
-        assert!(status.success());
+        assert!(send_signal(self.child.id().unwrap(), signal));
     }
 
     pub(crate) async fn end(mut self) -> Finished {

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use msgbus_engine_testkit::server::send_signal;
+
 /// The time after which a daemon is killed, so that a test that waits for it fails instead of hanging.
 const LIFETIME: Duration = Duration::from_secs(300);
 
@@ -57,7 +59,7 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        assert!(signal(self.child.id(), name));
+        assert!(send_signal(self.child.id(), name));
     }
 
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
@@ -90,17 +92,12 @@ impl Running {
     }
 }
 
-/// Sends a signal with kill(1).
-fn signal(pid: u32, name: &str) -> bool {
-    Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success()
-}
-
 /// Kills a process after [`LIFETIME`], unless the returned sender is dropped before.
 fn watchdog(pid: u32) -> mpsc::Sender<()> {
     let (alive, ended) = mpsc::channel();
     thread::spawn(move || {
         if ended.recv_timeout(LIFETIME) == Err(mpsc::RecvTimeoutError::Timeout) {
-            signal(pid, "-KILL");
+            send_signal(pid, "-KILL");
         }
     });
     alive

@@ -4,13 +4,14 @@ use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Read as _},
     path::Path,
-    process::{Child, ChildStderr, Command, ExitStatus},
+    process::{Child, ChildStderr, ExitStatus},
     sync::Arc,
     thread,
     time::Duration,
 };
 
 use msgbus_core::{MessageBus, NewMessage, Options, TopicSettings, store::Promise};
+use msgbus_engine_testkit::server::send_signal;
 use msgbus_store::{LogStore, StoreOptions};
 use tempfile::TempDir;
 
@@ -178,8 +179,7 @@ impl Starting {
     }
 
     fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+        assert!(send_signal(self.child.id(), name));
     }
 }
 

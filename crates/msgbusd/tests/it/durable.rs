@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use msgbus_engine_testkit::server::send_signal;
 use tempfile::TempDir;
 
 use crate::{
@@ -374,8 +375,7 @@ fn kills_under_load_lose_nothing() {
                 scope.spawn(|| load.puller(daemon));
             }
             thread::sleep(Duration::from_millis(10 + 7 * (round as u64 % 13)));
-            let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
-            assert!(killed.unwrap().success());
+            assert!(send_signal(pid, "-9"));
             load.stop.store(true, Relaxed);
         });
         daemon.child.wait().unwrap();

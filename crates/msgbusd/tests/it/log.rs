@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use msgbus_engine_testkit::server::send_signal;
+
 use crate::binary::msgbusd;
 
 /// Long enough for anything that a test waits for.
@@ -124,8 +126,7 @@ impl Unheard {
     }
 
     fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+        assert!(send_signal(self.child.id(), name));
     }
 
     /// Sends the head of a request and waits until the server handles it.
