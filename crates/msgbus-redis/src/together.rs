@@ -9,7 +9,7 @@ use std::{
 
 use msgbus_core::{NewMessage, TopicName};
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, sync::OwnedSemaphorePermit};
+use tokio::{runtime::Handle, sync::OwnedSemaphorePermit, task::yield_now};
 
 use crate::{
     connection::Shared,
@@ -101,7 +101,10 @@ impl Drop for Driver {
 impl Driver {
     async fn run(mut self, shared: Arc<Shared>) {
         let limit = shared.options.timeout;
-        while let Some(calls) = self.next(limit) {
+        loop {
+            // What has arrived on other sockets meanwhile comes along, and answers leave first.
+            yield_now().await;
+            let Some(calls) = self.next(limit) else { return };
             let batch =
                 |call: Call| (Batch::new(&shared, &self.topic, call.messages), Sent(call.parts));
             let (batches, sent): (Vec<Batch>, Vec<Sent>) = calls.into_iter().map(batch).unzip();
