@@ -7,6 +7,7 @@ mod cuts;
 mod forgotten;
 mod history;
 mod marks;
+mod publish;
 mod refusing;
 mod services;
 mod shared;

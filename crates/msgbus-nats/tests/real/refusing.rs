@@ -1,7 +1,10 @@
 //! Servers that cannot or may not do what the engine needs: it says why.
 
+use std::path::PathBuf;
+
 use futures_util::future::join_all;
-use msgbus_core::{BatchLimit, NewRequest};
+use msgbus_core::{BatchLimit, NewRequest, TopicName};
+use msgbus_engine_testkit::Proxy;
 use tokio::time::timeout;
 
 use super::*;
@@ -61,22 +64,41 @@ authorization { users: [
     { user: worker, password: worker, permissions: { publish: { deny: "$JS.API.CONSUMER.>" } } }
     { user: topics, password: topics, permissions: { publish: { deny: "msgbus-services.>" } } }
     { user: half, password: half, permissions: { publish: { deny: "msgbus.test.closed" } } }
+    { user: guest, password: guest, permissions: { publish: { deny: "$JS.API.STREAM.CREATE.>" } } }
     { user: mute, password: mute, permissions: { publish: { deny: "_INBOX.>" } } }
 ] }
 "#;
+
+/// Also returns where its log is.
+fn server_with_users(program: &Program, directory: &Path) -> (Server, PathBuf) {
+    let (config, log) = (directory.join("nats.conf"), directory.join("log"));
+    std::fs::write(&config, USERS).unwrap();
+    let mut server = Server::new(program);
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    server.arguments = vec!["-c".to_owned(), path(&config), "-l".to_owned(), path(&log)];
+    server.run();
+    (server, log)
+}
+
+fn user(name: &str) -> ConnectOptions {
+    ConnectOptions::with_user_and_password(name.into(), name.into())
+}
+
+/// Publishes, as soon as that is possible.
+async fn publish(engine: &NatsEngine, topic: &TopicName) {
+    let published = async {
+        while engine.publish(topic, vec!["x".into()]).await.is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(published).await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_user_may_not_do_is_denied() {
     for program in programs() {
         let directory = tempfile::tempdir().unwrap();
-        let config = directory.path().join("nats.conf");
-        std::fs::write(&config, USERS).unwrap();
-        let mut server = Server::new(&program);
-        let log = directory.path().join("log");
-        let path = |path: &Path| path.to_str().unwrap().to_owned();
-        server.arguments = vec!["-c".to_owned(), path(&config), "-l".to_owned(), path(&log)];
-        server.run();
-        let user = |name: &str| ConnectOptions::with_user_and_password(name.into(), name.into());
+        let (server, log) = server_with_users(&program, directory.path());
         let poor = connect(server.options(), user("poor")).await;
         assert_eq!(refused(&poor).await, EngineError::Denied);
         let full = connect(server.options(), user("full")).await;
@@ -85,12 +107,7 @@ async fn what_the_user_may_not_do_is_denied() {
         let asked = soon(topics.is_served(&fresh("denied"))).await;
         assert_eq!(asked, Err(EngineError::Denied));
         let topic = fresh("denied");
-        let published = async {
-            while full.publish(&topic, vec!["x".into()]).await.is_err() {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        soon(published).await;
+        publish(&full, &topic).await;
         let denied = Err(EngineError::Denied);
         let reader = connect(server.options(), user("reader")).await;
         is_up(&reader).await;
@@ -104,6 +121,32 @@ async fn what_the_user_may_not_do_is_denied() {
         let mute = connect(server.options(), user("mute")).await;
         is_up(&mute).await;
         a_request_that_may_not_be_sent_is_denied_at_once(full, mute, &log).await;
+    }
+}
+
+/// A node that may not make the stream looks for it for longer than a publish waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_search_that_has_failed_concerns_nobody_who_comes_later() {
+    for program in programs() {
+        let directory = tempfile::tempdir().unwrap();
+        let (server, _) = server_with_users(&program, directory.path());
+        let (full, topic) = (connect(server.options(), user("full")).await, fresh("gone"));
+        publish(&full, &topic).await;
+        let proxy = Proxy::to(server.port(), Duration::from_millis(200)).await;
+        let servers = format!("nats://{}", proxy.address);
+        let guest = connect(NatsOptions { servers, ..server.options() }, user("guest")).await;
+        publish(&guest, &topic).await;
+        let client = user("full").connect(server.url()).await.unwrap();
+        async_nats::jetstream::new(client).delete_stream("msgbus").await.unwrap();
+        // The first learns that the stream is gone, the second has it looked for.
+        for _ in 0..2 {
+            soon(guest.publish(&topic, vec!["x".into()])).await.unwrap_err();
+        }
+        // Until the search has failed.
+        sleep(Duration::from_secs(2)).await;
+        publish(&full, &topic).await;
+        is_up(&guest).await;
+        soon(guest.publish(&topic, vec!["x".into()])).await.unwrap();
     }
 }
 

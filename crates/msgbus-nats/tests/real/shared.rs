@@ -1,7 +1,6 @@
 //! Nodes that share a server, and the calls of one node that share its connection.
 
 use chrono::Utc;
-use futures_util::FutureExt as _;
 use msgbus_core::engine::{Begin, EngineGroupSettings, Fetch};
 use tokio::task::JoinSet;
 
@@ -33,72 +32,6 @@ async fn a_lease_lasts_as_the_group_says_and_not_as_the_node() {
         );
         let extended = soon(second.settle(&topic, Some(&group), keys, &extend)).await.unwrap();
         assert!(extended.expires.is_none_or(is_short), "{extended:?}");
-    }
-}
-
-/// More messages than may be unacknowledged at a time, in one batch and in several.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_batches_do_not_block_each_other() {
-    for program in programs() {
-        let server = Server::start(&program);
-        let options = NatsOptions { timeout: Duration::from_secs(20), ..server.options() };
-        let engine = server.engine(options).await;
-        let topic = fresh("batches");
-        let mut publishing = JoinSet::new();
-        for count in [6000, 1000, 1000, 1000, 1000, 1000, 1000, 1, 1] {
-            let messages = (0..count).map(|n: usize| NewMessage::new(n.to_string())).collect();
-            let published = engine.publish(&topic, messages);
-            publishing.spawn(async move { (count as u64, published.await) });
-        }
-        for (count, published) in soon(publishing.join_all()).await {
-            let receipt = published.unwrap();
-            assert!(receipt.last - receipt.first + 1 >= count, "{receipt:?}");
-        }
-        let stats = soon(engine.stats(&topic)).await.unwrap().unwrap();
-        assert_eq!(stats.retained, 12_002);
-    }
-}
-
-/// What was asked for is done, whether or not somebody waits for the answer.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_waits_for_is_published() {
-    for program in programs() {
-        let server = Server::start(&program);
-        let engine = server.engine(server.options()).await;
-        let topic = fresh("forgotten");
-        let batch = |count: usize| (0..count).map(|_| NewMessage::new("x")).collect();
-        for count in [1, 1, 600, 1, 1] {
-            let mut publishing = engine.publish(&topic, batch(count));
-            assert!(publishing.as_mut().now_or_never().is_none());
-        }
-        let all = async {
-            while soon(engine.stats(&topic)).await.unwrap().is_none_or(|stats| stats.retained < 604)
-            {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        soon(all).await;
-    }
-}
-
-/// The engine answers, whatever has become of its runtime.
-#[test]
-fn publishes_are_answered_when_the_runtime_has_ended() {
-    for program in programs() {
-        let server = Server::start(&program);
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let topic = fresh("end");
-        let engine = runtime.block_on(async {
-            let engine = server.engine(server.options()).await;
-            soon(engine.publish(&topic, vec![NewMessage::new("x")])).await.unwrap();
-            engine
-        });
-        let mut before = engine.publish(&topic, vec![NewMessage::new("x")]);
-        drop(runtime);
-        let after = engine.publish(&topic, vec![NewMessage::new("x")]);
-        let answered = before.as_mut().now_or_never();
-        assert!(answered.is_some(), "{answered:?}");
-        assert_eq!(after.now_or_never(), Some(Err(EngineError::Closed)));
     }
 }
 
