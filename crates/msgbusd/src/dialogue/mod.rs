@@ -46,7 +46,7 @@ use crate::{
         follower::{self, Follower, Item},
         publisher::{Publishers, Publishing},
     },
-    websocket::{end, transport::Outgoing},
+    websocket::{end, outgoing::Outgoing},
 };
 
 /// Beyond this many bytes that wait to be written, nothing begins, and no reply is written.

@@ -6,7 +6,7 @@ use super::{Contact, Dialect};
 use crate::{
     encode::frame_cache::{Frame, TextHeader},
     limits::inflight::Inflight,
-    websocket::transport::Outgoing,
+    websocket::outgoing::Outgoing,
 };
 
 /// Up to this size, in bytes, messages are put together.

@@ -17,7 +17,7 @@ use crate::{
         raw_stream::RawStream,
         wake_queue::{Delivery, RemoteWaker},
     },
-    websocket::{link::write_now, transport::Outgoing},
+    websocket::{link::write_now, outgoing::Outgoing},
 };
 
 /// The number of turns that another thread writes before it leaves the rest to the session.

@@ -13,7 +13,8 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use super::{
     end::End,
     link,
-    transport::{Outgoing, Received, Transport},
+    outgoing::Outgoing,
+    transport::{Received, Transport},
 };
 use crate::fuzzing::block_on;
 

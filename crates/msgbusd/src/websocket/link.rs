@@ -19,7 +19,8 @@ use tokio_tungstenite::tungstenite::{Error, protocol::CloseFrame};
 use super::{
     end::{End, broken, count},
     heartbeat::Heartbeat,
-    transport::{MAX_SLICES, Outgoing, Transport},
+    outgoing::{MAX_SLICES, Outgoing},
+    transport::Transport,
 };
 use crate::{
     net::{connection::Connection, raw_stream::RawStream},

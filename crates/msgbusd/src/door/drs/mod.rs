@@ -25,12 +25,7 @@ use crate::{
     dialogue::{self, Client, session::Session},
     net::connection::Connection,
     service::code::Code,
-    websocket::{
-        end::End,
-        link::refuse,
-        opening::Guest,
-        transport::{Outgoing, Transport},
-    },
+    websocket::{end::End, link::refuse, opening::Guest, outgoing::Outgoing, transport::Transport},
     worker::{Counter, Worker},
 };
 

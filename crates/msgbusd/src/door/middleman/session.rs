@@ -23,7 +23,7 @@ use crate::{
         error::ServiceError,
         follower::{FollowOptions, Follower, Item},
     },
-    websocket::{end, transport::Outgoing},
+    websocket::{end, outgoing::Outgoing},
 };
 
 /// The maximum number of requests that one connection has and has not answered.

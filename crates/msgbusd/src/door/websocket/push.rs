@@ -18,7 +18,7 @@ use crate::{
     net::raw_stream::RawStream,
     net::wake_queue::Delivery,
     service::follower::{End, Follower, Item},
-    websocket::{link::write_now, transport::Outgoing},
+    websocket::{link::write_now, outgoing::Outgoing},
 };
 
 /// The number of batches that another thread writes before it leaves the rest to the session.

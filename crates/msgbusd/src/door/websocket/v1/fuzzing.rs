@@ -17,7 +17,7 @@ use crate::{
     fuzzing::block_on,
     net::peer::Peer,
     state::App,
-    websocket::transport::Outgoing,
+    websocket::outgoing::Outgoing,
     worker::Worker,
 };
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::{
     dialogue::{self, ENOUGH as FRAME_SIZE},
     encode::frame_cache::{Frame, TextHeader},
-    websocket::transport::Outgoing,
+    websocket::outgoing::Outgoing,
 };
 
 /// Up to this size, in bytes, copying an encoded message costs less than a piece of its own.

@@ -21,10 +21,7 @@ use crate::{
         error::ServiceError,
         follower::{Follower, Item},
     },
-    websocket::{
-        end,
-        transport::{Outgoing, Transport},
-    },
+    websocket::{end, outgoing::Outgoing, transport::Transport},
     worker::Worker,
 };
 
