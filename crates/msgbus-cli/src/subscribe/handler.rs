@@ -5,9 +5,8 @@ use std::{convert::Infallible, fmt::Display, future::pending, time::Duration};
 use msgbus_client::Message;
 use tokio::time::timeout;
 
-use super::Ended;
+use super::{Ended, Sub};
 use crate::{
-    args::Sub,
     execute::{self, Execute},
     failure::{Exit, Failure},
     output::{Format, Output, note},

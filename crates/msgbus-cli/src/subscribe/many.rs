@@ -16,9 +16,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Ended, Handler, Progress, end, note_delivery, sleep_until_some};
+use super::{Ended, Handler, Progress, Sub, end, note_delivery, sleep_until_some};
 use crate::{
-    args::Sub,
     cursor::{Cursors, Start},
     failure::{Exit, Failure},
     output::{Output, note},

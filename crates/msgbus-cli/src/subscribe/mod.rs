@@ -1,5 +1,6 @@
 //! `msgbus sub`.
 
+mod args;
 mod handler;
 mod many;
 
@@ -18,7 +19,6 @@ use tokio::{
 };
 
 use crate::{
-    args::Sub,
     cursor::{Cursor, Owner},
     failure::{Exit, Failure},
     output::{self, Output, note},
@@ -30,7 +30,7 @@ use crate::{
 const PEEK_TIMEOUT: Duration = Duration::from_secs(5);
 
 use self::handler::{Handler, Progress, note_delivery};
-pub(crate) use self::many::run as run_many;
+pub(crate) use self::{args::Sub, many::run as run_many};
 
 pub(crate) async fn run(topic: TopicName, args: Sub, stop: Stop) -> Result<Exit, Failure> {
     let mut follower = Follower::new(topic, args, stop.clone())?;
