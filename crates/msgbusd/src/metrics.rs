@@ -2,13 +2,14 @@
 //! the Prometheus conventions (`.ci/metrics` checks them with promtool). It is written by hand because
 //! `prometheus-client` appends `_total` to the name of every counter, also to the old ones.
 
+mod bus;
 pub(crate) mod engines;
 mod groups;
+mod page;
 mod services;
+mod store;
 
 use std::{
-    cmp::Reverse,
-    fmt::{Display, Write as _},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,10 +18,11 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
-use msgbus_core::{BusStats, MessageBus, Options, TopicStats};
+use msgbus_core::MessageBus;
 use msgbus_store::StoreStats;
 use parking_lot::Mutex;
 
+use self::page::Page;
 use crate::{
     config::{DoorBind, Protocol},
     logging,
@@ -172,21 +174,21 @@ impl Metrics {
         gauges: &[(&str, &str, usize)],
         max_topics: usize,
     ) -> String {
-        let mut page = Page(String::with_capacity(8 << 10));
+        let mut page = Page::default();
         self.server(&mut page);
         for (name, help, value) in gauges {
             page.gauge(name, help, value);
         }
         self.refusals(&mut page);
-        let (stats, topics) = walk(bus, max_topics);
-        bus_totals(&mut page, bus.options(), &stats);
+        let (stats, topics) = bus::walk(bus, max_topics);
+        bus::write_totals(&mut page, bus.options(), &stats);
         if let Some(store) = store {
-            store_totals(&mut page, store);
+            store::write(&mut page, store);
         }
-        per_topic(&mut page, &topics);
+        bus::write_topics(&mut page, &topics);
         groups::write(&mut page, bus, &topics, max_topics);
         services::write(&mut page, bus, max_topics);
-        page.0
+        page.into_text()
     }
 
     fn refusals(&self, page: &mut Page) {
@@ -286,198 +288,5 @@ impl Metrics {
         }
         page.sample(&format!("{name}_sum"), &[], latency.sum.as_secs_f64());
         page.sample(&format!("{name}_count"), &[], latency.histogram.len());
-    }
-}
-
-fn bus_totals(page: &mut Page, options: &Options, stats: &BusStats) {
-    let counters = &stats.counters;
-    page.counter("msgbus_bus_messages", "Messages published.", counters.published);
-    page.counter("msgbus_bus_fetched", "Messages pulled.", counters.pulled);
-    page.counter(
-        "msgbus_bus_delivered",
-        "Messages delivered to subscribers, counted once for each subscriber.",
-        counters.delivered,
-    );
-    page.counter(
-        "msgbus_bus_dropped",
-        "Messages removed before a subscriber received them, counted once for each subscriber.",
-        counters.missed,
-    );
-    for (cause, help, removed) in [
-        ("expired", "that expired", counters.expired),
-        ("evicted", "evicted because a limit was reached", counters.evicted),
-        ("deleted", "deleted with their topic", counters.deleted),
-    ] {
-        let name = format!("msgbus_bus_{cause}_total");
-        page.counter(&name, &format!("Messages {help}."), removed.total);
-        let name = format!("msgbus_bus_{cause}_unpulled_total");
-        let help = format!("Messages {help} before anyone pulled them.");
-        page.counter(&name, &help, removed.unpulled);
-    }
-    page.gauge("msgbus_bus_retained", "Messages retained.", stats.retained);
-    page.gauge("msgbus_bus_topics", "Topics.", stats.topics);
-    page.gauge(
-        "msgbus_bus_topics_limit",
-        "Maximum number of topics (--max-topics).",
-        options.max_topics,
-    );
-    page.gauge("msgbus_bus_subscribers", "Open subscriptions.", stats.subscribers);
-    pattern_totals(page, stats);
-    page.gauge("msgbus_bus_bytes", "Bytes reserved for topics and messages.", stats.bytes);
-    page.gauge(
-        "msgbus_bus_bytes_limit",
-        "Maximum number of bytes (--max-total-bytes).",
-        options.max_bytes,
-    );
-}
-
-fn pattern_totals(page: &mut Page, stats: &BusStats) {
-    let help = "Patterns that are followed, or were in the last minutes.";
-    page.gauge("msgbus_bus_patterns", help, stats.patterns);
-    let help = "References of patterns to messages.";
-    page.gauge("msgbus_bus_pattern_references", help, stats.references);
-}
-
-/// The store of `--data`.
-fn store_totals(page: &mut Page, store: &StoreStats) {
-    for (name, help, value) in [
-        ("msgbus_store_bytes", "Size of all files.", store.bytes),
-        ("msgbus_store_live_bytes", "Bytes of the files that are needed.", store.live_bytes),
-        ("msgbus_store_segments", "Files.", store.segments as u64),
-        ("msgbus_store_queued_bytes", "Bytes waiting to be written.", store.queued_bytes as u64),
-        ("msgbus_store_full", "Whether there is no room for messages.", store.is_full.into()),
-        ("msgbus_store_failed", "Whether the disk has failed.", store.failure.is_some().into()),
-        (
-            "msgbus_store_unreadable",
-            "Whether a file that cannot be read keeps all later ones from being freed.",
-            store.unreadable.is_some().into(),
-        ),
-        (
-            "msgbus_store_skipped_parts",
-            "Damaged parts of files that --repair skipped at the start.",
-            store.recovery.skipped.len() as u64,
-        ),
-        (
-            "msgbus_store_skipped_bytes",
-            "Bytes that --repair skipped at the start.",
-            store.recovery.skipped.iter().map(|damage| damage.bytes).sum(),
-        ),
-    ] {
-        page.gauge(name, help, value);
-    }
-    for (name, help, value) in [
-        ("msgbus_store_written_bytes_total", "Bytes written.", store.written_bytes),
-        ("msgbus_store_syncs_total", "Syncs.", store.syncs),
-        ("msgbus_store_copied_total", "Messages copied to free files.", store.copied),
-    ] {
-        page.counter(name, help, value);
-    }
-    let seconds = store.sync_time.as_secs_f64();
-    page.counter("msgbus_store_sync_seconds_total", "Time of all syncs.", seconds);
-    let longest = store.longest_sync.as_secs_f64();
-    page.gauge("msgbus_store_longest_sync_seconds", "Time of the longest sync.", longest);
-    let recovery = store.recovery.time.as_secs_f64();
-    page.gauge(
-        "msgbus_store_recovery_seconds",
-        "Time of reading the files at the start.",
-        recovery,
-    );
-}
-
-/// A metric with one series for each topic: name, help, type and value.
-type Family = (&'static str, &'static str, &'static str, fn(&TopicStats) -> u64);
-
-const FAMILIES: [Family; 11] = [
-    ("msgbus_queue_len", "Messages waiting to be pulled.", "gauge", |t| t.unpulled),
-    ("msgbus_queue_size", "Maximum number of messages retained.", "gauge", |t| {
-        t.settings.max_messages as u64
-    }),
-    ("msgbus_topic_messages_total", "Messages published.", "counter", |t| t.counters.published),
-    ("msgbus_topic_pulled_total", "Messages pulled.", "counter", |t| t.counters.pulled),
-    ("msgbus_topic_delivered_total", "Messages delivered to subscribers.", "counter", |t| {
-        t.counters.delivered
-    }),
-    (
-        "msgbus_topic_dropped_total",
-        "Messages removed before a subscriber received them.",
-        "counter",
-        |t| t.counters.missed,
-    ),
-    (
-        "msgbus_topic_expired_unpulled_total",
-        "Messages that expired before anyone pulled them.",
-        "counter",
-        |t| t.counters.expired.unpulled,
-    ),
-    (
-        "msgbus_topic_evicted_unpulled_total",
-        "Messages evicted before anyone pulled them.",
-        "counter",
-        |t| t.counters.evicted.unpulled,
-    ),
-    ("msgbus_topic_retained", "Messages retained.", "gauge", |t| t.retained),
-    ("msgbus_topic_bytes", "Bytes retained.", "gauge", |t| t.bytes),
-    ("msgbus_topic_subscribers", "Open subscriptions.", "gauge", |t| t.subscribers as u64),
-];
-
-fn per_topic(page: &mut Page, topics: &[TopicStats]) {
-    if topics.is_empty() {
-        return;
-    }
-    for (name, help, kind, value) in FAMILIES {
-        page.head(name, help, kind);
-        for topic in topics {
-            page.sample(name, &[("topic", topic.topic.name.as_str())], value(topic));
-        }
-    }
-}
-
-/// The counters of the bus, and those of the topics with the most published messages, sorted by name. The walk keeps no
-/// others in memory.
-fn walk(bus: &MessageBus, max_topics: usize) -> (BusStats, Vec<TopicStats>) {
-    let mut walk = bus.walk_stats();
-    let mut busiest = Vec::new();
-    while let Some(mut slice) = walk.next_slice() {
-        busiest.append(&mut slice);
-        keep_busiest(&mut busiest, max_topics);
-    }
-    busiest.sort_unstable_by(|a, b| a.topic.name.cmp(&b.topic.name));
-    (walk.totals(), busiest)
-}
-
-fn keep_busiest(topics: &mut Vec<TopicStats>, count: usize) {
-    if topics.len() > count {
-        topics.select_nth_unstable_by_key(count, |topic| Reverse(topic.counters.published));
-        topics.truncate(count);
-    }
-}
-
-/// A page in the text format, version 0.0.4. Writing to a String cannot fail.
-struct Page(String);
-
-impl Page {
-    fn counter(&mut self, name: &str, help: &str, value: impl Display) {
-        self.head(name, help, "counter");
-        self.sample(name, &[], value);
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
-        self.head(name, help, "gauge");
-        self.sample(name, &[], value);
-    }
-
-    fn head(&mut self, name: &str, help: &str, kind: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.0.push_str(name);
-        for (index, (key, text)) in labels.iter().enumerate() {
-            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let before = if index == 0 { '{' } else { ',' };
-            let _ = write!(self.0, "{before}{key}=\"{text}\"");
-        }
-        let after = if labels.is_empty() { "" } else { "}" };
-        let _ = writeln!(self.0, "{after} {value}");
     }
 }

@@ -1,62 +1,42 @@
 //! The server: it listens, accepts connections up to their limit, and shuts down in order.
 
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    thread,
-    time::Duration,
-};
+mod acceptor;
+mod sockets;
+
+use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use futures_util::future::select_all;
-use msgbus_core::{MessageBus, format_duration};
+use msgbus_core::MessageBus;
 use msgbus_store::OpenError;
 use thiserror::Error;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    runtime::Handle,
     select,
     sync::oneshot,
-    task::{JoinHandle, spawn_blocking},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
 };
-use tokio_rustls::rustls::ServerConfig;
-use tracing::{debug, error, info, warn};
+use tracing::debug;
 
+use self::{
+    acceptor::Acceptor,
+    sockets::{BoundListener, Sockets},
+};
 use crate::{
     auth::Keyring,
-    config::{Config, DoorBind, Protocol},
+    config::{Config, DoorBind},
     deadlines,
-    door::{Door, Doors, http::serve},
     engines::{self, EngineStartError, EngineWatch},
-    limits::connection_limit::{ConnectionLimiter, ConnectionPermit, LimitExceeded, PerAddress},
-    logging::counted,
-    net::listener::{Bind, Listener},
-    net::peer::Peer,
-    net::raw_stream::Accepted,
-    net::timeout_stream::TimeoutStream,
-    net::tls::{self, Certificate, CertificateError},
-    net::workers::Workers,
+    net::{
+        listener::Bind,
+        tls::{Certificate, CertificateError},
+        workers::Workers,
+    },
     state::App,
     storage::{self, Opened, StoreWatch},
-    worker::Worker,
 };
 
 /// The memory of an expired message is freed within this time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// The pause after the system failed to give a socket.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The minimum time between two warnings about that.
-const WARN_INTERVAL: Duration = Duration::from_secs(5);
-/// The maximum number of connections that get a 503 at a time; others are closed without one. It is at most half
-/// of the connection limit, so that refusals do not use up the file descriptors.
-const MAX_REFUSALS: usize = 64;
-const MIN_REFUSALS: usize = 8;
-
 /// A bound server, not yet serving.
 #[derive(Debug)]
 pub struct Server {
@@ -66,77 +46,6 @@ pub struct Server {
     certificate: Option<Arc<Certificate>>,
     app: Arc<App>,
     workers: Workers,
-}
-
-/// A listener and the TLS settings of its connections.
-#[derive(Debug)]
-struct BoundListener {
-    listener: Listener,
-    /// `None` for connections without TLS.
-    tls: Option<Arc<ServerConfig>>,
-    /// `None` for HTTP.
-    door: Option<(Protocol, Door)>,
-}
-
-impl BoundListener {
-    /// Whether a client that is refused understands a response of HTTP.
-    fn speaks_http(&self) -> bool {
-        self.door.as_ref().is_none_or(|(protocol, _)| protocol.begins_with_http())
-    }
-}
-
-/// What a server listens on.
-#[derive(Debug)]
-struct Sockets {
-    listeners: Vec<BoundListener>,
-    endpoints: Vec<Bind>,
-    doors: Vec<DoorBind>,
-    certificate: Option<Arc<Certificate>>,
-}
-
-impl Sockets {
-    fn bind(config: &Config) -> Result<Self, StartError> {
-        let certificate =
-            config.certificate.clone().map(Certificate::new).transpose()?.map(Arc::new);
-        let tls = |protocols: &[&[u8]]| {
-            certificate.as_ref().map(|certificate| tls::settings(certificate, protocols))
-        };
-        let (mut listeners, mut endpoints, mut doors) = (Vec::new(), Vec::new(), Vec::new());
-        let of_http = tls(&serve::PROTOCOLS);
-        for bind in &config.bind {
-            let (listener, endpoint) = listen(bind, "--bind")?;
-            listeners.push(BoundListener {
-                listener,
-                tls: encrypts(bind, of_http.as_ref()),
-                door: None,
-            });
-            endpoints.push(endpoint);
-        }
-        let (state, of_doors) = (Doors::new(config), tls(&[]));
-        for DoorBind { protocol, bind } in &config.doors {
-            let (listener, endpoint) = listen(bind, protocol.flag())?;
-            let door = Some((*protocol, state.of(*protocol)));
-            listeners.push(BoundListener {
-                listener,
-                tls: encrypts(bind, of_doors.as_ref()),
-                door,
-            });
-            doors.push(DoorBind { protocol: *protocol, bind: endpoint });
-        }
-        Ok(Self { listeners, endpoints, doors, certificate })
-    }
-}
-
-fn listen(bind: &Bind, flag: &'static str) -> Result<(Listener, Bind), StartError> {
-    let failed = |error| StartError::Listen { endpoint: bind.clone(), flag, error };
-    let listener = Listener::new(bind).map_err(failed)?;
-    let endpoint = listener.local_endpoint().map_err(failed)?;
-    Ok((listener, endpoint))
-}
-
-/// A unix socket does not leave the machine, so it needs no encryption.
-fn encrypts(bind: &Bind, tls: Option<&Arc<ServerConfig>>) -> Option<Arc<ServerConfig>> {
-    tls.filter(|_| matches!(bind, Bind::Tcp(_))).cloned()
 }
 
 /// Why a server does not start.
@@ -323,151 +232,5 @@ async fn sweep(app: Arc<App>) {
         if purged.topics > 0 {
             debug!(topics = purged.topics, messages = purged.messages, "Sweep");
         }
-    }
-}
-
-/// Gives the connections of all listeners to the workers.
-struct Acceptor<'a> {
-    app: &'a App,
-    /// The serving threads with their runtimes; connections go to each in turn.
-    workers: Vec<(&'a Handle, Arc<Worker>)>,
-    next: AtomicUsize,
-    refusals: Arc<ConnectionLimiter>,
-}
-
-impl<'a> Acceptor<'a> {
-    fn new(app: &'a Arc<App>, workers: &'a Workers) -> Self {
-        let refusals = (app.config.max_connections / 2).clamp(MIN_REFUSALS, MAX_REFUSALS);
-        let runtimes = workers.runtimes().iter();
-        Self {
-            app,
-            workers: runtimes.map(|runtime| (runtime, Worker::new(app))).collect(),
-            next: AtomicUsize::new(0),
-            refusals: ConnectionLimiter::new(refusals, PerAddress::Unlimited),
-        }
-    }
-
-    async fn accept_loop(&self, bound: &BoundListener) -> Infallible {
-        let mut last_warned = None;
-        loop {
-            match bound.listener.accept().await {
-                Ok((accepted, address)) => self.dispatch(bound, accepted, address),
-                Err(error) if is_peer_error(&error) => {}
-                Err(error) => {
-                    if last_warned.is_none_or(|last: Instant| last.elapsed() >= WARN_INTERVAL) {
-                        warn!(%error, "cannot accept connections for now");
-                        last_warned = Some(Instant::now());
-                    }
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn dispatch(&self, bound: &BoundListener, accepted: Accepted, address: Option<SocketAddr>) {
-        let Self { app, workers, refusals, .. } = self;
-        let (runtime, worker) = &workers[self.next.fetch_add(1, Relaxed) % workers.len()];
-        app.metrics.connection();
-        let peer = Peer { address, has_tls: bound.tls.is_some() };
-        if let Some((protocol, _)) = bound.door {
-            app.metrics.door_connection(protocol);
-        }
-        let exceeded = match app.connections.try_acquire(peer.ip()) {
-            Ok(permit) => {
-                let tls = bound.tls.clone();
-                let of_task = Arc::clone(worker);
-                // Two kinds of tasks, so that those of HTTP need no memory for others.
-                if let Some((_, door)) = bound.door.clone() {
-                    let serving = door.serve(of_task, accepted, permit, tls, peer);
-                    worker.tasks.spawn_on(runtime, serving);
-                } else {
-                    let serving = serve::serve(of_task, accepted, permit, tls, peer);
-                    worker.tasks.spawn_on(runtime, serving);
-                }
-                return;
-            }
-            Err(exceeded) => exceeded,
-        };
-        app.metrics.refused_connection(exceeded.code());
-        // A TLS client could read the 503 only after a handshake, which costs more than a request.
-        if peer.has_tls || !bound.speaks_http() {
-            return;
-        }
-        if let Ok(permit) = refusals.try_acquire(None) {
-            let refusing = refuse(accepted, app.config.timeouts.write, permit, exceeded);
-            worker.tasks.spawn_on(runtime, refusing);
-        }
-    }
-
-    /// Ends all connections, then the timer of groups, and closes the bus.
-    async fn drain(&self, timer: JoinHandle<()>) -> Drained {
-        let tasks = || self.workers.iter().map(|(_, worker)| &worker.tasks);
-        let count = || tasks().map(|tasks| tasks.tracker.len()).sum();
-        let all_ended = || async {
-            for tasks in tasks() {
-                tasks.tracker.wait().await;
-            }
-        };
-        let limit = self.app.config.timeouts.drain;
-        let connections: usize = count();
-        let connections = counted(connections as u64, "connection");
-        info!("draining {connections}, up to {}", format_duration(limit));
-        for tasks in tasks() {
-            tasks.tracker.close();
-            tasks.stop.drain();
-        }
-        let left = if timeout(limit, all_ended()).await.is_ok() { 0 } else { count() };
-        timer.abort();
-        let bus = self.app.bus.clone();
-        // Syncing may take a while. Its failure is counted, and the publishers are told.
-        let closing = spawn_blocking(move || {
-            // So that a dead letter that has been kept is not published again after a restart.
-            bus.run_due();
-            bus.close()
-        });
-        if let Ok(Err(error)) = closing.await {
-            error!("not everything was kept: {error}");
-        }
-        if let Some(engines) = &self.app.engines {
-            engines.finish().await;
-        }
-        tasks().for_each(|tasks| tasks.stop.cut());
-        all_ended().await;
-        if left > 0 {
-            warn!(connections = left, "cut at the end of --drain-timeout");
-        }
-        Drained { cut: left }
-    }
-}
-
-/// Whether the error concerns only the connection that was about to be accepted.
-fn is_peer_error(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
-}
-
-/// Refuses a connection with a 503. It first reads some of the request: some clients do not expect a response
-/// before they have sent one.
-async fn refuse(
-    accepted: Accepted,
-    write_timeout: Duration,
-    permit: ConnectionPermit,
-    exceeded: LimitExceeded,
-) {
-    const READ_TIMEOUT: Duration = Duration::from_secs(1);
-    let text = exceeded.text();
-    let length = text.len();
-    let response = format!(
-        "HTTP/1.1 503 Service Unavailable\r\n\
-         Content-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
-         Retry-After: 1\r\nConnection: close\r\n\r\n{text}"
-    );
-    let Ok(mut stream) = TimeoutStream::new(accepted, write_timeout, permit) else { return };
-    let mut request = [0; 1024];
-    // Every request gets the same response, also one that does not arrive.
-    let _ = timeout(READ_TIMEOUT, stream.read(&mut request)).await;
-    if stream.write_all(response.as_bytes()).await.is_ok() {
-        // If it fails, the client has already closed the connection.
-        let _ = stream.shutdown().await;
     }
 }

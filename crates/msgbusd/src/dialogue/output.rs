@@ -4,7 +4,7 @@ use std::{cell::Cell, fmt, mem};
 
 use super::{Contact, Dialect};
 use crate::{
-    encode::frame_cache::{Frame, TextHeader},
+    encode::frame::{Frame, TextHeader},
     limits::inflight::Inflight,
     websocket::outgoing::Outgoing,
 };

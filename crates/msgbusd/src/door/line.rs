@@ -7,7 +7,7 @@ use msgbus_core::{LagPolicy, NewMessage, Position, TopicName};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use crate::{
-    encode::frame_cache::FrameFormat,
+    encode::format::FrameFormat,
     net::{peer::Peer, timeout_stream::TimeoutStream},
     service::{
         Authority, Call,

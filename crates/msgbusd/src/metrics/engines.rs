@@ -45,7 +45,7 @@ const FAMILIES: [Family; 6] = [
 
 /// The series of all engines, and those of at most `max_windows` windows: those that lag most.
 pub(crate) fn render(bus: &MessageBus, engines: &Engines, max_windows: usize) -> String {
-    let mut page = Page(String::new());
+    let mut page = Page::default();
     let mut windows = bus.engine_windows();
     let reports = engines.reports(bus, &windows);
     for (name, help, kind, value) in FAMILIES {
@@ -67,7 +67,7 @@ pub(crate) fn render(bus: &MessageBus, engines: &Engines, max_windows: usize) ->
     }
     windows.sort_unstable_by(|a, b| a.topic.cmp(&b.topic));
     write_windows(&mut page, &windows);
-    page.0
+    page.into_text()
 }
 
 fn write_windows(page: &mut Page, windows: &[WindowStats]) {

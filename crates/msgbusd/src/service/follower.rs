@@ -17,7 +17,11 @@ use tracing::{Level, debug, enabled};
 use super::{Call, backpressure::MemoryWait, error::ServiceError};
 use crate::{
     auth::{Action, GrantFilter, LiveAuthorization, Permission, Target},
-    encode::frame_cache::{Followed, Frame, FrameCache, FrameFormat},
+    encode::{
+        format::{Followed, FrameFormat},
+        frame::Frame,
+        frame_cache::FrameCache,
+    },
     limits::quota::QuotaPermit,
     net::peer::Peer,
     net::wake_queue::{Delivery, RemoteWaker},

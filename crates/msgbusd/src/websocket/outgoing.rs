@@ -12,7 +12,7 @@ use std::{
 use bytes::{Buf as _, BytesMut};
 use tokio::io::AsyncWrite;
 
-use crate::encode::frame_cache::Frame;
+use crate::encode::frame::Frame;
 
 /// The maximum number of pieces in one write.
 pub(crate) const MAX_SLICES: usize = 64;

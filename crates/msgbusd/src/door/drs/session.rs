@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     dialogue::{self, Dialect, End, Handled, Name, Refusal, names::foreign, output::Messages},
-    encode::frame_cache::{Encoder, Frame, FrameFormat},
+    encode::{
+        format::{Encoder, FrameFormat},
+        frame::Frame,
+    },
     service::{
         error::ServiceError,
         follower::{FollowOptions, Follower, Item},

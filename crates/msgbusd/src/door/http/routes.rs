@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 use super::{error::ApiError, handshake, pull, query::Query, settle::Verb, stream, websocket};
 use crate::{
     auth::{Action, Permission, Target},
-    encode::frame_cache::FrameFormat,
+    encode::format::FrameFormat,
 };
 
 pub(super) const TOPIC_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     auth::Target,
-    encode::frame_cache::FrameFormat,
+    encode::format::FrameFormat,
     service::{
         Call,
         follower::{End, FollowOptions, Follower, Item},

@@ -20,7 +20,7 @@ use crate::{
     auth::Target,
     dialogue::Client,
     door::websocket::{Push, Session, session_v1},
-    encode::frame_cache::FrameFormat,
+    encode::format::FrameFormat,
     net::connection::Connection,
     service::{Call, follower::FollowOptions},
 };

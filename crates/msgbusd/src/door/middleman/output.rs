@@ -8,7 +8,10 @@ use msgbus_core::{Headers, Message, Reply, Request};
 
 use crate::{
     dialogue::names::foreign,
-    encode::frame_cache::{Encoder, Frame, FrameFormat},
+    encode::{
+        format::{Encoder, FrameFormat},
+        frame::Frame,
+    },
 };
 
 /// The connection of the publisher, and the user that a service has attached to it. Both are on every message.

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     encode::events,
-    encode::frame_cache::Frame,
+    encode::frame::Frame,
     net::raw_stream::RawStream,
     net::wake_queue::Delivery,
     service::follower::{End, Follower, Item},

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     dialogue::{self, ENOUGH as FRAME_SIZE},
-    encode::frame_cache::{Frame, TextHeader},
+    encode::frame::{Frame, TextHeader},
     websocket::outgoing::Outgoing,
 };
 

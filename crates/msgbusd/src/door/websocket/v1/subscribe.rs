@@ -13,7 +13,7 @@ use super::{
 use crate::{
     auth::Target,
     dialogue::{Job, Lease},
-    encode::frame_cache::FrameFormat,
+    encode::format::FrameFormat,
     service::{
         follower::FollowOptions,
         parameters::{self, BadParameter, LEASES},
