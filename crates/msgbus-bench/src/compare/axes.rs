@@ -3,7 +3,7 @@
 use super::{
     contender::Contender::{self, Bare, Msgbusd, With},
     variants::{EIGHT_THREADS, ONE_THREAD, TWO_THREADS},
-    works::{Kind, Work, topics},
+    work::{Kind, Work, topics},
 };
 use crate::bare::Push;
 

@@ -7,7 +7,7 @@ use msgbus_load::Report;
 use super::{
     contender::Contender,
     figures::{count, growth, median, p50, p99, rate, server_cpu, time},
-    works::Work,
+    work::Work,
 };
 
 const WIDTH: f64 = 720.0;

@@ -3,7 +3,7 @@
 use super::{
     contender::Contender::{Msgbusd, With},
     variants::{CALLS_DRS, CALLS_DRS_TCP, FOLLOW_MIDDLEMAN, REQUESTS_MIDDLEMAN, SERVICES_V1},
-    works::{Kind, Work},
+    work::{Kind, Work},
 };
 
 /// The same requests as over `msgbus.v1`, but each in a frame of its own, as clients of middleman and drs send them; and

@@ -12,7 +12,8 @@ use super::{
     goals::Goal,
     peers,
     variants::{ON_NATS, ON_REDIS},
-    works::{Kind, TOPIC, Work, latency, topics},
+    work::{Kind, TOPIC, Work, topics},
+    works::latency,
 };
 use crate::{
     engines::EngineKind::{Nats, Redis},

@@ -12,6 +12,7 @@ mod page;
 pub(crate) mod peers;
 mod services;
 mod variants;
+mod work;
 mod works;
 
 use std::{
@@ -26,7 +27,7 @@ use msgbus_load::Report;
 use tokio::{runtime, task::LocalSet};
 
 pub use self::{contender::Contender, variants::Variant};
-use self::{count::Count, works::Work};
+use self::{count::Count, work::Work};
 use crate::{
     micro::Measure,
     running::{beside, build},

@@ -11,7 +11,7 @@ use super::{
     count::Count,
     figures::{count, growth, median, rate, server_cpu, time},
     goals,
-    works::Work,
+    work::Work,
 };
 use crate::micro::Measure;
 

@@ -3,7 +3,8 @@
 use super::{
     contender::Contender::{Bare, Msgbusd, NatsRequests, With},
     variants::{SERVICES, SERVICES_V1},
-    works::{Kind, Work, latency},
+    work::{Kind, Work},
+    works::latency,
 };
 use crate::bare::Push;
 

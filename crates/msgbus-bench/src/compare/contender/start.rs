@@ -18,7 +18,7 @@ use crate::{
     compare::{
         peers,
         variants::{self, Transport},
-        works::TOPIC,
+        work::TOPIC,
     },
     engines::EngineKind,
     running::{Running, address, beside},

@@ -19,10 +19,7 @@ use msgbus_load::Report;
 use tokio::{runtime, task::LocalSet};
 
 use self::{atomics::Kind, profile::Profile};
-use super::{
-    contender::Contender,
-    works::{self, Work},
-};
+use super::{contender::Contender, work::Work, works};
 use crate::running::Running;
 
 /// The totals of a run.
