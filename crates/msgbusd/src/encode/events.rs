@@ -1,6 +1,22 @@
 //! Encodings of events that are not messages.
 
-use crate::service::follower::Feed;
+/// Whether the engine of a topic delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Feed {
+    Stalled,
+    /// It does again.
+    Resumed,
+}
+
+impl Feed {
+    /// As clients are told.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Stalled => "stalled",
+            Self::Resumed => "resumed",
+        }
+    }
+}
 
 /// A gap in the messages, as a line of JSON.
 pub(crate) fn gap(missed: u64, next_id: u64) -> String {

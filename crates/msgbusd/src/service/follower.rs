@@ -18,6 +18,7 @@ use super::{Call, backpressure::MemoryWait, error::ServiceError};
 use crate::{
     auth::{Action, GrantFilter, LiveAuthorization, Permission, Target},
     encode::{
+        events::Feed,
         format::{Followed, FrameFormat},
         frame::Frame,
         frame_cache::FrameCache,
@@ -63,24 +64,6 @@ pub(crate) enum Item {
     /// This many messages were missed.
     Missed(u64),
     Feed(Feed),
-}
-
-/// Whether the engine of the topic delivers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Feed {
-    Stalled,
-    /// It does again.
-    Resumed,
-}
-
-impl Feed {
-    /// As clients are told.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Stalled => "stalled",
-            Self::Resumed => "resumed",
-        }
-    }
 }
 
 /// Why a subscription ended.

@@ -14,11 +14,8 @@ use super::{
 };
 use crate::{
     dialogue::{Contact, End},
-    service::{
-        error::ServiceError,
-        follower::{Feed, Item},
-        requests,
-    },
+    encode::events::Feed,
+    service::{error::ServiceError, follower::Item, requests},
 };
 
 /// The size of an encoded message that is not copied, in bytes.
