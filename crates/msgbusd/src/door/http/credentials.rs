@@ -45,8 +45,7 @@ pub(super) fn admit<B>(
 }
 
 /// Whether the request must name this server, because a page of another site could have sent it after DNS rebinding.
-/// Such a page has no key. Monitoring may request `/healthz` and `/readyz` by
-/// any name.
+/// Such a page has no key. Monitoring may request `/healthz` and `/readyz` by any name.
 fn needs_own_name(route: &Route, principal: Option<&Principal>) -> bool {
     let has_key = principal.is_some_and(|principal| principal.key_name().is_some());
     !has_key && !matches!(route, Route::Admin(AdminRoute::Health | AdminRoute::Ready))
