@@ -37,6 +37,7 @@ use crate::{
 
 /// The memory of an expired message is freed within this time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
 /// A bound server, not yet serving.
 #[derive(Debug)]
 pub struct Server {
