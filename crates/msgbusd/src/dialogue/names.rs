@@ -15,7 +15,7 @@ use percent_encoding::{
 use super::Refusal;
 use crate::auth::Target;
 
-/// What a client knows by its own name, if it has given it none.
+/// A subscription or a service, as it is called for a client that gives it no name of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Name {
     /// A subscription.

@@ -141,7 +141,7 @@ impl Call<'_> {
 
     fn subscribe_options(&self, options: FollowOptions) -> SubscribeOptions {
         let FollowOptions { from, lag, format: _ } = options;
-        SubscribeOptions { from, lag, label: Some(self.holder()) }
+        SubscribeOptions { from, lag, label: Some(self.label()) }
     }
 
     /// Checks everything that a subscription needs, before there is one.

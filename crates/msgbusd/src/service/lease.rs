@@ -1,10 +1,6 @@
 //! Leasing messages for the workers of a group, and settling the leases.
 
-use std::{
-    cell::RefCell,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use chrono::{DateTime, Utc};
 use msgbus_core::{
@@ -21,7 +17,7 @@ use super::{
     pull::{QueuedPull, WaitingPull},
 };
 use crate::{
-    auth::{Action, LiveAuthorization, Principal, Target},
+    auth::{Action, LiveAuthorization, Target},
     limits::quota::QuotaPermit,
     net::{peer::Peer, wake_queue},
 };
@@ -56,7 +52,7 @@ impl Call<'_> {
         let limit = backpressure::admit_next(&worker.inflight, options.limit, small, next_size);
         let limit = limit.ok_or(ServiceError::TooMuchInFlight)?;
         let _reserved = self.reserve_for_engine(topic, limit).await?;
-        let options = LeaseOptions { limit, holder: Some(self.holder()), ..*options };
+        let options = LeaseOptions { limit, holder: Some(self.label()), ..*options };
         let leased = wake_queue::wait(worker.bus.lease(topic, group, options)).await?;
         trace(*peer, &leased);
         Ok(leased)
@@ -73,7 +69,7 @@ impl Call<'_> {
     ) -> Result<WaitingPull<LeasePull>, ServiceError> {
         self.authorize(Action::Pull, topic)?;
         let limit = self.limit_wait(topic, options.limit);
-        let options = LeaseOptions { limit, holder: Some(self.holder()), ..*options };
+        let options = LeaseOptions { limit, holder: Some(self.label()), ..*options };
         let pull = self.worker.bus.lease_wait(topic, group, options)?;
         Ok(self.waiting(Action::Pull, topic, pull, limit, small))
     }
@@ -98,7 +94,7 @@ impl Call<'_> {
     ) -> Result<WaitingPull<LeasePull>, ServiceError> {
         self.authorize(Action::Pull, topic)?;
         let limit = options.limit;
-        let options = LeaseOptions { holder: Some(self.holder()), ..*options };
+        let options = LeaseOptions { holder: Some(self.label()), ..*options };
         let pull = watch.lease_wait(group, options)?;
         Ok(self.waiting(Action::Pull, topic, pull, limit, small))
     }
@@ -199,34 +195,6 @@ impl Call<'_> {
         }
         Ok((granted, refused))
     }
-
-    /// The name under which the leases and subscriptions of this client are listed.
-    pub(super) fn holder(&self) -> Arc<str> {
-        LATEST.with_borrow_mut(|latest| {
-            if let Some(latest) = latest
-                && latest.peer == self.peer
-                && latest.principal.as_ref().map(Arc::as_ptr)
-                    == self.principal.as_ref().map(Arc::as_ptr)
-            {
-                return Arc::clone(&latest.label);
-            }
-            let (peer, principal) = (self.peer, self.principal.clone());
-            let label: Arc<str> = self.label().into();
-            *latest = Some(Holder { peer, principal, label: Arc::clone(&label) });
-            label
-        })
-    }
-}
-
-thread_local! {
-    /// The latest client of this thread that has pulled for a group or subscribed. The same one often does so again.
-    static LATEST: RefCell<Option<Holder>> = const { RefCell::new(None) };
-}
-
-struct Holder {
-    peer: Peer,
-    principal: Option<Arc<Principal>>,
-    label: Arc<str>,
 }
 
 /// Leases that the client may settle, and the numbers of those that it may not.

@@ -1,5 +1,6 @@
-//! The operations that every door calls: publish, pull, peek, follow, lease, settle, request, serve, reply, delete. Authorization, rate limits,
-//! quotas and tracing are applied here, once for all doors. No module here knows a protocol or imports a door.
+//! The operations that every door calls: publish, pull, peek, follow, lease, settle, request, serve, reply, delete.
+//! Authorization, rate limits, quotas and tracing are applied here, once for all doors. No module here knows a protocol or
+//! imports a door.
 
 pub(crate) mod backpressure;
 pub(crate) mod code;
@@ -7,6 +8,7 @@ pub(crate) mod error;
 pub(crate) mod follower;
 pub(crate) mod groups;
 pub(crate) mod in_hand;
+mod label;
 pub(crate) mod lease;
 pub(crate) mod origin;
 pub(crate) mod parameters;
@@ -91,14 +93,6 @@ impl Call<'_> {
                 LiveAuthorization::new(keyring, Arc::clone(principal), action, target)
             }
             _ => LiveAuthorization::default(),
-        }
-    }
-
-    /// The label of a subscription or a lease: the name of the client's key, if it has one, and its address.
-    fn label(&self) -> Box<str> {
-        match self.principal.as_ref().and_then(|principal| principal.key_name()) {
-            Some(key) => format!("{key}@{}", self.peer).into(),
-            None => self.peer.to_string().into(),
         }
     }
 }

@@ -16,6 +16,7 @@ use super::{
     Call,
     error::ServiceError,
     pull::{QueuedPull, WaitingPull},
+    topics::may_inspect,
 };
 use crate::{
     auth::{Action, LiveAuthorization, Permission, Principal, Target},
@@ -45,7 +46,7 @@ impl Call<'_> {
     }
 
     /// Refuses a service that nobody serves, here or at another server.
-    pub(crate) async fn is_served(&self, service: &TopicName) -> Result<(), ServiceError> {
+    pub(crate) async fn check_served(&self, service: &TopicName) -> Result<(), ServiceError> {
         self.authorize(Action::Request, service)?;
         let is_served = self.worker.bus.is_served_anywhere(service).await;
         if is_served.map_err(StoreError::from)? {
@@ -183,12 +184,8 @@ fn refusal(error: RequestError, service: &TopicName) -> ServiceError {
 
 /// The services that may be inspected.
 pub(crate) fn services(app: &App, principal: Option<&Principal>) -> Vec<ServiceStats> {
-    let may_inspect = |service: &ServiceStats| {
-        let permission = Permission::Topic(Action::Inspect, &service.name);
-        principal.is_none_or(|principal| principal.can(permission))
-    };
     let mut services = app.bus.services();
-    services.retain(may_inspect);
+    services.retain(|service| may_inspect(principal, &service.name));
     services
 }
 

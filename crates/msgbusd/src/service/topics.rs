@@ -105,7 +105,8 @@ pub(crate) async fn sums(call: Call<'_>, pattern: TopicPattern) -> Result<TopicS
     Ok(call.worker.background.run(sum).await)
 }
 
-fn may_inspect(principal: Option<&Principal>, name: &TopicName) -> bool {
+/// Whether somebody may see that there is a topic or a service with this name.
+pub(super) fn may_inspect(principal: Option<&Principal>, name: &TopicName) -> bool {
     principal.is_none_or(|principal| principal.can(Permission::Topic(Action::Inspect, name)))
 }
 

@@ -14,7 +14,8 @@ use crate::{metrics::Deadline, service::code::Code, service::follower, worker::W
 
 /// The longest reason in a close frame, in bytes (RFC 6455, section 5.5).
 const MAX_REASON: usize = 123;
-const NOT_ALLOWED: u16 = 4403;
+/// The code for a client whose key does not allow it.
+pub(crate) const NOT_ALLOWED: u16 = 4403;
 const TOPIC_DELETED: u16 = 4404;
 const TOO_FAR_BEHIND: u16 = 4408;
 

@@ -25,14 +25,18 @@ use crate::{
     dialogue::{self, Client, session::Session},
     net::connection::Connection,
     service::code::Code,
-    websocket::{end::End, link::refuse, opening::Guest, outgoing::Outgoing, transport::Transport},
+    websocket::{
+        end::{End, NOT_ALLOWED},
+        link::refuse,
+        opening::Guest,
+        outgoing::Outgoing,
+        transport::Transport,
+    },
     worker::{Counter, Worker},
 };
 
 /// The space for the other fields of a command with the largest body, in bytes.
 const FIELDS: usize = 64 << 10;
-/// Closes a websocket whose token is wrong.
-const NOT_ALLOWED: u16 = 4403;
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What the door knows of a peer.

@@ -12,7 +12,10 @@ use hyper::{
 use tokio::time::timeout;
 
 use super::{activity::DEADLINE_GRACE, error::ApiError, head::shed_head};
-use crate::limits::{inflight::Inflight, quota::QuotaPermit};
+use crate::{
+    limits::{inflight::Inflight, quota::QuotaPermit},
+    state::App,
+};
 
 /// The limits of a body.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +51,21 @@ pub(super) fn begin(request: &mut Request<Incoming>, limit: BodyLimit) -> Result
     let is_whole = request.body().is_end_stream() && first.len() <= limit.small.min(limit.size);
     // A slice would keep the whole read buffer of the connection alive for as long as the message lives.
     Ok(if is_whole { Begun::Whole(Bytes::copy_from_slice(&first)) } else { Begun::Part(first) })
+}
+
+/// Receives a body of up to `size` bytes, with the permit that counts it as in flight.
+pub(super) async fn receive(
+    app: &App,
+    request: &mut Request<Incoming>,
+    size: usize,
+) -> Result<(Bytes, Option<QuotaPermit>), ApiError> {
+    let (read_timeout, small) = (app.config.timeouts.body, Inflight::small(request.version()));
+    let limit = BodyLimit { size, read_timeout, small };
+    match begin(request, limit)? {
+        Begun::Whole(body) => Ok((body, None)),
+        // Boxed, so that requests whose body has arrived need less memory.
+        Begun::Part(first) => Box::pin(read(request, first, limit, &app.inflight)).await,
+    }
 }
 
 /// Reads the rest of a body, and returns the whole body in a buffer of its exact size, together with the permit that

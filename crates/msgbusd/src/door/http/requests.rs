@@ -3,7 +3,6 @@
 
 use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
-use bytes::Bytes;
 use hyper::{Request as HttpRequest, StatusCode, body::Incoming};
 use msgbus_core::{
     BatchLimit, Headers, NewRequest, PublishError, Reply, ReplyToken, Request, TopicName, json,
@@ -12,7 +11,7 @@ use tokio::time::interval;
 
 use super::{
     activity::ConnectionActivity,
-    body::{self, Begun, BodyLimit},
+    body,
     error::ApiError,
     head::{HeaderScope, Outline, shed_head},
     message_headers, messages,
@@ -23,7 +22,7 @@ use super::{
     routes::ServiceRoute,
 };
 use crate::{
-    limits::{inflight::Inflight, quota::QuotaPermit},
+    limits::inflight::Inflight,
     service::{
         self, Call,
         error::ServiceError,
@@ -49,7 +48,7 @@ pub(super) async fn answer(
 ) -> Result<HttpResponse, ApiError> {
     match route {
         ServiceRoute::Ask(service) => ask(call, activity, &service, request, query, outline).await,
-        ServiceRoute::IsServed(service) => look(call, &service, query).await,
+        ServiceRoute::IsServed(service) => is_served(call, &service, query).await,
         ServiceRoute::Serve(service) => serve(call, activity, &service, request, query).await,
         ServiceRoute::Reply(token) => reply(call, &token, request, query, outline).await,
         ServiceRoute::List => list(call, query).await,
@@ -72,7 +71,8 @@ async fn ask(
     let headers = kept_headers(call.worker, service, request, outline)?;
     let asking = call.ask(service)?;
     // The permit is held until the bus has the payload, which it counts itself.
-    let (payload, in_flight) = receive(call.worker, request).await?;
+    let (payload, in_flight) =
+        body::receive(call.worker, request, call.worker.config.max_payload).await?;
     let asked = NewRequest::new(payload).headers(headers).timeout(timeout);
     let asked = asking.send(if may_repeat { asked.may_repeat() } else { asked })?;
     drop(in_flight);
@@ -105,13 +105,13 @@ async fn wait_for(
 }
 
 /// Says whether somebody serves a service.
-async fn look(
+async fn is_served(
     call: &Call<'_>,
     service: &TopicName,
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
     query.only(&["timeout", "retry"])?;
-    call.is_served(service).await?;
+    call.check_served(service).await?;
     Ok(empty(StatusCode::OK))
 }
 
@@ -204,7 +204,8 @@ async fn reply(
         None if declines => Answer::Decline,
         None => {
             let headers = kept_headers(call.worker, &service, request, outline)?;
-            let (payload, _in_flight) = receive(call.worker, request).await?;
+            let (payload, _in_flight) =
+                body::receive(call.worker, request, call.worker.config.max_payload).await?;
             Answer::Reply(Reply { payload, headers })
         }
     };
@@ -236,21 +237,5 @@ fn kept_headers(
     match outline.header_scope {
         HeaderScope::None => Ok(Headers::default()),
         _ => message_headers::read(app, service, false, request.headers()),
-    }
-}
-
-/// Receives a payload, with the permit that counts it as in flight.
-async fn receive(
-    app: &App,
-    request: &mut HttpRequest<Incoming>,
-) -> Result<(Bytes, Option<QuotaPermit>), ApiError> {
-    let limit = BodyLimit {
-        size: app.config.max_payload,
-        read_timeout: app.config.timeouts.body,
-        small: Inflight::small(request.version()),
-    };
-    match body::begin(request, limit)? {
-        Begun::Whole(payload) => Ok((payload, None)),
-        Begun::Part(first) => Box::pin(body::read(request, first, limit, &app.inflight)).await,
     }
 }

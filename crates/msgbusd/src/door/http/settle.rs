@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use hyper::{Request, StatusCode, body::Incoming};
 use memchr::memchr_iter;
@@ -11,24 +10,14 @@ use msgbus_core::{LeaseOptions, LeaseToken, Settlement, json};
 use tokio::task::yield_now;
 
 use super::{
-    body::{self, Begun, BodyLimit},
-    error::ApiError,
-    lease, messages,
-    names::MSGBUS_LEASE_EXPIRES,
-    query::Query,
-    response::HttpResponse,
-    response::content,
-    response::empty,
-    response::no_store,
+    body, error::ApiError, lease, messages, names::MSGBUS_LEASE_EXPIRES, query::Query,
+    response::HttpResponse, response::content, response::empty, response::no_store,
 };
-use crate::{
-    limits::{inflight::Inflight, quota::QuotaPermit},
-    service::{
-        Call,
-        code::Code,
-        lease::shortened,
-        parameters::{DELAYS, MAX_SETTLED},
-    },
+use crate::service::{
+    Call,
+    code::Code,
+    lease::shortened,
+    parameters::{DELAYS, MAX_SETTLED},
 };
 
 /// The maximum size of a body, in bytes. That many of the longest tokens are smaller.
@@ -103,7 +92,11 @@ pub(super) async fn many(
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
     let settlement = verb.settlement(query)?;
-    let (body, _in_flight) = receive(call, request).await?;
+    let received = body::receive(call.worker, request, MAX_BODY).await;
+    let (body, _in_flight) = received.map_err(|error| match error {
+        ApiError::PayloadTooLarge { .. } => ApiError::TooManyTokens { limit: MAX_SETTLED },
+        error => error,
+    })?;
     let text = match str::from_utf8(&body) {
         Ok(text) => Cow::Borrowed(text),
         // What is not UTF-8 is not a token, and is reported as such.
@@ -129,27 +122,6 @@ pub(super) async fn many(
     set_expires(&mut response, settled.expires);
     no_store(&mut response);
     Ok(response)
-}
-
-/// Receives a body, with the permit that counts it as in flight.
-async fn receive(
-    call: &Call<'_>,
-    request: &mut Request<Incoming>,
-) -> Result<(Bytes, Option<QuotaPermit>), ApiError> {
-    let limit = BodyLimit {
-        size: MAX_BODY,
-        read_timeout: call.worker.config.timeouts.body,
-        small: Inflight::small(request.version()),
-    };
-    let received = match body::begin(request, limit) {
-        Ok(Begun::Whole(body)) => Ok((body, None)),
-        Ok(Begun::Part(first)) => body::read(request, first, limit, &call.worker.inflight).await,
-        Err(error) => Err(error),
-    };
-    received.map_err(|error| match error {
-        ApiError::PayloadTooLarge { .. } => ApiError::TooManyTokens { limit: MAX_SETTLED },
-        error => error,
-    })
 }
 
 /// What the lines of a body say.
