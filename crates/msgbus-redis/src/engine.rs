@@ -1,12 +1,6 @@
 //! The engine.
 
-use std::{
-    future::ready,
-    pin::Pin,
-    sync::Arc,
-    task::{self, Context, Poll},
-    time::Duration,
-};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use msgbus_core::{
     BatchLimit, GroupName, NewMessage, SettledBatch, Settlement, TopicName,
@@ -15,17 +9,13 @@ use msgbus_core::{
         EngineTopics, Fetch, Health, LeaseKey, Leases, Page, Receipt, Unsettled, WindowSink,
     },
 };
-use tokio::{
-    runtime::Handle,
-    sync::oneshot,
-    task::JoinHandle,
-    time::{error::Elapsed, timeout},
-};
-use tracing::debug;
+use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use crate::{
     RedisOptions, admin,
+    asker::Asker,
     connection::Connection,
+    error::Request,
     groups::{self, Fetching},
     history,
     publish::Batch,
@@ -56,8 +46,9 @@ impl RedisEngine {
         Ok(Self { connection, runtime: Handle::current() })
     }
 
-    /// An answer that comes in time, to whatever executor or thread waits for it.
-    fn answer<T, F>(&self, act: impl FnOnce(Arc<Connection>) -> F) -> Answer<T>
+    /// An answer that comes in time, to whatever executor or thread waits for it. What is asked for is done whether or not
+    /// somebody waits.
+    fn answer<T, F>(&self, request: Request, act: impl FnOnce(Arc<Connection>) -> F) -> Answer<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, EngineError>> + Send + 'static,
@@ -66,32 +57,15 @@ impl RedisEngine {
         let Ok(permit) = Arc::clone(&self.connection.shared.permits).try_acquire_owned() else {
             return Box::pin(ready(Err(EngineError::Busy)));
         };
-        let answer = act(Arc::clone(&self.connection));
-        // The timer is made in the runtime, because the caller may have none.
-        Box::pin(Running(self.runtime.spawn(async move {
-            let answer = timeout(limit, answer).await;
+        let acting = act(Arc::clone(&self.connection));
+        let (sender, answer) = oneshot::channel();
+        self.runtime.spawn(async move {
+            let asker = Asker::new(sender, request);
+            let answer = timeout(limit, acting).await;
             drop(permit);
-            answer
-        })))
-    }
-}
-
-/// An operation that the runtime runs. It goes on when this is dropped.
-struct Running<T>(JoinHandle<Result<Result<T, EngineError>, Elapsed>>);
-
-impl<T> Future for Running<T> {
-    type Output = Result<T, EngineError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(match task::ready!(Pin::new(&mut self.0).poll(cx)) {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => {
-                debug!("Redis has not answered in time");
-                Err(EngineError::Unknown)
-            }
-            // The runtime is shutting down.
-            Err(_) => Err(EngineError::Closed),
-        })
+            let _ = asker.answer(answer.unwrap_or_else(|_| Err(request.unanswered())));
+        });
+        Box::pin(async { answer.await.unwrap_or(Err(EngineError::Closed)) })
     }
 }
 
@@ -138,12 +112,14 @@ impl Engine for RedisEngine {
         settlement: &Settlement,
     ) -> Answer<SettledBatch> {
         let (topic, group, settlement) = (topic.clone(), group.cloned(), settlement.clone());
-        self.answer(|connection| groups::settle_all(connection, topic, group, keys, settlement))
+        self.answer(Request::Final, |connection| {
+            groups::settle_all(connection, topic, group, keys, settlement)
+        })
     }
 
     fn history(&self, topic: &TopicName, from: Begin, limit: BatchLimit) -> Answer<Page> {
         let topic = topic.clone();
-        self.answer(|connection| history::page(connection, topic, from, limit))
+        self.answer(Request::Harmless, |connection| history::page(connection, topic, from, limit))
     }
 
     fn tail(&self, topic: &TopicName, sink: WindowSink) {
@@ -153,22 +129,22 @@ impl Engine for RedisEngine {
 
     fn delete(&self, topic: &TopicName) -> Answer<bool> {
         let topic = topic.clone();
-        self.answer(|connection| history::delete(connection, topic))
+        self.answer(Request::Final, |connection| history::delete(connection, topic))
     }
 
     fn stats(&self, topic: &TopicName) -> Answer<Option<EngineStats>> {
         let topic = topic.clone();
-        self.answer(|connection| history::stats(connection, topic))
+        self.answer(Request::Harmless, |connection| history::stats(connection, topic))
     }
 
     fn topics(&self, prefix: &str, after: &str, max: usize) -> Answer<EngineTopics> {
         let (prefix, after) = (prefix.to_owned(), after.to_owned());
-        self.answer(|connection| admin::topics(connection, prefix, after, max))
+        self.answer(Request::Harmless, |connection| admin::topics(connection, prefix, after, max))
     }
 
     fn group(&self, topic: &TopicName, group: &GroupName) -> Answer<Option<EngineGroup>> {
         let (topic, group) = (topic.clone(), group.clone());
-        self.answer(|connection| admin::group(connection, topic, group))
+        self.answer(Request::Harmless, |connection| admin::group(connection, topic, group))
     }
 
     fn unsettled(
@@ -178,12 +154,14 @@ impl Engine for RedisEngine {
         max: usize,
     ) -> Answer<Option<Unsettled>> {
         let (topic, group) = (topic.clone(), group.clone());
-        self.answer(move |connection| admin::unsettled(connection, topic, group, max))
+        self.answer(Request::Harmless, move |connection| {
+            admin::unsettled(connection, topic, group, max)
+        })
     }
 
     fn set_group(&self, topic: &TopicName, group: &GroupName, from: Option<Begin>) -> Answer<bool> {
         let (topic, group) = (topic.clone(), group.clone());
-        self.answer(|connection| admin::set_group(connection, topic, group, from))
+        self.answer(Request::Final, |connection| admin::set_group(connection, topic, group, from))
     }
 
     fn change_group(
@@ -193,11 +171,13 @@ impl Engine for RedisEngine {
         change: EngineGroupSettings,
     ) -> Answer<()> {
         let (topic, group) = (topic.clone(), group.clone());
-        self.answer(|connection| admin::change_group(connection, topic, group, change))
+        self.answer(Request::Final, |connection| {
+            admin::change_group(connection, topic, group, change)
+        })
     }
 
     fn remove_group(&self, topic: &TopicName, group: &GroupName) -> Answer<bool> {
         let (topic, group) = (topic.clone(), group.clone());
-        self.answer(|connection| admin::remove_group(connection, topic, group))
+        self.answer(Request::Final, |connection| admin::remove_group(connection, topic, group))
     }
 }

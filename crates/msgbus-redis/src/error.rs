@@ -13,6 +13,16 @@ pub(crate) enum Request {
     Final,
 }
 
+impl Request {
+    /// Why it failed if it was sent, and nobody knows what became of it.
+    pub(crate) fn unanswered(self) -> EngineError {
+        match self {
+            Self::Harmless => EngineError::Unavailable,
+            Self::Final => EngineError::Unknown,
+        }
+    }
+}
+
 /// Why a request failed.
 pub(crate) fn request_error(error: &RedisError, request: Request) -> EngineError {
     debug!(%error, "Redis has not answered as expected");
@@ -24,8 +34,7 @@ pub(crate) fn request_error(error: &RedisError, request: Request) -> EngineError
         }
         Some(code) => code_error(code, error),
         None if error.kind() == ErrorKind::AuthenticationFailed => EngineError::Denied,
-        None if request == Request::Final => EngineError::Unknown,
-        None => EngineError::Unavailable,
+        None => request.unanswered(),
     }
 }
 

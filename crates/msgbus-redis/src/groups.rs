@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    asker::Asker,
     connection::{Connection, Shared},
     error::Request,
     history::begin,
@@ -59,13 +60,14 @@ pub(crate) struct Fetching {
 }
 
 /// Who gets the leases.
-type Worker = oneshot::Sender<Result<Leases, EngineError>>;
+type Worker = Asker<Leases>;
 
 impl Fetching {
     /// Answers a worker. If it is gone, the leases are given back.
-    pub(crate) async fn run(self, mut worker: Worker) {
+    pub(crate) async fn run(self, worker: oneshot::Sender<Result<Leases, EngineError>>) {
+        let mut worker = Worker::new(worker, Request::Final);
         let answer = self.wait(&mut worker).await;
-        let Err(Ok(unwanted)) = worker.send(answer) else { return };
+        let Err(Ok(unwanted)) = worker.answer(answer) else { return };
         let keys: Vec<LeaseKey> = unwanted.messages.into_iter().map(|lease| lease.key).collect();
         if !keys.is_empty() {
             let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
@@ -85,7 +87,7 @@ impl Fetching {
         let _turn = tokio::select! {
             turn = turn.lock() => turn,
             () = sleep_until(end) => return Ok(leases),
-            () = worker.closed() => return Ok(leases),
+            () = worker.left() => return Ok(leases),
         };
         let mut listener = self.shared.channels.listen(keys.channel());
         loop {
@@ -101,7 +103,7 @@ impl Fetching {
             tokio::select! {
                 () = listener.wait() => {}
                 () = sleep_until(until) => {}
-                () = worker.closed() => return Ok(leases),
+                () = worker.left() => return Ok(leases),
             }
         }
     }

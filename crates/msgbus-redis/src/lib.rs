@@ -19,6 +19,7 @@
 //!   count.
 
 mod admin;
+mod asker;
 mod channels;
 mod connection;
 mod engine;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use msgbus_core::{
-    BatchLimit,
-    engine::{Begin, Engine as _, EngineError},
+    BatchLimit, Settlement,
+    engine::{Begin, Engine as _, EngineError, Fetch},
 };
 use msgbus_engine_testkit::{fresh, soon};
 use msgbus_redis::{Acknowledge, RedisOptions};
@@ -49,6 +49,45 @@ async fn what_nobody_waits_for_is_published() {
             let texts = found.iter().map(|read| str::from_utf8(&read.message.payload).unwrap());
             assert_eq!(texts.collect::<Vec<_>>(), expected);
         }
+    }
+}
+
+/// What was sent may have been done, unless nothing was to be done.
+#[test]
+fn after_the_end_of_the_runtime_everything_is_answered() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let engine = runtime.block_on(server.engine(server.options()));
+        let (topic, group) = (fresh("ended"), "workers".parse().unwrap());
+        let fetch = Fetch {
+            limit: BatchLimit::ONE,
+            lease: Duration::from_secs(60),
+            wait: Duration::from_secs(60),
+            from: Begin::First,
+        };
+        let key = || b"1-1-f".as_slice().into();
+        let settle = || engine.settle(&topic, None, vec![key()], &Settlement::Ack);
+        let history = || engine.history(&topic, Begin::First, BatchLimit::ONE);
+        server.signal("-STOP");
+        let (fetched, settled) = (engine.fetch(&topic, None, fetch), settle());
+        let (deleted, made) = (engine.delete(&topic), engine.set_group(&topic, &group, None));
+        let read = history();
+        runtime.block_on(async {
+            for _ in 0..100 {
+                yield_now().await;
+            }
+        });
+        drop(runtime);
+        Runtime::new().unwrap().block_on(async {
+            assert_eq!(soon(fetched).await.unwrap_err(), EngineError::Unknown);
+            assert_eq!(soon(settled).await.unwrap_err(), EngineError::Unknown);
+            assert_eq!(soon(deleted).await, Err(EngineError::Unknown));
+            assert_eq!(soon(made).await, Err(EngineError::Unknown));
+            assert_eq!(soon(read).await.unwrap_err(), EngineError::Closed);
+            assert_eq!(soon(settle()).await.unwrap_err(), EngineError::Closed);
+            assert_eq!(soon(history()).await.unwrap_err(), EngineError::Closed);
+        });
     }
 }
 
