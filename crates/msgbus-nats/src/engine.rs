@@ -27,7 +27,7 @@ use tracing::debug;
 
 use crate::{
     NatsOptions, admin, connection::Connection, error::change_error, groups, history,
-    publish::Publish, refusals::API, services, tail,
+    publish::Pending, refusals::API, services, tail,
 };
 
 /// An engine on NATS `JetStream`. Clones share the connection. It needs the runtime of tokio in which it was made.
@@ -102,13 +102,16 @@ impl NatsEngine {
                 error => error,
             }))
         });
-        Running { task, is_abandoned_when_dropped: false }
+        let is_too_late = task.is_finished();
+        Running { task, is_too_late, is_abandoned_when_dropped: false }
     }
 }
 
 /// An operation that the runtime runs. It goes on when this is dropped, unless nobody else has use for it.
 struct Running<T> {
     task: JoinHandle<Result<Result<T, EngineError>, Elapsed>>,
+    /// Whether the task had ended at once: if it has no answer then, there was no runtime.
+    is_too_late: bool,
     is_abandoned_when_dropped: bool,
 }
 
@@ -130,8 +133,9 @@ impl<T> Future for Running<T> {
                 debug!("NATS has not answered in time");
                 Err(EngineError::Unknown)
             }
-            // The runtime is shutting down.
-            Err(_) => Err(EngineError::Closed),
+            Err(_) if self.is_too_late => Err(EngineError::Closed),
+            // The runtime has ended meanwhile. Something may have been sent.
+            Err(_) => Err(EngineError::Unknown),
         })
     }
 }
@@ -174,9 +178,9 @@ impl Engine for NatsEngine {
         let Ok(permit) = Arc::clone(&self.connection.operations).try_acquire_owned() else {
             return Box::pin(ready(Err(EngineError::Busy)));
         };
-        match Publish::new(connection, topic, messages, permit) {
+        match Pending::new(connection, topic, messages, permit) {
             Ok((publish, receipt)) => {
-                connection.together.publish(publish);
+                connection.publisher.publish(publish);
                 Box::pin(async { receipt.await.unwrap_or(Err(EngineError::Unknown)) })
             }
             Err(error) => Box::pin(ready(Err(error))),
@@ -313,13 +317,7 @@ impl Engine for NatsEngine {
             services::request(connection, service, take, urgency)
         });
         asking.is_abandoned_when_dropped = true;
-        Box::pin(async move {
-            asking.await.map_err(|error| match error {
-                // The task has ended early. It may have sent the request.
-                EngineError::Closed => EngineError::Unknown,
-                error => error,
-            })
-        })
+        Box::pin(asking)
     }
 
     fn finish(&self) -> Answer<()> {

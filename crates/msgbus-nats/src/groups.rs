@@ -177,13 +177,13 @@ async fn take_first(
     let is_old = !connection.is_at_least(2, 10);
     let end = Instant::now() + wait;
     let name = &consumer.cached_info().name;
-    // Without a wait there is no queue.
-    let turn = connection.turns.wait(name, end);
-    // Who does not wait needs none.
-    let turn = if wait.is_zero() { None } else { turn.await };
-    if turn.is_none() && !wait.is_zero() {
-        return Ok(());
-    }
+    // Who does not wait needs no turn.
+    let _turn = if wait.is_zero() {
+        None
+    } else {
+        let Some(turn) = connection.turns.wait(name, end).await else { return Ok(()) };
+        Some(turn)
+    };
     loop {
         let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let time = if is_old { left.min(SHORT) } else { left };

@@ -15,7 +15,6 @@ use msgbus_core::{
     engine::{Begin, EngineError, EngineMessage, Page, Skipped},
     store::RecoveredMessage,
 };
-
 use tokio::time::timeout;
 
 use crate::{

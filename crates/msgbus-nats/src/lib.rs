@@ -35,7 +35,6 @@ mod refusals;
 mod services;
 mod subject;
 mod tail;
-mod together;
 mod turns;
 
 pub use self::{engine::NatsEngine, options::NatsOptions};

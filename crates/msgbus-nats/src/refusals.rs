@@ -14,21 +14,29 @@ pub(crate) struct Refusals {
     subjects: Mutex<HashMap<String, Instant>>,
     logged: Mutex<HashMap<String, Instant>>,
     /// Those who wait for refusals, by subject. Never locked together with the others.
-    waiting: Mutex<HashMap<String, Arc<Notify>>>,
+    waiting: Mutex<HashMap<String, Waiting>>,
 }
 
-/// Some who wait for the refusal of a subject.
-struct Waiting<'a> {
+/// Those who wait for the refusal of a subject.
+#[derive(Debug, Default)]
+struct Waiting {
+    count: usize,
+    news: Arc<Notify>,
+}
+
+/// One of them.
+struct Waiter<'a> {
     refusals: &'a Refusals,
     subject: &'a str,
     news: Arc<Notify>,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut waiting = self.refusals.waiting.lock();
-        // The map has one, too.
-        if Arc::strong_count(&self.news) == 2 {
+        let Some(others) = waiting.get_mut(self.subject) else { return };
+        others.count -= 1;
+        if others.count == 0 {
             waiting.remove(self.subject);
         }
     }
@@ -42,8 +50,6 @@ impl Refusals {
     const MAX: usize = 1000;
     /// How often the log names a subject, or others that begin alike, at most.
     const QUIET: Duration = Duration::from_secs(60);
-    /// For how long a subject that was refused is not tried again.
-    const LATELY: Duration = Duration::from_secs(1);
     /// How many parts of subjects are alike. Acks and marks of leases differ in those after them.
     const ALIKE: usize = 4;
 
@@ -57,8 +63,8 @@ impl Refusals {
         }
         subjects.insert(subject.to_owned(), Instant::now());
         drop(subjects);
-        if let Some(news) = self.waiting.lock().get(subject) {
-            news.notify_waiters();
+        if let Some(waiting) = self.waiting.lock().get(subject) {
+            waiting.news.notify_waiters();
         }
         if self.is_news(subject) {
             warn!("NATS refuses what the engine needs: {text}");
@@ -82,33 +88,27 @@ impl Refusals {
 
     /// Ready when the server refuses what was sent to a subject since then.
     pub(crate) async fn refused(&self, subject: &str, since: Instant) {
-        let waiting = self.wait_for(subject);
+        let waiter = self.wait_for(subject);
         loop {
-            let mut news = pin!(waiting.news.notified());
+            let mut news = pin!(waiter.news.notified());
             news.as_mut().enable();
-            if self.is_refused_since(subject, since) {
+            if self.is_refused(subject, since) {
                 return;
             }
             news.await;
         }
     }
 
-    fn wait_for<'a>(&'a self, subject: &'a str) -> Waiting<'a> {
+    fn wait_for<'a>(&'a self, subject: &'a str) -> Waiter<'a> {
         let mut waiting = self.waiting.lock();
-        let news = match waiting.get(subject) {
-            Some(news) => Arc::clone(news),
-            None => Arc::clone(waiting.entry(subject.to_owned()).or_default()),
-        };
-        Waiting { refusals: self, subject, news }
+        let others = waiting.entry(subject.to_owned()).or_default();
+        others.count += 1;
+        Waiter { refusals: self, subject, news: Arc::clone(&others.news) }
     }
 
-    pub(crate) fn is_refused_since(&self, subject: &str, since: Instant) -> bool {
+    /// Whether the server has refused what was sent to a subject since then.
+    pub(crate) fn is_refused(&self, subject: &str, since: Instant) -> bool {
         self.subjects.lock().get(subject).is_some_and(|at| *at >= since)
-    }
-
-    /// Whether the server has just refused what was sent to a subject, and would refuse more.
-    pub(crate) fn is_refused(&self, subject: &str) -> bool {
-        self.subjects.lock().get(subject).is_some_and(|at| at.elapsed() < Self::LATELY)
     }
 
     /// Why a request was not answered that began then. If `to` ends with a dot, its subject begins with that.
@@ -122,6 +122,12 @@ impl Refusals {
         };
         if subjects.iter().any(is_refused) { EngineError::Denied } else { error }
     }
+}
+
+/// The server would refuse again what it has refused since then: it is not tried.
+pub(crate) fn lately(now: Instant) -> Instant {
+    const LATELY: Duration = Duration::from_secs(1);
+    now.checked_sub(LATELY).unwrap_or(now)
 }
 
 /// `Permissions Violation for Publish to "SUBJECT"`, and the same for subscriptions.
@@ -177,6 +183,17 @@ mod tests {
             assert!(refused.iter_mut().all(|refused| refused.as_mut().poll(&mut cx).is_ready()));
         }
         assert!(refusals.waiting.lock().is_empty(), "nobody waits any more");
+    }
+
+    /// Two who wait for the same end at once: each still has its share of the news when the other looks.
+    #[test]
+    fn nothing_is_kept_for_those_who_wait_no_longer() {
+        let refusals = Refusals::default();
+        let (one, other) = (refusals.wait_for("to"), refusals.wait_for("to"));
+        let share = Arc::clone(&one.news);
+        drop((one, other));
+        assert!(refusals.waiting.lock().is_empty());
+        drop(share);
     }
 
     #[test]

@@ -38,10 +38,10 @@ use crate::{
     error::request_error,
     leases::Settled,
     marks::Leftovers,
+    publish::Publisher,
     refusals::{API, Refusals},
     services::Serving,
     subject::subject,
-    together::Together,
     turns::Turns,
 };
 
@@ -64,7 +64,7 @@ pub(crate) struct Connection {
     pub(crate) turns: Turns,
     pub(crate) serving: Serving,
     pub(crate) leftovers: Leftovers,
-    pub(crate) together: Together,
+    pub(crate) publisher: Publisher,
     /// For each operation that may still begin.
     pub(crate) operations: Arc<Semaphore>,
     known: Mutex<Option<Arc<Known>>>,
@@ -140,8 +140,8 @@ impl Connection {
         let deliveries = Deliveries::new(client.new_inbox(), connected);
         // Only the end of the client, or a subject that is none, would be an error.
         let delivered = client.subscribe(deliveries.subject()).await;
-        let together = Together::new(client.new_inbox());
-        let acknowledged = client.subscribe(together.subject()).await;
+        let publisher = Publisher::new(client.new_inbox());
+        let acknowledged = client.subscribe(publisher.subject()).await;
         let connection = Arc::new(Self {
             client,
             context,
@@ -152,7 +152,7 @@ impl Connection {
             turns: Turns::default(),
             serving: Serving::default(),
             leftovers: Leftovers::default(),
-            together,
+            publisher,
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             known: Mutex::default(),
             finding: tokio::sync::Mutex::default(),
@@ -167,7 +167,7 @@ impl Connection {
             tokio::spawn(Deliveries::run(Weak::clone(&weak), delivered));
         }
         if let Ok(acknowledged) = acknowledged {
-            tokio::spawn(Together::run(weak, acknowledged));
+            tokio::spawn(Publisher::run(weak, acknowledged));
         }
         connection
     }
@@ -299,10 +299,13 @@ impl Connection {
         }
     }
 
-    /// Forgets the stream: it may be another one now.
-    pub(crate) fn forget(&self) {
-        *self.known.lock() = None;
-        self.consumers.clear();
+    /// Forgets the stream, if no other one is known meanwhile: it may be another one now.
+    pub(crate) fn forget(&self, stream: &Arc<Known>) {
+        let mut known = self.known.lock();
+        if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, stream)) {
+            *known = None;
+            self.consumers.clear();
+        }
     }
 
     /// The stream and its state now, as its leader knows it.
@@ -323,13 +326,13 @@ impl Connection {
                 Ok((known, info))
             }
             Ok(_) => {
-                self.forget();
+                self.forget(&known);
                 let known = self.look_up(check).await?;
                 let info = known.stream.cached_info().clone();
                 Ok((known, info))
             }
             Err(error) => {
-                self.forget();
+                self.forget(&known);
                 Err(request_error(&error))
             }
         }

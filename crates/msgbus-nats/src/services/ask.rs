@@ -15,7 +15,7 @@ use super::{
     CANCEL, FIND, FREE, FULL, REQUEST, RETRY, SERVER, TIMEOUT, Whom, outcome::asked,
     question_subject,
 };
-use crate::{connection::Connection, message::encode_headers};
+use crate::{connection::Connection, message::encode_headers, refusals::lately};
 
 /// A node that was found.
 enum Found {
@@ -110,7 +110,7 @@ pub(crate) async fn request(
         Found::Node { address, .. } => address,
     };
     // The client would keep a note of each for ever: nobody answers what the server refuses.
-    if connection.refusals.is_refused(&address) {
+    if connection.refusals.is_refused(&address, lately(Instant::now())) {
         return Err(EngineError::Denied);
     }
     match take() {

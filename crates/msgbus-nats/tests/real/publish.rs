@@ -5,12 +5,17 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, poll, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt as _, StreamExt as _, TryFutureExt as _, future::join_all, poll,
+    stream::FuturesUnordered,
+};
+use msgbus_core::engine::Begin;
 use msgbus_engine_testkit::Proxy;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::{JoinSet, yield_now},
+    time::timeout,
 };
 
 use super::*;
@@ -78,6 +83,53 @@ fn publishes_are_answered_when_the_runtime_has_ended() {
         let answered = before.as_mut().now_or_never();
         assert!(answered.is_some(), "{answered:?}");
         assert_eq!(after.now_or_never(), Some(Err(EngineError::Closed)));
+    }
+}
+
+/// The same for all others: what was on its way may have been done.
+#[test]
+fn operations_are_answered_when_the_runtime_has_ended() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (topic, group) = (fresh("end"), "workers".parse().unwrap());
+        let engine = runtime.block_on(server.engine(server.options()));
+        let delete = || engine.delete(&topic);
+        let move_group = || engine.set_group(&topic, &group, Some(Begin::First));
+        let settle =
+            || engine.settle(&topic, Some(&group), Vec::new(), &Settlement::Ack).map_ok(drop);
+        server.signal("-STOP");
+        let before = (delete(), move_group(), settle());
+        drop(runtime);
+        let (unknown, closed) = (EngineError::Unknown, EngineError::Closed);
+        assert_eq!(before.0.now_or_never(), Some(Err(unknown)));
+        assert_eq!(before.1.now_or_never(), Some(Err(unknown)));
+        assert_eq!(before.2.now_or_never(), Some(Err(unknown)));
+        assert_eq!(delete().now_or_never(), Some(Err(closed)));
+        assert_eq!(move_group().now_or_never(), Some(Err(closed)));
+        assert_eq!(settle().now_or_never(), Some(Err(closed)));
+    }
+}
+
+/// A server that is silent takes no more at some time. All are answered soon, not one after the other.
+#[tokio::test]
+async fn what_cannot_be_sent_is_answered_in_time() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let options = NatsOptions { timeout: Duration::from_secs(1), ..server.options() };
+        let engine = server.engine(options).await;
+        let (topic, large) = (fresh("full"), bytes::Bytes::from(vec![0; 16 << 10]));
+        soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+        server.signal("-STOP");
+        let publish = |_| engine.publish(&topic, vec![NewMessage::new(large.clone())]);
+        let all = join_all((0..4000).map(publish));
+        let answers = timeout(Duration::from_secs(30), all).await.unwrap();
+        server.signal("-CONT");
+        let is_expected = |answer: &Result<_, _>| {
+            let error = *answer.as_ref().unwrap_err();
+            matches!(error, EngineError::Unknown | EngineError::Busy | EngineError::Unavailable)
+        };
+        assert!(answers.iter().all(is_expected), "{answers:?}");
     }
 }
 

@@ -5,7 +5,10 @@ use std::{
     vec,
 };
 
-use async_nats::{HeaderMap, Subject, jetstream::publish::PublishAck};
+use async_nats::{
+    HeaderMap, Message, StatusCode, Subject,
+    jetstream::{publish::PublishAck, response::Response},
+};
 use bytes::Bytes;
 use msgbus_core::{
     NewMessage, TopicName,
@@ -18,21 +21,22 @@ use tokio::{
 
 use crate::{
     connection::{Connection, Known},
+    error::refusal,
     message::{self, Repeats, encode},
 };
 
-pub(crate) type Answer = Result<Receipt, EngineError>;
+type Answer = Result<Receipt, EngineError>;
 
 /// A message as it is sent.
-pub(crate) type Encoded = (Option<HeaderMap>, Bytes);
+pub(super) type Encoded = (Option<HeaderMap>, Bytes);
 
 #[derive(Debug)]
-pub(crate) struct Publish {
-    pub(crate) subject: Subject,
+pub(crate) struct Pending {
+    pub(super) subject: Subject,
     /// Those that were not sent.
-    pub(crate) messages: vec::IntoIter<Encoded>,
+    pub(super) messages: vec::IntoIter<Encoded>,
     /// Since when it, or what is left of it, waits.
-    pub(crate) since: Instant,
+    pub(super) since: Instant,
     /// Where it is sent to, and the highest sequence that was known there before. `None` before something is sent.
     stream: Option<(Arc<Known>, u64)>,
     acknowledged: Option<Acknowledged>,
@@ -52,7 +56,7 @@ struct Acknowledged {
     first_new: Option<u64>,
 }
 
-impl Publish {
+impl Pending {
     /// Refuses messages that an older server would keep for longer than it should.
     pub(crate) fn new(
         connection: &Connection,
@@ -69,10 +73,18 @@ impl Publish {
             let operation = "let single messages expire: it needs nats-server 2.11";
             return Err(EngineError::NotSupported { engine: "nats", operation });
         }
+        Ok(Self::of(subject.into(), encoded, permit))
+    }
+
+    fn of(
+        subject: Subject,
+        messages: Vec<Encoded>,
+        permit: OwnedSemaphorePermit,
+    ) -> (Self, oneshot::Receiver<Answer>) {
         let (answer, receiver) = oneshot::channel();
         let publish = Self {
-            subject: subject.into(),
-            messages: encoded.into_iter(),
+            subject,
+            messages: messages.into_iter(),
             since: Instant::now(),
             stream: None,
             acknowledged: None,
@@ -80,11 +92,11 @@ impl Publish {
             answer: Some(answer),
             _permit: permit,
         };
-        Ok((publish, receiver))
+        (publish, receiver)
     }
 
-    /// Some of it is sent to this stream.
-    pub(crate) fn send_to(&mut self, known: &Arc<Known>) {
+    /// Some of it is about to be sent to this stream.
+    pub(super) fn begin(&mut self, known: &Arc<Known>) {
         match &self.stream {
             None => self.stream = Some((Arc::clone(known), known.highest.load(Relaxed))),
             // What was sent before is in another stream.
@@ -93,14 +105,27 @@ impl Publish {
         }
     }
 
+    /// The next message to be sent.
+    pub(super) fn next_message(&mut self) -> Option<Encoded> {
+        if self.failure.is_some() { None } else { self.messages.next() }
+    }
+
     /// What nobody knows of one message, nobody knows of all.
-    pub(crate) fn fail(&mut self, error: EngineError) {
+    pub(super) fn fail(&mut self, error: EngineError) {
         if error == EngineError::Unknown || self.failure.is_none() {
             self.failure = Some(error);
         }
     }
 
-    pub(crate) fn acknowledge(&mut self, ack: &PublishAck) {
+    /// Hears what has become of one of its messages.
+    pub(super) fn hear(&mut self, message: &Message) {
+        match acknowledgement(message) {
+            Ok(ack) => self.acknowledge(&ack),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn acknowledge(&mut self, ack: &PublishAck) {
         let sequence = ack.sequence;
         let new = (!ack.duplicate).then_some(sequence);
         self.acknowledged = Some(match self.acknowledged {
@@ -114,11 +139,11 @@ impl Publish {
     }
 
     /// Whether nothing of it is sent any more.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.failure.is_some() || self.messages.len() == 0
     }
 
-    pub(crate) fn finish(mut self, connection: &Connection) {
+    pub(super) fn finish(mut self, connection: &Connection) {
         let receipt = self.receipt(connection);
         if let Some(answer) = self.answer.take() {
             let _ = answer.send(receipt);
@@ -134,7 +159,7 @@ impl Publish {
         let Some((known, highest)) = &self.stream else { return Err(EngineError::Unknown) };
         if first_new.is_some_and(|first| first <= *highest) {
             // The numbers have begun again: it is another stream.
-            connection.forget();
+            connection.forget(known);
             return Err(EngineError::Unknown);
         }
         if known.connects != connection.connects() {
@@ -148,8 +173,10 @@ impl Publish {
     fn error(&self, connection: &Connection) -> EngineError {
         match self.failure {
             Some(error) if self.acknowledged.is_none() => {
-                if error == EngineError::Unavailable && self.stream.is_some() {
-                    connection.forget();
+                if error == EngineError::Unavailable
+                    && let Some((known, _)) = &self.stream
+                {
+                    connection.forget(known);
                 }
                 connection.refusals.explain(error, &self.subject, self.since)
             }
@@ -159,7 +186,7 @@ impl Publish {
     }
 }
 
-impl Drop for Publish {
+impl Drop for Pending {
     /// Answers when the runtime ends.
     fn drop(&mut self) {
         if let Some(answer) = self.answer.take() {
@@ -167,5 +194,31 @@ impl Drop for Publish {
                 if self.stream.is_some() { EngineError::Unknown } else { EngineError::Closed };
             let _ = answer.send(Err(error));
         }
+    }
+}
+
+/// What the stream has said of a message.
+fn acknowledgement(message: &Message) -> Result<PublishAck, EngineError> {
+    if message.status == Some(StatusCode::NO_RESPONDERS) {
+        return Err(EngineError::Unavailable);
+    }
+    // A refusal has 0 instead of a sequence.
+    let ack = serde_json::from_slice::<PublishAck>(&message.payload).ok();
+    if let Some(ack) = ack.filter(|ack| ack.sequence > 0) {
+        return Ok(ack);
+    }
+    match serde_json::from_slice::<Response<PublishAck>>(&message.payload) {
+        Ok(Response::Err { error }) => Err(refusal(&error)),
+        _ => Err(EngineError::Unknown),
+    }
+}
+
+#[cfg(test)]
+impl Pending {
+    /// Messages of this size, for which nobody waits.
+    pub(super) fn example(messages: usize, bytes: usize) -> Self {
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        let message = (None, Bytes::from(vec![0; bytes]));
+        Self::of("example".into(), vec![message; messages], permit).0
     }
 }

@@ -1,0 +1,269 @@
+//! Sends what waits, in rounds, and hears what becomes of it.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use async_nats::{PublishErrorKind, Subject, Subscriber};
+use futures_util::{Stream, StreamExt as _, future::pending, stream::ReadyChunks};
+use msgbus_core::engine::EngineError;
+use tokio::{
+    select,
+    task::{JoinHandle, unconstrained},
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{Pending, SLICE, in_flight::InFlight, pending::Encoded, queue::Queue};
+use crate::{
+    connection::{Connection, Known},
+    refusals::lately,
+};
+
+/// How long messages wait for the acknowledgements of those before them, at most: some may never come.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// The maximum number of acknowledgements that are heard at a time.
+const CHUNK: usize = 256;
+/// The maximum number of messages in flight.
+const MAX_IN_FLIGHT: usize = 4096;
+
+/// The only one who sends what is published to a stream.
+pub(super) struct Sender {
+    queue: Arc<Queue>,
+    in_flight: InFlight,
+    search: Search,
+    /// When something was sent last.
+    sent: Instant,
+    /// When it was checked last what will not be acknowledged any more.
+    checked: Instant,
+}
+
+impl Sender {
+    pub(super) fn new(queue: Arc<Queue>) -> Self {
+        let now = Instant::now();
+        let (in_flight, search) = (InFlight::default(), Search(None));
+        Self { queue, in_flight, search, sent: now, checked: now }
+    }
+
+    /// Runs as long as there is the connection.
+    pub(super) async fn run(mut self, connection: Weak<Connection>, acknowledgements: Subscriber) {
+        let mut acknowledgements = acknowledgements.ready_chunks(CHUNK);
+        loop {
+            let (can_send, tick) = (self.can_send(), self.tick());
+            let (mut heard, mut failure) = (Some(Vec::new()), None);
+            select! {
+                biased;
+                chunk = next_chunk(&mut acknowledgements) => heard = chunk,
+                found = self.search.found() => failure = found.err(),
+                () = self.queue.news(), if can_send => {}
+                () = tick => {}
+            }
+            let (Some(heard), Some(connection)) = (heard, connection.upgrade()) else { return };
+            let has_heard_all = heard.len() < CHUNK;
+            for message in heard {
+                if let Some(publish) = self.in_flight.hear(&message) {
+                    self.go_on(publish, &connection);
+                }
+            }
+            if let Some(error) = failure {
+                // Who comes later may find the stream.
+                refuse(self.queue.take_all(), error, &connection);
+            }
+            if has_heard_all {
+                self.give_up(&connection);
+            }
+            if self.can_send() {
+                self.send(&connection).await;
+            }
+        }
+    }
+
+    /// Whether what waits is sent at once.
+    fn can_send(&self) -> bool {
+        let count = self.in_flight.count();
+        count == 0 || count < MAX_IN_FLIGHT && self.sent.elapsed() >= PATIENCE
+    }
+
+    /// Ready when it is time to look at what waits and what is in flight.
+    fn tick(&self) -> impl Future<Output = ()> + use<> {
+        let is_idle = self.in_flight.count() == 0 && self.queue.is_empty();
+        async move {
+            if is_idle {
+                pending::<()>().await;
+            }
+            sleep(PATIENCE).await;
+        }
+    }
+
+    /// Sends some of what waits.
+    async fn send(&mut self, connection: &Arc<Connection>) {
+        if self.queue.is_empty() {
+            return;
+        }
+        if let Err(error) = connection.check() {
+            return refuse(self.queue.take_all(), error, connection);
+        }
+        let Some(known) = connection.current() else { return self.search.begin(connection) };
+        let room = MAX_IN_FLIGHT.saturating_sub(self.in_flight.count());
+        let limit = Instant::now() + connection.options.timeout;
+        for publish in self.queue.next_round(room) {
+            self.send_slice(publish, &known, connection, limit).await;
+        }
+        if self.can_send() {
+            // All that was taken is over.
+            self.queue.wake();
+        }
+    }
+
+    /// Sends what is next of a publish. `limit`: the end of the round.
+    async fn send_slice(
+        &mut self,
+        mut publish: Pending,
+        known: &Arc<Known>,
+        on: &Connection,
+        limit: Instant,
+    ) {
+        let mut slice = self.in_flight.slice(known.connects);
+        if on.refusals.is_refused(&publish.subject, lately(slice.sent)) {
+            publish.fail(EngineError::Denied);
+            return publish.finish(on);
+        }
+        publish.begin(known);
+        for _ in 0..SLICE {
+            let Some(message) = publish.next_message() else { break };
+            let number = self.in_flight.number();
+            // The client has room for some.
+            let sending = send(on, publish.subject.clone(), number, message);
+            match timeout_at(limit, sending).await.unwrap_or(Err(EngineError::Busy)) {
+                Ok(()) => slice.open(number),
+                Err(error) => publish.fail(error),
+            }
+        }
+        slice.sent = Instant::now();
+        self.sent = slice.sent;
+        if let Some(publish) = self.in_flight.add(slice, publish) {
+            self.go_on(publish, on);
+        }
+    }
+
+    /// Answers a publish of which nothing is in flight, or sends what is left of it next.
+    fn go_on(&self, mut publish: Pending, connection: &Connection) {
+        if publish.is_over() {
+            publish.finish(connection);
+        } else {
+            publish.since = Instant::now();
+            self.queue.push_front(publish);
+        }
+    }
+
+    /// Now and then, ends what will not be acknowledged any more, and what has waited for too long.
+    fn give_up(&mut self, connection: &Connection) {
+        let now = Instant::now();
+        if now.duration_since(self.checked) < PATIENCE {
+            return;
+        }
+        self.checked = now;
+        let (connects, limit) = (connection.connects(), connection.options.timeout);
+        let given_up = self.in_flight.give_up(|slice, publish| {
+            slice.connects != connects
+                || now.duration_since(slice.sent) >= limit
+                || connection.refusals.is_refused(&publish.subject, slice.sent)
+        });
+        refuse(given_up, EngineError::Unknown, connection);
+        if let Some(limit) = now.checked_sub(limit) {
+            let error =
+                if self.search.is_on() { EngineError::Unavailable } else { EngineError::Busy };
+            refuse(self.queue.take_older(limit), error, connection);
+        }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        // Nobody sends any more.
+        self.queue.close();
+    }
+}
+
+/// Looks for the stream, in a task of its own.
+struct Search(Option<JoinHandle<Result<Arc<Known>, EngineError>>>);
+
+impl Search {
+    fn begin(&mut self, connection: &Arc<Connection>) {
+        self.0.get_or_insert_with(|| {
+            let connection = Arc::clone(connection);
+            tokio::spawn(async move { connection.stream().await })
+        });
+    }
+
+    fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Ready when it is over, if there is one.
+    async fn found(&mut self) -> Result<Arc<Known>, EngineError> {
+        let Some(task) = &mut self.0 else { return pending().await };
+        let found = task.await;
+        self.0 = None;
+        found.unwrap_or(Err(EngineError::Closed))
+    }
+}
+
+/// All that are ready, up to the maximum: the runtime would end a chunk after 128.
+async fn next_chunk<S: Stream + Unpin>(chunks: &mut ReadyChunks<S>) -> Option<Vec<S::Item>> {
+    unconstrained(chunks.next()).await
+}
+
+fn refuse(
+    publishes: impl IntoIterator<Item = Pending>,
+    error: EngineError,
+    connection: &Connection,
+) {
+    for mut publish in publishes {
+        publish.fail(error);
+        publish.finish(connection);
+    }
+}
+
+/// Sends a message, so that it is acknowledged by its number.
+async fn send(
+    connection: &Connection,
+    subject: Subject,
+    number: u64,
+    (headers, payload): Encoded,
+) -> Result<(), EngineError> {
+    let (client, reply) = (&connection.client, connection.publisher.reply(number));
+    let sent = match headers {
+        Some(headers) => {
+            client.publish_with_reply_and_headers(subject, reply, headers, payload).await
+        }
+        None => client.publish_with_reply(subject, reply, payload).await,
+    };
+    sent.map_err(|error| match error.kind() {
+        PublishErrorKind::MaxPayloadExceeded => {
+            EngineError::TooLarge { limit: client.max_payload() as u64 }
+        }
+        _ => EngineError::Unavailable,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream::poll_fn;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// Otherwise what is acknowledged is given up when the sender has been held up for too long.
+    #[tokio::test]
+    async fn a_chunk_has_all_that_are_ready() {
+        let (sender, mut receiver) = mpsc::channel(1000);
+        for number in 0..CHUNK + 200 {
+            sender.try_send(number).unwrap();
+        }
+        let mut chunks = poll_fn(move |cx| receiver.poll_recv(cx)).ready_chunks(CHUNK);
+        for expected in [CHUNK, 200] {
+            assert_eq!(next_chunk(&mut chunks).await.unwrap().len(), expected);
+        }
+    }
+}
