@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, HeaderMap, Message, RequestErrorKind, Subject, client::PublishErrorKind};
+use async_nats::{
+    Client, HeaderMap, Message, RequestErrorKind, Subject, Subscriber, client::PublishErrorKind,
+};
 use bytes::Bytes;
 use futures_util::{
     StreamExt as _,
@@ -115,7 +117,9 @@ pub(crate) async fn serve(connection: Arc<Connection>, service: TopicName, sink:
             Some(name) = node.jobs.next() => drop(node.handles.remove(&name)),
         }
     }
-    let _ = (to_any.unsubscribe().await, to_all.unsubscribe().await);
+    let is_last = is_finishing.is_cancelled();
+    end(&mut to_any, is_last).await;
+    end(&mut to_all, is_last).await;
     // Whoever got the address just now finds somebody there.
     let mut is_over = pin!(async {
         let patience = connection.options.timeout;
@@ -128,18 +132,33 @@ pub(crate) async fn serve(connection: Arc<Connection>, service: TopicName, sink:
     while !is_late || !node.jobs.is_empty() {
         select! {
             () = &mut is_over, if !is_late => is_late = true,
+            Some(message) = to_any.next() => node.take(message, any).await,
+            Some(message) = to_all.next() => node.take(message, all).await,
             Some(message) = requests.next() => node.take(message, any).await,
             Some(name) = node.jobs.next() => drop(node.handles.remove(&name)),
         }
     }
-    let _ = requests.unsubscribe().await;
-    while let Some(message) = requests.next().await {
-        node.take(message, any).await;
-    }
-    while node.jobs.next().await.is_some() {}
+    end(&mut requests, is_finishing.is_cancelled()).await;
+    node.finish(requests).await;
+}
+
+/// Ends a subscription. What has come can be read. When the node finishes, so can what is on its way, unless the client gets it
+/// in parts. Otherwise that is lost: if the connection breaks, the client makes a subscription again that is being drained, and
+/// forgets it, so the server would send there what others should get.
+async fn end(subscriber: &mut Subscriber, is_last: bool) {
+    let _ = if is_last { subscriber.drain().await } else { subscriber.unsubscribe().await };
 }
 
 impl Node<'_> {
+    /// Answers what has come by a subscription that has ended, and all that is not answered.
+    async fn finish(mut self, mut requests: Subscriber) {
+        // Without a connection, the client ends nothing now.
+        while let Ok(Some(message)) = timeout(HASTE, requests.next()).await {
+            self.take(message, Whom::Any).await;
+        }
+        while self.jobs.next().await.is_some() {}
+    }
+
     async fn take(&mut self, message: Message, whom: Whom) {
         let header = |name| Some(message.headers.as_ref()?.get(name)?.as_str());
         if let Some(name) = header(CANCEL) {

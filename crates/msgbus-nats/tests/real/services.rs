@@ -1,5 +1,6 @@
 //! Services at several nodes, whose server goes away and whose connections break.
 
+use futures_util::StreamExt as _;
 use msgbus_core::{
     BatchLimit, NewRequest, RequestError, TopicName,
     engine::{Asked, Urgency},
@@ -8,7 +9,7 @@ use msgbus_engine_testkit::{
     Proxy,
     requests::{Load, Timer, assert_balance, patient, respond, until_served},
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 
 use super::*;
 
@@ -222,7 +223,51 @@ async fn until_visited(bus: &MessageBus, service: &TopicName, count: usize) {
         }
     };
     let limit = Duration::from_secs(20);
-    tokio::time::timeout(limit, is_visited).await.expect("another number is there");
+    timeout(limit, is_visited).await.expect("another number is there");
+}
+
+/// The only thread of the node stands still while requests come. It finds them when it is to finish.
+#[tokio::test]
+async fn what_is_on_its_way_when_a_node_finishes_is_answered() {
+    const REQUESTS: usize = 100;
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = Arc::new(server.engine(server.options()).await);
+        let bus = bus(Arc::clone(&engine) as Arc<dyn Engine>);
+        let service = fresh("finishing");
+        let responder = respond(&bus, &service, |request| request.reply("x").unwrap());
+        let is_served = async {
+            while engine.is_served(&service).await != Ok(true) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(is_served).await;
+        let subject = format!("msgbus-services.{}", service.as_str().replace('/', "."));
+        let (url, finished) = (server.url(), engine.finish());
+        let (sent, is_sent) = std::sync::mpsc::channel();
+        let asking = std::thread::spawn(move || {
+            tokio::runtime::Runtime::new().unwrap().block_on(async {
+                let client = async_nats::connect(url).await.unwrap();
+                let inbox = client.new_inbox();
+                let replies = client.subscribe(inbox.clone()).await.unwrap();
+                for _ in 0..REQUESTS {
+                    let (to, inbox) = (subject.clone(), inbox.clone());
+                    client.publish_with_reply(to, inbox, "".into()).await.unwrap();
+                }
+                // The server handles what comes from here in order.
+                client.request(client.new_inbox(), "".into()).await.unwrap_err();
+                sleep(Duration::from_millis(100)).await;
+                sent.send(()).unwrap();
+                let replies = replies.take(REQUESTS).collect::<Vec<_>>();
+                timeout(Duration::from_secs(10), replies).await
+            })
+        });
+        is_sent.recv().unwrap();
+        assert_eq!(soon(finished).await, Ok(()));
+        let replies = tokio::task::spawn_blocking(|| asking.join().unwrap()).await.unwrap();
+        assert!(replies.unwrap().iter().all(|reply| reply.payload == "x"));
+        responder.abort();
+    }
 }
 
 /// Two nodes whose connections can be cut.
