@@ -22,7 +22,7 @@ use redis::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::{OnceCell, Semaphore, SemaphorePermit, watch},
     task::{AbortHandle, spawn_blocking},
     time::{Instant, sleep, timeout},
 };
@@ -48,7 +48,7 @@ pub(crate) const PROBE: Duration = Duration::from_secs(1);
 /// The maximum number of reads that are not answered. Each has an answer of about 1 MiB at most, unless one message is larger.
 const MAX_READS: usize = 16;
 /// The maximum number of operations that are not answered.
-const MAX_OPERATIONS: usize = 8192;
+pub(crate) const MAX_OPERATIONS: u32 = 8192;
 
 /// What all parts of an engine share.
 pub(crate) struct Connection {
@@ -104,7 +104,7 @@ impl Connection {
             turns: Turns::default(),
             secret: format!("{:032x}", u128::from_le_bytes(random)),
             reads: Semaphore::new(MAX_READS),
-            permits: Arc::new(Semaphore::new(MAX_OPERATIONS)),
+            permits: Arc::new(Semaphore::new(MAX_OPERATIONS as usize)),
             state: watch::Sender::new(Err(EngineError::Unavailable)),
             generation: AtomicU64::new(0),
             connects: AtomicU64::new(0),
@@ -220,42 +220,53 @@ impl Shared {
     ) -> Result<Value, EngineError> {
         let start = Instant::now();
         let command = link.command(script, keys, arguments);
-        let mut connection = self.connection(link).await;
+        let mut connection = self.connection(link).await?;
         let mut answer = command.query_async::<Value>(&mut connection).await;
-        if script::is_missing(&answer) {
+        let rest = self.options.timeout.saturating_sub(start.elapsed());
+        if script::is_missing(&answer) && !rest.is_zero() {
             let mut commands = redis::pipe();
             commands.add_command(script.load()).add_command(command).ignore_errors();
-            connection.set_response_timeout(self.options.timeout.saturating_sub(start.elapsed()));
+            connection.set_response_timeout(rest);
             let answers = commands.query_async(&mut connection).await;
             answer = answers.and_then(|[_, answer]: [RedisResult<Value>; 2]| answer);
         }
         answer.map_err(|error| self.failed(link, &error, request))
     }
 
-    /// The connection of the current runtime.
-    pub(crate) async fn connection(&self, link: &Link) -> MultiplexedConnection {
-        let here = Handle::current().id();
-        if let Some(connection) = link.by_runtime.lock().get(&here) {
-            return connection.clone();
+    /// The connection of the current runtime. It is opened when something is sent from there for the first time.
+    pub(crate) async fn connection(
+        &self,
+        link: &Link,
+    ) -> Result<MultiplexedConnection, EngineError> {
+        let here = Arc::clone(link.by_runtime.lock().entry(Handle::current().id()).or_default());
+        if let Some(connection) = here.get() {
+            return Ok(connection.clone());
         }
-        let connection = match timeout(PROBE, self.open(link)).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(Failure { details, .. })) => {
-                debug!(details, "no other connection to Redis");
-                link.connection.clone()
-            }
-            Err(_) => link.connection.clone(),
-        };
-        // Another task may have opened one meanwhile. Then it is that one for all.
-        link.by_runtime.lock().entry(here).or_insert(connection).clone()
+        let connection = here.get_or_try_init(|| self.open(link)).await?.clone();
+        // That may have taken a while.
+        self.check(link)?;
+        Ok(connection)
     }
 
-    /// Opens one more connection to the same server.
-    async fn open(&self, link: &Link) -> Result<MultiplexedConnection, Failure> {
-        let client = self.client().await?;
-        let opening = client.get_multiplexed_async_connection_with_config(&link.config);
-        let mut connection = opening.await?;
-        link.server.check_same(&mut connection).await?;
+    /// Opens one more connection to the same server. If there may be no more, it is the first one.
+    async fn open(&self, link: &Link) -> Result<MultiplexedConnection, EngineError> {
+        let opening = async {
+            let client = self.client().await?;
+            client.get_multiplexed_async_connection_with_config(&link.config).await
+        };
+        let limit = self.options.timeout.min(PROBE);
+        let mut connection = match timeout(limit, opening).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => {
+                debug!("no other connection to Redis: {error}");
+                return Ok(link.connection.clone());
+            }
+            Err(_) => return Ok(link.connection.clone()),
+        };
+        if link.server.check_same(&mut connection).await.is_err() {
+            self.lose(link.generation);
+            return Err(EngineError::Unavailable);
+        }
         Ok(connection)
     }
 
@@ -326,7 +337,8 @@ impl Shared {
             async move { script.load().query_async::<String>(&mut connection).await }
         });
         let hashes: Arc<[String]> = try_join_all(loading).await?.into();
-        let by_runtime = HashMap::from([(Handle::current().id(), connection.clone())]).into();
+        let own = (Handle::current().id(), Arc::new(OnceCell::new_with(Some(connection.clone()))));
+        let by_runtime = HashMap::from([own]).into();
         let run = "".into();
         let mut link =
             Link { connection, by_runtime, config, news, waiting, generation, run, server, hashes };
@@ -383,7 +395,7 @@ impl Shared {
     async fn probe(&self, link: &Link, is_safe: &mut bool) -> bool {
         let is_same = async {
             if link.server.identity.is_empty() {
-                return true;
+                return answers(&link.connection).await;
             }
             let Ok(server) = Server::of(&mut link.connection.clone()).await else { return false };
             self.warn(&server);
@@ -402,11 +414,16 @@ impl Shared {
                 None => true,
             }
         };
-        let connections: Vec<_> = link.by_runtime.lock().values().cloned().collect();
-        let answer = join_all(connections.iter().map(answers));
-        let (is_same, answer, hears, waits) = tokio::join!(is_same, answer, hears, waits);
-        is_same && answer.into_iter().all(|does| does) && hears && waits
+        let publishers = link.publishers();
+        let publish =
+            async { join_all(publishers.iter().map(answers)).await.iter().all(|does| *does) };
+        // The first that does not work ends it.
+        tokio::try_join!(must(is_same), must(hears), must(waits), must(publish)).is_ok()
     }
+}
+
+async fn must(works: impl Future<Output = bool>) -> Result<(), ()> {
+    works.await.then_some(()).ok_or(())
 }
 
 /// Connects, again and again, until the engine is dropped.

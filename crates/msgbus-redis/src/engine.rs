@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 use crate::{
     RedisOptions, admin,
     asker::Asker,
-    connection::Connection,
+    connection::{Connection, MAX_OPERATIONS},
     error::Request,
     groups::{self, Fetching},
     history,
@@ -93,6 +93,15 @@ impl Engine for RedisEngine {
             }
             None => Box::pin(lanes.here().publish(shared, topic, messages, permit)),
         }
+    }
+
+    /// Each publish has a permit until it is answered.
+    fn finish(&self) -> Answer<()> {
+        let permits = Arc::clone(&self.connection.shared.permits);
+        Box::pin(async move {
+            let all = permits.acquire_many(MAX_OPERATIONS).await;
+            all.map(drop).map_err(|_| EngineError::Closed)
+        })
     }
 
     fn fetch(&self, topic: &TopicName, group: Option<&GroupName>, fetch: Fetch) -> Answer<Leases> {

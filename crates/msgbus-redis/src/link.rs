@@ -1,10 +1,10 @@
 //! The connections to a server, while it can be used.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use redis::{AsyncConnectionConfig, Cmd, Value, aio::MultiplexedConnection};
-use tokio::runtime::Id;
+use tokio::{runtime::Id, sync::OnceCell};
 
 use crate::{
     Acknowledge,
@@ -16,7 +16,7 @@ use crate::{
 pub(crate) struct Link {
     pub(crate) connection: MultiplexedConnection,
     /// The connections of all runtimes from which something is sent, among them the one above.
-    pub(crate) by_runtime: Mutex<HashMap<Id, MultiplexedConnection>>,
+    pub(crate) by_runtime: Mutex<HashMap<Id, Arc<OnceCell<MultiplexedConnection>>>>,
     pub(crate) config: AsyncConnectionConfig,
     /// Hears of what is new. It is another one, because the server limits what waits for a client that is subscribed.
     pub(crate) news: MultiplexedConnection,
@@ -32,6 +32,17 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    /// The connections on which several runtimes publish. A runtime that is busy reads an answer late.
+    pub(crate) fn publishers(&self) -> Vec<MultiplexedConnection> {
+        const LIMIT: Duration = Duration::from_secs(5);
+        let by_runtime = self.by_runtime.lock();
+        let mut open: Vec<_> = by_runtime.values().filter_map(|one| one.get().cloned()).collect();
+        for connection in &mut open {
+            connection.set_response_timeout(LIMIT);
+        }
+        open
+    }
+
     /// A command that runs a script.
     pub(crate) fn command(
         &self,

@@ -39,7 +39,8 @@ pub struct RedisOptions {
     /// How long to wait for an answer. Default 5 seconds.
     pub timeout: Duration,
     /// Runtimes that each get a connection of their own, on which they send what is published in them. What is published
-    /// elsewhere is sent from the runtime in which the engine is made. Default none.
+    /// elsewhere is sent from the runtime in which the engine is made. Default none. A thread of such a runtime must not block
+    /// until something is published, as `MessageBus::put` does.
     pub publish_from: Vec<Handle>,
 }
 

@@ -175,14 +175,13 @@ const UNKNOWN: Answer = Err(EngineError::Unknown);
 
 /// Publishes batches, in this order, and waits until what was published is where it has to be. Answers each of them.
 pub(crate) async fn run_all(shared: &Shared, batches: &[Batch]) -> Vec<Answer> {
-    let (start, limit) = (Instant::now(), shared.options.timeout);
-    let (mut answers, begun) = send_all(shared, batches, None, limit).await;
+    let deadline = Instant::now() + shared.options.timeout;
+    let (mut answers, begun) = send_all(shared, batches, None, deadline).await;
     if begun < batches.len() {
         // Nothing was done of the others, because the server did not have the script.
         answers.truncate(begun);
-        let rest = limit.saturating_sub(start.elapsed());
         let load = Some(Script::Publish.load());
-        answers.extend(send_all(shared, &batches[begun..], load, rest).await.0);
+        answers.extend(send_all(shared, &batches[begun..], load, deadline).await.0);
     }
     answers
 }
@@ -192,9 +191,9 @@ async fn send_all(
     shared: &Shared,
     batches: &[Batch],
     load: Option<Cmd>,
-    limit: Duration,
+    deadline: Instant,
 ) -> (Vec<Answer>, usize) {
-    let sent = try_send_all(shared, batches, load, limit).await;
+    let sent = try_send_all(shared, batches, load, deadline).await;
     sent.unwrap_or_else(|error| (vec![Err(error); batches.len()], batches.len()))
 }
 
@@ -202,7 +201,7 @@ async fn try_send_all(
     shared: &Shared,
     batches: &[Batch],
     load: Option<Cmd>,
-    mut limit: Duration,
+    deadline: Instant,
 ) -> Result<(Vec<Answer>, usize), EngineError> {
     let link = shared.link()?;
     let mut commands = redis::pipe();
@@ -216,8 +215,12 @@ async fn try_send_all(
     }
     let mut connection = match &link.waiting {
         Some(waiting) => waiting.clone(),
-        None => shared.connection(&link).await,
+        None => shared.connection(&link).await?,
     };
+    let mut limit = deadline.saturating_duration_since(Instant::now());
+    if limit.is_zero() {
+        return Err(EngineError::Unavailable);
+    }
     let wait = wait(shared.options.acknowledge, limit);
     let is_enough = wait.map(|(wait, is_enough)| {
         commands.add_command(wait);

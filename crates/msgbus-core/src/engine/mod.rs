@@ -213,7 +213,7 @@ pub trait Engine: Debug + Send + Sync {
         refuse(self.kind(), CARRY)
     }
 
-    /// Ends what [`serve`](Self::serve) has begun, and is ready when the last answers have left. A program calls it before it
+    /// Ends what [`serve`](Self::serve) has begun, and is ready when the last answers and publishes have left. A program calls it before it
     /// ends, after it has closed the bus.
     ///
     /// # Errors

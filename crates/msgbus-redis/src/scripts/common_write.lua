@@ -10,7 +10,7 @@ local function create(run, secret)
   -- What another epoch has left.
   redis.call('DEL', KEYS[2])
   redis.call('HSET', KEYS[1], 'epoch', topic.epoch, 'last', '0', 'run', topic.run, 'jumps', '', 'time', '0',
-    'secret', secret, 'check', '0')
+    'secret', secret, 'check', '0', 'deleted', '0')
   return topic
 end
 
