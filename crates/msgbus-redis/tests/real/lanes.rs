@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use msgbus_core::{
     BatchLimit, TopicName,
     engine::{Begin, Engine as _, EngineError, Receipt},
@@ -97,6 +98,53 @@ async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
         let connections = connections(&server).await;
         assert_eq!(connections.difference(&before).count(), 2, "the third has that of the engine");
         runtimes.into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_topics_of_a_runtime_share_its_connection() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let runtimes = runtimes(1);
+        let engine = engine_on(&server, &runtimes).await;
+        let before = opened(&server).await;
+        let publishing = Arc::clone(&engine);
+        let answers = runtimes[0].spawn(async move {
+            let publish = |_| publishing.publish(&fresh("one/of/many"), vec!["x".into()]);
+            join_all((0..200).map(publish)).await
+        });
+        for answer in soon(answers).await.unwrap() {
+            answer.unwrap();
+        }
+        // The client that asks opens one, too.
+        assert_eq!(opened(&server).await - before, 2);
+        runtimes.into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+/// How many connections the server has had.
+async fn opened(server: &Server) -> u64 {
+    let info: String =
+        redis::cmd("INFO").arg("stats").query_async(&mut server.client().await).await.unwrap();
+    let opened = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+    opened.unwrap().trim().parse().unwrap()
+}
+
+/// Also what nobody waits for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_is_published_when_the_engine_has_finished() {
+    const COUNT: usize = 1000;
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        let topic = fresh("finish");
+        for n in 0..COUNT {
+            drop(engine.publish(&topic, vec![format!("{n}").into()]));
+        }
+        soon(engine.finish()).await.unwrap();
+        let other = server.engine(server.options()).await;
+        let stats = soon(other.stats(&topic)).await.unwrap().unwrap();
+        assert_eq!(stats.retained, COUNT as u64);
     }
 }
 
