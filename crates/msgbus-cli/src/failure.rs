@@ -33,6 +33,17 @@ impl Failure {
         Self::Usage(text.into())
     }
 
+    /// What a person can do about it, for the end of the line.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::Client(ClientError::Refused { status: 401, .. }) => {
+                "; msgbus takes it from --key-file FILE or MSGBUS_KEY"
+            }
+            Self::Partial { failure, .. } => failure.hint(),
+            _ => "",
+        }
+    }
+
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,

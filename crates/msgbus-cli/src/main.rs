@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     let ended = args::parse(env::args_os().skip(1)).and_then(run);
     let exit = ended.unwrap_or_else(|failure| {
         if !matches!(failure, Failure::ClosedPipe) {
-            output::note(&failure.to_string());
+            output::note(&format!("{failure}{}", failure.hint()));
         }
         failure.exit()
     });

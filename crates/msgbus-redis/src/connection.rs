@@ -250,6 +250,8 @@ impl Shared {
 
     /// Opens one more connection to the same server. If there may be no more, it is the first one.
     async fn open(&self, link: &Link) -> Result<MultiplexedConnection, EngineError> {
+        // Of many that wait for it, the first may have found that it is lost.
+        self.check(link)?;
         let opening = async {
             let client = self.client().await?;
             client.get_multiplexed_async_connection_with_config(&link.config).await

@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     task::spawn_blocking,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_tungstenite::tungstenite::{Error, Message, client::IntoClientRequest as _};
 
@@ -341,7 +341,12 @@ async fn every_job_is_done_and_no_two_workers_hold_it_at_a_time() {
             tokio::join!(work(2), work(3), work(4), work(5))
         };
         let disturbing = disturb(&nodes, engine, processes, config.path(), random(6));
-        let (published, _, _running) = tokio::join!(publishing, working, disturbing);
+        let all = Box::pin(async { tokio::join!(publishing, working, disturbing) });
+        let limit = Duration::from_secs(120 + cuts() as u64);
+        let Ok((published, _, _running)) = timeout(limit, all).await else {
+            let group = nodes.send(0, "GET /-/groups/workers/jobs HTTP/1.1", "").await;
+            panic!("jobs are left: {group:?}; seed {seed}");
+        };
         assert_eq!(jobs.lock().unwrap().seen, published, "seed {seed}");
     })
     .await;
