@@ -18,10 +18,11 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
+    thread,
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use tokio::{
     runtime,
@@ -182,6 +183,7 @@ async fn prepare(soak: &Rc<EngineSoak>, rng: &mut Rng) -> anyhow::Result<()> {
 /// The resources of all msgbusd together, when they are idle, without what the windows of topics hold. Windows stay for a
 /// minute.
 async fn rest(soak: &EngineSoak, start: Option<&ResourceUse>) -> anyhow::Result<ResourceUse> {
+    publish_everywhere(soak).await?;
     let pids = soak.cluster.pids();
     let files = start.map_or(0, |start| start.files.len() / pids.len());
     let mut all = ResourceUse { memory: 0, files: Vec::new() };
@@ -191,6 +193,24 @@ async fn rest(soak: &EngineSoak, start: Option<&ResourceUse>) -> anyhow::Result<
         all.files.extend(one.files);
     }
     Ok(all)
+}
+
+/// Publishes from each serving thread of each msgbusd to each engine, because it opens a connection when it does so for the
+/// first time. A msgbusd gives its connections to one thread after the other.
+async fn publish_everywhere(soak: &EngineSoak) -> anyhow::Result<()> {
+    let threads = thread::available_parallelism()?.get();
+    for node in &soak.cluster.endpoints {
+        for topic in ["everywhere", "short/everywhere"] {
+            let head = |method| format!("{method} /{topic} HTTP/1.1\r\nHost: localhost\r\n");
+            let put = head("PUT") + "Content-Length: 1\r\n\r\nx";
+            for _ in 0..2 * threads {
+                let (status, _) = raw_client::send_request(node, put.as_bytes(), true).await?;
+                ensure!(status == 202, "{put:?}: {status}");
+            }
+            raw_client::send_request(node, (head("DELETE") + "\r\n").as_bytes(), true).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The bytes that the topics of a msgbusd have reserved: here, those of windows.
