@@ -1,6 +1,6 @@
 //! Publishes that leave from several runtimes, each on a connection of its own.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use msgbus_core::{
@@ -50,14 +50,6 @@ async fn published(from: &Runtime, engine: &Arc<RedisEngine>, topic: &TopicName,
     }
 }
 
-/// The numbers of the connections of clients other than the one that asks.
-async fn connections(server: &Server) -> HashSet<String> {
-    let list: String =
-        redis::cmd("CLIENT").arg("LIST").query_async(&mut server.client().await).await.unwrap();
-    let others = list.lines().filter(|line| !line.contains("cmd=client|list"));
-    others.map(|line| line.split_whitespace().next().unwrap().replace("id=", "")).collect()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
     const EACH: usize = 300;
@@ -65,7 +57,7 @@ async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
         let server = Server::start(&program);
         let runtimes = runtimes(3);
         let engine = engine_on(&server, &runtimes[..2]).await;
-        let (topic, before) = (fresh("lanes"), connections(&server).await);
+        let (topic, before) = (fresh("lanes"), server.connections().await);
         let tasks: Vec<_> = runtimes
             .iter()
             .enumerate()
@@ -95,7 +87,7 @@ async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
             let expected = (0..EACH).map(|n| format!("{lane} {n}"));
             assert!(texts.iter().filter(of_lane).cloned().eq(expected), "lane {lane}");
         }
-        let connections = connections(&server).await;
+        let connections = server.connections().await;
         assert_eq!(connections.difference(&before).count(), 2, "the third has that of the engine");
         runtimes.into_iter().for_each(Runtime::shutdown_background);
     }
@@ -124,8 +116,7 @@ async fn many_topics_of_a_runtime_share_its_connection() {
 
 /// How many connections the server has had.
 async fn opened(server: &Server) -> u64 {
-    let info: String =
-        redis::cmd("INFO").arg("stats").query_async(&mut server.client().await).await.unwrap();
+    let info = server.read("INFO stats").await;
     let opened = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
     opened.unwrap().trim().parse().unwrap()
 }
@@ -156,11 +147,11 @@ async fn a_connection_that_is_lost_is_made_again() {
         let engine = engine_on(&server, &runtimes).await;
         let topic = fresh("lost");
         for round in 0..3 {
-            let before = connections(&server).await;
+            let before = server.connections().await;
             for runtime in &runtimes {
                 published(runtime, &engine, &topic, &format!("{round}")).await;
             }
-            for id in connections(&server).await.difference(&before) {
+            for id in server.connections().await.difference(&before) {
                 server.ask(&format!("CLIENT KILL ID {id}")).await;
             }
         }

@@ -1,6 +1,7 @@
 //! What tests need of a server of Redis or Valkey beyond running it.
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -42,6 +43,12 @@ pub(crate) trait Redis {
 
     /// What the server answers to a command.
     async fn ask(&self, command: &str) -> Value;
+
+    /// The text that the server answers to a command.
+    async fn read(&self, command: &str) -> String;
+
+    /// The numbers of the connections of clients other than the one that asks.
+    async fn connections(&self) -> HashSet<String>;
 }
 
 impl Redis for Server {
@@ -92,5 +99,23 @@ impl Redis for Server {
         let mut request = redis::cmd(words.next().unwrap());
         request.arg(words.collect::<Vec<_>>());
         request.query_async(&mut self.client().await).await.unwrap()
+    }
+
+    async fn read(&self, command: &str) -> String {
+        text(self.ask(command).await)
+    }
+
+    async fn connections(&self) -> HashSet<String> {
+        let list = self.read("CLIENT LIST").await;
+        let others = list.lines().filter(|line| !line.contains("cmd=client|list"));
+        others.map(|line| line.split_whitespace().next().unwrap().replace("id=", "")).collect()
+    }
+}
+
+pub(crate) fn text(value: Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes).unwrap(),
+        Value::VerbatimString { text, .. } => text,
+        other => panic!("{other:?}"),
     }
 }

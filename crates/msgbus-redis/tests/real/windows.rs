@@ -8,21 +8,7 @@ use msgbus_redis::RedisOptions;
 use redis::Value;
 use tokio::time::sleep;
 
-use crate::server::{Redis as _, Server, programs};
-
-fn text(value: Value) -> String {
-    match value {
-        Value::BulkString(bytes) => String::from_utf8(bytes).unwrap(),
-        Value::VerbatimString { text, .. } => text,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// The connections of clients other than the one that asks.
-async fn connections(server: &Server) -> usize {
-    let list = text(server.ask("CLIENT LIST").await);
-    list.lines().filter(|line| !line.contains("cmd=client|list")).count()
-}
+use crate::server::{Redis as _, Server, programs, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_topics_take_two_connections() {
@@ -38,7 +24,7 @@ async fn a_thousand_topics_take_two_connections() {
             assert!(follower.try_recv().unwrap().is_none());
             followers.push(follower);
         }
-        assert_eq!(connections(&server).await, 2, "one for news");
+        assert_eq!(server.connections().await.len(), 2, "one for news");
         assert_eq!(bus.engine_windows().len(), 1000);
         for name in &names {
             soon(bus.publish(name, name.as_str().to_owned())).await.unwrap();
@@ -48,7 +34,7 @@ async fn a_thousand_topics_take_two_connections() {
             let Event::Message { id, message } = event else { panic!("{event:?}") };
             assert_eq!((id, message.payload().as_ref()), (1, name.as_str().as_bytes()));
         }
-        assert_eq!(connections(&server).await, 2, "one for news");
+        assert_eq!(server.connections().await.len(), 2, "one for news");
     }
 }
 
@@ -65,7 +51,7 @@ async fn followers_of_a_topic_share_a_subscription() {
         let channels = server.ask("PUBSUB SHARDCHANNELS").await;
         let Value::Array(channels) = channels else { panic!("{channels:?}") };
         assert_eq!(channels.len(), 1, "{channels:?}");
-        assert_eq!(connections(&server).await, 2, "one for news");
+        assert_eq!(server.connections().await.len(), 2, "one for news");
         soon(bus.publish(&topic, "x")).await.unwrap();
         for follower in &mut followers {
             let event = soon(follower.recv()).await.unwrap();
@@ -107,7 +93,7 @@ async fn many_who_read_much_at_once_lose_no_connection() {
 
 /// How often the server has run a command.
 async fn calls(server: &Server, command: &str) -> u64 {
-    let stats = text(server.ask("INFO commandstats").await);
+    let stats = server.read("INFO commandstats").await;
     let of_command = format!("cmdstat_{command}:calls=");
     let line = stats.lines().find_map(|line| line.strip_prefix(&of_command));
     line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
