@@ -42,7 +42,7 @@ impl InFlight {
     /// A slice that begins with the next number.
     pub(super) fn slice(&self, connects: u64) -> Slice {
         let (first, sent) = (self.next, Instant::now());
-        Slice { first, open: [0; 4], sent, connects, publish: None }
+        Slice { first, open: [0; SLICE / 64], sent, connects, publish: None }
     }
 
     /// The number of a message that is about to be sent.
