@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use async_nats::ServerAddr;
+use tokio::runtime::Handle;
 
 /// The options of an engine on NATS.
 #[derive(Clone)]
@@ -32,6 +33,10 @@ pub struct NatsOptions {
     /// Makes the tokens of leases unguessable: the same on all nodes. `None` uses the secret that the stream was created
     /// with, which is in its description.
     pub secret: Option<String>,
+    /// Runtimes that each get a connection of their own, on which they send what is published in them. What is published
+    /// elsewhere is sent from the runtime in which the engine is made. Default none. A thread of such a runtime must not block
+    /// until something is published, as `MessageBus::put` does.
+    pub publish_from: Vec<Handle>,
 }
 
 impl NatsOptions {
@@ -49,6 +54,7 @@ impl NatsOptions {
             lease: Duration::from_secs(30),
             timeout: Duration::from_secs(5),
             secret: None,
+            publish_from: Vec::new(),
         }
     }
 
@@ -57,7 +63,7 @@ impl NatsOptions {
     /// # Errors
     /// What is wrong. It does not repeat the address, which may have a password.
     pub fn check(&self) -> Result<(), &'static str> {
-        for server in self.servers.split(',').map(str::trim) {
+        for server in self.addresses() {
             let wanted = "write nats://HOST:PORT, several with commas";
             let address: ServerAddr = server.parse().map_err(|_| wanted)?;
             if address.host().is_empty() {
@@ -71,9 +77,14 @@ impl NatsOptions {
         Ok(())
     }
 
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.servers.split(',').map(|server| server.trim().to_owned()).collect()
+    }
+
     /// The addresses without credentials.
     pub(crate) fn places(&self) -> String {
-        let addresses = self.servers.split(',').filter_map(|text| text.trim().parse().ok());
+        let addresses = self.addresses();
+        let addresses = addresses.iter().filter_map(|text| text.parse().ok());
         let places =
             addresses.map(|address: ServerAddr| format!("{}:{}", address.host(), address.port()));
         places.collect::<Vec<_>>().join(", ")
@@ -86,6 +97,7 @@ impl NatsOptions {
             prefix: format!("{}-dead-letters", self.prefix),
             max_age: None,
             max_bytes: None,
+            publish_from: Vec::new(),
             ..self.clone()
         }
     }

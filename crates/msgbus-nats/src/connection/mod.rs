@@ -6,14 +6,14 @@ use std::{
         Arc, Weak,
         atomic::{
             AtomicBool,
-            Ordering::{AcqRel, Acquire, Relaxed, Release},
+            Ordering::{Acquire, Relaxed},
         },
     },
     time::Duration,
 };
 
 use async_nats::{
-    Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ServerError,
+    Client, ConnectOptions,
     connection::State,
     jetstream::{Context, context::ContextBuilder, stream::Info},
 };
@@ -26,10 +26,9 @@ use tokio::{
     sync::{Notify, Semaphore},
     time::{Instant, sleep, timeout},
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-pub(crate) use self::stream::Known;
-use self::stream::epoch;
+pub(crate) use self::stream::{Known, epoch};
 
 use crate::{
     NatsOptions,
@@ -45,6 +44,7 @@ use crate::{
     turns::Turns,
 };
 
+mod events;
 mod stream;
 
 /// The maximum number of operations that are not answered, whether or not somebody still waits for the answers.
@@ -92,35 +92,29 @@ impl Connection {
         options: NatsOptions,
         connect: ConnectOptions,
     ) -> Result<[Arc<Self>; 2], async_nats::ConnectError> {
-        let is_denied = Arc::new(AtomicBool::new(false));
-        let refusals = Arc::new(Refusals::default());
-        let connected: [Arc<Notify>; 2] = Default::default();
-        let (denied, refused) = (Arc::clone(&is_denied), Arc::clone(&refusals));
-        let (is_told, places) = (AtomicBool::new(false), options.places());
-        let heard = connected.clone();
         let connect = connect
             .name("msgbus")
             .retry_on_initial_connect()
             .connection_timeout(options.timeout)
             .request_timeout(Some(options.timeout))
-            .ping_interval(PING_INTERVAL)
-            .event_callback(move |event| {
-                if matches!(event, Event::Connected) {
-                    for connected in &heard {
-                        connected.notify_one();
-                    }
-                }
-                hear(&event, &denied, &refused);
-                tell_why_away(&event, &is_told, &places);
-                std::future::ready(())
-            });
-        let servers: Vec<&str> = options.servers.split(',').map(str::trim).collect();
-        let client = connect.connect(servers).await?;
+            .ping_interval(PING_INTERVAL);
+        let is_denied = Arc::new(AtomicBool::new(false));
+        let refusals = Arc::new(Refusals::default());
+        let connected: [Arc<Notify>; 2] = Default::default();
+        let publishing = events::of_publishers(Arc::clone(&refusals), options.places());
+        let to_publish = connect.clone().event_callback(publishing);
+        let (denied, refused) = (Arc::clone(&is_denied), Arc::clone(&refusals));
+        let heard = events::of_engine(denied, refused, options.places(), connected.clone());
+        let connect = connect.event_callback(heard);
+        let client = connect.connect(options.addresses()).await?;
         let [of_topics, of_letters] = connected;
         let own = (Arc::clone(&is_denied), Arc::clone(&refusals));
         let for_letters = options.for_dead_letters();
         let topics = Self::with(client.clone(), options, own, of_topics).await;
         let letters = Self::with(client, for_letters, (is_denied, refusals), of_letters).await;
+        for connection in [&topics, &letters] {
+            Publisher::start(connection, &to_publish);
+        }
         Ok([topics, letters])
     }
 
@@ -140,8 +134,7 @@ impl Connection {
         let deliveries = Deliveries::new(client.new_inbox(), connected);
         // Only the end of the client, or a subject that is none, would be an error.
         let delivered = client.subscribe(deliveries.subject()).await;
-        let publisher = Publisher::new(client.new_inbox());
-        let acknowledged = client.subscribe(publisher.subject()).await;
+        let publisher = Publisher::new(&options.publish_from);
         let connection = Arc::new(Self {
             client,
             context,
@@ -164,10 +157,7 @@ impl Connection {
         let weak = Arc::downgrade(&connection);
         tokio::spawn(Self::watch(Weak::clone(&weak)));
         if let Ok(delivered) = delivered {
-            tokio::spawn(Deliveries::run(Weak::clone(&weak), delivered));
-        }
-        if let Ok(acknowledged) = acknowledged {
-            tokio::spawn(Publisher::run(weak, acknowledged));
+            tokio::spawn(Deliveries::run(weak, delivered));
         }
         connection
     }
@@ -257,7 +247,7 @@ impl Connection {
 
     pub(crate) fn health(&self) -> Health {
         let answers = self.answers.lock().unwrap_or(Err(EngineError::Unavailable));
-        let problem = self.check_connected().and(answers).err();
+        let problem = self.check_connected().and(answers).and(self.publisher.check()).err();
         Health { problem, reconnects: self.connects().saturating_sub(1), warning: None }
     }
 
@@ -358,72 +348,5 @@ impl Connection {
         *since = None;
         known.highest.store(last, Relaxed);
         Ok(())
-    }
-}
-
-/// Notes what has happened to the connection.
-fn hear(event: &Event, is_denied: &AtomicBool, refusals: &Refusals) {
-    if matches!(event, Event::Connected) {
-        is_denied.store(false, Release);
-    } else if is_refusal(event) && !is_denied.swap(true, AcqRel) {
-        // Each attempt to connect fails with it.
-        warn!("NATS refuses the credentials of this server");
-    }
-    match event {
-        // Each attempt to connect fails with one.
-        Event::ClientError(error) => debug!("NATS: {error}"),
-        // One for each message. Its reader begins again.
-        Event::SlowConsumer(_) => debug!("NATS: {event}"),
-        Event::ServerError(error) if refusals.hear(error) => {}
-        Event::Connected => info!("connected to NATS"),
-        Event::Disconnected => warn!("the connection to NATS is lost"),
-        event => info!("NATS: {event}"),
-    }
-}
-
-/// Says once why there is no connection: each attempt to connect fails with a reason.
-fn tell_why_away(event: &Event, is_told: &AtomicBool, places: &str) {
-    match event {
-        Event::Connected => is_told.store(false, Release),
-        Event::ClientError(error) if !is_refusal(event) && !is_told.swap(true, AcqRel) => {
-            warn!("cannot connect to NATS at {places}: {}", explain(error));
-        }
-        _ => {}
-    }
-}
-
-/// Why an attempt to connect has failed. The client only gives the kind of the error, as a text.
-fn explain(error: &ClientError) -> String {
-    let reasons = [
-        (ConnectErrorKind::Dns, "unknown host"),
-        (
-            ConnectErrorKind::Io,
-            "the connection is refused or broken; does nats-server listen there?",
-        ),
-        (
-            ConnectErrorKind::Tls,
-            "TLS has failed; check the certificates, and whether the server uses TLS",
-        ),
-        (ConnectErrorKind::TimedOut, "no answer in time"),
-    ];
-    match error {
-        ClientError::Other(text) => {
-            let known = reasons.iter().find(|(kind, _)| *text == kind.to_string());
-            known.map_or_else(|| text.clone(), |(_, reason)| (*reason).to_owned())
-        }
-        error => error.to_string(),
-    }
-}
-
-/// Whether the server refuses the credentials. Of a failed attempt to connect, the client only gives the text.
-fn is_refusal(event: &Event) -> bool {
-    match event {
-        Event::ServerError(ServerError::AuthorizationViolation) => true,
-        Event::ClientError(ClientError::Other(text)) => {
-            let refusals =
-                [ConnectErrorKind::AuthorizationViolation, ConnectErrorKind::Authentication];
-            refusals.iter().any(|kind| *text == kind.to_string())
-        }
-        _ => false,
     }
 }

@@ -175,7 +175,7 @@ impl Connection {
     }
 }
 
-pub(super) fn epoch(info: &Info) -> u64 {
+pub(crate) fn epoch(info: &Info) -> u64 {
     let created = info.created.timestamp_nanos_opt().unwrap_or_default();
     u64::try_from(created).unwrap_or_default().max(1)
 }

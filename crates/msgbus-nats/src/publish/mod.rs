@@ -1,17 +1,31 @@
 //! Publishing. What is published while others wait for the stream to acknowledge their messages is sent together: to send a
 //! message by itself costs the server, the connection and this process several times as much.
+//!
+//! What is published in a runtime of [`publish_from`](crate::NatsOptions::publish_from) is sent from there, on a connection of
+//! its own: the way to another thread and back takes longer than the publish itself.
 
 mod in_flight;
+mod line;
 mod pending;
 mod queue;
 mod sender;
 
-use std::sync::{Arc, Weak};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
 
-use async_nats::Subscriber;
+use async_nats::{Client, ConnectOptions};
+use msgbus_core::engine::EngineError;
+use parking_lot::Mutex;
+use tokio::runtime::{Handle, Id};
 
 pub(crate) use self::pending::Pending;
-use self::{queue::Queue, sender::Sender};
+use self::{
+    line::{Line, check_connected},
+    queue::{Queue, Receiver},
+    sender::Sender,
+};
 use crate::connection::Connection;
 
 /// The maximum number of messages of one publish that are sent before their acknowledgements are awaited. If the connection
@@ -21,43 +35,75 @@ const SLICE: usize = 256;
 /// Publishes to a stream.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    /// Acknowledgements come to subjects that begin with it and end with the number of the message.
-    inbox: String,
-    queue: Arc<Queue>,
+    /// What is sent on the connection of the engine.
+    own: Arc<Queue>,
+    /// What is sent from other runtimes.
+    others: HashMap<Id, Arc<Queue>>,
+    /// Their connections.
+    clients: Mutex<Vec<Client>>,
 }
 
 impl Publisher {
-    pub(crate) fn new(inbox: String) -> Self {
-        Self { inbox, queue: Arc::default() }
+    pub(crate) fn new(others: &[Handle]) -> Self {
+        let others = others.iter().map(|runtime| (runtime.id(), Arc::default())).collect();
+        Self { own: Arc::default(), others, clients: Mutex::default() }
     }
 
-    /// All subjects to which acknowledgements come.
-    pub(crate) fn subject(&self) -> String {
-        format!("{}.*", self.inbox)
-    }
-
-    /// The subject to which the acknowledgement of a message comes.
-    fn reply(&self, number: u64) -> String {
-        format!("{}.{number}", self.inbox)
-    }
-
-    /// Publishes messages, in the order of the calls, whether or not somebody waits for the answer.
-    pub(crate) fn publish(&self, publish: Pending) {
-        self.queue.push(publish);
-    }
-
-    /// Sends, and hears the acknowledgements, as long as there is the connection.
-    pub(crate) async fn run(connection: Weak<Connection>, acknowledgements: Subscriber) {
-        let queue = connection.upgrade().map(|first| Arc::clone(&first.publisher.queue));
-        if let Some(queue) = queue {
-            Sender::new(queue).run(connection, acknowledgements).await;
+    /// Begins to send, as long as there is the connection. `connect` makes those of other runtimes.
+    pub(crate) fn start(connection: &Arc<Connection>, connect: &ConnectOptions) {
+        let (publisher, weak) = (&connection.publisher, || Arc::downgrade(connection));
+        let own = Sender::new(publisher.own.receive(), Line::new(connection.client.clone()));
+        tokio::spawn(own.run(weak()));
+        for runtime in &connection.options.publish_from {
+            if let Some(queue) = publisher.others.get(&runtime.id()) {
+                let servers = connection.options.addresses();
+                let waiting = queue.receive();
+                runtime.spawn(Self::send_here(weak(), waiting, connect.clone(), servers));
+            }
         }
+    }
+
+    async fn send_here(
+        connection: Weak<Connection>,
+        waiting: Receiver,
+        connect: ConnectOptions,
+        servers: Vec<String>,
+    ) {
+        // The addresses are valid: there is a connection to them already.
+        let Ok(client) = connect.connect(servers).await else { return };
+        if let Some(connection) = connection.upgrade() {
+            connection.publisher.clients.lock().push(client.clone());
+        }
+        Sender::new(waiting, Line::new(client)).run(connection).await;
+    }
+
+    /// Publishes messages, in the order of the calls in a runtime, whether or not somebody waits for the answer.
+    pub(crate) fn publish(&self, publish: Pending) {
+        self.here().push(publish);
+    }
+
+    /// That of the current runtime, or of the engine if there is none.
+    fn here(&self) -> &Queue {
+        if self.others.is_empty() {
+            return &self.own;
+        }
+        let here = Handle::try_current().ok().and_then(|here| self.others.get(&here.id()));
+        here.unwrap_or(&self.own)
+    }
+
+    /// Whether each runtime has its connection.
+    pub(crate) fn check(&self) -> Result<(), EngineError> {
+        let clients = self.clients.lock();
+        if clients.len() < self.others.len() {
+            return Err(EngineError::Unavailable);
+        }
+        clients.iter().try_for_each(check_connected)
     }
 }
 
 impl Drop for Publisher {
     fn drop(&mut self) {
         // Who sends may wait for something to send.
-        self.queue.wake();
+        self.others.values().chain([&self.own]).for_each(|queue| queue.wake());
     }
 }

@@ -1,9 +1,6 @@
 //! What somebody publishes, until it is answered.
 
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    vec,
-};
+use std::{sync::atomic::Ordering::Relaxed, vec};
 
 use async_nats::{
     HeaderMap, Message, StatusCode, Subject,
@@ -19,8 +16,9 @@ use tokio::{
     time::Instant,
 };
 
+use super::line::{Found, Line};
 use crate::{
-    connection::{Connection, Known},
+    connection::Connection,
     error::refusal,
     message::{self, Repeats, encode},
 };
@@ -38,7 +36,7 @@ pub(crate) struct Pending {
     /// Since when it, or what is left of it, waits.
     pub(super) since: Instant,
     /// Where it is sent to, and the highest sequence that was known there before. `None` before something is sent.
-    stream: Option<(Arc<Known>, u64)>,
+    stream: Option<(Found, u64)>,
     acknowledged: Option<Acknowledged>,
     /// Why some are not acknowledged.
     failure: Option<EngineError>,
@@ -96,11 +94,13 @@ impl Pending {
     }
 
     /// Some of it is about to be sent to this stream.
-    pub(super) fn begin(&mut self, known: &Arc<Known>) {
+    pub(super) fn begin(&mut self, found: &Found) {
         match &self.stream {
-            None => self.stream = Some((Arc::clone(known), known.highest.load(Relaxed))),
+            None => self.stream = Some((found.clone(), found.known.highest.load(Relaxed))),
             // What was sent before is in another stream.
-            Some((before, _)) if before.epoch != known.epoch => self.fail(EngineError::Unknown),
+            Some((before, _)) if before.known.epoch != found.known.epoch => {
+                self.fail(EngineError::Unknown);
+            }
             Some(_) => {}
         }
     }
@@ -143,26 +143,29 @@ impl Pending {
         self.failure.is_some() || self.messages.len() == 0
     }
 
-    pub(super) fn finish(mut self, connection: &Connection) {
-        let receipt = self.receipt(connection);
+    /// `line`: on which it was sent.
+    pub(super) fn finish(mut self, connection: &Connection, line: &Line) {
+        let receipt = self.receipt(connection, line);
         if let Some(answer) = self.answer.take() {
             let _ = answer.send(receipt);
         }
     }
 
-    fn receipt(&self, connection: &Connection) -> Answer {
+    fn receipt(&self, connection: &Connection, line: &Line) -> Answer {
         let (Some(Acknowledged { first, last, first_new }), None) =
             (self.acknowledged, self.failure)
         else {
             return Err(self.error(connection));
         };
-        let Some((known, highest)) = &self.stream else { return Err(EngineError::Unknown) };
+        let Some((Found { known, connects }, highest)) = &self.stream else {
+            return Err(EngineError::Unknown);
+        };
         if first_new.is_some_and(|first| first <= *highest) {
             // The numbers have begun again: it is another stream.
             connection.forget(known);
             return Err(EngineError::Unknown);
         }
-        if known.connects != connection.connects() {
+        if *connects != line.connects() {
             // Nobody knows in which stream the messages are.
             return Err(EngineError::Unknown);
         }
@@ -174,9 +177,9 @@ impl Pending {
         match self.failure {
             Some(error) if self.acknowledged.is_none() => {
                 if error == EngineError::Unavailable
-                    && let Some((known, _)) = &self.stream
+                    && let Some((found, _)) = &self.stream
                 {
-                    connection.forget(known);
+                    connection.forget(&found.known);
                 }
                 connection.refusals.explain(error, &self.subject, self.since)
             }
@@ -217,7 +220,8 @@ fn acknowledgement(message: &Message) -> Result<PublishAck, EngineError> {
 impl Pending {
     /// Messages of this size, for which nobody waits.
     pub(super) fn example(messages: usize, bytes: usize) -> Self {
-        let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        let permit =
+            std::sync::Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
         let message = (None, Bytes::from(vec![0; bytes]));
         Self::of("example".into(), vec![message; messages], permit).0
     }

@@ -1,6 +1,6 @@
 //! The publishes that wait to be sent, in order.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Deref, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
@@ -25,7 +25,28 @@ impl Default for Queue {
     }
 }
 
+/// The only one who takes from a queue. When it is dropped, nobody sends any more.
+pub(super) struct Receiver(Arc<Queue>);
+
+impl Deref for Receiver {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        &self.0
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 impl Queue {
+    pub(super) fn receive(self: &Arc<Self>) -> Receiver {
+        Receiver(Arc::clone(self))
+    }
+
     pub(super) fn push(&self, publish: Pending) {
         if let Some(waiting) = &mut *self.waiting.lock() {
             waiting.push_back(publish);
@@ -86,7 +107,7 @@ impl Queue {
     }
 
     /// Drops what waits, and what will come.
-    pub(super) fn close(&self) {
+    fn close(&self) {
         let waiting = self.waiting.lock().take();
         drop(waiting);
     }

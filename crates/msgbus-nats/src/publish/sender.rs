@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{PublishErrorKind, Subject, Subscriber};
 use futures_util::{Stream, StreamExt as _, future::pending, stream::ReadyChunks};
 use msgbus_core::engine::EngineError;
 use tokio::{
@@ -14,11 +13,13 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{Pending, SLICE, in_flight::InFlight, pending::Encoded, queue::Queue};
-use crate::{
-    connection::{Connection, Known},
-    refusals::lately,
+use super::{
+    Pending, SLICE,
+    in_flight::InFlight,
+    line::{Found, Line},
+    queue::Receiver,
 };
+use crate::{connection::Connection, refusals::lately};
 
 /// How long messages wait for the acknowledgements of those before them, at most: some may never come.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -27,9 +28,10 @@ const CHUNK: usize = 256;
 /// The maximum number of messages in flight.
 const MAX_IN_FLIGHT: usize = 4096;
 
-/// The only one who sends what is published to a stream.
+/// The only one who sends what is published to a stream in a runtime.
 pub(super) struct Sender {
-    queue: Arc<Queue>,
+    queue: Receiver,
+    line: Line,
     in_flight: InFlight,
     search: Search,
     /// When something was sent last.
@@ -39,14 +41,15 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(queue: Arc<Queue>) -> Self {
+    pub(super) fn new(queue: Receiver, line: Line) -> Self {
         let now = Instant::now();
         let (in_flight, search) = (InFlight::default(), Search(None));
-        Self { queue, in_flight, search, sent: now, checked: now }
+        Self { queue, line, in_flight, search, sent: now, checked: now }
     }
 
-    /// Runs as long as there is the connection.
-    pub(super) async fn run(mut self, connection: Weak<Connection>, acknowledgements: Subscriber) {
+    /// Runs as long as there is the connection of the engine.
+    pub(super) async fn run(mut self, connection: Weak<Connection>) {
+        let Some(acknowledgements) = self.line.acknowledgements().await else { return };
         let mut acknowledgements = acknowledgements.ready_chunks(CHUNK);
         loop {
             let (can_send, tick) = (self.can_send(), self.tick());
@@ -54,7 +57,10 @@ impl Sender {
             select! {
                 biased;
                 chunk = next_chunk(&mut acknowledgements) => heard = chunk,
-                found = self.search.found() => failure = found.err(),
+                found = self.search.found() => match found {
+                    Ok(found) => self.line.set_found(found),
+                    Err(error) => failure = Some(error),
+                },
                 () = self.queue.news(), if can_send => {}
                 () = tick => {}
             }
@@ -67,7 +73,7 @@ impl Sender {
             }
             if let Some(error) = failure {
                 // Who comes later may find the stream.
-                refuse(self.queue.take_all(), error, &connection);
+                self.refuse(self.queue.take_all(), error, &connection);
             }
             if has_heard_all {
                 self.give_up(&connection);
@@ -100,14 +106,16 @@ impl Sender {
         if self.queue.is_empty() {
             return;
         }
-        if let Err(error) = connection.check() {
-            return refuse(self.queue.take_all(), error, connection);
+        if let Err(error) = connection.check().and(self.line.check()) {
+            return self.refuse(self.queue.take_all(), error, connection);
         }
-        let Some(known) = connection.current() else { return self.search.begin(connection) };
+        let Some(found) = self.line.stream(connection) else {
+            return self.search.begin(|| self.line.find(Arc::clone(connection)));
+        };
         let room = MAX_IN_FLIGHT.saturating_sub(self.in_flight.count());
         let limit = Instant::now() + connection.options.timeout;
         for publish in self.queue.next_round(room) {
-            self.send_slice(publish, &known, connection, limit).await;
+            self.send_slice(publish, &found, connection, limit).await;
         }
         if self.can_send() {
             // All that was taken is over.
@@ -119,21 +127,21 @@ impl Sender {
     async fn send_slice(
         &mut self,
         mut publish: Pending,
-        known: &Arc<Known>,
+        found: &Found,
         on: &Connection,
         limit: Instant,
     ) {
-        let mut slice = self.in_flight.slice(known.connects);
+        let mut slice = self.in_flight.slice(found.connects);
         if on.refusals.is_refused(&publish.subject, lately(slice.sent)) {
             publish.fail(EngineError::Denied);
-            return publish.finish(on);
+            return publish.finish(on, &self.line);
         }
-        publish.begin(known);
+        publish.begin(found);
         for _ in 0..SLICE {
             let Some(message) = publish.next_message() else { break };
             let number = self.in_flight.number();
             // The client has room for some.
-            let sending = send(on, publish.subject.clone(), number, message);
+            let sending = self.line.send(publish.subject.clone(), number, message);
             match timeout_at(limit, sending).await.unwrap_or(Err(EngineError::Busy)) {
                 Ok(()) => slice.open(number),
                 Err(error) => publish.fail(error),
@@ -149,7 +157,7 @@ impl Sender {
     /// Answers a publish of which nothing is in flight, or sends what is left of it next.
     fn go_on(&self, mut publish: Pending, connection: &Connection) {
         if publish.is_over() {
-            publish.finish(connection);
+            publish.finish(connection, &self.line);
         } else {
             publish.since = Instant::now();
             self.queue.push_front(publish);
@@ -163,37 +171,42 @@ impl Sender {
             return;
         }
         self.checked = now;
-        let (connects, limit) = (connection.connects(), connection.options.timeout);
+        let (connects, limit) = (self.line.connects(), connection.options.timeout);
         let given_up = self.in_flight.give_up(|slice, publish| {
             slice.connects != connects
                 || now.duration_since(slice.sent) >= limit
                 || connection.refusals.is_refused(&publish.subject, slice.sent)
         });
-        refuse(given_up, EngineError::Unknown, connection);
+        self.refuse(given_up, EngineError::Unknown, connection);
         if let Some(limit) = now.checked_sub(limit) {
             let error =
                 if self.search.is_on() { EngineError::Unavailable } else { EngineError::Busy };
-            refuse(self.queue.take_older(limit), error, connection);
+            self.refuse(self.queue.take_older(limit), error, connection);
+        }
+    }
+
+    fn refuse(
+        &self,
+        publishes: impl IntoIterator<Item = Pending>,
+        error: EngineError,
+        connection: &Connection,
+    ) {
+        for mut publish in publishes {
+            publish.fail(error);
+            publish.finish(connection, &self.line);
         }
     }
 }
 
-impl Drop for Sender {
-    fn drop(&mut self) {
-        // Nobody sends any more.
-        self.queue.close();
-    }
-}
-
 /// Looks for the stream, in a task of its own.
-struct Search(Option<JoinHandle<Result<Arc<Known>, EngineError>>>);
+struct Search(Option<JoinHandle<Result<Found, EngineError>>>);
 
 impl Search {
-    fn begin(&mut self, connection: &Arc<Connection>) {
-        self.0.get_or_insert_with(|| {
-            let connection = Arc::clone(connection);
-            tokio::spawn(async move { connection.stream().await })
-        });
+    fn begin<F>(&mut self, find: impl FnOnce() -> F)
+    where
+        F: Future<Output = Result<Found, EngineError>> + Send + 'static,
+    {
+        self.0.get_or_insert_with(|| tokio::spawn(find()));
     }
 
     fn is_on(&self) -> bool {
@@ -201,7 +214,7 @@ impl Search {
     }
 
     /// Ready when it is over, if there is one.
-    async fn found(&mut self) -> Result<Arc<Known>, EngineError> {
+    async fn found(&mut self) -> Result<Found, EngineError> {
         let Some(task) = &mut self.0 else { return pending().await };
         let found = task.await;
         self.0 = None;
@@ -212,39 +225,6 @@ impl Search {
 /// All that are ready, up to the maximum: the runtime would end a chunk after 128.
 async fn next_chunk<S: Stream + Unpin>(chunks: &mut ReadyChunks<S>) -> Option<Vec<S::Item>> {
     unconstrained(chunks.next()).await
-}
-
-fn refuse(
-    publishes: impl IntoIterator<Item = Pending>,
-    error: EngineError,
-    connection: &Connection,
-) {
-    for mut publish in publishes {
-        publish.fail(error);
-        publish.finish(connection);
-    }
-}
-
-/// Sends a message, so that it is acknowledged by its number.
-async fn send(
-    connection: &Connection,
-    subject: Subject,
-    number: u64,
-    (headers, payload): Encoded,
-) -> Result<(), EngineError> {
-    let (client, reply) = (&connection.client, connection.publisher.reply(number));
-    let sent = match headers {
-        Some(headers) => {
-            client.publish_with_reply_and_headers(subject, reply, headers, payload).await
-        }
-        None => client.publish_with_reply(subject, reply, payload).await,
-    };
-    sent.map_err(|error| match error.kind() {
-        PublishErrorKind::MaxPayloadExceeded => {
-            EngineError::TooLarge { limit: client.max_payload() as u64 }
-        }
-        _ => EngineError::Unavailable,
-    })
 }
 
 #[cfg(test)]

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use msgbus_nats::{Auth, AuthError, ConnectOptions, NatsEngine, NatsOptions, ServerAddr};
 use percent_encoding::percent_decode_str;
-use tokio::task::spawn_blocking;
+use tokio::{runtime::Handle, task::spawn_blocking};
 
 use super::Kind;
 use crate::config::EngineConfig;
 
-pub(super) const KIND: Kind =
-    Kind { schemes: &["nats", "tls"], check, connect: |engine, _| Box::pin(connect(engine)) };
+pub(super) const KIND: Kind = Kind {
+    schemes: &["nats", "tls"],
+    check,
+    connect: |engine, serving| Box::pin(connect(engine, serving)),
+};
 
 fn check(engine: &EngineConfig) -> Result<(), String> {
     if i64::try_from(engine.max_bytes.unwrap_or(0)).is_err() {
@@ -78,7 +81,11 @@ fn credentials_of_url(url: &str) -> ConnectOptions {
     }
 }
 
-async fn connect(engine: EngineConfig) -> Result<Arc<dyn msgbus_core::engine::Engine>, String> {
+async fn connect(
+    engine: EngineConfig,
+    serving: Arc<[Handle]>,
+) -> Result<Arc<dyn msgbus_core::engine::Engine>, String> {
+    let options = NatsOptions { publish_from: serving.to_vec(), ..options(&engine)? };
     let mut connect = credentials(&engine);
     if let Some(authorities) = &engine.tls_ca {
         connect = connect.add_root_certificates(authorities.clone()).require_tls(true);
@@ -88,7 +95,7 @@ async fn connect(engine: EngineConfig) -> Result<Arc<dyn msgbus_core::engine::En
         connect = connect.require_tls(true);
     }
     // The text of the error may have the address, which may have a password.
-    match NatsEngine::connect(options(&engine)?, connect).await {
+    match NatsEngine::connect(options, connect).await {
         Ok(connected) => Ok(Arc::new(connected)),
         Err(error) => Err(format!("cannot connect: {}", error.kind())),
     }

@@ -1,0 +1,120 @@
+//! A connection on which messages are sent.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use async_nats::{
+    Client, PublishErrorKind, Subject, Subscriber,
+    connection::State,
+    jetstream::{response::Response, stream::Info},
+};
+use bytes::Bytes;
+use msgbus_core::engine::EngineError;
+
+use super::pending::Encoded;
+use crate::{
+    connection::{Connection, Known, epoch},
+    error::request_error,
+};
+
+/// The client, and the stream that was found with it.
+pub(super) struct Line {
+    client: Client,
+    /// Acknowledgements come to subjects that begin with it and end with the number of the message.
+    inbox: String,
+    found: Option<Found>,
+}
+
+/// The stream, as it is also known to the engine.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) known: Arc<Known>,
+    /// How often there had been a connection. After another one, it may be another stream.
+    pub(super) connects: u64,
+}
+
+impl Line {
+    pub(super) fn new(client: Client) -> Self {
+        let inbox = client.new_inbox();
+        Self { client, inbox, found: None }
+    }
+
+    /// Where acknowledgements come. `None` if the client has ended.
+    pub(super) async fn acknowledgements(&self) -> Option<Subscriber> {
+        self.client.subscribe(format!("{}.*", self.inbox)).await.ok()
+    }
+
+    /// How often there was a connection.
+    pub(super) fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Relaxed)
+    }
+
+    /// Refuses at once while there is no connection.
+    pub(super) fn check(&self) -> Result<(), EngineError> {
+        check_connected(&self.client)
+    }
+
+    /// The stream, if neither this nor the engine has had another connection since it was found.
+    pub(super) fn stream(&self, connection: &Connection) -> Option<Found> {
+        let (found, known) = (self.found.as_ref()?, connection.current()?);
+        let is_current = Arc::ptr_eq(&found.known, &known) && found.connects == self.connects();
+        is_current.then(|| found.clone())
+    }
+
+    /// Looks for the stream. What comes of it is for [`Self::set_found`].
+    pub(super) fn find(
+        &self,
+        connection: Arc<Connection>,
+    ) -> impl Future<Output = Result<Found, EngineError>> + use<> {
+        let (client, connects) = (self.client.clone(), self.connects());
+        async move {
+            let known = connection.stream().await?;
+            let subject = format!("$JS.API.STREAM.INFO.{}", connection.options.stream);
+            let answer = client.request(subject, Bytes::new()).await;
+            let answer = answer.map_err(|error| request_error(&error))?;
+            let problem = match serde_json::from_slice::<Response<Info>>(&answer.payload) {
+                Ok(Response::Ok(info)) if epoch(&info) == known.epoch => {
+                    return Ok(Found { known, connects });
+                }
+                Ok(Response::Err { error }) => request_error(&error),
+                _ => EngineError::Unavailable,
+            };
+            // The server has another one here.
+            connection.forget(&known);
+            Err(problem)
+        }
+    }
+
+    pub(super) fn set_found(&mut self, found: Found) {
+        self.found = Some(found);
+    }
+
+    /// Sends a message, so that it is acknowledged by its number.
+    pub(super) async fn send(
+        &self,
+        subject: Subject,
+        number: u64,
+        (headers, payload): Encoded,
+    ) -> Result<(), EngineError> {
+        let (client, reply) = (&self.client, format!("{}.{number}", self.inbox));
+        let sent = match headers {
+            Some(headers) => {
+                client.publish_with_reply_and_headers(subject, reply, headers, payload).await
+            }
+            None => client.publish_with_reply(subject, reply, payload).await,
+        };
+        sent.map_err(|error| match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => {
+                EngineError::TooLarge { limit: client.max_payload() as u64 }
+            }
+            _ => EngineError::Unavailable,
+        })
+    }
+}
+
+/// Refuses while a client has no connection.
+pub(super) fn check_connected(client: &Client) -> Result<(), EngineError> {
+    match client.connection_state() {
+        State::Connected => Ok(()),
+        _ => Err(EngineError::Unavailable),
+    }
+}
