@@ -247,7 +247,7 @@ impl Connection {
 
     pub(crate) fn health(&self) -> Health {
         let answers = self.answers.lock().unwrap_or(Err(EngineError::Unavailable));
-        let problem = self.check_connected().and(answers).and(self.publisher.check()).err();
+        let problem = self.check_connected().and(answers).err();
         Health { problem, reconnects: self.connects().saturating_sub(1), warning: None }
     }
 

@@ -19,6 +19,8 @@ use crate::{
 /// The client, and the stream that was found with it.
 pub(super) struct Line {
     client: Client,
+    /// Whether it is the one with which the engine looks for the stream.
+    is_of_engine: bool,
     /// Acknowledgements come to subjects that begin with it and end with the number of the message.
     inbox: String,
     found: Option<Found>,
@@ -33,9 +35,14 @@ pub(super) struct Found {
 }
 
 impl Line {
+    /// The connection of the engine.
+    pub(super) fn of(connection: &Connection) -> Self {
+        Self { is_of_engine: true, ..Self::new(connection.client.clone()) }
+    }
+
     pub(super) fn new(client: Client) -> Self {
         let inbox = client.new_inbox();
-        Self { client, inbox, found: None }
+        Self { client, is_of_engine: false, inbox, found: None }
     }
 
     /// Where acknowledgements come. `None` if the client has ended.
@@ -50,7 +57,10 @@ impl Line {
 
     /// Refuses at once while there is no connection.
     pub(super) fn check(&self) -> Result<(), EngineError> {
-        check_connected(&self.client)
+        match self.client.connection_state() {
+            State::Connected => Ok(()),
+            _ => Err(EngineError::Unavailable),
+        }
     }
 
     /// The stream, if neither this nor the engine has had another connection since it was found.
@@ -66,21 +76,22 @@ impl Line {
         connection: Arc<Connection>,
     ) -> impl Future<Output = Result<Found, EngineError>> + use<> {
         let (client, connects) = (self.client.clone(), self.connects());
+        let is_of_engine = self.is_of_engine;
         async move {
             let known = connection.stream().await?;
+            if is_of_engine {
+                return Ok(Found { connects: known.connects, known });
+            }
             let subject = format!("$JS.API.STREAM.INFO.{}", connection.options.stream);
             let answer = client.request(subject, Bytes::new()).await;
             let answer = answer.map_err(|error| request_error(&error))?;
-            let problem = match serde_json::from_slice::<Response<Info>>(&answer.payload) {
+            match serde_json::from_slice::<Response<Info>>(&answer.payload) {
                 Ok(Response::Ok(info)) if epoch(&info) == known.epoch => {
-                    return Ok(Found { known, connects });
+                    Ok(Found { known, connects })
                 }
-                Ok(Response::Err { error }) => request_error(&error),
-                _ => EngineError::Unavailable,
-            };
-            // The server has another one here.
-            connection.forget(&known);
-            Err(problem)
+                // It leads to another server.
+                _ => Err(EngineError::Unavailable),
+            }
         }
     }
 
@@ -108,13 +119,5 @@ impl Line {
             }
             _ => EngineError::Unavailable,
         })
-    }
-}
-
-/// Refuses while a client has no connection.
-pub(super) fn check_connected(client: &Client) -> Result<(), EngineError> {
-    match client.connection_state() {
-        State::Connected => Ok(()),
-        _ => Err(EngineError::Unavailable),
     }
 }

@@ -2,8 +2,10 @@
 //! message by itself costs the server, the connection and this process several times as much.
 //!
 //! What is published in a runtime of [`publish_from`](crate::NatsOptions::publish_from) is sent from there, on a connection of
-//! its own: the way to another thread and back takes longer than the publish itself.
+//! its own: the way to another thread and back takes longer than the publish itself. While that connection is of no use, the
+//! one of the engine is used.
 
+mod detour;
 mod in_flight;
 mod line;
 mod pending;
@@ -15,14 +17,13 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use async_nats::{Client, ConnectOptions};
-use msgbus_core::engine::EngineError;
-use parking_lot::Mutex;
+use async_nats::ConnectOptions;
 use tokio::runtime::{Handle, Id};
 
 pub(crate) use self::pending::Pending;
 use self::{
-    line::{Line, check_connected},
+    detour::Detour,
+    line::Line,
     queue::{Queue, Receiver},
     sender::Sender,
 };
@@ -39,20 +40,18 @@ pub(crate) struct Publisher {
     own: Arc<Queue>,
     /// What is sent from other runtimes.
     others: HashMap<Id, Arc<Queue>>,
-    /// Their connections.
-    clients: Mutex<Vec<Client>>,
 }
 
 impl Publisher {
     pub(crate) fn new(others: &[Handle]) -> Self {
         let others = others.iter().map(|runtime| (runtime.id(), Arc::default())).collect();
-        Self { own: Arc::default(), others, clients: Mutex::default() }
+        Self { own: Arc::default(), others }
     }
 
     /// Begins to send, as long as there is the connection. `connect` makes those of other runtimes.
     pub(crate) fn start(connection: &Arc<Connection>, connect: &ConnectOptions) {
         let (publisher, weak) = (&connection.publisher, || Arc::downgrade(connection));
-        let own = Sender::new(publisher.own.receive(), Line::new(connection.client.clone()));
+        let own = Sender::new(publisher.own.receive(), Line::of(connection), None);
         tokio::spawn(own.run(weak()));
         for runtime in &connection.options.publish_from {
             if let Some(queue) = publisher.others.get(&runtime.id()) {
@@ -69,12 +68,21 @@ impl Publisher {
         connect: ConnectOptions,
         servers: Vec<String>,
     ) {
-        // The addresses are valid: there is a connection to them already.
-        let Ok(client) = connect.connect(servers).await else { return };
-        if let Some(connection) = connection.upgrade() {
-            connection.publisher.clients.lock().push(client.clone());
+        let Some(engine) = connection.upgrade() else { return };
+        let detour = Detour::new(Arc::clone(&engine.publisher.own));
+        drop(engine);
+        // Not before somebody publishes here, and the engine has its own connection.
+        loop {
+            waiting.news().await;
+            detour.take(waiting.take_all());
+            let Some(engine) = connection.upgrade() else { return };
+            if engine.check().is_ok() {
+                break;
+            }
         }
-        Sender::new(waiting, Line::new(client)).run(connection).await;
+        // The addresses are valid: the engine is connected to one.
+        let Ok(client) = connect.connect(servers).await else { return };
+        Sender::new(waiting, Line::new(client), Some(detour)).run(connection).await;
     }
 
     /// Publishes messages, in the order of the calls in a runtime, whether or not somebody waits for the answer.
@@ -90,20 +98,13 @@ impl Publisher {
         let here = Handle::try_current().ok().and_then(|here| self.others.get(&here.id()));
         here.unwrap_or(&self.own)
     }
-
-    /// Whether each runtime has its connection.
-    pub(crate) fn check(&self) -> Result<(), EngineError> {
-        let clients = self.clients.lock();
-        if clients.len() < self.others.len() {
-            return Err(EngineError::Unavailable);
-        }
-        clients.iter().try_for_each(check_connected)
-    }
 }
 
 impl Drop for Publisher {
     fn drop(&mut self) {
         // Who sends may wait for something to send.
-        self.others.values().chain([&self.own]).for_each(|queue| queue.wake());
+        for queue in self.others.values().chain([&self.own]) {
+            queue.wake();
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! What somebody publishes, until it is answered.
 
-use std::{sync::atomic::Ordering::Relaxed, vec};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    vec,
+};
 
 use async_nats::{
     HeaderMap, Message, StatusCode, Subject,
@@ -42,6 +45,8 @@ pub(crate) struct Pending {
     failure: Option<EngineError>,
     /// `None` when it is answered.
     answer: Option<oneshot::Sender<Answer>>,
+    /// Tells those who come later in its runtime that it is not answered.
+    pub(super) detour: Option<Arc<()>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -88,6 +93,7 @@ impl Pending {
             acknowledged: None,
             failure: None,
             answer: Some(answer),
+            detour: None,
             _permit: permit,
         };
         (publish, receiver)
@@ -220,8 +226,7 @@ fn acknowledgement(message: &Message) -> Result<PublishAck, EngineError> {
 impl Pending {
     /// Messages of this size, for which nobody waits.
     pub(super) fn example(messages: usize, bytes: usize) -> Self {
-        let permit =
-            std::sync::Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
         let message = (None, Bytes::from(vec![0; bytes]));
         Self::of("example".into(), vec![message; messages], permit).0
     }

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     Pending, SLICE,
+    detour::Detour,
     in_flight::InFlight,
     line::{Found, Line},
     queue::Receiver,
@@ -32,6 +33,8 @@ const MAX_IN_FLIGHT: usize = 4096;
 pub(super) struct Sender {
     queue: Receiver,
     line: Line,
+    /// `None` for the connection of the engine.
+    detour: Option<Detour>,
     in_flight: InFlight,
     search: Search,
     /// When something was sent last.
@@ -41,10 +44,10 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(queue: Receiver, line: Line) -> Self {
+    pub(super) fn new(queue: Receiver, line: Line, detour: Option<Detour>) -> Self {
         let now = Instant::now();
         let (in_flight, search) = (InFlight::default(), Search(None));
-        Self { queue, line, in_flight, search, sent: now, checked: now }
+        Self { queue, line, detour, in_flight, search, sent: now, checked: now }
     }
 
     /// Runs as long as there is the connection of the engine.
@@ -73,7 +76,7 @@ impl Sender {
             }
             if let Some(error) = failure {
                 // Who comes later may find the stream.
-                self.refuse(self.queue.take_all(), error, &connection);
+                self.turn_away(error, &connection);
             }
             if has_heard_all {
                 self.give_up(&connection);
@@ -107,7 +110,10 @@ impl Sender {
             return;
         }
         if let Err(error) = connection.check().and(self.line.check()) {
-            return self.refuse(self.queue.take_all(), error, connection);
+            return self.turn_away(error, connection);
+        }
+        if self.detour.as_ref().is_some_and(Detour::is_taken) {
+            return;
         }
         let Some(found) = self.line.stream(connection) else {
             return self.search.begin(|| self.line.find(Arc::clone(connection)));
@@ -182,6 +188,15 @@ impl Sender {
             let error =
                 if self.search.is_on() { EngineError::Unavailable } else { EngineError::Busy };
             self.refuse(self.queue.take_older(limit), error, connection);
+        }
+    }
+
+    /// Nothing that waits can be sent here now.
+    fn turn_away(&self, error: EngineError, connection: &Connection) {
+        let waiting = self.queue.take_all();
+        match &self.detour {
+            Some(detour) => detour.take(waiting),
+            None => self.refuse(waiting, error, connection),
         }
     }
 

@@ -29,6 +29,7 @@ impl Cluster {
             replicas: 3,
             lease: Duration::from_secs(20),
             timeout: Duration::from_secs(5),
+            publish_from: vec![Handle::current()],
             ..NatsOptions::new(urls.join(","))
         }
     }

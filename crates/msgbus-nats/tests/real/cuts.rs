@@ -14,8 +14,11 @@ async fn followers_get_everything_although_connections_are_cut() {
         let mut buses = vec![bus(Arc::new(server.engine(server.options()).await))];
         for _ in 0..2 {
             let proxy = Proxy::to(port, Duration::from_millis(10)).await;
-            let options =
-                NatsOptions { servers: format!("nats://{}", proxy.address), ..server.options() };
+            let options = NatsOptions {
+                servers: format!("nats://{}", proxy.address),
+                publish_from: vec![Handle::current()],
+                ..server.options()
+            };
             buses.push(bus(Arc::new(server.engine(options).await)));
             proxies.push(proxy);
         }

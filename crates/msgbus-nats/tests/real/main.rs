@@ -6,6 +6,7 @@ mod cluster;
 mod cuts;
 mod forgotten;
 mod history;
+mod lanes;
 mod marks;
 mod publish;
 mod refusing;
@@ -30,7 +31,7 @@ use msgbus_engine_testkit::{
     soon,
 };
 use msgbus_nats::{ConnectOptions, NatsEngine, NatsOptions};
-use tokio::time::sleep;
+use tokio::{runtime::Handle, time::sleep};
 
 /// What tests need of a server beyond running it.
 trait Connect {
@@ -70,10 +71,12 @@ fn is_current(program: &Path) -> bool {
     !String::from_utf8_lossy(&version.stdout).contains("v2.9.")
 }
 
+/// Buses that publish on the connections of their engines, and one that does so on another one.
 async fn buses(server: &Server, options: &NatsOptions) -> Vec<MessageBus> {
     let mut buses = Vec::new();
-    for _ in 0..3 {
-        buses.push(bus(Arc::new(server.engine(options.clone()).await)));
+    for publish_from in [vec![], vec![], vec![Handle::current()]] {
+        let options = NatsOptions { publish_from, ..options.clone() };
+        buses.push(bus(Arc::new(server.engine(options).await)));
     }
     buses
 }

@@ -45,7 +45,8 @@ async fn an_engine_that_is_dropped_disconnects() {
             let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
             sockets.lines().any(|line| line.contains(&port) && line.contains(" 01 "))
         };
-        let engine = server.engine(server.options()).await;
+        let options = NatsOptions { publish_from: vec![Handle::current()], ..server.options() };
+        let engine = server.engine(options).await;
         soon(engine.publish(&fresh("drop"), vec![NewMessage::new("x")])).await.unwrap();
         assert!(is_connected());
         drop(engine);

@@ -7,22 +7,16 @@ use msgbus_core::{
     BatchLimit, TopicName,
     engine::{Begin, Engine as _, EngineError, Receipt},
 };
-use msgbus_engine_testkit::{SOON, fresh, soon};
+use msgbus_engine_testkit::{SOON, fresh, runtimes, soon};
 use msgbus_redis::{RedisEngine, RedisOptions};
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::Runtime,
     time::{Instant, sleep},
 };
 
 use crate::server::{Redis as _, Server, programs};
 
 const ALL: BatchLimit = BatchLimit { events: 10_000, bytes: 10 << 20 };
-
-/// Runtimes of one thread each, as those that serve connections.
-fn runtimes(count: usize) -> Vec<Runtime> {
-    let runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    (0..count).map(|_| runtime()).collect()
-}
 
 async fn engine_on(server: &Server, runtimes: &[Runtime]) -> Arc<RedisEngine> {
     let publish_from = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
