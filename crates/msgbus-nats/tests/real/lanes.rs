@@ -12,7 +12,7 @@ use tokio::{
     runtime::Runtime,
 };
 
-use super::*;
+use super::{publish::narrow, *};
 
 const ALL: BatchLimit = BatchLimit { events: 10_000, bytes: 10 << 20 };
 
@@ -110,6 +110,38 @@ async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
             assert!(of_lane.is_sorted(), "lane {lane}");
         }
         assert_eq!(proxy.accepted(), 3, "the third runtime has the connection of the engine");
+        runtimes.into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+/// The connection of the engine takes its time, and that of the runtime is there soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_on_its_way_is_not_overtaken() {
+    const COUNT: usize = 500;
+    for program in programs() {
+        let server = Server::start(&program);
+        let (address, _) = narrow(server.port()).await;
+        let runtimes = runtimes(1);
+        let engine = engine_on(&server, address, &runtimes).await;
+        let (publisher, topic) = (Arc::clone(&engine), fresh("overtaken"));
+        let of_runtime = topic.clone();
+        let published = runtimes[0].spawn(async move {
+            let mut answers = Vec::new();
+            for n in 0..COUNT {
+                let text = format!("{n:04}{}", "-".repeat(4000));
+                answers.push(publisher.publish(&of_runtime, vec![text.into()]));
+                // All of the first ones come before there is a connection.
+                if n >= COUNT / 2 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }
+            for answer in answers {
+                answer.await.unwrap();
+            }
+        });
+        soon(published).await.unwrap();
+        let texts = texts(&engine, &topic).await;
+        assert!(texts.len() == COUNT && texts.is_sorted());
         runtimes.into_iter().for_each(Runtime::shutdown_background);
     }
 }

@@ -191,22 +191,31 @@ async fn the_order_is_kept_while_the_stream_is_looked_for() {
     }
 }
 
-/// A way to a server on which little comes through at a time. It counts what has.
-async fn narrow(port: u16) -> (SocketAddr, Arc<AtomicUsize>) {
+/// A way to a server. On the first connection, little comes through at a time. It counts what has.
+pub(super) async fn narrow(port: u16) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, passed) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
     let count = Arc::clone(&passed);
     tokio::spawn(async move {
-        let (near, _) = listener.accept().await.unwrap();
-        let far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
-            (near.into_split(), far.into_split());
-        tokio::spawn(async move { tokio::io::copy(&mut far_read, &mut near_write).await });
-        let mut buffer = [0; 4096];
-        while let Ok(size @ 1..) = near_read.read(&mut buffer).await {
-            far_write.write_all(&buffer[..size]).await.unwrap();
-            count.fetch_add(size, Relaxed);
-            sleep(Duration::from_millis(4)).await;
+        let mut narrow = Some(count);
+        while let Ok((near, _)) = listener.accept().await {
+            let far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
+                (near.into_split(), far.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut far_read, &mut near_write).await });
+            let narrow = narrow.take();
+            tokio::spawn(async move {
+                let Some(count) = narrow else {
+                    let _ = tokio::io::copy(&mut near_read, &mut far_write).await;
+                    return;
+                };
+                let mut buffer = [0; 4096];
+                while let Ok(size @ 1..) = near_read.read(&mut buffer).await {
+                    far_write.write_all(&buffer[..size]).await.unwrap();
+                    count.fetch_add(size, Relaxed);
+                    sleep(Duration::from_millis(4)).await;
+                }
+            });
         }
     });
     (address, passed)
