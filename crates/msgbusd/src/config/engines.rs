@@ -1,25 +1,20 @@
 //! `--engine` and `[engines.NAME]`: engines, and which topics live in them. docs/engines.md.
 
-use std::{
-    ffi::OsString,
-    fmt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use msgbus_core::{TopicPattern, TopicSettings};
 
 use super::{
     Config, ConfigError,
+    credentials::{Credential, Secret},
     file::Rules,
-    layers::{Environment, Layer, Raw},
-    settings::{self, VARIABLE_PREFIX},
-    values,
+    layers::{Layer, Raw},
+    settings, values,
 };
-use crate::{engines, read_file::read_text};
+use crate::engines;
 
 /// The engine of `--engine URL`.
-const DEFAULT: &str = "default";
+pub(super) const DEFAULT: &str = "default";
 /// The pattern of all topics.
 const EVERY_TOPIC: &str = "**";
 /// Instead of the name of an engine: the topics live in this server.
@@ -35,9 +30,13 @@ pub struct EngineConfig {
     /// The name of the user.
     pub user: Option<String>,
     /// The password of the user.
-    pub password: Option<Secret>,
+    pub password: Credential,
     /// A token, instead of a user and a password.
-    pub token: Option<Secret>,
+    pub token: Credential,
+    /// What a `.creds` file of NATS has, instead.
+    pub creds: Credential,
+    /// The seed of an nkey of NATS, instead.
+    pub nkey: Credential,
     /// The certificates of authorities that vouch for the servers. With it, connections use TLS.
     pub tls_ca: Option<PathBuf>,
     /// The certificate by which the engine knows this server.
@@ -62,10 +61,6 @@ pub struct EngineConfig {
     pub lease: Duration,
     /// How long to wait for an answer.
     pub timeout: Duration,
-    /// A file with the password, which is read at the start.
-    password_file: Option<PathBuf>,
-    /// A file with the token, which is read at the start.
-    token_file: Option<PathBuf>,
 }
 
 /// Topics that live in an engine, or in none.
@@ -75,29 +70,6 @@ pub struct EngineTopics {
     pub pattern: TopicPattern,
     /// The name of the engine. `None` if the topics live in this server.
     pub engine: Option<String>,
-}
-
-/// A text that is not logged.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text, for the engine only.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
 }
 
 /// A table `[engines.NAME]` of the file.
@@ -131,17 +103,19 @@ pub(super) struct NotInEngines {
 /// How a key of `[engines.NAME]` is applied.
 type Apply = fn(&mut EngineConfig, &str) -> Result<(), String>;
 
-const KEYS: [(&str, Apply); 17] = [
+const KEYS: [(&str, Apply); 19] = [
     ("url", |e, v| {
-        e.url = Secret(v.to_owned());
+        e.url = v.to_owned().into();
         Ok(())
     }),
     ("user", |e, v| {
         e.user = Some(v.to_owned());
         Ok(())
     }),
-    ("password-file", |e, v| values::file(v).map(|path| e.password_file = Some(path))),
-    ("token-file", |e, v| values::file(v).map(|path| e.token_file = Some(path))),
+    ("password-file", |e, v| values::file(v).map(|path| e.password.file = Some(path))),
+    ("token-file", |e, v| values::file(v).map(|path| e.token.file = Some(path))),
+    ("creds-file", |e, v| values::file(v).map(|path| e.creds.file = Some(path))),
+    ("nkey-file", |e, v| values::file(v).map(|path| e.nkey.file = Some(path))),
     ("tls-ca", |e, v| values::file(v).map(|path| e.tls_ca = Some(path))),
     ("tls-cert", |e, v| values::file(v).map(|path| e.tls_cert = Some(path))),
     ("tls-key", |e, v| values::file(v).map(|path| e.tls_key = Some(path))),
@@ -165,8 +139,6 @@ const KEYS: [(&str, Apply); 17] = [
     ("password", |_, _| Err(NO_SECRETS.to_owned())),
 ];
 
-/// How the variables of the environment end that have credentials.
-const CREDENTIALS: [&str; 3] = ["USER", "PASSWORD", "TOKEN"];
 const NO_SECRETS: &str = "use password-file, or a variable of the environment";
 
 /// A name that every engine allows.
@@ -184,10 +156,12 @@ impl EngineConfig {
         let topic = TopicSettings::default();
         Self {
             name: name.to_owned(),
-            url: Secret(url.to_owned()),
+            url: url.to_owned().into(),
             user: None,
-            password: None,
-            token: None,
+            password: Credential::new("password"),
+            token: Credential::new("token"),
+            creds: Credential::new("creds"),
+            nkey: Credential::new("nkey"),
             tls_ca: None,
             tls_cert: None,
             tls_key: None,
@@ -200,8 +174,6 @@ impl EngineConfig {
             duplicate_window: Duration::from_secs(120),
             lease: Duration::from_secs(30),
             timeout: Duration::from_secs(5),
-            password_file: None,
-            token_file: None,
         }
     }
 
@@ -234,61 +206,6 @@ impl EngineConfig {
         }
         engines::check(self)
     }
-
-    /// The same for the credentials, when all are known.
-    fn check_credentials(&self) -> Result<(), String> {
-        let has_user = self.user.is_some();
-        if has_user && self.password.is_none() {
-            let variable = self.variable("PASSWORD");
-            return Err(format!("user needs password-file, or {}", variable.to_string_lossy()));
-        }
-        if has_user && self.token.is_some() {
-            return Err("use a user and a password, or a token".to_owned());
-        }
-        engines::check(self)
-    }
-
-    /// The password as its file has it now, or as it was before if that cannot be read. Blocks for up to ten seconds.
-    #[cfg(any(feature = "nats", feature = "redis"))]
-    pub(crate) fn current_password(&self) -> Option<Secret> {
-        let read = self.password_file.as_ref().map(|path| read_secret(self, "password-file", path));
-        latest(read, self.password.as_ref())
-    }
-
-    /// As [`current_password`](Self::current_password), of the token.
-    #[cfg(feature = "nats")]
-    pub(crate) fn current_token(&self) -> Option<Secret> {
-        let read = self.token_file.as_ref().map(|path| read_secret(self, "token-file", path));
-        latest(read, self.token.as_ref())
-    }
-
-    /// The variable of the environment with a credential.
-    fn variable(&self, what: &str) -> OsString {
-        let name = match self.name.as_str() {
-            DEFAULT => String::new(),
-            name => format!("{}_", name.to_ascii_uppercase().replace('-', "_")),
-        };
-        format!("{VARIABLE_PREFIX}ENGINE_{name}{what}").into()
-    }
-}
-
-/// What was read now, or else what was read at the start.
-#[cfg(any(feature = "nats", feature = "redis"))]
-fn latest(read: Option<Result<Secret, ConfigError>>, before: Option<&Secret>) -> Option<Secret> {
-    match read {
-        Some(Ok(secret)) => Some(secret),
-        Some(Err(error)) => {
-            tracing::warn!("{error}: going on with what it was");
-            before.cloned()
-        }
-        None => before.cloned(),
-    }
-}
-
-/// Whether a variable of the environment is a credential of an engine.
-pub(super) fn is_credential(variable: &str) -> bool {
-    let rest = variable.strip_prefix(VARIABLE_PREFIX).and_then(|rest| rest.strip_prefix("ENGINE_"));
-    rest.is_some_and(|rest| CREDENTIALS.iter().any(|end| rest.ends_with(end)))
 }
 
 /// Sets the engines, and which topics live in them.
@@ -399,68 +316,4 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
         return Err(format!("{name:?} is not a name for an engine: choose another one"));
     }
     prefix(name).map(drop)
-}
-
-/// Reads the credentials, so that errors in them show before the server runs.
-pub(super) fn read_credentials(
-    config: &mut Config,
-    environment: &Environment,
-) -> Result<(), ConfigError> {
-    for engine in &mut config.engines {
-        let variable = |what: &str| {
-            let value =
-                environment.get(&engine.variable(what)).filter(|value| !value.is_empty())?;
-            Some(value.to_str().map(str::to_owned).ok_or_else(|| {
-                ConfigError::new(engine.variable(what).to_string_lossy(), "not UTF-8")
-            }))
-        };
-        let (user, password, token) = (variable("USER"), variable("PASSWORD"), variable("TOKEN"));
-        let (user, password) = (user.transpose()?, password.transpose()?);
-        let token = token.transpose()?;
-        engine.user = engine.user.take().or(user);
-        engine.password = match &engine.password_file {
-            Some(path) => Some(read_secret(engine, "password-file", path)?),
-            None => password.map(Secret),
-        };
-        engine.token = match &engine.token_file {
-            Some(path) => Some(read_secret(engine, "token-file", path)?),
-            None => token.map(Secret),
-        };
-        for (key, path) in [
-            ("tls-ca", &engine.tls_ca),
-            ("tls-cert", &engine.tls_cert),
-            ("tls-key", &engine.tls_key),
-        ] {
-            path.as_deref().map(|path| read_secret(engine, key, path)).transpose()?;
-        }
-        engine
-            .check_credentials()
-            .map_err(|problem| ConfigError::new(format!("engines.{}", engine.name), problem))?;
-    }
-    note_unused(config, environment);
-    Ok(())
-}
-
-/// Adds notices about credentials of engines that there are not.
-fn note_unused(config: &mut Config, environment: &Environment) {
-    let is_used = |variable: &OsString| {
-        let of = |engine: &EngineConfig| CREDENTIALS.map(|what| engine.variable(what));
-        config.engines.iter().flat_map(of).any(|known| known == *variable)
-    };
-    let is_unused = |name: &&OsString| name.to_str().is_some_and(is_credential) && !is_used(name);
-    let mut unused: Vec<_> = environment.keys().filter(is_unused).collect();
-    unused.sort();
-    let note =
-        |name: &OsString| format!("{} belongs to no engine and is ignored", name.to_string_lossy());
-    let notices: Vec<_> = unused.into_iter().map(note).collect();
-    config.notices.extend(notices);
-}
-
-/// The text of a file, without the line end after it.
-fn read_secret(engine: &EngineConfig, key: &str, path: &Path) -> Result<Secret, ConfigError> {
-    let text = read_text(path).map_err(|error| {
-        let problem = format!("{key}: cannot read {}: {error}", path.display());
-        ConfigError::new(format!("engines.{}", engine.name), problem)
-    })?;
-    Ok(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
 }

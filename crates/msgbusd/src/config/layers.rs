@@ -6,7 +6,7 @@ use pico_args::Arguments;
 
 use super::{
     ConfigError,
-    engines::is_credential,
+    credentials::is_credential,
     settings::{self, Kind, SETTINGS, Setting, VARIABLE_PREFIX},
     values,
 };

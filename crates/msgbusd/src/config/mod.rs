@@ -3,6 +3,7 @@
 
 mod checks;
 mod completion;
+mod credentials;
 mod data;
 mod doors;
 mod drs_ipc;
@@ -27,9 +28,10 @@ use thiserror::Error;
 
 pub(crate) use self::values::format_size;
 pub use self::{
+    credentials::{Credential, Secret},
     data::DataCommand,
     doors::{DoorBind, DrsOptions, MiddlemanOptions, Protocol},
-    engines::{EngineConfig, EngineTopics, Secret},
+    engines::{EngineConfig, EngineTopics},
     keep_headers::{HeaderPattern, KeepHeaders},
     reread::ConfigFile,
 };
@@ -275,7 +277,7 @@ pub fn parse(
     let rules = file.as_ref().map_or(Rules::default(), |file| file.at_start.rules.clone());
     let mut config = resolve(&layer, &rules)?;
     checks::read_files(&mut config, &layer)?;
-    engines::read_credentials(&mut config, &environment)?;
+    credentials::read(&mut config, &environment)?;
     note_unknown(&mut config, &environment)?;
     Ok(Invocation::Serve { config: Box::new(config), file: file.map(Box::new) })
 }

@@ -19,8 +19,9 @@ fn check(engine: &EngineConfig) -> Result<(), String> {
     if engine.max_bytes.is_some() {
         return Err("max-total-bytes: Redis has a limit of its own, maxmemory".to_owned());
     }
-    if engine.token.is_some() {
-        return Err("token-file: Redis has users and passwords".to_owned());
+    let foreign = [&engine.token, &engine.creds, &engine.nkey];
+    if let Some(foreign) = foreign.into_iter().find(|credential| credential.is_given()) {
+        return Err(format!("{}: Redis has users and passwords", engine.origin_of(foreign)));
     }
     let has_tls = ["rediss://", "valkeys://"].iter().any(|scheme| {
         engine.url.expose().get(..scheme.len()).is_some_and(|url| url.eq_ignore_ascii_case(scheme))
@@ -43,10 +44,10 @@ fn options(engine: &EngineConfig) -> Result<RedisOptions, String> {
     // One of them is the server itself.
     let replicas = u32::try_from(engine.replicas.saturating_sub(1)).unwrap_or(u32::MAX);
     let with_password = engine.clone();
-    let find_password = move || Some(with_password.current_password()?.expose().to_owned());
+    let find_password = move || with_password.current_text(&with_password.password);
     Ok(RedisOptions {
         user: engine.user.clone(),
-        password: engine.password.as_ref().map(|password| password.expose().to_owned()),
+        password: engine.password.text(),
         find_password: Some(Arc::new(find_password)),
         prefix: engine.prefix.clone().unwrap_or_else(|| defaults.prefix.clone()),
         acknowledge: match replicas {

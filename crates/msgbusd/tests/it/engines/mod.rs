@@ -5,6 +5,7 @@ mod bounds;
 mod doors;
 mod groups;
 mod hop;
+mod identity;
 mod services;
 mod settings;
 mod shared;

@@ -108,7 +108,7 @@ fn wrong_settings_of_engines_are_named_in_one_line() {
 }
 
 /// Repeats a request until the answer contains this.
-fn say_until(daemon: &Running, request: &str, expected: &str) -> String {
+pub(super) fn say_until(daemon: &Running, request: &str, expected: &str) -> String {
     let start = Instant::now();
     loop {
         let answer = daemon.say(request);

@@ -1,11 +1,18 @@
 //! NATS `JetStream`.
 
-use std::sync::Arc;
+mod identity;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use msgbus_nats::{Auth, AuthError, ConnectOptions, NatsEngine, NatsOptions, ServerAddr};
 use percent_encoding::percent_decode_str;
 use tokio::{runtime::Handle, task::spawn_blocking};
+use tracing::warn;
 
+use self::identity::Identity;
 use super::Kind;
 use crate::config::EngineConfig;
 
@@ -22,9 +29,11 @@ fn check(engine: &EngineConfig) -> Result<(), String> {
     if engine.sync {
         return Err("sync: NATS syncs as its own sync_interval says".to_owned());
     }
-    if engine.password.is_some() && engine.user.is_none() {
+    if engine.password.is_given() && engine.user.is_none() {
         return Err("a password needs a user".to_owned());
     }
+    engine.at_start(&engine.creds, Identity::of_creds)?;
+    engine.at_start(&engine.nkey, Identity::of_seed)?;
     options(engine)?.check().map_err(|problem| format!("url: {problem}"))
 }
 
@@ -46,25 +55,40 @@ fn options(engine: &EngineConfig) -> Result<NatsOptions, String> {
     })
 }
 
-/// Who this server is. Passwords and tokens are read again for each connection.
+/// Who this server is. Files of secrets are read again for each connection.
 fn credentials(engine: &EngineConfig) -> ConnectOptions {
-    if engine.user.is_none() && engine.token.is_none() {
+    if !engine.has_credentials() {
         return credentials_of_url(engine.url.expose());
     }
-    let engine = engine.clone();
-    ConnectOptions::with_auth_callback(move |_| {
-        let engine = engine.clone();
+    let (engine, has_expired) = (engine.clone(), Arc::new(AtomicBool::new(false)));
+    ConnectOptions::with_auth_callback(move |nonce| {
+        let (engine, has_expired) = (engine.clone(), Arc::clone(&has_expired));
         async move {
-            let found = spawn_blocking(move || {
-                let mut auth = Auth::new();
-                auth.username.clone_from(&engine.user);
-                auth.password = engine.current_password().map(|secret| secret.expose().to_owned());
-                auth.token = engine.current_token().map(|secret| secret.expose().to_owned());
-                auth
-            });
-            found.await.map_err(AuthError::new)
+            let found = spawn_blocking(move || auth(&engine, &nonce, &has_expired));
+            found.await.map_err(AuthError::new)?
         }
     })
+}
+
+/// `has_expired` is whether the last JWT had, so that each is told of once.
+fn auth(engine: &EngineConfig, nonce: &[u8], has_expired: &AtomicBool) -> Result<Auth, AuthError> {
+    for (credential, parse) in [
+        (&engine.creds, Identity::of_creds as fn(&str) -> Result<Identity, String>),
+        (&engine.nkey, Identity::of_seed),
+    ] {
+        let Some(identity) = engine.current(credential, parse) else { continue };
+        let expired = identity.has_expired();
+        if !has_expired.swap(expired, Relaxed) && expired {
+            let origin = engine.origin_of(credential);
+            warn!("engines.{}: {origin}: its JWT has expired", engine.name);
+        }
+        return identity.sign(nonce);
+    }
+    let mut auth = Auth::new();
+    auth.username.clone_from(&engine.user);
+    auth.password = engine.current_text(&engine.password);
+    auth.token = engine.current_text(&engine.token);
+    Ok(auth)
 }
 
 /// Those in the first address that has any, as clients of NATS understand them. The library ignores them.
