@@ -3,6 +3,7 @@
 
 pub mod auth;
 mod background;
+mod code;
 pub mod config;
 mod deadlines;
 mod dialogue;

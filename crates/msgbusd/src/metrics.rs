@@ -24,9 +24,9 @@ use parking_lot::Mutex;
 
 use self::page::Page;
 use crate::{
+    code::Code,
     config::{DoorBind, Protocol},
     logging,
-    service::code::Code,
     worker::Counter,
 };
 

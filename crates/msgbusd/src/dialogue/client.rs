@@ -6,8 +6,9 @@ use tracing::debug;
 
 use crate::{
     auth::{Permission, Principal},
+    code::Code,
     net::peer::Peer,
-    service::{Authority, Call, code::Code},
+    service::{Authority, Call},
     worker::Worker,
 };
 

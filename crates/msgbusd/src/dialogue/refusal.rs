@@ -7,7 +7,10 @@ use msgbus_core::{
 use thiserror::Error;
 
 use super::{Conversation, Dialect};
-use crate::service::{Authority, code::Code, error::ServiceError, publisher::Publishing};
+use crate::{
+    code::Code,
+    service::{Authority, error::ServiceError, publisher::Publishing},
+};
 
 /// The maximum number of subscriptions and services of one connection.
 pub(crate) const MAX_SUBSCRIPTIONS: usize = 1024;

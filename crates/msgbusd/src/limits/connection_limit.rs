@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use parking_lot::Mutex;
 
 use super::quota::{Quota, QuotaPermit};
-use crate::{net::client_prefix::ClientPrefix, service::code::Code};
+use crate::{code::Code, limits::client_prefix::ClientPrefix};
 
 /// Counts open connections and enforces the limits.
 #[derive(Debug)]

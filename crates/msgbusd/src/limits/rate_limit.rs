@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use crate::{
     auth::{Hash, Principal},
+    limits::client_prefix::ClientPrefix,
     limits::rate::Rate,
-    net::client_prefix::ClientPrefix,
 };
 
 const BURST: Duration = Duration::from_secs(1);

@@ -1,6 +1,5 @@
 //! Listeners, byte streams with deadlines, TLS, and the serving threads.
 
-pub(crate) mod client_prefix;
 pub(crate) mod connection;
 pub(crate) mod listener;
 pub(crate) mod peer;

@@ -8,7 +8,7 @@ use msgbus_core::{
 };
 use thiserror::Error;
 
-use super::code::Code;
+use crate::code::Code;
 use crate::limits::{rate::Rate, rate_limit::OverRate};
 
 /// Why an operation was refused. The text is one line for users.

@@ -12,12 +12,12 @@ use tracing::debug;
 
 use super::{
     Call, backpressure,
-    code::Code,
     error::ServiceError,
     pull::{QueuedPull, WaitingPull},
 };
 use crate::{
     auth::{Action, LiveAuthorization, Target},
+    code::Code,
     limits::quota::QuotaPermit,
     net::{peer::Peer, wake_queue},
 };

@@ -3,7 +3,6 @@
 //! imports a door.
 
 pub(crate) mod backpressure;
-pub(crate) mod code;
 pub(crate) mod error;
 pub(crate) mod follower;
 pub(crate) mod groups;

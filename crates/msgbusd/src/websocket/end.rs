@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::{
 };
 use tracing::debug;
 
-use crate::{metrics::Deadline, service::code::Code, service::follower, worker::Worker};
+use crate::{code::Code, metrics::Deadline, service::follower, worker::Worker};
 
 /// The longest reason in a close frame, in bytes (RFC 6455, section 5.5).
 const MAX_REASON: usize = 123;

@@ -20,13 +20,11 @@ use tracing::debug;
 
 use super::transport::Transport;
 use crate::{
+    code::Code,
     config::Config,
     metrics::Deadline,
     net::{connection::Connection, peer::Peer},
-    service::{
-        code::Code,
-        origin::{self, Page},
-    },
+    service::origin::{self, Page},
     worker::Worker,
 };
 

@@ -9,8 +9,9 @@ use serde_json::value::RawValue;
 
 use super::split::{is_shallow, malformed};
 use crate::{
+    code::Code,
     dialogue::{MAX_SUBSCRIPTIONS, Refusal, names::foreign},
-    service::{code::Code, error::ServiceError},
+    service::error::ServiceError,
     websocket::end::End,
 };
 

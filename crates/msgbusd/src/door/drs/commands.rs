@@ -12,10 +12,10 @@ use super::{
 };
 use crate::{
     auth::Target,
+    code::Code,
     dialogue::{Dialect as _, Name, Refusal, names},
     service::{
         Authority,
-        code::Code,
         error::ServiceError,
         follower::{FollowOptions, Follower},
         requests::Answer,

@@ -21,10 +21,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 pub(crate) use self::stats::Stats;
 use self::{commands::Subscribing, split::Split};
 use crate::{
+    code::Code,
     config::Protocol,
     dialogue::{self, Client, session::Session},
     net::connection::Connection,
-    service::code::Code,
     websocket::{
         end::{End, NOT_ALLOWED},
         link::refuse,

@@ -2,7 +2,7 @@
 
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::{service::code::Code, websocket::end::End};
+use crate::{code::Code, websocket::end::End};
 
 /// The deepest nesting of objects and arrays in a command.
 pub(super) const MAX_DEPTH: usize = 128;

@@ -14,7 +14,10 @@ use msgbus_core::{
 use thiserror::Error;
 
 use super::{negotiate::accepts, response, response::HttpResponse};
-use crate::service::{code::Code, error::ServiceError, parameters::BadParameter};
+use crate::{
+    code::Code,
+    service::{error::ServiceError, parameters::BadParameter},
+};
 
 /// The challenge of a 401. Basic is accepted but not requested: a browser would ask its user for the key, and then send
 /// it with every request that any page makes to this server.

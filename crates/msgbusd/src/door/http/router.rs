@@ -23,8 +23,9 @@ use super::{
     settle, stream, topics, websocket,
 };
 use crate::{
+    code::Code,
     net::peer::Peer,
-    service::{Authority, Call, code::Code},
+    service::{Authority, Call},
     state::App,
     worker::Worker,
 };

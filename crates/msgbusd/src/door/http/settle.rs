@@ -13,11 +13,13 @@ use super::{
     body, error::ApiError, lease, messages, names::MSGBUS_LEASE_EXPIRES, query::Query,
     response::HttpResponse, response::content, response::empty, response::no_store,
 };
-use crate::service::{
-    Call,
+use crate::{
     code::Code,
-    lease::shortened,
-    parameters::{DELAYS, MAX_SETTLED},
+    service::{
+        Call,
+        lease::shortened,
+        parameters::{DELAYS, MAX_SETTLED},
+    },
 };
 
 /// The maximum size of a body, in bytes. That many of the longest tokens are smaller.

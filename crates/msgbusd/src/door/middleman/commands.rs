@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     auth::{Action, Permission, Target},
+    code::Code,
     dialogue::{Name, Refusal, names},
-    service::{Authority, code::Code, error::ServiceError, requests::Answer},
+    service::{Authority, error::ServiceError, requests::Answer},
 };
 
 /// The maximum length of a user id, in bytes.

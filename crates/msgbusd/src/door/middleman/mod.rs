@@ -18,9 +18,9 @@ use tokio::io::AsyncWriteExt as _;
 pub(crate) use self::hub::Hub;
 use self::hub::Identity;
 use crate::{
+    code::Code,
     dialogue::{self, Client, session::Session},
     net::connection::Connection,
-    service::code::Code,
     websocket::{
         end::End,
         link::refuse,

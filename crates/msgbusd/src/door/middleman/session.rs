@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{
     auth::{Action, Target},
+    code::Code,
     config::Protocol,
     dialogue::{self, Client, Dialect, End, Following, Handled, Name, Refusal, output::Messages},
     service::{
         Authority,
-        code::Code,
         error::ServiceError,
         follower::{FollowOptions, Follower, Item},
     },

@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 
 use super::activity::ConnectionActivity;
 use crate::{
+    code::Code,
     limits::connection_limit::ConnectionPermit,
     metrics::Deadline,
     net::connection::{self, Connection},
@@ -30,7 +31,6 @@ use crate::{
     net::raw_stream::Accepted,
     net::timeout_stream::TimeoutStream,
     net::tls,
-    service::code::Code,
     worker::Worker,
 };
 

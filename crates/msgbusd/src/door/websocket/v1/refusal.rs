@@ -6,8 +6,9 @@ use msgbus_core::{
 use thiserror::Error;
 
 use crate::{
+    code::Code,
     dialogue,
-    service::{code::Code, error::ServiceError, parameters::BadParameter},
+    service::{error::ServiceError, parameters::BadParameter},
 };
 
 /// Why an operation was refused. The texts are those of HTTP.

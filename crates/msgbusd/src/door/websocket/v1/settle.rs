@@ -10,9 +10,9 @@ use super::{
     subscribe::lease,
 };
 use crate::{
+    code::Code,
     dialogue::Client,
     service::{
-        code::Code,
         lease::shortened,
         parameters::{self, DELAYS, MAX_SETTLED},
     },

@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn every_code_is_in_the_contract() {
-        let contract = include_str!("../../../../docs/protocol.md");
+        let contract = include_str!("../../../docs/protocol.md");
         let table = contract.split("\n8.1. ").nth(1).unwrap().split("\n8.2. ").next().unwrap();
         for (index, code) in Code::ALL.into_iter().enumerate() {
             assert_eq!(code as usize, index);
