@@ -7,7 +7,7 @@ use std::time::Duration;
 use msgbus_client::{
     Client, ClientError, Failure, Headers, NewRequest, Reply, Request, RequestError, Responder,
 };
-use msgbus_testkit::{Daemon, Proxy, name, soon, until};
+use msgbus_testkit::{Daemon, Proxy, free_address, name, soon, until};
 use tokio::task::JoinHandle;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -151,8 +151,9 @@ async fn several_requests_are_taken_at_once() {
 
 #[tokio::test]
 async fn a_responder_survives_the_server_and_replies_when_it_is_reached_again() {
-    let daemon = Daemon::start();
-    let proxy = Proxy::to(daemon.address).await;
+    let address = free_address();
+    let daemon = Daemon::at(address, |_| {});
+    let proxy = Proxy::to(address).await;
     let served = Client::new(&format!("http://{}", proxy.address)).unwrap();
     let mut responder = served.serve(&name("s"));
     let taken = tokio::spawn(async move {
@@ -168,7 +169,6 @@ async fn a_responder_survives_the_server_and_replies_when_it_is_reached_again() 
     soon(reply).await.unwrap().unwrap();
     assert_eq!(soon(asking).await.unwrap().unwrap().payload, "after all");
 
-    let address = daemon.address;
     let next = tokio::spawn(async move { responder.next().await.unwrap() });
     responders(&daemon, 1).await;
     daemon.stop().await;

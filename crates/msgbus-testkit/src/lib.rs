@@ -5,12 +5,13 @@
 #![expect(clippy::missing_panics_doc, reason = "a test may")]
 
 use std::{
-    net::{SocketAddr, TcpListener as StdListener},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use msgbus_core::{MessageBus, TopicName};
+use msgbus_engine_testkit::server::free_port;
 use msgbusd::{
     Bind, Drained, Server, Workers,
     auth::Keyring,
@@ -46,6 +47,19 @@ pub fn name(text: &str) -> TopicName {
     text.parse().unwrap()
 }
 
+/// A server that is bound. One that was stopped just now may still have its port and its directory for a moment: while this
+/// process starts another one, that has copies of everything that is open.
+pub fn bind(config: &Config, workers: impl Fn() -> Workers) -> Server {
+    const MOMENT: Duration = Duration::from_secs(10);
+    let start = Instant::now();
+    loop {
+        match Server::bind(config.clone(), workers()) {
+            Err(_) if start.elapsed() < MOMENT => std::thread::sleep(Duration::from_millis(5)),
+            bound => return bound.unwrap(),
+        }
+    }
+}
+
 /// A msgbusd server in this process.
 #[derive(Debug)]
 pub struct Daemon {
@@ -73,11 +87,11 @@ impl Daemon {
     }
 
     /// Starts a server on an address, after `set` has changed its configuration.
-    pub fn at(bind: SocketAddr, set: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config { bind: vec![Bind::Tcp(bind)], ..Config::default() };
+    pub fn at(address: SocketAddr, set: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config { bind: vec![Bind::Tcp(address)], ..Config::default() };
         config.timeouts.drain = Duration::from_secs(1);
         set(&mut config);
-        Self::serve(Server::bind(config, Workers::current()).unwrap())
+        Self::serve(bind(&config, Workers::current))
     }
 
     /// Runs a server that is bound already. If the daemon is dropped, it ends with the runtime.
@@ -153,9 +167,10 @@ pub fn nowhere() -> SocketAddr {
     address
 }
 
-/// An address on which no server listens yet.
+/// An address on which no server listens yet, for one that comes later, or is stopped and started again: nobody else gets
+/// its port meanwhile.
 pub fn free_address() -> SocketAddr {
-    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    ([127, 0, 0, 1], free_port()).into()
 }
 
 /// Forwards connections to a server, and can cut them.

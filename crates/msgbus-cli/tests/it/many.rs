@@ -2,7 +2,7 @@
 
 use crate::{
     subscribe::sub,
-    support::{Daemon, Proxy, Running, msgbus, name, run},
+    support::{Daemon, Proxy, Running, free_address, msgbus, name, run},
 };
 
 /// The lines of the output, sorted: topics have no common order.
@@ -202,8 +202,8 @@ async fn a_cursor_of_a_pattern_survives_a_restart_of_the_server() {
             config.bus.topic.promise = config.sync;
         })
     };
-    let daemon = start(([127, 0, 0, 1], 0).into());
-    let address = daemon.address;
+    let address = free_address();
+    let daemon = start(address);
     let file = folder.path().join("cursor");
     let path = file.to_str().unwrap();
     let args = ["orders/*", "--all", "--poll", "-o", "raw", "--cursor", path];

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Daemon, Finished, Proxy, Running, msgbus, name, nowhere, run, soon, with_files,
+    Daemon, Finished, Proxy, Running, free_address, msgbus, name, nowhere, run, soon, with_files,
 };
 
 /// `msgbus serve s`, with more arguments.
@@ -322,8 +322,8 @@ async fn a_requester_of_a_killed_responder_is_told_in_time() {
 
 #[tokio::test]
 async fn a_responder_survives_the_server() {
-    let daemon = Daemon::start();
-    let address = daemon.address;
+    let address = free_address();
+    let daemon = Daemon::at(address, |_| {});
     let proxy = Proxy::to(address).await;
     let mut serving = Running::start(serve(&proxy.uri(), &["cat"]));
     responders(&daemon, 1).await;

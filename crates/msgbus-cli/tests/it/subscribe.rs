@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::support::{Daemon, Proxy, Running, msgbus, run, soon};
+use crate::support::{Daemon, Proxy, Running, free_address, msgbus, run, soon};
 
 pub(crate) fn sub(uri: &str, args: &[&str]) -> Running {
     let mut command = msgbus(&[&["sub"], args].concat());
@@ -73,8 +73,8 @@ async fn a_cut_connection_loses_and_repeats_nothing() {
 
 #[tokio::test]
 async fn a_restart_of_the_server_is_noticed_and_followed() {
-    let daemon = Daemon::start();
-    let address = daemon.address;
+    let address = free_address();
+    let daemon = Daemon::at(address, |_| {});
     let mut running = sub(&daemon.uri(), &["t"]);
     daemon.subscribers(1).await;
     daemon.put("t", "before");

@@ -18,7 +18,7 @@ use msgbus_client::{
     Client, ClientError, Event, Message, Position, Socket, SocketStatus, SocketSubscription,
     TopicPattern,
 };
-use msgbus_testkit::{Daemon, Proxy, name, soon, until};
+use msgbus_testkit::{Daemon, Proxy, free_address, name, soon, until};
 use tokio::{task::JoinSet, time::sleep};
 
 /// The server is restarted in between.
@@ -90,8 +90,8 @@ async fn nothing_is_lost_or_repeated_however_connections_end() {
 async fn run(mut rng: Rng) {
     let begin = Instant::now();
     let world = Arc::new(World::default());
-    let mut daemon = start(([127, 0, 0, 1], 0).into());
-    let address = daemon.address;
+    let address = free_address();
+    let mut daemon = start(address);
     let (mut subscribers, mut cutters) = (JoinSet::new(), JoinSet::new());
     for _ in 0..SOCKETS {
         let proxy = Proxy::to(address).await;

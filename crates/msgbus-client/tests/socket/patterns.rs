@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use msgbus_client::{Client, Event, Position, Socket, SocketSubscription, TopicPattern};
-use msgbus_testkit::{Daemon, name, soon};
+use msgbus_testkit::{Daemon, free_address, name, soon};
 
 /// A server whose topics are durable.
 fn start(address: SocketAddr, data: &Path) -> Daemon {
@@ -57,8 +57,8 @@ async fn a_pattern_follows_topics_that_are_made_later() {
 #[tokio::test]
 async fn after_a_restart_nothing_is_received_twice() {
     let folder = tempfile::tempdir().unwrap();
-    let daemon = start(([127, 0, 0, 1], 0).into(), folder.path());
-    let address = daemon.address;
+    let address = free_address();
+    let daemon = start(address, folder.path());
     put(&daemon, "t/0", "before");
     // `new` has seen nothing of it. The time that the server tells is in seconds.
     tokio::time::sleep(Duration::from_millis(2100)).await;

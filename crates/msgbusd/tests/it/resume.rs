@@ -26,7 +26,7 @@ use self::{
     proxy::proxy,
     subscriber::{Seen, Subscriber},
 };
-use crate::support::{Daemon, soon, until};
+use crate::support::{Daemon, free_address, soon, until};
 
 /// The number of messages that the topic retains: so few that retention overtakes readers.
 const RETAINED: u64 = 256;
@@ -133,8 +133,8 @@ async fn subscribers(
 
 /// Runs all lives of the server; the last one is still running.
 async fn run_lives(world: &World, published: &Mutex<Vec<u64>>, rng: &mut Rng) -> Daemon {
-    let mut daemon = start(([127, 0, 0, 1], 0).into());
-    let address = daemon.address;
+    let address = free_address();
+    let mut daemon = start(address);
     for life in 0.. {
         *world.server.lock().unwrap() = Some(address);
         let (epoch, count) = publish(world, &daemon.bus, life, rng).await;

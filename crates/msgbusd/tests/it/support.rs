@@ -18,7 +18,7 @@ use tokio_tungstenite::{
     },
 };
 
-pub(crate) use msgbus_testkit::{soon, until};
+pub(crate) use msgbus_testkit::{free_address, soon, until};
 
 /// The headers of RFC 6455, section 1.3.
 pub(crate) const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -65,19 +65,19 @@ impl Daemon {
 
     /// A server whose connections are on the runtime of the test.
     pub(crate) fn with(set: impl FnOnce(&mut Config)) -> Self {
-        Self(msgbus_testkit::Daemon::serve(Self::bind(set, Workers::current())))
+        Self(msgbus_testkit::Daemon::serve(Self::bind(set, Workers::current)))
     }
 
     /// A server whose connections are distributed over its own threads.
     pub(crate) fn on_threads(threads: usize, set: impl FnOnce(&mut Config)) -> Self {
-        let workers = Workers::pinned(threads).unwrap();
+        let workers = || Workers::pinned(threads).unwrap();
         Self(msgbus_testkit::Daemon::serve(Self::bind(set, workers)))
     }
 
-    fn bind(set: impl FnOnce(&mut Config), workers: Workers) -> Server {
+    fn bind(set: impl FnOnce(&mut Config), workers: impl Fn() -> Workers) -> Server {
         let mut config = config();
         set(&mut config);
-        Server::bind(config, workers).unwrap()
+        msgbus_testkit::bind(&config, workers)
     }
 
     /// Tells the server to stop; the handle waits for it.

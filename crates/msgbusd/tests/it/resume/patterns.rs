@@ -25,7 +25,7 @@ use super::{
     proxy::proxy,
     seeded, start,
 };
-use crate::support::{Daemon, EVENT_SOURCE, HANDSHAKE, soon, until};
+use crate::support::{Daemon, EVENT_SOURCE, HANDSHAKE, free_address, soon, until};
 
 const SUBSCRIBERS: usize = 12;
 const CUTS_PER_LIFE: usize = 255;
@@ -195,7 +195,7 @@ async fn publish(world: &World, bus: &MessageBus, life: u64, rng: &mut Rng) {
 /// Runs all lives of the server; the last one is still running, for a subscriber that is between two connections.
 async fn run_lives(world: &World, rng: &mut Rng) -> Daemon {
     let pattern: TopicPattern = "t/*".parse().unwrap();
-    let mut daemon = start(([127, 0, 0, 1], 0).into());
+    let mut daemon = start(free_address());
     for life in 0..LIVES {
         *world.server.lock().unwrap() = Some(daemon.address);
         publish(world, &daemon.bus, life, rng).await;
