@@ -155,6 +155,10 @@ impl State {
         const LATE: Duration = Duration::from_secs(1);
         let (id, now) = (leased.message.id(), Utc::now());
         self.note(id, &format!("delivery {} until {}", leased.deliveries, leased.expires));
+        // It may have taken so long that somebody else has it by now.
+        if leased.expires <= now {
+            return;
+        }
         if let Some(end) = self.live.insert(id, leased.expires) {
             // The clocks of two machines, or of two calls, may differ.
             let is_over = end <= now + Duration::from_millis(10);

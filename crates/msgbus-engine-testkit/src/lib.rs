@@ -19,6 +19,7 @@ use msgbus_core::{
     MessageBus, Options, TopicName,
     engine::{Engine, EngineRule},
 };
+use tokio::time::sleep;
 
 use tokio::runtime::{Builder, Runtime};
 
@@ -33,6 +34,22 @@ pub const SOON: Duration = Duration::from_secs(120);
 /// Awaits a future that must complete soon.
 pub async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(SOON, future).await.expect("it takes too long")
+}
+
+/// Does something until it succeeds, which must be soon: an engine that was disturbed may refuse it for a moment.
+pub async fn until_ok<T, E, F>(mut act: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let done = async {
+        loop {
+            match act().await {
+                Ok(done) => return done,
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    soon(done).await
 }
 
 /// A bus on which all topics live in an engine.
