@@ -8,7 +8,7 @@ use msgbus_core::{
     engine::{Begin, Engine as _, EngineError, Fetch},
     store::StoreError,
 };
-use msgbus_engine_testkit::{accounts, bus, fresh, jobs, soon};
+use msgbus_engine_testkit::{accounts, bus, fresh, jobs, soon, until_ok};
 use msgbus_redis::RedisOptions;
 use redis::Value;
 use tokio::time::sleep;
@@ -66,21 +66,12 @@ async fn what_retention_has_taken_is_announced_with_its_count() {
 
 /// Publishes until the engine serves again.
 async fn publish(bus: &MessageBus, topic: &TopicName, text: &'static str) -> (u64, u64) {
-    loop {
-        match soon(bus.publish(topic, text)).await {
-            Ok(published) => return (published.epoch, published.id),
-            Err(_) => sleep(Duration::from_millis(20)).await,
-        }
-    }
+    let published = until_ok(|| bus.publish(topic, text)).await;
+    (published.epoch, published.id)
 }
 
 async fn follow(bus: &MessageBus, topic: &TopicName, from: Position) -> Subscription {
-    loop {
-        match soon(bus.follow(topic, from)).await {
-            Ok(follower) => return follower,
-            Err(_) => sleep(Duration::from_millis(20)).await,
-        }
-    }
+    until_ok(|| bus.follow(topic, from)).await
 }
 
 /// The follower has to begin anew, and gets what is in the new epoch.
@@ -318,12 +309,8 @@ async fn a_lease_that_the_server_has_lost_ends_no_other_one() {
         server.kill();
         server.cut_log(kept);
         server.run();
-        let second = loop {
-            match soon(engine.fetch(&topic, None, fetch)).await {
-                Ok(mut leases) => break leases.messages.remove(0),
-                Err(_) => sleep(Duration::from_millis(20)).await,
-            }
-        };
+        let mut leases = until_ok(|| engine.fetch(&topic, None, fetch)).await;
+        let second = leases.messages.remove(0);
         assert_eq!((first.deliveries, second.deliveries), (1, 1));
         let back = Settlement::Nack { delay: Duration::ZERO, reason: None };
         for settlement in [&back, &Settlement::Ack] {

@@ -6,7 +6,7 @@ use msgbus_core::{
     BatchLimit, Headers, MessageBus, NewMessage, Position, Settlement,
     engine::{Begin, Engine, EngineError, Fetch},
 };
-use msgbus_engine_testkit::{SOON, bus, fresh, soon};
+use msgbus_engine_testkit::{SOON, bus, fresh, soon, until_ok};
 use msgbus_redis::{Acknowledge, RedisEngine, RedisOptions, TlsCertificates};
 use redis::Value;
 use tokio::time::{Instant, sleep};
@@ -277,13 +277,9 @@ async fn a_publish_that_is_not_answered_is_unknown() {
         let error = soon(engine.publish(&topic, vec!["x".into()])).await.unwrap_err();
         assert_eq!(error, EngineError::Unknown);
         server.signal("-CONT");
-        let start = Instant::now();
         let message = NewMessage::new("x");
         let message = message.header(msgbus_core::Headers::IDEMPOTENCY_KEY, "k").unwrap();
-        while soon(engine.publish(&topic, vec![message.clone()])).await.is_err() {
-            assert!(start.elapsed() < SOON);
-            sleep(Duration::from_millis(10)).await;
-        }
+        until_ok(|| engine.publish(&topic, vec![message.clone()])).await;
     }
 }
 
@@ -325,10 +321,7 @@ async fn publishes_wait_for_what_was_asked_for() {
         let engine = server.engine(options(Acknowledge::Replicas(1))).await;
         let replica = Server::start(&program);
         replica.ask(&format!("REPLICAOF 127.0.0.1 {}", server.port())).await;
-        let start = Instant::now();
-        while soon(engine.publish(&topic, vec!["x".into()])).await.is_err() {
-            assert!(start.elapsed() < SOON);
-        }
+        until_ok(|| engine.publish(&topic, vec!["x".into()])).await;
         let together: Vec<_> =
             (0..50).map(|_| tokio::spawn(engine.publish(&topic, vec!["x".into()]))).collect();
         for published in together {
@@ -382,12 +375,7 @@ async fn who_leads_again_gives_no_number_again() {
         };
         soon(down).await;
         one.ask("REPLICAOF NO ONE").await;
-        let second = loop {
-            match soon(engine.publish(&topic, vec!["y".into()])).await {
-                Ok(receipt) => break receipt,
-                Err(_) => sleep(Duration::from_millis(10)).await,
-            }
-        };
+        let second = until_ok(|| engine.publish(&topic, vec!["y".into()])).await;
         assert_eq!(second.epoch, first.epoch);
         assert!(second.first > lost.first, "{second:?}");
         let page = soon(engine.history(&topic, Begin::Sequence(2), MANY)).await.unwrap();
@@ -430,12 +418,7 @@ async fn a_replica_is_asked_until_it_leads() {
             sleep(Duration::from_millis(20)).await;
         }
         replica.ask("REPLICAOF NO ONE").await;
-        let second = loop {
-            match soon(engine.publish(&topic, vec!["y".into()])).await {
-                Ok(receipt) => break receipt,
-                Err(_) => sleep(Duration::from_millis(10)).await,
-            }
-        };
+        let second = until_ok(|| engine.publish(&topic, vec!["y".into()])).await;
         assert_eq!(second.epoch, first.epoch);
         assert!(second.first > 1_000_000_000, "the leader may have given other numbers");
     }

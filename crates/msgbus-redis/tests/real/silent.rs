@@ -6,7 +6,7 @@ use msgbus_core::{
     BatchLimit, Event, MessageBus, Position, Settlement, Subscription, TopicName,
     engine::{Begin, Engine, EngineError, Fetch},
 };
-use msgbus_engine_testkit::{Proxy, bus, fresh, soon};
+use msgbus_engine_testkit::{Proxy, bus, fresh, soon, until_ok};
 use msgbus_redis::{Acknowledge, RedisEngine, RedisOptions};
 use tokio::time::sleep;
 
@@ -32,12 +32,7 @@ async fn until(condition: impl Fn() -> bool) {
 }
 
 async fn publish(bus: &MessageBus, topic: &TopicName, text: &'static str) {
-    let publishing = async {
-        while bus.publish(topic, text).await.is_err() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    soon(publishing).await;
+    until_ok(|| bus.publish(topic, text)).await;
 }
 
 async fn gets(follower: &mut Subscription, text: &str) {
@@ -134,12 +129,7 @@ async fn reads_that_wait_for_their_turn_notice_it_too() {
             soon(fetch).await.unwrap().unwrap_err();
         }
         server.signal("-CONT");
-        let page = async {
-            while engine.history(&topic, Begin::First, BatchLimit::ONE).await.is_err() {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        soon(page).await;
+        until_ok(|| engine.history(&topic, Begin::First, BatchLimit::ONE)).await;
     }
 }
 
