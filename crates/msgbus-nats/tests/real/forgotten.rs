@@ -32,7 +32,7 @@ fn group() -> GroupName {
 impl Forgotten {
     const FETCH: Fetch = Fetch {
         limit: BatchLimit { events: 1, bytes: 1 << 20 },
-        lease: Duration::from_secs(3),
+        lease: Duration::from_secs(60),
         wait: Duration::from_secs(5),
         from: Begin::First,
     };
@@ -40,7 +40,9 @@ impl Forgotten {
     /// Leases a job, settles it, and kills the server, whose disk does not have that.
     async fn begin(program: &Program, settlement: Option<&Settlement>) -> Self {
         let mut server = Server::start(program);
-        let options = NatsOptions { timeout: Duration::from_secs(1), ..server.options() };
+        // An ack of a lease that the server has forgotten is not answered. Leases are so long that none ends by itself.
+        let (timeout, lease) = (Duration::from_secs(2), Self::FETCH.lease);
+        let options = NatsOptions { timeout, lease, ..server.options() };
         let engine = server.engine(options).await;
         let topic = fresh("forgotten");
         engine.publish(&topic, vec![NewMessage::new("job")]).await.unwrap();

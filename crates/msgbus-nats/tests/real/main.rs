@@ -28,7 +28,7 @@ use msgbus_engine_testkit::{
     conformance::{self, Subject},
     fresh, jobs,
     server::{Kind, Program, Server, free_port},
-    soon,
+    soon, until_ok,
 };
 use msgbus_nats::{ConnectOptions, NatsEngine, NatsOptions};
 use tokio::{runtime::Handle, time::sleep};
@@ -52,14 +52,19 @@ impl Connect for Server {
 
     async fn engine(&self, options: NatsOptions) -> NatsEngine {
         let engine = NatsEngine::connect(options, ConnectOptions::new()).await.unwrap();
-        let connected = async {
-            while !engine.health().is_up() {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        soon(connected).await;
+        until_up(&engine, true).await;
         engine
     }
+}
+
+/// Waits until an engine can be used, or cannot.
+async fn until_up(engine: &NatsEngine, is_up: bool) {
+    let so = async {
+        while engine.health().is_up() != is_up {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(so).await;
 }
 
 fn programs() -> Vec<Program> {
@@ -185,9 +190,7 @@ async fn a_quiet_topic_has_no_gap_after_a_restart() {
         soon(bus.publish(&other, "x")).await.unwrap();
         server.stop();
         server.run();
-        while soon(bus.publish(&topic, "two")).await.is_err() {
-            sleep(Duration::from_millis(20)).await;
-        }
+        until_ok(|| bus.publish(&topic, "two")).await;
         let event = soon(follower.recv()).await.unwrap();
         assert!(
             matches!(&event, Event::Message { message, .. } if message.payload() == "two"),
@@ -212,21 +215,11 @@ async fn a_server_that_has_lost_everything_is_another_epoch() {
         let PublishError::Store(StoreError::Engine(error)) = refused else { panic!("{refused}") };
         assert!(matches!(error, EngineError::Unavailable | EngineError::Unknown), "{error:?}");
         server.run();
-        let second = loop {
-            match soon(bus.publish(&topic, "two")).await {
-                Ok(published) => break published,
-                Err(_) => sleep(Duration::from_millis(20)).await,
-            }
-        };
+        let second = until_ok(|| bus.publish(&topic, "two")).await;
         assert!(second.epoch > first.epoch, "{second:?} after {first:?}");
         assert!(soon(follower.recv()).await.is_err(), "the follower has to begin anew");
         let from = Position::After { epoch: first.epoch, id: first.id };
-        let mut follower = loop {
-            match soon(bus.follow(&topic, from)).await {
-                Ok(follower) => break follower,
-                Err(_) => sleep(Duration::from_millis(20)).await,
-            }
-        };
+        let mut follower = until_ok(|| bus.follow(&topic, from)).await;
         assert!(follower.start().restarted);
         assert_eq!(follower.epoch(), second.epoch);
         let event = soon(follower.recv()).await.unwrap();

@@ -72,9 +72,7 @@ async fn a_stream_of_an_older_server_gets_what_it_lacks() {
         context.create_stream(old).await.unwrap();
         server.stop();
         server.run();
-        while soon(engine.publish(&fresh("x"), vec![NewMessage::new("x")])).await.is_err() {
-            sleep(Duration::from_millis(20)).await;
-        }
+        until_ok(|| engine.publish(&fresh("x"), vec![NewMessage::new("x")])).await;
         let now = stream(&server).await.cached_info().config.clone();
         assert_eq!(now.allow_message_ttl, is_current(&program));
         let now = Config {

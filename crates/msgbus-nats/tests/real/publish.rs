@@ -10,12 +10,12 @@ use futures_util::{
     stream::FuturesUnordered,
 };
 use msgbus_core::engine::Begin;
-use msgbus_engine_testkit::Proxy;
+use msgbus_engine_testkit::{Proxy, SOON};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::{JoinSet, yield_now},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::*;
@@ -119,7 +119,7 @@ async fn what_cannot_be_sent_is_answered_in_time() {
         let options = NatsOptions { timeout: Duration::from_secs(1), ..server.options() };
         let engine = server.engine(options).await;
         let (topic, large) = (fresh("full"), bytes::Bytes::from(vec![0; 16 << 10]));
-        soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+        until_ok(|| engine.publish(&topic, vec!["x".into()])).await;
         server.signal("-STOP");
         let publish = |_| engine.publish(&topic, vec![NewMessage::new(large.clone())]);
         let all = join_all((0..4000).map(publish));
@@ -171,7 +171,9 @@ async fn the_order_is_kept_while_the_stream_is_looked_for() {
         for turn in 1..=3 {
             proxy.cut();
             let (mut publishing, mut published) = (FuturesUnordered::new(), Vec::new());
+            let start = Instant::now();
             for number in 0.. {
+                assert!(start.elapsed() < SOON, "it does not connect again");
                 let mut publish = engine.publish(&topic, vec!["x".into()]);
                 if poll!(publish.as_mut()).is_pending() {
                     publishing.push(async move { (number, publish.await) });

@@ -26,7 +26,7 @@ async fn refused(engine: &NatsEngine) -> EngineError {
 }
 
 async fn connect(options: NatsOptions, connect: ConnectOptions) -> NatsEngine {
-    let options = NatsOptions { timeout: Duration::from_secs(1), ..options };
+    let options = NatsOptions { timeout: Duration::from_secs(2), ..options };
     NatsEngine::connect(options, connect).await.unwrap()
 }
 
@@ -45,15 +45,6 @@ async fn a_stream_that_cannot_be_made_says_why() {
         assert!(matches!(error, EngineError::NotSupported { .. }), "{error}");
         assert!(error.to_string().contains("JetStream"), "{error}");
     }
-}
-
-async fn is_up(engine: &NatsEngine) {
-    let is_up = async {
-        while !engine.health().is_up() {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    soon(is_up).await;
 }
 
 const USERS: &str = r#"
@@ -86,12 +77,7 @@ fn user(name: &str) -> ConnectOptions {
 
 /// Publishes, as soon as that is possible.
 async fn publish(engine: &NatsEngine, topic: &TopicName) {
-    let published = async {
-        while engine.publish(topic, vec!["x".into()]).await.is_err() {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    soon(published).await;
+    until_ok(|| engine.publish(topic, vec!["x".into()])).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,23 +89,23 @@ async fn what_the_user_may_not_do_is_denied() {
         assert_eq!(refused(&poor).await, EngineError::Denied);
         let full = connect(server.options(), user("full")).await;
         let topics = connect(server.options(), user("topics")).await;
-        is_up(&topics).await;
+        until_up(&topics, true).await;
         let asked = soon(topics.is_served(&fresh("denied"))).await;
         assert_eq!(asked, Err(EngineError::Denied));
         let topic = fresh("denied");
         publish(&full, &topic).await;
         let denied = Err(EngineError::Denied);
         let reader = connect(server.options(), user("reader")).await;
-        is_up(&reader).await;
+        until_up(&reader, true).await;
         assert_eq!(soon(reader.publish(&topic, vec!["x".into()])).await, denied);
         assert!(soon(reader.stats(&topic)).await.unwrap().is_some());
         let worker = connect(server.options(), user("worker")).await;
-        is_up(&worker).await;
+        until_up(&worker, true).await;
         soon(worker.publish(&topic, vec!["x".into()])).await.unwrap();
         assert_eq!(soon(worker.stats(&topic)).await.map(drop), denied.map(drop));
         what_is_denied_holds_up_nobody(&server, user("half")).await;
         let mute = connect(server.options(), user("mute")).await;
-        is_up(&mute).await;
+        until_up(&mute, true).await;
         a_request_that_may_not_be_sent_is_denied_at_once(full, mute, &log).await;
     }
 }
@@ -136,6 +122,8 @@ async fn a_search_that_has_failed_concerns_nobody_who_comes_later() {
         let servers = format!("nats://{}", proxy.address);
         let guest = connect(NatsOptions { servers, ..server.options() }, user("guest")).await;
         publish(&guest, &topic).await;
+        // It would make the stream again.
+        drop(full);
         let client = user("full").connect(server.url()).await.unwrap();
         async_nats::jetstream::new(client).delete_stream("msgbus").await.unwrap();
         // The first learns that the stream is gone, the second has it looked for.
@@ -143,9 +131,10 @@ async fn a_search_that_has_failed_concerns_nobody_who_comes_later() {
             soon(guest.publish(&topic, vec!["x".into()])).await.unwrap_err();
         }
         // Until the search has failed.
-        sleep(Duration::from_secs(2)).await;
+        until_up(&guest, false).await;
+        let full = connect(server.options(), user("full")).await;
         publish(&full, &topic).await;
-        is_up(&guest).await;
+        until_up(&guest, true).await;
         soon(guest.publish(&topic, vec!["x".into()])).await.unwrap();
     }
 }
@@ -154,7 +143,7 @@ async fn a_search_that_has_failed_concerns_nobody_who_comes_later() {
 async fn what_is_denied_holds_up_nobody(server: &Server, user: ConnectOptions) {
     let options = NatsOptions { timeout: Duration::from_secs(30), ..server.options() };
     let engine = NatsEngine::connect(options, user).await.unwrap();
-    is_up(&engine).await;
+    until_up(&engine, true).await;
     let (open, closed) = (fresh("open"), "test/closed".parse().unwrap());
     let batch = || (0..256).map(|_| "x".into()).collect();
     let denied: Vec<_> = (0..20).map(|_| engine.publish(&closed, batch())).collect();

@@ -156,7 +156,7 @@ async fn a_node_that_is_lost_is_not_asked() {
         let service = fresh("lost");
         let busy = nodes.other.serve(&service, BatchLimit::ONE).unwrap();
         until_served(&nodes.one, &service, true).await;
-        let request = NewRequest::new("x").timeout(Duration::from_secs(2));
+        let request = NewRequest::new("x").timeout(Duration::from_secs(5));
         let asked = tokio::spawn(nodes.one.request(&service, request));
         let in_hand = soon(busy).await.unwrap();
         proxy.stop();
@@ -319,17 +319,30 @@ async fn no_request_is_served_twice_although_connections_are_cut() {
         for error in &outcomes.errors {
             assert!(expected.contains(error), "{error:?}");
         }
-        let replied = outcomes.replied;
-        assert!(replied > REQUESTS / 4, "{replied}");
         let mut served = std::mem::take(&mut *served.lock().unwrap());
         let count = served.len();
         served.sort();
         served.dedup();
         assert_eq!(served.len(), count, "a request was served twice");
-        assert!(count >= replied);
+        assert!(count >= outcomes.replied);
         assert_balance(&nodes.one.service(&service).unwrap());
         responders.iter().for_each(JoinHandle::abort);
+        they_go_on(&nodes).await;
     }
+}
+
+/// How many had a reply meanwhile depends on the machine. Now all have one.
+async fn they_go_on(nodes: &Nodes) {
+    let service = fresh("after");
+    let responder = respond(&nodes.other, &service, |request| {
+        let payload = request.payload().clone();
+        request.reply(payload).unwrap();
+    });
+    until_served(&nodes.one, &service, true).await;
+    let load = Load { count: 20, pause: Duration::ZERO };
+    let outcomes = load.ask(&[&nodes.one], &service, |n| patient(n.to_string())).await;
+    assert_eq!(outcomes.replied, load.count, "{outcomes:?}");
+    responder.abort();
 }
 
 /// The seam, as an engine of another program would use it.

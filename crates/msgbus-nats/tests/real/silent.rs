@@ -8,7 +8,7 @@ use msgbus_core::{
 use super::*;
 
 fn options(server: &Server) -> NatsOptions {
-    NatsOptions { timeout: Duration::from_secs(1), ..server.options() }
+    NatsOptions { timeout: Duration::from_secs(2), ..server.options() }
 }
 
 /// What was on its way may have been done, although nobody has answered.
@@ -75,24 +75,14 @@ async fn a_silent_server_counts_as_away() {
         let topic = fresh("silent");
         soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
         server.signal("-STOP");
-        let silent = async {
-            while engine.health().is_up() {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), silent).await.expect("it counts as up");
+        until_up(&engine, false).await;
         for _ in 0..3 {
             let refused = soon(engine.publish(&topic, vec!["x".into()])).await;
             assert_eq!(refused, Err(EngineError::Unavailable));
             sleep(Duration::from_millis(300)).await;
         }
         server.signal("-CONT");
-        let back = async {
-            while !engine.health().is_up() {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        soon(back).await;
+        until_up(&engine, true).await;
         soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
     }
 }
