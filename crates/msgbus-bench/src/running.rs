@@ -48,7 +48,7 @@ impl Running {
     }
 
     fn wait_until_it_listens(&mut self, begin: Instant) -> anyhow::Result<()> {
-        const TIMEOUT: Duration = Duration::from_secs(10);
+        const TIMEOUT: Duration = Duration::from_secs(60);
         while TcpStream::connect(self.address).is_err() {
             if let Some(status) = self.child.try_wait()? {
                 bail!("it exited with {status}: {}", self.log());
@@ -108,7 +108,7 @@ impl Running {
 
     /// Stops the server, and returns its exit status; `None` if it had to be killed.
     pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
-        const TIMEOUT: Duration = Duration::from_secs(15);
+        const TIMEOUT: Duration = Duration::from_secs(30);
         if let Ok(Some(status)) = self.child.try_wait() {
             return Some(status);
         }

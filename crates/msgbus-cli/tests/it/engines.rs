@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use msgbus_engine_testkit::server::{Kind, Program, Server};
 use msgbusd::config::{EngineConfig, EngineTopics};
+use tokio::time::sleep;
 
 use crate::support::{Daemon, Finished, Running, msgbus, run, soon};
 
@@ -22,8 +23,15 @@ async fn door(engine: &Server) -> Daemon {
         config.engine_topics = vec![EngineTopics { pattern, engine: Some("main".to_owned()) }];
         config.timeouts.ping = Duration::from_millis(200);
     });
-    let published = async { while on(&daemon, &["put", "t", "first"]).await.code != Some(0) {} };
-    soon(published).await;
+    let is_up = async {
+        while daemon.metric("msgbus_engine_up{engine=\"main\"}").await == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(is_up).await;
+    // Once: if it were repeated, it could be there twice.
+    let published = on(&daemon, &["put", "t", "first"]).await;
+    assert_eq!(published.code, Some(0), "{published:?}");
     daemon
 }
 

@@ -145,7 +145,7 @@ fn node(port: u16, folder: &Path, url: &str) -> anyhow::Result<Command> {
 
 async fn restart(server: &RefCell<Running>, is_kill: bool, pause: Duration) -> anyhow::Result<()> {
     /// Longer than the drain of msgbusd.
-    const TIMEOUT: Duration = Duration::from_secs(15);
+    const TIMEOUT: Duration = Duration::from_secs(30);
     server.borrow_mut().end(is_kill)?;
     let begin = Instant::now();
     while server.borrow_mut().status()?.is_none() {
