@@ -304,12 +304,13 @@ impl Tail {
     /// # Errors
     /// When the disk fails.
     pub(crate) fn prepare(&mut self) -> io::Result<()> {
-        static ZEROS: [u8; 512 << 10] = [0; 512 << 10];
+        const LENGTH: usize = 512 << 10;
         let Place { segment, offset, prepared, .. } = &mut self.place;
         if *offset > *prepared {
             let left = segment.segment.header.len.saturating_sub(*offset);
-            let length = usize::try_from(left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
-            segment.file.write_at(&ZEROS[..length], *offset)?;
+            let length = usize::try_from(left).map_or(LENGTH, |left| left.min(LENGTH));
+            // The system has zeros ready. As a static, they would be in the file of the program.
+            segment.file.write_at(&vec![0; length], *offset)?;
             *prepared = *offset + length as u64;
         }
         Ok(())
