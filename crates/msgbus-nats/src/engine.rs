@@ -175,7 +175,7 @@ impl Engine for NatsEngine {
 
     fn publish(&self, topic: &TopicName, messages: Vec<NewMessage>) -> Answer<Receipt> {
         let connection = self.of(topic);
-        let Ok(permit) = Arc::clone(&self.connection.operations).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.connection.publishes).try_acquire_owned() else {
             return Box::pin(ready(Err(EngineError::Busy)));
         };
         match Pending::new(connection, topic, messages, permit) {
@@ -322,7 +322,10 @@ impl Engine for NatsEngine {
 
     fn finish(&self) -> Answer<()> {
         // It comes once, and has to come through whatever is not answered.
-        Box::pin(self.run(&self.connection, Duration::ZERO, false, services::finish))
+        Box::pin(self.run(&self.connection, Duration::ZERO, false, |connection| async move {
+            services::finish(Arc::clone(&connection)).await?;
+            connection.published().await
+        }))
     }
 
     fn is_served(&self, service: &TopicName) -> Answer<bool> {

@@ -38,17 +38,12 @@ pub(super) fn of_engine(
 }
 
 /// What hears of those on which runtimes publish. What concerns all connections, that of the engine says.
-pub(super) fn of_publishers(
-    refusals: Arc<Refusals>,
-    places: String,
-) -> impl Fn(Event) -> Ready<()> {
-    let is_told = AtomicBool::new(false);
+pub(super) fn of_publishers(refusals: Arc<Refusals>) -> impl Fn(Event) -> Ready<()> {
     move |event| {
         if let Event::ServerError(error) = &event {
             refusals.hear(error);
         }
         debug!("NATS, to publish: {event}");
-        tell_why_away(&event, &is_told, &places);
         ready(())
     }
 }

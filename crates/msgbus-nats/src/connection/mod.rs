@@ -47,8 +47,9 @@ use crate::{
 mod events;
 mod stream;
 
-/// The maximum number of operations that are not answered, whether or not somebody still waits for the answers.
-const MAX_OPERATIONS: usize = 4096;
+/// The maximum number of operations that are not answered, and as many publishes, whether or not somebody still waits for the
+/// answers.
+const MAX_OPERATIONS: u32 = 4096;
 
 /// How often the client pings. A server that has not answered two pings counts as lost at the third.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -67,6 +68,8 @@ pub(crate) struct Connection {
     pub(crate) publisher: Publisher,
     /// For each operation that may still begin.
     pub(crate) operations: Arc<Semaphore>,
+    /// The same for publishes.
+    pub(crate) publishes: Arc<Semaphore>,
     known: Mutex<Option<Arc<Known>>>,
     /// Held while the stream is looked for, so that one asks for all.
     finding: tokio::sync::Mutex<()>,
@@ -94,18 +97,20 @@ impl Connection {
     ) -> Result<[Arc<Self>; 2], async_nats::ConnectError> {
         let connect = connect
             .name("msgbus")
-            .retry_on_initial_connect()
             .connection_timeout(options.timeout)
             .request_timeout(Some(options.timeout))
             .ping_interval(PING_INTERVAL);
         let is_denied = Arc::new(AtomicBool::new(false));
         let refusals = Arc::new(Refusals::default());
         let connected: [Arc<Notify>; 2] = Default::default();
-        let publishing = events::of_publishers(Arc::clone(&refusals), options.places());
-        let to_publish = connect.clone().event_callback(publishing);
+        // Each address is tried once: it is no harm if there is no such connection.
+        let to_publish = connect
+            .clone()
+            .max_reconnects(options.addresses().len())
+            .event_callback(events::of_publishers(Arc::clone(&refusals)));
         let (denied, refused) = (Arc::clone(&is_denied), Arc::clone(&refusals));
         let heard = events::of_engine(denied, refused, options.places(), connected.clone());
-        let connect = connect.event_callback(heard);
+        let connect = connect.retry_on_initial_connect().event_callback(heard);
         let client = connect.connect(options.addresses()).await?;
         let [of_topics, of_letters] = connected;
         let own = (Arc::clone(&is_denied), Arc::clone(&refusals));
@@ -128,7 +133,7 @@ impl Connection {
             .timeout(options.timeout)
             .ack_timeout(options.timeout)
             // More than are made at a time: some may be given up, and not forgotten there yet.
-            .max_ack_inflight(4 * MAX_OPERATIONS)
+            .max_ack_inflight(4 * MAX_OPERATIONS as usize)
             .backpressure_on_inflight(false)
             .build(client.clone());
         let deliveries = Deliveries::new(client.new_inbox(), connected);
@@ -146,7 +151,8 @@ impl Connection {
             serving: Serving::default(),
             leftovers: Leftovers::default(),
             publisher,
-            operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
+            operations: Arc::new(Semaphore::new(MAX_OPERATIONS as usize)),
+            publishes: Arc::new(Semaphore::new(MAX_OPERATIONS as usize)),
             known: Mutex::default(),
             finding: tokio::sync::Mutex::default(),
             is_denied,
@@ -212,15 +218,16 @@ impl Connection {
         if let Some(known) = self.current() {
             return Ok(known);
         }
-        let found = self.find(self.connects()).await.inspect_err(|error| {
+        let mut found = self.find(self.connects()).await.inspect_err(|error| {
             // Those who wait for it need not ask, too.
             *self.answers.lock() = Some(Err(*error));
         })?;
         let mut known = self.known.lock();
         match &*known {
             Some(known) if known.epoch == found.epoch => {
-                let highest = known.highest.load(Relaxed);
-                found.highest.fetch_max(highest, Relaxed);
+                known.highest.fetch_max(found.highest.load(Relaxed), Relaxed);
+                // Publishes may still use the one before.
+                found.highest = Arc::clone(&known.highest);
             }
             Some(_) => self.consumers.clear(),
             None => {}
@@ -251,6 +258,12 @@ impl Connection {
         Health { problem, reconnects: self.connects().saturating_sub(1), warning: None }
     }
 
+    /// Ready when all that was published is answered.
+    pub(crate) async fn published(&self) -> Result<(), EngineError> {
+        let all = self.publishes.acquire_many(MAX_OPERATIONS).await;
+        all.map(drop).map_err(|_| EngineError::Unknown)
+    }
+
     /// Asks for the stream, again and again: a server may be silent, or may not serve it, although there is a connection.
     pub(crate) async fn watch(connection: Weak<Self>) {
         const INTERVAL: Duration = Duration::from_secs(2);
@@ -267,6 +280,8 @@ impl Connection {
         /// A server that has not answered for so long is silent, whatever others are ready to wait.
         const LIMIT: Duration = Duration::from_secs(5);
         if self.check_connected().is_err() {
+            // They end their own connections.
+            self.publisher.wake();
             return;
         }
         let began = Instant::now();

@@ -1,6 +1,10 @@
 //! The stream: found as it is, or made as the options say.
 
-use std::{fmt, sync::atomic::AtomicU64, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, StorageType, Stream};
 use msgbus_core::engine::EngineError;
@@ -20,7 +24,7 @@ pub(crate) struct Known {
     /// How long it keeps messages, whatever the options say.
     pub(crate) max_age: Option<Duration>,
     /// The highest sequence that is known.
-    pub(crate) highest: AtomicU64,
+    pub(crate) highest: Arc<AtomicU64>,
     /// How often there had been a connection. After another one, it may be another stream.
     pub(crate) connects: u64,
     /// Makes the keys of leases.
@@ -62,7 +66,7 @@ impl Connection {
         let epoch = epoch(info);
         // A key is of no use in another stream.
         let secret = format!("{secret} {epoch}");
-        let highest = AtomicU64::new(info.state.last_sequence);
+        let highest = Arc::new(AtomicU64::new(info.state.last_sequence));
         let max_age = Some(info.config.max_age).filter(|age| !age.is_zero());
         Ok(Known { stream, epoch, max_age, highest, connects, secret })
     }

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, mem::take};
 
 use async_nats::Message;
+use msgbus_core::engine::EngineError;
 use tokio::time::Instant;
 
 use super::{Pending, SLICE};
@@ -64,8 +65,9 @@ impl InFlight {
         None
     }
 
-    /// Hears what has become of a message. Returns its publish when nothing else of its slice is in flight.
-    pub(super) fn hear(&mut self, message: &Message) -> Option<Pending> {
+    /// Hears what has become of a message. Returns its publish when nothing else of its slice is in flight. `connects`: how
+    /// many connections there have been now. After another one, nobody knows in which stream a message is.
+    pub(super) fn hear(&mut self, message: &Message, connects: u64) -> Option<Pending> {
         let number: u64 = message.subject.rsplit('.').next()?.parse().ok()?;
         let after = self.slices.partition_point(|slice| slice.first <= number);
         let slice = self.slices.get_mut(after.checked_sub(1)?)?;
@@ -74,7 +76,11 @@ impl InFlight {
             return None;
         }
         self.open -= 1;
-        slice.publish.as_mut()?.hear(message);
+        let publish = slice.publish.as_mut()?;
+        publish.hear(message);
+        if slice.connects != connects {
+            publish.fail(EngineError::Unknown);
+        }
         let done = if slice.count() == 0 { slice.publish.take() } else { None };
         self.forget();
         done

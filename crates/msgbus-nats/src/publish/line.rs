@@ -1,6 +1,9 @@
 //! A connection on which messages are sent.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use async_nats::{
     Client, PublishErrorKind, Subject, Subscriber,
@@ -9,12 +12,16 @@ use async_nats::{
 };
 use bytes::Bytes;
 use msgbus_core::engine::EngineError;
+use tokio::time::timeout;
 
 use super::pending::Encoded;
 use crate::{
     connection::{Connection, Known, epoch},
     error::request_error,
 };
+
+/// For how long a connection that is not that of the engine is asked for the stream. Publishes wait for it.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The client, and the stream that was found with it.
 pub(super) struct Line {
@@ -50,6 +57,10 @@ impl Line {
         self.client.subscribe(format!("{}.*", self.inbox)).await.ok()
     }
 
+    pub(super) fn is_of_engine(&self) -> bool {
+        self.is_of_engine
+    }
+
     /// How often there was a connection.
     pub(super) fn connects(&self) -> u64 {
         self.client.statistics().connects.load(Relaxed)
@@ -65,7 +76,11 @@ impl Line {
 
     /// The stream, if neither this nor the engine has had another connection since it was found.
     pub(super) fn stream(&self, connection: &Connection) -> Option<Found> {
-        let (found, known) = (self.found.as_ref()?, connection.current()?);
+        let known = connection.current()?;
+        if self.is_of_engine {
+            return Some(Found { connects: known.connects, known });
+        }
+        let found = self.found.as_ref()?;
         let is_current = Arc::ptr_eq(&found.known, &known) && found.connects == self.connects();
         is_current.then(|| found.clone())
     }
@@ -78,20 +93,13 @@ impl Line {
         let (client, connects) = (self.client.clone(), self.connects());
         let is_of_engine = self.is_of_engine;
         async move {
-            let known = connection.stream().await?;
             if is_of_engine {
+                let known = connection.stream().await?;
                 return Ok(Found { connects: known.connects, known });
             }
-            let subject = format!("$JS.API.STREAM.INFO.{}", connection.options.stream);
-            let answer = client.request(subject, Bytes::new()).await;
-            let answer = answer.map_err(|error| request_error(&error))?;
-            match serde_json::from_slice::<Response<Info>>(&answer.payload) {
-                Ok(Response::Ok(info)) if epoch(&info) == known.epoch => {
-                    Ok(Found { known, connects })
-                }
-                // It leads to another server.
-                _ => Err(EngineError::Unavailable),
-            }
+            let found = timeout(PATIENCE, find_there(client, connection)).await;
+            let known = found.map_err(|_| EngineError::Unavailable)??;
+            Ok(Found { known, connects })
         }
     }
 
@@ -119,5 +127,21 @@ impl Line {
             }
             _ => EngineError::Unavailable,
         })
+    }
+}
+
+/// The stream, if it is also where the client is connected.
+async fn find_there(
+    client: Client,
+    connection: Arc<Connection>,
+) -> Result<Arc<Known>, EngineError> {
+    let known = connection.stream().await?;
+    let subject = format!("$JS.API.STREAM.INFO.{}", connection.options.stream);
+    let answer = client.request(subject, Bytes::new()).await;
+    let answer = answer.map_err(|error| request_error(&error))?;
+    match serde_json::from_slice::<Response<Info>>(&answer.payload) {
+        Ok(Response::Ok(info)) if epoch(&info) == known.epoch => Ok(known),
+        // It leads to another server.
+        _ => Err(EngineError::Unavailable),
     }
 }

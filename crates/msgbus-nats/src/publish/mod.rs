@@ -5,28 +5,20 @@
 //! its own: the way to another thread and back takes longer than the publish itself. While that connection is of no use, the
 //! one of the engine is used.
 
-mod detour;
 mod in_flight;
+mod lane;
 mod line;
 mod pending;
 mod queue;
 mod sender;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Weak},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use async_nats::ConnectOptions;
 use tokio::runtime::{Handle, Id};
 
 pub(crate) use self::pending::Pending;
-use self::{
-    detour::Detour,
-    line::Line,
-    queue::{Queue, Receiver},
-    sender::Sender,
-};
+use self::{line::Line, queue::Queue, sender::Sender};
 use crate::connection::Connection;
 
 /// The maximum number of messages of one publish that are sent before their acknowledgements are awaited. If the connection
@@ -39,50 +31,23 @@ pub(crate) struct Publisher {
     /// What is sent on the connection of the engine.
     own: Arc<Queue>,
     /// What is sent from other runtimes.
-    others: HashMap<Id, Arc<Queue>>,
+    others: HashMap<Id, (Handle, Arc<Queue>)>,
 }
 
 impl Publisher {
     pub(crate) fn new(others: &[Handle]) -> Self {
-        let others = others.iter().map(|runtime| (runtime.id(), Arc::default())).collect();
-        Self { own: Arc::default(), others }
+        let queue = |runtime: &Handle| (runtime.id(), (runtime.clone(), Arc::default()));
+        Self { own: Arc::default(), others: others.iter().map(queue).collect() }
     }
 
-    /// Begins to send, as long as there is the connection. `connect` makes those of other runtimes.
-    pub(crate) fn start(connection: &Arc<Connection>, connect: &ConnectOptions) {
-        let (publisher, weak) = (&connection.publisher, || Arc::downgrade(connection));
-        let own = Sender::new(publisher.own.receive(), Line::of(connection), None);
-        tokio::spawn(own.run(weak()));
-        for runtime in &connection.options.publish_from {
-            if let Some(queue) = publisher.others.get(&runtime.id()) {
-                let servers = connection.options.addresses();
-                let waiting = queue.receive();
-                runtime.spawn(Self::send_here(weak(), waiting, connect.clone(), servers));
-            }
+    /// Begins to send, as long as there is the engine. `connect` makes the connections of other runtimes.
+    pub(crate) fn start(engine: &Arc<Connection>, connect: &ConnectOptions) {
+        let (publisher, weak) = (&engine.publisher, Arc::downgrade(engine));
+        for (runtime, queue) in publisher.others.values() {
+            runtime.spawn(lane::run(weak.clone(), queue.taker(), connect.clone()));
         }
-    }
-
-    async fn send_here(
-        connection: Weak<Connection>,
-        waiting: Receiver,
-        connect: ConnectOptions,
-        servers: Vec<String>,
-    ) {
-        let Some(engine) = connection.upgrade() else { return };
-        let detour = Detour::new(Arc::clone(&engine.publisher.own));
-        drop(engine);
-        // Not before somebody publishes here, and the engine has its own connection.
-        loop {
-            waiting.news().await;
-            detour.take(waiting.take_all());
-            let Some(engine) = connection.upgrade() else { return };
-            if engine.check().is_ok() {
-                break;
-            }
-        }
-        // The addresses are valid: the engine is connected to one.
-        let Ok(client) = connect.connect(servers).await else { return };
-        Sender::new(waiting, Line::new(client), Some(detour)).run(connection).await;
+        let (queue, line) = (publisher.own.taker(), Line::of(engine));
+        tokio::spawn(async move { Sender::new(&queue, line).run(&weak).await });
     }
 
     /// Publishes messages, in the order of the calls in a runtime, whether or not somebody waits for the answer.
@@ -90,21 +55,26 @@ impl Publisher {
         self.here().push(publish);
     }
 
-    /// That of the current runtime, or of the engine if there is none.
+    /// The queue of the current runtime, or of the engine if there is none.
     fn here(&self) -> &Queue {
         if self.others.is_empty() {
             return &self.own;
         }
         let here = Handle::try_current().ok().and_then(|here| self.others.get(&here.id()));
-        here.unwrap_or(&self.own)
+        here.map_or(&self.own, |(_, queue)| queue)
+    }
+
+    /// Wakes all who send: something has happened.
+    pub(crate) fn wake(&self) {
+        let others = self.others.values().map(|(_, queue)| queue);
+        for queue in others.chain([&self.own]) {
+            queue.wake();
+        }
     }
 }
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        // Who sends may wait for something to send.
-        for queue in self.others.values().chain([&self.own]) {
-            queue.wake();
-        }
+        self.wake();
     }
 }

@@ -19,9 +19,8 @@ use tokio::{
     time::Instant,
 };
 
-use super::line::{Found, Line};
 use crate::{
-    connection::Connection,
+    connection::{Connection, Known},
     error::refusal,
     message::{self, Repeats, encode},
 };
@@ -39,14 +38,14 @@ pub(crate) struct Pending {
     /// Since when it, or what is left of it, waits.
     pub(super) since: Instant,
     /// Where it is sent to, and the highest sequence that was known there before. `None` before something is sent.
-    stream: Option<(Found, u64)>,
+    stream: Option<(Arc<Known>, u64)>,
     acknowledged: Option<Acknowledged>,
     /// Why some are not acknowledged.
     failure: Option<EngineError>,
     /// `None` when it is answered.
     answer: Option<oneshot::Sender<Answer>>,
-    /// Tells those who come later in its runtime that it is not answered.
-    pub(super) detour: Option<Arc<()>>,
+    /// See [`Queue::hand_over`](super::queue::Queue::hand_over).
+    pub(super) handed_over: Option<Arc<()>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -93,20 +92,18 @@ impl Pending {
             acknowledged: None,
             failure: None,
             answer: Some(answer),
-            detour: None,
+            handed_over: None,
             _permit: permit,
         };
         (publish, receiver)
     }
 
     /// Some of it is about to be sent to this stream.
-    pub(super) fn begin(&mut self, found: &Found) {
+    pub(super) fn begin(&mut self, known: &Arc<Known>) {
         match &self.stream {
-            None => self.stream = Some((found.clone(), found.known.highest.load(Relaxed))),
+            None => self.stream = Some((Arc::clone(known), known.highest.load(Relaxed))),
             // What was sent before is in another stream.
-            Some((before, _)) if before.known.epoch != found.known.epoch => {
-                self.fail(EngineError::Unknown);
-            }
+            Some((before, _)) if before.epoch != known.epoch => self.fail(EngineError::Unknown),
             Some(_) => {}
         }
     }
@@ -149,30 +146,29 @@ impl Pending {
         self.failure.is_some() || self.messages.len() == 0
     }
 
-    /// `line`: on which it was sent.
-    pub(super) fn finish(mut self, connection: &Connection, line: &Line) {
-        let receipt = self.receipt(connection, line);
+    /// The stream that did not answer there, if there was none.
+    pub(super) fn lost_stream(&self) -> Option<&Arc<Known>> {
+        let is_lost = self.failure == Some(EngineError::Unavailable) && self.acknowledged.is_none();
+        self.stream.as_ref().filter(|_| is_lost).map(|(known, _)| known)
+    }
+
+    pub(super) fn finish(mut self, connection: &Connection) {
+        let receipt = self.receipt(connection);
         if let Some(answer) = self.answer.take() {
             let _ = answer.send(receipt);
         }
     }
 
-    fn receipt(&self, connection: &Connection, line: &Line) -> Answer {
+    fn receipt(&self, connection: &Connection) -> Answer {
         let (Some(Acknowledged { first, last, first_new }), None) =
             (self.acknowledged, self.failure)
         else {
             return Err(self.error(connection));
         };
-        let Some((Found { known, connects }, highest)) = &self.stream else {
-            return Err(EngineError::Unknown);
-        };
+        let Some((known, highest)) = &self.stream else { return Err(EngineError::Unknown) };
         if first_new.is_some_and(|first| first <= *highest) {
             // The numbers have begun again: it is another stream.
             connection.forget(known);
-            return Err(EngineError::Unknown);
-        }
-        if *connects != line.connects() {
-            // Nobody knows in which stream the messages are.
             return Err(EngineError::Unknown);
         }
         known.highest.fetch_max(last, Relaxed);
@@ -182,11 +178,6 @@ impl Pending {
     fn error(&self, connection: &Connection) -> EngineError {
         match self.failure {
             Some(error) if self.acknowledged.is_none() => {
-                if error == EngineError::Unavailable
-                    && let Some((found, _)) = &self.stream
-                {
-                    connection.forget(&found.known);
-                }
                 connection.refusals.explain(error, &self.subject, self.since)
             }
             // Some of them are there.

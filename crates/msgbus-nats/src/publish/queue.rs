@@ -17,18 +17,21 @@ pub(super) struct Queue {
     /// `None` when nobody sends any more.
     waiting: Mutex<Option<VecDeque<Pending>>>,
     news: Notify,
+    /// Shared by those that were handed over and are not answered.
+    handed_over: Arc<()>,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { waiting: Mutex::new(Some(VecDeque::new())), news: Notify::new() }
+        let waiting = Mutex::new(Some(VecDeque::new()));
+        Self { waiting, news: Notify::new(), handed_over: Arc::default() }
     }
 }
 
-/// The only one who takes from a queue. When it is dropped, nobody sends any more.
-pub(super) struct Receiver(Arc<Queue>);
+/// Whoever takes from a queue. When it is dropped, nobody does any more.
+pub(super) struct Taker(Arc<Queue>);
 
-impl Deref for Receiver {
+impl Deref for Taker {
     type Target = Queue;
 
     fn deref(&self) -> &Queue {
@@ -36,15 +39,16 @@ impl Deref for Receiver {
     }
 }
 
-impl Drop for Receiver {
+impl Drop for Taker {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
 impl Queue {
-    pub(super) fn receive(self: &Arc<Self>) -> Receiver {
-        Receiver(Arc::clone(self))
+    /// There is to be only one.
+    pub(super) fn taker(self: &Arc<Self>) -> Taker {
+        Taker(Arc::clone(self))
     }
 
     pub(super) fn push(&self, publish: Pending) {
@@ -96,6 +100,19 @@ impl Queue {
 
     pub(super) fn take_all(&self) -> VecDeque<Pending> {
         self.waiting.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Puts all that wait into another queue.
+    pub(super) fn hand_over(&self, other: &Self) {
+        for mut publish in self.take_all() {
+            publish.handed_over = Some(Arc::clone(&self.handed_over));
+            other.push(publish);
+        }
+    }
+
+    /// Whether some that were handed over are not answered. Others must not overtake them.
+    pub(super) fn has_handed_over(&self) -> bool {
+        Arc::strong_count(&self.handed_over) > 1
     }
 
     /// Takes those that wait since then or longer, which are at the front.

@@ -15,10 +15,9 @@ use tokio::{
 
 use super::{
     Pending, SLICE,
-    detour::Detour,
     in_flight::InFlight,
     line::{Found, Line},
-    queue::Receiver,
+    queue::Queue,
 };
 use crate::{connection::Connection, refusals::lately};
 
@@ -29,29 +28,30 @@ const CHUNK: usize = 256;
 /// The maximum number of messages in flight.
 const MAX_IN_FLIGHT: usize = 4096;
 
-/// The only one who sends what is published to a stream in a runtime.
-pub(super) struct Sender {
-    queue: Receiver,
+/// Sends what waits in a queue, on one connection.
+pub(super) struct Sender<'a> {
+    queue: &'a Queue,
     line: Line,
-    /// `None` for the connection of the engine.
-    detour: Option<Detour>,
     in_flight: InFlight,
     search: Search,
     /// When something was sent last.
     sent: Instant,
     /// When it was checked last what will not be acknowledged any more.
     checked: Instant,
+    /// Whether nothing more is sent, because the connection is of no use.
+    is_over: bool,
 }
 
-impl Sender {
-    pub(super) fn new(queue: Receiver, line: Line, detour: Option<Detour>) -> Self {
+impl<'a> Sender<'a> {
+    pub(super) fn new(queue: &'a Queue, line: Line) -> Self {
         let now = Instant::now();
         let (in_flight, search) = (InFlight::default(), Search(None));
-        Self { queue, line, detour, in_flight, search, sent: now, checked: now }
+        Self { queue, line, in_flight, search, sent: now, checked: now, is_over: false }
     }
 
-    /// Runs as long as there is the connection of the engine.
-    pub(super) async fn run(mut self, connection: Weak<Connection>) {
+    /// Runs as long as there is the engine and its connection is of use. On a connection of the engine itself, everything is
+    /// refused while it is of none.
+    pub(super) async fn run(mut self, connection: &Weak<Connection>) {
         let Some(acknowledgements) = self.line.acknowledgements().await else { return };
         let mut acknowledgements = acknowledgements.ready_chunks(CHUNK);
         loop {
@@ -70,7 +70,7 @@ impl Sender {
             let (Some(heard), Some(connection)) = (heard, connection.upgrade()) else { return };
             let has_heard_all = heard.len() < CHUNK;
             for message in heard {
-                if let Some(publish) = self.in_flight.hear(&message) {
+                if let Some(publish) = self.in_flight.hear(&message, self.line.connects()) {
                     self.go_on(publish, &connection);
                 }
             }
@@ -84,13 +84,17 @@ impl Sender {
             if self.can_send() {
                 self.send(&connection).await;
             }
+            if self.is_over && self.in_flight.count() == 0 {
+                return;
+            }
         }
     }
 
     /// Whether what waits is sent at once.
     fn can_send(&self) -> bool {
         let count = self.in_flight.count();
-        count == 0 || count < MAX_IN_FLIGHT && self.sent.elapsed() >= PATIENCE
+        let is_time = count == 0 || count < MAX_IN_FLIGHT && self.sent.elapsed() >= PATIENCE;
+        is_time && !self.is_over
     }
 
     /// Ready when it is time to look at what waits and what is in flight.
@@ -106,13 +110,10 @@ impl Sender {
 
     /// Sends some of what waits.
     async fn send(&mut self, connection: &Arc<Connection>) {
-        if self.queue.is_empty() {
-            return;
-        }
         if let Err(error) = connection.check().and(self.line.check()) {
             return self.turn_away(error, connection);
         }
-        if self.detour.as_ref().is_some_and(Detour::is_taken) {
+        if self.queue.is_empty() || self.queue.has_handed_over() {
             return;
         }
         let Some(found) = self.line.stream(connection) else {
@@ -140,9 +141,9 @@ impl Sender {
         let mut slice = self.in_flight.slice(found.connects);
         if on.refusals.is_refused(&publish.subject, lately(slice.sent)) {
             publish.fail(EngineError::Denied);
-            return publish.finish(on, &self.line);
+            return publish.finish(on);
         }
-        publish.begin(found);
+        publish.begin(&found.known);
         for _ in 0..SLICE {
             let Some(message) = publish.next_message() else { break };
             let number = self.in_flight.number();
@@ -161,9 +162,14 @@ impl Sender {
     }
 
     /// Answers a publish of which nothing is in flight, or sends what is left of it next.
-    fn go_on(&self, mut publish: Pending, connection: &Connection) {
+    fn go_on(&mut self, mut publish: Pending, connection: &Connection) {
         if publish.is_over() {
-            publish.finish(connection, &self.line);
+            match publish.lost_stream() {
+                Some(known) if self.line.is_of_engine() => connection.forget(known),
+                Some(_) => self.is_over = true,
+                None => {}
+            }
+            publish.finish(connection);
         } else {
             publish.since = Instant::now();
             self.queue.push_front(publish);
@@ -183,33 +189,32 @@ impl Sender {
                 || now.duration_since(slice.sent) >= limit
                 || connection.refusals.is_refused(&publish.subject, slice.sent)
         });
-        self.refuse(given_up, EngineError::Unknown, connection);
+        refuse(given_up, EngineError::Unknown, connection);
         if let Some(limit) = now.checked_sub(limit) {
             let error =
                 if self.search.is_on() { EngineError::Unavailable } else { EngineError::Busy };
-            self.refuse(self.queue.take_older(limit), error, connection);
+            refuse(self.queue.take_older(limit), error, connection);
         }
     }
 
     /// Nothing that waits can be sent here now.
-    fn turn_away(&self, error: EngineError, connection: &Connection) {
-        let waiting = self.queue.take_all();
-        match &self.detour {
-            Some(detour) => detour.take(waiting),
-            None => self.refuse(waiting, error, connection),
+    fn turn_away(&mut self, error: EngineError, connection: &Connection) {
+        if self.line.is_of_engine() {
+            refuse(self.queue.take_all(), error, connection);
+        } else {
+            self.is_over = true;
         }
     }
+}
 
-    fn refuse(
-        &self,
-        publishes: impl IntoIterator<Item = Pending>,
-        error: EngineError,
-        connection: &Connection,
-    ) {
-        for mut publish in publishes {
-            publish.fail(error);
-            publish.finish(connection, &self.line);
-        }
+fn refuse(
+    publishes: impl IntoIterator<Item = Pending>,
+    error: EngineError,
+    connection: &Connection,
+) {
+    for mut publish in publishes {
+        publish.fail(error);
+        publish.finish(connection);
     }
 }
 

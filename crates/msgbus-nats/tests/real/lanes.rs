@@ -1,6 +1,10 @@
 //! Publishes that leave from several runtimes, each on a connection of its own.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+};
 
 use msgbus_core::{
     TopicName,
@@ -9,17 +13,24 @@ use msgbus_core::{
 use msgbus_engine_testkit::{Proxy, runtimes};
 use tokio::{
     net::{TcpListener, TcpStream},
-    runtime::Runtime,
+    runtime::{Handle, Runtime},
 };
 
 use super::{publish::narrow, *};
 
 const ALL: BatchLimit = BatchLimit { events: 10_000, bytes: 10 << 20 };
 
-async fn engine_on(server: &Server, address: SocketAddr, runtimes: &[Runtime]) -> Arc<NatsEngine> {
-    let publish_from = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
+async fn engine_on(
+    server: &Server,
+    address: SocketAddr,
+    publish_from: Vec<Handle>,
+) -> Arc<NatsEngine> {
     let servers = format!("nats://{address}");
     Arc::new(server.engine(NatsOptions { servers, publish_from, ..server.options() }).await)
+}
+
+fn handles(runtimes: &[Runtime]) -> Vec<Handle> {
+    runtimes.iter().map(|runtime| runtime.handle().clone()).collect()
 }
 
 /// Publishes from a runtime.
@@ -58,10 +69,19 @@ async fn texts(engine: &NatsEngine, topic: &TopicName) -> Vec<String> {
     }
 }
 
-/// Until each runtime has a connection.
-async fn connected(proxy: &Proxy, count: usize) {
+/// Publishes from each runtime until so many connections were made.
+async fn connected(
+    proxy: &Proxy,
+    count: usize,
+    engine: &Arc<NatsEngine>,
+    runtimes: &[Runtime],
+    topic: &TopicName,
+) {
     let connected = async {
         while proxy.accepted() < count {
+            for runtime in runtimes {
+                let _ = publish(runtime, engine, topic, "more".to_owned()).await;
+            }
             sleep(Duration::from_millis(10)).await;
         }
     };
@@ -76,7 +96,9 @@ async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
         let server = Server::start(&program);
         let proxy = Proxy::to(server.port(), Duration::from_millis(2)).await;
         let runtimes = runtimes(3);
-        let engine = engine_on(&server, proxy.address, &runtimes[..2]).await;
+        // The same runtime twice is one.
+        let handles = [handles(&runtimes[..2]), handles(&runtimes[..1])].concat();
+        let engine = engine_on(&server, proxy.address, handles).await;
         let topic = fresh("lanes");
         let tasks: Vec<_> = runtimes
             .iter()
@@ -98,7 +120,6 @@ async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
                 })
             })
             .collect();
-        connected(&proxy, 3).await;
         for task in tasks {
             soon(task).await.unwrap();
         }
@@ -109,7 +130,19 @@ async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
             let of_lane = texts.iter().filter(|text| text.starts_with(&lane));
             assert!(of_lane.is_sorted(), "lane {lane}");
         }
-        assert_eq!(proxy.accepted(), 3, "the third runtime has the connection of the engine");
+        let all = fresh("all");
+        connected(&proxy, 3, &engine, &runtimes, &all).await;
+        // Until what has taken the first connection is answered.
+        for runtime in &runtimes {
+            publish(runtime, &engine, &all, "x".to_owned()).await.unwrap();
+        }
+        proxy.silence(0..=0);
+        for runtime in &runtimes[..2] {
+            publish(runtime, &engine, &all, "x".to_owned()).await.unwrap();
+        }
+        let third = publish(&runtimes[2], &engine, &all, "x".to_owned()).await;
+        assert!(third.is_err(), "it has the connection of the engine");
+        assert_eq!(proxy.accepted(), 3);
         runtimes.into_iter().for_each(Runtime::shutdown_background);
     }
 }
@@ -122,7 +155,7 @@ async fn what_is_on_its_way_is_not_overtaken() {
         let server = Server::start(&program);
         let (address, _) = narrow(server.port()).await;
         let runtimes = runtimes(1);
-        let engine = engine_on(&server, address, &runtimes).await;
+        let engine = engine_on(&server, address, handles(&runtimes)).await;
         let (publisher, topic) = (Arc::clone(&engine), fresh("overtaken"));
         let of_runtime = topic.clone();
         let published = runtimes[0].spawn(async move {
@@ -146,40 +179,64 @@ async fn what_is_on_its_way_is_not_overtaken() {
     }
 }
 
+/// What is acknowledged is in order, also while connections are lost and made again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_is_lost_is_made_again() {
     for program in programs() {
         let server = Server::start(&program);
         let proxy = Proxy::to(server.port(), Duration::from_millis(2)).await;
-        let runtimes = runtimes(2);
-        let engine = engine_on(&server, proxy.address, &runtimes).await;
-        let topic = fresh("lost");
+        let runtimes = runtimes(1);
+        let engine = engine_on(&server, proxy.address, handles(&runtimes)).await;
+        let (publisher, topic) = (Arc::clone(&engine), fresh("lost"));
+        let (of_runtime, is_over) = (topic.clone(), Arc::new(AtomicBool::new(false)));
+        let ends = Arc::clone(&is_over);
+        let publishing = runtimes[0].spawn(async move {
+            let (mut answers, mut published) = (VecDeque::new(), Vec::new());
+            for n in 0.. {
+                let is_over = ends.load(Relaxed);
+                if !is_over {
+                    let publish = publisher.publish(&of_runtime, vec![format!("{n}").into()]);
+                    answers.push_back((n, publish));
+                    sleep(Duration::from_millis(1)).await;
+                }
+                if is_over || answers.len() > 500 {
+                    let Some((n, answer)) = answers.pop_front() else { return published };
+                    published.extend(answer.await.ok().map(|receipt| (n, receipt.first)));
+                }
+            }
+            published
+        });
+        let others = fresh("others");
         for round in 1..=3 {
-            for runtime in &runtimes {
-                published(runtime, &engine, &topic, &format!("{round}")).await;
-            }
-            connected(&proxy, 3 * round).await;
-            for runtime in &runtimes {
-                published(runtime, &engine, &topic, &format!("{round}")).await;
-            }
+            connected(&proxy, 2 * round, &engine, &runtimes, &others).await;
+            sleep(Duration::from_millis(200)).await;
             proxy.cut();
+            let is_up = async {
+                while !engine.health().is_up() {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            soon(is_up).await;
         }
-        let texts = texts(&engine, &topic).await;
-        for round in 1..=3 {
-            let round = round.to_string();
-            assert!(texts.iter().filter(|text| **text == round).count() >= 4, "{texts:?}");
-        }
+        is_over.store(true, Relaxed);
+        let published: Vec<(usize, u64)> = soon(publishing).await.unwrap();
+        assert!(published.len() > 100, "{published:?}");
+        assert!(published.is_sorted_by_key(|(_, id)| *id), "{published:?}");
+        let all = texts(&engine, &topic).await;
+        assert!(published.iter().all(|(n, _)| all.contains(&n.to_string())));
         runtimes.into_iter().for_each(Runtime::shutdown_background);
     }
 }
 
-/// A way to servers: the first connection leads to the first one, all others to the second one.
-async fn fork(ports: [u16; 2]) -> SocketAddr {
+/// A way to servers: the first connection leads to the first one, all others to the second one. It counts them.
+async fn fork(ports: [u16; 2]) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let (address, accepted) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&accepted);
     tokio::spawn(async move {
         let [mut port, second] = ports;
         while let Ok((mut near, _)) = listener.accept().await {
+            count.fetch_add(1, Relaxed);
             tokio::spawn(async move {
                 let mut far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
                 let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
@@ -187,13 +244,12 @@ async fn fork(ports: [u16; 2]) -> SocketAddr {
             port = second;
         }
     });
-    address
+    (address, accepted)
 }
 
 /// What was published there would be missing in the stream of the engine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_leads_to_another_server_is_not_used() {
-    const COUNT: usize = 50;
     for program in programs() {
         let servers = [Server::start(&program), Server::start(&program)];
         let topic = fresh("fork");
@@ -201,22 +257,27 @@ async fn a_connection_that_leads_to_another_server_is_not_used() {
         for server in &servers {
             engines.push(server.engine(server.options()).await);
         }
-        let address = fork([servers[0].port(), servers[1].port()]).await;
+        let (address, accepted) = fork([servers[0].port(), servers[1].port()]).await;
         let runtimes = runtimes(1);
-        let engine = engine_on(&servers[0], address, &runtimes).await;
-        for n in 0..COUNT {
-            soon(publish(&runtimes[0], &engine, &topic, n.to_string())).await.unwrap();
-            sleep(Duration::from_millis(5)).await;
-        }
-        // The first connection is that of the engine.
-        assert_eq!(texts(&engines[0], &topic).await.len(), COUNT);
+        let engine = engine_on(&servers[0], address, handles(&runtimes)).await;
+        // The first connection is that of the engine. The second one is tried, and another one after a while.
+        let mut count = 0;
+        let tried_again = async {
+            while accepted.load(Relaxed) < 3 {
+                publish(&runtimes[0], &engine, &topic, count.to_string()).await.unwrap();
+                count += 1;
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(tried_again).await;
+        assert_eq!(texts(&engines[0], &topic).await.len(), count);
         assert_eq!(texts(&engines[1], &topic).await.len(), 0);
         drop(engine);
         runtimes.into_iter().for_each(Runtime::shutdown_background);
     }
 }
 
-/// Then its publishes leave with those of the engine.
+/// Then its publishes leave with those of the engine, which gets the only connection, also if all are cut.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runtime_needs_no_connection_of_its_own() {
     for program in programs() {
@@ -224,17 +285,18 @@ async fn a_runtime_needs_no_connection_of_its_own() {
         let config = directory.path().join("config");
         std::fs::write(&config, "max_connections: 1").unwrap();
         let server = Server::start_with(&program, &["-c", config.to_str().unwrap()]);
+        let proxy = Proxy::to(server.port(), Duration::ZERO).await;
         let runtimes = runtimes(2);
-        let publish_from = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
-        let engine = server.engine(NatsOptions { publish_from, ..server.options() }).await;
-        let (engine, topic) = (Arc::new(engine), fresh("full"));
-        for _ in 0..3 {
+        let engine = engine_on(&server, proxy.address, handles(&runtimes)).await;
+        let topic = fresh("full");
+        for round in 1..=3 {
             for runtime in &runtimes {
-                publish(runtime, &engine, &topic, "x".to_owned()).await.unwrap();
+                published(runtime, &engine, &topic, "x").await;
             }
-            sleep(Duration::from_millis(100)).await;
+            connected(&proxy, 3 * round, &engine, &runtimes, &topic).await;
+            assert!(engine.health().is_up());
+            proxy.cut();
         }
-        assert!(engine.health().is_up());
         runtimes.into_iter().for_each(Runtime::shutdown_background);
     }
 }
@@ -245,17 +307,40 @@ async fn a_runtime_may_end() {
         let server = Server::start(&program);
         let proxy = Proxy::to(server.port(), Duration::ZERO).await;
         let mut runtimes = runtimes(2);
-        let engine = engine_on(&server, proxy.address, &runtimes).await;
+        let engine = engine_on(&server, proxy.address, handles(&runtimes)).await;
         let topic = fresh("ended");
-        for _ in 0..2 {
-            for runtime in &runtimes {
-                published(runtime, &engine, &topic, "first").await;
-            }
-            connected(&proxy, 3).await;
-        }
+        connected(&proxy, 3, &engine, &runtimes, &topic).await;
         runtimes.pop().unwrap().shutdown_background();
         published(&runtimes[0], &engine, &topic, "second").await;
         soon(engine.publish(&topic, vec!["third".into()])).await.unwrap();
+        runtimes.into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+/// Also what nobody waits for, in any runtime.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_is_published_when_the_engine_has_finished() {
+    const COUNT: usize = 1000;
+    for program in programs() {
+        let server = Server::start(&program);
+        let proxy = Proxy::to(server.port(), Duration::from_millis(20)).await;
+        let runtimes = runtimes(2);
+        let engine = engine_on(&server, proxy.address, handles(&runtimes)).await;
+        let topic = fresh("finish");
+        connected(&proxy, 3, &engine, &runtimes, &fresh("others")).await;
+        for runtime in &runtimes {
+            let (engine, topic) = (Arc::clone(&engine), topic.clone());
+            let begun = runtime.spawn(async move {
+                for n in 0..COUNT {
+                    drop(engine.publish(&topic, vec![format!("{n}").into()]));
+                }
+            });
+            soon(begun).await.unwrap();
+        }
+        soon(engine.finish()).await.unwrap();
+        proxy.stop();
+        let other = server.engine(server.options()).await;
+        assert_eq!(texts(&other, &topic).await.len(), 2 * COUNT);
         runtimes.into_iter().for_each(Runtime::shutdown_background);
     }
 }

@@ -47,7 +47,10 @@ async fn an_engine_that_is_dropped_disconnects() {
         };
         let options = NatsOptions { publish_from: vec![Handle::current()], ..server.options() };
         let engine = server.engine(options).await;
-        soon(engine.publish(&fresh("drop"), vec![NewMessage::new("x")])).await.unwrap();
+        for _ in 0..20 {
+            soon(engine.publish(&fresh("drop"), vec![NewMessage::new("x")])).await.unwrap();
+            sleep(Duration::from_millis(5)).await;
+        }
         assert!(is_connected());
         drop(engine);
         let disconnected = async {

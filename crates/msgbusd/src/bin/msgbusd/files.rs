@@ -6,7 +6,7 @@ use anyhow::{anyhow, bail};
 use msgbusd::{StartError, config::Config};
 use tracing::warn;
 
-/// Open files of one runtime.
+/// Open files of one runtime, and one more for its connection to each engine.
 const FILES_PER_THREAD: usize = 4;
 /// Open files of the process itself: listeners, the log, signals, the runtime that accepts.
 const PROCESS_FILES: usize = 16;
@@ -35,7 +35,8 @@ pub(crate) fn fit(config: &mut Config, limit: usize, threads: usize) -> anyhow::
              {HOW_TO_RAISE}, or lower --threads"
         );
     }
-    let left = limit.saturating_sub(PROCESS_FILES + threads * FILES_PER_THREAD);
+    let per_thread = FILES_PER_THREAD + config.engines.len();
+    let left = limit.saturating_sub(PROCESS_FILES + threads * per_thread);
     let fit = (left - SPARE.min(left / 3)).max(1);
     if config.max_connections > fit {
         warn!(
