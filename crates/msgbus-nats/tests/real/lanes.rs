@@ -301,6 +301,47 @@ async fn a_runtime_needs_no_connection_of_its_own() {
     }
 }
 
+/// Where there may only be some connections, one that nothing is published on would be in the way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_makes_room_for_that_of_the_engine() {
+    for program in programs() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("config");
+        let limit = |max: usize| {
+            let store = directory.path();
+            let text = format!("max_connections: {max}\njetstream {{ store_dir: {store:?} }}");
+            std::fs::write(&config, text).unwrap();
+        };
+        limit(2);
+        let mut server = Server::new(&program);
+        // After a reload, only what the file says counts.
+        server.has_jetstream = false;
+        server.arguments = vec!["-c".to_owned(), config.display().to_string()];
+        server.run();
+        let proxy = Proxy::to(server.port(), Duration::ZERO).await;
+        let runtimes = runtimes(1);
+        let engine = engine_on(&server, proxy.address, handles(&runtimes)).await;
+        let topic = fresh("room");
+        for _ in 0..4 {
+            connected(&proxy, proxy.accepted() + 1, &engine, &runtimes, &topic).await;
+            published(&runtimes[0], &engine, &topic, "x").await;
+            // The server ends any one of them.
+            limit(1);
+            server.signal("-HUP");
+            sleep(Duration::from_millis(500)).await;
+            let is_up = async {
+                while !engine.health().is_up() {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            soon(is_up).await;
+            limit(2);
+            server.signal("-HUP");
+        }
+        runtimes.into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runtime_may_end() {
     for program in programs() {
