@@ -110,7 +110,11 @@ impl Found {
 
 /// Consumers by their names.
 #[derive(Debug, Default)]
-pub(crate) struct Consumers(Mutex<HashMap<String, Arc<Found>>>);
+pub(crate) struct Consumers {
+    found: Mutex<HashMap<String, Arc<Found>>>,
+    /// Claims of others, by the names of consumers: their sequences, and since when this node knows of them.
+    claims: Mutex<HashMap<String, (u64, Instant)>>,
+}
 
 impl Consumers {
     /// The maximum number of consumers that are remembered.
@@ -119,14 +123,14 @@ impl Consumers {
     const FRESH: Duration = Duration::from_secs(5);
 
     fn get(&self, name: &str) -> Option<Arc<Found>> {
-        let found = Arc::clone(self.0.lock().get(name)?);
+        let found = Arc::clone(self.found.lock().get(name)?);
         (found.at.elapsed() < Self::FRESH).then_some(found)
     }
 
     fn put(&self, name: &str, consumer: PullConsumer) -> Arc<Found> {
         let deliveries = AtomicU64::new(consumer.cached_info().delivered.consumer_sequence);
         let found = Arc::new(Found { consumer, at: Instant::now(), deliveries });
-        let mut consumers = self.0.lock();
+        let mut consumers = self.found.lock();
         if consumers.len() >= Self::MAX {
             consumers.clear();
         }
@@ -135,11 +139,24 @@ impl Consumers {
     }
 
     pub(crate) fn remove(&self, name: &str) {
-        self.0.lock().remove(name);
+        self.found.lock().remove(name);
+    }
+
+    /// When a claim is over that has this sequence, unless it is ended before. Whoever waits for less comes again.
+    fn claim_end(&self, name: &str, sequence: u64) -> Instant {
+        let mut claims = self.claims.lock();
+        if claims.len() >= Self::MAX {
+            claims.clear();
+        }
+        let claim = claims.entry(name.to_owned()).or_insert_with(|| (sequence, Instant::now()));
+        if claim.0 != sequence {
+            *claim = (sequence, Instant::now());
+        }
+        claim.1 + CLAIM
     }
 
     pub(crate) fn clear(&self) {
-        self.0.lock().clear();
+        self.found.lock().clear();
     }
 }
 
@@ -331,9 +348,9 @@ async fn create(
     let subject = claims(connection, name);
     loop {
         let found = marks::read(known, &subject).await?;
-        let give_up = Instant::now() + CLAIM;
-        while found.as_ref().is_some_and(|claim| claim.text == CLAIMED) && Instant::now() < give_up
-        {
+        let claim = found.as_ref().filter(|claim| claim.text == CLAIMED);
+        let end = claim.map(|claim| connection.consumers.claim_end(name, claim.sequence));
+        while end.is_some_and(|end| Instant::now() < end) {
             if let Some(found) = find(connection, known, name, true).await? {
                 return Ok(found.consumer.clone());
             }

@@ -2,7 +2,7 @@
 
 use chrono::Utc;
 use msgbus_core::engine::{Begin, EngineGroupSettings, Fetch};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 
 use super::*;
 
@@ -180,6 +180,36 @@ async fn a_group_stays_when_somebody_makes_it() {
         soon(engine.fetch(&topic, Some(&group), waiting(1))).await.unwrap();
         assert!(!soon(engine.set_group(&topic, &group, None)).await.unwrap());
         assert!(threshold(&server).await >= Duration::from_secs(3600));
+    }
+}
+
+/// A node that is killed while it makes a group leaves its claim. Those who wait for less than it counts get the job, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_was_left_does_not_keep_those_who_wait_briefly() {
+    for program in programs() {
+        let server = Server::start(&program);
+        let engine = server.engine(server.options()).await;
+        let (topic, group) = (fresh("claimed"), "workers".parse().unwrap());
+        soon(engine.publish(&topic, vec!["x".into()])).await.unwrap();
+        assert!(soon(engine.set_group(&topic, &group, None)).await.unwrap());
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let context = async_nats::jetstream::new(client);
+        let mut names = context.get_stream("msgbus").await.unwrap().consumer_names();
+        let name = futures_util::StreamExt::next(&mut names).await.unwrap().unwrap();
+        assert!(soon(engine.remove_group(&topic, &group)).await.unwrap());
+        let claim = context.publish(format!("msgbus.$groups.{name}"), "claimed".into());
+        claim.await.unwrap().await.unwrap();
+        let leased = async {
+            loop {
+                let fetch = engine.fetch(&topic, Some(&group), waiting(1));
+                if let Ok(leased) = timeout(Duration::from_secs(1), fetch).await
+                    && !leased.as_ref().unwrap().messages.is_empty()
+                {
+                    return;
+                }
+            }
+        };
+        soon(leased).await;
     }
 }
 
