@@ -323,8 +323,8 @@ impl Engine for NatsEngine {
     fn finish(&self) -> Answer<()> {
         // It comes once, and has to come through whatever is not answered.
         Box::pin(self.run(&self.connection, Duration::ZERO, false, |connection| async move {
-            services::finish(Arc::clone(&connection)).await?;
-            connection.published().await
+            let served = services::finish(Arc::clone(&connection)).await;
+            served.and(connection.published().await)
         }))
     }
 

@@ -87,7 +87,10 @@ impl InFlight {
     }
 
     /// Gives up slices whose acknowledgements will not come. Returns their publishes.
-    pub(super) fn give_up(&mut self, is_over: impl Fn(&Slice, &Pending) -> bool) -> Vec<Pending> {
+    pub(super) fn give_up(
+        &mut self,
+        mut is_over: impl FnMut(&Slice, &Pending) -> bool,
+    ) -> Vec<Pending> {
         let mut given_up = Vec::new();
         for slice in &mut self.slices {
             if slice.publish.as_ref().is_some_and(|publish| is_over(slice, publish)) {

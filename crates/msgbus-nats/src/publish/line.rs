@@ -20,7 +20,7 @@ use crate::{
     error::request_error,
 };
 
-/// For how long a connection that is not that of the engine is asked for the stream. Publishes wait for it.
+/// For how long a connection that is not that of the engine is asked for the stream, at most. Publishes wait for it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The client, and the stream that was found with it.
@@ -97,7 +97,8 @@ impl Line {
                 let known = connection.stream().await?;
                 return Ok(Found { connects: known.connects, known });
             }
-            let found = timeout(PATIENCE, find_there(client, connection)).await;
+            let patience = PATIENCE.min(connection.options.timeout / 2);
+            let found = timeout(patience, find_there(client, connection)).await;
             let known = found.map_err(|_| EngineError::Unavailable)??;
             Ok(Found { known, connects })
         }

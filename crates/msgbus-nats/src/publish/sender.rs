@@ -38,6 +38,8 @@ pub(super) struct Sender<'a> {
     sent: Instant,
     /// When it was checked last what will not be acknowledged any more.
     checked: Instant,
+    /// Whether something was acknowledged.
+    was_useful: bool,
     /// Whether nothing more is sent, because the connection is of no use.
     is_over: bool,
 }
@@ -46,13 +48,14 @@ impl<'a> Sender<'a> {
     pub(super) fn new(queue: &'a Queue, line: Line) -> Self {
         let now = Instant::now();
         let (in_flight, search) = (InFlight::default(), Search(None));
-        Self { queue, line, in_flight, search, sent: now, checked: now, is_over: false }
+        let (was_useful, is_over) = (false, false);
+        Self { queue, line, in_flight, search, sent: now, checked: now, was_useful, is_over }
     }
 
     /// Runs as long as there is the engine and its connection is of use. On a connection of the engine itself, everything is
-    /// refused while it is of none.
-    pub(super) async fn run(mut self, connection: &Weak<Connection>) {
-        let Some(acknowledgements) = self.line.acknowledgements().await else { return };
+    /// refused while it is of none. Returns whether something was acknowledged.
+    pub(super) async fn run(mut self, connection: &Weak<Connection>) -> bool {
+        let Some(acknowledgements) = self.line.acknowledgements().await else { return false };
         let mut acknowledgements = acknowledgements.ready_chunks(CHUNK);
         loop {
             let (can_send, tick) = (self.can_send(), self.tick());
@@ -67,7 +70,10 @@ impl<'a> Sender<'a> {
                 () = self.queue.news(), if can_send => {}
                 () = tick => {}
             }
-            let (Some(heard), Some(connection)) = (heard, connection.upgrade()) else { return };
+            let (Some(heard), Some(connection)) = (heard, connection.upgrade()) else {
+                return self.was_useful;
+            };
+            self.was_useful |= !heard.is_empty();
             let has_heard_all = heard.len() < CHUNK;
             for message in heard {
                 if let Some(publish) = self.in_flight.hear(&message, self.line.connects()) {
@@ -85,7 +91,7 @@ impl<'a> Sender<'a> {
                 self.send(&connection).await;
             }
             if self.is_over && self.in_flight.count() == 0 {
-                return;
+                return self.was_useful;
             }
         }
     }
@@ -184,11 +190,15 @@ impl<'a> Sender<'a> {
         }
         self.checked = now;
         let (connects, limit) = (self.line.connects(), connection.options.timeout);
+        let mut is_silent = false;
         let given_up = self.in_flight.give_up(|slice, publish| {
+            let is_late = now.duration_since(slice.sent) >= limit;
+            is_silent |= is_late;
             slice.connects != connects
-                || now.duration_since(slice.sent) >= limit
+                || is_late
                 || connection.refusals.is_refused(&publish.subject, slice.sent)
         });
+        self.is_over |= is_silent && !self.line.is_of_engine();
         refuse(given_up, EngineError::Unknown, connection);
         if let Some(limit) = now.checked_sub(limit) {
             let error =

@@ -77,15 +77,24 @@ async fn connected(
     runtimes: &[Runtime],
     topic: &TopicName,
 ) {
-    let connected = async {
-        while proxy.accepted() < count {
+    until(|| proxy.accepted() >= count, engine, runtimes, topic).await;
+}
+
+async fn until(
+    is_over: impl Fn() -> bool,
+    engine: &Arc<NatsEngine>,
+    runtimes: &[Runtime],
+    topic: &TopicName,
+) {
+    let over = async {
+        while !is_over() {
             for runtime in runtimes {
                 let _ = publish(runtime, engine, topic, "more".to_owned()).await;
             }
             sleep(Duration::from_millis(10)).await;
         }
     };
-    soon(connected).await;
+    soon(over).await;
 }
 
 /// Also before the connection is there: a runtime uses that of the engine until then.
@@ -136,13 +145,13 @@ async fn each_runtime_has_a_connection_and_the_order_of_its_own_publishes() {
         for runtime in &runtimes {
             publish(runtime, &engine, &all, "x".to_owned()).await.unwrap();
         }
+        assert_eq!(proxy.accepted(), 3);
         proxy.silence(0..=0);
         for runtime in &runtimes[..2] {
             publish(runtime, &engine, &all, "x".to_owned()).await.unwrap();
         }
         let third = publish(&runtimes[2], &engine, &all, "x".to_owned()).await;
         assert!(third.is_err(), "it has the connection of the engine");
-        assert_eq!(proxy.accepted(), 3);
         runtimes.into_iter().for_each(Runtime::shutdown_background);
     }
 }
@@ -155,7 +164,13 @@ async fn what_is_on_its_way_is_not_overtaken() {
         let server = Server::start(&program);
         let (address, _) = narrow(server.port()).await;
         let runtimes = runtimes(1);
-        let engine = engine_on(&server, address, handles(&runtimes)).await;
+        let options = NatsOptions {
+            servers: format!("nats://{address}"),
+            publish_from: handles(&runtimes),
+            timeout: Duration::from_secs(20),
+            ..server.options()
+        };
+        let engine = Arc::new(server.engine(options).await);
         let (publisher, topic) = (Arc::clone(&engine), fresh("overtaken"));
         let of_runtime = topic.clone();
         let published = runtimes[0].spawn(async move {
@@ -318,17 +333,22 @@ async fn a_connection_makes_room_for_that_of_the_engine() {
         server.has_jetstream = false;
         server.arguments = vec!["-c".to_owned(), config.display().to_string()];
         server.run();
-        let proxy = Proxy::to(server.port(), Duration::ZERO).await;
         let runtimes = runtimes(1);
-        let engine = engine_on(&server, proxy.address, handles(&runtimes)).await;
+        let address = SocketAddr::from(([127, 0, 0, 1], server.port()));
+        let engine = engine_on(&server, address, handles(&runtimes)).await;
         let topic = fresh("room");
         for _ in 0..4 {
-            connected(&proxy, proxy.accepted() + 1, &engine, &runtimes, &topic).await;
-            published(&runtimes[0], &engine, &topic, "x").await;
+            until(|| connections(&server) == 2, &engine, &runtimes, &topic).await;
             // The server ends any one of them.
             limit(1);
             server.signal("-HUP");
-            sleep(Duration::from_millis(500)).await;
+            let ended = async {
+                while connections(&server) == 2 {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            soon(ended).await;
+            sleep(Duration::from_millis(100)).await;
             let is_up = async {
                 while !engine.health().is_up() {
                     sleep(Duration::from_millis(10)).await;

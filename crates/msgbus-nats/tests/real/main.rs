@@ -67,6 +67,17 @@ async fn until_up(engine: &NatsEngine, is_up: bool) {
     soon(so).await;
 }
 
+/// How many connections a server has.
+fn connections(server: &Server) -> usize {
+    let port = format!(":{:04X}", server.port());
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let is_of_server = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next().is_some_and(|local| local.ends_with(&port)) && fields.nth(1) == Some("01")
+    };
+    sockets.lines().filter(is_of_server).count()
+}
+
 fn programs() -> Vec<Program> {
     Kind::Nats.programs()
 }
