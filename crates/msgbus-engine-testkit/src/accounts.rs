@@ -13,13 +13,11 @@ use std::{
 use bytes::Bytes;
 use msgbus_core::{
     Event, Headers, MessageBus, NewMessage, Position, PublishError, RecvError, StartPosition,
-    Subscription, TopicName,
-    engine::{EngineError, EngineStats},
-    store::StoreError,
+    Subscription, TopicName, store::StoreError,
 };
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::{SOON, fresh, soon};
+use crate::{SOON, fresh};
 
 /// Kills a server and starts it again, some times.
 pub async fn restart<S>(server: &mut S, times: usize, kill: fn(&mut S), run: fn(&mut S)) {
@@ -111,24 +109,6 @@ pub enum Seen {
         /// How many were missed. 0 if nobody knows.
         count: u64,
     },
-}
-
-/// What the engine says of the topic, once it serves again after it was disturbed.
-///
-/// # Panics
-/// When it does not, or when there is no such topic.
-pub async fn stats(plan: &Plan) -> EngineStats {
-    let stats = async {
-        loop {
-            match plan.buses[0].engine_stats(&plan.topic).await {
-                Err(EngineError::Unavailable | EngineError::Unknown) => {
-                    sleep(Duration::from_millis(20)).await;
-                }
-                stats => return stats.unwrap().unwrap(),
-            }
-        }
-    };
-    soon(stats).await
 }
 
 type Acknowledged = Arc<Mutex<BTreeMap<(u64, u64), Bytes>>>;

@@ -11,6 +11,7 @@ pub mod jobs;
 mod memory;
 mod proxy;
 pub mod requests;
+pub mod runtimes;
 pub mod server;
 
 use std::{sync::Arc, time::Duration};
@@ -20,8 +21,6 @@ use msgbus_core::{
     engine::{Engine, EngineRule},
 };
 use tokio::time::sleep;
-
-use tokio::runtime::{Builder, Runtime};
 
 pub use self::{
     memory::{Faults, MemoryEngine, Numbers},
@@ -66,10 +65,4 @@ pub fn bus_with(engine: Arc<dyn Engine>, options: Options) -> MessageBus {
 /// A topic that no other test has used, also on a server that keeps them.
 pub fn fresh(what: &str) -> TopicName {
     format!("test/{what}/{:016x}", fastrand::u64(..)).parse().unwrap()
-}
-
-/// Runtimes of one thread each, as those that serve connections.
-pub fn runtimes(count: usize) -> Vec<Runtime> {
-    let runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    (0..count).map(|_| runtime()).collect()
 }

@@ -6,11 +6,11 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
-use msgbus_core::{
-    TopicName,
-    engine::{Begin, Receipt},
+use msgbus_core::{TopicName, engine::Begin};
+use msgbus_engine_testkit::{
+    Proxy,
+    runtimes::{publish, published, runtimes},
 };
-use msgbus_engine_testkit::{Proxy, runtimes};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{Handle, Runtime},
@@ -31,28 +31,6 @@ async fn engine_on(
 
 fn handles(runtimes: &[Runtime]) -> Vec<Handle> {
     runtimes.iter().map(|runtime| runtime.handle().clone()).collect()
-}
-
-/// Publishes from a runtime.
-async fn publish(
-    from: &Runtime,
-    engine: &Arc<NatsEngine>,
-    topic: &TopicName,
-    text: String,
-) -> Result<Receipt, EngineError> {
-    let (engine, topic) = (Arc::clone(engine), topic.clone());
-    let published = from.spawn(async move { engine.publish(&topic, vec![text.into()]).await });
-    soon(published).await.unwrap()
-}
-
-/// Publishes from a runtime until the engine has accepted it.
-async fn published(from: &Runtime, engine: &Arc<NatsEngine>, topic: &TopicName, text: &str) {
-    let published = async {
-        while publish(from, engine, topic, text.to_owned()).await.is_err() {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    soon(published).await;
 }
 
 async fn texts(engine: &NatsEngine, topic: &TopicName) -> Vec<String> {

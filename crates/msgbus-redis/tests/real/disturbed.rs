@@ -47,7 +47,7 @@ async fn what_retention_has_taken_is_announced_with_its_count() {
         let (report, seen) = accounts::check(&plan, restart).await;
         assert_eq!((report.restarts, report.uncounted), (0, 0), "{report:?}");
         let last = 4 * 200 + 1;
-        let stats = accounts::stats(&plan).await;
+        let stats = until_ok(|| plan.buses[0].engine_stats(&plan.topic)).await.unwrap();
         let ordinal = |id: u64| if id > JUMP { last + 1 + id - stats.next } else { id };
         // Each follower has received or missed each message, from its first one on.
         for seen in seen {

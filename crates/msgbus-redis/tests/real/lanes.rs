@@ -4,15 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use msgbus_core::{
-    BatchLimit, TopicName,
-    engine::{Begin, Engine as _, EngineError, Receipt},
+    BatchLimit,
+    engine::{Begin, Engine as _},
 };
-use msgbus_engine_testkit::{SOON, fresh, runtimes, soon};
+use msgbus_engine_testkit::{
+    fresh,
+    runtimes::{publish, published, runtimes},
+    soon,
+};
 use msgbus_redis::{RedisEngine, RedisOptions};
-use tokio::{
-    runtime::Runtime,
-    time::{Instant, sleep},
-};
+use tokio::{runtime::Runtime, time::sleep};
 
 use crate::server::{Redis as _, Server, programs};
 
@@ -21,27 +22,6 @@ const ALL: BatchLimit = BatchLimit { events: 10_000, bytes: 10 << 20 };
 async fn engine_on(server: &Server, runtimes: &[Runtime]) -> Arc<RedisEngine> {
     let publish_from = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
     Arc::new(server.engine(RedisOptions { publish_from, ..server.options() }).await)
-}
-
-/// Publishes from a runtime.
-async fn publish(
-    from: &Runtime,
-    engine: &Arc<RedisEngine>,
-    topic: &TopicName,
-    text: String,
-) -> Result<Receipt, EngineError> {
-    let (engine, topic) = (Arc::clone(engine), topic.clone());
-    let published = from.spawn(async move { engine.publish(&topic, vec![text.into()]).await });
-    soon(published).await.unwrap()
-}
-
-/// Publishes from a runtime until the engine has accepted it.
-async fn published(from: &Runtime, engine: &Arc<RedisEngine>, topic: &TopicName, text: &str) {
-    let start = Instant::now();
-    while let Err(error) = publish(from, engine, topic, text.to_owned()).await {
-        assert!(start.elapsed() < SOON, "{error}");
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
