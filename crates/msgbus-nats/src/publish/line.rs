@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// For how long a connection that is not that of the engine is asked for the stream, at most. Publishes wait for it.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SEARCH_LIMIT: Duration = Duration::from_secs(1);
 
 /// The client, and the stream that was found with it.
 pub(super) struct Line {
@@ -97,8 +97,8 @@ impl Line {
                 let known = connection.stream().await?;
                 return Ok(Found { connects: known.connects, known });
             }
-            let patience = PATIENCE.min(connection.options.timeout / 2);
-            let found = timeout(patience, find_there(client, connection)).await;
+            let limit = SEARCH_LIMIT.min(connection.options.timeout / 2);
+            let found = timeout(limit, find_there(client, connection)).await;
             let known = found.map_err(|_| EngineError::Unavailable)??;
             Ok(Found { known, connects })
         }
