@@ -27,14 +27,13 @@ pub(super) async fn run(engine: Weak<Connection>, queue: Taker, connect: Connect
             queue.news().await;
         }
         let Some(connection) = engine.upgrade() else { return };
-        let (own, servers) =
-            (Arc::clone(&connection.publisher.own), connection.options.addresses());
-        let is_due = connection.check().is_ok() && Instant::now() >= not_before;
-        drop(connection);
+        let own = Arc::clone(&connection.publisher.own);
         queue.hand_over(&own);
-        if !is_due {
+        if connection.check().is_err() || Instant::now() < not_before {
             continue;
         }
+        let servers = connection.options.addresses();
+        drop(connection);
         let connecting = connect.clone().connect(servers);
         let Some(connected) = meanwhile(connecting, &engine, &queue, &own).await else { return };
         let (was_useful, why) = match connected {

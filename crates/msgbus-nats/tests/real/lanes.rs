@@ -204,12 +204,7 @@ async fn a_connection_that_is_lost_is_made_again() {
             connected(&proxy, 2 * round, &engine, &runtimes, &others).await;
             sleep(Duration::from_millis(200)).await;
             proxy.cut();
-            let is_up = async {
-                while !engine.health().is_up() {
-                    sleep(Duration::from_millis(10)).await;
-                }
-            };
-            soon(is_up).await;
+            until_up(&engine, true).await;
         }
         is_over.store(true, Relaxed);
         let published: Vec<(usize, u64)> = soon(publishing).await.unwrap();
@@ -327,12 +322,7 @@ async fn a_connection_makes_room_for_that_of_the_engine() {
             };
             soon(ended).await;
             sleep(Duration::from_millis(100)).await;
-            let is_up = async {
-                while !engine.health().is_up() {
-                    sleep(Duration::from_millis(10)).await;
-                }
-            };
-            soon(is_up).await;
+            until_up(&engine, true).await;
             limit(2);
             server.signal("-HUP");
         }
