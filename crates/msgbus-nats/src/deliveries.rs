@@ -205,10 +205,9 @@ impl Queue {
             {
                 Ok(())
             }
-            // A request is over.
+            // A request is over. The server says so also if it was given all that it has asked for.
             (Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED), _) => {
-                self.batch = (self.batch / 2).max(FEW);
-                unused(message).map(|unused| self.asked = self.asked.saturating_sub(unused))
+                unused(message).map(|unused| self.end_request(unused))
             }
             _ => Err(EngineError::Unavailable),
         };
@@ -241,6 +240,13 @@ impl Queue {
         self.asked += count;
         self.batch = (2 * count).min(MANY);
         count
+    }
+
+    fn end_request(&mut self, unused: usize) {
+        if unused > 0 {
+            self.batch = (self.batch / 2).max(FEW);
+            self.asked = self.asked.saturating_sub(unused);
+        }
     }
 
     fn is_due(&self) -> bool {
@@ -447,5 +453,22 @@ mod tests {
             assert_eq!(queue.ask(MOST), asked);
         }
         assert_eq!(queue.ask(MANY - 1), FEW);
+    }
+
+    #[test]
+    fn a_request_that_was_given_all_does_not_make_the_next_one_smaller() {
+        let (mut queue, mut next) = (queue(), 1);
+        for asked in [8, 16, 32] {
+            while queue.asked > 0 {
+                hear_message(&mut queue, next);
+                next += 1;
+            }
+            let over = message(Some(StatusCode::REQUEST_TERMINATED), "Nats-Pending-Messages", 0);
+            queue.hear(&over, None, Utc::now());
+            assert_eq!(queue.ask(MOST), asked);
+        }
+        let over = message(Some(StatusCode::REQUEST_TERMINATED), "Nats-Pending-Messages", 1);
+        queue.hear(&over, None, Utc::now());
+        assert_eq!(queue.ask(MOST), 32, "{queue:?}");
     }
 }
