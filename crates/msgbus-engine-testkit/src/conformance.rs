@@ -15,6 +15,7 @@ use msgbus_core::{
     engine::{Begin, Engine, EngineError, Page, Receipt},
     store::Durability,
 };
+use tokio::time::{Instant, timeout};
 
 pub use self::{dead_letters::*, group_admin::*, groups::*, services::*};
 use crate::{bus, fresh, soon};
@@ -320,6 +321,35 @@ pub async fn a_window_follows_what_is_published(subject: &Subject) {
         }
         assert_eq!(subscription.stats().received, ids.len() as u64);
         assert_eq!(subscription.stats().missed, 0);
+    }
+}
+
+/// While most followers are still to receive what was published before, what comes is kept back for a moment. An engine that
+/// takes nothing from a server has no need of that.
+pub async fn messages_gather_while_followers_are_busy(subject: &Subject) {
+    /// That of `WindowSink::pause`.
+    const PAUSE: Duration = Duration::from_millis(2);
+    let topic = fresh("gather");
+    let bus = bus(Arc::clone(&subject.one));
+    let mut followers = Vec::new();
+    for _ in 0..40 {
+        followers.push(soon(bus.follow(&topic, Position::New)).await.unwrap());
+    }
+    let Some((first, others)) = followers.split_first_mut() else { unreachable!() };
+    for follower in &mut *others {
+        timeout(Duration::ZERO, follower.recv()).await.unwrap_err();
+    }
+    soon(bus.publish(&topic, "before")).await.unwrap();
+    soon(first.recv()).await.unwrap();
+    // The others do not receive it now.
+    let begin = Instant::now();
+    soon(bus.publish(&topic, "late")).await.unwrap();
+    soon(first.recv()).await.unwrap();
+    assert!(begin.elapsed() >= PAUSE, "{:?}", begin.elapsed());
+    for follower in others {
+        for _ in 0..2 {
+            soon(follower.recv()).await.unwrap();
+        }
     }
 }
 

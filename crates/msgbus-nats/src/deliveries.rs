@@ -37,13 +37,15 @@ use crate::{
     message::decode,
 };
 
-/// How many messages a reader asks for at first, and at most at a time. It asks for twice as many when they have come, and
-/// for half as many when they have not.
+/// How many messages a reader asks for at first, and at most at a time. It asks for twice as many each time, and for half as
+/// many when they have not come.
 const FEW: usize = 4;
 const MANY: usize = 500;
 /// How many messages all readers together may have asked for before each gets only few. The subscription has room for twice as
 /// many. What has no room the client drops, and its reader begins again.
 const MOST: usize = 32_768;
+/// How many bytes a request brings if messages are as large as those before.
+const USUAL_BYTES: usize = 1 << 20;
 /// How many bytes a request may bring, for each message, and at most.
 const BYTES: usize = 64 << 10;
 const MAX_BYTES: usize = 8 << 20;
@@ -76,6 +78,8 @@ struct Queue {
     batch: usize,
     /// How many have come.
     count: u64,
+    /// The size of the largest ones of late.
+    size: usize,
     /// When the consumer was heard last.
     heard: DateTime<Utc>,
     /// How many connections there had been.
@@ -205,7 +209,7 @@ impl Queue {
             {
                 Ok(())
             }
-            // A request is over. The server says so also if it was given all that it has asked for.
+            // A request is over. Since 2.10, the server says so also of one that was given all.
             (Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED), _) => {
                 unused(message).map(|unused| self.end_request(unused))
             }
@@ -227,6 +231,7 @@ impl Queue {
         (self.received.most, self.received.left) =
             (self.received.most.max(info.pending), info.pending);
         self.count += 1;
+        self.size = message.length.max(self.size - self.size / 64);
         self.asked = self.asked.saturating_sub(1);
         Ok(())
     }
@@ -236,7 +241,8 @@ impl Queue {
         if self.asked == 0 {
             self.heard = Utc::now();
         }
-        let count = if self.batch <= room { self.batch } else { FEW };
+        let usual = USUAL_BYTES / self.size.max(1);
+        let count = if self.batch <= room { self.batch.min(usual).max(FEW) } else { FEW };
         self.asked += count;
         self.batch = (2 * count).min(MANY);
         count
@@ -244,7 +250,8 @@ impl Queue {
 
     fn end_request(&mut self, unused: usize) {
         if unused > 0 {
-            self.batch = (self.batch / 2).max(FEW);
+            // Half of what was asked for last.
+            self.batch = (self.batch / 4).max(FEW);
             self.asked = self.asked.saturating_sub(unused);
         }
     }
@@ -268,7 +275,7 @@ fn unused(message: &Message) -> Result<usize, EngineError> {
     match unused.transpose() {
         Ok(Some(unused)) => Ok(unused),
         Ok(None) if message.status == Some(StatusCode::TIMEOUT) => Ok(MANY),
-        // The consumer is gone, or the server leaves.
+        // The consumer is gone.
         _ => Err(EngineError::Unavailable),
     }
 }
@@ -300,6 +307,7 @@ impl Reader {
             asked: 0,
             batch: FEW,
             count: 0,
+            size: 0,
             heard: Utc::now(),
             connects: known.connects,
             max_age: known.max_age,
@@ -312,27 +320,31 @@ impl Reader {
         Ok((Self { connection, consumer, queue }, info.num_pending))
     }
 
-    /// What has been delivered, as soon as there is something.
-    pub(crate) async fn next(&mut self) -> Result<Received, EngineError> {
+    /// Ready when something has been delivered.
+    pub(crate) async fn ready(&mut self) -> Result<(), EngineError> {
         loop {
             if self.queue.lock().is_due() {
                 Box::pin(self.ask()).await?;
             }
-            let received = poll_fn(|cx| self.poll(cx)).await;
-            if let Some(received) = received {
-                return Ok(received);
+            if poll_fn(|cx| self.poll(cx)).await {
+                return Ok(());
             }
         }
     }
 
-    /// Ready also when it is time to ask for more.
-    fn poll(&self, cx: &Context<'_>) -> Poll<Option<Received>> {
+    /// What has been delivered.
+    pub(crate) fn take(&self) -> Received {
+        take(&mut self.queue.lock().received)
+    }
+
+    /// Ready also when it is time to ask for more: `false` if nothing has been delivered.
+    fn poll(&self, cx: &Context<'_>) -> Poll<bool> {
         let mut queue = self.queue.lock();
         if queue.has_news() {
-            return Poll::Ready(Some(take(&mut queue.received)));
+            return Poll::Ready(true);
         }
         if queue.is_due() {
-            return Poll::Ready(None);
+            return Poll::Ready(false);
         }
         queue.waker = Some(cx.waker().clone());
         Poll::Pending
@@ -379,7 +391,17 @@ mod tests {
     fn queue() -> Queue {
         let (received, heard) = (Received::default(), Utc::now());
         let (asked, batch, waker) = (FEW, 2 * FEW, None);
-        Queue { received, asked, batch, count: 0, heard, connects: 1, max_age: None, waker }
+        Queue {
+            received,
+            asked,
+            batch,
+            count: 0,
+            size: 0,
+            heard,
+            connects: 1,
+            max_age: None,
+            waker,
+        }
     }
 
     fn message(status: Option<StatusCode>, header: &str, value: u64) -> Message {
@@ -469,6 +491,34 @@ mod tests {
         }
         let over = message(Some(StatusCode::REQUEST_TERMINATED), "Nats-Pending-Messages", 1);
         queue.hear(&over, None, Utc::now());
-        assert_eq!(queue.ask(MOST), 32, "{queue:?}");
+        assert_eq!(queue.ask(MOST), 16, "{queue:?}");
+    }
+
+    #[test]
+    fn who_gets_large_messages_asks_for_fewer() {
+        let mut queue = queue();
+        (queue.batch, queue.size) = (MANY, 8 << 10);
+        assert_eq!(queue.ask(MOST), 128);
+        // In the end only small ones come.
+        for number in 1..1000 {
+            hear_message(&mut queue, number);
+        }
+        queue.batch = MANY;
+        assert_eq!(queue.ask(MOST), MANY);
+        queue.size = MAX_BYTES;
+        assert_eq!(queue.ask(MOST), FEW);
+    }
+
+    #[test]
+    fn who_gets_nothing_asks_for_less() {
+        let mut queue = queue();
+        queue.batch = MANY;
+        for asked in [MANY, 125, 62, 31, 15, 7, FEW, FEW] {
+            queue.asked = 0;
+            assert_eq!(queue.ask(MOST), asked);
+            let asked = u64::try_from(asked).unwrap();
+            let over = message(Some(StatusCode::TIMEOUT), "Nats-Pending-Messages", asked);
+            queue.hear(&over, None, Utc::now());
+        }
     }
 }

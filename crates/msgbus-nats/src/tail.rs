@@ -88,7 +88,11 @@ impl Feed {
         }
         sink.resume();
         loop {
-            let received = reader.next().await?;
+            reader.ready().await?;
+            if let Some(pause) = sink.pause() {
+                Box::pin(sleep(pause)).await;
+            }
+            let received = reader.take();
             let failure = received.failure;
             if !Box::pin(self.deliver(&known, sink, received, &mut is_in_doubt)).await? {
                 return Ok(());

@@ -92,6 +92,9 @@ impl Feed {
                 sink.resume();
             }
             listener.wait().await;
+            if let Some(pause) = sink.pause() {
+                Box::pin(sleep(pause)).await;
+            }
         }
     }
 

@@ -135,6 +135,11 @@ impl Cursors {
         self.slots.len()
     }
 
+    /// The number of those that have received everything and sleep.
+    pub(crate) fn asleep(&self) -> usize {
+        self.parked.len()
+    }
+
     /// Stores the waker of a cursor. Returns the waker that it replaces, to be dropped after the lock is
     /// released.
     #[must_use]

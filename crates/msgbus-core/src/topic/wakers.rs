@@ -23,6 +23,14 @@ impl Topic {
         if self.consumers.may_sleep() { self.wake_consumers(spare) } else { Wakers::default() }
     }
 
+    /// Whether there are many subscribers, and most of them are still to receive what was published.
+    pub(crate) fn is_busy(&self) -> bool {
+        /// Fewer take little time.
+        const MANY: usize = 32;
+        let cursors = &self.consumers.tables().cursors;
+        cursors.len() >= MANY && 2 * cursors.asleep() < cursors.len()
+    }
+
     // Apart, so that a publish that wakes nobody does not pay for its stack frame.
     #[inline(never)]
     fn wake_consumers(&mut self, spare: impl FnOnce() -> Vec<Parked>) -> Wakers {

@@ -103,7 +103,9 @@ async fn the_engine_keeps_the_contract() {
         let server = Server::start(&program);
         // Leases are as long as the options of the engine say.
         let long = NatsOptions { lease: Duration::from_secs(60), ..server.options() };
-        conformance::all_with_long_leases(&subject(&server, &program, &long).await).await;
+        let long = subject(&server, &program, &long).await;
+        conformance::all_with_long_leases(&long).await;
+        conformance::messages_gather_while_followers_are_busy(&long).await;
         let short = subject(&server, &program, &server.options()).await;
         conformance::jobs_come_back_when_their_worker_is_gone(&short).await;
         conformance::an_extended_lease_goes_on(&short).await;

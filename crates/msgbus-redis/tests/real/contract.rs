@@ -24,7 +24,9 @@ async fn the_engine_keeps_the_contract() {
         let server = Server::start(&program);
         let one = server.engine(server.options()).await;
         let other = server.engine(server.options()).await;
-        conformance::all(&subject(one, other)).await;
+        let subject = subject(one, other);
+        conformance::all(&subject).await;
+        conformance::messages_gather_while_followers_are_busy(&subject).await;
     }
 }
 

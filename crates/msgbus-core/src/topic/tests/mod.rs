@@ -1,6 +1,6 @@
 //! The rules by example, with invented times.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Waker, time::Duration};
 
 use chrono::{DateTime, Utc};
 
@@ -204,4 +204,24 @@ fn a_sweep_frees_the_tables_after_the_last_consumer_has_left() {
     drop(topic.cancel_wait(None, waiter));
     topic.sweep(now.monotonic);
     assert!(topic.consumers.is_unallocated());
+}
+
+#[test]
+fn a_topic_is_busy_while_most_of_many_subscribers_are_to_receive() {
+    let now = now();
+    for (subscribers, asleep, is_busy) in [(31, 0, false), (32, 15, true), (32, 16, false)] {
+        let mut topic = topic(TopicSettings::default(), u64::MAX, now);
+        let subscribe = |_| topic.subscribe(Position::New.into(), now).unwrap().0;
+        let keys: Vec<_> = (0..subscribers).map(subscribe).collect();
+        let mut sleep = |topic: &mut Topic, count: usize| {
+            for key in &keys[..count] {
+                drop(topic.park(*key, Waker::noop()));
+            }
+        };
+        sleep(&mut topic, subscribers);
+        assert!(!topic.is_busy());
+        drop(topic.take_wakers(Vec::new));
+        sleep(&mut topic, asleep);
+        assert_eq!(topic.is_busy(), is_busy, "{asleep} of {subscribers}");
+    }
 }
