@@ -329,6 +329,8 @@ pub async fn a_window_follows_what_is_published(subject: &Subject) {
 pub async fn messages_gather_while_followers_are_busy(subject: &Subject) {
     /// That of `WindowSink::pause`.
     const PAUSE: Duration = Duration::from_millis(2);
+    /// The messages after which there is a pause for each.
+    const BEFORE: usize = 3;
     let topic = fresh("gather");
     let bus = bus(Arc::clone(&subject.one));
     let mut followers = Vec::new();
@@ -339,15 +341,15 @@ pub async fn messages_gather_while_followers_are_busy(subject: &Subject) {
     for follower in &mut *others {
         timeout(Duration::ZERO, follower.recv()).await.unwrap_err();
     }
-    soon(bus.publish(&topic, "before")).await.unwrap();
-    soon(first.recv()).await.unwrap();
-    // The others do not receive it now.
-    let begin = Instant::now();
-    soon(bus.publish(&topic, "late")).await.unwrap();
-    soon(first.recv()).await.unwrap();
-    assert!(begin.elapsed() >= PAUSE, "{:?}", begin.elapsed());
+    // The others do not receive now.
+    for n in 0..BEFORE + 2 {
+        let begin = Instant::now();
+        soon(bus.publish(&topic, n.to_string())).await.unwrap();
+        soon(first.recv()).await.unwrap();
+        assert!(n < BEFORE || begin.elapsed() >= PAUSE, "{n}: {:?}", begin.elapsed());
+    }
     for follower in others {
-        for _ in 0..2 {
+        for _ in 0..BEFORE + 2 {
             soon(follower.recv()).await.unwrap();
         }
     }

@@ -58,6 +58,8 @@ struct State {
     /// When the last follower has left.
     unused_since: MonotonicTime,
     stalled: Option<EngineError>,
+    /// How much more often than not, lately, followers were busy when the engine had something for them.
+    busy: u32,
     /// What the engine had not delivered yet when it delivered last.
     pending: u64,
     /// The followers that wait for the window to open, or to ask the engine again. While there are none, a tree is half as large
@@ -103,6 +105,7 @@ impl Window {
             next_follower: 0,
             unused_since: clock::monotonic(),
             stalled: None,
+            busy: 0,
             pending: 0,
             waiting: BTreeMap::new(),
             engine: None,
@@ -414,15 +417,17 @@ impl WindowSink {
     }
 
     /// For how long the engine should let messages gather before it appends them. `None` unless there are many followers, and
-    /// most of them are still to receive what was appended before. Messages that gather are written together, and a write costs
-    /// more than many messages in it; so this leaves more time to publish, where time is scarce.
+    /// most of them are still to receive what was appended before, as mostly of late. Messages that gather are written together,
+    /// and a write costs more than many messages in it; so this leaves more time to publish, where time is scarce.
     pub fn pause(&self) -> Option<Duration> {
-        let state = self.0.state.lock();
+        /// Busy once may be by chance.
+        const OFTEN: u32 = 3;
+        const MOST: u32 = 8;
+        let mut state = self.0.state.lock();
         let Phase::Open(topic) = &state.phase else { return None };
-        let topic = Arc::clone(topic);
-        drop(state);
         let is_busy = topic.lock().is_busy();
-        is_busy.then_some(GATHERING)
+        state.busy = if is_busy { MOST.min(state.busy + 1) } else { state.busy.saturating_sub(1) };
+        (is_busy && state.busy >= OFTEN).then_some(GATHERING)
     }
 
     /// How many messages the engine has not delivered yet, for the metrics.
