@@ -327,10 +327,11 @@ pub async fn a_window_follows_what_is_published(subject: &Subject) {
 /// While most followers are still to receive what was published before, what comes is kept back for a moment. An engine that
 /// takes nothing from a server has no need of that.
 pub async fn messages_gather_while_followers_are_busy(subject: &Subject) {
-    /// That of `WindowSink::pause`.
+    /// That of `WindowSink::time_to_gather`.
     const PAUSE: Duration = Duration::from_millis(2);
-    /// The messages after which there is a pause for each.
-    const BEFORE: usize = 3;
+    /// The messages after which there is a pause for each: engines ask for more and more.
+    const BEFORE: usize = 60;
+    const AFTER: usize = 5;
     let topic = fresh("gather");
     let bus = bus(Arc::clone(&subject.one));
     let mut followers = Vec::new();
@@ -342,14 +343,14 @@ pub async fn messages_gather_while_followers_are_busy(subject: &Subject) {
         timeout(Duration::ZERO, follower.recv()).await.unwrap_err();
     }
     // The others do not receive now.
-    for n in 0..BEFORE + 2 {
+    for n in 0..BEFORE + AFTER {
         let begin = Instant::now();
         soon(bus.publish(&topic, n.to_string())).await.unwrap();
         soon(first.recv()).await.unwrap();
         assert!(n < BEFORE || begin.elapsed() >= PAUSE, "{n}: {:?}", begin.elapsed());
     }
     for follower in others {
-        for _ in 0..BEFORE + 2 {
+        for _ in 0..BEFORE + AFTER {
             soon(follower.recv()).await.unwrap();
         }
     }

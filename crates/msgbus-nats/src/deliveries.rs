@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::{
     select,
     sync::Notify,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use crate::{
@@ -37,8 +37,8 @@ use crate::{
     message::decode,
 };
 
-/// How many messages a reader asks for at first, and at most at a time. It asks for twice as many each time, and for half as
-/// many when they have not come.
+/// How many messages a reader asks for at first, and at most at a time. It asks for twice as many each time, unless they are
+/// large, and for fewer when they have not come.
 const FEW: usize = 4;
 const MANY: usize = 500;
 /// How many messages all readers together may have asked for before each gets only few. The subscription has room for twice as
@@ -78,7 +78,7 @@ struct Queue {
     batch: usize,
     /// How many have come.
     count: u64,
-    /// The size of the largest ones of late.
+    /// Their mean size of late.
     size: usize,
     /// When the consumer was heard last.
     heard: DateTime<Utc>,
@@ -231,7 +231,7 @@ impl Queue {
         (self.received.most, self.received.left) =
             (self.received.most.max(info.pending), info.pending);
         self.count += 1;
-        self.size = message.length.max(self.size - self.size / 64);
+        self.size = (15 * self.size + message.length) / 16;
         self.asked = self.asked.saturating_sub(1);
         Ok(())
     }
@@ -242,7 +242,8 @@ impl Queue {
             self.heard = Utc::now();
         }
         let usual = USUAL_BYTES / self.size.max(1);
-        let count = if self.batch <= room { self.batch.min(usual).max(FEW) } else { FEW };
+        let wanted = self.batch.min(usual).max(FEW);
+        let count = if wanted <= room { wanted } else { FEW };
         self.asked += count;
         self.batch = (2 * count).min(MANY);
         count
@@ -250,7 +251,7 @@ impl Queue {
 
     fn end_request(&mut self, unused: usize) {
         if unused > 0 {
-            // Half of what was asked for last.
+            // At most half of what was asked for last.
             self.batch = (self.batch / 4).max(FEW);
             self.asked = self.asked.saturating_sub(unused);
         }
@@ -332,6 +333,19 @@ impl Reader {
         }
     }
 
+    /// Waits for more to be delivered, unless few messages can come.
+    pub(crate) async fn gather(&self, time: Duration) -> Result<(), EngineError> {
+        /// Fewer are not worth the time.
+        const WORTH: usize = 32;
+        if self.queue.lock().is_due() {
+            self.ask().await?;
+        }
+        if self.queue.lock().asked >= WORTH {
+            sleep(time).await;
+        }
+        Ok(())
+    }
+
     /// What has been delivered.
     pub(crate) fn take(&self) -> Received {
         take(&mut self.queue.lock().received)
@@ -356,7 +370,7 @@ impl Reader {
         let room = MOST.saturating_sub(deliveries.asked.load(Relaxed));
         let count = self.queue.lock().ask(room);
         deliveries.asked.fetch_add(count, Relaxed);
-        // What waits in this process is bounded, whatever the size of messages.
+        // What a request brings is bounded, whatever the size of messages.
         let request = serde_json::json!({
             "batch": count,
             "max_bytes": (count * BYTES).min(MAX_BYTES).max(self.connection.max_message()),
@@ -507,6 +521,9 @@ mod tests {
         assert_eq!(queue.ask(MOST), MANY);
         queue.size = MAX_BYTES;
         assert_eq!(queue.ask(MOST), FEW);
+        // There is room for as many as it asks for.
+        (queue.batch, queue.size) = (MANY, 8 << 10);
+        assert_eq!((queue.ask(128), queue.ask(127)), (128, FEW));
     }
 
     #[test]

@@ -67,6 +67,22 @@ pub(crate) async fn feed(connection: Arc<Connection>, topic: TopicName, sink: Wi
     }
 }
 
+/// The limit on the messages of a topic below which one may be gone soon after it was published. The server's count of them
+/// is too late to rely on.
+const FEW: u64 = 1000;
+
+/// The limit on the messages of a topic.
+fn limit(known: &Known) -> Option<u64> {
+    // 0 and less are no limit.
+    let limit = known.stream.cached_info().config.max_messages_per_subject;
+    u64::try_from(limit).ok().filter(|limit| *limit > 0)
+}
+
+/// Whether messages may wait a little without being gone meanwhile.
+fn may_gather(known: &Known) -> bool {
+    limit(known).is_none_or(|limit| limit >= FEW)
+}
+
 impl Feed {
     fn subject(&self) -> String {
         self.connection.subject(&self.topic)
@@ -89,8 +105,10 @@ impl Feed {
         sink.resume();
         loop {
             reader.ready().await?;
-            if let Some(pause) = sink.pause() {
-                Box::pin(sleep(pause)).await;
+            if let Some(time) = sink.time_to_gather()
+                && may_gather(&known)
+            {
+                Box::pin(reader.gather(time)).await?;
             }
             let received = reader.take();
             let failure = received.failure;
@@ -141,18 +159,11 @@ impl Feed {
         messages: &[RecoveredMessage],
         most: u64,
     ) -> Result<bool, EngineError> {
-        /// Below this limit on the messages of a topic, the server's count of them is too late to rely on.
-        const FEW: u64 = 1000;
         let Some(position) = self.position else { return Ok(false) };
         let ids = (position.next..).zip(messages);
         let is_dense = ids.fold(true, |is_dense, (id, message)| is_dense && message.id == id);
         let config = &known.stream.cached_info().config;
-        // 0 and less are no limit.
-        let limit = config.max_messages_per_subject;
-        let is_far = match u64::try_from(limit).ok().filter(|limit| *limit > 0) {
-            None => true,
-            Some(limit) => limit >= FEW && most < limit / 2,
-        };
+        let is_far = limit(known).is_none_or(|limit| limit >= FEW && most < limit / 2);
         // Other topics may have taken the room, or what was not delivered at once has expired.
         let is_sure = is_far && config.max_bytes <= 0 && !self.is_late(known, messages);
         match position.last {

@@ -92,8 +92,8 @@ impl Feed {
                 sink.resume();
             }
             listener.wait().await;
-            if let Some(pause) = sink.pause() {
-                Box::pin(sleep(pause)).await;
+            if let Some(time) = sink.time_to_gather() {
+                Box::pin(sleep(time)).await;
             }
         }
     }

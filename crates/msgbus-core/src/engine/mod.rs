@@ -106,8 +106,8 @@ pub trait Engine: Debug + Send + Sync {
     /// once, and whatever the engine runs feeds the sink:
     ///
     /// 1. [`WindowSink::open`] says where the feed begins. If that cannot be found out, [`WindowSink::fail`].
-    /// 2. [`WindowSink::append`] takes every message from there on, in order and without exception. Before each call, the engine
-    ///    should wait for [`WindowSink::pause`], and take what has come meanwhile as well.
+    /// 2. [`WindowSink::append`] takes every message from there on, in order and without exception. When something
+    ///    has come, the engine should wait as long as [`WindowSink::time_to_gather`] says, and append what comes meanwhile, too.
     /// 3. If the engine cannot prove that it has left nothing out, for instance after it was away, it calls `open` again
     ///    and goes on from there.
     /// 4. [`WindowSink::stall`] says that the engine does not deliver, and [`WindowSink::resume`] that it does again.

@@ -135,7 +135,7 @@ impl Cursors {
         self.slots.len()
     }
 
-    /// The number of those that have received everything and sleep.
+    /// The number of those that wait for more.
     pub(crate) fn asleep(&self) -> usize {
         self.parked.len()
     }

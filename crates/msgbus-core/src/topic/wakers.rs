@@ -23,12 +23,15 @@ impl Topic {
         if self.consumers.may_sleep() { self.wake_consumers(spare) } else { Wakers::default() }
     }
 
-    /// Whether there are many subscribers, and most of them are still to receive what was published.
+    /// Whether there are many subscribers, and most of them do not wait for more yet. Never in a topic with room for few messages.
     pub(crate) fn is_busy(&self) -> bool {
         /// Fewer take little time.
         const MANY: usize = 32;
+        /// More do not come while messages gather.
+        const MANY_MESSAGES: usize = 1000;
         let cursors = &self.consumers.tables().cursors;
-        cursors.len() >= MANY && 2 * cursors.asleep() < cursors.len()
+        let is_roomy = self.settings.max_messages >= MANY_MESSAGES;
+        is_roomy && cursors.len() >= MANY && 2 * cursors.asleep() < cursors.len()
     }
 
     // Apart, so that a publish that wakes nobody does not pay for its stack frame.

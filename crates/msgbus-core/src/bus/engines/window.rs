@@ -6,7 +6,7 @@ use std::{
     mem::take,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -35,7 +35,7 @@ use crate::{
 /// Identifies the latest window of this process.
 static LAST_WINDOW: AtomicU64 = AtomicU64::new(0);
 
-/// See [`WindowSink::pause`].
+/// See [`WindowSink::time_to_gather`].
 const GATHERING: Duration = Duration::from_millis(2);
 
 /// The window of a topic that lives in an engine.
@@ -48,6 +48,8 @@ pub(crate) struct Window {
     engine: SharedEngine,
     state: Mutex<State>,
     reads: Reads,
+    /// How much more often than not, lately, followers were busy when the engine had something for them.
+    busy: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -58,8 +60,6 @@ struct State {
     /// When the last follower has left.
     unused_since: MonotonicTime,
     stalled: Option<EngineError>,
-    /// How much more often than not, lately, followers were busy when the engine had something for them.
-    busy: u32,
     /// What the engine had not delivered yet when it delivered last.
     pending: u64,
     /// The followers that wait for the window to open, or to ask the engine again. While there are none, a tree is half as large
@@ -105,7 +105,6 @@ impl Window {
             next_follower: 0,
             unused_since: clock::monotonic(),
             stalled: None,
-            busy: 0,
             pending: 0,
             waiting: BTreeMap::new(),
             engine: None,
@@ -113,7 +112,7 @@ impl Window {
         let id = 1 + LAST_WINDOW.fetch_add(1, Relaxed);
         let map = std::sync::Weak::clone(&map.own);
         let (name, state, reads) = (name.clone(), Mutex::new(state), Reads::default());
-        Arc::new(Self { id, name, map, engine, state, reads })
+        Arc::new(Self { id, name, map, engine, state, reads, busy: AtomicU32::new(0) })
     }
 
     pub(super) fn name(&self) -> &TopicName {
@@ -416,18 +415,24 @@ impl WindowSink {
         true
     }
 
-    /// For how long the engine should let messages gather before it appends them. `None` unless there are many followers, and
-    /// most of them are still to receive what was appended before, as mostly of late. Messages that gather are written together,
-    /// and a write costs more than many messages in it; so this leaves more time to publish, where time is scarce.
-    pub fn pause(&self) -> Option<Duration> {
+    /// For how long the engine should let messages gather before it appends them. Call it once before each
+    /// [`append`](Self::append): it counts how often followers are busy. `None` unless there are many, and most of them are not
+    /// yet waiting for more, as they mostly were not of late. Messages that gather are written together, and a write costs more
+    /// than many messages in it; so this leaves more time to publish, where time is scarce. `None` also if the window has room
+    /// for few messages: none is lost for this.
+    pub fn time_to_gather(&self) -> Option<Duration> {
         /// Busy once may be by chance.
         const OFTEN: u32 = 3;
         const MOST: u32 = 8;
-        let mut state = self.0.state.lock();
+        let state = self.0.state.lock();
         let Phase::Open(topic) = &state.phase else { return None };
+        let topic = Arc::clone(topic);
+        drop(state);
         let is_busy = topic.lock().is_busy();
-        state.busy = if is_busy { MOST.min(state.busy + 1) } else { state.busy.saturating_sub(1) };
-        (is_busy && state.busy >= OFTEN).then_some(GATHERING)
+        let before = self.0.busy.load(Relaxed);
+        let busy = if is_busy { MOST.min(before + 1) } else { before.saturating_sub(1) };
+        self.0.busy.store(busy, Relaxed);
+        (is_busy && busy >= OFTEN).then_some(GATHERING)
     }
 
     /// How many messages the engine has not delivered yet, for the metrics.

@@ -209,11 +209,14 @@ fn a_sweep_frees_the_tables_after_the_last_consumer_has_left() {
 #[test]
 fn a_topic_is_busy_while_most_of_many_subscribers_are_to_receive() {
     let now = now();
-    for (subscribers, asleep, is_busy) in [(31, 0, false), (32, 15, true), (32, 16, false)] {
-        let mut topic = topic(TopicSettings::default(), u64::MAX, now);
+    for (max_messages, subscribers, asleep, is_busy) in
+        [(1000, 31, 0, false), (1000, 32, 15, true), (1000, 32, 16, false), (999, 32, 15, false)]
+    {
+        let settings = TopicSettings { max_messages, ..TopicSettings::default() };
+        let mut topic = topic(settings, u64::MAX, now);
         let subscribe = |_| topic.subscribe(Position::New.into(), now).unwrap().0;
         let keys: Vec<_> = (0..subscribers).map(subscribe).collect();
-        let mut sleep = |topic: &mut Topic, count: usize| {
+        let sleep = |topic: &mut Topic, count: usize| {
             for key in &keys[..count] {
                 drop(topic.park(*key, Waker::noop()));
             }
@@ -222,6 +225,6 @@ fn a_topic_is_busy_while_most_of_many_subscribers_are_to_receive() {
         assert!(!topic.is_busy());
         drop(topic.take_wakers(Vec::new));
         sleep(&mut topic, asleep);
-        assert_eq!(topic.is_busy(), is_busy, "{asleep} of {subscribers}");
+        assert_eq!(topic.is_busy(), is_busy, "{max_messages}: {asleep} of {subscribers}");
     }
 }
